@@ -1,0 +1,29 @@
+# Finds the installed torch by asking the Python that will import it, so that any wheel (CPU or CUDA, 2.11 and newer)
+# works without its own CMake package, which would demand a CUDA toolkit for CUDA builds.
+# Defines the target zeropage_libtorch (headers, libraries, ABI) and zeropage_libtorch_python (plus the Python binding).
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+execute_process(
+  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/torch_info.py
+  OUTPUT_VARIABLE torch_info OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_rc ERROR_VARIABLE torch_err)
+if(NOT torch_rc EQUAL 0)
+  message(FATAL_ERROR "zeropage needs torch 2.11 or newer in ${Python_EXECUTABLE}: ${torch_err}")
+endif()
+list(GET torch_info 0 ZEROPAGE_TORCH_VERSION)
+list(GET torch_info 1 torch_include)
+list(GET torch_info 2 torch_api_include)
+list(GET torch_info 3 torch_lib)
+list(GET torch_info 4 torch_abi)
+list(GET torch_info 5 ZEROPAGE_TORCH_HAS_CUDA)
+message(STATUS "torch ${ZEROPAGE_TORCH_VERSION} (${torch_lib}), CUDA: ${ZEROPAGE_TORCH_HAS_CUDA}")
+
+add_library(zeropage_libtorch INTERFACE)
+target_include_directories(zeropage_libtorch SYSTEM INTERFACE ${torch_include} ${torch_api_include})
+# The wheel is built with NDEBUG and some of its classes change size without it (at::RecordFunction).
+target_compile_definitions(zeropage_libtorch INTERFACE NDEBUG _GLIBCXX_USE_CXX11_ABI=${torch_abi} USE_DISTRIBUTED USE_C10D_GLOO)
+target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
+target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
+target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
+target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
+
+add_library(zeropage_libtorch_python INTERFACE)
+target_link_libraries(zeropage_libtorch_python INTERFACE zeropage_libtorch torch_python torch Python::Module)

@@ -1,0 +1,113 @@
+/// \file
+/// What the engine asks of communication: five collectives over flat buffers, memory that peers may read, and waits
+/// that end. Implementations: ranks as threads of one process, ranks as processes of one host (shared memory), and any
+/// c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
+///
+/// Rules that hold for every implementation:
+///  - All ranks start the same collectives in the same order. Started ones run in that order and never block the
+///    starting thread for long; `Work::wait` is where time is spent.
+///  - Sums are formed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and rounded
+///    once at the end: results are bit-identical on every rank and with every implementation.
+///  - Every wait ends: by completion, by TimeoutError after the communicator's timeout, or by PeerError when a rank died,
+///    aborted, or started another collective. The message names the collective's tag and the ranks that are missing.
+///  - Calls come from one thread at a time per communicator.
+#pragma once
+
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "zeropage/base/dtype.h"
+
+namespace zeropage::comm {
+
+/// A collective in flight. Buffers given to it stay untouched (inputs) and unread (outputs) until it is complete.
+class Work {
+ public:
+  virtual ~Work() = default;
+
+  /// Makes what progress is possible without blocking. True once outputs are readable and inputs may be reused.
+  virtual bool poll() = 0;
+
+  /// Blocks until `poll()` would be true. Errors: TimeoutError, PeerError.
+  virtual void wait() = 0;
+};
+
+using WorkPtr = std::unique_ptr<Work>;
+
+/// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
+/// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
+class Memory {
+ public:
+  virtual ~Memory() = default;
+  virtual std::byte* data() const = 0;
+  virtual std::int64_t bytes() const = 0;
+
+  /// Gives [offset, offset + length) back to the system; it reads as zeros when touched again. For staging areas that
+  /// are large in address space and small in use. offset and length are rounded inwards to whole pages.
+  virtual void discard(std::int64_t offset, std::int64_t length) = 0;
+};
+
+/// What a collective is about, for mismatch detection and messages: "gather page 3 (layers.0.weight ...)".
+struct Tag {
+  std::string_view what = "";  ///< a string that outlives the work (a literal, or one owned by the page table)
+  std::int64_t id = 0;         ///< page index, or 0
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  /// Memory for shards, frames and gradients, zero-filled. Collective (same order and size on all ranks). Costs address
+  /// space, not memory, until touched. Errors: IoError when the system refuses.
+  virtual std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) = 0;
+
+  /// True when peers' `Memory` can be read directly (`peer_address`), so that a gather needs no cooperation.
+  virtual bool one_sided() const = 0;
+
+  /// The address, in this process, of the byte of `rank`'s memory that corresponds to `local` in this rank's own
+  /// (`local` lies in a Memory of this communicator). Only when one_sided(). Cost: one lookup.
+  virtual const std::byte* peer_address(int rank, const void* local) const = 0;
+
+  /// Every rank's `shard` [shard_bytes] one after the other into `whole` [size * shard_bytes]. In place when `shard` is
+  /// `whole + rank * shard_bytes`. Wire: (size-1)/size * whole bytes per rank.
+  virtual WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) = 0;
+
+  /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
+  /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
+  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank.
+  virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
+                                 DType out_dtype, bool accumulate, Tag tag) = 0;
+
+  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank.
+  virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) = 0;
+
+  /// Copies `data` [bytes] of `root` to every rank.
+  virtual WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) = 0;
+
+  /// Returns when every rank has come.
+  virtual void barrier(Tag tag) = 0;
+
+  /// Blocks until `ready()` (a cheap test of memory that a peer writes), with the same timeout, abort and liveness checks as
+  /// every wait. `waiting_for` (a rank, or -1) and `what` go into the message.
+  virtual void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) = 0;
+
+  /// Makes every present and future wait of every rank fail at once with PeerError carrying `reason` and this rank.
+  /// Safe to call from any thread, more than once; the first reason wins.
+  virtual void abort(std::string_view reason) = 0;
+
+  /// Bytes this rank has sent to others (or copied from them, where memory is shared), for reports.
+  virtual std::int64_t bytes_moved() const = 0;
+};
+
+/// Gathers `bytes` small bytes of every rank: result[r * bytes ...]. For verdicts and comparisons, not for pages.
+std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
+
+}  // namespace zeropage::comm

@@ -1,0 +1,100 @@
+/// \file
+/// Where every parameter lies: parameters -> pages -> shards -> segments. Pure arithmetic, no memory.
+///
+/// A page is a run of whole parameters of one dtype, one optimizer group and one kind (trainable or frozen, persistent or
+/// not), laid out one after the other in a flat buffer of `padded_numel` elements. Rank r's shard of it is elements
+/// [r * shard_numel, (r + 1) * shard_numel). A segment is the part of one parameter that lies in a given range of a page.
+/// All positions are in elements of the page's dtype.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "zeropage/base/dtype.h"
+
+namespace zeropage::layout {
+
+/// What the layout must know of a parameter.
+struct ParameterSpec {
+  std::string name;
+  std::int64_t numel = 0;  ///< elements of its storage; may be 0
+  DType dtype = DType::kFloat32;
+  std::int64_t element_bytes = 4;  ///< equals element_bytes(dtype) but for kOther
+  int group = 0;                   ///< optimizer group, -1 when no optimizer updates it
+  bool trainable = true;           ///< receives gradients and is updated
+  bool persistent = false;         ///< stays whole on every rank at stage 3
+};
+
+struct Options {
+  int world_size = 1;
+  std::int64_t page_numel = 1 << 22;  ///< a page is closed when the next parameter would exceed this
+  std::int64_t parameter_alignment_numel = 64;  ///< every parameter starts at a multiple
+  std::int64_t shard_alignment_numel = 2048;    ///< shard sizes are multiples: 4 KiB for 16-bit elements
+};
+
+/// A parameter's place in its page.
+struct Placement {
+  int parameter = 0;         ///< index into Layout::parameters()
+  std::int64_t offset = 0;   ///< first element within the page
+  std::int64_t numel = 0;
+};
+
+struct Page {
+  int index = 0;
+  DType dtype = DType::kFloat32;
+  std::int64_t element_bytes = 4;
+  int group = 0;
+  bool trainable = true;
+  bool persistent = false;
+  std::int64_t used_numel = 0;    ///< end of the last parameter
+  std::int64_t padded_numel = 0;  ///< world_size * shard_numel
+  std::int64_t shard_numel = 0;
+  std::vector<Placement> placements;  ///< ascending offsets, never overlapping
+
+  std::int64_t padded_bytes() const { return padded_numel * element_bytes; }
+  std::int64_t shard_bytes() const { return shard_numel * element_bytes; }
+};
+
+/// The part of a parameter that lies in a range of its page.
+struct Segment {
+  int parameter = 0;
+  std::int64_t page_offset = 0;       ///< where the segment starts in the page
+  std::int64_t parameter_offset = 0;  ///< where it starts in the parameter
+  std::int64_t numel = 0;
+};
+
+class Layout {
+ public:
+  /// Packs `parameters` in the order given. Cost: linear. Errors: ConfigError when sizes overflow or options make no sense.
+  Layout(std::vector<ParameterSpec> parameters, const Options& options);
+
+  const std::vector<ParameterSpec>& parameters() const { return parameters_; }
+  const std::vector<Page>& pages() const { return pages_; }
+  const Options& options() const { return options_; }
+
+  int page_of(int parameter) const { return page_of_[parameter]; }
+  std::int64_t offset_of(int parameter) const { return offset_of_[parameter]; }
+
+  /// Segments of `page` in elements [begin, end), ascending; empty parameters have none.
+  std::vector<Segment> segments(int page, std::int64_t begin, std::int64_t end) const;
+
+  /// Segments of rank's shard of `page`.
+  std::vector<Segment> shard_segments(int page, int rank) const;
+
+  /// One line per parameter (name, numel, dtype, group, kind, page, offset): what ranks compare at the start.
+  std::string describe() const;
+
+ private:
+  std::vector<ParameterSpec> parameters_;
+  Options options_;
+  std::vector<Page> pages_;
+  std::vector<int> page_of_;
+  std::vector<std::int64_t> offset_of_;
+};
+
+/// The page size used when the user names none: about a 32nd of the model, between 2^16 and 2^23 elements, so that small
+/// models do not become one page and large ones have frames of the size of a transformer block.
+std::int64_t default_page_numel(std::int64_t total_numel);
+
+}  // namespace zeropage::layout
