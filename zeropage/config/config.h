@@ -1,0 +1,147 @@
+/// \file
+/// The typed configuration: what `ds_config.json` means after parsing, checking, and the batch rule. Everything below the
+/// parser reads this and never JSON. One struct per section in force; the tables in `tables_*.cc` say for every key its
+/// type, default, range and one line of documentation.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "zeropage/base/dtype.h"
+
+namespace zeropage::config {
+
+struct Batch {
+  std::int64_t train_batch_size = 0;  ///< = micro * accumulation * world
+  std::int64_t micro_batch_size = 0;
+  std::int64_t accumulation_steps = 1;
+};
+
+enum class Precision { kFp32, kBf16, kFp16 };
+
+struct LossScale {
+  bool dynamic = true;
+  double static_scale = 1.0;  ///< in force when not dynamic
+  int initial_power = 16;
+  std::int64_t window = 1000;
+  int hysteresis = 2;
+  bool consecutive_hysteresis = false;
+  double min_scale = 1.0;
+};
+
+struct Gradients {
+  double clipping = 0.0;  ///< largest global 2-norm; 0 = no clipping (as PyTorch; newer DeepSpeed clips at 1.0 then)
+  bool prescale = false;
+  double predivide_factor = 1.0;
+  bool sum_instead_of_mean = false;                ///< gradient_allreduce_op "sum"
+  std::optional<DType> accumulation_dtype;         ///< data_types.grad_accum_dtype
+  std::optional<DType> communication_dtype;        ///< communication_data_type
+  bool check_overflow = true;                      ///< bf16.check_grad_overflow; always true for fp16
+};
+
+struct Zero {
+  int stage = 0;
+  bool reduce_scatter = true;
+  bool overlap_comm = true;
+  std::int64_t reduce_bucket_numel = 500'000'000;
+  std::int64_t allgather_bucket_numel = 500'000'000;
+  std::int64_t prefetch_bucket_numel = 50'000'000;
+  std::int64_t persistence_threshold_numel = 100'000;
+  std::int64_t model_persistence_threshold_numel = INT64_MAX;
+  std::int64_t max_live_numel = 1'000'000'000;
+  std::int64_t max_reuse_distance_numel = 1'000'000'000;
+  bool gather_16bit_weights_on_model_save = false;
+};
+
+enum class OptimizerKind { kNone, kAdam, kAdamW };
+
+/// Hyperparameters of one parameter group, as torch.optim.AdamW names them.
+struct AdamParams {
+  double lr = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double eps = 1e-8;
+  double weight_decay = 0.0;
+  bool bias_correction = true;
+  bool decoupled_decay = true;  ///< AdamW; false: L2 added to the gradient
+};
+
+struct Optimizer {
+  OptimizerKind kind = OptimizerKind::kNone;
+  AdamParams adam;
+};
+
+enum class ScheduleKind { kNone, kWarmup, kWarmupDecay, kWarmupCosine, kOneCycle, kLrRangeTest };
+
+/// The union of the five schedules' parameters; each schedule reads its own.
+struct Schedule {
+  ScheduleKind kind = ScheduleKind::kNone;
+  // WarmupLR, WarmupDecayLR, WarmupCosineLR
+  double warmup_min_lr = 0.0;
+  std::optional<double> warmup_max_lr;  ///< absent: each group's own lr (WarmupDecayLR: .001)
+  std::int64_t warmup_num_steps = 1000;
+  bool warmup_linear = false;  ///< false: logarithmic
+  std::int64_t total_num_steps = 0;
+  double warmup_min_ratio = 0.0;
+  double cos_min_ratio = 1e-4;
+  // OneCycle
+  double cycle_min_lr = 0.0;
+  double cycle_max_lr = 0.0;
+  double decay_lr_rate = 0.0;
+  std::int64_t cycle_first_step_size = 2000;
+  std::optional<std::int64_t> cycle_second_step_size;
+  std::int64_t cycle_first_stair_count = 0;
+  std::optional<std::int64_t> cycle_second_stair_count;
+  std::int64_t decay_step_size = 0;
+  bool cycle_momentum = true;
+  double cycle_min_mom = 0.8;
+  double cycle_max_mom = 0.9;
+  double decay_mom_rate = 0.0;
+  // LRRangeTest
+  double range_test_min_lr = 1e-3;
+  std::int64_t range_test_step_size = 2000;
+  double range_test_step_rate = 1.0;
+  bool range_test_staircase = false;
+  std::int64_t last_batch_iteration = -1;
+};
+
+enum class CommunicatorKind { kAuto, kSharedMemory, kC10d };
+
+/// The section "zeropage": keys of our own.
+struct Own {
+  std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
+  std::int64_t timeout_ms = 120'000;
+  CommunicatorKind communicator = CommunicatorKind::kAuto;
+  bool deterministic_reduction = true;  ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
+  bool observe_functions = true;        ///< first-step observer for custom autograd Functions
+  std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
+};
+
+struct Config {
+  Batch batch;
+  Precision precision = Precision::kFp32;
+  LossScale loss_scale;
+  bool cast_inputs = false;  ///< fp16.auto_cast
+  Gradients gradients;
+  Zero zero;
+  Optimizer optimizer;
+  Schedule schedule;
+  std::optional<std::int64_t> steps_per_print;
+  bool dump_state = false;
+  bool dataloader_drop_last = false;
+  bool allow_untested_optimizer = false;
+  Own own;
+  std::string effective_json;  ///< every key with the value in force, canonical order: printed and hashed
+
+  /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes unresolved).
+  /// `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was expected and the
+  /// nearest known key. Cost: milliseconds.
+  static Config from_json(const std::string& text, int world_size, const std::string& origin = "config");
+
+  /// The same for a file. Errors: also IoError when it cannot be read.
+  static Config from_file(const std::string& path, int world_size);
+};
+
+}  // namespace zeropage::config
