@@ -1,0 +1,25 @@
+/// \file
+/// Integer arithmetic for sizes that come from users. A size that does not fit 63 bits is an error with words, never a
+/// small number. `what` names the quantity in the message. All arguments must be >= 0.
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace zeropage {
+
+/// a + b. Errors: ConfigError when the sum exceeds 63 bits or an argument is negative.
+std::int64_t checked_add(std::int64_t a, std::int64_t b, std::string_view what);
+
+/// a * b. Errors: as checked_add.
+std::int64_t checked_mul(std::int64_t a, std::int64_t b, std::string_view what);
+
+/// The smallest multiple of `multiple` (>= 1) that is >= value. Errors: as checked_add.
+std::int64_t checked_round_up(std::int64_t value, std::int64_t multiple, std::string_view what);
+
+/// value / divisor rounded up, for value >= 0 and divisor >= 1; cannot overflow.
+constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) {
+  return value / divisor + (value % divisor != 0 ? 1 : 0);
+}
+
+}  // namespace zeropage

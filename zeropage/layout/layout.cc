@@ -1,0 +1,153 @@
+/// \file
+/// How parameters become pages:
+///   1. Parameters are taken in the order given. The key of a page is (dtype, element bytes, group, trainable,
+///      persistent); at most one page per key is open.
+///   2. A parameter goes behind the last one of the open page of its key, at the next multiple of the parameter
+///      alignment. If it would end beyond page_numel, the page is closed and the parameter opens the next one; a
+///      parameter larger than page_numel so gets a page to itself.
+///   3. When all are placed, each page is cut into world_size shards of equal, aligned size. A page has at least one
+///      alignment unit per shard, so that pages of empty parameters need no special case anywhere.
+/// Pages are numbered in the order of their first parameter.
+#include "zeropage/layout/layout.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+#include <utility>
+
+#include "zeropage/base/checked.h"
+#include "zeropage/base/error.h"
+
+namespace zeropage::layout {
+namespace {
+
+using PageKey = std::tuple<DType, std::int64_t, int, bool, bool>;
+
+void check_options(const Options& options) {
+  const auto at_least_one = [](std::int64_t value, const char* name) {
+    if (value < 1) throw ConfigError(fmt::format("layout: {} must be at least 1, got {}", name, value));
+  };
+  at_least_one(options.world_size, "world_size");
+  at_least_one(options.page_numel, "page_numel");
+  at_least_one(options.parameter_alignment_numel, "parameter_alignment_numel");
+  at_least_one(options.shard_alignment_numel, "shard_alignment_numel");
+}
+
+void check_parameter(const ParameterSpec& spec) {
+  if (spec.numel < 0) {
+    throw ConfigError(fmt::format("layout: parameter '{}' has {} elements; expected 0 or more", spec.name, spec.numel));
+  }
+  if (spec.group < -1) {
+    throw ConfigError(fmt::format("layout: parameter '{}' is in optimizer group {}; expected -1 (none) or more", spec.name,
+                                  spec.group));
+  }
+  const bool any_size = spec.dtype == DType::kOther;
+  if (any_size ? spec.element_bytes < 1 : spec.element_bytes != element_bytes(spec.dtype)) {
+    throw ConfigError(fmt::format("layout: parameter '{}' of type {} has elements of {} bytes; expected {}", spec.name,
+                                  dtype_name(spec.dtype), spec.element_bytes,
+                                  any_size ? std::string("1 or more") : std::to_string(element_bytes(spec.dtype))));
+  }
+}
+
+Page open_page(int index, const ParameterSpec& spec) {
+  Page page;
+  page.index = index;
+  page.dtype = spec.dtype;
+  page.element_bytes = spec.element_bytes;
+  page.group = spec.group;
+  page.trainable = spec.trainable;
+  page.persistent = spec.persistent;
+  return page;
+}
+
+void cut_into_shards(Page& page, const Options& options) {
+  const std::string what = fmt::format("padded size of page {}", page.index);
+  const std::int64_t share_numel = std::max<std::int64_t>(1, ceil_div(page.used_numel, options.world_size));
+  page.shard_numel = checked_round_up(share_numel, options.shard_alignment_numel, what);
+  page.padded_numel = checked_mul(page.shard_numel, options.world_size, what);
+  checked_mul(page.padded_numel, page.element_bytes, what);
+}
+
+}  // namespace
+
+Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options)
+    : parameters_(std::move(parameters)), options_(options) {
+  check_options(options_);
+  page_of_.reserve(parameters_.size());
+  offset_of_.reserve(parameters_.size());
+  std::map<PageKey, int> open_pages;
+  for (const ParameterSpec& spec : parameters_) {
+    check_parameter(spec);
+    const PageKey key{spec.dtype, spec.element_bytes, spec.group, spec.trainable, spec.persistent};
+    const auto open = open_pages.find(key);
+    int index = open == open_pages.end() ? -1 : open->second;
+    std::int64_t offset = 0;
+    if (index >= 0) {
+      offset = checked_round_up(pages_[index].used_numel, options_.parameter_alignment_numel, spec.name);
+      if (checked_add(offset, spec.numel, spec.name) > options_.page_numel) index = -1;
+    }
+    if (index < 0) {
+      index = static_cast<int>(pages_.size());
+      offset = 0;
+      pages_.push_back(open_page(index, spec));
+      open_pages[key] = index;
+    }
+    const int parameter = static_cast<int>(page_of_.size());
+    pages_[index].placements.push_back({parameter, offset, spec.numel});
+    pages_[index].used_numel = offset + spec.numel;
+    page_of_.push_back(index);
+    offset_of_.push_back(offset);
+  }
+  for (Page& page : pages_) cut_into_shards(page, options_);
+}
+
+std::vector<Segment> Layout::segments(int page, std::int64_t begin, std::int64_t end) const {
+  if (page < 0 || page >= static_cast<int>(pages_.size())) {
+    throw UsageError(fmt::format("layout: page {} asked for, there are {}", page, pages_.size()));
+  }
+  if (begin < 0 || begin > end || end > pages_[page].padded_numel) {
+    throw UsageError(fmt::format("layout: elements [{}, {}) asked of page {}, which has {}", begin, end, page,
+                                 pages_[page].padded_numel));
+  }
+  const std::vector<Placement>& placements = pages_[page].placements;
+  const auto ends_before = [](const Placement& placement, std::int64_t position) {
+    return placement.offset + placement.numel <= position;
+  };
+  std::vector<Segment> found;
+  auto placement = std::lower_bound(placements.begin(), placements.end(), begin, ends_before);
+  for (; placement != placements.end() && placement->offset < end; ++placement) {
+    const std::int64_t first = std::max(begin, placement->offset);
+    const std::int64_t last = std::min(end, placement->offset + placement->numel);
+    if (first < last) found.push_back({placement->parameter, first, first - placement->offset, last - first});
+  }
+  return found;
+}
+
+std::vector<Segment> Layout::shard_segments(int page, int rank) const {
+  if (rank < 0 || rank >= options_.world_size) {
+    throw UsageError(fmt::format("layout: rank {} asked for, the world has {}", rank, options_.world_size));
+  }
+  const std::int64_t shard_numel = page >= 0 && page < static_cast<int>(pages_.size()) ? pages_[page].shard_numel : 0;
+  return segments(page, rank * shard_numel, (rank + 1) * shard_numel);
+}
+
+std::string Layout::describe() const {
+  std::string text;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const ParameterSpec& spec = parameters_[i];
+    fmt::format_to(std::back_inserter(text), "{} numel={} {}x{}B group={} {} {} page={} offset={}\n", spec.name, spec.numel,
+                   dtype_name(spec.dtype), spec.element_bytes, spec.group, spec.trainable ? "trainable" : "frozen",
+                   spec.persistent ? "persistent" : "paged", page_of_[i], offset_of_[i]);
+  }
+  return text;
+}
+
+std::int64_t default_page_numel(std::int64_t total_numel) {
+  constexpr std::int64_t kSmallest = 1 << 16;
+  constexpr std::int64_t kLargest = 1 << 23;
+  return std::clamp(total_numel / 32, kSmallest, kLargest);
+}
+
+}  // namespace zeropage::layout
