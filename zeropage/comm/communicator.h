@@ -99,6 +99,13 @@ class Communicator {
   /// every wait. `waiting_for` (a rank, or -1) and `what` go into the message.
   virtual void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) = 0;
 
+  /// Wakes peers blocked in `wait_until`, after memory they look at was written. Cheap when nobody waits.
+  virtual void notify() {}
+
+  /// While true, transports that cannot see what peers do (c10d) compare every collective with the peers' before it
+  /// runs. The engine turns it off while all ranks follow the same trace.
+  virtual void set_checking(bool checking) {}
+
   /// Makes every present and future wait of every rank fail at once with PeerError carrying `reason` and this rank.
   /// Safe to call from any thread, more than once; the first reason wins.
   virtual void abort(std::string_view reason) = 0;

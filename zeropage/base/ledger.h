@@ -1,0 +1,73 @@
+/// \file
+/// Who holds how many bytes: every buffer of the engine is entered here when it is made and when it goes, so that the
+/// memory table shows counted bytes, not estimates.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string_view>
+
+namespace zeropage {
+
+enum class MemoryKind : std::uint8_t { kParameters, kGradients, kOptimizer, kFrames, kBuffers };
+inline constexpr int kMemoryKinds = 5;
+
+/// "parameters", "gradients", "optimizer", "frames", "buffers".
+constexpr std::string_view memory_kind_name(MemoryKind kind) {
+  constexpr std::array<std::string_view, kMemoryKinds> names{"parameters", "gradients", "optimizer", "frames",
+                                                             "buffers"};
+  return names[static_cast<int>(kind)];
+}
+
+/// Counters of one engine; safe to use from several threads.
+class Ledger {
+ public:
+  void add(MemoryKind kind, std::int64_t bytes) {
+    auto& cell = cells_[static_cast<int>(kind)];
+    const std::int64_t now = cell.current.fetch_add(bytes) + bytes;
+    std::int64_t seen = cell.peak.load();
+    while (now > seen && !cell.peak.compare_exchange_weak(seen, now)) {
+    }
+  }
+  std::int64_t current_bytes(MemoryKind kind) const { return cells_[static_cast<int>(kind)].current.load(); }
+  std::int64_t peak_bytes(MemoryKind kind) const { return cells_[static_cast<int>(kind)].peak.load(); }
+
+ private:
+  struct Cell {
+    std::atomic<std::int64_t> current{0};
+    std::atomic<std::int64_t> peak{0};
+  };
+  std::array<Cell, kMemoryKinds> cells_;
+};
+
+/// An entry that is taken back when its owner goes.
+class LedgerEntry {
+ public:
+  LedgerEntry() = default;
+  LedgerEntry(std::shared_ptr<Ledger> ledger, MemoryKind kind, std::int64_t bytes)
+      : ledger_(std::move(ledger)), kind_(kind), bytes_(bytes) {
+    if (ledger_) ledger_->add(kind_, bytes_);
+  }
+  LedgerEntry(LedgerEntry&& other) noexcept { swap(other); }
+  LedgerEntry& operator=(LedgerEntry&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~LedgerEntry() {
+    if (ledger_) ledger_->add(kind_, -bytes_);
+  }
+
+ private:
+  void swap(LedgerEntry& other) noexcept {
+    std::swap(ledger_, other.ledger_);
+    std::swap(kind_, other.kind_);
+    std::swap(bytes_, other.bytes_);
+  }
+  std::shared_ptr<Ledger> ledger_;
+  MemoryKind kind_ = MemoryKind::kBuffers;
+  std::int64_t bytes_ = 0;
+};
+
+}  // namespace zeropage

@@ -1,0 +1,73 @@
+#include "zeropage/paging/device_buffer.h"
+
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::paging {
+namespace {
+
+constexpr std::int64_t kHugePageBytes = 2 << 20;
+
+// Huge pages only where rounding up to them cannot show in the memory table.
+constexpr std::int64_t kHugePageThresholdBytes = 32 * kHugePageBytes;
+
+std::byte* map_host_memory(std::int64_t bytes) {
+  void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapped == MAP_FAILED) {
+    throw IoError(fmt::format("cannot map {} bytes of host memory: {}; reduce the model, or raise the memory limit "
+                              "(ulimit -v, cgroup)",
+                              bytes, std::strerror(errno)));
+  }
+  if (bytes >= kHugePageThresholdBytes) madvise(mapped, bytes, MADV_HUGEPAGE);
+  return static_cast<std::byte*>(mapped);
+}
+
+}  // namespace
+
+DeviceBuffer::DeviceBuffer(std::int64_t bytes, c10::Device device, std::shared_ptr<Ledger> ledger, MemoryKind kind)
+    : bytes_(bytes) {
+  if (bytes_ > 0) {
+    if (device.is_cpu()) {
+      data_ = map_host_memory(bytes_);
+    } else {
+      device_memory_ = at::zeros({bytes_}, at::TensorOptions().dtype(at::kByte).device(device));
+      data_ = static_cast<std::byte*>(device_memory_.data_ptr());
+    }
+  }
+  entry_ = LedgerEntry(std::move(ledger), kind, bytes_);
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ != nullptr && !device_memory_.defined()) munmap(data_, bytes_);
+}
+
+at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device) {
+  return at::from_blob(data, {numel}, at::TensorOptions().dtype(type).device(device));
+}
+
+void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device) {
+  if (bytes == 0 || target == source) return;
+  if (device.is_cpu()) {
+    std::memcpy(target, source, bytes);
+    return;
+  }
+  flat_view(target, bytes, at::kByte, device).copy_(flat_view(const_cast<void*>(source), bytes, at::kByte, device));
+}
+
+void zero_bytes(void* target, std::int64_t bytes, c10::Device device) {
+  if (bytes == 0) return;
+  if (device.is_cpu()) {
+    std::memset(target, 0, bytes);
+    return;
+  }
+  flat_view(target, bytes, at::kByte, device).zero_();
+}
+
+}  // namespace zeropage::paging

@@ -1,0 +1,42 @@
+/// \file
+/// Flat memory on a device: page-aligned mappings on the host (so that freeing gives memory back at once, and large
+/// buffers sit on huge pages), torch's allocator elsewhere.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <memory>
+
+#include "zeropage/base/ledger.h"
+
+namespace zeropage::paging {
+
+class DeviceBuffer {
+ public:
+  /// Zero-filled. `kind` says under which name the bytes are counted. Errors: IoError when the host has no memory,
+  /// c10::OutOfMemoryError on a device.
+  DeviceBuffer(std::int64_t bytes, c10::Device device, std::shared_ptr<Ledger> ledger, MemoryKind kind);
+  ~DeviceBuffer();
+  DeviceBuffer(const DeviceBuffer&) = delete;
+  DeviceBuffer& operator=(const DeviceBuffer&) = delete;
+
+  std::byte* data() const { return data_; }
+  std::int64_t bytes() const { return bytes_; }
+
+ private:
+  std::byte* data_ = nullptr;
+  std::int64_t bytes_ = 0;
+  at::Tensor device_memory_;  // owns data_ on devices; undefined on the host
+  LedgerEntry entry_;
+};
+
+/// A tensor over memory that somebody else owns: contiguous [numel].
+at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device);
+
+/// Copies bytes between buffers of the same device, in the order of its current stream.
+void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device);
+
+/// Sets bytes to zero, in the order of the device's current stream.
+void zero_bytes(void* target, std::int64_t bytes, c10::Device device);
+
+}  // namespace zeropage::paging

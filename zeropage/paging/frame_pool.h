@@ -1,0 +1,39 @@
+/// \file
+/// Frames: buffers that hold a gathered page or a page's gradients for a while. The pool reuses freed memory, so that a
+/// step neither maps nor zeroes memory again, and never holds more than its limit plus the frame being asked for.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/paging/device_buffer.h"
+
+namespace zeropage::paging {
+
+class FramePool {
+ public:
+  virtual ~FramePool() = default;
+
+  /// Memory for `bytes`, contents undefined. Errors: as DeviceBuffer.
+  virtual std::byte* acquire(std::int64_t bytes) = 0;
+
+  /// Takes back what `acquire` gave; the memory is kept for the next one.
+  virtual void release(std::byte* frame) = 0;
+
+  /// Gives all unused memory back to the system.
+  virtual void trim() = 0;
+};
+
+/// Frames that only this rank reads and writes: one buffer each, unused ones kept while in use plus unused stays within
+/// `limit_bytes`.
+std::unique_ptr<FramePool> make_private_frame_pool(c10::Device device, std::int64_t limit_bytes,
+                                                   std::shared_ptr<Ledger> ledger, MemoryKind kind);
+
+/// Frames that peers read in place: carved (first fit, lowest address first) from one Memory of the communicator, of
+/// `capacity_bytes` address space, of which only what is used costs memory.
+std::unique_ptr<FramePool> make_shared_frame_pool(comm::Communicator& communicator, std::int64_t capacity_bytes,
+                                                  std::shared_ptr<Ledger> ledger, MemoryKind kind);
+
+}  // namespace zeropage::paging

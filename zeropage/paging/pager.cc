@@ -1,0 +1,351 @@
+#include "zeropage/paging/pager.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "zeropage/base/blocking.h"
+#include "zeropage/base/error.h"
+
+namespace zeropage::paging {
+namespace {
+
+std::int64_t total_shard_bytes(const layout::Layout& layout, const std::vector<bool>& paged) {
+  std::int64_t bytes = 0;
+  for (const auto& page : layout.pages()) {
+    if (paged[page.index]) bytes += page.shard_bytes();
+  }
+  return bytes;
+}
+
+/// The same error with what it was for in front, so that users see the operator and the page.
+template <typename E>
+[[noreturn]] void rethrow_with(std::string_view user, const std::string& label, const E& error) {
+  throw E(fmt::format("{} needs {}, which could not be gathered: {}", user, label, error.what()));
+}
+
+}  // namespace
+
+std::string page_label(const layout::Layout& layout, int page) {
+  const auto& placements = layout.pages()[page].placements;
+  const auto& first = layout.parameters()[placements.front().parameter].name;
+  if (placements.size() == 1) return fmt::format("page {} ({})", page, first);
+  return fmt::format("page {} ({} and {} more)", page, first, placements.size() - 1);
+}
+
+Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> paged,
+             std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
+             const PagerOptions& options)
+    : layout_(std::move(layout)),
+      communicator_(std::move(communicator)),
+      device_(device),
+      options_(options),
+      handle_(std::make_shared<PagerHandle>()),
+      trace_(static_cast<int>(layout_->pages().size())) {
+  handle_->pager.store(this);
+  const std::int64_t shard_bytes = total_shard_bytes(*layout_, paged);
+  const auto page_count = static_cast<std::int64_t>(layout_->pages().size());
+  if (shard_bytes > 0) {
+    shards_ = communicator_->allocate(shard_bytes, "parameter shards");
+    shards_entry_ = LedgerEntry(ledger, MemoryKind::kParameters, shard_bytes);
+    if (communicator_->one_sided()) {
+      versions_ = communicator_->allocate(page_count * static_cast<std::int64_t>(sizeof(std::uint64_t)), "page versions");
+    }
+  }
+  frames_ = make_private_frame_pool(device_, options_.max_live_bytes, ledger, MemoryKind::kFrames);
+  pages_.resize(page_count);
+  std::int64_t offset = 0;
+  for (const auto& page : layout_->pages()) {
+    auto& state = pages_[page.index];
+    state.paged = paged[page.index];
+    state.label = page_label(*layout_, page.index);
+    if (!state.paged) continue;
+    state.shard = shards_->data() + offset;
+    offset += page.shard_bytes();
+  }
+}
+
+Pager::~Pager() {
+  handle_->pager.store(nullptr);
+  for (auto& page : pages_) {
+    for (auto& home : page.homes) {
+      release_storage(home.storage.unsafeGetStorageImpl(),
+                      "This parameter was sharded by a zeropage engine that no longer exists. Keep the engine alive while "
+                      "the model is used, or copy the values out before (zeropage.zero.GatheredParameters).");
+    }
+  }
+}
+
+std::unique_lock<std::mutex> Pager::lock() const {
+  std::unique_lock<std::mutex> guard(mutex_, std::try_to_lock);
+  if (!guard.owns_lock()) {
+    auto blocking = enter_blocking();
+    guard.lock();
+  }
+  return guard;
+}
+
+std::unique_ptr<ParameterLink> Pager::make_link(int page, std::shared_ptr<void> memory) const {
+  auto link = std::make_unique<ParameterLink>();
+  link->handle = handle_;
+  link->page = page;
+  link->paged = pages_[page].paged;
+  link->memory = std::move(memory);
+  return link;
+}
+
+void Pager::adopt(int page, std::int64_t offset_bytes, const c10::Storage& storage, std::string message) {
+  auto guard = lock();
+  release_storage(storage.unsafeGetStorageImpl(), message);
+  pages_[page].homes.push_back(Home{storage, offset_bytes, std::move(message)});
+}
+
+void Pager::touch(int page, bool writes, std::string_view user) {
+  auto guard = lock();
+  auto& state = pages_[page];
+  ++stats_.touches;
+  if (state.state != State::kResident) make_resident(page, user);
+  ++state.pins;
+  state.dirty |= writes;
+  state.last_touch = ++touch_clock_;
+  trace_.note(page);
+  prefetch();
+}
+
+void Pager::unpin(int page) {
+  auto guard = lock();
+  auto& state = pages_[page];
+  if (--state.pins == 0) evict_if_far(page);
+}
+
+void Pager::note_write(int page) {
+  auto guard = lock();
+  pages_[page].written = true;
+}
+
+std::vector<int> Pager::take_written() {
+  auto guard = lock();
+  std::vector<int> written;
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    if (std::exchange(pages_[page].written, false)) written.push_back(static_cast<int>(page));
+  }
+  return written;
+}
+
+void Pager::make_resident(int page, std::string_view user) {
+  ++stats_.faults;
+  try {
+    if (pages_[page].state == State::kAbsent) {
+      make_room(frame_bytes(page));
+      start_gather(page);
+    }
+    finish_gather(page);
+  } catch (const PeerError& error) {
+    rethrow_with(user, pages_[page].label, error);
+  } catch (const TimeoutError& error) {
+    rethrow_with(user, pages_[page].label, error);
+  }
+}
+
+void Pager::start_gather(int page) {
+  auto& state = pages_[page];
+  const std::int64_t bytes = frame_bytes(page);
+  state.frame = frames_->acquire(bytes);
+  state.state = State::kArriving;
+  stats_.live_bytes += bytes;
+  stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
+  stats_.gathered_bytes += bytes;
+  if (communicator_->one_sided()) return;  // copied when waited for: the data is then warm where it is used
+  communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
+  state.gather = communicator_->all_gather(state.shard, state.frame, layout_->pages()[page].shard_bytes(),
+                                           comm::Tag{state.label, page});
+}
+
+void Pager::finish_gather(int page) {
+  auto& state = pages_[page];
+  if (state.gather) {
+    auto work = std::move(state.gather);
+    work->wait();
+  } else {
+    gather_from_peers(page);
+  }
+  for (auto& home : state.homes) {
+    fill_storage(home.storage.unsafeGetStorageImpl(), state.frame + home.offset_bytes);
+  }
+  state.state = State::kResident;
+}
+
+void Pager::gather_from_peers(int page) {
+  const auto& spec = layout_->pages()[page];
+  auto& state = pages_[page];
+  const std::int64_t shard_bytes = spec.shard_bytes();
+  const std::int64_t used_bytes = spec.used_numel * spec.element_bytes;
+  for (int step = 0; step < communicator_->size(); ++step) {
+    // Each rank starts with its own shard, so that ranks do not all read the same peer at once.
+    const int rank = (communicator_->rank() + step) % communicator_->size();
+    const std::int64_t begin = rank * shard_bytes;
+    const std::int64_t length = std::min(shard_bytes, used_bytes - begin);
+    if (length <= 0) continue;
+    const std::byte* source = state.shard;
+    if (rank != communicator_->rank()) {
+      auto* cell = reinterpret_cast<const std::uint64_t*>(communicator_->peer_address(rank, versions_->data())) + page;
+      auto ready = [cell, expected = state.version] {
+        return std::atomic_ref<std::uint64_t>(*const_cast<std::uint64_t*>(cell)).load(std::memory_order_acquire) >=
+               expected;
+      };
+      if (!ready()) communicator_->wait_until(ready, rank, state.label);
+      source = communicator_->peer_address(rank, state.shard);
+    }
+    std::memcpy(state.frame + begin, source, length);
+  }
+}
+
+void Pager::make_room(std::int64_t bytes) {
+  while (stats_.live_bytes + bytes > options_.max_live_bytes) {
+    const int victim = choose_victim(trace_.position());
+    // Everything that is left is pinned: one operator needs more than the limit, and gets it.
+    if (victim < 0) return;
+    evict(victim);
+  }
+}
+
+int Pager::choose_victim(std::int64_t needed_after) const {
+  int victim = -1;
+  std::int64_t victim_use = -1;
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    const auto& state = pages_[page];
+    if (state.state != State::kResident || state.pins > 0) continue;
+    const std::int64_t use = trace_.next_use(static_cast<int>(page));
+    if (use < needed_after) continue;
+    if (use > victim_use || (use == victim_use && state.last_touch < pages_[victim].last_touch)) {
+      victim = static_cast<int>(page);
+      victim_use = use;
+    }
+  }
+  return victim;
+}
+
+void Pager::evict(int page) {
+  if (pages_[page].dirty) write_back(page);
+  drop_frame(page);
+  ++stats_.evictions;
+}
+
+void Pager::drop_frame(int page) {
+  auto& state = pages_[page];
+  for (auto& home : state.homes) release_storage(home.storage.unsafeGetStorageImpl(), home.message);
+  frames_->release(state.frame);
+  state.frame = nullptr;
+  state.state = State::kAbsent;
+  stats_.live_bytes -= frame_bytes(page);
+}
+
+void Pager::write_back(int page) {
+  if (communicator_->one_sided()) {
+    // Peers may still be reading the old shard: go on only when all of them evict this page, too.
+    communicator_->barrier(comm::Tag{pages_[page].label, page});
+  }
+  store_own_shard(page);
+  advance_version(page);
+}
+
+void Pager::store_own_shard(int page) {
+  auto& state = pages_[page];
+  const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
+  copy_bytes(state.shard, state.frame + communicator_->rank() * shard_bytes, shard_bytes, device_);
+  state.dirty = false;
+  ++stats_.write_backs;
+  if (written_back_) written_back_(page);
+}
+
+void Pager::advance_version(int page) {
+  auto& state = pages_[page];
+  ++state.version;
+  if (!versions_) return;
+  auto* cell = reinterpret_cast<std::uint64_t*>(versions_->data()) + page;
+  std::atomic_ref<std::uint64_t>(*cell).store(state.version, std::memory_order_release);
+  communicator_->notify();
+}
+
+void Pager::prefetch() {
+  // One-sided gathers are copies by this very thread: starting them early would only move the work.
+  if (communicator_->one_sided() || options_.prefetch_bytes <= 0 || !trace_.on_course()) return;
+  const auto& predicted = trace_.predicted();
+  std::int64_t budget = options_.prefetch_bytes;
+  for (std::int64_t next = trace_.position(); next < static_cast<std::int64_t>(predicted.size()); ++next) {
+    const int page = predicted[next];
+    const std::int64_t bytes = frame_bytes(page);
+    budget -= bytes;
+    if (budget < 0) return;
+    if (pages_[page].state != State::kAbsent) continue;
+    while (stats_.live_bytes + bytes > options_.max_live_bytes) {
+      const int victim = choose_victim(next + 1);
+      if (victim < 0 || pages_[victim].dirty) return;
+      evict(victim);
+    }
+    start_gather(page);
+    ++stats_.prefetches;
+  }
+}
+
+void Pager::evict_if_far(int page) {
+  if (options_.max_reuse_distance_bytes == INT64_MAX || pages_[page].dirty || !trace_.on_course()) return;
+  const std::int64_t use = std::min<std::int64_t>(trace_.next_use(page), trace_.predicted().size());
+  std::int64_t distance_bytes = 0;
+  for (std::int64_t i = trace_.position(); i < use; ++i) {
+    distance_bytes += frame_bytes(trace_.predicted()[i]);
+    if (distance_bytes > options_.max_reuse_distance_bytes) {
+      evict(page);
+      return;
+    }
+  }
+}
+
+std::uint64_t Pager::end_pass() {
+  auto guard = lock();
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    if (pages_[page].state == State::kArriving) finish_gather(static_cast<int>(page));
+  }
+  trace_.end_pass();
+  return trace_.hash();
+}
+
+void Pager::write_back_dirty() {
+  auto guard = lock();
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    if (!pages_[page].dirty) continue;
+    store_own_shard(static_cast<int>(page));
+    advance_version(static_cast<int>(page));
+  }
+}
+
+void Pager::drop_stale(const std::vector<int>& updated) {
+  auto guard = lock();
+  for (int page : updated) {
+    if (pages_[page].state == State::kResident) drop_frame(page);
+  }
+}
+
+void Pager::publish(int page) {
+  auto guard = lock();
+  advance_version(page);
+}
+
+void Pager::trim(bool evict_all) {
+  auto guard = lock();
+  for (std::size_t page = 0; evict_all && page < pages_.size(); ++page) {
+    const auto& state = pages_[page];
+    if (state.state == State::kResident && state.pins == 0 && !state.dirty) evict(static_cast<int>(page));
+  }
+  frames_->trim();
+}
+
+PagerStats Pager::stats() const {
+  auto guard = lock();
+  return stats_;
+}
+
+}  // namespace zeropage::paging

@@ -1,0 +1,165 @@
+/// \file
+/// The pager: keeps the pages of sharded parameters resident while operators use them, and within the live limit.
+///
+/// A page is absent (only the shards exist), arriving (a gather is under way) or resident (its frame holds all values and the
+/// parameters' storages point into it).
+///   1. touch(page): absent -> make room, gather, wait; arriving -> wait; then pin it and record the touch.
+///   2. unpin(page): when the operator is done. A pinned page is never evicted.
+///   3. Eviction chooses the unpinned page whose next use, by the last pass's trace, is farthest (no trace: the least
+///      recently used). A dirty page's own shard is written back first (see write_back).
+///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the limit.
+///   5. The optimizer step: end_pass, the verdict, write_back_dirty, drop_stale, then per page update and publish.
+///
+/// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather waits
+/// until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer can
+/// still need the old values: after the step's verdict (all ranks are through their backward), or, for a dirty page that must
+/// be evicted in the middle of a pass, after a barrier.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/layout/layout.h"
+#include "zeropage/paging/frame_pool.h"
+#include "zeropage/paging/parameter_link.h"
+#include "zeropage/paging/trace.h"
+
+namespace zeropage::paging {
+
+struct PagerOptions {
+  std::int64_t max_live_bytes = INT64_MAX;
+  std::int64_t prefetch_bytes = 0;
+  std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
+};
+
+/// Counters since the pager was made.
+struct PagerStats {
+  std::int64_t touches = 0;
+  std::int64_t faults = 0;      ///< touches that had to gather or wait for a gather
+  std::int64_t prefetches = 0;  ///< gathers started ahead of use
+  std::int64_t evictions = 0;
+  std::int64_t write_backs = 0;
+  std::int64_t gathered_bytes = 0;
+  std::int64_t live_bytes = 0;
+  std::int64_t peak_live_bytes = 0;
+};
+
+class Pager {
+ public:
+  /// `paged[p]` says which pages of `layout` this pager manages; the shards of those are allocated here, zero-filled.
+  Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> paged,
+        std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
+        const PagerOptions& options);
+  ~Pager();
+  Pager(const Pager&) = delete;
+  Pager& operator=(const Pager&) = delete;
+
+  bool paged(int page) const { return pages_[page].paged; }
+
+  /// This rank's shard of a paged page: page.shard_bytes() bytes in the memory of the communicator.
+  std::byte* shard(int page) const { return pages_[page].shard; }
+
+  /// Makes `storage` the home of a parameter of a paged page, absent from now on. `message` is what raw accesses raise.
+  void adopt(int page, std::int64_t offset_bytes, const c10::Storage& storage, std::string message);
+
+  /// A link for a parameter of `page`, to be carried by its storage; `memory` keeps an always resident page alive.
+  std::unique_ptr<ParameterLink> make_link(int page, std::shared_ptr<void> memory = nullptr) const;
+
+  /// Makes the page resident and pins it; `writes` marks it dirty. Errors: TimeoutError and PeerError, with `user` (the
+  /// operator's name) in the message; the page is not pinned then.
+  void touch(int page, bool writes, std::string_view user);
+  void unpin(int page);
+
+  /// An operator wrote a parameter of an always resident page (16-bit: its master must follow).
+  void note_write(int page);
+
+  /// Pages written since the last call, and forgets them. Always resident pages only.
+  std::vector<int> take_written();
+
+  /// Called with a page after its own shard was replaced by what users wrote into the frame.
+  void on_write_back(std::function<void(int page)> callback) { written_back_ = std::move(callback); }
+
+  /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
+  void write_back_dirty();
+  void drop_stale(const std::vector<int>& updated);
+  void publish(int page);
+
+  /// Before the verdict: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass. Returns the
+  /// hash of the trace that the next pass is expected to follow.
+  std::uint64_t end_pass();
+
+  /// The verdict's answer: whether all ranks expect the same; if not, gathers are checked one by one.
+  void set_trace_agreed(bool agreed) { trace_agreed_ = agreed; }
+
+  /// Returns unused frames to the system, and with `evict_all` evicts every unpinned clean page first.
+  void trim(bool evict_all);
+
+  PagerStats stats() const;
+
+ private:
+  enum class State { kAbsent, kArriving, kResident };
+  struct Home {
+    c10::Storage storage;
+    std::int64_t offset_bytes = 0;
+    std::string message;
+  };
+  struct PageState {
+    bool paged = false;
+    State state = State::kAbsent;
+    bool dirty = false;
+    bool written = false;
+    int pins = 0;
+    std::byte* shard = nullptr;
+    std::byte* frame = nullptr;
+    comm::WorkPtr gather;
+    std::uint64_t version = 0;
+    std::int64_t last_touch = 0;
+    std::string label;
+    std::vector<Home> homes;
+  };
+
+  std::unique_lock<std::mutex> lock() const;
+  std::int64_t frame_bytes(int page) const { return layout_->pages()[page].padded_bytes(); }
+  void start_gather(int page);
+  void finish_gather(int page);
+  void gather_from_peers(int page);
+  void make_resident(int page, std::string_view user);
+  void make_room(std::int64_t bytes);
+  int choose_victim(std::int64_t needed_after) const;
+  void evict(int page);
+  void drop_frame(int page);
+  void write_back(int page);
+  void store_own_shard(int page);
+  void advance_version(int page);
+  void prefetch();
+  void evict_if_far(int page);
+
+  std::shared_ptr<const layout::Layout> layout_;
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  PagerOptions options_;
+  std::shared_ptr<PagerHandle> handle_;
+  std::unique_ptr<comm::Memory> shards_;
+  LedgerEntry shards_entry_;
+  std::unique_ptr<comm::Memory> versions_;
+  std::unique_ptr<FramePool> frames_;
+  std::vector<PageState> pages_;
+  std::function<void(int)> written_back_;
+  Trace trace_;
+  bool trace_agreed_ = false;
+  std::int64_t touch_clock_ = 0;
+  PagerStats stats_;
+  mutable std::mutex mutex_;
+};
+
+/// "page 3 (blocks.0.attn.weight and 5 more)": how messages name a page.
+std::string page_label(const layout::Layout& layout, int page);
+
+}  // namespace zeropage::paging

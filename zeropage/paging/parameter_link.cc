@@ -1,0 +1,57 @@
+#include "zeropage/paging/parameter_link.h"
+
+#include <c10/core/CPUAllocator.h>
+
+namespace zeropage::paging {
+namespace {
+
+void delete_link(void* context) { delete static_cast<ParameterLink*>(context); }
+
+// The key set is protected in TensorImpl; naming the member through a derived class is the legal way to it.
+struct KeySetAccess : c10::TensorImpl {
+  static c10::DispatchKeySet& of(c10::TensorImpl* tensor) { return tensor->*(&KeySetAccess::key_set_); }
+};
+
+void set_address(c10::StorageImpl* storage, void* data) {
+  at::DataPtr& old = storage->_mutable_data_ptr_no_checks();
+  const c10::Device device = old.device();
+  void* context = old.release_context();
+  storage->set_data_ptr_noswap(at::DataPtr(data, context, &delete_link, device));
+}
+
+}  // namespace
+
+void mark(const at::Tensor& tensor) {
+  auto& keys = KeySetAccess::of(tensor.unsafeGetTensorImpl());
+  keys = keys.add(kParameterKey);
+}
+
+void unmark(const at::Tensor& tensor) {
+  auto& keys = KeySetAccess::of(tensor.unsafeGetTensorImpl());
+  keys = keys.remove(kParameterKey);
+}
+
+ParameterLink* link_of(c10::StorageImpl* storage) {
+  const at::DataPtr& data = storage->_mutable_data_ptr_no_checks();
+  if (data.get_deleter() != &delete_link) return nullptr;
+  return static_cast<ParameterLink*>(data.get_context());
+}
+
+c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data, std::int64_t bytes,
+                                 c10::Device device) {
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
+      c10::StorageImpl::use_byte_size_t(), bytes, at::DataPtr(data, link.release(), &delete_link, device),
+      /*allocator=*/nullptr, /*resizable=*/false));
+}
+
+void fill_storage(c10::StorageImpl* storage, void* data) {
+  storage->clear_data_ptr_access_error_msg_();
+  set_address(storage, data);
+}
+
+void release_storage(c10::StorageImpl* storage, const std::string& message) {
+  set_address(storage, nullptr);
+  storage->release_data_and_set_meta_custom_data_ptr_error_msg_(message);
+}
+
+}  // namespace zeropage::paging

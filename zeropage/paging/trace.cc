@@ -1,0 +1,50 @@
+#include "zeropage/paging/trace.h"
+
+#include <algorithm>
+
+namespace zeropage::paging {
+namespace {
+
+std::uint64_t fnv1a(const std::vector<int>& sequence) {
+  std::uint64_t hash = 0xcbf29ce484222325ull;
+  for (int value : sequence) {
+    for (int byte = 0; byte < 4; ++byte) hash = (hash ^ ((value >> (8 * byte)) & 0xff)) * 0x100000001b3ull;
+  }
+  return hash;
+}
+
+}  // namespace
+
+void Trace::note(int page) {
+  if (!recorded_.empty() && recorded_.back() == page) return;
+  recorded_.push_back(page);
+  if (position_ < static_cast<std::int64_t>(predicted_.size()) && predicted_[position_] == page) {
+    ++position_;
+    return;
+  }
+  on_course_ = false;
+  const auto& uses = uses_[page];
+  if (uses.empty()) return;
+  auto next = std::lower_bound(uses.begin(), uses.end(), position_);
+  position_ = (next != uses.end() ? *next : uses.front()) + 1;
+}
+
+void Trace::end_pass() {
+  if (!recorded_.empty() && recorded_ != predicted_) {
+    for (auto& uses : uses_) uses.clear();
+    predicted_ = recorded_;
+    for (std::size_t i = 0; i < predicted_.size(); ++i) uses_[predicted_[i]].push_back(static_cast<std::int64_t>(i));
+    hash_ = fnv1a(predicted_);
+  }
+  recorded_.clear();
+  position_ = 0;
+  on_course_ = true;
+}
+
+std::int64_t Trace::next_use(int page) const {
+  const auto& uses = uses_[page];
+  auto next = std::lower_bound(uses.begin(), uses.end(), position_);
+  return next == uses.end() ? kNever : *next;
+}
+
+}  // namespace zeropage::paging
