@@ -1,0 +1,41 @@
+# Every target does the set-up it needs; when that is done already it costs a fraction of a second.
+#   PYTHON=python3.12   which Python the virtual environment is made from (3.11 or newer)
+#   TORCH='torch==2.12.0'   another torch than the tested one; an installed torch is never replaced
+PYTHON ?= python3
+TORCH ?=
+BUILD := build/dev
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup venv demo test bench lint format gpu-bundle gpu-test clean
+
+setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
+	@tools/build.sh $(BUILD)
+
+venv:
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup.sh
+
+demo: setup ## trains a small language model on two ranks, stages 0 to 3
+	@$(BIN)/python examples/demo.py
+
+test: setup lint ## what CI runs
+	@tools/test.sh $(BUILD)
+
+bench: setup ## the measurements, one line of JSON each
+	@tools/bench.sh
+
+lint: venv ## layers, format, file lengths
+	@$(BIN)/python tools/check_layers.py
+	@$(BIN)/python tools/check_style.py $(BIN)/clang-format
+
+format: venv ## rewrites the C++ files in the project's format
+	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --fix
+
+gpu-bundle: venv ## what a GPU machine without internet lacks, into .gpu-bundle/
+	@tools/gpu_bundle.sh
+
+gpu-test: ## on a machine with a GPU: uses its own $(PYTHON) and torch, installs nothing
+	@PYTHON="$(PYTHON)" tools/gpu_test.sh
+
+clean: ## what the build made; .venv stays
+	@rm -rf build dist python/zeropage/_C.so && echo "clean: removed build/, dist/ and python/zeropage/_C.so"

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# build.sh FOLDER: configures (once) and builds everything with the torch of .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$1
+mkdir -p "$folder"
+if [ ! -e "$folder/build.ninja" ]; then
+  echo "build: configuring $folder"
+  cmake --preset dev -B "$folder" >"$folder/configure.log" 2>&1 || {
+    tail -n 20 "$folder/configure.log" >&2
+    echo "build: cmake failed; its last lines are above, all of them in $folder/configure.log" >&2
+    exit 1
+  }
+fi
+started=$SECONDS
+cmake --build "$folder" >"$folder/build.log" 2>&1 || {
+  grep -E -A12 'error|FAILED' "$folder/build.log" | head -n 60 >&2
+  echo "build: failed; the first errors are above, all of it in $folder/build.log" >&2
+  exit 1
+}
+# A build with nothing to do is not worth a line.
+[ $((SECONDS - started)) -lt 2 ] || echo "build: $folder is up to date ($((SECONDS - started)) s)"

@@ -1,0 +1,64 @@
+"""Checks that every room includes only itself and the rooms before it, and torch only where the design allows it."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = "base config layout plan io optim checkpoint comm paging reduce engine report launch python".split()
+TORCH_ROOMS = {"paging", "reduce", "engine", "python"}
+# These never see torch, not even through a room that does.
+TORCH_FREE_ROOMS = {"report", "launch"}
+INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
+TORCH = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
+
+
+def room_of(path: Path) -> str:
+    """The room a file lives in: zeropage/<room>/..., or "python" for the bindings."""
+    parts = path.relative_to(ROOT).parts
+    return parts[1] if parts[0] == "zeropage" else "python"
+
+
+def may_include_torch(path: Path) -> bool:
+    room = room_of(path)
+    return room in TORCH_ROOMS or (room == "comm" and path.name.startswith("c10d_"))
+
+
+def problem(path: Path, included: str) -> str | None:
+    """What is wrong with this include in this file, or None."""
+    room = room_of(path)
+    if TORCH.match(included):
+        return None if may_include_torch(path) else f"room {room} must not include torch"
+    match = re.match(r"zeropage/([^/]+)/", included)
+    if not match:
+        return None
+    other = match.group(1)
+    if other not in ROOMS:
+        return f"there is no room {other}"
+    if ROOMS.index(other) > ROOMS.index(room):
+        return f"room {room} comes before {other} and must not know it"
+    if room in TORCH_FREE_ROOMS and other in TORCH_ROOMS:
+        return f"room {room} is free of torch and {other} is not"
+    if Path(included).name.startswith("c10d_") and not may_include_torch(path):
+        return f"room {room} must not include torch, and {included} does"
+    return None
+
+
+def main() -> int:
+    files = [p for folder in ("zeropage", "python/bind") for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".h", ".cc")]
+    problems = []
+    for path in files:
+        if room_of(path) not in ROOMS:
+            problems.append(f"{path.relative_to(ROOT)}: {room_of(path)} is not a room; the rooms are {', '.join(ROOMS)}")
+            continue
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            match = INCLUDE.match(line)
+            found = match and problem(path, match.group(1))
+            if found:
+                problems.append(f"{path.relative_to(ROOT)}:{number}: {match.group(1)}: {found}")
+    print("\n".join(problems) if problems else f"layers: {len(files)} files keep to the order of the rooms")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""Checks the format of the C++ files and the length of all files. `check_style.py CLANG_FORMAT [--fix]`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_LINES = 500
+SOURCES = {".h", ".cc"}
+COUNTED = SOURCES | {".py", ".sh", ".cmake"}
+
+
+def tracked() -> list[Path]:
+    """Files of the project: what git knows, and new files that it does not ignore."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+    return [ROOT / name for name in sorted(set(names.split("\0"))) if name and (ROOT / name).is_file()]
+
+
+def main() -> int:
+    clang_format, fix = sys.argv[1], "--fix" in sys.argv[2:]
+    files = tracked()
+    problems = []
+    for path in files:
+        if path.suffix in COUNTED and (lines := len(path.read_text().splitlines())) > MAX_LINES:
+            problems.append(f"{path.relative_to(ROOT)}: {lines} lines; a file has at most {MAX_LINES}: split it by what its parts do")
+    sources = [str(p) for p in files if p.suffix in SOURCES]
+    command = [clang_format, "-i"] if fix else [clang_format, "--dry-run", "--Werror", "--ferror-limit=1"]
+    done = subprocess.run([*command, *sources], capture_output=True, text=True) if sources else None
+    if done and done.returncode:
+        problems.append(done.stderr.strip() + "\nformat: run `make format`")
+    print("\n".join(problems) if problems else f"style: {len(files)} files have the format and the length they should")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

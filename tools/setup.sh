@@ -1,0 +1,121 @@
+#!/usr/bin/env bash
+# Brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before it acts, so
+# that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+tested_torch=torch==2.13.0
+cpu_index=https://download.pytorch.org/whl/cpu
+log=build/setup.log
+mkdir -p build
+
+fail() {
+  echo "setup: $1" >&2
+  exit 1
+}
+
+# run LINE COMMAND...: says LINE, keeps the command's output in the log, shows its end when it fails.
+run() {
+  local line=$1
+  shift
+  echo "setup: $line"
+  "$@" >>"$log" 2>&1 || {
+    tail -n 15 "$log" >&2
+    return 1
+  }
+}
+
+# Header or program, and the package that brings it.
+missing_packages() {
+  local probe package
+  while read -r probe package; do
+    case $probe in
+      *.h | *.hpp) [ -e "/usr/include/$probe" ] || [ -e "/usr/local/include/$probe" ] || echo "$package" ;;
+      *) command -v "$probe" >/dev/null || echo "$package" ;;
+    esac
+  done <<'LIST'
+g++ g++
+cmake cmake
+ninja ninja-build
+ccache ccache
+make make
+git git
+nlohmann/json.hpp nlohmann-json3-dev
+CLI/CLI.hpp libcli11-dev
+fmt/format.h libfmt-dev
+spdlog/spdlog.h libspdlog-dev
+gtest/gtest.h libgtest-dev
+xxhash.h libxxhash-dev
+benchmark/benchmark.h libbenchmark-dev
+LIST
+  command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
+  [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+  "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    echo python3-dev
+}
+
+install_packages() {
+  local packages sudo=
+  packages=$(missing_packages | tr '\n' ' ')
+  [ -n "${packages// /}" ] || return 0
+  command -v apt-get >/dev/null || fail "missing: $packages(names as in Debian). Install them with this system's package manager and run this again."
+  if [ "$(id -u)" != 0 ]; then
+    command -v sudo >/dev/null || fail "missing: $packages. Become root and run: apt-get install $packages"
+    sudo=sudo
+  fi
+  run "refreshing apt's lists" $sudo apt-get update -q || echo "setup: apt-get update failed; trying with the lists that are there"
+  # shellcheck disable=SC2086
+  run "installing $packages" $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages ||
+    fail "apt-get could not install: $packages. Its last lines are above; mend that and run this again."
+}
+
+make_venv() {
+  [ -x .venv/bin/python ] && return 0
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1). Say which one to use: make PYTHON=python3.12 setup"
+  run "making .venv with $("$python" -V 2>&1)" "$python" -m venv .venv || fail "could not make .venv; its last lines are above."
+}
+
+# in_venv MODULE: is it installed? (a look at the folder: importing torch to see would take seconds)
+in_venv() { compgen -G ".venv/lib/python3*/site-packages/$1" >/dev/null; }
+
+install_torch() {
+  local want=${TORCH:-$tested_torch} place=
+  in_venv torch/version.py && return 0
+  # Without a GPU the small CPU build does; its index may be out of reach where a mirror is not.
+  if [ -z "${TORCH:-}" ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then place="--index-url $cpu_index"; fi
+  # shellcheck disable=SC2086
+  run "installing $want (a few hundred MB) $place" .venv/bin/pip install -q $place "$want" && return 0
+  [ -n "$place" ] && run "that index did not answer; installing $want from the usual one" .venv/bin/pip install -q "$want" && return 0
+  fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
+}
+
+install_python_packages() {
+  local want=() module package
+  while read -r module package; do
+    in_venv "$module" || want+=("$package")
+  done <<'LIST'
+numpy numpy
+pytest pytest
+tqdm tqdm
+clang_format clang-format==14.0.6
+LIST
+  [ ${#want[@]} = 0 ] && return 0
+  run "installing ${want[*]}" .venv/bin/pip install -q "${want[@]}" ||
+    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+}
+
+# The package is used where it stands: the venv's import path gets the folder python/, its bin/ the built command.
+link_package() {
+  local site
+  for site in .venv/lib/python3*/site-packages; do
+    [ "$(cat "$site/zeropage.pth" 2>/dev/null)" = "$PWD/python" ] || echo "$PWD/python" >"$site/zeropage.pth"
+  done
+  [ "$(readlink .venv/bin/zeropage)" = ../../build/dev/zeropage ] || ln -sf ../../build/dev/zeropage .venv/bin/zeropage
+}
+
+install_packages
+make_venv
+install_torch
+install_python_packages
+link_package
