@@ -1,0 +1,118 @@
+/// \file
+/// The engine: takes a model's parameters, places their state as the configuration says, and runs backward and step.
+/// The same class serves C++ programs and, through thin bindings, the Python package.
+///
+///     Engine engine(parameters, groups, config, communicator, device);
+///     loss = model->forward(batch);  engine.backward(loss);  engine.step();
+///
+/// Not thread-safe: one thread drives an engine (autograd's own threads aside).
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "zeropage/base/ledger.h"
+#include "zeropage/comm/communicator.h"
+#include "zeropage/config/config.h"
+#include "zeropage/paging/pager.h"
+#include "zeropage/plan/model_state.h"
+
+namespace zeropage::engine {
+
+/// One parameter of the model. The tensor stays the user's own object: the engine replaces its storage.
+struct ParameterInput {
+  std::string name;
+  at::Tensor tensor;
+  int group = -1;  ///< index into the groups, -1: no optimizer updates it
+};
+
+/// Options of `Engine::backward`.
+struct BackwardOptions {
+  bool retain_graph = false;
+  bool scale_by_accumulation = true;  ///< divide the loss by gradient_accumulation_steps
+};
+
+/// What the last boundary step did.
+struct StepResult {
+  bool applied = false;            ///< false: skipped because of an overflow
+  double gradient_norm = 0.0;      ///< global 2-norm before clipping
+  float clip_coefficient = 1.0f;
+  std::string overflow_parameter;  ///< when skipped: the first parameter (of the lowest rank) with inf or nan
+};
+
+class Engine {
+ public:
+  /// Collective. Casts floating parameters to the configured precision, gives every rank rank 0's values, and moves all state
+  /// to its place. Peak memory: the model as given plus this rank's state plus one page.
+  /// Errors: ConfigError (no parameters, wrong device, unsupported dtype, parameters that share memory), PeerError
+  /// (ranks differ in configuration or model; the message shows the first difference).
+  Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups, const config::Config& config,
+         std::shared_ptr<comm::Communicator> communicator, c10::Device device);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  /// Call before each forward: takes in parameters that were replaced from outside (`p.data = ...`). Cost: nanoseconds per
+  /// parameter.
+  void before_forward();
+
+  /// Runs the backward of `loss` (scalar), scaled for fp16 and by the accumulation steps; gradients go to the engine and
+  /// `p.grad` stays empty. Returns the loss divided by the accumulation steps. Errors: those of the graph, PeerError,
+  /// TimeoutError.
+  at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options = {});
+
+  /// Ends a micro step. At an accumulation boundary: verdict over all ranks, update, next learning rate; returns true. In
+  /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
+  /// Error (loss scale exhausted). A step is applied by all ranks or by none.
+  bool step();
+
+  /// Forgets gradients accumulated so far.
+  void zero_grad();
+
+  bool is_accumulation_boundary() const;
+  void set_accumulation_boundary(std::optional<bool> boundary);  ///< nullopt: count micro steps again
+  void set_accumulation_steps(std::int64_t steps);
+
+  /// Hyperparameters in force, one entry per group; write to change them from the next step on.
+  std::vector<config::AdamParams>& groups();
+
+  /// Learning rates the configured schedule gives for the next step; empty when there is no schedule.
+  std::vector<double> scheduled_lrs() const;
+  std::int64_t schedule_iteration() const;
+  void set_schedule_iteration(std::int64_t iteration);
+
+  double loss_scale() const;
+  std::int64_t global_steps() const;   ///< boundary steps, applied or skipped
+  std::int64_t skipped_steps() const;
+  std::int64_t micro_steps() const;    ///< calls of step()
+  const StepResult& last_step() const;
+
+  /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
+  std::int64_t gather(const std::vector<at::Tensor>& parameters);
+
+  /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each rank wrote
+  /// stands, which must be the same everywhere.
+  void release(std::int64_t ticket, int modifier_rank = -1);
+
+  /// Gives cached frames and evictable pages back to the system.
+  void trim_memory();
+
+  const std::shared_ptr<Ledger>& ledger() const;
+  paging::PagerStats pager_stats() const;
+  plan::StateBytes formula_bytes() const;                  ///< per rank, for this configuration
+  plan::StateBytes formula_bytes_at_stage(int stage) const;
+  const comm::Communicator& communicator() const;
+  std::int64_t trainable_numel() const;
+  std::int64_t page_count() const;
+
+ private:
+  class Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace zeropage::engine
