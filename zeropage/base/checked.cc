@@ -8,8 +8,8 @@ namespace zeropage {
 namespace {
 
 [[noreturn]] void throw_out_of_range(std::int64_t a, char operation, std::int64_t b, std::string_view what) {
-  throw ConfigError(fmt::format("{}: {} {} {} is not a size between 0 and 2^63 - 1; check the sizes it is made of", what, a,
-                                operation, b));
+  throw ConfigError(fmt::format("{}: {} {} {} is not a size between 0 and 2^63 - 1; check the sizes it is made of",
+                                what, a, operation, b));
 }
 
 }  // namespace

@@ -40,8 +40,8 @@ void check_parameter(const ParameterSpec& spec) {
     throw ConfigError(fmt::format("layout: parameter '{}' has {} elements; expected 0 or more", spec.name, spec.numel));
   }
   if (spec.group < -1) {
-    throw ConfigError(fmt::format("layout: parameter '{}' is in optimizer group {}; expected -1 (none) or more", spec.name,
-                                  spec.group));
+    throw ConfigError(fmt::format("layout: parameter '{}' is in optimizer group {}; expected -1 (none) or more",
+                                  spec.name, spec.group));
   }
   const bool any_size = spec.dtype == DType::kOther;
   if (any_size ? spec.element_bytes < 1 : spec.element_bytes != element_bytes(spec.dtype)) {
@@ -137,9 +137,10 @@ std::string Layout::describe() const {
   std::string text;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     const ParameterSpec& spec = parameters_[i];
-    fmt::format_to(std::back_inserter(text), "{} numel={} {}x{}B group={} {} {} page={} offset={}\n", spec.name, spec.numel,
-                   dtype_name(spec.dtype), spec.element_bytes, spec.group, spec.trainable ? "trainable" : "frozen",
-                   spec.persistent ? "persistent" : "paged", page_of_[i], offset_of_[i]);
+    fmt::format_to(std::back_inserter(text), "{} numel={} {}x{}B group={} {} {} page={} offset={}\n", spec.name,
+                   spec.numel, dtype_name(spec.dtype), spec.element_bytes, spec.group,
+                   spec.trainable ? "trainable" : "frozen", spec.persistent ? "persistent" : "paged", page_of_[i],
+                   offset_of_[i]);
   }
   return text;
 }

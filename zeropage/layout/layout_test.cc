@@ -71,7 +71,8 @@ void expect_pages_hold_all_parameters(const Layout& layout) {
     }
     EXPECT_EQ(page.used_numel, end);
     EXPECT_LE(page.used_numel, std::max(options.page_numel, largest));
-    EXPECT_TRUE(largest <= options.page_numel || page.placements.size() == 1) << "an oversized parameter shares its page";
+    EXPECT_TRUE(largest <= options.page_numel || page.placements.size() == 1)
+        << "an oversized parameter shares its page";
     EXPECT_GT(page.shard_numel, 0);
     EXPECT_EQ(page.shard_numel % options.shard_alignment_numel, 0);
     EXPECT_EQ(page.padded_numel, page.shard_numel * options.world_size);
@@ -138,9 +139,9 @@ TEST(Layout, SegmentsOfAnyRangeEqualTheElementwiseAnswer) {
 
 // Would catch a change of the packing rule, which changes what every checkpoint and every rank expects.
 TEST(Layout, PacksInOrderAndClosesFullPages) {
-  const Layout layout({spec("a", 60), spec("h", 10, DType::kBFloat16), spec("b", 30), spec("c", 20), spec("big", 500),
-                       spec("d", 4)},
-                      {2, 100, 16, 8});
+  const Layout layout(
+      {spec("a", 60), spec("h", 10, DType::kBFloat16), spec("b", 30), spec("c", 20), spec("big", 500), spec("d", 4)},
+      {2, 100, 16, 8});
   std::vector<int> pages;
   for (int i = 0; i < 6; ++i) pages.push_back(layout.page_of(i));
   EXPECT_EQ(pages, (std::vector<int>{0, 1, 0, 2, 3, 4}));

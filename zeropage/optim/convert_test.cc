@@ -1,0 +1,132 @@
+#include "zeropage/optim/convert.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::optim {
+namespace {
+
+/// A 16-bit type by its numbers, and conversions by the book in double.
+struct Format {
+  DType dtype;
+  int mantissa_bits;
+  int exponent_min;
+  int exponent_max;
+  std::uint16_t (*narrow)(float);
+  float (*widen)(std::uint16_t);
+
+  double value(std::uint16_t bits) const {
+    const int mantissa = bits & ((1 << mantissa_bits) - 1);
+    const int exponent = (bits & 0x7fff) >> mantissa_bits;
+    const double sign = bits & 0x8000 ? -1.0 : 1.0;
+    if (exponent == exponent_max - exponent_min + 2) return mantissa ? NAN : sign * INFINITY;
+    const int implicit = exponent == 0 ? 0 : 1 << mantissa_bits;
+    return sign * std::ldexp(implicit + mantissa, std::max(exponent, 1) - 1 + exponent_min - mantissa_bits);
+  }
+
+  double rounded(double x) const {
+    if (x == 0.0 || !std::isfinite(x)) return x;
+    const double ulp = std::ldexp(1.0, std::max(std::ilogb(x), exponent_min) - mantissa_bits);
+    const double near = std::nearbyint(x / ulp) * ulp;
+    return std::abs(near) >= std::ldexp(1.0, exponent_max + 1) ? std::copysign(INFINITY, x) : near;
+  }
+};
+
+const Format kFormats[] = {{DType::kBFloat16, 7, -126, 127, bfloat16_from_float, float_from_bfloat16},
+                           {DType::kFloat16, 10, -14, 15, float16_from_float, float_from_float16}};
+
+void expect_same(double got, double expected, double input) {
+  if (std::isnan(expected)) {
+    EXPECT_TRUE(std::isnan(got)) << input;
+  } else {
+    EXPECT_EQ(got, expected) << input;
+    EXPECT_EQ(std::signbit(got), std::signbit(expected)) << input;
+  }
+}
+
+// Would catch a wrong exponent, a lost subnormal, an infinity read as a number: all 65,536 values.
+TEST(Convert, WideningIsExactForEveryValue) {
+  for (const Format& format : kFormats) {
+    for (int bits = 0; bits < 65536 && !HasFailure(); ++bits) {
+      expect_same(format.widen(static_cast<std::uint16_t>(bits)), format.value(static_cast<std::uint16_t>(bits)), bits);
+    }
+  }
+}
+
+// Would catch every rounding mistake: each 16-bit value, the midpoint to its successor, and the fp32 neighbours of both.
+TEST(Convert, NarrowingIsRightAroundEveryValueAndMidpoint) {
+  for (const Format& format : kFormats) {
+    for (int bits = 0; bits < 65535 && !HasFailure(); ++bits) {
+      const double here = format.value(static_cast<std::uint16_t>(bits));
+      const double next = format.value(static_cast<std::uint16_t>(bits + 1));
+      for (double point : {here, (here + next) / 2}) {
+        const float x = static_cast<float>(point);
+        for (float input : {x, std::nextafter(x, INFINITY), std::nextafter(x, -INFINITY)}) {
+          expect_same(format.widen(format.narrow(input)), format.rounded(input), input);
+        }
+      }
+    }
+  }
+}
+
+TEST(Convert, NarrowingIsRightForRandomBits) {
+  std::mt19937 random(3);
+  for (const Format& format : kFormats) {
+    for (int i = 0; i < 300000 && !HasFailure(); ++i) {
+      const float input = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
+      expect_same(format.widen(format.narrow(input)), format.rounded(input), input);
+    }
+  }
+}
+
+// A NaN whose payload sits in the dropped bits must not become infinity.
+TEST(Convert, NanStaysNan) {
+  for (const Format& format : kFormats) {
+    for (std::uint32_t bits : {0x7f800001U, 0xff800001U, 0x7fffffffU, 0x7fc00000U, 0xffffffffU}) {
+      EXPECT_TRUE(std::isnan(format.widen(format.narrow(std::bit_cast<float>(bits))))) << std::hex << bits;
+    }
+  }
+}
+
+// Would catch a vector loop that differs from the scalar function, or writes past its end, at any length and alignment.
+TEST(Convert, ArraysEqualScalarsForAllLengthsAndMisalignments) {
+  std::mt19937 random(5);
+  std::vector<float> wide(80), back(80);
+  std::vector<std::uint16_t> narrow(80);
+  for (float& x : wide) x = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
+  for (const Format& format : kFormats) {
+    for (int start = 0; start < 9; ++start) {
+      for (int numel = 0; numel <= 67; ++numel) {
+        std::fill(narrow.begin(), narrow.end(), std::uint16_t{0xabcd});
+        std::fill(back.begin(), back.end(), -7.0F);
+        from_float32(wide.data() + start, narrow.data() + start, format.dtype, numel);
+        to_float32(narrow.data() + start, format.dtype, back.data() + start, numel);
+        for (int i = 0; i < 80; ++i) {
+          const bool inside = i >= start && i < start + numel;
+          ASSERT_EQ(narrow[i], inside ? format.narrow(wide[i]) : 0xabcd) << start << " " << numel << " " << i;
+          const float expected = inside ? format.widen(narrow[i]) : -7.0F;
+          ASSERT_EQ(std::bit_cast<std::uint32_t>(back[i]), std::bit_cast<std::uint32_t>(expected));
+        }
+      }
+    }
+  }
+}
+
+TEST(Convert, Fp32IsCopiedAndOtherTypesAreErrors) {
+  float from = 1.5F, to = 0.0F;
+  to_float32(&from, DType::kFloat32, &to, 1);
+  EXPECT_EQ(to, 1.5F);
+  from = 2.5F;
+  from_float32(&from, &to, DType::kFloat32, 1);
+  EXPECT_EQ(to, 2.5F);
+  EXPECT_THROW(to_float32(&from, DType::kFloat64, &to, 1), UsageError);
+  EXPECT_THROW(from_float32(&from, &to, DType::kOther, 1), UsageError);
+}
+
+}  // namespace
+}  // namespace zeropage::optim
