@@ -121,6 +121,14 @@ void Pager::unpin(int page) {
   if (--state.pins == 0) evict_if_far(page);
 }
 
+void Pager::explain_absence(int page, const std::string& cause) {
+  auto guard = lock();
+  if (pages_[page].state != State::kAbsent) return;
+  for (auto& home : pages_[page].homes) {
+    release_storage(home.storage.unsafeGetStorageImpl(), home.message + " Cause: " + cause);
+  }
+}
+
 void Pager::note_write(int page) {
   auto guard = lock();
   pages_[page].written = true;

@@ -77,6 +77,9 @@ class Pager {
   void touch(int page, bool writes, std::string_view user);
   void unpin(int page);
 
+  /// Makes the guards of an absent page say why it is absent.
+  void explain_absence(int page, const std::string& cause);
+
   /// An operator wrote a parameter of an always resident page (16-bit: its master must follow).
   void note_write(int page);
 
@@ -102,6 +105,7 @@ class Pager {
   void trim(bool evict_all);
 
   PagerStats stats() const;
+  const std::shared_ptr<PagerHandle>& handle() const { return handle_; }
 
  private:
   enum class State { kAbsent, kArriving, kResident };

@@ -19,6 +19,7 @@ class Pager;
 /// How links find the pager; the pager clears it when it goes, since a model may outlive its engine.
 struct PagerHandle {
   std::atomic<Pager*> pager{nullptr};
+  std::atomic<bool> functions_seen{false};  ///< a custom autograd.Function took one of its parameters
 };
 
 struct ParameterLink {
