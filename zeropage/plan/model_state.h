@@ -1,0 +1,59 @@
+/// \file
+/// How many bytes of model state a rank holds: the formula beside which measured bytes are printed.
+///
+///   kind        fp32      bf16, fp16                      sharded from
+///   parameters  4         2                               stage 3 (persistent parameters never)
+///   gradients   stages 0, 1: the compute type, or with accumulation the accumulation type (fp32 unless configured);
+///               stages 2, 3: fp32, 4 bytes                stage 2
+///   optimizer   8 (m, v)  12 (fp32 master, m, v)          stage 1
+///
+/// Frozen parameters have parameters only. In fp32 the parameter is its own master.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "zeropage/base/dtype.h"
+#include "zeropage/config/config.h"
+#include "zeropage/layout/layout.h"
+
+namespace zeropage::plan {
+
+/// Bytes on one rank.
+struct StateBytes {
+  std::int64_t parameters = 0;
+  std::int64_t gradients = 0;
+  std::int64_t optimizer = 0;
+
+  std::int64_t total() const { return parameters + gradients + optimizer; }
+  bool operator==(const StateBytes&) const = default;
+};
+
+/// Elements of a model, padded or not.
+struct ParameterCounts {
+  std::int64_t trainable_numel = 0;
+  std::int64_t frozen_numel = 0;
+  std::int64_t persistent_numel = 0;  ///< those of the two above that stay whole at stage 3
+};
+
+/// What decides the bytes beside the counts.
+struct StateOptions {
+  int stage = 0;
+  int world_size = 1;
+  config::Precision precision = config::Precision::kFp32;
+  std::int64_t accumulation_steps = 1;
+  std::optional<DType> accumulation_dtype;  ///< data_types.grad_accum_dtype
+
+  /// As `config` says, for `world_size` ranks.
+  static StateOptions from_config(const config::Config& config, int world_size);
+};
+
+/// Elements of `layout`, with the padding of its pages or without. Elements of type kOther are not counted: no formula
+/// covers them. Cost: linear in pages and parameters.
+ParameterCounts count_parameters(const layout::Layout& layout, bool padded);
+
+/// The formula above; a shard is the count divided by the world, rounded up. Errors: ConfigError for a stage outside 0-3,
+/// a world below 1, or sizes beyond 63 bits.
+StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options);
+
+}  // namespace zeropage::plan

@@ -1,0 +1,84 @@
+#include "zeropage/plan/model_state.h"
+
+#include <gtest/gtest.h>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::plan {
+namespace {
+
+using config::Precision;
+
+StateBytes bytes(int stage, int world_size, Precision precision, std::int64_t accumulation_steps = 1,
+                 std::optional<DType> accumulation_dtype = {}) {
+  return model_state_bytes({800, 80, 8}, {stage, world_size, precision, accumulation_steps, accumulation_dtype});
+}
+
+// The table of the header by hand: 800 trainable, 80 frozen, 8 of them persistent.
+TEST(ModelState, EveryStageAndPrecision) {
+  EXPECT_EQ(bytes(0, 4, Precision::kFp32), (StateBytes{880 * 4, 800 * 4, 800 * 8}));
+  EXPECT_EQ(bytes(1, 4, Precision::kFp32), (StateBytes{880 * 4, 800 * 4, 200 * 8}));
+  EXPECT_EQ(bytes(2, 4, Precision::kFp32), (StateBytes{880 * 4, 200 * 4, 200 * 8}));
+  EXPECT_EQ(bytes(3, 4, Precision::kFp32), (StateBytes{(218 + 8) * 4, 200 * 4, 200 * 8}));
+  EXPECT_EQ(bytes(0, 4, Precision::kBf16), (StateBytes{880 * 2, 800 * 2, 800 * 12}));
+  EXPECT_EQ(bytes(1, 4, Precision::kFp16), (StateBytes{880 * 2, 800 * 2, 200 * 12}));
+  EXPECT_EQ(bytes(2, 4, Precision::kBf16), (StateBytes{880 * 2, 200 * 4, 200 * 12}));
+  EXPECT_EQ(bytes(3, 4, Precision::kFp16), (StateBytes{(218 + 8) * 2, 200 * 4, 200 * 12}));
+  EXPECT_EQ(bytes(3, 4, Precision::kFp16).total(), 226 * 2 + 200 * 16);
+}
+
+// Whole gradients that are accumulated are fp32 unless configured; shards are always fp32.
+TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
+  for (int stage : {0, 1}) {
+    EXPECT_EQ(bytes(stage, 2, Precision::kBf16, 4).gradients, 800 * 4);
+    EXPECT_EQ(bytes(stage, 2, Precision::kBf16, 4, DType::kBFloat16).gradients, 800 * 2);
+    EXPECT_EQ(bytes(stage, 2, Precision::kBf16, 1, DType::kFloat32).gradients, 800 * 2);
+  }
+  EXPECT_EQ(bytes(2, 2, Precision::kBf16, 4, DType::kBFloat16).gradients, 400 * 4);
+}
+
+TEST(ModelState, OneRankHoldsEverythingAndOddCountsRoundUp) {
+  EXPECT_EQ(bytes(3, 1, Precision::kFp32), bytes(0, 1, Precision::kFp32));
+  EXPECT_EQ(model_state_bytes({7, 0, 0}, {3, 4, Precision::kFp32}), (StateBytes{2 * 4, 2 * 4, 2 * 8}));
+}
+
+TEST(ModelState, CountsOfALayoutWithAndWithoutPadding) {
+  const auto spec = [](std::int64_t numel, DType dtype, bool trainable, bool persistent) {
+    return layout::ParameterSpec{"p", numel, dtype, element_bytes(dtype), 0, trainable, persistent};
+  };
+  const layout::Layout layout({spec(10, DType::kFloat32, true, false), spec(3, DType::kFloat32, true, true),
+                               spec(5, DType::kFloat32, false, false), spec(99, DType::kOther, false, false),
+                               spec(2, DType::kFloat32, true, false)},
+                              {2, 1000, 16, 8});
+  const ParameterCounts bare = count_parameters(layout, false);
+  EXPECT_EQ(bare.trainable_numel, 15);
+  EXPECT_EQ(bare.frozen_numel, 5);
+  EXPECT_EQ(bare.persistent_numel, 3);
+  const ParameterCounts padded = count_parameters(layout, true);
+  EXPECT_EQ(padded.trainable_numel, 32 + 16);
+  EXPECT_EQ(padded.frozen_numel, 16);
+  EXPECT_EQ(padded.persistent_numel, 16);
+}
+
+TEST(ModelState, NonsenseIsAnError) {
+  EXPECT_THROW(bytes(4, 1, Precision::kFp32), ConfigError);
+  EXPECT_THROW(bytes(0, 0, Precision::kFp32), ConfigError);
+  EXPECT_THROW(model_state_bytes({INT64_MAX / 2, 0, 0}, {}), ConfigError);
+}
+
+TEST(ModelState, OptionsComeFromTheConfiguration) {
+  config::Config config;
+  config.zero.stage = 2;
+  config.precision = Precision::kFp16;
+  config.batch.accumulation_steps = 3;
+  config.gradients.accumulation_dtype = DType::kFloat16;
+  const StateOptions options = StateOptions::from_config(config, 5);
+  EXPECT_EQ(options.stage, 2);
+  EXPECT_EQ(options.world_size, 5);
+  EXPECT_EQ(options.precision, Precision::kFp16);
+  EXPECT_EQ(options.accumulation_steps, 3);
+  EXPECT_EQ(options.accumulation_dtype, DType::kFloat16);
+}
+
+}  // namespace
+}  // namespace zeropage::plan
