@@ -1,6 +1,6 @@
 /// \file
-/// Conversion between fp32 and the 16-bit types, scalar and by the array. Towards 16 bits the nearest value is taken, ties
-/// to even; too large values become infinite; NaN stays NaN. Towards 32 bits it is exact.
+/// Conversion between fp32 and the 16-bit types, scalar and by the array. Towards 16 bits the nearest value is taken,
+/// ties to even; too large values become infinite; NaN stays NaN. Towards 32 bits it is exact.
 #pragma once
 
 #include <bit>

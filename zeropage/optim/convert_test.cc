@@ -58,7 +58,7 @@ TEST(Convert, WideningIsExactForEveryValue) {
   }
 }
 
-// Would catch every rounding mistake: each 16-bit value, the midpoint to its successor, and the fp32 neighbours of both.
+// Would catch every rounding mistake: each value, the midpoint to the next, and their fp32 neighbours.
 TEST(Convert, NarrowingIsRightAroundEveryValueAndMidpoint) {
   for (const Format& format : kFormats) {
     for (int bits = 0; bits < 65535 && !HasFailure(); ++bits) {

@@ -67,8 +67,7 @@ void LossScaler::set_state(const LossScaleState& state) {
       state.last_overflow_step >= state.step || state.hysteresis_left < 1) {
     throw CheckpointError(
         fmt::format("the checkpoint's loss scale is damaged: scale {}, step {}, last overflow in step {}, hysteresis "
-                    "left {}; expected a "
-                    "positive scale, an overflow before the step, and a hysteresis of at least 1",
+                    "left {}; expected a positive scale, an overflow before the step, and a hysteresis of at least 1",
                     state.scale, state.step, state.last_overflow_step, state.hysteresis_left));
   }
   if (!config_.dynamic) return;

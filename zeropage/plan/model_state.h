@@ -52,8 +52,8 @@ struct StateOptions {
 /// covers them. Cost: linear in pages and parameters.
 ParameterCounts count_parameters(const layout::Layout& layout, bool padded);
 
-/// The formula above; a shard is the count divided by the world, rounded up. Errors: ConfigError for a stage outside 0-3,
-/// a world below 1, or sizes beyond 63 bits.
+/// The formula above; a shard is the count divided by the world, rounded up. Errors: ConfigError for a stage outside
+/// 0-3, a world below 1, or sizes beyond 63 bits.
 StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options);
 
 }  // namespace zeropage::plan
