@@ -35,10 +35,10 @@ struct Gradients {
   double clipping = 0.0;  ///< largest global 2-norm; 0 = no clipping (as PyTorch; newer DeepSpeed clips at 1.0 then)
   bool prescale = false;
   double predivide_factor = 1.0;
-  bool sum_instead_of_mean = false;                ///< gradient_allreduce_op "sum"
-  std::optional<DType> accumulation_dtype;         ///< data_types.grad_accum_dtype
-  std::optional<DType> communication_dtype;        ///< communication_data_type
-  bool check_overflow = true;                      ///< bf16.check_grad_overflow; always true for fp16
+  bool sum_instead_of_mean = false;          ///< gradient_allreduce_op "sum"
+  std::optional<DType> accumulation_dtype;   ///< data_types.grad_accum_dtype
+  std::optional<DType> communication_dtype;  ///< communication_data_type
+  bool check_overflow = true;                ///< bf16.check_grad_overflow; always true for fp16
 };
 
 struct Zero {
@@ -114,8 +114,9 @@ struct Own {
   std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
   std::int64_t timeout_ms = 120'000;
   CommunicatorKind communicator = CommunicatorKind::kAuto;
-  bool deterministic_reduction = true;  ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
-  bool observe_functions = true;        ///< first-step observer for custom autograd Functions
+  bool deterministic_reduction =
+      true;                       ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
+  bool observe_functions = true;  ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
 };
 

@@ -1,0 +1,20 @@
+/// \file
+/// Checks a document against the tables.
+///
+/// 1. Each member of a section is a key of its table, an alias of one, or a section; anything else is an unknown key.
+/// 2. null counts as absent, for keys and sections; "auto" only for keys that say so.
+/// 3. A value has its key's type, range and choices.
+/// 4. A key that is not built has its default, unless its section is switched off and cannot do anything.
+/// 5. Keys the document does not have get their default; required ones are an error.
+#pragma once
+
+#include "zeropage/base/json_text.h"
+#include "zeropage/config/settings.h"
+
+namespace zeropage::config {
+
+/// All settings of a document, in table order: of sections with variants (optimizer.params) only the selected one.
+/// Errors: ConfigError with origin, line, key path, what was expected, what came, and what to do.
+Settings check(const json::Node& document, const std::string& origin);
+
+}  // namespace zeropage::config

@@ -1,0 +1,213 @@
+#include "zeropage/config/config.h"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
+#include "zeropage/config/batch.h"
+#include "zeropage/config/check.h"
+#include "zeropage/config/effective.h"
+
+namespace zeropage::config {
+namespace {
+
+std::optional<DType> dtype_of(const std::optional<std::string>& name) {
+  if (!name) return std::nullopt;
+  if (*name == "bf16") return DType::kBFloat16;
+  return *name == "fp16" ? DType::kFloat16 : DType::kFloat32;
+}
+
+Precision read_precision(const Settings& settings) {
+  const bool fp16 = settings.flag("fp16.enabled");
+  const bool bf16 = settings.flag("bf16.enabled");
+  if (fp16 && bf16) settings.fail("bf16.enabled", "expected fp16 or bf16, got both enabled; disable one");
+  const Precision precision = fp16 ? Precision::kFp16 : bf16 ? Precision::kBf16 : Precision::kFp32;
+  const std::string name = fp16 ? "fp16" : bf16 ? "bf16" : "fp32";
+  for (const char* key : {"data_types.param_dtype", "data_types.buffer_dtype"}) {
+    const auto dtype = settings.optional<std::string>(key);
+    if (dtype && *dtype != name) {
+      settings.fail(key, fmt::format("expected \"{}\", the enabled precision, got \"{}\"; remove the key, or enable {}",
+                                     name, *dtype, *dtype == "fp32" ? "neither fp16 nor bf16" : *dtype));
+    }
+  }
+  return precision;
+}
+
+LossScale read_loss_scale(const Settings& settings) {
+  LossScale scale;
+  const double fixed = settings.real("fp16.loss_scale");
+  scale.dynamic = fixed == 0;
+  scale.static_scale = scale.dynamic ? 1.0 : fixed;
+  scale.initial_power = static_cast<int>(settings.integer("fp16.initial_scale_power"));
+  scale.window = settings.integer("fp16.loss_scale_window");
+  scale.hysteresis = static_cast<int>(settings.integer("fp16.hysteresis"));
+  scale.consecutive_hysteresis = settings.flag("fp16.consecutive_hysteresis");
+  scale.min_scale = settings.real("fp16.min_loss_scale");
+  return scale;
+}
+
+Gradients read_gradients(const Settings& settings, Precision precision) {
+  Gradients gradients;
+  gradients.clipping = settings.real("gradient_clipping");
+  gradients.prescale = settings.flag("prescale_gradients");
+  gradients.predivide_factor = settings.real("gradient_predivide_factor");
+  gradients.sum_instead_of_mean = settings.text("gradient_allreduce_op") == "sum";
+  gradients.accumulation_dtype = dtype_of(settings.optional<std::string>("data_types.grad_accum_dtype"));
+  gradients.communication_dtype = dtype_of(settings.optional<std::string>("communication_data_type"));
+  gradients.check_overflow = precision != Precision::kBf16 || settings.flag("bf16.check_grad_overflow");
+  return gradients;
+}
+
+Zero read_zero(const Settings& settings) {
+  const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
+  Zero zero;
+  zero.stage = static_cast<int>(settings.integer(key("stage")));
+  zero.reduce_scatter = settings.flag(key("reduce_scatter"));
+  zero.overlap_comm = settings.flag(key("overlap_comm"));
+  zero.reduce_bucket_numel = settings.integer(key("reduce_bucket_size"));
+  zero.allgather_bucket_numel = settings.integer(key("allgather_bucket_size"));
+  zero.prefetch_bucket_numel = settings.integer(key("stage3_prefetch_bucket_size"));
+  zero.persistence_threshold_numel = settings.integer(key("stage3_param_persistence_threshold"));
+  zero.model_persistence_threshold_numel = settings.integer(key("stage3_model_persistence_threshold"));
+  zero.max_live_numel = settings.integer(key("stage3_max_live_parameters"));
+  zero.max_reuse_distance_numel = settings.integer(key("stage3_max_reuse_distance"));
+  zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
+  return zero;
+}
+
+Optimizer read_optimizer(const Settings& settings) {
+  Optimizer optimizer;
+  const auto type = settings.optional<std::string>("optimizer.type");
+  if (!type) return optimizer;
+  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
+  optimizer.kind = *type == "AdamW" ? OptimizerKind::kAdamW : OptimizerKind::kAdam;
+  AdamParams& adam = optimizer.adam;
+  adam.lr = settings.real(key("lr"));
+  adam.beta1 = settings.reals(key("betas"))[0];
+  adam.beta2 = settings.reals(key("betas"))[1];
+  adam.eps = settings.real(key("eps"));
+  adam.weight_decay = settings.real(key("weight_decay"));
+  adam.bias_correction = settings.flag(key("bias_correction"));
+  adam.decoupled_decay = settings.flag(key("adam_w_mode"));
+  if (optimizer.kind == OptimizerKind::kAdamW && !adam.decoupled_decay) {
+    settings.fail(key("adam_w_mode"),
+                  "expected true, as type \"AdamW\" says, got false; write type \"Adam\" for L2 in the gradient");
+  }
+  return optimizer;
+}
+
+void read_warmup(const Settings& settings, Schedule& schedule) {
+  const auto key = [](const char* name) { return std::string("scheduler.params.") + name; };
+  schedule.warmup_num_steps = settings.integer(key("warmup_num_steps"));
+  schedule.warmup_linear = settings.text(key("warmup_type")) == "linear";
+  if (schedule.kind == ScheduleKind::kWarmupCosine) {
+    schedule.warmup_min_ratio = settings.real(key("warmup_min_ratio"));
+    schedule.cos_min_ratio = settings.real(key("cos_min_ratio"));
+  } else {
+    schedule.warmup_min_lr = settings.real(key("warmup_min_lr"));
+    schedule.warmup_max_lr = settings.optional<double>(key("warmup_max_lr"));
+  }
+  if (schedule.kind == ScheduleKind::kWarmup) return;
+  schedule.total_num_steps = settings.integer(key("total_num_steps"));
+}
+
+void read_one_cycle(const Settings& settings, Schedule& schedule) {
+  const auto key = [](const char* name) { return std::string("scheduler.params.") + name; };
+  schedule.cycle_min_lr = settings.real(key("cycle_min_lr"));
+  schedule.cycle_max_lr = settings.real(key("cycle_max_lr"));
+  schedule.decay_lr_rate = settings.real(key("decay_lr_rate"));
+  schedule.cycle_first_step_size = settings.integer(key("cycle_first_step_size"));
+  schedule.cycle_second_step_size = settings.optional<std::int64_t>(key("cycle_second_step_size"));
+  schedule.cycle_first_stair_count = settings.integer(key("cycle_first_stair_count"));
+  schedule.cycle_second_stair_count = settings.optional<std::int64_t>(key("cycle_second_stair_count"));
+  schedule.decay_step_size = settings.integer(key("decay_step_size"));
+  schedule.cycle_momentum = settings.flag(key("cycle_momentum"));
+  schedule.cycle_min_mom = settings.real(key("cycle_min_mom"));
+  schedule.cycle_max_mom = settings.real(key("cycle_max_mom"));
+  schedule.decay_mom_rate = settings.real(key("decay_mom_rate"));
+}
+
+Schedule read_schedule(const Settings& settings) {
+  Schedule schedule;
+  const auto type = settings.optional<std::string>("scheduler.type");
+  if (!type) return schedule;
+  const auto key = [](const char* name) { return std::string("scheduler.params.") + name; };
+  schedule.last_batch_iteration = settings.integer(key("last_batch_iteration"));
+  if (*type == "OneCycle") {
+    schedule.kind = ScheduleKind::kOneCycle;
+    read_one_cycle(settings, schedule);
+  } else if (*type == "LRRangeTest") {
+    schedule.kind = ScheduleKind::kLrRangeTest;
+    schedule.range_test_min_lr = settings.real(key("lr_range_test_min_lr"));
+    schedule.range_test_step_size = settings.integer(key("lr_range_test_step_size"));
+    schedule.range_test_step_rate = settings.real(key("lr_range_test_step_rate"));
+    schedule.range_test_staircase = settings.flag(key("lr_range_test_staircase"));
+  } else {
+    schedule.kind = *type == "WarmupLR"        ? ScheduleKind::kWarmup
+                    : *type == "WarmupDecayLR" ? ScheduleKind::kWarmupDecay
+                                               : ScheduleKind::kWarmupCosine;
+    read_warmup(settings, schedule);
+  }
+  return schedule;
+}
+
+Own read_own(const Settings& settings) {
+  Own own;
+  own.page_numel = settings.integer("zeropage.page_numel");
+  own.timeout_ms = settings.integer("zeropage.timeout_ms");
+  const std::string& communicator = settings.text("zeropage.communicator");
+  own.communicator = communicator == "c10d"            ? CommunicatorKind::kC10d
+                     : communicator == "shared_memory" ? CommunicatorKind::kSharedMemory
+                                                       : CommunicatorKind::kAuto;
+  own.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
+  own.observe_functions = settings.flag("zeropage.observe_functions");
+  own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
+  return own;
+}
+
+}  // namespace
+
+Resolved resolve(const std::string& json_text, const std::string& origin, int world_size) {
+  if (world_size < 0)
+    throw ConfigError(fmt::format("world_size: expected 0 (not known yet) or more, got {}", world_size));
+  Settings settings = check(json::parse(json_text, origin), origin);
+  Config config;
+  config.batch = resolve_batch(settings, world_size);
+  config.precision = read_precision(settings);
+  config.loss_scale = read_loss_scale(settings);
+  config.cast_inputs = config.precision == Precision::kFp16 && settings.flag("fp16.auto_cast");
+  config.gradients = read_gradients(settings, config.precision);
+  config.zero = read_zero(settings);
+  config.optimizer = read_optimizer(settings);
+  config.schedule = read_schedule(settings);
+  config.steps_per_print = settings.optional<std::int64_t>("steps_per_print");
+  config.dump_state = settings.flag("dump_state");
+  config.dataloader_drop_last = settings.flag("dataloader_drop_last");
+  config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
+  config.own = read_own(settings);
+  config.effective_json = effective_json(settings);
+  return {std::move(settings), std::move(config)};
+}
+
+Config Config::from_json(const std::string& text, int world_size, const std::string& origin) {
+  return resolve(text, origin, world_size).config;
+}
+
+Config Config::from_file(const std::string& path, int world_size) {
+  std::ifstream file(path, std::ios::binary);
+  // One byte more than a document may have, so that the parser can say that it is too long.
+  std::string text(json::kMaxDocumentBytes + 1, '\0');
+  file.read(text.data(), static_cast<std::streamsize>(text.size()));
+  if (!file.is_open() || file.bad() || (file.gcount() == 0 && !file.eof())) {
+    throw IoError(fmt::format("{}: expected a readable configuration file, got: {}", path, std::strerror(errno)));
+  }
+  text.resize(static_cast<std::size_t>(file.gcount()));
+  return from_json(text, world_size, path);
+}
+
+}  // namespace zeropage::config

@@ -1,0 +1,32 @@
+/// \file
+/// The configuration in force, for people (`zeropage config`), for hashing (effective JSON) and as documentation.
+#pragma once
+
+#include <string>
+
+#include "zeropage/config/config.h"
+#include "zeropage/config/settings.h"
+
+namespace zeropage::config {
+
+/// A document with its settings resolved: cross-key rules checked, batch rule applied, derived values filled in.
+struct Resolved {
+  Settings settings;
+  Config config;
+};
+
+/// Parses, checks and resolves; what Config::from_json does, with the settings kept. Errors: as there.
+Resolved resolve(const std::string& json_text, const std::string& origin, int world_size);
+
+/// Every key in force as nested JSON in table order, two spaces of indentation, absent values as null. Reading it again
+/// gives the same configuration and the same text.
+std::string effective_json(const Settings& settings);
+
+/// The listing of `zeropage config FILE [--world_size N]`: one line per key in force, with its value and where it
+/// came from (line of the file, default, derived); keys without effect are listed where the file sets them. world_size 0: batch sizes stay open. Errors: as from_json.
+std::string describe(const std::string& json_text, const std::string& origin, int world_size);
+
+/// docs/config.md, generated from the tables.
+std::string reference_markdown();
+
+}  // namespace zeropage::config

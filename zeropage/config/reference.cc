@@ -1,0 +1,76 @@
+/// \file
+/// docs/config.md from the tables.
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "zeropage/config/effective.h"
+#include "zeropage/config/schema.h"
+
+namespace zeropage::config {
+namespace {
+
+constexpr const char* kOpening =
+    R"(<!-- Generated from zeropage/config/tables_*.cc. Do not edit: run `zeropage config --reference > docs/config.md`. -->
+# ds_config.json
+
+The file may hold `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
+are matched without regard to case. Keys that are not listed, duplicate keys and values of another type or range are errors that name
+the line. `"auto"` counts as absent for the three batch sizes and is an error elsewhere.
+
+Status:
+- **in force**: does what it says.
+- **accepted**: checked, then without effect, for the reason given.
+- **not available**: known, but not in this version: any value but the default is an error. Inside a section that is switched off
+  (`"enabled": false`, `"device": "none"`) it may say anything, since nothing would happen.
+
+`zeropage config FILE --world_size N` prints every value in force and where it came from.
+)";
+
+std::string cell(std::string text) {
+  for (std::size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.insert(at, 1, '\\');
+  return text;
+}
+
+std::string status_text(Status status) {
+  switch (status) {
+    case Status::kInForce: return "in force";
+    case Status::kAccepted: return "accepted";
+    case Status::kNotBuilt: return "not available";
+  }
+  return "";
+}
+
+std::string row(const Key& key) {
+  std::string names = fmt::format("`{}`", key.name);
+  for (const std::string& alias : key.aliases) names += fmt::format(" (also `{}`)", alias);
+  const std::string default_text = key.required ? "required"
+                                   : key.type == Type::kSwitchedSection
+                                       ? "absent"
+                                       : fmt::format("`{}`", to_text(key.default_value));
+  return fmt::format("| {} | {} | {} | {} | {} |\n", names, cell(key.expected()), default_text, status_text(key.status),
+                     cell(key.doc));
+}
+
+std::string title(const Section& section) {
+  if (section.path.empty()) return "Top level";
+  std::string title = fmt::format("`{}`", section.path);
+  if (!section.variants.empty()) title += fmt::format(" of {}", fmt::join(section.variants, " and "));
+  if (!section.alias.empty()) title += fmt::format(" (also `{}`)", section.alias);
+  return title;
+}
+
+}  // namespace
+
+std::string reference_markdown() {
+  std::string out = kOpening;
+  for (const Section& section : sections()) {
+    out += fmt::format("\n## {}\n{}{}\n", title(section), section.doc,
+                       section.presence_not_built ? " **Not available**: the section must be absent." : "");
+    if (section.keys.empty()) continue;
+    out += "\n| key | value | default | status | meaning |\n| --- | --- | --- | --- | --- |\n";
+    for (const Key& key : section.keys) out += row(key);
+  }
+  return out;
+}
+
+}  // namespace zeropage::config

@@ -1,0 +1,105 @@
+/// \file
+/// The vocabulary of `ds_config.json`. A key is one row: name, type, default, range, status and one line of
+/// documentation; a section is a list of rows. The rows live in `tables_*.cc`; checking (check.h), the typed Config
+/// (config.cc), the printed configuration (effective.h) and docs/config.md all read them, so adding a key is adding a row
+/// and, when it is in force, reading it in config.cc.
+#pragma once
+
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+namespace zeropage::config {
+
+/// A value in force; monostate stands for none (JSON null).
+using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, std::vector<double>,
+                           std::vector<std::string>>;
+
+/// `true`, `5`, `0.1`, `"text"`, `[1, 2]` or `null`, as JSON spells it.
+std::string to_text(const Value& value);
+
+enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSection };
+
+enum class Status {
+  kInForce,   ///< does what it says
+  kAccepted,  ///< checked, then without effect, for the reason its documentation gives
+  kNotBuilt,  ///< known; any value but the default is an error
+};
+
+/// One allowed text; matched without regard to case. `also` are other spellings of the same.
+struct Choice {
+  std::string name;
+  bool built = true;
+  std::vector<std::string> also = {};
+};
+
+struct Key {
+  std::string name;
+  Type type = Type::kBool;
+  Value default_value;
+  Status status = Status::kInForce;
+  std::string doc;
+  std::vector<std::string> aliases = {};
+  std::vector<Choice> choices = {};
+  std::optional<double> low = {};   ///< smallest allowed number
+  std::optional<double> high = {};  ///< largest allowed number
+  bool above_low = false;           ///< low itself is not allowed
+  bool below_high = false;          ///< high itself is not allowed
+  std::size_t length = 0;           ///< kReals: how many; 0: any
+  bool required = false;
+  bool auto_is_absent = false;      ///< "auto" means that the key is not there
+  bool infinity_is_absent = false;  ///< so does Infinity
+
+  Key& at_least(double value);
+  Key& positive();
+  Key& between(double smallest, double largest);
+  Key& from_up_to(double smallest, double not_reached);
+  Key& one_of(std::vector<Choice> allowed);
+  Key& also_named(std::initializer_list<std::string> names);
+  Key& must_be_given();
+
+  /// Whether a number lies in the range.
+  bool in_range(double number) const;
+
+  /// "an integer >= 1", `one of "log", "linear"`: what a value must be, for messages and documentation.
+  std::string expected() const;
+};
+
+Key flag(std::string name, bool default_value, Status status, std::string doc);
+Key integer(std::string name, Value default_value, Status status, std::string doc);
+Key real(std::string name, Value default_value, Status status, std::string doc);
+Key text(std::string name, Value default_value, Status status, std::string doc);
+Key reals(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc);
+Key texts(std::string name, std::vector<std::string> default_value, Status status, std::string doc);
+
+/// A section whose inside is not checked: it may be empty or carry `"enabled": false`; anything else is not built.
+Key switched_section(std::string name, std::string doc);
+
+struct Section {
+  std::string path;  ///< "zero_optimization.offload_param"; "" is the top level
+  std::string doc;
+  std::vector<Key> keys = {};
+  std::string alias = {};                  ///< another name of the last part of the path
+  std::string variant_of = {};             ///< full path of the key that selects this section ("optimizer.type") ...
+  std::vector<std::string> variants = {};  ///< ... and the values for which it is the one
+  std::string switch_key = {};  ///< while this key has its default the section is off: not-built keys may say anything
+  bool presence_not_built = false;  ///< the section's mere presence asks for something that is not built
+
+  /// Full path of a key of this section.
+  std::string path_of(const std::string& name) const { return path.empty() ? name : path + "." + name; }
+  const Key* find(const std::string& name_or_alias) const;
+};
+
+/// All sections in the order of documentation and effective JSON. Built once, then constant.
+const std::vector<Section>& sections();
+
+/// The section at `path`; where variants share the path, the one for `variant`. nullptr: no such section.
+const Section* find_section(const std::string& path, const std::string& variant);
+
+/// Whether a section lies at `path` or below it.
+bool is_section_path(const std::string& path);
+
+}  // namespace zeropage::config

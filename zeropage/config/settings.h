@@ -1,0 +1,68 @@
+/// \file
+/// Every key with its value in force and where the value came from: what checking the document against the tables gives.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "zeropage/config/schema.h"
+
+namespace zeropage::config {
+
+enum class Source { kDefault, kDocument, kDerived };
+
+struct Setting {
+  std::string path;
+  const Key* key = nullptr;
+  Value value;
+  Source source = Source::kDefault;
+  int line = 0;  ///< kDocument
+};
+
+/// The settings in table order. Reading a path that no table has, or as another type than its table says, is a mistake
+/// in this room and throws std::logic_error / std::bad_variant_access.
+class Settings {
+ public:
+  /// `origin`: name of the document, for messages.
+  explicit Settings(std::string origin) : origin_(std::move(origin)) {}
+
+  void add(Setting setting);
+
+  bool flag(const std::string& path) const { return std::get<bool>(at(path).value); }
+  std::int64_t integer(const std::string& path) const { return std::get<std::int64_t>(at(path).value); }
+  double real(const std::string& path) const { return std::get<double>(at(path).value); }
+  const std::string& text(const std::string& path) const { return std::get<std::string>(at(path).value); }
+  const std::vector<double>& reals(const std::string& path) const {
+    return std::get<std::vector<double>>(at(path).value);
+  }
+
+  /// The value, or nullopt when there is none.
+  template <typename T>
+  std::optional<T> optional(const std::string& path) const {
+    const Value& value = at(path).value;
+    if (std::holds_alternative<std::monostate>(value)) return std::nullopt;
+    return std::get<T>(value);
+  }
+
+  /// Sets a value that follows from other keys.
+  void derive(const std::string& path, Value value);
+
+  const Setting& at(const std::string& path) const;
+  const std::vector<Setting>& all() const { return settings_; }
+  const std::string& origin() const { return origin_; }
+
+  /// Throws ConfigError "origin:line: path: what"; without the line when the document does not set the key.
+  [[noreturn]] void fail(const std::string& path, const std::string& what) const;
+
+ private:
+  std::string origin_;
+  std::vector<Setting> settings_;
+  std::unordered_map<std::string, std::size_t> index_;
+};
+
+/// Throws ConfigError "origin:line: path: what"; line 0 and an empty path are left out.
+[[noreturn]] void fail_at(const std::string& origin, int line, const std::string& path, const std::string& what);
+
+}  // namespace zeropage::config

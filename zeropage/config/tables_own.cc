@@ -1,0 +1,29 @@
+/// \file
+/// The section "zeropage": keys that DeepSpeed does not have.
+#include "zeropage/config/tables.h"
+
+namespace zeropage::config {
+
+using enum Status;
+
+std::vector<Section> own_tables() {
+  Section own{"zeropage", "Keys of Zeropage's own."};
+  own.keys = {
+      integer("page_numel", 0, kInForce, "Elements of one page; 0: chosen from the size of the model.").at_least(0),
+      integer("timeout_ms", 120'000, kInForce, "A rank that waits longer for another one fails, naming it.")
+          .between(1, 604'800'000),
+      text("communicator", "auto", kInForce,
+           "How ranks talk; auto: shared memory for CPU ranks on one host, else the process group.")
+          .one_of({{"auto"}, {"shared_memory"}, {"c10d"}}),
+      flag("deterministic_reduction", true, kInForce,
+           "Sum gradients in rank order on c10d, too, so that results repeat bit for bit."),
+      flag("observe_functions", true, kInForce,
+           "Watch the first step for custom autograd functions that read parameters by raw pointer."),
+      integer("max_consecutive_skips", 0, kInForce,
+              "End the run after so many skipped steps in a row; 0: no such limit.")
+          .at_least(0),
+  };
+  return {std::move(own)};
+}
+
+}  // namespace zeropage::config

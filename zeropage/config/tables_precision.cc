@@ -1,0 +1,46 @@
+/// \file
+/// fp16, bf16 and torch_autocast.
+#include "zeropage/config/tables.h"
+
+namespace zeropage::config {
+
+using enum Status;
+
+std::vector<Section> precision_tables() {
+  Section fp16{"fp16", "Half precision with a loss scale; not together with bf16."};
+  fp16.keys = {
+      flag("enabled", false, kInForce, "Parameters, activations and gradients in fp16, master weights in fp32."),
+      flag("auto_cast", false, kInForce, "Cast floating-point inputs of the forward to fp16."),
+      real("loss_scale", 0.0, kInForce, "A fixed loss scale; 0: dynamic.").at_least(0),
+      integer("initial_scale_power", 16, kInForce, "The dynamic scale starts at 2 to this power.").between(0, 126),
+      integer("loss_scale_window", 1000, kInForce, "Clean steps before the dynamic scale doubles.").at_least(1),
+      integer("hysteresis", 2, kInForce, "Overflows before the dynamic scale halves.").between(1, 1e6),
+      flag("consecutive_hysteresis", false, kInForce, "A clean step refills the hysteresis."),
+      real("min_loss_scale", 1.0, kInForce, "The dynamic scale never goes below; an overflow there ends the run.")
+          .at_least(0),
+      flag("fp16_master_weights_and_grads", false, kNotBuilt, "Master weights in fp16."),
+  };
+  fp16.switch_key = "enabled";
+  Section bf16{"bf16", "bfloat16 without a loss scale; not together with fp16."};
+  bf16.alias = "bfloat16";
+  bf16.keys = {
+      flag("enabled", false, kInForce, "Parameters, activations and gradients in bf16, master weights in fp32."),
+      flag("check_grad_overflow", true, kInForce,
+           "Skip a step, on all ranks, whose gradients are not finite, at any stage."),
+      flag("immediate_grad_update", false, kNotBuilt, "Add gradients to the fp32 sum in the backward hook."),
+      flag("bf16_master_weights_and_grads", false, kNotBuilt, "Master weights in bf16."),
+      flag("bf16_optimizer_states", false, kNotBuilt, "Moments in bf16."),
+  };
+  bf16.switch_key = "enabled";
+  Section autocast{"torch_autocast", "PyTorch's autocast around the forward (the program may use autocast itself)."};
+  autocast.keys = {
+      flag("enabled", false, kNotBuilt, "Run the forward under autocast."),
+      text("dtype", {}, kNotBuilt, "Type of autocast."),
+      texts("lower_precision_safe_modules", {}, kNotBuilt,
+            "Module classes whose gradients may be exchanged in that type."),
+  };
+  autocast.switch_key = "enabled";
+  return {std::move(fp16), std::move(bf16), std::move(autocast)};
+}
+
+}  // namespace zeropage::config

@@ -1,0 +1,63 @@
+/// \file
+/// aio, checkpoint and activation_checkpointing.
+#include "zeropage/config/tables.h"
+
+namespace zeropage::config {
+
+using enum Status;
+
+namespace {
+
+Section checkpoint_writer() {
+  Section writer{"checkpoint.writer", "How a checkpoint is written."};
+  writer.keys = {
+      text("type", "FAST", kNotBuilt, "Writer.").one_of({{"FAST"}, {"PYTHON"}, {"MOCK"}}),
+      flag("decoupled", false, kNotBuilt, "Write while training goes on."),
+      integer("io_buffer_size", 67'108'864, kNotBuilt, "Bytes of the buffer.").at_least(1),
+      flag("io_buffer_double", true, kNotBuilt, "Two buffers."),
+      flag("show_statistics", false, kNotBuilt, "Print figures."),
+      text("data_parallel", {}, kNotBuilt, "Ranks that write.").one_of({{"replica"}, {"socket"}, {"machine"}}),
+      integer("io_multiplier", 1, kNotBuilt, "Writers per rank.").at_least(1),
+  };
+  writer.presence_not_built = true;
+  return writer;
+}
+
+}  // namespace
+
+std::vector<Section> storage_tables() {
+  Section aio{"aio", "Asynchronous I/O for offload to NVMe."};
+  aio.keys = {
+      integer("block_size", 1'048'576, kNotBuilt, "Bytes of one request.").at_least(1),
+      integer("queue_depth", 8, kNotBuilt, "Requests under way.").at_least(1),
+      integer("intra_op_parallelism", 1, kNotBuilt, "Threads of one transfer.")
+          .at_least(1)
+          .also_named({"thread_count"}),
+      flag("single_submit", false, kNotBuilt, "Submit requests one by one."),
+      flag("overlap_events", true, kNotBuilt, "Submit and complete at the same time."),
+      flag("use_gds", false, kNotBuilt, "GPUDirect Storage."),
+  };
+  Section checkpoint{"checkpoint", "Saving and loading."};
+  checkpoint.keys = {
+      text("tag_validation", "Warn", kNotBuilt, "What happens when ranks save under different tags.")
+          .one_of({{"Warn"}, {"Ignore"}, {"Fail"}}),
+      flag("load_universal", false, kNotBuilt, "Load a universal checkpoint."),
+      flag("use_node_local_storage", false, kNotBuilt, "Every host saves to its own disk."),
+      flag("checkpoint_serialization", true, kNotBuilt, "Serialize tensors with torch.save."),
+  };
+  Section parallel_write{"checkpoint.parallel_write", "Several ranks write at a time."};
+  parallel_write.keys = {flag("pipeline_stage", false, kNotBuilt, "Every pipeline stage writes its layers.")};
+  Section activation{"activation_checkpointing",
+                     "The reference's own recomputation; torch.utils.checkpoint works at every stage."};
+  activation.keys = {
+      flag("partition_activations", false, kNotBuilt, "Shard saved activations over tensor-parallel ranks."),
+      integer("number_checkpoints", {}, kNotBuilt, "Number of checkpoints.").at_least(1),
+      flag("contiguous_memory_optimization", false, kNotBuilt, "One buffer for saved activations."),
+      flag("synchronize_checkpoint_boundary", false, kNotBuilt, "Synchronize the device at each checkpoint."),
+      flag("profile", false, kNotBuilt, "Print the time of each checkpoint."),
+      flag("cpu_checkpointing", false, kNotBuilt, "Keep saved activations in host memory."),
+  };
+  return {std::move(aio), std::move(checkpoint), std::move(parallel_write), checkpoint_writer(), std::move(activation)};
+}
+
+}  // namespace zeropage::config

@@ -1,0 +1,128 @@
+/// \file
+/// The keys outside any section, and data_types.
+#include "zeropage/config/tables.h"
+
+namespace zeropage::config {
+
+using enum Status;
+
+namespace {
+
+constexpr double kMaxBatch = 1e12;
+
+Key batch_key(std::string name, std::string doc) {
+  Key key = integer(std::move(name), {}, kInForce, std::move(doc)).between(1, kMaxBatch);
+  key.auto_is_absent = true;
+  return key;
+}
+
+Key steps_per_print() {
+  Key key = integer("steps_per_print", {}, kInForce,
+                    "Print a progress line every so many steps; null or Infinity: the engine's own pace.");
+  key.infinity_is_absent = true;
+  return key.at_least(1);
+}
+
+std::vector<Key> batch_keys() {
+  return {
+      batch_key("train_batch_size",
+                "Samples per optimizer step over all ranks = micro batch x accumulation steps x world size. Any of the "
+                "three follows from the others; alone, the accumulation steps are 1."),
+      batch_key("train_micro_batch_size_per_gpu", "Samples of one forward and backward on one rank."),
+      batch_key("gradient_accumulation_steps", "Micro batches per optimizer step."),
+      flag("managed_gradient_accumulation", true, kNotBuilt, "false: every step() is an accumulation boundary."),
+      integer("data_parallel_size", {}, kNotBuilt, "Ranks of the data-parallel mesh dimension.").at_least(1),
+      integer("sequence_parallel_size", 1, kNotBuilt, "Ranks that share one sequence.").at_least(1),
+  };
+}
+
+std::vector<Key> gradient_keys() {
+  return {
+      real("gradient_clipping", 0.0, kInForce,
+           "Largest global 2-norm of the gradients; 0 does not clip, as PyTorch. DeepSpeed since 2026-06 clips at 1.0 "
+           "when "
+           "the key is absent: write 1.0 to get that.")
+          .at_least(0),
+      flag(
+          "prescale_gradients", false, kInForce,
+          "Divide gradients by the world size before the reduction instead of after it (against overflow in 16 bits)."),
+      real("gradient_predivide_factor", 1.0, kInForce,
+           "With prescale_gradients: divide by this before the reduction and by the rest of the world size after it.")
+          .positive(),
+      text("gradient_allreduce_op", "mean", kInForce, "How the ranks' gradients become one.")
+          .one_of({{"mean"}, {"sum"}}),
+      flag("sparse_gradients", false, kNotBuilt, "Exchange embedding gradients as index and value lists."),
+      flag("disable_allgather", false, kNotBuilt, "Broadcast updated parameters instead of all-gathering them."),
+      text("communication_data_type", {}, kInForce,
+           "Type of the gradients on the wire; null: the type the gradients have.")
+          .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
+      text("seq_parallel_communication_data_type", "fp32", kNotBuilt,
+           "Type of the reduction between ranks of one sequence.")
+          .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
+  };
+}
+
+std::vector<Key> other_keys() {
+  return {
+      flag("zero_allow_untested_optimizer", false, kInForce,
+           "Accept a client optimizer other than torch's Adam and AdamW, whose state is sharded element by element."),
+      flag("zero_force_ds_cpu_optimizer", true, kAccepted,
+           "Concerns CPU offload only, where there is one optimizer anyway."),
+      integer("allgather_size", {}, kAccepted,
+              "Deprecated, sets the bucket with \"zero_optimization\": true only; write "
+              "zero_optimization.allgather_bucket_size.")
+          .at_least(1),
+      steps_per_print(),
+      flag("dump_state", false, kInForce, "Print the effective configuration when the engine starts."),
+      flag("dataloader_drop_last", false, kInForce, "Drop the last batch of an epoch when it is not full."),
+      flag("wall_clock_breakdown", false, kNotBuilt, "Print the time of forward, backward and step."),
+      flag("memory_breakdown", false, kNotBuilt, "Print memory in use at each phase."),
+      text("log_level", {}, kNotBuilt, "Least severe message that is printed."),
+      integer("vocabulary_size", {}, kNotBuilt, "Warn when a vocabulary is not a multiple of 8.").at_least(1),
+      flag("graph_harvesting", false, kNotBuilt, "Capture CUDA graphs of the step."),
+      flag("use_data_before_expert_parallelism", false, kNotBuilt, "Order of the mesh dimensions with experts."),
+      switched_section("amp", "Mixed precision by NVIDIA Apex; use fp16 or bf16."),
+      switched_section("nebula", "The Nebula checkpoint service."),
+      switched_section("datastates_ckpt", "The DataStates checkpoint engine."),
+      switched_section("pipeline", "Pipeline parallelism."),
+      switched_section("tensor_parallel", "Tensor parallelism."),
+      switched_section("expert_parallel", "Expert parallelism."),
+      switched_section("hybrid_engine", "Switching between training and generation kernels."),
+      switched_section("sparse_attention", "Block-sparse attention kernels."),
+      switched_section("curriculum_learning", "Sequence length curriculum."),
+      switched_section("data_efficiency", "Data sampling and token dropping."),
+      switched_section("progressive_layer_drop", "Dropping layers at random while training."),
+      switched_section("eigenvalue", "Eigenvalues for quantized training."),
+      switched_section("quantize_training", "Quantized training."),
+      switched_section("compression_training", "Pruning and quantization while training."),
+      switched_section("weight_quantization", "Quantized weights at load time."),
+  };
+}
+
+Key dtype_key(std::string name, std::string doc) {
+  return text(std::move(name), {}, kInForce, std::move(doc))
+      .one_of({{"fp32", true, {"float32", "float", "torch.float32", "torch.float"}},
+               {"fp16", true, {"float16", "half", "torch.float16", "torch.half"}},
+               {"bf16", true, {"bfloat16", "torch.bfloat16"}}});
+}
+
+}  // namespace
+
+std::vector<Section> top_level_tables() {
+  Section top{"", "Keys outside any section."};
+  for (const auto group : {batch_keys, gradient_keys, other_keys}) {
+    for (Key& key : group()) top.keys.push_back(std::move(key));
+  }
+  Section types{"data_types", "Element types."};
+  types.keys = {
+      dtype_key("grad_accum_dtype",
+                "Type in which micro batches' gradients are summed; null: the engine's choice, fp32 "
+                "where gradients are sharded (stages 2 and 3), else the parameters' type."),
+      dtype_key("param_dtype", "Must name the enabled precision; null: that."),
+      dtype_key("buffer_dtype",
+                "Type of the model's buffers; another type than the enabled precision is not available."),
+  };
+  return {std::move(top), std::move(types)};
+}
+
+}  // namespace zeropage::config

@@ -1,0 +1,169 @@
+/// \file
+/// zero_optimization and the sections inside it.
+#include "zeropage/config/tables.h"
+
+namespace zeropage::config {
+
+using enum Status;
+
+namespace {
+
+std::vector<Key> stage_keys() {
+  return {
+      integer("stage", 0, kInForce,
+              "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.")
+          .between(0, 3),
+      flag("contiguous_gradients", true, kAccepted, "Gradients always lie in one flat buffer per page."),
+      flag("reduce_scatter", true, kInForce, "false: all-reduce gradients and keep the own slice (more traffic)."),
+      integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.").at_least(1),
+      flag("use_multi_rank_bucket_allreduce", true, kAccepted, "Pages always span all ranks."),
+      flag("allgather_partitions", true, kAccepted, "Updated pages are always all-gathered in place."),
+      integer("allgather_bucket_size", 500'000'000, kInForce, "Most elements of one all-gather after the update.")
+          .at_least(1),
+      flag("overlap_comm", true, kInForce,
+           "Reduce gradients while the backward runs. DeepSpeed's default is true at stage 3 only."),
+      flag("load_from_fp32_weights", true, kAccepted,
+           "Master weights are kept in checkpoints, so they are what is loaded."),
+      flag("elastic_checkpoint", false, kNotBuilt, "The old format; checkpoints here load at any world size."),
+      integer("sub_group_size", 1'000'000'000, kAccepted, "The update goes page by page, never over a larger group.")
+          .at_least(1),
+      flag("ignore_unused_parameters", true, kNotBuilt,
+           "Parameters without a gradient are left as they are; false: an error."),
+      flag("legacy_stage1", false, kNotBuilt, "The first implementation of stage 1, which the reference removed."),
+      flag("round_robin_gradients", false, kAccepted, "Every page is spread evenly over all ranks already."),
+      flag("memory_efficient_linear", true, kAccepted, "Linear layers keep no gathered copy of their weights here."),
+      flag("pipeline_loading_checkpoint", false, kNotBuilt, "Load the pieces of a checkpoint in turns."),
+      flag("override_module_apply", true, kAccepted, "Module.apply works at every stage without being replaced."),
+      flag("log_trace_cache_warnings", false, kAccepted, "There is no trace of modules to warn about."),
+      flag("enable_sanity_checks", false, kNotBuilt, "Extra checks of the sharded state."),
+      flag("save_muon_momentum_buffer_in_memory", false, kNotBuilt, "For the optimizer Muon."),
+  };
+}
+
+std::vector<Key> stage3_keys() {
+  return {
+      integer("stage3_prefetch_bucket_size", 50'000'000, kInForce, "Most elements gathered ahead of use.")
+          .at_least(0)
+          .also_named({"prefetch_bucket_size"}),
+      integer("stage3_param_persistence_threshold", 100'000, kInForce, "Parameters of fewer elements stay gathered.")
+          .at_least(0)
+          .also_named({"param_persistence_threshold"}),
+      integer("stage3_model_persistence_threshold", INT64_MAX, kInForce,
+              "Most elements of all parameters that stay gathered.")
+          .at_least(0)
+          .also_named({"model_persistence_threshold"}),
+      integer("stage3_max_live_parameters", 1'000'000'000, kInForce, "Most gathered elements at a time.")
+          .at_least(0)
+          .also_named({"max_live_parameters"}),
+      integer("stage3_max_reuse_distance", 1'000'000'000, kInForce,
+              "A parameter used again within so many elements stays gathered, where the limit on live ones allows it.")
+          .at_least(0)
+          .also_named({"max_reuse_distance"}),
+      flag("stage3_gather_16bit_weights_on_model_save", false, kInForce, "Let save_16bit_model gather whole weights.")
+          .also_named({"gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"}),
+      integer("stage3_module_granularity_threshold", 0, kAccepted, "Parameters are found at operators, not modules.")
+          .at_least(0)
+          .also_named({"module_granularity_threshold"}),
+      flag("stage3_use_all_reduce_for_fetch_params", false, kAccepted,
+           "A page is gathered by one all-gather of equal shards.")
+          .also_named({"use_all_reduce_for_fetch_params"}),
+      flag("stage3_allgather_sequential", false, kAccepted, "Pages are gathered one after the other already.")
+          .also_named({"allgather_sequential"}),
+  };
+}
+
+std::vector<Key> later_keys() {
+  return {
+      integer("zero_hpz_partition_size", 1, kNotBuilt, "ZeRO++: ranks of the secondary shards.").at_least(1),
+      flag("zero_quantized_weights", false, kNotBuilt, "ZeRO++: gather parameters in 8 bits."),
+      flag("zero_quantized_nontrainable_weights", false, kNotBuilt, "ZeRO++: the same for frozen parameters."),
+      flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
+      integer("mics_shard_size", -1, kNotBuilt, "MiCS: ranks that share one copy of the state.").at_least(-1),
+      flag("mics_hierarchical_params_gather", false, kNotBuilt, "MiCS: gather between nodes, then inside."),
+      flag("cpu_offload", false, kNotBuilt, "Deprecated; write offload_optimizer.device \"cpu\"."),
+      flag("cpu_offload_param", false, kNotBuilt, "Deprecated; write offload_param.device \"cpu\"."),
+      flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
+  };
+}
+
+Key device_key() {
+  return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
+      .one_of({{"none"}, {"cpu", false}, {"nvme", false}});
+}
+
+Section offload_param() {
+  Section section{"zero_optimization.offload_param", "Home of the parameters (stage 3)."};
+  section.keys = {
+      device_key(),
+      text("nvme_path", {}, kNotBuilt, "Folder on the NVMe device."),
+      integer("buffer_count", 5, kNotBuilt, "Buffers for NVMe.").at_least(0),
+      integer("buffer_size", 100'000'000, kNotBuilt, "Elements of one buffer.").at_least(0),
+      integer("max_in_cpu", 1'000'000'000, kNotBuilt, "Elements kept in host memory.").at_least(0),
+      flag("pin_memory", true, kNotBuilt, "Page-locked host memory."),
+  };
+  section.switch_key = "device";
+  return section;
+}
+
+Section offload_optimizer() {
+  Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state (stages 1 to 3)."};
+  section.keys = {
+      device_key(),
+      text("nvme_path", {}, kNotBuilt, "Folder on the NVMe device."),
+      integer("buffer_count", 4, kNotBuilt, "Buffers for NVMe.").at_least(0),
+      flag("pin_memory", true, kNotBuilt, "Page-locked host memory."),
+      flag("pipeline_read", false, kNotBuilt, "Read the next page while one is updated."),
+      flag("pipeline_write", false, kNotBuilt, "Write the last page while one is updated."),
+      flag("fast_init", false, kNotBuilt, "Faster set-up on NVMe."),
+      real("ratio", 1.0, kNotBuilt, "Share of the state that is offloaded.").between(0, 1),
+      flag("super_offload", false, kNotBuilt, "SuperOffload."),
+      real("cpuadam_cores_perc", 0.8, kNotBuilt, "Share of the cores for SuperOffload.").between(0, 1),
+  };
+  section.switch_key = "device";
+  return section;
+}
+
+Section zenflow() {
+  Section section{"zero_optimization.zenflow", "ZenFlow: update important gradients at once and others later."};
+  section.keys = {
+      real("topk_ratio", 0.1, kNotBuilt, "Share of important columns.").between(0, 1),
+      text("select_strategy", "auto", kNotBuilt, "When importance is judged.").one_of({{"auto"}, {"step"}, {"epoch"}}),
+      text("select_interval", "auto", kNotBuilt, "Steps between two judgements."),
+      text("update_interval", "auto", kNotBuilt, "Steps between two late updates."),
+      flag("overlap_step", false, kNotBuilt, "Run the late update beside the next steps."),
+      flag("offload", false, kNotBuilt, "Keep the selected state on the host."),
+      real("auto_ratio", 0.99, kNotBuilt, "Threshold of the automatic interval.").between(0, 1),
+      integer("full_warm_up_rounds", 0, kNotBuilt, "Full updates at the start.").at_least(0),
+      real("pt_reserved_cores_perc", 0.5, kNotBuilt, "Share of the cores kept for PyTorch.").between(0, 1),
+  };
+  section.presence_not_built = true;
+  return section;
+}
+
+}  // namespace
+
+std::vector<Section> zero_tables() {
+  Section zero{
+      "zero_optimization",
+      "The ZeRO engine. `\"zero_optimization\": true` (or false) is the deprecated form of stage 1 (or 0). The "
+      "keys stage3_x are also accepted as x."};
+  for (const auto group : {stage_keys, stage3_keys, later_keys}) {
+    for (Key& key : group()) zero.keys.push_back(std::move(key));
+  }
+  Section loco{"zero_optimization.zeropp_loco_param", "ZeRO++: error feedback of quantized gradients."};
+  loco.keys = {
+      real("err_beta", 0.8, kNotBuilt, "Moving average of the error.").between(0, 1),
+      integer("reset_T", 1024, kNotBuilt, "Steps after which the error is reset.").at_least(1),
+  };
+  loco.presence_not_built = true;
+  Section leaf{"zero_optimization.leaf_module",
+               "Modules treated as one; parameters are found at operators here, so no module needs this."};
+  leaf.keys = {
+      texts("classes", {}, kAccepted, "Class names; without effect."),
+      texts("names", {}, kAccepted, "Module names; without effect."),
+      texts("name_suffixes", {}, kAccepted, "Ends of module names; without effect."),
+  };
+  return {std::move(zero), offload_param(), offload_optimizer(), zenflow(), std::move(loco), std::move(leaf)};
+}
+
+}  // namespace zeropage::config
