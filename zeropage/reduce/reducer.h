@@ -1,0 +1,132 @@
+/// \file
+/// Gradients on their way from autograd to the update.
+///
+///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped.
+///   2. Sharded gradients (stages 2 and 3): when a page is complete its frame is reduce-scattered and added to this rank's fp32
+///      shard. Pages are reduced in one order that all ranks share (first reverse layout order, then the order in which rank
+///      0's first backward completed them), so ranks whose graphs differ never mismatch.
+///   3. At the end of a backward ranks exchange which pages still hold gradients, of which no graph completed them, or which
+///      got more after they were reduced (a tied weight in two reentrant segments); those are reduced with zeros for what is
+///      missing.
+///   4. Whole gradients (stages 0 and 1) accumulate in their frames and are reduced once, by `finish`, before the update.
+///
+/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/layout/layout.h"
+#include "zeropage/paging/frame_pool.h"
+#include "zeropage/reduce/gradient_hooks.h"
+
+namespace zeropage::reduce {
+
+struct ReducePolicy {
+  bool sharded = false;         ///< stages 2 and 3: reduce in every backward, keep a shard
+  bool whole_result = false;    ///< stage 0: every rank needs the sum of the whole page
+  bool reduce_scatter = true;   ///< false: all-reduce, then slice
+  float pre_scale = 1.0f;       ///< multiplied into every gradient before it is summed (prescale_gradients)
+  DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
+  DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
+};
+
+/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`.
+struct ReducedGradient {
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+};
+
+class Reducer {
+ public:
+  /// Hooks every trainable parameter of `layout`; parameters[i] belongs to layout->parameters()[i].
+  Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::Tensor> parameters,
+          std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
+          const ReducePolicy& policy);
+  ~Reducer();
+
+  /// After a backward. Collective when sharded. Errors: PeerError, TimeoutError.
+  void end_backward();
+
+  /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
+  /// that did not go through the engine.
+  void finish();
+
+  /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard.
+  ReducedGradient gradient(int page) const;
+
+  /// Parameters that received a gradient on this rank since the last reset.
+  const std::vector<bool>& received() const { return received_; }
+
+  /// True when anything arrived since the last reset.
+  bool anything_arrived() const { return anything_arrived_; }
+
+  /// Forgets all gradients: the next one starts a new sum.
+  void reset();
+
+  /// Gives unused frames back to the system.
+  void trim() { if (frames_) frames_->trim(); }
+
+ private:
+  struct PageState {
+    std::byte* frame = nullptr;    ///< receiving gradients, or (whole) holding the page's sum
+    std::byte* result = nullptr;   ///< shard, or where in the whole frame the result stands
+    DType result_dtype = DType::kFloat32;
+    int arrived = 0;               ///< gradients in `frame`
+    int expected = 0;
+    bool launched = false;         ///< reduced in this backward
+    bool filled = false;           ///< `result` holds a sum
+    std::string label;
+  };
+  struct InFlight {
+    comm::WorkPtr work;
+    std::byte* frame = nullptr;
+  };
+
+  void on_gradient(int parameter);
+  void store(int parameter, const at::Tensor& gradient);
+  void acquire_frame(int page);
+  void fill_gaps(int page);
+  void launch_ready();
+  void launch(int page);
+  void retire(bool all);
+  void settle_order();
+  void reduce_whole(int page);
+  void reduce_whole_to_fp32(int page);
+  void allocate_whole_frames();
+  void allocate_shards();
+  DType frame_dtype(int page) const;
+  std::vector<std::string> exchange(const std::string& mine, std::string_view what);
+
+  std::shared_ptr<const layout::Layout> layout_;
+  std::vector<at::Tensor> parameters_;
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  std::shared_ptr<Ledger> ledger_;
+  ReducePolicy policy_;
+  std::unique_ptr<paging::FramePool> frames_;                 // sharded
+  std::unique_ptr<paging::DeviceBuffer> shards_;              // sharded
+  std::unique_ptr<comm::Memory> whole_frames_;                // whole
+  LedgerEntry whole_entry_;
+  std::unique_ptr<paging::DeviceBuffer> scratch_;             // sharded, 16-bit shards: one fp32 sum
+  std::vector<PageState> pages_;
+  std::vector<bool> arrived_;   // per parameter: its gradient stands in the page's frame
+  std::vector<bool> received_;
+  std::vector<int> order_;
+  std::vector<int> completed_;  // order in which pages completed in the first backward
+  bool order_settled_ = false;
+  std::size_t next_ = 0;        // first page of order_ not launched in this backward
+  std::deque<InFlight> in_flight_;
+  bool anything_arrived_ = false;
+  bool backward_open_ = false;
+  std::mutex mutex_;
+  std::unique_ptr<GradientHooks> hooks_;
+};
+
+}  // namespace zeropage::reduce
