@@ -1,0 +1,122 @@
+#include "zeropage/report/memory_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <optional>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::report {
+namespace {
+
+constexpr std::size_t kRankColumnsMax = 4;
+constexpr MemoryKind kModelState[] = {MemoryKind::kParameters, MemoryKind::kGradients, MemoryKind::kOptimizer};
+
+using Cells = std::vector<std::string>;
+
+/// One row before formatting. Frames and buffers have no formula.
+struct Row {
+  std::string name;
+  std::vector<std::int64_t> ranks;
+  std::optional<std::int64_t> formula;
+  std::int64_t stage_0 = 0;
+};
+
+std::vector<std::int64_t> of_kind(const MemoryTable& table, MemoryKind kind) {
+  std::vector<std::int64_t> values;
+  for (const RankBytes& rank : table.ranks) values.push_back(rank[static_cast<int>(kind)]);
+  return values;
+}
+
+std::vector<Row> rows_of(const MemoryTable& table) {
+  const plan::StateBytes& now = table.formula;
+  const plan::StateBytes& before = table.formula_stage_0;
+  Row sum{"model state", std::vector<std::int64_t>(table.ranks.size(), 0), now.total(), before.total()};
+  for (MemoryKind kind : kModelState) {
+    const std::vector<std::int64_t> values = of_kind(table, kind);
+    for (std::size_t rank = 0; rank < values.size(); ++rank) sum.ranks[rank] += values[rank];
+  }
+  return {{"parameters", of_kind(table, MemoryKind::kParameters), now.parameters, before.parameters},
+          {"gradients", of_kind(table, MemoryKind::kGradients), now.gradients, before.gradients},
+          {"optimizer", of_kind(table, MemoryKind::kOptimizer), now.optimizer, before.optimizer},
+          sum,
+          {"frames (peak)", of_kind(table, MemoryKind::kFrames), {}, 0},
+          {"buffers", of_kind(table, MemoryKind::kBuffers), {}, 0}};
+}
+
+Cells heading(const MemoryTable& table) {
+  Cells cells{"bytes per rank"};
+  if (table.ranks.size() <= kRankColumnsMax) {
+    for (std::size_t rank = 0; rank < table.ranks.size(); ++rank) cells.push_back(fmt::format("rank {}", rank));
+  } else {
+    cells.insert(cells.end(), {"smallest", fmt::format("largest of {}", table.ranks.size())});
+  }
+  cells.insert(cells.end(), {fmt::format("stage {} formula", table.stage), "stage 0 formula", "of stage 0"});
+  return cells;
+}
+
+Cells cells_of(const Row& row) {
+  Cells cells{row.name};
+  const auto [smallest, largest] = std::minmax_element(row.ranks.begin(), row.ranks.end());
+  if (row.ranks.size() <= kRankColumnsMax) {
+    for (std::int64_t bytes : row.ranks) cells.push_back(format_bytes(bytes));
+  } else {
+    cells.insert(cells.end(), {format_bytes(*smallest), format_bytes(*largest)});
+  }
+  if (!row.formula) {
+    cells.insert(cells.end(), {"-", "-", "-"});
+    return cells;
+  }
+  const double share = static_cast<double>(*largest) / static_cast<double>(row.stage_0);
+  const std::string percent = row.stage_0 > 0 ? fmt::format("{:.1f} %", 100.0 * share) : "-";
+  cells.insert(cells.end(), {format_bytes(*row.formula), format_bytes(row.stage_0), percent});
+  return cells;
+}
+
+/// First column to the left, the others to the right.
+std::string aligned(const std::vector<Cells>& lines) {
+  std::vector<std::size_t> widths(lines.front().size(), 0);
+  for (const Cells& cells : lines) {
+    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
+  }
+  std::string text;
+  for (const Cells& cells : lines) {
+    text += fmt::format("{:<{}}", cells[0], widths[0]);
+    for (std::size_t i = 1; i < cells.size(); ++i) text += fmt::format("  {:>{}}", cells[i], widths[i]);
+    text += '\n';
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string format_bytes(std::int64_t bytes) {
+  constexpr std::string_view kUnits[] = {"KiB", "MiB", "GiB", "TiB", "PiB"};
+  if (bytes < 1024) return fmt::format("{} B", bytes);
+  double value = static_cast<double>(bytes) / 1024.0;
+  std::size_t unit = 0;
+  // From 1023.5 it would be rounded to 1024.
+  while (value >= 1023.5 && unit + 1 < std::size(kUnits)) {
+    value /= 1024.0;
+    ++unit;
+  }
+  const int decimals = value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
+  return fmt::format("{:.{}f} {}", value, decimals, kUnits[unit]);
+}
+
+RankBytes measured_bytes(const Ledger& ledger) {
+  RankBytes bytes{};
+  for (int kind = 0; kind < kMemoryKinds; ++kind) bytes[kind] = ledger.current_bytes(static_cast<MemoryKind>(kind));
+  bytes[static_cast<int>(MemoryKind::kFrames)] = ledger.peak_bytes(MemoryKind::kFrames);
+  return bytes;
+}
+
+std::string format_memory_table(const MemoryTable& table) {
+  if (table.ranks.empty()) throw UsageError("memory table: expected the bytes of at least one rank, got none");
+  std::vector<Cells> lines{heading(table)};
+  for (const Row& row : rows_of(table)) lines.push_back(cells_of(row));
+  return aligned(lines);
+}
+
+}  // namespace zeropage::report

@@ -1,0 +1,36 @@
+/// \file
+/// The table at the end of a run: what every rank held, counted, beside the formula and beside stage 0.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "zeropage/base/ledger.h"
+#include "zeropage/plan/model_state.h"
+
+namespace zeropage::report {
+
+/// "0 B", "512 B", "1.50 KiB", "95.4 MiB", "1.20 GiB": three digits, or four below the next unit.
+std::string format_bytes(std::int64_t bytes);
+
+/// Measured bytes of one rank, by MemoryKind: what is held, but of frames the peak.
+using RankBytes = std::array<std::int64_t, kMemoryKinds>;
+
+/// The bytes of a ledger as the table shows them.
+RankBytes measured_bytes(const Ledger& ledger);
+
+struct MemoryTable {
+  int stage = 0;
+  std::vector<RankBytes> ranks;      ///< index = rank
+  plan::StateBytes formula;          ///< for this stage
+  plan::StateBytes formula_stage_0;  ///< what the same run would hold at stage 0
+};
+
+/// Lines of equal structure, ending in a newline: one row per kind and one for the model state together. Up to four
+/// ranks have a column each; of more, the smallest and the largest value is shown. The last column is the largest
+/// rank's share of stage 0. Errors: UsageError without ranks.
+std::string format_memory_table(const MemoryTable& table);
+
+}  // namespace zeropage::report
