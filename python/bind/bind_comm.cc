@@ -1,0 +1,99 @@
+#include "zeropage/paging/torch_config.h"
+// The casters of tensors come after torch's configuration.
+#include <ATen/ops/empty.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "python/bind/bind.h"
+#include "zeropage/comm/c10d_communicator.h"
+#include "zeropage/comm/communicator_conformance.h"
+#include "zeropage/comm/shared_memory_communicator.h"
+#include "zeropage/comm/thread_communicator.h"
+
+namespace zeropage::python {
+namespace {
+
+using comm::Communicator;
+using CommunicatorPtr = std::shared_ptr<Communicator>;
+using std::chrono::milliseconds;
+
+std::vector<CommunicatorPtr> make_thread_communicators(int size, std::int64_t timeout_ms) {
+  std::vector<CommunicatorPtr> out;
+  for (auto& communicator : comm::make_thread_communicators(size, milliseconds(timeout_ms))) {
+    out.push_back(std::move(communicator));
+  }
+  return out;
+}
+
+CommunicatorPtr join_shared_memory(const std::string& name, int rank, int size, std::int64_t timeout_ms) {
+  return comm::join_shared_memory(name, rank, size, milliseconds(timeout_ms));
+}
+
+CommunicatorPtr make_c10d(c10::intrusive_ptr<c10d::ProcessGroup> data, c10::intrusive_ptr<c10d::ProcessGroup> control,
+                          c10::Device device, bool deterministic, std::int64_t timeout_ms) {
+  return comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
+                                      milliseconds(timeout_ms));
+}
+
+at::Tensor all_gather(Communicator& communicator, const at::Tensor& shard) {
+  at::Tensor whole = at::empty({communicator.size() * shard.numel()}, shard.options());
+  communicator
+      .all_gather(shard.data_ptr(), whole.data_ptr(), static_cast<std::int64_t>(shard.nbytes()), {"all_gather"})
+      ->wait();
+  return whole;
+}
+
+at::Tensor reduce_scatter(Communicator& communicator, const at::Tensor& whole) {
+  const std::int64_t shard_numel = whole.numel() / communicator.size();
+  at::Tensor out = at::empty({shard_numel}, whole.options());
+  const DType dtype = dtype_of(whole.scalar_type());
+  communicator.reduce_scatter(whole.data_ptr(), out.data_ptr(), shard_numel, dtype, dtype, false, {"reduce_scatter"})
+      ->wait();
+  return out;
+}
+
+void broadcast(Communicator& communicator, at::Tensor tensor, int root) {
+  communicator.broadcast(tensor.data_ptr(), static_cast<std::int64_t>(tensor.nbytes()), root, {"broadcast"})->wait();
+}
+
+py::bytes gather_bytes(Communicator& communicator, const std::string& mine) {
+  std::string all;
+  {
+    py::gil_scoped_release unlocked;
+    all = comm::all_gather_small(communicator, mine, {"all_gather_small"});
+  }
+  return py::bytes(all);
+}
+
+}  // namespace
+
+void init_comm(py::module_& module) {
+  py::class_<Communicator, CommunicatorPtr>(module, "Communicator", "The ranks of a job, as one of them sees them.")
+      .def_property_readonly("rank", &Communicator::rank)
+      .def_property_readonly("size", &Communicator::size)
+      .def_property_readonly("one_sided", &Communicator::one_sided,
+                             "True when peers' memory can be read without their taking part.")
+      .def(
+          "barrier", [](Communicator& communicator) { communicator.barrier({"barrier"}); }, Unlocked(),
+          "Returns when every rank has come. Raises PeerError, TimeoutError.")
+      .def("abort", &Communicator::abort, py::arg("reason"), Unlocked(),
+           "Makes every present and future wait of every rank fail with PeerError.")
+      .def("all_gather_small", &gather_bytes, py::arg("mine"), "The bytes of every rank, one after the other.")
+      .def("all_gather", &all_gather, py::arg("shard"), Unlocked(), "Every rank's shard, one after the other.")
+      .def("reduce_scatter", &reduce_scatter, py::arg("whole"), Unlocked(), "This rank's part of the sum over ranks.")
+      .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root"), Unlocked(),
+           "Gives every rank the root's values. tensor: contiguous.")
+      .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.");
+
+  module.def("make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),
+             "Ranks as threads of this process: one communicator for each.");
+  module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
+             py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
+  module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
+             py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(), "Ranks of two torch process groups.");
+  module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),
+             "Runs the conformance suite of communicators; raises on the first difference. Collective.");
+}
+
+}  // namespace zeropage::python

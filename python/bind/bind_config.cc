@@ -1,0 +1,99 @@
+#include <pybind11/stl.h>
+
+#include "python/bind/bind.h"
+#include "zeropage/config/config.h"
+
+namespace zeropage::python {
+namespace {
+
+using config::Config;
+
+void bind_enums(py::module_& module) {
+  py::enum_<config::Precision>(module, "Precision")
+      .value("FP32", config::Precision::kFp32)
+      .value("BF16", config::Precision::kBf16)
+      .value("FP16", config::Precision::kFp16);
+  py::enum_<config::OptimizerKind>(module, "OptimizerKind")
+      .value("NONE", config::OptimizerKind::kNone)
+      .value("ADAM", config::OptimizerKind::kAdam)
+      .value("ADAMW", config::OptimizerKind::kAdamW);
+  py::enum_<config::ScheduleKind>(module, "ScheduleKind")
+      .value("NONE", config::ScheduleKind::kNone)
+      .value("WarmupLR", config::ScheduleKind::kWarmup)
+      .value("WarmupDecayLR", config::ScheduleKind::kWarmupDecay)
+      .value("WarmupCosineLR", config::ScheduleKind::kWarmupCosine)
+      .value("OneCycle", config::ScheduleKind::kOneCycle)
+      .value("LRRangeTest", config::ScheduleKind::kLrRangeTest);
+  py::enum_<config::CommunicatorKind>(module, "CommunicatorKind")
+      .value("AUTO", config::CommunicatorKind::kAuto)
+      .value("SHARED_MEMORY", config::CommunicatorKind::kSharedMemory)
+      .value("C10D", config::CommunicatorKind::kC10d);
+}
+
+/// "fp32", ... or None.
+std::optional<std::string> name_of(const std::optional<DType>& dtype) {
+  return dtype ? std::optional<std::string>(dtype_name(*dtype)) : std::nullopt;
+}
+
+/// An attribute of a section, read-only in Python: `field<&Config::zero, &config::Zero::stage>`.
+template <auto section, auto member>
+auto field() {
+  return [](const Config& config) { return (config.*section).*member; };
+}
+
+}  // namespace
+
+void init_config(py::module_& module) {
+  bind_enums(module);
+  py::class_<config::AdamParams>(module, "AdamParams", "Hyperparameters of one parameter group.")
+      .def(py::init<>())
+      .def(py::init<const config::AdamParams&>())
+      .def_readwrite("lr", &config::AdamParams::lr)
+      .def_readwrite("beta1", &config::AdamParams::beta1)
+      .def_readwrite("beta2", &config::AdamParams::beta2)
+      .def_readwrite("eps", &config::AdamParams::eps)
+      .def_readwrite("weight_decay", &config::AdamParams::weight_decay)
+      .def_readwrite("bias_correction", &config::AdamParams::bias_correction)
+      .def_readwrite("decoupled_decay", &config::AdamParams::decoupled_decay);
+
+  py::class_<Config>(module, "Config", "The typed configuration (see docs/config.md).")
+      .def_static("from_json", &Config::from_json, py::arg("text"), py::arg("world_size"), py::arg("origin"),
+                  "Parses JSON text, checks every key and resolves the batch rule. Raises ConfigError.")
+      .def_static("from_file", &Config::from_file, py::arg("path"), py::arg("world_size"),
+                  "The same for a file. Raises also IoError.")
+      .def_property_readonly("train_batch_size", field<&Config::batch, &config::Batch::train_batch_size>())
+      .def_property_readonly("micro_batch_size", field<&Config::batch, &config::Batch::micro_batch_size>())
+      .def_property_readonly("accumulation_steps", field<&Config::batch, &config::Batch::accumulation_steps>())
+      .def_readonly("precision", &Config::precision)
+      .def_readonly("cast_inputs", &Config::cast_inputs)
+      .def_property_readonly("dynamic_loss_scale", field<&Config::loss_scale, &config::LossScale::dynamic>())
+      .def_property_readonly("gradient_clipping", field<&Config::gradients, &config::Gradients::clipping>())
+      .def_property_readonly("gradient_predivide_factor",
+                             field<&Config::gradients, &config::Gradients::predivide_factor>())
+      .def_property_readonly("prescale_gradients", field<&Config::gradients, &config::Gradients::prescale>())
+      .def_property_readonly("communication_dtype",
+                             [](const Config& config) { return name_of(config.gradients.communication_dtype); })
+      .def_property_readonly("accumulation_dtype",
+                             [](const Config& config) { return name_of(config.gradients.accumulation_dtype); })
+      .def_property_readonly("stage", field<&Config::zero, &config::Zero::stage>())
+      .def_property_readonly("gather_16bit_weights_on_model_save",
+                             field<&Config::zero, &config::Zero::gather_16bit_weights_on_model_save>())
+      .def_property(
+          "optimizer_kind", field<&Config::optimizer, &config::Optimizer::kind>(),
+          [](Config& config, config::OptimizerKind kind) { config.optimizer.kind = kind; },
+          "Written when an optimizer object is given instead of the config's section.")
+      .def_property_readonly("adam", field<&Config::optimizer, &config::Optimizer::adam>())
+      .def_property(
+          "schedule_kind", field<&Config::schedule, &config::Schedule::kind>(),
+          [](Config& config, config::ScheduleKind kind) { config.schedule.kind = kind; },
+          "Written when a scheduler object is given instead of the config's section.")
+      .def_readonly("steps_per_print", &Config::steps_per_print)
+      .def_readonly("dump_state", &Config::dump_state)
+      .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
+      .def_property_readonly("timeout_ms", field<&Config::own, &config::Own::timeout_ms>())
+      .def_property_readonly("communicator", field<&Config::own, &config::Own::communicator>())
+      .def_property_readonly("deterministic_reduction", field<&Config::own, &config::Own::deterministic_reduction>())
+      .def_readonly("effective_json", &Config::effective_json, "Every key with the value in force.");
+}
+
+}  // namespace zeropage::python

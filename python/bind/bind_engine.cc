@@ -1,0 +1,106 @@
+#include "zeropage/engine/engine.h"
+
+// The casters of tensors come after torch's configuration.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "python/bind/bind.h"
+
+namespace zeropage::python {
+namespace {
+
+using engine::Engine;
+
+/// (name, tensor, group index or -1)
+using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
+
+std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::AdamParams> groups,
+                                    const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
+                                    c10::Device device) {
+  std::vector<engine::ParameterInput> inputs;
+  inputs.reserve(parameters.size());
+  for (auto& [name, tensor, group] : parameters) inputs.push_back({std::move(name), std::move(tensor), group});
+  return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device);
+}
+
+/// {"parameters": (bytes now, peak bytes), ...}
+std::map<std::string, std::pair<std::int64_t, std::int64_t>> measured_bytes(const Engine& engine) {
+  std::map<std::string, std::pair<std::int64_t, std::int64_t>> out;
+  for (int i = 0; i < kMemoryKinds; ++i) {
+    const auto kind = static_cast<MemoryKind>(i);
+    const Ledger& ledger = *engine.ledger();
+    out.emplace(memory_kind_name(kind), std::pair(ledger.current_bytes(kind), ledger.peak_bytes(kind)));
+  }
+  return out;
+}
+
+void bind_values(py::module_& module) {
+  py::class_<engine::StepResult>(module, "StepResult", "What the last boundary step did.")
+      .def_readonly("applied", &engine::StepResult::applied)
+      .def_readonly("gradient_norm", &engine::StepResult::gradient_norm)
+      .def_readonly("clip_coefficient", &engine::StepResult::clip_coefficient)
+      .def_readonly("overflow_parameter", &engine::StepResult::overflow_parameter);
+  py::class_<plan::StateBytes>(module, "StateBytes", "Bytes of model state of one rank.")
+      .def_readonly("parameters", &plan::StateBytes::parameters)
+      .def_readonly("gradients", &plan::StateBytes::gradients)
+      .def_readonly("optimizer", &plan::StateBytes::optimizer);
+  py::class_<paging::PagerStats>(module, "PagerStats", "Counters of the pager.")
+      .def_readonly("touches", &paging::PagerStats::touches)
+      .def_readonly("faults", &paging::PagerStats::faults)
+      .def_readonly("prefetches", &paging::PagerStats::prefetches)
+      .def_readonly("evictions", &paging::PagerStats::evictions)
+      .def_readonly("write_backs", &paging::PagerStats::write_backs)
+      .def_readonly("gathered_bytes", &paging::PagerStats::gathered_bytes)
+      .def_readonly("live_bytes", &paging::PagerStats::live_bytes)
+      .def_readonly("peak_live_bytes", &paging::PagerStats::peak_live_bytes);
+}
+
+void bind_training(py::class_<Engine>& engine) {
+  engine.def("before_forward", &Engine::before_forward, "Takes in parameters that were replaced from outside.")
+      .def(
+          "backward",
+          [](Engine& self, const at::Tensor& loss, bool retain_graph, bool scale_by_accumulation) {
+            return self.backward(loss, {retain_graph, scale_by_accumulation});
+          },
+          py::arg("loss"), py::arg("retain_graph"), py::arg("scale_by_accumulation"), Unlocked(),
+          "Runs the backward of a scalar loss; returns the loss divided by the accumulation steps.")
+      .def("step", &Engine::step, Unlocked(), "Ends a micro step; True when it was an accumulation boundary.")
+      .def("zero_grad", &Engine::zero_grad, Unlocked(), "Forgets gradients accumulated so far.")
+      .def("is_accumulation_boundary", &Engine::is_accumulation_boundary)
+      .def("set_accumulation_boundary", &Engine::set_accumulation_boundary, py::arg("boundary"),
+           "None: count micro steps again.")
+      .def("set_accumulation_steps", &Engine::set_accumulation_steps, py::arg("steps"))
+      .def_property(
+          "groups", [](Engine& self) { return self.groups(); },
+          [](Engine& self, const std::vector<config::AdamParams>& groups) { self.groups() = groups; },
+          "Hyperparameters in force, one entry per group; a copy, to be assigned back.")
+      .def("scheduled_lrs", &Engine::scheduled_lrs, "Rates of the next step by the configured schedule.")
+      .def_property("schedule_iteration", &Engine::schedule_iteration, &Engine::set_schedule_iteration);
+}
+
+}  // namespace
+
+void init_engine(py::module_& module) {
+  bind_values(module);
+  py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
+  engine
+      .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
+           py::arg("device"), Unlocked())
+      .def_property_readonly("loss_scale", &Engine::loss_scale)
+      .def_property_readonly("global_steps", &Engine::global_steps)
+      .def_property_readonly("skipped_steps", &Engine::skipped_steps)
+      .def_property_readonly("micro_steps", &Engine::micro_steps)
+      .def_property_readonly("last_step", &Engine::last_step, py::return_value_policy::copy)
+      .def("gather", &Engine::gather, py::arg("parameters"), Unlocked(), "Makes parameters resident; returns a ticket.")
+      .def("release", &Engine::release, py::arg("ticket"), py::arg("modifier_rank"), Unlocked(), "Ends a gather.")
+      .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
+      .def("measured_bytes", &measured_bytes, "Per kind: bytes now and at the peak, counted by the ledger.")
+      .def_property_readonly("pager_stats", &Engine::pager_stats)
+      .def("formula_bytes", &Engine::formula_bytes, "Model state per rank by the formula, for this configuration.")
+      .def("formula_bytes_at_stage", &Engine::formula_bytes_at_stage, py::arg("stage"))
+      .def_property_readonly("trainable_numel", &Engine::trainable_numel)
+      .def_property_readonly("page_count", &Engine::page_count);
+  bind_training(engine);
+}
+
+}  // namespace zeropage::python

@@ -1,0 +1,46 @@
+#include "python/bind/bind.h"
+#include "zeropage/base/error.h"
+
+// After the project's headers: torch's exceptions bring Python's.
+#include <c10/util/Exception.h>
+#include <torch/csrc/Exceptions.h>
+
+namespace zeropage::python {
+namespace {
+
+/// Sets the Python exception of this name. The class is looked up when needed, so that no reference outlives the
+/// interpreter.
+void raise_as(const char* name, const std::exception& error) {
+  const py::object type = py::module_::import("zeropage.errors").attr(name);
+  PyErr_SetString(type.ptr(), error.what());
+}
+
+void translate(std::exception_ptr pointer) {
+  try {
+    if (pointer) std::rethrow_exception(pointer);
+  } catch (const ConfigError& error) {
+    raise_as("ConfigError", error);
+  } catch (const UsageError& error) {
+    raise_as("UsageError", error);
+  } catch (const IoError& error) {
+    raise_as("IoError", error);
+  } catch (const CheckpointError& error) {
+    raise_as("CheckpointError", error);
+  } catch (const PeerError& error) {
+    raise_as("PeerError", error);
+  } catch (const TimeoutError& error) {
+    raise_as("TimeoutError", error);
+  } catch (const Error& error) {
+    raise_as("ZeropageError", error);
+  } catch (python_error& error) {
+    error.restore();  // an exception of Python code that autograd called
+  } catch (const c10::Error&) {
+    torch::translate_exception_to_python(std::current_exception());
+  }
+}
+
+}  // namespace
+
+void init_errors(py::module_& /*module*/) { py::register_local_exception_translator(&translate); }
+
+}  // namespace zeropage::python

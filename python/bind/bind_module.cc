@@ -1,0 +1,36 @@
+#include <memory>
+
+#include "python/bind/bind.h"
+#include "zeropage/base/blocking.h"
+
+namespace zeropage::python {
+namespace {
+
+/// Releases the interpreter lock while this thread waits for another rank, which may be a thread of this interpreter.
+class UnlockedWait : public BlockingScope {
+ public:
+  UnlockedWait() : state_(PyEval_SaveThread()) {}
+  ~UnlockedWait() override { PyEval_RestoreThread(state_); }
+
+ private:
+  PyThreadState* state_;
+};
+
+std::unique_ptr<BlockingScope> enter_unlocked_wait() {
+  return PyGILState_Check() ? std::make_unique<UnlockedWait>() : nullptr;
+}
+
+}  // namespace
+}  // namespace zeropage::python
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  using namespace zeropage::python;
+  module.doc() = "Zeropage's C++ side. Use the package `zeropage`; this module may change without notice.";
+  module.attr("version") = ZEROPAGE_VERSION;
+  init_errors(module);
+  init_config(module);
+  init_report(module);
+  init_comm(module);
+  init_engine(module);
+  zeropage::set_blocking_scope_factory(&enter_unlocked_wait);
+}

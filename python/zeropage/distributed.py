@@ -1,0 +1,138 @@
+"""Who the ranks are and how they talk to each other.
+
+1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones); without them there
+   is one rank. A thread that `testing.run_ranks` started is a rank of its own.
+2. CPU ranks of one host talk through shared memory; everything else through two torch process groups, one for data and
+   one for control.
+"""
+
+import contextlib
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+
+from . import _C
+from .errors import ConfigError
+
+_LAUNCH_HINT = (
+    "launch with `zeropage --num_gpus=N script.py` or `torchrun --nproc_per_node=N script.py`, which set all of them, "
+    "or unset all of them to run as a single rank"
+)
+
+_engines_made = itertools.count()  # engines are made in the same order on all ranks, so the number is part of their name
+_this_thread = threading.local()
+
+
+@dataclass(frozen=True)
+class World:
+    """This rank's place among the ranks of the job."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+
+def world_from_environment(environ: Mapping[str, str] = os.environ) -> World:
+    """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE (or LOCAL_SIZE). Raises ConfigError when some are missing."""
+    found = {name: environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    if not any(value is not None for value in found.values()):
+        return World()
+    found["LOCAL_WORLD_SIZE"] = environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE"))
+    if found["WORLD_SIZE"] != "1":
+        found |= {name: environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
+    missing = [name for name, value in found.items() if value is None]
+    if missing:
+        given = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
+        raise ConfigError(f"the environment has {given} but not {', '.join(missing)}: {_LAUNCH_HINT}")
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+    try:
+        world = World(*(int(found[name]) for name in names))
+    except ValueError:
+        raise ConfigError(f"expected integers in {', '.join(f'{n}={found[n]}' for n in names)}: {_LAUNCH_HINT}") from None
+    if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
+        raise ConfigError(f"the ranks in the environment contradict each other ({world}): {_LAUNCH_HINT}")
+    return world
+
+
+def current_world() -> World:
+    """The place of the calling thread's rank."""
+    communicator = getattr(_this_thread, "communicator", None)
+    if communicator is None:
+        return world_from_environment()
+    return World(communicator.rank, communicator.rank, communicator.size, communicator.size)
+
+
+@contextlib.contextmanager
+def thread_rank(communicator: _C.Communicator) -> Iterator[None]:
+    """Makes the calling thread the rank of `communicator`: engines made inside talk through it."""
+    _this_thread.communicator = communicator
+    try:
+        yield
+    finally:
+        del _this_thread.communicator
+
+
+def choose_device(model: torch.nn.Module, world: World) -> torch.device:
+    """The device of this rank: a GPU when there is one (ranks share them when they are fewer), else the CPU."""
+    if getattr(_this_thread, "communicator", None) is not None or not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def make_communicator(config: _C.Config, device: torch.device, world: World) -> _C.Communicator:
+    """Joins this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
+    handed_over = getattr(_this_thread, "communicator", None)
+    if handed_over is not None:
+        return handed_over
+    one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
+    if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
+        raise ConfigError(
+            f'zeropage.communicator is "shared_memory", which serves CPU ranks of one host; this rank is on {device} with '
+            f'{world.local_size} of {world.size} ranks on its host: write "auto" or "c10d"'
+        )
+    if config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus:
+        return _join_process_groups(config, device, world)
+    if world.size == 1:
+        return _C.make_thread_communicators(1, config.timeout_ms)[0]
+    return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms)
+
+
+def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:
+    """Makes torch's default process group unless there is one: nccl when every rank has its own GPU, else gloo."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    if backend is None:
+        own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
+        backend = "nccl" if own_gpu else "gloo"
+    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world.size == 1 else {}
+    dist.init_process_group(backend, timeout=timeout, **alone)
+
+
+def _join_process_groups(config: _C.Config, device: torch.device, world: World) -> _C.Communicator:
+    import torch.distributed as dist
+
+    timeout = timedelta(milliseconds=config.timeout_ms)
+    init_process_group(device, world, timeout=timeout)
+    data = dist.new_group(timeout=timeout)
+    control = dist.new_group(timeout=timeout, backend="gloo")
+    return _C.make_c10d_communicator(data, control, device, config.deterministic_reduction, config.timeout_ms)
+
+
+def _segment_name(environ: Mapping[str, str] = os.environ) -> str:
+    """A name that the ranks of this job share and no other job of this host has."""
+    token = environ.get("ZEROPAGE_JOB_TOKEN")
+    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
+    identity = token or "|".join(environ.get(name, "") for name in names)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:20]
+    return f"zp-{os.getuid()}-{digest}-{next(_engines_made)}"

@@ -1,0 +1,233 @@
+"""The engine as Python sees it: a module that trains. Placement, reduction and update are in C++ (`_C.Engine`)."""
+
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+
+from . import _C, report, zero
+from .dataloader import make_dataloader
+from .distributed import World, choose_device, make_communicator
+from .engine_settings import EngineSettings
+from .errors import UsageError
+from .lr_schedules import ConfiguredSchedule
+from .module_view import ModuleView
+from .optimizer import ZeropageOptimizer, client_optimizer, config_group_defaults, name_parameters, parameter_groups
+
+
+class ZeropageEngine(EngineSettings, ModuleView):
+    """Wraps a module. Made by `zeropage.initialize`; the loop is
+
+    loss = engine(batch); engine.backward(loss); engine.step()
+
+    Attributes that the engine does not have are the module's; so are parameters, buffers and the state dict, with the module's names.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        config: _C.Config,
+        world: World,
+        *,
+        optimizer: Any = None,
+        model_parameters: Any = None,
+        lr_scheduler: Any = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ):
+        super().__init__(model)
+        self._config = config
+        self._world = world
+        self._micro_batch_size = config.micro_batch_size
+        self._accumulation_steps = config.accumulation_steps
+        self._collate_fn = collate_fn
+        self._losses: list[torch.Tensor] = []
+        self._steps_of_losses = 0
+        self.training_dataloader = None
+        self.device = choose_device(model, world)
+        self._communicator = make_communicator(config, self.device, world)
+        if config.dump_state and world.rank == 0:
+            print(config.effective_json, file=sys.stderr, flush=True)
+        self._place_model(model)
+        self.optimizer = self._make_optimizer(optimizer, model_parameters, lr_scheduler is not None)
+        self._core = self._make_core()
+        self._broadcast_buffers()
+        zero.register_parameters(model.parameters(), weakref.ref(self._core))
+        if self.optimizer is not None:
+            self.optimizer.attach(self._core)
+        self.lr_scheduler = self._make_scheduler(lr_scheduler)
+        self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
+
+    # -- the loop
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's forward; any arguments."""
+        self._core.before_forward()
+        if self._config.cast_inputs:
+            args, kwargs = tree_map(self._cast_input, (args, kwargs))
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
+        """Runs the backward of a scalar loss; returns the loss divided by the accumulation steps."""
+        if not isinstance(loss, torch.Tensor):
+            raise UsageError(f"backward takes the loss, a scalar tensor; got {type(loss).__name__}")
+        scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
+        if self._steps_of_losses != self._core.global_steps:
+            self._losses.clear()
+            self._steps_of_losses = self._core.global_steps
+        self._losses.append(loss.detach())
+        return scaled
+
+    def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
+        """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate."""
+        if not self._core.is_accumulation_boundary() or self.optimizer is None:
+            self._core.step()
+            return
+        self.optimizer.step()
+        if self._client_scheduler and self._core.last_step.applied:
+            self.lr_scheduler.step(**(lr_kwargs or {}))
+        if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
+            self._print_line.update(*report.progress_sample(self, 1.0))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets gradients accumulated so far. `step` does it by itself after an update."""
+        self._core.zero_grad()
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """Whether the next `step` updates the parameters."""
+        return self._core.is_accumulation_boundary()
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool | None) -> None:
+        """Says so instead of counting micro steps; None: count again."""
+        self._core.set_accumulation_boundary(is_boundary)
+
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate anyway."""
+        yield
+
+    def was_step_applied(self) -> bool:
+        """False when the last boundary step was skipped because of an overflow."""
+        return self._core.last_step.applied
+
+    def get_global_grad_norm(self) -> float | None:
+        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first."""
+        return self._core.last_step.gradient_norm if self.global_steps else None
+
+    def mean_loss(self) -> float:
+        """The mean of this rank's losses since the last update (of the last update, right after it)."""
+        if not self._losses:
+            raise UsageError("there is no loss yet: call backward first")
+        return torch.stack([loss.float() for loss in self._losses]).mean().item()
+
+    # -- data, memory, end
+
+    def deepspeed_io(
+        self,
+        dataset: torch.utils.data.Dataset,
+        batch_size: int | None = None,
+        route: str = "train",
+        pin_memory: bool = True,
+        data_sampler: torch.utils.data.Sampler | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_local_io_workers: int | None = None,
+    ) -> torch.utils.data.DataLoader:
+        """A loader of micro batches of this rank's part of a data set; shuffled for the route "train"."""
+        return make_dataloader(
+            dataset,
+            batch_size or self.train_micro_batch_size_per_gpu(),
+            self._world,
+            self._config.dataloader_drop_last,
+            train=route == "train",
+            sampler=data_sampler,
+            collate_fn=collate_fn or self._collate_fn,
+            num_workers=num_local_io_workers or 0,
+            pin_memory=pin_memory,
+        )
+
+    def memory_report(self) -> report.MemoryReport:
+        """Bytes of model state of every rank, counted and by the formula. Collective."""
+        return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage())
+
+    def print_memory_table(self) -> None:
+        """Prints the memory report on rank 0. Collective."""
+        memory = self.memory_report()
+        if self.global_rank == 0:
+            print(memory.table(), end="", flush=True)
+
+    def empty_partition_cache(self) -> None:
+        """Gives cached frames and pages back to the system."""
+        self._core.trim_memory()
+
+    def destroy(self) -> None:
+        """Ends the engine and frees its state. It cannot be used afterwards."""
+        self._core = None
+        self._communicator = None
+
+    # -- making
+
+    def _place_model(self, model: torch.nn.Module) -> None:
+        """Moves the model to the device and casts its buffers; the engine casts parameters page by page."""
+        model.to(self.device)
+        if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
+            _C.log_warn('fp16 on a CPU is about 20 times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.data = buffer.data.to(self._parameter_dtype(buffer.dtype))
+
+    def _make_optimizer(self, optimizer: Any, model_parameters: Any, client_schedules: bool) -> ZeropageOptimizer | None:
+        """The optimizer before it is attached. What the user passes goes before what the configuration names."""
+        groups = parameter_groups(self.module, model_parameters)
+        client = None if optimizer is None else client_optimizer(optimizer, groups)
+        if client is not None:
+            self._config.optimizer_kind = _C.OptimizerKind.ADAMW
+            groups = client.param_groups
+        if client_schedules:
+            self._config.schedule_kind = _C.ScheduleKind.NONE
+        has_parameters = any(group["params"] for group in groups)
+        if self._config.optimizer_kind == _C.OptimizerKind.NONE or not has_parameters:
+            return None
+        return ZeropageOptimizer(groups, config_group_defaults(self._config.adam), client)
+
+    def _make_core(self) -> _C.Engine:
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        adam_groups = [] if self.optimizer is None else self.optimizer.adam_groups()
+        return _C.Engine(name_parameters(self.module, groups), adam_groups, self._config, self._communicator, self.device)
+
+    def _broadcast_buffers(self) -> None:
+        """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
+        for buffer in self.module.buffers():
+            whole = buffer.detach().contiguous()
+            self._communicator.broadcast(whole, 0)
+            buffer.data.copy_(whole)
+
+    def _make_scheduler(self, lr_scheduler: Any) -> Any:
+        self._client_scheduler = lr_scheduler is not None
+        if self.optimizer is None:
+            return lr_scheduler
+        if lr_scheduler is None:
+            configured = self._config.schedule_kind != _C.ScheduleKind.NONE
+            return ConfiguredSchedule(self._core, self.optimizer) if configured else None
+        if callable(lr_scheduler) and not hasattr(lr_scheduler, "step"):
+            return lr_scheduler(self.optimizer)
+        # Its own optimizer never steps; it would warn of that.
+        inner = getattr(lr_scheduler, "optimizer", None)
+        if inner is not None:
+            inner._opt_called = True
+        return lr_scheduler
+
+    def _prints(self) -> bool:
+        return self._world.rank == 0 and bool(self._config.steps_per_print)
+
+    def _cast_input(self, value: Any) -> Any:
+        is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self._parameter_dtype(value.dtype)) if is_float else value
+
+    def _parameter_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        return {_C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}.get(self._config.precision, dtype)
+
+
+DeepSpeedEngine = ZeropageEngine

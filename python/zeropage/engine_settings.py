@@ -1,0 +1,167 @@
+"""What the engine answers about its configuration and its progress, under the names that training scripts use."""
+
+import json
+from typing import Any
+
+import torch
+
+from . import _C
+from .errors import ConfigError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
+_PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}
+_OPTIMIZER_NAMES = {_C.OptimizerKind.ADAM: "adam", _C.OptimizerKind.ADAMW: "adamw", _C.OptimizerKind.NONE: None}
+
+
+class EngineSettings:
+    """Getters, in the order of their subjects. Needs `_config`, `_world`, `_core` and `optimizer`."""
+
+    # -- ranks
+
+    @property
+    def global_rank(self) -> int:
+        return self._world.rank
+
+    @property
+    def local_rank(self) -> int:
+        return self._world.local_rank
+
+    @property
+    def world_size(self) -> int:
+        return self._world.size
+
+    @property
+    def dp_world_size(self) -> int:
+        return self._world.size
+
+    @property
+    def mp_world_size(self) -> int:
+        return 1
+
+    # -- batch sizes
+
+    def train_batch_size(self) -> int:
+        return self.train_micro_batch_size_per_gpu() * self.gradient_accumulation_steps() * self.dp_world_size
+
+    def train_micro_batch_size_per_gpu(self) -> int:
+        return self._micro_batch_size
+
+    def gradient_accumulation_steps(self) -> int:
+        return self._accumulation_steps
+
+    def get_batch_info(self) -> tuple[int, int, int]:
+        """(train batch size, micro batch size, accumulation steps)"""
+        return self.train_batch_size(), self.train_micro_batch_size_per_gpu(), self.gradient_accumulation_steps()
+
+    def set_train_batch_size(self, train_batch_size: int) -> None:
+        """Changes the accumulation steps; the micro batch size stays."""
+        per_step = self.train_micro_batch_size_per_gpu() * self.dp_world_size
+        if train_batch_size <= 0 or train_batch_size % per_step:
+            raise ConfigError(
+                f"train_batch_size {train_batch_size} is not a positive multiple of micro batch {self.train_micro_batch_size_per_gpu()} "
+                f"* {self.dp_world_size} ranks = {per_step}"
+            )
+        self._core.set_accumulation_steps(train_batch_size // per_step)
+        self._accumulation_steps = train_batch_size // per_step
+
+    def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
+        """Changes the train batch size; the accumulation steps stay."""
+        if micro_batch_size <= 0:
+            raise ConfigError(f"expected a positive micro batch size, got {micro_batch_size}")
+        self._micro_batch_size = micro_batch_size
+
+    # -- optimizer and schedule
+
+    @property
+    def basic_optimizer(self) -> Any:
+        return self.optimizer
+
+    def optimizer_name(self) -> str | None:
+        return _OPTIMIZER_NAMES[self._config.optimizer_kind]
+
+    def scheduler_name(self) -> str | None:
+        kind = self._config.schedule_kind
+        return None if kind == _C.ScheduleKind.NONE else kind.name
+
+    def get_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def get_mom(self) -> list[tuple[float, float]]:
+        return [group["betas"] for group in self.optimizer.param_groups]
+
+    def gradient_clipping(self) -> float:
+        return self._config.gradient_clipping
+
+    def gradient_predivide_factor(self) -> float:
+        return self._config.gradient_predivide_factor
+
+    def prescale_gradients(self) -> bool:
+        return self._config.prescale_gradients
+
+    # -- precision
+
+    def fp16_enabled(self) -> bool:
+        return self._config.precision == _C.Precision.FP16
+
+    def bfloat16_enabled(self) -> bool:
+        return self._config.precision == _C.Precision.BF16
+
+    def fp16_auto_cast(self) -> bool:
+        return self._config.cast_inputs
+
+    def loss_scale(self) -> float:
+        return self._core.loss_scale
+
+    def dynamic_loss_scale(self) -> bool:
+        return self.fp16_enabled() and self._config.dynamic_loss_scale
+
+    def get_data_types(self) -> tuple[torch.dtype, torch.dtype]:
+        """(parameters, gradient accumulation)"""
+        return _PRECISIONS[self._config.precision], _DTYPES[self._config.accumulation_dtype or "fp32"]
+
+    @property
+    def communication_data_type(self) -> torch.dtype:
+        name = self._config.communication_dtype
+        return _DTYPES[name] if name else _PRECISIONS[self._config.precision]
+
+    # -- ZeRO
+
+    def zero_optimization(self) -> bool:
+        return self._config.stage > 0
+
+    def zero_optimization_stage(self) -> int:
+        return self._config.stage
+
+    def zero_gather_16bit_weights_on_model_save(self) -> bool:
+        return self._config.gather_16bit_weights_on_model_save
+
+    # -- progress
+
+    @property
+    def global_steps(self) -> int:
+        """Boundary steps, applied or skipped."""
+        return self._core.global_steps
+
+    @property
+    def global_samples(self) -> int:
+        return self.global_steps * self.train_batch_size()
+
+    @property
+    def micro_steps(self) -> int:
+        """Calls of `step`."""
+        return self._core.micro_steps
+
+    @property
+    def skipped_steps(self) -> int:
+        return self._core.skipped_steps
+
+    def steps_per_print(self) -> int | None:
+        return self._config.steps_per_print
+
+    def dump_state(self) -> bool:
+        return self._config.dump_state
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Every key with the value in force."""
+        return json.loads(self._config.effective_json)

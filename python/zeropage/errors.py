@@ -1,0 +1,34 @@
+"""The exceptions of the package. Every message says what was expected, what came, where, and what to do.
+
+The C++ side throws classes of the same names; the bindings translate them to these.
+"""
+
+import builtins
+
+
+class ZeropageError(RuntimeError):
+    """Base of all errors of the package."""
+
+
+class ConfigError(ZeropageError, ValueError):
+    """The configuration or the arguments cannot be used."""
+
+
+class UsageError(ZeropageError):
+    """The API was called in an order or with objects that make no sense."""
+
+
+class IoError(ZeropageError, OSError):
+    """The operating system refused or failed an operation on a file or a device."""
+
+
+class CheckpointError(ZeropageError):
+    """A checkpoint cannot be written or must not be believed."""
+
+
+class PeerError(ZeropageError):
+    """Another rank died, failed, or does something else than this one."""
+
+
+class TimeoutError(ZeropageError, builtins.TimeoutError):
+    """Something did not happen in time."""

@@ -1,0 +1,105 @@
+"""`initialize`: from what a training script has to an engine."""
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import _C
+from .distributed import World, current_world
+from .errors import ConfigError, UsageError
+
+
+def initialize(
+    args: Any = None,
+    model: torch.nn.Module | None = None,
+    optimizer: torch.optim.Optimizer | Callable[[Any], torch.optim.Optimizer] | None = None,
+    model_parameters: Any = None,
+    training_data: torch.utils.data.Dataset | None = None,
+    lr_scheduler: Any = None,
+    distributed_port: int = 29500,
+    mpu: Any = None,
+    dist_init_required: bool | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
+    config: str | os.PathLike | dict[str, Any] | None = None,
+    mesh_param: Any = None,
+    config_params: str | os.PathLike | dict[str, Any] | None = None,
+):
+    """Wraps a model for training as the configuration says. Collective.
+
+    model: its parameters are taken over in place: cast to the configured precision, given rank 0's values, and placed.
+    optimizer: torch.optim.Adam or AdamW, or a callable (parameters -> optimizer); None: the config's section "optimizer".
+    model_parameters: what the optimizer updates, parameters or groups (dicts); None: all that are trainable.
+    training_data: a data set; the third result is then a loader of this rank's part of it.
+    lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".
+    config, config_params, args.deepspeed_config: a path, a dict or JSON text; one of them.
+    distributed_port, dist_init_required: there for compatibility; the launcher's environment says it all.
+
+    Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError, PeerError (ranks
+    differ), TimeoutError.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise UsageError(f"initialize(model=...) takes a torch.nn.Module, got {type(model).__name__}")
+    for name, value in (("mpu", mpu), ("mesh_param", mesh_param)):
+        if value is not None:
+            raise ConfigError(f"{name} is not available in this version: leave it out")
+    world = current_world()
+    _check_local_rank(args, world)
+    parsed = parse_config(_config_source(args, config, config_params), world.size)
+
+    from .engine import ZeropageEngine
+
+    engine = ZeropageEngine(
+        model, parsed, world, optimizer=optimizer, model_parameters=model_parameters, lr_scheduler=lr_scheduler, collate_fn=collate_fn
+    )
+    if training_data is not None:
+        engine.training_dataloader = engine.deepspeed_io(training_data)
+    return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
+
+
+def _check_local_rank(args: Any, world: World) -> None:
+    given = getattr(args, "local_rank", None)
+    if given is not None and given >= 0 and given != world.local_rank:
+        raise UsageError(
+            f"args.local_rank is {given}, but the environment says LOCAL_RANK={world.local_rank}: launch with `zeropage` or `torchrun`"
+        )
+
+
+def _config_source(args: Any, config: Any, config_params: Any) -> Any:
+    sources = {"config": config, "config_params": config_params, "args.deepspeed_config": getattr(args, "deepspeed_config", None)}
+    given = {name: value for name, value in sources.items() if value is not None}
+    if len(given) != 1:
+        raise ConfigError(
+            f"expected one of {', '.join(sources)}, got {' and '.join(given) or 'none of them'}: "
+            "pass config= with the path of a JSON file, a dict, or JSON text"
+        )
+    return next(iter(given.values()))
+
+
+def parse_config(source: str | os.PathLike | dict[str, Any], world_size: int) -> _C.Config:
+    """Reads a path, a dict or JSON text. Raises ConfigError, IoError."""
+    if isinstance(source, dict):
+        try:
+            text = json.dumps(source)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"the config dict cannot be written as JSON: {error}") from None
+        return _C.Config.from_json(text, world_size, "dict")
+    if not isinstance(source, (str, os.PathLike)):
+        raise ConfigError(f"the config is a {type(source).__name__}; expected a path, a dict or JSON text")
+    path = os.fspath(source)
+    if path.lstrip().startswith("{"):
+        return _C.Config.from_json(path, world_size, "JSON text")
+    if not os.path.isfile(path):
+        raise ConfigError(f"there is no config file {path!r} (looked from {os.getcwd()})")
+    return _C.Config.from_file(path, world_size)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Adds the options that training scripts of DeepSpeed have: --deepspeed and --deepspeed_config FILE."""
+    group = parser.add_argument_group("Zeropage", "configuration of the training engine")
+    group.add_argument("--deepspeed", action="store_true", help="for scripts that ask whether to use the engine")
+    group.add_argument("--deepspeed_config", metavar="FILE", help="the configuration, a JSON file")
+    return parser

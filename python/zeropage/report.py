@@ -1,0 +1,67 @@
+"""What a run shows: the progress line and the memory table. Rank 0 prints."""
+
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from . import _C
+
+if TYPE_CHECKING:
+    from .engine import ZeropageEngine
+
+Batch = TypeVar("Batch")
+
+MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0."""
+
+    stage: int
+    ranks: list[dict[str, int]]
+    formula: _C.StateBytes
+    formula_stage_0: _C.StateBytes
+
+    def table(self) -> str:
+        """Aligned lines, one per kind."""
+        measured = [[rank[kind] for kind in MEMORY_KINDS] for rank in self.ranks]
+        return _C.format_memory_table(self.stage, measured, self.formula, self.formula_stage_0)
+
+
+def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int) -> MemoryReport:
+    """What every rank holds. Collective."""
+    measured = core.measured_bytes()
+    mine = [measured[kind][1 if kind == "frames" else 0] for kind in MEMORY_KINDS]
+    packing = struct.Struct(f"<{len(mine)}q")
+    everyone = packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine)))
+    ranks = [dict(zip(MEMORY_KINDS, values, strict=True)) for values in everyone]
+    return MemoryReport(stage, ranks, core.formula_bytes(), core.formula_bytes_at_stage(0))
+
+
+def progress(
+    batches: Iterable[Batch], engine: "ZeropageEngine", *, total_steps: int = 0, unit: str = "samples", units_per_sample: float = 1.0
+) -> Iterator[Batch]:
+    """Passes the batches through and shows a progress line after each optimizer step.
+
+    total_steps: for the time left; 0: unknown. units_per_sample: say 128 with `unit="tokens"` for sequences of 128 tokens.
+    """
+    line = _C.Progress(total_steps, unit) if engine.global_rank == 0 else None
+    shown = engine.global_steps
+    try:
+        for batch in batches:
+            yield batch
+            if line is not None and engine.global_steps != shown:
+                shown = engine.global_steps
+                line.update(*progress_sample(engine, units_per_sample))
+    finally:
+        if line is not None:
+            line.finish()
+
+
+def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[int, float, float, float, float | None]:
+    """Step, loss, learning rate, units and loss scale of the last optimizer step."""
+    rate = engine.get_lr()[0] if engine.optimizer is not None else 0.0
+    scale = engine.loss_scale() if engine.fp16_enabled() else None
+    return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale

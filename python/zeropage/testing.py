@@ -1,0 +1,42 @@
+"""Ranks as threads of one process, for tests."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import _C, distributed
+from .errors import TimeoutError
+
+
+def run_ranks(size: int, function: Callable[[int, _C.Communicator], Any], timeout_s: float = 60.0) -> list[Any]:
+    """Calls `function(rank, communicator)` on `size` threads, each a rank of its own; returns their results by rank.
+
+    `zeropage.initialize` inside uses the rank's communicator. The first exception ends the waits of all ranks and is raised
+    here. Raises TimeoutError when ranks are still at work after `timeout_s`.
+    """
+    communicators = _C.make_thread_communicators(size, int(timeout_s * 1000))
+    results: list[Any] = [None] * size
+    failures: list[BaseException] = []
+
+    def run(rank: int) -> None:
+        communicator = communicators[rank]
+        try:
+            with distributed.thread_rank(communicator):
+                results[rank] = function(rank, communicator)
+        except BaseException as error:  # also SystemExit and KeyboardInterrupt: they must reach the caller
+            failures.append(error)
+            communicator.abort(f"{type(error).__name__}: {error}")
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if failures:
+        raise failures[0]
+    stuck = [thread.name for thread in threads if thread.is_alive()]
+    if stuck:
+        raise TimeoutError(f"{', '.join(stuck)} did not end within {timeout_s} s")
+    return results

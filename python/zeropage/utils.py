@@ -1,0 +1,34 @@
+"""Small helpers that scripts expect under `deepspeed.utils`."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from .distributed import current_world
+
+logger = logging.getLogger("zeropage")
+
+
+def log_dist(message: str, ranks: list[int] | None = None, level: int = logging.INFO) -> None:
+    """Logs on these ranks only; None or [-1]: on all."""
+    rank = current_world().rank
+    if not ranks or -1 in ranks or rank in ranks:
+        logger.log(level, "[Rank %d] %s", rank, message)
+
+
+class RepeatingLoader:
+    """A loader that starts again when it is through."""
+
+    def __init__(self, loader: Iterable[Any]):
+        self.loader = loader
+        self._batches = iter(loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._batches)
+        except StopIteration:
+            self._batches = iter(self.loader)
+            return next(self._batches)
