@@ -29,6 +29,8 @@ struct LossScale {
   int hysteresis = 2;
   bool consecutive_hysteresis = false;
   double min_scale = 1.0;
+
+  bool operator==(const LossScale&) const = default;
 };
 
 struct Gradients {
@@ -39,6 +41,8 @@ struct Gradients {
   std::optional<DType> accumulation_dtype;   ///< data_types.grad_accum_dtype
   std::optional<DType> communication_dtype;  ///< communication_data_type
   bool check_overflow = true;                ///< bf16.check_grad_overflow; always true for fp16
+
+  bool operator==(const Gradients&) const = default;
 };
 
 struct Zero {
@@ -53,6 +57,8 @@ struct Zero {
   std::int64_t max_live_numel = 1'000'000'000;
   std::int64_t max_reuse_distance_numel = 1'000'000'000;
   bool gather_16bit_weights_on_model_save = false;
+
+  bool operator==(const Zero&) const = default;
 };
 
 enum class OptimizerKind { kNone, kAdam, kAdamW };
@@ -66,11 +72,15 @@ struct AdamParams {
   double weight_decay = 0.0;
   bool bias_correction = true;
   bool decoupled_decay = true;  ///< AdamW; false: L2 added to the gradient
+
+  bool operator==(const AdamParams&) const = default;
 };
 
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::kNone;
   AdamParams adam;
+
+  bool operator==(const Optimizer&) const = default;
 };
 
 enum class ScheduleKind { kNone, kWarmup, kWarmupDecay, kWarmupCosine, kOneCycle, kLrRangeTest };
@@ -105,6 +115,8 @@ struct Schedule {
   double range_test_step_rate = 1.0;
   bool range_test_staircase = false;
   std::int64_t last_batch_iteration = -1;
+
+  bool operator==(const Schedule&) const = default;
 };
 
 enum class CommunicatorKind { kAuto, kSharedMemory, kC10d };
@@ -118,6 +130,8 @@ struct Own {
       true;                       ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
   bool observe_functions = true;  ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
+
+  bool operator==(const Own&) const = default;
 };
 
 struct Config {

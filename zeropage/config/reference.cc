@@ -10,7 +10,7 @@ namespace zeropage::config {
 namespace {
 
 constexpr const char* kOpening =
-    R"(<!-- Generated from zeropage/config/tables_*.cc. Do not edit: run `zeropage config --reference > docs/config.md`. -->
+    R"(<!-- Generated from zeropage/config/tables_*.cc. Do not edit: change the tables, then run config_tests with ZEROPAGE_WRITE_DOCS=1. -->
 # ds_config.json
 
 The file may hold `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
@@ -47,8 +47,8 @@ std::string row(const Key& key) {
                                    : key.type == Type::kSwitchedSection
                                        ? "absent"
                                        : fmt::format("`{}`", to_text(key.default_value));
-  return fmt::format("| {} | {} | {} | {} | {} |\n", names, cell(key.expected()), default_text, status_text(key.status),
-                     cell(key.doc));
+  return fmt::format("| {} | {} | {} | {} | {} | {} |\n", names, type_name(key.type), default_text, cell(key.range()),
+                     status_text(key.status), cell(key.doc));
 }
 
 std::string title(const Section& section) {
@@ -67,7 +67,7 @@ std::string reference_markdown() {
     out += fmt::format("\n## {}\n{}{}\n", title(section), section.doc,
                        section.presence_not_built ? " **Not available**: the section must be absent." : "");
     if (section.keys.empty()) continue;
-    out += "\n| key | value | default | status | meaning |\n| --- | --- | --- | --- | --- |\n";
+    out += "\n| key | type | default | range | status | meaning |\n| --- | --- | --- | --- | --- | --- |\n";
     for (const Key& key : section.keys) out += row(key);
   }
   return out;

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <array>
 #include <nlohmann/json.hpp>
 
 #include "zeropage/config/tables.h"
@@ -21,13 +22,6 @@ Key make_key(std::string name, Type type, Value default_value, Status status, st
   return key;
 }
 
-std::string range_text(const Key& key) {
-  if (key.low && key.high && key.below_high) return fmt::format(" >= {} and < {}", *key.low, *key.high);
-  if (key.low && key.high) return fmt::format(" from {} to {}", *key.low, *key.high);
-  if (key.low) return fmt::format(" {} {}", key.above_low ? ">" : ">=", *key.low);
-  return "";
-}
-
 std::vector<Section> all_tables() {
   std::vector<Section> all;
   for (const auto table : {top_level_tables, precision_tables, optimizer_tables, scheduler_tables, zero_tables,
@@ -38,6 +32,12 @@ std::vector<Section> all_tables() {
 }
 
 }  // namespace
+
+std::string type_name(Type type) {
+  static constexpr std::array<const char*, 7> kNames = {"bool",    "integer", "number", "text",
+                                                        "numbers", "texts",   "section"};
+  return kNames.at(static_cast<std::size_t>(type));
+}
 
 std::string to_text(const Value& value) {
   return std::visit(
@@ -91,24 +91,28 @@ bool Key::in_range(double number) const {
   return !high || number < *high || (!below_high && number == *high);
 }
 
+std::string Key::range() const {
+  if (!choices.empty()) {
+    std::vector<std::string> names;
+    for (const Choice& choice : choices) {
+      if (choice.built) names.push_back('"' + choice.name + '"');
+    }
+    return fmt::format("{}", fmt::join(names, ", "));
+  }
+  if (low && high && below_high) return fmt::format(">= {} and < {}", *low, *high);
+  if (low && high) return fmt::format("from {} to {}", *low, *high);
+  if (low) return fmt::format("{} {}", above_low ? ">" : ">=", *low);
+  return "";
+}
+
 std::string Key::expected() const {
-  switch (type) {
-    case Type::kBool: return "true or false";
-    case Type::kInteger: return "an integer" + range_text(*this);
-    case Type::kReal: return "a number" + range_text(*this);
-    case Type::kReals:
-      return length == 0 ? "a list of numbers" + range_text(*this)
-                         : fmt::format("a list of {} numbers{}", length, range_text(*this));
-    case Type::kTexts: return "a list of texts";
-    case Type::kSwitchedSection: return "a section {...}";
-    case Type::kText: break;
-  }
-  if (choices.empty()) return "a text";
-  std::vector<std::string> names;
-  for (const Choice& choice : choices) {
-    if (choice.built) names.push_back('"' + choice.name + '"');
-  }
-  return (names.size() > 1 ? "one of " : "") + fmt::format("{}", fmt::join(names, ", "));
+  static constexpr std::array<const char*, 7> kNouns = {
+      "true or false", "an integer", "a number", "a text", "a list of numbers", "a list of texts", "a section {...}"};
+  const std::string limits = range();
+  if (!choices.empty()) return limits.find(',') == std::string::npos ? limits : "one of " + limits;
+  const std::string noun =
+      length == 0 ? kNouns.at(static_cast<std::size_t>(type)) : fmt::format("a list of {} numbers", length);
+  return limits.empty() ? noun : noun + " " + limits;
 }
 
 Key flag(std::string name, bool default_value, Status status, std::string doc) {

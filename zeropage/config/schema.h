@@ -23,6 +23,9 @@ std::string to_text(const Value& value);
 
 enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSection };
 
+/// "bool", "integer", "number", "text", "numbers", "texts", "section".
+std::string type_name(Type type);
+
 enum class Status {
   kInForce,   ///< does what it says
   kAccepted,  ///< checked, then without effect, for the reason its documentation gives
@@ -64,7 +67,10 @@ struct Key {
   /// Whether a number lies in the range.
   bool in_range(double number) const;
 
-  /// "an integer >= 1", `one of "log", "linear"`: what a value must be, for messages and documentation.
+  /// `>= 1`, `from 0 to 3`, `"log", "linear"`: the range or the choices that are available; empty: no limit.
+  std::string range() const;
+
+  /// "an integer >= 1", `one of "log", "linear"`: what a value must be, for messages.
   std::string expected() const;
 };
 

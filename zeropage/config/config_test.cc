@@ -1,0 +1,197 @@
+/// Would catch: a key that is read into the wrong field or not at all, an alias or deprecated form that stopped working,
+/// defaults of tables and structs that drift apart.
+#include "zeropage/config/config.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace zeropage::config {
+namespace {
+
+/// A configuration with one micro batch and `more` keys.
+Config config_with(const std::string& more) {
+  return Config::from_json(R"({"train_micro_batch_size_per_gpu": 1)" + (more.empty() ? "" : ", " + more) + "}", 1);
+}
+
+Zero zero_with(const std::string& keys) { return config_with(R"("zero_optimization": {)" + keys + "}").zero; }
+
+Schedule schedule_with(const std::string& type, const std::string& params) {
+  return config_with(R"("scheduler": {"type": ")" + type + R"(", "params": {)" + params + "}}").schedule;
+}
+
+TEST(Config, the_first_light_configuration) {
+  const Config config = Config::from_json(R"(
+    {"train_batch_size": 256, "gradient_accumulation_steps": 4, "fp16": {"enabled": true},
+     "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "none"}, "contiguous_gradients": true,
+                           "overlap_comm": true, "reduce_scatter": true},
+     "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}}})",
+                                          2);
+  EXPECT_EQ(config.batch.train_batch_size, 256);
+  EXPECT_EQ(config.batch.micro_batch_size, 32);
+  EXPECT_EQ(config.batch.accumulation_steps, 4);
+  EXPECT_EQ(config.precision, Precision::kFp16);
+  EXPECT_TRUE(config.loss_scale.dynamic);
+  EXPECT_EQ(config.zero.stage, 2);
+  EXPECT_TRUE(config.zero.reduce_scatter);
+  EXPECT_EQ(config.optimizer.kind, OptimizerKind::kAdamW);
+  EXPECT_EQ(config.optimizer.adam.lr, 1e-4);
+  EXPECT_EQ(config.optimizer.adam.weight_decay, 0.01);
+  EXPECT_TRUE(config.optimizer.adam.decoupled_decay);
+}
+
+TEST(Config, defaults_of_tables_and_structs_agree) {
+  const Config read = config_with("");
+  const Config built;
+  EXPECT_EQ(read.precision, built.precision);
+  EXPECT_EQ(read.loss_scale, built.loss_scale);
+  EXPECT_EQ(read.cast_inputs, built.cast_inputs);
+  EXPECT_EQ(read.gradients, built.gradients);
+  EXPECT_EQ(read.zero, built.zero);
+  EXPECT_EQ(read.optimizer, built.optimizer);
+  EXPECT_EQ(read.schedule, built.schedule);
+  EXPECT_EQ(read.steps_per_print, built.steps_per_print);
+  EXPECT_EQ(read.dump_state, built.dump_state);
+  EXPECT_EQ(read.dataloader_drop_last, built.dataloader_drop_last);
+  EXPECT_EQ(read.allow_untested_optimizer, built.allow_untested_optimizer);
+  EXPECT_EQ(read.own, built.own);
+  EXPECT_EQ(config_with(R"("optimizer": {"type": "AdamW"})").optimizer.adam, AdamParams{});
+}
+
+TEST(Config, fp16_keys) {
+  const Config config =
+      config_with(R"("fp16": {"enabled": true, "auto_cast": true, "loss_scale": 128, "initial_scale_power": 8,
+      "loss_scale_window": 50, "hysteresis": 3, "consecutive_hysteresis": true, "min_loss_scale": 4})");
+  EXPECT_TRUE(config.cast_inputs);
+  EXPECT_EQ(config.loss_scale, (LossScale{false, 128, 8, 50, 3, true, 4}));
+}
+
+TEST(Config, bf16_and_its_alias) {
+  EXPECT_EQ(config_with(R"("bf16": {"enabled": true})").precision, Precision::kBf16);
+  const Config config = config_with(R"("bfloat16": {"enabled": true, "check_grad_overflow": false})");
+  EXPECT_EQ(config.precision, Precision::kBf16);
+  EXPECT_FALSE(config.gradients.check_overflow);
+  EXPECT_TRUE(
+      config_with(R"("bf16": {"check_grad_overflow": false}, "fp16": {"enabled": true})").gradients.check_overflow);
+}
+
+TEST(Config, gradient_keys_and_types) {
+  const Gradients gradients = config_with(R"("gradient_clipping": 0.5, "prescale_gradients": true,
+      "gradient_predivide_factor": 2, "gradient_allreduce_op": "SUM", "communication_data_type": "bf16",
+      "data_types": {"grad_accum_dtype": "torch.float32", "param_dtype": "float", "buffer_dtype": "fp32"})")
+                                  .gradients;
+  EXPECT_EQ(gradients, (Gradients{0.5, true, 2.0, true, DType::kFloat32, DType::kBFloat16, true}));
+}
+
+TEST(Config, zero_keys) {
+  const Zero zero = zero_with(R"("stage": 3, "reduce_scatter": false, "overlap_comm": false, "reduce_bucket_size": 5e8,
+      "allgather_bucket_size": 2e8, "stage3_prefetch_bucket_size": 3, "stage3_param_persistence_threshold": 4,
+      "stage3_model_persistence_threshold": 5, "stage3_max_live_parameters": 6, "stage3_max_reuse_distance": 7,
+      "stage3_gather_16bit_weights_on_model_save": true)");
+  EXPECT_EQ(zero, (Zero{3, false, false, 500'000'000, 200'000'000, 3, 4, 5, 6, 7, true}));
+}
+
+TEST(Config, stage3_aliases_mean_the_same) {
+  const Zero zero = zero_with(R"("stage": 3, "prefetch_bucket_size": 3, "param_persistence_threshold": 4,
+      "model_persistence_threshold": 5, "max_live_parameters": 6, "max_reuse_distance": 7,
+      "gather_16bit_weights_on_model_save": true, "module_granularity_threshold": 1,
+      "use_all_reduce_for_fetch_params": true, "allgather_sequential": true)");
+  EXPECT_EQ(zero, (Zero{3, true, true, 500'000'000, 500'000'000, 3, 4, 5, 6, 7, true}));
+  EXPECT_TRUE(zero_with(R"("stage3_gather_fp16_weights_on_model_save": true)").gather_16bit_weights_on_model_save);
+}
+
+TEST(Config, deprecated_forms_of_zero) {
+  EXPECT_EQ(config_with(R"("zero_optimization": true)").zero.stage, 1);
+  EXPECT_EQ(config_with(R"("zero_optimization": false)").zero.stage, 0);
+  EXPECT_EQ(config_with(R"("allgather_size": 77, "zero_optimization": true)").zero.allgather_bucket_numel, 77);
+  EXPECT_EQ(zero_with(R"("stage": 1, "cpu_offload": false, "cpu_offload_use_pin_memory": true)").stage, 1);
+}
+
+TEST(Config, adam_means_adamw_unless_told) {
+  const auto optimizer = [](const std::string& text) { return config_with(R"("optimizer": )" + text).optimizer; };
+  EXPECT_TRUE(optimizer(R"({"type": "Adam"})").adam.decoupled_decay);
+  EXPECT_FALSE(optimizer(R"({"type": "adam", "params": {"adam_w_mode": false}})").adam.decoupled_decay);
+  const Optimizer all = optimizer(R"({"type": "Adam", "params": {"lr": 1, "betas": [0.5, 0.25], "eps": 1e-6,
+      "weight_decay": 0.1, "bias_correction": false, "torch_adam": true, "amsgrad": false}})");
+  EXPECT_EQ(all, (Optimizer{OptimizerKind::kAdam, {1.0, 0.5, 0.25, 1e-6, 0.1, false, true}}));
+}
+
+TEST(Config, every_schedule) {
+  const Schedule warmup =
+      schedule_with("WarmupLR", R"("warmup_min_lr": 0.1, "warmup_max_lr": 0.2, "warmup_num_steps": 5,
+      "warmup_type": "linear", "last_batch_iteration": 3)");
+  EXPECT_EQ(warmup.kind, ScheduleKind::kWarmup);
+  EXPECT_EQ(warmup.warmup_min_lr, 0.1);
+  EXPECT_EQ(warmup.warmup_max_lr, 0.2);
+  EXPECT_EQ(warmup.warmup_num_steps, 5);
+  EXPECT_TRUE(warmup.warmup_linear);
+  EXPECT_EQ(warmup.last_batch_iteration, 3);
+  EXPECT_FALSE(schedule_with("WarmupLR", "").warmup_max_lr.has_value());
+
+  const Schedule decay = schedule_with("WarmupDecayLR", R"("total_num_steps": 100)");
+  EXPECT_EQ(decay.kind, ScheduleKind::kWarmupDecay);
+  EXPECT_EQ(decay.total_num_steps, 100);
+  EXPECT_EQ(decay.warmup_max_lr, 1e-3);
+
+  const Schedule cosine =
+      schedule_with("WarmupCosineLR", R"("total_num_steps": 9, "warmup_min_ratio": 0.1, "cos_min_ratio": 0.2)");
+  EXPECT_EQ(cosine.kind, ScheduleKind::kWarmupCosine);
+  EXPECT_EQ(cosine.total_num_steps, 9);
+  EXPECT_EQ(cosine.warmup_min_ratio, 0.1);
+  EXPECT_EQ(cosine.cos_min_ratio, 0.2);
+
+  const Schedule range = schedule_with("LRRangeTest", R"("lr_range_test_min_lr": 0.1, "lr_range_test_step_size": 2,
+      "lr_range_test_step_rate": 3, "lr_range_test_staircase": true)");
+  EXPECT_EQ(range.kind, ScheduleKind::kLrRangeTest);
+  EXPECT_EQ(range.range_test_min_lr, 0.1);
+  EXPECT_EQ(range.range_test_step_size, 2);
+  EXPECT_EQ(range.range_test_step_rate, 3.0);
+  EXPECT_TRUE(range.range_test_staircase);
+}
+
+TEST(Config, one_cycle) {
+  const Schedule cycle = schedule_with("OneCycle", R"("cycle_min_lr": 0.1, "cycle_max_lr": 0.2, "decay_lr_rate": 0.3,
+      "cycle_first_step_size": 4, "cycle_second_step_size": 5, "cycle_first_stair_count": 6, "cycle_second_stair_count": 7,
+      "decay_step_size": 8, "cycle_momentum": false, "cycle_min_mom": 0.85, "cycle_max_mom": 0.95, "decay_mom_rate": 0.4)");
+  EXPECT_EQ(cycle.kind, ScheduleKind::kOneCycle);
+  EXPECT_EQ(cycle.cycle_min_lr, 0.1);
+  EXPECT_EQ(cycle.cycle_max_lr, 0.2);
+  EXPECT_EQ(cycle.decay_lr_rate, 0.3);
+  EXPECT_EQ(cycle.cycle_first_step_size, 4);
+  EXPECT_EQ(cycle.cycle_second_step_size, 5);
+  EXPECT_EQ(cycle.cycle_first_stair_count, 6);
+  EXPECT_EQ(cycle.cycle_second_stair_count, 7);
+  EXPECT_EQ(cycle.decay_step_size, 8);
+  EXPECT_FALSE(cycle.cycle_momentum);
+  EXPECT_EQ(cycle.cycle_min_mom, 0.85);
+  EXPECT_EQ(cycle.cycle_max_mom, 0.95);
+  EXPECT_EQ(cycle.decay_mom_rate, 0.4);
+  const Schedule minimal = schedule_with("OneCycle", R"("cycle_min_lr": 0.1, "cycle_max_lr": 0.2)");
+  EXPECT_FALSE(minimal.cycle_second_step_size.has_value());
+}
+
+TEST(Config, other_keys) {
+  const Config config = config_with(R"("steps_per_print": 10, "dump_state": true, "dataloader_drop_last": true,
+      "zero_allow_untested_optimizer": true, "zeropage": {"page_numel": 1, "timeout_ms": 2, "communicator": "c10d",
+      "deterministic_reduction": false, "observe_functions": false, "max_consecutive_skips": 3})");
+  EXPECT_EQ(config.steps_per_print, 10);
+  EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
+  EXPECT_EQ(config.own, (Own{1, 2, CommunicatorKind::kC10d, false, false, 3}));
+}
+
+TEST(Config, null_infinity_and_comments) {
+  EXPECT_FALSE(config_with(R"("steps_per_print": Infinity)").steps_per_print.has_value());
+  EXPECT_TRUE(zero_with(R"("overlap_comm": null, "offload_param": null)").overlap_comm);
+  EXPECT_EQ(config_with("// one\n/* two */ \"optimizer\": null # three\n").optimizer.kind, OptimizerKind::kNone);
+}
+
+TEST(Config, sections_that_are_off_may_say_anything_valid) {
+  EXPECT_NO_THROW(
+      config_with(R"("tensorboard": {"enabled": false, "output_path": "logs"}, "flops_profiler": {"profile_step": 9},
+      "amp": {"enabled": false, "opt_level": "O1"}, "fp16": {"enabled": false, "fp16_master_weights_and_grads": true})"));
+  EXPECT_NO_THROW(
+      zero_with(R"("stage": 3, "offload_param": {"device": "none", "pin_memory": false, "buffer_count": 9})"));
+}
+
+}  // namespace
+}  // namespace zeropage::config
