@@ -1,8 +1,66 @@
 /// \file
 /// The command `zeropage`.
+#include <CLI/CLI.hpp>
 #include <cstdio>
 
-int main() {
-  std::puts("zeropage " ZEROPAGE_VERSION);
-  return 0;
+#include "zeropage/base/error.h"
+#include "zeropage/launch/config_command.h"
+#include "zeropage/launch/launch.h"
+#include "zeropage/launch/options.h"
+
+namespace {
+
+constexpr int kUsageExitCode = 2;
+
+constexpr const char* kAbout = R"(Starts a training script on every device of this host, and watches over it.
+
+  zeropage --num_gpus=2 train.py --my_option 3
+      two ranks of train.py; everything after the script belongs to it
+
+Every rank finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (torchrun's names).
+Where there are several ranks their lines are marked [rank N], and OMP_NUM_THREADS is the rank's share of the cores
+unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
+Ctrl-C and SIGTERM end the job; nothing of it outlives this command, not even after kill -9.)";
+
+/// CLI11's own usage line cannot say that the script's arguments follow it.
+class LauncherFormatter : public CLI::Formatter {
+ public:
+  std::string make_usage(const CLI::App* app, std::string name) const override {
+    if (app->get_parent()) return CLI::Formatter::make_usage(app, name);
+    return "\nUsage: zeropage [options] SCRIPT [arguments of the script...]\n"
+           "       zeropage config FILE [--world_size N]\n";
+  }
+};
+
+int run(int argc, char** argv) {
+  CLI::App app(kAbout, "zeropage");
+  app.formatter(std::make_shared<LauncherFormatter>());
+  app.set_version_flag("--version", "zeropage " ZEROPAGE_VERSION);
+  zeropage::launch::Options options;
+  zeropage::launch::add_launch_options(app, options);
+  zeropage::launch::ConfigCommand config;
+  const CLI::App* config_command = zeropage::launch::add_config_command(app, config);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? 0 : kUsageExitCode;
+  }
+  if (config_command->parsed()) {
+    std::fputs(zeropage::launch::config_listing(config).c_str(), stdout);
+    return 0;
+  }
+  zeropage::launch::finish_launch_options(app, options);
+  return zeropage::launch::launch(options, argv[0]);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    return run(argc, argv);
+  } catch (const zeropage::Error& error) {
+    std::fprintf(stderr, "zeropage: %s\n", error.what());
+    return kUsageExitCode;
+  }
 }

@@ -1,0 +1,37 @@
+/// \file
+/// What this host offers: devices, a Python, a port.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "zeropage/launch/fd.h"
+
+namespace zeropage::launch {
+
+/// The GPUs a process started here sees: the entries of CUDA_VISIBLE_DEVICES where it is set (`visible`, else null), up
+/// to the first one that is not valid ("" and "-1" hide all, as the driver has it); otherwise 0, 1, ... for every
+/// nvidia<N> in `device_folder` (/dev).
+std::vector<std::string> visible_gpus(const std::string& device_folder, const char* visible);
+
+/// The active Python: that of $VIRTUAL_ENV, else a python3 beside this command (`argv0`, looked up in PATH as the shell
+/// did), else the python3 or python in PATH. Errors: ConfigError when there is none.
+std::string find_python(const std::string& argv0);
+
+/// The program `name` as the shell would find it: itself if it has a slash, else through PATH; empty if there is none.
+std::string find_program(const std::string& name);
+
+/// A port that was free a moment ago. As long as `claim` lives no other launcher on this host takes it.
+struct Port {
+  int number = 0;
+  Fd claim;
+};
+
+/// `wanted`, or a free one when something listens there or another launcher has claimed it.
+/// Errors: IoError when no port is to be had.
+Port claim_port(int wanted);
+
+/// 128 random bits from the kernel, in hexadecimal: names this job. Errors: IoError.
+std::string make_job_token();
+
+}  // namespace zeropage::launch

@@ -1,0 +1,56 @@
+#include "zeropage/launch/processes.h"
+
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <string>
+
+#include "zeropage/launch/fd.h"
+
+namespace zeropage::launch {
+
+void adopt_orphans() {
+  if (::prctl(PR_SET_CHILD_SUBREAPER, 1) != 0) {
+    throw_errno("cannot become the parent of orphaned processes", "Linux 3.4 or newer is needed");
+  }
+}
+
+std::vector<pid_t> living_children() {
+  std::vector<pid_t> children;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc", error)) {
+    const pid_t pid = static_cast<pid_t>(std::atoi(entry.path().filename().c_str()));
+    if (pid <= 0) continue;
+    std::ifstream file(entry.path() / "stat");
+    std::string stat;
+    std::getline(file, stat, '\0');
+    // "pid (name) state parent ...", and a name may hold anything, ')' included.
+    const std::size_t name_end = stat.rfind(')');
+    if (name_end == std::string::npos) continue;
+    std::istringstream fields(stat.substr(name_end + 1));
+    char state = 0;
+    pid_t parent = 0;
+    fields >> state >> parent;
+    if (parent == ::getpid() && state != 'Z') children.push_back(pid);
+  }
+  return children;
+}
+
+bool kill_children() {
+  for (pid_t child : living_children()) ::kill(child, SIGKILL);
+  while (true) {
+    const pid_t pid = ::waitpid(-1, nullptr, WNOHANG);
+    if (pid < 0 && errno != EINTR) return true;
+    if (pid == 0) return false;
+  }
+}
+
+}  // namespace zeropage::launch

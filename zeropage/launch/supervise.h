@@ -1,0 +1,27 @@
+/// \file
+/// Watching over the ranks of one host.
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include "zeropage/launch/plan.h"
+
+namespace zeropage::launch {
+
+struct SuperviseOptions {
+  int control_fd = -1;      ///< from the front process: one byte per signal; its end means that the front is dead
+  sigset_t rank_mask = {};  ///< signal mask of the ranks
+  pid_t rank_group = 0;     ///< process group of the ranks
+  bool quiet = false;
+};
+
+/// In a control byte: the ranks have had this signal already (a key pressed on the terminal reaches all of them).
+constexpr unsigned char kAlreadyDelivered = 0x80;
+
+/// Starts the ranks, passes their output on and returns the job's exit code when nothing of it is left running: 0, that
+/// of the rank that failed first (128 + N if signal N killed it), or 128 + the signal that the user sent.
+/// The caller has SIGCHLD blocked and is the adopter of orphans.
+int supervise(const JobPlan& plan, const SuperviseOptions& options);
+
+}  // namespace zeropage::launch
