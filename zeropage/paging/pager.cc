@@ -121,6 +121,11 @@ void Pager::unpin(int page) {
   if (--state.pins == 0) evict_if_far(page);
 }
 
+void Pager::mark_dirty(int page) {
+  auto guard = lock();
+  pages_[page].dirty = true;
+}
+
 void Pager::explain_absence(int page, const std::string& cause) {
   auto guard = lock();
   if (pages_[page].state != State::kAbsent) return;

@@ -77,6 +77,10 @@ class Pager {
   void touch(int page, bool writes, std::string_view user);
   void unpin(int page);
 
+  /// The frame of a page that is pinned by `touch`, and that its contents were written by other means than operators.
+  std::byte* frame(int page) const { return pages_[page].frame; }
+  void mark_dirty(int page);
+
   /// Makes the guards of an absent page say why it is absent.
   void explain_absence(int page, const std::string& cause);
 

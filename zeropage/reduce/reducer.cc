@@ -358,7 +358,10 @@ void Reducer::reduce_whole_to_fp32(int page) {
   paging::copy_bytes(state.result, sum.data(), sum.bytes(), device_);
 }
 
-ReducedGradient Reducer::gradient(int page) const { return {pages_[page].result, pages_[page].result_dtype}; }
+ReducedGradient Reducer::gradient(int page) const {
+  const auto& state = pages_[page];
+  return state.filled ? ReducedGradient{state.result, state.result_dtype} : ReducedGradient{};
+}
 
 void Reducer::reset() {
   retire(/*all=*/true);

@@ -58,7 +58,8 @@ class Reducer {
   /// that did not go through the engine.
   void finish();
 
-  /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard.
+  /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard. Null when no
+  /// parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
   /// Parameters that received a gradient on this rank since the last reset.

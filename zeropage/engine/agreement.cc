@@ -1,0 +1,93 @@
+#include "zeropage/engine/agreement.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <sstream>
+#include <string_view>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::engine {
+namespace {
+
+struct Header {
+  double sum_of_squares;
+  std::int64_t overflow_parameter;
+  std::uint64_t trace_hash;
+};
+
+std::uint64_t fnv1a(std::string_view text) {
+  std::uint64_t hash = 0xcbf29ce484222325ull;
+  for (unsigned char byte : text) hash = (hash ^ byte) * 0x100000001b3ull;
+  return hash;
+}
+
+std::string first_difference(const std::string& mine, const std::string& rank0) {
+  std::istringstream a(mine), b(rank0);
+  std::string line_a, line_b;
+  for (;;) {
+    const bool has_a = static_cast<bool>(std::getline(a, line_a));
+    const bool has_b = static_cast<bool>(std::getline(b, line_b));
+    if (!has_a) line_a = "(nothing)";
+    if (!has_b) line_b = "(nothing)";
+    if (line_a != line_b || (!has_a && !has_b)) {
+      return fmt::format("rank 0 has \"{}\", this rank has \"{}\"", line_b, line_a);
+    }
+  }
+}
+
+}  // namespace
+
+void require_same_everywhere(comm::Communicator& communicator, const std::string& text) {
+  const std::uint64_t facts[2] = {fnv1a(text), text.size()};
+  const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
+  const std::string all = comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});
+  std::string different;
+  for (int rank = 1; rank < communicator.size(); ++rank) {
+    if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) {
+      different += fmt::format("{}{}", different.empty() ? "" : ", ", rank);
+    }
+  }
+  if (different.empty()) return;
+  std::uint64_t rank0_bytes = 0;
+  std::memcpy(&rank0_bytes, all.data() + sizeof(std::uint64_t), sizeof(rank0_bytes));
+  std::string rank0 = text;
+  rank0.resize(rank0_bytes);
+  communicator.broadcast(rank0.data(), static_cast<std::int64_t>(rank0_bytes), 0, comm::Tag{"rank 0's model", 0})->wait();
+  const std::string detail = rank0 == text ? "this rank is like rank 0" : first_difference(text, rank0);
+  throw PeerError(fmt::format("ranks were started with different models or configurations: rank(s) {} differ from rank 0; {}. "
+                              "Build the same model from the same configuration on every rank.",
+                              different, detail));
+}
+
+Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
+  const std::size_t bitmap_bytes = (mine.received.size() + 7) / 8;
+  std::string packed(sizeof(Header) + bitmap_bytes, '\0');
+  const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash};
+  std::memcpy(packed.data(), &header, sizeof(header));
+  for (std::size_t i = 0; i < mine.received.size(); ++i) {
+    if (mine.received[i]) packed[sizeof(Header) + i / 8] = static_cast<char>(packed[sizeof(Header) + i / 8] | (1 << (i % 8)));
+  }
+  const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"verdict of the step", 0});
+
+  Verdict verdict;
+  verdict.traces_agree = true;
+  verdict.received.resize(mine.received.size());
+  for (int rank = 0; rank < communicator.size(); ++rank) {
+    const char* part = all.data() + rank * packed.size();
+    Header theirs;
+    std::memcpy(&theirs, part, sizeof(theirs));
+    verdict.sum_of_squares += theirs.sum_of_squares;
+    if (verdict.overflow_parameter < 0) verdict.overflow_parameter = theirs.overflow_parameter;
+    verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
+    for (std::size_t i = 0; i < mine.received.size(); ++i) {
+      if ((part[sizeof(Header) + i / 8] >> (i % 8)) & 1) verdict.received[i] = true;
+    }
+  }
+  return verdict;
+}
+
+}  // namespace zeropage::engine

@@ -1,0 +1,36 @@
+/// \file
+/// What ranks tell each other: that they were started alike, and, once per step, the verdict.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::engine {
+
+/// Collective: compares `text` (one fact per line) over the ranks, by hash first. Errors: PeerError on every rank, naming
+/// the ranks that differ from rank 0 and the first line that does.
+void require_same_everywhere(comm::Communicator& communicator, const std::string& text);
+
+/// What one rank brings to the verdict of a step.
+struct LocalVerdict {
+  double sum_of_squares = 0.0;         ///< of this rank's part of the summed gradients, unscaled by anything
+  std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
+  std::uint64_t trace_hash = 0;
+  std::vector<bool> received;          ///< parameters that got a gradient on this rank
+};
+
+/// What all ranks agree on before any state changes.
+struct Verdict {
+  double sum_of_squares = 0.0;
+  std::int64_t overflow_parameter = -1;  ///< of the lowest rank that has one
+  bool traces_agree = false;
+  std::vector<bool> received;            ///< parameters that got a gradient anywhere
+};
+
+/// Collective: one small exchange. Norms are added in double in the order of the ranks.
+Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine);
+
+}  // namespace zeropage::engine

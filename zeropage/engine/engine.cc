@@ -1,0 +1,333 @@
+#include "zeropage/engine/engine.h"
+
+#include <ATen/ops/mul.h>
+#include <fmt/format.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "zeropage/base/error.h"
+#include "zeropage/engine/agreement.h"
+#include "zeropage/engine/model_state.h"
+#include "zeropage/engine/update.h"
+#include "zeropage/optim/loss_scale.h"
+#include "zeropage/optim/norm.h"
+#include "zeropage/optim/schedule.h"
+#include "zeropage/paging/function_observer.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::engine {
+namespace {
+
+reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_dtype) {
+  const Placement placement = placement_of_stage(config.zero.stage);
+  reduce::ReducePolicy policy;
+  policy.sharded = placement.shard_gradients;
+  policy.whole_result = !placement.shard_optimizer;
+  policy.reduce_scatter = config.zero.reduce_scatter;
+  if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
+  // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
+  // stored keeps the type autograd made it in.
+  const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
+  policy.accumulation_dtype = config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
+  const DType made_as = placement.shard_gradients ? compute_dtype : policy.accumulation_dtype;
+  policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
+  return policy;
+}
+
+std::vector<double> rates_of(const std::vector<config::AdamParams>& groups) {
+  std::vector<double> rates;
+  for (const auto& group : groups) rates.push_back(group.lr);
+  return rates;
+}
+
+}  // namespace
+
+class Engine::Impl {
+ public:
+  Impl(std::vector<ParameterInput> inputs, std::vector<config::AdamParams> groups, const config::Config& config,
+       std::shared_ptr<comm::Communicator> communicator, c10::Device device)
+      : config_(config),
+        communicator_(std::move(communicator)),
+        device_(device),
+        ledger_(std::make_shared<Ledger>()),
+        groups_(std::move(groups)),
+        state_(inputs, config_, communicator_, device_, ledger_),
+        steps_(inputs.size()),
+        accumulation_steps_(config_.batch.accumulation_steps) {
+    for (const auto& parameter : state_.layout()->parameters()) {
+      if (parameter.trainable) trainable_numel_ += parameter.numel;
+    }
+    reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(), communicator_, device_, ledger_,
+                                                 reduce_policy(config_, state_.compute_dtype()));
+    if (config_.precision == config::Precision::kFp16) scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
+    if (config_.schedule.kind != config::ScheduleKind::kNone) {
+      schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
+      take_scheduled();
+    }
+    if (config_.own.observe_functions) observer_ = std::make_unique<paging::FunctionObserver>();
+  }
+
+  at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);
+  bool step();
+  void release(std::int64_t ticket, int modifier_rank);
+
+  bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
+  double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
+  void take_scheduled();
+
+  config::Config config_;
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  std::shared_ptr<Ledger> ledger_;
+  std::vector<config::AdamParams> groups_;
+  ModelState state_;
+  std::unique_ptr<reduce::Reducer> reducer_;
+  std::unique_ptr<optim::LossScaler> scaler_;
+  std::unique_ptr<optim::LrSchedule> schedule_;
+  std::unique_ptr<paging::FunctionObserver> observer_;
+  std::vector<std::int64_t> steps_;  // per parameter: updates so far
+  std::int64_t accumulation_steps_;
+  std::optional<bool> boundary_;
+  std::int64_t trainable_numel_ = 0;
+  std::int64_t micro_steps_ = 0;
+  std::int64_t global_steps_ = 0;
+  std::int64_t skipped_steps_ = 0;
+  std::int64_t consecutive_skips_ = 0;
+  bool backward_done_ = false;
+  StepResult last_;
+  std::map<std::int64_t, std::set<int>> tickets_;
+  std::int64_t next_ticket_ = 1;
+
+ private:
+  double gradient_divisor() const;
+  Verdict agree();
+  void apply(const Verdict& verdict, float gradient_scale);
+  void count_skip(const Verdict& verdict);
+};
+
+at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  if (!loss.defined() || loss.numel() != 1) {
+    throw UsageError(fmt::format("backward() expects a loss with one element, got {}; reduce it first (loss.mean())",
+                                 loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
+  }
+  if (!loss.requires_grad()) {
+    throw UsageError(
+        "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run under "
+        "no_grad or inference_mode, or through .detach()?");
+  }
+  const double divisor = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
+  at::Tensor divided = divisor == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / divisor);
+  const at::Tensor scaled = scale() == 1.0 ? divided : at::mul(divided.to(at::kFloat), scale());
+  torch::autograd::backward({scaled}, {}, options.retain_graph);
+  reducer_->end_backward();
+  backward_done_ = true;
+  return divided.detach();
+}
+
+double Engine::Impl::gradient_divisor() const {
+  // Gradients in hand: loss scale * pre-scale * sum over ranks. The update multiplies by the inverse of what does not belong.
+  const auto& gradients = config_.gradients;
+  const double pre_scale = gradients.prescale ? 1.0 / gradients.predivide_factor : 1.0;
+  const double mean = gradients.sum_instead_of_mean ? 1.0 : static_cast<double>(communicator_->size());
+  return scale() * pre_scale * mean;
+}
+
+Verdict Engine::Impl::agree() {
+  reducer_->finish();
+  LocalVerdict mine;
+  mine.received = reducer_->received();
+  mine.trace_hash = state_.pager().end_pass();
+  const auto sum = sum_gradients(state_, *reducer_, communicator_->rank(), device_);
+  mine.sum_of_squares = sum.sum_of_squares;
+  mine.overflow_parameter = sum.overflow_parameter;
+  Verdict verdict = agree_on_step(*communicator_, mine);
+  state_.pager().set_trace_agreed(verdict.traces_agree);
+  return verdict;
+}
+
+bool Engine::Impl::step() {
+  if (groups_.empty()) {
+    throw UsageError(
+        "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand one "
+        "to initialize()");
+  }
+  if (!backward_done_ && !reducer_->anything_arrived()) {
+    throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
+  }
+  const bool boundary = at_boundary();
+  ++micro_steps_;
+  backward_done_ = false;
+  if (!boundary) return false;
+
+  state_.absorb_replaced();
+  const Verdict verdict = agree();
+  for (int page : state_.pager().take_written()) state_.follow_user_writes(page);
+  state_.pager().write_back_dirty();
+
+  const double divisor = gradient_divisor();
+  last_ = StepResult{};
+  last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor;
+  const bool checked = config_.precision == config::Precision::kFp16 ||
+                       (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
+  const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
+  if (overflow) {
+    count_skip(verdict);
+  } else {
+    last_.applied = true;
+    last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
+    apply(verdict, static_cast<float>(last_.clip_coefficient / divisor));
+    consecutive_skips_ = 0;
+  }
+  ++global_steps_;
+  reducer_->reset();
+  paging::FunctionObserver::forget(*state_.pager().handle());
+  if (observer_ && !paging::FunctionObserver::saw_function(*state_.pager().handle())) observer_.reset();
+  if (scaler_) scaler_->update(overflow);
+  if (!overflow && schedule_) {
+    schedule_->step();
+    take_scheduled();
+  }
+  return true;
+}
+
+void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
+  const auto& pages = state_.layout()->pages();
+  for (std::size_t i = 0; i < steps_.size(); ++i) steps_[i] += verdict.received[i] ? 1 : 0;
+  std::vector<int> updated;
+  for (const auto& page : pages) {
+    const auto got = [&](const layout::Placement& place) { return verdict.received[place.parameter]; };
+    if (page.trainable && std::any_of(page.placements.begin(), page.placements.end(), got)) updated.push_back(page.index);
+  }
+  state_.pager().drop_stale(updated);
+  const UpdateInputs inputs{groups_, steps_, verdict.received, gradient_scale};
+  const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
+  std::vector<comm::WorkPtr> gathers;
+  for (int page : updated) {
+    update_page(state_, *reducer_, page, inputs, device_);
+    if (state_.pager().paged(page)) {
+      state_.pager().publish(page);
+    } else if (owned_in_parts) {
+      gathers.push_back(communicator_->all_gather(state_.owned(page).parameter, state_.whole_page(page),
+                                                  pages[page].shard_bytes(), comm::Tag{"updated parameters", page}));
+    }
+  }
+  for (auto& gather : gathers) gather->wait();
+}
+
+void Engine::Impl::count_skip(const Verdict& verdict) {
+  ++skipped_steps_;
+  ++consecutive_skips_;
+  if (verdict.overflow_parameter >= 0) {
+    last_.overflow_parameter = state_.layout()->parameters()[verdict.overflow_parameter].name;
+  }
+  if (config_.own.max_consecutive_skips > 0 && consecutive_skips_ >= config_.own.max_consecutive_skips) {
+    throw Error(fmt::format("{} steps in a row were skipped because gradients were not finite, the last one at step {} first in "
+                            "parameter '{}'; lower the learning rate or look for NaN in the data "
+                            "(zeropage.max_consecutive_skips)",
+                            consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
+  }
+}
+
+void Engine::Impl::take_scheduled() {
+  const auto rates = schedule_->lrs();
+  const auto momenta = schedule_->momenta();
+  for (std::size_t i = 0; i < groups_.size(); ++i) {
+    groups_[i].lr = rates[i];
+    if (momenta) groups_[i].beta1 = (*momenta)[i];
+  }
+}
+
+void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
+  auto found = tickets_.find(ticket);
+  if (found == tickets_.end()) throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
+  const auto pages = std::move(found->second);
+  tickets_.erase(found);
+  auto& pager = state_.pager();
+  for (int page : pages) {
+    if (modifier_rank >= 0) {
+      std::byte* data = pager.paged(page) ? pager.frame(page) : state_.whole_page(page);
+      communicator_->broadcast(data, state_.layout()->pages()[page].padded_bytes(), modifier_rank,
+                               comm::Tag{"parameters modified by one rank", page})
+          ->wait();
+      pager.paged(page) ? pager.mark_dirty(page) : pager.note_write(page);
+    }
+    if (pager.paged(page)) pager.unpin(page);
+  }
+}
+
+Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups,
+               const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device)
+    : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device)) {}
+Engine::~Engine() = default;
+
+void Engine::before_forward() { impl_->state_.absorb_replaced(); }
+at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  return impl_->backward(loss, options);
+}
+bool Engine::step() { return impl_->step(); }
+void Engine::zero_grad() { impl_->reducer_->reset(); }
+bool Engine::is_accumulation_boundary() const { return impl_->at_boundary(); }
+void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->boundary_ = boundary; }
+void Engine::set_accumulation_steps(std::int64_t steps) {
+  if (steps < 1) throw UsageError(fmt::format("gradient accumulation steps must be at least 1, got {}", steps));
+  impl_->accumulation_steps_ = steps;
+}
+std::vector<config::AdamParams>& Engine::groups() { return impl_->groups_; }
+std::vector<double> Engine::scheduled_lrs() const {
+  return impl_->schedule_ ? impl_->schedule_->lrs() : std::vector<double>{};
+}
+std::int64_t Engine::schedule_iteration() const {
+  return impl_->schedule_ ? impl_->schedule_->last_batch_iteration() : -1;
+}
+void Engine::set_schedule_iteration(std::int64_t iteration) {
+  if (!impl_->schedule_) throw UsageError("there is no schedule in the configuration");
+  impl_->schedule_->set_last_batch_iteration(iteration);
+  impl_->take_scheduled();
+}
+double Engine::loss_scale() const { return impl_->scale(); }
+std::int64_t Engine::global_steps() const { return impl_->global_steps_; }
+std::int64_t Engine::skipped_steps() const { return impl_->skipped_steps_; }
+std::int64_t Engine::micro_steps() const { return impl_->micro_steps_; }
+const StepResult& Engine::last_step() const { return impl_->last_; }
+
+std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
+  auto& pager = impl_->state_.pager();
+  std::set<int> pages;
+  for (const auto& parameter : parameters) {
+    const auto* link = paging::link_of(parameter.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+    if (link == nullptr || link->handle != pager.handle()) {
+      throw UsageError("gather() was given a tensor that is not a parameter of this engine");
+    }
+    pages.insert(link->page);
+  }
+  for (auto page = pages.begin(); page != pages.end(); ++page) {
+    if (pager.paged(*page)) pager.touch(*page, /*writes=*/false, "gathered parameters");
+  }
+  const auto ticket = impl_->next_ticket_++;
+  impl_->tickets_[ticket] = std::move(pages);
+  return ticket;
+}
+void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
+
+void Engine::trim_memory() {
+  impl_->state_.pager().trim(/*evict_all=*/true);
+  impl_->reducer_->trim();
+}
+
+const std::shared_ptr<Ledger>& Engine::ledger() const { return impl_->ledger_; }
+paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().stats(); }
+plan::StateBytes Engine::formula_bytes() const { return formula_bytes_at_stage(impl_->config_.zero.stage); }
+plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
+  auto options = plan::StateOptions::from_config(impl_->config_, impl_->communicator_->size());
+  options.stage = stage;
+  return plan::model_state_bytes(plan::count_parameters(*impl_->state_.layout(), /*padded=*/false), options);
+}
+const comm::Communicator& Engine::communicator() const { return *impl_->communicator_; }
+std::int64_t Engine::trainable_numel() const { return impl_->trainable_numel_; }
+std::int64_t Engine::page_count() const { return static_cast<std::int64_t>(impl_->state_.layout()->pages().size()); }
+
+}  // namespace zeropage::engine

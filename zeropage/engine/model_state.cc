@@ -1,0 +1,323 @@
+#include "zeropage/engine/model_state.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/where.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/TensorImpl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "zeropage/base/error.h"
+#include "zeropage/engine/agreement.h"
+#include "zeropage/engine/engine.h"
+#include "zeropage/paging/fallback.h"
+
+namespace zeropage::engine {
+namespace {
+
+DType compute_dtype_of(config::Precision precision) {
+  switch (precision) {
+    case config::Precision::kBf16: return DType::kBFloat16;
+    case config::Precision::kFp16: return DType::kFloat16;
+    case config::Precision::kFp32: break;
+  }
+  return DType::kFloat32;
+}
+
+std::string guard_message(const std::string& name) {
+  return fmt::format(
+      "parameter '{}' is sharded and not resident now, and this code reads it without going through torch's operators "
+      "(data_ptr, numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` "
+      "(C++: Engine::gather), which makes it resident for the scope.",
+      name);
+}
+
+std::vector<std::int64_t> contiguous_strides(at::IntArrayRef sizes) {
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= std::max<std::int64_t>(sizes[i], 1);
+  }
+  return strides;
+}
+
+/// A tensor with the storage of a parameter's home; no data is touched, so the home may be absent.
+at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::Device device, at::IntArrayRef sizes,
+                       at::IntArrayRef strides) {
+  const auto keys = c10::DispatchKeySet(c10::computeDispatchKey(type, c10::kStrided, device));
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, c10::scalarTypeToTypeMeta(type));
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return tensor;
+}
+
+}  // namespace
+
+ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
+                       std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+                       std::shared_ptr<Ledger> ledger)
+    : config_(config),
+      communicator_(std::move(communicator)),
+      device_(device),
+      ledger_(std::move(ledger)),
+      placement_(placement_of_stage(config.zero.stage)),
+      compute_dtype_(compute_dtype_of(config.precision)) {
+  c10::AutoGradMode no_grad(false);
+  paging::ensure_fallback();
+  check(inputs);
+  for (const auto& input : inputs) {
+    tensors_.push_back(input.tensor);
+    const bool dense = input.tensor.is_non_overlapping_and_dense();
+    strides_.push_back(dense ? input.tensor.strides().vec() : contiguous_strides(input.tensor.sizes()));
+  }
+  auto parameter_specs = specs(inputs);
+  layout::Options options;
+  options.world_size = communicator_->size();
+  std::int64_t total_numel = 0;
+  for (const auto& spec : parameter_specs) total_numel += spec.numel;
+  options.page_numel = config.own.page_numel > 0 ? config.own.page_numel : layout::default_page_numel(total_numel);
+  options.page_numel =
+      std::min({options.page_numel, config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
+  layout_ = std::make_shared<const layout::Layout>(std::move(parameter_specs), options);
+  agree_with_peers();
+  allocate();
+
+  std::int64_t largest_bytes = 1;
+  for (const auto& page : layout_->pages()) {
+    largest_bytes = std::max(largest_bytes, page.padded_numel * std::max<std::int64_t>(page.element_bytes, 4));
+  }
+  storages_.resize(tensors_.size());
+  auto staging = communicator_->allocate(largest_bytes, "initial values");
+  for (const auto& page : layout_->pages()) {
+    fill_page(page, staging->data());
+    rehome(page);
+  }
+}
+
+void ModelState::check(const std::vector<ParameterInput>& inputs) const {
+  if (inputs.empty()) {
+    throw ConfigError(
+        "the model has no parameters; expected at least one. Was the model built before zeropage was initialized, and are "
+        "its submodules registered (nn.ModuleList instead of a plain list)?");
+  }
+  struct Extent {
+    const std::byte* begin;
+    const std::byte* end;
+    const std::string* name;
+  };
+  std::vector<Extent> extents;
+  for (const auto& input : inputs) {
+    const auto& tensor = input.tensor;
+    if (tensor.device() != device_) {
+      throw ConfigError(fmt::format("parameter '{}' is on {}, but this rank trains on {}; move the model there first "
+                                    "(model.to(\"{}\")); parameters on the meta device need real values",
+                                    input.name, tensor.device().str(), device_.str(), device_.str()));
+    }
+    const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
+    if (link != nullptr && link->handle->pager.load() != nullptr) {
+      throw ConfigError(fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
+                                    "destroy the other engine first",
+                                    input.name));
+    }
+    if (tensor.scalar_type() == at::kDouble) {
+      throw ConfigError(fmt::format("parameter '{}' is float64, which is not supported; call model.float() first",
+                                    input.name));
+    }
+    const auto* begin = static_cast<const std::byte*>(tensor.const_data_ptr());
+    if (tensor.numel() > 0) extents.push_back({begin, begin + tensor.nbytes(), &input.name});
+  }
+  std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
+  for (std::size_t i = 1; i < extents.size(); ++i) {
+    if (extents[i].begin < extents[i - 1].end) {
+      throw ConfigError(fmt::format("parameters '{}' and '{}' are different tensors that share memory; tie weights by using "
+                                    "the same Parameter object in both places",
+                                    *extents[i - 1].name, *extents[i].name));
+    }
+  }
+}
+
+std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<ParameterInput>& inputs) const {
+  std::vector<layout::ParameterSpec> specs;
+  std::int64_t persistent_numel = 0;
+  for (const auto& input : inputs) {
+    layout::ParameterSpec spec;
+    spec.name = input.name;
+    spec.numel = input.tensor.numel();
+    const bool floating = input.tensor.is_floating_point();
+    spec.dtype = floating ? compute_dtype_ : DType::kOther;
+    spec.element_bytes = floating ? element_bytes(compute_dtype_) : static_cast<std::int64_t>(input.tensor.itemsize());
+    spec.trainable = floating && input.group >= 0 && input.tensor.requires_grad();
+    spec.group = spec.trainable ? input.group : -1;
+    if (placement_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
+        persistent_numel + spec.numel <= config_.zero.model_persistence_threshold_numel) {
+      spec.persistent = true;
+      persistent_numel += spec.numel;
+    }
+    specs.push_back(std::move(spec));
+  }
+  return specs;
+}
+
+void ModelState::agree_with_peers() const {
+  require_same_everywhere(*communicator_, config_.effective_json + "\n" + layout_->describe());
+}
+
+void ModelState::allocate() {
+  const auto& pages = layout_->pages();
+  std::vector<bool> paged;
+  std::int64_t whole_bytes = 0;
+  std::int64_t state_numel = 0;
+  for (const auto& page : pages) {
+    // At world size 1 the shard is the page: nothing to gather.
+    paged.push_back(placement_.shard_parameters && !page.persistent && communicator_->size() > 1);
+    if (!paged.back()) whole_bytes += page.padded_bytes();
+    const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
+    if (page.trainable) state_numel += own_numel * (compute_dtype_ == DType::kFloat32 ? 2 : 3);
+  }
+  paging::PagerOptions options;
+  const std::int64_t element = element_bytes(compute_dtype_);
+  options.max_live_bytes = config_.zero.max_live_numel * element;
+  options.prefetch_bytes = config_.zero.prefetch_bucket_numel * element;
+  options.max_reuse_distance_bytes = config_.zero.max_reuse_distance_numel * element;
+  pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
+  pager_->on_write_back([this](int page) { follow_user_writes(page); });
+
+  whole_memory_ = communicator_->allocate(std::max<std::int64_t>(whole_bytes, 1), "parameters");
+  whole_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, whole_bytes);
+  optimizer_memory_ = std::make_unique<paging::DeviceBuffer>(4 * state_numel, device_, ledger_, MemoryKind::kOptimizer);
+  whole_.resize(pages.size(), nullptr);
+  owned_.resize(pages.size());
+  std::byte* whole = whole_memory_->data();
+  auto* state = reinterpret_cast<float*>(optimizer_memory_->data());
+  for (const auto& page : pages) {
+    auto& own = owned_[page.index];
+    own.begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
+    own.numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
+    if (paged[page.index]) {
+      own.parameter = pager_->shard(page.index);
+    } else {
+      whole_[page.index] = whole;
+      own.parameter = whole + own.begin * page.element_bytes;
+      whole += page.padded_bytes();
+    }
+    if (!page.trainable) continue;
+    if (compute_dtype_ == DType::kFloat32) {
+      own.master = reinterpret_cast<float*>(own.parameter);
+    } else {
+      own.master = std::exchange(state, state + own.numel);
+    }
+    own.exp_avg = std::exchange(state, state + own.numel);
+    own.exp_avg_sq = std::exchange(state, state + own.numel);
+  }
+}
+
+at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
+  auto* start = static_cast<std::byte*>(page_start) +
+                layout_->offset_of(parameter) * static_cast<std::int64_t>(c10::elementSize(type));
+  return at::from_blob(start, tensors_[parameter].sizes(), strides_[parameter],
+                       at::TensorOptions().dtype(type).device(device_));
+}
+
+void ModelState::fill_page(const layout::Page& page, void* staging) {
+  const bool floating = page.dtype != DType::kOther;
+  const std::int64_t staged_bytes = page.padded_numel * (floating ? 4 : page.element_bytes);
+  paging::zero_bytes(staging, staged_bytes, device_);
+  for (const auto& place : page.placements) {
+    const auto type = floating ? at::kFloat : tensors_[place.parameter].scalar_type();
+    place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
+  }
+  communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
+
+  const auto& own = owned_[page.index];
+  if (!floating) {
+    const std::int64_t from = pager_->paged(page.index) ? own.begin * page.element_bytes : 0;
+    std::byte* target = pager_->paged(page.index) ? own.parameter : whole_[page.index];
+    const std::int64_t bytes = pager_->paged(page.index) ? page.shard_bytes() : page.padded_bytes();
+    paging::copy_bytes(target, static_cast<std::byte*>(staging) + from, bytes, device_);
+    return;
+  }
+  auto values = paging::flat_view(staging, page.padded_numel, at::kFloat, device_);
+  const auto own_values = values.narrow(0, own.begin, own.numel);
+  const auto type = scalar_type_of(page.dtype);
+  if (pager_->paged(page.index)) {
+    paging::flat_view(own.parameter, page.shard_numel, type, device_)
+        .copy_(values.narrow(0, communicator_->rank() * page.shard_numel, page.shard_numel));
+  } else {
+    paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
+  }
+  if (page.trainable && compute_dtype_ != DType::kFloat32) {
+    paging::flat_view(own.master, own.numel, at::kFloat, device_).copy_(own_values);
+  }
+}
+
+bool ModelState::needs_mark(int page) const {
+  // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
+  return pager_->paged(page) || (layout_->pages()[page].trainable && compute_dtype_ != DType::kFloat32);
+}
+
+void ModelState::rehome(const layout::Page& page) {
+  const bool paged = pager_->paged(page.index);
+  for (const auto& place : page.placements) {
+    const std::int64_t offset_bytes = place.offset * page.element_bytes;
+    const std::int64_t bytes = place.numel * page.element_bytes;
+    void* data = paged ? nullptr : whole_[page.index] + offset_bytes;
+    // The communicator owns mappings that the memory needs, so both must outlive the parameters.
+    using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
+    auto keep = paged ? nullptr : std::make_shared<Kept>(communicator_, whole_memory_);
+    storages_[place.parameter] =
+        paging::make_linked_storage(pager_->make_link(page.index, std::move(keep)), data, bytes, device_);
+    if (paged) {
+      pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
+                    guard_message(layout_->parameters()[place.parameter].name));
+    }
+    tensors_[place.parameter].mutable_grad().reset();
+    attach(place.parameter);
+  }
+}
+
+void ModelState::attach(int parameter) {
+  const auto& page = layout_->pages()[layout_->page_of(parameter)];
+  at::Tensor& tensor = tensors_[parameter];
+  const auto type = page.dtype == DType::kOther ? tensor.scalar_type() : scalar_type_of(page.dtype);
+  tensor.set_data(tensor_over(storages_[parameter], type, device_, tensor.sizes(), strides_[parameter]));
+  if (needs_mark(page.index)) paging::mark(tensor);
+}
+
+void ModelState::absorb_replaced() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const int parameter = static_cast<int>(i);
+    const int page = layout_->page_of(parameter);
+    const at::Tensor& tensor = tensors_[i];
+    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() ==
+        storages_[i].unsafeGetStorageImpl()) {
+      if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
+      continue;
+    }
+    const auto& spec = layout_->parameters()[i];
+    if (tensor.numel() != spec.numel || tensor.dim() != static_cast<std::int64_t>(strides_[i].size())) {
+      throw UsageError(fmt::format("parameter '{}' had {} elements when the engine was built and was given data with {}; "
+                                   "resize parameters before zeropage.initialize",
+                                   spec.name, spec.numel, tensor.numel()));
+    }
+    c10::AutoGradMode no_grad(false);
+    const at::Tensor replacement = tensor.detach();
+    attach(parameter);
+    paging::mark(tensor);  // so that the copy below is seen as a write, and faults where it must
+    tensor.detach().copy_(replacement);
+    if (!needs_mark(page)) paging::unmark(tensor);
+  }
+}
+
+void ModelState::follow_user_writes(int page) {
+  const auto& own = owned_[page];
+  const auto& spec = layout_->pages()[page];
+  if (!spec.trainable || compute_dtype_ == DType::kFloat32) return;
+  auto master = paging::flat_view(own.master, own.numel, at::kFloat, device_);
+  auto visible = paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), device_);
+  master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
+}
+
+}  // namespace zeropage::engine

@@ -1,0 +1,87 @@
+/// \file
+/// The model's state in its place: the layout of the parameters, the memory of every page, fp32 masters and moments. Built once
+/// from the user's tensors, which keep their identity and get storages that point into the pages.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/config/config.h"
+#include "zeropage/engine/placement.h"
+#include "zeropage/layout/layout.h"
+#include "zeropage/paging/device_buffer.h"
+#include "zeropage/paging/pager.h"
+
+namespace zeropage::engine {
+
+struct ParameterInput;
+
+/// The range of a page that this rank updates, and its fp32 state. Null pointers on pages that are not trained.
+struct OwnedRange {
+  std::int64_t begin = 0;  ///< elements of the page
+  std::int64_t numel = 0;
+  std::byte* parameter = nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page
+  float* master = nullptr;         ///< fp32 pages: the parameter itself
+  float* exp_avg = nullptr;
+  float* exp_avg_sq = nullptr;
+};
+
+class ModelState {
+ public:
+  /// Collective. Checks the tensors, lays them out, compares layout and configuration with the other ranks, takes rank 0's
+  /// values and re-homes every tensor. Errors: ConfigError, PeerError; see Engine.
+  ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
+             std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
+
+  const std::shared_ptr<const layout::Layout>& layout() const { return layout_; }
+  const std::vector<at::Tensor>& tensors() const { return tensors_; }
+  paging::Pager& pager() { return *pager_; }
+  const paging::Pager& pager() const { return *pager_; }
+  DType compute_dtype() const { return compute_dtype_; }
+
+  const OwnedRange& owned(int page) const { return owned_[page]; }
+
+  /// Start of a page that is whole on this rank; null for paged ones.
+  std::byte* whole_page(int page) const { return whole_[page]; }
+
+  /// Takes in parameters whose data was replaced (`p.data = ...`, `p.to(...)`) since the last call, and marks them again. Errors:
+  /// UsageError when the new data has another shape.
+  void absorb_replaced();
+
+  /// 16-bit pages: where users changed values, the fp32 master takes them; elsewhere it keeps its low bits.
+  void follow_user_writes(int page);
+
+ private:
+  void check(const std::vector<ParameterInput>& inputs) const;
+  std::vector<layout::ParameterSpec> specs(const std::vector<ParameterInput>& inputs) const;
+  void agree_with_peers() const;
+  void allocate();
+  void fill_page(const layout::Page& page, void* staging);
+  void rehome(const layout::Page& page);
+  void attach(int parameter);
+  bool needs_mark(int page) const;
+  at::Tensor place_of(int parameter, void* page_start, at::ScalarType type) const;
+
+  const config::Config& config_;
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  std::shared_ptr<Ledger> ledger_;
+  Placement placement_;
+  DType compute_dtype_;
+  std::vector<at::Tensor> tensors_;
+  std::shared_ptr<const layout::Layout> layout_;
+  std::unique_ptr<paging::Pager> pager_;
+  std::shared_ptr<comm::Memory> whole_memory_;
+  LedgerEntry whole_entry_;
+  std::vector<std::byte*> whole_;
+  std::unique_ptr<paging::DeviceBuffer> optimizer_memory_;
+  std::vector<OwnedRange> owned_;
+  std::vector<c10::Storage> storages_;                  // per parameter: its home
+  std::vector<std::vector<std::int64_t>> strides_;      // per parameter: as laid out in its page
+};
+
+}  // namespace zeropage::engine

@@ -1,0 +1,39 @@
+/// \file
+/// The optimizer's pass over the pages this rank owns, segment by segment: a parameter that received no gradient on any rank is
+/// left untouched, moments and decay included, as PyTorch does.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <vector>
+
+#include "zeropage/config/config.h"
+#include "zeropage/engine/model_state.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::engine {
+
+/// What this rank's part of the summed gradients amounts to.
+struct GradientSum {
+  double sum_of_squares = 0.0;
+  std::int64_t overflow_parameter = -1;  ///< first parameter with inf or nan in this rank's part
+};
+
+/// Reads the summed gradients once (parameters without one stand there as zeros). Where every rank holds the whole sum each
+/// counts only its shard, so that the ranks' results add up to the global one.
+GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank, c10::Device device);
+
+/// The hyperparameters of one step.
+struct UpdateInputs {
+  const std::vector<config::AdamParams>& groups;
+  const std::vector<std::int64_t>& steps;  ///< per parameter: updates so far, the coming one included
+  const std::vector<bool>& received;
+  float gradient_scale = 1.0f;
+};
+
+/// Updates this rank's range of `page`: fp32 master and moments, and the rounded parameter. Host pages use the fused kernel
+/// on all of torch's threads (results do not depend on their number), device pages torch's operators. Cost: one pass.
+void update_page(const ModelState& state, const reduce::Reducer& reducer, int page, const UpdateInputs& inputs,
+                 c10::Device device);
+
+}  // namespace zeropage::engine
