@@ -12,6 +12,12 @@ namespace {
 using config::Schedule;
 using config::ScheduleKind;
 
+Schedule schedule_of(ScheduleKind kind) {
+  Schedule config;
+  config.kind = kind;
+  return config;
+}
+
 /// The rates that training steps 0, 1, 2, ... of a group with rate 1.0 run at must be `expected`: tables made by hand.
 void expect_lrs(const Schedule& config, const std::vector<double>& expected) {
   LrSchedule schedule(config, {1.0});
@@ -24,13 +30,18 @@ void expect_lrs(const Schedule& config, const std::vector<double>& expected) {
 }
 
 TEST(LrSchedule, WarmupLinear) {
-  Schedule config{.kind = ScheduleKind::kWarmup, .warmup_min_lr = 0.2, .warmup_max_lr = 1.0, .warmup_num_steps = 4};
+  Schedule config = schedule_of(ScheduleKind::kWarmup);
+  config.warmup_min_lr = 0.2;
+  config.warmup_max_lr = 1.0;
+  config.warmup_num_steps = 4;
   config.warmup_linear = true;
   expect_lrs(config, {0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0});
 }
 
 TEST(LrSchedule, WarmupLogarithmic) {
-  const Schedule config{.kind = ScheduleKind::kWarmup, .warmup_max_lr = 3.0, .warmup_num_steps = 8};
+  Schedule config = schedule_of(ScheduleKind::kWarmup);
+  config.warmup_max_lr = 3.0;
+  config.warmup_num_steps = 8;
   // ln(2)/ln(8) = 1/3, ln(4)/ln(8) = 2/3, ln(8)/ln(8) = 1
   expect_lrs(config, {0.0, 0.0, 1.0, std::log(3.0) / std::log(2.0), 2.0, std::log(5.0) / std::log(2.0),
                       std::log(6.0) / std::log(2.0), std::log(7.0) / std::log(2.0), 3.0, 3.0, 3.0});
@@ -38,19 +49,24 @@ TEST(LrSchedule, WarmupLogarithmic) {
 
 TEST(LrSchedule, WarmupOfFewerThanTwoStepsCountsAsTwo) {
   for (std::int64_t steps : {0, 1, 2}) {
-    expect_lrs({.kind = ScheduleKind::kWarmup, .warmup_max_lr = 5.0, .warmup_num_steps = steps}, {0, 0, 5, 5});
+    Schedule config = schedule_of(ScheduleKind::kWarmup);
+    config.warmup_max_lr = 5.0;
+    config.warmup_num_steps = steps;
+    expect_lrs(config, {0, 0, 5, 5});
   }
 }
 
 TEST(LrSchedule, WarmupWithoutMaximumGoesToEachGroupsOwnRate) {
-  LrSchedule schedule({.kind = ScheduleKind::kWarmup, .warmup_num_steps = 2}, {0.1, 0.3});
+  LrSchedule schedule(schedule_of(ScheduleKind::kWarmup), {0.1, 0.3});
   EXPECT_EQ(schedule.lrs(), (std::vector<double>{0.0, 0.0}));
-  schedule.set_last_batch_iteration(100);
+  schedule.set_last_batch_iteration(2000);
   EXPECT_EQ(schedule.lrs(), (std::vector<double>{0.1, 0.3}));
 }
 
 TEST(LrSchedule, WarmupDecay) {
-  Schedule config{.kind = ScheduleKind::kWarmupDecay, .warmup_max_lr = 2.0, .warmup_num_steps = 2};
+  Schedule config = schedule_of(ScheduleKind::kWarmupDecay);
+  config.warmup_max_lr = 2.0;
+  config.warmup_num_steps = 2;
   config.warmup_linear = true;
   config.total_num_steps = 6;
   expect_lrs(config, {0.0, 0.0, 1.0, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0});
@@ -59,14 +75,17 @@ TEST(LrSchedule, WarmupDecay) {
 }
 
 TEST(LrSchedule, WarmupDecayShorterThanItsWarmup) {
-  Schedule config{.kind = ScheduleKind::kWarmupDecay, .warmup_max_lr = 4.0, .warmup_num_steps = 4};
+  Schedule config = schedule_of(ScheduleKind::kWarmupDecay);
+  config.warmup_max_lr = 4.0;
+  config.warmup_num_steps = 4;
   config.warmup_linear = true;
   config.total_num_steps = 2;
   expect_lrs(config, {0, 0, 1, 2, 3, 0, 0});
 }
 
 TEST(LrSchedule, WarmupCosine) {
-  Schedule config{.kind = ScheduleKind::kWarmupCosine, .warmup_num_steps = 2};
+  Schedule config = schedule_of(ScheduleKind::kWarmupCosine);
+  config.warmup_num_steps = 2;
   config.warmup_linear = true;
   config.total_num_steps = 6;
   config.warmup_min_ratio = 0.5;
@@ -79,7 +98,9 @@ TEST(LrSchedule, WarmupCosine) {
 }
 
 Schedule one_cycle() {
-  Schedule config{.kind = ScheduleKind::kOneCycle, .cycle_min_lr = 1.0, .cycle_max_lr = 5.0};
+  Schedule config = schedule_of(ScheduleKind::kOneCycle);
+  config.cycle_min_lr = 1.0;
+  config.cycle_max_lr = 5.0;
   config.cycle_first_step_size = 4;
   config.cycle_second_step_size = 2;
   return config;
@@ -123,11 +144,13 @@ TEST(LrSchedule, OneCycleMomentumMirrorsTheRate) {
   }
   config.cycle_momentum = false;
   EXPECT_FALSE(LrSchedule(config, {1.0}).momenta().has_value());
-  EXPECT_FALSE(LrSchedule({.kind = ScheduleKind::kWarmup}, {1.0}).momenta().has_value());
+  EXPECT_FALSE(LrSchedule(schedule_of(ScheduleKind::kWarmup), {1.0}).momenta().has_value());
 }
 
 TEST(LrSchedule, RangeTest) {
-  Schedule config{.kind = ScheduleKind::kLrRangeTest, .range_test_min_lr = 0.5, .range_test_step_size = 2};
+  Schedule config = schedule_of(ScheduleKind::kLrRangeTest);
+  config.range_test_min_lr = 0.5;
+  config.range_test_step_size = 2;
   config.range_test_step_rate = 3.0;
   expect_lrs(config, {0.5, 1.25, 2.0, 2.75, 3.5});
   config.range_test_staircase = true;
@@ -147,7 +170,7 @@ TEST(LrSchedule, ContinuesWhereItWas) {
 }
 
 TEST(LrSchedule, NonsenseIsAnError) {
-  EXPECT_THROW(LrSchedule({}, {1.0}), ConfigError);
+  EXPECT_THROW(LrSchedule(schedule_of(ScheduleKind::kNone), {1.0}), ConfigError);
   Schedule config = one_cycle();
   config.cycle_first_step_size = 0;
   EXPECT_THROW(LrSchedule(config, {1.0}), ConfigError);
