@@ -1,0 +1,26 @@
+/// \file
+/// The arithmetic of reductions, shared by every communicator that sums on the host: one definition of "sum over the
+/// ranks" is what makes results bit-identical everywhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "zeropage/base/dtype.h"
+
+namespace zeropage::comm {
+
+/// out[i] = inputs[0][i] + inputs[1][i] + ..., added in that order, in fp32 (fp64 for fp64 inputs), rounded once to
+/// `out_dtype` (to nearest, ties to even; NaN stays NaN). With `accumulate` the sum is added to what `out` holds.
+/// inputs: at least one, each [numel, in_dtype], any alignment. out: [numel, out_dtype], out_dtype is in_dtype or fp32;
+/// fp32 when accumulating. `out` may be one of the inputs when the dtypes are equal, and must not overlap them else.
+/// Cost: reads each input once and writes out once (accumulators stay in the L1 cache).
+/// Errors: UsageError for combinations of dtypes that are not listed here.
+void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
+                  DType out_dtype, bool accumulate);
+
+/// Throws UsageError, naming `what`, unless reduce_ranks supports this combination.
+void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what);
+
+}  // namespace zeropage::comm

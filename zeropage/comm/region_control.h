@@ -1,0 +1,114 @@
+/// \file
+/// What ranks that share memory write for each other to read.
+///
+/// The protocol of one collective (the s-th of this communicator on every rank, s = 0, 1, ...):
+///  1. A rank describes its call in its slot s % kSlots (inputs of at most kInlineBytes are copied in with it) and
+///     stores `started` = s + 1.
+///  2. When all ranks have started s, every rank compares their calls; a difference aborts the communicator. The calls
+///     also say where the inputs lie, hence everybody takes the same route:
+///       inline  all inputs are in the slots: one step, read them;
+///       direct  all inputs lie in shared memory: read them there (all_reduce: sum one slice, then copy the others');
+///       staged  some input is private: pass through the bounce buffers chunk by chunk, filling one half of the own
+///               buffer while the peers read the other.
+///  3. A route is a number of steps. A rank that has done one adds 1 to its `progress`, which counts the steps of all
+///     collectives since the start. A step may begin when every rank has done the step before it; only the first step
+///     of an inline or direct collective needs nothing but 2.
+///  4. The collective is complete when this rank has done all steps (inline), or all ranks have (direct and staged:
+///     until then they may be reading this rank's memory).
+///  5. Slot s % kSlots is written again when all ranks have done all steps of s.
+/// Whoever publishes something bumps `event` and wakes those that sleep on it.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "zeropage/base/dtype.h"
+
+namespace zeropage::comm {
+
+constexpr std::uint64_t kSlots = 64;
+constexpr std::int64_t kInlineBytes = 4096;
+constexpr std::int64_t kBounceBytes = 256 * 1024;  // of each half; fits the second-level cache
+constexpr std::int64_t kPrivate = -1;
+constexpr int kMaxRanks = 1024;
+
+enum class OpKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce, kBroadcast, kBarrier };
+
+/// One rank's description of one collective.
+struct Call {
+  OpKind kind = OpKind::kBarrier;
+  DType dtype = DType::kOther;
+  std::int32_t root = 0;
+  std::int64_t numel = 0;  ///< of the shard (all_gather, reduce_scatter) or of the whole buffer
+  std::int64_t tag_id = 0;
+  std::uint64_t tag_hash = 0;      ///< of the whole text
+  std::int64_t memory = kPrivate;  ///< number of the Memory that holds the input; only this and the offset may differ
+  std::int64_t memory_offset = 0;
+  char tag_text[80] = {};  ///< the beginning of the text, zero-terminated
+};
+
+/// "all_gather of 12 bytes ('gather page' 3)".
+std::string describe_call(const Call& call);
+
+/// True when both ranks mean the same collective.
+bool same_call(const Call& a, const Call& b);
+
+struct alignas(64) Slot {
+  Call call;
+  alignas(64) std::byte payload[kInlineBytes];
+};
+
+/// Written by one rank (`pid` and `start_time` once, when it joins), read by all.
+struct alignas(64) RankControl {
+  std::atomic<std::int64_t> pid{0};
+  std::atomic<std::uint64_t> start_time{0};
+  std::atomic<bool> left{false};
+  alignas(64) std::atomic<std::uint64_t> started{0};
+  std::atomic<std::uint64_t> progress{0};
+  Slot slots[kSlots];
+  alignas(64) std::byte bounce[2][kBounceBytes];
+};
+
+/// Followed in memory by one RankControl per rank. All of it starts as zeros.
+struct alignas(64) ControlBlock {
+  std::atomic<std::uint64_t> layout{0};  ///< kControlLayout once the creator has filled in the next three
+  std::atomic<std::int32_t> size{0};
+  std::atomic<std::int32_t> attached{0};
+  std::atomic<std::int64_t> creator_pid{0};
+  std::atomic<std::uint64_t> creator_start_time{0};
+
+  alignas(64) std::atomic<std::uint32_t> event{0};
+  std::atomic<std::uint32_t> sleepers{0};
+
+  alignas(64) std::atomic<std::uint32_t> aborted{0};  ///< 0 no, 1 the reason is being written, 2 yes
+  std::int32_t abort_rank = 0;
+  char abort_reason[2000] = {};
+
+  RankControl& rank(int r) { return reinterpret_cast<RankControl*>(this + 1)[r]; }
+
+  /// Wakes whoever sleeps in `sleep_until_event`. Cost: one atomic addition; a system call only when somebody sleeps.
+  void notify();
+
+  /// Sleeps until `notify` is called after `event` had the value `seen`, or `limit` has passed, or earlier.
+  void sleep_until_event(std::uint32_t seen, std::chrono::microseconds limit);
+
+  /// Makes `aborted` true for every rank; the first reason wins. Safe from any thread.
+  void abort(int rank, std::string_view reason);
+};
+
+/// "zeropage" and a number that changes with the layout above: ranks of different builds refuse each other.
+constexpr std::uint64_t kControlLayout = 0x7a65726f70000001;
+
+/// Bytes of a control block and its ranks.
+constexpr std::int64_t control_bytes(int size) {
+  return static_cast<std::int64_t>(sizeof(ControlBlock)) + size * static_cast<std::int64_t>(sizeof(RankControl));
+}
+
+/// Begins the life of a control block in zero-filled memory of control_bytes(size).
+ControlBlock* create_control(std::byte* memory, int size);
+
+}  // namespace zeropage::comm
