@@ -146,6 +146,9 @@ class Joiner {
     while (true) {
       const bool removed = file_status(file.fd()).st_nlink == 0;  // read first: it is removed after all have attached
       if (control.attached.load(std::memory_order_acquire) == size_) break;
+      if (control.aborted.load(std::memory_order_acquire) == 2) {
+        throw PeerError(fmt::format("rank {} gave up: {}", control.abort_rank, control.abort_reason));
+      }
       if (removed) return false;
       check_peers(control);
       check_deadline(&control);
@@ -165,6 +168,7 @@ class Joiner {
     }
   }
 
+  /// A rank that gives up tells those that have come.
   void check_deadline(ControlBlock* control) const {
     if (Clock::now() < deadline_) return;
     std::vector<int> missing;
@@ -172,10 +176,12 @@ class Joiner {
       const bool has_come = control ? control->rank(r).start_time.load(std::memory_order_acquire) != 0 : r == rank_;
       if (!has_come) missing.push_back(r);
     }
-    throw TimeoutError(fmt::format(
-        "rank {} waited {} ms at {} for rank(s) {}{}; they did not start, or run on another host or in "
-        "another container",
-        rank_, timeout_.count(), path_, fmt::join(missing, ", "), control ? "" : " (rank 0 has not created it)"));
+    const std::string message = fmt::format(
+        "rank {} waited {} ms at {} for rank(s) {}{}; they did not start, or run on another host or in another "
+        "container",
+        rank_, timeout_.count(), path_, fmt::join(missing, ", "), control ? "" : " or for rank 0 to create it");
+    if (control != nullptr) control->abort(rank_, message);
+    throw TimeoutError(message);
   }
 
   void nap() {

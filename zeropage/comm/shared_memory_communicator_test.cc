@@ -1,0 +1,222 @@
+// Ranks as processes: the conformance suite, ranks that die, stop or never come, and what is left in /dev/shm.
+#include "zeropage/comm/shared_memory_communicator.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include "zeropage/comm/communicator_conformance.h"
+#include "zeropage/comm/region_control.h"
+#include "zeropage/comm/shared_file.h"
+#include "zeropage/comm/test_ranks.h"
+
+namespace zeropage::comm {
+namespace {
+
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+
+constexpr milliseconds kLong{20000};
+constexpr milliseconds kShort{400};
+
+/// Names in /dev/shm that this test process made.
+std::vector<std::string> leftovers() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator("/dev/shm")) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with("zp-test-" + std::to_string(getpid()))) names.push_back(name);
+  }
+  return names;
+}
+
+std::string shm_path(const std::string& name) { return "/dev/shm/" + name; }
+
+class ProcessConformance : public testing::TestWithParam<int> {};
+
+// Catches what differs between processes and threads: mappings, offsets, wake-ups across processes.
+TEST_P(ProcessConformance, Holds) {
+  for (const std::string& outcome : run_processes(GetParam(), kLong, run_conformance)) EXPECT_EQ(outcome, "");
+  EXPECT_EQ(leftovers(), std::vector<std::string>());
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, ProcessConformance, testing::Values(1, 2, 4));
+
+void reduce_for_ever(Communicator& c) {
+  std::vector<float> data(300000);
+  for (std::int64_t i = 0;; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i})->wait();
+}
+
+// Catches ranks that hang, or wait out the timeout, when one is killed in the middle of a collective.
+TEST(SharedMemory, KilledRankIsNamedAtOnce) {
+  const auto ranks = start_processes(unique_job_name(), 3, kLong, reduce_for_ever);
+  std::this_thread::sleep_for(milliseconds(300));
+  const auto begin = Clock::now();
+  ranks[1]->signal(SIGKILL);
+  for (const int r : {0, 2}) {
+    const std::string outcome = ranks[static_cast<std::size_t>(r)]->outcome();
+    EXPECT_TRUE(outcome.starts_with("PeerError")) << outcome;
+    EXPECT_TRUE(contains(outcome, "rank 1 is lost (its process")) << outcome;
+    EXPECT_TRUE(contains(outcome, "all_reduce of 300000 fp32 ('sum'")) << outcome;
+  }
+  EXPECT_LT(Clock::now() - begin, milliseconds(5000));
+  EXPECT_EQ(leftovers(), std::vector<std::string>());
+}
+
+// Catches a hang when a rank neither dies nor goes on.
+TEST(SharedMemory, StoppedRankIsNamedAfterTheTimeout) {
+  const auto ranks = start_processes(unique_job_name(), 3, kShort, reduce_for_ever);
+  std::this_thread::sleep_for(milliseconds(300));
+  ranks[1]->signal(SIGSTOP);
+  for (const int r : {0, 2}) {
+    const std::string outcome = ranks[static_cast<std::size_t>(r)]->outcome();
+    EXPECT_TRUE(contains(outcome, "Error: ")) << outcome;
+    EXPECT_TRUE(contains(outcome, "missing: rank 1 (pid")) << outcome;
+    EXPECT_TRUE(contains(outcome, "stopped by a signal")) << outcome;
+  }
+  ranks[1]->signal(SIGCONT);
+  const std::string outcome = ranks[1]->outcome();
+  EXPECT_TRUE(outcome.starts_with("PeerError: rank ")) << outcome;  // it learns that the others gave up
+}
+
+// Catches messages that blame the wrong rank when some never start.
+TEST(SharedMemory, RanksThatNeverComeAreNamed) {
+  const std::string name = unique_job_name();
+  const auto body = [](Communicator&) {};
+  RankProcess zero([&] { body(*join_shared_memory(name, 0, 4, kShort)); });
+  RankProcess two([&] { body(*join_shared_memory(name, 2, 4, kShort)); });
+  EXPECT_TRUE(contains(zero.outcome(), "TimeoutError: rank 0 waited 400 ms at /dev/shm/" + name + " for rank(s) 1, 3"));
+  EXPECT_TRUE(contains(two.outcome(), "for rank(s) 1, 3"));  // its own finding, or what rank 0 told it
+  EXPECT_EQ(leftovers(), std::vector<std::string>());
+  const std::string alone = outcome_of([&] { join_shared_memory(name, 1, 2, kShort); });
+  EXPECT_TRUE(contains(alone, "for rank(s) 0 or for rank 0 to create it")) << alone;
+}
+
+// Catches a job that attaches to what a dead job of the same name left.
+TEST(SharedMemory, StaleFilesAreReplaced) {
+  const std::string name = unique_job_name();
+  for (const bool complete : {false, true}) {
+    if (complete) {  // rank 0 died while it waited for rank 1
+      auto dead = std::make_unique<RankProcess>([&] { join_shared_memory(name, 0, 2, kLong); });
+      while (!std::filesystem::exists(shm_path(name))) std::this_thread::sleep_for(milliseconds(1));
+      std::this_thread::sleep_for(milliseconds(50));
+      dead->signal(SIGKILL);
+      EXPECT_EQ(dead->outcome(), "killed");
+    } else {  // rank 0 died before it wrote anything
+      std::ofstream(shm_path(name)).close();
+    }
+    ASSERT_TRUE(std::filesystem::exists(shm_path(name)));
+    const auto join = [&](int rank) { join_shared_memory(name, rank, 2, kLong)->barrier({"fresh", 0}); };
+    RankProcess one([&] { join(1); });
+    std::this_thread::sleep_for(milliseconds(50));
+    RankProcess zero([&] { join(0); });
+    EXPECT_EQ(zero.outcome(), "");
+    EXPECT_EQ(one.outcome(), "");
+    EXPECT_EQ(leftovers(), std::vector<std::string>());
+  }
+}
+
+// Catches a second job that destroys the shared memory of one that is starting under the same name.
+TEST(SharedMemory, NamesInUseAreRefused) {
+  const std::string name = unique_job_name();
+  RankProcess waiting([&] { join_shared_memory(name, 0, 2, kLong)->barrier({"both", 0}); });
+  while (!std::filesystem::exists(shm_path(name))) std::this_thread::sleep_for(milliseconds(1));
+  std::this_thread::sleep_for(milliseconds(50));
+  const std::string second = outcome_of([&] { join_shared_memory(name, 0, 2, kLong); });
+  EXPECT_TRUE(contains(second, "PeerError: another job that is starting uses /dev/shm/" + name)) << second;
+  const std::string other_size = outcome_of([&] { join_shared_memory(name, 1, 3, kLong); });
+  EXPECT_TRUE(contains(other_size, "rank 1 expects 3 ranks")) << other_size;
+  RankProcess one([&] { join_shared_memory(name, 1, 2, kLong)->barrier({"both", 0}); });
+  EXPECT_EQ(waiting.outcome(), "");
+  EXPECT_EQ(one.outcome(), "");
+}
+
+// Catches jobs that meet in the same memory although their names differ.
+TEST(SharedMemory, TwoJobsDoNotMeet) {
+  const auto body = [](float value) {
+    return [value](Communicator& c) {
+      for (int i = 0; i < 100; ++i) {
+        std::vector<float> data(5000, value);
+        c.all_reduce(data.data(), 5000, DType::kFloat32, {"sum", i})->wait();
+        if (data[4999] != 2 * value) throw Error("the other job's numbers");
+      }
+    };
+  };
+  const auto first = start_processes(unique_job_name(), 2, kLong, body(1));
+  const auto second = start_processes(unique_job_name(), 2, kLong, body(10));
+  for (const auto* job : {&first, &second}) {
+    for (const auto& rank : *job) EXPECT_EQ(rank->outcome(), "");
+  }
+}
+
+// Catches memory that is readable by other users, or that we would share with them.
+TEST(SharedMemory, BelongsToOneUser) {
+  const std::string name = unique_job_name();
+  RankProcess waiting([&] { join_shared_memory(name, 0, 2, kLong); });
+  while (!std::filesystem::exists(shm_path(name))) std::this_thread::sleep_for(milliseconds(1));
+  struct stat status {};
+  ASSERT_EQ(stat(shm_path(name).c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600u);
+  waiting.signal(SIGKILL);
+  waiting.outcome();
+  if (geteuid() != 0) return;  // only root can give files away
+  ASSERT_EQ(chown(shm_path(name).c_str(), 65534, 65534), 0);
+  for (const int rank : {0, 1}) {
+    const std::string outcome = outcome_of([&] { join_shared_memory(name, rank, 2, kLong); });
+    EXPECT_TRUE(contains(outcome, "IoError: /dev/shm/" + name + " belongs to user 65534")) << outcome;
+  }
+  std::filesystem::remove(shm_path(name));
+}
+
+// Catches a second process that takes the place of a rank that has come already.
+TEST(SharedMemory, EveryRankJoinsOnce) {
+  const std::string name = unique_job_name();
+  RankProcess zero([&] { join_shared_memory(name, 0, 3, kShort); });
+  RankProcess one([&] { join_shared_memory(name, 1, 3, kShort); });
+  std::this_thread::sleep_for(milliseconds(200));
+  const std::string outcome = outcome_of([&] { join_shared_memory(name, 1, 3, kLong); });
+  EXPECT_TRUE(contains(outcome, "PeerError: rank 1 has joined /dev/shm/" + name + " already")) << outcome;
+  zero.outcome();
+}
+
+// Catches names that leave /dev/shm or collide with its other users.
+TEST(SharedMemory, RefusesBadNamesAndRanks) {
+  for (const char* name : {"", "../x", "a/b", ".hidden", "white space"}) {
+    EXPECT_THROW(join_shared_memory(name, 0, 1, kShort), ConfigError) << name;
+  }
+  EXPECT_THROW(join_shared_memory("zp-x", 2, 2, kShort), ConfigError);
+  EXPECT_THROW(join_shared_memory("zp-x", -1, 2, kShort), ConfigError);
+  EXPECT_THROW(join_shared_memory("zp-x", 0, 0, kShort), ConfigError);
+}
+
+// Catches a full /dev/shm that kills with SIGBUS instead of an error that says how much is needed.
+TEST(SharedMemory, TooLittleSpaceIsAnErrorWithSizes) {
+  struct stat status {};
+  ASSERT_EQ(stat("/dev/shm", &status), 0);
+  const std::string outcome =
+      outcome_of([] { create_shared_file(Backing::kNamedFile, unique_job_name(), std::int64_t{1} << 50); });
+  EXPECT_TRUE(contains(outcome, "IoError: cannot reserve 1125899906842624 bytes")) << outcome;
+  EXPECT_TRUE(contains(outcome, "--shm-size")) << outcome;
+  EXPECT_EQ(leftovers(), std::vector<std::string>());
+}
+
+// Catches a named file that outlives its use, or that another user's process could open.
+TEST(SharedMemory, FilesInMemory) {
+  for (const Backing backing : {Backing::kAnonymousFile, Backing::kNamedFile}) {
+    const SharedFile file = create_shared_file(backing, unique_job_name(), 10000);
+    struct stat status {};
+    ASSERT_EQ(fstat(file.fd(), &status), 0);
+    EXPECT_EQ(status.st_mode & 0777, 0600u);
+    EXPECT_EQ(status.st_size, 10000);
+    const SharedFile again = open_shared_file(file.path(), 10000);
+    EXPECT_GE(again.fd(), 0);
+    EXPECT_THROW(open_shared_file(file.path(), 10001), IoError);
+  }
+  EXPECT_EQ(leftovers(), std::vector<std::string>());
+}
+
+}  // namespace
+}  // namespace zeropage::comm
