@@ -3,10 +3,8 @@
 #include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
-#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "python/bind/bind.h"
-#include "zeropage/comm/c10d_communicator.h"
 #include "zeropage/comm/communicator_conformance.h"
 #include "zeropage/comm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
@@ -28,12 +26,6 @@ std::vector<CommunicatorPtr> make_thread_communicators(int size, std::int64_t ti
 
 CommunicatorPtr join_shared_memory(const std::string& name, int rank, int size, std::int64_t timeout_ms) {
   return comm::join_shared_memory(name, rank, size, milliseconds(timeout_ms));
-}
-
-CommunicatorPtr make_c10d(c10::intrusive_ptr<c10d::ProcessGroup> data, c10::intrusive_ptr<c10d::ProcessGroup> control,
-                          c10::Device device, bool deterministic, std::int64_t timeout_ms) {
-  return comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
-                                      milliseconds(timeout_ms));
 }
 
 at::Tensor all_gather(Communicator& communicator, const at::Tensor& shard) {
@@ -90,8 +82,6 @@ void init_comm(py::module_& module) {
              "Ranks as threads of this process: one communicator for each.");
   module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
              py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
-  module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
-             py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(), "Ranks of two torch process groups.");
   module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),
              "Runs the conformance suite of communicators; raises on the first difference. Collective.");
 }
