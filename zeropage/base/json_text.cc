@@ -81,7 +81,7 @@ class Parser {
   [[noreturn]] void fail(const std::string& what) const {
     std::string path;
     for (const std::string& name : path_) path += (path.empty() ? "" : ".") + name;
-    throw ConfigError(fmt::format("{}:{}: {}{}", origin_, line_, path.empty() ? "" : "in " + quote(path) + ": ", what));
+    throw ConfigError(fmt::format("{}:{}: {}{}", origin_, line_, path.empty() ? "" : printable(path) + ": ", what));
   }
 
   void skip_blanks() {
@@ -285,9 +285,9 @@ class Parser {
 
 Node parse(std::string_view text, const std::string& origin) { return Parser(text, origin).document(); }
 
-std::string quote(std::string_view text) {
+std::string printable(std::string_view text) {
   constexpr std::size_t kShown = 80;
-  std::string out = "\"";
+  std::string out;
   std::size_t at = 0;
   while (at < text.size() && at < kShown) {
     const int length = utf8_length(text.substr(at));
@@ -300,8 +300,10 @@ std::string quote(std::string_view text) {
       at += static_cast<std::size_t>(length);
     }
   }
-  return out + (at < text.size() ? "...\"" : "\"");
+  return at < text.size() ? out + "..." : out;
 }
+
+std::string quote(std::string_view text) { return '"' + printable(text) + '"'; }
 
 std::string describe(const Node& node) {
   switch (node.kind) {

@@ -42,7 +42,10 @@ inline constexpr int kMaxDepth = 64;
 /// syntax, duplicate keys, bad UTF-8, numbers beyond a double, more than kMaxDocumentBytes or kMaxDepth.
 Node parse(std::string_view text, const std::string& origin);
 
-/// The text in double quotes, control characters escaped, shortened when long: safe in a message on a terminal.
+/// The text with control characters escaped, shortened when long: safe in a message on a terminal.
+std::string printable(std::string_view text);
+
+/// The same in double quotes.
 std::string quote(std::string_view text);
 
 /// What a value is, for messages: `5.5`, `"text"`, `true`, `null`, `a list`, `a section {...}`.

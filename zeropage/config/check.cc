@@ -159,8 +159,7 @@ class Checker {
     } else {
       what += "; remove it (docs/config.md lists all keys)";
     }
-    const std::string shown = json::quote(member.name);
-    fail_at(origin_, member.line, section.path_of(shown.substr(1, shown.size() - 2)), what);
+    fail_at(origin_, member.line, section.path_of(json::printable(member.name)), what);
   }
 
   Settings collect() const {

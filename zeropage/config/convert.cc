@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 
 #include "zeropage/base/suggest.h"
 
@@ -25,6 +26,9 @@ std::string hint(const Key& key, const Node& node) {
   }
   if (node.kind == Kind::kString && (wants_number || key.type == Type::kBool)) return "; write it without quotes";
   if (node.kind == Kind::kBool && wants_number) return "; true and false are not numbers";
+  if (node.kind == Kind::kNumber && key.type == Type::kInteger && !node.integer) {
+    return std::abs(node.number) < 0x1p63 ? "; it has a fraction" : "; it must fit in 64 bits";
+  }
   if (node.kind == Kind::kNumber && key.type == Type::kBool) return "; write true or false";
   if (node.kind == Kind::kNumber && key.type == Type::kText) return "; write it in quotes";
   return "";

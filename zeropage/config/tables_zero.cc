@@ -80,8 +80,8 @@ std::vector<Key> later_keys() {
       flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
       integer("mics_shard_size", -1, kNotBuilt, "MiCS: ranks that share one copy of the state.").at_least(-1),
       flag("mics_hierarchical_params_gather", false, kNotBuilt, "MiCS: gather between nodes, then inside."),
-      flag("cpu_offload", false, kNotBuilt, "Deprecated; write offload_optimizer.device \"cpu\"."),
-      flag("cpu_offload_param", false, kNotBuilt, "Deprecated; write offload_param.device \"cpu\"."),
+      flag("cpu_offload", false, kNotBuilt, "Deprecated form of offload_optimizer.device \"cpu\"."),
+      flag("cpu_offload_param", false, kNotBuilt, "Deprecated form of offload_param.device \"cpu\"."),
       flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
   };
 }
