@@ -21,12 +21,13 @@ Console::Console(int out_fd, int err_fd)
 
 bool Console::is_terminal(Stream stream) const { return sink(stream).terminal; }
 
-void Console::line(Stream stream, std::string_view prefix, std::string_view text) {
+void Console::line(Stream stream, std::string_view prefix, std::string_view text, bool ends_live) {
   std::string bytes;
-  const bool redraw = is_terminal(stream) && !live_.empty();
-  if (redraw) bytes += kEraseLine;
+  const bool shows_live = is_terminal(stream) && !live_.empty();
+  if (shows_live) bytes += kEraseLine;
   bytes.append(prefix).append(text).append("\n");
-  if (redraw) bytes += live_;
+  if (shows_live && ends_live) live_.clear();
+  if (shows_live) bytes += live_;
   queue(stream, bytes);
 }
 

@@ -25,8 +25,8 @@ class Console {
   /// Whether that stream is a terminal.
   bool is_terminal(Stream stream) const;
 
-  /// Queues prefix + text + '\n'.
-  void line(Stream stream, std::string_view prefix, std::string_view text);
+  /// Queues prefix + text + '\n'. `ends_live`: the unfinished line that is shown is, or comes before, this one's.
+  void line(Stream stream, std::string_view prefix, std::string_view text, bool ends_live = false);
 
   /// Shows an unfinished line (empty: none). Nothing happens where the stream is no terminal.
   void live(Stream stream, std::string_view prefix, std::string_view text);

@@ -225,7 +225,7 @@ void Supervisor::read_control() {
 void Supervisor::read_source(Rank& rank, Source& source) {
   const Time now = std::chrono::steady_clock::now();
   const auto on_line = [&](std::string_view line) {
-    console_.line(source.stream, rank.prefix, line);
+    console_.line(source.stream, rank.prefix, line, &rank == &ranks_.front());
     if (source.stream == Stream::kErr) rank.tail.add(line, now);
   };
   char buffer[64 * 1024];

@@ -1,0 +1,72 @@
+#include "zeropage/launch/options.h"
+
+#include <gtest/gtest.h>
+
+#include <CLI/CLI.hpp>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::launch {
+namespace {
+
+Options parse(std::vector<std::string> words) {
+  CLI::App app;
+  Options options;
+  add_launch_options(app, options);
+  std::reverse(words.begin(), words.end());  // as CLI11 wants vectors
+  app.parse(words);
+  finish_launch_options(app, options);
+  return options;
+}
+
+std::string error_of(std::vector<std::string> words) {
+  try {
+    parse(std::move(words));
+  } catch (const ConfigError& error) {
+    return error.what();
+  }
+  return "no error";
+}
+
+using Words = std::vector<std::string>;
+
+TEST(Options, DefaultsAreTheReferences) {
+  const Options options = parse({"train.py"});
+  EXPECT_EQ(options.script, "train.py");
+  EXPECT_FALSE(options.num_ranks);
+  EXPECT_EQ(options.master_port, 29500);
+  EXPECT_EQ(options.master_addr, "127.0.0.1");
+  EXPECT_FALSE(options.module || options.no_python || options.no_local_rank || options.bind_cores);
+}
+
+// A launcher that looks at the script's own arguments breaks scripts that have options of the same names.
+TEST(Options, EverythingAfterTheScriptIsTheScripts) {
+  const Words rest = {"--num_gpus", "7", "--help",          "-x",  "--", "a b", "\"quoted\"",
+                      "two\nlines", "",  "--master_port=1", "x.py"};
+  Words words = {"--num_gpus=2", "--master_port", "1234", "train.py"};
+  words.insert(words.end(), rest.begin(), rest.end());
+  const Options options = parse(words);
+  EXPECT_EQ(options.num_ranks, 2);
+  EXPECT_EQ(options.master_port, 1234);
+  EXPECT_EQ(options.script, "train.py");
+  EXPECT_EQ(options.script_args, rest);
+}
+
+TEST(Options, BothNamesAndMinusOne) {
+  EXPECT_EQ(parse({"--num_accelerators", "3", "a.py"}).num_ranks, 3);
+  EXPECT_FALSE(parse({"--num_gpus", "-1", "a.py"}).num_ranks);
+  EXPECT_TRUE(parse({"--bind_core_list", "0-3", "a.py"}).bind_cores);
+  EXPECT_TRUE(parse({"--num_nodes", "1", "a.py"}).script == "a.py") << "one node is what this is";
+}
+
+TEST(Options, ErrorsSayWhatToDo) {
+  EXPECT_NE(error_of({"--num_gpu", "2", "a.py"}).find("did you mean --num_gpus?"), std::string::npos);
+  EXPECT_NE(error_of({"--hostfile", "hosts", "a.py"}).find("--hostfile: more than one host"), std::string::npos);
+  EXPECT_NE(error_of({"--num_nodes", "2", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(error_of({"--num_gpus", "2"}).find("no script"), std::string::npos);
+  EXPECT_NE(error_of({"--num_gpus", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
+  EXPECT_NE(error_of({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace zeropage::launch
