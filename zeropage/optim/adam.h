@@ -7,9 +7,9 @@
 ///   p = p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
 /// These are the operations of torch.optim.AdamW and Adam (single tensor, no amsgrad) in their order. Scalars are
 /// prepared in double and rounded to fp32 once, as torch does. Nothing is fused to multiply-add, where torch's lerp
-/// may: after 100 steps on normal parameters 94 % of the results are torch's bits and the others differ by at most 2.4e-7
-/// (Adam and AdamW, plain and fused). They are the same on every machine, whatever the alignment and however a range is
-/// split into calls.
+/// may: after 100 steps on normal parameters 94 % of the results are torch's bits and the others differ by at most
+/// 2.4e-7 (Adam and AdamW, plain and fused). They are the same on every machine, whatever the alignment and however a
+/// range is split into calls.
 #pragma once
 
 #include <cstdint>
