@@ -44,7 +44,8 @@ std::string first_difference(const std::string& mine, const std::string& rank0) 
 void require_same_everywhere(comm::Communicator& communicator, const std::string& text) {
   const std::uint64_t facts[2] = {fnv1a(text), text.size()};
   const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
-  const std::string all = comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});
+  const std::string all =
+      comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});
   std::string different;
   for (int rank = 1; rank < communicator.size(); ++rank) {
     if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) {
@@ -56,11 +57,13 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
   std::memcpy(&rank0_bytes, all.data() + sizeof(std::uint64_t), sizeof(rank0_bytes));
   std::string rank0 = text;
   rank0.resize(rank0_bytes);
-  communicator.broadcast(rank0.data(), static_cast<std::int64_t>(rank0_bytes), 0, comm::Tag{"rank 0's model", 0})->wait();
+  communicator.broadcast(rank0.data(), static_cast<std::int64_t>(rank0_bytes), 0, comm::Tag{"rank 0's model", 0})
+      ->wait();
   const std::string detail = rank0 == text ? "this rank is like rank 0" : first_difference(text, rank0);
-  throw PeerError(fmt::format("ranks were started with different models or configurations: rank(s) {} differ from rank 0; {}. "
-                              "Build the same model from the same configuration on every rank.",
-                              different, detail));
+  throw PeerError(
+      fmt::format("ranks were started with different models or configurations: rank(s) {} differ from rank 0; {}. "
+                  "Build the same model from the same configuration on every rank.",
+                  different, detail));
 }
 
 Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
@@ -69,7 +72,8 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
   const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash};
   std::memcpy(packed.data(), &header, sizeof(header));
   for (std::size_t i = 0; i < mine.received.size(); ++i) {
-    if (mine.received[i]) packed[sizeof(Header) + i / 8] = static_cast<char>(packed[sizeof(Header) + i / 8] | (1 << (i % 8)));
+    if (mine.received[i])
+      packed[sizeof(Header) + i / 8] = static_cast<char>(packed[sizeof(Header) + i / 8] | (1 << (i % 8)));
   }
   const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"verdict of the step", 0});
 

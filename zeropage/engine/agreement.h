@@ -16,10 +16,10 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
 
 /// What one rank brings to the verdict of a step.
 struct LocalVerdict {
-  double sum_of_squares = 0.0;         ///< of this rank's part of the summed gradients, unscaled by anything
+  double sum_of_squares = 0.0;           ///< of this rank's part of the summed gradients, unscaled by anything
   std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
   std::uint64_t trace_hash = 0;
-  std::vector<bool> received;          ///< parameters that got a gradient on this rank
+  std::vector<bool> received;  ///< parameters that got a gradient on this rank
 };
 
 /// What all ranks agree on before any state changes.
@@ -27,7 +27,7 @@ struct Verdict {
   double sum_of_squares = 0.0;
   std::int64_t overflow_parameter = -1;  ///< of the lowest rank that has one
   bool traces_agree = false;
-  std::vector<bool> received;            ///< parameters that got a gradient anywhere
+  std::vector<bool> received;  ///< parameters that got a gradient anywhere
 };
 
 /// Collective: one small exchange. Norms are added in double in the order of the ranks.

@@ -32,7 +32,8 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_d
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
   // stored keeps the type autograd made it in.
   const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
-  policy.accumulation_dtype = config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
+  policy.accumulation_dtype =
+      config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
   const DType made_as = placement.shard_gradients ? compute_dtype : policy.accumulation_dtype;
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
   return policy;
@@ -49,7 +50,8 @@ std::vector<double> rates_of(const std::vector<config::AdamParams>& groups) {
 class Engine::Impl {
  public:
   Impl(std::vector<ParameterInput> inputs, std::vector<config::AdamParams> groups, const config::Config& config,
-       std::shared_ptr<comm::Communicator> communicator, c10::Device device)
+       std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+       std::shared_ptr<comm::Communicator> reductions)
       : config_(config),
         communicator_(std::move(communicator)),
         device_(device),
@@ -61,9 +63,11 @@ class Engine::Impl {
     for (const auto& parameter : state_.layout()->parameters()) {
       if (parameter.trainable) trainable_numel_ += parameter.numel;
     }
-    reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(), communicator_, device_, ledger_,
+    reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(),
+                                                 reductions ? std::move(reductions) : communicator_, device_, ledger_,
                                                  reduce_policy(config_, state_.compute_dtype()));
-    if (config_.precision == config::Precision::kFp16) scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
+    if (config_.precision == config::Precision::kFp16)
+      scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
       schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
       take_scheduled();
@@ -116,7 +120,8 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   }
   if (!loss.requires_grad()) {
     throw UsageError(
-        "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run under "
+        "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
+        "under "
         "no_grad or inference_mode, or through .detach()?");
   }
   const double divisor = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
@@ -152,7 +157,8 @@ Verdict Engine::Impl::agree() {
 bool Engine::Impl::step() {
   if (groups_.empty()) {
     throw UsageError(
-        "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand one "
+        "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
+        "one "
         "to initialize()");
   }
   if (!backward_done_ && !reducer_->anything_arrived()) {
@@ -200,7 +206,8 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
   std::vector<int> updated;
   for (const auto& page : pages) {
     const auto got = [&](const layout::Placement& place) { return verdict.received[place.parameter]; };
-    if (page.trainable && std::any_of(page.placements.begin(), page.placements.end(), got)) updated.push_back(page.index);
+    if (page.trainable && std::any_of(page.placements.begin(), page.placements.end(), got))
+      updated.push_back(page.index);
   }
   state_.pager().drop_stale(updated);
   const UpdateInputs inputs{groups_, steps_, verdict.received, gradient_scale};
@@ -225,10 +232,11 @@ void Engine::Impl::count_skip(const Verdict& verdict) {
     last_.overflow_parameter = state_.layout()->parameters()[verdict.overflow_parameter].name;
   }
   if (config_.own.max_consecutive_skips > 0 && consecutive_skips_ >= config_.own.max_consecutive_skips) {
-    throw Error(fmt::format("{} steps in a row were skipped because gradients were not finite, the last one at step {} first in "
-                            "parameter '{}'; lower the learning rate or look for NaN in the data "
-                            "(zeropage.max_consecutive_skips)",
-                            consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
+    throw Error(fmt::format(
+        "{} steps in a row were skipped because gradients were not finite, the last one at step {} first in "
+        "parameter '{}'; lower the learning rate or look for NaN in the data "
+        "(zeropage.max_consecutive_skips)",
+        consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
   }
 }
 
@@ -243,15 +251,17 @@ void Engine::Impl::take_scheduled() {
 
 void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
   auto found = tickets_.find(ticket);
-  if (found == tickets_.end()) throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
+  if (found == tickets_.end())
+    throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
   const auto pages = std::move(found->second);
   tickets_.erase(found);
   auto& pager = state_.pager();
   for (int page : pages) {
     if (modifier_rank >= 0) {
       std::byte* data = pager.paged(page) ? pager.frame(page) : state_.whole_page(page);
-      communicator_->broadcast(data, state_.layout()->pages()[page].padded_bytes(), modifier_rank,
-                               comm::Tag{"parameters modified by one rank", page})
+      communicator_
+          ->broadcast(data, state_.layout()->pages()[page].padded_bytes(), modifier_rank,
+                      comm::Tag{"parameters modified by one rank", page})
           ->wait();
       pager.paged(page) ? pager.mark_dirty(page) : pager.note_write(page);
     }
@@ -260,8 +270,10 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
 }
 
 Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups,
-               const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device)
-    : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device)) {}
+               const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+               std::shared_ptr<comm::Communicator> reductions)
+    : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
+                                   std::move(reductions))) {}
 Engine::~Engine() = default;
 
 void Engine::before_forward() { impl_->state_.absorb_replaced(); }

@@ -39,8 +39,8 @@ struct BackwardOptions {
 
 /// What the last boundary step did.
 struct StepResult {
-  bool applied = false;            ///< false: skipped because of an overflow
-  double gradient_norm = 0.0;      ///< global 2-norm before clipping
+  bool applied = false;        ///< false: skipped because of an overflow
+  double gradient_norm = 0.0;  ///< global 2-norm before clipping
   float clip_coefficient = 1.0f;
   std::string overflow_parameter;  ///< when skipped: the first parameter (of the lowest rank) with inf or nan
 };
@@ -51,8 +51,11 @@ class Engine {
   /// to its place. Peak memory: the model as given plus this rank's state plus one page.
   /// Errors: ConfigError (no parameters, wrong device, unsupported dtype, parameters that share memory), PeerError
   /// (ranks differ in configuration or model; the message shows the first difference).
+  /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward gathers
+  /// and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same serves both.
   Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups, const config::Config& config,
-         std::shared_ptr<comm::Communicator> communicator, c10::Device device);
+         std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+         std::shared_ptr<comm::Communicator> reductions = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -87,9 +90,9 @@ class Engine {
   void set_schedule_iteration(std::int64_t iteration);
 
   double loss_scale() const;
-  std::int64_t global_steps() const;   ///< boundary steps, applied or skipped
+  std::int64_t global_steps() const;  ///< boundary steps, applied or skipped
   std::int64_t skipped_steps() const;
-  std::int64_t micro_steps() const;    ///< calls of step()
+  std::int64_t micro_steps() const;  ///< calls of step()
   const StepResult& last_step() const;
 
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
@@ -104,7 +107,7 @@ class Engine {
 
   const std::shared_ptr<Ledger>& ledger() const;
   paging::PagerStats pager_stats() const;
-  plan::StateBytes formula_bytes() const;                  ///< per rank, for this configuration
+  plan::StateBytes formula_bytes() const;  ///< per rank, for this configuration
   plan::StateBytes formula_bytes_at_stage(int stage) const;
   const comm::Communicator& communicator() const;
   std::int64_t trainable_numel() const;

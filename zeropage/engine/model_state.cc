@@ -100,7 +100,8 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
 void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   if (inputs.empty()) {
     throw ConfigError(
-        "the model has no parameters; expected at least one. Was the model built before zeropage was initialized, and are "
+        "the model has no parameters; expected at least one. Was the model built before zeropage was initialized, and "
+        "are "
         "its submodules registered (nn.ModuleList instead of a plain list)?");
   }
   struct Extent {
@@ -112,19 +113,21 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   for (const auto& input : inputs) {
     const auto& tensor = input.tensor;
     if (tensor.device() != device_) {
-      throw ConfigError(fmt::format("parameter '{}' is on {}, but this rank trains on {}; move the model there first "
-                                    "(model.to(\"{}\")); parameters on the meta device need real values",
-                                    input.name, tensor.device().str(), device_.str(), device_.str()));
+      throw ConfigError(
+          fmt::format("parameter '{}' is on {}, but this rank trains on {}; move the model there first "
+                      "(model.to(\"{}\")); parameters on the meta device need real values",
+                      input.name, tensor.device().str(), device_.str(), device_.str()));
     }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
     if (link != nullptr && link->handle->pager.load() != nullptr) {
-      throw ConfigError(fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
-                                    "destroy the other engine first",
-                                    input.name));
+      throw ConfigError(
+          fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
+                      "destroy the other engine first",
+                      input.name));
     }
     if (tensor.scalar_type() == at::kDouble) {
-      throw ConfigError(fmt::format("parameter '{}' is float64, which is not supported; call model.float() first",
-                                    input.name));
+      throw ConfigError(
+          fmt::format("parameter '{}' is float64, which is not supported; call model.float() first", input.name));
     }
     const auto* begin = static_cast<const std::byte*>(tensor.const_data_ptr());
     if (tensor.numel() > 0) extents.push_back({begin, begin + tensor.nbytes(), &input.name});
@@ -132,9 +135,10 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
   for (std::size_t i = 1; i < extents.size(); ++i) {
     if (extents[i].begin < extents[i - 1].end) {
-      throw ConfigError(fmt::format("parameters '{}' and '{}' are different tensors that share memory; tie weights by using "
-                                    "the same Parameter object in both places",
-                                    *extents[i - 1].name, *extents[i].name));
+      throw ConfigError(
+          fmt::format("parameters '{}' and '{}' are different tensors that share memory; tie weights by using "
+                      "the same Parameter object in both places",
+                      *extents[i - 1].name, *extents[i].name));
     }
   }
 }
@@ -291,16 +295,16 @@ void ModelState::absorb_replaced() {
     const int parameter = static_cast<int>(i);
     const int page = layout_->page_of(parameter);
     const at::Tensor& tensor = tensors_[i];
-    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() ==
-        storages_[i].unsafeGetStorageImpl()) {
+    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storages_[i].unsafeGetStorageImpl()) {
       if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
       continue;
     }
     const auto& spec = layout_->parameters()[i];
     if (tensor.numel() != spec.numel || tensor.dim() != static_cast<std::int64_t>(strides_[i].size())) {
-      throw UsageError(fmt::format("parameter '{}' had {} elements when the engine was built and was given data with {}; "
-                                   "resize parameters before zeropage.initialize",
-                                   spec.name, spec.numel, tensor.numel()));
+      throw UsageError(
+          fmt::format("parameter '{}' had {} elements when the engine was built and was given data with {}; "
+                      "resize parameters before zeropage.initialize",
+                      spec.name, spec.numel, tensor.numel()));
     }
     c10::AutoGradMode no_grad(false);
     const at::Tensor replacement = tensor.detach();

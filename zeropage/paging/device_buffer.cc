@@ -21,9 +21,10 @@ constexpr std::int64_t kHugePageThresholdBytes = 32 * kHugePageBytes;
 std::byte* map_host_memory(std::int64_t bytes) {
   void* mapped = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapped == MAP_FAILED) {
-    throw IoError(fmt::format("cannot map {} bytes of host memory: {}; reduce the model, or raise the memory limit "
-                              "(ulimit -v, cgroup)",
-                              bytes, std::strerror(errno)));
+    throw IoError(
+        fmt::format("cannot map {} bytes of host memory: {}; reduce the model, or raise the memory limit "
+                    "(ulimit -v, cgroup)",
+                    bytes, std::strerror(errno)));
   }
   if (bytes >= kHugePageThresholdBytes) madvise(mapped, bytes, MADV_HUGEPAGE);
   return static_cast<std::byte*>(mapped);

@@ -116,12 +116,14 @@ class SharedFramePool final : public FramePool {
   }
 
  private:
-  static std::int64_t round_to_page(std::int64_t bytes) { return (std::max<std::int64_t>(bytes, 1) + 4095) / 4096 * 4096; }
+  static std::int64_t round_to_page(std::int64_t bytes) {
+    return (std::max<std::int64_t>(bytes, 1) + 4095) / 4096 * 4096;
+  }
 
   std::unique_ptr<comm::Memory> memory_;
   std::shared_ptr<Ledger> ledger_;
   MemoryKind kind_;
-  std::int64_t touched_bytes_ = 0;  // high-water mark since the last trim: what the system really holds
+  std::int64_t touched_bytes_ = 0;               // high-water mark since the last trim: what the system really holds
   std::map<std::int64_t, std::int64_t> holes_;   // offset -> length
   std::map<std::int64_t, std::int64_t> in_use_;  // offset -> length
 };

@@ -98,10 +98,10 @@ FunctionObserver::FunctionObserver() {
   auto& state = observer_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   if (state.users++ == 0) {
-    state.callback = at::addGlobalCallback(
-        at::RecordFunctionCallback(&on_start, &on_end)
-            .needsInputs(true)
-            .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
+    state.callback =
+        at::addGlobalCallback(at::RecordFunctionCallback(&on_start, &on_end)
+                                  .needsInputs(true)
+                                  .scopes({at::RecordScope::FUNCTION, at::RecordScope::BACKWARD_FUNCTION}));
   }
 }
 

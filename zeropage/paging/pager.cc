@@ -52,7 +52,8 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
     shards_ = communicator_->allocate(shard_bytes, "parameter shards");
     shards_entry_ = LedgerEntry(ledger, MemoryKind::kParameters, shard_bytes);
     if (communicator_->one_sided()) {
-      versions_ = communicator_->allocate(page_count * static_cast<std::int64_t>(sizeof(std::uint64_t)), "page versions");
+      versions_ =
+          communicator_->allocate(page_count * static_cast<std::int64_t>(sizeof(std::uint64_t)), "page versions");
     }
   }
   frames_ = make_private_frame_pool(device_, options_.max_live_bytes, ledger, MemoryKind::kFrames);
@@ -72,9 +73,10 @@ Pager::~Pager() {
   handle_->pager.store(nullptr);
   for (auto& page : pages_) {
     for (auto& home : page.homes) {
-      release_storage(home.storage.unsafeGetStorageImpl(),
-                      "This parameter was sharded by a zeropage engine that no longer exists. Keep the engine alive while "
-                      "the model is used, or copy the values out before (zeropage.zero.GatheredParameters).");
+      release_storage(
+          home.storage.unsafeGetStorageImpl(),
+          "This parameter was sharded by a zeropage engine that no longer exists. Keep the engine alive while "
+          "the model is used, or copy the values out before (zeropage.zero.GatheredParameters).");
     }
   }
 }

@@ -39,9 +39,9 @@ ParameterLink* link_of(c10::StorageImpl* storage) {
 
 c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data, std::int64_t bytes,
                                  c10::Device device) {
-  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(
-      c10::StorageImpl::use_byte_size_t(), bytes, at::DataPtr(data, link.release(), &delete_link, device),
-      /*allocator=*/nullptr, /*resizable=*/false));
+  return c10::Storage(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes,
+                                                            at::DataPtr(data, link.release(), &delete_link, device),
+                                                            /*allocator=*/nullptr, /*resizable=*/false));
 }
 
 void fill_storage(c10::StorageImpl* storage, void* data) {

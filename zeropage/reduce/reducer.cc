@@ -108,9 +108,10 @@ void Reducer::on_gradient(int parameter) {
   at::Tensor& gradient = parameters_[parameter].mutable_grad();
   if (!gradient.defined() || !layout_->parameters()[parameter].trainable) return;
   if (gradient.layout() != c10::kStrided) {
-    throw UsageError(fmt::format("the gradient of parameter '{}' is sparse; zeropage needs dense gradients: construct the "
-                                 "embedding with sparse=False",
-                                 layout_->parameters()[parameter].name));
+    throw UsageError(
+        fmt::format("the gradient of parameter '{}' is sparse; zeropage needs dense gradients: construct the "
+                    "embedding with sparse=False",
+                    layout_->parameters()[parameter].name));
   }
   std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock()) {
@@ -148,7 +149,8 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
   } else {
     auto place = at::from_blob(target, variable.sizes(), variable.strides(),
                                at::TensorOptions().dtype(scalar_type_of(dtype)).device(device_));
-    const at::Tensor scaled = policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
+    const at::Tensor scaled =
+        policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
     if (first) {
       place.copy_(scaled);
     } else {
@@ -276,12 +278,14 @@ void Reducer::settle_order() {
   for (int page : order_) {
     if (std::find(completed_.begin(), completed_.end(), page) == completed_.end()) order.push_back(page);
   }
-  communicator_->broadcast(order.data(), static_cast<std::int64_t>(order.size() * sizeof(int)), 0,
-                           comm::Tag{"order of gradient reduction", 0})
+  communicator_
+      ->broadcast(order.data(), static_cast<std::int64_t>(order.size() * sizeof(int)), 0,
+                  comm::Tag{"order of gradient reduction", 0})
       ->wait();
   order_ = std::move(order);
   order_settled_ = true;
-  frames_->trim();  // the first backward, in an order that was only guessed, may have held more frames than any other will
+  frames_
+      ->trim();  // the first backward, in an order that was only guessed, may have held more frames than any other will
 }
 
 void Reducer::finish() {

@@ -29,10 +29,10 @@
 namespace zeropage::reduce {
 
 struct ReducePolicy {
-  bool sharded = false;         ///< stages 2 and 3: reduce in every backward, keep a shard
-  bool whole_result = false;    ///< stage 0: every rank needs the sum of the whole page
-  bool reduce_scatter = true;   ///< false: all-reduce, then slice
-  float pre_scale = 1.0f;       ///< multiplied into every gradient before it is summed (prescale_gradients)
+  bool sharded = false;        ///< stages 2 and 3: reduce in every backward, keep a shard
+  bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
+  bool reduce_scatter = true;  ///< false: all-reduce, then slice
+  float pre_scale = 1.0f;      ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
 };
@@ -72,17 +72,19 @@ class Reducer {
   void reset();
 
   /// Gives unused frames back to the system.
-  void trim() { if (frames_) frames_->trim(); }
+  void trim() {
+    if (frames_) frames_->trim();
+  }
 
  private:
   struct PageState {
-    std::byte* frame = nullptr;    ///< receiving gradients, or (whole) holding the page's sum
-    std::byte* result = nullptr;   ///< shard, or where in the whole frame the result stands
+    std::byte* frame = nullptr;   ///< receiving gradients, or (whole) holding the page's sum
+    std::byte* result = nullptr;  ///< shard, or where in the whole frame the result stands
     DType result_dtype = DType::kFloat32;
-    int arrived = 0;               ///< gradients in `frame`
+    int arrived = 0;  ///< gradients in `frame`
     int expected = 0;
-    bool launched = false;         ///< reduced in this backward
-    bool filled = false;           ///< `result` holds a sum
+    bool launched = false;  ///< reduced in this backward
+    bool filled = false;    ///< `result` holds a sum
     std::string label;
   };
   struct InFlight {
@@ -111,18 +113,18 @@ class Reducer {
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   ReducePolicy policy_;
-  std::unique_ptr<paging::FramePool> frames_;                 // sharded
-  std::unique_ptr<paging::DeviceBuffer> shards_;              // sharded
-  std::unique_ptr<comm::Memory> whole_frames_;                // whole
+  std::unique_ptr<paging::FramePool> frames_;     // sharded
+  std::unique_ptr<paging::DeviceBuffer> shards_;  // sharded
+  std::unique_ptr<comm::Memory> whole_frames_;    // whole
   LedgerEntry whole_entry_;
-  std::unique_ptr<paging::DeviceBuffer> scratch_;             // sharded, 16-bit shards: one fp32 sum
+  std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded, 16-bit shards: one fp32 sum
   std::vector<PageState> pages_;
-  std::vector<bool> arrived_;   // per parameter: its gradient stands in the page's frame
+  std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
   std::vector<bool> received_;
   std::vector<int> order_;
   std::vector<int> completed_;  // order in which pages completed in the first backward
   bool order_settled_ = false;
-  std::size_t next_ = 0;        // first page of order_ not launched in this backward
+  std::size_t next_ = 0;  // first page of order_ not launched in this backward
   std::deque<InFlight> in_flight_;
   bool anything_arrived_ = false;
   bool backward_open_ = false;
