@@ -1,0 +1,92 @@
+"""What the benches share: ranks as processes, blocks of steps that take turns, one line of JSON per result."""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+
+def is_rank() -> bool:
+    """Whether this process is a rank that `run_ranks` started."""
+    return "RANK" in os.environ
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(size: int, arguments: Sequence[str]) -> list[subprocess.Popen]:
+    """Starts this program again as `size` ranks of one job, the cores shared evenly among them."""
+    shared = {
+        "WORLD_SIZE": size,
+        "LOCAL_WORLD_SIZE": size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": free_port(),
+        "OMP_NUM_THREADS": max(1, len(os.sched_getaffinity(0)) // size),
+    }
+    ranks = []
+    for rank in range(size):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank}
+        environ = {**os.environ, **{name: str(value) for name, value in own.items()}}
+        ranks.append(subprocess.Popen([sys.executable, sys.argv[0], *arguments], env=environ))
+    return ranks
+
+
+def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
+    """Runs this program as `size` ranks until all have ended. Raises SystemExit when one fails, after ending the others."""
+    ranks = start_ranks(size, arguments)
+    try:
+        while any(rank.poll() is None for rank in ranks):
+            if any(rank.poll() for rank in ranks):
+                raise SystemExit(f"a rank of {sys.argv[0]} failed; its message is above")
+            time.sleep(0.05)
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if any(rank.returncode for rank in ranks):
+        raise SystemExit(f"a rank of {sys.argv[0]} failed; its message is above")
+
+
+def take_turns(
+    systems: Mapping[str, Callable[[], None]], rounds: int, steps: int, barrier: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Runs `steps` steps of one system after the other, `rounds` times, each round beginning with another system.
+
+    So what else the machine does meets all systems alike. Returns seconds per step, one value per round and system.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    names = list(systems)
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            step = systems[name]
+            step()  # what the system before left in the caches is not this one's fault
+            barrier()
+            begin = time.perf_counter()
+            for _ in range(steps):
+                step()
+            barrier()
+            seconds[name].append((time.perf_counter() - begin) / steps)
+    return seconds
+
+
+def ratio_figures(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """Median and quartiles of the paired ratios, and the ratio of the minima."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return {
+        "ratio": round(middle, 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "ratio_of_minima": round(min(ours) / min(theirs), 3),
+    }
+
+
+def emit(bench: str, **figures: object) -> None:
+    """Prints one result as a line of JSON."""
+    print(json.dumps({"bench": bench, **figures}), flush=True)
