@@ -2,8 +2,8 @@
 
 1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones); without them there
    is one rank. A thread that `testing.run_ranks` started is a rank of its own.
-2. CPU ranks of one host talk through shared memory; everything else through two torch process groups, one for data and
-   one for control.
+2. CPU ranks of one host talk through shared memory; everything else through torch process groups: for parameters and
+   for gradients, one group each for data and for control.
 """
 
 import contextlib
@@ -88,11 +88,17 @@ def choose_device(model: torch.nn.Module, world: World) -> torch.device:
     return device
 
 
-def make_communicator(config: _C.Config, device: torch.device, world: World) -> _C.Communicator:
-    """Joins this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
+Communicators = tuple[_C.Communicator, _C.Communicator | None]
+
+
+def make_communicators(config: _C.Config, device: torch.device, world: World) -> Communicators:
+    """Joins this rank with its peers, for parameters and for gradients; None: one serves both. Collective.
+
+    Raises ConfigError, PeerError, TimeoutError.
+    """
     handed_over = getattr(_this_thread, "communicator", None)
     if handed_over is not None:
-        return handed_over
+        return handed_over, None
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
     if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
         raise ConfigError(
@@ -100,10 +106,12 @@ def make_communicator(config: _C.Config, device: torch.device, world: World) -> 
             f'{world.local_size} of {world.size} ranks on its host: write "auto" or "c10d"'
         )
     if config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus:
-        return _join_process_groups(config, device, world)
+        timeout = timedelta(milliseconds=config.timeout_ms)
+        init_process_group(device, world, timeout=timeout)
+        return _new_process_groups(config, device, timeout), _new_process_groups(config, device, timeout)
     if world.size == 1:
-        return _C.make_thread_communicators(1, config.timeout_ms)[0]
-    return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms)
+        return _C.make_thread_communicators(1, config.timeout_ms)[0], None
+    return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms), None
 
 
 def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:
@@ -119,11 +127,10 @@ def init_process_group(device: torch.device, world: World, backend: str | None =
     dist.init_process_group(backend, timeout=timeout, **alone)
 
 
-def _join_process_groups(config: _C.Config, device: torch.device, world: World) -> _C.Communicator:
+def _new_process_groups(config: _C.Config, device: torch.device, timeout: timedelta) -> _C.Communicator:
+    """Groups of the engine's own, so that its collectives never mix with the script's."""
     import torch.distributed as dist
 
-    timeout = timedelta(milliseconds=config.timeout_ms)
-    init_process_group(device, world, timeout=timeout)
     data = dist.new_group(timeout=timeout)
     control = dist.new_group(timeout=timeout, backend="gloo")
     return _C.make_c10d_communicator(data, control, device, config.deterministic_reduction, config.timeout_ms)

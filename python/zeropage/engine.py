@@ -11,12 +11,19 @@ from torch.utils._pytree import tree_map
 
 from . import _C, report, zero
 from .dataloader import make_dataloader
-from .distributed import World, choose_device, make_communicator
+from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
 from .errors import UsageError
 from .lr_schedules import ConfiguredSchedule
 from .module_view import ModuleView
 from .optimizer import ZeropageOptimizer, client_optimizer, config_group_defaults, name_parameters, parameter_groups
+
+
+class _Destroyed:
+    """Stands where the C++ side was."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError("this engine was destroyed; call zeropage.initialize again")
 
 
 class ZeropageEngine(EngineSettings, ModuleView):
@@ -48,7 +55,7 @@ class ZeropageEngine(EngineSettings, ModuleView):
         self._steps_of_losses = 0
         self.training_dataloader = None
         self.device = choose_device(model, world)
-        self._communicator = make_communicator(config, self.device, world)
+        self._communicator, self._reductions = make_communicators(config, self.device, world)
         if config.dump_state and world.rank == 0:
             print(config.effective_json, file=sys.stderr, flush=True)
         self._place_model(model)
@@ -164,8 +171,8 @@ class ZeropageEngine(EngineSettings, ModuleView):
 
     def destroy(self) -> None:
         """Ends the engine and frees its state. It cannot be used afterwards."""
-        self._core = None
-        self._communicator = None
+        self._core = _Destroyed()
+        self._communicator = self._reductions = None
 
     # -- making
 
@@ -173,7 +180,7 @@ class ZeropageEngine(EngineSettings, ModuleView):
         """Moves the model to the device and casts its buffers; the engine casts parameters page by page."""
         model.to(self.device)
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
-            _C.log_warn('fp16 on a CPU is about 20 times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
+            _C.log_warn('fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
         for buffer in model.buffers():
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(self._parameter_dtype(buffer.dtype))
@@ -195,7 +202,8 @@ class ZeropageEngine(EngineSettings, ModuleView):
     def _make_core(self) -> _C.Engine:
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         adam_groups = [] if self.optimizer is None else self.optimizer.adam_groups()
-        return _C.Engine(name_parameters(self.module, groups), adam_groups, self._config, self._communicator, self.device)
+        parameters = name_parameters(self.module, groups)
+        return _C.Engine(parameters, adam_groups, self._config, self._communicator, self.device, self._reductions)
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
