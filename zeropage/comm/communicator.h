@@ -25,7 +25,9 @@
 
 namespace zeropage::comm {
 
-/// A collective in flight. Buffers given to it stay untouched (inputs) and unread (outputs) until it is complete.
+/// A collective in flight. Buffers given to it stay untouched (inputs) and unread (outputs) until it is complete. To
+/// destroy one that is not complete is to wait for it; when an exception is passing, it aborts the communicator. Works
+/// do not outlive their communicator.
 class Work {
  public:
   virtual ~Work() = default;
@@ -112,9 +114,15 @@ class Communicator {
 
   /// Bytes this rank has sent to others (or copied from them, where memory is shared), for reports.
   virtual std::int64_t bytes_moved() const = 0;
+
+ protected:
+  friend std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
+  /// What all_gather_small does; a transport whose buffers lie on a device has its own way for host bytes.
+  virtual std::string gather_host_bytes(std::string_view mine, Tag tag);
 };
 
-/// Gathers `bytes` small bytes of every rank: result[r * bytes ...]. For verdicts and comparisons, not for pages.
+/// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For verdicts and comparisons, not
+/// for pages. Blocks. Errors: as Work::wait.
 std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
 
 }  // namespace zeropage::comm

@@ -21,12 +21,6 @@ int usable_cores() {
   return sched_getaffinity(0, sizeof(cores), &cores) == 0 ? CPU_COUNT(&cores) : 1;
 }
 
-std::uint64_t hash_text(std::string_view text) {  // FNV-1a
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-
 void check_numel(std::int64_t numel, const char* what) {
   if (numel < 0) throw UsageError(fmt::format("{}: a size of {} elements; sizes are at least 0", what, numel));
 }
@@ -153,6 +147,8 @@ WorkPtr RegionCommunicator::broadcast(void* data, std::int64_t bytes, int root, 
 
 void RegionCommunicator::barrier(Tag tag) { start(Operation{}, tag)->wait(); }
 
+void RegionCommunicator::notify() { control_->notify(); }
+
 void RegionCommunicator::abort(std::string_view reason) { control_->abort(rank_, reason); }
 
 WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
@@ -164,9 +160,7 @@ WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
   reserve_slot();
   auto op = std::make_shared<Operation>(std::move(operation));
   Call& call = op->call;
-  call.tag_id = tag.id;
-  call.tag_hash = hash_text(tag.what);
-  std::memcpy(call.tag_text, tag.what.data(), std::min(tag.what.size(), sizeof(call.tag_text) - 1));
+  set_tag(call, tag);
   op->sequence = started_;
   Slot& slot = control_->rank(rank_).slots[started_ % kSlots];
   const std::int64_t bytes = input_bytes(call, size_);

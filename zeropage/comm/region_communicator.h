@@ -54,6 +54,7 @@ class RegionCommunicator final : public Communicator {
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override;
   void barrier(Tag tag) override;
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override;
+  void notify() override;
   void abort(std::string_view reason) override;
   std::int64_t bytes_moved() const override { return bytes_moved_; }
 
@@ -65,7 +66,7 @@ class RegionCommunicator final : public Communicator {
     std::function<bool()> done;
     std::function<std::vector<int>()> missing;  ///< the ranks that it takes
     std::function<std::string()> what;
-    bool peers_notify;  ///< false when `done` depends on memory that peers write without waking anybody
+    bool peers_notify;  ///< false when `done` depends on memory that peers may write without waking anybody
   };
 
   WorkPtr start(Operation operation, Tag tag);

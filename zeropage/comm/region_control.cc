@@ -1,6 +1,5 @@
 #include "zeropage/comm/region_control.h"
 
-#include <fmt/format.h>
 #include <linux/futex.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -17,17 +16,6 @@ namespace {
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free,
               "atomics in memory shared by processes must not need a lock");
 
-const char* op_name(OpKind kind) {
-  switch (kind) {
-    case OpKind::kAllGather: return "all_gather";
-    case OpKind::kReduceScatter: return "reduce_scatter";
-    case OpKind::kAllReduce: return "all_reduce";
-    case OpKind::kBroadcast: return "broadcast";
-    case OpKind::kBarrier: return "barrier";
-  }
-  return "unknown";
-}
-
 void copy_text(std::string_view text, char* to, std::size_t capacity) {
   const std::size_t length = std::min(text.size(), capacity - 1);
   std::memcpy(to, text.data(), length);
@@ -35,20 +23,6 @@ void copy_text(std::string_view text, char* to, std::size_t capacity) {
 }
 
 }  // namespace
-
-std::string describe_call(const Call& call) {
-  std::string what = op_name(call.kind);
-  if (call.kind != OpKind::kBarrier) {
-    what += fmt::format(" of {} {}", call.numel, call.dtype == DType::kOther ? "bytes" : dtype_name(call.dtype));
-  }
-  if (call.kind == OpKind::kBroadcast) what += fmt::format(" from rank {}", call.root);
-  return what + fmt::format(" ('{}' {})", call.tag_text, call.tag_id);
-}
-
-bool same_call(const Call& a, const Call& b) {
-  return a.kind == b.kind && a.dtype == b.dtype && a.root == b.root && a.numel == b.numel && a.tag_id == b.tag_id &&
-         a.tag_hash == b.tag_hash;
-}
 
 void ControlBlock::notify() {
   event.fetch_add(1, std::memory_order_seq_cst);

@@ -23,39 +23,16 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <string_view>
 
-#include "zeropage/base/dtype.h"
+#include "zeropage/comm/call.h"
 
 namespace zeropage::comm {
 
 constexpr std::uint64_t kSlots = 64;
 constexpr std::int64_t kInlineBytes = 4096;
 constexpr std::int64_t kBounceBytes = 256 * 1024;  // of each half; fits the second-level cache
-constexpr std::int64_t kPrivate = -1;
 constexpr int kMaxRanks = 1024;
-
-enum class OpKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce, kBroadcast, kBarrier };
-
-/// One rank's description of one collective.
-struct Call {
-  OpKind kind = OpKind::kBarrier;
-  DType dtype = DType::kOther;
-  std::int32_t root = 0;
-  std::int64_t numel = 0;  ///< of the shard (all_gather, reduce_scatter) or of the whole buffer
-  std::int64_t tag_id = 0;
-  std::uint64_t tag_hash = 0;      ///< of the whole text
-  std::int64_t memory = kPrivate;  ///< number of the Memory that holds the input; only this and the offset may differ
-  std::int64_t memory_offset = 0;
-  char tag_text[80] = {};  ///< the beginning of the text, zero-terminated
-};
-
-/// "all_gather of 12 bytes ('gather page' 3)".
-std::string describe_call(const Call& call);
-
-/// True when both ranks mean the same collective.
-bool same_call(const Call& a, const Call& b);
 
 struct alignas(64) Slot {
   Call call;

@@ -35,10 +35,7 @@ bool RegionCommunicator::agree(Operation& op) {
     }
     const Call& theirs = control_->rank(q).slots[op.sequence % kSlots].call;
     if (same_call(op.call, theirs)) continue;
-    const std::string message = fmt::format(
-        "ranks do not agree on collective {}: rank {} calls {}, rank {} calls {}; all ranks must start the same "
-        "collectives, with the same sizes and types, in the same order",
-        op.sequence, rank_, describe_call(op.call), q, describe_call(theirs));
+    const std::string message = describe_mismatch(op.sequence, rank_, op.call, q, theirs);
     abort(message);
     throw PeerError(message);
   }

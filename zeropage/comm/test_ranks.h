@@ -41,8 +41,8 @@ inline std::string outcome_of(const std::function<void()>& body) {
 }
 
 /// Runs `body` on every rank, each a thread. Communicators stay until all bodies have ended. Returns the outcomes.
-inline std::vector<std::string> run_threads(int size, std::chrono::milliseconds timeout, const RankBody& body) {
-  auto communicators = make_thread_communicators(size, timeout);
+inline std::vector<std::string> run_threads(std::vector<std::unique_ptr<Communicator>> communicators,
+                                            const RankBody& body) {
   std::vector<std::string> outcomes(communicators.size());
   std::vector<std::thread> threads;
   for (std::size_t r = 0; r < communicators.size(); ++r) {
@@ -50,6 +50,10 @@ inline std::vector<std::string> run_threads(int size, std::chrono::milliseconds 
   }
   for (auto& thread : threads) thread.join();
   return outcomes;
+}
+
+inline std::vector<std::string> run_threads(int size, std::chrono::milliseconds timeout, const RankBody& body) {
+  return run_threads(make_thread_communicators(size, timeout), body);
 }
 
 /// A child process that runs a body and sends its outcome through a pipe.

@@ -1,0 +1,42 @@
+/// \file
+/// How a rank describes a collective to its peers, so that all can see whether they mean the same one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "zeropage/base/dtype.h"
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::comm {
+
+enum class OpKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce, kBroadcast, kBarrier };
+
+constexpr std::int64_t kPrivate = -1;
+
+/// Travels between ranks as plain bytes.
+struct Call {
+  OpKind kind = OpKind::kBarrier;
+  DType dtype = DType::kOther;
+  std::int32_t root = 0;
+  std::int64_t numel = 0;  ///< of the shard (all_gather, reduce_scatter) or of the whole buffer
+  std::int64_t tag_id = 0;
+  std::uint64_t tag_hash = 0;      ///< of the whole text
+  std::int64_t memory = kPrivate;  ///< number of the Memory that holds the input; only this and the offset may differ
+  std::int64_t memory_offset = 0;
+  char tag_text[80] = {};  ///< the beginning of the text, zero-terminated
+};
+
+/// Fills in the tag.
+void set_tag(Call& call, const Tag& tag);
+
+/// "all_gather of 12 bytes ('gather page' 3)".
+std::string describe_call(const Call& call);
+
+/// True when both ranks mean the same collective.
+bool same_call(const Call& a, const Call& b);
+
+/// The message for two ranks whose collectives with the number `sequence` differ.
+std::string describe_mismatch(std::uint64_t sequence, int rank_a, const Call& a, int rank_b, const Call& b);
+
+}  // namespace zeropage::comm
