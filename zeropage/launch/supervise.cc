@@ -38,11 +38,12 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr milliseconds kSettle{500};
-constexpr milliseconds kFailureGrace{5'000};
+constexpr milliseconds kFailureGrace{3'000};
 constexpr milliseconds kSignalGrace{30'000};  // a checkpoint may be under way
-constexpr milliseconds kLeftoverGrace{2'000};
+constexpr milliseconds kLeftoverGrace{1'000};
 constexpr milliseconds kKillPatience{10'000};  // a process deep in a driver may not die at all
 constexpr milliseconds kKillPeriod{10};
+constexpr milliseconds kReaderPatience{1'000};
 
 enum class Phase { kRunning, kSettling, kTerminating, kLeftovers, kKilling, kDone };
 
@@ -111,6 +112,7 @@ class Supervisor {
   bool told_to_end_ = false;  ///< from now on a rank that ends is no failure of its own
   bool has_children_ = false;
   bool front_is_gone_ = false;
+  bool ended_by_user_ = false;
 };
 
 int Supervisor::run() {
@@ -286,7 +288,7 @@ void Supervisor::user_signal(int signal, bool delivered) {
   console_.notice(fmt::format("SIG{}: waiting up to {} s for the ranks to end (the same again kills them)",
                               ::sigabbrev_np(signal), kSignalGrace.count() / 1000));
   exit_code_ = 128 + signal;
-  told_to_end_ = true;
+  told_to_end_ = ended_by_user_ = true;
   if (!delivered) signal_ranks(signal);
   enter(Phase::kTerminating, kSignalGrace);
 }
@@ -354,12 +356,13 @@ void Supervisor::report() {
 }
 
 void Supervisor::flush() {
+  // A reader that has stopped may go on later, unless the user wants to be gone.
+  const int patience_ms = ended_by_user_ ? static_cast<int>(kReaderPatience.count()) : -1;
   while (console_.wanted_fd() >= 0 && !front_is_gone_) {
     pollfd fds[] = {{console_.wanted_fd(), POLLOUT, 0}, {options_.control_fd, POLLIN, 0}};
-    if (::poll(fds, 2, -1) < 0) continue;
-    // A signal while only a stopped reader holds us up: go, with what it has read.
-    if (fds[1].revents) return;
-    if (fds[0].revents) console_.write_some();
+    const int ready = ::poll(fds, 2, patience_ms);
+    if (ready == 0 || fds[1].revents) return;
+    if (ready > 0) console_.write_some();
   }
 }
 

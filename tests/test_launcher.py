@@ -1,0 +1,448 @@
+"""Drives the real `zeropage` command with small scripts that do not need torch."""
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
+DEADLINE_S = 30
+# Children that hide from whoever looks only for direct children or process groups: a grandchild, and a daemon that left
+# its parent and its session. All write their ids down.
+FAMILY = """
+    import os, sys, time
+    note = lambda: open(f"{sys.argv[-1]}/{os.getpid()}", "w").close()
+    note()
+    if os.fork() == 0:
+        note()
+        time.sleep(600)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            note()
+            os.closerange(0, 3)
+            time.sleep(600)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a script and returns its path."""
+
+    def write(text: str) -> str:
+        path = tmp_path / "script.py"
+        path.write_text(textwrap.dedent(text))
+        return str(path)
+
+    return write
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Ours without what would change the launcher's decisions, and with this Python as the active one."""
+    hidden = {"OMP_NUM_THREADS", "VIRTUAL_ENV", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"}
+    kept = {k: v for k, v in os.environ.items() if k not in hidden}
+    path = f"{Path(sys.executable).parent}:{kept['PATH']}"
+    return {**kept, "PATH": path, "CUDA_VISIBLE_DEVICES": "", **extra}
+
+
+def start(*words: str, **options) -> subprocess.Popen:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), "text": True, **options}
+    return subprocess.Popen([COMMAND, *words], **options)
+
+
+def launch(*words: str, **options) -> subprocess.CompletedProcess:
+    process = start(*words, **options)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def wait_until(condition, seconds: float = DEADLINE_S) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def supervisor_of(process: subprocess.Popen) -> int:
+    """The one child of the launcher."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and is_alive(int(entry.name)):
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process.pid:
+                return int(entry.name)
+    raise AssertionError("the launcher has no child")
+
+
+def family(folder: Path, size: int) -> list[int]:
+    """The processes of FAMILY once `size` of them are there."""
+    assert wait_until(lambda: len(list(folder.iterdir())) == size), f"only {len(list(folder.iterdir()))} processes came"
+    pids = [int(p.name) for p in folder.iterdir()]
+    assert all(map(is_alive, pids))
+    return pids
+
+
+def assert_gone(pids: list[int], seconds: float) -> None:
+    wait_until(lambda: not any(map(is_alive, pids)), seconds)
+    assert [p for p in pids if is_alive(p)] == []
+
+
+def test_environment_and_arguments_reach_the_script_unchanged(script):
+    path = script(
+        """
+        import json, os, sys
+        names = "MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE OMP_NUM_THREADS"
+        env = {n: os.environ.get(n) for n in names.split()}
+        print(json.dumps([env, len(os.environ["ZEROPAGE_JOB_TOKEN"]), sys.argv[1:]]))
+        """
+    )
+    words = ["a b", 'quo"te', "it's", "two\nlines", "", "--num_gpus=9", "--", "--help", "$HOME", "*", "ünï"]
+    done = launch("--num_gpus", "2", "--master_port=29731", path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "no GPU here: starting 2 CPU ranks" in done.stderr
+    lines = sorted(done.stdout.splitlines())
+    assert [line[:9] for line in lines] == ["[rank 0] ", "[rank 1] "]
+    for rank, line in enumerate(lines):
+        env, token_size, argv = json.loads(line[9:])
+        assert argv == [f"--local_rank={rank}", *words]
+        assert token_size == 32
+        assert env == {
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1",
+            "OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // 2, 1)),
+        }  # fmt: skip
+
+
+def test_one_rank_is_left_alone(script):
+    done = launch("--no_local_rank", script("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)"), "x")
+    assert (done.returncode, done.stdout) == (0, "out ['x']\n")
+    assert done.stderr == "zeropage: no GPU here: starting 1 CPU rank; --num_gpus=2 starts two\nerr\n"
+
+
+def test_module_and_program(tmp_path, script):
+    (tmp_path / "a_module.py").write_text("import sys; print(__name__, sys.argv[1:])")
+    done = launch("-q", "--module", "a_module", "x", cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("__main__ ['--local_rank=0', 'x']\n", "")
+    done = launch("-q", "--no_python", "echo", "x")
+    assert (done.stdout, done.stderr) == ("--local_rank=0 x\n", "")
+
+
+def test_the_virtual_environments_python_is_used(tmp_path, script):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "this one" "$@"\n')
+    python.chmod(0o755)
+    path = script("")
+    assert launch("-q", path, env=environment(VIRTUAL_ENV=str(tmp_path))).stdout == f"this one -u {path} --local_rank=0\n"
+
+
+def test_cores_are_bound(script):
+    cores = sorted(os.sched_getaffinity(0))
+    path = script("import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])")
+    assert launch("-q", "--bind_core_list", str(cores[0]), path).stdout == f"0 [{cores[0]}] 1\n"
+    done = launch("--num_gpus", str(len(cores) + 1), "--bind_cores_to_rank", path)
+    assert done.returncode == 2 and "start fewer ranks" in done.stderr
+
+
+def test_lines_are_whole_and_none_is_lost(script):
+    path = script(
+        """
+        import os, sys
+        r = os.environ["RANK"]
+        for i in range(3000):
+            sys.stdout.write(f"out {r} {i} "); sys.stdout.write("x" * (i % 300) + "\\n")
+            sys.stderr.write(f"err {r} {i}\\n")
+        sys.stdout.write("y" * 200_000)
+        """
+    )
+    done = launch("--num_gpus", "3", path)
+    assert done.returncode == 0
+    out, err = done.stdout.splitlines(), done.stderr.splitlines()
+    for rank in range(3):
+        ours = [line.removeprefix(f"[rank {rank}] ") for line in out if line.startswith(f"[rank {rank}] ")]
+        assert ours[:3000] == [f"out {rank} {i} " + "x" * (i % 300) for i in range(3000)]
+        assert "".join(ours[3000:]) == "y" * 200_000, "a line without an end comes in pieces"
+        assert [line for line in err if line.startswith(f"[rank {rank}] ")] == [f"[rank {rank}] err {rank} {i}" for i in range(3000)]
+
+
+def test_an_endless_line_does_not_eat_memory(script):
+    path = script("import sys; [sys.stdout.write('x' * 1_000_000) for _ in range(60)]")
+    process = start("--num_gpus", "2", path, stdout=subprocess.PIPE)
+    total = peak_kb = 0
+    while data := process.stdout.read(1 << 20):
+        total += len(data)
+        if not peak_kb and total > 60_000_000:
+            peak_kb = int(Path(f"/proc/{supervisor_of(process)}/status").read_text().split("VmHWM:")[1].split()[0])
+    assert process.wait(DEADLINE_S) == 0
+    assert total > 120_000_000
+    assert peak_kb < 30_000
+
+
+def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
+    process = start("--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None)
+    time.sleep(0.5)  # all pipes are full by now
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(5) == 143
+    finally:
+        process.stdout.close()
+
+
+def test_a_reader_that_left_ends_the_job(script):
+    process = start("--num_gpus", "2", script("import time\nwhile True: print('x', flush=True); time.sleep(0.01)"))
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
+    assert "the reader of the output is gone" in process.stderr.read()
+
+
+def test_the_first_failure_is_shown_last_and_whole(script):
+    path = script(
+        """
+        import os, sys, time
+        rank = int(os.environ["RANK"])
+        if rank == 1:
+            try:
+                raise KeyError("the cause")
+            except KeyError as error:
+                raise SystemError("it broke\\nhere") from error
+        print("before", file=sys.stderr)
+        time.sleep(600)
+        """
+    )
+    done = launch("--num_gpus", "3", path)
+    assert done.returncode == 1
+    shown, found, last = done.stderr.rpartition("zeropage: rank 1 failed first, with exit code 1. The end of its stderr:\n")
+    assert found, done.stderr
+    assert last.startswith("Traceback (most recent call last):\n"), "without prefixes, from the start"
+    assert "KeyError: 'the cause'" in last and last.endswith("SystemError: it broke\nhere\n")
+    assert "[rank 1] SystemError: it broke\n[rank 1] here\n" in shown
+
+
+def test_the_cause_is_named_even_if_its_victim_ends_before_it(script):
+    # The interpreter of a rank that failed can take longer to end than its peers take to notice.
+    path = script(
+        """
+        import os, sys, time
+        if os.environ["RANK"] == "2":
+            print("Traceback (most recent call last):\\nRuntimeError: the cause", file=sys.stderr)
+            time.sleep(0.4)
+            sys.exit(5)
+        time.sleep(0.2)
+        raise ConnectionError("rank 2 is gone")
+        """
+    )
+    done = launch("--num_gpus", "3", path)
+    assert done.returncode == 5
+    assert "rank 2 failed first, with exit code 5" in done.stderr
+    assert done.stderr.endswith("Traceback (most recent call last):\nRuntimeError: the cause\n")
+
+
+def test_import_error_on_one_rank(script, tmp_path):
+    (tmp_path / "half_broken.py").write_text("import os\nif os.environ['RANK'] == '0': import no_such_module_here\n")
+    done = launch("--num_gpus", "2", script("import half_broken, time; time.sleep(600)"))
+    assert done.returncode == 1
+    assert "rank 0 failed first" in done.stderr
+    assert done.stderr.endswith("ModuleNotFoundError: No module named 'no_such_module_here'\n")
+
+
+@pytest.mark.parametrize("ranks", ["1", "2"])
+@pytest.mark.parametrize(
+    ("how", "code", "text"),
+    [("sys.exit(3)", 3, "exit code 3"), ("os.kill(os.getpid(), 9)", 137, "signal 9 (SIGKILL)"), ("os.abort()", 134, "signal 6 (SIGABRT)")],
+)
+def test_exit_codes(script, ranks, how, code, text):
+    last = int(ranks) - 1
+    done = launch("--num_gpus", ranks, script(f"import os, sys, time\nif os.environ['RANK'] == '{last}': {how}\ntime.sleep(600)"))
+    assert done.returncode == code
+    assert f"rank {last} failed" in done.stderr and text in done.stderr
+
+
+def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
+    (folder := tmp_path / "pids").mkdir()
+    path = script(
+        """
+        import os, signal, sys, time
+        open(f"{sys.argv[-1]}/{os.getpid()}", "w").close()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(0.3)
+        if os.environ["RANK"] == "1": sys.exit(7)
+        time.sleep(600)
+        """
+    )
+    done = launch("--num_gpus", "2", path, str(folder))
+    assert done.returncode == 7
+    assert_gone([int(p.name) for p in folder.iterdir()], 0)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_everything(script, tmp_path, number, code):
+    (folder := tmp_path / "pids").mkdir()
+    process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
+    pids = family(folder, 6)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code
+    assert_gone(pids, 0)
+    if number == signal.SIGINT:
+        assert err.count("[rank 0] KeyboardInterrupt") == err.count("[rank 1] KeyboardInterrupt") == 1
+
+
+def test_a_second_signal_kills(script):
+    path = script("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)")
+    process = start("--num_gpus", "2", path)
+    process.stdout.readline(), process.stdout.readline()
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(DEADLINE_S) == 143
+    assert time.monotonic() - started < 3
+
+
+def test_ctrl_c_reaches_every_rank_once(script):
+    # The terminal sends the key's signal to the whole foreground group; handing it on once more would interrupt the
+    # ranks while they report the first.
+    path = script(
+        """
+        import os, signal, time
+        count = 0
+        def on_int(*_):
+            global count
+            count += 1
+        signal.signal(signal.SIGINT, on_int)
+        print("on", os.environ["RANK"], flush=True)
+        end = time.monotonic() + 1
+        while time.monotonic() < end: time.sleep(0.05)
+        print("got", count, flush=True)
+        """
+    )
+    leader, terminal = pty.openpty()
+    process = start("--num_gpus", "2", path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+                    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # fmt: skip
+    os.close(terminal)
+    text = read_until(leader, lambda text: "[rank 0] on 0\r\n" in text and "[rank 1] on 1\r\n" in text)
+    os.write(leader, b"\x03")
+    text = read_until(leader, lambda _: False)
+    assert process.wait(DEADLINE_S) == 130
+    assert "[rank 0] got 1\r\n" in text and "[rank 1] got 1\r\n" in text, text
+
+
+def read_until(fd: int, enough) -> str:
+    """What comes out of a pseudo-terminal, until `enough(text)` or its end."""
+    data = b""
+    while not enough(data.decode(errors="replace")):
+        try:
+            data += os.read(fd, 65536)
+        except OSError:
+            break
+    return data.decode(errors="replace")
+
+
+def test_rank_0s_progress_lives_on_a_terminal(script):
+    path = script(
+        """
+        import os, sys, time
+        for i in range(5):
+            sys.stderr.write(f"\\rstep {i}"); sys.stderr.flush()
+            time.sleep(0.02)
+        sys.stderr.write("\\n")
+        if os.environ["RANK"] == "0": print(sys.stderr.isatty(), os.get_terminal_size(2).columns)
+        """
+    )
+    leader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = start("--num_gpus", "2", path, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    text = read_until(leader, lambda _: False)
+    assert process.wait(DEADLINE_S) == 0
+    assert "\r\x1b[K[rank 0] step 1" in text, "states are drawn over each other"
+    assert "[rank 1] step 4\r\n" in text and "[rank 1] step 2" not in text, "other ranks give lines only"
+    assert "[rank 0] True 71" in text, "there is room for the prefix"
+
+
+def test_nothing_survives_kill_9_of_the_launcher(script, tmp_path):
+    (folder := tmp_path / "pids").mkdir()
+    process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
+    pids = family(folder, 6)
+    process.kill()
+    assert_gone(pids, 2)
+    process.communicate(timeout=DEADLINE_S)  # its pipes end only when the last of its processes has
+
+
+def test_nothing_survives_kill_9_of_the_supervisor(script, tmp_path):
+    (folder := tmp_path / "pids").mkdir()
+    process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
+    pids = family(folder, 6)
+    os.kill(supervisor_of(process), signal.SIGKILL)
+    assert process.wait(DEADLINE_S) == 137
+    assert_gone(pids, 0)
+
+
+def test_what_a_finished_job_left_behind_is_ended(script, tmp_path):
+    (folder := tmp_path / "pids").mkdir()
+    done = launch("--num_gpus", "2", script(FAMILY), str(folder), stdout=None, stderr=None)
+    assert done.returncode == 0
+    pids = [int(p.name) for p in folder.iterdir()]
+    assert len(pids) == 6
+    assert_gone(pids, 0)
+
+
+def test_a_taken_port_is_replaced_and_said(script):
+    path = script("import os; print(os.environ['MASTER_PORT'])")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = server.getsockname()[1]
+        done = launch("--num_gpus", "1", "--master_port", str(taken), path)
+    assert done.returncode == 0
+    assert int(done.stdout) != taken
+    assert f"port {taken} is taken: using {int(done.stdout)}" in done.stderr
+
+
+def test_launchers_started_together_take_different_ports(script):
+    path = script("import os, time; print(os.environ['MASTER_PORT'], flush=True); time.sleep(1)")
+    processes = [start("-q", path) for _ in range(10)]
+    ports = [int(p.communicate(timeout=DEADLINE_S)[0]) for p in processes]
+    assert len(set(ports)) == 10
+
+
+def test_errors_before_the_start(tmp_path):
+    done = launch("--num_gpus", "2", str(tmp_path / "missing.py"))
+    assert done.returncode == 2 and "does not exist" in done.stderr
+    program = tmp_path / "no_interpreter"
+    program.write_text("#!/no/such/interpreter\n")
+    program.chmod(0o755)
+    done = launch("--no_python", str(program))
+    assert done.returncode == 1 and f"cannot start {program}" in done.stderr
+    assert launch("--version").stdout.startswith("zeropage ")
+
+
+def test_config_prints_what_is_in_force(tmp_path):
+    path = tmp_path / "ds_config.json"
+    path.write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}}')
+    done = launch("config", str(path), "--world_size", "2")
+    assert done.returncode == 0, done.stderr
+    assert "stage" in done.stdout and "train_micro_batch_size_per_gpu" in done.stdout
+    path.write_text('{"train_batch_size": 8, "zero_optimisation": {}}')
+    done = launch("config", str(path))
+    assert done.returncode == 2 and "zero_optimization" in done.stderr
