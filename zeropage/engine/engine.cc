@@ -72,7 +72,8 @@ class Engine::Impl {
       schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
       take_scheduled();
     }
-    if (config_.own.observe_functions) observer_ = std::make_unique<paging::FunctionObserver>();
+    if (config_.own.observe_functions && state_.anything_paged())
+      observer_ = std::make_unique<paging::FunctionObserver>();
   }
 
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);

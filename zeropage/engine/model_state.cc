@@ -257,6 +257,11 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   }
 }
 
+bool ModelState::anything_paged() const {
+  return std::any_of(layout_->pages().begin(), layout_->pages().end(),
+                     [this](const auto& page) { return pager_->paged(page.index); });
+}
+
 bool ModelState::needs_mark(int page) const {
   // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
   return pager_->paged(page) || (layout_->pages()[page].trainable && compute_dtype_ != DType::kFloat32);

@@ -45,6 +45,9 @@ class ModelState {
 
   const OwnedRange& owned(int page) const { return owned_[page]; }
 
+  /// True when some parameters can be absent.
+  bool anything_paged() const;
+
   /// Start of a page that is whole on this rank; null for paged ones.
   std::byte* whole_page(int page) const { return whole_[page]; }
 
