@@ -47,15 +47,15 @@ class DroppedWork final : public Work {
 
 class FaultCommunicator final : public Communicator {
  public:
-  FaultCommunicator(std::unique_ptr<Communicator> inner, FaultRule rule)
-      : inner_(std::move(inner)), rule_(std::move(rule)) {}
+  FaultCommunicator(std::unique_ptr<Communicator> inner, FaultRule rule, bool two_sided)
+      : inner_(std::move(inner)), rule_(std::move(rule)), two_sided_(two_sided) {}
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
   std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
     return inner_->allocate(bytes, label);
   }
-  bool one_sided() const override { return inner_->one_sided(); }
+  bool one_sided() const override { return !two_sided_ && inner_->one_sided(); }
   const std::byte* peer_address(int rank, const void* local) const override {
     return inner_->peer_address(rank, local);
   }
@@ -113,6 +113,7 @@ class FaultCommunicator final : public Communicator {
 
   std::unique_ptr<Communicator> inner_;
   FaultRule rule_;
+  bool two_sided_;
   std::int64_t next_op_ = 0;
 };
 
@@ -128,8 +129,9 @@ FaultRule random_delays(std::uint64_t seed, std::chrono::microseconds max) {
   };
 }
 
-std::unique_ptr<Communicator> make_fault_communicator(std::unique_ptr<Communicator> inner, FaultRule rule) {
-  return std::make_unique<FaultCommunicator>(std::move(inner), std::move(rule));
+std::unique_ptr<Communicator> make_fault_communicator(std::unique_ptr<Communicator> inner, FaultRule rule,
+                                                      bool two_sided) {
+  return std::make_unique<FaultCommunicator>(std::move(inner), std::move(rule), two_sided);
 }
 
 }  // namespace zeropage::comm

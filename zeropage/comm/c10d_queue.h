@@ -1,0 +1,99 @@
+/// \file
+/// The collectives that one rank has started on c10d process groups, in order.
+///
+///  1. A collective is a list of stages, each one call on a process group and what to do with its result here. Checked
+///     collectives begin with an exchange of their descriptions.
+///  2. Process groups match calls of ranks by their order. Hence a stage is only handed over when all stages of earlier
+///     collectives have been: every rank hands over the same calls in the same order, however often it polls.
+///  3. A stage is handed over when the one before it in the same collective is complete; single-stage collectives
+///     therefore run side by side.
+///  4. The first error ends everything: it is written to the store of the process group, where the others, who look
+///     there while they wait, find it; and the process groups are told to abort.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+// torch's headers last: they define macros.
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "zeropage/comm/call.h"
+
+namespace zeropage::comm {
+
+using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
+using C10dWorkPtr = c10::intrusive_ptr<c10d::Work>;
+
+struct C10dStage {
+  std::function<C10dWorkPtr()> start;
+  std::function<void()> finish;  ///< may be empty
+  bool on_stream = false;        ///< its completion orders the device's current stream and need not be waited for here
+};
+
+struct C10dOperation {
+  Call call;
+  std::uint64_t sequence = 0;
+  std::vector<C10dStage> stages;
+  std::size_t started = 0;  ///< stages handed over
+  C10dWorkPtr work;         ///< of the last stage that was, until it is complete
+  bool complete = false;
+
+  bool all_started() const { return started == stages.size(); }
+};
+
+/// Starts to gather every rank's `shard` into `whole`, by a name of the function that torch 2.11 knows, too.
+C10dWorkPtr gather_into(const ProcessGroupPtr& group, at::Tensor whole, at::Tensor shard,
+                        std::chrono::milliseconds timeout);
+
+class C10dQueue {
+ public:
+  C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);
+
+  /// Takes `operation` in, behind a comparison with the peers' when `check`, and hands over what can be. Does not block.
+  /// Errors: PeerError after a failure.
+  std::shared_ptr<C10dOperation> start(C10dOperation operation, bool check);
+
+  /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
+  bool poll(C10dOperation& operation);
+
+  /// Returns when `operation` is complete. Errors: PeerError, TimeoutError.
+  void wait(C10dOperation& operation);
+
+  /// Blocks until `ready`. Errors: PeerError, TimeoutError.
+  void wait_until(const std::function<bool()>& ready, const std::string& what);
+
+  /// Fails every present and future wait of every rank. Safe from any thread; the first reason wins.
+  void abort(const std::string& reason);
+
+ private:
+  C10dStage make_check(const C10dOperation& operation);
+  void publish_position(const C10dOperation& operation);
+  void advance();
+  bool collect(C10dOperation& operation, bool final_stage);
+  void block(C10dOperation& operation);
+  void finish_stage(C10dOperation& operation);
+  void throw_if_failed();
+  void throw_if_aborted_by_peer();
+  std::string positions();
+  [[noreturn]] void rethrow(const C10dOperation& operation);
+
+  const ProcessGroupPtr data_;
+  const ProcessGroupPtr control_;
+  const c10::intrusive_ptr<c10d::Store> store_;  ///< null when the process group has none
+  const std::chrono::milliseconds timeout_;
+  const int rank_;
+  const int size_;
+
+  std::deque<std::shared_ptr<C10dOperation>> pending_;  ///< not all stages handed over
+  std::uint64_t next_sequence_ = 0;
+  std::mutex failure_mutex_;
+  std::string failure_;
+};
+
+}  // namespace zeropage::comm
