@@ -6,6 +6,7 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/comm/communicator_conformance.h"
+#include "zeropage/comm/fault_communicator.h"
 #include "zeropage/comm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
 
@@ -16,10 +17,16 @@ using comm::Communicator;
 using CommunicatorPtr = std::shared_ptr<Communicator>;
 using std::chrono::milliseconds;
 
-std::vector<CommunicatorPtr> make_thread_communicators(int size, std::int64_t timeout_ms) {
+std::vector<CommunicatorPtr> make_thread_communicators(int size, std::int64_t timeout_ms, bool two_sided,
+                                                       std::int64_t max_delay_us) {
   std::vector<CommunicatorPtr> out;
   for (auto& communicator : comm::make_thread_communicators(size, milliseconds(timeout_ms))) {
-    out.push_back(std::move(communicator));
+    if (two_sided || max_delay_us > 0) {
+      auto delays = comm::random_delays(out.size(), std::chrono::microseconds(max_delay_us));
+      out.push_back(comm::make_fault_communicator(std::move(communicator), std::move(delays), two_sided));
+    } else {
+      out.push_back(std::move(communicator));
+    }
   }
   return out;
 }
@@ -78,8 +85,11 @@ void init_comm(py::module_& module) {
            "Gives every rank the root's values. tensor: contiguous.")
       .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.");
 
-  module.def("make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),
-             "Ranks as threads of this process: one communicator for each.");
+  module.def(
+      "make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),
+      py::arg("two_sided") = false, py::arg("max_delay_us") = 0,
+      "Ranks as threads of this process: one communicator for each. For tests of other transports: two_sided hides "
+      "peers' memory, and each collective is delayed at random by up to max_delay_us.");
   module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
              py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
   module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),

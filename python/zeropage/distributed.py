@@ -70,13 +70,14 @@ def current_world() -> World:
 
 
 @contextlib.contextmanager
-def thread_rank(communicator: _C.Communicator) -> Iterator[None]:
-    """Makes the calling thread the rank of `communicator`: engines made inside talk through it."""
+def thread_rank(communicator: _C.Communicator, reductions: _C.Communicator | None = None) -> Iterator[None]:
+    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through `reductions`)."""
     _this_thread.communicator = communicator
+    _this_thread.reductions = reductions
     try:
         yield
     finally:
-        del _this_thread.communicator
+        del _this_thread.communicator, _this_thread.reductions
 
 
 def choose_device(model: torch.nn.Module, world: World) -> torch.device:
@@ -98,7 +99,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     """
     handed_over = getattr(_this_thread, "communicator", None)
     if handed_over is not None:
-        return handed_over, None
+        return handed_over, _this_thread.reductions
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
     if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
         raise ConfigError(

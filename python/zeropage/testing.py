@@ -9,24 +9,37 @@ from . import _C, distributed
 from .errors import TimeoutError
 
 
-def run_ranks(size: int, function: Callable[[int, _C.Communicator], Any], timeout_s: float = 60.0) -> list[Any]:
+def run_ranks(
+    size: int,
+    function: Callable[[int, _C.Communicator], Any],
+    timeout_s: float = 60.0,
+    two_sided: bool = False,
+    max_delay_us: int = 0,
+) -> list[Any]:
     """Calls `function(rank, communicator)` on `size` threads, each a rank of its own; returns their results by rank.
 
     `zeropage.initialize` inside uses the rank's communicator. The first exception ends the waits of all ranks and is raised
     here. Raises TimeoutError when ranks are still at work after `timeout_s`.
+
+    two_sided: ranks talk as over a network: gathers are collectives, and gradients have communicators of their own.
+    max_delay_us: every collective is delayed, before and inside, by up to this at random.
     """
-    communicators = _C.make_thread_communicators(size, int(timeout_s * 1000))
+    timeout_ms = int(timeout_s * 1000)
+    communicators = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us)
+    reductions = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us) if two_sided else [None] * size
     results: list[Any] = [None] * size
     failures: list[BaseException] = []
 
     def run(rank: int) -> None:
         communicator = communicators[rank]
         try:
-            with distributed.thread_rank(communicator):
+            with distributed.thread_rank(communicator, reductions[rank]):
                 results[rank] = function(rank, communicator)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt: they must reach the caller
             failures.append(error)
-            communicator.abort(f"{type(error).__name__}: {error}")
+            for used in (communicator, reductions[rank]):
+                if used is not None:
+                    used.abort(f"{type(error).__name__}: {error}")
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
     for thread in threads:

@@ -1,0 +1,57 @@
+"""Ranks as real processes: each runs a function of a test module and hands its result back through a file."""
+
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TESTS = Path(__file__).resolve().parent
+_CHILD = """
+import importlib, json, sys, torch
+torch.set_num_threads(1)
+module, function, result, arguments = sys.argv[1:]
+torch.save(getattr(importlib.import_module(module), function)(**json.loads(arguments)), result)
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_ranks(world: int, module: str, function: str, arguments: str, folder: Path) -> list[subprocess.Popen]:
+    """Starts `function(**arguments)` (JSON) of a module beside this one on every rank, with a launcher's environment."""
+    common = {
+        **os.environ,
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "ZEROPAGE_JOB_TOKEN": uuid.uuid4().hex,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent / "examples"), os.environ.get("PYTHONPATH", "")]),
+    }
+    ranks = []
+    for rank in range(world):
+        command = [sys.executable, "-c", _CHILD, module, function, str(folder / f"rank{rank}.pt"), arguments]
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    return ranks
+
+
+def run_processes(world: int, module: str, function: str, arguments: str, folder: Path, timeout_s: float = 60) -> list[Any]:
+    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with its error."""
+    ranks = start_ranks(world, module, function, arguments, folder)
+    try:
+        errors = [process.communicate(timeout=timeout_s)[1] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    for rank, process in enumerate(ranks):
+        assert process.returncode == 0, f"rank {rank} failed:\n{errors[rank]}"
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]

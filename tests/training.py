@@ -1,0 +1,144 @@
+"""Runs that the tests compare: the same training by plain PyTorch in one process, and by the engine on several ranks.
+
+Models are built once and copied on every rank: torch's random generator is shared by threads.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import zeropage
+from zeropage.testing import run_ranks
+
+LEARNING_RATE = 1e-2
+WEIGHT_DECAY = 0.01
+TIMEOUT_MS = 20_000
+
+
+class SmallNet(nn.Module):
+    """A residual net on tokens: tied embedding, layer norms, a parameter of 3 elements. About 37,000 parameters."""
+
+    def __init__(self, width: int = 64, layers: int = 2, vocabulary: int = 50):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.expand = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
+        self.contract = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(layers))
+        self.tiny = nn.Parameter(torch.ones(3))
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """tokens, targets [B, T] -> the mean cross entropy."""
+        h = self.embedding(tokens)
+        for norm, expand, contract in zip(self.norms, self.expand, self.contract, strict=True):
+            h = h + contract(F.gelu(expand(norm(h)))) * self.tiny.sum()
+        return F.cross_entropy((h @ self.embedding.weight.t()).flatten(0, 1).float(), targets.flatten())
+
+
+def small_net(seed: int = 0) -> SmallNet:
+    torch.manual_seed(seed)
+    return SmallNet()
+
+
+def token_batch(step: int, size: int = 8, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs and targets [size, length] of one step; the whole batch, of which each rank takes its part."""
+    generator = torch.Generator().manual_seed(step)
+    tokens = torch.randint(0, 50, (size, length), generator=generator)
+    return tokens, (tokens * 7 + 1) % 50
+
+
+def part_of_batch(batch: tuple[torch.Tensor, ...], world: int, rank: int, micro: int = 0, accumulation: int = 1):
+    """The micro batch of a rank: micro batches of all ranks are the batch, each of the same size."""
+    index = micro * world + rank
+    return tuple(x.chunk(world * accumulation)[index] for x in batch)
+
+
+def config_of(stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, **sections: Any) -> dict[str, Any]:
+    """A configuration with AdamW. Keys of `zero_optimization` and `zeropage` in `sections` are added to the defaults."""
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0, **sections.pop("zero_optimization", {})}
+    own = {"timeout_ms": TIMEOUT_MS, **sections.pop("zeropage", {})}
+    return {
+        "train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clipping,
+        "optimizer": {"type": "AdamW", "params": {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}},
+        "zero_optimization": zero,
+        "zeropage": own,
+        **sections,
+    }
+
+
+def flat_parameters(model: nn.Module) -> torch.Tensor:
+    """All parameters one after the other, in fp32."""
+    with zeropage.zero.GatheredParameters(list(model.parameters())), torch.no_grad():
+        return torch.cat([p.detach().flatten().float() for p in model.parameters()])
+
+
+@dataclass
+class Outcome:
+    """What one rank has seen of a run."""
+
+    parameters: torch.Tensor
+    losses: list[float] = field(default_factory=list)
+    loss_scales: list[float] = field(default_factory=list)
+    applied: list[bool] = field(default_factory=list)
+    pager: Any = None
+    page_count: int = 0
+
+
+def train_plain(model: nn.Module, steps: int, clipping: float = 0.5) -> torch.Tensor:
+    """torch.optim.AdamW on whole batches in this process; the final parameters."""
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(*token_batch(step)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clipping)
+        optimizer.step()
+    return flat_parameters(model)
+
+
+def train_engine(engine: Any, world: int, rank: int, steps: int, accumulation: int = 1) -> Outcome:
+    """`steps` updates on this rank's parts of the token batches."""
+    outcome = Outcome(torch.empty(0))
+    for step in range(steps):
+        for micro in range(accumulation):
+            loss = engine(*part_of_batch(token_batch(step), world, rank, micro, accumulation))
+            engine.backward(loss)
+            engine.step()
+            outcome.losses.append(loss.item())
+        outcome.loss_scales.append(engine.loss_scale())
+        outcome.applied.append(engine.was_step_applied())
+    outcome.pager = engine._core.pager_stats
+    outcome.page_count = engine._core.page_count
+    outcome.parameters = flat_parameters(engine.module)
+    return outcome
+
+
+def train_ranks(
+    model: nn.Module,
+    world: int,
+    config: dict[str, Any],
+    steps: int,
+    prepare: Callable[[Any, int], None] | None = None,
+    faults: dict[str, Any] | None = None,
+) -> list[Outcome]:
+    """The run on ranks as threads, checked to end with the same parameters on all; one outcome per rank.
+
+    prepare: called with each rank's engine and rank before the first step. faults: see `zeropage.testing.run_ranks`.
+    """
+
+    def run(rank: int, communicator: Any) -> Outcome:
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config)
+        if prepare is not None:
+            prepare(engine, rank)
+        return train_engine(engine, world, rank, steps, config["gradient_accumulation_steps"])
+
+    outcomes = run_ranks(world, run, **(faults or {}))
+    for rank, outcome in enumerate(outcomes):
+        assert torch.equal(outcome.parameters, outcomes[0].parameters), f"rank {rank} ended with other parameters than rank 0"
+    return outcomes
