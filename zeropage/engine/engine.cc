@@ -224,6 +224,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
     }
   }
   for (auto& gather : gathers) gather->wait();
+  state_.pager().refresh_pinned();
 }
 
 void Engine::Impl::count_skip(const Verdict& verdict) {
@@ -277,7 +278,11 @@ Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamP
                                    std::move(reductions))) {}
 Engine::~Engine() = default;
 
-void Engine::before_forward() { impl_->state_.absorb_replaced(); }
+void Engine::before_forward() {
+  impl_->state_.absorb_replaced();
+  // Without an optimizer no step ends the pass: each forward is one.
+  if (impl_->groups_.empty()) impl_->state_.pager().end_pass();
+}
 at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
   return impl_->backward(loss, options);
 }

@@ -349,6 +349,14 @@ void Pager::publish(int page) {
   advance_version(page);
 }
 
+void Pager::refresh_pinned() {
+  auto guard = lock();
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    const auto& state = pages_[page];
+    if (state.pins > 0 && state.state == State::kAbsent) make_resident(static_cast<int>(page), "a gathered scope");
+  }
+}
+
 void Pager::trim(bool evict_all) {
   auto guard = lock();
   for (std::size_t page = 0; evict_all && page < pages_.size(); ++page) {

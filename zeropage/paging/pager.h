@@ -98,6 +98,9 @@ class Pager {
   void drop_stale(const std::vector<int>& updated);
   void publish(int page);
 
+  /// After the update: pages that a scope keeps resident (pinned) take the new values.
+  void refresh_pinned();
+
   /// Before the verdict: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass. Returns the
   /// hash of the trace that the next pass is expected to follow.
   std::uint64_t end_pass();

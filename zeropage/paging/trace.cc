@@ -5,6 +5,9 @@
 namespace zeropage::paging {
 namespace {
 
+// A pass longer than this (evaluation for hours between two steps) is remembered by its beginning only.
+constexpr std::size_t kMaxRecorded = 1 << 20;
+
 std::uint64_t fnv1a(const std::vector<int>& sequence) {
   std::uint64_t hash = 0xcbf29ce484222325ull;
   for (int value : sequence) {
@@ -17,7 +20,7 @@ std::uint64_t fnv1a(const std::vector<int>& sequence) {
 
 void Trace::note(int page) {
   if (!recorded_.empty() && recorded_.back() == page) return;
-  recorded_.push_back(page);
+  if (recorded_.size() < kMaxRecorded) recorded_.push_back(page);
   if (position_ < static_cast<std::int64_t>(predicted_.size()) && predicted_[position_] == page) {
     ++position_;
     return;
