@@ -2,14 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from zeropage.report import MEMORY_KINDS
-from zeropage._C import format_bytes
+from zeropage.report import MEMORY_KINDS, format_bytes
 
 HERE = Path(__file__).resolve().parent
 MAIN_STAGE, MAIN_STEPS = 2, 60
@@ -19,13 +19,17 @@ SHOWN_STEPS = (1, 2, 5, 10)
 
 def train(stage: int, steps: int, result: Path) -> dict:
     """Runs the example on two ranks; returns what its rank 0 wrote."""
-    command = [str(Path(sys.executable).with_name("zeropage")), "--num_gpus=2", str(HERE / "train_gpt.py")]
-    options = ["--config", str(HERE / "ds_config.json"), "--steps", str(steps), "--result", str(result)]
+    command = ["zeropage", "--num_gpus=2", str(HERE / "train_gpt.py"), f"--steps={steps}"]
     if stage != MAIN_STAGE:
-        options += ["--stage", str(stage)]
-    print(f"\n== stage {stage}, {steps} steps: {' '.join(['zeropage', *command[1:], *options[2:4]])}", flush=True)
+        command.append(f"--stage={stage}")
+    print(f"\n== stage {stage}: {' '.join(command)}", flush=True)
     started = time.monotonic()
-    done = subprocess.run(command + options, env=os.environ)
+    beside_python = os.fspath(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])}
+    program = shutil.which("zeropage", path=environment["PATH"])
+    if program is None:
+        sys.exit("demo: there is no `zeropage` command; run `make setup` or `pip install .` first")
+    done = subprocess.run([program, *command[1:], f"--result={result}"], env=environment)
     if done.returncode:
         sys.exit(f"demo: the run at stage {stage} failed with exit code {done.returncode}; its error is above")
     print(f"== took {time.monotonic() - started:.0f} s", flush=True)

@@ -16,6 +16,7 @@ void init_errors(py::module_& module);
 void init_config(py::module_& module);
 void init_report(py::module_& module);
 void init_comm(py::module_& module);
+void init_c10d(py::module_& module);
 void init_engine(py::module_& module);
 
 }  // namespace zeropage::python

@@ -31,6 +31,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_config(module);
   init_report(module);
   init_comm(module);
+  init_c10d(module);
   init_engine(module);
   zeropage::set_blocking_scope_factory(&enter_unlocked_wait);
 }

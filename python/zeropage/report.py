@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _C
+from ._C import format_bytes
 
 if TYPE_CHECKING:
     from .engine import ZeropageEngine
 
 Batch = TypeVar("Batch")
+
+__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "progress", "progress_sample"]
 
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 

@@ -1,0 +1,30 @@
+// In a file of its own: the header of process groups takes long to compile.
+#include "zeropage/paging/torch_config.h"
+
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+#include "python/bind/bind.h"
+#include "zeropage/comm/c10d_communicator.h"
+
+namespace zeropage::python {
+namespace {
+
+using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
+
+std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device,
+                                              bool deterministic, std::int64_t timeout_ms) {
+  return comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
+                                      std::chrono::milliseconds(timeout_ms));
+}
+
+}  // namespace
+
+void init_c10d(py::module_& module) {
+  module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
+             py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
+             "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control.");
+}
+
+}  // namespace zeropage::python
