@@ -20,6 +20,7 @@ std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std:
   std::vector<engine::ParameterInput> inputs;
   inputs.reserve(parameters.size());
   for (auto& [name, tensor, group] : parameters) inputs.push_back({std::move(name), std::move(tensor), group});
+  py::gil_scoped_release unlocked;  // not as the guard of py::init, which would enter the instance into a table without the lock
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
                                   std::move(reductions));
 }
@@ -86,7 +87,7 @@ void init_engine(py::module_& module) {
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
-           py::arg("device"), py::arg("reductions") = py::none(), Unlocked())
+           py::arg("device"), py::arg("reductions") = py::none())
       .def_property_readonly("loss_scale", &Engine::loss_scale)
       .def_property_readonly("global_steps", &Engine::global_steps)
       .def_property_readonly("skipped_steps", &Engine::skipped_steps)
