@@ -22,15 +22,18 @@ const char* const kAbortKey = "zeropage/abort";
 
 std::string position_key(int rank) { return fmt::format("zeropage/at/{}", rank); }
 
-/// The message of the exception in flight, without torch's backtrace.
+/// The message of the exception in flight, without torch's backtrace and gloo's source file.
 std::string current_message() {
+  std::string message;
   try {
     throw;
   } catch (const c10::Error& error) {
-    return error.what_without_backtrace();
+    message = error.what_without_backtrace();
   } catch (const std::exception& error) {
-    return error.what();
+    message = error.what();
   }
+  const std::size_t source_end = message.starts_with('[') ? message.find("] ") : message.npos;
+  return source_end == message.npos ? message : message.substr(source_end + 2);
 }
 
 }  // namespace

@@ -93,6 +93,9 @@ double element(int rank, std::int64_t index) {
   return std::ldexp(unit, static_cast<int>(state % 30) - 20);
 }
 
+/// Large enough for every transport to cut it into several pieces.
+constexpr std::int64_t kLargeNumel = 300007;
+
 using Buffer = std::vector<std::byte>;
 
 Buffer make_input(int rank, std::int64_t numel, DType dtype) {
@@ -147,7 +150,7 @@ class Suite {
       : communicator_(communicator), rank_(communicator.rank()), size_(communicator.size()) {}
 
   void run() {
-    for (const std::int64_t numel : {0, 1, 3, 63, 1000, 4097, 70001}) {
+    for (const std::int64_t numel : {0, 1, 3, 63, 1000, 4097, 30001}) {
       gathers_shards(numel);
       broadcasts(numel);
       for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
@@ -157,6 +160,10 @@ class Suite {
         reduce_scatters(numel, dtype, DType::kFloat32, true);
       }
     }
+    gathers_shards(kLargeNumel);
+    broadcasts(kLargeNumel);
+    all_reduces(kLargeNumel, DType::kFloat32);
+    reduce_scatters(kLargeNumel / size_, DType::kFloat32, DType::kFloat32, true);
     many_at_once();
     memory_reads_as_zeros();
     if (communicator_.one_sided()) peers_read_memory();

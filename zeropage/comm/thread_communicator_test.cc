@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLong{20000};
-constexpr milliseconds kShort{200};
+constexpr milliseconds kShort{500};
 
 class ThreadConformance : public testing::TestWithParam<int> {};
 
