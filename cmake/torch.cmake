@@ -2,11 +2,20 @@
 # works without its own CMake package, which would demand a CUDA toolkit for CUDA builds.
 # Defines the target zeropage_libtorch (headers, libraries, ABI) and zeropage_libtorch_python (plus the Python binding).
 find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
-execute_process(
-  COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/torch_info.py
-  OUTPUT_VARIABLE torch_info OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_rc ERROR_VARIABLE torch_err)
+# pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch that
+# the package will be used with.
+foreach(flags "" -E)
+  execute_process(
+    COMMAND ${Python_EXECUTABLE} ${flags} ${CMAKE_CURRENT_LIST_DIR}/torch_info.py
+    OUTPUT_VARIABLE torch_info OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_rc ERROR_VARIABLE torch_err)
+  if(torch_rc EQUAL 0)
+    break()
+  endif()
+endforeach()
 if(NOT torch_rc EQUAL 0)
-  message(FATAL_ERROR "zeropage needs torch 2.11 or newer in ${Python_EXECUTABLE}: ${torch_err}")
+  message(FATAL_ERROR "zeropage needs torch 2.11 or newer in ${Python_EXECUTABLE}: ${torch_err}\n"
+    "Install torch there first; then, if your installer builds in an environment of its own, say: "
+    "pip install --no-build-isolation .")
 endif()
 list(GET torch_info 0 ZEROPAGE_TORCH_VERSION)
 list(GET torch_info 1 torch_include)
@@ -23,7 +32,12 @@ target_compile_definitions(zeropage_libtorch INTERFACE NDEBUG _GLIBCXX_USE_CXX11
 target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
 target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
 target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
-target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
+if(SKBUILD)
+  # The wheel lies beside torch, wherever that is.
+  target_link_options(zeropage_libtorch INTERFACE "LINKER:-rpath,$ORIGIN/../torch/lib")
+else()
+  target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
+endif()
 
 add_library(zeropage_libtorch_python INTERFACE)
 target_link_libraries(zeropage_libtorch_python INTERFACE zeropage_libtorch torch_python torch Python::Module)

@@ -45,8 +45,6 @@ CLI/CLI.hpp libcli11-dev
 fmt/format.h libfmt-dev
 spdlog/spdlog.h libspdlog-dev
 gtest/gtest.h libgtest-dev
-xxhash.h libxxhash-dev
-benchmark/benchmark.h libbenchmark-dev
 LIST
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

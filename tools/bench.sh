@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs every measurement in bench/ (a file that can be run alone; each says in its first line what it measures), one after
+# the other, so that they do not disturb each other. Goes on after a failure and reports it at the end.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+failed=
+for file in bench/*.py; do
+  grep -q '__name__ == "__main__"' "$file" || continue
+  echo "bench: $file"
+  .venv/bin/python "$file" || failed+=" $file"
+done
+[ -z "$failed" ] || { echo "bench: failed:$failed" >&2; exit 1; }

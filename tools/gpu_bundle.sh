@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Gathers what a GPU machine without internet and without apt lacks: the header-only libraries and the test framework, into
+# .gpu-bundle/ (a few MB, ignored by git). Copy it there with the checkout; CMake looks into it by itself.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bundle=.gpu-bundle
+
+# where NAME: the folder on the compiler's path that holds NAME.
+where() {
+  local folder
+  for folder in /usr/local/include /usr/include; do
+    [ -e "$folder/$1" ] && { echo "$folder"; return; }
+  done
+  echo "gpu-bundle: there is no $1 in /usr/include; run make setup first" >&2
+  return 1
+}
+
+rm -rf "$bundle"
+mkdir -p "$bundle/include" "$bundle/lib"
+for name in nlohmann fmt spdlog CLI gtest; do
+  folder=$(where "$name")
+  cp -rL "$folder/$name" "$bundle/include/"
+done
+for name in libgtest.a libgtest_main.a; do
+  file=$("${CXX:-g++}" -print-file-name="$name")
+  [ -e "$file" ] || { echo "gpu-bundle: there is no $name; run make setup first" >&2; exit 1; }
+  cp -L "$file" "$bundle/lib/"
+done
+echo "gpu-bundle: $(du -sh "$bundle" | cut -f1) in $bundle/; copy it with the checkout to the GPU machine and run make gpu-test there"
