@@ -82,7 +82,9 @@ def thread_rank(communicator: _C.Communicator, reductions: _C.Communicator | Non
 
 def choose_device(model: torch.nn.Module, world: World) -> torch.device:
     """The device of this rank: a GPU when there is one (ranks share them when they are fewer), else the CPU."""
-    if getattr(_this_thread, "communicator", None) is not None or not torch.cuda.is_available():
+    if getattr(_this_thread, "communicator", None) is not None:
+        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if not torch.cuda.is_available():
         return torch.device("cpu")
     device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
@@ -109,7 +111,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     if config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus:
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
-        return _new_process_groups(config, device, timeout), _new_process_groups(config, device, timeout)
+        parameters, gradients = (new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(2))
+        return parameters, gradients
     if world.size == 1:
         return _C.make_thread_communicators(1, config.timeout_ms)[0], None
     return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms), None
@@ -128,13 +131,17 @@ def init_process_group(device: torch.device, world: World, backend: str | None =
     dist.init_process_group(backend, timeout=timeout, **alone)
 
 
-def _new_process_groups(config: _C.Config, device: torch.device, timeout: timedelta) -> _C.Communicator:
-    """Groups of the engine's own, so that its collectives never mix with the script's."""
+def new_process_groups(device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0) -> _C.Communicator:
+    """A communicator over groups of its own, so that its collectives never mix with the script's. Collective.
+
+    max_delay_us: for tests; every collective is delayed at random by up to this.
+    """
     import torch.distributed as dist
 
     data = dist.new_group(timeout=timeout)
     control = dist.new_group(timeout=timeout, backend="gloo")
-    return _C.make_c10d_communicator(data, control, device, config.deterministic_reduction, config.timeout_ms)
+    timeout_ms = int(timeout.total_seconds() * 1000)
+    return _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
 
 
 def _segment_name(environ: Mapping[str, str] = os.environ) -> str:
