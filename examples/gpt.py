@@ -14,7 +14,10 @@ class GptConfig:
     layers: int = 6
     heads: int = 4
     width: int = 192
-    output_gain: float = 8.0  # logits are this times the product with the embedding, so that few small steps move them
+    # With Adam a weight moves by about the learning rate per step, whatever its size. At 1e-4 these factors, on small first
+    # values, let a few dozen steps be seen.
+    branch_gain: float = 12.0
+    output_gain: float = 8.0
     seed: int = 1
 
 
@@ -24,6 +27,7 @@ class Block(nn.Module):
     def __init__(self, config: GptConfig):
         super().__init__()
         self.heads = config.heads
+        self.gain = config.branch_gain
         self.attention_norm = nn.LayerNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width)
         self.projection = nn.Linear(config.width, config.width)
@@ -36,8 +40,8 @@ class Block(nn.Module):
         qkv = self.qkv(self.attention_norm(x)).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, C / heads]
         mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
-        return x + self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+        x = x + self.gain * self.projection(mixed.transpose(1, 2).reshape(batch, length, width))
+        return x + self.gain * self.contract(F.gelu(self.expand(self.mlp_norm(x))))
 
 
 class Gpt(nn.Module):

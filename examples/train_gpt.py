@@ -6,6 +6,7 @@ zeropage --num_gpus=2 examples/train_gpt.py          (or: torchrun --nproc_per_n
 import argparse
 import itertools
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def report_end(model_engine, losses: list[float], result: Path | None) -> None:
     memory = model_engine.memory_report()
     if model_engine.global_rank != 0:
         return
-    print(f"\nstage {memory.stage}: loss {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)}\n\n{memory.table()}", flush=True)
+    summary = f"stage {memory.stage}: loss {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)}"
+    print(f"\n{summary}\n\n{memory.table()}", file=sys.stderr, flush=True)  # where the progress line goes, so that the order stays
     if result is not None:
         formula = {kind: getattr(memory.formula, kind) for kind in MEMORY_KINDS[:3]}
         content = {"stage": memory.stage, "losses": losses, "bytes": memory.ranks, "formula": formula}
