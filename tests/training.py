@@ -18,6 +18,7 @@ from zeropage.testing import run_ranks
 LEARNING_RATE = 1e-2
 WEIGHT_DECAY = 0.01
 TIMEOUT_MS = 20_000
+DAMPING_EPS = 1e-4  # where a true gradient is zero (a bias before a normalization) Adam would divide noise by noise
 
 
 class SmallNet(nn.Module):
@@ -57,7 +58,7 @@ def part_of_batch(batch: tuple[torch.Tensor, ...], world: int, rank: int, micro:
     return tuple(x.chunk(world * accumulation)[index] for x in batch)
 
 
-def config_of(stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, **sections: Any) -> dict[str, Any]:
+def config_of(stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, eps: float = 1e-8, **sections: Any) -> dict[str, Any]:
     """A configuration with AdamW. Keys of `zero_optimization` and `zeropage` in `sections` are added to the defaults."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0, **sections.pop("zero_optimization", {})}
     own = {"timeout_ms": TIMEOUT_MS, **sections.pop("zeropage", {})}
@@ -65,7 +66,7 @@ def config_of(stage: int, *, batch: int = 8, accumulation: int = 1, clipping: fl
         "train_batch_size": batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clipping,
-        "optimizer": {"type": "AdamW", "params": {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY}},
+        "optimizer": {"type": "AdamW", "params": {"lr": LEARNING_RATE, "weight_decay": WEIGHT_DECAY, "eps": eps}},
         "zero_optimization": zero,
         "zeropage": own,
         **sections,
@@ -142,3 +143,63 @@ def train_ranks(
     for rank, outcome in enumerate(outcomes):
         assert torch.equal(outcome.parameters, outcomes[0].parameters), f"rank {rank} ended with other parameters than rank 0"
     return outcomes
+
+
+LossOf = Callable[[Any, int, int], torch.Tensor]
+
+
+def plain_run(model: nn.Module, loss_of: LossOf, world: int, steps: int, between: Callable[[nn.Module, int], None] | None = None):
+    """`loss_of(model, step, rank)` averaged over the ranks' parts, one after the other in this process, by AdamW."""
+    model = copy.deepcopy(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=DAMPING_EPS)
+    for step in range(steps):
+        optimizer.zero_grad()
+        for rank in range(world):
+            (loss_of(model, step, rank) / world).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        if between is not None:
+            between(model, step)
+    return flat_parameters(model)
+
+
+def paged_config(live_numel: int = 1, **sections: Any) -> dict[str, Any]:
+    """Stage 3 at its hardest: a page per parameter, and only what an operator needs stays gathered."""
+    zero = {"stage3_max_live_parameters": live_numel, **sections.pop("zero_optimization", {})}
+    own = {"page_numel": 1, **sections.pop("zeropage", {})}
+    return config_of(3, zero_optimization=zero, zeropage=own, **{"eps": DAMPING_EPS, **sections})
+
+
+def engine_run(
+    model: nn.Module,
+    loss_of: LossOf,
+    world: int,
+    steps: int,
+    between: Callable[[nn.Module, int], None] | None = None,
+    config: dict[str, Any] | None = None,
+    **faults: Any,
+) -> torch.Tensor:
+    """The same on ranks as threads; the parameters, which all ranks end with. `between` is given the bare module."""
+
+    def run(rank: int, communicator: Any) -> torch.Tensor:
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config or paged_config())
+        for step in range(steps):
+            engine.backward(loss_of(engine, step, rank))
+            engine.step()
+            if between is not None:
+                between(engine.module, step)
+        return flat_parameters(engine.module)
+
+    ended = run_ranks(world, run, **faults)
+    for rank, parameters in enumerate(ended):
+        assert torch.equal(parameters, ended[0]), f"rank {rank} ended with other parameters than rank 0"
+    return ended[0]
+
+
+def assert_trains_like_plain(model: nn.Module, loss_of: LossOf, world: int = 2, steps: int = 4, bound: float = 1e-5, between=None, **options):
+    """The engine at its hardest against plain PyTorch: every parameter within `bound`, after moving by up to 0.01 per step."""
+    expected = plain_run(model, loss_of, world, steps, between)
+    found = engine_run(model, loss_of, world, steps, between, **options)
+    assert not torch.equal(expected, flat_parameters(model)), "this run trains nothing"
+    assert (found - expected).abs().max().item() < bound

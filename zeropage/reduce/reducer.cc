@@ -159,6 +159,7 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
   }
   if (!first) return;
   arrived_[parameter] = true;
+  state.touched = true;
   if (++state.arrived == state.expected && !order_settled_ && !state.launched) completed_.push_back(page);
 }
 
@@ -175,8 +176,11 @@ void Reducer::fill_gaps(int page) {
 }
 
 void Reducer::launch_ready() {
-  while (next_ < order_.size() && pages_[order_[next_]].arrived == pages_[order_[next_]].expected) {
-    launch(order_[next_++]);
+  for (; next_ < order_.size(); ++next_) {
+    const auto& state = pages_[order_[next_]];
+    if (!state.expects_gradients()) continue;
+    if (state.arrived < state.expected) return;
+    launch(order_[next_]);
   }
 }
 
@@ -238,42 +242,36 @@ void Reducer::end_backward() {
     return;
   }
   c10::AutoGradMode no_grad(false);
-  // Each rank's position in the common order, and the pages whose frames hold something.
-  const auto position = static_cast<std::int64_t>(next_);
-  std::string mine(sizeof(position) + (order_.size() + 7) / 8, '\0');
-  std::memcpy(mine.data(), &position, sizeof(position));
-  std::string pending = mine.substr(sizeof(position));
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    if (pages_[order_[i]].arrived > 0) set_bit(pending, i);
+  for (; next_ < order_.size(); ++next_) {
+    if (pages_[order_[next_]].expects_gradients()) launch(order_[next_]);
   }
-  mine.replace(sizeof(position), std::string::npos, pending);
+  // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
+  const std::size_t bits = order_.size();
+  std::string mine((2 * bits + 7) / 8, '\0');
+  for (std::size_t i = 0; i < bits; ++i) {
+    if (pages_[order_[i]].touched) set_bit(mine, i);
+    if (pages_[order_[i]].arrived > 0) set_bit(mine, bits + i);
+  }
   const auto parts = exchange(mine, "end of backward");
-
-  std::vector<std::int64_t> positions;
-  for (const auto& part : parts) {
-    positions.push_back(0);
-    std::memcpy(&positions.back(), part.data(), sizeof(position));
-  }
-  const std::int64_t farthest = *std::max_element(positions.begin(), positions.end());
-  while (static_cast<std::int64_t>(next_) < farthest) launch(order_[next_++]);
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    bool anywhere = false;
-    for (std::size_t rank = 0; rank < parts.size(); ++rank) {
-      const auto index = static_cast<std::int64_t>(i);
-      const bool caught_up = index >= positions[rank] && index < farthest;  // went with the launches above
-      anywhere |= !caught_up && get_bit(std::string_view(parts[rank]).substr(sizeof(position)), i);
-    }
-    if (anywhere) launch(order_[i]);
+  const auto anywhere = [&](std::size_t bit) {
+    return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, bit); });
+  };
+  bool any_touched = false;
+  for (std::size_t i = 0; i < bits; ++i) {
+    auto& state = pages_[order_[i]];
+    if (anywhere(bits + i)) launch(order_[i]);
+    any_touched |= anywhere(i);
+    state.quiet_backwards = anywhere(i) ? 0 : state.quiet_backwards + 1;
+    state.touched = false;
+    state.launched = false;
   }
   retire(/*all=*/true);
-  settle_order();
-  for (int page : order_) pages_[page].launched = false;
+  if (any_touched && !order_settled_) settle_order();
   next_ = 0;
   backward_open_ = false;
 }
 
 void Reducer::settle_order() {
-  if (order_settled_ || completed_.empty()) return;
   std::vector<int> order = completed_;
   for (int page : order_) {
     if (std::find(completed_.begin(), completed_.end(), page) == completed_.end()) order.push_back(page);
@@ -374,6 +372,7 @@ void Reducer::reset() {
     state.arrived = 0;
     state.filled = false;
     state.launched = false;
+    state.touched = false;
     if (policy_.sharded && state.frame != nullptr) frames_->release(std::exchange(state.frame, nullptr));
   }
   std::fill(arrived_.begin(), arrived_.end(), false);

@@ -4,10 +4,13 @@
 ///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped.
 ///   2. Sharded gradients (stages 2 and 3): when a page is complete its frame is reduce-scattered and added to this rank's fp32
 ///      shard. Pages are reduced in one order that all ranks share (first reverse layout order, then the order in which rank
-///      0's first backward completed them), so ranks whose graphs differ never mismatch.
-///   3. At the end of a backward ranks exchange which pages still hold gradients, of which no graph completed them, or which
-///      got more after they were reduced (a tied weight in two reentrant segments); those are reduced with zeros for what is
-///      missing.
+///      0's first backward completed them), each as soon as it and those before it are complete. A rank waits only for
+///      reductions that lie a few pages back in that order, so the one that is furthest behind can always go on.
+///   3. At the end of a backward what is left of the order is reduced, with zeros where this rank's graph gave nothing: by then all
+///      ranks have started the same reductions, whatever their graphs. Then they exchange which pages still hold
+///      gradients (more came after the page was reduced: a tied weight in two reentrant segments), and reduce those.
+///      A page that no rank gave gradients for some backwards leaves the order, to be reduced in this last round if it
+///      gets any, until it does.
 ///   4. Whole gradients (stages 0 and 1) accumulate in their frames and are reduced once, by `finish`, before the update.
 ///
 /// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update.
@@ -58,8 +61,8 @@ class Reducer {
   /// that did not go through the engine.
   void finish();
 
-  /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard. Null when no
-  /// parameter of the page received a gradient on any rank.
+  /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard. Null or zeros
+  /// when no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
   /// Parameters that received a gradient on this rank since the last reset.
@@ -83,9 +86,14 @@ class Reducer {
     DType result_dtype = DType::kFloat32;
     int arrived = 0;  ///< gradients in `frame`
     int expected = 0;
-    bool launched = false;  ///< reduced in this backward
-    bool filled = false;    ///< `result` holds a sum
+    bool touched = false;     ///< this rank gave gradients in this backward
+    bool launched = false;    ///< reduced in this backward
+    bool filled = false;      ///< `result` holds a sum
+    int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
+
+    /// Long enough that losses which take turns keep all their pages in the order.
+    bool expects_gradients() const { return quiet_backwards < 4; }
   };
   struct InFlight {
     comm::WorkPtr work;
@@ -124,7 +132,7 @@ class Reducer {
   std::vector<int> order_;
   std::vector<int> completed_;  // order in which pages completed in the first backward
   bool order_settled_ = false;
-  std::size_t next_ = 0;  // first page of order_ not launched in this backward
+  std::size_t next_ = 0;  // first page of order_ that this backward has not come to
   std::deque<InFlight> in_flight_;
   bool anything_arrived_ = false;
   bool backward_open_ = false;
