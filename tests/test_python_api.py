@@ -440,6 +440,24 @@ def test_first_failure_is_raised_and_ends_the_others():
         run_ranks(3, run, timeout_s=20)
 
 
+def test_errors_of_a_gather_keep_their_class_and_come_again():
+    """Catches a failure inside an operator that arrives as a plain RuntimeError, and a page that a failed gather leaves broken."""
+    base = make_model()
+    config = {**CONFIG, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+
+    def run(rank, communicator):
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config)
+        engine.empty_partition_cache()
+        if rank == 1:
+            communicator.abort("enough")
+            return
+        for _ in range(2):
+            with pytest.raises(errors.PeerError, match="0.weight.*rank 1 aborted: enough"):
+                engine(torch.randn(4, 4))
+
+    run_ranks(2, run, timeout_s=20, two_sided=True)
+
+
 # -- printing, import
 
 

@@ -15,8 +15,7 @@ namespace {
 using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device,
-                                              bool deterministic, std::int64_t timeout_ms,
-                                              std::int64_t max_delay_us) {
+                                              bool deterministic, std::int64_t timeout_ms, std::int64_t max_delay_us) {
   auto communicator = comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
                                                    std::chrono::milliseconds(timeout_ms));
   if (max_delay_us == 0) return communicator;

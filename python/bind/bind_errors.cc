@@ -1,5 +1,6 @@
 #include "python/bind/bind.h"
 #include "zeropage/base/error.h"
+#include "zeropage/base/host_error.h"
 
 // After the project's headers: torch's exceptions bring Python's.
 #include <c10/util/Exception.h>
@@ -39,8 +40,20 @@ void translate(std::exception_ptr pointer) {
   }
 }
 
+/// Python's exception as C++ code of torch passes it on.
+void throw_as_python(std::exception_ptr pointer) {
+  py::gil_scoped_acquire locked;
+  translate(std::move(pointer));
+  python_error error;
+  error.persist();
+  throw error;
+}
+
 }  // namespace
 
-void init_errors(py::module_& /*module*/) { py::register_local_exception_translator(&translate); }
+void init_errors(py::module_& /*module*/) {
+  py::register_local_exception_translator(&translate);
+  set_host_error_translator(&throw_as_python);
+}
 
 }  // namespace zeropage::python

@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/host_error.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/paging/parameter_link.h"
 
@@ -89,7 +90,11 @@ void parameter_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
   PinnedPages pages;
   const auto& arguments = schema.arguments();
   const auto values = torch::jit::last(*stack, arguments.size());
-  for (std::size_t i = 0; i < arguments.size(); ++i) use_value(values[i], writes_argument(arguments[i]), op, pages);
+  try {
+    for (std::size_t i = 0; i < arguments.size(); ++i) use_value(values[i], writes_argument(arguments[i]), op, pages);
+  } catch (const Error&) {
+    rethrow_for_host();
+  }
   std::optional<c10::impl::ExcludeDispatchKeyGuard> inside;
   if (!under_functorch()) inside.emplace(kParameterKey);
   op.redispatchBoxed(below, stack);

@@ -175,15 +175,20 @@ void Pager::start_gather(int page) {
   stats_.gathered_bytes += bytes;
   if (communicator_->one_sided()) return;  // copied when waited for: the data is then warm where it is used
   communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
-  state.gather = communicator_->all_gather(state.shard, state.frame, layout_->pages()[page].shard_bytes(),
-                                           comm::Tag{state.label, page});
+  try {
+    state.gather = communicator_->all_gather(state.shard, state.frame, layout_->pages()[page].shard_bytes(),
+                                             comm::Tag{state.label, page});
+  } catch (...) {
+    drop_frame(page);
+    throw;
+  }
 }
 
 void Pager::finish_gather(int page) {
   auto& state = pages_[page];
   if (state.gather) {
-    auto work = std::move(state.gather);
-    work->wait();
+    state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
+    state.gather.reset();
   } else {
     gather_from_peers(page);
   }
