@@ -479,9 +479,7 @@ def test_config_arguments():
 def test_import_is_cheap():
     """Catches an import that pulls in more than it needs: at most 0.2 s over torch's."""
     code = "import time, torch; start = time.perf_counter(); import zeropage; print(time.perf_counter() - start)"
-    python_path = str(Path(zeropage.__file__).parent.parent)
-    seconds = [
-        float(subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": python_path}, capture_output=True, text=True, check=True).stdout)
-        for _ in range(2)
-    ]
+    environment = {"PYTHONPATH": str(Path(zeropage.__file__).parent.parent)}
+    command = [sys.executable, "-c", code]
+    seconds = [float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) for _ in range(2)]
     assert min(seconds) < 0.2

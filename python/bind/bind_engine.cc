@@ -20,7 +20,8 @@ std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std:
   std::vector<engine::ParameterInput> inputs;
   inputs.reserve(parameters.size());
   for (auto& [name, tensor, group] : parameters) inputs.push_back({std::move(name), std::move(tensor), group});
-  py::gil_scoped_release unlocked;  // not as the guard of py::init, which would enter the instance into a table without the lock
+  // Not as the guard of py::init, which would enter the instance into pybind's table without the lock.
+  py::gil_scoped_release unlocked;
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
                                   std::move(reductions));
 }
