@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 
 def is_rank() -> bool:
@@ -54,14 +55,22 @@ def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
         raise SystemExit(f"a rank of {sys.argv[0]} failed; its message is above")
 
 
+@dataclass(frozen=True)
+class Block:
+    """What one step took on average over a block of them, on this rank."""
+
+    wall_s: float
+    cpu_s: float  # all threads of the process: what is left of a time when others use the machine, too
+
+
 def take_turns(
-    systems: Mapping[str, Callable[[], None]], rounds: int, steps: int, barrier: Callable[[], None] = lambda: None
-) -> dict[str, list[float]]:
+    systems: Mapping[str, Callable[[], object]], rounds: int, steps: int, barrier: Callable[[], object] = lambda: None
+) -> dict[str, list[Block]]:
     """Runs `steps` steps of one system after the other, `rounds` times, each round beginning with another system.
 
-    So what else the machine does meets all systems alike. Returns seconds per step, one value per round and system.
+    So what else the machine does meets all systems alike. Returns one block per round and system.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in systems}
+    blocks: dict[str, list[Block]] = {name: [] for name in systems}
     names = list(systems)
     for turn in range(rounds):
         first = turn % len(names)
@@ -69,21 +78,23 @@ def take_turns(
             step = systems[name]
             step()  # what the system before left in the caches is not this one's fault
             barrier()
-            begin = time.perf_counter()
+            wall, cpu = time.perf_counter(), time.process_time()
             for _ in range(steps):
                 step()
             barrier()
-            seconds[name].append((time.perf_counter() - begin) / steps)
-    return seconds
+            blocks[name].append(Block((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps))
+    return blocks
 
 
-def ratio_figures(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles of the paired ratios, and the ratio of the minima."""
-    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+def ratio_figures(ours: Sequence[Block], theirs: Sequence[Block]) -> dict[str, object]:
+    """Wall time: median and quartiles of the paired ratios, ratio of the minima. Processor time: median of the ratios."""
+    pairs = list(zip(ours, theirs, strict=True))
+    low, middle, high = statistics.quantiles([a.wall_s / b.wall_s for a, b in pairs], n=4)
     return {
         "ratio": round(middle, 3),
         "ratio_quartiles": [round(low, 3), round(high, 3)],
-        "ratio_of_minima": round(min(ours) / min(theirs), 3),
+        "ratio_of_minima": round(min(a.wall_s for a in ours) / min(b.wall_s for b in theirs), 3),
+        "cpu_ratio": round(statistics.median(a.cpu_s / b.cpu_s for a, b in pairs), 3),
     }
 
 

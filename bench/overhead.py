@@ -31,7 +31,7 @@ def plain_system(batch: torch.Tensor):
     model = make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01, fused=True)
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         loss = model(batch).square().mean()
         loss.backward()
         optimizer.step()
@@ -51,7 +51,7 @@ def engine_system(batch: torch.Tensor, zero: dict):
         },
     )
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         loss = engine(batch).square().mean()
         engine.backward(loss)
         engine.step()
@@ -69,18 +69,19 @@ def measure(rounds: int, steps: int) -> None:
     losses = {name: [step().item() for _ in range(5)] for name, step in systems.items()}
     for name, values in losses.items():
         torch.testing.assert_close(torch.tensor(values), torch.tensor(losses["plain"]), rtol=1e-5, atol=0)
-    seconds = take_turns(systems, rounds, steps)
+    blocks = take_turns(systems, rounds, steps)
     if world.rank != 0:
         return
+    per_layer_us = {name: [block.wall_s / LAYERS * 1e6 for block in of_name] for name, of_name in blocks.items()}
     for name in SETTINGS:
-        per_layer_us = [(ours - plain) / LAYERS * 1e6 for ours, plain in zip(seconds[name], seconds["plain"], strict=True)]
+        pairs = zip(per_layer_us[name], per_layer_us["plain"], strict=True)
         emit(
             "overhead",
             ranks=world.size,
             settings=name,
-            us_per_layer=round(statistics.median(per_layer_us), 2),
-            us_per_layer_of_minima=round((min(seconds[name]) - min(seconds["plain"])) / LAYERS * 1e6, 2),
-            plain_us_per_layer=round(min(seconds["plain"]) / LAYERS * 1e6, 2),
+            us_per_layer=round(statistics.median(ours - plain for ours, plain in pairs), 2),
+            us_per_layer_of_minima=round(min(per_layer_us[name]) - min(per_layer_us["plain"]), 2),
+            plain_us_per_layer=round(min(per_layer_us["plain"]), 2),
             target_us=TARGET_US if world.size == 1 else None,
         )
 

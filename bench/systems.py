@@ -1,0 +1,85 @@
+"""The systems that the benches compare, each on the same model: a step of `torch` peers with their best settings, and ours."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+import zeropage
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
+from gpt import Gpt, GptConfig  # noqa: E402
+
+MODELS = {
+    "10M": GptConfig(layers=8, width=320, heads=5, context=64),
+    "100M": GptConfig(layers=14, width=768, heads=12, context=64),
+}
+ADAMW = {"lr": 1e-3, "weight_decay": 0.01}
+
+Step = Callable[[], torch.Tensor]
+
+
+def batch_of(config: GptConfig, rows: int) -> torch.Tensor:
+    """tokens [rows, context + 1], other ones on every rank"""
+    generator = torch.Generator().manual_seed(zeropage.distributed.current_world().rank)
+    return torch.randint(config.vocabulary, (rows, config.context + 1), generator=generator)
+
+
+def _plain_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: torch.Tensor) -> Step:
+    def step() -> torch.Tensor:
+        loss = model(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
+
+
+def ddp(config: GptConfig, batch: torch.Tensor) -> Step:
+    """Data parallel, gradients in the buckets themselves, fused AdamW."""
+    model = DistributedDataParallel(Gpt(config), gradient_as_bucket_view=True)
+    return _plain_step(model, torch.optim.AdamW(model.parameters(), fused=True, **ADAMW), batch)
+
+
+def fsdp2(config: GptConfig, batch: torch.Tensor) -> Step:
+    """`fully_shard` of every block and of the rest, fused AdamW."""
+    model = Gpt(config)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return _plain_step(model, torch.optim.AdamW(model.parameters(), fused=True, **ADAMW), batch)
+
+
+def live_quarter(config: GptConfig) -> dict[str, int]:
+    """Settings that let a quarter of the parameters be resident."""
+    with torch.device("meta"):
+        numel = sum(parameter.numel() for parameter in Gpt(config).parameters())
+    return {"stage3_max_live_parameters": numel // 4}
+
+
+def engine(config: GptConfig, batch: torch.Tensor, stage: int, zero: dict | None = None, communicator: str = "auto") -> Step:
+    """Ours, as configured by default but for `zero`."""
+    core, _, _, _ = zeropage.initialize(
+        model=Gpt(config),
+        config={
+            "train_micro_batch_size_per_gpu": len(batch),
+            "zero_optimization": {"stage": stage, **(zero or {})},
+            "optimizer": {"type": "AdamW", "params": ADAMW},
+            "zeropage": {"communicator": communicator},
+        },
+    )
+
+    def step() -> torch.Tensor:
+        loss = core(batch)
+        core.backward(loss)
+        core.step()
+        return loss.detach()
+
+    return step
