@@ -32,10 +32,7 @@ target_compile_definitions(zeropage_libtorch INTERFACE NDEBUG _GLIBCXX_USE_CXX11
 target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
 target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
 target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
-if(SKBUILD)
-  # The wheel lies beside torch, wherever that is.
-  target_link_options(zeropage_libtorch INTERFACE "LINKER:-rpath,$ORIGIN/../torch/lib")
-else()
+if(NOT SKBUILD)  # a wheel finds torch beside itself, see INSTALL_RPATH
   target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
 endif()
 
