@@ -5,7 +5,6 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 tested_torch=torch==2.13.0
-cpu_index=https://download.pytorch.org/whl/cpu
 log=build/setup.log
 mkdir -p build
 
@@ -78,14 +77,10 @@ make_venv() {
 in_venv() { compgen -G ".venv/lib/python3*/site-packages/$1" >/dev/null; }
 
 install_torch() {
-  local want=${TORCH:-$tested_torch} place=
+  local want=${TORCH:-$tested_torch}
   in_venv torch/version.py && return 0
-  # Without a GPU the small CPU build does; its index may be out of reach where a mirror is not.
-  if [ -z "${TORCH:-}" ] && ! compgen -G '/dev/nvidia[0-9]*' >/dev/null; then place="--index-url $cpu_index"; fi
-  # shellcheck disable=SC2086
-  run "installing $want (a few hundred MB) $place" .venv/bin/pip install -q $place "$want" && return 0
-  [ -n "$place" ] && run "that index did not answer; installing $want from the usual one" .venv/bin/pip install -q "$want" && return 0
-  fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
+  run "installing $want (hundreds of MB; gigabytes where pip takes a CUDA build)" .venv/bin/pip install -q "$want" ||
+    fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
 }
 
 install_python_packages() {
