@@ -12,8 +12,7 @@ namespace zeropage::launch {
 
 struct ConfigCommand {
   std::string path;
-  int world_size = 0;      ///< 0: batch sizes that need it stay open
-  bool reference = false;  ///< print the documentation of all keys instead
+  int world_size = 0;  ///< 0: batch sizes that need it stay open
 };
 
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.
