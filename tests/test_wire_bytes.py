@@ -1,0 +1,120 @@
+"""Bytes that cross the network per step, counted by the system on the loopback interface of a network namespace of our own."""
+
+import fcntl
+import json
+import pickle
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from processes import TESTS, run_processes
+from torch import nn
+
+import zeropage
+
+WARMUP_STEPS = 2
+STEPS = 3
+LAYERS, WIDTH = 8, 512
+QUARTER = {"stage3_max_live_parameters": LAYERS * WIDTH * WIDTH // 4}
+RUNS = {"stage 0": (0, {}), "stage 1": (1, {}), "stage 2": (2, {}), "stage 3": (3, {}), "stage 3, a quarter live": (3, QUARTER)}
+# fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3 may gather
+# twice. The rest is for headers, verdicts and versions.
+LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}
+
+
+def loopback_bytes() -> int:
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, counters = line.partition(":")
+        if name.strip() == "lo":
+            return int(counters.split()[0])
+    raise AssertionError("there is no loopback interface")
+
+
+def bring_loopback_up() -> None:
+    get_flags, set_flags, up = 0x8913, 0x8914, 0x1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        name, flags = struct.unpack("16sh", fcntl.ioctl(control, get_flags, struct.pack("16sh14x", b"lo", 0))[:18])
+        fcntl.ioctl(control, set_flags, struct.pack("16sh14x", name, flags | up))
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(*(layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH, bias=False), nn.Tanh())))
+
+
+def train(name: str, communicator: str) -> tuple[float, torch.Tensor]:
+    """Loopback bytes per parameter, rank and step, and the parameters at the end."""
+    stage, zero = RUNS[name]
+    model = make_model()
+    engine, *_ = zeropage.initialize(
+        model=model,
+        config={
+            "train_micro_batch_size_per_gpu": 4,
+            "gradient_clipping": 0.5,
+            "zero_optimization": {"stage": stage, **zero},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+            "zeropage": {"communicator": communicator},
+        },
+    )
+    generator = torch.Generator().manual_seed(dist.get_rank())
+    for step in range(WARMUP_STEPS + STEPS):
+        if step == WARMUP_STEPS:
+            dist.barrier()
+            before = loopback_bytes()
+            dist.barrier()
+        engine.backward(engine(torch.randn(4, WIDTH, generator=generator)).square().mean())
+        engine.step()
+    dist.barrier()
+    sent = loopback_bytes() - before
+    dist.barrier()
+    numel = sum(p.numel() for p in model.parameters())
+    with zeropage.zero.GatheredParameters(list(model.parameters())), torch.no_grad():
+        parameters = torch.cat([p.flatten() for p in model.parameters()])
+    return sent / (engine.world_size * STEPS * numel), parameters
+
+
+def train_all() -> dict[str, tuple[float, bool]]:
+    """What one rank saw: bytes of every run over gloo, and whether it ended with the bits that shared memory gives."""
+    dist.init_process_group("gloo")
+    results = {}
+    for name in RUNS:
+        bytes_per_numel, over_gloo = train(name, "c10d")
+        _, over_shared_memory = train(name, "shared_memory")
+        results[name] = (bytes_per_numel, torch.equal(over_gloo, over_shared_memory))
+    return results
+
+
+def in_namespace(world: str, folder: str) -> None:
+    """Runs all ranks where nobody else uses the loopback interface; rank 0's results go to a file."""
+    bring_loopback_up()
+    results = run_processes(int(world), "test_wire_bytes", "train_all", json.dumps({}), Path(folder), timeout_s=300)
+    Path(folder, "results").write_bytes(pickle.dumps(results))
+
+
+def require_namespaces() -> None:
+    probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True)
+    if probe.returncode != 0:
+        pytest.skip(f"a network namespace is needed to count bytes, and is not permitted here: {probe.stderr.strip()}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_bytes_on_the_wire(world, tmp_path):
+    """Catches what sends more than it must: gloo's own reduce-scatter, second gathers, copies of whole pages. And sums over gloo
+    whose order is not shared memory's."""
+    require_namespaces()
+    script = "import sys, test_wire_bytes; test_wire_bytes.in_namespace(*sys.argv[1:])"
+    command = ["unshare", "-rn", sys.executable, "-c", script, str(world), str(tmp_path)]
+    run = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=400)
+    assert run.returncode == 0, run.stderr
+    for rank, results in enumerate(pickle.loads((tmp_path / "results").read_bytes())):
+        for name, (bytes_per_numel, same_bits) in results.items():
+            limit = LIMITS[world]["stage 3" if "stage 3" in name else "other"]
+            assert bytes_per_numel <= limit, f"rank {rank} of {world}, {name}"
+            assert bytes_per_numel >= 1, f"rank {rank} of {world}, {name}: hardly anything went over the interface that is counted"
+            assert same_bits, f"rank {rank} of {world}, {name}: other parameters than over shared memory"
