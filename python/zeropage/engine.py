@@ -171,7 +171,9 @@ class ZeropageEngine(EngineSettings, ModuleView):
 
     def destroy(self) -> None:
         """Ends the engine and frees its state. It cannot be used afterwards."""
-        self._core = _Destroyed()
+        for holder in (self, self.optimizer, self.lr_scheduler):
+            if hasattr(holder, "_core"):
+                holder._core = _Destroyed()
         self._communicator = self._reductions = None
 
     # -- making

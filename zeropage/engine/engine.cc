@@ -313,6 +313,7 @@ std::int64_t Engine::micro_steps() const { return impl_->micro_steps_; }
 const StepResult& Engine::last_step() const { return impl_->last_; }
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
+  impl_->state_.absorb_replaced();
   auto& pager = impl_->state_.pager();
   std::set<int> pages;
   for (const auto& parameter : parameters) {

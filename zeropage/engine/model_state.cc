@@ -6,6 +6,7 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/TensorImpl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <utility>
@@ -70,6 +71,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   check(inputs);
   for (const auto& input : inputs) {
     tensors_.push_back(input.tensor);
+    sizes_.push_back(input.tensor.sizes().vec());
     const bool dense = input.tensor.is_non_overlapping_and_dense();
     strides_.push_back(dense ? input.tensor.strides().vec() : contiguous_strides(input.tensor.sizes()));
   }
@@ -300,16 +302,22 @@ void ModelState::absorb_replaced() {
     const int parameter = static_cast<int>(i);
     const int page = layout_->page_of(parameter);
     const at::Tensor& tensor = tensors_[i];
-    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storages_[i].unsafeGetStorageImpl()) {
+    const auto& name = layout_->parameters()[i].name;
+    c10::StorageImpl* storage = storages_[i].unsafeGetStorageImpl();
+    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage) {
       if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
+      if (paging::link_of(storage) == nullptr) {
+        throw UsageError(fmt::format(
+            "the memory of parameter '{}' was exchanged under the engine; call share_memory() before zeropage.initialize, "
+            "or on a copy of the model",
+            name));
+      }
       continue;
     }
-    const auto& spec = layout_->parameters()[i];
-    if (tensor.numel() != spec.numel || tensor.dim() != static_cast<std::int64_t>(strides_[i].size())) {
-      throw UsageError(
-          fmt::format("parameter '{}' had {} elements when the engine was built and was given data with {}; "
-                      "resize parameters before zeropage.initialize",
-                      spec.name, spec.numel, tensor.numel()));
+    if (tensor.sizes() != at::IntArrayRef(sizes_[i])) {
+      throw UsageError(fmt::format("parameter '{}' had shape [{}] when the engine was built and was given data of shape [{}]; "
+                                   "resize parameters before zeropage.initialize",
+                                   name, fmt::join(sizes_[i], ", "), fmt::join(tensor.sizes(), ", ")));
     }
     c10::AutoGradMode no_grad(false);
     const at::Tensor replacement = tensor.detach();

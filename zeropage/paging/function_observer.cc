@@ -77,7 +77,8 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& function
     }
     return std::make_unique<PinContext>(std::move(uses), function.name());
   }
-  if (function.operator_name().has_value()) return nullptr;  // an operator: the fallback sees it
+  // Operators (the fallback sees them) have a name, and what else torch records by hand has no sequence number.
+  if (function.operator_name().has_value() || function.seqNr() < 0) return nullptr;
   PageUses uses = pages_of(function.inputs());
   if (uses.empty()) return nullptr;
   for (auto& use : uses) use.handle->functions_seen.store(true);

@@ -14,6 +14,7 @@ struct KeySetAccess : c10::TensorImpl {
 
 void set_address(c10::StorageImpl* storage, void* data) {
   at::DataPtr& old = storage->_mutable_data_ptr_no_checks();
+  if (old.get_deleter() != &delete_link) return;  // the user gave the storage other memory (share_memory_)
   const c10::Device device = old.device();
   void* context = old.release_context();
   storage->set_data_ptr_noswap(at::DataPtr(data, context, &delete_link, device));
