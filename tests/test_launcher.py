@@ -59,6 +59,11 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "PATH": path, "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
 def start(*words: str, **options) -> subprocess.Popen:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), "text": True, **options}
     return subprocess.Popen([COMMAND, *words], **options)
@@ -118,7 +123,8 @@ def test_environment_and_arguments_reach_the_script_unchanged(script):
         """
     )
     words = ["a b", 'quo"te', "it's", "two\nlines", "", "--num_gpus=9", "--", "--help", "$HOME", "*", "ünï"]
-    done = launch("--num_gpus", "2", "--master_port=29731", path, *words)
+    port = free_port()
+    done = launch("--num_gpus", "2", f"--master_port={port}", path, *words)
     assert done.returncode == 0, done.stderr
     assert "no GPU here: starting 2 CPU ranks" in done.stderr
     lines = sorted(done.stdout.splitlines())
@@ -128,14 +134,15 @@ def test_environment_and_arguments_reach_the_script_unchanged(script):
         assert argv == [f"--local_rank={rank}", *words]
         assert token_size == 32
         assert env == {
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29731", "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank),
             "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "CROSS_RANK": "0", "CROSS_SIZE": "1",
             "OMP_NUM_THREADS": str(max(len(os.sched_getaffinity(0)) // 2, 1)),
         }  # fmt: skip
 
 
 def test_one_rank_is_left_alone(script):
-    done = launch("--no_local_rank", script("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)"), "x")
+    path = script("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)")
+    done = launch("--no_local_rank", "--master_port", free_port(), path, "x")
     assert (done.returncode, done.stdout) == (0, "out ['x']\n")
     assert done.stderr == "zeropage: no GPU here: starting 1 CPU rank; --num_gpus=2 starts two\nerr\n"
 

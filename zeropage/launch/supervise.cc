@@ -124,6 +124,7 @@ int Supervisor::run() {
   if (!options_.quiet) {
     for (const std::string& notice : plan_.notices) console_.notice(notice);
   }
+  flush();  // a single rank writes to the same place by itself, and comes after
   start_ranks();
   while (phase_ != Phase::kDone) {
     poll_once();
