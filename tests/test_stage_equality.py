@@ -134,7 +134,7 @@ def train_as_process(world: int, communicator: str) -> list[torch.Tensor]:
     return ended
 
 
-@pytest.mark.parametrize("communicator", ("shared_memory",))
+@pytest.mark.parametrize("communicator", ("shared_memory", "c10d"))
 def test_processes_give_the_bits_of_threads(communicator, tmp_path):
     """Catches a transport that sums in another order, or shows a peer's shard before it is whole."""
     expected = train_ranks(small_net(), 2, config_of(0), 5)[0].parameters

@@ -13,7 +13,7 @@ from . import _C, report, zero
 from .dataloader import make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
-from .errors import UsageError
+from .errors import ConfigError, UsageError
 from .lr_schedules import ConfiguredSchedule
 from .module_view import ModuleView
 from .optimizer import ZeropageOptimizer, client_optimizer, config_group_defaults, name_parameters, parameter_groups
@@ -180,6 +180,11 @@ class ZeropageEngine(EngineSettings, ModuleView):
 
     def _place_model(self, model: torch.nn.Module) -> None:
         """Moves the model to the device and casts its buffers; the engine casts parameters page by page."""
+        for name, parameter in model.named_parameters():
+            if torch.nn.parameter.is_lazy(parameter):
+                raise ConfigError(f"parameter {name!r} has no shape yet; run one batch through the model before zeropage.initialize")
+            if parameter.is_meta:
+                raise ConfigError(f"parameter {name!r} is on the meta device, without values; give it some, say by model.to_empty(...)")
         model.to(self.device)
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
             _C.log_warn('fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')

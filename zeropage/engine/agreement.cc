@@ -1,10 +1,10 @@
 #include "zeropage/engine/agreement.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
-#include <functional>
 #include <sstream>
 #include <string_view>
 
@@ -25,7 +25,7 @@ std::uint64_t fnv1a(std::string_view text) {
   return hash;
 }
 
-std::string first_difference(const std::string& mine, const std::string& rank0) {
+std::string first_difference(int rank, const std::string& mine, const std::string& rank0) {
   std::istringstream a(mine), b(rank0);
   std::string line_a, line_b;
   for (;;) {
@@ -34,7 +34,7 @@ std::string first_difference(const std::string& mine, const std::string& rank0) 
     if (!has_a) line_a = "(nothing)";
     if (!has_b) line_b = "(nothing)";
     if (line_a != line_b || (!has_a && !has_b)) {
-      return fmt::format("rank 0 has \"{}\", this rank has \"{}\"", line_b, line_a);
+      return fmt::format("rank 0 has \"{}\", rank {} has \"{}\"", line_b, rank, line_a);
     }
   }
 }
@@ -46,24 +46,27 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
   const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
   const std::string all =
       comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});
-  std::string different;
+  std::vector<int> different;
   for (int rank = 1; rank < communicator.size(); ++rank) {
-    if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) {
-      different += fmt::format("{}{}", different.empty() ? "" : ", ", rank);
-    }
+    if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) different.push_back(rank);
   }
   if (different.empty()) return;
-  std::uint64_t rank0_bytes = 0;
-  std::memcpy(&rank0_bytes, all.data() + sizeof(std::uint64_t), sizeof(rank0_bytes));
-  std::string rank0 = text;
-  rank0.resize(rank0_bytes);
-  communicator.broadcast(rank0.data(), static_cast<std::int64_t>(rank0_bytes), 0, comm::Tag{"rank 0's model", 0})
-      ->wait();
-  const std::string detail = rank0 == text ? "this rank is like rank 0" : first_difference(text, rank0);
+  const auto length_of = [&](int rank) {
+    std::uint64_t theirs[2];
+    std::memcpy(theirs, all.data() + rank * sizeof(facts), sizeof(facts));
+    return theirs[1];
+  };
+  std::uint64_t longest = 0;
+  for (int rank = 0; rank < communicator.size(); ++rank) longest = std::max(longest, length_of(rank));
+  std::string padded = text;
+  padded.resize(longest);
+  const std::string texts = comm::all_gather_small(communicator, padded, comm::Tag{"models and configurations", 0});
+  const auto text_of = [&](int rank) { return texts.substr(rank * longest, length_of(rank)); };
+  const int first = different.front();
   throw PeerError(
       fmt::format("ranks were started with different models or configurations: rank(s) {} differ from rank 0; {}. "
                   "Build the same model from the same configuration on every rank.",
-                  different, detail));
+                  fmt::join(different, ", "), first_difference(first, text_of(first), text_of(0))));
 }
 
 Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {

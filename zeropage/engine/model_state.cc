@@ -120,6 +120,10 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
                       "(model.to(\"{}\")); parameters on the meta device need real values",
                       input.name, tensor.device().str(), device_.str(), device_.str()));
     }
+    if (tensor.layout() != c10::kStrided || tensor.is_complex()) {
+      throw ConfigError(fmt::format("parameter '{}' is {}, which is not supported; make it a dense tensor of real numbers",
+                                    input.name, tensor.is_complex() ? "complex" : "sparse"));
+    }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
     if (link != nullptr && link->handle->pager.load() != nullptr) {
       throw ConfigError(

@@ -1,0 +1,269 @@
+"""What users and machines get wrong: every rank raises, soon, with a message that says what to do, and no step is half applied."""
+
+import copy
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from processes import start_ranks
+from torch import nn
+from training import config_of, flat_parameters, paged_config, part_of_batch, small_net, token_batch
+
+import zeropage
+from zeropage.errors import ConfigError, PeerError, TimeoutError, UsageError, ZeropageError
+from zeropage.testing import run_ranks
+
+
+def errors_on_ranks(function, world: int = 2, timeout_s: float = 20) -> list[BaseException | None]:
+    """What function(rank) raises on each rank. Ranks that fail do not end the others: each must come to its own error."""
+
+    def run(rank, communicator):
+        try:
+            function(rank)
+        except Exception as error:
+            return error
+        return None
+
+    return run_ranks(world, run, timeout_s=timeout_s)
+
+
+def views_of_one_tensor() -> nn.Module:
+    model = nn.Linear(4, 4, bias=False)
+    model.other = nn.Parameter(model.weight.detach()[1:3])
+    return model
+
+
+def complex_model() -> nn.Module:
+    model = nn.Linear(2, 2)
+    model.phase = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    return model
+
+
+BAD_MODELS = {
+    "no parameters": (lambda: nn.ReLU(), r"no parameters.*registered"),
+    "meta device": (lambda: nn.Linear(2, 2, device="meta"), r"weight.*meta.*to_empty"),
+    "float64": (lambda: nn.Linear(2, 2).double(), r"weight.*float64.*model\.float\(\)"),
+    "complex": (complex_model, r"phase.*complex"),
+    "shared memory": (views_of_one_tensor, r"'weight' and 'other'.*share memory.*same Parameter"),
+    "lazy": (lambda: nn.LazyLinear(2), r"weight.*(forward|batch)"),
+    "sparse": (lambda: sparse_parameter(), r"weight.*sparse.*dense"),
+}
+
+
+def sparse_parameter() -> nn.Module:
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.eye(3).to_sparse())
+    return model
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_models_that_cannot_be_trained(name, stage):
+    """Catches a model that is taken and fails later, or trains in part."""
+    make, message = BAD_MODELS[name]
+    with pytest.raises(ConfigError, match=message):
+        zeropage.initialize(model=make(), config=config_of(stage))
+
+
+def two_layers(second: nn.Module) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), second)
+
+
+DIFFERENCES = {
+    "shape": (lambda: two_layers(nn.Linear(4, 2)), lambda: two_layers(nn.Linear(4, 3)), r"1\.weight"),
+    "one more": (lambda: two_layers(nn.ReLU()), lambda: two_layers(nn.LayerNorm(4)), r"1\.weight"),
+    "frozen": (lambda: two_layers(nn.LayerNorm(4)), lambda: two_layers(nn.LayerNorm(4).requires_grad_(False)), r"1\.weight.*frozen"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_ranks_with_different_models(name):
+    """Catches ranks that sum gradients of different parameters. Every rank shows the first difference."""
+    make, make_other, difference = DIFFERENCES[name]
+    models = [make(), make_other(), make()]
+    failures = errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, batch=6)), world=3)
+    for failure in failures:
+        assert isinstance(failure, PeerError)
+        assert re.search(rf"rank\(s\) 1 differ from rank 0; rank 0 has .*rank 1 has .*{difference}", str(failure))
+
+
+def test_ranks_with_different_configurations():
+    """Catches ranks that would update with different hyperparameters."""
+    models = [small_net(), small_net()]
+    failures = errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, clipping=0.5 + rank)))
+    for failure in failures:
+        assert isinstance(failure, PeerError)
+        assert re.search(r"rank 0 has .*gradient_clipping.*0\.5.*rank 1 has .*gradient_clipping.*1\.5", str(failure))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("no/such/ds_config.json", r"no config file 'no/such/ds_config\.json'"),
+        (config_of(0, batch=7), r"train_batch_size.*multiple of world size 2.*6 or 8"),
+        (config_of(0, batch=8, accumulation=3), r"gradient_accumulation_steps"),
+        ({**config_of(0), "zero_optimization": {"stagee": 1}}, r"stagee.*stage"),
+        ({**config_of(0), "fp16": {"enabled": True}, "bf16": {"enabled": True}}, r"fp16.*bf16|bf16.*fp16"),
+    ],
+)
+def test_configurations_that_cannot_be_used(config, message):
+    """Catches a rank that goes on, or waits, when the configuration is refused."""
+    models = [small_net(), small_net()]
+    for failure in errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config)):
+        assert isinstance(failure, ConfigError)
+        assert re.search(message, str(failure))
+
+
+def test_a_model_of_two_engines():
+    """Catches two engines that both place and update the same parameters."""
+    model = nn.Linear(2, 2)
+    first, *_ = zeropage.initialize(model=model, config=config_of(2))
+    with pytest.raises(ConfigError, match=r"'weight' belongs to another zeropage engine"):
+        zeropage.initialize(model=model, config=config_of(2))
+    first.destroy()
+    zeropage.initialize(model=nn.Linear(2, 2), config=config_of(2))
+
+
+MISUSES = {
+    "not scalar": (lambda engine, model: engine.backward(model(torch.ones(1, 2))), r"one element, got 2.*loss\.mean"),
+    "no graph": (lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()), r"does not depend.*no_grad"),
+    "not a tensor": (lambda engine, model: engine.backward(1.0), r"scalar tensor; got float"),
+    "step first": (lambda engine, model: engine.step(), r"before backward.*engine\.backward"),
+    "step twice": (lambda engine, model: (engine.backward(model(torch.ones(1, 2)).sum()), engine.step(), engine.step()), r"before backward"),
+    "other tensors": (lambda engine, model: engine._core.gather([torch.ones(2)]), r"not a parameter of this engine"),
+    "closed ticket": (lambda engine, model: engine._core.release(77, -1), r"ticket 77 is not open"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSES)
+def test_calls_that_make_no_sense(name):
+    """Catches wrong calls that pass, and train nothing or something else."""
+    misuse, message = MISUSES[name]
+    engine, *_ = zeropage.initialize(model=nn.Linear(2, 2), config=config_of(3))
+    with pytest.raises(UsageError, match=message):
+        misuse(engine, engine)
+
+
+@pytest.mark.parametrize("stage", (0, 3))
+def test_sparse_gradients(stage):
+    """Catches gradients of an embedding that are dropped or densified in secret."""
+    engine, *_ = zeropage.initialize(model=nn.Embedding(5, 3, sparse=True), config=config_of(stage))
+    with pytest.raises(UsageError, match=r"'weight' is sparse.*sparse=False"):
+        engine.backward(engine(torch.tensor([1, 2])).sum())
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1}}, r"(loss )?scale"),
+        ({"fp16": {"enabled": True, "loss_scale": 1}, "zeropage": {"max_consecutive_skips": 2}}, r"2 steps in a row.*'weight'"),
+    ],
+)
+def test_overflows_without_end(sections, message):
+    """Catches a run that skips every step for ever: all ranks end with an error that says where it came from."""
+    base = nn.Linear(4, 2, bias=False)
+
+    def run(rank):
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config_of(2, **sections))
+        for _ in range(10):
+            engine.backward(engine(torch.ones(1, 4, dtype=torch.half)).sum() * (float("inf") if rank == 1 else 1.0))
+            engine.step()
+
+    for failure in errors_on_ranks(run):
+        assert isinstance(failure, ZeropageError)
+        assert re.search(message, str(failure))
+
+
+class Broken(Exception):
+    """What a rank's own code raises."""
+
+
+def fail_in_forward(engine, inputs):
+    raise Broken
+
+
+def fail_in_backward(engine, inputs):
+    def raise_broken(gradient):
+        raise Broken
+
+    loss = engine(*inputs)
+    engine.module.embedding.weight.register_hook(raise_broken)  # the last gradient: most of the backward is done
+    engine.backward(loss)
+
+
+def fail_before_step(engine, inputs):
+    engine.backward(engine(*inputs))
+    raise Broken
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("failing", (fail_in_forward, fail_in_backward, fail_before_step))
+def test_a_rank_that_fails_leaves_no_half_applied_step(failing, stage):
+    """Catches survivors that wait for ever, or apply a step that the failed rank did not: they raise within the timeout, and hold
+    the parameters of the last step that all ranks took."""
+    base = small_net()
+    timeout_s = 2.0  # waits end after half of it
+    before, after = [None, None], [None, None]
+
+    def run(rank):
+        config = config_of(stage, zero_optimization={"stage3_max_live_parameters": 1}, zeropage={"page_numel": 1})
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config)
+        engine.backward(engine(*part_of_batch(token_batch(0), 2, rank)))
+        engine.step()
+        before[rank] = flat_parameters(engine.module)
+        start = time.monotonic()
+        try:
+            inputs = part_of_batch(token_batch(1), 2, rank)
+            if rank == 1:
+                failing(engine, inputs)
+            engine.backward(engine(*inputs))
+            engine.step()
+        finally:
+            assert time.monotonic() - start < timeout_s
+            after[rank] = flat_parameters(engine.module)
+
+    survivor, failed = errors_on_ranks(run, timeout_s=timeout_s)
+    assert isinstance(failed, Broken)
+    assert isinstance(survivor, (PeerError, TimeoutError))
+    assert "rank 1" in str(survivor)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+
+
+def train_until_killed(folder: str) -> str:
+    """A rank that trains for ever; says in a file that it does."""
+    engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zeropage={"timeout_ms": 20_000}))
+    try:
+        for step in range(10**6):
+            engine.backward(engine(*part_of_batch(token_batch(step), 2, engine.global_rank)))
+            engine.step()
+            if step == 2:
+                Path(folder, f"training{engine.global_rank}").touch()
+    except ZeropageError as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("this run ends by a signal")
+
+
+def test_a_rank_that_is_killed(tmp_path):
+    """Catches survivors that wait for the timeout, or for ever, when a process is gone: they name it at once."""
+    ranks = start_ranks(2, "test_errors", "train_until_killed", json.dumps({"folder": str(tmp_path)}), tmp_path)
+    try:
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / f"training{rank}").exists() for rank in range(2)):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in ranks)
+            time.sleep(0.05)
+        os.kill(ranks[1].pid, signal.SIGKILL)
+        start = time.monotonic()
+        _, errors = ranks[0].communicate(timeout=30)
+        assert ranks[0].returncode == 0, errors
+        assert time.monotonic() - start < 15
+    finally:
+        for process in ranks:
+            process.kill()
+    message = torch.load(tmp_path / "rank0.pt")
+    assert re.match(r"PeerError: .*rank 1", message)
