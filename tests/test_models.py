@@ -162,6 +162,15 @@ def test_mixture_of_experts(world):
     assert_trains_like_plain(seeded(Experts), square_loss(3, 4), world=world, steps=8)
 
 
+@pytest.mark.parametrize("stage", (1, 2))
+def test_experts_over_a_network_where_parameters_are_whole(stage):
+    """Catches reductions that depend on what each rank's graph reached, with every collective delayed at random."""
+    config = paged_config(zero_optimization={"stage": stage})
+    assert_trains_like_plain(
+        seeded(Experts), square_loss(3, 4), world=4, steps=8, config=config, two_sided=True, max_delay_us=200
+    )
+
+
 def test_experts_over_a_network_end_with_a_named_error():
     """Catches a hang where gathers need all ranks and their choices differ: the error says which page a rank is at."""
     with pytest.raises((zeropage.errors.PeerError, zeropage.errors.TimeoutError), match=r"experts\.\d\.(weight|bias)"):
