@@ -5,8 +5,8 @@ are compared before any time is taken. A ratio below 1 means that ours is faster
 """
 
 import argparse
-import re
-import sys
+import json
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import systems
@@ -14,70 +14,91 @@ import torch
 import torch.distributed as dist
 from common import emit, is_rank, ratio_figures, run_ranks, take_turns
 
-TARGETS = {"stage 0": 1.0, "stage 3": 0.6, "stage 3, a quarter live": None}
+TARGETS = {"stage 0": 1.0, "stage 3": 0.6}
 LOSS_TOLERANCE = 1e-5
 
 
-def contest(name: str, config: systems.GptConfig) -> tuple[str, dict]:
-    """The peer's name, and every system of the contest by name."""
-    if name == "data parallel":
+@dataclass(frozen=True)
+class Job:
+    """What one set of processes measures."""
+
+    model: str
+    ranks: int
+    contest: str  # "data parallel" or "sharded"
+    rows: int  # of 64 tokens, per rank
+    rounds: int
+    steps: int  # of one block
+    on_gloo: bool  # with rows for ours on gloo
+
+
+def jobs() -> list[Job]:
+    """All of them. The large model goes without rows on gloo at 4 ranks: that many copies of it do not fit a small machine."""
+    contests = ("data parallel", "sharded")
+    small = [Job("10M", ranks, contest, rows=4, rounds=11, steps=4, on_gloo=True) for ranks in (2, 4) for contest in contests]
+    large = [Job("100M", ranks, contest, rows=2, rounds=7, steps=1, on_gloo=ranks == 2) for ranks in (2, 4) for contest in contests]
+    return small + large
+
+
+def contestants(job: Job) -> tuple[str, dict]:
+    """The peer's name, and how every system of the contest is made, by name."""
+    if job.contest == "data parallel":
+        peer, make_peer = "DDP", systems.ddp
         ours = {"stage 0": partial(systems.engine, stage=0)}
-        peer = {"DDP": systems.ddp}
     else:
-        quarter = systems.live_quarter(config)
+        peer, make_peer = "FSDP2", systems.fsdp2
+        quarter = systems.live_quarter(systems.MODELS[job.model])
         ours = {"stage 3": partial(systems.engine, stage=3), "stage 3, a quarter live": partial(systems.engine, stage=3, zero=quarter)}
-        peer = {"FSDP2": systems.fsdp2}
-    on_gloo = {f"{name}, gloo": partial(make, communicator="c10d") for name, make in ours.items()}
-    return next(iter(peer)), {**peer, **ours, **on_gloo}
+    if job.on_gloo:
+        ours |= {f"{name}, gloo": partial(make, communicator="c10d") for name, make in ours.items()}
+    return peer, {peer: make_peer, **ours}
 
 
 def check_losses(steps: dict[str, systems.Step], peer: str) -> None:
-    """Three steps of each: raises AssertionError when a loss differs from the peer's beyond rounding."""
+    """Three steps of each. Raises AssertionError when a loss differs from the peer's beyond rounding."""
     losses = {name: torch.stack([step() for _ in range(3)]) for name, step in steps.items()}
     for name, values in losses.items():
         torch.testing.assert_close(values, losses[peer], rtol=LOSS_TOLERANCE, atol=0, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def measure(arguments: argparse.Namespace) -> None:
+def measure(job: Job) -> None:
     dist.init_process_group("gloo")
-    config = systems.MODELS[arguments.model]
-    peer, makers = contest(arguments.contest, config)
-    batch = systems.batch_of(config, arguments.batch)
-    steps = {name: make(config, batch) for name, make in makers.items() if name == peer or re.fullmatch(arguments.only, name)}
+    config = systems.MODELS[job.model]
+    batch = systems.batch_of(config, job.rows)
+    peer, makers = contestants(job)
+    steps = {name: make(config, batch) for name, make in makers.items()}
     check_losses(steps, peer)
-    blocks = take_turns(steps, arguments.rounds, arguments.steps, barrier=dist.barrier)
-    if dist.get_rank() == 0:
-        for name in steps:
-            if name == peer:
-                continue
-            emit(
-                "step_time",
-                model=arguments.model,
-                ranks=dist.get_world_size(),
-                ours=name,
-                peer=peer,
-                **ratio_figures(blocks[name], blocks[peer]),
-                ours_ms=round(min(block.wall_s for block in blocks[name]) * 1e3, 1),
-                peer_ms=round(min(block.wall_s for block in blocks[peer]) * 1e3, 1),
-                target=TARGETS.get(name),
-            )
+    blocks = take_turns(steps, job.rounds, job.steps, barrier=dist.barrier)
+    least_ms = {name: round(min(block.wall_s for block in of_name) * 1e3, 1) for name, of_name in blocks.items()}
+    for name in steps:
+        if name == peer or dist.get_rank() != 0:
+            continue
+        emit(
+            "step_time",
+            model=job.model,
+            ranks=job.ranks,
+            ours=name,
+            peer=peer,
+            **ratio_figures(blocks[name], blocks[peer]),
+            ours_ms=least_ms[name],
+            peer_ms=least_ms[peer],
+            target=TARGETS.get(name),
+        )
     dist.barrier()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=systems.MODELS, default="10M")
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--contest", choices=["data parallel", "sharded"], default="data parallel")
-    parser.add_argument("--batch", type=int, default=4, help="sequences of 64 tokens per rank")
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--steps", type=int, default=4, help="steps of one block")
-    parser.add_argument("--only", default=".*", metavar="PATTERN", help="only those of ours whose whole name matches")
+    parser.add_argument("--model", choices=systems.MODELS, help="only this one")
+    parser.add_argument("--ranks", type=int, help="only so many")
+    parser.add_argument("--contest", choices=["data parallel", "sharded"], help="only this one")
+    parser.add_argument("--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS)  # what a rank is to do
     arguments = parser.parse_args()
     if is_rank():
-        measure(arguments)
-    else:
-        run_ranks(arguments.ranks, sys.argv[1:])
+        measure(arguments.job)
+        return
+    for job in jobs():
+        if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest")):
+            run_ranks(job.ranks, ["--job", json.dumps(asdict(job))])
 
 
 if __name__ == "__main__":
