@@ -4,16 +4,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1
 mkdir -p "$folder"
+# Two builds of one folder would write over each other.
+exec 9>"$folder/.lock"
+flock 9
 if [ ! -e "$folder/build.ninja" ]; then
   echo "build: configuring $folder"
-  cmake --preset dev -B "$folder" >"$folder/configure.log" 2>&1 || {
+  cmake --preset dev -B "$folder" >"$folder/configure.log" 2>&1 9>&- || {
     tail -n 20 "$folder/configure.log" >&2
     echo "build: cmake failed; its last lines are above, all of them in $folder/configure.log" >&2
     exit 1
   }
 fi
 started=$SECONDS
-cmake --build "$folder" >"$folder/build.log" 2>&1 || {
+cmake --build "$folder" >"$folder/build.log" 2>&1 9>&- || {
   grep -E -A12 'error|FAILED' "$folder/build.log" | head -n 60 >&2
   echo "build: failed; the first errors are above, all of it in $folder/build.log" >&2
   exit 1

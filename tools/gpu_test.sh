@@ -19,7 +19,7 @@ done
 "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || need "torch sees no GPU here (torch.cuda.is_available() is false)"
 
 # The C++ tests are built too: they show that all of it compiles against this torch.
-{ cmake -S . -B "$folder" -G Ninja -DPython_EXECUTABLE="$python" && cmake --build "$folder"; } >"$folder/build.log" 2>&1 || {
+{ cmake -S . -B "$folder" -G Ninja -DPython_EXECUTABLE="$python" -DCMAKE_PREFIX_PATH="$PWD/.gpu-bundle" && cmake --build "$folder"; } >"$folder/build.log" 2>&1 || {
   grep -E -A12 'error|Error|FAILED' "$folder/build.log" | head -n 60 >&2
   need "the build failed; the first errors are above, all of it in $folder/build.log"
 }
