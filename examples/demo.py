@@ -69,6 +69,10 @@ def main() -> None:
     losses = runs[MAIN_STAGE]["losses"]
     print(f"\nOne configuration, four stages, two ranks. At stage {MAIN_STAGE} the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}.\n")
     print(comparison(runs))
+    record = HERE.parent / "runs" / "demo.json"
+    record.parent.mkdir(exist_ok=True)
+    record.write_text(json.dumps(runs))
+    print(f"\nThe figures are in {os.path.relpath(record)}; `python docs/plot_demo.py` draws them (needs matplotlib).")
 
 
 if __name__ == "__main__":
