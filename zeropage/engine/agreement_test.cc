@@ -1,0 +1,95 @@
+// What ranks tell each other before they change anything.
+#include "zeropage/engine/agreement.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <mutex>
+
+#include "zeropage/comm/test_ranks.h"
+
+namespace zeropage::engine {
+namespace {
+
+constexpr std::chrono::milliseconds kLong{20000};
+
+// Catches texts that are compared by length or by their start only; every rank must see the first line that differs.
+TEST(RequireSame, ShowsTheFirstDifferenceOnEveryRank) {
+  const std::vector<std::string> texts = {"lr 1\nstage 2\npage 3\n", "lr 1\nstage 2\npage 3\n", "lr 1\nstage 3\n",
+                                          "lr 2\n"};
+  const auto outcomes = comm::run_threads(4, kLong, [&](comm::Communicator& communicator) {
+    require_same_everywhere(communicator, texts[communicator.rank()]);
+  });
+  for (const auto& outcome : outcomes) {
+    EXPECT_TRUE(comm::contains(outcome, "PeerError")) << outcome;
+    EXPECT_TRUE(comm::contains(outcome, "rank(s) 2, 3 differ from rank 0")) << outcome;
+    EXPECT_TRUE(comm::contains(outcome, "rank 0 has \"stage 2\", rank 2 has \"stage 3\"")) << outcome;
+  }
+}
+
+// Catches a text that is the start of another one.
+TEST(RequireSame, SeesAMissingEnd) {
+  const std::vector<std::string> texts = {"one\ntwo\n", "one\n"};
+  for (const auto& outcome : comm::run_threads(2, kLong, [&](comm::Communicator& communicator) {
+         require_same_everywhere(communicator, texts[communicator.rank()]);
+       })) {
+    EXPECT_TRUE(comm::contains(outcome, "rank 0 has \"two\", rank 1 has \"(nothing)\"")) << outcome;
+  }
+}
+
+// Catches an error where there is no difference.
+TEST(RequireSame, IsSilentOtherwise) {
+  for (const auto& outcome : comm::run_threads(
+           3, kLong, [&](comm::Communicator& communicator) { require_same_everywhere(communicator, "same\n"); })) {
+    EXPECT_EQ(outcome, "");
+  }
+}
+
+std::vector<Verdict> verdicts_of(const std::vector<LocalVerdict>& local) {
+  std::vector<Verdict> verdicts(local.size());
+  for (const auto& outcome :
+       comm::run_threads(static_cast<int>(local.size()), kLong, [&](comm::Communicator& communicator) {
+         verdicts[communicator.rank()] = agree_on_step(communicator, local[communicator.rank()]);
+       })) {
+    EXPECT_EQ(outcome, "");
+  }
+  return verdicts;
+}
+
+// Catches sums, bitmaps (more than one byte of them) and overflows that differ between ranks.
+TEST(AgreeOnStep, IsTheSameOnEveryRank) {
+  std::vector<LocalVerdict> local(3);
+  for (int rank = 0; rank < 3; ++rank) {
+    local[rank].sum_of_squares = std::pow(10.0, 8 * rank);  // an order of summation shows in the last place
+    local[rank].trace_hash = 7;
+    local[rank].received.resize(19);
+    local[rank].received[6 * rank + 4] = true;
+  }
+  local[1].overflow_parameter = 11;
+  local[2].overflow_parameter = 3;
+  for (const auto& verdict : verdicts_of(local)) {
+    EXPECT_EQ(verdict.sum_of_squares, (1.0 + 1e8) + 1e16);
+    EXPECT_EQ(verdict.overflow_parameter, 11);  // of the lowest rank that has one
+    EXPECT_TRUE(verdict.traces_agree);
+    for (int i = 0; i < 19; ++i) EXPECT_EQ(verdict.received[i], i == 4 || i == 10 || i == 16) << i;
+  }
+}
+
+// Catches a rank that goes on unchecked although another follows another trace.
+TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
+  std::vector<LocalVerdict> local(3);
+  for (auto& verdict : local) verdict.trace_hash = 7;
+  local[2].trace_hash = 8;
+  for (const auto& verdict : verdicts_of(local)) EXPECT_FALSE(verdict.traces_agree);
+}
+
+// Catches an infinite norm that is lost on the way: the step would be applied.
+TEST(AgreeOnStep, CarriesWhatIsNotFinite) {
+  std::vector<LocalVerdict> local(2);
+  local[1].sum_of_squares = std::numeric_limits<double>::quiet_NaN();
+  for (const auto& verdict : verdicts_of(local)) EXPECT_FALSE(std::isfinite(verdict.sum_of_squares));
+}
+
+}  // namespace
+}  // namespace zeropage::engine
