@@ -28,15 +28,15 @@ struct ParameterSpec {
 
 struct Options {
   int world_size = 1;
-  std::int64_t page_numel = 1 << 22;  ///< a page is closed when the next parameter would exceed this
+  std::int64_t page_numel = 1 << 22;            ///< a page is closed when the next parameter would exceed this
   std::int64_t parameter_alignment_numel = 64;  ///< every parameter starts at a multiple
   std::int64_t shard_alignment_numel = 2048;    ///< shard sizes are multiples: 4 KiB for 16-bit elements
 };
 
 /// A parameter's place in its page.
 struct Placement {
-  int parameter = 0;         ///< index into Layout::parameters()
-  std::int64_t offset = 0;   ///< first element within the page
+  int parameter = 0;        ///< index into Layout::parameters()
+  std::int64_t offset = 0;  ///< first element within the page
   std::int64_t numel = 0;
 };
 
