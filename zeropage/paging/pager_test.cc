@@ -24,7 +24,7 @@ constexpr milliseconds kLong{20000};
 std::shared_ptr<const layout::Layout> make_layout(int world) {
   std::vector<layout::ParameterSpec> specs(kPages);
   for (int i = 0; i < kPages; ++i) {
-    specs[i].name = "p" + std::to_string(i);
+    specs[i].name.append("p").append(std::to_string(i));
     specs[i].numel = kPageNumel;
   }
   return std::make_shared<const layout::Layout>(

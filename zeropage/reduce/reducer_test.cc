@@ -1,0 +1,151 @@
+// Gradients of graphs that differ per rank, in many backwards, against a plain sum.
+#include "zeropage/reduce/reducer.h"
+
+#include <ATen/ops/add.h>
+#include <ATen/ops/sum.h>
+#include <ATen/ops/zeros.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <random>
+
+#include "zeropage/comm/fault_communicator.h"
+#include "zeropage/comm/test_ranks.h"
+
+namespace zeropage::reduce {
+namespace {
+
+const std::vector<std::int64_t> kNumels = {5, 64, 3, 100, 1, 32, 17, 40};
+const int kParameters = static_cast<int>(kNumels.size());
+constexpr int kSteps = 12;
+constexpr int kBackwards = 3;
+
+std::shared_ptr<const layout::Layout> make_layout(int world) {
+  std::vector<layout::ParameterSpec> specs(kNumels.size());
+  for (int i = 0; i < kParameters; ++i) {
+    specs[i].name.append("p").append(std::to_string(i));
+    specs[i].numel = kNumels[i];
+  }
+  return std::make_shared<const layout::Layout>(
+      specs, layout::Options{
+                 .world_size = world, .page_numel = 64, .parameter_alignment_numel = 8, .shard_alignment_numel = 16});
+}
+
+/// What rank's `backward` of `step` does: the gradient of each parameter, 0 when its graph does not reach it. Small whole
+/// numbers, so that every order of summation gives the same. Some steps reach nothing, or a few parameters only.
+std::vector<int> graph_of(int rank, int step, int backward) {
+  std::mt19937 random(10000 * rank + 100 * step + backward);
+  std::vector<int> gradients(kNumels.size());
+  const unsigned reach = random() % 4;
+  for (auto& gradient : gradients) {
+    if (random() % 4 < reach) gradient = 1 + static_cast<int>(random() % 9);
+  }
+  if (step >= 4 && step < 10) gradients[3] = gradients[5] = 0;  // long enough to leave the common order
+  return gradients;
+}
+
+void run_graph(const std::vector<at::Tensor>& parameters, const std::vector<int>& gradients) {
+  at::Tensor loss = at::zeros({});
+  for (int i = 0; i < kParameters; ++i) {
+    if (gradients[i] != 0) loss = at::add(loss, at::sum(parameters[i]), gradients[i]);
+  }
+  if (loss.requires_grad()) torch::autograd::backward({loss});
+}
+
+/// Checks this rank's part of every page's sum after a step in which each backward ran `segments` graphs.
+void expect_sums(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank, int step,
+                 int world, int segments) {
+  std::vector<int> sums(kNumels.size());
+  std::vector<bool> received(kNumels.size());
+  for (int r = 0; r < world; ++r) {
+    for (int backward = 0; backward < kBackwards * segments; ++backward) {
+      const auto graph = graph_of(r, step, backward);
+      for (int i = 0; i < kParameters; ++i) {
+        sums[i] += graph[i];
+        if (r == rank && graph[i] != 0) received[i] = true;
+      }
+    }
+  }
+  EXPECT_EQ(reducer.received(), received);
+  for (const auto& page : layout.pages()) {
+    const std::int64_t begin = policy.whole_result ? 0 : rank * page.shard_numel;
+    const std::int64_t end = policy.whole_result ? page.padded_numel : begin + page.shard_numel;
+    const auto gradient = reducer.gradient(page.index);
+    for (const auto& segment : layout.segments(page.index, begin, end)) {
+      if (gradient.data == nullptr) {
+        EXPECT_EQ(sums[segment.parameter], 0);
+        continue;
+      }
+      const auto* values = static_cast<const float*>(gradient.data) + segment.page_offset - begin;
+      for (std::int64_t i = 0; i < segment.numel; ++i) {
+        ASSERT_EQ(values[i], sums[segment.parameter]) << "parameter " << segment.parameter << " step " << step;
+      }
+    }
+  }
+}
+
+struct Case {
+  const char* name;
+  ReducePolicy policy;
+  bool two_sided;
+  int segments;  ///< graphs per backward: 2 as with a weight that stands in two reentrant checkpoints
+};
+
+class ReducerOnRanks : public testing::TestWithParam<std::tuple<int, Case>> {};
+
+// Catches ranks that start different collectives, gradients that are lost, counted twice or left over from an earlier
+// step, and frames that are used again while they travel.
+TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
+  const auto& [world, what] = GetParam();
+  auto communicators = comm::make_thread_communicators(world, std::chrono::seconds(20));
+  for (int rank = 0; rank < world; ++rank) {
+    communicators[rank] = comm::make_fault_communicator(
+        std::move(communicators[rank]), comm::random_delays(rank, std::chrono::microseconds(100)), what.two_sided);
+  }
+  const auto body = [&, what = what](comm::Communicator& communicator) {
+    const int rank = communicator.rank();
+    auto layout = make_layout(communicator.size());
+    std::vector<at::Tensor> parameters;
+    for (std::int64_t numel : kNumels) parameters.push_back(at::zeros({numel}).set_requires_grad(true));
+    Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
+                    c10::Device(c10::kCPU), std::make_shared<Ledger>(), what.policy);
+    for (int step = 0; step < kSteps; ++step) {
+      for (int backward = 0; backward < kBackwards; ++backward) {
+        for (int segment = 0; segment < what.segments; ++segment) {
+          run_graph(parameters, graph_of(rank, step, backward * what.segments + segment));
+        }
+        reducer.end_backward();
+      }
+      reducer.finish();
+      expect_sums(reducer, *layout, what.policy, rank, step, communicator.size(), what.segments);
+      for (const auto& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());
+      reducer.reset();
+    }
+    communicator.barrier({"done"});
+  };
+  for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+}
+
+ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
+  ReducePolicy policy;
+  policy.sharded = sharded;
+  policy.whole_result = whole_result;
+  policy.reduce_scatter = reduce_scatter;
+  return policy;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Ranks, ReducerOnRanks,
+    testing::Combine(testing::Values(1, 2, 4),
+                     testing::Values(Case{"stage0", policy_of(false, true, true), false, 1},
+                                     Case{"stage1", policy_of(false, false, true), false, 1},
+                                     Case{"stage2", policy_of(true, false, true), false, 1},
+                                     Case{"stage2_late", policy_of(true, false, true), false, 2},
+                                     Case{"stage2_all_reduce", policy_of(true, false, false), false, 1},
+                                     Case{"stage2_two_sided", policy_of(true, false, true), true, 2})),
+    [](const auto& info) {
+      return std::string(std::get<1>(info.param).name) + "_" + std::to_string(std::get<0>(info.param));
+    });
+
+}  // namespace
+}  // namespace zeropage::reduce
