@@ -1,10 +1,13 @@
 """Models of many kinds train at stage 3 as they do in plain PyTorch: two ranks, a page per parameter, nothing kept gathered."""
 
 import copy
+import json
+import re
 
 import pytest
 import torch
 from gpt import Gpt, GptConfig
+from processes import run_processes
 from torch import nn
 from torch.nn import functional as F
 from training import assert_trains_like_plain, engine_run, flat_parameters, paged_config, small_net, token_batch
@@ -175,6 +178,26 @@ def test_experts_over_a_network_end_with_a_named_error():
     """Catches a hang where gathers need all ranks and their choices differ: the error says which page a rank is at."""
     with pytest.raises((zeropage.errors.PeerError, zeropage.errors.TimeoutError), match=r"experts\.\d\.(weight|bias)"):
         engine_run(seeded(Experts), square_loss(3, 4), 2, 8, two_sided=True, timeout_s=2)
+
+
+def train_experts_as_process(timeout_ms: int) -> str:
+    """One rank over gloo, in a process of its own; how it ends."""
+    config = paged_config(zeropage={"communicator": "c10d", "timeout_ms": timeout_ms})
+    engine, *_ = zeropage.initialize(model=seeded(Experts), config=config)
+    try:
+        for step in range(8):
+            engine.backward(square_loss(3, 4)(engine, step, engine.global_rank))
+            engine.step()
+    except zeropage.errors.ZeropageError as error:
+        return f"{type(error).__name__}: {error}"
+    return "trained"
+
+
+def test_experts_over_gloo_end_with_a_named_error(tmp_path):
+    """Catches a hang, or an error without a name, of real process groups whose ranks gather different pages."""
+    for ended in run_processes(2, "test_models", "train_experts_as_process", json.dumps({"timeout_ms": 3000}), tmp_path):
+        assert re.match(r"(Peer|Timeout)Error: .*", ended)
+        assert re.search(r"experts\.\d\.(weight|bias)", ended)
 
 
 def test_half_of_the_parameters_in_the_optimizer():
