@@ -297,37 +297,53 @@ void Reducer::finish() {
     if (pages_[order_[i]].arrived > 0) set_bit(mine, i);
   }
   const auto parts = exchange(mine, "pages with gradients");
+  // From here on all ranks start the same collectives: there is nothing left to check.
+  communicator_->set_checking(false);
+  std::deque<std::pair<int, comm::WorkPtr>> summing;
+  std::vector<comm::WorkPtr> gathering;
+  const auto settle_oldest = [&] {
+    summing.front().second->wait();
+    if (policy_.whole_result && policy_.reduce_scatter) gathering.push_back(gather_whole(summing.front().first));
+    summing.pop_front();
+  };
   for (std::size_t i = 0; i < order_.size(); ++i) {
     if (std::none_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, i); })) continue;
-    reduce_whole(order_[i]);
+    if (auto work = sum_whole(order_[i])) summing.emplace_back(order_[i], std::move(work));
+    if (summing.size() > kMaxInFlight) settle_oldest();
   }
+  while (!summing.empty()) settle_oldest();
+  for (auto& gather : gathering) gather->wait();
+  communicator_->set_checking(true);
   backward_open_ = false;
 }
 
-void Reducer::reduce_whole(int page) {
+comm::WorkPtr Reducer::sum_whole(int page) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   fill_gaps(page);
   const comm::Tag tag{state.label, page};
   const DType dtype = frame_dtype(page);
-  const int size = communicator_->size();
-  std::byte* own = state.frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
   state.filled = true;
   state.result_dtype = dtype;
-  state.result = policy_.whole_result ? state.frame : own;
-  if (size == 1) return;
+  state.result = policy_.whole_result ? state.frame : own_shard(page);
+  if (communicator_->size() == 1) return nullptr;
   if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
     reduce_whole_to_fp32(page);
-    return;
+    return nullptr;
   }
-  if (!policy_.reduce_scatter) {
-    communicator_->all_reduce(state.frame, spec.padded_numel, dtype, tag)->wait();
-    return;
-  }
-  communicator_->reduce_scatter(state.frame, own, spec.shard_numel, dtype, dtype, false, tag)->wait();
-  if (policy_.whole_result) {
-    communicator_->all_gather(own, state.frame, spec.shard_numel * element_bytes(dtype), tag)->wait();
-  }
+  if (!policy_.reduce_scatter) return communicator_->all_reduce(state.frame, spec.padded_numel, dtype, tag);
+  return communicator_->reduce_scatter(state.frame, own_shard(page), spec.shard_numel, dtype, dtype, false, tag);
+}
+
+comm::WorkPtr Reducer::gather_whole(int page) {
+  const auto& state = pages_[page];
+  const std::int64_t shard_bytes = layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
+  return communicator_->all_gather(own_shard(page), state.frame, shard_bytes, comm::Tag{state.label, page});
+}
+
+std::byte* Reducer::own_shard(int page) const {
+  return pages_[page].frame +
+         communicator_->rank() * layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
 }
 
 void Reducer::reduce_whole_to_fp32(int page) {
@@ -348,10 +364,9 @@ void Reducer::reduce_whole_to_fp32(int page) {
   paging::DeviceBuffer sum(4 * spec.shard_numel, device_, ledger_, MemoryKind::kBuffers);
   communicator_->reduce_scatter(source, sum.data(), spec.shard_numel, travels, DType::kFloat32, false, tag)->wait();
   if (policy_.whole_result) {
-    std::byte* own = state.frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
-    paging::flat_view(own, spec.shard_numel, scalar_type_of(dtype), device_)
+    paging::flat_view(own_shard(page), spec.shard_numel, scalar_type_of(dtype), device_)
         .copy_(paging::flat_view(sum.data(), spec.shard_numel, at::kFloat, device_));
-    communicator_->all_gather(own, state.frame, spec.shard_numel * element_bytes(dtype), tag)->wait();
+    gather_whole(page)->wait();
     return;
   }
   // The frame has been read by all ranks; at two or more of them its memory has room for the fp32 sum of one shard.

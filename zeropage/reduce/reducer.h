@@ -108,7 +108,9 @@ class Reducer {
   void launch(int page);
   void retire(bool all);
   void settle_order();
-  void reduce_whole(int page);
+  comm::WorkPtr sum_whole(int page);  // null when it is done already
+  comm::WorkPtr gather_whole(int page);
+  std::byte* own_shard(int page) const;
   void reduce_whole_to_fp32(int page);
   void allocate_whole_frames();
   void allocate_shards();
