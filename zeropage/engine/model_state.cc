@@ -121,8 +121,9 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
                       input.name, tensor.device().str(), device_.str(), device_.str()));
     }
     if (tensor.layout() != c10::kStrided || tensor.is_complex()) {
-      throw ConfigError(fmt::format("parameter '{}' is {}, which is not supported; make it a dense tensor of real numbers",
-                                    input.name, tensor.is_complex() ? "complex" : "sparse"));
+      throw ConfigError(
+          fmt::format("parameter '{}' is {}, which is not supported; make it a dense tensor of real numbers",
+                      input.name, tensor.is_complex() ? "complex" : "sparse"));
     }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
     if (link != nullptr && link->handle->pager.load() != nullptr) {
@@ -311,17 +312,19 @@ void ModelState::absorb_replaced() {
     if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage) {
       if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
       if (paging::link_of(storage) == nullptr) {
-        throw UsageError(fmt::format(
-            "the memory of parameter '{}' was exchanged under the engine; call share_memory() before zeropage.initialize, "
-            "or on a copy of the model",
-            name));
+        throw UsageError(
+            fmt::format("the memory of parameter '{}' was exchanged under the engine; call share_memory() before "
+                        "zeropage.initialize, "
+                        "or on a copy of the model",
+                        name));
       }
       continue;
     }
     if (tensor.sizes() != at::IntArrayRef(sizes_[i])) {
-      throw UsageError(fmt::format("parameter '{}' had shape [{}] when the engine was built and was given data of shape [{}]; "
-                                   "resize parameters before zeropage.initialize",
-                                   name, fmt::join(sizes_[i], ", "), fmt::join(tensor.sizes(), ", ")));
+      throw UsageError(
+          fmt::format("parameter '{}' had shape [{}] when the engine was built and was given data of shape [{}]; "
+                      "resize parameters before zeropage.initialize",
+                      name, fmt::join(sizes_[i], ", "), fmt::join(tensor.sizes(), ", ")));
     }
     c10::AutoGradMode no_grad(false);
     const at::Tensor replacement = tensor.detach();

@@ -83,7 +83,7 @@ class ModelState {
   std::vector<std::byte*> whole_;
   std::unique_ptr<paging::DeviceBuffer> optimizer_memory_;
   std::vector<OwnedRange> owned_;
-  std::vector<c10::Storage> storages_;              // per parameter: its home
+  std::vector<c10::Storage> storages_;  // per parameter: its home
   std::vector<std::vector<std::int64_t>> sizes_;
   std::vector<std::vector<std::int64_t>> strides_;  // per parameter: as laid out in its page
 };
