@@ -247,16 +247,20 @@ def test_the_first_failure_is_shown_last_and_whole(script):
     assert "[rank 1] SystemError: it broke\n[rank 1] here\n" in shown
 
 
-def test_the_cause_is_named_even_if_its_victim_ends_before_it(script):
+def test_the_cause_is_named_even_if_its_victim_ends_before_it(script, tmp_path):
     # The interpreter of a rank that failed can take longer to end than its peers take to notice.
     path = script(
-        """
-        import os, sys, time
+        f"""
+        import os, pathlib, sys, time
+        said = pathlib.Path({str(tmp_path / "said")!r})
         if os.environ["RANK"] == "2":
-            print("Traceback (most recent call last):\\nRuntimeError: the cause", file=sys.stderr)
+            print("Traceback (most recent call last):\\nRuntimeError: the cause", file=sys.stderr, flush=True)
+            said.touch()
             time.sleep(0.4)
             sys.exit(5)
-        time.sleep(0.2)
+        while not said.exists():
+            time.sleep(0.01)
+        time.sleep(0.1)
         raise ConnectionError("rank 2 is gone")
         """
     )

@@ -202,4 +202,5 @@ def assert_trains_like_plain(model: nn.Module, loss_of: LossOf, world: int = 2, 
     expected = plain_run(model, loss_of, world, steps, between)
     found = engine_run(model, loss_of, world, steps, between, **options)
     assert not torch.equal(expected, flat_parameters(model)), "this run trains nothing"
-    assert (found - expected).abs().max().item() < bound
+    difference = (found - expected).abs().max().item()
+    assert difference < bound
