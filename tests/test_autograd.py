@@ -231,6 +231,22 @@ def test_retained_graph():
         assert (found - doubled).abs().max().item() < 1e-6
 
 
+@pytest.mark.parametrize("stage", range(4))
+def test_a_graph_from_before_a_step(stage):
+    """Catches a backward that silently uses parameters which were updated after its forward; torch raises, and so must we."""
+    base = mlp()
+
+    def run(rank, communicator):
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=paged_config(zero_optimization={"stage": stage}))
+        losses = [engine(numbers(4, 6, step=step, rank=rank)).square().mean() for step in range(2)]
+        engine.backward(losses[0])
+        engine.step()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            engine.backward(losses[1])
+
+    run_ranks(2, run)
+
+
 def test_hooks_on_modules_and_parameters():
     """Catches hooks of users that no longer run, or see other values than the model uses."""
     calls = {"forward": 0, "gradient": 0}

@@ -5,6 +5,7 @@ import copy
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -444,10 +445,12 @@ def test_errors_of_a_gather_keep_their_class_and_come_again():
     """Catches a failure inside an operator that arrives as a plain RuntimeError, and a page that a failed gather leaves broken."""
     base = make_model()
     config = {**CONFIG, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
+    both_ready = threading.Barrier(2)
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config)
         engine.empty_partition_cache()
+        both_ready.wait(20)
         if rank == 1:
             communicator.abort("enough")
             return

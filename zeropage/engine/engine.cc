@@ -203,7 +203,12 @@ bool Engine::Impl::step() {
 
 void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
   const auto& pages = state_.layout()->pages();
-  for (std::size_t i = 0; i < steps_.size(); ++i) steps_[i] += verdict.received[i] ? 1 : 0;
+  for (std::size_t i = 0; i < steps_.size(); ++i) {
+    if (!verdict.received[i]) continue;
+    ++steps_[i];
+    // As an update in place does: a graph from before this step now raises torch's error instead of using new values.
+    state_.tensors()[i].unsafeGetTensorImpl()->bump_version();
+  }
   std::vector<int> updated;
   for (const auto& page : pages) {
     const auto got = [&](const layout::Placement& place) { return verdict.received[place.parameter]; };
