@@ -77,8 +77,9 @@ def train_at_all_stages(layers: int, width: int) -> dict[int, dict[str, dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_100m_parameters_take_what_the_formula_says(world, tmp_path):
-    """Catches state that is kept twice, buffers that stay, padding that grows, a formula that flatters, and a ledger that lies."""
-    ranks = run_processes(world, "test_memory", "train_at_all_stages", json.dumps({"layers": 24, "width": 2048}), tmp_path, timeout_s=500)
+    """Catches state that is kept twice, buffers that stay, padding that grows, a formula that flatters, a ledger that lies."""
+    model = json.dumps({"layers": 24, "width": 2048})
+    ranks = run_processes(world, "test_memory", "train_at_all_stages", model, tmp_path, timeout_s=500)
     for rank, results in enumerate(ranks):
         for stage, result in results.items():
             where = f"rank {rank} of {world}, stage {stage}"

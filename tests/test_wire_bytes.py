@@ -21,9 +21,9 @@ WARMUP_STEPS = 2
 STEPS = 3
 LAYERS, WIDTH = 8, 512
 QUARTER = {"stage3_max_live_parameters": LAYERS * WIDTH * WIDTH // 4}
-RUNS = {"stage 0": (0, {}), "stage 1": (1, {}), "stage 2": (2, {}), "stage 3": (3, {}), "stage 3, a quarter live": (3, QUARTER)}
-# fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3 may gather
-# twice. The rest is for headers, verdicts and versions.
+RUNS = {f"stage {stage}": (stage, {}) for stage in range(4)} | {"stage 3, a quarter live": (3, QUARTER)}
+# fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3 may
+# gather twice. The rest is for headers, verdicts and versions.
 LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}
 
 
@@ -116,5 +116,5 @@ def test_bytes_on_the_wire(world, tmp_path):
         for name, (bytes_per_numel, same_bits) in results.items():
             limit = LIMITS[world]["stage 3" if "stage 3" in name else "other"]
             assert bytes_per_numel <= limit, f"rank {rank} of {world}, {name}"
-            assert bytes_per_numel >= 1, f"rank {rank} of {world}, {name}: hardly anything went over the interface that is counted"
+            assert bytes_per_numel >= 1, f"rank {rank} of {world}, {name}: hardly anything went over the counted interface"
             assert same_bits, f"rank {rank} of {world}, {name}: other parameters than over shared memory"
