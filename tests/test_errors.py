@@ -134,7 +134,7 @@ MISUSES = {
     "no graph": (lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()), r"does not depend.*no_grad"),
     "not a tensor": (lambda engine, model: engine.backward(1.0), r"scalar tensor; got float"),
     "step first": (lambda engine, model: engine.step(), r"before backward.*engine\.backward"),
-    "step twice": (lambda engine, model: (engine.backward(model(torch.ones(1, 2)).sum()), engine.step(), engine.step()), r"before backward"),
+    "step twice": (lambda engine, model: (engine.backward(model(torch.ones(1, 2)).sum()), engine.step(), engine.step()), r"before back"),
     "other tensors": (lambda engine, model: engine._core.gather([torch.ones(2)]), r"not a parameter of this engine"),
     "closed ticket": (lambda engine, model: engine._core.release(77, -1), r"ticket 77 is not open"),
 }

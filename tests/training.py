@@ -58,7 +58,9 @@ def part_of_batch(batch: tuple[torch.Tensor, ...], world: int, rank: int, micro:
     return tuple(x.chunk(world * accumulation)[index] for x in batch)
 
 
-def config_of(stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, eps: float = 1e-8, **sections: Any) -> dict[str, Any]:
+def config_of(
+    stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, eps: float = 1e-8, **sections: Any
+) -> dict[str, Any]:
     """A configuration with AdamW. Keys of `zero_optimization` and `zeropage` in `sections` are added to the defaults."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0, **sections.pop("zero_optimization", {})}
     own = {"timeout_ms": TIMEOUT_MS, **sections.pop("zeropage", {})}
@@ -197,7 +199,9 @@ def engine_run(
     return ended[0]
 
 
-def assert_trains_like_plain(model: nn.Module, loss_of: LossOf, world: int = 2, steps: int = 4, bound: float = 1e-5, between=None, **options):
+def assert_trains_like_plain(
+    model: nn.Module, loss_of: LossOf, world: int = 2, steps: int = 4, bound: float = 1e-5, between=None, **options: Any
+) -> None:
     """The engine at its hardest against plain PyTorch: every parameter within `bound`, after moving by up to 0.01 per step."""
     expected = plain_run(model, loss_of, world, steps, between)
     found = engine_run(model, loss_of, world, steps, between, **options)
