@@ -44,6 +44,8 @@ CLI/CLI.hpp libcli11-dev
 fmt/format.h libfmt-dev
 spdlog/spdlog.h libspdlog-dev
 gtest/gtest.h libgtest-dev
+mpicc libopenmpi-dev
+mpirun openmpi-bin
 LIST
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

@@ -1,7 +1,7 @@
 """Who the ranks are and how they talk to each other.
 
-1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones); without them there
-   is one rank. A thread that `testing.run_ranks` started is a rank of its own.
+1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's;
+   without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
 2. CPU ranks of one host talk through shared memory; everything else through torch process groups: for parameters and
    for gradients, one group each for data and for control.
 """
@@ -25,6 +25,16 @@ _LAUNCH_HINT = (
     "or unset all of them to run as a single rank"
 )
 
+# What mpirun calls RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE: Open MPI's, then MPICH's and Intel MPI's.
+_MPIRUN_NAMES = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
+)
+_MPIRUN_HINT = (
+    "under mpirun on several hosts every rank needs the address and a free port of rank 0's host: "
+    "mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500 ..."
+)
+
 _engines_made = itertools.count()  # engines are made in the same order on all ranks, so the number is part of their name
 _this_thread = threading.local()
 
@@ -39,8 +49,29 @@ class World:
     local_size: int = 1
 
 
+def mpirun_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What the launcher would have set, made from what mpirun set; empty when mpirun did not start this process.
+
+    The ranks of one host agree on a port without talking: it is made from mpirun's name of the job.
+    """
+    if any(name in environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
+        return {}
+    names = next((names for names in _MPIRUN_NAMES if all(name in environ for name in names)), None)
+    if names is None:
+        return {}
+    made = dict(zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), (environ[name] for name in names), strict=True))
+    made |= {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
+    if made["LOCAL_WORLD_SIZE"] == made["WORLD_SIZE"]:
+        port = 20000 + int(_job_digest(environ)[:8], 16) % 10000
+        made = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **made}
+    return made
+
+
 def world_from_environment(environ: Mapping[str, str] = os.environ) -> World:
-    """Reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE (or LOCAL_SIZE). Raises ConfigError when some are missing."""
+    """From RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE (or LOCAL_SIZE), or mpirun's. Raises ConfigError when some are missing."""
+    hint = _LAUNCH_HINT
+    if mpirun := mpirun_environment(environ):
+        environ, hint = mpirun, _MPIRUN_HINT
     found = {name: environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     if not any(value is not None for value in found.values()):
         return World()
@@ -50,14 +81,14 @@ def world_from_environment(environ: Mapping[str, str] = os.environ) -> World:
     missing = [name for name, value in found.items() if value is None]
     if missing:
         given = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
-        raise ConfigError(f"the environment has {given} but not {', '.join(missing)}: {_LAUNCH_HINT}")
+        raise ConfigError(f"the environment has {given} but not {', '.join(missing)}: {hint}")
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
     try:
         world = World(*(int(found[name]) for name in names))
     except ValueError:
-        raise ConfigError(f"expected integers in {', '.join(f'{n}={found[n]}' for n in names)}: {_LAUNCH_HINT}") from None
+        raise ConfigError(f"expected integers in {', '.join(f'{n}={found[n]}' for n in names)}: {hint}") from None
     if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
-        raise ConfigError(f"the ranks in the environment contradict each other ({world}): {_LAUNCH_HINT}")
+        raise ConfigError(f"the ranks in the environment contradict each other ({world}): {hint}")
     return world
 
 
@@ -127,8 +158,13 @@ def init_process_group(device: torch.device, world: World, backend: str | None =
     if backend is None:
         own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
         backend = "nccl" if own_gpu else "gloo"
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if world.size == 1 else {}
-    dist.init_process_group(backend, timeout=timeout, **alone)
+    meeting = {}  # torch reads the launcher's variables itself
+    if world.size == 1:
+        meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    elif mpirun := mpirun_environment():
+        address = f"tcp://{mpirun['MASTER_ADDR']}:{mpirun['MASTER_PORT']}"
+        meeting = {"init_method": address, "rank": world.rank, "world_size": world.size}
+    dist.init_process_group(backend, timeout=timeout, **meeting)
 
 
 def new_process_groups(device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0) -> _C.Communicator:
@@ -146,8 +182,12 @@ def new_process_groups(device: torch.device, deterministic: bool, timeout: timed
 
 def _segment_name(environ: Mapping[str, str] = os.environ) -> str:
     """A name that the ranks of this job share and no other job of this host has."""
-    token = environ.get("ZEROPAGE_JOB_TOKEN")
+    return f"zp-{os.getuid()}-{_job_digest(environ)}-{next(_engines_made)}"
+
+
+def _job_digest(environ: Mapping[str, str]) -> str:
+    """Stands for the job: the launcher's token, or what torchrun or mpirun call the job."""
     names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    identity = token or "|".join(environ.get(name, "") for name in names)
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:20]
-    return f"zp-{os.getuid()}-{digest}-{next(_engines_made)}"
+    names += ("PMIX_NAMESPACE", "PMIX_SERVER_URI2")
+    identity = environ.get("ZEROPAGE_JOB_TOKEN") or "|".join(environ.get(name, "") for name in names)
+    return hashlib.sha256(identity.encode()).hexdigest()[:20]

@@ -1,0 +1,85 @@
+"""Ranks that mpirun starts instead of our launcher."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeropage import distributed, errors
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+}
+HYDRA = {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}
+ADDRESS = {"MASTER_ADDR": "first", "MASTER_PORT": "5"}
+SCRIPT = """
+import json, zeropage
+from training import small_net, token_batch, part_of_batch
+
+def losses(communicator):
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.01}},
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+        "zeropage": {"communicator": communicator, "timeout_ms": 20000},
+    }
+    engine, *_ = zeropage.initialize(model=small_net(), config=config)
+    world = zeropage.distributed.world_from_environment()
+    found = []
+    for step in range(3):
+        loss = engine(*part_of_batch(token_batch(step), world.size, world.rank))
+        engine.backward(loss)
+        engine.step()
+        found.append(loss.item())
+    return [world.rank, world.size, found]
+
+# Under mpirun's own process groups, too: their address is found without MASTER_ADDR.
+print("got", json.dumps([losses("auto"), losses("c10d")]), flush=True)
+"""
+
+
+def test_its_variables_stand_for_the_launchers():
+    """Catches ranks that each train alone, or that mix up hosts, because mpirun calls its variables otherwise."""
+    assert distributed.world_from_environment(OPEN_MPI) == distributed.World(1, 1, 2, 2)
+    assert distributed.world_from_environment({**HYDRA, **ADDRESS}) == distributed.World(3, 1, 4, 2)
+    assert distributed.mpirun_environment(OPEN_MPI)["MASTER_ADDR"] == "127.0.0.1"
+    assert distributed.mpirun_environment({**OPEN_MPI, **ADDRESS})["MASTER_ADDR"] == "first"
+    ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    assert distributed.world_from_environment({**OPEN_MPI, **ours}) == distributed.World()  # the nearer launcher wins
+    with pytest.raises(errors.ConfigError, match=r"not MASTER_ADDR, MASTER_PORT: .* mpirun -x MASTER_ADDR"):
+        distributed.world_from_environment(HYDRA)
+
+
+def test_jobs_of_one_host_do_not_meet():
+    """Catches two jobs of mpirun that join the same memory or listen on the same port."""
+    jobs = [{**OPEN_MPI, "PMIX_NAMESPACE": name} for name in ("7", "8")]
+    assert len({distributed.mpirun_environment(job)["MASTER_PORT"] for job in jobs}) == 2
+    assert len({distributed._job_digest(job) for job in jobs}) == 2
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")
+def test_a_script_trains_under_mpirun(tmp_path: Path):
+    """Catches ranks of `mpirun -n 2 python train.py` that do not find each other, over shared memory and over torch's groups."""
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    command = ["mpirun", "-n", "2", "--oversubscribe", sys.executable, str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    lines = sorted(line.removeprefix("got ") for line in done.stdout.splitlines() if line.startswith("got "))
+    results = [json.loads(line) for line in lines]
+    assert [memory[:2] for memory, _ in results] == [[0, 2], [1, 2]]
+    for memory, groups in results:
+        assert memory == groups
