@@ -1,18 +1,11 @@
 """Bytes that cross the network per step, counted by the system on the loopback interface of a network namespace of our own."""
 
-import fcntl
 import json
-import pickle
-import socket
-import struct
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from processes import TESTS, run_processes
+from network_namespace import loopback_bytes, run_in_namespace
 from torch import nn
 
 import zeropage
@@ -25,21 +18,6 @@ RUNS = {f"stage {stage}": (stage, {}) for stage in range(4)} | {"stage 3, a quar
 # fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3 may
 # gather twice. The rest is for headers, verdicts and versions.
 LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}
-
-
-def loopback_bytes() -> int:
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, counters = line.partition(":")
-        if name.strip() == "lo":
-            return int(counters.split()[0])
-    raise AssertionError("there is no loopback interface")
-
-
-def bring_loopback_up() -> None:
-    get_flags, set_flags, up = 0x8913, 0x8914, 0x1
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        name, flags = struct.unpack("16sh", fcntl.ioctl(control, get_flags, struct.pack("16sh14x", b"lo", 0))[:18])
-        fcntl.ioctl(control, set_flags, struct.pack("16sh14x", name, flags | up))
 
 
 def make_model() -> nn.Module:
@@ -89,30 +67,13 @@ def train_all() -> dict[str, tuple[float, bool]]:
     return results
 
 
-def in_namespace(world: str, folder: str) -> None:
-    """Runs all ranks where nobody else uses the loopback interface; rank 0's results go to a file."""
-    bring_loopback_up()
-    results = run_processes(int(world), "test_wire_bytes", "train_all", json.dumps({}), Path(folder), timeout_s=300)
-    Path(folder, "results").write_bytes(pickle.dumps(results))
-
-
-def require_namespaces() -> None:
-    probe = subprocess.run(["unshare", "-rn", "true"], capture_output=True, text=True)
-    if probe.returncode != 0:
-        pytest.skip(f"a network namespace is needed to count bytes, and is not permitted here: {probe.stderr.strip()}")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_bytes_on_the_wire(world, tmp_path):
     """Catches what sends more than it must: gloo's own reduce-scatter, second gathers, copies of whole pages. And sums over gloo
     whose order is not shared memory's."""
-    require_namespaces()
-    script = "import sys, test_wire_bytes; test_wire_bytes.in_namespace(*sys.argv[1:])"
-    command = ["unshare", "-rn", sys.executable, "-c", script, str(world), str(tmp_path)]
-    run = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, timeout=400)
-    assert run.returncode == 0, run.stderr
-    for rank, results in enumerate(pickle.loads((tmp_path / "results").read_bytes())):
+    ranks = run_in_namespace(world, "test_wire_bytes", "train_all", json.dumps({}), tmp_path)
+    for rank, results in enumerate(ranks):
         for name, (bytes_per_numel, same_bits) in results.items():
             limit = LIMITS[world]["stage 3" if "stage 3" in name else "other"]
             assert bytes_per_numel <= limit, f"rank {rank} of {world}, {name}"
