@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "base config layout plan io optim checkpoint comm paging reduce engine report launch python".split()
+ROOMS = "base config layout plan io optim comm checkpoint paging reduce engine report launch python".split()
 TORCH_ROOMS = {"paging", "reduce", "engine", "python"}
 # These never see torch, not even through a room that does.
 TORCH_FREE_ROOMS = {"report", "launch"}

@@ -43,6 +43,7 @@ nlohmann/json.hpp nlohmann-json3-dev
 CLI/CLI.hpp libcli11-dev
 fmt/format.h libfmt-dev
 spdlog/spdlog.h libspdlog-dev
+xxhash.h libxxhash-dev
 gtest/gtest.h libgtest-dev
 mpicc libopenmpi-dev
 mpirun openmpi-bin

@@ -1,0 +1,18 @@
+/// \file
+/// xxh3 digests. They notice accidents of disks and networks, not attackers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace zeropage::checkpoint {
+
+/// XXH3, 64 bits, as 16 lower-case hexadecimal digits. Cost: memory speed.
+std::string digest64(const std::byte* data, std::int64_t bytes);
+
+/// XXH3, 128 bits, as 32 digits.
+std::string digest128(std::string_view text);
+
+}  // namespace zeropage::checkpoint

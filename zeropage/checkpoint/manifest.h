@@ -1,0 +1,94 @@
+/// \file
+/// The manifest of a step: everything about it that is not tensor data, and where every element of every tensor lies.
+/// `docs/checkpoint-format.md` specifies the document.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "zeropage/checkpoint/tensor_info.h"
+#include "zeropage/optim/loss_scale.h"
+
+namespace zeropage::checkpoint {
+
+inline constexpr int kFormatVersion = 1;
+inline constexpr std::int64_t kMaxManifestBytes = std::int64_t{256} << 20;
+inline constexpr std::int64_t kDefaultChunkBytes = std::int64_t{1} << 20;
+
+/// The part of a flat tensor that one rank's shard file holds. A rank holds at most one segment of a tensor.
+struct Segment {
+  int rank = 0;
+  std::int64_t offset = 0;  ///< first element, in the flat tensor
+  std::int64_t numel = 0;
+
+  bool operator==(const Segment&) const = default;
+};
+
+struct TensorRecord {
+  TensorInfo info;
+  std::vector<Segment> segments;  ///< ascending offsets, without hole or overlap, covering the tensor
+
+  bool operator==(const TensorRecord&) const = default;
+};
+
+/// A shard file; its name follows from rank and world size.
+struct ShardRecord {
+  std::int64_t bytes = 0;
+  std::string digests;  ///< 16 digits per chunk
+
+  bool operator==(const ShardRecord&) const = default;
+};
+
+struct ParameterRecord {
+  std::string name;
+  std::vector<std::string> aliases;  ///< further names of a tied parameter
+  bool trainable = true;
+  std::int64_t updates = 0;  ///< optimizer steps it has seen
+
+  bool operator==(const ParameterRecord&) const = default;
+};
+
+/// Where the training stands.
+struct TrainingState {
+  std::int64_t global_steps = 0;
+  std::int64_t skipped_steps = 0;
+  std::int64_t consecutive_skips = 0;
+  std::int64_t micro_steps = 0;
+  std::optional<std::int64_t> schedule_iteration;
+  std::optional<optim::LossScaleState> loss_scale;
+
+  bool operator==(const TrainingState&) const = default;
+};
+
+struct Manifest {
+  std::string library_version;
+  std::string tag;
+  std::int64_t sequence = 0;  ///< counts the saves of a folder, so that the newest is known without clocks
+  bool latest = true;         ///< false: saved beside the line of steps, never taken as the newest
+  int world_size = 1;
+  int stage = 0;
+  bool frozen_excluded = false;
+  std::int64_t chunk_bytes = kDefaultChunkBytes;
+  std::vector<ShardRecord> shards;
+  std::vector<ParameterRecord> parameters;
+  std::vector<TensorRecord> tensors;
+  TrainingState training;
+  std::string config_json = "{}";  ///< the effective configuration, for people
+  std::string host_json = "{}";    ///< what the language above adds: client state, scheduler, random generators
+
+  bool operator==(const Manifest&) const = default;
+};
+
+/// "shard-00001-of-00004.safetensors"
+std::string shard_file_name(int rank, int world_size);
+
+/// The document, with its digest.
+std::string manifest_to_text(const Manifest& manifest);
+
+/// Reads and checks a document: digest, types, ranges, names, shapes without overflow, segments that cover each tensor
+/// exactly, digests as many as chunks. `origin` (the path) goes into messages. Errors: CheckpointError.
+Manifest manifest_from_text(const std::string& text, const std::string& origin);
+
+}  // namespace zeropage::checkpoint

@@ -1,0 +1,96 @@
+#include "zeropage/checkpoint/manifest.h"
+
+#include <gtest/gtest.h>
+
+#include "zeropage/base/error.h"
+#include "zeropage/checkpoint/digest.h"
+
+namespace zeropage::checkpoint {
+namespace {
+
+Manifest example() {
+  Manifest manifest;
+  manifest.library_version = "0.1.0";
+  manifest.tag = "step \"7\"";
+  manifest.sequence = 3;
+  manifest.latest = false;
+  manifest.world_size = 2;
+  manifest.stage = 3;
+  manifest.frozen_excluded = true;
+  manifest.chunk_bytes = 4096;
+  manifest.shards = {{4097, std::string(32, 'a')}, {1, std::string(16, 'b')}};
+  manifest.parameters = {{"a.weight", {"b.weight"}, true, 7}, {"empty", {}, false, 0}};
+  manifest.tensors = {{{"value/a.weight", "BF16", {2, 3}}, {{1, 0, 2}, {0, 2, 4}}},
+                      {{"value/empty", "F32", {0, 9}}, {}}};
+  manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}};
+  manifest.config_json = R"({"train_batch_size":8})";
+  manifest.host_json = R"({"client":[1,"x",null]})";
+  return manifest;
+}
+
+/// `text` with `from` replaced by `to`, and the digest made right again: what an attacker or a bug would write.
+std::string forged(const std::string& from, const std::string& to) {
+  const std::string text = manifest_to_text(example());
+  std::string body = text.substr(text.find('\n') + 1);
+  const auto at = body.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  body.replace(at, from.size(), to);
+  return "{\"digest\": \"" + digest128(body) + "\",\n" + body;
+}
+
+std::string refusal(const std::string& text) {
+  try {
+    manifest_from_text(text, "file");
+  } catch (const CheckpointError& error) {
+    return error.what();
+  }
+  return "";
+}
+
+// Catches a field that is written and not read, or the other way round.
+TEST(Manifest, ComesBackAsItWas) { EXPECT_EQ(manifest_from_text(manifest_to_text(example()), "file"), example()); }
+
+// Catches bytes that the digest does not cover.
+TEST(Manifest, EverySingleBitFlipIsRefused) {
+  const std::string text = manifest_to_text(example());
+  for (std::size_t bit = 0; bit < text.size() * 8; ++bit) {
+    std::string flipped = text;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
+    ASSERT_NE(refusal(flipped), "") << "bit " << bit;
+  }
+  for (std::size_t size = 0; size < text.size(); ++size) ASSERT_NE(refusal(text.substr(0, size)), "") << size;
+}
+
+// Catches a check that is missing: each document has a right digest and one thing wrong.
+TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
+  const std::vector<std::vector<std::string>> cases = {
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[0,3,3]]", "segment at 3"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[0,1,5]]", "segment at 1"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[0,2,3]]", "end at 5 of 6"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[1,2,4]]", "rank 1"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[2,2,4]]", "rank 2"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0,2],[0,2,-4]]", "not negative"},
+      {"\"segments\":[[1,0,2],[0,2,4]]", "\"segments\":[[1,0]]", "a segment is"},
+      {"\"shape\":[2,3]", "\"shape\":[4611686018427387904,4611686018427387904]", "too large"},
+      {"\"shape\":[2,3]", "\"shape\":[2.5,3]", "not negative"},
+      {"\"shape\":[2,3]", "\"shape\":[18446744073709551615]", "not negative"},
+      {"\"BF16\"", "\"Q4\"", "'Q4'"},
+      {"\"value/empty\"", "\"value/a.weight\"", "twice"},
+      {"\"chunk_bytes\":4096", "\"chunk_bytes\":0", "'chunk_bytes' is 0"},
+      {"\"chunk_bytes\":4096", "\"chunk_bytes\":8192", "digits"},
+      {"\"world_size\":2", "\"world_size\":3", "2 shards of 3 ranks"},
+      {"\"world_size\":2", "\"world_size\":true", "integer"},
+      {"\"bytes\":4097", "\"bytes\":9223372036854775807", "digits"},
+      {"\"version\":1", "\"version\":2", "format version 2"},
+      {"\"sequence\":3", "\"sequence\":3,\"sequence\":4", "twice"},
+      {"\"latest\":false", "\"late\":false", "'latest' is missing"},
+      {"[1,\"x\",null]", std::string(100000, '['), "nested deeper"},
+  };
+  for (const auto& row : cases) {
+    const std::string message = refusal(forged(row[0], row[1]));
+    EXPECT_NE(message.find(row[2]), std::string::npos) << row[1].substr(0, 80) << " -> " << message.substr(0, 300);
+  }
+}
+
+}  // namespace
+}  // namespace zeropage::checkpoint

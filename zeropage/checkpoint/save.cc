@@ -1,0 +1,190 @@
+/// How a step gets to disk. A step is committed by one rename; until then nothing that was there is touched.
+///
+///   1. Rank 0 removes what dead saves have left, makes `<folder>/.<tag>.<random>.tmp`, locks it against other jobs' step 1, and
+///      tells the name.
+///   2. Every rank writes its shard file there, digesting each chunk, and syncs it.
+///   3. The ranks exchange extents and digests, or what failed. After a failure rank 0 removes the directory and every rank
+///      throws. A failed sync is never tried again: the next save writes new files.
+///   4. Rank 0 writes the manifest (synced) and syncs the directory: names and contents are durable, still under the
+///      temporary name.
+///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two directories
+///      change places instead, in one instant, and the old one is removed.
+///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. The ranks exchange that all went well.
+///
+/// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves the old
+/// state or the new one.
+#include "zeropage/checkpoint/save.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <random>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
+#include "zeropage/checkpoint/exchange.h"
+#include "zeropage/checkpoint/steps.h"
+#include "zeropage/checkpoint/untrusted_json.h"
+
+namespace zeropage::checkpoint {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kTemporarySuffix = ".tmp";
+
+std::string random_token() {
+  std::random_device device;
+  return fmt::format("{:08x}{:08x}", device(), device());
+}
+
+/// A directory that rank 0 has made and holds the lock of. Removed with the object unless it was committed.
+class TemporaryStep {
+ public:
+  TemporaryStep(FileSystem& files, const std::string& folder, const std::string& tag) : files_(files) {
+    // Another job may take it for a leftover between the two calls; then the lock does not come, and a new one is made.
+    while (!lock_) {
+      path_ = fmt::format("{}/.{}.{}{}", folder, tag, random_token(), kTemporarySuffix);
+      files.make_directory(path_);
+      lock_ = files.try_lock(path_);
+    }
+  }
+  ~TemporaryStep() {
+    if (path_.empty()) return;
+    try {
+      files_.remove_all(path_);
+    } catch (const Error& error) {
+      log_warn(fmt::format("an unfinished checkpoint stays behind until the next save: {}", error.what()));
+    }
+  }
+  TemporaryStep(const TemporaryStep&) = delete;
+  TemporaryStep& operator=(const TemporaryStep&) = delete;
+
+  const std::string& path() const { return path_; }
+  void committed() { path_.clear(); }
+
+ private:
+  FileSystem& files_;
+  std::string path_;
+  std::unique_ptr<DirectoryLock> lock_;
+};
+
+void remove_leftovers(FileSystem& files, const std::string& folder) {
+  for (const auto& name : files.list(folder)) {
+    if (!name.starts_with('.') || !name.ends_with(kTemporarySuffix)) continue;
+    const std::string path = fmt::format("{}/{}", folder, name);
+    if (const auto lock = files.try_lock(path)) files.remove_all(path);
+  }
+}
+
+/// What a rank tells of its shard, as JSON.
+std::string describe_shard(const ShardRecord& shard, const std::vector<LocalTensor>& tensors) {
+  json entries = json::array();
+  for (const auto& tensor : tensors) {
+    entries.push_back({tensor.info.name, tensor.info.dtype, tensor.info.shape, tensor.offset, tensor.numel});
+  }
+  return json{{"bytes", shard.bytes}, {"digests", shard.digests}, {"tensors", std::move(entries)}}.dump();
+}
+
+/// The ranks' shards and extents as the manifest has them.
+void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
+  std::map<std::string, TensorRecord> tensors;
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    const json shard = json::parse(ranks[rank]);
+    manifest.shards.push_back({shard["bytes"].get<std::int64_t>(), shard["digests"].get<std::string>()});
+    for (const json& entry : shard["tensors"]) {
+      auto& record = tensors[entry[0].get<std::string>()];
+      TensorInfo info{entry[0].get<std::string>(), entry[1].get<std::string>(),
+                      entry[2].get<std::vector<std::int64_t>>()};
+      if (!record.info.name.empty() && record.info != info) {
+        throw CheckpointError(fmt::format("tensor '{}' has another type or shape on rank {}", info.name, rank));
+      }
+      record.info = std::move(info);
+      const auto numel = entry[4].get<std::int64_t>();
+      if (numel > 0) record.segments.push_back({static_cast<int>(rank), entry[3].get<std::int64_t>(), numel});
+    }
+  }
+  for (auto& [name, record] : tensors) {
+    std::sort(record.segments.begin(), record.segments.end(),
+              [](const auto& a, const auto& b) { return a.offset < b.offset; });
+    manifest.tensors.push_back(std::move(record));
+  }
+}
+
+/// Steps 4 to 6, by rank 0.
+void commit(FileSystem& files, const std::string& folder, Manifest manifest, const std::vector<std::string>& ranks,
+            TemporaryStep& temporary) {
+  collect(ranks, manifest);
+  manifest.sequence = next_sequence(files, folder);
+  const std::string text = manifest_to_text(manifest);
+  const std::string path = temporary.path() + "/" + kManifestName;
+  manifest_from_text(text, path);  // extents that do not fit together are found now, not when loading
+  write_text(files, path, text);
+  // The hint is written inside and moved out after the commit, so that no save leaves it behind under another name.
+  if (manifest.latest) write_text(files, fmt::format("{}/{}", temporary.path(), kLatestName), manifest.tag + "\n");
+  files.sync_directory(temporary.path());
+  const std::string final_path = fmt::format("{}/{}", folder, manifest.tag);
+  if (files.exists(final_path)) {
+    files.exchange(temporary.path(), final_path);
+    files.sync_directory(folder);
+    files.remove_all(temporary.path());
+  } else {
+    files.rename(temporary.path(), final_path);
+    files.sync_directory(folder);
+  }
+  temporary.committed();
+  if (manifest.latest) {
+    files.rename(fmt::format("{}/{}", final_path, kLatestName), fmt::format("{}/{}", folder, kLatestName));
+    files.sync_directory(folder);
+  }
+}
+
+}  // namespace
+
+void check_tag(const std::string& tag) {
+  const bool plain = !tag.empty() && tag.size() <= 200 && tag.front() != '.' && tag != kLatestName &&
+                     tag.find_first_of(std::string_view("/\\\0\n", 4)) == std::string::npos;
+  if (!plain) {
+    throw UsageError(
+        fmt::format("the tag '{}' cannot name a checkpoint; expected a directory name that does not start with "
+                    "a dot, has no slash, and is not '{}'",
+                    tag, kLatestName));
+  }
+}
+
+std::string save(FileSystem& files, comm::Communicator& communicator, SaveRequest request) {
+  const auto& tag = request.manifest.tag;
+  check_tag(tag);
+  const int rank = communicator.rank();
+  const std::string what = fmt::format("the checkpoint '{}' was not saved in {}", tag, request.folder);
+  std::unique_ptr<TemporaryStep> temporary;
+  auto answers = together(communicator, what, [&] {
+    if (rank != 0) return std::string();
+    files.make_directories(request.folder);
+    remove_leftovers(files, request.folder);
+    temporary = std::make_unique<TemporaryStep>(files, request.folder, tag);
+    return json{{"tag", tag}, {"path", temporary->path()}}.dump();
+  });
+  const json place = json::parse(answers.front());
+  const auto ranks = together(communicator, what, [&] {
+    if (place["tag"] != tag) {
+      throw UsageError(
+          fmt::format("rank 0 saves '{}'; every rank must save the same tag", place["tag"].get<std::string>()));
+    }
+    const std::string path = place["path"].get<std::string>() + "/" + shard_file_name(rank, communicator.size());
+    const auto shard = write_shard(files, path, request.tensors, request.manifest.chunk_bytes);
+    return describe_shard(shard, request.tensors);
+  });
+  together(communicator, what, [&] {
+    if (rank == 0) {
+      request.manifest.world_size = communicator.size();
+      commit(files, request.folder, std::move(request.manifest), ranks, *temporary);
+    }
+    return std::string();
+  });
+  return fmt::format("{}/{}", request.folder, place["tag"].get<std::string>());
+}
+
+}  // namespace zeropage::checkpoint

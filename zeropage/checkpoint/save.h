@@ -1,0 +1,32 @@
+/// \file
+/// Saving a step. Collective: all ranks call, each with its own tensors.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "zeropage/checkpoint/file_system.h"
+#include "zeropage/checkpoint/manifest.h"
+#include "zeropage/checkpoint/shard_file.h"
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::checkpoint {
+
+struct SaveRequest {
+  std::string folder;                ///< the steps' common directory, made where missing
+  Manifest manifest;                 ///< tag, parameters, training, host_json...; tensors and shards are filled in here
+  std::vector<LocalTensor> tensors;  ///< this rank's segments; together the ranks' cover every tensor exactly
+};
+
+/// Returns the path of the committed step on every rank. A step of the same tag is replaced in the same instant. When anything
+/// fails on any rank, every rank throws, and what was there before is untouched. Memory: one chunk per rank, and the list of
+/// all segments. Errors: CheckpointError (with the failures of all ranks), PeerError, TimeoutError.
+std::string save(FileSystem& files, comm::Communicator& communicator, SaveRequest request);
+
+/// Refuses tags that are no plain name of a directory. Errors: UsageError.
+void check_tag(const std::string& tag);
+
+inline constexpr const char* kManifestName = "manifest.json";
+inline constexpr const char* kLatestName = "latest";
+
+}  // namespace zeropage::checkpoint

@@ -1,0 +1,170 @@
+#include "zeropage/checkpoint/save.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <csignal>
+
+#include <fstream>
+#include <map>
+
+#include "zeropage/checkpoint/steps.h"
+#include "zeropage/checkpoint/test_checkpoint.h"
+#include "zeropage/comm/test_ranks.h"
+
+namespace zeropage::checkpoint {
+namespace {
+
+constexpr auto kTimeout = std::chrono::seconds(10);
+
+/// Saves with `world` ranks as threads; what each threw.
+std::vector<std::string> save_by_threads(int world, const std::string& folder, const std::string& tag, float content,
+                                         const std::map<int, FileSystem*>& files = {}) {
+  return comm::run_threads(world, kTimeout, [&](comm::Communicator& communicator) {
+    const int rank = communicator.rank();
+    const auto own = files.find(rank);
+    save(own == files.end() ? system_files() : *own->second, communicator,
+         request_for(folder, tag, rank, world, content));
+  });
+}
+
+// Catches extents that are cut, shifted or assigned to another rank: every world size writes, any range reads.
+TEST(Save, AnyRangeReadsBackFromAnyWorldSize) {
+  for (int world = 1; world <= 8; ++world) {
+    const TestFolder folder;
+    for (const auto& outcome : save_by_threads(world, folder.path(), "a", 100)) ASSERT_EQ(outcome, "");
+    Checkpoint step(system_files(), folder.path() + "/a");
+    for (int readers = 1; readers <= 8; ++readers) {
+      for (int r = 0; r < readers; ++r) {
+        const std::int64_t begin = 2100 * r / readers, end = 2100 * (r + 1) / readers;
+        const auto values = weight_of(step, begin, end);
+        for (std::int64_t i = begin; i < end; ++i) ASSERT_EQ(values[i - begin], 100.0f + static_cast<float>(i));
+      }
+    }
+    EXPECT_EQ(step.find("random/" + std::to_string(world - 1))->info.shape[0], world);
+    step.verify();
+  }
+}
+
+// Catches a newest step that is found by name, by time or by what `latest` says, instead of by the order of saves.
+TEST(Save, TheNewestIsTheLastSaved) {
+  const TestFolder folder;
+  EXPECT_EQ(newest_content(folder.path()), -1);
+  save_alone(system_files(), folder.path(), "b", 10);
+  save_alone(system_files(), folder.path(), "a", 5);
+  EXPECT_EQ(newest_content(folder.path()), 5);
+  std::ofstream(folder.path() + "/latest") << "b\n";  // stale
+  EXPECT_EQ(newest_content(folder.path()), 5);
+  save_alone(system_files(), folder.path(), "b", 30);  // the same tag again
+  EXPECT_EQ(newest_content(folder.path()), 30);
+  EXPECT_EQ(list_steps(system_files(), folder.path()).size(), 2u);
+}
+
+// Catches a damaged step that is passed over in silence.
+TEST(Save, ADamagedNewestIsRefusedWithTheNameOfTheOneBefore) {
+  const TestFolder folder;
+  save_alone(system_files(), folder.path(), "a", 1);
+  save_alone(system_files(), folder.path(), "b", 2);
+  std::ofstream(folder.path() + "/b/manifest.json", std::ios::app) << "x";
+  const auto message = comm::outcome_of([&] { newest_content(folder.path()); });
+  EXPECT_TRUE(comm::contains(message, "b/manifest.json") && comm::contains(message, "'a'")) << message;
+}
+
+// Catches tags that lead out of the folder or collide with the room's own names.
+TEST(Save, TagsThatAreNoNamesAreRefused) {
+  for (const auto* tag : {"", ".", "..", "../x", "a/b", "latest", ".hidden", "a\nb"}) {
+    EXPECT_THROW(check_tag(tag), UsageError) << tag;
+  }
+}
+
+// Catches a step that one rank believes in and another does not, an error that is lost, and a failure that harms what was
+// there: each operation of a save fails once, on each rank of two.
+TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
+  int points = 0;
+  for (int rank = 0; rank < 2; ++rank) {
+    for (int at = 0;; ++at, ++points) {
+      const TestFolder folder;
+      save_by_threads(2, folder.path(), "old", 1);
+      bool failed = false;
+      FaultFiles files([&](int op) {
+        if (op != at) return;
+        failed = true;
+        throw IoError("write x: No space left on device");
+      });
+      const auto outcomes = save_by_threads(2, folder.path(), "new", 2, {{rank, &files}});
+      if (!failed) break;
+      // A leftover directory is the only thing a save may fail to remove without failing itself.
+      for (const auto& outcome : outcomes) {
+        ASSERT_TRUE(comm::contains(outcome, "No space left") && comm::contains(outcome, "rank"))
+            << at << ": " << outcome;
+      }
+      const float found = newest_content(folder.path());
+      ASSERT_TRUE(found == 1 || found == 2) << "rank " << rank << ", operation " << at;
+      for (const auto& outcome : save_by_threads(2, folder.path(), "next", 3)) ASSERT_EQ(outcome, "");
+      ASSERT_EQ(newest_content(folder.path()), 3);
+    }
+  }
+  RecordProperty("points", points);
+  EXPECT_GT(points, 15);
+}
+
+/// Saves "new" in a child process that is killed before its operation `at`. True when it was, false when it ended by itself.
+bool killed_while_saving(const std::string& folder, const std::string& tag, int at, bool torn, bool& acknowledged) {
+  const std::string mark = folder + ".saved";
+  const pid_t child = fork();
+  if (child == 0) {
+    FaultFiles files([&](int op) { op == at ? static_cast<void>(kill(getpid(), SIGKILL)) : static_cast<void>(0); },
+                     torn);
+    save_alone(files, folder, tag, 2);
+    std::ofstream(mark) << "yes";
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  acknowledged = std::filesystem::remove(mark);
+  return WIFSIGNALED(status);
+}
+
+// Catches a state between old and new, an acknowledged save that is not there, and leftovers that hinder the next save.
+TEST(SaveFaults, KilledAtAnyOperationTheOldOrTheNewStepLoads) {
+  int points = 0;
+  for (const std::string tag : {"new", "old"}) {  // a step of its own, and one that replaces
+    for (const bool torn : {false, true}) {
+      for (int at = 0;; ++at) {
+        const TestFolder folder;
+        save_alone(system_files(), folder.path(), "old", 1);
+        bool acknowledged = false;
+        const bool killed = killed_while_saving(folder.path(), tag, at, torn, acknowledged);
+        const float found = newest_content(folder.path());
+        ASSERT_TRUE(found == 2 || (found == 1 && !acknowledged)) << tag << ", operation " << at << ": " << found;
+        save_alone(system_files(), folder.path(), "next", 3);
+        ASSERT_EQ(newest_content(folder.path()), 3);
+        for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
+          ASSERT_NE(entry.path().filename().string().front(), '.') << "a leftover stays: " << entry.path();
+        }
+        if (!killed) break;
+        ++points;
+      }
+    }
+  }
+  RecordProperty("points", points);
+  EXPECT_GT(points, 40);
+}
+
+// Catches a rank that is gone and leaves the others waiting or with half a step.
+TEST(SaveFaults, ADeadRankFailsTheOthersAndTheOldStepLoads) {
+  const TestFolder folder;
+  save_by_threads(3, folder.path(), "old", 1);
+  const auto outcomes = comm::run_processes(3, kTimeout, [&](comm::Communicator& communicator) {
+    const int rank = communicator.rank();
+    FaultFiles files([&](int op) {
+      if (rank == 2 && op == 2) kill(getpid(), SIGKILL);
+    });
+    save(files, communicator, request_for(folder.path(), "new", rank, 3, 2));
+  });
+  EXPECT_EQ(outcomes[2], "killed");
+  for (int rank = 0; rank < 2; ++rank) EXPECT_TRUE(comm::contains(outcomes[rank], "PeerError")) << outcomes[rank];
+  EXPECT_EQ(newest_content(folder.path()), 1);
+}
+
+}  // namespace
+}  // namespace zeropage::checkpoint

@@ -1,0 +1,41 @@
+/// \file
+/// JSON that a checkpoint claims: read with bounds, and every access checked. Errors are CheckpointErrors that name the file
+/// and the key.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace zeropage::checkpoint {
+
+inline constexpr int kMaxJsonDepth = 64;
+
+/// Parses one document. Errors: CheckpointError for bad syntax, bad UTF-8, a key that comes twice in an object, more than
+/// kMaxJsonDepth levels.
+nlohmann::json parse_untrusted(std::string_view text, const std::string& origin);
+
+/// A reader of one object whose keys are known.
+class ObjectReader {
+ public:
+  /// `origin` says which file and which object, for messages. Errors: CheckpointError when `value` is no object.
+  ObjectReader(const nlohmann::json& value, std::string origin);
+
+  const nlohmann::json& at(const char* key) const;
+  const nlohmann::json& array(const char* key) const;
+  std::string text(const char* key) const;
+  std::int64_t integer(const char* key, std::int64_t min, std::int64_t max = INT64_MAX) const;
+  std::vector<std::int64_t> integers(const char* key) const;  ///< each >= 0
+  bool boolean(const char* key) const;
+  double number(const char* key) const;  ///< finite
+
+ private:
+  [[noreturn]] void refuse(const char* key, const char* expected) const;
+
+  const nlohmann::json& value_;
+  std::string origin_;
+};
+
+}  // namespace zeropage::checkpoint
