@@ -7,6 +7,7 @@
 #include "zeropage/launch/config_command.h"
 #include "zeropage/launch/launch.h"
 #include "zeropage/launch/options.h"
+#include "zeropage/launch/plan_command.h"
 
 namespace {
 
@@ -28,7 +29,8 @@ class LauncherFormatter : public CLI::Formatter {
   std::string make_usage(const CLI::App* app, std::string name) const override {
     if (app->get_parent()) return CLI::Formatter::make_usage(app, name);
     return "\nUsage: zeropage [options] SCRIPT [arguments of the script...]\n"
-           "       zeropage config FILE [--world_size N]\n";
+           "       zeropage config FILE [--world_size N]\n"
+           "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n";
   }
 };
 
@@ -40,6 +42,8 @@ int run(int argc, char** argv) {
   zeropage::launch::add_launch_options(app, options);
   zeropage::launch::ConfigCommand config;
   const CLI::App* config_command = zeropage::launch::add_config_command(app, config);
+  zeropage::launch::PlanCommand plan;
+  const CLI::App* plan_command = zeropage::launch::add_plan_command(app, plan);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -48,6 +52,10 @@ int run(int argc, char** argv) {
   }
   if (config_command->parsed()) {
     std::fputs(zeropage::launch::config_listing(config).c_str(), stdout);
+    return 0;
+  }
+  if (plan_command->parsed()) {
+    std::fputs(zeropage::launch::plan_listing(plan).c_str(), stdout);
     return 0;
   }
   zeropage::launch::finish_launch_options(app, options);

@@ -22,7 +22,7 @@ DType compute_dtype(config::Precision precision) {
 }
 
 DType gradient_dtype(const StateOptions& options) {
-  if (options.stage >= kGradientsShardedFrom) return DType::kFloat32;
+  if (options.stage >= kGradientsShardedFrom) return options.shard_dtype;
   if (options.accumulation_steps == 1) return compute_dtype(options.precision);
   return options.accumulation_dtype.value_or(DType::kFloat32);
 }

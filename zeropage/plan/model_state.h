@@ -42,7 +42,8 @@ struct StateOptions {
   int world_size = 1;
   config::Precision precision = config::Precision::kFp32;
   std::int64_t accumulation_steps = 1;
-  std::optional<DType> accumulation_dtype;  ///< data_types.grad_accum_dtype
+  std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
+  DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);

@@ -37,6 +37,19 @@ TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
   EXPECT_EQ(bytes(2, 2, Precision::kBf16, 4, DType::kBFloat16).gradients, 400 * 4);
 }
 
+// 16 bytes per parameter, split as the stage says: the ZeRO paper's table for 7.5 billion parameters and 64 ranks.
+TEST(ModelState, ThePublishedTableCountsShardsInTheComputeType) {
+  const auto gigabytes = [](int stage) {
+    const StateOptions options{
+        .stage = stage, .world_size = 64, .precision = Precision::kFp16, .shard_dtype = DType::kFloat16};
+    return static_cast<double>(model_state_bytes({7'500'000'000, 0, 0}, options).total()) / 1e9;
+  };
+  EXPECT_NEAR(gigabytes(0), 120.0, 0.05);
+  EXPECT_NEAR(gigabytes(1), 31.4, 0.05);
+  EXPECT_NEAR(gigabytes(2), 16.6, 0.05);
+  EXPECT_NEAR(gigabytes(3), 1.9, 0.05);
+}
+
 TEST(ModelState, OneRankHoldsEverythingAndOddCountsRoundUp) {
   EXPECT_EQ(bytes(3, 1, Precision::kFp32), bytes(0, 1, Precision::kFp32));
   EXPECT_EQ(model_state_bytes({7, 0, 0}, {3, 4, Precision::kFp32}), (StateBytes{2 * 4, 2 * 4, 2 * 8}));

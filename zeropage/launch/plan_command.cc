@@ -1,0 +1,84 @@
+#include "zeropage/launch/plan_command.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+#include <fstream>
+
+#include "zeropage/base/error.h"
+#include "zeropage/launch/fd.h"
+#include "zeropage/plan/plan.h"
+
+namespace zeropage::launch {
+namespace {
+
+/// A ready configuration never replaces one that somebody has written.
+void write_new(const std::string& path, const std::string& text) {
+  if (std::filesystem::exists(path)) {
+    throw ConfigError("--write: " + path + " exists already: name another file, or remove it first");
+  }
+  std::ofstream file(path, std::ios::binary);
+  file << text << std::flush;
+  if (!file) throw_errno("cannot write " + path, "check the folder and its free space");
+}
+
+plan::Request request_of(const PlanCommand& command) {
+  plan::Request request;
+  request.model = plan::read_model(command.model);
+  request.devices_per_host = command.num_gpus;
+  request.hosts = command.num_nodes;
+  if (!command.device.empty()) {
+    request.hardware = plan::hardware_preset(command.device);
+    for (const auto& [name, value] : command.figures) {
+      if (!value.empty()) plan::set_figure(*request.hardware, name, value);
+    }
+  }
+  request.precision = plan::parse_precision(command.precision);
+  request.micro_batch = command.micro_batch;
+  request.accumulation_steps = command.accumulation_steps;
+  request.sequence = command.sequence;
+  return request;
+}
+
+}  // namespace
+
+CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
+  CLI::App* plan =
+      app.add_subcommand("plan", "What a model takes at every stage, how fast it can be, and what to choose");
+  plan->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
+  plan->add_option("MODEL", command.model,
+                   "Number of parameters (7B), .safetensors file or index, config.json or the folder with it")
+      ->required();
+  plan->add_option("--num_gpus", command.num_gpus, "Devices of a host")->check(CLI::Range(1, 1 << 16))->type_name("N");
+  plan->add_option("--num_nodes", command.num_nodes, "Hosts")->check(CLI::Range(1, 1 << 20))->type_name("N");
+  CLI::Option* device =
+      plan->add_option("--device", command.device, "Kind of the devices: H100, H200, A100, A100-40, V100, 4090")
+          ->type_name("NAME");
+  for (const std::string& name : plan::figure_names()) {
+    std::string words = name;
+    std::ranges::replace(words, '_', ' ');
+    plan->add_option("--" + name, command.figures[name],
+                     "The device's or its host's " + words + ", instead of the preset")
+        ->needs(device)
+        ->type_name("SIZE");
+  }
+  plan->add_option("--precision", command.precision, "bf16, fp16 or fp32")->type_name("NAME");
+  plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
+  plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");
+  plan->add_option("--sequence", command.sequence, "Tokens of a sample")->type_name("N");
+  plan->add_flag("--json", command.json, "Print JSON");
+  plan->add_option("--write", command.write, "Write the recommended ds_config.json to a new file")->type_name("FILE");
+  return plan;
+}
+
+std::string plan_listing(const PlanCommand& command) {
+  const plan::Plan plan = plan::make_plan(request_of(command));
+  if (!command.write.empty()) {
+    if (!plan.recommendation.row) throw ConfigError("--write: " + plan.recommendation.reason);
+    write_new(command.write, plan.rows[*plan.recommendation.row].config);
+  }
+  return command.json ? plan::plan_json(plan) : plan::format_plan(plan);
+}
+
+}  // namespace zeropage::launch

@@ -1,0 +1,43 @@
+/// \file
+/// What the devices, hosts and links of a job can do.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace zeropage::plan {
+
+/// Figures that a program reaches. Rates are in bytes per second and one direction.
+struct Hardware {
+  std::string name;
+  std::int64_t device_bytes = 0;  ///< memory of one device
+  double flops = 0;               ///< of one device, dense, 16 bit
+  double device_memory_rate = 0;  ///< of one device
+  double device_link_rate = 0;    ///< between devices of a host, each
+  double host_link_rate = 0;      ///< between a device and its host
+  double network_rate = 0;        ///< of a host, all its adapters
+  std::int64_t host_bytes = 0;    ///< memory of a host
+  double host_memory_rate = 0;    ///< of a host
+  std::int64_t disk_bytes = 0;    ///< of a host
+  double disk_read_rate = 0;      ///< of a host, all its disks
+  double disk_write_rate = 0;     ///< of a host, all its disks
+};
+
+/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names there are.
+Hardware hardware_preset(std::string_view name);
+
+std::vector<std::string> hardware_preset_names();
+
+/// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB". Errors: ConfigError for another name, or a value
+/// that parse_bytes refuses.
+void set_figure(Hardware& hardware, std::string_view name, std::string_view value);
+
+/// In the order of Hardware.
+std::vector<std::string> figure_names();
+
+/// "80GB", "80GiB", "25e9", "25GB/s" as a number of bytes (per second). Errors: ConfigError that names `what`.
+double parse_bytes(std::string_view text, std::string_view what);
+
+}  // namespace zeropage::plan

@@ -1,0 +1,65 @@
+#include "zeropage/plan/memory_model.h"
+
+#include <algorithm>
+
+#include "zeropage/base/checked.h"
+#include "zeropage/layout/layout.h"
+
+namespace zeropage::plan {
+namespace {
+
+constexpr std::int64_t kPagesOnTheirWay = 4;            // one being filled, and the reductions a rank runs ahead
+constexpr std::int64_t kDiskBuffers = 5;                // offload_param.buffer_count
+constexpr std::int64_t kDiskBufferNumel = 100'000'000;  // offload_param.buffer_size
+constexpr const char* kWhat = "memory of the plan";
+
+std::int64_t page_numel(const Model& model) {
+  return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+}
+
+}  // namespace
+
+std::int64_t compute_bytes(config::Precision precision) { return precision == config::Precision::kFp32 ? 4 : 2; }
+
+MemoryEstimate estimate_memory(const Request& request, const Placement& placement) {
+  const Model& model = request.model;
+  const std::int64_t element = compute_bytes(request.precision);
+  const std::int64_t frozen_numel = model.total_numel - model.trainable_numel;
+  MemoryEstimate memory;
+  memory.state =
+      model_state_bytes({model.trainable_numel, frozen_numel, model.persistent_numel},
+                        {placement.stage, request.world_size(), request.precision, request.accumulation_steps, {}});
+  if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
+    const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
+    memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
+  }
+  if (placement.stage >= 2) memory.buckets = checked_mul(kPagesOnTheirWay * page_numel(model), element, kWhat);
+  if (placement.optimizer != Home::kDevice) {
+    (placement.optimizer == Home::kHost ? memory.host : memory.disk) += memory.state.optimizer;
+    memory.state.optimizer = 0;
+    // A gradient that is a shard waits for the update on the host, where the update runs.
+    if (placement.stage >= 2) {
+      memory.host += memory.state.gradients;
+      memory.state.gradients = 0;
+    }
+  }
+  if (placement.parameters != Home::kDevice) {
+    (placement.parameters == Home::kHost ? memory.host : memory.disk) += memory.state.parameters;
+    memory.state.parameters = 0;
+    if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;
+  }
+  return memory;
+}
+
+std::int64_t activation_bytes(const Request& request, bool checkpointing) {
+  const Shape& shape = request.model.shape;
+  const std::int64_t tokens = checked_mul(request.micro_batch, request.sequence, kWhat);
+  const std::int64_t wider = compute_bytes(request.precision) / 2;
+  const std::int64_t stream = checked_mul(checked_mul(tokens, shape.hidden, kWhat), wider, kWhat);
+  const std::int64_t layer = checked_mul(34, stream, kWhat);
+  const std::int64_t layers = checkpointing ? checked_add(checked_mul(2 * shape.layers, stream, kWhat), layer, kWhat)
+                                            : checked_mul(shape.layers, layer, kWhat);
+  return checked_add(layers, checked_mul(checked_mul(8, tokens, kWhat), shape.vocabulary, kWhat), kWhat);
+}
+
+}  // namespace zeropage::plan

@@ -1,0 +1,25 @@
+/// \file
+/// Bytes beside the model state. Sources: this engine's own limits (frames, buckets); activations: Korthikanti et al., "Reducing
+/// Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv 2104.07857).
+///
+///   frames       stage 3: gathered parameters, at most stage3_max_live_parameters, and never more than there are
+///   buckets      stages 2 and 3: gradient frames on their way
+///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
+///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32 and
+///                their gradient: 8 * s * b * v.
+#pragma once
+
+#include "zeropage/plan/plan.h"
+
+namespace zeropage::plan {
+
+/// Everything but activations, by placement.
+MemoryEstimate estimate_memory(const Request& request, const Placement& placement);
+
+/// Activations of one micro batch on one rank.
+std::int64_t activation_bytes(const Request& request, bool checkpointing);
+
+/// Bytes of one element of the precision.
+std::int64_t compute_bytes(config::Precision precision);
+
+}  // namespace zeropage::plan
