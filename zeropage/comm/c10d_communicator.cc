@@ -102,7 +102,9 @@ class C10dCommunicator final : public Communicator {
     C10dOperation op = describe(OpKind::kAllReduce, dtype, numel, tag);
     if (numel > 0 && size_ > 1) {
       const Carrier carrier = carrier_of(data);
-      if (sums_locally_ || !carrier.on_stream) {
+      // Two terms have no order: the backend's sum has the same bits, in one call instead of two.
+      const bool any_order = size_ == 2 && dtype == DType::kFloat32;
+      if ((sums_locally_ || !carrier.on_stream) && !any_order) {
         add_ordered_all_reduce(op, carrier, data, numel, dtype);
       } else {
         add_backend_all_reduce(op, carrier, data, numel, dtype);

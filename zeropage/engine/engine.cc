@@ -28,6 +28,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_d
   policy.sharded = placement.shard_gradients;
   policy.whole_result = !placement.shard_optimizer;
   policy.reduce_scatter = config.zero.reduce_scatter;
+  policy.overlap = config.zero.overlap_comm;
   if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
   // stored keeps the type autograd made it in.
@@ -128,6 +129,7 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   const double divisor = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
   at::Tensor divided = divisor == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / divisor);
   const at::Tensor scaled = scale() == 1.0 ? divided : at::mul(divided.to(at::kFloat), scale());
+  reducer_->begin_backward(at_boundary());
   torch::autograd::backward({scaled}, {}, options.retain_graph);
   reducer_->end_backward();
   backward_done_ = true;
@@ -219,6 +221,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
   const UpdateInputs inputs{groups_, steps_, verdict.received, gradient_scale};
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
+  communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
   for (int page : updated) {
     update_page(state_, *reducer_, page, inputs, device_);
     if (state_.pager().paged(page)) {
@@ -229,6 +232,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
     }
   }
   for (auto& gather : gathers) gather->wait();
+  communicator_->set_checking(true);
   state_.pager().refresh_pinned();
 }
 

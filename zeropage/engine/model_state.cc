@@ -80,7 +80,9 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   options.world_size = communicator_->size();
   std::int64_t total_numel = 0;
   for (const auto& spec : parameter_specs) total_numel += spec.numel;
-  options.page_numel = config.own.page_numel > 0 ? config.own.page_numel : layout::default_page_numel(total_numel);
+  options.page_numel = config.own.page_numel > 0
+                           ? config.own.page_numel
+                           : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
   options.page_numel =
       std::min({options.page_numel, config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
   layout_ = std::make_shared<const layout::Layout>(std::move(parameter_specs), options);

@@ -145,10 +145,12 @@ std::string Layout::describe() const {
   return text;
 }
 
-std::int64_t default_page_numel(std::int64_t total_numel) {
+std::int64_t default_page_numel(std::int64_t total_numel, bool networked) {
   constexpr std::int64_t kSmallest = 1 << 16;
+  constexpr std::int64_t kWorthAMessage = 1 << 20;
   constexpr std::int64_t kLargest = 1 << 23;
-  return std::clamp(total_numel / 32, kSmallest, kLargest);
+  const std::int64_t worthwhile = networked ? std::min(total_numel / 8, kWorthAMessage) : 0;
+  return std::clamp(std::max(total_numel / 32, worthwhile), kSmallest, kLargest);
 }
 
 }  // namespace zeropage::layout

@@ -199,10 +199,15 @@ TEST(Layout, NonsenseIsAnErrorThatNamesIt) {
 }
 
 TEST(Layout, DefaultPageIsAboutA32ndOfTheModel) {
-  EXPECT_EQ(default_page_numel(0), 1 << 16);
-  EXPECT_EQ(default_page_numel(1000), 1 << 16);
-  EXPECT_EQ(default_page_numel(32 << 20), 1 << 20);
-  EXPECT_EQ(default_page_numel(1LL << 40), 1 << 23);
+  for (const bool networked : {false, true}) {
+    EXPECT_EQ(default_page_numel(0, networked), 1 << 16);
+    EXPECT_EQ(default_page_numel(1000, networked), 1 << 16);
+    EXPECT_EQ(default_page_numel(64 << 20, networked), 1 << 21);
+    EXPECT_EQ(default_page_numel(1LL << 40, networked), 1 << 23);
+  }
+  EXPECT_EQ(default_page_numel(10 << 20, false), 10 << 15);
+  EXPECT_EQ(default_page_numel(10 << 20, true), 1 << 20);
+  EXPECT_EQ(default_page_numel(2 << 20, true), 1 << 18);
 }
 
 }  // namespace

@@ -17,9 +17,6 @@
 namespace zeropage::reduce {
 namespace {
 
-// Frames that may be waiting for peers: one being reduced and one behind it keep the transport busy.
-constexpr std::size_t kMaxInFlight = 2;
-
 constexpr std::int64_t round_to_4k(std::int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
 
 void set_bit(std::string& bits, std::size_t i) { bits[i / 8] = static_cast<char>(bits[i / 8] | (1 << (i % 8))); }
@@ -38,7 +35,9 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       policy_(policy),
       pages_(layout_->pages().size()),
       arrived_(parameters_.size()),
-      received_(parameters_.size()) {
+      came_(parameters_.size()),
+      received_(parameters_.size()),
+      reducing_(policy.sharded) {
   for (const auto& page : layout_->pages()) {
     auto& state = pages_[page.index];
     state.label = "gradients of " + paging::page_label(*layout_, page.index);
@@ -52,6 +51,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
   } else {
     allocate_whole_frames();
   }
+  allocate_pool();
   hooks_ = std::make_unique<GradientHooks>(parameters_, [this](int parameter) { on_gradient(parameter); });
 }
 
@@ -64,12 +64,10 @@ DType Reducer::frame_dtype(int page) const {
 
 void Reducer::allocate_shards() {
   std::int64_t shard_bytes = 0;
-  std::int64_t frame_bytes = 0;
   std::int64_t largest_shard_numel = 0;
   for (int index : order_) {
     const auto& page = layout_->pages()[index];
     shard_bytes += page.shard_numel * element_bytes(policy_.accumulation_dtype);
-    frame_bytes += round_to_4k(page.padded_numel * element_bytes(policy_.frame_dtype));
     largest_shard_numel = std::max(largest_shard_numel, page.shard_numel);
   }
   shards_ = std::make_unique<paging::DeviceBuffer>(shard_bytes, device_, ledger_, MemoryKind::kGradients);
@@ -82,6 +80,13 @@ void Reducer::allocate_shards() {
   }
   if (policy_.accumulation_dtype != DType::kFloat32) {
     scratch_ = std::make_unique<paging::DeviceBuffer>(4 * largest_shard_numel, device_, ledger_, MemoryKind::kBuffers);
+  }
+}
+
+void Reducer::allocate_pool() {
+  std::int64_t frame_bytes = 0;
+  for (int index : order_) {
+    frame_bytes += round_to_4k(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)));
   }
   // Twice: a page may get gradients again while its first frame is being reduced. Only what is touched costs memory.
   frames_ = communicator_->one_sided()
@@ -99,7 +104,7 @@ void Reducer::allocate_whole_frames() {
   std::int64_t offset = 0;
   for (int index : order_) {
     auto& state = pages_[index];
-    state.frame = whole_frames_->data() + offset;
+    state.home = state.frame = whole_frames_->data() + offset;
     offset += round_to_4k(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)));
   }
 }
@@ -123,14 +128,14 @@ void Reducer::on_gradient(int parameter) {
   received_[parameter] = true;
   anything_arrived_ = true;
   backward_open_ = true;
-  if (policy_.sharded) launch_ready();
+  if (reducing_) launch_ready();
 }
 
 void Reducer::acquire_frame(int page) {
   auto& state = pages_[page];
   if (state.frame != nullptr) return;
-  retire(/*all=*/false);
-  state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(policy_.frame_dtype));
+  retire(kMaxInFlight);
+  state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
 }
 
 void Reducer::store(int parameter, const at::Tensor& gradient) {
@@ -157,74 +162,50 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
       place.add_(scaled);
     }
   }
-  if (!first) return;
-  arrived_[parameter] = true;
   state.touched = true;
-  if (++state.arrived == state.expected && !order_settled_ && !state.launched) completed_.push_back(page);
+  if (first) {
+    arrived_[parameter] = true;
+    ++state.arrived;
+  }
+  if (came_[parameter]) return;
+  came_[parameter] = true;
+  if (++state.came == state.expected && reducing_ && !order_settled_ && !state.launched) completed_.push_back(page);
 }
 
-void Reducer::fill_gaps(int page) {
+/// Zeros where no gradient came; from here on the frame belongs to the reduction.
+void Reducer::consume(int page) {
   auto& state = pages_[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
   for (const auto& place : layout_->pages()[page].placements) {
     if (!arrived_[place.parameter]) {
       paging::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
     }
-    if (policy_.sharded) arrived_[place.parameter] = false;
+    arrived_[place.parameter] = false;
+    came_[place.parameter] = false;
   }
-  if (policy_.sharded) state.arrived = 0;
+  state.arrived = 0;
+  state.came = 0;
 }
 
 void Reducer::launch_ready() {
+  retire(SIZE_MAX);  // waits for nothing, but collectives of several stages go on
   for (; next_ < order_.size(); ++next_) {
     const auto& state = pages_[order_[next_]];
     if (!state.expects_gradients()) continue;
-    if (state.arrived < state.expected) return;
+    if (state.came < state.expected) return;
     launch(order_[next_]);
   }
 }
 
-void Reducer::launch(int page) {
-  auto& state = pages_[page];
-  const auto& spec = layout_->pages()[page];
-  acquire_frame(page);
-  fill_gaps(page);
-  std::byte* frame = std::exchange(state.frame, nullptr);
-  const comm::Tag tag{state.label, page};
-  const DType dtype = policy_.frame_dtype;
-  const bool direct = policy_.reduce_scatter && state.result_dtype == DType::kFloat32;
-  if (direct) {
-    in_flight_.push_back({communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
-                                                        /*accumulate=*/state.filled, tag),
-                          frame});
-  } else {
-    std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
-    DType summed_dtype = dtype;
-    if (!policy_.reduce_scatter) {
-      communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)->wait();
-    } else {
-      summed = scratch_->data();
-      summed_dtype = DType::kFloat32;
-      communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag)->wait();
-    }
-    auto sum = paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
-    auto shard = paging::flat_view(state.result, spec.shard_numel, scalar_type_of(state.result_dtype), device_);
-    state.filled ? shard.add_(sum) : shard.copy_(sum);
-    frames_->release(frame);
-  }
-  state.filled = true;
-  state.launched = true;
-}
-
-void Reducer::retire(bool all) {
+void Reducer::retire(std::size_t keep) {
   while (!in_flight_.empty()) {
     auto& oldest = in_flight_.front();
-    if (all || in_flight_.size() > kMaxInFlight) {
+    if (in_flight_.size() > keep) {
       oldest.work->wait();
     } else if (!oldest.work->poll()) {
       return;
     }
-    frames_->release(oldest.frame);
+    if (oldest.settle) oldest.settle();
     in_flight_.pop_front();
   }
 }
@@ -236,13 +217,37 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
   return parts;
 }
 
+void Reducer::begin_backward(bool boundary) {
+  if (policy_.sharded) return;
+  reducing_ = policy_.overlap && boundary && communicator_->size() > 1;
+  reduced_ = false;
+}
+
 void Reducer::end_backward() {
-  if (!policy_.sharded) {
-    backward_open_ = false;
-    return;
+  if (reducing_) {
+    reduce_rest();
+    reduced_ = true;
   }
+  forget_backward();
+}
+
+void Reducer::forget_backward() {
+  for (int page : order_) pages_[page].came = 0;
+  std::fill(came_.begin(), came_.end(), false);
+  next_ = 0;
+  reducing_ = policy_.sharded;
+  backward_open_ = false;
+}
+
+void Reducer::finish() {
+  if (!backward_open_ && (policy_.sharded || reduced_)) return;
+  reduce_rest();
+  forget_backward();
+}
+
+void Reducer::reduce_rest() {
   c10::AutoGradMode no_grad(false);
-  for (; next_ < order_.size(); ++next_) {
+  for (; reducing_ && next_ < order_.size(); ++next_) {
     if (pages_[order_[next_]].expects_gradients()) launch(order_[next_]);
   }
   // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
@@ -252,7 +257,8 @@ void Reducer::end_backward() {
     if (pages_[order_[i]].touched) set_bit(mine, i);
     if (pages_[order_[i]].arrived > 0) set_bit(mine, bits + i);
   }
-  const auto parts = exchange(mine, "end of backward");
+  const auto parts = exchange(mine, "pages with gradients");
+  communicator_->set_checking(false);
   const auto anywhere = [&](std::size_t bit) {
     return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, bit); });
   };
@@ -265,10 +271,9 @@ void Reducer::end_backward() {
     state.touched = false;
     state.launched = false;
   }
-  retire(/*all=*/true);
-  if (any_touched && !order_settled_) settle_order();
-  next_ = 0;
-  backward_open_ = false;
+  retire(0);
+  if (reducing_ && any_touched && !order_settled_) settle_order();
+  communicator_->set_checking(true);
 }
 
 void Reducer::settle_order() {
@@ -286,115 +291,27 @@ void Reducer::settle_order() {
       ->trim();  // the first backward, in an order that was only guessed, may have held more frames than any other will
 }
 
-void Reducer::finish() {
-  if (policy_.sharded) {
-    if (backward_open_) end_backward();
-    return;
-  }
-  c10::AutoGradMode no_grad(false);
-  std::string mine((order_.size() + 7) / 8, '\0');
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    if (pages_[order_[i]].arrived > 0) set_bit(mine, i);
-  }
-  const auto parts = exchange(mine, "pages with gradients");
-  // From here on all ranks start the same collectives: there is nothing left to check.
-  communicator_->set_checking(false);
-  std::deque<std::pair<int, comm::WorkPtr>> summing;
-  std::vector<comm::WorkPtr> gathering;
-  const auto settle_oldest = [&] {
-    summing.front().second->wait();
-    if (policy_.whole_result && policy_.reduce_scatter) gathering.push_back(gather_whole(summing.front().first));
-    summing.pop_front();
-  };
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    if (std::none_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, i); })) continue;
-    if (auto work = sum_whole(order_[i])) summing.emplace_back(order_[i], std::move(work));
-    if (summing.size() > kMaxInFlight) settle_oldest();
-  }
-  while (!summing.empty()) settle_oldest();
-  for (auto& gather : gathering) gather->wait();
-  communicator_->set_checking(true);
-  backward_open_ = false;
-}
-
-comm::WorkPtr Reducer::sum_whole(int page) {
-  auto& state = pages_[page];
-  const auto& spec = layout_->pages()[page];
-  fill_gaps(page);
-  const comm::Tag tag{state.label, page};
-  const DType dtype = frame_dtype(page);
-  state.filled = true;
-  state.result_dtype = dtype;
-  state.result = policy_.whole_result ? state.frame : own_shard(page);
-  if (communicator_->size() == 1) return nullptr;
-  if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
-    reduce_whole_to_fp32(page);
-    return nullptr;
-  }
-  if (!policy_.reduce_scatter) return communicator_->all_reduce(state.frame, spec.padded_numel, dtype, tag);
-  return communicator_->reduce_scatter(state.frame, own_shard(page), spec.shard_numel, dtype, dtype, false, tag);
-}
-
-comm::WorkPtr Reducer::gather_whole(int page) {
-  const auto& state = pages_[page];
-  const std::int64_t shard_bytes = layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
-  return communicator_->all_gather(own_shard(page), state.frame, shard_bytes, comm::Tag{state.label, page});
-}
-
-std::byte* Reducer::own_shard(int page) const {
-  return pages_[page].frame +
-         communicator_->rank() * layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
-}
-
-void Reducer::reduce_whole_to_fp32(int page) {
-  auto& state = pages_[page];
-  const auto& spec = layout_->pages()[page];
-  const comm::Tag tag{state.label, page};
-  const DType dtype = frame_dtype(page);
-  const DType travels = policy_.frame_dtype;
-  auto frame = paging::flat_view(state.frame, spec.padded_numel, scalar_type_of(dtype), device_);
-  std::byte* source = state.frame;
-  std::unique_ptr<paging::DeviceBuffer> converted;
-  if (travels != dtype) {
-    converted = std::make_unique<paging::DeviceBuffer>(spec.padded_numel * element_bytes(travels), device_, ledger_,
-                                                       MemoryKind::kBuffers);
-    paging::flat_view(converted->data(), spec.padded_numel, scalar_type_of(travels), device_).copy_(frame);
-    source = converted->data();
-  }
-  paging::DeviceBuffer sum(4 * spec.shard_numel, device_, ledger_, MemoryKind::kBuffers);
-  communicator_->reduce_scatter(source, sum.data(), spec.shard_numel, travels, DType::kFloat32, false, tag)->wait();
-  if (policy_.whole_result) {
-    paging::flat_view(own_shard(page), spec.shard_numel, scalar_type_of(dtype), device_)
-        .copy_(paging::flat_view(sum.data(), spec.shard_numel, at::kFloat, device_));
-    gather_whole(page)->wait();
-    return;
-  }
-  // The frame has been read by all ranks; at two or more of them its memory has room for the fp32 sum of one shard.
-  state.result = state.frame;
-  state.result_dtype = DType::kFloat32;
-  paging::copy_bytes(state.result, sum.data(), sum.bytes(), device_);
-}
-
 ReducedGradient Reducer::gradient(int page) const {
   const auto& state = pages_[page];
   return state.filled ? ReducedGradient{state.result, state.result_dtype} : ReducedGradient{};
 }
 
 void Reducer::reset() {
-  retire(/*all=*/true);
+  retire(0);
   for (int page : order_) {
     auto& state = pages_[page];
     state.arrived = 0;
     state.filled = false;
     state.launched = false;
     state.touched = false;
-    if (policy_.sharded && state.frame != nullptr) frames_->release(std::exchange(state.frame, nullptr));
+    if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame);
+    state.frame = state.home;
   }
   std::fill(arrived_.begin(), arrived_.end(), false);
   std::fill(received_.begin(), received_.end(), false);
-  next_ = 0;
+  forget_backward();
+  reduced_ = false;
   anything_arrived_ = false;
-  backward_open_ = false;
 }
 
 }  // namespace zeropage::reduce

@@ -1,17 +1,23 @@
 /// \file
 /// Gradients on their way from autograd to the update.
 ///
-///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped.
-///   2. Sharded gradients (stages 2 and 3): when a page is complete its frame is reduce-scattered and added to this rank's fp32
-///      shard. Pages are reduced in one order that all ranks share (first reverse layout order, then the order in which rank
-///      0's first backward completed them), each as soon as it and those before it are complete. A rank waits only for
-///      reductions that lie a few pages back in that order, so the one that is furthest behind can always go on.
-///   3. At the end of a backward what is left of the order is reduced, with zeros where this rank's graph gave nothing: by then all
-///      ranks have started the same reductions, whatever their graphs. Then they exchange which pages still hold
+///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped. A sharded page
+///      (stages 2 and 3) takes a frame when it needs one; a whole page (stages 0 and 1) has its own, in which micro batches add up.
+///   2. In a backward that reduces (any one when sharded, else that of a boundary micro step), a complete page is reduced while
+///      the backward goes on: into this rank's fp32 shard, or in place. Pages are reduced in one order that all ranks
+///      share (first reverse layout order, then the order in which rank 0's first such backward completed them), each as soon
+///      as it and those before it are complete. A rank waits only for reductions that lie a few pages back in that order,
+///      so the one that is furthest behind can always go on.
+///   3. At the end of such a backward what is left of the order is reduced, with zeros where this rank's graph gave nothing: by
+///      then all ranks have started the same reductions, whatever their graphs. Then they exchange which pages still hold
 ///      gradients (more came after the page was reduced: a tied weight in two reentrant segments), and reduce those.
 ///      A page that no rank gave gradients for some backwards leaves the order, to be reduced in this last round if it
 ///      gets any, until it does.
-///   4. Whole gradients (stages 0 and 1) accumulate in their frames and are reduced once, by `finish`, before the update.
+///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the page's.
+///   5. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
+///      reduced by `finish`, before the update.
+///
+/// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
 ///
 /// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update.
 #pragma once
@@ -19,6 +25,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -35,6 +42,7 @@ struct ReducePolicy {
   bool sharded = false;        ///< stages 2 and 3: reduce in every backward, keep a shard
   bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
   bool reduce_scatter = true;  ///< false: all-reduce, then slice
+  bool overlap = true;         ///< false: no reduction goes on beside a backward
   float pre_scale = 1.0f;      ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
@@ -54,7 +62,10 @@ class Reducer {
           const ReducePolicy& policy);
   ~Reducer();
 
-  /// After a backward. Collective when sharded. Errors: PeerError, TimeoutError.
+  /// Before a backward. `boundary`: a step follows it, on every rank.
+  void begin_backward(bool boundary);
+
+  /// After a backward. Collective when it reduced. Errors: PeerError, TimeoutError.
   void end_backward();
 
   /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
@@ -80,13 +91,18 @@ class Reducer {
   }
 
  private:
+  /// Pages that may be waiting for peers: one being reduced and one behind it keep the transport busy.
+  static constexpr std::size_t kMaxInFlight = 2;
+
   struct PageState {
-    std::byte* frame = nullptr;   ///< receiving gradients, or (whole) holding the page's sum
-    std::byte* result = nullptr;  ///< shard, or where in the whole frame the result stands
+    std::byte* home = nullptr;    ///< whole: the frame that holds micro batches' gradients, then the page's sum
+    std::byte* frame = nullptr;   ///< receiving gradients: `home`, or one of the pool
+    std::byte* result = nullptr;  ///< shard, or where in `home` the result stands
     DType result_dtype = DType::kFloat32;
-    int arrived = 0;  ///< gradients in `frame`
+    int arrived = 0;  ///< parameters with a gradient in `frame`
+    int came = 0;     ///< those that got theirs, or more of it, in this backward
     int expected = 0;
-    bool touched = false;     ///< this rank gave gradients in this backward
+    bool touched = false;     ///< this rank gave gradients since the last exchange
     bool launched = false;    ///< reduced in this backward
     bool filled = false;      ///< `result` holds a sum
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
@@ -97,21 +113,24 @@ class Reducer {
   };
   struct InFlight {
     comm::WorkPtr work;
-    std::byte* frame = nullptr;
+    std::function<void()> settle;  ///< what is to be done here when `work` is complete; may be empty
   };
 
   void on_gradient(int parameter);
   void store(int parameter, const at::Tensor& gradient);
   void acquire_frame(int page);
-  void fill_gaps(int page);
+  void consume(int page);
   void launch_ready();
   void launch(int page);
-  void retire(bool all);
+  void launch_sharded(int page, std::byte* frame);
+  void launch_whole(int page, std::byte* frame);
+  void reduce_through_fp32(int page, std::byte* frame, bool late);
+  void retire(std::size_t keep);
+  void reduce_rest();
+  void forget_backward();
   void settle_order();
-  comm::WorkPtr sum_whole(int page);  // null when it is done already
-  comm::WorkPtr gather_whole(int page);
   std::byte* own_shard(int page) const;
-  void reduce_whole_to_fp32(int page);
+  void allocate_pool();
   void allocate_whole_frames();
   void allocate_shards();
   DType frame_dtype(int page) const;
@@ -123,21 +142,24 @@ class Reducer {
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   ReducePolicy policy_;
-  std::unique_ptr<paging::FramePool> frames_;     // sharded
+  std::unique_ptr<paging::FramePool> frames_;     // of sharded pages, and for what comes late to whole ones
   std::unique_ptr<paging::DeviceBuffer> shards_;  // sharded
   std::unique_ptr<comm::Memory> whole_frames_;    // whole
   LedgerEntry whole_entry_;
   std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded, 16-bit shards: one fp32 sum
   std::vector<PageState> pages_;
   std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
+  std::vector<bool> came_;     // and some of it came in this backward
   std::vector<bool> received_;
   std::vector<int> order_;
-  std::vector<int> completed_;  // order in which pages completed in the first backward
+  std::vector<int> completed_;  // order in which pages completed in the first backward that reduced
   bool order_settled_ = false;
   std::size_t next_ = 0;  // first page of order_ that this backward has not come to
   std::deque<InFlight> in_flight_;
   bool anything_arrived_ = false;
-  bool backward_open_ = false;
+  bool backward_open_ = false;  // gradients came that no end_backward has dealt with
+  bool reducing_ = false;       // in this backward
+  bool reduced_ = false;        // the last backward did
   std::mutex mutex_;
   std::unique_ptr<GradientHooks> hooks_;
 };

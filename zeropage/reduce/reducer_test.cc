@@ -2,6 +2,7 @@
 #include "zeropage/reduce/reducer.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/eq.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -11,6 +12,7 @@
 
 #include "zeropage/comm/fault_communicator.h"
 #include "zeropage/comm/test_ranks.h"
+#include "zeropage/paging/pager.h"
 
 namespace zeropage::reduce {
 namespace {
@@ -76,10 +78,11 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
         EXPECT_EQ(sums[segment.parameter], 0);
         continue;
       }
-      const auto* values = static_cast<const float*>(gradient.data) + segment.page_offset - begin;
-      for (std::int64_t i = 0; i < segment.numel; ++i) {
-        ASSERT_EQ(values[i], sums[segment.parameter]) << "parameter " << segment.parameter << " step " << step;
-      }
+      const auto values = paging::flat_view(static_cast<std::byte*>(gradient.data), end - begin,
+                                            scalar_type_of(gradient.dtype), c10::Device(c10::kCPU))
+                              .narrow(0, segment.page_offset - begin, segment.numel);
+      ASSERT_TRUE(at::eq(values, sums[segment.parameter]).all().item<bool>())
+          << "parameter " << segment.parameter << " step " << step;
     }
   }
 }
@@ -89,6 +92,7 @@ struct Case {
   ReducePolicy policy;
   bool two_sided;
   int segments;  ///< graphs per backward: 2 as with a weight that stands in two reentrant checkpoints
+  int steps_from = kBackwards - 1;  ///< backwards from this one on take themselves for the last before a step
 };
 
 class ReducerOnRanks : public testing::TestWithParam<std::tuple<int, Case>> {};
@@ -111,6 +115,7 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
                     c10::Device(c10::kCPU), std::make_shared<Ledger>(), what.policy);
     for (int step = 0; step < kSteps; ++step) {
       for (int backward = 0; backward < kBackwards; ++backward) {
+        reducer.begin_backward(backward >= what.steps_from);
         for (int segment = 0; segment < what.segments; ++segment) {
           run_graph(parameters, graph_of(rank, step, backward * what.segments + segment));
         }
@@ -126,6 +131,17 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
   for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
 }
 
+ReducePolicy without_overlap(ReducePolicy policy) {
+  policy.overlap = false;
+  return policy;
+}
+
+/// Whole pages of 32 bits that travel in 16.
+ReducePolicy travelling_in_bf16(ReducePolicy policy) {
+  policy.frame_dtype = DType::kBFloat16;
+  return policy;
+}
+
 ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
   ReducePolicy policy;
   policy.sharded = sharded;
@@ -134,18 +150,34 @@ ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
   return policy;
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Ranks, ReducerOnRanks,
-    testing::Combine(testing::Values(1, 2, 4),
-                     testing::Values(Case{"stage0", policy_of(false, true, true), false, 1},
-                                     Case{"stage1", policy_of(false, false, true), false, 1},
-                                     Case{"stage2", policy_of(true, false, true), false, 1},
-                                     Case{"stage2_late", policy_of(true, false, true), false, 2},
-                                     Case{"stage2_all_reduce", policy_of(true, false, false), false, 1},
-                                     Case{"stage2_two_sided", policy_of(true, false, true), true, 2})),
-    [](const auto& info) {
-      return std::string(std::get<1>(info.param).name) + "_" + std::to_string(std::get<0>(info.param));
-    });
+std::vector<Case> cases() {
+  const auto stage0 = policy_of(false, true, true);
+  const auto stage1 = policy_of(false, false, true);
+  const auto stage2 = policy_of(true, false, true);
+  return {{"stage0", stage0, false, 1},
+          {"stage0_late", stage0, false, 2},
+          {"stage0_every_backward", stage0, false, 1, 0},
+          {"stage0_no_overlap", without_overlap(stage0), false, 1},
+          {"stage0_bf16", travelling_in_bf16(stage0), false, 2},
+          {"stage1", stage1, false, 1},
+          {"stage1_late", stage1, false, 2},
+          {"stage1_every_backward", stage1, false, 1, 0},
+          {"stage1_never_told", stage1, false, 2, kBackwards},
+          {"stage1_all_reduce", policy_of(false, false, false), false, 2},
+          {"stage1_bf16", travelling_in_bf16(stage1), false, 2},
+          {"stage1_two_sided", stage1, true, 2},
+          {"stage2", stage2, false, 1},
+          {"stage2_late", stage2, false, 2},
+          {"stage2_no_overlap", without_overlap(stage2), false, 2},
+          {"stage2_all_reduce", policy_of(true, false, false), false, 1},
+          {"stage2_two_sided", stage2, true, 2}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, ReducerOnRanks, testing::Combine(testing::Values(1, 2, 4), testing::ValuesIn(cases())),
+                         [](const auto& info) {
+                           return std::string(std::get<1>(info.param).name) + "_" +
+                                  std::to_string(std::get<0>(info.param));
+                         });
 
 }  // namespace
 }  // namespace zeropage::reduce

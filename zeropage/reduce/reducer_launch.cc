@@ -1,0 +1,117 @@
+// How one page is reduced, by where its sum goes and in which types it stands and travels.
+#include <memory>
+#include <utility>
+
+#include "zeropage/paging/pager.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::reduce {
+
+void Reducer::launch(int page) {
+  auto& state = pages_[page];
+  acquire_frame(page);
+  consume(page);
+  std::byte* frame = std::exchange(state.frame, nullptr);
+  policy_.sharded ? launch_sharded(page, frame) : launch_whole(page, frame);
+  state.filled = true;
+  state.launched = true;
+  // All ranks have started the same collective, and the rest of this backward follows from the order they share.
+  communicator_->set_checking(false);
+  if (!policy_.overlap) retire(0);
+}
+
+void Reducer::launch_sharded(int page, std::byte* frame) {
+  auto& state = pages_[page];
+  const auto& spec = layout_->pages()[page];
+  const comm::Tag tag{state.label, page};
+  const DType dtype = policy_.frame_dtype;
+  if (policy_.reduce_scatter && state.result_dtype == DType::kFloat32) {
+    in_flight_.push_back({communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
+                                                        /*accumulate=*/state.filled, tag),
+                          [this, frame] { frames_->release(frame); }});
+    return;
+  }
+  std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
+  DType summed_dtype = dtype;
+  if (!policy_.reduce_scatter) {
+    communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)->wait();
+  } else {
+    summed = scratch_->data();
+    summed_dtype = DType::kFloat32;
+    communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag)->wait();
+  }
+  auto sum = paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
+  auto shard = paging::flat_view(state.result, spec.shard_numel, scalar_type_of(state.result_dtype), device_);
+  state.filled ? shard.add_(sum) : shard.copy_(sum);
+  frames_->release(frame);
+}
+
+void Reducer::launch_whole(int page, std::byte* frame) {
+  auto& state = pages_[page];
+  const auto& spec = layout_->pages()[page];
+  if (state.filled) {
+    reduce_through_fp32(page, frame, /*late=*/true);
+    return;
+  }
+  const DType dtype = frame_dtype(page);
+  state.result = policy_.whole_result ? frame : own_shard(page);
+  state.result_dtype = dtype;
+  if (communicator_->size() == 1) return;
+  if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
+    reduce_through_fp32(page, frame, /*late=*/false);
+    return;
+  }
+  const comm::Tag tag{state.label, page};
+  retire(kMaxInFlight);
+  in_flight_.push_back({policy_.whole_result || !policy_.reduce_scatter
+                            ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)
+                            : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
+                                                            /*accumulate=*/false, tag),
+                        {}});
+}
+
+/// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to the page's
+/// when it came late. Where all ranks need it whole it is gathered at once: a gather that began when this rank happens
+/// to see the sum complete would come at different places of the ranks' sequences.
+void Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
+  auto& state = pages_[page];
+  const auto& spec = layout_->pages()[page];
+  const comm::Tag tag{state.label, page};
+  const DType dtype = frame_dtype(page);
+  const auto buffer = [&](std::int64_t bytes) {
+    return std::make_shared<paging::DeviceBuffer>(bytes, device_, ledger_, MemoryKind::kBuffers);
+  };
+  std::shared_ptr<paging::DeviceBuffer> converted;
+  if (policy_.frame_dtype != dtype) {
+    converted = buffer(spec.padded_numel * element_bytes(policy_.frame_dtype));
+    paging::flat_view(converted->data(), spec.padded_numel, scalar_type_of(policy_.frame_dtype), device_)
+        .copy_(paging::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
+  }
+  const auto sum = buffer(4 * spec.shard_numel);
+  // The frame is free when all ranks have read it; at two or more of them it has room for the fp32 sum of one shard.
+  if (!late && !policy_.whole_result) {
+    state.result = frame;
+    state.result_dtype = DType::kFloat32;
+  }
+  std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
+  retire(kMaxInFlight);
+  auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
+                                            policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag);
+  auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
+    const auto from = paging::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
+    auto to = paging::flat_view(target, spec.shard_numel, target_type, device_);
+    late ? to.add_(from) : to.copy_(from);
+    if (late) frames_->release(frame);
+  };
+  in_flight_.push_back({std::move(work), std::move(settle)});
+  if (!policy_.whole_result) return;
+  retire(0);
+  communicator_->all_gather(target, state.home, spec.shard_numel * element_bytes(dtype), tag)->wait();
+}
+
+std::byte* Reducer::own_shard(int page) const {
+  return pages_[page].home +
+         communicator_->rank() * layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
+}
+
+}  // namespace zeropage::reduce
