@@ -15,6 +15,7 @@ using Unlocked = py::call_guard<py::gil_scoped_release>;
 void init_errors(py::module_& module);
 void init_config(py::module_& module);
 void init_report(py::module_& module);
+void init_plan(py::module_& module);
 void init_comm(py::module_& module);
 void init_c10d(py::module_& module);
 void init_engine(py::module_& module);

@@ -30,6 +30,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_errors(module);
   init_config(module);
   init_report(module);
+  init_plan(module);
   init_comm(module);
   init_c10d(module);
   init_engine(module);

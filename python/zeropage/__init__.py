@@ -12,11 +12,12 @@ from . import errors
 from ._C import version as __version__
 from .initialize import add_config_arguments, initialize
 
-_LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "testing", "utils", "zero")
+_LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "runtime", "testing", "utils", "zero")
 _LAZY_NAMES = {
     "init_distributed": "comm",
     "ZeropageEngine": "engine",
     "DeepSpeedEngine": "engine",
+    "plan": "planning",
     "ZeropageOptimizer": "optimizer",
 }
 

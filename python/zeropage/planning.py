@@ -1,0 +1,81 @@
+"""`zeropage.plan`: what a model takes at every stage, how fast it can be, and what to choose."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from . import _C
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rows: one dict per stage and offload, with bytes by kind, time where the device is known, and its "config".
+
+    recommendation: {"row": index or None, "checkpointing": bool, "reason": text}.
+    """
+
+    model: dict[str, Any]
+    rows: list[dict[str, Any]]
+    recommendation: dict[str, Any]
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The recommended configuration, for `initialize(config=...)`; None when nothing fits."""
+        row = self.recommendation["row"]
+        return None if row is None else self.rows[row]["config"]
+
+
+def plan(
+    model: str | int | os.PathLike | torch.nn.Module | Iterable[torch.Tensor],
+    *,
+    num_gpus: int = 1,
+    num_nodes: int = 1,
+    device: str | None = None,
+    precision: str = "bf16",
+    micro_batch: int = 1,
+    accumulation_steps: int = 1,
+    sequence: int = 2048,
+    **figures: str | float,
+) -> Plan:
+    """Plans without running anything.
+
+    model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (meta tensors will do).
+    num_gpus: devices of a host. device: "H100", "H200", "A100", ...; None: bytes only. figures: replace the device's, as the
+    options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s".
+    Raises ConfigError, IoError.
+    """
+    if figures and device is None:
+        raise ConfigError(f"plan: {', '.join(figures)} replaces a figure of a device: name one, as device='H100'")
+    document, text = _C.make_plan(
+        _model_of(model),
+        num_gpus,
+        num_nodes,
+        device or "",
+        {name: str(value) for name, value in figures.items()},
+        precision,
+        micro_batch,
+        accumulation_steps,
+        sequence,
+    )
+    fields = json.loads(document)
+    return Plan(fields["model"], fields["rows"], fields["recommendation"], text)
+
+
+def _model_of(model: Any) -> _C.PlanModel:
+    if isinstance(model, (str, int, os.PathLike)):
+        return _C.PlanModel.read(os.fspath(model) if isinstance(model, os.PathLike) else str(model))
+    name = type(model).__name__ if isinstance(model, torch.nn.Module) else "parameters"
+    parameters = list(model.parameters() if isinstance(model, torch.nn.Module) else model)
+    wrong = next((p for p in parameters if not isinstance(p, torch.Tensor)), None)
+    if wrong is not None:
+        raise ConfigError(f"plan takes a number, a path, a module or its parameters; got {type(wrong).__name__} among the parameters")
+    return _C.PlanModel.of_parameters(name, [p.numel() for p in parameters], [p.requires_grad for p in parameters])

@@ -1,0 +1,3 @@
+"""Names that scripts import from `deepspeed.runtime.zero`."""
+
+from . import stage3, stage_1_and_2  # noqa: F401
