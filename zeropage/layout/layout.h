@@ -96,6 +96,6 @@ class Layout {
 /// The page size used when the user names none: about a 32nd of the model, between 2^16 and 2^23 elements, so that small
 /// models do not become one page and large ones have frames of the size of a transformer block. `networked`, where a page
 /// costs a message or two whatever its size: 2^20 elements or more, if that is at most an eighth of the model.
-std::int64_t default_page_numel(std::int64_t total_numel, bool networked);
+std::int64_t default_page_numel(std::int64_t total_numel, bool networked = false);
 
 }  // namespace zeropage::layout
