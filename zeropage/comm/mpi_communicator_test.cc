@@ -26,7 +26,7 @@ Job run_job(int ranks, const std::string& scenario) {
   const std::string command =
       "for name in $(env | sed -n 's/^\\(OMPI_[A-Z]*\\|PMIX\\)_[^=]*=.*/&/p' | cut -d= -f1); "
       "do unset $name; done; "
-      "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " MPIEXEC " --oversubscribe -n " +
+      "OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " MPIEXEC " -n " +
       std::to_string(ranks) + " " MPI_RANKS " " + scenario + " 2>&1";
   Job job;
   const auto begin = Clock::now();
