@@ -72,13 +72,13 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   return pieces;
 }
 
-void add_micro_batch(Clock& clock, const Pieces& pieces, const Placement& placement, double times) {
-  const bool gathers = placement.stage == 3;
+/// `times` micro batches; `reduces`: with the reduction of gradients.
+void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, bool reduces) {
   const double loads_s = placement.parameters != Home::kDevice ? pieces.host_in_s : 0;
   const double reads_s = placement.parameters == Home::kDisk ? pieces.disk_in_s : 0;
-  const double gather_s = gathers ? pieces.gather_s : 0;
-  const double reduce_s = placement.stage >= 2 ? pieces.reduce_s : 0;
-  const double stores_s = placement.stage >= 2 && placement.optimizer != Home::kDevice ? pieces.host_out_s : 0;
+  const double gather_s = placement.stage == 3 ? pieces.gather_s : 0;
+  const double reduce_s = reduces ? (placement.stage == 0 ? 2 : 1) * pieces.reduce_s : 0;
+  const double stores_s = reduces && placement.optimizer != Home::kDevice ? pieces.host_out_s : 0;
   clock.add_overlapped({{"computation", times * pieces.forward_s},
                         {"gathering parameters", times * gather_s},
                         {"host link", times * loads_s},
@@ -92,10 +92,6 @@ void add_micro_batch(Clock& clock, const Pieces& pieces, const Placement& placem
 
 void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, const Placement& placement) {
   const Hardware& hardware = *request.hardware;
-  if (placement.stage < 2) {
-    clock.add("reducing gradients", (placement.stage == 0 ? 2 : 1) * pieces.reduce_s);
-    if (placement.optimizer != Home::kDevice) clock.add("host link", pieces.host_out_s);
-  }
   const double owned =
       static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
   if (placement.optimizer == Home::kDevice) {
@@ -118,7 +114,9 @@ TimeEstimate estimate_time(const Request& request, const Placement& placement, b
   const Pieces pieces = pieces_of(request, placement, checkpointing);
   const auto times = static_cast<double>(request.accumulation_steps);
   Clock clock;
-  add_micro_batch(clock, pieces, placement, times);
+  const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
+  add_micro_batches(clock, pieces, placement, times - reducing, false);
+  add_micro_batches(clock, pieces, placement, reducing, true);
   add_boundary(clock, request, pieces, placement);
   return clock.result(times * (pieces.forward_s + pieces.backward_s));
 }

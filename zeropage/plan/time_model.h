@@ -6,7 +6,8 @@
 ///                 per token for attention, a third more with checkpointing (PaLM, arXiv 2204.02311, appendix B)
 ///   link          between ranks: the devices' links in a host; across hosts the slower of those and the host's network, since
 ///                 a ring crosses each host's border once
-///   stage 0       all-reduce after the backward: 2 * e_g * P. Stage 1: reduce-scatter e_g * P, and gather e * P after the update
+///   stage 0       all-reduce beside the last backward of a step: 2 * e_g * P
+///   stage 1       reduce-scatter e_g * P beside the last backward; gather e * P after the update
 ///   stage 2       reduce-scatter in every backward, beside it; gather e * P after the update
 ///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO, arXiv 1910.02054: 3 P)
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
