@@ -19,5 +19,6 @@ void init_plan(py::module_& module);
 void init_comm(py::module_& module);
 void init_c10d(py::module_& module);
 void init_engine(py::module_& module);
+void init_checkpoint(py::module_& module);
 
 }  // namespace zeropage::python

@@ -34,5 +34,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_comm(module);
   init_c10d(module);
   init_engine(module);
+  init_checkpoint(module);
   zeropage::set_blocking_scope_factory(&enter_unlocked_wait);
 }

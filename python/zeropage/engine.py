@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from . import _C, report, zero
+from .checkpoint import CheckpointingEngine
 from .dataloader import make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
@@ -26,7 +27,7 @@ class _Destroyed:
         raise UsageError("this engine was destroyed; call zeropage.initialize again")
 
 
-class ZeropageEngine(EngineSettings, ModuleView):
+class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
     """Wraps a module. Made by `zeropage.initialize`; the loop is
 
     loss = engine(batch); engine.backward(loss); engine.step()

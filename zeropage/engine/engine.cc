@@ -10,7 +10,9 @@
 #include <set>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/exchange.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/optim/loss_scale.h"
@@ -84,6 +86,9 @@ class Engine::Impl {
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   void take_scheduled();
+  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, device_}; }
+  checkpoint::TrainingState training() const;
+  void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
 
   config::Config config_;
   std::shared_ptr<comm::Communicator> communicator_;
@@ -260,6 +265,31 @@ void Engine::Impl::take_scheduled() {
   }
 }
 
+checkpoint::TrainingState Engine::Impl::training() const {
+  checkpoint::TrainingState training{global_steps_, skipped_steps_, consecutive_skips_, micro_steps_, {}, {}};
+  if (schedule_) training.schedule_iteration = schedule_->last_batch_iteration();
+  if (scaler_) training.loss_scale = scaler_->state();
+  return training;
+}
+
+void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadOptions& options) {
+  reducer_->reset();
+  backward_done_ = false;
+  if (options.module_only) return;
+  last_ = StepResult{};
+  global_steps_ = training.global_steps;
+  skipped_steps_ = training.skipped_steps;
+  consecutive_skips_ = training.consecutive_skips;
+  // With another number of accumulation steps the next micro step is again the first of an update.
+  const bool same_count = training.micro_steps % accumulation_steps_ == 0;
+  micro_steps_ = same_count ? training.micro_steps : training.global_steps * accumulation_steps_;
+  if (options.optimizer_states && scaler_ && training.loss_scale) scaler_->set_state(*training.loss_scale);
+  if (options.schedule && schedule_ && training.schedule_iteration) {
+    schedule_->set_last_batch_iteration(*training.schedule_iteration);
+    take_scheduled();
+  }
+}
+
 void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
   auto found = tickets_.find(ticket);
   if (found == tickets_.end())
@@ -340,6 +370,36 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
   return ticket;
 }
 void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
+
+std::string Engine::save_checkpoint(const SaveOptions& options) {
+  if (impl_->reducer_->anything_arrived()) {
+    throw UsageError(
+        "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
+        "the "
+        "step() that ends the update, or forget them with zero_grad()");
+  }
+  return save_state(impl_->checkpointed(), impl_->training(), options);
+}
+
+std::optional<std::string> Engine::find_checkpoint(const std::string& folder, const std::optional<std::string>& tag) {
+  const auto answers =
+      checkpoint::together(*impl_->communicator_, fmt::format("no checkpoint was loaded from {}", folder), [&] {
+        if (impl_->communicator_->rank() != 0) return std::string();
+        return checkpoint::choose_step(checkpoint::system_files(), folder, tag).value_or("");
+      });
+  const auto& path = answers.front();
+  if (path.empty()) return std::nullopt;
+  // A rank that cannot see what rank 0 sees is found here, and not when the others wait for it.
+  checkpoint::together(*impl_->communicator_, fmt::format("{} was not loaded", path),
+                       [&] { return checkpoint::Checkpoint(checkpoint::system_files(), path).manifest().tag; });
+  return path;
+}
+
+LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
+  auto report = load_state(impl_->checkpointed(), step, options);
+  impl_->resume(step.manifest().training, options);
+  return report;
+}
 
 void Engine::trim_memory() {
   impl_->state_.pager().trim(/*evict_all=*/true);

@@ -22,7 +22,15 @@
 #include "zeropage/paging/pager.h"
 #include "zeropage/plan/model_state.h"
 
+namespace zeropage::checkpoint {
+class Checkpoint;
+}
+
 namespace zeropage::engine {
+
+struct SaveOptions;
+struct LoadOptions;
+struct LoadReport;
 
 /// One parameter of the model. The tensor stays the user's own object: the engine replaces its storage.
 struct ParameterInput {
@@ -101,6 +109,17 @@ class Engine {
   /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each rank wrote
   /// stands, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);
+
+  /// Collective. Saves everything that training goes on from; returns the step's path. Errors: UsageError between
+  /// the micro steps of an update (gradients are not kept), CheckpointError; see save_state in `checkpoint.h`.
+  std::string save_checkpoint(const SaveOptions& options);
+
+  /// Collective. The path of the step to load from a folder, as rank 0 sees it: the tagged, or the newest; nullopt when there is
+  /// none. Errors: CheckpointError, also when another rank cannot read the same manifest.
+  std::optional<std::string> find_checkpoint(const std::string& folder, const std::optional<std::string>& tag);
+
+  /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in `checkpoint.h`.
+  LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);
 
   /// Gives cached frames and evictable pages back to the system.
   void trim_memory();

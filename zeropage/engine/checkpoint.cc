@@ -1,0 +1,356 @@
+#include "zeropage/engine/checkpoint.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/GradMode.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <numeric>
+#include <set>
+
+#include "zeropage/base/error.h"
+#include "zeropage/checkpoint/exchange.h"
+#include "zeropage/checkpoint/save.h"
+
+namespace zeropage::engine {
+namespace {
+
+using checkpoint::LocalTensor;
+using checkpoint::TensorInfo;
+using checkpoint::TensorRecord;
+
+constexpr std::array<std::pair<const char*, at::ScalarType>, 10> kTypes = {{{"F32", at::kFloat},
+                                                                            {"BF16", at::kBFloat16},
+                                                                            {"F16", at::kHalf},
+                                                                            {"F64", at::kDouble},
+                                                                            {"I64", at::kLong},
+                                                                            {"I32", at::kInt},
+                                                                            {"I16", at::kShort},
+                                                                            {"I8", at::kChar},
+                                                                            {"U8", at::kByte},
+                                                                            {"BOOL", at::kBool}}};
+
+std::string type_name(at::ScalarType type, const std::string& tensor) {
+  for (const auto& [name, known] : kTypes) {
+    if (known == type) return name;
+  }
+  throw CheckpointError(
+      fmt::format("tensor '{}' has the type {}, which checkpoints do not hold", tensor, c10::toString(type)));
+}
+
+at::ScalarType type_of(const TensorInfo& info) {
+  return std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& row) { return info.dtype == row.first; })->second;
+}
+
+/// The extents in the order in which the parameter lies in memory: its shape, unless it is transposed or channels-last.
+std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
+  if (!tensor.is_non_overlapping_and_dense()) return tensor.sizes().vec();  // laid out contiguously
+  std::vector<std::int64_t> order(static_cast<std::size_t>(tensor.dim())), shape;
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return tensor.stride(a) > tensor.stride(b); });
+  if (tensor.is_contiguous()) return tensor.sizes().vec();
+  for (const auto dim : order) shape.push_back(tensor.size(dim));
+  return shape;
+}
+
+/// fp32 state of an owned range besides the master, by the names it has in checkpoints.
+std::vector<std::pair<std::string, float*>> moments_of(const OwnedRange& own) {
+  return {{"exp_avg", own.exp_avg}, {"exp_avg_sq", own.exp_avg_sq}};
+}
+
+at::ScalarType page_type(const CheckpointedState& state, const layout::Page& page, int parameter) {
+  switch (page.dtype) {
+    case DType::kFloat32: return at::kFloat;
+    case DType::kBFloat16: return at::kBFloat16;
+    case DType::kFloat16: return at::kHalf;
+    default: return state.model.tensors()[parameter].scalar_type();
+  }
+}
+
+bool has_masters(const CheckpointedState& state) { return state.model.compute_dtype() != DType::kFloat32; }
+
+checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
+  auto* bytes = static_cast<std::byte*>(const_cast<void*>(data));
+  if (device.is_cpu()) {
+    return [bytes](std::int64_t begin, std::byte* out, std::int64_t count) {
+      std::memcpy(out, bytes + begin, static_cast<std::size_t>(count));
+    };
+  }
+  return [bytes, device](std::int64_t begin, std::byte* out, std::int64_t count) {
+    const auto host = paging::flat_view(bytes + begin, count, at::kByte, device).cpu();
+    std::memcpy(out, host.const_data_ptr(), static_cast<std::size_t>(count));
+  };
+}
+
+/// What lies in this rank's shard of a page.
+void add_page(const CheckpointedState& state, const layout::Page& page, std::vector<LocalTensor>& out) {
+  const int rank = state.communicator.rank();
+  const auto& own = state.model.owned(page.index);
+  for (const auto& segment : state.model.layout()->shard_segments(page.index, rank)) {
+    const auto& name = state.model.layout()->parameters()[segment.parameter].name;
+    const auto shape = stored_shape(state.model.tensors()[segment.parameter]);
+    const std::int64_t at = segment.page_offset - own.begin;
+    const auto add = [&](const std::string& kind, at::ScalarType type, const void* data) {
+      out.push_back({{kind + "/" + name, type_name(type, name), shape},
+                     segment.parameter_offset,
+                     segment.numel,
+                     reader_of(data, state.device)});
+    };
+    add("value", page_type(state, page, segment.parameter), own.parameter + at * page.element_bytes);
+    if (!page.trainable) continue;
+    if (has_masters(state)) add("master", at::kFloat, own.master + at);
+    for (const auto& [kind, data] : moments_of(own)) add(kind, at::kFloat, data + at);
+  }
+}
+
+std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const SaveOptions& options) {
+  std::vector<LocalTensor> out;
+  const auto& layout = *state.model.layout();
+  for (const auto& page : layout.pages()) {
+    if (page.trainable || !options.exclude_frozen) add_page(state, page, out);
+  }
+  for (std::size_t i = 0; i < layout.parameters().size() && state.communicator.rank() == 0; ++i) {
+    const auto& parameter = layout.parameters()[i];
+    if (parameter.numel > 0 || (!parameter.trainable && options.exclude_frozen)) continue;
+    const auto& tensor = state.model.tensors()[i];
+    out.push_back({{"value/" + parameter.name, type_name(tensor.scalar_type(), parameter.name), stored_shape(tensor)},
+                   0,
+                   0,
+                   reader_of(nullptr, c10::kCPU)});
+  }
+  for (const auto& [name, tensor] : options.host_tensors) {
+    const at::Tensor host = tensor.detach().cpu().contiguous();
+    auto read = reader_of(host.const_data_ptr(), c10::kCPU);
+    out.push_back({{name, type_name(host.scalar_type(), name), host.sizes().vec()},
+                   0,
+                   host.numel(),
+                   [host, read](std::int64_t begin, std::byte* to, std::int64_t bytes) { read(begin, to, bytes); }});
+  }
+  return out;
+}
+
+/// One range of a tensor of the checkpoint and where it goes.
+struct Transfer {
+  const TensorRecord* source;
+  std::int64_t offset;
+  at::Tensor target;  ///< flat
+};
+
+struct Plan {
+  std::vector<Transfer> transfers;
+  std::vector<std::pair<int, std::int64_t>> updates;  ///< parameter, optimizer steps
+  LoadReport report;
+  std::vector<std::string> problems;
+};
+
+/// Compares the checkpoint with the model and lists what this rank has to read.
+class Planner {
+ public:
+  Planner(const CheckpointedState& state, const checkpoint::Checkpoint& step, const LoadOptions& options)
+      : state_(state), step_(step), options_(options) {
+    for (const auto& record : step.manifest().parameters) {
+      records_[record.name] = &record;
+      for (const auto& alias : record.aliases) records_.emplace(alias, &record);
+    }
+  }
+
+  Plan plan() {
+    const auto& parameters = state_.model.layout()->parameters();
+    std::set<const checkpoint::ParameterRecord*> used;
+    std::vector<const checkpoint::ParameterRecord*> found(parameters.size(), nullptr);
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      const auto record = records_.find(parameters[i].name);
+      if (record != records_.end() && step_.find("value/" + record->second->name) != nullptr) {
+        found[i] = record->second;
+        used.insert(record->second);
+        check_shape(static_cast<int>(i), *record->second);
+      } else if (parameters[i].trainable || !step_.manifest().frozen_excluded) {
+        plan_.report.missing.push_back(parameters[i].name);
+      }
+    }
+    for (const auto& record : step_.manifest().parameters) {
+      if (!used.contains(&record) && step_.find("value/" + record.name)) plan_.report.unexpected.push_back(record.name);
+    }
+    if (options_.strict) {
+      for (const auto& name : plan_.report.missing) problem("'{}' is in the model, not in the checkpoint", name);
+      for (const auto& name : plan_.report.unexpected) problem("'{}' is in the checkpoint, not in the model", name);
+    }
+    if (!plan_.problems.empty()) return std::move(plan_);
+    for (const auto& page : state_.model.layout()->pages()) add_page(page, found);
+    return std::move(plan_);
+  }
+
+ private:
+  template <typename... Arguments>
+  void problem(fmt::format_string<Arguments...> format, Arguments&&... arguments) {
+    plan_.problems.push_back(fmt::format(format, std::forward<Arguments>(arguments)...));
+  }
+
+  void check_shape(int parameter, const checkpoint::ParameterRecord& record) {
+    const auto expected = stored_shape(state_.model.tensors()[parameter]);
+    for (const std::string kind : {"value", "master", "exp_avg", "exp_avg_sq"}) {
+      const auto* tensor = step_.find(kind + "/" + record.name);
+      if (tensor == nullptr || tensor->info.shape == expected) continue;
+      problem("'{}' has the shape [{}] in the model, [{}] in the checkpoint", record.name, fmt::join(expected, ", "),
+              fmt::join(tensor->info.shape, ", "));
+      return;
+    }
+  }
+
+  void add(const TensorRecord* source, const layout::Segment& segment, void* data, at::ScalarType type) {
+    plan_.transfers.push_back(
+        {source, segment.parameter_offset, paging::flat_view(data, segment.numel, type, state_.device)});
+  }
+
+  void add_page(const layout::Page& page, const std::vector<const checkpoint::ParameterRecord*>& found) {
+    const auto& own = state_.model.owned(page.index);
+    const auto& layout = *state_.model.layout();
+    const bool paged = state_.model.pager().paged(page.index);
+    const std::int64_t kept_begin = paged ? own.begin : 0;
+    const std::int64_t kept_end = paged ? own.begin + own.numel : page.padded_numel;
+    std::byte* kept = paged ? own.parameter : state_.model.whole_page(page.index);
+    for (const auto& segment : layout.segments(page.index, kept_begin, kept_end)) {
+      if (found[segment.parameter] == nullptr) continue;
+      const auto type = page_type(state_, page, segment.parameter);
+      const auto* value = step_.find("value/" + found[segment.parameter]->name);
+      add(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
+          kept + (segment.page_offset - kept_begin) * page.element_bytes, type);
+    }
+    for (const auto& segment : layout.segments(page.index, own.begin, own.begin + own.numel)) {
+      if (page.trainable && found[segment.parameter] != nullptr) add_optimizer(own, segment, *found[segment.parameter]);
+    }
+    for (const auto& place : page.placements) {
+      if (page.trainable && found[place.parameter] != nullptr && with_optimizer()) {
+        plan_.updates.emplace_back(place.parameter, found[place.parameter]->updates);
+      }
+    }
+  }
+
+  void add_optimizer(const OwnedRange& own, const layout::Segment& segment, const checkpoint::ParameterRecord& record) {
+    const std::int64_t at = segment.page_offset - own.begin;
+    if (has_masters(state_)) add(precise(record.name), segment, own.master + at, at::kFloat);
+    if (!with_optimizer()) return;
+    for (const auto& [kind, data] : moments_of(own)) {
+      const auto* moment = step_.find(kind + "/" + record.name);
+      if (moment != nullptr) {
+        add(moment, segment, data + at, at::kFloat);
+      } else if (options_.strict) {
+        problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
+                kind);
+      }
+    }
+  }
+
+  bool with_optimizer() const { return options_.optimizer_states && !options_.module_only; }
+
+  /// The fp32 values where there are any.
+  const TensorRecord* precise(const std::string& parameter) const {
+    const auto* master = step_.find("master/" + parameter);
+    return master != nullptr ? master : step_.find("value/" + parameter);
+  }
+
+  const CheckpointedState& state_;
+  const checkpoint::Checkpoint& step_;
+  const LoadOptions& options_;
+  std::map<std::string, const checkpoint::ParameterRecord*> records_;
+  Plan plan_;
+};
+
+/// Reads what a transfer needs into memory of its own.
+at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::int64_t offset, std::int64_t numel) {
+  auto values = at::empty({numel}, at::TensorOptions().dtype(type_of(source.info)));
+  step.read(source, offset, numel, static_cast<std::byte*>(values.mutable_data_ptr()));
+  return values;
+}
+
+/// What users wrote since the last step becomes part of the state. The ranks must have come together: nobody may still be reading
+/// the shards.
+void settle(ModelState& model) {
+  for (const int page : model.pager().take_written()) model.follow_user_writes(page);
+  model.pager().write_back_dirty();
+}
+
+void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
+  for (const auto& transfer : plan.transfers) {
+    transfer.target.copy_(fetch(step, *transfer.source, transfer.offset, transfer.target.numel()));
+  }
+  for (const auto& [parameter, updates] : plan.updates) state.updates[static_cast<std::size_t>(parameter)] = updates;
+}
+
+}  // namespace
+
+std::string save_state(const CheckpointedState& state, const checkpoint::TrainingState& training,
+                       const SaveOptions& options) {
+  c10::AutoGradMode no_grad(false);
+  state.model.absorb_replaced();
+  state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
+  settle(state.model);
+  checkpoint::SaveRequest request;
+  request.folder = options.folder;
+  auto& manifest = request.manifest;
+  manifest.library_version = ZEROPAGE_VERSION;
+  manifest.tag = options.tag;
+  manifest.latest = options.latest;
+  manifest.stage = state.config.zero.stage;
+  manifest.frozen_excluded = options.exclude_frozen;
+  manifest.training = training;
+  manifest.config_json = state.config.effective_json;
+  manifest.host_json = options.host_json;
+  const auto& parameters = state.model.layout()->parameters();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!parameters[i].trainable && options.exclude_frozen) continue;
+    const auto aliases = options.aliases.find(parameters[i].name);
+    manifest.parameters.push_back({parameters[i].name,
+                                   aliases == options.aliases.end() ? std::vector<std::string>{} : aliases->second,
+                                   parameters[i].trainable, state.updates[i]});
+  }
+  request.tensors = local_tensors(state, options);
+  return checkpoint::save(checkpoint::system_files(), state.communicator, std::move(request));
+}
+
+LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options) {
+  c10::AutoGradMode no_grad(false);
+  auto& pager = state.model.pager();
+  state.model.absorb_replaced();
+  pager.end_pass();
+  Plan plan;
+  checkpoint::together(state.communicator, fmt::format("{} was not loaded, and the model is as it was", step.path()),
+                       [&] {
+                         plan = Planner(state, step, options).plan();
+                         if (!options.problem.empty()) plan.problems.push_back(options.problem);
+                         if (!plan.problems.empty())
+                           throw CheckpointError(fmt::format("{}", fmt::join(plan.problems, "\n    ")));
+                         for (const auto& transfer : plan.transfers) {
+                           fetch(step, *transfer.source, transfer.offset, transfer.target.numel());
+                         }
+                         return std::string();
+                       });
+  settle(state.model);
+  std::vector<int> paged;
+  for (const auto& page : state.model.layout()->pages()) {
+    if (pager.paged(page.index)) paged.push_back(page.index);
+  }
+  pager.drop_stale(paged);
+  const auto mixed =
+      fmt::format("{} changed while it was loaded: the model is not to be used, load again", step.path());
+  checkpoint::together(state.communicator, mixed, [&] {
+    apply(state, step, plan);
+    return std::string();
+  });
+  for (const int page : paged) pager.publish(page);
+  pager.refresh_pinned();
+  for (const auto& tensor : state.model.tensors()) tensor.unsafeGetTensorImpl()->bump_version();
+  return std::move(plan.report);
+}
+
+at::Tensor read_tensor(checkpoint::Checkpoint& step, const std::string& name) {
+  const auto* record = step.find(name);
+  if (record == nullptr) throw CheckpointError(fmt::format("{}: there is no tensor '{}'", step.path(), name));
+  const auto numel = checkpoint::shape_numel(record->info.shape, step.path());
+  return fetch(step, *record, 0, numel).view(record->info.shape);
+}
+
+}  // namespace zeropage::engine

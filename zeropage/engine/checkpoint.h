@@ -1,0 +1,66 @@
+/// \file
+/// An engine's state as tensors of a checkpoint, and back. The same segments whatever the stage: rank r writes what lies in
+/// its shard of each page, and reads what it keeps of each page.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "zeropage/checkpoint/load.h"
+#include "zeropage/checkpoint/manifest.h"
+#include "zeropage/comm/communicator.h"
+#include "zeropage/config/config.h"
+#include "zeropage/engine/model_state.h"
+
+namespace zeropage::engine {
+
+struct SaveOptions {
+  std::string folder;
+  std::string tag;
+  bool latest = true;                                       ///< false: never found as the newest step, only by its tag
+  bool exclude_frozen = false;                              ///< leave out parameters that are not trained
+  std::map<std::string, std::vector<std::string>> aliases;  ///< further names of tied parameters
+  std::string host_json = "{}";                             ///< rank 0's is kept
+  std::map<std::string, at::Tensor> host_tensors;           ///< this rank's; names differ between ranks
+};
+
+struct LoadOptions {
+  bool strict = true;            ///< parameters of the model and of the checkpoint must be the same
+  bool optimizer_states = true;  ///< moments, update counts, loss scale; false: masters start from the loaded values
+  bool schedule = true;
+  bool module_only = false;  ///< parameters alone: no optimizer, schedule or counters
+  std::string problem;       ///< what the caller found wrong on this rank; not empty: no rank loads anything
+};
+
+/// What a load that was not strict has left alone.
+struct LoadReport {
+  std::vector<std::string> missing;     ///< parameters of the model that the checkpoint does not have
+  std::vector<std::string> unexpected;  ///< parameters of the checkpoint that the model does not have
+};
+
+/// What of an engine a checkpoint touches.
+struct CheckpointedState {
+  ModelState& model;
+  std::vector<std::int64_t>& updates;  ///< per parameter: optimizer steps so far
+  comm::Communicator& communicator;
+  const config::Config& config;
+  c10::Device device;
+};
+
+/// Collective. Returns the step's path. Memory: one chunk, and on devices one more. Errors: as checkpoint::save.
+std::string save_state(const CheckpointedState& state, const checkpoint::TrainingState& training,
+                       const SaveOptions& options);
+
+/// Collective, in two phases: every rank compares names, shapes and types and reads everything it needs once against the digests;
+/// only when that went well on all ranks, everything is read again into its place. Types may differ: fp32 sources are
+/// rounded, 16-bit ones widened. Memory: the largest segment. Errors: CheckpointError, with the model as it was; or, when files
+/// changed between the phases, with a message that the model is not to be used.
+LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options);
+
+/// A whole tensor of a checkpoint, on the host. Errors: CheckpointError, IoError.
+at::Tensor read_tensor(checkpoint::Checkpoint& step, const std::string& name);
+
+}  // namespace zeropage::engine
