@@ -110,17 +110,29 @@ class Engine::Impl {
   std::int64_t consecutive_skips_ = 0;
   bool backward_done_ = false;
   StepResult last_;
+  std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
 
+  /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
+  void require_whole_state(std::string_view caller) const;
+
  private:
   double gradient_divisor() const;
+  void take_user_writes();
+  void update(const Verdict& verdict, float gradient_scale);
   Verdict agree();
   void apply(const Verdict& verdict, float gradient_scale);
   void count_skip(const Verdict& verdict);
 };
 
+void Engine::Impl::require_whole_state(std::string_view caller) const {
+  if (failure_.empty()) return;
+  throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
+}
+
 at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  require_whole_state("backward");
   if (!loss.defined() || loss.numel() != 1) {
     throw UsageError(fmt::format("backward() expects a loss with one element, got {}; reduce it first (loss.mean())",
                                  loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
@@ -163,6 +175,7 @@ Verdict Engine::Impl::agree() {
 }
 
 bool Engine::Impl::step() {
+  require_whole_state("step");
   if (groups_.empty()) {
     throw UsageError(
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
@@ -179,9 +192,6 @@ bool Engine::Impl::step() {
 
   state_.absorb_replaced();
   const Verdict verdict = agree();
-  for (int page : state_.pager().take_written()) state_.follow_user_writes(page);
-  state_.pager().write_back_dirty();
-
   const double divisor = gradient_divisor();
   last_ = StepResult{};
   last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor;
@@ -189,11 +199,12 @@ bool Engine::Impl::step() {
                        (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
   if (overflow) {
+    take_user_writes();
     count_skip(verdict);
   } else {
-    last_.applied = true;
     last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
-    apply(verdict, static_cast<float>(last_.clip_coefficient / divisor));
+    update(verdict, static_cast<float>(last_.clip_coefficient / divisor));
+    last_.applied = true;
     consecutive_skips_ = 0;
   }
   ++global_steps_;
@@ -206,6 +217,35 @@ bool Engine::Impl::step() {
     take_scheduled();
   }
   return true;
+}
+
+void Engine::Impl::take_user_writes() {
+  for (int page : state_.pager().take_written()) state_.follow_user_writes(page);
+  state_.pager().write_back_dirty();
+}
+
+/// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
+/// different parts of the way.
+void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
+  const auto fail = [&](const std::exception& error) {
+    failure_ = fmt::format(
+        "the update of step {} ended in the middle on rank {}, and the state of this engine is not consistent any "
+        "more; "
+        "restart from a checkpoint. The cause: {}",
+        global_steps_ + 1, communicator_->rank(), error.what());
+    communicator_->abort(failure_);
+    return failure_;
+  };
+  try {
+    take_user_writes();
+    apply(verdict, gradient_scale);
+  } catch (const PeerError& error) {
+    throw PeerError(fail(error));
+  } catch (const TimeoutError& error) {
+    throw TimeoutError(fail(error));
+  } catch (const std::exception& error) {
+    throw Error(fail(error));
+  }
 }
 
 void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
@@ -291,6 +331,7 @@ void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadO
 }
 
 void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
+  if (modifier_rank >= 0) require_whole_state("release");
   auto found = tickets_.find(ticket);
   if (found == tickets_.end())
     throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
@@ -318,6 +359,7 @@ Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamP
 Engine::~Engine() = default;
 
 void Engine::before_forward() {
+  impl_->require_whole_state("forward");
   impl_->state_.absorb_replaced();
   // Without an optimizer no step ends the pass: each forward is one.
   if (impl_->groups_.empty()) impl_->state_.pager().end_pass();

@@ -79,7 +79,8 @@ class Engine {
 
   /// Ends a micro step. At an accumulation boundary: verdict over all ranks, update, next learning rate; returns true. In
   /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
-  /// Error (loss scale exhausted). A step is applied by all ranks or by none.
+  /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
+  /// others raise, and their engines refuse everything from then on but reading (UsageError: restart from a checkpoint).
   bool step();
 
   /// Forgets gradients accumulated so far.
