@@ -7,7 +7,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv demo test bench lint format gpu-bundle gpu-test clean
+.PHONY: setup venv demo demo-cpp test bench lint format gpu-bundle gpu-test clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
 	@tools/build.sh $(BUILD)
@@ -17,6 +17,9 @@ venv:
 
 demo: setup ## trains a small language model on two ranks, stages 0 to 3
 	@$(BIN)/python examples/demo.py
+
+demo-cpp: setup ## the same in C++, at stage 2: examples/cpp
+	@$(BIN)/zeropage --num_gpus=2 $(BUILD)/examples/cpp/train_gpt --config examples/ds_config.json --steps 30
 
 test: setup lint ## what CI runs
 	@tools/test.sh $(BUILD)

@@ -1,7 +1,7 @@
 # Finds the installed torch by asking the Python that will import it, so that any wheel (CPU or CUDA, 2.11 and newer)
 # works without its own CMake package, which would demand a CUDA toolkit for CUDA builds.
-# Defines the target zeropage_libtorch (headers, libraries, ABI) and zeropage_libtorch_python (plus the Python binding).
-find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+# Defines the target zeropage_libtorch (headers, libraries, ABI). Also part of the installed CMake package.
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 # pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch that
 # the package will be used with.
 foreach(flags "" -E)
@@ -35,6 +35,3 @@ target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
 if(NOT SKBUILD)  # a wheel finds torch beside itself, see INSTALL_RPATH
   target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
 endif()
-
-add_library(zeropage_libtorch_python INTERFACE)
-target_link_libraries(zeropage_libtorch_python INTERFACE zeropage_libtorch torch_python torch Python::Module)

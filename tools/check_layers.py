@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "base config layout plan io optim comm checkpoint paging reduce engine report launch python".split()
-TORCH_ROOMS = {"paging", "reduce", "engine", "python"}
+ROOMS = "base config layout plan io optim comm checkpoint paging reduce engine report cpp launch python".split()
+TORCH_ROOMS = {"paging", "reduce", "engine", "cpp", "python"}
 # These never see torch, not even through a room that does.
 TORCH_FREE_ROOMS = {"report", "launch"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
@@ -14,9 +14,11 @@ TORCH = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
 
 
 def room_of(path: Path) -> str:
-    """The room a file lives in: zeropage/<room>/..., or "python" for the bindings."""
+    """The room a file lives in: zeropage/<room>/...; "cpp" for zeropage/zeropage.h, "python" for the bindings."""
     parts = path.relative_to(ROOT).parts
-    return parts[1] if parts[0] == "zeropage" else "python"
+    if parts[0] != "zeropage":
+        return "python"
+    return parts[1] if len(parts) > 2 else "cpp"
 
 
 def may_include_torch(path: Path) -> bool:

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <fstream>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/suggest.h"
@@ -71,6 +72,13 @@ void check_unbuilt(const CLI::App& app) {
       given, near.empty() ? "" : fmt::format("did you mean {}? ", near)));
 }
 
+/// Compiled programs start with these bytes; nobody means to run one with python.
+bool is_compiled(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string start(4, '\0');
+  return file.read(start.data(), 4) && start == "\177ELF";
+}
+
 }  // namespace
 
 void add_launch_options(CLI::App& app, Options& options) {
@@ -112,6 +120,7 @@ void finish_launch_options(const CLI::App& app, Options& options) {
   if (options.module && options.no_python) {
     throw ConfigError("--module runs the script with python -m and --no_python without python; give one of them");
   }
+  if (!options.module && is_compiled(options.script)) options.no_python = true;
   if (options.num_ranks == -1) options.num_ranks.reset();
   if (options.num_ranks && *options.num_ranks < 1) {
     throw ConfigError(fmt::format("--num_gpus {}: expected 1 or more ranks (-1: one per GPU)", *options.num_ranks));

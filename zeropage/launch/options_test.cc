@@ -68,5 +68,12 @@ TEST(Options, ErrorsSayWhatToDo) {
   EXPECT_NE(error_of({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);
 }
 
+// Python would call a compiled program a script with a syntax error.
+TEST(Options, ACompiledProgramNeedsNoPython) {
+  EXPECT_TRUE(parse({"/proc/self/exe"}).no_python);
+  EXPECT_FALSE(parse({"--module", "/proc/self/exe"}).no_python);
+  EXPECT_FALSE(parse({"/proc/self/cmdline"}).no_python);
+}
+
 }  // namespace
 }  // namespace zeropage::launch

@@ -1,0 +1,25 @@
+# Installs what a C++ program needs: the library, the public headers and the CMake package. A wheel holds the same folders
+# within the Python package (`python -m zeropage --cmake-dir`).
+include(CMakePackageConfigHelpers)
+set(root "")
+if(SKBUILD)
+  set(root zeropage/)
+  set_target_properties(zeropage_cpp PROPERTIES INSTALL_RPATH "\$ORIGIN/../../torch/lib")
+else()
+  set_target_properties(zeropage_cpp PROPERTIES INSTALL_RPATH ${torch_lib})
+  install(TARGETS zeropage_cli RUNTIME DESTINATION bin)
+endif()
+install(TARGETS zeropage_cpp LIBRARY DESTINATION ${root}lib)
+
+foreach(header zeropage.h cpp/config.h cpp/engine.h cpp/report.h base/dtype.h base/error.h comm/c10d_communicator.h comm/communicator.h
+        comm/shared_memory_communicator.h comm/thread_communicator.h)
+  get_filename_component(folder zeropage/${header} DIRECTORY)
+  install(FILES zeropage/${header} DESTINATION ${root}include/${folder})
+endforeach()
+
+set(package ${root}share/cmake/zeropage)
+configure_package_config_file(cmake/zeropage-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config.cmake
+  INSTALL_DESTINATION ${package} NO_CHECK_REQUIRED_COMPONENTS_MACRO)
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/zeropage-config-version.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config-version.cmake
+  cmake/torch.cmake cmake/torch_info.py DESTINATION ${package})

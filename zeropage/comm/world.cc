@@ -1,0 +1,145 @@
+#include "zeropage/comm/world.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <optional>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::comm {
+namespace {
+
+constexpr const char* kLaunchHint =
+    "launch with `zeropage --num_gpus=N PROGRAM` or `torchrun --nproc_per_node=N PROGRAM`, which set all of them, or "
+    "unset all of "
+    "them to run as a single rank";
+
+/// What one launcher calls the four numbers.
+struct Names {
+  const char* rank;
+  const char* local_rank;
+  const char* size;
+  const char* local_size;
+};
+
+constexpr Names kTorchNames{"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"};
+
+// A variable that is there only in the ranks, not in the shell of an allocation, tells who started them.
+constexpr Names kOtherNames[] = {
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    {"PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"},
+};
+constexpr Names kSlurmNames{"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"};
+
+using Found = std::vector<std::pair<std::string, std::optional<std::string>>>;
+
+std::optional<std::string> get(const Environment& environment, const char* name) {
+  const char* value = environment(name);
+  return value ? std::optional<std::string>(value) : std::nullopt;
+}
+
+std::string list_given(const Found& found) {
+  std::vector<std::string> given;
+  for (const auto& [name, value] : found) {
+    if (value) given.push_back(name + "=" + *value);
+  }
+  return fmt::format("{}", fmt::join(given, ", "));
+}
+
+int to_int(const std::string& text, const Found& found) {
+  int value = 0;
+  const char* end = text.data() + text.size();
+  const auto result = std::from_chars(text.data(), end, value);
+  if (text.empty() || result.ec != std::errc() || result.ptr != end) {
+    throw ConfigError(fmt::format("expected integers in {}: {}", list_given(found), kLaunchHint));
+  }
+  return value;
+}
+
+/// found: rank, local rank, size, local size, then whatever else must be there.
+World read_world(const Found& found) {
+  std::vector<std::string> missing;
+  for (const auto& [name, value] : found) {
+    if (!value) missing.push_back(name);
+  }
+  if (!missing.empty()) {
+    throw ConfigError(
+        fmt::format("the environment has {} but not {}: {}", list_given(found), fmt::join(missing, ", "), kLaunchHint));
+  }
+  const auto number = [&](int i) { return to_int(*found[i].second, found); };
+  const World world{number(0), number(1), number(2), number(3)};
+  const bool ranks_fit = 0 <= world.rank && world.rank < world.size;
+  const bool local_ranks_fit = 0 <= world.local_rank && world.local_rank < world.local_size;
+  if (!ranks_fit || !local_ranks_fit || world.local_size > world.size) {
+    throw ConfigError(
+        fmt::format("the ranks in the environment contradict each other ({}): {}", list_given(found), kLaunchHint));
+  }
+  return world;
+}
+
+Found look_up(const Environment& environment, const Names& names) {
+  return {{names.rank, get(environment, names.rank)},
+          {names.local_rank, get(environment, names.local_rank)},
+          {names.size, get(environment, names.size)},
+          {names.local_size, get(environment, names.local_size)}};
+}
+
+/// The entry of host `node` in Slurm's list of tasks per host: "4(x2),3" is 4, 4, 3. Nothing when it is not in the list.
+std::optional<std::string> tasks_of_node(std::string_view list, int node) {
+  while (!list.empty()) {
+    const std::string_view entry = list.substr(0, list.find(','));
+    list.remove_prefix(std::min(list.size(), entry.size() + 1));
+    const auto repeated = entry.find("(x");
+    int times = 1;
+    if (repeated != std::string_view::npos) std::from_chars(entry.data() + repeated + 2, entry.end(), times);
+    if (node < times) return std::string(entry.substr(0, repeated));
+    node -= times;
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+World world_from_environment(const Environment& environment) {
+  Found found = look_up(environment, kTorchNames);
+  if (found[0].second || found[1].second || found[2].second) {
+    if (!found[3].second) found[3].second = get(environment, "LOCAL_SIZE");
+    if (found[2].second != "1") {
+      for (const char* name : {"MASTER_ADDR", "MASTER_PORT"}) found.emplace_back(name, get(environment, name));
+    }
+    return read_world(found);
+  }
+  for (const Names& names : kOtherNames) {
+    if (environment(names.rank)) return read_world(look_up(environment, names));
+  }
+  if (environment(kSlurmNames.size)) {
+    found = look_up(environment, kSlurmNames);
+    const std::string node = get(environment, "SLURM_NODEID").value_or("0");
+    if (found[3].second) found[3].second = tasks_of_node(*found[3].second, to_int(node, found));
+    return read_world(found);
+  }
+  return World{};
+}
+
+std::string segment_name(const Environment& environment, std::int64_t number) {
+  std::string identity = get(environment, "ZEROPAGE_JOB_TOKEN").value_or("");
+  if (identity.empty()) {
+    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
+                             "PMIX_NAMESPACE", "PMIX_SERVER_URI2", "PMI_JOBID", "SLURM_JOB_ID", "SLURM_STEP_ID"}) {
+      identity += get(environment, name).value_or("") + "|";
+    }
+  }
+  // FNV-1a: a name needs to be short and to differ, not to be hard to guess (only this user may join).
+  std::uint64_t digest = 14695981039346656037ULL;
+  for (const unsigned char c : identity) digest = (digest ^ c) * 1099511628211ULL;
+  return fmt::format("zp-{}-{:016x}-{}", ::getuid(), digest, number);
+}
+
+}  // namespace zeropage::comm

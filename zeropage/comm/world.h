@@ -1,0 +1,35 @@
+/// \file
+/// Who the ranks of a job are, as the program that started them says in the environment. For C++ programs;
+/// python/zeropage/distributed.py reads the same variables.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace zeropage::comm {
+
+/// This rank's place among the ranks of the job.
+struct World {
+  int rank = 0;
+  int local_rank = 0;  ///< among the ranks of this host
+  int size = 1;
+  int local_size = 1;  ///< ranks of this host
+
+  bool operator==(const World&) const = default;
+};
+
+/// The value of an environment variable, or null: std::getenv, or a map in tests.
+using Environment = std::function<const char*(const char*)>;
+
+/// Reads the variables of the first launcher that left any: `zeropage` and `torchrun` (RANK, LOCAL_RANK, WORLD_SIZE,
+/// LOCAL_WORLD_SIZE or LOCAL_SIZE; of more than one rank also MASTER_ADDR and MASTER_PORT must be there), Open MPI's mpirun
+/// (OMPI_COMM_WORLD_*), MPICH's and Intel's (PMI_*, MPI_LOCAL*), srun (SLURM_PROCID, SLURM_STEP_*). None: one rank.
+/// Errors: ConfigError when some are missing, are no integers, or contradict each other.
+World world_from_environment(const Environment& environment);
+
+/// A name for shared memory that the ranks of this job share and no other job of this host has: of the launcher's token, or of
+/// what else tells jobs apart. `number`: which communicator of the job it is; all ranks count alike.
+std::string segment_name(const Environment& environment, std::int64_t number);
+
+}  // namespace zeropage::comm

@@ -1,0 +1,41 @@
+#include "zeropage/cpp/config.h"
+
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "zeropage/base/error.h"
+#include "zeropage/config/config.h"
+
+namespace zeropage {
+
+Config::Config(std::string text, std::string origin) : text_(std::move(text)), origin_(std::move(origin)) {
+  config::Config::from_json(text_, /*world_size=*/0, origin_);  // mistakes are told here, not when ranks meet
+}
+
+Config Config::from_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.is_open() || file.bad()) {
+    throw IoError("cannot read the configuration " + path + ": " + std::strerror(errno) + "; check its path");
+  }
+  return Config(std::move(text), path);
+}
+
+Config Config::from_json(std::string text, std::string origin) { return Config(std::move(text), std::move(origin)); }
+
+Config Config::with(const std::string& changes) const {
+  const auto parse = [](const std::string& text) {
+    return nlohmann::ordered_json::parse(text, nullptr, /*allow_exceptions=*/false, /*ignore_comments=*/true);
+  };
+  const auto patch = parse(changes);
+  if (!patch.is_object()) throw ConfigError("the changes of " + origin_ + " are no JSON object: " + changes);
+  auto merged = parse(text_);
+  merged.merge_patch(patch);
+  return Config(merged.dump(2), origin_ + " with changes");
+}
+
+}  // namespace zeropage

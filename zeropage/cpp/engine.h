@@ -1,0 +1,164 @@
+/// \file
+/// The engine of a C++ program: the same core as Python's, and its methods under the same names. The user's module stays what
+/// it is and is called as before; its parameters are taken over in place.
+///
+/// Not thread-safe: one thread drives an engine.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "zeropage/cpp/config.h"
+#include "zeropage/cpp/report.h"
+
+namespace torch::nn {
+class Module;
+}
+
+namespace zeropage {
+
+namespace comm {
+class Communicator;
+}
+
+/// Parameters that are updated alike. What is absent is the configuration's.
+struct ParameterGroup {
+  std::vector<at::Tensor> parameters;
+  std::optional<double> lr;
+  std::optional<std::pair<double, double>> betas;
+  std::optional<double> eps;
+  std::optional<double> weight_decay;
+};
+
+struct Options {
+  std::vector<ParameterGroup> parameter_groups;  ///< what the optimizer updates; empty: all that is trainable
+  std::shared_ptr<comm::Communicator>
+      communicator;                                ///< null: joins the ranks of this host that the environment tells of
+  std::shared_ptr<comm::Communicator> reductions;  ///< a second one for gradients; two-sided transports need it
+  std::optional<at::Device> device;                ///< absent: the CPU; a GPU needs a communicator, too
+};
+
+/// Keeps parameters whole while it lives; see Engine::gathered.
+class [[nodiscard]] Gathered {
+ public:
+  Gathered(Gathered&& other) noexcept;
+  /// Ends the scope. After an exception without the modifier's broadcast, to which other ranks may not come.
+  ~Gathered() noexcept(false);
+
+ private:
+  friend class Engine;
+  Gathered(Engine& engine, std::int64_t ticket, int modifier_rank);
+
+  Engine* engine_;
+  std::int64_t ticket_;
+  int modifier_rank_;
+  int exceptions_;
+};
+
+/// The scope that Engine::no_sync returns; it has nothing to do.
+struct [[nodiscard]] NoSync {
+  ~NoSync() {}
+};
+
+class Engine {
+ public:
+  class Impl;
+  ~Engine();
+  Engine(Engine&&) noexcept;
+
+  // -- the loop
+
+  /// Takes in parameters that were replaced since the last step (`p.set_data(...)`); without an optimizer it also ends a pass, so
+  /// call it before each forward of an evaluation. Otherwise not needed.
+  void before_forward();
+
+  /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError, those of the
+  /// graph, PeerError, TimeoutError.
+  at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
+
+  /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks apply
+  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError.
+  void step();
+
+  void zero_grad();  ///< forgets gradients accumulated so far; `step` does it by itself after an update
+
+  bool is_gradient_accumulation_boundary() const;  ///< whether the next `step` updates the parameters
+  void set_gradient_accumulation_boundary(std::optional<bool> is_boundary);  ///< nullopt: count micro steps again
+  NoSync no_sync();  ///< several backwards for one `step`, at every stage: gradients accumulate anyway
+
+  bool was_step_applied() const;  ///< false when the last boundary step was skipped because of an overflow
+  std::optional<double> get_global_grad_norm() const;  ///< before clipping, of the last boundary step
+  double mean_loss() const;  ///< of this rank's losses since the last update (of the last update, right after it)
+
+  // -- parameters and memory
+
+  /// While the result lives these parameters are whole on every rank that holds such a result: for code that goes round the
+  /// dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective); absent: what each
+  /// rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the engine's.
+  Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
+
+  MemoryReport memory_report() const;  ///< bytes of every rank, counted and by the formula; collective
+  void print_memory_table() const;     ///< prints it on rank 0; collective
+  void empty_partition_cache();        ///< gives cached frames and pages back to the system
+
+  // -- ranks, batch sizes
+
+  int global_rank() const;
+  int local_rank() const;
+  int world_size() const;
+  at::Device device() const;
+
+  std::int64_t train_batch_size() const;
+  std::int64_t train_micro_batch_size_per_gpu() const;
+  std::int64_t gradient_accumulation_steps() const;
+  std::tuple<std::int64_t, std::int64_t, std::int64_t> get_batch_info() const;  ///< train, micro, accumulation steps
+  void set_train_batch_size(std::int64_t train_batch_size);                     ///< changes the accumulation steps
+  void set_train_micro_batch_size(std::int64_t micro_batch_size);
+
+  // -- optimizer, schedule, precision
+
+  bool has_optimizer() const;
+  std::vector<double> get_lr() const;                      ///< one per group
+  void set_lr(double lr);                                  ///< of all groups, from the next step on
+  void set_lr(const std::vector<double>& lrs);             ///< one per group
+  std::vector<std::pair<double, double>> get_mom() const;  ///< the betas, one pair per group
+  std::int64_t last_batch_iteration() const;               ///< of the configured schedule
+  void set_last_batch_iteration(std::int64_t iteration);   ///< jumps; UsageError when no schedule is configured
+  double gradient_clipping() const;
+  bool fp16_enabled() const;
+  bool bfloat16_enabled() const;
+  double loss_scale() const;
+  bool dynamic_loss_scale() const;
+  bool zero_optimization() const;
+  int zero_optimization_stage() const;
+
+  // -- progress
+
+  std::int64_t global_steps() const;  ///< boundary steps, applied or skipped
+  std::int64_t global_samples() const;
+  std::int64_t micro_steps() const;  ///< calls of `step`
+  std::int64_t skipped_steps() const;
+  std::optional<std::int64_t> steps_per_print() const;
+  const std::string& config() const;  ///< every key with the value in force, as JSON
+
+ private:
+  friend class Gathered;
+  friend Engine initialize(torch::nn::Module& model, const Config& config, const Options& options);
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+/// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers are
+/// cast and get rank 0's values. Collective. The module must outlive the engine's use; shared parameters count once.
+/// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory.
+/// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
+Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
+
+}  // namespace zeropage

@@ -1,0 +1,123 @@
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/nn/module.h>
+
+#include <thread>
+
+#include "zeropage/comm/thread_communicator.h"
+#include "zeropage/zeropage.h"
+
+namespace zeropage {
+namespace {
+
+constexpr const char* kConfig = R"({
+  "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2,
+  "optimizer": {"type": "AdamW", "params": {"lr": 0.5}},
+  "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})";
+
+struct Scale : torch::nn::Module {
+  explicit Scale(double value)
+      : weight(register_parameter("weight", at::full({4}, value))),
+        alias(register_parameter("alias", weight)),
+        offset(register_buffer("offset", at::full({4}, value))) {}
+  at::Tensor forward(const at::Tensor& x) { return (x * weight + offset).sum(); }
+  at::Tensor weight, alias, offset;
+};
+
+/// Runs `body(rank, options)` on two ranks of this process.
+template <class Body>
+void on_two_ranks(Body body) {
+  auto communicators = comm::make_thread_communicators(2, std::chrono::seconds(20));
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < 2; ++rank) {
+    Options options;
+    options.communicator = std::move(communicators[rank]);
+    threads.emplace_back([rank, body, options = std::move(options)] {
+      try {
+        body(rank, options);
+      } catch (const std::exception& error) {
+        ADD_FAILURE() << "rank " << rank << ": " << error.what();
+      }
+    });
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+// Ranks that start from different values, or a buffer that was forgotten, would train different models.
+TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0 + rank);
+    auto engine = initialize(model, Config::from_json(kConfig), options);
+    EXPECT_EQ(model.offset.sum().item<double>(), 4.0);
+    EXPECT_EQ(model.weight.sum().item<double>(), 4.0);
+    EXPECT_EQ(engine.global_rank(), rank);
+    EXPECT_EQ(engine.get_batch_info(), std::make_tuple(8, 2, 2));
+  });
+}
+
+// An accumulation that is not counted, or a rate that does not arrive, would train at another speed than was asked for.
+TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0);
+    auto engine = initialize(model, Config::from_json(kConfig), options);
+    EXPECT_EQ(engine.get_lr(), std::vector<double>{0.5});
+    engine.set_lr(0.25);
+    EXPECT_THROW(engine.set_lr(std::vector<double>{1.0, 2.0}), UsageError);
+    for (int micro = 0; micro < 2; ++micro) {
+      EXPECT_EQ(engine.is_gradient_accumulation_boundary(), micro == 1);
+      engine.backward(model.forward(at::ones({4})));
+      engine.step();
+    }
+    EXPECT_EQ(engine.global_steps(), 1);
+    EXPECT_TRUE(engine.was_step_applied());
+    EXPECT_DOUBLE_EQ(*engine.get_global_grad_norm(),
+                     2.0);  // four gradients of 1, the mean over ranks and micro batches
+    EXPECT_DOUBLE_EQ(engine.mean_loss(), 8.0);
+    // Adam's first step is the rate, whatever the gradient; the weight decay of AdamW takes a little more.
+    EXPECT_NEAR(model.weight.mean().item<double>(), 0.75, 0.01);
+    EXPECT_EQ(engine.memory_report().ranks.size(), 2u);
+    EXPECT_NE(engine.memory_report().table().find("stage 3"), std::string::npos);
+  });
+}
+
+// An edit by one rank that stays with it makes ranks differ from then on.
+TEST(Engine, GatheredHandsOnTheEditsOfOneRank) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0);
+    auto engine = initialize(model, Config::from_json(kConfig), options);
+    {
+      const auto scope = engine.gathered({model.weight}, /*modifier_rank=*/1);
+      if (rank == 1) std::fill_n(static_cast<float*>(model.weight.data_ptr()), 4, 7.0f);
+    }
+    EXPECT_EQ(model.weight.sum().item<double>(), 28.0);
+    EXPECT_THROW(engine.gathered({at::ones({1})}), UsageError);
+  });
+}
+
+// A group whose hyperparameters are lost, or a parameter updated by two, goes unnoticed in a loss curve.
+TEST(Initialize, TakesParameterGroups) {
+  Scale model(1.0);
+  Options options;
+  options.parameter_groups.push_back({{model.weight}, 0.125, std::pair(0.5, 0.75), {}, {}});
+  auto engine = initialize(model, Config::from_json(kConfig), options);
+  EXPECT_EQ(engine.get_lr(), std::vector<double>{0.125});
+  EXPECT_EQ(engine.get_mom().front(), std::pair(0.5, 0.75));
+  Scale other(1.0);
+  options.parameter_groups = {{{other.weight}, {}, {}, {}, {}}, {{other.weight}, {}, {}, {}, {}}};
+  EXPECT_THROW(initialize(other, Config::from_json(kConfig), options), ConfigError);
+}
+
+// A changed key that is not checked, or that takes others with it, would train with another configuration than was asked for.
+TEST(Config, CanBeChangedAndIsChecked) {
+  const auto config = Config::from_json(kConfig).with(R"({"zero_optimization": {"stage": 1}})");
+  Scale model(1.0);
+  const auto engine = initialize(model, config);
+  EXPECT_EQ(engine.zero_optimization_stage(), 1);
+  EXPECT_NE(engine.config().find("0.5"), std::string::npos);
+  EXPECT_THROW(config.with(R"({"zero_optimization": {"stage": 7}})"), ConfigError);
+  EXPECT_THROW(config.with("[]"), ConfigError);
+  EXPECT_THROW(Config::from_file("/nowhere.json"), IoError);
+}
+
+}  // namespace
+}  // namespace zeropage

@@ -1,0 +1,152 @@
+#include <fmt/format.h>
+#include <torch/nn/module.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
+#include "zeropage/cpp/engine_impl.h"
+
+namespace zeropage {
+namespace {
+
+comm::World world_of(const Options& options) {
+  if (options.communicator) {
+    const int rank = options.communicator->rank();
+    const int size = options.communicator->size();
+    return {rank, rank, size, size};
+  }
+  return comm::world_from_environment([](const char* name) { return std::getenv(name); });
+}
+
+/// Joins this rank with its peers, unless the program has done so.
+void join(Engine::Impl& impl, const Options& options) {
+  impl.communicator = options.communicator;
+  impl.reductions = options.reductions;
+  if (impl.communicator) return;
+  if (!impl.device.is_cpu()) {
+    throw ConfigError(fmt::format(
+        "the engine is to run on {}: hand a communicator for that device over in Options::communicator, say of "
+        "comm/c10d_communicator.h",
+        impl.device.str()));
+  }
+  impl.communicator = cpp::join_ranks(impl.config, impl.world);
+}
+
+at::ScalarType parameter_dtype(const config::Config& config, at::ScalarType dtype) {
+  switch (config.precision) {
+    case config::Precision::kBf16: return at::kBFloat16;
+    case config::Precision::kFp16: return at::kHalf;
+    case config::Precision::kFp32: return dtype;
+  }
+  return dtype;
+}
+
+/// Moves the model to the device and casts its buffers; the engine casts parameters page by page.
+void place_model(torch::nn::Module& model, const config::Config& config, c10::Device device) {
+  for (const auto& parameter : model.named_parameters()) {
+    if (parameter.value().is_meta()) {
+      throw ConfigError(fmt::format(
+          "parameter \"{}\" is on the meta device, without values; give it some before initialize", parameter.key()));
+    }
+  }
+  model.to(device);
+  for (auto& buffer : model.buffers()) {
+    if (buffer.is_floating_point()) buffer.set_data(buffer.to(parameter_dtype(config, buffer.scalar_type())));
+  }
+}
+
+config::AdamParams hyperparameters(const ParameterGroup& group, config::AdamParams adam) {
+  adam.lr = group.lr.value_or(adam.lr);
+  adam.eps = group.eps.value_or(adam.eps);
+  adam.weight_decay = group.weight_decay.value_or(adam.weight_decay);
+  if (group.betas) std::tie(adam.beta1, adam.beta2) = *group.betas;
+  return adam;
+}
+
+/// Every parameter once; those of the groups that are not the model's follow after those of the model.
+std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model,
+                                                    const std::vector<ParameterGroup>& groups) {
+  std::vector<engine::ParameterInput> inputs;
+  std::map<const void*, std::size_t> index_of;
+  const auto add = [&](std::string name, const at::Tensor& tensor) {
+    const auto [place, is_new] = index_of.emplace(tensor.unsafeGetTensorImpl(), inputs.size());
+    if (is_new) inputs.push_back({std::move(name), tensor, -1});
+    return place->second;
+  };
+  for (const auto& parameter : model.named_parameters()) add(parameter.key(), parameter.value());
+  for (std::size_t g = 0; g < groups.size(); ++g) {
+    for (std::size_t i = 0; i < groups[g].parameters.size(); ++i) {
+      const at::Tensor& tensor = groups[g].parameters[i];
+      if (!tensor.defined()) throw ConfigError(fmt::format("parameter {} of group {} is an undefined tensor", i, g));
+      engine::ParameterInput& input = inputs[add(fmt::format("group{}.{}", g, i), tensor)];
+      if (input.group >= 0 && input.group != static_cast<int>(g)) {
+        throw ConfigError(fmt::format("parameter \"{}\" is in groups {} and {}; an optimizer updates it once",
+                                      input.name, input.group, g));
+      }
+      if (tensor.requires_grad()) input.group = static_cast<int>(g);
+    }
+  }
+  return inputs;
+}
+
+/// After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere.
+void broadcast_buffers(torch::nn::Module& model, comm::Communicator& communicator) {
+  for (auto& buffer : model.buffers()) {
+    at::Tensor whole = buffer.detach().contiguous();
+    communicator.broadcast(whole.data_ptr(), static_cast<std::int64_t>(whole.nbytes()), 0, {"buffers"})->wait();
+    if (!whole.is_same(buffer)) buffer.detach().copy_(whole);
+  }
+}
+
+report::Progress printed_steps() {
+  report::ProgressOptions options;
+  options.plain_interval_s = 0.0;
+  const auto now_s = [] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  };
+  return report::Progress(options, now_s,
+                          [](std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); });
+}
+
+}  // namespace
+
+Engine initialize(torch::nn::Module& model, const Config& config, const Options& options) {
+  auto impl = std::make_unique<Engine::Impl>();
+  impl->world = world_of(options);
+  impl->config = config::Config::from_json(config.text(), impl->world.size, config.origin());
+  impl->device = options.device.value_or(c10::Device(c10::kCPU));
+  impl->micro_batch_size = impl->config.batch.micro_batch_size;
+  impl->accumulation_steps = impl->config.batch.accumulation_steps;
+  join(*impl, options);
+  const bool first = impl->world.rank == 0;
+  if (first && impl->config.dump_state) std::fprintf(stderr, "%s\n", impl->config.effective_json.c_str());
+  if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
+    log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
+  }
+  place_model(model, impl->config, impl->device);
+
+  std::vector<ParameterGroup> groups = options.parameter_groups;
+  if (groups.empty()) groups.emplace_back().parameters = model.parameters();
+  auto inputs = name_parameters(model, groups);
+  const auto updated = [](const engine::ParameterInput& input) { return input.group >= 0; };
+  impl->has_optimizer =
+      impl->config.optimizer.kind != config::OptimizerKind::kNone && std::any_of(inputs.begin(), inputs.end(), updated);
+  std::vector<config::AdamParams> adam_groups;
+  if (impl->has_optimizer) {
+    for (const auto& group : groups) adam_groups.push_back(hyperparameters(group, impl->config.optimizer.adam));
+  } else {
+    for (auto& input : inputs) input.group = -1;
+  }
+  impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(adam_groups), impl->config,
+                                                impl->communicator, impl->device, impl->reductions);
+  broadcast_buffers(model, *impl->communicator);
+  if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
+  return Engine(std::move(impl));
+}
+
+}  // namespace zeropage

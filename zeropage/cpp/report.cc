@@ -1,0 +1,90 @@
+#include "zeropage/cpp/report.h"
+
+#include <cstring>
+#include <utility>
+
+#include "zeropage/cpp/engine_impl.h"
+#include "zeropage/report/memory_table.h"
+
+namespace zeropage {
+namespace {
+
+MemoryBytes from_formula(const plan::StateBytes& bytes) {
+  return {bytes.parameters, bytes.gradients, bytes.optimizer, 0, 0};
+}
+plan::StateBytes to_formula(const MemoryBytes& bytes) { return {bytes.parameters, bytes.gradients, bytes.optimizer}; }
+
+}  // namespace
+
+std::string MemoryReport::table() const {
+  report::MemoryTable table;
+  table.stage = stage;
+  for (const auto& rank : ranks) {
+    table.ranks.push_back({rank.parameters, rank.gradients, rank.optimizer, rank.frames, rank.buffers});
+  }
+  table.formula = to_formula(formula);
+  table.formula_stage_0 = to_formula(formula_stage_0);
+  return report::format_memory_table(table);
+}
+
+MemoryReport Engine::memory_report() const {
+  const report::RankBytes mine = report::measured_bytes(*impl_->core->ledger());
+  const std::string_view packed(reinterpret_cast<const char*>(mine.data()), sizeof(mine));
+  const std::string everyone = comm::all_gather_small(*impl_->communicator, packed, {"memory report"});
+  MemoryReport out;
+  out.stage = zero_optimization_stage();
+  for (int rank = 0; rank < world_size(); ++rank) {
+    report::RankBytes bytes;
+    std::memcpy(bytes.data(), everyone.data() + rank * sizeof(bytes), sizeof(bytes));
+    out.ranks.push_back({bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]});
+  }
+  out.formula = from_formula(impl_->core->formula_bytes());
+  out.formula_stage_0 = from_formula(impl_->core->formula_bytes_at_stage(0));
+  return out;
+}
+
+report::ProgressSample progress_sample(const Engine& engine, double units_per_sample) {
+  report::ProgressSample sample;
+  sample.step = engine.global_steps();
+  sample.loss = engine.mean_loss();
+  sample.learning_rate = engine.has_optimizer() ? engine.get_lr().front() : 0.0;
+  sample.units = units_per_sample * static_cast<double>(engine.train_batch_size());
+  if (engine.fp16_enabled()) sample.loss_scale = engine.loss_scale();
+  return sample;
+}
+
+class ProgressLine::Impl {
+ public:
+  Impl(const Engine& engine, std::int64_t total_steps, std::string unit, double units_per_sample)
+      : engine_(engine), units_per_sample_(units_per_sample), shown_(engine.global_steps()) {
+    if (engine.global_rank() == 0) line_.emplace(report::Progress::on_stderr(total_steps, std::move(unit)));
+  }
+
+  void update() {
+    if (!line_ || engine_.global_steps() == shown_) return;
+    shown_ = engine_.global_steps();
+    line_->update(progress_sample(engine_, units_per_sample_));
+  }
+
+  void finish() {
+    if (line_) line_->finish();
+    line_.reset();
+  }
+
+ private:
+  const Engine& engine_;
+  double units_per_sample_;
+  std::int64_t shown_;
+  std::optional<report::Progress> line_;
+};
+
+ProgressLine::ProgressLine(const Engine& engine, std::int64_t total_steps, std::string unit, double units_per_sample)
+    : impl_(std::make_unique<Impl>(engine, total_steps, std::move(unit), units_per_sample)) {}
+ProgressLine::ProgressLine(ProgressLine&&) noexcept = default;
+ProgressLine::~ProgressLine() {
+  if (impl_) impl_->finish();
+}
+void ProgressLine::update() { impl_->update(); }
+void ProgressLine::finish() { impl_->finish(); }
+
+}  // namespace zeropage

@@ -1,0 +1,19 @@
+/// \file
+/// The one include of a C++ program that trains with Zeropage:
+///
+///     #include <zeropage/zeropage.h>
+///     auto engine = zeropage::initialize(*model, zeropage::Config::from_file("ds_config.json"));
+///     for (auto& batch : *loader) {
+///       auto loss = model->forward(batch.data, batch.target);  // the user's own module; no wrapper
+///       engine.backward(loss);
+///       engine.step();
+///     }
+///
+/// Ranks are started by `zeropage --num_gpus=2 --no_python ./program`, torchrun, mpirun or srun. docs/cpp.md goes from an empty folder
+/// to two ranks.
+#pragma once
+
+#include "zeropage/base/error.h"
+#include "zeropage/cpp/config.h"
+#include "zeropage/cpp/engine.h"
+#include "zeropage/cpp/report.h"
