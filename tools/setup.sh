@@ -47,6 +47,9 @@ xxhash.h libxxhash-dev
 gtest/gtest.h libgtest-dev
 mpicc libopenmpi-dev
 mpirun openmpi-bin
+ssh openssh-client
+/usr/sbin/sshd openssh-server
+/usr/sbin/ip iproute2
 LIST
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

@@ -2,10 +2,15 @@
 
 #include <arpa/inet.h>
 #include <fmt/format.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,11 +23,14 @@
 #include <sstream>
 
 #include "zeropage/base/error.h"
+#include "zeropage/launch/spawn.h"
 
 namespace zeropage::launch {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr int kPythonTimeout_ms = 20'000;
 
 bool is_program(const fs::path& path) {
   std::error_code error;
@@ -93,6 +101,23 @@ std::vector<std::string> visible_gpus(const std::string& device_folder, const ch
   return gpus;
 }
 
+void check_script(const std::string& script, bool module, bool no_python) {
+  if (module) return;
+  if (no_python) {
+    if (!find_program(script).empty()) return;
+    throw ConfigError(
+        fmt::format("--no_python {}: expected a program that may be executed; give its path, or make it "
+                    "executable (chmod +x)",
+                    script));
+  }
+  std::error_code error;
+  if (fs::exists(script, error)) return;
+  throw ConfigError(
+      fmt::format("the script {} does not exist here; check its path (a module needs --module, a program "
+                  "--no_python)",
+                  script));
+}
+
 std::string find_program(const std::string& name) {
   if (name.find('/') != std::string::npos) return is_program(name) ? name : "";
   const char* path = std::getenv("PATH");
@@ -136,6 +161,60 @@ std::string make_job_token() {
   std::string token;
   for (unsigned char byte : bits) token += fmt::format("{:02x}", byte);
   return token;
+}
+
+std::string torch_version(const std::string& python) {
+  constexpr const char* kProgram =
+      "import importlib.metadata as m\ntry: print(m.version('torch'))\nexcept m.PackageNotFoundError: print('none')";
+  RankPlan plan;
+  plan.argv = {python, "-c", kProgram};
+  Pipe out = make_pipe();
+  SpawnContext context;
+  context.out_fd = out.write.get();
+  const pid_t pid = spawn_rank(plan, context);
+  out.write.reset();
+  std::string version;
+  char buffer[256];
+  pollfd fd{out.read.get(), POLLIN, 0};
+  while (::poll(&fd, 1, kPythonTimeout_ms) > 0) {
+    const ssize_t got = ::read(fd.fd, buffer, sizeof(buffer));
+    if (got <= 0) break;
+    version.append(buffer, static_cast<std::size_t>(got));
+  }
+  ::kill(pid, SIGKILL);
+  ::waitpid(pid, nullptr, 0);
+  while (!version.empty() && version.back() == '\n') version.pop_back();
+  if (version.empty()) {
+    throw IoError(
+        fmt::format("{} does not say which torch it has; check that it runs: {} -c 'import torch'", python, python));
+  }
+  return version;
+}
+
+HostAddress host_address(const char* ssh_connection) {
+  std::istringstream words{std::string(ssh_connection ? ssh_connection : "")};
+  std::string client, client_port, reached;
+  words >> client >> client_port >> reached;
+  HostAddress found{"127.0.0.1", "lo"};
+  ifaddrs* all = nullptr;
+  if (::getifaddrs(&all) != 0) return found;
+  for (const ifaddrs* one = all; one; one = one->ifa_next) {
+    if (!one->ifa_addr || (one->ifa_flags & IFF_LOOPBACK) || !(one->ifa_flags & IFF_UP)) continue;
+    const int family = one->ifa_addr->sa_family;
+    char text[INET6_ADDRSTRLEN] = "";
+    if (family == AF_INET) {
+      ::inet_ntop(family, &reinterpret_cast<const sockaddr_in*>(one->ifa_addr)->sin_addr, text, sizeof(text));
+    } else if (family == AF_INET6) {
+      ::inet_ntop(family, &reinterpret_cast<const sockaddr_in6*>(one->ifa_addr)->sin6_addr, text, sizeof(text));
+    }
+    if (text == reached && !reached.empty()) {
+      found = {text, one->ifa_name};
+      break;
+    }
+    if (family == AF_INET && found.network == "lo") found = {text, one->ifa_name};
+  }
+  ::freeifaddrs(all);
+  return found;
 }
 
 }  // namespace zeropage::launch

@@ -18,6 +18,23 @@ std::vector<std::string> visible_gpus(const std::string& device_folder, const ch
 /// did), else the python3 or python in PATH. Errors: ConfigError when there is none.
 std::string find_python(const std::string& argv0);
 
+/// Checks that the script can be started here: a program with `no_python`, otherwise a file; modules are Python's to find.
+/// Errors: ConfigError.
+void check_script(const std::string& script, bool module, bool no_python);
+
+/// The installed torch of `python`, "none" without one. Cost: a start of Python. Errors: IoError when that does not answer.
+std::string torch_version(const std::string& python);
+
+/// Where others reach this host.
+struct HostAddress {
+  std::string address;
+  std::string network;  ///< the interface's name
+};
+
+/// The address at which an ssh from elsewhere came in (`ssh_connection`: $SSH_CONNECTION or null), else the first one that is
+/// no loopback's, else 127.0.0.1.
+HostAddress host_address(const char* ssh_connection);
+
 /// The program `name` as the shell would find it: itself if it has a slash, else through PATH; empty if there is none.
 std::string find_program(const std::string& name);
 

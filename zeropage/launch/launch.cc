@@ -1,158 +1,183 @@
-/// Two processes look after a job, so that each can clean up when the other dies:
-///
-/// 1. The front is what the user started. It keeps the process id the user knows, hands signals on, and waits.
-/// 2. The supervisor, its child, starts the ranks and does all the work. It is in a process group of its own, so that the
-///    terminal's keys do not reach it; the ranks are in the front's, so that they do reach them, and rank 0 can read the
-///    terminal.
-/// 3. Front to supervisor there is a pipe. If the front dies, however it dies, the pipe ends, and the supervisor kills
-///    everything it started. Both adopt orphans: ranks cannot escape by starting sessions of their own.
-/// 4. If the supervisor dies, the kernel kills the ranks (parent-death signal), and the front kills the rest.
 #include "zeropage/launch/launch.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 
 #include "zeropage/base/error.h"
 #include "zeropage/launch/cores.h"
-#include "zeropage/launch/fd.h"
+#include "zeropage/launch/dry_run.h"
+#include "zeropage/launch/fleet.h"
+#include "zeropage/launch/guard.h"
 #include "zeropage/launch/host.h"
-#include "zeropage/launch/plan.h"
-#include "zeropage/launch/processes.h"
-#include "zeropage/launch/supervise.h"
+#include "zeropage/launch/job.h"
 
 namespace zeropage::launch {
 namespace {
 
-constexpr int kForwardedSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
-
-void check_script(const Options& options) {
-  if (options.module) return;
-  if (options.no_python) {
-    if (!find_program(options.script).empty()) return;
-    throw ConfigError(
-        fmt::format("--no_python {}: expected a program that may be executed; give its path, or make it "
-                    "executable (chmod +x)",
-                    options.script));
-  }
-  std::error_code error;
-  if (std::filesystem::exists(options.script, error)) return;
-  throw ConfigError(
-      fmt::format("the script {} does not exist here; check its path (a module needs --module, a program "
-                  "--no_python)",
-                  options.script));
+std::string this_host_name() {
+  char name[256] = "";
+  if (::gethostname(name, sizeof(name) - 1) != 0) throw_errno("cannot read this host's name", "check the container");
+  return name;
 }
 
-Host look_at_host(const Options& options, const std::string& argv0, const Port& port) {
+Host look_at_host(const Options& options, const Job& job, const std::string& argv0) {
   Host host;
-  host.gpus = visible_gpus("/dev", std::getenv("CUDA_VISIBLE_DEVICES"));
+  host.gpus = visible_gpus("/dev", job.ignores_visible ? nullptr : std::getenv("CUDA_VISIBLE_DEVICES"));
   host.cores = allowed_cores();
   host.units = one_per_unit(host.cores, "/sys/devices/system/cpu");
   host.omp_threads_set = std::getenv("OMP_NUM_THREADS") != nullptr;
   if (!options.no_python) host.python = find_python(argv0);
-  host.port = port.number;
   host.token = make_job_token();
   return host;
 }
 
-/// Descriptors 0, 1 and 2 exist from here on, so that no pipe of ours ends up as a rank's standard stream.
-void open_standard_streams() {
-  int fd = 0;
-  while (fd >= 0 && fd <= 2) fd = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-  ::close(fd);
-}
-
-/// The signals to wait for: those to hand on, unless the user had them ignored (nohup), and SIGCHLD.
-sigset_t watched_signals() {
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGCHLD);
-  for (int signal : kForwardedSignals) {
-    struct sigaction action {};
-    ::sigaction(signal, nullptr, &action);
-    if (action.sa_handler != SIG_IGN) sigaddset(&set, signal);
-  }
-  return set;
-}
-
-/// The supervisor process. Never returns.
-[[noreturn]] void be_supervisor(const JobPlan& plan, const Options& options, int control_fd,
-                                const sigset_t& rank_mask) {
-  int code = 1;
-  try {
-    SuperviseOptions supervise_options;
-    supervise_options.control_fd = control_fd;
-    supervise_options.rank_mask = rank_mask;
-    supervise_options.rank_group = ::getpgrp();
-    supervise_options.quiet = options.quiet;
-    ::setpgid(0, 0);
-    ::prctl(PR_SET_NAME, "zp-supervisor");  // so that `pkill -9 zeropage` leaves somebody to clean up
-    // Blocked, a write to a closed pipe or from the terminal's background just returns.
-    sigset_t writing;
-    sigemptyset(&writing);
-    sigaddset(&writing, SIGPIPE);
-    sigaddset(&writing, SIGTTOU);
-    ::sigprocmask(SIG_BLOCK, &writing, nullptr);
-    adopt_orphans();
-    code = supervise(plan, supervise_options);
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "zeropage: %s\n", error.what());
-    while (!kill_children()) ::usleep(10'000);
-  }
-  ::_exit(code);
-}
-
-/// The front process: hands signals on until the supervisor ends. Returns the job's exit code.
-int wait_for_supervisor(pid_t supervisor, const Fd& control, const sigset_t& watched) {
-  while (true) {
-    siginfo_t info{};
-    const int signal = ::sigwaitinfo(&watched, &info);
-    if (signal > 0 && signal != SIGCHLD) {
-      // What the terminal's driver sends goes to the whole group, the ranks included.
-      const unsigned char byte =
-          static_cast<unsigned char>(signal) | (info.si_code == SI_KERNEL ? kAlreadyDelivered : 0);
-      (void)!::write(control.get(), &byte, 1);
-      continue;
+/// This process's part of the job. `claim` keeps the port from other launchers.
+Place choose_place(const Options& options, const Job& job, Host& host, Port& claim) {
+  if (job.way == Way::kTask) {
+    const Task& task = *job.task;
+    Place place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
+                task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
+    if (const char* given = std::getenv("MASTER_ADDR"); given && place.master_addr.empty()) place.master_addr = given;
+    if (const char* given = std::getenv("MASTER_PORT")) place.master_port = std::atoi(given);
+    // A token of one's own would tell this rank apart from its peers.
+    const char* token = std::getenv("ZEROPAGE_JOB_TOKEN");
+    host.token = token ? token : "";
+    if (place.master_addr.empty()) place.master_addr = task.local_size == task.size ? "127.0.0.1" : task.first_host;
+    if (place.master_addr.empty()) {
+      throw ConfigError(
+          fmt::format("{} does not say where rank 0 is; give its host's address with --master_addr", task.starter));
     }
-    int status = 0;
-    if (::waitpid(supervisor, &status, WNOHANG) != supervisor) continue;
-    if (WIFEXITED(status)) return WEXITSTATUS(status);
-    std::fprintf(stderr, "zeropage: the supervisor was killed by signal %d; killing the ranks\n", WTERMSIG(status));
-    while (!kill_children()) ::usleep(10'000);
-    return 128 + WTERMSIG(status);
+    host.gpus.clear();  // every rank sees all; LOCAL_RANK picks
+    return place;
   }
+  if (job.way == Way::kHere) {
+    claim = claim_port(options.master_port);
+    host.port = claim.number;
+    Place place = place_alone(options, host);
+    if (job.hosts.empty()) return place;
+    place.slots = job.hosts[0].slots;
+    place.local_size = place.world_size = static_cast<int>(place.slots.size());
+    return place;
+  }
+  Place place{"",
+              job.hosts[options.node_rank].slots,
+              0,
+              0,
+              0,
+              0,
+              options.node_rank,
+              static_cast<int>(job.hosts.size()),
+              options.master_addr.empty() ? "127.0.0.1" : options.master_addr,
+              options.master_port};
+  place.name = job.hosts[options.node_rank].name;
+  place.local_size = static_cast<int>(place.slots.size());
+  for (int node = 0; node < place.num_nodes; ++node) {
+    const int slots = static_cast<int>(job.hosts[node].slots.size());
+    if (node < options.node_rank) place.first_rank += slots;
+    place.world_size += slots;
+  }
+  return place;
+}
+
+RunnerContext look_around(const Job& job, const std::string& argv0) {
+  RunnerContext context;
+  context.hosts = job.hosts;
+  context.folder = std::filesystem::current_path();
+  // The link in a virtual environment's bin counts, not the file it points at.
+  context.command = std::filesystem::absolute(find_program(argv0)).lexically_normal();
+  std::vector<std::string> environment;
+  for (char** entry = environ; *entry; ++entry) environment.emplace_back(*entry);
+  context.variables = exported_variables(environment, context.folder);
+  const Variables from_files = environment_files();
+  context.has_secrets = !from_files.empty();
+  merge_variables(context.variables, from_files);
+  context.token = make_job_token();
+  return context;
+}
+
+/// The process id, in a file that is there while this object is.
+class PidFile {
+ public:
+  explicit PidFile(bool wanted) {
+    if (!wanted) return;
+    const char* folder = std::getenv("TMPDIR");
+    path_ = fmt::format("{}/{}.zeropage", folder && *folder ? folder : "/tmp", ::getpid());
+    ::unlink(path_.c_str());  // of a process that had this id before
+    const Fd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    const std::string text = fmt::format("{}\n", ::getpid());
+    if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
+      throw_errno("cannot write the process id to " + path_, "set TMPDIR to a folder that can be written");
+    }
+  }
+  PidFile(const PidFile&) = delete;
+  PidFile& operator=(const PidFile&) = delete;
+  ~PidFile() {
+    if (!path_.empty()) ::unlink(path_.c_str());
+  }
+
+ private:
+  std::string path_;
+};
+
+SuperviseOptions supervise_options(const Options& options, const GuardContext& guard) {
+  return {guard.control_fd, guard.rank_mask, guard.front_group, options.quiet, options.log_dir};
+}
+
+int supervise_plan(JobPlan plan, const SuperviseOptions& options) {
+  std::vector<HostJob> jobs;
+  jobs.push_back({nullptr, std::move(plan)});
+  return supervise(std::move(jobs), options);
+}
+
+/// One start of the job, or its description. `attempt`: how often it has been started before.
+int start_job(const Options& options, Job job, const std::string& argv0, Guard* guard, int attempt) {
+  const std::pair<std::string, std::string> count{"ZEROPAGE_RESTART_COUNT", std::to_string(attempt)};
+  if (job.way == Way::kSsh || job.way == Way::kRunner) {
+    RunnerContext context = look_around(job, argv0);
+    const bool own_python = options.no_python || !options.venv_script.empty();
+    if (job.way == Way::kSsh) {
+      const std::string python = own_python ? "" : std::string(std::filesystem::absolute(find_python(argv0)));
+      if (!guard) return std::fputs(describe_fleet(options, context, python).c_str(), stdout), 0;
+      merge_variables(context.variables, {count});
+      return guard->run(
+          [&](const GuardContext& g) { return run_fleet(options, context, python, supervise_options(options, g)); });
+    }
+    RunnerCommand command = runner_command(options, job.launcher, context);
+    if (!guard) return std::fputs(describe_command(command).c_str(), stdout), 0;
+    JobPlan plan;
+    plan.ranks.push_back({0, "", std::move(command.argv), std::move(command.env), {}});
+    return guard->run([&](const GuardContext& g) { return supervise_plan(plan, supervise_options(options, g)); });
+  }
+  check_script(options.script, options.module, options.no_python);
+  Host host = look_at_host(options, job, argv0);
+  Port claim;
+  JobPlan plan = plan_job(options, host, choose_place(options, job, host, claim));
+  plan.notices.insert(plan.notices.begin(), job.notices.begin(), job.notices.end());
+  if (!guard) return std::fputs(describe_plan(plan).c_str(), stdout), 0;
+  for (RankPlan& rank : plan.ranks) rank.env.push_back(count);
+  return guard->run([&](const GuardContext& g) { return supervise_plan(plan, supervise_options(options, g)); });
 }
 
 }  // namespace
 
 int launch(const Options& options, const std::string& argv0) {
   open_standard_streams();
-  check_script(options);
-  const Port port = claim_port(options.master_port);
-  const JobPlan plan = plan_job(options, look_at_host(options, argv0, port));
-
-  ::signal(SIGCHLD, SIG_DFL);  // whoever ignored it would hide the ranks' ends from us
-  const sigset_t watched = watched_signals();
-  sigset_t users;
-  ::sigprocmask(SIG_BLOCK, &watched, &users);
-  adopt_orphans();
-  Pipe control = make_pipe();
-  const pid_t supervisor = ::fork();
-  if (supervisor < 0) throw_errno("cannot start another process", "raise the limit of processes (ulimit -u)");
-  if (supervisor == 0) {
-    control.write.reset();
-    be_supervisor(plan, options, control.read.get(), users);
+  const Surroundings here{[](const char* name) { return static_cast<const char*>(std::getenv(name)); },
+                          this_host_name(), static_cast<int>(visible_gpus("/dev", nullptr).size())};
+  const Job job = choose_job(options, here);
+  if (options.dry_run) return start_job(options, job, argv0, nullptr, 0);
+  const PidFile pid_file(options.save_pid);
+  Guard guard;
+  for (int attempt = 0;; ++attempt) {
+    const int code = start_job(options, job, argv0, &guard, attempt);
+    if (code != kRetryExitCode || attempt >= options.max_restarts || guard.was_signalled()) return code;
+    std::fprintf(stderr, "zeropage: starting the job again (%d of %d)\n", attempt + 1, options.max_restarts);
   }
-  control.read.reset();
-  return wait_for_supervisor(supervisor, control.write, watched);
 }
 
 }  // namespace zeropage::launch

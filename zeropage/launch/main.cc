@@ -2,25 +2,28 @@
 /// The command `zeropage`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <string_view>
 
-#include "zeropage/base/error.h"
+#include "zeropage/launch/agent.h"
 #include "zeropage/launch/config_command.h"
+#include "zeropage/launch/guard.h"
 #include "zeropage/launch/launch.h"
 #include "zeropage/launch/options.h"
 #include "zeropage/launch/plan_command.h"
 
 namespace {
 
-constexpr int kUsageExitCode = 2;
-
-constexpr const char* kAbout = R"(Starts a training script on every device of this host, and watches over it.
+constexpr const char* kAbout =
+    R"(Starts a training script on every device of this host, or of many hosts, and watches over it.
 
   zeropage --num_gpus=2 train.py --my_option 3
       two ranks of train.py; everything after the script belongs to it
+  zeropage --hostfile=hosts train.py
+      a rank per slot of every host, reached by ssh (docs/launcher.md)
 
 Every rank finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (torchrun's names).
-Where there are several ranks their lines are marked [rank N], and OMP_NUM_THREADS is the rank's share of the cores
-unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
+Where there are several ranks their lines are marked [rank N] or [host:N], and OMP_NUM_THREADS is the rank's share of
+the cores unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
 Ctrl-C and SIGTERM end the job; nothing of it outlives this command, not even after kill -9.)";
 
 /// CLI11's own usage line cannot say that the script's arguments follow it.
@@ -35,6 +38,7 @@ class LauncherFormatter : public CLI::Formatter {
 };
 
 int run(int argc, char** argv) {
+  if (argc == 2 && std::string_view(argv[1]) == "agent") return zeropage::launch::run_agent(argv[0]);
   CLI::App app(kAbout, "zeropage");
   app.formatter(std::make_shared<LauncherFormatter>());
   app.set_version_flag("--version", "zeropage " ZEROPAGE_VERSION);
@@ -48,7 +52,7 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
-    return code == 0 ? 0 : kUsageExitCode;
+    return code == 0 ? 0 : zeropage::launch::kConfigExitCode;
   }
   if (config_command->parsed()) {
     std::fputs(zeropage::launch::config_listing(config).c_str(), stdout);
@@ -67,8 +71,8 @@ int run(int argc, char** argv) {
 int main(int argc, char** argv) {
   try {
     return run(argc, argv);
-  } catch (const zeropage::Error& error) {
+  } catch (const std::exception& error) {
     std::fprintf(stderr, "zeropage: %s\n", error.what());
-    return kUsageExitCode;
+    return zeropage::launch::exit_code_of_error(error);
   }
 }

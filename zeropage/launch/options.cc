@@ -22,25 +22,10 @@ struct Unbuilt {
 
 const std::vector<Unbuilt>& unbuilt_options() {
   static const std::vector<Unbuilt> options = {
-      {"-H,--hostfile", "more than one host"},
-      {"-i,--include", "choosing hosts and devices (CUDA_VISIBLE_DEVICES chooses devices here)"},
-      {"-e,--exclude", "choosing hosts and devices (CUDA_VISIBLE_DEVICES chooses devices here)"},
-      {"--num_nodes", "more than one host", true, {"1", "-1"}},
       {"--min_elastic_nodes", "elastic training", true, {"-1"}},
       {"--max_elastic_nodes", "elastic training", true, {"-1"}},
-      {"--node_rank", "more than one host", true, {"-1"}},
-      {"--launcher", "more than one host"},
-      {"--launcher_args", "more than one host"},
-      {"--no_ssh", "more than one host", false},
-      {"--no_ssh_check", "more than one host", false},
-      {"--ssh_port", "more than one host"},
-      {"--force_multi", "more than one host", false},
-      {"--venv_script", "more than one host"},
-      {"--save_pid", "a file of process ids", false},
-      {"--enable_each_rank_log", "one log file per rank (the output is prefixed by rank: filter it)", true, {"None"}},
-      {"--autotuning", "autotuning"},
       {"--elastic_training", "elastic training", false},
-      {"--log_level", "levels of the launcher's own lines (--quiet silences them)", true, {"info"}},
+      {"--autotuning", "autotuning"},
   };
   return options;
 }
@@ -79,23 +64,48 @@ bool is_compiled(const std::string& path) {
   return file.read(start.data(), 4) && start == "\177ELF";
 }
 
-}  // namespace
-
-void add_launch_options(CLI::App& app, Options& options) {
-  app.prefix_command();
+void add_host_options(CLI::App& app, Options& options) {
+  app.add_option("-H,--hostfile", options.hostfile, "File with a line \"HOST slots=N\" per host; without it this host")
+      ->capture_default_str()
+      ->type_name("FILE");
+  app.add_option("-i,--include", options.include, "Hosts and slots to use: worker-0@worker-1:0,2")->type_name("FILTER");
+  app.add_option("-e,--exclude", options.exclude, "Hosts and slots not to use")->type_name("FILTER");
+  app.add_option("--num_nodes", options.num_nodes, "Use the first N hosts. Default (and -1): all")->type_name("N");
   app.add_option(
-         "--num_gpus,--num_accelerators", options.num_ranks,
-         "Ranks to start: one per GPU, or as many CPU ranks where there is no GPU. Default (and -1): every GPU of "
-         "CUDA_VISIBLE_DEVICES; 1 without GPUs")
+         "--launcher", options.launcher,
+         "What reaches the hosts: ssh, pdsh, openmpi, mpich, impi, slurm. Default: ssh; srun in a Slurm allocation")
+      ->check(CLI::IsMember({"ssh", "pdsh", "openmpi", "mpich", "impi", "slurm", "mvapich"}))
+      ->type_name("NAME");
+  app.add_option("--launcher_args", options.launcher_args, "More arguments for it, in one word quoted as for a shell")
+      ->type_name("WORDS");
+  app.add_option("--ssh_port", options.ssh_port, "Port of the hosts' sshd")
+      ->check(CLI::Range(1, 65535))
+      ->type_name("PORT");
+  app.add_option("--venv_script", options.venv_script,
+                 "Script to source on every host; its python and zeropage are used")
+      ->type_name("FILE");
+  app.add_flag("--no_ssh_check", options.no_ssh_check, "Start even if the hosts' versions differ");
+  app.add_flag("--force_multi", options.force_multi, "Reach the host by ssh even if it is only this one");
+  app.add_flag("--no_ssh", options.no_ssh, "Run only this host's part, with --node_rank and --master_addr");
+  app.add_option("--node_rank", options.node_rank, "This host's place among the hosts, from 0, with --no_ssh")
       ->type_name("N");
+  app.add_option("--master_addr", options.master_addr,
+                 "Address at which the ranks meet. Default: the first host's, 127.0.0.1 on one host")
+      ->type_name("ADDR");
   app.add_option("--master_port", options.master_port,
                  "Port at which the ranks meet; when it is taken a free one is used and a line says so")
       ->check(CLI::Range(1, 65535))
       ->capture_default_str()
       ->type_name("PORT");
-  app.add_option("--master_addr", options.master_addr, "Address at which the ranks meet")
-      ->capture_default_str()
-      ->type_name("ADDR");
+  app.add_option("--world_info", options.world_info)->group("");
+}
+
+void add_rank_options(CLI::App& app, Options& options) {
+  app.add_option("--num_gpus,--num_accelerators", options.num_ranks,
+                 "Ranks to start on each host: one per GPU, or as many CPU ranks where there is no GPU. Default (and "
+                 "-1): every GPU "
+                 "of CUDA_VISIBLE_DEVICES, or the hostfile's slots; 1 without GPUs")
+      ->type_name("N");
   app.add_flag("--module", options.module, "SCRIPT is a Python module: run it as python -m");
   app.add_flag("--no_python", options.no_python, "SCRIPT is a program: run it without python");
   app.add_flag("--no_local_rank", options.no_local_rank,
@@ -103,7 +113,28 @@ void add_launch_options(CLI::App& app, Options& options) {
   app.add_flag("--bind_cores_to_rank", options.bind_cores, "Give every rank its own equal share of the cores");
   app.add_option("--bind_core_list", options.core_list, "The cores to share out, such as 0,2-5; implies binding")
       ->type_name("LIST");
+  app.add_option("--log_dir,--enable_each_rank_log", options.log_dir, "Also write what each rank says to a file here")
+      ->type_name("DIR");
+  app.add_option("--max_restarts", options.max_restarts,
+                 "Start the job again, at most N times, when a rank or a host was lost (exit code 75)")
+      ->check(CLI::Range(0, 1'000'000))
+      ->type_name("N");
+  app.add_flag("--save_pid", options.save_pid, "Write this launcher's process id to TMPDIR/ID.zeropage while it runs");
+  app.add_flag("--dry_run", options.dry_run, "Print what would run where, and run nothing");
   app.add_flag("-q,--quiet", options.quiet, "Leave out the launcher's own lines, except errors");
+  app.add_option_function<std::string>(
+         "--log_level", [&options](const std::string& level) { options.quiet |= level != "info" && level != "debug"; },
+         "From warning on as --quiet; debug, info (the default), warning, error, critical")
+      ->check(CLI::IsMember({"debug", "info", "warning", "error", "critical"}))
+      ->type_name("LEVEL");
+}
+
+}  // namespace
+
+void add_launch_options(CLI::App& app, Options& options) {
+  app.prefix_command();
+  add_host_options(app, options);
+  add_rank_options(app, options);
   for (const Unbuilt& unbuilt : unbuilt_options()) {
     CLI::Option* option = unbuilt.takes_value ? app.add_option(unbuilt.names) : app.add_flag(unbuilt.names);
     option->group("");
@@ -125,6 +156,14 @@ void finish_launch_options(const CLI::App& app, Options& options) {
   if (options.num_ranks && *options.num_ranks < 1) {
     throw ConfigError(fmt::format("--num_gpus {}: expected 1 or more ranks (-1: one per GPU)", *options.num_ranks));
   }
+  if (options.num_nodes == -1) options.num_nodes.reset();
+  if (options.num_nodes && *options.num_nodes < 1) {
+    throw ConfigError(fmt::format("--num_nodes {}: expected 1 or more hosts (-1: all)", *options.num_nodes));
+  }
+  if (options.launcher == "mvapich") {
+    throw ConfigError("--launcher mvapich: known but not built; use ssh, pdsh, openmpi, mpich, impi or slurm");
+  }
+  if (options.log_dir == "None") options.log_dir.clear();
   options.bind_cores = options.bind_cores || !options.core_list.empty();
 }
 

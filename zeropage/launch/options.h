@@ -12,15 +12,34 @@ class App;
 
 namespace zeropage::launch {
 
+inline constexpr const char* kDefaultHostfile = "/job/hostfile";
+
 struct Options {
-  std::optional<int> num_ranks;  ///< absent: one per visible GPU, one where there is none
-  std::string master_addr = "127.0.0.1";
+  std::string hostfile = kDefaultHostfile;
+  std::string include;
+  std::string exclude;
+  std::optional<int> num_nodes;  ///< absent: all hosts
+  std::optional<int> num_ranks;  ///< of each host; absent: one per visible GPU or slot, one where there is none
+  std::string master_addr;       ///< empty: found out
   int master_port = 29500;
+  int node_rank = -1;
+  std::string launcher;       ///< empty: ssh, or slurm in its allocation
+  std::string launcher_args;  ///< more arguments for the program that reaches the hosts
+  bool no_ssh = false;
+  bool no_ssh_check = false;  ///< do not compare versions
+  bool force_multi = false;
+  int ssh_port = 0;            ///< 0: ssh's own choice
+  std::string venv_script;     ///< to be sourced on every host
+  std::string world_info;      ///< hosts and slots as in --include: from a launcher elsewhere
   bool module = false;         ///< the script is a module's name (python -m)
   bool no_python = false;      ///< the script is a program of its own
   bool no_local_rank = false;  ///< do not pass --local_rank=N
   bool bind_cores = false;     ///< --bind_cores_to_rank, or a core list is given
   std::string core_list;       ///< "0,2-5"; empty: every core this process may use, one thread of each
+  bool save_pid = false;
+  std::string log_dir;
+  int max_restarts = 0;
+  bool dry_run = false;
   bool quiet = false;
   std::string script;
   std::vector<std::string> script_args;  ///< byte for byte as given

@@ -35,7 +35,8 @@ TEST(Options, DefaultsAreTheReferences) {
   EXPECT_EQ(options.script, "train.py");
   EXPECT_FALSE(options.num_ranks);
   EXPECT_EQ(options.master_port, 29500);
-  EXPECT_EQ(options.master_addr, "127.0.0.1");
+  EXPECT_EQ(options.master_addr + options.launcher + options.include, "");
+  EXPECT_EQ(options.hostfile, "/job/hostfile");
   EXPECT_FALSE(options.module || options.no_python || options.no_local_rank || options.bind_cores);
 }
 
@@ -56,13 +57,18 @@ TEST(Options, BothNamesAndMinusOne) {
   EXPECT_EQ(parse({"--num_accelerators", "3", "a.py"}).num_ranks, 3);
   EXPECT_FALSE(parse({"--num_gpus", "-1", "a.py"}).num_ranks);
   EXPECT_TRUE(parse({"--bind_core_list", "0-3", "a.py"}).bind_cores);
-  EXPECT_TRUE(parse({"--num_nodes", "1", "a.py"}).script == "a.py") << "one node is what this is";
+  EXPECT_FALSE(parse({"--num_nodes", "-1", "a.py"}).num_nodes);
+  EXPECT_EQ(parse({"--enable_each_rank_log", "logs", "a.py"}).log_dir, "logs");
+  EXPECT_EQ(parse({"--enable_each_rank_log", "None", "a.py"}).log_dir, "");
+  EXPECT_TRUE(parse({"--log_level", "error", "a.py"}).quiet);
 }
 
 TEST(Options, ErrorsSayWhatToDo) {
   EXPECT_NE(error_of({"--num_gpu", "2", "a.py"}).find("did you mean --num_gpus?"), std::string::npos);
-  EXPECT_NE(error_of({"--hostfile", "hosts", "a.py"}).find("--hostfile: more than one host"), std::string::npos);
-  EXPECT_NE(error_of({"--num_nodes", "2", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(error_of({"--elastic_training", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(error_of({"--autotuning", "run", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(error_of({"--launcher", "mvapich", "a.py"}).find("not built"), std::string::npos);
+  EXPECT_NE(error_of({"--num_nodes", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
   EXPECT_NE(error_of({"--num_gpus", "2"}).find("no script"), std::string::npos);
   EXPECT_NE(error_of({"--num_gpus", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
   EXPECT_NE(error_of({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);

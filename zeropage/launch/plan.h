@@ -10,19 +10,35 @@
 
 namespace zeropage::launch {
 
-/// What `plan_job` needs to know of the host.
+/// What planning needs to know of a host.
 struct Host {
   std::vector<std::string> gpus;  ///< see visible_gpus
-  std::vector<int> cores;         ///< cores this process may use
+  std::vector<int> cores;         ///< cores a process there may use
   std::vector<int> units;         ///< the same without hyperthreads: see one_per_unit
-  bool omp_threads_set = false;   ///< the user's environment has OMP_NUM_THREADS
+  bool omp_threads_set = false;   ///< the environment there has OMP_NUM_THREADS
   std::string python;             ///< empty with --no_python
   int port = 0;
-  std::string token;
+  std::string token;  ///< names the job; empty: mpirun or srun has started its ranks, and given none
+};
+
+/// A host's part of a job.
+struct Place {
+  std::string name;        ///< empty: the host the launcher is on, and nothing to tell apart
+  std::vector<int> slots;  ///< one rank each: numbers of GPUs, as far as there are GPUs
+  int first_rank = 0;
+  int first_local_rank = 0;  ///< not 0 where something else starts one launcher per rank
+  int local_size = 0;
+  int world_size = 0;
+  int node = 0;
+  int num_nodes = 1;
+  std::string master_addr;
+  int master_port = 0;
 };
 
 /// One process to start.
 struct RankPlan {
+  int rank = 0;
+  std::string host;  ///< Place::name
   std::vector<std::string> argv;
   std::vector<std::pair<std::string, std::string>> env;  ///< in addition to, or instead of, what is inherited
   std::vector<int> cores;                                ///< to bind to; empty: none
@@ -36,11 +52,17 @@ struct JobPlan {
 /// Number of ranks: as asked, else one per GPU, else 1. Errors: ConfigError when more GPUs are asked for than there are.
 int count_ranks(const Options& options, const Host& host);
 
-/// The processes of the job. Each gets
+/// The whole job as ranks of this host alone: slots from 0, meeting at 127.0.0.1 unless --master_addr says otherwise.
+Place place_alone(const Options& options, const Host& host);
+
+/// The program and arguments of a rank: [python -u [-m]] script [--local_rank=N] arguments.
+std::vector<std::string> rank_argv(const Options& options, const std::string& python, int local_rank);
+
+/// The processes of a place. Each gets
 /// MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE,
-/// CUDA_VISIBLE_DEVICES (all GPUs of the job; LOCAL_RANK picks), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its cores when
+/// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK picks), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its cores when
 /// bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
 /// Errors: ConfigError (too few GPUs or cores, a core that may not be used).
-JobPlan plan_job(const Options& options, const Host& host);
+JobPlan plan_job(const Options& options, const Host& host, const Place& place);
 
 }  // namespace zeropage::launch

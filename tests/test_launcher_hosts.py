@@ -1,0 +1,186 @@
+"""The launcher on two and three hosts, which are network namespaces with an sshd in each."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import hosts as made_hosts
+import pytest
+from test_launcher import DEADLINE_S, ROOT, environment, launch, script, start, wait_until  # noqa: F401 (a fixture)
+
+REASON = made_hosts.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+FEW_SECONDS = 5
+SLEEP = """
+    import os, sys, time
+    if os.fork() == 0:
+        os.setsid()
+    os.write(1, f"on {os.environ['RANK']}{os.linesep}".encode())
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    made = made_hosts.Hosts(3, tmp_path_factory.mktemp("hosts"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def options(hosts, tmp_path):
+    """Options that reach `count` hosts with these slots."""
+
+    def make(*slots: int) -> list[str]:
+        (tmp_path / "hostfile").write_text("".join(f"host{i} slots={n}\n" for i, n in enumerate(slots)))
+        return ["--hostfile", str(tmp_path / "hostfile"), "--launcher_args", f"-F {hosts.ssh_config}"]
+
+    return make
+
+
+def assert_hosts_empty(hosts, started: float) -> None:
+    wait_until(lambda: not any(hosts.processes(i) for i in range(3)), max(0.0, started + FEW_SECONDS - time.monotonic()))
+    assert [hosts.processes(i) for i in range(3)] == [[], [], []]
+
+
+def start_sleepers(hosts, options, script) -> subprocess.Popen:
+    process = start(*options(1, 2), script(SLEEP))
+    lines = {process.stdout.readline() for _ in range(6)}
+    assert lines == {"[host0:0] on 0\n", "[host1:1] on 1\n", "[host1:2] on 2\n"}
+    return process
+
+
+def test_environment_and_arguments_reach_every_host(hosts, options, script, tmp_path):
+    path = script(
+        """
+        import json, os, sys
+        names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "MASTER_ADDR", "NCCL_X", "KEY"]
+        print(json.dumps([[os.environ.get(n) for n in names], os.getcwd(), sys.argv[1:]]))
+        print("err", file=sys.stderr)
+        """
+    )
+    (tmp_path / ".deepspeed_env").write_text("# note\n\nKEY=a secret's \"value\"\n")
+    words = ["a b", "it's", "two\nlines", "", "$HOME", "*", "ünï", "--", "-x", "\udcff"]
+    done = launch(*options(1, 2, 1), "--log_dir", str(tmp_path / "logs"), path, *words, cwd=tmp_path, env=environment(NCCL_X="x y"))
+    assert done.returncode == 0, done.stderr
+    expected = [("host0", 0, 0, 1, 0), ("host1", 1, 0, 2, 1), ("host1", 2, 1, 2, 1), ("host2", 3, 0, 1, 2)]
+    lines = sorted(done.stdout.splitlines())
+    for line, (host, rank, local_rank, local_size, node) in zip(lines, expected, strict=True):
+        assert line.startswith(f"[{host}:{rank}] ")
+        values, folder, arguments = json.loads(line.partition("] ")[2])
+        assert values == [*map(str, (rank, local_rank, 4, local_size, node, 3)), hosts.addresses[0], "x y", "a secret's \"value\""]
+        assert folder == str(tmp_path) and arguments == [f"--local_rank={local_rank}", *words]
+    assert done.stderr.count("] err\n") == 4
+    logs = sorted((tmp_path / "logs").iterdir())
+    assert len(logs) == 4 and "err\n" in logs[3].read_text() and logs[0].stat().st_mode & 0o077 == 0
+
+
+def test_a_failing_rank_ends_the_job_and_is_shown(hosts, options, script):
+    path = script(
+        """
+        import os, time
+        if os.environ["RANK"] == "2": raise KeyError("the cause")
+        time.sleep(600)
+        """
+    )
+    done = launch(*options(1, 2), path)
+    assert done.returncode == 1
+    assert "rank 2 on host1 failed first, with exit code 1." in done.stderr
+    assert done.stderr.endswith("KeyError: 'the cause'\n")
+    assert_hosts_empty(hosts, time.monotonic())
+
+
+def test_a_killed_rank(hosts, options, script):
+    process = start_sleepers(hosts, options, script)
+    rank = min(pid for pid in hosts.processes(0) if made_hosts.name_of(pid).startswith("python"))  # the other is its child
+    started = time.monotonic()
+    os.kill(rank, signal.SIGKILL)
+    assert process.wait(DEADLINE_S) == 75
+    assert_hosts_empty(hosts, started)
+
+
+@pytest.mark.parametrize("how", ["session", "agent", "cable"])
+def test_a_lost_host_ends_the_job_everywhere(hosts, options, script, how):
+    process = start_sleepers(hosts, options, script)
+    started = time.monotonic()
+    try:
+        if how == "cable":
+            hosts.unplug(1)
+        for pid in hosts.processes(1):
+            if how == "session" and pid in hosts.sessions(1) or how == "agent" and made_hosts.name_of(pid) == "zp-supervisor":
+                os.kill(pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=DEADLINE_S)
+        assert process.returncode == 75, err
+        assert "host host1 was lost" in err
+        alive = [pid for pid in hosts.processes(1) if pid not in hosts.sessions(1)]
+        wait_until(lambda: not any(made_hosts.name_of(pid) for pid in alive), max(0.0, started + FEW_SECONDS - time.monotonic()))
+        assert [made_hosts.name_of(pid) for pid in alive if made_hosts.name_of(pid)] == []
+        assert time.monotonic() - started < FEW_SECONDS + 1
+    finally:
+        hosts.plug(1)
+        for pid in hosts.sessions(1):  # they notice a pulled cable only after hours
+            os.kill(pid, signal.SIGKILL)
+    assert_hosts_empty(hosts, time.monotonic())
+
+
+def test_kill_9_of_the_launcher(hosts, options, script):
+    process = start_sleepers(hosts, options, script)
+    started = time.monotonic()
+    process.kill()
+    assert_hosts_empty(hosts, started)
+    process.communicate(timeout=DEADLINE_S)
+
+
+def test_sigterm_ends_everything(hosts, options, script):
+    process = start_sleepers(hosts, options, script)
+    started = time.monotonic()
+    process.terminate()
+    assert process.wait(DEADLINE_S) == 143
+    assert_hosts_empty(hosts, started)
+
+
+def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
+    (tmp_path / "hostfile").write_text("host0\nhost1\nno-such-host.invalid\n")
+    done = launch("--hostfile", str(tmp_path / "hostfile"), "--launcher_args", f"-F {hosts.ssh_config}", "missing.py")
+    assert done.returncode == 74
+    assert "  host0: the script missing.py does not exist" in done.stderr
+    assert "  host1: the script missing.py does not exist" in done.stderr
+    assert "  no-such-host.invalid: ssh ended with exit code 255: " in done.stderr
+
+
+def test_restarts_only_what_may_succeed(hosts, options, script):
+    path = script("import os, sys; print(os.environ['ZEROPAGE_RESTART_COUNT']); sys.exit(75 if os.environ['ZEROPAGE_RESTART_COUNT'] < '2' else 3)")
+    done = launch(*options(1, 1), "--num_nodes=1", "--force_multi", "--max_restarts", "5", path)
+    assert done.returncode == 3
+    assert done.stdout == "[host0:0] 0\n[host0:0] 1\n[host0:0] 2\n"
+
+
+@pytest.mark.parametrize(("slots", "stage"), [((1, 1), 2), ((1, 1, 1), 3)])
+def test_training_over_gloo(hosts, options, script, slots, stage):
+    path = script(
+        f"""
+        import hashlib, sys, torch, zeropage
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        config = {{"train_micro_batch_size_per_gpu": 4, "zero_optimization": {{"stage": {stage}}}, "optimizer": {{"type": "Adam", "params": {{"lr": 0.01}}}}}}
+        engine, *_ = zeropage.initialize(model=model, config=config)
+        torch.manual_seed(torch.distributed.get_rank())
+        for _ in range(3):
+            loss = engine(torch.randn(4, 16)).square().mean()
+            engine.backward(loss)
+            engine.step()
+        with zeropage.zero.GatheredParameters(list(model.parameters())):
+            words = b"".join(p.detach().numpy().tobytes() for p in model.parameters())
+        print(torch.distributed.get_backend(), hashlib.sha256(words).hexdigest())
+        """
+    )
+    env = environment(PYTHONPATH=str(ROOT / "python"))
+    process = start(*options(*slots), path, env=env)
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    said = [line.partition("] ")[2] for line in out.splitlines() if "gloo" in line]
+    assert len(said) == len(slots) and len(set(said)) == 1 and said[0].startswith("gloo "), out

@@ -1,0 +1,165 @@
+#include "zeropage/launch/allocation.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <numeric>
+#include <string_view>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
+
+namespace zeropage::launch {
+namespace {
+
+constexpr std::size_t kMaxHosts = 65'536;
+
+std::optional<int> number_of(std::string_view text) {
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
+  return value;
+}
+
+std::optional<int> number_in(const Environment& environment, const char* name) {
+  const char* text = environment(name);
+  return text ? number_of(text) : std::nullopt;
+}
+
+/// The numbers of a task under the names that one starter uses.
+struct Names {
+  const char* starter;
+  const char* rank;
+  const char* size;
+  const char* local_rank;
+  const char* local_size;
+};
+
+constexpr Names kNames[] = {
+    {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+     "OMPI_COMM_WORLD_LOCAL_SIZE"},
+    {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"},
+};
+
+/// The entry of node `node` in a list such as "4(x2),3".
+std::optional<int> tasks_of_node(std::string_view list, int node) {
+  while (!list.empty()) {
+    const std::string_view item = list.substr(0, list.find(','));
+    const std::size_t times = item.find("(x");
+    const auto count = number_of(item.substr(0, times));
+    const auto repeat = times == std::string_view::npos || item.back() != ')'
+                            ? std::optional<int>(1)
+                            : number_of(item.substr(times + 2, item.size() - times - 3));
+    if (!count || !repeat) return std::nullopt;
+    if (node < *repeat) return count;
+    node -= *repeat;
+    list.remove_prefix(std::min(item.size() + 1, list.size()));
+  }
+  return std::nullopt;
+}
+
+std::optional<Task> slurm_task(const Environment& environment) {
+  const auto size = number_in(environment, "SLURM_STEP_NUM_TASKS");
+  const auto rank = number_in(environment, "SLURM_PROCID");
+  const auto local_rank = number_in(environment, "SLURM_LOCALID");
+  if (!size || *size < 2 || !rank || !local_rank) return std::nullopt;
+  Task task;
+  task.starter = "srun";
+  task.rank = *rank;
+  task.size = *size;
+  task.local_rank = *local_rank;
+  task.node = number_in(environment, "SLURM_NODEID").value_or(0);
+  task.num_nodes = number_in(environment, "SLURM_STEP_NUM_NODES").value_or(1);
+  const char* per_node = environment("SLURM_STEP_TASKS_PER_NODE");
+  task.local_size = tasks_of_node(per_node ? per_node : "", task.node).value_or(0);
+  if (const char* list = environment("SLURM_STEP_NODELIST")) task.first_host = expand_node_list(list).front();
+  return task;
+}
+
+/// The hosts of one item: text with at most one [...] in it.
+void expand_item(std::string_view item, const std::string& list, std::vector<std::string>& hosts) {
+  const auto fail = [&] {
+    return ConfigError(fmt::format("node list {}: expected names such as gpu[01-03,7], came {}", json::quote(list),
+                                   json::quote(item)));
+  };
+  const auto add = [&](std::string name) {
+    if (!is_host_name(name) || hosts.size() == kMaxHosts) throw fail();
+    hosts.push_back(std::move(name));
+  };
+  const std::size_t open = item.find('['), close = item.find(']');
+  if (open == std::string_view::npos) return add(std::string(item));
+  if (close == std::string_view::npos || close < open) throw fail();
+  const std::string_view before = item.substr(0, open), after = item.substr(close + 1);
+  for (std::string_view rest = item.substr(open + 1, close - open - 1);;) {
+    const std::string_view range = rest.substr(0, rest.find(','));
+    const std::string_view first = range.substr(0, range.find('-'));
+    const std::string_view last = range.size() == first.size() ? first : range.substr(first.size() + 1);
+    const auto low = number_of(first), high = number_of(last);
+    if (!low || !high || *high < *low) throw fail();
+    for (int number = *low; number <= *high; ++number) {
+      add(fmt::format("{}{:0{}}{}", before, number, first.size(), after));
+    }
+    if (range.size() == rest.size()) return;
+    rest.remove_prefix(range.size() + 1);
+  }
+}
+
+}  // namespace
+
+std::vector<std::string> expand_node_list(const std::string& list) {
+  std::vector<std::string> hosts;
+  for (std::string_view rest = list;;) {
+    std::size_t end = 0;
+    for (int depth = 0; end < rest.size() && (rest[end] != ',' || depth > 0); ++end) {
+      depth += (rest[end] == '[') - (rest[end] == ']');
+    }
+    expand_item(rest.substr(0, end), list, hosts);
+    if (end == rest.size()) return hosts;
+    rest.remove_prefix(end + 1);
+  }
+}
+
+std::optional<Task> task_of(const Environment& environment) {
+  std::optional<Task> task;
+  for (const Names& names : kNames) {
+    const auto rank = number_in(environment, names.rank), size = number_in(environment, names.size);
+    if (task || !rank || !size || *size < 2) continue;
+    task.emplace();
+    task->starter = names.starter;
+    task->rank = *rank;
+    task->size = *size;
+    task->local_rank = number_in(environment, names.local_rank).value_or(-1);
+    task->local_size = number_in(environment, names.local_size).value_or(0);
+    // Ranks are placed host by host and each host has as many, or the job is on one host.
+    task->node = task->local_size > 0 ? task->rank / task->local_size : 0;
+    task->num_nodes = task->local_size > 0 ? (task->size + task->local_size - 1) / task->local_size : 1;
+  }
+  if (!task) task = slurm_task(environment);
+  if (!task) return std::nullopt;
+  if (task->rank >= task->size || task->local_rank < 0 || task->local_rank >= task->local_size ||
+      task->local_size > task->size) {
+    throw ConfigError(
+        fmt::format("{} says that this is rank {} of {}, and {} of {} on its host, which cannot be; start the ranks "
+                    "with zeropage itself",
+                    task->starter, task->rank, task->size, task->local_rank, task->local_size));
+  }
+  return task;
+}
+
+std::vector<HostSlots> slurm_hosts(const Environment& environment) {
+  const char* list = environment("SLURM_JOB_NODELIST");
+  if (!list || !*list) return {};
+  std::vector<HostSlots> hosts;
+  const auto gpus = number_in(environment, "SLURM_GPUS_ON_NODE");
+  const char* per_node = environment("SLURM_TASKS_PER_NODE");
+  for (std::string& name : expand_node_list(list)) {
+    const int node = static_cast<int>(hosts.size());
+    const int slots = gpus ? *gpus : tasks_of_node(per_node ? per_node : "", node).value_or(1);
+    hosts.push_back({std::move(name), std::vector<int>(std::clamp(slots, 1, kMaxSlots))});
+    std::iota(hosts.back().slots.begin(), hosts.back().slots.end(), 0);
+  }
+  return hosts;
+}
+
+}  // namespace zeropage::launch

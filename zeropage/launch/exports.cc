@@ -1,0 +1,103 @@
+#include "zeropage/launch/exports.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "zeropage/base/error.h"
+#include "zeropage/launch/fd.h"
+
+namespace zeropage::launch {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::string_view kPrefixes[] = {"MLFLOW", "PYTHON", "MV2", "UCX", "NCCL"};
+
+bool is_variable_name(std::string_view name) {
+  const auto fits = [](unsigned char c) { return c < 128 && (std::isalnum(c) || c == '_'); };
+  return !name.empty() && !std::isdigit(static_cast<unsigned char>(name.front())) &&
+         std::all_of(name.begin(), name.end(), fits);
+}
+
+Variables read_file(const fs::path& path) {
+  std::error_code error;
+  if (!fs::exists(path, error)) return {};
+  std::ifstream file(path, std::ios::binary);
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.is_open() || file.bad()) {
+    throw IoError(fmt::format("cannot read the environment file {}; make it readable or remove it", path.string()));
+  }
+  return parse_environment_file(text, path.string());
+}
+
+}  // namespace
+
+Variables parse_environment_file(std::string_view text, const std::string& path) {
+  Variables variables;
+  int number = 0;
+  while (!text.empty()) {
+    const std::size_t end = std::min(text.find('\n'), text.size());
+    std::string_view line = text.substr(0, end);
+    text.remove_prefix(std::min(end + 1, text.size()));
+    ++number;
+    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
+    const std::size_t first = line.find_first_not_of(" \t");
+    if (first == std::string_view::npos || line[first] == '#') continue;
+    line.remove_prefix(first);
+    const std::size_t equals = line.find('=');
+    if (equals == std::string_view::npos || !is_variable_name(line.substr(0, equals))) {
+      throw ConfigError(fmt::format("{}:{}: expected NAME=VALUE, the name of letters, digits and '_'", path, number));
+    }
+    if (line.find('\0') != std::string_view::npos) {
+      throw ConfigError(fmt::format("{}:{}: a zero byte, which no variable can hold; remove it", path, number));
+    }
+    merge_variables(variables, {{std::string(line.substr(0, equals)), std::string(line.substr(equals + 1))}});
+  }
+  return variables;
+}
+
+Variables exported_variables(const std::vector<std::string>& environment, const std::string& folder) {
+  Variables variables;
+  std::string python_path = folder;
+  for (const std::string& entry : environment) {
+    const std::string name = entry.substr(0, entry.find('='));
+    const bool known = std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                                   [&](std::string_view prefix) { return name.rfind(prefix, 0) == 0; });
+    if (!known || !is_variable_name(name) || name.size() == entry.size()) continue;
+    if (name == "PYTHONPATH") {
+      python_path.append(":").append(entry, name.size() + 1);
+    } else {
+      variables.emplace_back(name, entry.substr(name.size() + 1));
+    }
+  }
+  variables.emplace_back("PYTHONPATH", python_path);
+  return variables;
+}
+
+Variables environment_files() {
+  const char* other = std::getenv("DS_ENV_FILE");
+  const fs::path name = other && *other ? other : ".deepspeed_env";
+  Variables variables;
+  if (const char* home = std::getenv("HOME"); home && *home)
+    merge_variables(variables, read_file(fs::path(home) / name));
+  merge_variables(variables, read_file(fs::path(".") / name));
+  return variables;
+}
+
+void merge_variables(Variables& base, const Variables& more) {
+  for (const auto& [name, value] : more) {
+    const auto found = std::find_if(base.begin(), base.end(), [&](const auto& v) { return v.first == name; });
+    if (found == base.end()) {
+      base.emplace_back(name, value);
+    } else {
+      found->second = value;
+    }
+  }
+}
+
+}  // namespace zeropage::launch

@@ -1,0 +1,108 @@
+#include "zeropage/launch/guard.h"
+
+#include <fcntl.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "zeropage/base/error.h"
+#include "zeropage/launch/fd.h"
+#include "zeropage/launch/processes.h"
+#include "zeropage/launch/supervise.h"
+
+namespace zeropage::launch {
+namespace {
+
+constexpr int kForwardedSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
+
+/// The signals to wait for: those to hand on, unless the user had them ignored (nohup), and SIGCHLD.
+sigset_t watched_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCHLD);
+  for (int signal : kForwardedSignals) {
+    struct sigaction action {};
+    ::sigaction(signal, nullptr, &action);
+    if (action.sa_handler != SIG_IGN) sigaddset(&set, signal);
+  }
+  return set;
+}
+
+/// The supervisor process. Never returns.
+[[noreturn]] void be_supervisor(const std::function<int(const GuardContext&)>& supervise, const GuardContext& context) {
+  int code = 0;
+  try {
+    ::setpgid(0, 0);
+    ::prctl(PR_SET_NAME, "zp-supervisor");  // so that `pkill -9 zeropage` leaves somebody to clean up
+    // Blocked, a write to a closed pipe or from the terminal's background just returns.
+    sigset_t writing;
+    sigemptyset(&writing);
+    sigaddset(&writing, SIGPIPE);
+    sigaddset(&writing, SIGTTOU);
+    ::sigprocmask(SIG_BLOCK, &writing, nullptr);
+    adopt_orphans();
+    code = supervise(context);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "zeropage: %s\n", error.what());
+    code = exit_code_of_error(error);
+  }
+  while (!kill_children()) ::usleep(10'000);
+  ::_exit(code);
+}
+
+}  // namespace
+
+Guard::Guard() : watched_(watched_signals()) {
+  ::signal(SIGCHLD, SIG_DFL);  // whoever ignored it would hide the ranks' ends from us
+  ::sigprocmask(SIG_BLOCK, &watched_, &users_);
+  adopt_orphans();
+}
+
+int Guard::run(const std::function<int(const GuardContext&)>& supervise) {
+  Pipe control = make_pipe();
+  const pid_t supervisor = ::fork();
+  if (supervisor < 0) throw_errno("cannot start another process", "raise the limit of processes (ulimit -u)");
+  if (supervisor == 0) {
+    control.write.reset();
+    be_supervisor(supervise, GuardContext{control.read.get(), users_, ::getpgrp()});
+  }
+  control.read.reset();
+  return wait_for(supervisor, control.write.get());
+}
+
+int Guard::wait_for(pid_t supervisor, int control_fd) {
+  while (true) {
+    siginfo_t info{};
+    const int signal = ::sigwaitinfo(&watched_, &info);
+    if (signal > 0 && signal != SIGCHLD) {
+      was_signalled_ = was_signalled_ || (signal != SIGUSR1 && signal != SIGUSR2);
+      // What the terminal's driver sends goes to the whole group, the ranks included.
+      const unsigned char byte =
+          static_cast<unsigned char>(signal) | (info.si_code == SI_KERNEL ? kAlreadyDelivered : 0);
+      (void)!::write(control_fd, &byte, 1);
+      continue;
+    }
+    int status = 0;
+    if (::waitpid(supervisor, &status, WNOHANG) != supervisor) continue;
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    std::fprintf(stderr, "zeropage: the supervisor was killed by signal %d; killing the ranks\n", WTERMSIG(status));
+    while (!kill_children()) ::usleep(10'000);
+    return 128 + WTERMSIG(status);
+  }
+}
+
+int exit_code_of_error(const std::exception& error) {
+  if (dynamic_cast<const ConfigError*>(&error) || dynamic_cast<const UsageError*>(&error)) return kConfigExitCode;
+  if (dynamic_cast<const PeerError*>(&error) || dynamic_cast<const TimeoutError*>(&error)) return kRetryExitCode;
+  return dynamic_cast<const IoError*>(&error) ? kIoExitCode : kBugExitCode;
+}
+
+void open_standard_streams() {
+  int fd = 0;
+  while (fd >= 0 && fd <= 2) fd = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  ::close(fd);
+}
+
+}  // namespace zeropage::launch

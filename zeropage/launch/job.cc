@@ -1,0 +1,126 @@
+#include "zeropage/launch/job.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <iterator>
+#include <numeric>
+
+#include "zeropage/base/error.h"
+#include "zeropage/launch/fd.h"
+
+namespace zeropage::launch {
+namespace {
+
+bool is_this_host(const std::string& name, const std::string& host_name) {
+  return name == "localhost" || name == "127.0.0.1" || name == "[::1]" || name == host_name ||
+         name == host_name.substr(0, host_name.find('.'));
+}
+
+/// The pool of the hostfile; empty without one.
+std::vector<HostSlots> read_hostfile(const Options& options, Job& job) {
+  std::ifstream file(options.hostfile, std::ios::binary);
+  if (!file && errno == ENOENT) {
+    if (options.hostfile != kDefaultHostfile) {
+      job.notices.push_back(fmt::format("there is no hostfile {}: this host alone is used", options.hostfile));
+    }
+    return {};
+  }
+  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+  if (!file.is_open() || file.bad())
+    throw_errno("cannot read the hostfile " + options.hostfile, "make it a readable file");
+  return parse_hostfile(text, options.hostfile);
+}
+
+/// This host as a pool. Without GPUs slots are what the filter names: any number of CPU ranks may be had.
+std::vector<HostSlots> local_pool(const Options& options, const Surroundings& here) {
+  const bool by_name = !options.include.empty() && here.num_gpus == 0;
+  std::vector<HostSlots> pool = {{"localhost", std::vector<int>(by_name ? kMaxSlots : std::max(here.num_gpus, 1))}};
+  std::iota(pool[0].slots.begin(), pool[0].slots.end(), 0);
+  return pool;
+}
+
+Job choose_locally(const Options& options, const Surroundings& here, Job job) {
+  if (options.num_nodes.value_or(1) > 1) {
+    throw ConfigError(
+        fmt::format("--num_nodes {}: no hosts are known; name them in a hostfile (--hostfile)", *options.num_nodes));
+  }
+  if (options.include.empty() && options.exclude.empty()) return job;
+  if (here.environment("CUDA_VISIBLE_DEVICES") && here.num_gpus > 0) {
+    job.notices.push_back("CUDA_VISIBLE_DEVICES does not count: --include or --exclude chooses the devices");
+  }
+  job.ignores_visible = true;
+  const Selection selection{options.include, options.exclude, options.num_nodes, options.num_ranks};
+  job.hosts = select_slots(local_pool(options, here), selection);
+  // Without slots every number of CPU ranks would be meant.
+  if (here.num_gpus == 0 && !options.include.empty() && options.include.find(':') == std::string::npos) {
+    job.hosts[0].slots = {0};
+  }
+  return job;
+}
+
+Job choose_task(const Options& options, Task task, Job job) {
+  const bool chooses = options.num_ranks || options.num_nodes || !options.include.empty() || !options.exclude.empty() ||
+                       !options.launcher.empty() || options.no_ssh || options.force_multi || options.max_restarts > 0;
+  if (chooses) {
+    throw ConfigError(
+        fmt::format("{} has started this as rank {} of {}: how many ranks there are, where, and when they start again "
+                    "is decided; leave "
+                    "options about hosts, ranks and restarts out",
+                    task.starter, task.rank, task.size));
+  }
+  job.way = Way::kTask;
+  job.task = std::move(task);
+  return job;
+}
+
+void check_node_rank(const Options& options, const std::vector<HostSlots>& hosts) {
+  if (options.node_rank < 0 || options.node_rank >= static_cast<int>(hosts.size())) {
+    throw ConfigError(fmt::format("--no_ssh needs --node_rank, the place of this host among the {} of the job: 0 to {}",
+                                  hosts.size(), hosts.size() - 1));
+  }
+  if (options.master_addr.empty() && hosts.size() > 1) {
+    throw ConfigError("--no_ssh needs --master_addr, the address of the host with --node_rank=0");
+  }
+}
+
+}  // namespace
+
+Job choose_job(const Options& options, const Surroundings& here) {
+  Job job;
+  if (auto task = task_of(here.environment)) return choose_task(options, std::move(*task), std::move(job));
+  std::vector<HostSlots> pool =
+      options.world_info.empty() ? read_hostfile(options, job) : parse_filter(options.world_info, "--world_info");
+  bool in_slurm = false;
+  if (pool.empty()) {
+    pool = slurm_hosts(here.environment);
+    in_slurm = !pool.empty();
+  }
+  if (pool.empty()) {
+    if (options.force_multi || options.no_ssh) {
+      throw ConfigError(fmt::format("{} needs hosts; name them in a hostfile (--hostfile)",
+                                    options.no_ssh ? "--no_ssh" : "--force_multi"));
+    }
+    return choose_locally(options, here, std::move(job));
+  }
+  job.hosts = select_slots(pool, {options.include, options.exclude, options.num_nodes, options.num_ranks});
+  if (options.no_ssh) {
+    check_node_rank(options, job.hosts);
+    job.way = Way::kNode;
+  } else if (options.force_multi || job.hosts.size() > 1 || !is_this_host(job.hosts[0].name, here.host_name)) {
+    job.launcher = !options.launcher.empty() ? options.launcher : in_slurm ? "slurm" : "ssh";
+    job.way = job.launcher == "ssh" ? Way::kSsh : Way::kRunner;
+  }
+  if (options.node_rank >= 0 && !options.no_ssh) {
+    throw ConfigError(
+        "--node_rank says which part of the job this host runs when each is started by hand: add --no_ssh");
+  }
+  if (job.way != Way::kSsh && job.way != Way::kRunner && !options.venv_script.empty()) {
+    throw ConfigError("--venv_script is for jobs on several hosts; activate the environment before instead");
+  }
+  return job;
+}
+
+}  // namespace zeropage::launch

@@ -1,0 +1,86 @@
+/// \file
+/// What the launcher and the agents on other hosts say to each other, over the standard streams of ssh.
+///
+/// 1. The agent opens with one line, kGreeting. Whatever comes before it on its stdout (a login shell's own words) is not ours.
+/// 2. Then both send frames: kind (1 byte), number (4), payload length (4, little-endian), payload.
+/// 3. Launcher: kAsk, kStart, then kSignal and kKill. Agent: kReport, then kOut, kErr and kEnded of its ranks, kNotice,
+///    and kDone when nothing of the job is left on its host.
+/// 4. Both send kBeat every kBeatPeriod. Who hears nothing for kBeatPatience takes the other for dead.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "zeropage/launch/fd.h"
+
+namespace zeropage::launch {
+
+inline constexpr std::string_view kGreeting = "zeropage-agent 1\n";
+inline constexpr std::chrono::milliseconds kBeatPeriod{500};
+inline constexpr std::chrono::milliseconds kBeatPatience{3'500};
+
+enum class FrameKind : std::uint8_t {
+  kAsk,
+  kStart,
+  kSignal,
+  kKill,
+  kBeat,
+  kReport,
+  kOut,
+  kErr,
+  kEnded,
+  kNotice,
+  kDone
+};
+
+struct Frame {
+  FrameKind kind;
+  std::int32_t number = 0;  ///< a rank, or a signal
+  std::string payload;
+};
+
+/// Any strings in one, and back. Errors of `unpack`: IoError when the bytes are not from `pack`.
+std::string pack(const std::vector<std::string>& fields);
+std::vector<std::string> unpack(std::string_view bytes);
+
+/// One end of the conversation. Nothing here blocks: the owner polls.
+class Channel {
+ public:
+  /// `greeting`: skip everything up to kGreeting first.
+  Channel(Fd in, Fd out, bool skip_to_greeting);
+
+  int in_fd() const { return in_.get(); }
+  int out_fd() const { return out_.get(); }
+  bool wants_write() const { return !queue_.empty() && out_; }
+  bool is_full() const { return queue_.size() >= kMaxQueuedBytes; }
+
+  void send_greeting() { queue_ += kGreeting; }
+  void send(FrameKind kind, std::int32_t number = 0, std::string_view payload = {});
+
+  /// Writes what certainly fits. When the other end is gone, the rest is dropped.
+  void write_some();
+
+  /// Reads what is there and calls `on_frame` for every whole frame. False: the other end has closed.
+  /// Errors: IoError when what comes are no frames.
+  bool read_some(const std::function<void(const Frame&)>& on_frame);
+
+  /// What came before the greeting, for messages.
+  const std::string& preamble() const { return preamble_; }
+
+  static constexpr std::size_t kMaxQueuedBytes = 1 << 20;
+  static constexpr std::size_t kMaxPayloadBytes = 64 << 20;
+
+ private:
+  Fd in_;
+  Fd out_;
+  bool greeted_;
+  std::string preamble_;
+  std::string received_;
+  std::string queue_;
+};
+
+}  // namespace zeropage::launch
