@@ -14,7 +14,7 @@ def test_open_mpi(script, tmp_path, inside):
         """
         import os, sys
         names = ["RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "ZEROPAGE_JOB_TOKEN"]
-        print(*[os.environ.get(n) for n in names], sys.argv[1:])
+        sys.stdout.write(" ".join([*(str(os.environ.get(n)) for n in names), str(sys.argv[1:])]) + chr(10))
         """
     )
     args = ["--allow-run-as-root", "--oversubscribe"]
