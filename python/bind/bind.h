@@ -20,5 +20,6 @@ void init_comm(py::module_& module);
 void init_c10d(py::module_& module);
 void init_engine(py::module_& module);
 void init_checkpoint(py::module_& module);
+void init_init(py::module_& module);
 
 }  // namespace zeropage::python

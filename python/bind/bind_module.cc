@@ -35,5 +35,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_c10d(module);
   init_engine(module);
   init_checkpoint(module);
+  init_init(module);
   zeropage::set_blocking_scope_factory(&enter_unlocked_wait);
 }

@@ -190,6 +190,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
             _C.log_warn('fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
         for buffer in model.buffers():
+            _C.settle(buffer)
             if buffer.is_floating_point():
                 buffer.data = buffer.data.to(self._parameter_dtype(buffer.dtype))
 

@@ -1,16 +1,22 @@
-"""`deepspeed.zero`: explicit access to parameters, and the names of what is not needed here.
+"""`deepspeed.zero`: models larger than memory, explicit access to parameters, and the names of what is not needed here.
 
-Operators gather the parameters that they touch by themselves. `GatheredParameters` is for code that goes round
-the dispatcher (raw pointers, `.numpy()`), and to make an edit by one rank the edit of all.
+`Init` is for building a model that does not fit on one rank. Operators gather the parameters that they touch by
+themselves. `GatheredParameters` is for code that goes round the dispatcher (raw pointers, `.numpy()`), and to make an
+edit by one rank the edit of all.
 """
 
+import contextlib
+import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _C
-from .errors import UsageError
+from .distributed import choose_device, current_world, make_communicators
+from .errors import ConfigError, UsageError
+from .initialize import parse_config
 
 _engine_of_parameter: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> engine, as long as both live
 
@@ -26,10 +32,87 @@ def _engine_of(parameter: torch.Tensor) -> _C.Engine | None:
     return reference() if reference is not None else None
 
 
+class Init:
+    """While inside, tensors that this thread makes are kept within the live limit (`stage3_max_live_parameters`).
+
+    Beyond it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize` takes the
+    model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's values. Ranks must
+    run the same code until then. Does nothing below stage 3, or with one rank.
+
+    module: its parameters are taken in as if they had been made inside.
+    config_dict_or_path, config: as for `initialize`; none: stage 3 with its defaults.
+    dtype: the default type of floating tensors inside. None leaves it: `initialize` casts to the configured precision, and
+    its fp32 masters are then the exact initial values.
+    mem_efficient_linear, pin_memory: accepted for compatibility; nothing needs them.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module | None = None,
+        data_parallel_group: Any = None,
+        mem_efficient_linear: bool = True,
+        remote_device: str | None = None,
+        pin_memory: bool = False,
+        config_dict_or_path: str | os.PathLike | dict[str, Any] | None = None,
+        config: str | os.PathLike | dict[str, Any] | None = None,
+        enabled: bool = True,
+        dtype: torch.dtype | None = None,
+        mpu: Any = None,
+        zero_param_parallel_group: Any = None,
+        zero_quantized_weights: bool = False,
+        zero_quantized_nontrainable_weights: bool = False,
+        sequence_data_parallel_group: Any = None,
+        param_swapper: Any = None,
+        tensor_overrides: Any = None,
+    ):
+        not_built = {
+            "data_parallel_group": data_parallel_group,
+            "remote_device": None if remote_device == "none" else remote_device,
+            "mpu": mpu,
+            "zero_param_parallel_group": zero_param_parallel_group,
+            "zero_quantized_weights": zero_quantized_weights,
+            "zero_quantized_nontrainable_weights": zero_quantized_nontrainable_weights,
+            "sequence_data_parallel_group": sequence_data_parallel_group,
+            "param_swapper": param_swapper,
+            "tensor_overrides": tensor_overrides,
+        }
+        for name, value in not_built.items():
+            if value is not None and value is not False:
+                raise ConfigError(f"zero.Init: {name} is not available in this version: leave it out")
+        if config is not None and config_dict_or_path is not None:
+            raise ConfigError("zero.Init: expected config_dict_or_path or config, got both: pass one of them")
+        source = config_dict_or_path if config is None else config
+        self._config = parse_config({"zero_optimization": {"stage": 3}} if source is None else source, world_size=0)
+        self._dtype = dtype
+        self._world = current_world()
+        self._enabled = enabled and self._config.stage == 3 and self._world.size > 1
+        self._inside = contextlib.ExitStack()
+        if module is not None and self._enabled:
+            with self:
+                for parameter in module.parameters():
+                    self._scope.adopt(parameter)
+
+    def __enter__(self) -> "Init":
+        if self._dtype is not None and self._dtype.is_floating_point:
+            self._inside.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(self._dtype)
+        if self._enabled:
+            device = choose_device(torch.nn.Module(), self._world)
+            communicator, _ = make_communicators(self._config, device, self._world)
+            if device.type != "cpu":
+                self._inside.enter_context(device)  # tensors are made where they are trained
+            self._scope = _C.Init(self._config, communicator, device)
+            self._inside.callback(self._scope.leave)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._inside.close()
+
+
 class GatheredParameters:
     """While inside, the parameters are whole and stay so on every rank that has entered.
 
-    params: a parameter or an iterable of them; those that no engine holds are left alone.
+    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone.
     modifier_rank: on leaving every rank takes this rank's values (collective); None: what each rank wrote stands, which
     must be the same everywhere.
     fwd_module: accepted for compatibility; nothing needs it.
@@ -49,8 +132,11 @@ class GatheredParameters:
         self._params = params if enabled else []
         self._modifier_rank = -1 if modifier_rank is None else modifier_rank
         self._tickets: list[tuple[_C.Engine, int]] = []
+        self._deferred: list[torch.Tensor] = []
 
     def __enter__(self) -> None:
+        self._deferred = [parameter for parameter in self._params if _C.is_deferred(parameter)]
+        _C.gather_deferred(self._deferred)
         by_engine: dict[_C.Engine, dict[int, torch.Tensor]] = {}
         for parameter in self._params:
             engine = _engine_of(parameter)
@@ -60,10 +146,12 @@ class GatheredParameters:
             self._tickets.append((engine, engine.gather(list(parameters.values()))))
 
     def __exit__(self, *exception) -> None:
+        # After an error on this rank the others may not come to a broadcast.
+        modifier_rank = self._modifier_rank if exception[0] is None else -1
         while self._tickets:
             engine, ticket = self._tickets.pop()
-            # After an error on this rank the others may not come to a broadcast.
-            engine.release(ticket, self._modifier_rank if exception[0] is None else -1)
+            engine.release(ticket, modifier_rank)
+        _C.release_deferred(self._deferred, modifier_rank)
 
 
 gathered = GatheredParameters

@@ -56,7 +56,7 @@ struct StepResult {
 class Engine {
  public:
   /// Collective. Casts floating parameters to the configured precision, gives every rank rank 0's values, and moves all state
-  /// to its place. Peak memory: the model as given plus this rank's state plus one page.
+  /// to its place. Peak memory: the model as given (its shards, when it was made in an Init scope) plus this rank's state plus one page.
   /// Errors: ConfigError (no parameters, wrong device, unsupported dtype, parameters that share memory), PeerError
   /// (ranks differ in configuration or model; the message shows the first difference).
   /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward gathers

@@ -68,6 +68,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
       compute_dtype_(compute_dtype_of(config.precision)) {
   c10::AutoGradMode no_grad(false);
   paging::ensure_fallback();
+  paging::watch_results(nullptr);  // what is made from here on is no part of a model: an Init scope ends
   check(inputs);
   for (const auto& input : inputs) {
     tensors_.push_back(input.tensor);
@@ -109,8 +110,9 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
         "its submodules registered (nn.ModuleList instead of a plain list)?");
   }
   struct Extent {
-    const std::byte* begin;
-    const std::byte* end;
+    std::pair<const void*, std::int64_t>
+        begin;  // storage of a deferred one (else null), and the place in it or the address
+    std::int64_t end;
     const std::string* name;
   };
   std::vector<Extent> extents;
@@ -128,7 +130,8 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
                       input.name, tensor.is_complex() ? "complex" : "sparse"));
     }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
-    if (link != nullptr && link->handle->pager.load() != nullptr) {
+    const bool deferred = link != nullptr && link->deferred;
+    if (link != nullptr && !deferred && link->handle->pager.load() != nullptr) {
       throw ConfigError(
           fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
                       "destroy the other engine first",
@@ -138,12 +141,16 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
       throw ConfigError(
           fmt::format("parameter '{}' is float64, which is not supported; call model.float() first", input.name));
     }
-    const auto* begin = static_cast<const std::byte*>(tensor.const_data_ptr());
-    if (tensor.numel() > 0) extents.push_back({begin, begin + tensor.nbytes(), &input.name});
+    if (tensor.numel() == 0) continue;
+    // A deferred one may be absent, but has its storage to itself.
+    const void* home = deferred ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+    const std::int64_t begin = deferred ? tensor.storage_offset() * static_cast<std::int64_t>(tensor.itemsize())
+                                        : reinterpret_cast<std::intptr_t>(tensor.const_data_ptr());
+    extents.push_back({{home, begin}, begin + static_cast<std::int64_t>(tensor.nbytes()), &input.name});
   }
   std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });
   for (std::size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[i - 1].end) {
+    if (extents[i].begin.first == extents[i - 1].begin.first && extents[i].begin.second < extents[i - 1].end) {
       throw ConfigError(
           fmt::format("parameters '{}' and '{}' are different tensors that share memory; tie weights by using "
                       "the same Parameter object in both places",

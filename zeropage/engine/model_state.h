@@ -33,7 +33,8 @@ struct OwnedRange {
 class ModelState {
  public:
   /// Collective. Checks the tensors, lays them out, compares layout and configuration with the other ranks, takes rank 0's
-  /// values and re-homes every tensor. Errors: ConfigError, PeerError; see Engine.
+  /// values and re-homes every tensor, page by page: those of an Init scope are gathered and let go one page at a time.
+  /// Ends the Init scope of this thread. Errors: ConfigError, PeerError; see Engine.
   ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
              std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
 

@@ -49,6 +49,14 @@ DeviceBuffer::~DeviceBuffer() {
   if (data_ != nullptr && !device_memory_.defined()) munmap(data_, bytes_);
 }
 
+at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
+  // No ledger: who asks for this memory is not an engine.
+  auto buffer = std::make_unique<DeviceBuffer>(bytes, device, nullptr, MemoryKind::kParameters);
+  std::byte* data = buffer->data();
+  const auto free_buffer = [](void* context) { delete static_cast<DeviceBuffer*>(context); };
+  return {data, buffer.release(), free_buffer, device};
+}
+
 at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device) {
   return at::from_blob(data, {numel}, at::TensorOptions().dtype(type).device(device));
 }

@@ -30,6 +30,9 @@ class DeviceBuffer {
   LedgerEntry entry_;
 };
 
+/// A new DeviceBuffer as torch's pointer that owns its memory. Errors: as the constructor's.
+at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device);
+
 /// A tensor over memory that somebody else owns: contiguous [numel].
 at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device);
 

@@ -15,13 +15,13 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/host_error.h"
-#include "zeropage/paging/pager.h"
 #include "zeropage/paging/parameter_link.h"
 
 namespace zeropage::paging {
 namespace {
 
 std::atomic<std::int64_t> fallback_calls{0};  // for the self-test
+thread_local std::shared_ptr<ResultWatcher> watcher_of_thread;
 
 /// The pages that one operator uses, pinned until it is done.
 class PinnedPages {
@@ -30,22 +30,25 @@ class PinnedPages {
     if (!tensor.defined() || !tensor.unsafeGetTensorImpl()->has_storage()) return;
     ParameterLink* link = link_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
     if (link == nullptr || (!link->paged && !writes)) return;
-    Pager* pager = link->handle->pager.load(std::memory_order_acquire);
+    PageTable* pager = link->handle->pager.load(std::memory_order_acquire);
     if (pager == nullptr) return;
     if (!link->paged) {
       pager->note_write(link->page);
       return;
     }
     pager->touch(link->page, writes, op.schema().name());
-    pinned_.push_back({pager, link->page});
+    pinned_.emplace_back(link->handle, link->page);
   }
 
   ~PinnedPages() {
-    for (auto& [pager, page] : pinned_) pager->unpin(page);
+    for (auto& [handle, page] : pinned_) {
+      // The operator may have given the storage other memory, and so ended the last page of an Init scope.
+      if (PageTable* pager = handle->pager.load(std::memory_order_acquire)) pager->unpin(page);
+    }
   }
 
  private:
-  c10::SmallVector<std::pair<Pager*, int>, 4> pinned_;
+  c10::SmallVector<std::pair<std::shared_ptr<PagerHandle>, int>, 4> pinned_;
 };
 
 void use_value(const c10::IValue& value, bool writes, const c10::OperatorHandle& op, PinnedPages& pages) {
@@ -79,6 +82,17 @@ bool under_functorch() {
   return c10::impl::tls_local_dispatch_key_set().included_.has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
 }
 
+bool has_one_owner(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.use_count() == 1 && tensor.unsafeGetTensorImpl()->has_storage() &&
+         tensor.unsafeGetTensorImpl()->unsafe_storage().use_count() == 1;
+}
+
+void show_results(ResultWatcher& watcher, const c10::FunctionSchema& schema, const torch::jit::Stack& stack) {
+  for (const auto& value : torch::jit::last(stack, schema.returns().size())) {
+    if (value.isTensor() && has_one_owner(value.toTensor())) watcher.take(value.toTensor(), schema.name());
+  }
+}
+
 void parameter_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
   fallback_calls.fetch_add(1, std::memory_order_relaxed);
   const auto& schema = op.schema();
@@ -98,6 +112,12 @@ void parameter_fallback(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
   std::optional<c10::impl::ExcludeDispatchKeyGuard> inside;
   if (!under_functorch()) inside.emplace(kParameterKey);
   op.redispatchBoxed(below, stack);
+  if (!watcher_of_thread || under_functorch()) return;
+  try {
+    show_results(*watcher_of_thread, schema, *stack);
+  } catch (const Error&) {
+    rethrow_for_host();
+  }
 }
 
 void self_test() {
@@ -122,6 +142,13 @@ void ensure_fallback() {
     library->fallback(torch::CppFunction::makeFromBoxedFunction<&parameter_fallback>());
     self_test();
   });
+}
+
+std::shared_ptr<ResultWatcher> results_watcher() { return watcher_of_thread; }
+
+void watch_results(std::shared_ptr<ResultWatcher> watcher) {
+  watcher_of_thread = std::move(watcher);
+  c10::impl::tls_set_dispatch_key_included(kParameterKey, watcher_of_thread != nullptr);
 }
 
 }  // namespace zeropage::paging

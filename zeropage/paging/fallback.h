@@ -9,12 +9,36 @@
 ///   3. The operator runs, with the key excluded for its inside (one fault check per outermost operator), except under
 ///      functorch transforms, whose wrappers hide parameters until further in.
 ///   4. The pages are unpinned, also when the operator throws. An error in 2 reaches the caller; the operator does not run.
+///   5. While a thread has a watcher, the key is in force for all operators of that thread, also those without tensors
+///      (`empty`, `randn`), and after 3 the watcher is shown the results that are new tensors nobody else refers to.
 #pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <memory>
+#include <string_view>
 
 namespace zeropage::paging {
 
 /// Registers the fallback with the dispatcher (once per process) and tests that it sees an operator on a marked tensor.
 /// Errors: Error when this torch does not dispatch on the key.
 void ensure_fallback();
+
+/// Is shown new tensors where they are made.
+class ResultWatcher {
+ public:
+  /// `result` and its storage have no other owner, so the storage may be given another home. `op`: what made it. Errors reach
+  /// the caller of the operator.
+  virtual void take(const at::Tensor& result, std::string_view op) = 0;
+
+ protected:
+  ~ResultWatcher() = default;
+};
+
+/// The watcher of the calling thread, null when it has none.
+std::shared_ptr<ResultWatcher> results_watcher();
+
+/// Makes `watcher` the calling thread's; null: none.
+void watch_results(std::shared_ptr<ResultWatcher> watcher);
 
 }  // namespace zeropage::paging

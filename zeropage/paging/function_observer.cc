@@ -35,7 +35,7 @@ ObserverState& observer_state() {
 struct PinContext : at::ObserverContext {
   explicit PinContext(PageUses uses, const char* user) {
     for (auto& use : uses) {
-      Pager* pager = use.handle->pager.load();
+      PageTable* pager = use.handle->pager.load();
       if (pager == nullptr) continue;
       try {
         pager->touch(use.page, /*writes=*/false, user);
@@ -47,7 +47,7 @@ struct PinContext : at::ObserverContext {
   }
   ~PinContext() override {
     for (auto& use : pinned) {
-      if (Pager* pager = use.handle->pager.load()) pager->unpin(use.page);
+      if (PageTable* pager = use.handle->pager.load()) pager->unpin(use.page);
     }
   }
   PageUses pinned;

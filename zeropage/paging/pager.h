@@ -51,7 +51,7 @@ struct PagerStats {
   std::int64_t peak_live_bytes = 0;
 };
 
-class Pager {
+class Pager final : public PageTable {
  public:
   /// `paged[p]` says which pages of `layout` this pager manages; the shards of those are allocated here, zero-filled.
   Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> paged,
@@ -72,20 +72,14 @@ class Pager {
   /// A link for a parameter of `page`, to be carried by its storage; `memory` keeps an always resident page alive.
   std::unique_ptr<ParameterLink> make_link(int page, std::shared_ptr<void> memory = nullptr) const;
 
-  /// Makes the page resident and pins it; `writes` marks it dirty. Errors: TimeoutError and PeerError, with `user` (the
-  /// operator's name) in the message; the page is not pinned then.
-  void touch(int page, bool writes, std::string_view user);
-  void unpin(int page);
+  void touch(int page, bool writes, std::string_view user) override;
+  void unpin(int page) override;
+  void explain_absence(int page, const std::string& cause) override;
+  void note_write(int page) override;
 
   /// The frame of a page that is pinned by `touch`, and that its contents were written by other means than operators.
   std::byte* frame(int page) const { return pages_[page].frame; }
   void mark_dirty(int page);
-
-  /// Makes the guards of an absent page say why it is absent.
-  void explain_absence(int page, const std::string& cause);
-
-  /// An operator wrote a parameter of an always resident page (16-bit: its master must follow).
-  void note_write(int page);
 
   /// Pages written since the last call, and forgets them. Always resident pages only.
   std::vector<int> take_written();

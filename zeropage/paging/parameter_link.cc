@@ -45,6 +45,11 @@ c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data
                                                             /*allocator=*/nullptr, /*resizable=*/false));
 }
 
+at::DataPtr link_storage(c10::StorageImpl* storage, std::unique_ptr<ParameterLink> link) {
+  const at::DataPtr& old = storage->_mutable_data_ptr_no_checks();
+  return storage->set_data_ptr(at::DataPtr(old.get(), link.release(), &delete_link, old.device()));
+}
+
 void fill_storage(c10::StorageImpl* storage, void* data) {
   storage->clear_data_ptr_access_error_msg_();
   set_address(storage, data);

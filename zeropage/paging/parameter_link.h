@@ -11,14 +11,31 @@
 #include <atomic>
 #include <memory>
 #include <string>
+#include <string_view>
 
 namespace zeropage::paging {
 
-class Pager;
+/// What those who meet a parameter ask of whoever keeps its page: an engine's pager, or an Init scope (engine/deferred_pages.h).
+class PageTable {
+ public:
+  /// Makes the page resident and pins it; `writes` marks it dirty. Errors: TimeoutError and PeerError, with `user` (the
+  /// operator's name) in the message; the page is not pinned then.
+  virtual void touch(int page, bool writes, std::string_view user) = 0;
+  virtual void unpin(int page) = 0;
 
-/// How links find the pager; the pager clears it when it goes, since a model may outlive its engine.
+  /// An operator wrote a parameter of an always resident page (16-bit: its master must follow).
+  virtual void note_write(int page) = 0;
+
+  /// Makes the guards of an absent page say why it is absent.
+  virtual void explain_absence(int page, const std::string& cause) = 0;
+
+ protected:
+  ~PageTable() = default;
+};
+
+/// How links find the page table, which clears it when it goes, since a model may outlive its engine.
 struct PagerHandle {
-  std::atomic<Pager*> pager{nullptr};
+  std::atomic<PageTable*> pager{nullptr};
   std::atomic<bool> functions_seen{false};  ///< a custom autograd.Function took one of its parameters
 };
 
@@ -26,7 +43,8 @@ struct ParameterLink {
   std::shared_ptr<PagerHandle> handle;
   int page = 0;
   bool paged = false;            ///< false: always resident, only writes are of interest
-  std::shared_ptr<void> memory;  ///< keeps the memory of an always resident page alive; null when paged
+  bool deferred = false;         ///< of an Init scope; no engine has taken it over yet
+  std::shared_ptr<void> memory;  ///< what must live as long as the storage: memory of a whole page, a deferred home
 };
 
 /// The dispatch key whose boxed fallback sees operators on parameters. Unused by torch itself; the choice is made only here,
@@ -44,6 +62,10 @@ ParameterLink* link_of(c10::StorageImpl* storage);
 /// A storage of `bytes` that carries `link`, its data at `data` (null: absent, to be guarded with `release_storage`).
 c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data, std::int64_t bytes,
                                  c10::Device device);
+
+/// Gives an existing storage a link; its data stays where it is. Returns the pointer that owns the data: from now on the caller
+/// keeps that alive.
+at::DataPtr link_storage(c10::StorageImpl* storage, std::unique_ptr<ParameterLink> link);
 
 /// Points the storage at `data`; its size and link stay.
 void fill_storage(c10::StorageImpl* storage, void* data);

@@ -1,0 +1,26 @@
+#include "zeropage/engine/init.h"
+
+// The casters of tensors come after torch's configuration.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "python/bind/bind.h"
+
+namespace zeropage::python {
+
+void init_init(py::module_& module) {
+  using engine::Init;
+  py::class_<Init>(module, "Init", "Tensors that this thread makes are sharded beyond the live limit.")
+      .def(py::init<const config::Config&, std::shared_ptr<comm::Communicator>, c10::Device>(), py::arg("config"),
+           py::arg("communicator"), py::arg("device"))
+      .def("leave", &Init::leave, "Ends the scope.")
+      .def("adopt", &Init::adopt, py::arg("tensor"), Unlocked(), "Takes in a tensor that was made outside.");
+  module.def("is_deferred", &engine::is_deferred, py::arg("tensor"),
+             "Made in an Init scope, and no engine has it yet.");
+  module.def("settle", &engine::settle, py::arg("tensor"), Unlocked(), "Makes a deferred tensor an ordinary one.");
+  module.def("gather_deferred", &engine::gather_deferred, py::arg("tensors"), Unlocked(), "Makes them resident.");
+  module.def("release_deferred", &engine::release_deferred, py::arg("tensors"), py::arg("modifier_rank"), Unlocked(),
+             "Ends gather_deferred; modifier_rank >= 0: every rank takes that rank's values.");
+}
+
+}  // namespace zeropage::python

@@ -1,0 +1,99 @@
+/// \file
+/// The tensors of one Init scope (init.h), each a page of its own.
+///
+///   1. take: an operator has made a tensor of some size that nobody else refers to. Its storage gets a link to here; its
+///      memory moves into the storage's Home, which goes when the storage goes: a temporary is forgotten without a word.
+///   2. touch: a resident tensor is pinned. An absent one is gathered first, by all ranks: they run the same operators.
+///   3. charge: bytes made and gathered count towards the live limit whether or not they have been freed since, so that ranks
+///      whose garbage is collected at different moments still reach the limit at the same operator. There, make_room:
+///      a. All ranks compare what they have made since the last time, by name and shape.
+///      b. They exchange the state of every tensor: alive, resident, pinned, written, when last used.
+///      c. Tensors that are alive, resident and not in use everywhere are evicted, those that rank 0 has not used for longest
+///         first, until half of the limit is free. What is left is the new charge.
+///   4. evict: a tensor that was written since its last gather is broadcast by rank 0; each rank keeps its shard of it. The memory
+///      goes, and the storage's guard says why.
+///   5. The engine reads each parameter once (which gathers it) and gives it another storage; that ends its Home.
+///
+/// Pages know their storages only weakly, and a Home keeps the pages object: it lives as long as any of its tensors.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/paging/device_buffer.h"
+#include "zeropage/paging/fallback.h"
+#include "zeropage/paging/parameter_link.h"
+
+namespace zeropage::engine {
+
+struct DeferredOptions {
+  std::int64_t limit_bytes = INT64_MAX;  ///< resident at once; one operator's own tensors may exceed it
+  std::int64_t smallest_bytes = 4096;    ///< smaller tensors are left alone
+};
+
+class DeferredPages final : public paging::PageTable,
+                            public paging::ResultWatcher,
+                            public std::enable_shared_from_this<DeferredPages> {
+ public:
+  DeferredPages(std::shared_ptr<comm::Communicator> communicator, c10::Device device, const DeferredOptions& options);
+  ~DeferredPages();
+  DeferredPages(const DeferredPages&) = delete;
+  DeferredPages& operator=(const DeferredPages&) = delete;
+
+  /// Gives the tensor's storage its home here, unless it is small, elsewhere, or in good hands. Errors: PeerError (ranks have made
+  /// different tensors), TimeoutError.
+  void take(const at::Tensor& result, std::string_view op) override;
+
+  void touch(int page, bool writes, std::string_view user) override;
+  void unpin(int page) override;
+  void note_write(int) override {}                           // no page is always resident
+  void explain_absence(int, const std::string&) override {}  // only an engine's observer asks
+
+  /// Every rank takes `root`'s values of a pinned page. Collective.
+  void broadcast(int page, int root);
+
+  /// Gives the storage of a pinned page its memory back; the page is no more.
+  void settle(int page);
+
+ private:
+  using StoragePtr = c10::intrusive_ptr<c10::StorageImpl>;
+  struct Home;
+  struct Page {
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
+    std::int64_t bytes = 0;
+    std::string label{};
+    int pins = 0;
+    bool dirty = true;  // rank 0's values are not in the shards
+    std::int64_t last_touch = 0;
+  };
+  struct Report;
+
+  std::unique_lock<std::mutex> lock() const;
+  bool fits(const at::Tensor& tensor) const;
+  StoragePtr storage_of(int page, const Page& state) const;
+  static Home& home_of(const StoragePtr& storage);
+  std::int64_t shard_bytes(const Page& state) const;
+  void charge(std::int64_t bytes, int in_use);
+  void make_room(int in_use);
+  void gather(int page, Page& state, const StoragePtr& storage);
+  void evict(int page, Page& state, const StoragePtr& storage);
+
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  DeferredOptions options_;
+  std::shared_ptr<paging::PagerHandle> handle_;
+  std::map<int, Page> pages_;  // the same keys on all ranks
+  int next_page_ = 0;
+  std::int64_t touch_clock_ = 0;
+  std::int64_t charged_bytes_ = 0;
+  std::string made_;  // since the last make_room, a line per tensor
+  mutable std::mutex mutex_;
+};
+
+}  // namespace zeropage::engine

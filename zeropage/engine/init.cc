@@ -1,0 +1,79 @@
+#include "zeropage/engine/init.h"
+
+#include <algorithm>
+
+#include "zeropage/engine/deferred_pages.h"
+#include "zeropage/engine/placement.h"
+#include "zeropage/paging/fallback.h"
+#include "zeropage/paging/scope_allocator.h"
+
+namespace zeropage::engine {
+namespace {
+
+constexpr std::int64_t kSmallestBytes = 4096;
+
+paging::ParameterLink* deferred_link(const at::Tensor& tensor) {
+  if (!tensor.defined() || !tensor.unsafeGetTensorImpl()->has_storage()) return nullptr;
+  auto* link = paging::link_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+  return link != nullptr && link->deferred ? link : nullptr;
+}
+
+DeferredPages& pages_of(const paging::ParameterLink& link) {
+  return static_cast<DeferredPages&>(*link.handle->pager.load());
+}
+
+}  // namespace
+
+Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device) {
+  if (!placement_of_stage(config.zero.stage).shard_parameters || communicator->size() == 1) return;
+  paging::ensure_fallback();
+  paging::ensure_scope_allocator();
+  constexpr std::int64_t kElementBytes = 4;
+  const auto to_bytes = [](std::int64_t numel) { return std::min(numel, INT64_MAX / kElementBytes) * kElementBytes; };
+  DeferredOptions options;
+  options.limit_bytes = to_bytes(config.zero.max_live_numel);
+  options.smallest_bytes = std::max(kSmallestBytes, to_bytes(config.zero.persistence_threshold_numel) + 1);
+  pages_ = std::make_shared<DeferredPages>(std::move(communicator), device, options);
+  outer_ = paging::results_watcher();
+  paging::watch_results(pages_);
+}
+
+Init::~Init() { leave(); }
+
+void Init::leave() {
+  if (pages_ && paging::results_watcher() == pages_) paging::watch_results(outer_);
+}
+
+void Init::adopt(const at::Tensor& tensor) {
+  if (pages_) pages_->take(tensor, "adopted");
+}
+
+bool is_deferred(const at::Tensor& tensor) { return deferred_link(tensor) != nullptr; }
+
+void settle(const at::Tensor& tensor) {
+  const auto* link = deferred_link(tensor);
+  if (link == nullptr) return;
+  auto pages = pages_of(*link).shared_from_this();
+  const int page = link->page;
+  pages->touch(page, /*writes=*/false, "settle");
+  pages->settle(page);
+  paging::unmark(tensor);
+}
+
+void gather_deferred(const std::vector<at::Tensor>& tensors) {
+  for (const auto& tensor : tensors) {
+    if (const auto* link = deferred_link(tensor))
+      pages_of(*link).touch(link->page, /*writes=*/false, "a gathered scope");
+  }
+}
+
+void release_deferred(const std::vector<at::Tensor>& tensors, int modifier_rank) {
+  for (const auto& tensor : tensors) {
+    const auto* link = deferred_link(tensor);
+    if (link == nullptr) continue;
+    if (modifier_rank >= 0) pages_of(*link).broadcast(link->page, modifier_rank);
+    pages_of(*link).unpin(link->page);
+  }
+}
+
+}  // namespace zeropage::engine
