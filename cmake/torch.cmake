@@ -32,6 +32,16 @@ target_compile_definitions(zeropage_libtorch INTERFACE NDEBUG _GLIBCXX_USE_CXX11
 target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
 target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
 target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
+# at::parallel_for is a template and runs on one thread in code that is compiled without OpenMP. The runtime must be torch's
+# own, which wheels bring along: with a second one each would have threads of its own.
+target_compile_options(zeropage_libtorch INTERFACE -fopenmp)
+file(GLOB torch_gomp ${torch_lib}/libgomp*.so* ${torch_lib}/../../torch.libs/libgomp*.so*)
+if(torch_gomp)
+  list(GET torch_gomp 0 torch_gomp)
+  target_link_libraries(zeropage_libtorch INTERFACE ${torch_gomp})
+else()
+  target_link_options(zeropage_libtorch INTERFACE -fopenmp)
+endif()
 if(NOT SKBUILD)  # a wheel finds torch beside itself, see INSTALL_RPATH
   target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
 endif()

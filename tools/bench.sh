@@ -4,6 +4,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=
+echo "bench: bench/optim_main.cc"
+{ cmake --build build/dev --target bench_optim >build/dev/bench.log && build/dev/bench_optim; } || failed+=" bench/optim_main.cc"
 for file in bench/*.py; do
   grep -q '__name__ == "__main__"' "$file" || continue
   echo "bench: $file"

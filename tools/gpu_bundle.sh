@@ -17,7 +17,7 @@ where() {
 
 rm -rf "$bundle"
 mkdir -p "$bundle/include" "$bundle/lib"
-for name in nlohmann fmt spdlog CLI gtest; do
+for name in nlohmann fmt spdlog CLI gtest hwy; do
   folder=$(where "$name")
   cp -rL "$folder/$name" "$bundle/include/"
 done

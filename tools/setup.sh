@@ -50,6 +50,7 @@ mpirun openmpi-bin
 ssh openssh-client
 /usr/sbin/sshd openssh-server
 /usr/sbin/ip iproute2
+hwy/highway.h libhwy-dev
 LIST
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

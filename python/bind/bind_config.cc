@@ -16,7 +16,10 @@ void bind_enums(py::module_& module) {
   py::enum_<config::OptimizerKind>(module, "OptimizerKind")
       .value("NONE", config::OptimizerKind::kNone)
       .value("ADAM", config::OptimizerKind::kAdam)
-      .value("ADAMW", config::OptimizerKind::kAdamW);
+      .value("ADAMW", config::OptimizerKind::kAdamW)
+      .value("LION", config::OptimizerKind::kLion)
+      .value("ADAGRAD", config::OptimizerKind::kAdagrad)
+      .value("SGD", config::OptimizerKind::kSgd);
   py::enum_<config::ScheduleKind>(module, "ScheduleKind")
       .value("NONE", config::ScheduleKind::kNone)
       .value("WarmupLR", config::ScheduleKind::kWarmup)
@@ -45,16 +48,21 @@ auto field() {
 
 void init_config(py::module_& module) {
   bind_enums(module);
-  py::class_<config::AdamParams>(module, "AdamParams", "Hyperparameters of one parameter group.")
+  py::class_<config::OptimizerParams>(module, "OptimizerParams", "Hyperparameters of one parameter group.")
       .def(py::init<>())
-      .def(py::init<const config::AdamParams&>())
-      .def_readwrite("lr", &config::AdamParams::lr)
-      .def_readwrite("beta1", &config::AdamParams::beta1)
-      .def_readwrite("beta2", &config::AdamParams::beta2)
-      .def_readwrite("eps", &config::AdamParams::eps)
-      .def_readwrite("weight_decay", &config::AdamParams::weight_decay)
-      .def_readwrite("bias_correction", &config::AdamParams::bias_correction)
-      .def_readwrite("decoupled_decay", &config::AdamParams::decoupled_decay);
+      .def(py::init<const config::OptimizerParams&>())
+      .def_readwrite("lr", &config::OptimizerParams::lr)
+      .def_readwrite("beta1", &config::OptimizerParams::beta1)
+      .def_readwrite("beta2", &config::OptimizerParams::beta2)
+      .def_readwrite("eps", &config::OptimizerParams::eps)
+      .def_readwrite("weight_decay", &config::OptimizerParams::weight_decay)
+      .def_readwrite("bias_correction", &config::OptimizerParams::bias_correction)
+      .def_readwrite("decoupled_decay", &config::OptimizerParams::decoupled_decay)
+      .def_readwrite("momentum", &config::OptimizerParams::momentum)
+      .def_readwrite("dampening", &config::OptimizerParams::dampening)
+      .def_readwrite("nesterov", &config::OptimizerParams::nesterov)
+      .def_readwrite("lr_decay", &config::OptimizerParams::lr_decay)
+      .def_readwrite("initial_accumulator_value", &config::OptimizerParams::initial_accumulator_value);
 
   py::class_<Config>(module, "Config", "The typed configuration (see docs/config.md).")
       .def_static("from_json", &Config::from_json, py::arg("text"), py::arg("world_size"), py::arg("origin"),
@@ -78,11 +86,14 @@ void init_config(py::module_& module) {
       .def_property_readonly("stage", field<&Config::zero, &config::Zero::stage>())
       .def_property_readonly("gather_16bit_weights_on_model_save",
                              field<&Config::zero, &config::Zero::gather_16bit_weights_on_model_save>())
-      .def_property(
-          "optimizer_kind", field<&Config::optimizer, &config::Optimizer::kind>(),
-          [](Config& config, config::OptimizerKind kind) { config.optimizer.kind = kind; },
-          "Written when an optimizer object is given instead of the config's section.")
-      .def_property_readonly("adam", field<&Config::optimizer, &config::Optimizer::adam>())
+      .def_property_readonly("optimizer_kind", field<&Config::optimizer, &config::Optimizer::kind>())
+      .def_property_readonly("optimizer_params", field<&Config::optimizer, &config::Optimizer::params>())
+      .def(
+          "set_optimizer",
+          [](Config& config, config::OptimizerKind kind, const config::OptimizerParams& params) {
+            config.optimizer = {kind, params};
+          },
+          py::arg("kind"), py::arg("params"), "For an optimizer object given instead of the config's section.")
       .def_property(
           "schedule_kind", field<&Config::schedule, &config::Schedule::kind>(),
           [](Config& config, config::ScheduleKind kind) { config.schedule.kind = kind; },

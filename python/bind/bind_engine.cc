@@ -14,7 +14,7 @@ using engine::Engine;
 /// (name, tensor, group index or -1)
 using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
 
-std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::AdamParams> groups,
+std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::OptimizerParams> groups,
                                     const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
                                     c10::Device device, std::shared_ptr<comm::Communicator> reductions) {
   std::vector<engine::ParameterInput> inputs;
@@ -75,7 +75,7 @@ void bind_training(py::class_<Engine>& engine) {
       .def("set_accumulation_steps", &Engine::set_accumulation_steps, py::arg("steps"))
       .def_property(
           "groups", [](Engine& self) { return self.groups(); },
-          [](Engine& self, const std::vector<config::AdamParams>& groups) { self.groups() = groups; },
+          [](Engine& self, const std::vector<config::OptimizerParams>& groups) { self.groups() = groups; },
           "Hyperparameters in force, one entry per group; a copy, to be assigned back.")
       .def("scheduled_lrs", &Engine::scheduled_lrs, "Rates of the next step by the configured schedule.")
       .def_property("schedule_iteration", &Engine::schedule_iteration, &Engine::set_schedule_iteration);

@@ -17,7 +17,15 @@ from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
 from .lr_schedules import ConfiguredSchedule
 from .module_view import ModuleView
-from .optimizer import ZeropageOptimizer, client_optimizer, config_group_defaults, name_parameters, parameter_groups
+from .optimizer import (
+    ZeropageOptimizer,
+    client_kind,
+    client_optimizer,
+    group_defaults,
+    name_parameters,
+    parameter_groups,
+    params_for_state,
+)
 
 
 class _Destroyed:
@@ -199,20 +207,22 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         groups = parameter_groups(self.module, model_parameters)
         client = None if optimizer is None else client_optimizer(optimizer, groups)
         if client is not None:
-            self._config.optimizer_kind = _C.OptimizerKind.ADAMW
             groups = client.param_groups
         if client_schedules:
             self._config.schedule_kind = _C.ScheduleKind.NONE
         has_parameters = any(group["params"] for group in groups)
-        if self._config.optimizer_kind == _C.OptimizerKind.NONE or not has_parameters:
+        kind = self._config.optimizer_kind if client is None else client_kind(client)
+        if kind == _C.OptimizerKind.NONE or not has_parameters:
             return None
-        return ZeropageOptimizer(groups, config_group_defaults(self._config.adam), client)
+        made = ZeropageOptimizer(kind, groups, group_defaults(kind, self._config.optimizer_params), client)
+        self._config.set_optimizer(kind, params_for_state(kind, made.param_groups))
+        return made
 
     def _make_core(self) -> _C.Engine:
         groups = [] if self.optimizer is None else self.optimizer.param_groups
-        adam_groups = [] if self.optimizer is None else self.optimizer.adam_groups()
+        engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
         parameters = name_parameters(self.module, groups)
-        return _C.Engine(parameters, adam_groups, self._config, self._communicator, self.device, self._reductions)
+        return _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, self._reductions)
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""

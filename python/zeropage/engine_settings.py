@@ -10,7 +10,6 @@ from .errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 _PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}
-_OPTIMIZER_NAMES = {_C.OptimizerKind.ADAM: "adam", _C.OptimizerKind.ADAMW: "adamw", _C.OptimizerKind.NONE: None}
 
 
 class EngineSettings:
@@ -77,7 +76,8 @@ class EngineSettings:
         return self.optimizer
 
     def optimizer_name(self) -> str | None:
-        return _OPTIMIZER_NAMES[self._config.optimizer_kind]
+        kind = self._config.optimizer_kind
+        return None if kind == _C.OptimizerKind.NONE else kind.name.lower()
 
     def scheduler_name(self) -> str | None:
         kind = self._config.schedule_kind
@@ -86,8 +86,9 @@ class EngineSettings:
     def get_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
 
-    def get_mom(self) -> list[tuple[float, float]]:
-        return [group["betas"] for group in self.optimizer.param_groups]
+    def get_mom(self) -> list[tuple[float, float] | float]:
+        """The betas of each group; for SGD its momentum, and 0 for Adagrad, which has none."""
+        return [group.get("betas", group.get("momentum", 0.0)) for group in self.optimizer.param_groups]
 
     def gradient_clipping(self) -> float:
         return self._config.gradient_clipping

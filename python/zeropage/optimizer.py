@@ -10,6 +10,25 @@ from .errors import ConfigError, UsageError
 
 Group = dict[str, Any]
 
+_Kind = _C.OptimizerKind
+_TORCH_KINDS = {
+    torch.optim.Adam: _Kind.ADAM,
+    torch.optim.AdamW: _Kind.ADAMW,
+    torch.optim.Adagrad: _Kind.ADAGRAD,
+    torch.optim.SGD: _Kind.SGD,
+}
+
+# The hyperparameters of each kind under the names that torch.optim gives them. "betas" stands for beta1 and beta2.
+_ADAM_OPTIONS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "decoupled_weight_decay")
+_OPTIONS = {
+    _Kind.ADAM: _ADAM_OPTIONS,
+    _Kind.ADAMW: _ADAM_OPTIONS,
+    _Kind.LION: ("lr", "betas", "weight_decay"),
+    _Kind.ADAGRAD: ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
+    _Kind.SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
+}
+_OTHER_NAMES = {"decoupled_weight_decay": "decoupled_decay"}
+
 
 def parameter_groups(model: torch.nn.Module, model_parameters: Any) -> list[Group]:
     """`model_parameters` (None: all that are trainable; parameters; or groups as dicts) as a list of groups."""
@@ -35,18 +54,20 @@ def _as_list(params: Any) -> list[torch.Tensor]:
 def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimizer:
     """The user's optimizer object (made here when it is a callable), if its update is one that the engine knows.
 
-    Raises ConfigError for other optimizers and for options of torch's Adam that change the update.
+    Raises ConfigError for other optimizers and for options of torch's that change the update.
     """
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
         optimizer = optimizer(groups[0]["params"] if plain else groups)
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    if type(optimizer) not in _TORCH_KINDS:
+        known = ", ".join(kind.__name__ for kind in _TORCH_KINDS)
         raise ConfigError(
-            f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; this version updates with Adam "
-            'and AdamW: pass torch.optim.Adam or torch.optim.AdamW, or write "optimizer": {"type": "AdamW"} in the config'
+            f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; this version updates with {known} of "
+            'torch.optim: pass one of them, or write "optimizer": {"type": "AdamW"} in the config'
         )
-    if optimizer.state:
-        raise ConfigError("the optimizer has taken steps already; pass a fresh one: its moments cannot be taken over")
+    if any(state.get("step", 1) != 0 for state in optimizer.state.values()):
+        raise ConfigError("the optimizer has taken steps already; pass a fresh one: its state cannot be taken over")
+    optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
     for index, group in enumerate(optimizer.param_groups):
         for option in ("amsgrad", "maximize", "differentiable"):
             if group.get(option):
@@ -54,27 +75,42 @@ def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimiz
     return optimizer
 
 
-def config_group_defaults(adam: _C.AdamParams) -> Group:
-    """The hyperparameters of the config's optimizer section under the names that torch.optim uses."""
-    return {
-        "lr": adam.lr,
-        "betas": (adam.beta1, adam.beta2),
-        "eps": adam.eps,
-        "weight_decay": adam.weight_decay,
-        "bias_correction": adam.bias_correction,
-        "decoupled_weight_decay": adam.decoupled_decay,
-    }
+def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
+    """What the engine calls an optimizer that `client_optimizer` returned."""
+    return _TORCH_KINDS[type(optimizer)]
 
 
-def _to_adam(group: Group) -> _C.AdamParams:
-    params = _C.AdamParams()
-    params.lr = float(group["lr"])
-    params.beta1, params.beta2 = (float(beta) for beta in group["betas"])
-    params.eps = float(group["eps"])
-    params.weight_decay = float(group["weight_decay"])
-    params.bias_correction = bool(group.get("bias_correction", True))
-    params.decoupled_decay = bool(group["decoupled_weight_decay"])
+def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
+    """The hyperparameters of `params` under the names that torch.optim uses."""
+    return {option: _read(params, option) for option in _OPTIONS[kind]}
+
+
+def _read(params: _C.OptimizerParams, option: str) -> Any:
+    return (params.beta1, params.beta2) if option == "betas" else getattr(params, _OTHER_NAMES.get(option, option))
+
+
+def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
+    """The other way. An option that the group lacks keeps its default."""
+    params = _C.OptimizerParams()
+    for option in _OPTIONS[kind]:
+        value = group.get(option)
+        if option == "betas":
+            params.beta1, params.beta2 = (float(beta) for beta in value)
+        elif value is not None:
+            name = _OTHER_NAMES.get(option, option)
+            setattr(params, name, type(getattr(params, name))(value))
     return params
+
+
+def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.OptimizerParams:
+    """Hyperparameters that say how much state the groups need and what it starts with.
+
+    Raises ConfigError when groups start with different sums of squares.
+    """
+    every = [_to_params(kind, group) for group in groups]
+    if len({params.initial_accumulator_value for params in every}) > 1:
+        raise ConfigError("param groups have different initial_accumulator_value; give all of them the same")
+    return max(every, key=lambda params: params.momentum)
 
 
 class ZeropageOptimizer(torch.optim.Optimizer):
@@ -83,8 +119,11 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     `param_groups` may be read and written as in torch.optim; what is written holds from the next step on.
     """
 
-    def __init__(self, groups: list[Group], defaults: Group, client: torch.optim.Optimizer | None = None):
+    def __init__(
+        self, kind: _C.OptimizerKind, groups: list[Group], defaults: Group, client: torch.optim.Optimizer | None = None
+    ):
         """client: shares its groups with this one, so that a scheduler built on either drives the engine."""
+        self.kind = kind
         self._core: _C.Engine | None = None
         super().__init__(groups, defaults)
         if client is not None:
@@ -100,21 +139,21 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self._core = core
         self.pull_hyperparameters()
 
-    def adam_groups(self) -> list[_C.AdamParams]:
+    def engine_groups(self) -> list[_C.OptimizerParams]:
         """The groups as the engine takes them."""
-        return [_to_adam(group) for group in self.param_groups]
+        return [_to_params(self.kind, group) for group in self.param_groups]
 
     def pull_hyperparameters(self) -> None:
         """Takes over what a configured schedule has set."""
-        for group, adam in zip(self.param_groups, self._core.groups, strict=True):
-            group["lr"] = adam.lr
-            group["betas"] = (adam.beta1, adam.beta2)
+        for group, params in zip(self.param_groups, self._core.groups, strict=True):
+            for option in {"lr", "betas", "momentum"}.intersection(_OPTIONS[self.kind]):
+                group[option] = _read(params, option)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One micro step of the engine with the hyperparameters as they stand. `engine.step()` calls it."""
         if closure is not None:
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
-        self._core.groups = self.adam_groups()
+        self._core.groups = self.engine_groups()
         self._core.step()
         if self._core.scheduled_lrs():
             self.pull_hyperparameters()

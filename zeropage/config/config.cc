@@ -6,6 +6,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <map>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
@@ -80,23 +81,53 @@ Zero read_zero(const Settings& settings) {
   return zero;
 }
 
+void read_adam(const Settings& settings, Optimizer& optimizer) {
+  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
+  optimizer.params.eps = settings.real(key("eps"));
+  optimizer.params.bias_correction = settings.flag(key("bias_correction"));
+  optimizer.params.decoupled_decay = settings.flag(key("adam_w_mode"));
+  if (optimizer.kind == OptimizerKind::kAdamW && !optimizer.params.decoupled_decay) {
+    settings.fail(key("adam_w_mode"),
+                  "expected true, as type \"AdamW\" says, got false; write type \"Adam\" for L2 in the gradient");
+  }
+}
+
+void read_sgd(const Settings& settings, Optimizer& optimizer) {
+  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
+  OptimizerParams& sgd = optimizer.params;
+  sgd.momentum = settings.real(key("momentum"));
+  sgd.dampening = settings.real(key("dampening"));
+  sgd.nesterov = settings.flag(key("nesterov"));
+  if (sgd.nesterov && (sgd.momentum == 0.0 || sgd.dampening != 0.0)) {
+    settings.fail(key("nesterov"),
+                  "expected a momentum above 0 and no dampening beside it; set momentum, or nesterov to false");
+  }
+}
+
 Optimizer read_optimizer(const Settings& settings) {
+  static const std::map<std::string, OptimizerKind> kKinds = {{"Adam", OptimizerKind::kAdam},
+                                                              {"AdamW", OptimizerKind::kAdamW},
+                                                              {"Lion", OptimizerKind::kLion},
+                                                              {"Adagrad", OptimizerKind::kAdagrad},
+                                                              {"SGD", OptimizerKind::kSgd}};
   Optimizer optimizer;
   const auto type = settings.optional<std::string>("optimizer.type");
   if (!type) return optimizer;
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  optimizer.kind = *type == "AdamW" ? OptimizerKind::kAdamW : OptimizerKind::kAdam;
-  AdamParams& adam = optimizer.adam;
-  adam.lr = settings.real(key("lr"));
-  adam.beta1 = settings.reals(key("betas"))[0];
-  adam.beta2 = settings.reals(key("betas"))[1];
-  adam.eps = settings.real(key("eps"));
-  adam.weight_decay = settings.real(key("weight_decay"));
-  adam.bias_correction = settings.flag(key("bias_correction"));
-  adam.decoupled_decay = settings.flag(key("adam_w_mode"));
-  if (optimizer.kind == OptimizerKind::kAdamW && !adam.decoupled_decay) {
-    settings.fail(key("adam_w_mode"),
-                  "expected true, as type \"AdamW\" says, got false; write type \"Adam\" for L2 in the gradient");
+  optimizer.kind = kKinds.at(*type);
+  optimizer.params.lr = settings.real(key("lr"));
+  optimizer.params.weight_decay = settings.real(key("weight_decay"));
+  const bool adam = optimizer.kind == OptimizerKind::kAdam || optimizer.kind == OptimizerKind::kAdamW;
+  if (adam || optimizer.kind == OptimizerKind::kLion) {
+    optimizer.params.beta1 = settings.reals(key("betas"))[0];
+    optimizer.params.beta2 = settings.reals(key("betas"))[1];
+  }
+  if (adam) read_adam(settings, optimizer);
+  if (optimizer.kind == OptimizerKind::kSgd) read_sgd(settings, optimizer);
+  if (optimizer.kind == OptimizerKind::kAdagrad) {
+    optimizer.params.eps = settings.real(key("eps"));
+    optimizer.params.lr_decay = settings.real(key("lr_decay"));
+    optimizer.params.initial_accumulator_value = settings.real(key("initial_accumulator_value"));
   }
   return optimizer;
 }

@@ -4,6 +4,7 @@
 /// type, default, range and one line of documentation.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -61,27 +62,61 @@ struct Zero {
   bool operator==(const Zero&) const = default;
 };
 
-enum class OptimizerKind { kNone, kAdam, kAdamW };
+enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd };
 
-/// Hyperparameters of one parameter group, as torch.optim.AdamW names them.
-struct AdamParams {
+/// Hyperparameters of one parameter group, as torch.optim names them. Each optimizer reads its own.
+struct OptimizerParams {
   double lr = 1e-3;
   double beta1 = 0.9;
   double beta2 = 0.999;
   double eps = 1e-8;
   double weight_decay = 0.0;
   bool bias_correction = true;
-  bool decoupled_decay = true;  ///< AdamW; false: L2 added to the gradient
+  bool decoupled_decay = true;  ///< Adam: as AdamW; false: L2 added to the gradient
+  double momentum = 0.0;        ///< SGD, as the next two
+  double dampening = 0.0;
+  bool nesterov = false;
+  double lr_decay = 0.0;  ///< Adagrad, as the next one
+  double initial_accumulator_value = 0.0;
 
-  bool operator==(const AdamParams&) const = default;
+  bool operator==(const OptimizerParams&) const = default;
 };
 
 struct Optimizer {
   OptimizerKind kind = OptimizerKind::kNone;
-  AdamParams adam;
+  OptimizerParams params;
 
   bool operator==(const Optimizer&) const = default;
 };
+
+/// The most fp32 values per element that an optimizer keeps beside the master.
+inline constexpr int kMaxOptimizerStates = 2;
+
+/// How many `optimizer` keeps. kNone counts as AdamW: that is what a program without a configured optimizer gets.
+constexpr int optimizer_state_count(const Optimizer& optimizer) {
+  switch (optimizer.kind) {
+    case OptimizerKind::kLion:
+    case OptimizerKind::kAdagrad: return 1;
+    case OptimizerKind::kSgd: return optimizer.params.momentum == 0.0 ? 0 : 1;
+    case OptimizerKind::kNone:
+    case OptimizerKind::kAdam:
+    case OptimizerKind::kAdamW: break;
+  }
+  return 2;
+}
+
+/// What these values are called, in their order, as torch.optim has it. Null behind the last.
+constexpr std::array<const char*, kMaxOptimizerStates> optimizer_state_names(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::kLion: return {"exp_avg", nullptr};
+    case OptimizerKind::kAdagrad: return {"sum", nullptr};
+    case OptimizerKind::kSgd: return {"momentum_buffer", nullptr};
+    case OptimizerKind::kNone:
+    case OptimizerKind::kAdam:
+    case OptimizerKind::kAdamW: break;
+  }
+  return {"exp_avg", "exp_avg_sq"};
+}
 
 enum class ScheduleKind { kNone, kWarmup, kWarmupDecay, kWarmupCosine, kOneCycle, kLrRangeTest };
 

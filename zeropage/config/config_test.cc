@@ -35,9 +35,9 @@ TEST(Config, the_first_light_configuration) {
   EXPECT_EQ(config.zero.stage, 2);
   EXPECT_TRUE(config.zero.reduce_scatter);
   EXPECT_EQ(config.optimizer.kind, OptimizerKind::kAdamW);
-  EXPECT_EQ(config.optimizer.adam.lr, 1e-4);
-  EXPECT_EQ(config.optimizer.adam.weight_decay, 0.01);
-  EXPECT_TRUE(config.optimizer.adam.decoupled_decay);
+  EXPECT_EQ(config.optimizer.params.lr, 1e-4);
+  EXPECT_EQ(config.optimizer.params.weight_decay, 0.01);
+  EXPECT_TRUE(config.optimizer.params.decoupled_decay);
 }
 
 TEST(Config, defaults_of_tables_and_structs_agree) {
@@ -55,7 +55,7 @@ TEST(Config, defaults_of_tables_and_structs_agree) {
   EXPECT_EQ(read.dataloader_drop_last, built.dataloader_drop_last);
   EXPECT_EQ(read.allow_untested_optimizer, built.allow_untested_optimizer);
   EXPECT_EQ(read.own, built.own);
-  EXPECT_EQ(config_with(R"("optimizer": {"type": "AdamW"})").optimizer.adam, AdamParams{});
+  EXPECT_EQ(config_with(R"("optimizer": {"type": "AdamW"})").optimizer.params, OptimizerParams{});
 }
 
 TEST(Config, fp16_keys) {
@@ -109,8 +109,8 @@ TEST(Config, deprecated_forms_of_zero) {
 
 TEST(Config, adam_means_adamw_unless_told) {
   const auto optimizer = [](const std::string& text) { return config_with(R"("optimizer": )" + text).optimizer; };
-  EXPECT_TRUE(optimizer(R"({"type": "Adam"})").adam.decoupled_decay);
-  EXPECT_FALSE(optimizer(R"({"type": "adam", "params": {"adam_w_mode": false}})").adam.decoupled_decay);
+  EXPECT_TRUE(optimizer(R"({"type": "Adam"})").params.decoupled_decay);
+  EXPECT_FALSE(optimizer(R"({"type": "adam", "params": {"adam_w_mode": false}})").params.decoupled_decay);
   const Optimizer all = optimizer(R"({"type": "Adam", "params": {"lr": 1, "betas": [0.5, 0.25], "eps": 1e-6,
       "weight_decay": 0.1, "bias_correction": false, "torch_adam": true, "amsgrad": false}})");
   EXPECT_EQ(all, (Optimizer{OptimizerKind::kAdam, {1.0, 0.5, 0.25, 1e-6, 0.1, false, true}}));

@@ -60,12 +60,12 @@ void place_model(torch::nn::Module& model, const config::Config& config, c10::De
   }
 }
 
-config::AdamParams hyperparameters(const ParameterGroup& group, config::AdamParams adam) {
-  adam.lr = group.lr.value_or(adam.lr);
-  adam.eps = group.eps.value_or(adam.eps);
-  adam.weight_decay = group.weight_decay.value_or(adam.weight_decay);
-  if (group.betas) std::tie(adam.beta1, adam.beta2) = *group.betas;
-  return adam;
+config::OptimizerParams hyperparameters(const ParameterGroup& group, config::OptimizerParams params) {
+  params.lr = group.lr.value_or(params.lr);
+  params.eps = group.eps.value_or(params.eps);
+  params.weight_decay = group.weight_decay.value_or(params.weight_decay);
+  if (group.betas) std::tie(params.beta1, params.beta2) = *group.betas;
+  return params;
 }
 
 /// Every parameter once; those of the groups that are not the model's follow after those of the model.
@@ -136,13 +136,13 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   const auto updated = [](const engine::ParameterInput& input) { return input.group >= 0; };
   impl->has_optimizer =
       impl->config.optimizer.kind != config::OptimizerKind::kNone && std::any_of(inputs.begin(), inputs.end(), updated);
-  std::vector<config::AdamParams> adam_groups;
+  std::vector<config::OptimizerParams> core_groups;
   if (impl->has_optimizer) {
-    for (const auto& group : groups) adam_groups.push_back(hyperparameters(group, impl->config.optimizer.adam));
+    for (const auto& group : groups) core_groups.push_back(hyperparameters(group, impl->config.optimizer.params));
   } else {
     for (auto& input : inputs) input.group = -1;
   }
-  impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(adam_groups), impl->config,
+  impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, impl->reductions);
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());

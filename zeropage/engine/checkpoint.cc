@@ -57,8 +57,13 @@ std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
 }
 
 /// fp32 state of an owned range besides the master, by the names it has in checkpoints.
-std::vector<std::pair<std::string, float*>> moments_of(const OwnedRange& own) {
-  return {{"exp_avg", own.exp_avg}, {"exp_avg_sq", own.exp_avg_sq}};
+std::vector<std::pair<std::string, float*>> moments_of(const CheckpointedState& state, const OwnedRange& own) {
+  const auto names = config::optimizer_state_names(state.config.optimizer.kind);
+  std::vector<std::pair<std::string, float*>> moments;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (own.states[i] != nullptr) moments.emplace_back(names[i], own.states[i]);
+  }
+  return moments;
 }
 
 at::ScalarType page_type(const CheckpointedState& state, const layout::Page& page, int parameter) {
@@ -102,7 +107,7 @@ void add_page(const CheckpointedState& state, const layout::Page& page, std::vec
     add("value", page_type(state, page, segment.parameter), own.parameter + at * page.element_bytes);
     if (!page.trainable) continue;
     if (has_masters(state)) add("master", at::kFloat, own.master + at);
-    for (const auto& [kind, data] : moments_of(own)) add(kind, at::kFloat, data + at);
+    for (const auto& [kind, data] : moments_of(state, own)) add(kind, at::kFloat, data + at);
   }
 }
 
@@ -191,7 +196,7 @@ class Planner {
 
   void check_shape(int parameter, const checkpoint::ParameterRecord& record) {
     const auto expected = stored_shape(state_.model.tensors()[parameter]);
-    for (const std::string kind : {"value", "master", "exp_avg", "exp_avg_sq"}) {
+    for (const std::string kind : {"value", "master", "exp_avg", "exp_avg_sq", "sum", "momentum_buffer"}) {
       const auto* tensor = step_.find(kind + "/" + record.name);
       if (tensor == nullptr || tensor->info.shape == expected) continue;
       problem("'{}' has the shape [{}] in the model, [{}] in the checkpoint", record.name, fmt::join(expected, ", "),
@@ -233,7 +238,7 @@ class Planner {
     const std::int64_t at = segment.page_offset - own.begin;
     if (has_masters(state_)) add(precise(record.name), segment, own.master + at, at::kFloat);
     if (!with_optimizer()) return;
-    for (const auto& [kind, data] : moments_of(own)) {
+    for (const auto& [kind, data] : moments_of(state_, own)) {
       const auto* moment = step_.find(kind + "/" + record.name);
       if (moment != nullptr) {
         add(moment, segment, data + at, at::kFloat);

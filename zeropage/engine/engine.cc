@@ -42,7 +42,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_d
   return policy;
 }
 
-std::vector<double> rates_of(const std::vector<config::AdamParams>& groups) {
+std::vector<double> rates_of(const std::vector<config::OptimizerParams>& groups) {
   std::vector<double> rates;
   for (const auto& group : groups) rates.push_back(group.lr);
   return rates;
@@ -52,7 +52,7 @@ std::vector<double> rates_of(const std::vector<config::AdamParams>& groups) {
 
 class Engine::Impl {
  public:
-  Impl(std::vector<ParameterInput> inputs, std::vector<config::AdamParams> groups, const config::Config& config,
+  Impl(std::vector<ParameterInput> inputs, std::vector<config::OptimizerParams> groups, const config::Config& config,
        std::shared_ptr<comm::Communicator> communicator, c10::Device device,
        std::shared_ptr<comm::Communicator> reductions)
       : config_(config),
@@ -94,7 +94,7 @@ class Engine::Impl {
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
-  std::vector<config::AdamParams> groups_;
+  std::vector<config::OptimizerParams> groups_;
   ModelState state_;
   std::unique_ptr<reduce::Reducer> reducer_;
   std::unique_ptr<optim::LossScaler> scaler_;
@@ -263,7 +263,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
       updated.push_back(page.index);
   }
   state_.pager().drop_stale(updated);
-  const UpdateInputs inputs{groups_, steps_, verdict.received, gradient_scale};
+  const UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, verdict.received, gradient_scale};
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
@@ -301,7 +301,9 @@ void Engine::Impl::take_scheduled() {
   const auto momenta = schedule_->momenta();
   for (std::size_t i = 0; i < groups_.size(); ++i) {
     groups_[i].lr = rates[i];
-    if (momenta) groups_[i].beta1 = (*momenta)[i];
+    if (!momenta) continue;
+    const bool sgd = config_.optimizer.kind == config::OptimizerKind::kSgd;
+    (sgd ? groups_[i].momentum : groups_[i].beta1) = (*momenta)[i];
   }
 }
 
@@ -351,7 +353,7 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
   }
 }
 
-Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups,
+Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
                const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
                std::shared_ptr<comm::Communicator> reductions)
     : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
@@ -375,7 +377,7 @@ void Engine::set_accumulation_steps(std::int64_t steps) {
   if (steps < 1) throw UsageError(fmt::format("gradient accumulation steps must be at least 1, got {}", steps));
   impl_->accumulation_steps_ = steps;
 }
-std::vector<config::AdamParams>& Engine::groups() { return impl_->groups_; }
+std::vector<config::OptimizerParams>& Engine::groups() { return impl_->groups_; }
 std::vector<double> Engine::scheduled_lrs() const {
   return impl_->schedule_ ? impl_->schedule_->lrs() : std::vector<double>{};
 }

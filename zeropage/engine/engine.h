@@ -61,8 +61,8 @@ class Engine {
   /// (ranks differ in configuration or model; the message shows the first difference).
   /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward gathers
   /// and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same serves both.
-  Engine(std::vector<ParameterInput> parameters, std::vector<config::AdamParams> groups, const config::Config& config,
-         std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+  Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
+         const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
          std::shared_ptr<comm::Communicator> reductions = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
@@ -91,7 +91,7 @@ class Engine {
   void set_accumulation_steps(std::int64_t steps);
 
   /// Hyperparameters in force, one entry per group; write to change them from the next step on.
-  std::vector<config::AdamParams>& groups();
+  std::vector<config::OptimizerParams>& groups();
 
   /// Learning rates the configured schedule gives for the next step; empty when there is no schedule.
   std::vector<double> scheduled_lrs() const;

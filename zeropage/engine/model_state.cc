@@ -190,12 +190,13 @@ void ModelState::allocate() {
   std::vector<bool> paged;
   std::int64_t whole_bytes = 0;
   std::int64_t state_numel = 0;
+  const int states = config::optimizer_state_count(config_.optimizer);
   for (const auto& page : pages) {
     // At world size 1 the shard is the page: nothing to gather.
     paged.push_back(placement_.shard_parameters && !page.persistent && communicator_->size() > 1);
     if (!paged.back()) whole_bytes += page.padded_bytes();
     const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    if (page.trainable) state_numel += own_numel * (compute_dtype_ == DType::kFloat32 ? 2 : 3);
+    if (page.trainable) state_numel += own_numel * (states + (compute_dtype_ == DType::kFloat32 ? 0 : 1));
   }
   paging::PagerOptions options;
   const std::int64_t element = element_bytes(compute_dtype_);
@@ -229,8 +230,9 @@ void ModelState::allocate() {
     } else {
       own.master = std::exchange(state, state + own.numel);
     }
-    own.exp_avg = std::exchange(state, state + own.numel);
-    own.exp_avg_sq = std::exchange(state, state + own.numel);
+    for (int i = 0; i < states; ++i) own.states[i] = std::exchange(state, state + own.numel);
+    const double start = config_.optimizer.params.initial_accumulator_value;
+    if (start != 0.0) paging::flat_view(own.states[0], own.numel, at::kFloat, device_).fill_(start);
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "zeropage/paging/torch_config.h"
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -26,8 +27,7 @@ struct OwnedRange {
   std::int64_t numel = 0;
   std::byte* parameter = nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page
   float* master = nullptr;         ///< fp32 pages: the parameter itself
-  float* exp_avg = nullptr;
-  float* exp_avg_sq = nullptr;
+  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as the optimizer keeps
 };
 
 class ModelState {

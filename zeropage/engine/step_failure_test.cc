@@ -32,7 +32,7 @@ std::unique_ptr<Engine> make_engine(const std::vector<at::Tensor>& parameters, c
                                     std::shared_ptr<comm::Communicator> communicator) {
   std::vector<ParameterInput> inputs;
   for (const auto& parameter : parameters) inputs.push_back({"p" + std::to_string(inputs.size()), parameter, 0});
-  return std::make_unique<Engine>(inputs, std::vector<config::AdamParams>{{}}, config, std::move(communicator),
+  return std::make_unique<Engine>(inputs, std::vector<config::OptimizerParams>{{}}, config, std::move(communicator),
                                   c10::Device(c10::kCPU));
 }
 

@@ -25,14 +25,15 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
 
 /// The hyperparameters of one step.
 struct UpdateInputs {
-  const std::vector<config::AdamParams>& groups;
+  config::OptimizerKind kind = config::OptimizerKind::kAdamW;
+  const std::vector<config::OptimizerParams>& groups;
   const std::vector<std::int64_t>& steps;  ///< per parameter: updates so far, the coming one included
   const std::vector<bool>& received;
   float gradient_scale = 1.0f;
 };
 
-/// Updates this rank's range of `page`: fp32 master and moments, and the rounded parameter. Host pages use the fused kernel
-/// on all of torch's threads (results do not depend on their number), device pages torch's operators. Cost: one pass.
+/// Updates this rank's range of `page`: fp32 master and states, and the rounded parameter. Host pages use the fused kernel
+/// on all of torch's threads (host_update.h; one pass), device pages torch's operators (device_update.h).
 void update_page(const ModelState& state, const reduce::Reducer& reducer, int page, const UpdateInputs& inputs,
                  c10::Device device);
 

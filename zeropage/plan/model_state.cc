@@ -39,8 +39,12 @@ void check(const StateOptions& options) {
 }  // namespace
 
 StateOptions StateOptions::from_config(const config::Config& config, int world_size) {
-  return {config.zero.stage, world_size, config.precision, config.batch.accumulation_steps,
-          config.gradients.accumulation_dtype};
+  return {.stage = config.zero.stage,
+          .world_size = world_size,
+          .precision = config.precision,
+          .accumulation_steps = config.batch.accumulation_steps,
+          .accumulation_dtype = config.gradients.accumulation_dtype,
+          .optimizer_states = config::optimizer_state_count(config.optimizer)};
 }
 
 ParameterCounts count_parameters(const layout::Layout& layout, bool padded) {
@@ -68,7 +72,8 @@ StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& 
   const std::int64_t all_numel = checked_add(counts.trainable_numel, counts.frozen_numel, "model state");
   const std::int64_t paged_numel = all_numel - counts.persistent_numel;
   const std::int64_t parameter_numel = held_numel(paged_numel, kParametersShardedFrom) + counts.persistent_numel;
-  const std::int64_t optimizer_bytes = options.precision == config::Precision::kFp32 ? 8 : 12;
+  const std::int64_t optimizer_bytes =
+      4 * (options.optimizer_states + (options.precision == config::Precision::kFp32 ? 0 : 1));
   StateBytes state;
   state.parameters = bytes(parameter_numel, element_bytes(compute_dtype(options.precision)));
   state.gradients =

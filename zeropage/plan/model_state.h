@@ -5,9 +5,10 @@
 ///   parameters  4         2                               stage 3 (persistent parameters never)
 ///   gradients   stages 0, 1: the compute type, or with accumulation the accumulation type (fp32 unless configured);
 ///               stages 2, 3: fp32, 4 bytes                stage 2
-///   optimizer   8 (m, v)  12 (fp32 master, m, v)          stage 1
+///   optimizer   4 k       4 + 4 k (fp32 master)           stage 1
 ///
-/// Frozen parameters have parameters only. In fp32 the parameter is its own master.
+/// k: fp32 values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
+/// parameters have parameters only. In fp32 the parameter is its own master.
 #pragma once
 
 #include <cstdint>
@@ -44,6 +45,7 @@ struct StateOptions {
   std::int64_t accumulation_steps = 1;
   std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
   DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
+  int optimizer_states = 2;             ///< k above
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);

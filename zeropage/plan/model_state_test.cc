@@ -27,6 +27,22 @@ TEST(ModelState, EveryStageAndPrecision) {
   EXPECT_EQ(bytes(3, 4, Precision::kFp16).total(), 226 * 2 + 200 * 16);
 }
 
+// By hand: Lion keeps 4 bytes beside the master, SGD without momentum none.
+TEST(ModelState, OptimizersDifferInTheirState) {
+  const auto optimizer_bytes = [](Precision precision, config::OptimizerKind kind, double momentum) {
+    config::Config config;
+    config.precision = precision;
+    config.optimizer = {kind, {.momentum = momentum}};
+    return model_state_bytes({800, 0, 0}, StateOptions::from_config(config, 1)).optimizer;
+  };
+  using config::OptimizerKind;
+  EXPECT_EQ(optimizer_bytes(Precision::kBf16, OptimizerKind::kAdamW, 0.0), 800 * 12);
+  EXPECT_EQ(optimizer_bytes(Precision::kBf16, OptimizerKind::kLion, 0.0), 800 * 8);
+  EXPECT_EQ(optimizer_bytes(Precision::kFp32, OptimizerKind::kAdagrad, 0.0), 800 * 4);
+  EXPECT_EQ(optimizer_bytes(Precision::kFp32, OptimizerKind::kSgd, 0.9), 800 * 4);
+  EXPECT_EQ(optimizer_bytes(Precision::kBf16, OptimizerKind::kSgd, 0.0), 800 * 4);
+}
+
 // Whole gradients that are accumulated are fp32 unless configured; shards are always fp32.
 TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
   for (int stage : {0, 1}) {

@@ -1,0 +1,87 @@
+#include "zeropage/engine/device_update.h"
+
+#include <cmath>
+
+#include "zeropage/paging/device_buffer.h"
+
+namespace zeropage::engine {
+namespace {
+
+using config::OptimizerKind;
+
+/// What every formula works on: fp32 views of the arrays, and the scaled gradient, a copy that may be overwritten.
+struct Views {
+  at::Tensor master, first, second, gradient;
+};
+
+void adam(Views& views, const optim::Step& step) {
+  const auto& params = step.params;
+  if (step.kind != OptimizerKind::kAdam || params.decoupled_decay) {
+    views.master.mul_(1.0 - params.lr * params.weight_decay);
+  } else if (params.weight_decay != 0.0) {
+    views.gradient.add_(views.master, params.weight_decay);
+  }
+  views.first.lerp_(views.gradient, 1.0 - params.beta1);
+  views.second.mul_(params.beta2).addcmul_(views.gradient, views.gradient, 1.0 - params.beta2);
+  const double count = static_cast<double>(step.step);
+  const double correction1 = params.bias_correction ? 1.0 - std::pow(params.beta1, count) : 1.0;
+  const double correction2 = params.bias_correction ? 1.0 - std::pow(params.beta2, count) : 1.0;
+  const auto denominator = views.second.sqrt().div_(std::sqrt(correction2)).add_(params.eps);
+  views.master.addcdiv_(views.first, denominator, -params.lr / correction1);
+}
+
+void lion(Views& views, const optim::Step& step) {
+  const auto& params = step.params;
+  const auto direction = views.first.mul(params.beta1).add_(views.gradient, 1.0 - params.beta1).sign_();
+  views.first.mul_(params.beta2).add_(views.gradient, 1.0 - params.beta2);
+  views.master.mul_(1.0 - params.lr * params.weight_decay).add_(direction, -params.lr);
+}
+
+void adagrad(Views& views, const optim::Step& step) {
+  const auto& params = step.params;
+  if (params.weight_decay != 0.0) views.gradient.add_(views.master, params.weight_decay);
+  views.first.addcmul_(views.gradient, views.gradient);
+  const double rate = params.lr / (1.0 + static_cast<double>(step.step - 1) * params.lr_decay);
+  views.master.addcdiv_(views.gradient, views.first.sqrt().add_(params.eps), -rate);
+}
+
+void sgd(Views& views, const optim::Step& step) {
+  const auto& params = step.params;
+  if (params.weight_decay != 0.0) views.gradient.add_(views.master, params.weight_decay);
+  if (params.momentum != 0.0) {
+    if (step.step == 1) {
+      views.first.copy_(views.gradient);
+    } else {
+      views.first.mul_(params.momentum).add_(views.gradient, 1.0 - params.dampening);
+    }
+    views.gradient = params.nesterov ? views.gradient.add_(views.first, params.momentum) : views.first;
+  }
+  views.master.add_(views.gradient, -params.lr);
+}
+
+}  // namespace
+
+void update_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
+  optim::check(arrays, step);
+  const auto view = [&](float* data) {
+    return data == nullptr ? at::Tensor() : paging::flat_view(data, numel, at::kFloat, device);
+  };
+  Views views{view(arrays.master), view(arrays.states[0]), view(arrays.states[1]), {}};
+  views.gradient =
+      paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
+          .to(at::kFloat)
+          .mul(step.gradient_scale);
+  switch (step.kind) {
+    case OptimizerKind::kLion: lion(views, step); break;
+    case OptimizerKind::kAdagrad: adagrad(views, step); break;
+    case OptimizerKind::kSgd: sgd(views, step); break;
+    case OptimizerKind::kNone:
+    case OptimizerKind::kAdam:
+    case OptimizerKind::kAdamW: adam(views, step); break;
+  }
+  if (arrays.parameter_dtype != DType::kFloat32) {
+    paging::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(views.master);
+  }
+}
+
+}  // namespace zeropage::engine

@@ -1,0 +1,48 @@
+#include "zeropage/engine/host_update.h"
+
+#include "zeropage/paging/torch_config.h"
+
+#include <ATen/Parallel.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "zeropage/optim/norm.h"
+
+namespace zeropage::engine {
+namespace {
+
+// Elements per task: far above the cost of handing out a task, far below a page.
+constexpr std::int64_t kGrainNumel = 1 << 16;
+
+// fp32 elements of a cache line.
+constexpr std::int64_t kLineNumel = 16;
+
+}  // namespace
+
+void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments) {
+  if (segments.empty()) return;
+  const std::int64_t first_line = segments.front().offset / kLineNumel;
+  const std::int64_t last_line = (segments.back().offset + segments.back().numel + kLineNumel - 1) / kLineNumel;
+  at::parallel_for(first_line, last_line, kGrainNumel / kLineNumel, [&](std::int64_t from_line, std::int64_t to_line) {
+    for (const Segment& segment : segments) {
+      const std::int64_t begin = std::max(segment.offset, from_line * kLineNumel);
+      const std::int64_t end = std::min(segment.offset + segment.numel, to_line * kLineNumel);
+      if (begin < end) optim::update(range.from(begin), end - begin, segment.step);
+    }
+  });
+}
+
+double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel) {
+  std::vector<double> sums((numel + kGrainNumel - 1) / kGrainNumel);
+  at::parallel_for(0, static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t from, std::int64_t to) {
+    for (std::int64_t block = from; block < to; ++block) {
+      const std::int64_t begin = block * kGrainNumel;
+      sums[block] = optim::sum_of_squares(static_cast<const std::byte*>(data) + begin * element_bytes(dtype), dtype,
+                                          std::min(kGrainNumel, numel - begin));
+    }
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+}  // namespace zeropage::engine

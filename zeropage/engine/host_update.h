@@ -1,0 +1,26 @@
+/// \file
+/// The update kernels on all of torch's threads. Results do not depend on their number.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "zeropage/optim/update.h"
+
+namespace zeropage::engine {
+
+/// A run of elements of an owned range that belongs to one parameter, and its step.
+struct Segment {
+  std::int64_t offset = 0;  ///< elements from the start of the range
+  std::int64_t numel = 0;
+  optim::Step step;
+};
+
+/// Updates the segments (ascending, apart) of `range`, whose arrays begin at the range's start. Threads split the range
+/// between cache lines. Cost and errors: as optim::update.
+void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments);
+
+/// optim::sum_of_squares of blocks of fixed length, added in their order. Cost: one read.
+double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel);
+
+}  // namespace zeropage::engine

@@ -1,0 +1,70 @@
+/// \file
+/// One optimizer step over flat fp32 state, element by element, in one pass over memory: unscale, update, round. Per element,
+/// with g = gradient * gradient_scale:
+///
+/// Adam (Kingma and Ba, 2015), AdamW (Loshchilov and Hutter, 2019); states m, v
+///   decoupled decay:  p = p * (1 - lr * weight_decay)        otherwise:  g = g + weight_decay * p
+///   m = m + (1 - beta1) * (g - m)                            (the form torch's lerp takes)
+///   v = v * beta2 + (1 - beta2) * g * g
+///   p = p - lr / (1 - beta1^step) * m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
+/// Lion (Chen et al., 2023); state m
+///   p = p * (1 - lr * weight_decay) - lr * sign(beta1 * m + (1 - beta1) * g)
+///   m = beta2 * m + (1 - beta2) * g
+/// Adagrad (Duchi et al., 2011); state s
+///   g = g + weight_decay * p
+///   s = s + g * g
+///   p = p - lr / (1 + (step - 1) * lr_decay) * g / (sqrt(s) + eps)
+/// SGD (momentum after Sutskever et al., 2013, as torch has it); state b, none without momentum
+///   g = g + weight_decay * p
+///   b = momentum * b + (1 - dampening) * g, at the first step b = g;  g = b, with Nesterov g = g + momentum * b
+///   p = p - lr * g
+///
+/// These are the operations of torch.optim (single tensor) in their order; Lion, which torch does not have, follows its
+/// paper. Scalars are prepared in double and rounded to fp32 once. Nothing is fused to multiply-add, where torch's lerp
+/// may: tests/test_optimizers.py states how close the two stay. Results are the same bits on every machine, whatever the
+/// alignment and however a range is split into calls.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "zeropage/base/dtype.h"
+#include "zeropage/config/config.h"
+
+namespace zeropage::optim {
+
+/// What one update of one range needs beside the arrays.
+struct Step {
+  config::OptimizerKind kind = config::OptimizerKind::kAdamW;  ///< kNone: AdamW
+  config::OptimizerParams params = {};
+  std::int64_t step = 1;        ///< count of this parameter's updates, this one included
+  float gradient_scale = 1.0F;  ///< clip coefficient / loss scale / whatever gradients must still be multiplied by
+};
+
+/// The arrays of one update, aligned to their elements and without overlap.
+struct Arrays {
+  float* master = nullptr;
+  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as config::optimizer_state_count says
+  const void* gradient = nullptr;                               ///< fp32, bf16 or fp16
+  DType gradient_dtype = DType::kFloat32;
+  void* parameter =
+      nullptr;  ///< bf16 or fp16: takes the rounded master; fp32: not touched, the master is the parameter
+  DType parameter_dtype = DType::kFloat32;
+
+  /// The same arrays from element `offset` on.
+  Arrays from(std::int64_t offset) const;
+};
+
+/// Updates `numel` elements; 16-bit parameters take the nearest value, ties to even. Vectors of the widest kind this
+/// processor has. Cost: one pass over memory; with Adam 28 bytes per element in fp32, 30 with a 16-bit parameter, 28 if
+/// the gradient is 16-bit too. Errors: UsageError for other types, step < 1, or a state that is needed and null.
+void update(const Arrays& arrays, std::int64_t numel, const Step& step);
+
+/// Throws UsageError where `update` would.
+void check(const Arrays& arrays, const Step& step);
+
+/// The scalar twin: one element after the other, no vectors; update must give the same bits. It is the definition, the
+/// oracle of tests, and what runs on the few elements left behind the last whole vector.
+void update_reference(const Arrays& arrays, std::int64_t numel, const Step& step);
+
+}  // namespace zeropage::optim

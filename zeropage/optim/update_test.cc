@@ -1,0 +1,267 @@
+#include "zeropage/optim/update.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "zeropage/base/error.h"
+#include "zeropage/optim/convert.h"
+
+namespace zeropage::optim {
+namespace {
+
+using config::OptimizerKind;
+using config::OptimizerParams;
+
+constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+
+/// The memory of one update. Everything past what is updated must stay as it was.
+struct State {
+  std::vector<float> master, first, second;
+  std::vector<char> gradient, parameter;
+  DType gradient_dtype, parameter_dtype;
+
+  State(std::int64_t numel, DType gradient_dtype, DType parameter_dtype, unsigned seed)
+      : master(numel),
+        first(numel),
+        second(numel),
+        gradient(numel * 4),
+        parameter(numel * 4, 0x55),
+        gradient_dtype(gradient_dtype),
+        parameter_dtype(parameter_dtype) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> wide(numel);
+    for (std::int64_t i = 0; i < numel; ++i) {
+      master[i] = normal(random);
+      first[i] = 0.01F * std::abs(normal(random));
+      second[i] = 0.01F * std::abs(normal(random));
+      wide[i] = normal(random);
+    }
+    from_float32(wide.data(), gradient.data(), gradient_dtype, numel);
+  }
+
+  Arrays arrays(std::int64_t begin = 0) {
+    const Arrays all{.master = master.data(),
+                     .states = {first.data(), second.data()},
+                     .gradient = gradient.data(),
+                     .gradient_dtype = gradient_dtype,
+                     .parameter = parameter.data(),
+                     .parameter_dtype = parameter_dtype};
+    return all.from(begin);
+  }
+
+  bool operator==(const State& other) const {
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    };
+    return same(master, other.master) && same(first, other.first) && same(second, other.second) &&
+           parameter == other.parameter;
+  }
+};
+
+/// Every optimizer, with and without what its parameters switch on.
+std::vector<Step> steps_to_try() {
+  const OptimizerParams decayed{.lr = 1e-2, .weight_decay = 0.1};
+  OptimizerParams l2 = decayed;
+  l2.decoupled_decay = false;
+  OptimizerParams uncorrected = decayed;
+  uncorrected.bias_correction = false;
+  OptimizerParams slowing = decayed;
+  slowing.lr_decay = 0.1;
+  OptimizerParams momentum = decayed;
+  momentum.momentum = 0.9;
+  OptimizerParams dampened = momentum;
+  dampened.dampening = 0.25;
+  OptimizerParams nesterov = momentum;
+  nesterov.nesterov = true;
+  return {
+      {OptimizerKind::kAdamW, {}},
+      {OptimizerKind::kAdamW, decayed, 7, 0.37F},
+      {OptimizerKind::kAdam, l2, 7, 0.37F},
+      {OptimizerKind::kAdamW, uncorrected, 7, 0.37F},
+      {OptimizerKind::kAdam, {.beta1 = 0.3, .beta2 = 0.5, .eps = 1e-3}, 2},
+      {OptimizerKind::kLion, {.lr = 1e-3, .beta2 = 0.99}},
+      {OptimizerKind::kLion, decayed, 3, 0.37F},
+      {OptimizerKind::kAdagrad, {.lr = 1e-2, .eps = 1e-10}},
+      {OptimizerKind::kAdagrad, slowing, 5, 0.37F},
+      {OptimizerKind::kSgd, {.lr = 0.1}},
+      {OptimizerKind::kSgd, decayed, 4, 0.37F},
+      {OptimizerKind::kSgd, momentum, 1, 0.37F},
+      {OptimizerKind::kSgd, dampened, 4, 0.37F},
+      {OptimizerKind::kSgd, nesterov, 4, 0.37F},
+  };
+}
+
+// Would catch a vector loop that differs from the scalar twin in one bit, at any length, alignment and type. The widest vectors
+// have 16 elements: lengths reach four of them and three more.
+TEST(Update, EqualsTheScalarTwinBitForBit) {
+  for (const Step& step : steps_to_try()) {
+    for (DType gradient_dtype : kDtypes) {
+      for (DType parameter_dtype : kDtypes) {
+        for (int numel = 0; numel <= 67; ++numel) {
+          const State initial(96, gradient_dtype, parameter_dtype, numel);
+          for (int start : {0, 1, 2, 7, 15, 16}) {
+            State fast = initial;
+            State slow = initial;
+            update(fast.arrays(start), numel, step);
+            update_reference(slow.arrays(start), numel, step);
+            ASSERT_TRUE(fast == slow) << static_cast<int>(step.kind) << dtype_name(gradient_dtype)
+                                      << dtype_name(parameter_dtype) << numel << " from " << start;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Rounding and widening have corners (ties, subnormals, infinity, NaN): all 65536 gradients, and masters of every exponent.
+TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
+  constexpr int kNumel = 1 << 16;
+  const Step step{OptimizerKind::kSgd, {.lr = 0.25}};
+  for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+    State fast(kNumel, dtype, dtype, 1);
+    for (int i = 0; i < kNumel; ++i) {
+      const auto half = static_cast<std::uint16_t>(i);
+      std::memcpy(fast.gradient.data() + 2 * i, &half, 2);
+      const std::uint32_t bits = static_cast<std::uint32_t>(i) << 16 | (i % 3 == 0   ? 0x8000U
+                                                                        : i % 5 == 0 ? 0xffffU
+                                                                                     : 0x1000U);
+      fast.master[i] = std::bit_cast<float>(i % 2 == 0 ? bits : bits ^ 0x00055000U);
+    }
+    // Where a NaN meets a NaN, which of the two is kept differs between instruction sets.
+    for (int i = 0; i < kNumel; ++i) {
+      if (std::isnan(fast.master[i])) std::memset(fast.gradient.data() + 2 * i, 0, 2);
+    }
+    State slow = fast;
+    update(fast.arrays(), kNumel, step);
+    update_reference(slow.arrays(), kNumel, step);
+    ASSERT_TRUE(fast == slow) << dtype_name(dtype);
+  }
+}
+
+// Stages split the same parameter at different places: the bits must not depend on where.
+TEST(Update, DoesNotDependOnHowARangeIsSplit) {
+  const std::int64_t numel = 5000;
+  for (const Step& step : steps_to_try()) {
+    State whole(numel, DType::kBFloat16, DType::kBFloat16, 1);
+    State parts = whole;
+    update(whole.arrays(), numel, step);
+    std::mt19937 random(2);
+    for (std::int64_t begin = 0; begin < numel;) {
+      const std::int64_t count = std::min<std::int64_t>(numel - begin, 1 + random() % 1500);
+      update(parts.arrays(begin), count, step);
+      begin += count;
+    }
+    ASSERT_TRUE(whole == parts) << static_cast<int>(step.kind);
+  }
+}
+
+/// The textbook in double.
+struct Textbook {
+  double p, first = 0.0, second = 0.0;
+
+  void apply(const Step& step, double gradient) {
+    const OptimizerParams& o = step.params;
+    const double count = static_cast<double>(step.step);
+    double g = gradient * step.gradient_scale;
+    const bool decoupled = step.kind == OptimizerKind::kLion || step.kind == OptimizerKind::kAdamW ||
+                           (step.kind == OptimizerKind::kAdam && o.decoupled_decay);
+    if (!decoupled) g += o.weight_decay * p;
+    if (decoupled) p -= o.lr * o.weight_decay * p;
+    if (step.kind == OptimizerKind::kLion) {
+      const double direction = o.beta1 * first + (1 - o.beta1) * g;
+      p -= o.lr * (direction > 0 ? 1 : direction < 0 ? -1 : 0);
+      first = o.beta2 * first + (1 - o.beta2) * g;
+    } else if (step.kind == OptimizerKind::kAdagrad) {
+      first += g * g;
+      p -= o.lr / (1 + (count - 1) * o.lr_decay) * g / (std::sqrt(first) + o.eps);
+    } else if (step.kind == OptimizerKind::kSgd) {
+      first = step.step == 1 ? g : o.momentum * first + (1 - o.dampening) * g;
+      p -= o.lr * (o.nesterov ? g + o.momentum * first : o.momentum != 0 ? first : g);
+    } else {
+      const double correction1 = o.bias_correction ? 1 - std::pow(o.beta1, count) : 1;
+      const double correction2 = o.bias_correction ? 1 - std::pow(o.beta2, count) : 1;
+      first = o.beta1 * first + (1 - o.beta1) * g;
+      second = o.beta2 * second + (1 - o.beta2) * g * g;
+      p -= o.lr * (first / correction1) / (std::sqrt(second / correction2) + o.eps);
+    }
+  }
+};
+
+// Would catch a wrong formula, which the twin would share: twenty steps against the textbook.
+TEST(Update, FollowsTheFormulasInDouble) {
+  for (Step step : steps_to_try()) {
+    State state(64, DType::kFloat32, DType::kFloat32, 11);
+    std::vector<Textbook> textbook(state.master.begin(), state.master.end());
+    std::fill(state.first.begin(), state.first.end(), 0.0F);
+    std::fill(state.second.begin(), state.second.end(), 0.0F);
+    const float* gradient = reinterpret_cast<const float*>(state.gradient.data());
+    for (step.step = 1; step.step <= 20; ++step.step) {
+      update(state.arrays(), 64, step);
+      for (int i = 0; i < 64; ++i) {
+        textbook[i].apply(step, gradient[i]);
+        ASSERT_NEAR(state.master[i], textbook[i].p, 3e-6 * std::max(1.0, std::abs(textbook[i].p)))
+            << static_cast<int>(step.kind) << " element " << i << " step " << step.step;
+      }
+    }
+  }
+}
+
+// The first step of Adam with a constant gradient moves every parameter by lr: computed by hand.
+TEST(Update, FirstStepOfAdamByHand) {
+  float p = 1.0F, m = 0.0F, v = 0.0F;
+  const float g = 3.0F;
+  const Arrays arrays{.master = &p, .states = {&m, &v}, .gradient = &g};
+  update(arrays, 1, {OptimizerKind::kAdamW, {.lr = 0.25, .eps = 0.0, .weight_decay = 0.5}});
+  EXPECT_FLOAT_EQ(p, 1.0F * (1 - 0.25F * 0.5F) - 0.25F);
+  EXPECT_FLOAT_EQ(m, 0.3F);
+  EXPECT_FLOAT_EQ(v, 0.009F);
+}
+
+// 16-bit parameters are the rounded master, and the master keeps what rounding drops.
+TEST(Update, ParameterIsTheRoundedMaster) {
+  State state(100, DType::kFloat32, DType::kBFloat16, 5);
+  update(state.arrays(), 100, {OptimizerKind::kAdamW, {.lr = 1e-4}});
+  int differing = 0;
+  for (int i = 0; i < 100; ++i) {
+    std::uint16_t bits = 0;
+    std::memcpy(&bits, state.parameter.data() + 2 * i, 2);
+    ASSERT_EQ(bits, bfloat16_from_float(state.master[i]));
+    differing += float_from_bfloat16(bits) != state.master[i];
+  }
+  EXPECT_GT(differing, 50);
+}
+
+// Padding behind a shard's last parameter is zeros and must stay so.
+TEST(Update, ZerosStayZero) {
+  for (const Step& step : steps_to_try()) {
+    std::vector<float> p(40), first(40), second(40), g(40);
+    update({.master = p.data(), .states = {first.data(), second.data()}, .gradient = g.data()}, 40, step);
+    for (const auto* values : {&p, &first, &second}) EXPECT_EQ(*values, g) << static_cast<int>(step.kind);
+  }
+}
+
+TEST(Update, WrongTypesStepsAndStatesAreErrors) {
+  float p = 0.0F, m = 0.0F, v = 0.0F, g = 0.0F;
+  const Arrays good{.master = &p, .states = {&m, &v}, .gradient = &g};
+  const auto fails = [](Arrays arrays, const Step& step) { EXPECT_THROW(update(arrays, 1, step), UsageError); };
+  Arrays arrays = good;
+  arrays.gradient_dtype = DType::kFloat64;
+  fails(arrays, {});
+  arrays = good;
+  arrays.parameter_dtype = DType::kFloat64;
+  fails(arrays, {});
+  fails(good, {.step = 0});
+  arrays = good;
+  arrays.states = {};
+  fails(arrays, {});
+  fails(arrays, {OptimizerKind::kSgd, {.momentum = 0.9}});
+  update(arrays, 1, {OptimizerKind::kSgd, {}});
+}
+
+}  // namespace
+}  // namespace zeropage::optim
