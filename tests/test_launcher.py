@@ -64,8 +64,15 @@ def free_port() -> str:
         return str(server.getsockname()[1])
 
 
+def hear_signals() -> None:
+    # Under nohup, or in the background of a script, signals are ignored; programs started from there inherit that.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def start(*words: str, **options) -> subprocess.Popen:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), "text": True, **options}
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), "text": True,
+               "preexec_fn": hear_signals, **options}
     return subprocess.Popen([COMMAND, *words], **options)
 
 
@@ -305,6 +312,16 @@ def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
     done = launch("--num_gpus", "2", path, str(folder))
     assert done.returncode == 7
     assert_gone([int(p.name) for p in folder.iterdir()], 0)
+
+
+def test_a_job_under_nohup_lives_on(script):
+    # `nohup zeropage ... &` and closing the terminal must not end hours of training.
+    process = start("--num_gpus", "1", script("import time\nprint('on', flush=True)\ntime.sleep(2)\n"),
+                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process.stdout.readline()
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
