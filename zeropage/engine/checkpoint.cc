@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <set>
 
@@ -56,14 +57,15 @@ std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
   return shape;
 }
 
-/// fp32 state of an owned range besides the master, by the names it has in checkpoints.
-std::vector<std::pair<std::string, float*>> moments_of(const CheckpointedState& state, const OwnedRange& own) {
+bool has_masters(const CheckpointedState& state) { return state.model.compute_dtype() != DType::kFloat32; }
+
+/// The fp32 arrays of trained pages by the names they have in checkpoints: first the master, where there is one.
+std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state) {
+  std::vector<std::pair<std::string, int>> arrays;
+  if (has_masters(state)) arrays.emplace_back("master", StateArrays::kMaster);
   const auto names = config::optimizer_state_names(state.config.optimizer.kind);
-  std::vector<std::pair<std::string, float*>> moments;
-  for (std::size_t i = 0; i < names.size(); ++i) {
-    if (own.states[i] != nullptr) moments.emplace_back(names[i], own.states[i]);
-  }
-  return moments;
+  for (int i = 0; i < config::optimizer_state_count(state.config.optimizer); ++i) arrays.emplace_back(names[i], i);
+  return arrays;
 }
 
 at::ScalarType page_type(const CheckpointedState& state, const layout::Page& page, int parameter) {
@@ -74,8 +76,6 @@ at::ScalarType page_type(const CheckpointedState& state, const layout::Page& pag
     default: return state.model.tensors()[parameter].scalar_type();
   }
 }
-
-bool has_masters(const CheckpointedState& state) { return state.model.compute_dtype() != DType::kFloat32; }
 
 checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
   auto* bytes = static_cast<std::byte*>(const_cast<void*>(data));
@@ -90,6 +90,14 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
   };
 }
 
+/// Reads one of a page's arrays, from element `at` on, wherever its home is.
+checkpoint::ReadBytes state_reader(const CheckpointedState& state, int page, int array, std::int64_t at) {
+  return [&home = state.model.home(), page, array, at](std::int64_t begin, std::byte* out, std::int64_t count) {
+    const HeldState held(home, page, Access::kRead);
+    reader_of(held.arrays().array(array) + at, held.device())(begin, out, count);
+  };
+}
+
 /// What lies in this rank's shard of a page.
 void add_page(const CheckpointedState& state, const layout::Page& page, std::vector<LocalTensor>& out) {
   const int rank = state.communicator.rank();
@@ -98,16 +106,18 @@ void add_page(const CheckpointedState& state, const layout::Page& page, std::vec
     const auto& name = state.model.layout()->parameters()[segment.parameter].name;
     const auto shape = stored_shape(state.model.tensors()[segment.parameter]);
     const std::int64_t at = segment.page_offset - own.begin;
-    const auto add = [&](const std::string& kind, at::ScalarType type, const void* data) {
+    const auto add = [&](const std::string& kind, at::ScalarType type, checkpoint::ReadBytes read) {
       out.push_back({{kind + "/" + name, type_name(type, name), shape},
                      segment.parameter_offset,
                      segment.numel,
-                     reader_of(data, state.device)});
+                     std::move(read)});
     };
-    add("value", page_type(state, page, segment.parameter), own.parameter + at * page.element_bytes);
+    add("value", page_type(state, page, segment.parameter),
+        reader_of(own.parameter + at * page.element_bytes, state.device));
     if (!page.trainable) continue;
-    if (has_masters(state)) add("master", at::kFloat, own.master + at);
-    for (const auto& [kind, data] : moments_of(state, own)) add(kind, at::kFloat, data + at);
+    for (const auto& [kind, array] : state_arrays(state)) {
+      add(kind, at::kFloat, state_reader(state, page.index, array, at));
+    }
   }
 }
 
@@ -141,7 +151,8 @@ std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const Sav
 struct Transfer {
   const TensorRecord* source;
   std::int64_t offset;
-  at::Tensor target;  ///< flat
+  std::int64_t numel;
+  std::function<void(const at::Tensor& values)> store;  ///< flat
 };
 
 struct Plan {
@@ -205,9 +216,21 @@ class Planner {
     }
   }
 
-  void add(const TensorRecord* source, const layout::Segment& segment, void* data, at::ScalarType type) {
-    plan_.transfers.push_back(
-        {source, segment.parameter_offset, paging::flat_view(data, segment.numel, type, state_.device)});
+  void add_value(const TensorRecord* source, const layout::Segment& segment, void* data, at::ScalarType type) {
+    const auto target = paging::flat_view(data, segment.numel, type, state_.device);
+    plan_.transfers.push_back({source, segment.parameter_offset, segment.numel,
+                               [target](const at::Tensor& values) { target.copy_(values); }});
+  }
+
+  void add_state(const TensorRecord* source, const layout::Segment& segment, int array) {
+    const int page = state_.model.layout()->page_of(segment.parameter);
+    const std::int64_t at = segment.page_offset - state_.model.owned(page).begin;
+    const auto store = [&home = state_.model.home(), page, at, array](const at::Tensor& values) {
+      const HeldState held(home, page, Access::kWrite);
+      auto* target = held.arrays().array(array) + at;
+      paging::flat_view(target, values.numel(), at::kFloat, held.device()).copy_(values);
+    };
+    plan_.transfers.push_back({source, segment.parameter_offset, segment.numel, store});
   }
 
   void add_page(const layout::Page& page, const std::vector<const checkpoint::ParameterRecord*>& found) {
@@ -221,11 +244,11 @@ class Planner {
       if (found[segment.parameter] == nullptr) continue;
       const auto type = page_type(state_, page, segment.parameter);
       const auto* value = step_.find("value/" + found[segment.parameter]->name);
-      add(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
-          kept + (segment.page_offset - kept_begin) * page.element_bytes, type);
+      add_value(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
+                kept + (segment.page_offset - kept_begin) * page.element_bytes, type);
     }
     for (const auto& segment : layout.segments(page.index, own.begin, own.begin + own.numel)) {
-      if (page.trainable && found[segment.parameter] != nullptr) add_optimizer(own, segment, *found[segment.parameter]);
+      if (page.trainable && found[segment.parameter] != nullptr) add_optimizer(segment, *found[segment.parameter]);
     }
     for (const auto& place : page.placements) {
       if (page.trainable && found[place.parameter] != nullptr && with_optimizer()) {
@@ -234,14 +257,16 @@ class Planner {
     }
   }
 
-  void add_optimizer(const OwnedRange& own, const layout::Segment& segment, const checkpoint::ParameterRecord& record) {
-    const std::int64_t at = segment.page_offset - own.begin;
-    if (has_masters(state_)) add(precise(record.name), segment, own.master + at, at::kFloat);
-    if (!with_optimizer()) return;
-    for (const auto& [kind, data] : moments_of(state_, own)) {
+  void add_optimizer(const layout::Segment& segment, const checkpoint::ParameterRecord& record) {
+    for (const auto& [kind, array] : state_arrays(state_)) {
+      if (array == StateArrays::kMaster) {
+        add_state(precise(record.name), segment, array);
+        continue;
+      }
+      if (!with_optimizer()) return;
       const auto* moment = step_.find(kind + "/" + record.name);
       if (moment != nullptr) {
-        add(moment, segment, data + at, at::kFloat);
+        add_state(moment, segment, array);
       } else if (options_.strict) {
         problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
                 kind);
@@ -280,7 +305,7 @@ void settle(ModelState& model) {
 
 void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
   for (const auto& transfer : plan.transfers) {
-    transfer.target.copy_(fetch(step, *transfer.source, transfer.offset, transfer.target.numel()));
+    transfer.store(fetch(step, *transfer.source, transfer.offset, transfer.numel));
   }
   for (const auto& [parameter, updates] : plan.updates) state.updates[static_cast<std::size_t>(parameter)] = updates;
 }
@@ -329,7 +354,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
                          if (!plan.problems.empty())
                            throw CheckpointError(fmt::format("{}", fmt::join(plan.problems, "\n    ")));
                          for (const auto& transfer : plan.transfers) {
-                           fetch(step, *transfer.source, transfer.offset, transfer.target.numel());
+                           fetch(step, *transfer.source, transfer.offset, transfer.numel);
                          }
                          return std::string();
                        });

@@ -267,7 +267,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
-  for (int page : updated) {
+  for (int page : state_.home().begin_pass(std::move(updated))) {
     update_page(state_, *reducer_, page, inputs, device_);
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
@@ -277,6 +277,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
     }
   }
   for (auto& gather : gathers) gather->wait();
+  state_.home().end_pass();
   communicator_->set_checking(true);
   state_.pager().refresh_pinned();
 }

@@ -189,14 +189,15 @@ void ModelState::allocate() {
   const auto& pages = layout_->pages();
   std::vector<bool> paged;
   std::int64_t whole_bytes = 0;
-  std::int64_t state_numel = 0;
-  const int states = config::optimizer_state_count(config_.optimizer);
+  StateShape shape;
+  shape.masters = compute_dtype_ != DType::kFloat32;
+  shape.states = config::optimizer_state_count(config_.optimizer);
   for (const auto& page : pages) {
     // At world size 1 the shard is the page: nothing to gather.
     paged.push_back(placement_.shard_parameters && !page.persistent && communicator_->size() > 1);
     if (!paged.back()) whole_bytes += page.padded_bytes();
     const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    if (page.trainable) state_numel += own_numel * (states + (compute_dtype_ == DType::kFloat32 ? 0 : 1));
+    shape.numel.push_back(page.trainable ? own_numel : 0);
   }
   paging::PagerOptions options;
   const std::int64_t element = element_bytes(compute_dtype_);
@@ -208,11 +209,10 @@ void ModelState::allocate() {
 
   whole_memory_ = communicator_->allocate(std::max<std::int64_t>(whole_bytes, 1), "parameters");
   whole_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, whole_bytes);
-  optimizer_memory_ = std::make_unique<paging::DeviceBuffer>(4 * state_numel, device_, ledger_, MemoryKind::kOptimizer);
+  home_ = make_memory_home(shape, device_, ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   std::byte* whole = whole_memory_->data();
-  auto* state = reinterpret_cast<float*>(optimizer_memory_->data());
   for (const auto& page : pages) {
     auto& own = owned_[page.index];
     own.begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
@@ -224,15 +224,6 @@ void ModelState::allocate() {
       own.parameter = whole + own.begin * page.element_bytes;
       whole += page.padded_bytes();
     }
-    if (!page.trainable) continue;
-    if (compute_dtype_ == DType::kFloat32) {
-      own.master = reinterpret_cast<float*>(own.parameter);
-    } else {
-      own.master = std::exchange(state, state + own.numel);
-    }
-    for (int i = 0; i < states; ++i) own.states[i] = std::exchange(state, state + own.numel);
-    const double start = config_.optimizer.params.initial_accumulator_value;
-    if (start != 0.0) paging::flat_view(own.states[0], own.numel, at::kFloat, device_).fill_(start);
   }
 }
 
@@ -270,9 +261,17 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   } else {
     paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
   }
-  if (page.trainable && compute_dtype_ != DType::kFloat32) {
-    paging::flat_view(own.master, own.numel, at::kFloat, device_).copy_(own_values);
-  }
+  if (page.trainable) fill_state(page, own_values);
+}
+
+/// `values` [owned numel, fp32]: what the masters start from.
+void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
+  const double start = config_.optimizer.params.initial_accumulator_value;
+  if (compute_dtype_ == DType::kFloat32 && start == 0.0) return;
+  HeldState held(*home_, page.index, Access::kWrite);
+  const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
+  if (compute_dtype_ != DType::kFloat32) view(held.arrays().master).copy_(values);
+  if (start != 0.0) view(held.arrays().states[0]).fill_(start);
 }
 
 bool ModelState::anything_paged() const {
@@ -350,8 +349,10 @@ void ModelState::follow_user_writes(int page) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || compute_dtype_ == DType::kFloat32) return;
-  auto master = paging::flat_view(own.master, own.numel, at::kFloat, device_);
-  auto visible = paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), device_);
+  HeldState held(*home_, page, Access::kWrite);
+  auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
+  const auto visible =
+      paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), device_).to(held.device());
   master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
 }
 

@@ -5,7 +5,6 @@
 
 #include "zeropage/paging/torch_config.h"
 
-#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,21 +12,19 @@
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/placement.h"
+#include "zeropage/engine/state_home.h"
 #include "zeropage/layout/layout.h"
-#include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/pager.h"
 
 namespace zeropage::engine {
 
 struct ParameterInput;
 
-/// The range of a page that this rank updates, and its fp32 state. Null pointers on pages that are not trained.
+/// The range of a page that this rank updates.
 struct OwnedRange {
   std::int64_t begin = 0;  ///< elements of the page
   std::int64_t numel = 0;
   std::byte* parameter = nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page
-  float* master = nullptr;         ///< fp32 pages: the parameter itself
-  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as the optimizer keeps
 };
 
 class ModelState {
@@ -45,6 +42,9 @@ class ModelState {
   DType compute_dtype() const { return compute_dtype_; }
 
   const OwnedRange& owned(int page) const { return owned_[page]; }
+
+  /// Where masters and moments are.
+  StateHome& home() const { return *home_; }
 
   /// True when some parameters can be absent.
   bool anything_paged() const;
@@ -65,6 +65,7 @@ class ModelState {
   void agree_with_peers() const;
   void allocate();
   void fill_page(const layout::Page& page, void* staging);
+  void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);
   void attach(int parameter);
   bool needs_mark(int page) const;
@@ -82,7 +83,7 @@ class ModelState {
   std::shared_ptr<comm::Memory> whole_memory_;
   LedgerEntry whole_entry_;
   std::vector<std::byte*> whole_;
-  std::unique_ptr<paging::DeviceBuffer> optimizer_memory_;
+  std::unique_ptr<StateHome> home_;
   std::vector<OwnedRange> owned_;
   std::vector<c10::Storage> storages_;  // per parameter: its home
   std::vector<std::vector<std::int64_t>> sizes_;

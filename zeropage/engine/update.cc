@@ -45,8 +45,10 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, int pa
   const auto& spec = state.layout()->pages()[page];
   const auto& own = state.owned(page);
   const auto gradient = reducer.gradient(page);
-  const optim::Arrays range{.master = own.master,
-                            .states = own.states,
+  HeldState held(state.home(), page, Access::kWrite);
+  auto* master = held.arrays().master;
+  const optim::Arrays range{.master = master != nullptr ? master : reinterpret_cast<float*>(own.parameter),
+                            .states = held.arrays().states,
                             .gradient = gradient.data,
                             .gradient_dtype = gradient.dtype,
                             .parameter = own.parameter,
