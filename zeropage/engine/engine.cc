@@ -117,6 +117,9 @@ class Engine::Impl {
   /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
   void require_whole_state(std::string_view caller) const;
 
+  /// Errors: UsageError when hyperparameters ask for state that was not allocated.
+  void require_states() const;
+
  private:
   double gradient_divisor() const;
   void take_user_writes();
@@ -129,6 +132,19 @@ class Engine::Impl {
 void Engine::Impl::require_whole_state(std::string_view caller) const {
   if (failure_.empty()) return;
   throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
+}
+
+void Engine::Impl::require_states() const {
+  const int there = config::optimizer_state_count(config_.optimizer);
+  for (std::size_t i = 0; i < groups_.size(); ++i) {
+    const int needed = config::optimizer_state_count({config_.optimizer.kind, groups_[i]});
+    if (needed <= there) continue;
+    throw UsageError(
+        fmt::format("parameter group {} needs {} state(s) per element, and there are {}: a momentum that is to be "
+                    "switched on later "
+                    "must not be 0 when the engine is made",
+                    i, needed, there));
+  }
 }
 
 at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
@@ -185,6 +201,7 @@ bool Engine::Impl::step() {
   if (!backward_done_ && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
   }
+  require_states();
   const bool boundary = at_boundary();
   ++micro_steps_;
   backward_done_ = false;

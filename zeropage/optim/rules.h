@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
+#include <vector>
 
 #include "zeropage/optim/update.h"
 
@@ -124,5 +126,14 @@ auto with_rule(const Step& step, Call&& call) {
 /// The vector part of `update`: as many whole vectors as `numel` holds. Returns how many elements that is. The types are
 /// checked already.
 std::int64_t update_vectors(const Arrays& arrays, std::int64_t numel, const Step& step);
+
+/// `update_vectors` by one instruction set.
+struct VectorKernel {
+  const char* name;
+  std::int64_t (*update)(const Arrays&, std::int64_t, const Step&);
+};
+
+/// Those that this processor runs, the widest first.
+std::vector<VectorKernel> vector_kernels();
 
 }  // namespace zeropage::optim

@@ -9,6 +9,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/optim/convert.h"
+#include "zeropage/optim/rules.h"
 
 namespace zeropage::optim {
 namespace {
@@ -96,21 +97,31 @@ std::vector<Step> steps_to_try() {
   };
 }
 
-// Would catch a vector loop that differs from the scalar twin in one bit, at any length, alignment and type. The widest vectors
-// have 16 elements: lengths reach four of them and three more.
+/// What `update` does, by one instruction set.
+void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t numel, const Step& step) {
+  const std::int64_t done = kernel.update(arrays, numel, step);
+  EXPECT_TRUE(done <= numel && numel - done < 16);
+  update_reference(arrays.from(done), numel - done, step);
+}
+
+// Would catch a vector loop of any instruction set that differs from the scalar twin in one bit, at any length, alignment and
+// type. The widest vectors have 16 elements: lengths reach four of them and three more.
 TEST(Update, EqualsTheScalarTwinBitForBit) {
+  const auto kernels = vector_kernels();
   for (const Step& step : steps_to_try()) {
     for (DType gradient_dtype : kDtypes) {
       for (DType parameter_dtype : kDtypes) {
         for (int numel = 0; numel <= 67; ++numel) {
           const State initial(96, gradient_dtype, parameter_dtype, numel);
           for (int start : {0, 1, 2, 7, 15, 16}) {
-            State fast = initial;
             State slow = initial;
-            update(fast.arrays(start), numel, step);
             update_reference(slow.arrays(start), numel, step);
-            ASSERT_TRUE(fast == slow) << static_cast<int>(step.kind) << dtype_name(gradient_dtype)
-                                      << dtype_name(parameter_dtype) << numel << " from " << start;
+            for (const auto& kernel : kernels) {
+              State fast = initial;
+              update_by(kernel, fast.arrays(start), numel, step);
+              ASSERT_TRUE(fast == slow) << kernel.name << static_cast<int>(step.kind) << dtype_name(gradient_dtype)
+                                        << dtype_name(parameter_dtype) << numel << " from " << start;
+            }
           }
         }
       }
@@ -137,9 +148,12 @@ TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
       if (std::isnan(fast.master[i])) std::memset(fast.gradient.data() + 2 * i, 0, 2);
     }
     State slow = fast;
-    update(fast.arrays(), kNumel, step);
     update_reference(slow.arrays(), kNumel, step);
-    ASSERT_TRUE(fast == slow) << dtype_name(dtype);
+    for (const auto& kernel : vector_kernels()) {
+      State vectors = fast;
+      update_by(kernel, vectors.arrays(), kNumel, step);
+      ASSERT_TRUE(vectors == slow) << kernel.name << dtype_name(dtype);
+    }
   }
 }
 

@@ -177,29 +177,26 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace zeropage::optim {
-namespace {
 
-using Kernel = std::int64_t (*)(const Arrays&, std::int64_t, const Step&);
-
-Kernel choose() {
+std::vector<VectorKernel> vector_kernels() {
+  std::vector<VectorKernel> kernels;
 #if HWY_ARCH_X86_64
   // Highway's AVX2 and AVX-512 sets are x86-64-v3 and v4, and cryptographic instructions that come with all of them.
   const bool extras = __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
 #if HWY_TARGETS & HWY_AVX3
-  if (extras && __builtin_cpu_supports("x86-64-v4")) return N_AVX3::update_vectors;
+  if (extras && __builtin_cpu_supports("x86-64-v4")) kernels.push_back({"AVX-512", N_AVX3::update_vectors});
 #endif
 #if HWY_TARGETS & HWY_AVX2
-  if (extras && __builtin_cpu_supports("x86-64-v3")) return N_AVX2::update_vectors;
+  if (extras && __builtin_cpu_supports("x86-64-v3")) kernels.push_back({"AVX2", N_AVX2::update_vectors});
 #endif
 #endif
-  return HWY_STATIC_DISPATCH(update_vectors);
+  kernels.push_back({"least", HWY_STATIC_DISPATCH(update_vectors)});
+  return kernels;
 }
 
-}  // namespace
-
 std::int64_t update_vectors(const Arrays& arrays, std::int64_t numel, const Step& step) {
-  static const Kernel kernel = choose();
-  return kernel(arrays, numel, step);
+  static const VectorKernel kernel = vector_kernels().front();
+  return kernel.update(arrays, numel, step);
 }
 
 }  // namespace zeropage::optim
