@@ -1,8 +1,9 @@
 #include "zeropage/checkpoint/manifest.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
-#include <cmath>
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
@@ -123,6 +124,12 @@ std::vector<ParameterRecord> parameters_from_json(const ObjectReader& reader, co
     }
     parameter.trainable = entry.boolean("trainable");
     parameter.updates = entry.integer("updates", 0);
+    parameter.order = entry.integers("order");
+    for (std::size_t dim = 0; dim < parameter.order.size(); ++dim) {
+      if (std::count(parameter.order.begin(), parameter.order.end(), static_cast<std::int64_t>(dim)) == 1) continue;
+      throw CheckpointError(fmt::format("{}, parameter '{}': its order [{}] does not have every dimension once", origin,
+                                        parameter.name, fmt::join(parameter.order, ", ")));
+    }
     parameters.push_back(std::move(parameter));
   }
   return parameters;
@@ -172,7 +179,8 @@ std::string manifest_to_text(const Manifest& manifest) {
     parameters.push_back({{"name", parameter.name},
                           {"aliases", parameter.aliases},
                           {"trainable", parameter.trainable},
-                          {"updates", parameter.updates}});
+                          {"updates", parameter.updates},
+                          {"order", parameter.order}});
   }
   for (const auto& tensor : manifest.tensors) tensors.push_back(tensor_to_json(tensor));
   for (const auto& shard : manifest.shards) shards.push_back({{"bytes", shard.bytes}, {"digests", shard.digests}});

@@ -46,6 +46,8 @@ struct ParameterRecord {
   std::vector<std::string> aliases;  ///< further names of a tied parameter
   bool trainable = true;
   std::int64_t updates = 0;  ///< optimizer steps it has seen
+  /// The dimensions as they lie in memory, outermost first; its tensors have their extents in this order. Empty: row-major.
+  std::vector<std::int64_t> order = {};
 
   bool operator==(const ParameterRecord&) const = default;
 };

@@ -19,7 +19,7 @@ Manifest example() {
   manifest.frozen_excluded = true;
   manifest.chunk_bytes = 4096;
   manifest.shards = {{4097, std::string(32, 'a')}, {1, std::string(16, 'b')}};
-  manifest.parameters = {{"a.weight", {"b.weight"}, true, 7}, {"empty", {}, false, 0}};
+  manifest.parameters = {{"a.weight", {"b.weight"}, true, 7, {1, 0}}, {"empty", {}, false, 0}};
   manifest.tensors = {{{"value/a.weight", "BF16", {2, 3}}, {{1, 0, 2}, {0, 2, 4}}},
                       {{"value/empty", "F32", {0, 9}}, {}}};
   manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}};
@@ -76,6 +76,8 @@ TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
       {"\"shape\":[2,3]", "\"shape\":[18446744073709551615]", "not negative"},
       {"\"BF16\"", "\"Q4\"", "'Q4'"},
       {"\"value/empty\"", "\"value/a.weight\"", "twice"},
+      {"\"order\":[1,0]", "\"order\":[1,1]", "every dimension once"},
+      {"\"order\":[1,0]", "\"order\":[1,2]", "every dimension once"},
       {"\"chunk_bytes\":4096", "\"chunk_bytes\":0", "'chunk_bytes' is 0"},
       {"\"chunk_bytes\":4096", "\"chunk_bytes\":8192", "digits"},
       {"\"world_size\":2", "\"world_size\":3", "2 shards of 3 ranks"},

@@ -36,6 +36,13 @@ std::int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
                   where, dtype));
 }
 
+std::optional<DType> float_type(const std::string& dtype) {
+  if (dtype == "F32") return DType::kFloat32;
+  if (dtype == "BF16") return DType::kBFloat16;
+  if (dtype == "F16") return DType::kFloat16;
+  return std::nullopt;
+}
+
 std::int64_t shape_numel(const std::vector<std::int64_t>& shape, const std::string& where) {
   std::int64_t numel = 1;
   for (const std::int64_t extent : shape) {

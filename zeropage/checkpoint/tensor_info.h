@@ -3,8 +3,11 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
+
+#include "zeropage/base/dtype.h"
 
 namespace zeropage::checkpoint {
 
@@ -18,6 +21,9 @@ struct TensorInfo {
 
 /// Bytes of one element. Errors: CheckpointError for a type that is not in the list above; `where` goes into the message.
 std::int64_t dtype_bytes(const std::string& dtype, const std::string& where);
+
+/// The type of F32, BF16 and F16, which can be converted into each other; nullopt for others.
+std::optional<DType> float_type(const std::string& dtype);
 
 /// The product of a shape. Errors: CheckpointError when an extent is negative or numel * 8 bytes exceed 63 bits.
 std::int64_t shape_numel(const std::vector<std::int64_t>& shape, const std::string& where);

@@ -46,15 +46,21 @@ at::ScalarType type_of(const TensorInfo& info) {
   return std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& row) { return info.dtype == row.first; })->second;
 }
 
-/// The extents in the order in which the parameter lies in memory: its shape, unless it is transposed or channels-last.
-std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
-  if (!tensor.is_non_overlapping_and_dense()) return tensor.sizes().vec();  // laid out contiguously
-  std::vector<std::int64_t> order(static_cast<std::size_t>(tensor.dim())), shape;
+/// The dimensions as they lie in memory, for a parameter that is transposed or channels-last; empty for others.
+std::vector<std::int64_t> memory_order(const at::Tensor& tensor) {
+  // What is not dense is laid out contiguously.
+  if (tensor.is_contiguous() || !tensor.is_non_overlapping_and_dense()) return {};
+  std::vector<std::int64_t> order(static_cast<std::size_t>(tensor.dim()));
   std::iota(order.begin(), order.end(), 0);
   std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return tensor.stride(a) > tensor.stride(b); });
-  if (tensor.is_contiguous()) return tensor.sizes().vec();
-  for (const auto dim : order) shape.push_back(tensor.size(dim));
-  return shape;
+  return order;
+}
+
+/// The extents in memory order.
+std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
+  std::vector<std::int64_t> shape;
+  for (const auto dim : memory_order(tensor)) shape.push_back(tensor.size(dim));
+  return shape.empty() ? tensor.sizes().vec() : shape;
 }
 
 bool has_masters(const CheckpointedState& state) { return state.model.compute_dtype() != DType::kFloat32; }
@@ -206,6 +212,12 @@ class Planner {
   }
 
   void check_shape(int parameter, const checkpoint::ParameterRecord& record) {
+    const auto order = memory_order(state_.model.tensors()[parameter]);
+    if (order != record.order) {
+      problem("'{}' has its dimensions in the order [{}] in memory, in the checkpoint [{}] (empty: row-major)",
+              record.name, fmt::join(order, ", "), fmt::join(record.order, ", "));
+      return;
+    }
     const auto expected = stored_shape(state_.model.tensors()[parameter]);
     for (const std::string kind : {"value", "master", "exp_avg", "exp_avg_sq", "sum", "momentum_buffer"}) {
       const auto* tensor = step_.find(kind + "/" + record.name);
@@ -335,7 +347,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
     const auto aliases = options.aliases.find(parameters[i].name);
     manifest.parameters.push_back({parameters[i].name,
                                    aliases == options.aliases.end() ? std::vector<std::string>{} : aliases->second,
-                                   parameters[i].trainable, state.updates[i]});
+                                   parameters[i].trainable, state.updates[i], memory_order(state.model.tensors()[i])});
   }
   request.tensors = local_tensors(state, options);
   return checkpoint::save(checkpoint::system_files(), state.communicator, std::move(request));

@@ -96,6 +96,7 @@ int Guard::wait_for(pid_t supervisor, int control_fd) {
 int exit_code_of_error(const std::exception& error) {
   if (dynamic_cast<const ConfigError*>(&error) || dynamic_cast<const UsageError*>(&error)) return kConfigExitCode;
   if (dynamic_cast<const PeerError*>(&error) || dynamic_cast<const TimeoutError*>(&error)) return kRetryExitCode;
+  if (dynamic_cast<const CheckpointError*>(&error)) return kCheckpointExitCode;
   return dynamic_cast<const IoError*>(&error) ? kIoExitCode : kBugExitCode;
 }
 

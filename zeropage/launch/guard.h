@@ -19,10 +19,11 @@
 namespace zeropage::launch {
 
 /// Exit codes, beside those of the ranks.
-constexpr int kConfigExitCode = 64;  ///< options, files or the configuration cannot be used
-constexpr int kBugExitCode = 70;     ///< a mistake of zeropage's own
-constexpr int kIoExitCode = 74;      ///< the system refused or failed something
-constexpr int kRetryExitCode = 75;   ///< a rank or a host was lost: started again, the job may succeed
+constexpr int kConfigExitCode = 64;      ///< options, files or the configuration cannot be used
+constexpr int kCheckpointExitCode = 65;  ///< a checkpoint that must not be believed
+constexpr int kBugExitCode = 70;         ///< a mistake of zeropage's own
+constexpr int kIoExitCode = 74;          ///< the system refused or failed something
+constexpr int kRetryExitCode = 75;       ///< a rank or a host was lost: started again, the job may succeed
 
 /// What a supervisor gets from its front.
 struct GuardContext {

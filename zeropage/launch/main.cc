@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "zeropage/launch/agent.h"
+#include "zeropage/launch/ckpt_command.h"
 #include "zeropage/launch/config_command.h"
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/launch.h"
@@ -33,7 +34,8 @@ class LauncherFormatter : public CLI::Formatter {
     if (app->get_parent()) return CLI::Formatter::make_usage(app, name);
     return "\nUsage: zeropage [options] SCRIPT [arguments of the script...]\n"
            "       zeropage config FILE [--world_size N]\n"
-           "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n";
+           "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n"
+           "       zeropage ckpt ls|verify|export|diff PATH ...\n";
   }
 };
 
@@ -48,6 +50,8 @@ int run(int argc, char** argv) {
   const CLI::App* config_command = zeropage::launch::add_config_command(app, config);
   zeropage::launch::PlanCommand plan;
   const CLI::App* plan_command = zeropage::launch::add_plan_command(app, plan);
+  zeropage::launch::CkptCommand ckpt;
+  const CLI::App* ckpt_command = zeropage::launch::add_ckpt_command(app, ckpt);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -61,6 +65,11 @@ int run(int argc, char** argv) {
   if (plan_command->parsed()) {
     std::fputs(zeropage::launch::plan_listing(plan).c_str(), stdout);
     return 0;
+  }
+  if (ckpt_command->parsed()) {
+    const auto outcome = zeropage::launch::run_ckpt_command(ckpt);
+    std::fputs(outcome.text.c_str(), stdout);
+    return outcome.code;
   }
   zeropage::launch::finish_launch_options(app, options);
   return zeropage::launch::launch(options, argv[0]);
