@@ -98,6 +98,7 @@ install_python_packages() {
 numpy numpy
 pytest pytest
 tqdm tqdm
+tensorboard tensorboard
 clang_format clang-format==14.0.6
 LIST
   [ ${#want[@]} = 0 ] && return 0

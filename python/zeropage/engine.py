@@ -17,6 +17,7 @@ from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
 from .lr_schedules import ConfiguredSchedule
 from .module_view import ModuleView
+from .monitor import Monitor
 from .optimizer import (
     ZeropageOptimizer,
     client_kind,
@@ -75,6 +76,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
+        self.monitor = Monitor(self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
 
     # -- the loop
@@ -105,6 +107,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         self.optimizer.step()
         if self._client_scheduler and self._core.last_step.applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
+        if self.monitor.enabled:
+            self.monitor.write_events(report.step_events(self))
         if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
             self._print_line.update(*report.progress_sample(self, 1.0))
 
@@ -180,6 +184,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
 
     def destroy(self) -> None:
         """Ends the engine and frees its state. It cannot be used afterwards."""
+        self.monitor.close()
         for holder in (self, self.optimizer, self.lr_scheduler):
             if hasattr(holder, "_core"):
                 holder._core = _Destroyed()

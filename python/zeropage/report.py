@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 
-__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "progress", "progress_sample"]
+__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "progress", "progress_sample", "step_events"]
 
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
@@ -68,3 +68,11 @@ def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[
     rate = engine.get_lr()[0] if engine.optimizer is not None else 0.0
     scale = engine.loss_scale() if engine.fp16_enabled() else None
     return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale
+
+
+def step_events(engine: "ZeropageEngine") -> list[tuple[str, float, int]]:
+    """What monitors are told of the last optimizer step: (name, value, samples so far), under DeepSpeed's names."""
+    values = {"train_loss": engine.mean_loss(), "lr": engine.get_lr()[0], "grad_norm": engine.get_global_grad_norm()}
+    if engine.fp16_enabled():
+        values["loss_scale"] = engine.loss_scale()
+    return [(f"Train/Samples/{name}", value, engine.global_samples) for name, value in values.items()]

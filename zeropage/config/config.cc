@@ -201,6 +201,14 @@ Own read_own(const Settings& settings) {
   return own;
 }
 
+std::vector<std::string> read_python_keys(const Settings& settings) {
+  std::vector<std::string> set;
+  for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled"}) {
+    if (settings.flag(key)) set.emplace_back(key);
+  }
+  return set;
+}
+
 }  // namespace
 
 Resolved resolve(const std::string& json_text, const std::string& origin, int world_size) {
@@ -221,6 +229,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
   config.own = read_own(settings);
+  config.python_keys = read_python_keys(settings);
   config.effective_json = effective_json(settings);
   return {std::move(settings), std::move(config)};
 }

@@ -183,7 +183,8 @@ struct Config {
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;
   Own own;
-  std::string effective_json;  ///< every key with the value in force, canonical order: printed and hashed
+  std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
+  std::string effective_json;            ///< every key with the value in force, canonical order: printed and hashed
 
   /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes unresolved).
   /// `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was expected and the

@@ -8,9 +8,9 @@ using enum Status;
 
 namespace {
 
-Section switched(std::string path, std::string doc, std::vector<Key> keys) {
+Section switched(std::string path, Status status, std::string doc, std::vector<Key> keys) {
   Section section{std::move(path), std::move(doc)};
-  section.keys = {flag("enabled", false, kNotBuilt, "Turns the section on.")};
+  section.keys = {flag("enabled", false, status, "Turns the section on.")};
   for (Key& key : keys) section.keys.push_back(std::move(key));
   section.switch_key = "enabled";
   return section;
@@ -18,14 +18,14 @@ Section switched(std::string path, std::string doc, std::vector<Key> keys) {
 
 std::vector<Key> file_writer_keys() {
   return {
-      text("output_path", "", kNotBuilt, "Folder of the files."),
-      text("job_name", "DeepSpeedJobName", kNotBuilt, "Folder inside it."),
+      text("output_path", "", kInForce, "Folder of the job's folder; empty: the working directory."),
+      text("job_name", "DeepSpeedJobName", kInForce, "The job's folder, which holds the files."),
   };
 }
 
 Section flops_profiler() {
   return switched(
-      "flops_profiler", "Operations and time per module at one step.",
+      "flops_profiler", kNotBuilt, "Operations and time per module at one step.",
       {
           real("recompute_fwd_factor", 0.0, kNotBuilt, "Share of the forward that is recomputed.").at_least(0),
           integer("profile_step", 1, kNotBuilt, "The step.").at_least(0),
@@ -37,7 +37,7 @@ Section flops_profiler() {
 }
 
 Section comet() {
-  return switched("comet", "Metrics to Comet.",
+  return switched("comet", kNotBuilt, "Metrics to Comet.",
                   {
                       integer("samples_log_interval", 100, kNotBuilt, "Samples between two reports.").at_least(1),
                       text("project", {}, kNotBuilt, "Project."),
@@ -59,7 +59,7 @@ std::vector<Section> monitor_tables() {
       flag("enabled", true, kAccepted, "The progress line always shows the throughput."),
       flag("synchronized", true, kAccepted, "The figure is taken where the step waits for the device anyway."),
   };
-  Section comms = switched("comms_logger", "Log of all communication.",
+  Section comms = switched("comms_logger", kNotBuilt, "Log of all communication.",
                            {
                                flag("verbose", false, kNotBuilt, "Print every operation."),
                                flag("prof_all", true, kNotBuilt, "Record every operation."),
@@ -71,14 +71,14 @@ std::vector<Section> monitor_tables() {
       std::move(throughput),
       std::move(comms),
       flops_profiler(),
-      switched("tensorboard", "Metrics to TensorBoard.", file_writer_keys()),
-      switched("wandb", "Metrics to Weights & Biases.",
+      switched("tensorboard", kInForce, "Metrics to TensorBoard, by rank 0 (docs/monitoring.md).", file_writer_keys()),
+      switched("wandb", kInForce, "Metrics to Weights & Biases, by rank 0. WANDB_MODE=offline needs no network.",
                {
-                   text("group", {}, kNotBuilt, "Group."),
-                   text("team", {}, kNotBuilt, "Team."),
-                   text("project", "deepspeed", kNotBuilt, "Project."),
+                   text("group", {}, kInForce, "Group of the run."),
+                   text("team", {}, kInForce, "Team, or user, that the run belongs to."),
+                   text("project", "deepspeed", kInForce, "Project of the run."),
                }),
-      switched("csv_monitor", "Metrics to CSV files.", file_writer_keys()),
+      switched("csv_monitor", kInForce, "Metrics to CSV files, one per metric, by rank 0.", file_writer_keys()),
       comet(),
   };
 }

@@ -116,6 +116,8 @@ TEST(Config, CanBeChangedAndIsChecked) {
   EXPECT_NE(engine.config().find("0.5"), std::string::npos);
   EXPECT_THROW(config.with(R"({"zero_optimization": {"stage": 7}})"), ConfigError);
   EXPECT_THROW(config.with("[]"), ConfigError);
+  const auto monitored = config.with(R"({"csv_monitor": {"enabled": true}})");
+  EXPECT_THROW(initialize(model, monitored), ConfigError) << "C++ programs write no metrics, and must not pretend to";
   EXPECT_THROW(Config::from_file("/nowhere.json"), IoError);
 }
 

@@ -23,6 +23,14 @@ comm::World world_of(const Options& options) {
   return comm::world_from_environment([](const char* name) { return std::getenv(name); });
 }
 
+/// Nothing is silently ignored: what only the Python package does is refused here.
+void require_none_for_python(const config::Config& config) {
+  if (config.python_keys.empty()) return;
+  throw ConfigError(
+      fmt::format("{}: only the Python package acts upon this key; remove it from the configuration of a C++ program",
+                  config.python_keys.front()));
+}
+
 /// Joins this rank with its peers, unless the program has done so.
 void join(Engine::Impl& impl, const Options& options) {
   impl.communicator = options.communicator;
@@ -119,6 +127,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   auto impl = std::make_unique<Engine::Impl>();
   impl->world = world_of(options);
   impl->config = config::Config::from_json(config.text(), impl->world.size, config.origin());
+  require_none_for_python(impl->config);
   impl->device = options.device.value_or(c10::Device(c10::kCPU));
   impl->micro_batch_size = impl->config.batch.micro_batch_size;
   impl->accumulation_steps = impl->config.batch.accumulation_steps;

@@ -1,0 +1,135 @@
+"""Metrics to TensorBoard, CSV files and Weights & Biases: the sections `tensorboard`, `csv_monitor` and `wandb`.
+
+Rank 0 writes, once per optimizer step, and everything is handed to the system before the step returns: a run that is killed
+loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does.
+"""
+
+import csv
+import os
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from .errors import ConfigError
+
+Event = tuple[str, float, int]
+"""(name, value, samples so far)"""
+
+
+class Writer(Protocol):
+    """One place that metrics go to."""
+
+    def write_events(self, events: list[Event]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardWriter:
+    """Event files in output_path/job_name."""
+
+    def __init__(self, section: dict[str, Any]):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _missing("tensorboard", error) from None
+        self._writer = SummaryWriter(log_dir=_job_folder(section))
+
+    def write_events(self, events: list[Event]) -> None:
+        for name, value, samples in events:
+            self._writer.add_scalar(name, value, samples)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class CsvWriter:
+    """A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines `samples,value`.
+
+    A run that goes on in the same folder appends.
+    """
+
+    def __init__(self, section: dict[str, Any]):
+        self._folder = Path(_job_folder(section))
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._files: dict[str, TextIO] = {}
+
+    def write_events(self, events: list[Event]) -> None:
+        for name, value, samples in events:
+            file = self._files.get(name) or self._open(name)
+            csv.writer(file).writerow([samples, value])
+            file.flush()
+
+    def _open(self, name: str) -> TextIO:
+        file = open(self._folder / (name.replace("/", "_").replace(" ", "_") + ".csv"), "a", newline="")  # noqa: SIM115
+        if file.tell() == 0:
+            csv.writer(file).writerow(["step", name.rsplit("/", 1)[-1]])
+        self._files[name] = file
+        return file
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+class WandbWriter:
+    """A run of Weights & Biases; WANDB_MODE=offline keeps it in the folder `wandb`, to be sent by `wandb sync`."""
+
+    def __init__(self, section: dict[str, Any]):
+        try:
+            import wandb
+        except ImportError as error:
+            raise _missing("wandb", error) from None
+        self._run = wandb.init(project=section["project"], group=section["group"], entity=section["team"])
+
+    def write_events(self, events: list[Event]) -> None:
+        # One call for each x: wandb closes a step when the next one begins.
+        by_samples: dict[int, dict[str, float]] = {}
+        for name, value, samples in events:
+            by_samples.setdefault(samples, {})[name] = value
+        for samples, values in by_samples.items():
+            self._run.log(values, step=samples, commit=True)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter, "csv_monitor": CsvWriter}
+
+
+class Monitor:
+    """All writers that the configuration turns on; none on other ranks than 0.
+
+    Programs may add metrics of their own: `engine.monitor.write_events([("Valid/loss", 0.3, engine.global_samples)])`.
+    """
+
+    def __init__(self, config: dict[str, Any], rank: int):
+        """config: the effective configuration. Raises ConfigError for a package that is not installed, OSError."""
+        sections = [name for name in _WRITERS if config[name]["enabled"]] if rank == 0 else []
+        self._writers: list[Writer] = [_WRITERS[name](config[name]) for name in sections]
+
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is written by this rank."""
+        return bool(self._writers)
+
+    def write_events(self, events: list[Event]) -> None:
+        """events: (name, value, samples so far). Cost: a system call for each metric and file."""
+        for writer in self._writers:
+            writer.write_events(events)
+
+    def close(self) -> None:
+        """Ends the files; nothing is written afterwards."""
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+
+def _job_folder(section: dict[str, Any]) -> str:
+    return os.path.join(section["output_path"], section["job_name"])
+
+
+def _missing(package: str, error: ImportError) -> ConfigError:
+    return ConfigError(
+        f'"{package}": {{"enabled": true}} needs the Python package {package}, which cannot be imported ({error}); '
+        f"install it with `pip install {package}`, or remove the section"
+    )
