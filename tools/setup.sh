@@ -51,6 +51,7 @@ ssh openssh-client
 /usr/sbin/sshd openssh-server
 /usr/sbin/ip iproute2
 hwy/highway.h libhwy-dev
+liburing.h liburing-dev
 LIST
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv

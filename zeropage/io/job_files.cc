@@ -1,0 +1,128 @@
+#include "zeropage/io/job_files.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/magic.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::io {
+namespace {
+
+constexpr const char* kPrefix = "zeropage-store-";
+constexpr const char* kFileName = "state";
+constexpr int kNameAttempts = 100;
+
+[[noreturn]] void fail(const std::string& what, const std::string& path, int error) {
+  throw IoError(fmt::format("{} {}: {}", what, path, std::strerror(error)));
+}
+
+[[noreturn]] void fail_full(const std::string& path, std::int64_t needed) {
+  throw IoError(
+      fmt::format("no space for the store at {}: it needs {} bytes, {} are free. Free space, add a folder to "
+                  "nvme_path, or use more ranks",
+                  path, needed, free_bytes(path)));
+}
+
+/// The directory, opened and locked; none when somebody else holds it or it is gone.
+Descriptor try_lock(const std::string& directory) {
+  Descriptor lock(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+  if (lock.get() < 0 || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return Descriptor();
+  // Between open and flock its last owner may have removed it: then this is the lock of nothing.
+  struct stat locked {};
+  struct stat named {};
+  const bool same = ::fstat(lock.get(), &locked) == 0 && ::lstat(directory.c_str(), &named) == 0 &&
+                    locked.st_ino == named.st_ino && locked.st_dev == named.st_dev;
+  return same ? std::move(lock) : Descriptor();
+}
+
+/// Step 1. What cannot be removed stays: it is no obstacle.
+void sweep(const std::string& folder) {
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    if (!entry.path().filename().string().starts_with(kPrefix)) continue;
+    const Descriptor lock = try_lock(entry.path().string());
+    if (lock.get() < 0) continue;
+    ::unlinkat(lock.get(), kFileName, 0);
+    ::rmdir(entry.path().c_str());
+  }
+}
+
+void require_folder(const std::string& folder) {
+  struct stat found {};
+  if (::stat(folder.c_str(), &found) != 0) fail("the store's folder", folder, errno);
+  if (!S_ISDIR(found.st_mode)) fail("the store's folder", folder, ENOTDIR);
+}
+
+}  // namespace
+
+std::int64_t free_bytes(const std::string& path) {
+  struct statvfs found {};
+  if (::statvfs(path.c_str(), &found) != 0) return -1;
+  return static_cast<std::int64_t>(found.f_bavail) * static_cast<std::int64_t>(found.f_frsize);
+}
+
+Descriptor::~Descriptor() {
+  if (value_ >= 0) ::close(value_);
+}
+
+JobDirectory::JobDirectory(const std::string& folder, const std::string& owner) {
+  require_folder(folder);
+  sweep(folder);
+  for (int attempt = 0; attempt < kNameAttempts; ++attempt) {
+    path_ = fmt::format("{}/{}{}-XXXXXX", folder, kPrefix, owner);
+    if (::mkdtemp(path_.data()) == nullptr) fail("make a directory for the store in", folder, errno);
+    lock_ = try_lock(path_);
+    if (lock_.get() >= 0) return;
+  }
+  throw IoError(
+      fmt::format("cannot lock a directory in {}: {} new ones were taken or removed at once. Does this file system "
+                  "support flock?",
+                  folder, kNameAttempts));
+}
+
+JobDirectory::~JobDirectory() {
+  if (lock_.get() >= 0) ::rmdir(path_.c_str());
+}
+
+JobFile::JobFile(const std::string& folder, const std::string& owner, std::int64_t bytes)
+    : directory_(folder, owner), path_(directory_.path() + "/" + kFileName), bytes_(bytes) {
+  open();
+  reserve();
+}
+
+void JobFile::open() {
+  constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+  file_ = Descriptor(::open(path_.c_str(), kFlags, 0600));
+  if (file_.get() < 0) fail("create", path_, errno);
+  // Switched on now: to ask for it when creating would leave the file behind where it is refused.
+  if (::unlink(path_.c_str()) != 0) fail("unlink", path_, errno);
+  if (::fcntl(file_.get(), F_SETFL, O_DIRECT) != 0) note_ = "no direct I/O here: bytes go through the page cache";
+  struct statfs found {};
+  if (::fstatfs(file_.get(), &found) == 0 && found.f_type == TMPFS_MAGIC) {
+    note_ = "tmpfs is memory, not a disk";
+  }
+}
+
+void JobFile::reserve() {
+  const std::int64_t free = free_bytes(directory_.path());
+  if (free >= 0 && bytes_ > free) fail_full(path_, bytes_);
+  if (bytes_ == 0 || ::fallocate(file_.get(), 0, 0, bytes_) == 0) return;
+  const int error = errno;
+  if (error == ENOSPC || error == EDQUOT) fail_full(path_, bytes_);
+  if (error != EOPNOTSUPP) fail(fmt::format("reserve {} bytes for the store at", bytes_), path_, error);
+  if (::ftruncate(file_.get(), bytes_) != 0) fail(fmt::format("size of {} bytes for", bytes_), path_, errno);
+  note_ += (note_.empty() ? "" : "; ") + std::string("this file system reserves no space: it may run out later");
+}
+
+}  // namespace zeropage::io

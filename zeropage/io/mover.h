@@ -1,0 +1,89 @@
+/// \file
+/// One movement between a buffer and the files, cut into blocks, and the thread that carries movements out.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "zeropage/io/arena.h"
+#include "zeropage/io/queue.h"
+
+namespace zeropage::io {
+
+/// A run of a file, with the checksum (xxh3) of what was last written there.
+struct Block {
+  int file = 0;
+  std::int64_t offset = 0;
+  std::int64_t bytes = 0;  ///< a multiple of kAlignment
+  std::uint64_t checksum = 0;
+};
+
+/// The blocks, one after the other, are the first bytes of the buffer.
+struct Transfer {
+  bool write = false;
+  int buffer = 0;
+  std::string name;                      ///< whose bytes these are, for messages
+  std::vector<Block>* blocks = nullptr;  ///< a write sets the checksums, a read compares them; outlives the transfer
+
+  // The mover's.
+  std::size_t next = 0;       ///< the first block that was not handed over
+  std::size_t under_way = 0;  ///< blocks handed over
+  std::int64_t next_offset = 0;
+  bool finished = false;
+  std::string error;  ///< a message, not an exception: each thread throws its own
+};
+
+/// Totals since the start.
+struct MoverStats {
+  std::int64_t read_bytes = 0;
+  std::int64_t written_bytes = 0;
+  double busy_s = 0.0;     ///< something was under way
+  double waiting_s = 0.0;  ///< somebody stood in wait()
+};
+
+/// Moves on a thread of its own, which sleeps in the system while requests are under way. Reads and writes that are
+/// pending at the same time take turns, block by block.
+class Mover {
+ public:
+  struct Options {
+    QueueOptions queue;
+    QueueWrapper wrap_queue = {};         ///< null: none
+    std::vector<std::string> paths = {};  ///< of the files, for messages
+    std::int64_t timeout_ms = 120'000;
+    std::shared_ptr<void> keep;  ///< lives until the last request has come back: arena and files
+  };
+
+  /// Errors: those of make_queue.
+  explicit Mover(Options options);
+
+  /// Waits for what is under way. If that takes longer than the timeout, the thread and what it uses are left to themselves.
+  ~Mover();
+  Mover(const Mover&) = delete;
+  Mover& operator=(const Mover&) = delete;
+
+  /// Takes a transfer; returns at once.
+  void start(std::shared_ptr<Transfer> transfer);
+
+  /// Returns when it is finished. Errors: what went wrong with it, IoError; TimeoutError when nothing at all completed for the
+  /// timeout; Error after abort().
+  void wait(const std::shared_ptr<Transfer>& transfer);
+
+  /// Whether wait() would return or throw at once.
+  bool finished(const std::shared_ptr<Transfer>& transfer) const;
+
+  /// Every wait, now and later, ends in an Error with this reason.
+  void abort(const std::string& reason);
+
+  MoverStats stats() const;
+  std::string describe() const;
+
+ private:
+  class Thread;
+  std::shared_ptr<Thread> thread_;
+  std::thread handle_;
+};
+
+}  // namespace zeropage::io

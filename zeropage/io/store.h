@@ -1,0 +1,108 @@
+/// \file
+/// State on disk, never wrong: extents that are read into and written from the store's own buffers, asynchronously.
+///
+///     Store store(options, {{"page 0", bytes}, {"page 1", bytes}});
+///     auto reading = store.read(0, /*buffer=*/2);   // returns at once
+///     store.wait(reading);                          // or an error that names "page 0", file and offset
+///     ... change store.buffer(2) ...
+///     store.wait(store.write(0, 2));
+///     store.commit();                               // from now on page 0 reads as written; before, or after abandon(), as it was
+///
+/// Every extent has two slots. A write goes to the slot that is not in force, and commit() puts all written slots in force at
+/// once: until then the previous state is whole. Checksums of every block are kept in memory, compared after every read. The files
+/// live as long as the store (job_files.h): they hold nothing that outlives the process.
+///
+/// One thread drives a store.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "zeropage/io/mover.h"
+#include "zeropage/io/queue.h"
+
+namespace zeropage::io {
+
+struct StoreOptions {
+  std::vector<std::string> folders;    ///< existing; blocks are dealt to them in turn
+  std::string owner = "job";           ///< a word for names and messages: "rank-3"
+  std::int64_t block_bytes = 1 << 20;  ///< of one request; rounded up to kAlignment
+  int queue_depth = 8;                 ///< requests under way per folder
+  int buffer_count = 4;
+  std::int64_t buffer_bytes = 0;  ///< 0: the largest extent
+  std::int64_t timeout_ms = 120'000;
+  QueueKind queue = QueueKind::kAuto;
+  QueueWrapper wrap_queue = {};  ///< for tests that inject faults
+};
+
+struct ExtentSpec {
+  std::string name;  ///< for messages: "layers.0.weight ... layers.3.bias"
+  std::int64_t bytes = 0;
+};
+
+class Store {
+ public:
+  using Ticket = std::shared_ptr<Transfer>;
+
+  /// Reserves the space of all extents, twice. Memory: the buffers, and 24 bytes per block and slot. Errors: IoError (folder,
+  /// full disk with needed and free bytes), UsageError (no folder, an extent larger than a buffer).
+  Store(StoreOptions options, std::vector<ExtentSpec> extents);
+  ~Store();
+  Store(const Store&) = delete;
+  Store& operator=(const Store&) = delete;
+
+  int buffer_count() const;
+  /// Room for any extent. Its content is undefined while a read into it is under way, must stay while a write is.
+  std::span<std::byte> buffer(int index) const;
+
+  /// Starts to read the committed content of an extent into the front of a buffer. Errors: UsageError (nothing was committed).
+  Ticket read(int extent, int buffer);
+
+  /// Starts to write the front of a buffer to an extent's other slot. Errors: UsageError (already written since the last commit).
+  Ticket write(int extent, int buffer);
+
+  /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit), TimeoutError
+  /// when the drive completed nothing for the timeout, Error after abort().
+  void wait(const Ticket& ticket);
+
+  /// Whether wait() would not have to wait.
+  bool finished(const Ticket& ticket) const;
+
+  /// Puts everything written since the last commit in force. Errors: UsageError when a write is still under way, or failed: then
+  /// abandon() is the way on.
+  void commit();
+
+  /// Forgets everything written since the last commit; waits until it no longer moves. Errors: TimeoutError, Error after abort().
+  void abandon();
+
+  /// From any thread: ends every wait in an Error with this reason.
+  void abort(const std::string& reason);
+
+  MoverStats stats() const;
+
+  /// Bytes reserved in all folders.
+  std::int64_t reserved_bytes() const;
+
+  /// How and where, for people; one line, and one more for each thing that is unusual.
+  std::string describe() const;
+
+  /// Open descriptor of the file in a folder: for measurements, and for tests that damage it.
+  int descriptor(int folder) const;
+
+ private:
+  struct Extent;
+  struct Files;
+  void check_arguments(int extent, int buffer) const;
+  Ticket move(bool write, std::vector<Block>& blocks, const std::string& name, int buffer);
+
+  StoreOptions options_;
+  std::vector<Extent> extents_;
+  std::shared_ptr<Files> files_;
+  std::unique_ptr<Mover> mover_;
+  std::vector<Ticket> writes_;  // since the last commit
+};
+
+}  // namespace zeropage::io
