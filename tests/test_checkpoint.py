@@ -26,8 +26,8 @@ SCHEDULE = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5, 
 CLIENT = {"epoch": 3, "best": math.inf, "seen": (1, "two", None), "by_id": {7: [True]}, "mean": torch.arange(3.0)}
 
 
-def config(stage: int, precision: str = "fp32", page_numel: int = 10_000, **sections: Any) -> dict[str, Any]:
-    own = {"page_numel": page_numel}
+def config(stage: int, precision: str = "fp32", page_numel: int = 10_000, own: Any = None, **sections: Any) -> dict[str, Any]:
+    own = {"page_numel": page_numel, **(own or {})}
     return config_of(stage, batch=12, zeropage=own, **PRECISIONS[precision], **SCHEDULE, **sections)
 
 
@@ -235,11 +235,6 @@ def test_the_rest_of_the_surface(tmp_path):
     assert engine.load_checkpoint(tmp_path) == (None, None)
     with pytest.raises(CheckpointError, match=r"client_state\['x'\]\[1\] is a builtins.object"):
         engine.save_checkpoint(tmp_path, client_state={"x": [1, object()]})
-    with pytest.raises(UsageError, match="custom_load_fn"):
-        engine.load_checkpoint(tmp_path, custom_load_fn=print)
-    for not_built in (lambda: engine.save_16bit_model(tmp_path), engine.module_state_dict):
-        with pytest.raises(UsageError, match="not built"):
-            not_built()
     with pytest.raises(UsageError, match="cannot name a checkpoint"):
         engine.save_checkpoint(tmp_path, tag="../outside")
     engine.backward(engine(*token_batch(0, size=12)))

@@ -99,6 +99,7 @@ install_python_packages() {
 numpy numpy
 pytest pytest
 tqdm tqdm
+safetensors safetensors
 tensorboard tensorboard
 clang_format clang-format==14.0.6
 LIST

@@ -5,7 +5,10 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/checkpoint/model_file.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/engine/model_file.h"
+#include "zeropage/report/save_progress.h"
 
 namespace zeropage::python {
 namespace {
@@ -20,16 +23,59 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& path) {
 std::string save_checkpoint(Engine& engine, std::string folder, std::string tag, bool latest, bool exclude_frozen,
                             std::map<std::string, std::vector<std::string>> aliases, std::string host_json,
                             std::map<std::string, at::Tensor> host_tensors) {
+  auto progress = engine.communicator().rank() == 0 ? report::SaveProgress::on_stderr(tag) : nullptr;
   return engine.save_checkpoint({std::move(folder), std::move(tag), latest, exclude_frozen, std::move(aliases),
-                                 std::move(host_json), std::move(host_tensors)});
+                                 std::move(host_json), std::move(host_tensors), std::move(progress)});
+}
+
+std::vector<std::string> export_model(Checkpoint& step, std::string folder, std::int64_t max_file_bytes,
+                                      bool exclude_frozen) {
+  return checkpoint::export_model(checkpoint::system_files(), step,
+                                  {std::move(folder), "F32", max_file_bytes, exclude_frozen});
+}
+
+/// What is in a step for people who only want the model.
+void bind_model_files(py::module_& module) {
+  using checkpoint::ModelTensor;
+  py::class_<ModelTensor>(module, "ModelTensor", "A parameter or buffer in a step.")
+      .def_readonly("name", &ModelTensor::name)
+      .def_readonly("aliases", &ModelTensor::aliases)
+      .def_readonly("shape", &ModelTensor::shape)
+      .def_readonly("order", &ModelTensor::order, "The dimensions as they are stored; empty: row-major.")
+      .def_readonly("stored", &ModelTensor::stored, "The name of the most precise tensor that holds it.")
+      .def_readonly("trainable", &ModelTensor::trainable);
+  module.def("model_tensors", &checkpoint::model_tensors, py::arg("step"), "Parameters, then buffers.");
+  module.def("export_model", &export_model, py::arg("step"), py::arg("folder"), py::arg("max_file_bytes"),
+             py::arg("exclude_frozen"), Unlocked(), "Writes fp32 safetensors; returns the files' paths.");
+  module.def("save_model_file", &engine::save_model_file, py::arg("engine"), py::arg("communicator"), py::arg("path"),
+             py::arg("tensors"), Unlocked(), "Collective; writes (name, tensor) pairs as one safetensors file.");
+  module.def(
+      "choose_step",
+      [](const std::string& folder, const std::optional<std::string>& tag) {
+        return checkpoint::choose_step(checkpoint::system_files(), folder, tag);
+      },
+      py::arg("folder"), py::arg("tag"), Unlocked(), "The path of the tagged or the newest step, or None.");
+  module.def(
+      "finish_save", [](Engine& engine) { engine.finish_save(); }, py::arg("engine"), Unlocked(),
+      "Returns when no save is under way. Raises its CheckpointError.");
+  module.def(
+      "check_save", [](Engine& engine) { engine.check_save(); }, py::arg("engine"), Unlocked(),
+      "Raises the CheckpointError of a save that the ranks have seen fail.");
+  module.def(
+      "request_stop", [](Engine& engine) { engine.request_stop(); }, py::arg("engine"),
+      "Asks all ranks to end after the next boundary step.");
+  module.def(
+      "stop_agreed", [](Engine& engine) { return engine.stop_agreed(); }, py::arg("engine"),
+      "Whether the last boundary step found that some rank was asked to end.");
 }
 
 /// (missing, unexpected)
 std::pair<std::vector<std::string>, std::vector<std::string>> load_checkpoint(Engine& engine, Checkpoint& step,
-                                                                              bool strict, bool optimizer_states,
-                                                                              bool schedule, bool module_only,
-                                                                              std::string problem) {
-  auto report = engine.load_checkpoint(step, {strict, optimizer_states, schedule, module_only, std::move(problem)});
+                                                                              bool strict, bool parameters,
+                                                                              bool optimizer_states, bool schedule,
+                                                                              bool module_only, std::string problem) {
+  auto report =
+      engine.load_checkpoint(step, {strict, optimizer_states, schedule, parameters, module_only, std::move(problem)});
   return {std::move(report.missing), std::move(report.unexpected)};
 }
 
@@ -53,8 +99,9 @@ void init_checkpoint(py::module_& module) {
       },
       py::arg("engine"), py::arg("folder"), py::arg("tag"), Unlocked(), "Collective; the path of the step, or None.");
   module.def("load_checkpoint", &load_checkpoint, py::arg("engine"), py::arg("step"), py::arg("strict"),
-             py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"), py::arg("problem"), Unlocked(),
-             "Collective; returns (missing, unexpected).");
+             py::arg("parameters"), py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"),
+             py::arg("problem"), Unlocked(), "Collective; returns (missing, unexpected).");
+  bind_model_files(module);
 }
 
 }  // namespace zeropage::python

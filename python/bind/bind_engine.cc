@@ -16,14 +16,15 @@ using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
 
 std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::OptimizerParams> groups,
                                     const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
-                                    c10::Device device, std::shared_ptr<comm::Communicator> reductions) {
+                                    c10::Device device, std::shared_ptr<comm::Communicator> reductions,
+                                    std::shared_ptr<comm::Communicator> saves) {
   std::vector<engine::ParameterInput> inputs;
   inputs.reserve(parameters.size());
   for (auto& [name, tensor, group] : parameters) inputs.push_back({std::move(name), std::move(tensor), group});
   // Not as the guard of py::init, which would enter the instance into pybind's table without the lock.
   py::gil_scoped_release unlocked;
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
-                                  std::move(reductions));
+                                  std::move(reductions), std::move(saves));
 }
 
 /// {"parameters": (bytes now, peak bytes), ...}
@@ -88,7 +89,7 @@ void init_engine(py::module_& module) {
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
-           py::arg("device"), py::arg("reductions") = py::none())
+           py::arg("device"), py::arg("reductions") = py::none(), py::arg("saves") = py::none())
       .def_property_readonly("loss_scale", &Engine::loss_scale)
       .def_property_readonly("global_steps", &Engine::global_steps)
       .def_property_readonly("skipped_steps", &Engine::skipped_steps)

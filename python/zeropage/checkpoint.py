@@ -6,6 +6,8 @@ two phases (docs/checkpoint-format.md): what fails leaves the folder, or the eng
 
 import json
 import os
+import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from . import _C
 from .checkpoint_random import random_states, restore_random_states
 from .checkpoint_values import Tensors, decode, encode
 from .errors import CheckpointError, UsageError, ZeropageError
+from .preemption import Preemption
 
 
 def _persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -49,6 +52,9 @@ class CheckpointingEngine:
         client_state: what the script wants back from `load_checkpoint`: numbers, texts, lists, tuples, dicts, tensors; rank 0's is kept.
         save_latest: False: loading without a tag does not find it.
 
+        With zeropage.async_save it returns when the state is copied; `wait_for_checkpoint` waits for the rest. When that fails the next
+        `step`, save, `wait_for_checkpoint` or `destroy` raises.
+
         Raises CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro steps).
         """
         tag = f"global_step{self.global_steps}" if tag is None else str(tag)
@@ -61,6 +67,10 @@ class CheckpointingEngine:
         folder = os.fspath(save_dir)
         _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors)
         return True
+
+    def wait_for_checkpoint(self) -> None:
+        """Returns when no save is under way. Raises its CheckpointError."""
+        _C.finish_save(self._core)
 
     def load_checkpoint(
         self,
@@ -79,11 +89,16 @@ class CheckpointingEngine:
         load_optimizer_states: False: moments, step counts, parameter groups, loss scale and random generators stay as they are, and
         fp32 masters start from the loaded values.
         load_module_only: parameters and buffers alone.
+        custom_load_fn: called as custom_load_fn(src=, dst=) to load parameters and buffers: the step's, whole and fp32, into the module.
+        It must do the same on every rank. Not with optimizer states.
 
         Raises CheckpointError on every rank; the engine is then as it was.
         """
-        if custom_load_fn is not None:
-            raise UsageError("load_checkpoint(custom_load_fn=...) is not built in this version; load the file into the module yourself")
+        if custom_load_fn is not None and load_optimizer_states and not load_module_only:
+            raise UsageError(
+                "load_checkpoint(custom_load_fn=...) cannot tell which optimizer states belong to what the function loads; pass "
+                "load_optimizer_states=False or load_module_only=True"
+            )
         path = _C.find_checkpoint(self._core, os.fspath(load_dir), None if tag is None else str(tag))
         if path is None:
             if self.global_rank == 0:
@@ -91,26 +106,48 @@ class CheckpointingEngine:
             return None, None
         with_optimizer = load_optimizer_states and not load_module_only and self.optimizer is not None
         with_schedule = load_lr_scheduler_states and not load_module_only
-        step, host, problem = self._open(path, load_module_strict, with_optimizer, with_schedule)
+        step, host, problem = self._open(path, load_module_strict and custom_load_fn is None, with_optimizer, with_schedule)
         if step is None:
             raise CheckpointError(problem)
+        if custom_load_fn is not None:
+            self._load_by(custom_load_fn, path)
         missing, unexpected = _C.load_checkpoint(
-            self._core, step, load_module_strict, with_optimizer, with_schedule, load_module_only, problem
+            self._core, step, load_module_strict, custom_load_fn is None, with_optimizer, with_schedule, load_module_only, problem
         )
-        self._apply_host_state(host, with_optimizer, with_schedule)
+        self._apply_host_state(host, custom_load_fn is None, with_optimizer, with_schedule)
         if (missing or unexpected) and self.global_rank == 0:
             _C.log_warn(f"{path}: not in the checkpoint: {missing}; not in the model: {unexpected}")
         return path, host["client"]
 
-    def save_16bit_model(self, save_dir: str | os.PathLike, save_filename: str = "", exclude_frozen_parameters: bool = False) -> bool:
-        """Not built in this version. Raises UsageError."""
-        raise UsageError("save_16bit_model is not built in this version; save_checkpoint keeps the 16-bit values in its safetensors files")
+    def _open_saves(self) -> None:
+        """At the end of making the engine."""
+        own = self._config
+        # A process that ends without destroy() does not take the save under way with it.
+        self._at_exit = weakref.finalize(self, _C.finish_save, self._core) if own.async_save else None
+        self._preemption = None
+        if not own.preemption_folder:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError("zeropage.preemption_folder needs the engine to be made by the main thread, which gets the signals")
+        self._preemption = Preemption(weakref.ref(self._core), own.preemption_grace_s)
 
-    def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
-        """Not built in this version. Raises UsageError."""
-        raise UsageError(
-            "module_state_dict is not built in this version; take module.state_dict() inside zeropage.zero.GatheredParameters(...)"
-        )
+    def _heed_saves_and_signals(self) -> None:
+        """At the end of a boundary step, alike on all ranks."""
+        _C.check_save(self._core)
+        if not self._config.preemption_folder or not _C.stop_agreed(self._core):
+            return
+        self.save_checkpoint(self._config.preemption_folder)
+        self.wait_for_checkpoint()
+        if self.global_rank == 0:
+            _C.log_info(f"ended by SIGTERM after step {self.global_steps}; go on from {self._config.preemption_folder}")
+        raise SystemExit(0)
+
+    def _close_saves(self) -> None:
+        if self._preemption is not None:
+            self._preemption.close()
+            self._preemption = None
+        if self._at_exit is not None:
+            self._at_exit()  # waits, and raises what went wrong
 
     def _host_state(self, client_state: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
         groups = [] if self.optimizer is None else self.optimizer.param_groups
@@ -156,9 +193,17 @@ class CheckpointingEngine:
             found.append("the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours")
         return found
 
-    def _apply_host_state(self, host: dict[str, Any], with_optimizer: bool, with_schedule: bool) -> None:
+    def _load_by(self, custom_load_fn: Any, path: str) -> None:
+        """Parameters and buffers by a function of the user's. What it raises on one rank ends the load on all."""
+        from .utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+        folder, tag = os.path.split(path)
+        with torch.no_grad():
+            custom_load_fn(src=get_fp32_state_dict_from_zero_checkpoint(folder, tag), dst=self.module)
+
+    def _apply_host_state(self, host: dict[str, Any], with_buffers: bool, with_optimizer: bool, with_schedule: bool) -> None:
         for name, buffer in _persistent_buffers(self.module):
-            if name in host["buffers"]:
+            if with_buffers and name in host["buffers"]:
                 buffer.data.copy_(host["buffers"][name])
         if with_optimizer:
             for group, stored in zip(self.optimizer.param_groups, host["groups"], strict=True):

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NamedTuple
 
 import torch
 
@@ -35,7 +36,7 @@ _MPIRUN_HINT = (
     "mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500 ..."
 )
 
-_engines_made = itertools.count()  # engines are made in the same order on all ranks, so the number is part of their name
+_joined = itertools.count()  # communicators are made in the same order on all ranks, so the number is part of their name
 _this_thread = threading.local()
 
 
@@ -94,26 +95,37 @@ def world_from_environment(environ: Mapping[str, str] = os.environ) -> World:
 
 def current_world() -> World:
     """The place of the calling thread's rank."""
-    communicator = getattr(_this_thread, "communicator", None)
-    if communicator is None:
+    handed_over = getattr(_this_thread, "communicators", None)
+    if handed_over is None:
         return world_from_environment()
-    return World(communicator.rank, communicator.rank, communicator.size, communicator.size)
+    rank, size = handed_over.parameters.rank, handed_over.parameters.size
+    return World(rank, rank, size, size)
+
+
+class Communicators(NamedTuple):
+    """What an engine talks through."""
+
+    parameters: _C.Communicator
+    gradients: _C.Communicator | None = None  # None: one serves both
+    saves: _C.Communicator | None = None  # for the thread of zeropage.async_save
 
 
 @contextlib.contextmanager
-def thread_rank(communicator: _C.Communicator, reductions: _C.Communicator | None = None) -> Iterator[None]:
-    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through `reductions`)."""
-    _this_thread.communicator = communicator
-    _this_thread.reductions = reductions
+def thread_rank(
+    communicator: _C.Communicator, reductions: _C.Communicator | None = None, saves: _C.Communicator | None = None
+) -> Iterator[None]:
+    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through `reductions`, saves
+    in the background through `saves`)."""
+    _this_thread.communicators = Communicators(communicator, reductions, saves)
     try:
         yield
     finally:
-        del _this_thread.communicator, _this_thread.reductions
+        del _this_thread.communicators
 
 
 def choose_device(model: torch.nn.Module, world: World) -> torch.device:
     """The device of this rank: a GPU when there is one (ranks share them when they are fewer), else the CPU."""
-    if getattr(_this_thread, "communicator", None) is not None:
+    if getattr(_this_thread, "communicators", None) is not None:
         return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if not torch.cuda.is_available():
         return torch.device("cpu")
@@ -122,17 +134,11 @@ def choose_device(model: torch.nn.Module, world: World) -> torch.device:
     return device
 
 
-Communicators = tuple[_C.Communicator, _C.Communicator | None]
-
-
 def make_communicators(config: _C.Config, device: torch.device, world: World) -> Communicators:
-    """Joins this rank with its peers, for parameters and for gradients; None: one serves both. Collective.
-
-    Raises ConfigError, PeerError, TimeoutError.
-    """
-    handed_over = getattr(_this_thread, "communicator", None)
+    """Joins this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
+    handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
-        return handed_over, _this_thread.reductions
+        return handed_over
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
     if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
         raise ConfigError(
@@ -142,11 +148,15 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     if config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus:
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
-        parameters, gradients = (new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(2))
-        return parameters, gradients
-    if world.size == 1:
-        return _C.make_thread_communicators(1, config.timeout_ms)[0], None
-    return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms), None
+        made = [new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(3 if config.async_save else 2)]
+        return Communicators(*made)
+
+    def join() -> _C.Communicator:
+        if world.size == 1:
+            return _C.make_thread_communicators(1, config.timeout_ms)[0]
+        return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms)
+
+    return Communicators(join(), None, join() if config.async_save else None)
 
 
 def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:
@@ -182,7 +192,7 @@ def new_process_groups(device: torch.device, deterministic: bool, timeout: timed
 
 def _segment_name(environ: Mapping[str, str] = os.environ) -> str:
     """A name that the ranks of this job share and no other job of this host has."""
-    return f"zp-{os.getuid()}-{_job_digest(environ)}-{next(_engines_made)}"
+    return f"zp-{os.getuid()}-{_job_digest(environ)}-{next(_joined)}"
 
 
 def _job_digest(environ: Mapping[str, str]) -> str:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from . import _C, report, zero
 from .checkpoint import CheckpointingEngine
+from .checkpoint_model import ModelExports
 from .dataloader import make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
@@ -36,7 +37,7 @@ class _Destroyed:
         raise UsageError("this engine was destroyed; call zeropage.initialize again")
 
 
-class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
+class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleView):
     """Wraps a module. Made by `zeropage.initialize`; the loop is
 
     loss = engine(batch); engine.backward(loss); engine.step()
@@ -65,7 +66,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         self._steps_of_losses = 0
         self.training_dataloader = None
         self.device = choose_device(model, world)
-        self._communicator, self._reductions = make_communicators(config, self.device, world)
+        self._communicators = make_communicators(config, self.device, world)
+        self._communicator = self._communicators.parameters
         if config.dump_state and world.rank == 0:
             print(config.effective_json, file=sys.stderr, flush=True)
         self._place_model(model)
@@ -78,6 +80,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
         self.monitor = Monitor(self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
+        self._open_saves()
 
     # -- the loop
 
@@ -111,6 +114,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
             self.monitor.write_events(report.step_events(self))
         if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
             self._print_line.update(*report.progress_sample(self, 1.0))
+        self._heed_saves_and_signals()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients accumulated so far. `step` does it by itself after an update."""
@@ -183,12 +187,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         self._core.trim_memory()
 
     def destroy(self) -> None:
-        """Ends the engine and frees its state. It cannot be used afterwards."""
-        self.monitor.close()
-        for holder in (self, self.optimizer, self.lr_scheduler):
-            if hasattr(holder, "_core"):
-                holder._core = _Destroyed()
-        self._communicator = self._reductions = None
+        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the save's CheckpointError."""
+        try:
+            self._close_saves()
+        finally:
+            self.monitor.close()
+            for holder in (self, self.optimizer, self.lr_scheduler):
+                if hasattr(holder, "_core"):
+                    holder._core = _Destroyed()
+            self._communicator = self._communicators = None
 
     # -- making
 
@@ -227,7 +234,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModuleView):
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
         parameters = name_parameters(self.module, groups)
-        return _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, self._reductions)
+        return _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""

@@ -27,17 +27,18 @@ def run_ranks(
     timeout_ms = int(timeout_s * 500)
     communicators = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us)
     reductions = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us) if two_sided else [None] * size
+    saves = _C.make_thread_communicators(size, timeout_ms)
     results: list[Any] = [None] * size
     failures: list[BaseException] = []
 
     def run(rank: int) -> None:
         communicator = communicators[rank]
         try:
-            with distributed.thread_rank(communicator, reductions[rank]):
+            with distributed.thread_rank(communicator, reductions[rank], saves[rank]):
                 results[rank] = function(rank, communicator)
         except BaseException as error:  # also SystemExit and KeyboardInterrupt: they must reach the caller
             failures.append(error)
-            for used in (communicator, reductions[rank]):
+            for used in (communicator, reductions[rank], saves[rank]):
                 if used is not None:
                     used.abort(f"{type(error).__name__}: {error}")
 

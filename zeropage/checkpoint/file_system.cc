@@ -40,23 +40,34 @@ class Descriptor {
   int value_;
 };
 
-std::string free_space(const std::string& path) {
+[[noreturn]] void fail_for_room(const std::string& path, std::int64_t written, std::int64_t wanted, int error) {
   struct statvfs found {};
-  if (::statvfs(path.c_str(), &found) != 0) return "";
-  return fmt::format(", {} bytes are free", static_cast<std::uint64_t>(found.f_bavail) * found.f_frsize);
+  std::string free;
+  if (::statvfs(path.c_str(), &found) == 0) {
+    free = fmt::format(", {} bytes are free", static_cast<std::uint64_t>(found.f_bavail) * found.f_frsize);
+  }
+  throw IoError(fmt::format("write {}: {}; {} bytes are needed from offset {} on{}: free space, or save elsewhere",
+                            path, std::strerror(error), wanted, written, free));
 }
+
+bool is_lack_of_room(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
 
 class SystemWritable : public WritableFile {
  public:
-  explicit SystemWritable(const std::string& path) : path_(path), file_(path, O_WRONLY | O_CREAT | O_EXCL) {}
+  SystemWritable(const std::string& path, std::int64_t bytes)
+      : path_(path), file_(path, O_WRONLY | O_CREAT | O_EXCL), wanted_(bytes) {
+    // Not every file system can; where it cannot a full disk is found later.
+    if (bytes > 0 && ::fallocate(file_.get(), 0, 0, bytes) != 0 && is_lack_of_room(errno)) {
+      fail_for_room(path_, 0, bytes, errno);
+    }
+  }
 
   void append(const std::byte* data, std::int64_t bytes) override {
     while (bytes > 0) {
       const ssize_t written = ::write(file_.get(), data, static_cast<std::size_t>(bytes));
       if (written < 0 && errno == EINTR) continue;
-      if (written < 0 && (errno == ENOSPC || errno == EDQUOT)) {
-        throw IoError(fmt::format("write {} at offset {}: {}; {} bytes are wanted{}", path_, written_,
-                                  std::strerror(errno), bytes, free_space(path_)));
+      if (written < 0 && is_lack_of_room(errno)) {
+        fail_for_room(path_, written_, std::max(bytes, wanted_ - written_), errno);
       }
       if (written <= 0) fail("write", path_, written < 0 ? errno : EIO);
       data += written;
@@ -76,6 +87,7 @@ class SystemWritable : public WritableFile {
  private:
   std::string path_;
   Descriptor file_;
+  std::int64_t wanted_;
   std::int64_t written_ = 0;
 };
 
@@ -120,8 +132,8 @@ class HeldLock : public DirectoryLock {
 
 class SystemFiles : public FileSystem {
  public:
-  std::unique_ptr<WritableFile> create(const std::string& path) override {
-    return std::make_unique<SystemWritable>(path);
+  std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) override {
+    return std::make_unique<SystemWritable>(path, bytes);
   }
 
   std::unique_ptr<ReadableFile> open(const std::string& path) override {
@@ -202,7 +214,7 @@ std::string read_text(FileSystem& files, const std::string& path, std::int64_t m
 }
 
 void write_text(FileSystem& files, const std::string& path, const std::string& text) {
-  const auto file = files.create(path);
+  const auto file = files.create(path, static_cast<std::int64_t>(text.size()));
   file->append(reinterpret_cast<const std::byte*>(text.data()), static_cast<std::int64_t>(text.size()));
   file->sync();
   file->close();

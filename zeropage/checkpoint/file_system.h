@@ -46,8 +46,9 @@ class FileSystem {
  public:
   virtual ~FileSystem() = default;
 
-  /// Creates a file that must not exist.
-  virtual std::unique_ptr<WritableFile> create(const std::string& path) = 0;
+  /// Creates a file that must not exist, and asks the system for room for `bytes` at once, so that a full disk is found before
+  /// anything is written. Errors: IoError, which says how much is needed and how much is free.
+  virtual std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) = 0;
 
   /// Opens a regular file; links, pipes and devices are refused.
   virtual std::unique_ptr<ReadableFile> open(const std::string& path) = 0;

@@ -67,7 +67,7 @@ void Checkpoint::read(const TensorRecord& tensor, std::int64_t offset, std::int6
 }
 
 void Checkpoint::verify() {
-  for (int rank = 0; rank < manifest_.world_size; ++rank) shard(rank).verify();
+  for (int rank = 0; rank < manifest_.world_size; ++rank) verify_shard(rank);
 }
 
 std::optional<std::string> choose_step(FileSystem& files, const std::string& folder,

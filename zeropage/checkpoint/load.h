@@ -33,6 +33,9 @@ class Checkpoint {
   /// Compares every byte of every shard with its digest, and the shards' headers with the manifest.
   void verify();
 
+  /// The same for one shard.
+  void verify_shard(int rank) { shard(rank).verify(); }
+
  private:
   ShardReader& shard(int rank);
 

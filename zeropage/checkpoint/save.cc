@@ -9,7 +9,8 @@
 ///      temporary name.
 ///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two directories
 ///      change places instead, in one instant, and the old one is removed.
-///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. The ranks exchange that all went well.
+///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. Old steps that are not to be kept
+///      get a temporary name, which takes them away in one instant, and are removed. The ranks exchange that all went well.
 ///
 /// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves the old
 /// state or the new one.
@@ -35,9 +36,9 @@ using nlohmann::json;
 
 constexpr const char* kTemporarySuffix = ".tmp";
 
-std::string random_token() {
+std::string temporary_path(const std::string& folder, const std::string& tag) {
   std::random_device device;
-  return fmt::format("{:08x}{:08x}", device(), device());
+  return fmt::format("{}/.{}.{:08x}{:08x}{}", folder, tag, device(), device(), kTemporarySuffix);
 }
 
 /// A directory that rank 0 has made and holds the lock of. Removed with the object unless it was committed.
@@ -46,7 +47,7 @@ class TemporaryStep {
   TemporaryStep(FileSystem& files, const std::string& folder, const std::string& tag) : files_(files) {
     // Another job may take it for a leftover between the two calls; then the lock does not come, and a new one is made.
     while (!lock_) {
-      path_ = fmt::format("{}/.{}.{}{}", folder, tag, random_token(), kTemporarySuffix);
+      path_ = temporary_path(folder, tag);
       files.make_directory(path_);
       lock_ = files.try_lock(path_);
     }
@@ -113,6 +114,22 @@ void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
   }
 }
 
+/// Steps that were saved beside the line of steps, and damaged ones, are neither counted nor removed. What cannot be removed is
+/// a warning: the step that was saved is safe.
+void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last) {
+  try {
+    std::int64_t kept = 0;
+    for (const auto& step : list_steps(files, folder)) {  // newest first
+      if (!step.latest || ++kept <= keep_last) continue;
+      const std::string doomed = temporary_path(folder, step.tag);
+      files.rename(step.path, doomed);
+      files.remove_all(doomed);
+    }
+  } catch (const Error& error) {
+    log_warn(fmt::format("an old checkpoint was not removed: {}", error.what()));
+  }
+}
+
 /// Steps 4 to 6, by rank 0.
 void commit(FileSystem& files, const std::string& folder, Manifest manifest, const std::vector<std::string>& ranks,
             TemporaryStep& temporary) {
@@ -174,13 +191,14 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
           fmt::format("rank 0 saves '{}'; every rank must save the same tag", place["tag"].get<std::string>()));
     }
     const std::string path = place["path"].get<std::string>() + "/" + shard_file_name(rank, communicator.size());
-    const auto shard = write_shard(files, path, request.tensors, request.manifest.chunk_bytes);
+    const auto shard = write_shard(files, path, request.tensors, request.manifest.chunk_bytes, request.progress);
     return describe_shard(shard, request.tensors);
   });
   together(communicator, what, [&] {
     if (rank == 0) {
       request.manifest.world_size = communicator.size();
       commit(files, request.folder, std::move(request.manifest), ranks, *temporary);
+      if (request.keep_last > 0) prune(files, request.folder, request.keep_last);
     }
     return std::string();
   });

@@ -16,6 +16,8 @@ struct SaveRequest {
   std::string folder;                ///< the steps' common directory, made where missing
   Manifest manifest;                 ///< tag, parameters, training, host_json...; tensors and shards are filled in here
   std::vector<LocalTensor> tensors;  ///< this rank's segments; together the ranks' cover every tensor exactly
+  std::int64_t keep_last = 0;        ///< remove all but so many of the newest steps, after the commit; 0: none
+  Progress progress;                 ///< of this rank's shard; called by the saving thread
 };
 
 /// Returns the path of the committed step on every rank. A step of the same tag is replaced in the same instant. When anything

@@ -1,6 +1,7 @@
 #include "zeropage/checkpoint/save.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <csignal>
 
@@ -67,6 +68,70 @@ TEST(Save, ADamagedNewestIsRefusedWithTheNameOfTheOneBefore) {
   std::ofstream(folder.path() + "/b/manifest.json", std::ios::app) << "x";
   const auto message = comm::outcome_of([&] { newest_content(folder.path()); });
   EXPECT_TRUE(comm::contains(message, "b/manifest.json") && comm::contains(message, "'a'")) << message;
+}
+
+// Catches a step too many or too few that is removed, and one that does not belong to the line.
+TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
+  const TestFolder folder;
+  auto communicators = comm::make_thread_communicators(1, kTimeout);
+  const auto save_one = [&](const std::string& tag, bool latest) {
+    auto request = request_for(folder.path(), tag, 0, 1, 1);
+    request.manifest.latest = latest;
+    request.keep_last = 2;
+    save(system_files(), *communicators[0], std::move(request));
+  };
+  save_one("aside", false);
+  for (const auto* tag : {"z", "y", "x"}) save_one(tag, true);
+  std::filesystem::resize_file(folder.path() + "/y/manifest.json", 10);  // a damaged one is evidence
+  save_one("w", true);
+  EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{"aside", "latest", "w", "x", "y"}));
+}
+
+/// `work` in a child process in which no file may grow beyond `bytes`; what it threw.
+std::string with_small_files(rlim_t bytes, const std::function<void()>& work) {
+  const TestFolder folder;
+  const std::string report = folder.path() + "/report";
+  if (const pid_t child = fork(); child == 0) {
+    signal(SIGXFSZ, SIG_IGN);
+    const rlimit limit{bytes, RLIM_INFINITY};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    const std::string outcome = comm::outcome_of(work);
+    const rlimit none{RLIM_INFINITY, RLIM_INFINITY};
+    setrlimit(RLIMIT_FSIZE, &none);
+    std::ofstream(report) << outcome;
+    _exit(0);
+  } else {
+    int status = 0;
+    waitpid(child, &status, 0);
+  }
+  std::ifstream in(report);
+  return std::string((std::istreambuf_iterator<char>(in)), {});
+}
+
+// Catches a full disk that is found late, without the path or the bytes that are needed, or that harms what was there.
+TEST(SaveFaults, NoRoomIsSaidWithPathAndBytes) {
+  const TestFolder folder;
+  save_alone(system_files(), folder.path(), "old", 1);
+  const auto outcome = with_small_files(6000, [&] { save_alone(system_files(), folder.path(), "new", 2); });
+  EXPECT_TRUE(comm::contains(outcome, "shard-00000-of-00001.safetensors: File too large; 8")) << outcome;
+  EXPECT_TRUE(comm::contains(outcome, "bytes are needed from offset 0 on") && comm::contains(outcome, "are free"))
+      << outcome;
+  EXPECT_EQ(newest_content(folder.path()), 1);
+  save_alone(system_files(), folder.path(), "new", 2);
+  EXPECT_EQ(newest_content(folder.path()), 2);
+}
+
+// Catches a write that the system has done in part, taken for all of it.
+TEST(SaveFaults, AShortWriteIsCompletedOrReported) {
+  const TestFolder folder;
+  const std::vector<std::byte> data(10'000);
+  const auto write = [&] {
+    const auto file = system_files().create(folder.path() + "/file", 0);  // no room is asked for
+    file->append(data.data(), static_cast<std::int64_t>(data.size()));
+    file->close();
+  };
+  const auto outcome = with_small_files(6000, write);
+  EXPECT_TRUE(comm::contains(outcome, "/file: File too large; 4000 bytes are needed from offset 6000 on")) << outcome;
 }
 
 // Catches tags that lead out of the folder or collide with the room's own names.

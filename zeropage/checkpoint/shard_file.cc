@@ -51,8 +51,8 @@ std::string header_of(const std::vector<LocalTensor>& tensors, const std::string
 /// Collects bytes into chunks, and digests and writes each that is full.
 class ChunkedWriter {
  public:
-  ChunkedWriter(WritableFile& file, std::int64_t chunk_bytes)
-      : file_(file), chunk_(static_cast<std::size_t>(chunk_bytes)) {}
+  ChunkedWriter(WritableFile& file, std::int64_t chunk_bytes, std::function<void(std::int64_t)> written)
+      : file_(file), chunk_(static_cast<std::size_t>(chunk_bytes)), written_(std::move(written)) {}
 
   void append(std::int64_t bytes, const ReadBytes& read) {
     for (std::int64_t done = 0; done < bytes;) {
@@ -71,6 +71,7 @@ class ChunkedWriter {
     record_.bytes += used_;
     record_.digests += digest64(chunk_.data(), used_);
     used_ = 0;
+    written_(record_.bytes);
   }
 
   const ShardRecord& record() const { return record_; }
@@ -78,6 +79,7 @@ class ChunkedWriter {
  private:
   WritableFile& file_;
   std::vector<std::byte> chunk_;
+  std::function<void(std::int64_t)> written_;
   std::int64_t used_ = 0;
   ShardRecord record_;
 };
@@ -85,13 +87,17 @@ class ChunkedWriter {
 }  // namespace
 
 ShardRecord write_shard(FileSystem& files, const std::string& path, std::vector<LocalTensor> tensors,
-                        std::int64_t chunk_bytes) {
+                        std::int64_t chunk_bytes, const Progress& progress) {
   const auto element = [](const LocalTensor& tensor) { return dtype_bytes(tensor.info.dtype, tensor.info.name); };
   std::stable_sort(tensors.begin(), tensors.end(),
                    [&](const auto& a, const auto& b) { return element(a) > element(b); });
   const std::string header = header_of(tensors, path);
-  const auto file = files.create(path);
-  ChunkedWriter writer(*file, chunk_bytes);
+  auto total_bytes = static_cast<std::int64_t>(header.size());
+  for (const auto& tensor : tensors) total_bytes += local_bytes(tensor);
+  const auto file = files.create(path, total_bytes);
+  ChunkedWriter writer(*file, chunk_bytes, [&](std::int64_t done_bytes) {
+    if (progress) progress(done_bytes, total_bytes);
+  });
   writer.append(static_cast<std::int64_t>(header.size()), [&](std::int64_t begin, std::byte* out, std::int64_t bytes) {
     std::memcpy(out, header.data() + begin, static_cast<std::size_t>(bytes));
   });

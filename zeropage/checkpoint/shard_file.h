@@ -27,11 +27,14 @@ struct LocalTensor {
   ReadBytes read;
 };
 
+/// Told how many bytes of how many are written.
+using Progress = std::function<void(std::int64_t done_bytes, std::int64_t total_bytes)>;
+
 /// Writes and syncs a shard file. Tensors are stored by element size, largest first, so that each is aligned. A segment that is
 /// the whole tensor keeps its shape, others are flat. Memory: one chunk. Errors: IoError, CheckpointError (a header of more
 /// than kMaxHeaderBytes).
 ShardRecord write_shard(FileSystem& files, const std::string& path, std::vector<LocalTensor> tensors,
-                        std::int64_t chunk_bytes);
+                        std::int64_t chunk_bytes, const Progress& progress = nullptr);
 
 /// Where a tensor lies in a shard file.
 struct StoredTensor {

@@ -50,9 +50,9 @@ class FaultFiles : public FileSystem {
 
   int operations() const { return next_; }
 
-  std::unique_ptr<WritableFile> create(const std::string& path) override {
+  std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) override {
     step();
-    return std::make_unique<File>(*this, real_.create(path));
+    return std::make_unique<File>(*this, real_.create(path, bytes));
   }
   std::unique_ptr<ReadableFile> open(const std::string& path) override { return real_.open(path); }
   void make_directory(const std::string& path) override { step(), real_.make_directory(path); }

@@ -198,6 +198,11 @@ Own read_own(const Settings& settings) {
   own.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
   own.observe_functions = settings.flag("zeropage.observe_functions");
   own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
+  own.async_save = settings.flag("zeropage.async_save");
+  own.keep_last = settings.integer("zeropage.keep_last");
+  own.allow_fallback = settings.flag("zeropage.allow_fallback");
+  own.preemption_folder = settings.text("zeropage.preemption_folder");
+  own.preemption_grace_s = settings.real("zeropage.preemption_grace_s");
   return own;
 }
 

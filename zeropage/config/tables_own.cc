@@ -22,6 +22,20 @@ std::vector<Section> own_tables() {
       integer("max_consecutive_skips", 0, kInForce,
               "End the run after so many skipped steps in a row; 0: no such limit.")
           .at_least(0),
+      flag("async_save", false, kInForce,
+           "Checkpoints are written while training goes on, from a copy in host memory, which is kept for the next "
+           "one."),
+      integer("keep_last", 0, kInForce,
+              "After a save remove all but so many of the newest checkpoints of its folder; 0: keep all.")
+          .at_least(0),
+      flag("allow_fallback", false, kInForce,
+           "Where the newest checkpoint is damaged load the one before it, with a warning; every byte is read twice."),
+      text("preemption_folder", "", kInForce,
+           "SIGTERM ends the run after the step under way: a checkpoint goes into this folder, the exit code is 0."),
+      real(
+          "preemption_grace_s", 25.0, kInForce,
+          "A run that has not ended so long after SIGTERM ends at once with exit code 75; its older checkpoints stand.")
+          .positive(),
   };
   return {std::move(own)};
 }

@@ -17,6 +17,7 @@ struct Header {
   double sum_of_squares;
   std::int64_t overflow_parameter;
   std::uint64_t trace_hash;
+  StepFlags flags;
 };
 
 std::uint64_t fnv1a(std::string_view text) {
@@ -72,7 +73,7 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
 Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
   const std::size_t bitmap_bytes = (mine.received.size() + 7) / 8;
   std::string packed(sizeof(Header) + bitmap_bytes, '\0');
-  const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash};
+  const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash, mine.flags};
   std::memcpy(packed.data(), &header, sizeof(header));
   for (std::size_t i = 0; i < mine.received.size(); ++i) {
     if (mine.received[i])
@@ -89,6 +90,8 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
     std::memcpy(&theirs, part, sizeof(theirs));
     verdict.sum_of_squares += theirs.sum_of_squares;
     if (verdict.overflow_parameter < 0) verdict.overflow_parameter = theirs.overflow_parameter;
+    verdict.flags.save_failed |= theirs.flags.save_failed;
+    verdict.flags.stop_requested |= theirs.flags.stop_requested;
     verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
     for (std::size_t i = 0; i < mine.received.size(); ++i) {
       if ((part[sizeof(Header) + i / 8] >> (i % 8)) & 1) verdict.received[i] = true;

@@ -14,11 +14,18 @@ namespace zeropage::engine {
 /// the ranks that differ from rank 0 and the first line that does.
 void require_same_everywhere(comm::Communicator& communicator, const std::string& text);
 
+/// Facts beside the step itself: one rank says so, and all ranks act on it in the same step.
+struct StepFlags {
+  bool save_failed = false;     ///< a save in the background has ended with an error
+  bool stop_requested = false;  ///< somebody has asked this rank to end
+};
+
 /// What one rank brings to the verdict of a step.
 struct LocalVerdict {
   double sum_of_squares = 0.0;           ///< of this rank's part of the summed gradients, unscaled by anything
   std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
   std::uint64_t trace_hash = 0;
+  StepFlags flags;
   std::vector<bool> received;  ///< parameters that got a gradient on this rank
 };
 
@@ -27,6 +34,7 @@ struct Verdict {
   double sum_of_squares = 0.0;
   std::int64_t overflow_parameter = -1;  ///< of the lowest rank that has one
   bool traces_agree = false;
+  StepFlags flags;             ///< of any rank
   std::vector<bool> received;  ///< parameters that got a gradient anywhere
 };
 

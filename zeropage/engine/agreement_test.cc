@@ -84,6 +84,16 @@ TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
   for (const auto& verdict : verdicts_of(local)) EXPECT_FALSE(verdict.traces_agree);
 }
 
+// Catches a rank's word that the others do not hear: they would go on without it.
+TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
+  std::vector<LocalVerdict> local(3);
+  local[1].flags.stop_requested = true;
+  for (const auto& verdict : verdicts_of(local)) {
+    EXPECT_TRUE(verdict.flags.stop_requested);
+    EXPECT_FALSE(verdict.flags.save_failed);
+  }
+}
+
 // Catches an infinite norm that is lost on the way: the step would be applied.
 TEST(AgreeOnStep, CarriesWhatIsNotFinite) {
   std::vector<LocalVerdict> local(2);

@@ -15,6 +15,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/exchange.h"
 #include "zeropage/checkpoint/save.h"
+#include "zeropage/engine/background_save.h"
 
 namespace zeropage::engine {
 namespace {
@@ -33,14 +34,6 @@ constexpr std::array<std::pair<const char*, at::ScalarType>, 10> kTypes = {{{"F3
                                                                             {"I8", at::kChar},
                                                                             {"U8", at::kByte},
                                                                             {"BOOL", at::kBool}}};
-
-std::string type_name(at::ScalarType type, const std::string& tensor) {
-  for (const auto& [name, known] : kTypes) {
-    if (known == type) return name;
-  }
-  throw CheckpointError(
-      fmt::format("tensor '{}' has the type {}, which checkpoints do not hold", tensor, c10::toString(type)));
-}
 
 at::ScalarType type_of(const TensorInfo& info) {
   return std::find_if(kTypes.begin(), kTypes.end(), [&](const auto& row) { return info.dtype == row.first; })->second;
@@ -180,6 +173,7 @@ class Planner {
   }
 
   Plan plan() {
+    if (!options_.parameters) return {};
     const auto& parameters = state_.model.layout()->parameters();
     std::set<const checkpoint::ParameterRecord*> used;
     std::vector<const checkpoint::ParameterRecord*> found(parameters.size(), nullptr);
@@ -324,9 +318,18 @@ void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const P
 
 }  // namespace
 
+std::string type_name(at::ScalarType type, const std::string& tensor) {
+  for (const auto& [name, known] : kTypes) {
+    if (known == type) return name;
+  }
+  throw CheckpointError(
+      fmt::format("tensor '{}' has the type {}, which checkpoints do not hold", tensor, c10::toString(type)));
+}
+
 std::string save_state(const CheckpointedState& state, const checkpoint::TrainingState& training,
-                       const SaveOptions& options) {
+                       const SaveOptions& options, BackgroundSave* background) {
   c10::AutoGradMode no_grad(false);
+  checkpoint::check_tag(options.tag);
   state.model.absorb_replaced();
   state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
   settle(state.model);
@@ -350,6 +353,12 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
                                    parameters[i].trainable, state.updates[i], memory_order(state.model.tensors()[i])});
   }
   request.tensors = local_tensors(state, options);
+  request.keep_last = state.config.own.keep_last;
+  if (background != nullptr) {
+    background->start(std::move(request));
+    return fmt::format("{}/{}", options.folder, options.tag);
+  }
+  request.progress = options.progress;
   return checkpoint::save(checkpoint::system_files(), state.communicator, std::move(request));
 }
 

@@ -11,11 +11,14 @@
 
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/checkpoint/manifest.h"
+#include "zeropage/checkpoint/shard_file.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/model_state.h"
 
 namespace zeropage::engine {
+
+class BackgroundSave;
 
 struct SaveOptions {
   std::string folder;
@@ -25,12 +28,14 @@ struct SaveOptions {
   std::map<std::string, std::vector<std::string>> aliases;  ///< further names of tied parameters
   std::string host_json = "{}";                             ///< rank 0's is kept
   std::map<std::string, at::Tensor> host_tensors;           ///< this rank's; names differ between ranks
+  checkpoint::Progress progress;  ///< of this rank's shard; not called by saves in the background
 };
 
 struct LoadOptions {
   bool strict = true;            ///< parameters of the model and of the checkpoint must be the same
   bool optimizer_states = true;  ///< moments, update counts, loss scale; false: masters start from the loaded values
   bool schedule = true;
+  bool parameters = true;    ///< false: they are as the caller has made them; then no optimizer states either
   bool module_only = false;  ///< parameters alone: no optimizer, schedule or counters
   std::string problem;       ///< what the caller found wrong on this rank; not empty: no rank loads anything
 };
@@ -50,15 +55,19 @@ struct CheckpointedState {
   c10::Device device;
 };
 
-/// Collective. Returns the step's path. Memory: one chunk, and on devices one more. Errors: as checkpoint::save.
+/// Collective. Returns the step's path. `background`: the step is written by it, and this returns when it has its copy; null: now.
+/// Memory: one chunk, and on devices one more. Errors: as checkpoint::save and BackgroundSave::start.
 std::string save_state(const CheckpointedState& state, const checkpoint::TrainingState& training,
-                       const SaveOptions& options);
+                       const SaveOptions& options, BackgroundSave* background);
 
 /// Collective, in two phases: every rank compares names, shapes and types and reads everything it needs once against the digests;
 /// only when that went well on all ranks, everything is read again into its place. Types may differ: fp32 sources are
 /// rounded, 16-bit ones widened. Memory: the largest segment. Errors: CheckpointError, with the model as it was; or, when files
 /// changed between the phases, with a message that the model is not to be used.
 LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options);
+
+/// The name of a type in checkpoints. Errors: CheckpointError naming `tensor` for types that they do not hold.
+std::string type_name(at::ScalarType type, const std::string& tensor);
 
 /// A whole tensor of a checkpoint, on the host. Errors: CheckpointError, IoError.
 at::Tensor read_tensor(checkpoint::Checkpoint& step, const std::string& name);

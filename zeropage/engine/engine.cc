@@ -5,14 +5,17 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <map>
 #include <set>
+#include <utility>
 
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/exchange.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/engine/background_save.h"
 #include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/find_step.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/optim/loss_scale.h"
@@ -54,7 +57,7 @@ class Engine::Impl {
  public:
   Impl(std::vector<ParameterInput> inputs, std::vector<config::OptimizerParams> groups, const config::Config& config,
        std::shared_ptr<comm::Communicator> communicator, c10::Device device,
-       std::shared_ptr<comm::Communicator> reductions)
+       std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
       : config_(config),
         communicator_(std::move(communicator)),
         device_(device),
@@ -74,6 +77,10 @@ class Engine::Impl {
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
       schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
       take_scheduled();
+    }
+    if (config_.own.async_save) {
+      if (saves == nullptr) throw UsageError("zeropage.async_save needs a communicator of its own for saves; got none");
+      background_save_ = std::make_unique<BackgroundSave>(checkpoint::system_files(), std::move(saves), ledger_);
     }
     if (config_.own.observe_functions && state_.anything_paged())
       observer_ = std::make_unique<paging::FunctionObserver>();
@@ -113,6 +120,9 @@ class Engine::Impl {
   std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
+  std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
+  std::atomic<bool> stop_requested_{false};
+  StepFlags flags_;  // what the last verdict said
 
   /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
   void require_whole_state(std::string_view caller) const;
@@ -181,11 +191,13 @@ Verdict Engine::Impl::agree() {
   reducer_->finish();
   LocalVerdict mine;
   mine.received = reducer_->received();
+  mine.flags = {background_save_ && background_save_->failed(), stop_requested_};
   mine.trace_hash = state_.pager().end_pass();
   const auto sum = sum_gradients(state_, *reducer_, communicator_->rank(), device_);
   mine.sum_of_squares = sum.sum_of_squares;
   mine.overflow_parameter = sum.overflow_parameter;
   Verdict verdict = agree_on_step(*communicator_, mine);
+  flags_ = verdict.flags;
   state_.pager().set_trace_agreed(verdict.traces_agree);
   return verdict;
 }
@@ -373,9 +385,9 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
 
 Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
                const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
-               std::shared_ptr<comm::Communicator> reductions)
+               std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
     : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
-                                   std::move(reductions))) {}
+                                   std::move(reductions), std::move(saves))) {}
 Engine::~Engine() = default;
 
 void Engine::before_forward() {
@@ -440,21 +452,23 @@ std::string Engine::save_checkpoint(const SaveOptions& options) {
         "the "
         "step() that ends the update, or forget them with zero_grad()");
   }
-  return save_state(impl_->checkpointed(), impl_->training(), options);
+  return save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
 }
 
+void Engine::finish_save() {
+  if (impl_->background_save_) impl_->background_save_->wait();
+}
+
+void Engine::check_save() {
+  if (std::exchange(impl_->flags_.save_failed, false)) finish_save();
+}
+
+void Engine::request_stop() noexcept { impl_->stop_requested_ = true; }
+bool Engine::stop_agreed() const { return impl_->flags_.stop_requested; }
+
 std::optional<std::string> Engine::find_checkpoint(const std::string& folder, const std::optional<std::string>& tag) {
-  const auto answers =
-      checkpoint::together(*impl_->communicator_, fmt::format("no checkpoint was loaded from {}", folder), [&] {
-        if (impl_->communicator_->rank() != 0) return std::string();
-        return checkpoint::choose_step(checkpoint::system_files(), folder, tag).value_or("");
-      });
-  const auto& path = answers.front();
-  if (path.empty()) return std::nullopt;
-  // A rank that cannot see what rank 0 sees is found here, and not when the others wait for it.
-  checkpoint::together(*impl_->communicator_, fmt::format("{} was not loaded", path),
-                       [&] { return checkpoint::Checkpoint(checkpoint::system_files(), path).manifest().tag; });
-  return path;
+  finish_save();
+  return find_step(*impl_->communicator_, folder, tag, impl_->config_.own.allow_fallback);
 }
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {

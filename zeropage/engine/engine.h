@@ -61,9 +61,10 @@ class Engine {
   /// (ranks differ in configuration or model; the message shows the first difference).
   /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward gathers
   /// and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same serves both.
+  /// `saves`: one for the thread of zeropage.async_save, which needs it.
   Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
          const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
-         std::shared_ptr<comm::Communicator> reductions = nullptr);
+         std::shared_ptr<comm::Communicator> reductions = nullptr, std::shared_ptr<comm::Communicator> saves = nullptr);
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -111,12 +112,27 @@ class Engine {
   /// stands, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);
 
-  /// Collective. Saves everything that training goes on from; returns the step's path. Errors: UsageError between
-  /// the micro steps of an update (gradients are not kept), CheckpointError; see save_state in `checkpoint.h`.
+  /// Collective. Saves everything that training goes on from; returns the step's path. With zeropage.async_save it returns when
+  /// the state is copied, after the save before has ended. Errors: UsageError between the micro steps of an update (gradients
+  /// are not kept), CheckpointError, also of the save before; see save_state in `checkpoint.h`.
   std::string save_checkpoint(const SaveOptions& options);
 
+  /// Returns when no save is under way. Errors: CheckpointError of the one that was.
+  void finish_save();
+
+  /// Call at the end of a step, when all bookkeeping is done. Errors: CheckpointError, on every rank at the same step, when
+  /// a save in the background has failed; the step stands, and training can go on.
+  void check_save();
+
+  /// Asks all ranks to end after the next boundary step. From any thread, also from a signal handler.
+  void request_stop() noexcept;
+
+  /// Whether the last boundary step has found that some rank was asked to end; the same on all ranks.
+  bool stop_agreed() const;
+
   /// Collective. The path of the step to load from a folder, as rank 0 sees it: the tagged, or the newest; nullopt when there is
-  /// none. Errors: CheckpointError, also when another rank cannot read the same manifest.
+  /// none. With zeropage.allow_fallback and without a tag the newest whose every byte is sound, with a warning for each that is
+  /// not. Errors: CheckpointError, also when another rank cannot read the same manifest.
   std::optional<std::string> find_checkpoint(const std::string& folder, const std::optional<std::string>& tag);
 
   /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in `checkpoint.h`.

@@ -100,6 +100,7 @@ class Supervisor : public RankWatcher {
   bool told_to_end_ = false;  ///< from now on a rank that ends is no failure of its own
   bool front_is_gone_ = false;
   bool ended_by_user_ = false;
+  bool all_ended_well_ = true;  ///< so far
 };
 
 Supervisor::Supervisor(std::vector<HostJob> jobs, const SuperviseOptions& options)
@@ -209,6 +210,7 @@ void Supervisor::on_ended(int number, int status) {
   RankLog& rank = ranks_.at(number);
   rank.has_ended = true;
   rank.ended = std::chrono::steady_clock::now();
+  all_ended_well_ = all_ended_well_ && status == 0;
   if (status == 0 || told_to_end_) return;
   rank.failure = status;
   if (phase_ == Phase::kRunning) enter(Phase::kSettling, kSettle);
@@ -288,6 +290,8 @@ void Supervisor::advance() {
 }
 
 void Supervisor::report() {
+  // Ranks that take SIGTERM as a request to save and end have done what was asked of them.
+  if (exit_code_ == 128 + SIGTERM && ended_by_user_ && all_ended_well_ && !loss_) exit_code_ = 0;
   const RankLog* first = nullptr;
   for (const auto& [number, rank] : ranks_) {
     if (rank.failure && (!first || rank.failed_at() < first->failed_at())) first = &rank;

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .distributed import current_world
+from ..distributed import current_world
 
 logger = logging.getLogger("zeropage")
 

@@ -1,0 +1,133 @@
+"""Measures saves to durable storage: this engine's, torch.save's and torch.distributed.checkpoint's of the same bytes, and plain writes;
+and how long a save in the background holds the training up, beside one copy of the state in memory.
+
+The ways take turns in every round, so that a disk or a machine that is slow for a while is slow for all of them. Every save ends with
+an fsync. One rank, so that nobody shares the disk. MB are 10^6 bytes.
+
+    {"state_mb": ..., "save_mb_s": ..., "save_over_write": ..., "torch_save_time": ..., "stall_over_copy": ...}
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+
+import zeropage
+
+BLOCK_BYTES = 1 << 20
+
+
+def engine_of(numel: int, asynchronous: bool) -> Any:
+    """An engine after one step of AdamW, with fp32 parameters in layers of a million elements each."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(torch.nn.Linear(1000, 1000, bias=False) for _ in range(max(1, numel // 1_000_000))))
+    optimizer = {"type": "AdamW", "params": {"lr": 1e-4}}
+    config = {"train_batch_size": 1, "optimizer": optimizer, "zeropage": {"async_save": asynchronous}}
+    engine, *_ = zeropage.initialize(model=model, config=config)
+    engine.backward(engine(torch.rand(1, 1000)).square().mean())
+    engine.step()
+    return engine
+
+
+def state_like(numel: int) -> dict[str, torch.Tensor]:
+    """Tensors of the sizes that the engine saves: parameters and two moments."""
+    layers = range(max(1, numel // 1_000_000))
+    return {f"{kind}/{layer}": torch.rand(1000, 1000) for kind in ("value", "exp_avg", "exp_avg_sq") for layer in layers}
+
+
+def sync_tree(folder: Path) -> None:
+    for path in [*(p for p in folder.rglob("*")), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def write_plainly(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    """The same bytes in blocks, as dd conv=fsync writes them."""
+    folder.mkdir()
+    with open(folder / "file", "wb", buffering=0) as file:
+        for tensor in state.values():
+            view = memoryview(tensor.numpy()).cast("B")
+            for begin in range(0, len(view), BLOCK_BYTES):
+                file.write(view[begin : begin + BLOCK_BYTES])
+        os.fsync(file.fileno())
+
+
+def save_by_torch(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    folder.mkdir()
+    with open(folder / "file", "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def save_by_dcp(folder: Path, state: dict[str, torch.Tensor]) -> None:
+    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    sync_tree(folder)
+
+
+def seconds_of(work: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(numel: int, rounds: int, root: Path) -> dict[str, float]:
+    torch.serialization.set_crc32_options(False)
+    state = state_like(numel)
+    copy = {name: torch.empty_like(tensor) for name, tensor in state.items()}
+    plain, behind = engine_of(numel, False), engine_of(numel, True)
+    behind.save_checkpoint(root / "warm")  # its memory for the copy is there from now on
+    behind.wait_for_checkpoint()
+    ways: dict[str, Callable[[Path], Any]] = {
+        "write": lambda folder: write_plainly(folder, state),
+        "save": plain.save_checkpoint,
+        "torch_save": lambda folder: save_by_torch(folder, state),
+        "dcp": lambda folder: save_by_dcp(folder, state),
+        "copy": lambda folder: [copy[name].copy_(tensor) for name, tensor in state.items()],
+        "stall": behind.save_checkpoint,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            folder = root / f"{name}{number}"
+            times[name].append(seconds_of(lambda way=way, folder=folder: way(folder)))
+            behind.wait_for_checkpoint()
+            shutil.rmtree(folder, ignore_errors=True)
+            os.sync()
+    seconds = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
+    megabytes = sum(tensor.nbytes for tensor in state.values()) / 1e6
+    return {
+        "state_mb": round(megabytes),
+        "save_mb_s": round(megabytes / seconds["save"]),
+        "write_mb_s": round(megabytes / seconds["write"]),
+        "save_over_write": round(seconds["write"] / seconds["save"], 2),
+        "torch_save_time": round(seconds["torch_save"] / seconds["save"], 2),
+        "dcp_time": round(seconds["dcp"] / seconds["save"], 2),
+        "stall_ms": round(1000 * seconds["stall"], 1),
+        "stall_over_copy": round(seconds["stall"] / seconds["copy"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parameters", type=int, default=20_000_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="a folder on the disk to be measured; default: the system's temporary one")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="zp-bench-", dir=options.folder) as root:
+        result = {"bench": "checkpoint", "parameters": options.parameters, **measure(options.parameters, options.rounds, Path(root))}
+    print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
