@@ -7,7 +7,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv demo demo-cpp test bench lint format gpu-bundle gpu-test clean
+.PHONY: setup venv demo demo-cpp test bench fuzz lint format gpu-bundle gpu-test clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
 	@tools/build.sh $(BUILD)
@@ -26,6 +26,9 @@ test: setup lint ## what CI runs
 
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
+
+fuzz: ## libFuzzer on what reads untrusted files, a minute each; needs clang
+	@tools/fuzz.sh
 
 lint: venv ## layers, format, file lengths
 	@$(BIN)/python tools/check_layers.py

@@ -1,0 +1,6 @@
+#include "zeropage/checkpoint/fuzz_targets.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  zeropage::checkpoint::accepts_shard({reinterpret_cast<const char*>(data), size});
+  return 0;
+}

@@ -1,0 +1,165 @@
+// Files that somebody has made up.
+#include <gtest/gtest.h>
+#include <malloc.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <random>
+
+#include "zeropage/checkpoint/fuzz_targets.h"
+#include "zeropage/checkpoint/test_checkpoint.h"
+#include "zeropage/comm/test_ranks.h"
+
+namespace zeropage::checkpoint {
+namespace {
+
+std::vector<std::string> corpus(const std::string& target) {
+  std::vector<std::string> inputs;
+  const auto root = std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
+  for (const auto& entry : std::filesystem::directory_iterator(root / "fuzz" / "corpus" / target)) {
+    std::ifstream in(entry.path(), std::ios::binary);
+    inputs.emplace_back((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+  }
+  std::sort(inputs.begin(), inputs.end());
+  return inputs;
+}
+
+/// One to four changes of the kinds that fool parsers.
+std::string mutated(const std::vector<std::string>& inputs, std::mt19937& random) {
+  static const std::vector<std::string> kPieces = {"9223372036854775807",
+                                                   "-1",
+                                                   "18446744073709551615",
+                                                   "4611686018427387904",
+                                                   "0",
+                                                   "1e308",
+                                                   "null",
+                                                   "[]",
+                                                   "{}",
+                                                   "[[",
+                                                   "]]",
+                                                   "\"",
+                                                   "\\u0000",
+                                                   "\xff",
+                                                   ",",
+                                                   ":",
+                                                   "true",
+                                                   "0.5",
+                                                   "\"a\":",
+                                                   "[0,0,0]"};
+  std::string text = inputs[random() % inputs.size()];
+  for (int change = 1 + static_cast<int>(random() % 4); change > 0 && !text.empty(); --change) {
+    const std::size_t at = random() % text.size();
+    const std::size_t length = std::min<std::size_t>(text.size() - at, 1 + random() % 16);
+    const std::string& other = inputs[random() % inputs.size()];
+    const std::size_t from = random() % other.size();
+    switch (random() % 6) {
+      case 0: text[at] = static_cast<char>(text[at] ^ (1 << random() % 8)); break;
+      case 1: text.erase(at, length); break;
+      case 2: text.insert(at, kPieces[random() % kPieces.size()]); break;
+      case 3: text.replace(at, length, kPieces[random() % kPieces.size()]); break;
+      case 4: text.insert(at, other.substr(from, 1 + random() % 64)); break;
+      default: {  // another number
+        const auto digit = text.find_first_of("0123456789", at);
+        if (digit == std::string::npos) break;
+        const auto end = std::min(text.find_first_not_of("0123456789", digit), text.size());
+        text.replace(digit, end - digit, kPieces[random() % 5]);
+      }
+    }
+  }
+  return text;
+}
+
+/// The seeds, and 20,000 mutations of them; the targets throw what is no CheckpointError.
+void drive(const std::string& name, bool (*target)(std::string_view)) {
+  const auto inputs = corpus(name);
+  EXPECT_GE(inputs.size(), 3u);
+  const auto sound = std::count_if(inputs.begin(), inputs.end(), [&](const auto& input) { return target(input); });
+  EXPECT_GE(sound, 2) << "seeds that are refused lead nowhere";
+  std::mt19937 random(1);
+  for (int i = 0; i < 20'000; ++i) target(mutated(inputs, random));
+}
+
+// Catches input that ends the program, is read out of bounds, or is believed although it does not fit together.
+TEST(Hostile, MutatedManifestsAreAcceptedOrRefused) { drive("manifest", accepts_manifest); }
+TEST(Hostile, MutatedShardHeadersAreAcceptedOrRefused) { drive("shard", accepts_shard); }
+
+/// The error of opening and verifying a step in a child process, and the memory that took.
+struct Attack {
+  std::string error;
+  std::int64_t memory_bytes = 0;
+};
+Attack attack(const std::string& step) {
+  const std::string report = step + ".report";
+  if (const pid_t child = fork(); child == 0) {
+    malloc_trim(0);
+    rusage before{}, after{};
+    getrusage(RUSAGE_SELF, &before);
+    const auto error = comm::outcome_of([&] { Checkpoint(system_files(), step).verify(); });
+    getrusage(RUSAGE_SELF, &after);
+    std::ofstream(report) << (after.ru_maxrss - before.ru_maxrss) * 1024 << '\n' << error;
+    _exit(0);
+  } else {
+    waitpid(child, nullptr, 0);
+  }
+  Attack result;
+  std::ifstream in(report);
+  in >> result.memory_bytes >> std::ws;
+  result.error.assign(std::istreambuf_iterator<char>(in), {});
+  return result;
+}
+
+void write_manifest(const std::string& step, const std::string& body) {
+  std::ofstream(step + "/manifest.json") << "{\"digest\": \"" << digest128(body) << "\",\n" << body;
+}
+
+// Catches sizes that are believed before they are compared with the file, links that lead out, pipes that block, and JSON that
+// takes many times its size or the whole stack.
+TEST(Hostile, FilesThatLieAreRefusedWithLittleMemory) {
+  const TestFolder folder;
+  const std::string step = save_alone(system_files(), folder.path(), "a", 1);
+  const std::string manifest = step + "/manifest.json", shard = step + "/shard-00000-of-00001.safetensors";
+  const std::string good = read_text(system_files(), manifest, kMaxManifestBytes);
+  const std::string body = good.substr(good.find('\n') + 1);
+  const auto with = [&](const std::string& from, const std::string& to) {
+    std::string text = body;
+    EXPECT_NE(text.find(from), std::string::npos) << from;
+    return text.replace(text.find(from), from.size(), to);
+  };
+  const std::vector<std::string> bodies = {
+      with("\"shape\":[700,3]", "\"shape\":[2305843009213693951]"),
+      with("\"chunk_bytes\":4096", "\"chunk_bytes\":67108864"),
+      with("\"world_size\":1", "\"world_size\":65536"),
+      with("\"host\":{}", "\"host\":" + std::string(200'000, '[') + std::string(200'000, ']')),
+      with("\"host\":{}", "\"host\":" + std::string(1'000'000, '[')),
+      with("\"parameters\":[", "\"parameters\":[" + std::string(2'000'000, ' ') + "0,"),
+      std::string(3'000'000, '{'),
+  };
+  constexpr std::int64_t kAllowanceBytes = std::int64_t{64} << 20;
+  for (const auto& text : bodies) {
+    write_manifest(step, text);
+    const auto result = attack(step);
+    EXPECT_TRUE(comm::contains(result.error, step)) << text.substr(0, 100) << ": " << result.error;
+    EXPECT_LT(result.memory_bytes, 2 * static_cast<std::int64_t>(text.size()) + kAllowanceBytes) << text.substr(0, 100);
+  }
+  std::ofstream(manifest, std::ios::trunc) << good;
+  EXPECT_EQ(attack(step).error, "");
+  for (const auto& path : {manifest, shard}) {
+    const std::string aside = folder.path() + "/aside";
+    std::filesystem::rename(path, aside);
+    std::filesystem::create_symlink(aside, path);
+    EXPECT_TRUE(comm::contains(attack(step).error, "IoError")) << path;
+    std::filesystem::remove(path);
+    EXPECT_EQ(mkfifo(path.c_str(), 0600), 0);
+    EXPECT_TRUE(comm::contains(attack(step).error, "not a regular file")) << path;
+    std::filesystem::remove(path);
+    std::filesystem::rename(aside, path);
+  }
+  std::filesystem::resize_file(shard, 5000);
+  EXPECT_TRUE(comm::contains(attack(step).error, "has 5000 bytes; the manifest says")) << attack(step).error;
+}
+
+}  // namespace
+}  // namespace zeropage::checkpoint
