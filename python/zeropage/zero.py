@@ -98,7 +98,7 @@ class Init:
             torch.set_default_dtype(self._dtype)
         if self._enabled:
             device = choose_device(torch.nn.Module(), self._world)
-            communicator, _ = make_communicators(self._config, device, self._world)
+            communicator = make_communicators(self._config, device, self._world).parameters
             if device.type != "cpu":
                 self._inside.enter_context(device)  # tensors are made where they are trained
             self._scope = _C.Init(self._config, communicator, device)
