@@ -211,6 +211,7 @@ std::vector<std::string> read_python_keys(const Settings& settings) {
   for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
+  if (!settings.text("zeropage.preemption_folder").empty()) set.emplace_back("zeropage.preemption_folder");
   return set;
 }
 
