@@ -19,6 +19,8 @@
 namespace zeropage::checkpoint {
 namespace {
 
+constexpr std::int64_t kWriteBehindBytes = std::int64_t{8} << 20;
+
 [[noreturn]] void fail(const char* operation, const std::string& path, int error) {
   throw IoError(fmt::format("{} {}: {}", operation, path, std::strerror(error)));
 }
@@ -74,6 +76,7 @@ class SystemWritable : public WritableFile {
       bytes -= written;
       written_ += written;
     }
+    if (written_ - started_ >= kWriteBehindBytes) start_write_behind();
   }
 
   void sync() override {
@@ -85,10 +88,18 @@ class SystemWritable : public WritableFile {
   }
 
  private:
+  /// The disk starts on what is there, so that sync() does not wait for all of it. Nothing is waited for here.
+  void start_write_behind() {
+    const int result = ::sync_file_range(file_.get(), started_, written_ - started_, SYNC_FILE_RANGE_WRITE);
+    if (result != 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE) fail("write", path_, errno);
+    started_ = written_;
+  }
+
   std::string path_;
   Descriptor file_;
   std::int64_t wanted_;
   std::int64_t written_ = 0;
+  std::int64_t started_ = 0;  ///< the disk has been told of the bytes before
 };
 
 class SystemReadable : public ReadableFile {
