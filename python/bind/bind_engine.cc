@@ -38,6 +38,30 @@ std::map<std::string, std::pair<std::int64_t, std::int64_t>> measured_bytes(cons
   return out;
 }
 
+std::vector<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t>> page_counts(const Engine& engine) {
+  std::vector<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t>> out;
+  for (auto& page : engine.page_counts()) {
+    out.emplace_back(std::move(page.label), page.bytes, page.faults, page.evictions);
+  }
+  return out;
+}
+
+std::map<std::string, double> span_seconds(const Engine& engine) {
+  std::map<std::string, double> out;
+  const auto timeline = engine.timeline();
+  if (!timeline) return out;
+  const auto totals = timeline->totals();
+  for (int i = 0; i < kSpanKinds; ++i) {
+    out[span_kind_name(static_cast<SpanKind>(i))] = static_cast<double>(totals[i].ns) / 1e9;
+  }
+  return out;
+}
+
+std::string transfer_table(const Engine& engine) {
+  const auto timeline = engine.timeline();
+  return timeline ? format_transfers(timeline->transfers()) : "";
+}
+
 void bind_values(py::module_& module) {
   py::class_<engine::StepResult>(module, "StepResult", "What the last boundary step did.")
       .def_readonly("applied", &engine::StepResult::applied)
@@ -100,6 +124,9 @@ void init_engine(py::module_& module) {
       .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
       .def("measured_bytes", &measured_bytes, "Per kind: bytes now and at the peak, counted by the ledger.")
       .def_property_readonly("pager_stats", &Engine::pager_stats)
+      .def("page_counts", &page_counts, "(label, bytes, faults, evictions) of every paged page.")
+      .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty when nothing is observed.")
+      .def("transfer_table", &transfer_table, "Collectives by operation and size as a table; empty text: not observed.")
       .def("formula_bytes", &Engine::formula_bytes, "Model state per rank by the formula, for this configuration.")
       .def("formula_bytes_at_stage", &Engine::formula_bytes_at_stage, py::arg("stage"))
       .def_property_readonly("trainable_numel", &Engine::trainable_numel)

@@ -10,6 +10,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from . import _C, report, zero
+from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
 from .dataloader import make_dataloader
@@ -28,6 +29,7 @@ from .optimizer import (
     parameter_groups,
     params_for_state,
 )
+from .watch import Watch
 
 
 class _Destroyed:
@@ -68,6 +70,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self.device = choose_device(model, world)
         self._communicators = make_communicators(config, self.device, world)
         self._communicator = self._communicators.parameters
+        self._config = config = choose_automatic(config, model, self.device, world, self._communicator)
         if config.dump_state and world.rank == 0:
             print(config.effective_json, file=sys.stderr, flush=True)
         self._place_model(model)
@@ -78,7 +81,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
-        self.monitor = Monitor(self.config, world.rank)
+        self._watch = Watch(self, self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
         self._open_saves()
 
@@ -89,13 +92,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._core.before_forward()
         if self._config.cast_inputs:
             args, kwargs = tree_map(self._cast_input, (args, kwargs))
-        return self.module(*args, **kwargs)
+        with self._watch.phase("forward"):
+            return self.module(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """Runs the backward of a scalar loss; returns the loss divided by the accumulation steps."""
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"backward takes the loss, a scalar tensor; got {type(loss).__name__}")
-        scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
+        with self._watch.phase("backward"):
+            scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
         if self._steps_of_losses != self._core.global_steps:
             self._losses.clear()
             self._steps_of_losses = self._core.global_steps
@@ -107,11 +112,11 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if not self._core.is_accumulation_boundary() or self.optimizer is None:
             self._core.step()
             return
-        self.optimizer.step()
+        with self._watch.phase("step"):
+            self.optimizer.step()
         if self._client_scheduler and self._core.last_step.applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
-        if self.monitor.enabled:
-            self.monitor.write_events(report.step_events(self))
+        self._watch.end_step()
         if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
             self._print_line.update(*report.progress_sample(self, 1.0))
         self._heed_saves_and_signals()
@@ -148,6 +153,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
 
     # -- data, memory, end
+
+    @property
+    def monitor(self) -> Monitor:
+        """Where metrics go; programs may write their own to it."""
+        return self._watch.monitor
+
+    def comms_summary(self) -> str:
+        """This rank's collectives by operation and size, as `comms_logger` prints them at the end; empty when nothing is observed."""
+        return self._core.transfer_table()
 
     def deepspeed_io(
         self,
@@ -191,7 +205,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         try:
             self._close_saves()
         finally:
-            self.monitor.close()
+            self._watch.close()
             for holder in (self, self.optimizer, self.lr_scheduler):
                 if hasattr(holder, "_core"):
                     holder._core = _Destroyed()

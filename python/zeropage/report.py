@@ -1,5 +1,6 @@
 """What a run shows: the progress line and the memory table. Rank 0 prints."""
 
+import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 
-__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "progress", "progress_sample", "step_events"]
+__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "process_bytes", "progress", "progress_sample"]
 
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
@@ -70,9 +71,7 @@ def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[
     return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale
 
 
-def step_events(engine: "ZeropageEngine") -> list[tuple[str, float, int]]:
-    """What monitors are told of the last optimizer step: (name, value, samples so far), under DeepSpeed's names."""
-    values = {"train_loss": engine.mean_loss(), "lr": engine.get_lr()[0], "grad_norm": engine.get_global_grad_norm()}
-    if engine.fp16_enabled():
-        values["loss_scale"] = engine.loss_scale()
-    return [(f"Train/Samples/{name}", value, engine.global_samples) for name, value in values.items()]
+def process_bytes() -> int:
+    """Memory of this process that is resident, what it shares included."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

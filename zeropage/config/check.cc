@@ -24,7 +24,7 @@ struct Given {
 
 class Checker {
  public:
-  explicit Checker(const std::string& origin) : origin_(origin) {}
+  Checker(const std::string& origin, const Planned& planned) : origin_(origin), planned_(planned) {}
 
   Settings run(const Node& document) {
     if (document.kind != Kind::kObject) {
@@ -63,10 +63,19 @@ class Checker {
     if (node.kind == Kind::kNull) return;
     if (key.auto_is_absent && node.kind == Kind::kString && node.text == "auto") return;
     if (key.infinity_is_absent && node.kind == Kind::kNotFinite && node.text == "Infinity") return;
-    Converted converted = convert(key, node);
+    Converted converted = is_planned(key, node) ? planned_value(path) : convert(key, node);
     if (!converted.error.empty()) fail_at(origin_, member.line, section.path_of(member.name), converted.error);
     const auto [first, is_new] = given_.emplace(path, Given{std::move(converted.value), member.line, member.name});
     if (!is_new) twice(section, member, first->second);
+  }
+
+  static bool is_planned(const Key& key, const Node& node) {
+    return key.auto_is_planned && node.kind == Kind::kString && node.text == "auto";
+  }
+
+  Converted planned_value(const std::string& path) const {
+    const auto chosen = planned_.find(path);
+    return {chosen == planned_.end() ? Value(std::string("auto")) : Value(chosen->second), ""};
   }
 
   [[noreturn]] void twice(const Section& section, const Member& member, const Given& first) const {
@@ -189,12 +198,15 @@ class Checker {
   }
 
   const std::string& origin_;
+  const Planned& planned_;
   std::map<std::string, Given> given_;
   std::map<std::string, Given> seen_sections_;
 };
 
 }  // namespace
 
-Settings check(const json::Node& document, const std::string& origin) { return Checker(origin).run(document); }
+Settings check(const json::Node& document, const std::string& origin, const Planned& planned) {
+  return Checker(origin, planned).run(document);
+}
 
 }  // namespace zeropage::config

@@ -15,6 +15,7 @@ namespace zeropage::config {
 
 /// All settings of a document, in table order: of sections with variants (optimizer.params) only the selected one.
 /// Errors: ConfigError with origin, line, key path, what was expected, what came, and what to do.
-Settings check(const json::Node& document, const std::string& origin);
+/// planned: values for keys that are "auto" and planned; those it does not have keep the text "auto".
+Settings check(const json::Node& document, const std::string& origin, const Planned& planned = {});
 
 }  // namespace zeropage::config

@@ -1,12 +1,14 @@
 #include "zeropage/config/config.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <set>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
@@ -21,6 +23,19 @@ std::optional<DType> dtype_of(const std::optional<std::string>& name) {
   if (!name) return std::nullopt;
   if (*name == "bf16") return DType::kBFloat16;
   return *name == "fp16" ? DType::kFloat16 : DType::kFloat32;
+}
+
+bool is_automatic(const Setting& setting) {
+  const auto* text = std::get_if<std::string>(&setting.value);
+  return setting.key->auto_is_planned && text != nullptr && *text == "auto";
+}
+
+std::vector<std::string> read_automatic(const Settings& settings) {
+  std::vector<std::string> paths;
+  for (const auto& setting : settings.all()) {
+    if (is_automatic(setting)) paths.push_back(setting.path);
+  }
+  return paths;
 }
 
 Precision read_precision(const Settings& settings) {
@@ -67,7 +82,7 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
 Zero read_zero(const Settings& settings) {
   const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
   Zero zero;
-  zero.stage = static_cast<int>(settings.integer(key("stage")));
+  if (!is_automatic(settings.at(key("stage")))) zero.stage = static_cast<int>(settings.integer(key("stage")));
   zero.reduce_scatter = settings.flag(key("reduce_scatter"));
   zero.overlap_comm = settings.flag(key("overlap_comm"));
   zero.reduce_bucket_numel = settings.integer(key("reduce_bucket_size"));
@@ -208,20 +223,54 @@ Own read_own(const Settings& settings) {
 
 std::vector<std::string> read_python_keys(const Settings& settings) {
   std::vector<std::string> set;
-  for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled"}) {
+  for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled", "flops_profiler.enabled",
+                          "wall_clock_breakdown", "memory_breakdown"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
   if (!settings.text("zeropage.preemption_folder").empty()) set.emplace_back("zeropage.preemption_folder");
+  for (const auto& path : read_automatic(settings)) set.push_back(path);
+  if (settings.optional<std::string>("zeropage.metrics_file")) set.emplace_back("zeropage.metrics_file");
   return set;
+}
+
+CommsLog read_comms_log(const Settings& settings) {
+  CommsLog log;
+  log.enabled = settings.flag("comms_logger.enabled");
+  log.verbose = settings.flag("comms_logger.verbose");
+  log.debug = settings.flag("comms_logger.debug");
+  if (settings.flag("comms_logger.prof_all")) return log;
+  static const std::set<std::string> kOperations = {"all_gather", "reduce_scatter", "all_reduce", "broadcast",
+                                                    "barrier",    "exchange",       "copy"};
+  log.operations = settings.texts("comms_logger.prof_ops");
+  for (const auto& name : log.operations) {
+    if (!kOperations.contains(name)) {
+      settings.fail("comms_logger.prof_ops",
+                    fmt::format("expected names among {}, got \"{}\"", fmt::join(kOperations, ", "), name));
+    }
+  }
+  if (log.operations.empty()) log.enabled = false;
+  return log;
+}
+
+Observation read_observation(const Settings& settings) {
+  Observation observation;
+  observation.times =
+      settings.flag("wall_clock_breakdown") || settings.optional<std::string>("zeropage.metrics_file").has_value();
+  observation.trace_file = settings.optional<std::string>("zeropage.trace.file");
+  observation.trace_first_step = settings.integer("zeropage.trace.first_step");
+  observation.trace_steps = settings.integer("zeropage.trace.steps");
+  observation.comms = read_comms_log(settings);
+  return observation;
 }
 
 }  // namespace
 
-Resolved resolve(const std::string& json_text, const std::string& origin, int world_size) {
+Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned) {
   if (world_size < 0)
     throw ConfigError(fmt::format("world_size: expected 0 (not known yet) or more, got {}", world_size));
-  Settings settings = check(json::parse(json_text, origin), origin);
+  Settings settings = check(json::parse(json_text, origin), origin, planned);
   Config config;
+  config.automatic = read_automatic(settings);
   config.batch = resolve_batch(settings, world_size);
   config.precision = read_precision(settings);
   config.loss_scale = read_loss_scale(settings);
@@ -235,13 +284,26 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
   config.own = read_own(settings);
+  config.observation = read_observation(settings);
   config.python_keys = read_python_keys(settings);
   config.effective_json = effective_json(settings);
   return {std::move(settings), std::move(config)};
 }
 
 Config Config::from_json(const std::string& text, int world_size, const std::string& origin) {
-  return resolve(text, origin, world_size).config;
+  Config config = resolve(text, origin, world_size).config;
+  config.document_ = text;
+  config.origin_ = origin;
+  config.world_size_ = world_size;
+  return config;
+}
+
+Config Config::with_planned(const Planned& planned) const {
+  Config config = resolve(document_, origin_, world_size_, planned).config;
+  config.document_ = document_;
+  config.origin_ = origin_;
+  config.world_size_ = world_size_;
+  return config;
 }
 
 Config Config::from_file(const std::string& path, int world_size) {

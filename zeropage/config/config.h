@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -174,6 +175,30 @@ struct Own {
   bool operator==(const Own&) const = default;
 };
 
+/// comms_logger
+struct CommsLog {
+  bool enabled = false;
+  bool verbose = false;
+  bool debug = false;
+  std::vector<std::string> operations;  ///< empty: all
+
+  bool operator==(const CommsLog&) const = default;
+};
+
+/// What the engine notes of itself while it runs.
+struct Observation {
+  bool times = false;                     ///< something asks for the parts of a step's time
+  std::optional<std::string> trace_file;  ///< zeropage.trace.file
+  std::int64_t trace_first_step = 3;
+  std::int64_t trace_steps = 1;
+  CommsLog comms;
+
+  bool operator==(const Observation&) const = default;
+};
+
+/// Values chosen for keys that are "auto", by full path.
+using Planned = std::map<std::string, std::int64_t>;
+
 struct Config {
   Batch batch;
   Precision precision = Precision::kFp32;
@@ -188,6 +213,8 @@ struct Config {
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;
   Own own;
+  Observation observation;
+  std::vector<std::string> automatic;  ///< keys that are "auto" and wait for with_planned; they read as their defaults
   std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
   std::string effective_json;            ///< every key with the value in force, canonical order: printed and hashed
 
@@ -198,6 +225,14 @@ struct Config {
 
   /// The same for a file. Errors: also IoError when it cannot be read.
   static Config from_file(const std::string& path, int world_size);
+
+  /// The same document with values, which must be in range, for what is `automatic`.
+  Config with_planned(const Planned& planned) const;
+
+ private:
+  std::string document_;
+  std::string origin_;
+  int world_size_ = 0;
 };
 
 }  // namespace zeropage::config

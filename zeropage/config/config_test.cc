@@ -6,6 +6,8 @@
 
 #include <limits>
 
+#include "zeropage/base/error.h"
+
 namespace zeropage::config {
 namespace {
 
@@ -191,6 +193,20 @@ TEST(Config, sections_that_are_off_may_say_anything_valid) {
       "amp": {"enabled": false, "opt_level": "O1"}, "fp16": {"enabled": false, "fp16_master_weights_and_grads": true})"));
   EXPECT_NO_THROW(
       zero_with(R"("stage": 3, "offload_param": {"device": "none", "pin_memory": false, "buffer_count": 9})"));
+}
+
+// A stage left to the engine that trains as stage 0, or a plan that the printed configuration does not show.
+TEST(Config, AutomaticStageWaitsForThePlan) {
+  const auto config = Config::from_json(R"({"train_batch_size": 8, "zero_optimization": {"stage": "auto"}})", 2);
+  EXPECT_EQ(config.automatic, std::vector<std::string>{"zero_optimization.stage"});
+  EXPECT_NE(config.effective_json.find(R"("stage": "auto")"), std::string::npos);
+  EXPECT_EQ(config.python_keys, config.automatic) << "C++ programs do not choose it, and must say so";
+  const auto planned = config.with_planned({{"zero_optimization.stage", 3}});
+  EXPECT_EQ(planned.zero.stage, 3);
+  EXPECT_TRUE(planned.automatic.empty());
+  EXPECT_NE(planned.effective_json.find(R"("stage": 3)"), std::string::npos);
+  EXPECT_THROW(Config::from_json(R"({"train_batch_size": 8, "zero_optimization": {"stage": "automatic"}})", 2),
+               ConfigError);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ struct Resolved {
 };
 
 /// Parses, checks and resolves; what Config::from_json does, with the settings kept. Errors: as there.
-Resolved resolve(const std::string& json_text, const std::string& origin, int world_size);
+Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned = {});
 
 /// Every key in force as nested JSON in table order, two spaces of indentation, absent values as null. Reading it again
 /// gives the same configuration and the same text.

@@ -15,7 +15,7 @@ constexpr const char* kOpening =
 
 The file may hold `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
 are matched without regard to case. Keys that are not listed, duplicate keys and values of another type or range are errors that name
-the line. `"auto"` counts as absent for the three batch sizes and is an error elsewhere.
+the line. `"auto"` counts as absent for the three batch sizes, is chosen for `zero_optimization.stage`, and is an error elsewhere.
 
 Status:
 - **in force**: does what it says.

@@ -54,6 +54,7 @@ struct Key {
   std::size_t length = 0;           ///< kReals: how many; 0: any
   bool required = false;
   bool auto_is_absent = false;      ///< "auto" means that the key is not there
+  bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
   bool infinity_is_absent = false;  ///< so does Infinity
 
   Key& at_least(double value);

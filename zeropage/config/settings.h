@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "zeropage/config/config.h"
 #include "zeropage/config/schema.h"
 
 namespace zeropage::config {
@@ -36,6 +37,9 @@ class Settings {
   const std::string& text(const std::string& path) const { return std::get<std::string>(at(path).value); }
   const std::vector<double>& reals(const std::string& path) const {
     return std::get<std::vector<double>>(at(path).value);
+  }
+  const std::vector<std::string>& texts(const std::string& path) const {
+    return std::get<std::vector<std::string>>(at(path).value);
   }
 
   /// The value, or nullopt when there is none.

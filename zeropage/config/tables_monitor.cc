@@ -25,14 +25,17 @@ std::vector<Key> file_writer_keys() {
 
 Section flops_profiler() {
   return switched(
-      "flops_profiler", kNotBuilt, "Operations and time per module at one step.",
+      "flops_profiler", kInForce,
+      "Operations of one step by module, and their share of the device's peak, by rank 0 (docs/monitoring.md).",
       {
-          real("recompute_fwd_factor", 0.0, kNotBuilt, "Share of the forward that is recomputed.").at_least(0),
-          integer("profile_step", 1, kNotBuilt, "The step.").at_least(0),
-          integer("module_depth", -1, kNotBuilt, "Depth of the printed tree.").at_least(-1),
-          integer("top_modules", 1, kNotBuilt, "Modules printed per depth.").at_least(0),
-          flag("detailed", true, kNotBuilt, "Print every module."),
-          text("output_file", {}, kNotBuilt, "File for the figures."),
+          real("recompute_fwd_factor", 0.0, kAccepted,
+               "What is computed again is counted where it runs, and needs no estimate.")
+              .at_least(0),
+          integer("profile_step", 1, kInForce, "The step that is counted, from 1; it is slow.").at_least(1),
+          integer("module_depth", -1, kInForce, "Modules below this depth are not listed; -1: all are.").at_least(-1),
+          integer("top_modules", 1, kInForce, "Modules listed per depth when not detailed.").at_least(0),
+          flag("detailed", true, kInForce, "List every module."),
+          text("output_file", {}, kInForce, "File for the figures; null: stderr."),
       });
 }
 
@@ -59,13 +62,17 @@ std::vector<Section> monitor_tables() {
       flag("enabled", true, kAccepted, "The progress line always shows the throughput."),
       flag("synchronized", true, kAccepted, "The figure is taken where the step waits for the device anyway."),
   };
-  Section comms = switched("comms_logger", kNotBuilt, "Log of all communication.",
-                           {
-                               flag("verbose", false, kNotBuilt, "Print every operation."),
-                               flag("prof_all", true, kNotBuilt, "Record every operation."),
-                               texts("prof_ops", {}, kNotBuilt, "Record these operations."),
-                               flag("debug", false, kNotBuilt, "Name the caller."),
-                           });
+  Section comms =
+      switched("comms_logger", kInForce,
+               "Table of rank 0's collectives by operation and size when the engine ends (docs/monitoring.md).",
+               {
+                   flag("verbose", false, kInForce, "Print a line for every operation, too."),
+                   flag("prof_all", true, kInForce, "All operations."),
+                   texts("prof_ops", {}, kInForce,
+                         "Without prof_all these: all_gather, reduce_scatter, all_reduce, broadcast, "
+                         "barrier, exchange, copy."),
+                   flag("debug", false, kInForce, "With verbose: name the page and its parameters."),
+               });
   return {
       std::move(timers),
       std::move(throughput),

@@ -36,8 +36,18 @@ std::vector<Section> own_tables() {
           "preemption_grace_s", 25.0, kInForce,
           "A run that has not ended so long after SIGTERM ends at once with exit code 75; its older checkpoints stand.")
           .positive(),
+      text("metrics_file", {}, kInForce,
+           "Append every step's figures here, a line of JSON each, by rank 0; `zeropage report` draws them."),
   };
-  return {std::move(own)};
+  Section trace{"zeropage.trace", "A timeline of some steps for ui.perfetto.dev (docs/monitoring.md)."};
+  trace.keys = {
+      text("file", {}, kInForce,
+           "Path of the traces; rank 3 writes trace.rank3.json for trace.json. The variable ZEROPAGE_TRACE goes "
+           "before."),
+      integer("first_step", 3, kInForce, "First traced step, from 1.").at_least(1),
+      integer("steps", 1, kInForce, "Traced steps.").between(1, 1'000'000),
+  };
+  return {std::move(own), std::move(trace)};
 }
 
 }  // namespace zeropage::config

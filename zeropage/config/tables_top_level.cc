@@ -75,8 +75,11 @@ std::vector<Key> other_keys() {
       steps_per_print(),
       flag("dump_state", false, kInForce, "Print the effective configuration when the engine starts."),
       flag("dataloader_drop_last", false, kInForce, "Drop the last batch of an epoch when it is not full."),
-      flag("wall_clock_breakdown", false, kNotBuilt, "Print the time of forward, backward and step."),
-      flag("memory_breakdown", false, kNotBuilt, "Print memory in use at each phase."),
+      flag("wall_clock_breakdown", false, kInForce,
+           "Print where the time of a step goes every steps_per_print steps (else 10), by rank 0. On a device each "
+           "phase waits "
+           "for it."),
+      flag("memory_breakdown", false, kInForce, "Print memory in use after each phase of the same steps, by rank 0."),
       text("log_level", {}, kNotBuilt, "Least severe message that is printed."),
       integer("vocabulary_size", {}, kNotBuilt, "Warn when a vocabulary is not a multiple of 8.").at_least(1),
       flag("graph_harvesting", false, kNotBuilt, "Capture CUDA graphs of the step."),

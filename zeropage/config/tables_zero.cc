@@ -8,11 +8,19 @@ using enum Status;
 
 namespace {
 
+Key stage() {
+  Key key =
+      integer("stage", 0, kInForce,
+              "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. "
+              "\"auto\": chosen from the model and free memory when the engine is made.")
+          .between(0, 3);
+  key.auto_is_planned = true;
+  return key;
+}
+
 std::vector<Key> stage_keys() {
   return {
-      integer("stage", 0, kInForce,
-              "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.")
-          .between(0, 3),
+      stage(),
       flag("contiguous_gradients", true, kAccepted, "Gradients always lie in one flat buffer per page."),
       flag("reduce_scatter", true, kInForce, "false: all-reduce gradients and keep the own slice (more traffic)."),
       integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.").at_least(1),

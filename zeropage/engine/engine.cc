@@ -17,7 +17,9 @@
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/find_step.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/update.h"
+#include "zeropage/engine/watch.h"
 #include "zeropage/optim/loss_scale.h"
 #include "zeropage/optim/norm.h"
 #include "zeropage/optim/schedule.h"
@@ -26,24 +28,6 @@
 
 namespace zeropage::engine {
 namespace {
-
-reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_dtype) {
-  const Placement placement = placement_of_stage(config.zero.stage);
-  reduce::ReducePolicy policy;
-  policy.sharded = placement.shard_gradients;
-  policy.whole_result = !placement.shard_optimizer;
-  policy.reduce_scatter = config.zero.reduce_scatter;
-  policy.overlap = config.zero.overlap_comm;
-  if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
-  // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
-  // stored keeps the type autograd made it in.
-  const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
-  policy.accumulation_dtype =
-      config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
-  const DType made_as = placement.shard_gradients ? compute_dtype : policy.accumulation_dtype;
-  policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
-  return policy;
-}
 
 std::vector<double> rates_of(const std::vector<config::OptimizerParams>& groups) {
   std::vector<double> rates;
@@ -59,7 +43,8 @@ class Engine::Impl {
        std::shared_ptr<comm::Communicator> communicator, c10::Device device,
        std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
       : config_(config),
-        communicator_(std::move(communicator)),
+        watch_(config_.observation, communicator->rank()),
+        communicator_(watch_.observed(std::move(communicator))),
         device_(device),
         ledger_(std::make_shared<Ledger>()),
         groups_(std::move(groups)),
@@ -70,8 +55,9 @@ class Engine::Impl {
       if (parameter.trainable) trainable_numel_ += parameter.numel;
     }
     reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(),
-                                                 reductions ? std::move(reductions) : communicator_, device_, ledger_,
-                                                 reduce_policy(config_, state_.compute_dtype()));
+                                                 reductions ? watch_.observed(std::move(reductions)) : communicator_,
+                                                 device_, ledger_, reduce_policy(config_, state_.compute_dtype()));
+    if (timeline() != nullptr) state_.pager().observe(watch_.timeline());
     if (config_.precision == config::Precision::kFp16)
       scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
@@ -96,8 +82,10 @@ class Engine::Impl {
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, device_}; }
   checkpoint::TrainingState training() const;
   void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
+  Timeline* timeline() const { return watch_.timeline().get(); }
 
   config::Config config_;
+  Watch watch_;
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
@@ -159,6 +147,8 @@ void Engine::Impl::require_states() const {
 
 at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
   require_whole_state("backward");
+  watch_.end_forward();
+  const Span span(timeline(), SpanKind::kBackward, "backward");
   if (!loss.defined() || loss.numel() != 1) {
     throw UsageError(fmt::format("backward() expects a loss with one element, got {}; reduce it first (loss.mean())",
                                  loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
@@ -278,6 +268,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
 }
 
 void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
+  const Span span(timeline(), SpanKind::kUpdate, "update");
   const auto& pages = state_.layout()->pages();
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     if (!verdict.received[i]) continue;
@@ -392,6 +383,7 @@ Engine::~Engine() = default;
 
 void Engine::before_forward() {
   impl_->require_whole_state("forward");
+  impl_->watch_.begin_forward();
   impl_->state_.absorb_replaced();
   // Without an optimizer no step ends the pass: each forward is one.
   if (impl_->groups_.empty()) impl_->state_.pager().end_pass();
@@ -399,7 +391,9 @@ void Engine::before_forward() {
 at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
   return impl_->backward(loss, options);
 }
-bool Engine::step() { return impl_->step(); }
+bool Engine::step() {
+  return impl_->watch_.step([this] { return impl_->step(); });
+}
 void Engine::zero_grad() { impl_->reducer_->reset(); }
 bool Engine::is_accumulation_boundary() const { return impl_->at_boundary(); }
 void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->boundary_ = boundary; }
@@ -484,6 +478,8 @@ void Engine::trim_memory() {
 
 const std::shared_ptr<Ledger>& Engine::ledger() const { return impl_->ledger_; }
 paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().stats(); }
+std::vector<paging::PageCounts> Engine::page_counts() const { return impl_->state_.pager().page_counts(); }
+std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->watch_.timeline(); }
 plan::StateBytes Engine::formula_bytes() const { return formula_bytes_at_stage(impl_->config_.zero.stage); }
 plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
   auto options = plan::StateOptions::from_config(impl_->config_, impl_->communicator_->size());

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "zeropage/base/ledger.h"
+#include "zeropage/base/timeline.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
 #include "zeropage/paging/pager.h"
@@ -143,6 +144,10 @@ class Engine {
 
   const std::shared_ptr<Ledger>& ledger() const;
   paging::PagerStats pager_stats() const;
+  std::vector<paging::PageCounts> page_counts() const;  ///< of paged pages
+
+  /// Where time went, in what is observed; null when the configuration asks for nothing of the kind.
+  std::shared_ptr<const Timeline> timeline() const;
   plan::StateBytes formula_bytes() const;  ///< per rank, for this configuration
   plan::StateBytes formula_bytes_at_stage(int stage) const;
   const comm::Communicator& communicator() const;

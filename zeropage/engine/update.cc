@@ -41,6 +41,7 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
 
 void update_page(const ModelState& state, const reduce::Reducer& reducer, int page, const UpdateInputs& inputs,
                  c10::Device device) {
+  const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
   c10::AutoGradMode no_grad(false);
   const auto& spec = state.layout()->pages()[page];
   const auto& own = state.owned(page);

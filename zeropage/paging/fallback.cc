@@ -36,11 +36,13 @@ class PinnedPages {
       pager->note_write(link->page);
       return;
     }
+    if (timeline_ == nullptr && link->handle->timeline) begin(*link, op);
     pager->touch(link->page, writes, op.schema().name());
     pinned_.emplace_back(link->handle, link->page);
   }
 
   ~PinnedPages() {
+    if (timeline_ != nullptr) timeline_->add(SpanKind::kOperator, name_, page_, begin_ns_);
     for (auto& [handle, page] : pinned_) {
       // The operator may have given the storage other memory, and so ended the last page of an Init scope.
       if (PageTable* pager = handle->pager.load(std::memory_order_acquire)) pager->unpin(page);
@@ -48,7 +50,18 @@ class PinnedPages {
   }
 
  private:
+  void begin(const ParameterLink& link, const c10::OperatorHandle& op) {
+    timeline_ = link.handle->timeline;
+    name_ = op.schema().name();
+    page_ = link.page;
+    begin_ns_ = Timeline::now_ns();
+  }
+
   c10::SmallVector<std::pair<std::shared_ptr<PagerHandle>, int>, 4> pinned_;
+  std::shared_ptr<Timeline> timeline_;  // observed: of the first page, as the next three
+  std::string_view name_;
+  int page_ = -1;
+  std::int64_t begin_ns_ = 0;
 };
 
 void use_value(const c10::IValue& value, bool writes, const c10::OperatorHandle& op, PinnedPages& pages) {

@@ -151,7 +151,9 @@ std::vector<int> Pager::take_written() {
 }
 
 void Pager::make_resident(int page, std::string_view user) {
+  const Span span(handle_->timeline.get(), SpanKind::kFault, user, page);
   ++stats_.faults;
+  ++pages_[page].faults;
   try {
     if (pages_[page].state == State::kAbsent) {
       make_room(frame_bytes(page));
@@ -203,6 +205,7 @@ void Pager::gather_from_peers(int page) {
   auto& state = pages_[page];
   const std::int64_t shard_bytes = spec.shard_bytes();
   const std::int64_t used_bytes = spec.used_numel * spec.element_bytes;
+  const std::int64_t begin_ns = handle_->timeline ? Timeline::now_ns() : 0;
   for (int step = 0; step < communicator_->size(); ++step) {
     // Each rank starts with its own shard, so that ranks do not all read the same peer at once.
     const int rank = (communicator_->rank() + step) % communicator_->size();
@@ -220,6 +223,11 @@ void Pager::gather_from_peers(int page) {
       source = communicator_->peer_address(rank, state.shard);
     }
     std::memcpy(state.frame + begin, source, length);
+  }
+  if (handle_->timeline) {
+    const std::int64_t end_ns = Timeline::now_ns();
+    handle_->timeline->add(
+        {SpanKind::kGather, "copy", state.label, used_bytes, begin_ns, end_ns, /*waited_ns=*/end_ns - begin_ns});
   }
 }
 
@@ -252,6 +260,7 @@ void Pager::evict(int page) {
   if (pages_[page].dirty) write_back(page);
   drop_frame(page);
   ++stats_.evictions;
+  ++pages_[page].evictions;
 }
 
 void Pager::drop_frame(int page) {
@@ -374,6 +383,25 @@ void Pager::trim(bool evict_all) {
 PagerStats Pager::stats() const {
   auto guard = lock();
   return stats_;
+}
+
+std::vector<PageCounts> Pager::page_counts() const {
+  auto guard = lock();
+  std::vector<PageCounts> counts;
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    const auto& state = pages_[page];
+    if (state.paged) {
+      counts.push_back({state.label, frame_bytes(static_cast<int>(page)), state.faults, state.evictions});
+    }
+  }
+  return counts;
+}
+
+void Pager::observe(std::shared_ptr<Timeline> timeline) {
+  std::vector<std::string> labels;
+  for (const auto& page : pages_) labels.push_back(page.label);
+  timeline->set_page_labels(std::move(labels));
+  handle_->timeline = std::move(timeline);
 }
 
 }  // namespace zeropage::paging

@@ -51,6 +51,14 @@ struct PagerStats {
   std::int64_t peak_live_bytes = 0;
 };
 
+/// What happened to one page since the pager was made.
+struct PageCounts {
+  std::string label;
+  std::int64_t bytes = 0;  ///< of its frame
+  std::int64_t faults = 0;
+  std::int64_t evictions = 0;
+};
+
 class Pager final : public PageTable {
  public:
   /// `paged[p]` says which pages of `layout` this pager manages; the shards of those are allocated here, zero-filled.
@@ -106,6 +114,12 @@ class Pager final : public PageTable {
   void trim(bool evict_all);
 
   PagerStats stats() const;
+
+  /// Of the paged pages.
+  std::vector<PageCounts> page_counts() const;
+
+  /// From now on operators, faults and copies are added to `timeline`. Before the first of them.
+  void observe(std::shared_ptr<Timeline> timeline);
   const std::shared_ptr<PagerHandle>& handle() const { return handle_; }
 
  private:
@@ -126,6 +140,8 @@ class Pager final : public PageTable {
     comm::WorkPtr gather;
     std::uint64_t version = 0;
     std::int64_t last_touch = 0;
+    std::int64_t faults = 0;
+    std::int64_t evictions = 0;
     std::string label;
     std::vector<Home> homes;
   };

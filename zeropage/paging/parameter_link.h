@@ -13,6 +13,8 @@
 #include <string>
 #include <string_view>
 
+#include "zeropage/base/timeline.h"
+
 namespace zeropage::paging {
 
 /// What those who meet a parameter ask of whoever keeps its page: an engine's pager, or an Init scope (engine/deferred_pages.h).
@@ -37,6 +39,7 @@ class PageTable {
 struct PagerHandle {
   std::atomic<PageTable*> pager{nullptr};
   std::atomic<bool> functions_seen{false};  ///< a custom autograd.Function took one of its parameters
+  std::shared_ptr<Timeline> timeline;       ///< null when nothing is observed; set before the first operator
 };
 
 struct ParameterLink {

@@ -70,6 +70,12 @@ std::string folded(std::string_view text) {
 
 }  // namespace
 
+std::map<std::string, double> data_sheet_flops() {
+  std::map<std::string, double> flops;
+  for (const auto& sheet : kSheets) flops[sheet.name] = sheet.teraflops * 1e12;
+  return flops;
+}
+
 std::vector<std::string> hardware_preset_names() {
   std::vector<std::string> names;
   for (const DataSheet& sheet : kSheets) names.emplace_back(sheet.name);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -29,6 +30,9 @@ struct Hardware {
 Hardware hardware_preset(std::string_view name);
 
 std::vector<std::string> hardware_preset_names();
+
+/// Dense 16-bit operations per second of the presets' data sheets, by name.
+std::map<std::string, double> data_sheet_flops();
 
 /// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB". Errors: ConfigError for another name, or a value
 /// that parse_bytes refuses.

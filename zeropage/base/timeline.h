@@ -1,0 +1,157 @@
+/// \file
+/// Where the time of one rank goes: spans with a kind, a name and a page, on a clock that ranks share.
+///
+///   1. What takes time is added when it has ended (`Span`, or `add` for what overlaps). Every span adds to the total of its kind;
+///      a transfer also to that of its operation and size.
+///   2. While a step that the trace was asked for runs, spans are kept one by one, up to a limit.
+///   3. `end_step` counts steps. After the last traced one the file is written, whole or not at all. When the run ends
+///      before, the destructor writes what there is.
+///
+/// The file is an array of Chrome trace events (chrome://tracing, ui.perfetto.dev); several ranks' files may be joined
+/// to one array. Callers hold a null pointer when nothing is observed: that branch is all that an unobserved run pays.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace zeropage {
+
+enum class SpanKind {
+  kForward,   ///< from the call of the module to the call of backward
+  kBackward,  ///< the call of backward
+  kStep,      ///< the call of step
+  kOperator,  ///< an operator that uses pages, with what it waits for them
+  kFault,     ///< the part of it in which a page was made resident
+  kGather,    ///< a page's values on their way from the peers
+  kReduce,    ///< gradients on their way to their sum
+  kExchange,  ///< any other collective
+  kWait,      ///< the program stands still for gradients
+  kUpdate,    ///< optimizer and return of the new values
+};
+inline constexpr int kSpanKinds = 10;
+
+/// "forward", "backward", ...
+const char* span_kind_name(SpanKind kind);
+
+struct TimelineOptions {
+  std::string file;  ///< empty: totals only
+  int rank = 0;
+  std::int64_t first_step = 1;  ///< counted from 1
+  std::int64_t steps = 1;
+  std::size_t max_spans = 1'000'000;  ///< at about 40 bytes each; those beyond are counted, and the file says how many
+};
+
+/// A transfer between ranks.
+struct Transfer {
+  SpanKind kind = SpanKind::kExchange;
+  std::string_view operation;  ///< "all_gather", ...
+  std::string_view what;       ///< what it was about; may be empty
+  std::int64_t bytes = 0;
+  std::int64_t begin_ns = 0;
+  std::int64_t end_ns = 0;
+  std::int64_t waited_ns = 0;  ///< of that, time in which the program stood still
+};
+
+struct SpanTotal {
+  std::int64_t count = 0;
+  std::int64_t ns = 0;
+};
+
+struct TransferTotal {
+  SpanTotal whole;
+  std::int64_t waited_ns = 0;
+};
+
+/// Operation and bytes of one transfer.
+using TransferSize = std::pair<std::string, std::int64_t>;
+
+/// Thread-safe.
+class Timeline {
+ public:
+  explicit Timeline(TimelineOptions options);
+  ~Timeline();
+  Timeline(const Timeline&) = delete;
+  Timeline& operator=(const Timeline&) = delete;
+
+  /// Nanoseconds of a monotonic clock.
+  static std::int64_t now_ns();
+
+  /// What the file calls a page; by index.
+  void set_page_labels(std::vector<std::string> labels) { page_labels_ = std::move(labels); }
+
+  /// Called for every transfer, from the thread that noticed its end.
+  void on_transfer(std::function<void(const Transfer&)> callback) { on_transfer_ = std::move(callback); }
+
+  /// Something that went on from `begin_ns` to now. page: an index, or -1.
+  void add(SpanKind kind, std::string_view name, int page, std::int64_t begin_ns);
+  void add(const Transfer& transfer);
+
+  /// An optimizer step has ended. Writes the file when it was the last of the trace; warns when that fails.
+  void end_step();
+
+  std::array<SpanTotal, kSpanKinds> totals() const;
+  std::map<TransferSize, TransferTotal> transfers() const;
+
+ private:
+  struct Kept {
+    SpanKind kind;
+    std::uint32_t name;
+    std::int32_t page;
+    std::int32_t thread;
+    std::int64_t begin_ns;
+    std::int64_t end_ns;
+    std::int64_t bytes;
+  };
+
+  bool recording() const;
+  void keep(const Kept& span);
+  std::uint32_t name_index(std::string_view name);
+  std::string span_line(std::size_t index, const std::vector<std::string>& quoted_names) const;
+  void print(std::FILE* file) const;
+  void write();
+
+  TimelineOptions options_;
+  std::int64_t to_day_ns_;  ///< added to the clock: nanoseconds since midnight UTC, the same on all hosts
+  std::vector<std::string> page_labels_;
+  std::function<void(const Transfer&)> on_transfer_;
+  mutable std::mutex mutex_;
+  std::int64_t step_ = 1;  ///< the one that runs
+  std::array<SpanTotal, kSpanKinds> totals_{};
+  std::map<TransferSize, TransferTotal> transfers_;
+  std::vector<Kept> kept_;
+  std::int64_t dropped_ = 0;
+  std::vector<std::string> names_;
+  std::map<std::string, std::uint32_t, std::less<>> name_indices_;
+  bool written_ = false;
+};
+
+/// From here to the end of the block. Costs one branch when `timeline` is null. `name` is read at the end.
+class Span {
+ public:
+  Span(Timeline* timeline, SpanKind kind, std::string_view name, int page = -1)
+      : timeline_(timeline), kind_(kind), name_(name), page_(page), begin_ns_(timeline ? Timeline::now_ns() : 0) {}
+  ~Span() {
+    if (timeline_) timeline_->add(kind_, name_, page_, begin_ns_);
+  }
+  Span(const Span&) = delete;
+  Span& operator=(const Span&) = delete;
+
+ private:
+  Timeline* timeline_;
+  SpanKind kind_;
+  std::string_view name_;
+  int page_;
+  std::int64_t begin_ns_;
+};
+
+/// The transfers as an aligned table, largest waits first; empty text when there were none.
+std::string format_transfers(const std::map<TransferSize, TransferTotal>& transfers);
+
+}  // namespace zeropage

@@ -1,0 +1,25 @@
+#include "zeropage/engine/reduce_policy.h"
+
+#include "zeropage/engine/placement.h"
+
+namespace zeropage::engine {
+
+reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_dtype) {
+  const Placement placement = placement_of_stage(config.zero.stage);
+  reduce::ReducePolicy policy;
+  policy.sharded = placement.shard_gradients;
+  policy.whole_result = !placement.shard_optimizer;
+  policy.reduce_scatter = config.zero.reduce_scatter;
+  policy.overlap = config.zero.overlap_comm;
+  if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
+  // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
+  // stored keeps the type autograd made it in.
+  const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
+  policy.accumulation_dtype =
+      config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
+  const DType made_as = placement.shard_gradients ? compute_dtype : policy.accumulation_dtype;
+  policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
+  return policy;
+}
+
+}  // namespace zeropage::engine
