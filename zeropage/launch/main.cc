@@ -11,6 +11,7 @@
 #include "zeropage/launch/launch.h"
 #include "zeropage/launch/options.h"
 #include "zeropage/launch/plan_command.h"
+#include "zeropage/launch/python_command.h"
 
 namespace {
 
@@ -35,12 +36,17 @@ class LauncherFormatter : public CLI::Formatter {
     return "\nUsage: zeropage [options] SCRIPT [arguments of the script...]\n"
            "       zeropage config FILE [--world_size N]\n"
            "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n"
-           "       zeropage ckpt ls|verify|export|diff PATH ...\n";
+           "       zeropage simulate MODEL --device NAME --num_nodes N ...\n"
+           "       zeropage ckpt ls|verify|export|diff PATH ...\n"
+           "       zeropage report RUN\n"
+           "       zeropage top\n"
+           "       zeropage doctor\n";
   }
 };
 
 int run(int argc, char** argv) {
   if (argc == 2 && std::string_view(argv[1]) == "agent") return zeropage::launch::run_agent(argv[0]);
+  if (argc >= 2 && zeropage::launch::is_python_command(argv[1])) zeropage::launch::run_python_command(argv);
   CLI::App app(kAbout, "zeropage");
   app.formatter(std::make_shared<LauncherFormatter>());
   app.set_version_flag("--version", "zeropage " ZEROPAGE_VERSION);
@@ -50,6 +56,8 @@ int run(int argc, char** argv) {
   const CLI::App* config_command = zeropage::launch::add_config_command(app, config);
   zeropage::launch::PlanCommand plan;
   const CLI::App* plan_command = zeropage::launch::add_plan_command(app, plan);
+  zeropage::launch::SimulateCommand simulate;
+  const CLI::App* simulate_command = zeropage::launch::add_simulate_command(app, simulate);
   zeropage::launch::CkptCommand ckpt;
   const CLI::App* ckpt_command = zeropage::launch::add_ckpt_command(app, ckpt);
   try {
@@ -64,6 +72,10 @@ int run(int argc, char** argv) {
   }
   if (plan_command->parsed()) {
     std::fputs(zeropage::launch::plan_listing(plan).c_str(), stdout);
+    return 0;
+  }
+  if (simulate_command->parsed()) {
+    std::fputs(zeropage::launch::simulate_listing(simulate).c_str(), stdout);
     return 0;
   }
   if (ckpt_command->parsed()) {

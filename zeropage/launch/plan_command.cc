@@ -9,6 +9,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/launch/fd.h"
 #include "zeropage/plan/plan.h"
+#include "zeropage/plan/simulate.h"
 
 namespace zeropage::launch {
 namespace {
@@ -41,11 +42,8 @@ plan::Request request_of(const PlanCommand& command) {
   return request;
 }
 
-}  // namespace
-
-CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
-  CLI::App* plan =
-      app.add_subcommand("plan", "What a model takes at every stage, how fast it can be, and what to choose");
+/// The model and the machine.
+void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
   plan->add_option("MODEL", command.model,
                    "Number of parameters (7B), .safetensors file or index, config.json or the folder with it")
@@ -67,9 +65,28 @@ CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
   plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
   plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");
   plan->add_option("--sequence", command.sequence, "Tokens of a sample")->type_name("N");
+}
+
+}  // namespace
+
+CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
+  CLI::App* plan =
+      app.add_subcommand("plan", "What a model takes at every stage, how fast it can be, and what to choose");
+  add_request_options(plan, command);
   plan->add_flag("--json", command.json, "Print JSON");
   plan->add_option("--write", command.write, "Write the recommended ds_config.json to a new file")->type_name("FILE");
   return plan;
+}
+
+CLI::App* add_simulate_command(CLI::App& app, SimulateCommand& command) {
+  CLI::App* simulate =
+      app.add_subcommand("simulate", "The plan on 1, 2, 4, ... up to --num_nodes hosts: how well it scales");
+  add_request_options(simulate, command.plan);
+  simulate
+      ->add_option("--global_batch", command.global_batch,
+                   "Samples of a step, which the ranks share (strong scaling); without it each rank keeps its own work")
+      ->type_name("N");
+  return simulate;
 }
 
 std::string plan_listing(const PlanCommand& command) {
@@ -79,6 +96,12 @@ std::string plan_listing(const PlanCommand& command) {
     write_new(command.write, plan.rows[*plan.recommendation.row].config);
   }
   return command.json ? plan::plan_json(plan) : plan::format_plan(plan);
+}
+
+std::string simulate_listing(const SimulateCommand& command) {
+  const plan::Request request = request_of(command.plan);
+  const auto batch = command.global_batch == 0 ? std::nullopt : std::optional(command.global_batch);
+  return plan::format_scaling(request, plan::simulate(request, batch));
 }
 
 }  // namespace zeropage::launch

@@ -1,5 +1,5 @@
 /// \file
-/// `zeropage plan`.
+/// `zeropage plan` and `zeropage simulate`.
 #pragma once
 
 #include <cstdint>
@@ -26,10 +26,20 @@ struct PlanCommand {
   std::string write;  ///< path of the configuration to write; empty: none
 };
 
+/// `zeropage simulate`: the plan's model and machine, on up to num_nodes hosts.
+struct SimulateCommand {
+  PlanCommand plan;
+  std::int64_t global_batch = 0;  ///< 0: weak scaling
+};
+
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.
 CLI::App* add_plan_command(CLI::App& app, PlanCommand& command);
+CLI::App* add_simulate_command(CLI::App& app, SimulateCommand& command);
 
 /// What the command prints; writes the configuration where asked to. Errors: ConfigError, IoError.
 std::string plan_listing(const PlanCommand& command);
+
+/// What the command prints. Errors: ConfigError, IoError.
+std::string simulate_listing(const SimulateCommand& command);
 
 }  // namespace zeropage::launch

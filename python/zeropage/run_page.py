@@ -1,0 +1,242 @@
+"""`zeropage report RUN`: one HTML page about a run, from the file of `zeropage.metrics_file`. It needs no network and no scripts."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, IoError
+from .svg_charts import Chart, Level, bars
+
+_SHOWN_PAGES = 24
+_SHOWN_STEPS = 200
+
+_STYLE = """
+:root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--ink:#1c1e21;--soft:#6a6f76;--grid:#e6e6e3;
+--c0:#2f6fb2;--c1:#e0852b;--c2:#3d9a6c;--c3:#8d63b5;--c4:#9a8f80;--c5:#c2506b;--c6:#4aa3a8}
+@media(prefers-color-scheme:dark){:root{--back:#14161a;--card:#1d2025;--ink:#e9eaec;--soft:#9ba1a9;--grid:#32363d;
+--c0:#6ea8e0;--c1:#eda25a;--c2:#66bd92;--c3:#b493d6;--c4:#b5aa9b;--c5:#e0839a;--c6:#7cc5c9}}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:1120px;padding:20px 16px 48px;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
+h1{font-size:1.5rem;margin:0 0 4px}h2{font-size:1.05rem;margin:0 0 2px}p{margin:0 0 10px}.soft,figcaption{color:var(--soft);font-size:.9rem}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;margin:18px 0}
+.tiles div,section{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px;min-width:0}
+.tiles b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:12px}
+.wide{grid-column:1/-1}svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:var(--soft)}
+.grid{stroke:var(--grid)}.level{stroke:var(--ink);stroke-dasharray:6 4}.level1{stroke-dasharray:2 4}polyline{fill:none;stroke-width:2;stroke-linejoin:round}
+.hover{fill:transparent}.hover:hover{fill:var(--ink);fill-opacity:.06}
+.legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.85rem;color:var(--soft);margin-top:6px}
+.legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:5px}
+.legend .dash{height:0;border-top:2px dashed var(--ink);border-radius:0;vertical-align:4px}.legend .level1{border-top-style:dotted}
+.bars{margin-top:8px}.label{font-size:.85rem;overflow-wrap:anywhere;margin-top:8px}
+.bar{display:flex;align-items:center;gap:6px;height:14px}.bar i{height:9px;border-radius:2px;min-width:1px;flex:none}
+.bar b{font-size:.75rem;font-weight:400;color:var(--soft)}
+details{margin-top:12px}summary{cursor:pointer}pre,.scroll{overflow-x:auto;font-size:.85rem}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:2px 10px;text-align:right;white-space:nowrap}
+"""
+
+
+@dataclass
+class Run:
+    """What the file says: the last run of it, its steps in order (of a step done twice the later one), the last page counts."""
+
+    path: Path
+    about: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    pages: dict[str, Any] | None = None
+    begun: int = 0  # how often
+
+
+def read_run(source: Path) -> Run:
+    """source: a metrics file, or a folder with one *.jsonl. A last line that a kill cut short is left out. Raises ConfigError, IoError."""
+    path = _metrics_path(source)
+    run = Run(path, {})
+    steps: dict[int, dict[str, Any]] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise IoError(f"{path}: expected a readable metrics file, got: {error.strerror}") from None
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            kind = record["record"]
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines) and run.begun:
+                break
+            raise ConfigError(f"{path}:{number}: expected a record of zeropage.metrics_file, got {line[:60]!r}") from None
+        if kind == "run":
+            run.about, run.begun, run.pages = record, run.begun + 1, None
+        elif kind == "step":
+            steps[record["step"]] = record
+        elif kind == "pages":
+            run.pages = record
+    if not run.begun:
+        raise ConfigError(f"{path}: expected a file of zeropage.metrics_file, which begins with a record of the run; got {len(lines)} lines without one")
+    run.steps = [steps[step] for step in sorted(steps)]
+    return run
+
+
+def page_of(run: Run) -> str:
+    """The HTML document."""
+    body = [_heading(run), _tiles(run), '<div class="charts">']
+    body += [_section(title, note, figure) for title, note, figure in _figures(run)]
+    body.append(_pages_section(run))
+    body.append("</div>")
+    body.append(_details(run))
+    title = escape(f"Run of {run.path.name}")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="zeropage report", description="Draws a run: one HTML page from the file of zeropage.metrics_file.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the metrics file, or a folder that holds one")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: the metrics file's name with .html")
+    given = parser.parse_args(arguments)
+    run = read_run(given.run)
+    output = given.output or run.path.with_suffix(".html")
+    output.write_text(page_of(run), encoding="utf-8")
+    print(output)
+    return 0
+
+
+def _metrics_path(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    found = sorted(source.glob("*.jsonl"))
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ConfigError(f"{source}: expected one metrics file (*.jsonl) in this folder, got {names}; name the file")
+    return found[0]
+
+
+def _heading(run: Run) -> str:
+    about = run.about
+    ranks = "1 rank" if about["world_size"] == 1 else f"{about['world_size']} ranks"
+    numel = f"{about['trainable_parameters']:,}"
+    begun = f", begun {run.begun} times" if run.begun > 1 else ""
+    return (
+        f"<h1>{escape(run.path.stem)}</h1><p class=soft>{numel} parameters at stage {about['stage']} on {ranks}, {escape(about['device'])}{begun}. "
+        f"Zeropage {escape(about['version'])}. Figures of rank 0, from <code>{escape(run.path.name)}</code>.</p>"
+    )
+
+
+def _tiles(run: Run) -> str:
+    if not run.steps:
+        return "<p>No step was recorded yet.</p>"
+    last, later = run.steps[-1], run.steps[1:] or run.steps
+    seconds = sum(step["seconds"]["whole"] for step in later) / len(later)
+    per_step = last["samples"] / last["step"]
+    skipped = sum(not step["applied"] for step in run.steps)
+    peak = sum(now_and_peak[1] for now_and_peak in last["bytes"].values())
+    tiles = {
+        "steps": f"{last['step']:,}" + (f" ({skipped} skipped)" if skipped else ""),
+        "last loss": _number(last["loss"]),
+        "time of a step": _milliseconds(seconds),
+        "samples a second": _number(per_step / seconds),
+        "engine's peak": _bytes(peak),
+        "process": _bytes(last["process_bytes"]),
+    }
+    return '<div class="tiles">' + "".join(f"<div><span class=soft>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in tiles.items()) + "</div>"
+
+
+def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
+    x = [step["step"] for step in run.steps]
+
+    def column(*path: Any) -> list[float | None]:
+        return [_at(step, path) for step in run.steps]
+
+    yield "Loss", "mean of rank 0's micro batches", Chart(x, {"loss": column("loss")}, _number, from_zero=False).svg()
+    yield "Learning rate", "of the first group, for the next step", Chart(x, {"learning rate": column("lr")}, _number).svg()
+    whole = column("seconds", "whole")
+    phases = {name: column("seconds", name) for name in ("forward", "backward", "step")}
+    phases["between"] = [max(0.0, w - sum(values)) for w, *values in zip(whole, *phases.values(), strict=True)]
+    # The first step makes what is made once, and would flatten the others.
+    rest = slice(1, None) if len(x) > 2 else slice(None)
+    split = Chart(x[rest], {name: values[rest] for name, values in phases.items()}, _milliseconds, stacked=True)
+    yield "Where a step's time goes", "host time; between: data and the program's own work", split.svg()
+    waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
+    waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds)
+    yield "Waiting", "what is under way and not waited for runs beside the computation", waiting.svg()
+    memory = Chart(x, {kind: column("bytes", kind, 0) for kind in (run.steps[-1]["bytes"] if run.steps else ())}, _bytes, stacked=True, levels=_levels(run), binary=True)
+    yield "Memory of the engine", "after each step, by kind", memory.svg()
+    counted = [sum(now for now, _ in step["bytes"].values()) for step in run.steps]
+    process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True)
+    yield "Memory of the process", "the rest: activations, torch, the program", process.svg()
+    yield "Gradient norm", "before clipping", Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()
+    if run.about["config"]["fp16"]["enabled"]:
+        yield "Loss scale", "fp16", Chart(x, {"loss scale": column("loss_scale")}, _number).svg()
+
+
+def _levels(run: Run) -> list[Level]:
+    """What the formula says, and with what may be live at stage 3."""
+    state = sum(run.about["formula_bytes"].values())
+    levels = [Level("state by the formula", state)]
+    limit = run.about["live_limit_bytes"]
+    if limit is not None and limit < 2 * state:
+        levels.append(Level("with the live limit", state + limit))
+    return levels
+
+
+def _pages_section(run: Run) -> str:
+    pages = [page for page in (run.pages["pages"] if run.pages else []) if page[2] or page[3]]
+    if not pages:
+        return ""
+    pages.sort(key=lambda page: -page[2])
+    rows = [(f"{label}, {_bytes(size)}", (faults, evictions)) for label, size, faults, evictions in pages[:_SHOWN_PAGES]]
+    note = f"until step {run.pages['step']}; a fault is an operator that had to wait for its page"
+    if len(pages) > _SHOWN_PAGES:
+        note += f"; the {_SHOWN_PAGES} with most of {len(pages)}"
+    return _section("Faults and evictions by page", note, bars(rows, ("faults", "evictions"), lambda v: f"{v:,}"), wide=True)
+
+
+def _section(title: str, note: str, figure: str, wide: bool = False) -> str:
+    return f'<section{" class=wide" if wide else ""}><h2>{escape(title)}</h2><p class=soft>{escape(note)}</p>{figure}</section>'
+
+
+def _details(run: Run) -> str:
+    columns = {
+        "step": lambda s: f"{s['step']}",
+        "samples": lambda s: f"{s['samples']}",
+        "loss": lambda s: _number(s["loss"]),
+        "learning rate": lambda s: _number(s["lr"]),
+        "time": lambda s: _milliseconds(s["seconds"]["whole"]),
+        "faults so far": lambda s: f"{s['faults']}",
+        "evictions so far": lambda s: f"{s['evictions']}",
+    }
+    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell(step))}</td>' for cell in columns.values())}</tr>" for step in run.steps[-_SHOWN_STEPS:])
+    config = escape(json.dumps(run.about["config"], indent=2))
+    return (
+        f"<details><summary>Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers</summary><div class=scroll><table><tr>{head}</tr>{rows}</table></div></details>"
+        f"<details><summary>Configuration in force</summary><pre>{config}</pre></details>"
+    )
+
+
+def _at(record: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        record = record[key]
+    return record
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(value) < 1024:
+            return f"{value:.4g} {unit}" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
+        value /= 1024
+    return f"{value:.3g} TiB"

@@ -1,0 +1,193 @@
+"""Charts as inline SVG, without scripts: lines, stacked areas and bars, each with values that show under the pointer.
+
+The drawing is 420 units wide, so that its text stays readable on a phone; colours are the page's variables --c0, --c1, ...
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+
+WIDTH, HEIGHT = 420, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 10, 26
+_MAX_POINTS = 200
+
+Values = Sequence[float | None]
+Formatter = Callable[[float], str]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A dashed line across a chart."""
+
+    name: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Chart:
+    """x: ascending. series: name -> one value for each x; None leaves a gap. stacked: areas on top of each other. binary: the axis is
+    divided in powers of 1024."""
+
+    x: Sequence[float]
+    series: dict[str, Values]
+    format: Formatter
+    stacked: bool = False
+    x_name: str = "step"
+    levels: Sequence[Level] = field(default=())
+    from_zero: bool = True
+    binary: bool = False
+
+    def svg(self) -> str:
+        """The chart, and its legend when it has more than one series or a level."""
+        if not self.x:
+            return "<p>No step was recorded.</p>"
+        chart = self._thinned()
+        names = [name for name, values in chart.series.items() if any(v is not None for v in values)]
+        if not names:
+            return "<p>Nothing of this was recorded.</p>"
+        columns = [[_or_zero(chart.series[name][i]) if chart.stacked else chart.series[name][i] for name in names] for i in range(len(chart.x))]
+        tops = [sum(column) if chart.stacked else max((v for v in column if v is not None), default=None) for column in columns]
+        shown = [v for v in tops if v is not None] + [level.value for level in chart.levels]
+        low = 0.0 if chart.from_zero else min(v for column in columns for v in column if v is not None)
+        unit = 1024 ** int(math.log(max(1, *shown), 1024)) if self.binary else 1
+        ticks = [unit * tick for tick in nice_ticks(low / unit, max(shown) / unit)]
+        scale = _Scale(chart.x[0], chart.x[-1], ticks[0], ticks[-1])
+        parts = [_axes(scale, ticks, chart)]
+        parts += _areas(scale, chart.x, columns) if chart.stacked else _lines(scale, chart.x, columns)
+        for i, level in enumerate(chart.levels):
+            y = scale.y(level.value)
+            parts.append(f'<line class="level level{i}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_hover(scale, chart, names))
+        label = escape(", ".join(names))
+        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>' + _legend(chart, names)
+
+    def _thinned(self) -> "Chart":
+        """At most so many points that a line stays a line: means of neighbours."""
+        size = math.ceil(len(self.x) / _MAX_POINTS)
+        if size == 1:
+            return self
+        starts = range(0, len(self.x), size)
+        series = {name: [_mean(values[i : i + size]) for i in starts] for name, values in self.series.items()}
+        x = [self.x[min(i + size, len(self.x)) - 1] for i in starts]
+        return replace(self, x=[self.x[0], *x[1:]], series=series)
+
+
+def bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], format_value: Formatter) -> str:
+    """Rows with a label and one bar for each name, all on one scale."""
+    largest = max((value for _, values in rows for value in values), default=0) or 1
+    out = [f'<div class="legend">{"".join(_key(i, name) for i, name in enumerate(names))}</div><div class="bars">']
+    for label, values in rows:
+        out.append(f'<div class="label">{escape(label)}</div>')
+        for i, value in enumerate(values):
+            out.append(f'<div class="bar"><i style="width:calc((100% - 60px) * {value / largest:.3f});background:var(--c{i})"></i><b>{escape(format_value(value))}</b></div>')
+    return "".join(out) + "</div>"
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """Round numbers from at most `low` to at least `high`, about `count` steps apart."""
+    if high <= low:
+        high = low + (abs(low) or 1.0)
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.floor(low / step + 1e-9)
+    last = math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+@dataclass(frozen=True)
+class _Scale:
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        span = self.x_high - self.x_low
+        share = (value - self.x_low) / span if span else 0.5
+        return _LEFT + share * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        share = (value - self.y_low) / (self.y_high - self.y_low)
+        return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
+
+
+def _axes(scale: _Scale, ticks: list[float], chart: Chart) -> str:
+    out = []
+    for tick in ticks:
+        y = scale.y(tick)
+        out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.format(tick))}</text>')
+    ends = [(chart.x[0], "start"), (chart.x[-1], "end")] if len(chart.x) > 1 else [(chart.x[0], "middle")]
+    for value, anchor in ends:
+        out.append(f'<text x="{scale.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(chart.x_name)} {value:,.12g}</text>')
+    return "".join(out)
+
+
+def _lines(scale: _Scale, x: Sequence[float], columns: list[list[float | None]]) -> list[str]:
+    out = []
+    for i in range(len(columns[0])):
+        runs: list[list[str]] = [[]]
+        for at, column in zip(x, columns, strict=True):
+            value = column[i]
+            if value is None:
+                runs.append([])
+            else:
+                runs[-1].append(f"{scale.x(at):.1f},{scale.y(value):.1f}")
+        for points in runs:
+            if len(points) == 1:
+                cx, cy = points[0].split(",")
+                out.append(f'<circle cx="{cx}" cy="{cy}" r="2.5" fill="var(--c{i})"/>')
+            elif points:
+                out.append(f'<polyline points="{" ".join(points)}" stroke="var(--c{i})"/>')
+    return out
+
+
+def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> list[str]:
+    out = []
+    base = [0.0] * len(x)
+    # One point has no width: draw it as a bar.
+    xs = [scale.x(at) for at in x] if len(x) > 1 else [WIDTH / 2 - 30, WIDTH / 2 + 30]
+    for i in range(len(columns[0])):
+        top = [low + column[i] for low, column in zip(base, columns, strict=True)]
+        upper, lower = (top, base) if len(x) > 1 else (top * 2, base * 2)
+        points = [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(xs, upper, strict=True)]
+        points += [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(reversed(xs), reversed(lower), strict=True)]
+        out.append(f'<polygon points="{" ".join(points)}" fill="var(--c{i})"/>')
+        base = top
+    return out
+
+
+def _hover(scale: _Scale, chart: Chart, names: list[str]) -> str:
+    """Invisible strips whose titles say the values."""
+    edges = [scale.x(value) for value in chart.x]
+    out = []
+    for i, center in enumerate(edges):
+        left = _LEFT if i == 0 else (edges[i - 1] + center) / 2
+        right = WIDTH - _RIGHT if i + 1 == len(edges) else (edges[i + 1] + center) / 2
+        values = [f"{name} {chart.format(v)}" for name in names if (v := chart.series[name][i]) is not None]
+        title = escape(f"{chart.x_name} {chart.x[i]:,.12g}: {', '.join(values)}")
+        out.append(f'<rect class="hover" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" height="{HEIGHT - _TOP - _BOTTOM}"><title>{title}</title></rect>')
+    return "".join(out)
+
+
+def _legend(chart: Chart, names: list[str]) -> str:
+    keys = [_key(i, name) for i, name in enumerate(names)] if len(names) > 1 else []
+    keys += [
+        f'<span><i class="dash level{i}"></i>{escape(level.name)} {escape(chart.format(level.value))}</span>' for i, level in enumerate(chart.levels)
+    ]
+    return f'<div class="legend">{"".join(keys)}</div>' if keys else ""
+
+
+def _key(index: int, name: str) -> str:
+    return f'<span><i style="background:var(--c{index})"></i>{escape(name)}</span>'
+
+
+def _or_zero(value: float | None) -> float:
+    return 0.0 if value is None else value
+
+
+def _mean(values: Values) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

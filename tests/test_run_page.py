@@ -1,0 +1,168 @@
+"""`zeropage report`: the page about a run, and `zeropage doctor`."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from zeropage import doctor, errors, run_page
+from zeropage.svg_charts import Chart, Level, nice_ticks
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
+RUN = {
+    "record": "run",
+    "version": "0.1.0",
+    "world_size": 2,
+    "stage": 3,
+    "device": "cpu",
+    "trainable_parameters": 1000,
+    "formula_bytes": {"parameters": 2000, "gradients": 2000, "optimizer": 6000},
+    "live_limit_bytes": 1000,
+    "config": {"fp16": {"enabled": True}, "note": "</script><b>&"},
+}
+
+
+def step(number: int, loss: float | None = 1.5) -> dict:
+    seconds = {"whole": 0.1, "forward": 0.03, "backward": 0.04, "step": 0.02, "fault": 0.01, "wait": 0.0, "update": 0.01, "gather": 0.01, "reduce": 0.02}
+    return {
+        "record": "step",
+        "step": number,
+        "samples": 8 * number,
+        "loss": loss,
+        "lr": 1e-3,
+        "grad_norm": 0.5,
+        "loss_scale": 65536.0,
+        "applied": loss is not None,
+        "seconds": seconds,
+        "bytes": {"parameters": [2000, 2000], "gradients": [2000, 2000], "optimizer": [6000, 6000], "frames": [500 * number, 4000], "buffers": [0, 0]},
+        "process_bytes": 1 << 28,
+        "faults": 3 * number,
+        "evictions": 2 * number,
+    }
+
+
+def write(path: Path, *records: dict, tail: str = "") -> Path:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
+    return path
+
+
+class Page(HTMLParser):
+    """The document as a reader sees it: every tag closed in its order, texts, and what would be fetched."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+        self.texts: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.fetched += [value for name, value in attributes if name in ("src", "href", "xlink:href")]
+        if tag not in ("meta", "br", "line", "circle", "polyline", "polygon"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_the_page_shows_what_the_file_says(tmp_path):
+    """Catches figures of another step than the last, of a step that was done twice, and text that breaks the document."""
+    pages = {"record": "pages", "step": 3, "pages": [["page 0 (<a> & 'b')", 4096, 7, 5], ["page 1 (idle)", 4096, 0, 0]]}
+    records = [RUN, step(1), step(2, loss=9.0), RUN, step(2, loss=1.25), step(3, loss=0.75), pages]
+    path = write(tmp_path / "first.jsonl", *records, tail='{"record": "st')
+    html = run_page.page_of(run_page.read_run(tmp_path))
+    page = Page(html)
+    assert page.open == [], "a tag was not closed"
+    assert page.fetched == [] and "script" not in page.tags, "the page needs nothing but itself"
+    assert not re.search(r"url\(|@import|https?:", html)
+    assert 'name="viewport"' in html
+    text = " ".join(page.texts)
+    for expected in ("0.75", "1,000 parameters at stage 3 on 2 ranks", "begun 2 times", path.name, "page 0 (<a> & 'b'), 4 KiB", "100 ms"):
+        assert expected in text, expected
+    assert "9" not in re.findall(r"step 2: loss (\S+)", text), "the later step 2 counts"
+    assert "step 2: loss 1.25" in text and "page 1 (idle)" not in text
+    assert "state by the formula 9.77 KiB" in text and "with the live limit 10.7 KiB" in text
+    assert text.count("</script><b>&") == 1, "the configuration stands there as text"
+
+
+def test_a_run_that_has_only_begun(tmp_path):
+    """Catches a page that fails for a run without steps, with one step, or with steps that were skipped."""
+    for records in ([RUN], [RUN, step(1)], [RUN, step(1), step(2, loss=None)]):
+        Page(run_page.page_of(run_page.read_run(write(tmp_path / "run.jsonl", *records))))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "got 0 lines"), ("loss 3\n", ":1: expected a record"), (json.dumps(RUN) + '\n[1]\n{"record": "step"\n', ":2: expected")],
+)
+def test_other_files_are_refused(content, message, tmp_path):
+    """Catches a page of nonsense, or a Python error, where a line could be named."""
+    path = tmp_path / "run.jsonl"
+    path.write_text(content)
+    with pytest.raises(errors.ConfigError, match=message):
+        run_page.read_run(path)
+
+
+def test_where_the_run_is(tmp_path):
+    with pytest.raises(errors.ConfigError, match="got none"):
+        run_page.read_run(tmp_path)
+    with pytest.raises(errors.IoError, match="readable"):
+        run_page.read_run(tmp_path / "missing.jsonl")
+
+
+def test_long_runs_stay_small():
+    """Catches a page of a long run that no browser opens, and a mean that is not one."""
+    steps = range(1, 100_001)
+    chart = Chart(steps, {"loss": [float(s) for s in steps]}, str, levels=(Level("goal", 3.0),)).svg()
+    points = re.search(r'points="([^"]+)"', chart)[1].split()
+    assert len(points) == 200 and len(chart) < 60_000
+    assert "step 1<" in chart and "step 100,000<" in chart and "step 1,000: loss 750.5" in chart
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 7.3e-5), (-3, 12.5), (2.198, 7.5), (5, 5), (0, 0), (0, 3.3e12)])
+def test_axes_have_round_ends(low, high):
+    """Catches curves that leave the drawing, and axes with one tick or fifty."""
+    ticks = nice_ticks(low, high)
+    assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 7
+    assert all(math.isclose(b - a, ticks[1] - ticks[0]) for a, b in zip(ticks, ticks[1:], strict=False))
+
+
+def test_doctor_says_what_to_do(monkeypatch):
+    """Catches a finding without advice, and a machine that is odd in one way and is not examined at all."""
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20, "total": 64 << 20})())
+    monkeypatch.setattr(doctor, "_HUGE_PAGES", "/nowhere")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: 1 / 0)
+    findings = {finding.name: finding for finding in doctor.examine()}
+    assert {"versions", "devices", "memory", "io_uring", "locked memory", "huge pages", "NCCL"} <= set(findings)
+    assert findings["shared memory"].level == "warning" and "--shm-size" in findings["shared memory"].advice
+    assert "ZeroDivisionError" in findings["mpi"].text
+    assert all(f.advice for f in findings.values() if f.level == "warning" and f.name != "mpi")
+
+
+def test_commands(tmp_path, capsys):
+    """Catches a command that the launcher takes for a script, and exit codes that scripts cannot use."""
+    path = write(tmp_path / "run.jsonl", RUN, step(1))
+    assert run_page.main([str(path), "--output", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert doctor.main(["--json"]) == 0
+    assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "note", "warning"}
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
+    missing = subprocess.run([COMMAND, "report", str(tmp_path / "no.jsonl")], env=environment, capture_output=True, text=True, timeout=60)
+    assert missing.returncode == 74 and "no.jsonl" in missing.stderr

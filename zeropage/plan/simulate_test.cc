@@ -1,0 +1,62 @@
+#include "zeropage/plan/simulate.h"
+
+#include <gtest/gtest.h>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::plan {
+namespace {
+
+Request request_of(const char* count, int hosts) {
+  Request request;
+  request.model = model_of_count(count, parse_count(count));
+  request.hardware = hardware_preset("H100");
+  request.devices_per_host = 8;
+  request.hosts = hosts;
+  return request;
+}
+
+// Hosts that are left out, and a batch that does not grow with them.
+TEST(Simulate, WeakScalingKeepsEachRanksWork) {
+  const auto points = simulate(request_of("7B", 12), std::nullopt);
+  ASSERT_EQ(points.size(), 5u);
+  EXPECT_EQ(points.back().hosts, 12);
+  for (const auto& point : points) EXPECT_EQ(point.samples_per_step, point.ranks);
+  for (std::size_t i = 1; i < points.size(); ++i) {
+    EXPECT_GE(points[i].time.step_s, points[i - 1].time.step_s * 0.99) << "more ranks move no fewer bytes each";
+    EXPECT_GT(points[i].samples_per_s(), points[i - 1].samples_per_s());
+  }
+}
+
+// A batch that is not the same at every point, so that the curve compares different trainings.
+TEST(Simulate, StrongScalingSharesTheBatch) {
+  const auto points = simulate(request_of("7B", 16), 64);
+  ASSERT_EQ(points.size(), 4u) << "16 hosts have more ranks than samples";
+  for (const auto& point : points) EXPECT_EQ(point.samples_per_step, 64);
+  EXPECT_LT(points.back().time.step_s, points.front().time.step_s);
+  EXPECT_THROW(simulate(request_of("7B", 2), 3), ConfigError);
+}
+
+// ZeRO-Infinity's cases: what no number of devices in reach holds is said, and what they hold is found.
+TEST(Simulate, TrillionsOfParameters) {
+  const auto points = simulate(request_of("1T", 512), std::nullopt);
+  EXPECT_FALSE(points.front().placement.has_value());
+  ASSERT_TRUE(points.back().placement.has_value());
+  EXPECT_EQ(points.back().placement->stage, 3);
+  EXPECT_FALSE(points.back().placement->offloads());
+  EXPECT_FALSE(simulate(request_of("10T", 512), std::nullopt).back().placement.has_value())
+      << "the gradients of four of its matrices fill a device, on however many ranks";
+  const std::string text = format_scaling(request_of("1T", 512), points);
+  EXPECT_NE(text.find("nothing fits"), std::string::npos);
+  EXPECT_NE(text.find("4096"), std::string::npos);
+}
+
+// Rates that come from nowhere.
+TEST(Simulate, NeedsADevice) {
+  Request request = request_of("7B", 2);
+  request.hardware.reset();
+  EXPECT_THROW(simulate(request, std::nullopt), ConfigError);
+}
+
+}  // namespace
+}  // namespace zeropage::plan
