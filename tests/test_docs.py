@@ -1,0 +1,118 @@
+"""The documentation does what it says: its programs run, its configurations are accepted, its commands work, its links lead somewhere."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from zeropage import _C
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
+DOCS = ROOT / "docs"
+GUIDES = (
+    "getting-started.md",
+    "which-stage.md",
+    "large-models.md",
+    "monitoring.md",
+    "moving-from-deepspeed.md",
+    "moving-from-fsdp.md",
+    "troubleshooting.md",
+    "plan.md",
+)
+WORLD = 2  # ranks for which configurations are read
+
+
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: str) -> list[str]:
+    """Indented lines that call the command `zeropage`, without what is said about them."""
+    lines = re.findall(r"^    ((?:\w+=\S+ )?zeropage .*)$", (DOCS / page).read_text(), re.MULTILINE)
+    return [line.split("   #")[0].strip() for line in lines]
+
+
+@pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "python")])
+def test_programs_run(page, tmp_path, monkeypatch):
+    """Catches a program that does not run as it stands. Those of one page follow each other; configurations lie beside them."""
+    config = blocks(page, "json")
+    if config:
+        (tmp_path / "ds_config.json").write_text(config[0])
+    monkeypatch.chdir(tmp_path)
+    exec(compile("\n".join(blocks(page, "python")), page, "exec"), {"__name__": "__main__"})
+
+
+CONFIGURATIONS = [(page, i) for page in GUIDES for i in range(len(blocks(page, "json")))]
+
+
+@pytest.mark.parametrize(("page", "index"), CONFIGURATIONS)
+def test_configurations_are_accepted(page, index):
+    """Catches a key that was renamed, or never was."""
+    text = blocks(page, "json")[index]
+    json.loads(text)
+    _C.Config.from_json(text, WORLD, page)
+
+
+COMMANDS = sorted({line for page in GUIDES for line in commands(page)})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with what the commands name."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "ds_config.json").write_text(blocks("getting-started.md", "json")[0])
+    (folder / "train.py").write_text("")
+    (folder / "build.py").write_text("")
+    (folder / "runs").mkdir()
+    run = {"record": "run", "version": "", "world_size": 1, "stage": 0, "device": "cpu", "trainable_parameters": 1}
+    run |= {"formula_bytes": {}, "live_limit_bytes": None, "config": {"fp16": {"enabled": False}}}
+    (folder / "runs" / "first.jsonl").write_text(json.dumps(run) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_work(line, folder):
+    """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run."""
+    words = shlex.split(line)
+    environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
+    while "=" in words[0]:
+        name, value = words.pop(0).split("=", 1)
+        environment[name] = value
+    is_job = any(word.endswith(".py") for word in words)
+    arguments = ["--dry_run", *words[1:]] if is_job else words[1:]
+    if "--write" in arguments:
+        (folder / arguments[arguments.index("--write") + 1]).unlink(missing_ok=True)
+    if arguments[:2] == ["config", "plan_config.json"]:
+        (folder / "plan_config.json").write_text(blocks("getting-started.md", "json")[0])
+    done = subprocess.run([COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_messages_are_in_the_sources():
+    """Catches advice for a message that is worded otherwise by now, so that nobody would find it."""
+    quoted = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(quoted) > 10
+    files = [*(ROOT / "zeropage").rglob("*.cc"), *(ROOT / "python" / "zeropage").rglob("*.py"), *(ROOT / "tools").glob("*.sh")]
+    # Long messages are split over several literals.
+    sources = re.sub(r'"\s*"', "", "\n".join(path.read_text() for path in files)).replace("\\", "")
+    assert [message for message in quoted if message not in sources] == []
+
+
+def test_links_lead_somewhere():
+    """Catches a page that was renamed, in a text or in the site's navigation."""
+    pages = sorted(DOCS.glob("*.md"))
+    broken = []
+    for page in [*pages, ROOT / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+?)(?:#[^)]*)?\)", page.read_text()):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.name}: {target}")
+    assert broken == []
+    in_site = re.findall(r"^ +- (?:\w+: )?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(in_site) > 15 and [name for name in in_site if not (DOCS / name).exists()] == []
