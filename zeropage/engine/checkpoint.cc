@@ -9,7 +9,9 @@
 #include <array>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <numeric>
+#include <optional>
 #include <set>
 
 #include "zeropage/base/error.h"
@@ -89,16 +91,30 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
   };
 }
 
-/// Reads one of a page's arrays, from element `at` on, wherever its home is.
-checkpoint::ReadBytes state_reader(const CheckpointedState& state, int page, int array, std::int64_t at) {
-  return [&home = state.model.home(), page, array, at](std::int64_t begin, std::byte* out, std::int64_t count) {
-    const HeldState held(home, page, Access::kRead);
-    reader_of(held.arrays().array(array) + at, held.device())(begin, out, count);
-  };
-}
+/// Reads the optimizer's state from its home. Pieces are asked for page by page; the page of the last one stays held, so that
+/// each page comes from its home once.
+class StateCursor {
+ public:
+  explicit StateCursor(StateHome& home) : home_(home) {}
+
+  void read(int page, int array, std::int64_t at, std::int64_t begin, std::byte* out, std::int64_t count) {
+    if (!held_ || page != page_) {
+      held_.reset();
+      held_.emplace(home_, page, Access::kRead);
+      page_ = page;
+    }
+    reader_of(held_->arrays().array(array) + at, held_->device())(begin, out, count);
+  }
+
+ private:
+  StateHome& home_;
+  std::optional<HeldState> held_;
+  int page_ = -1;
+};
 
 /// What lies in this rank's shard of a page.
-void add_page(const CheckpointedState& state, const layout::Page& page, std::vector<LocalTensor>& out) {
+void add_page(const CheckpointedState& state, const layout::Page& page, const std::shared_ptr<StateCursor>& cursor,
+              std::vector<LocalTensor>& out) {
   const int rank = state.communicator.rank();
   const auto& own = state.model.owned(page.index);
   for (const auto& segment : state.model.layout()->shard_segments(page.index, rank)) {
@@ -115,7 +131,10 @@ void add_page(const CheckpointedState& state, const layout::Page& page, std::vec
         reader_of(own.parameter + at * page.element_bytes, state.device));
     if (!page.trainable) continue;
     for (const auto& [kind, array] : state_arrays(state)) {
-      add(kind, at::kFloat, state_reader(state, page.index, array, at));
+      add(kind, at::kFloat,
+          [cursor, index = page.index, array = array, at](std::int64_t begin, std::byte* to, std::int64_t bytes) {
+            cursor->read(index, array, at, begin, to, bytes);
+          });
     }
   }
 }
@@ -123,8 +142,9 @@ void add_page(const CheckpointedState& state, const layout::Page& page, std::vec
 std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const SaveOptions& options) {
   std::vector<LocalTensor> out;
   const auto& layout = *state.model.layout();
+  const auto cursor = std::make_shared<StateCursor>(state.model.home());
   for (const auto& page : layout.pages()) {
-    if (page.trainable || !options.exclude_frozen) add_page(state, page, out);
+    if (page.trainable || !options.exclude_frozen) add_page(state, page, cursor, out);
   }
   for (std::size_t i = 0; i < layout.parameters().size() && state.communicator.rank() == 0; ++i) {
     const auto& parameter = layout.parameters()[i];
