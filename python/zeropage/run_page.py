@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, IoError
+from .report import MEMORY_KINDS
 from .svg_charts import Chart, Level, bars
 
 _SHOWN_PAGES = 24
@@ -165,7 +166,7 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
     waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
     waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds)
     yield "Waiting", "what is under way and not waited for runs beside the computation", waiting.svg()
-    memory = Chart(x, {kind: column("bytes", kind, 0) for kind in (run.steps[-1]["bytes"] if run.steps else ())}, _bytes, stacked=True, levels=_levels(run), binary=True)
+    memory = Chart(x, {kind: column("bytes", kind, 0) for kind in _kinds(run)}, _bytes, stacked=True, levels=_levels(run), binary=True)
     yield "Memory of the engine", "after each step, by kind", memory.svg()
     counted = [sum(now for now, _ in step["bytes"].values()) for step in run.steps]
     process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True)
@@ -173,6 +174,12 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
     yield "Gradient norm", "before clipping", Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()
     if run.about["config"]["fp16"]["enabled"]:
         yield "Loss scale", "fp16", Chart(x, {"loss scale": column("loss_scale")}, _number).svg()
+
+
+def _kinds(run: Run) -> list[str]:
+    """Of memory, in the order in which a step needs them."""
+    counted = run.steps[-1]["bytes"] if run.steps else ()
+    return sorted(counted, key=lambda kind: MEMORY_KINDS.index(kind) if kind in MEMORY_KINDS else len(MEMORY_KINDS))
 
 
 def _levels(run: Run) -> list[Level]:
