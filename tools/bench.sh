@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 failed=
 echo "bench: bench/optim_main.cc"
 { cmake --build build/dev --target bench_optim >build/dev/bench.log && build/dev/bench_optim; } || failed+=" bench/optim_main.cc"
+cmake --build build/dev --target bench_nvme >build/dev/bench.log || failed+=" bench/nvme_main.cc"
 for file in bench/*.py; do
   grep -q '__name__ == "__main__"' "$file" || continue
   echo "bench: $file"

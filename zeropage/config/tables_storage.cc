@@ -28,13 +28,15 @@ Section checkpoint_writer() {
 std::vector<Section> storage_tables() {
   Section aio{"aio", "Asynchronous I/O for offload to NVMe."};
   aio.keys = {
-      integer("block_size", 1'048'576, kNotBuilt, "Bytes of one request.").at_least(1),
-      integer("queue_depth", 8, kNotBuilt, "Requests under way.").at_least(1),
-      integer("intra_op_parallelism", 1, kNotBuilt, "Threads of one transfer.")
+      integer("block_size", 1'048'576, kAccepted, "For NVMe: bytes of one request, as zeropage io-bench finds them.")
+          .at_least(1),
+      integer("queue_depth", 8, kAccepted, "For NVMe: requests under way on each drive.").between(1, 1024),
+      integer("intra_op_parallelism", 1, kAccepted,
+              "Threads of one transfer; one keeps any number of requests under way.")
           .at_least(1)
           .also_named({"thread_count"}),
-      flag("single_submit", false, kNotBuilt, "Submit requests one by one."),
-      flag("overlap_events", true, kNotBuilt, "Submit and complete at the same time."),
+      flag("single_submit", false, kAccepted, "Submit requests one by one; they go together where that is possible."),
+      flag("overlap_events", true, kAccepted, "Submit and complete at the same time; always so."),
       flag("use_gds", false, kNotBuilt, "GPUDirect Storage."),
   };
   Section checkpoint{"checkpoint", "Saving and loading."};

@@ -44,6 +44,8 @@ struct MoverStats {
   double waiting_s = 0.0;  ///< somebody stood in wait()
 };
 
+class MoverThread;
+
 /// Moves on a thread of its own, which sleeps in the system while requests are under way. Reads and writes that are
 /// pending at the same time take turns, block by block.
 class Mover {
@@ -81,8 +83,7 @@ class Mover {
   std::string describe() const;
 
  private:
-  class Thread;
-  std::shared_ptr<Thread> thread_;
+  std::shared_ptr<MoverThread> thread_;
   std::thread handle_;
 };
 

@@ -1,7 +1,6 @@
 #include "zeropage/io/store.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <utility>
@@ -175,14 +174,14 @@ std::int64_t Store::reserved_bytes() const {
   return sum;
 }
 
-std::string Store::describe() const {
-  std::string text =
-      fmt::format("{} bytes in {}; {}, {} at a time of {} bytes", reserved_bytes(), fmt::join(options_.folders, ", "),
-                  mover_->describe(), options_.queue_depth, aligned(options_.block_bytes));
+std::string Store::how() const { return mover_->describe(); }
+
+std::vector<std::string> Store::notes() const {
+  std::vector<std::string> notes;
   for (const JobFile& file : files_->files) {
-    if (!file.note().empty()) text += fmt::format("\n{}: {}", file.path(), file.note());
+    if (!file.note().empty()) notes.push_back(fmt::format("{}: {}", file.path(), file.note()));
   }
-  return text;
+  return notes;
 }
 
 int Store::descriptor(int folder) const { return files_->files[static_cast<std::size_t>(folder)].descriptor(); }

@@ -86,8 +86,11 @@ class Store {
   /// Bytes reserved in all folders.
   std::int64_t reserved_bytes() const;
 
-  /// How and where, for people; one line, and one more for each thing that is unusual.
-  std::string describe() const;
+  /// How requests reach the system: "io_uring, registered files and buffers".
+  std::string how() const;
+
+  /// What is unusual, one line each: "/tmp/...: tmpfs is memory, not a disk".
+  std::vector<std::string> notes() const;
 
   /// Open descriptor of the file in a folder: for measurements, and for tests that damage it.
   int descriptor(int folder) const;

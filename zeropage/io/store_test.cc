@@ -283,7 +283,8 @@ TEST_P(StoreTest, WorksInMemoryAndSaysSo) {
   write(store, 0, 1, 5 * kBlock);
   store.commit();
   EXPECT_TRUE(holds(store, 0, 1, 5 * kBlock));
-  EXPECT_TRUE(has(store.describe(), "tmpfs is memory")) << store.describe();
+  ASSERT_EQ(store.notes().size(), 1U);
+  EXPECT_TRUE(has(store.notes()[0], "tmpfs is memory")) << store.notes()[0];
 }
 
 // Would catch a job that fails where containers forbid io_uring, or that changes its way without a word.
@@ -306,7 +307,7 @@ TEST(Store, TakesThreadsWhereUringIsForbidden) {
       Store store({.folders = {folder.path()}}, {{"a", kBlock}});
       write(store, 0, 1, kBlock);
       store.commit();
-      code = holds(store, 0, 1, kBlock) && has(store.describe(), "threads of pread and pwrite (") ? 0 : 2;
+      code = holds(store, 0, 1, kBlock) && has(store.how(), "threads of pread and pwrite (") ? 0 : 2;
     } catch (const std::exception&) {
       code = 3;
     }

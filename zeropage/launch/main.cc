@@ -8,6 +8,7 @@
 #include "zeropage/launch/ckpt_command.h"
 #include "zeropage/launch/config_command.h"
 #include "zeropage/launch/guard.h"
+#include "zeropage/launch/io_bench_command.h"
 #include "zeropage/launch/launch.h"
 #include "zeropage/launch/options.h"
 #include "zeropage/launch/plan_command.h"
@@ -38,6 +39,7 @@ class LauncherFormatter : public CLI::Formatter {
            "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n"
            "       zeropage simulate MODEL --device NAME --num_nodes N ...\n"
            "       zeropage ckpt ls|verify|export|diff PATH ...\n"
+           "       zeropage io-bench PATH... [--write FILE]\n"
            "       zeropage report RUN\n"
            "       zeropage top\n"
            "       zeropage doctor\n";
@@ -60,6 +62,8 @@ int run(int argc, char** argv) {
   const CLI::App* simulate_command = zeropage::launch::add_simulate_command(app, simulate);
   zeropage::launch::CkptCommand ckpt;
   const CLI::App* ckpt_command = zeropage::launch::add_ckpt_command(app, ckpt);
+  zeropage::launch::IoBenchCommand io_bench;
+  const CLI::App* io_bench_command = zeropage::launch::add_io_bench_command(app, io_bench);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -82,6 +86,13 @@ int run(int argc, char** argv) {
     const auto outcome = zeropage::launch::run_ckpt_command(ckpt);
     std::fputs(outcome.text.c_str(), stdout);
     return outcome.code;
+  }
+  if (io_bench_command->parsed()) {
+    zeropage::launch::run_io_bench(io_bench, [](const std::string& text) {
+      std::fputs(text.c_str(), stdout);
+      std::fflush(stdout);  // a measurement takes a while, and each line is one
+    });
+    return 0;
   }
   zeropage::launch::finish_launch_options(app, options);
   return zeropage::launch::launch(options, argv[0]);

@@ -2,27 +2,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cerrno>
-#include <filesystem>
-#include <fstream>
 
 #include "zeropage/base/error.h"
-#include "zeropage/launch/fd.h"
+#include "zeropage/launch/new_file.h"
 #include "zeropage/plan/plan.h"
 #include "zeropage/plan/simulate.h"
 
 namespace zeropage::launch {
 namespace {
-
-/// A ready configuration never replaces one that somebody has written.
-void write_new(const std::string& path, const std::string& text) {
-  if (std::filesystem::exists(path)) {
-    throw ConfigError("--write: " + path + " exists already: name another file, or remove it first");
-  }
-  std::ofstream file(path, std::ios::binary);
-  file << text << std::flush;
-  if (!file) throw_errno("cannot write " + path, "check the folder and its free space");
-}
 
 plan::Request request_of(const PlanCommand& command) {
   plan::Request request;
@@ -93,7 +80,7 @@ std::string plan_listing(const PlanCommand& command) {
   const plan::Plan plan = plan::make_plan(request_of(command));
   if (!command.write.empty()) {
     if (!plan.recommendation.row) throw ConfigError("--write: " + plan.recommendation.reason);
-    write_new(command.write, plan.rows[*plan.recommendation.row].config);
+    write_new_file("--write", command.write, plan.rows[*plan.recommendation.row].config);
   }
   return command.json ? plan::plan_json(plan) : plan::format_plan(plan);
 }

@@ -1,0 +1,113 @@
+"""The store beside fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's own pre-written file.
+
+The two take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio writes. The target is 0.95 of
+fio's rates. Needs fio; without it the bench says so and ends well.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import emit
+
+EXTENT_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Rate:
+    bytes_per_s: float
+    cpu_s_per_gb: float
+
+
+class Store:
+    """The program bench_nvme."""
+
+    def __init__(self, program: str, folder: str, block: int, depth: int, extents: int):
+        command = [program, folder, str(block), str(depth), str(extents)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        self.path, self.how = self._line().split(maxsplit=1)
+
+    def _line(self) -> str:
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit("bench_nvme failed; its message is above")
+        return line.strip()
+
+    def run(self, traffic: str) -> Rate:
+        self._process.stdin.write(traffic + "\n")
+        moved, seconds, cpu = (float(word) for word in self._line().split())
+        return Rate(moved / seconds, cpu / moved * 1e9)
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+def run_fio(path: str, traffic: str, block: int, depth: int, size: int) -> Rate:
+    """One pass of fio over the file."""
+    command = ["fio", "--name=bench", f"--filename={path}", "--ioengine=io_uring", "--direct=1", "--fixedbufs=1", "--registerfiles=1"]
+    command += [f"--rw={traffic}", f"--bs={block}", f"--iodepth={depth}", f"--size={size}", "--allow_file_create=0", "--output-format=json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    seconds = job[traffic]["runtime"] / 1000
+    moved = job[traffic]["io_bytes"]
+    cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds
+    return Rate(moved / seconds, cpu / moved * 1e9)
+
+
+def quartiles(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in statistics.quantiles(values, n=4)[::2]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--block", type=int, default=1 << 20)
+    parser.add_argument("--depth", type=int, default=8)
+    parser.add_argument("--size_mib", type=int, default=512, help="bytes of one pass")
+    parser.add_argument("--folder", default=None, help="on the drive; a temporary folder unless given")
+    parser.add_argument("--program", default=str(Path(__file__).resolve().parent.parent / "build/dev/bench_nvme"))
+    options = parser.parse_args()
+    if shutil.which("fio") is None:
+        print("nvme: fio is not installed (Debian: fio); nothing to compare with", file=sys.stderr)
+        return
+    size = options.size_mib << 20
+    found: dict[str, list[tuple[Rate, Rate]]] = {"read": [], "write": []}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        store = Store(options.program, folder, options.block, options.depth, size // EXTENT_BYTES)
+        for _ in range(options.rounds):
+            ours = {"write": [store.run("write"), store.run("write")][1]}
+            theirs = {"read": run_fio(store.path, "read", options.block, options.depth, size)}
+            ours["read"] = store.run("read")
+            theirs["write"] = run_fio(store.path, "write", options.block, options.depth, size)
+            for traffic, pairs in found.items():
+                pairs.append((ours[traffic], theirs[traffic]))
+        store.close()
+    for traffic, pairs in found.items():
+        ratios = [ours.bytes_per_s / fio.bytes_per_s for ours, fio in pairs]
+        best = [max(rate.bytes_per_s for rate in side) for side in zip(*pairs, strict=True)]
+        cpu = [statistics.median(rate.cpu_s_per_gb for rate in side) for side in zip(*pairs, strict=True)]
+        emit(
+            f"nvme_{traffic}",
+            rounds=options.rounds,
+            how=store.how,
+            block=options.block,
+            depth=options.depth,
+            ratio=round(statistics.median(ratios), 3),
+            ratio_quartiles=quartiles(ratios),
+            ratio_of_best=round(best[0] / best[1], 3),
+            gb_per_s=round(best[0] / 1e9, 2),
+            fio_gb_per_s=round(best[1] / 1e9, 2),
+            cpu_s_per_gb=round(cpu[0], 4),
+            fio_cpu_s_per_gb=round(cpu[1], 4),
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+// The store's side of bench/nvme.py: a store whose file fio uses, too. Reads commands, a word a line (read, write, mixed), and answers
+// each with "bytes seconds cpu_seconds". The first line it prints is the path by which others open its file.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <string>
+
+#include "zeropage/io/measure.h"
+
+int main(int argc, char** argv) {
+  using zeropage::io::Traffic;
+  if (argc != 5) {
+    fmt::print(stderr, "usage: {} FOLDER BLOCK_BYTES DEPTH EXTENTS\n", argv[0]);
+    return 64;
+  }
+  try {
+    zeropage::io::StoreOptions options;
+    options.folders = {argv[1]};
+    options.block_bytes = std::stoll(argv[2]);
+    options.queue_depth = std::stoi(argv[3]);
+    zeropage::io::MeasuredStore measured(options, std::stoi(argv[4]));
+    fmt::print("/proc/{}/fd/{} {}\n", getpid(), measured.store().descriptor(0), measured.store().how());
+    std::fflush(stdout);
+    for (std::string word; std::getline(std::cin, word);) {
+      const auto rate = measured.run(word == "read"    ? Traffic::kRead
+                                     : word == "write" ? Traffic::kWrite
+                                                       : Traffic::kMixed);
+      fmt::print("{} {} {}\n", rate.bytes, rate.seconds, rate.cpu_seconds);
+      std::fflush(stdout);
+    }
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "{}\n", error.what());
+    return 1;
+  }
+  return 0;
+}

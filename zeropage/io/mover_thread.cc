@@ -1,0 +1,254 @@
+#include "zeropage/io/mover_thread.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "zeropage/base/blocking.h"
+#include "zeropage/base/error.h"
+#include "zeropage/io/job_files.h"
+
+namespace zeropage::io {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+/// How often a request may come back without having moved anything before that is an error.
+constexpr int kMaxAttempts = 16;
+
+/// The longest sleep in the system: how late the thread notices that it should end while a drive does not answer.
+constexpr std::int64_t kSliceMs = 500;
+
+double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+}  // namespace
+
+void MoverThread::run(std::promise<void> ready) {
+  try {
+    queue_ = make_queue(options_.queue);
+    if (options_.wrap_queue) queue_ = options_.wrap_queue(std::move(queue_));
+    description_ = queue_->describe();
+    ready.set_value();
+  } catch (...) {
+    ready.set_exception(std::current_exception());
+    return;
+  }
+  try {
+    std::vector<Completion> done;
+    while (collect()) {
+      const Clock::time_point began = Clock::now();
+      done.clear();
+      // Hashing what is being written while it is being written costs no time of the drive.
+      const bool writes =
+          std::any_of(batch_.begin(), batch_.end(), [](const Request& request) { return request.write; });
+      queue_->exchange(batch_, done, writes ? 0 : kSliceMs);
+      if (writes) hash_writes();
+      for (const Completion& completion : done) handle(completion);
+      const std::lock_guard lock(mutex_);
+      stats_.busy_s += seconds(Clock::now() - began);
+    }
+  } catch (const std::exception& error) {
+    fail_everything(error.what());
+  }
+  queue_.reset();
+  const std::lock_guard lock(mutex_);
+  ended_ = true;
+  progress_.notify_all();
+}
+
+/// Fills the batch with what can be handed over now; sleeps while there is nothing at all to do. False: the end.
+bool MoverThread::collect() {
+  batch_.clear();
+  for (const std::size_t index : again_) request_rest(index);
+  again_.clear();
+  std::unique_lock lock(mutex_);
+  const auto idle = [&] { return free_.size() == parts_.size(); };
+  work_.wait(lock, [&] { return stopping_ || !idle() || !pending_[0].empty() || !pending_[1].empty(); });
+  if (stopping_) {
+    for (auto& queue : pending_) queue.clear();
+    if (idle()) return false;
+  }
+  while (!free_.empty() && !(pending_[0].empty() && pending_[1].empty())) {
+    auto& queue = pending_[pending_[writes_next_].empty() ? !writes_next_ : writes_next_];
+    const std::shared_ptr<Transfer> transfer = queue.front();
+    if (transfer->next == 0) last_progress_ = Clock::now();
+    const std::size_t index = free_.back();
+    free_.pop_back();
+    Block& block = (*transfer->blocks)[transfer->next];
+    parts_[index] = {transfer, &block, options_.queue.arena->buffer(transfer->buffer).data() + transfer->next_offset, 0,
+                     0};
+    request_rest(index);
+    transfer->next_offset += block.bytes;
+    ++transfer->next;
+    ++transfer->under_way;
+    if (transfer->next == transfer->blocks->size()) queue.pop_front();
+    writes_next_ = !transfer->write;
+  }
+  return true;
+}
+
+void MoverThread::request_rest(std::size_t index) {
+  const Part& part = parts_[index];
+  batch_.push_back({.write = part.transfer->write,
+                    .file = part.block->file,
+                    .buffer = part.transfer->buffer,
+                    .memory = part.memory + part.moved,
+                    .offset = part.block->offset + part.moved,
+                    .bytes = part.block->bytes - part.moved,
+                    .tag = index});
+}
+
+void MoverThread::hash_writes() {
+  for (const Request& request : batch_) {
+    const Part& part = parts_[request.tag];
+    if (request.write) part.block->checksum = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
+  }
+}
+
+void MoverThread::handle(const Completion& completion) {
+  const std::size_t index = completion.tag;
+  Part& part = parts_[index];
+  std::string error;
+  try {
+    if (!advance(part, completion.result)) {
+      again_.push_back(index);
+      return;
+    }
+    if (!part.transfer->write) {
+      const std::uint64_t found = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
+      if (found != part.block->checksum) {
+        part.moved = 0;  // the block as a whole is meant
+        fail(part, fmt::format("the {} bytes there are not what was written (checksum {:016x}, written {:016x}): the "
+                               "drive, or somebody else, changed them",
+                               part.block->bytes, found, part.block->checksum));
+      }
+    }
+  } catch (const IoError& failure) {
+    error = failure.what();
+  }
+  finish_part(index, error);
+}
+
+/// Takes in a result; true: the whole block has moved. Throws what went wrong.
+bool MoverThread::advance(Part& part, std::int64_t result) {
+  const std::int64_t rest = part.block->bytes - part.moved;
+  const bool later = result == -EINTR || result == -EAGAIN;
+  if (result < 0 && !later) fail_of_system(part, static_cast<int>(-result));
+  if (result > rest) {
+    fail(part, fmt::format("{} bytes were asked for, the system says it moved {}", rest, result));
+  }
+  if (result == rest) {
+    part.moved = part.block->bytes;
+    return true;
+  }
+  // Direct I/O can go on only where its alignment allows.
+  const std::int64_t moved = later ? 0 : result / kAlignment * kAlignment;
+  part.moved += moved;
+  part.attempts = moved > 0 ? 0 : part.attempts + 1;
+  if (part.attempts == kMaxAttempts) {
+    fail(part, fmt::format("{} attempts moved nothing; {}", kMaxAttempts,
+                           part.transfer->write ? "the drive takes no more bytes"
+                                                : "the file ends before its time: somebody cut it"));
+  }
+  return false;
+}
+
+void MoverThread::finish_part(std::size_t index, const std::string& error) {
+  const std::shared_ptr<Transfer> transfer = std::move(parts_[index].transfer);
+  const std::lock_guard lock(mutex_);
+  if (error.empty()) (transfer->write ? stats_.written_bytes : stats_.read_bytes) += parts_[index].block->bytes;
+  parts_[index] = {};
+  free_.push_back(index);
+  last_progress_ = Clock::now();
+  --transfer->under_way;
+  if (!error.empty() && transfer->error.empty()) {
+    transfer->error = error;
+    if (transfer->next < transfer->blocks->size()) std::erase(pending_[transfer->write], transfer);
+    transfer->next = transfer->blocks->size();
+  }
+  if (transfer->under_way == 0 && transfer->next == transfer->blocks->size()) {
+    transfer->finished = true;
+    progress_.notify_all();
+  }
+}
+
+void MoverThread::fail_everything(const std::string& error) {
+  const std::lock_guard lock(mutex_);
+  broken_ = error;
+  progress_.notify_all();
+}
+
+void MoverThread::fail(const Part& part, const std::string& what) const {
+  throw IoError(fmt::format(
+      "{} of {} at offset {} of {}: {}. Go on from the last checkpoint, on another drive if this happens again",
+      part.transfer->write ? "write" : "read", part.transfer->name, part.block->offset + part.moved,
+      options_.paths[static_cast<std::size_t>(part.block->file)], what));
+}
+
+void MoverThread::fail_of_system(const Part& part, int error) const {
+  std::string what = std::strerror(error);
+  if (error == ENOSPC || error == EDQUOT) {
+    const int file = options_.queue.files[static_cast<std::size_t>(part.block->file)];
+    what += fmt::format(" ({} bytes are wanted, {} are free)", part.block->bytes - part.moved,
+                        free_bytes(fmt::format("/proc/self/fd/{}", file)));
+  }
+  fail(part, what);
+}
+
+void MoverThread::start(std::shared_ptr<Transfer> transfer) {
+  const std::lock_guard lock(mutex_);
+  if (transfer->blocks->empty()) {
+    transfer->finished = true;
+    return;
+  }
+  pending_[transfer->write].push_back(std::move(transfer));
+  work_.notify_one();
+}
+
+void MoverThread::wait(const Transfer& transfer) {
+  std::unique_lock lock(mutex_);
+  const auto over = [&] { return transfer.finished || !broken_.empty() || !abort_reason_.empty(); };
+  if (!over()) {
+    lock.unlock();
+    const auto blocking = enter_blocking();
+    lock.lock();
+    const Clock::time_point began = Clock::now();
+    const milliseconds timeout(options_.timeout_ms);
+    while (!progress_.wait_until(lock, std::max(began, last_progress_) + timeout, over)) {
+      if (Clock::now() - std::max(began, last_progress_) < timeout) continue;
+      throw TimeoutError(
+          fmt::format("{} of {}: the drive completed nothing for {} ms ({}). Look at the kernel's log (dmesg) and "
+                      "at what else uses the drive",
+                      transfer.write ? "write" : "read", transfer.name, options_.timeout_ms, options_.paths[0]));
+    }
+    stats_.waiting_s += seconds(Clock::now() - began);
+  }
+  if (transfer.finished) {
+    if (!transfer.error.empty()) throw IoError(transfer.error);
+    return;
+  }
+  if (!abort_reason_.empty()) throw Error(abort_reason_);
+  throw IoError(broken_);
+}
+
+void MoverThread::abort(const std::string& reason) {
+  const std::lock_guard lock(mutex_);
+  abort_reason_ = reason;
+  progress_.notify_all();
+}
+
+bool MoverThread::stop() {
+  std::unique_lock lock(mutex_);
+  stopping_ = true;
+  work_.notify_one();
+  return progress_.wait_for(lock, milliseconds(options_.timeout_ms), [&] { return ended_; });
+}
+
+}  // namespace zeropage::io
