@@ -89,6 +89,24 @@ def test_one_rank_on_a_gpu(stage: int):
     assert (final - train_plain_on(device)).abs().max() < BOUND
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=needs_gpu) for stage in range(4)])
+def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
+    """Catches gradients and parameters that are used before they have arrived in the other memory."""
+    device = torch.device("cuda", 0)
+    sections = copy.deepcopy(SMALL_PAGES)
+    sections["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "ratio": ratio, "pin_memory": pinned}
+    if stage == 3:
+        sections["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": pinned}
+    engine, *_ = zeropage.initialize(model=OnDevice(small_net(), device), config=config_of(stage, **sections))
+    final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
+    assert (final - train_plain_on(device)).abs().max() < BOUND
+    engine.offload_states()
+    engine.reload_states()
+    assert torch.equal(flat_parameters(engine.module).cpu(), final)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
 def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Path):

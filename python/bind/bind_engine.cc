@@ -28,12 +28,13 @@ std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std:
 }
 
 /// {"parameters": (bytes now, peak bytes), ...}
-std::map<std::string, std::pair<std::int64_t, std::int64_t>> measured_bytes(const Engine& engine) {
+std::map<std::string, std::pair<std::int64_t, std::int64_t>> measured_bytes(const Engine& engine, bool host) {
+  const Tier tier = host ? Tier::kHost : Tier::kDevice;
   std::map<std::string, std::pair<std::int64_t, std::int64_t>> out;
   for (int i = 0; i < kMemoryKinds; ++i) {
     const auto kind = static_cast<MemoryKind>(i);
     const Ledger& ledger = *engine.ledger();
-    out.emplace(memory_kind_name(kind), std::pair(ledger.current_bytes(kind), ledger.peak_bytes(kind)));
+    out.emplace(memory_kind_name(kind), std::pair(ledger.current_bytes(kind, tier), ledger.peak_bytes(kind, tier)));
   }
   return out;
 }
@@ -121,13 +122,28 @@ void init_engine(py::module_& module) {
       .def_property_readonly("last_step", &Engine::last_step, py::return_value_policy::copy)
       .def("gather", &Engine::gather, py::arg("parameters"), Unlocked(), "Makes parameters resident; returns a ticket.")
       .def("release", &Engine::release, py::arg("ticket"), py::arg("modifier_rank"), Unlocked(), "Ends a gather.")
+      .def(
+          "offload_states",
+          [](Engine& self, bool optimizer, bool gradients, bool parameters, bool pin_memory) {
+            self.offload_states({optimizer, gradients, parameters}, pin_memory);
+          },
+          py::arg("optimizer"), py::arg("gradients"), py::arg("parameters"), py::arg("pin_memory"), Unlocked(),
+          "Moves state to the host until reload_states.")
+      .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
       .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
-      .def("measured_bytes", &measured_bytes, "Per kind: bytes now and at the peak, counted by the ledger.")
+      .def("measured_bytes", &measured_bytes, py::arg("host") = false,
+           "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "
+           "host.")
       .def_property_readonly("pager_stats", &Engine::pager_stats)
       .def("page_counts", &page_counts, "(label, bytes, faults, evictions) of every paged page.")
       .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty when nothing is observed.")
       .def("transfer_table", &transfer_table, "Collectives by operation and size as a table; empty text: not observed.")
-      .def("formula_bytes", &Engine::formula_bytes, "Model state per rank by the formula, for this configuration.")
+      .def(
+          "formula_bytes", [](const Engine& self) { return self.formula_bytes().device; },
+          "Model state per rank by the formula, for this configuration, on the device.")
+      .def(
+          "formula_host_bytes", [](const Engine& self) { return self.formula_bytes().offloaded; },
+          "The same of what is offloaded.")
       .def("formula_bytes_at_stage", &Engine::formula_bytes_at_stage, py::arg("stage"))
       .def_property_readonly("trainable_numel", &Engine::trainable_numel)
       .def_property_readonly("page_count", &Engine::page_count);

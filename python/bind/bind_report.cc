@@ -47,12 +47,16 @@ void init_report(py::module_& module) {
   module.def("format_bytes", &report::format_bytes, py::arg("bytes"));
   module.def(
       "format_memory_table",
-      [](int stage, std::vector<report::RankBytes> ranks, const plan::StateBytes& formula,
+      [](int stage, std::vector<report::RankBytes> ranks, std::vector<report::RankBytes> host,
+         const plan::StateBytes& formula, const plan::StateBytes& formula_host,
          const plan::StateBytes& formula_stage_0) {
-        return report::format_memory_table({stage, std::move(ranks), formula, formula_stage_0});
+        return report::format_memory_table(
+            {stage, std::move(ranks), std::move(host), {formula, formula_host}, formula_stage_0});
       },
-      py::arg("stage"), py::arg("ranks"), py::arg("formula"), py::arg("formula_stage_0"),
-      "ranks: per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers.");
+      py::arg("stage"), py::arg("ranks"), py::arg("host"), py::arg("formula"), py::arg("formula_host"),
+      py::arg("formula_stage_0"),
+      "ranks: per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers; host: the same of what "
+      "is offloaded.");
   module.def("log_info", &log_info, py::arg("message"), "One line to stderr.");
   module.def("log_warn", &log_warn, py::arg("message"), "One line to stderr.");
 }

@@ -2,7 +2,7 @@
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,6 +29,7 @@ from .optimizer import (
     parameter_groups,
     params_for_state,
 )
+from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
 from .watch import Watch
 
 
@@ -199,6 +200,37 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     def empty_partition_cache(self) -> None:
         """Gives cached frames and pages back to the system."""
         self._core.trim_memory()
+
+    def offload_states(
+        self,
+        include: Iterable[OffloadStateTypeEnum | str] | None = None,
+        device: str = "cpu",
+        pin_memory: bool = True,
+        non_blocking: bool = False,
+    ) -> None:
+        """Moves state to the host until `reload_states`, to make room on the device: optimizer state, gradient buffers and
+        parameters, or those that `include` names. Meanwhile nothing trains and parameters cannot be read. Collective, between
+        updates.
+
+        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state is at its place on return.
+        """
+        if device not in ("cpu", torch.device("cpu"), OffloadDeviceEnum.cpu):
+            raise UsageError(f"offload_states moves state to the host: expected device 'cpu', got {device!r}")
+        states = OffloadStateTypeEnum
+        try:
+            kinds = {states(kind) for kind in (states if include is None else include)}
+        except ValueError as error:
+            raise UsageError(f"offload_states: {error}; expected some of {', '.join(kind.value for kind in states)}") from None
+        self._core.offload_states(
+            optimizer=bool(kinds & {states.optim_states, states.hp_params}),
+            gradients=bool(kinds & {states.lp_grads, states.contiguous_grad_buffer}),
+            parameters=states.lp_params in kinds,
+            pin_memory=pin_memory,
+        )
+
+    def reload_states(self, non_blocking: bool = False) -> None:
+        """Ends `offload_states`. Collective."""
+        self._core.reload_states()
 
     def destroy(self) -> None:
         """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the save's CheckpointError."""

@@ -21,27 +21,33 @@ MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0."""
+    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0.
+
+    ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all the same.
+    """
 
     stage: int
     ranks: list[dict[str, int]]
+    host: list[dict[str, int]]
     formula: _C.StateBytes
+    formula_host: _C.StateBytes
     formula_stage_0: _C.StateBytes
 
     def table(self) -> str:
         """Aligned lines, one per kind."""
-        measured = [[rank[kind] for kind in MEMORY_KINDS] for rank in self.ranks]
-        return _C.format_memory_table(self.stage, measured, self.formula, self.formula_stage_0)
+        device, host = ([[rank[kind] for kind in MEMORY_KINDS] for rank in tier] for tier in (self.ranks, self.host))
+        return _C.format_memory_table(self.stage, device, host, self.formula, self.formula_host, self.formula_stage_0)
 
 
 def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int) -> MemoryReport:
     """What every rank holds. Collective."""
-    measured = core.measured_bytes()
-    mine = [measured[kind][1 if kind == "frames" else 0] for kind in MEMORY_KINDS]
+    tiers = [core.measured_bytes(host=host) for host in (False, True)]
+    mine = [measured[kind][1 if kind == "frames" else 0] for measured in tiers for kind in MEMORY_KINDS]
     packing = struct.Struct(f"<{len(mine)}q")
-    everyone = packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine)))
-    ranks = [dict(zip(MEMORY_KINDS, values, strict=True)) for values in everyone]
-    return MemoryReport(stage, ranks, core.formula_bytes(), core.formula_bytes_at_stage(0))
+    everyone = list(packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine))))
+    ranks = [dict(zip(MEMORY_KINDS, values, strict=False)) for values in everyone]
+    host = [dict(zip(MEMORY_KINDS, values[len(MEMORY_KINDS) :], strict=True)) for values in everyone]
+    return MemoryReport(stage, ranks, host, core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0))
 
 
 def progress(

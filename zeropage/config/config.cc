@@ -79,6 +79,36 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
   return gradients;
 }
 
+/// The device of `section`, which `deprecated` (a flag of zero_optimization) may ask for, too.
+OffloadDevice read_device(const Settings& settings, const std::string& section, const std::string& deprecated) {
+  const std::string path = "zero_optimization." + section + ".device";
+  const bool cpu = settings.text(path) == "cpu";
+  const std::string old = "zero_optimization." + deprecated;
+  if (!settings.flag(old)) return cpu ? OffloadDevice::kCpu : OffloadDevice::kNone;
+  if (settings.at(path).source == Source::kDocument) {
+    settings.fail(old, fmt::format("expected this deprecated key or {}, got both; remove this one", path));
+  }
+  return OffloadDevice::kCpu;
+}
+
+Offload read_offload(const Settings& settings, int stage) {
+  const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
+  Offload offload;
+  offload.optimizer = read_device(settings, "offload_optimizer", "cpu_offload");
+  offload.optimizer_ratio = settings.real(key("offload_optimizer.ratio"));
+  offload.pin_optimizer = settings.flag(key("offload_optimizer.pin_memory"));
+  offload.parameters = read_device(settings, "offload_param", "cpu_offload_param");
+  offload.pin_parameters = settings.flag(key("offload_param.pin_memory"));
+  if (offload.parameters != OffloadDevice::kNone && stage != 3) {
+    const bool deprecated = settings.flag(key("cpu_offload_param"));
+    settings.fail(key(deprecated ? "cpu_offload_param" : "offload_param.device"),
+                  fmt::format("expected zero_optimization.stage 3, where parameters are sharded, got {}; set the stage "
+                              "to 3, or the device to \"none\"",
+                              stage));
+  }
+  return offload;
+}
+
 Zero read_zero(const Settings& settings) {
   const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
   Zero zero;
@@ -93,6 +123,7 @@ Zero read_zero(const Settings& settings) {
   zero.max_live_numel = settings.integer(key("stage3_max_live_parameters"));
   zero.max_reuse_distance_numel = settings.integer(key("stage3_max_reuse_distance"));
   zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
+  zero.offload = read_offload(settings, zero.stage);
   return zero;
 }
 

@@ -47,6 +47,20 @@ struct Gradients {
   bool operator==(const Gradients&) const = default;
 };
 
+/// Where state lives when it is not in use.
+enum class OffloadDevice { kNone, kCpu };
+
+/// offload_optimizer and offload_param.
+struct Offload {
+  OffloadDevice optimizer = OffloadDevice::kNone;
+  double optimizer_ratio = 1.0;  ///< share of the optimizer state that is offloaded
+  bool pin_optimizer = true;
+  OffloadDevice parameters = OffloadDevice::kNone;
+  bool pin_parameters = true;
+
+  bool operator==(const Offload&) const = default;
+};
+
 struct Zero {
   int stage = 0;
   bool reduce_scatter = true;
@@ -59,6 +73,7 @@ struct Zero {
   std::int64_t max_live_numel = 1'000'000'000;
   std::int64_t max_reuse_distance_numel = 1'000'000'000;
   bool gather_16bit_weights_on_model_save = false;
+  Offload offload = {};
 
   bool operator==(const Zero&) const = default;
 };

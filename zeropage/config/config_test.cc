@@ -109,6 +109,16 @@ TEST(Config, deprecated_forms_of_zero) {
   EXPECT_EQ(zero_with(R"("stage": 1, "cpu_offload": false, "cpu_offload_use_pin_memory": true)").stage, 1);
 }
 
+TEST(Config, offload_and_its_deprecated_forms) {
+  const Zero cpu = zero_with(R"("stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.25, "pin_memory": false},
+      "offload_param": {"device": "CPU", "buffer_count": 9})");
+  EXPECT_EQ(cpu.offload, (Offload{OffloadDevice::kCpu, 0.25, false, OffloadDevice::kCpu, true}));
+  const Zero old = zero_with(R"("stage": 3, "cpu_offload": true, "cpu_offload_param": true)");
+  EXPECT_EQ(old.offload, (Offload{OffloadDevice::kCpu, 1.0, true, OffloadDevice::kCpu, true}));
+  EXPECT_EQ(zero_with(R"("stage": 2, "offload_optimizer": {"device": "none", "ratio": 0.5})").offload.optimizer,
+            OffloadDevice::kNone);
+}
+
 TEST(Config, adam_means_adamw_unless_told) {
   const auto optimizer = [](const std::string& text) { return config_with(R"("optimizer": )" + text).optimizer; };
   EXPECT_TRUE(optimizer(R"({"type": "Adam"})").params.decoupled_decay);

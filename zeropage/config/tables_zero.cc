@@ -92,42 +92,46 @@ std::vector<Key> later_keys() {
       flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
       integer("mics_shard_size", -1, kNotBuilt, "MiCS: ranks that share one copy of the state.").at_least(-1),
       flag("mics_hierarchical_params_gather", false, kNotBuilt, "MiCS: gather between nodes, then inside."),
-      flag("cpu_offload", false, kNotBuilt, "Deprecated form of offload_optimizer.device \"cpu\"."),
-      flag("cpu_offload_param", false, kNotBuilt, "Deprecated form of offload_param.device \"cpu\"."),
+      flag("cpu_offload", false, kInForce, "Deprecated form of offload_optimizer.device \"cpu\"."),
+      flag("cpu_offload_param", false, kInForce, "Deprecated form of offload_param.device \"cpu\"."),
       flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
   };
 }
 
 Key device_key() {
   return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
-      .one_of({{"none"}, {"cpu", false}, {"nvme", false}});
+      .one_of({{"none"}, {"cpu"}, {"nvme", false}});
 }
 
 Section offload_param() {
   Section section{"zero_optimization.offload_param", "Home of the parameters (stage 3)."};
   section.keys = {
       device_key(),
-      text("nvme_path", {}, kNotBuilt, "Folder on the NVMe device."),
-      integer("buffer_count", 5, kNotBuilt, "Buffers for NVMe.").at_least(0),
-      integer("buffer_size", 100'000'000, kNotBuilt, "Elements of one buffer.").at_least(0),
-      integer("max_in_cpu", 1'000'000'000, kNotBuilt, "Elements kept in host memory.").at_least(0),
-      flag("pin_memory", true, kNotBuilt, "Page-locked host memory."),
+      text("nvme_path", {}, kAccepted, "Folder on the NVMe device; host memory needs none."),
+      integer("buffer_count", 5, kAccepted, "Buffers for NVMe; host memory needs none.").at_least(0),
+      integer("buffer_size", 100'000'000, kAccepted, "Elements of one such buffer.").at_least(0),
+      integer("max_in_cpu", 1'000'000'000, kAccepted, "For NVMe: elements kept in host memory.").at_least(0),
+      flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
   };
   section.switch_key = "device";
   return section;
 }
 
 Section offload_optimizer() {
-  Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state (stages 1 to 3)."};
+  Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state, where its update runs, too."};
   section.keys = {
       device_key(),
-      text("nvme_path", {}, kNotBuilt, "Folder on the NVMe device."),
-      integer("buffer_count", 4, kNotBuilt, "Buffers for NVMe.").at_least(0),
-      flag("pin_memory", true, kNotBuilt, "Page-locked host memory."),
-      flag("pipeline_read", false, kNotBuilt, "Read the next page while one is updated."),
-      flag("pipeline_write", false, kNotBuilt, "Write the last page while one is updated."),
-      flag("fast_init", false, kNotBuilt, "Faster set-up on NVMe."),
-      real("ratio", 1.0, kNotBuilt, "Share of the state that is offloaded.").between(0, 1),
+      text("nvme_path", {}, kAccepted, "Folder on the NVMe device; host memory needs none."),
+      integer("buffer_count", 4, kAccepted, "Buffers for NVMe; host memory needs none.").at_least(0),
+      flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
+      flag("pipeline_read", false, kAccepted, "The next page always comes while one is updated."),
+      flag("pipeline_write", false, kAccepted, "The last page always goes while one is updated."),
+      flag("fast_init", false, kAccepted, "For NVMe; host memory is set up page by page already."),
+      real(
+          "ratio", 1.0, kInForce,
+          "Share of the optimizer state that is offloaded, and of the update that runs on the host, in whole pages; at "
+          "every stage.")
+          .between(0, 1),
       flag("super_offload", false, kNotBuilt, "SuperOffload."),
       real("cpuadam_cores_perc", 0.8, kNotBuilt, "Share of the cores for SuperOffload.").between(0, 1),
   };

@@ -14,31 +14,47 @@ MemoryBytes from_formula(const plan::StateBytes& bytes) {
 }
 plan::StateBytes to_formula(const MemoryBytes& bytes) { return {bytes.parameters, bytes.gradients, bytes.optimizer}; }
 
+std::vector<report::RankBytes> to_rows(const std::vector<MemoryBytes>& ranks) {
+  std::vector<report::RankBytes> rows;
+  for (const auto& rank : ranks) {
+    rows.push_back({rank.parameters, rank.gradients, rank.optimizer, rank.frames, rank.buffers});
+  }
+  return rows;
+}
+
+/// Every rank's bytes of one tier. Collective.
+std::vector<MemoryBytes> gather_tier(const Ledger& ledger, Tier tier, comm::Communicator& communicator) {
+  const report::RankBytes mine = report::measured_bytes(ledger, tier);
+  const std::string_view packed(reinterpret_cast<const char*>(mine.data()), sizeof(mine));
+  const std::string everyone = comm::all_gather_small(communicator, packed, {"memory report"});
+  std::vector<MemoryBytes> ranks;
+  for (int rank = 0; rank < communicator.size(); ++rank) {
+    report::RankBytes bytes;
+    std::memcpy(bytes.data(), everyone.data() + rank * sizeof(bytes), sizeof(bytes));
+    ranks.push_back({bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]});
+  }
+  return ranks;
+}
+
 }  // namespace
 
 std::string MemoryReport::table() const {
   report::MemoryTable table;
   table.stage = stage;
-  for (const auto& rank : ranks) {
-    table.ranks.push_back({rank.parameters, rank.gradients, rank.optimizer, rank.frames, rank.buffers});
-  }
-  table.formula = to_formula(formula);
+  table.ranks = to_rows(ranks);
+  table.host = to_rows(host);
+  table.formula = {to_formula(formula), to_formula(formula_host)};
   table.formula_stage_0 = to_formula(formula_stage_0);
   return report::format_memory_table(table);
 }
 
 MemoryReport Engine::memory_report() const {
-  const report::RankBytes mine = report::measured_bytes(*impl_->core->ledger());
-  const std::string_view packed(reinterpret_cast<const char*>(mine.data()), sizeof(mine));
-  const std::string everyone = comm::all_gather_small(*impl_->communicator, packed, {"memory report"});
   MemoryReport out;
   out.stage = zero_optimization_stage();
-  for (int rank = 0; rank < world_size(); ++rank) {
-    report::RankBytes bytes;
-    std::memcpy(bytes.data(), everyone.data() + rank * sizeof(bytes), sizeof(bytes));
-    out.ranks.push_back({bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]});
-  }
-  out.formula = from_formula(impl_->core->formula_bytes());
+  out.ranks = gather_tier(*impl_->core->ledger(), Tier::kDevice, *impl_->communicator);
+  out.host = gather_tier(*impl_->core->ledger(), Tier::kHost, *impl_->communicator);
+  out.formula = from_formula(impl_->core->formula_bytes().device);
+  out.formula_host = from_formula(impl_->core->formula_bytes().offloaded);
   out.formula_stage_0 = from_formula(impl_->core->formula_bytes_at_stage(0));
   return out;
 }

@@ -24,7 +24,9 @@ struct MemoryBytes {
 struct MemoryReport {
   int stage = 0;
   std::vector<MemoryBytes> ranks;
+  std::vector<MemoryBytes> host;  ///< what is offloaded to the host
   MemoryBytes formula;
+  MemoryBytes formula_host;
   MemoryBytes formula_stage_0;
 
   /// Aligned lines, one per kind, ending in a newline.

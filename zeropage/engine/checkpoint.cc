@@ -128,7 +128,7 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
                      std::move(read)});
     };
     add("value", page_type(state, page, segment.parameter),
-        reader_of(own.parameter + at * page.element_bytes, state.device));
+        reader_of(own.parameter + at * page.element_bytes, own.device));
     if (!page.trainable) continue;
     for (const auto& [kind, array] : state_arrays(state)) {
       add(kind, at::kFloat,
@@ -243,7 +243,8 @@ class Planner {
   }
 
   void add_value(const TensorRecord* source, const layout::Segment& segment, void* data, at::ScalarType type) {
-    const auto target = paging::flat_view(data, segment.numel, type, state_.device);
+    const auto& own = state_.model.owned(state_.model.layout()->page_of(segment.parameter));
+    const auto target = paging::flat_view(data, segment.numel, type, own.device);
     plan_.transfers.push_back({source, segment.parameter_offset, segment.numel,
                                [target](const at::Tensor& values) { target.copy_(values); }});
   }
@@ -322,13 +323,6 @@ at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::
   return values;
 }
 
-/// What users wrote since the last step becomes part of the state. The ranks must have come together: nobody may still be reading
-/// the shards.
-void settle(ModelState& model) {
-  for (const int page : model.pager().take_written()) model.follow_user_writes(page);
-  model.pager().write_back_dirty();
-}
-
 void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
   for (const auto& transfer : plan.transfers) {
     transfer.store(fetch(step, *transfer.source, transfer.offset, transfer.numel));
@@ -352,7 +346,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
   checkpoint::check_tag(options.tag);
   state.model.absorb_replaced();
   state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
-  settle(state.model);
+  state.model.take_user_writes();
   checkpoint::SaveRequest request;
   request.folder = options.folder;
   auto& manifest = request.manifest;
@@ -399,7 +393,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
                          }
                          return std::string();
                        });
-  settle(state.model);
+  state.model.take_user_writes();
   std::vector<int> paged;
   for (const auto& page : state.model.layout()->pages()) {
     if (pager.paged(page.index)) paged.push_back(page.index);

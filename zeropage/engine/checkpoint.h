@@ -52,7 +52,6 @@ struct CheckpointedState {
   std::vector<std::int64_t>& updates;  ///< per parameter: optimizer steps so far
   comm::Communicator& communicator;
   const config::Config& config;
-  c10::Device device;
 };
 
 /// Collective. Returns the step's path. `background`: the step is written by it, and this returns when it has its copy; null: now.

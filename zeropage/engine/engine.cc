@@ -17,6 +17,7 @@
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/find_step.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/engine/moved_states.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/engine/watch.h"
@@ -56,8 +57,10 @@ class Engine::Impl {
     }
     reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(),
                                                  reductions ? watch_.observed(std::move(reductions)) : communicator_,
-                                                 device_, ledger_, reduce_policy(config_, state_.compute_dtype()));
+                                                 device_, ledger_, reduce_policy(config_, state_, device_));
     if (timeline() != nullptr) state_.pager().observe(watch_.timeline());
+    moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
+    transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
     if (config_.precision == config::Precision::kFp16)
       scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
@@ -79,7 +82,8 @@ class Engine::Impl {
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   void take_scheduled();
-  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, device_}; }
+  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_}; }
+  plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
   checkpoint::TrainingState training() const;
   void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
   Timeline* timeline() const { return watch_.timeline().get(); }
@@ -92,6 +96,8 @@ class Engine::Impl {
   std::vector<config::OptimizerParams> groups_;
   ModelState state_;
   std::unique_ptr<reduce::Reducer> reducer_;
+  std::unique_ptr<Transit> transit_;
+  std::unique_ptr<MovedStates> moved_;
   std::unique_ptr<optim::LossScaler> scaler_;
   std::unique_ptr<optim::LrSchedule> schedule_;
   std::unique_ptr<paging::FunctionObserver> observer_;
@@ -120,7 +126,6 @@ class Engine::Impl {
 
  private:
   double gradient_divisor() const;
-  void take_user_writes();
   void update(const Verdict& verdict, float gradient_scale);
   Verdict agree();
   void apply(const Verdict& verdict, float gradient_scale);
@@ -128,6 +133,7 @@ class Engine::Impl {
 };
 
 void Engine::Impl::require_whole_state(std::string_view caller) const {
+  moved_->require_none(caller);
   if (failure_.empty()) return;
   throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
 }
@@ -156,8 +162,7 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   if (!loss.requires_grad()) {
     throw UsageError(
         "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
-        "under "
-        "no_grad or inference_mode, or through .detach()?");
+        "under no_grad or inference_mode, or through .detach()?");
   }
   const double divisor = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
   at::Tensor divided = divisor == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / divisor);
@@ -183,7 +188,7 @@ Verdict Engine::Impl::agree() {
   mine.received = reducer_->received();
   mine.flags = {background_save_ && background_save_->failed(), stop_requested_};
   mine.trace_hash = state_.pager().end_pass();
-  const auto sum = sum_gradients(state_, *reducer_, communicator_->rank(), device_);
+  const auto sum = sum_gradients(state_, *reducer_, communicator_->rank());
   mine.sum_of_squares = sum.sum_of_squares;
   mine.overflow_parameter = sum.overflow_parameter;
   Verdict verdict = agree_on_step(*communicator_, mine);
@@ -197,8 +202,7 @@ bool Engine::Impl::step() {
   if (groups_.empty()) {
     throw UsageError(
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
-        "one "
-        "to initialize()");
+        "one to initialize()");
   }
   if (!backward_done_ && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
@@ -218,7 +222,7 @@ bool Engine::Impl::step() {
                        (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
   if (overflow) {
-    take_user_writes();
+    state_.take_user_writes();
     count_skip(verdict);
   } else {
     last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
@@ -238,25 +242,19 @@ bool Engine::Impl::step() {
   return true;
 }
 
-void Engine::Impl::take_user_writes() {
-  for (int page : state_.pager().take_written()) state_.follow_user_writes(page);
-  state_.pager().write_back_dirty();
-}
-
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
 /// different parts of the way.
 void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
   const auto fail = [&](const std::exception& error) {
     failure_ = fmt::format(
         "the update of step {} ended in the middle on rank {}, and the state of this engine is not consistent any "
-        "more; "
-        "restart from a checkpoint. The cause: {}",
+        "more; restart from a checkpoint. The cause: {}",
         global_steps_ + 1, communicator_->rank(), error.what());
     communicator_->abort(failure_);
     return failure_;
   };
   try {
-    take_user_writes();
+    state_.take_user_writes();
     apply(verdict, gradient_scale);
   } catch (const PeerError& error) {
     throw PeerError(fail(error));
@@ -287,17 +285,15 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
-  for (int page : state_.home().begin_pass(std::move(updated))) {
-    update_page(state_, *reducer_, page, inputs, device_);
+  update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
     } else if (owned_in_parts) {
       gathers.push_back(communicator_->all_gather(state_.owned(page).parameter, state_.whole_page(page),
                                                   pages[page].shard_bytes(), comm::Tag{"updated parameters", page}));
     }
-  }
+  });
   for (auto& gather : gathers) gather->wait();
-  state_.home().end_pass();
   communicator_->set_checking(true);
   state_.pager().refresh_pinned();
 }
@@ -420,6 +416,7 @@ std::int64_t Engine::micro_steps() const { return impl_->micro_steps_; }
 const StepResult& Engine::last_step() const { return impl_->last_; }
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
+  impl_->moved_->require_none("gather");
   impl_->state_.absorb_replaced();
   auto& pager = impl_->state_.pager();
   std::set<int> pages;
@@ -440,11 +437,11 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
 void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
 
 std::string Engine::save_checkpoint(const SaveOptions& options) {
+  impl_->moved_->require_none("save_checkpoint");
   if (impl_->reducer_->anything_arrived()) {
     throw UsageError(
         "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
-        "the "
-        "step() that ends the update, or forget them with zero_grad()");
+        "the step() that ends the update, or forget them with zero_grad()");
   }
   return save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
 }
@@ -466,10 +463,16 @@ std::optional<std::string> Engine::find_checkpoint(const std::string& folder, co
 }
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
+  impl_->moved_->require_none("load_checkpoint");
   auto report = load_state(impl_->checkpointed(), step, options);
   impl_->resume(step.manifest().training, options);
   return report;
 }
+
+void Engine::offload_states(const StateKinds& which, bool pin_memory) {
+  impl_->moved_->move_out(which, {c10::kCPU, Tier::kHost, pin_memory && !impl_->device_.is_cpu()});
+}
+void Engine::reload_states() { impl_->moved_->move_back(); }
 
 void Engine::trim_memory() {
   impl_->state_.pager().trim(/*evict_all=*/true);
@@ -480,11 +483,13 @@ const std::shared_ptr<Ledger>& Engine::ledger() const { return impl_->ledger_; }
 paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().stats(); }
 std::vector<paging::PageCounts> Engine::page_counts() const { return impl_->state_.pager().page_counts(); }
 std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->watch_.timeline(); }
-plan::StateBytes Engine::formula_bytes() const { return formula_bytes_at_stage(impl_->config_.zero.stage); }
+plan::PlacedBytes Engine::formula_bytes() const {
+  return plan::placed_state_bytes(impl_->state_.counts(), impl_->formula());
+}
 plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
-  auto options = plan::StateOptions::from_config(impl_->config_, impl_->communicator_->size());
+  auto options = impl_->formula();
   options.stage = stage;
-  return plan::model_state_bytes(plan::count_parameters(*impl_->state_.layout(), /*padded=*/false), options);
+  return plan::model_state_bytes(impl_->state_.counts(), options);
 }
 const comm::Communicator& Engine::communicator() const { return *impl_->communicator_; }
 std::int64_t Engine::trainable_numel() const { return impl_->trainable_numel_; }

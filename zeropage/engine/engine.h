@@ -46,6 +46,13 @@ struct BackwardOptions {
   bool scale_by_accumulation = true;  ///< divide the loss by gradient_accumulation_steps
 };
 
+/// Kinds of state that can leave the device for a while.
+struct StateKinds {
+  bool optimizer = true;  ///< masters and moments
+  bool gradients = true;  ///< their buffers
+  bool parameters = true;
+};
+
 /// What the last boundary step did.
 struct StepResult {
   bool applied = false;        ///< false: skipped because of an overflow
@@ -139,6 +146,11 @@ class Engine {
   /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in `checkpoint.h`.
   LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);
 
+  /// Collective. Moves state from the device to the host until `reload_states`; until then the engine trains nothing and its
+  /// parameters cannot be read. Cost: one copy. Errors: see MovedStates.
+  void offload_states(const StateKinds& which, bool pin_memory = true);
+  void reload_states();
+
   /// Gives cached frames and evictable pages back to the system.
   void trim_memory();
 
@@ -148,8 +160,8 @@ class Engine {
 
   /// Where time went, in what is observed; null when the configuration asks for nothing of the kind.
   std::shared_ptr<const Timeline> timeline() const;
-  plan::StateBytes formula_bytes() const;  ///< per rank, for this configuration
-  plan::StateBytes formula_bytes_at_stage(int stage) const;
+  plan::PlacedBytes formula_bytes() const;                   ///< per rank, for this configuration
+  plan::StateBytes formula_bytes_at_stage(int stage) const;  ///< with everything on the device
   const comm::Communicator& communicator() const;
   std::int64_t trainable_numel() const;
   std::int64_t page_count() const;

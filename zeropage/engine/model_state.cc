@@ -15,6 +15,7 @@
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/paging/fallback.h"
+#include "zeropage/plan/model_state.h"
 
 namespace zeropage::engine {
 namespace {
@@ -187,44 +188,61 @@ void ModelState::agree_with_peers() const {
 
 void ModelState::allocate() {
   const auto& pages = layout_->pages();
-  std::vector<bool> paged;
-  std::int64_t whole_bytes = 0;
-  StateShape shape;
-  shape.masters = compute_dtype_ != DType::kFloat32;
-  shape.states = config::optimizer_state_count(config_.optimizer);
-  for (const auto& page : pages) {
-    // At world size 1 the shard is the page: nothing to gather.
-    paged.push_back(placement_.shard_parameters && !page.persistent && communicator_->size() > 1);
-    if (!paged.back()) whole_bytes += page.padded_bytes();
-    const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    shape.numel.push_back(page.trainable ? own_numel : 0);
-  }
   paging::PagerOptions options;
   const std::int64_t element = element_bytes(compute_dtype_);
   options.max_live_bytes = config_.zero.max_live_numel * element;
   options.prefetch_bytes = config_.zero.prefetch_bucket_numel * element;
   options.max_reuse_distance_bytes = config_.zero.max_reuse_distance_numel * element;
+  options.host = parameter_host(config_, device_);
+  std::vector<bool> paged;
+  std::int64_t whole_bytes = 0;
+  offloaded_ = plan::offloaded_pages(*layout_, plan::offloaded_share(config_));
+  StateShape shape;
+  shape.offloaded = offloaded_;
+  shape.masters = compute_dtype_ != DType::kFloat32;
+  shape.states = config::optimizer_state_count(config_.optimizer);
+  for (const auto& page : pages) {
+    // At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
+    paged.push_back(placement_.shard_parameters && !page.persistent && (communicator_->size() > 1 || options.host));
+    if (!paged.back()) whole_bytes += page.padded_bytes();
+    const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
+    shape.numel.push_back(page.trainable ? own_numel : 0);
+  }
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
   pager_->on_write_back([this](int page) { follow_user_writes(page); });
 
-  whole_memory_ = communicator_->allocate(std::max<std::int64_t>(whole_bytes, 1), "parameters");
-  whole_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, whole_bytes);
-  home_ = make_memory_home(shape, device_, ledger_);
+  home_ = make_memory_home(shape, device_, optimizer_host(config_, device_), ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
-  std::byte* whole = whole_memory_->data();
   for (const auto& page : pages) {
     auto& own = owned_[page.index];
     own.begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
     own.numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    if (paged[page.index]) {
+    own.device = paged[page.index] ? pager_->shard_device() : device_;
+  }
+  allocate_whole(whole_bytes);
+}
+
+/// Memory for the pages that are whole, and where every owned range is.
+void ModelState::allocate_whole(std::int64_t bytes) {
+  whole_memory_ = communicator_->allocate(std::max<std::int64_t>(bytes, 1), "parameters");
+  whole_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, bytes);
+  std::byte* whole = whole_memory_->data();
+  for (const auto& page : layout_->pages()) {
+    auto& own = owned_[page.index];
+    if (pager_->paged(page.index)) {
       own.parameter = pager_->shard(page.index);
     } else {
-      whole_[page.index] = whole;
-      own.parameter = whole + own.begin * page.element_bytes;
-      whole += page.padded_bytes();
+      whole_[page.index] = std::exchange(whole, whole + page.padded_bytes());
+      own.parameter = whole_[page.index] + own.begin * page.element_bytes;
     }
   }
+}
+
+/// The communicator owns mappings that the memory needs, so both must outlive the parameters.
+std::shared_ptr<void> ModelState::whole_owner() const {
+  using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
+  return std::make_shared<Kept>(communicator_, whole_memory_);
 }
 
 at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
@@ -249,14 +267,14 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
     const std::int64_t from = pager_->paged(page.index) ? own.begin * page.element_bytes : 0;
     std::byte* target = pager_->paged(page.index) ? own.parameter : whole_[page.index];
     const std::int64_t bytes = pager_->paged(page.index) ? page.shard_bytes() : page.padded_bytes();
-    paging::copy_bytes(target, static_cast<std::byte*>(staging) + from, bytes, device_);
+    paging::copy_bytes(target, own.device, static_cast<std::byte*>(staging) + from, device_, bytes);
     return;
   }
   auto values = paging::flat_view(staging, page.padded_numel, at::kFloat, device_);
   const auto own_values = values.narrow(0, own.begin, own.numel);
   const auto type = scalar_type_of(page.dtype);
   if (pager_->paged(page.index)) {
-    paging::flat_view(own.parameter, page.shard_numel, type, device_)
+    paging::flat_view(own.parameter, page.shard_numel, type, own.device)
         .copy_(values.narrow(0, communicator_->rank() * page.shard_numel, page.shard_numel));
   } else {
     paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
@@ -290,11 +308,8 @@ void ModelState::rehome(const layout::Page& page) {
     const std::int64_t offset_bytes = place.offset * page.element_bytes;
     const std::int64_t bytes = place.numel * page.element_bytes;
     void* data = paged ? nullptr : whole_[page.index] + offset_bytes;
-    // The communicator owns mappings that the memory needs, so both must outlive the parameters.
-    using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
-    auto keep = paged ? nullptr : std::make_shared<Kept>(communicator_, whole_memory_);
-    storages_[place.parameter] =
-        paging::make_linked_storage(pager_->make_link(page.index, std::move(keep)), data, bytes, device_);
+    storages_[place.parameter] = paging::make_linked_storage(
+        pager_->make_link(page.index, paged ? nullptr : whole_owner()), data, bytes, device_);
     if (paged) {
       pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
                     guard_message(layout_->parameters()[place.parameter].name));
@@ -345,6 +360,46 @@ void ModelState::absorb_replaced() {
   }
 }
 
+void ModelState::take_user_writes() {
+  for (const int page : pager_->take_written()) follow_user_writes(page);
+  pager_->write_back_dirty();
+}
+
+void ModelState::unload_parameters(paging::MemoryPlace host) {
+  pager_->unload(host);
+  std::int64_t bytes = 0;
+  for (const auto& page : layout_->pages()) {
+    if (pager_->paged(page.index)) continue;
+    bytes += page.padded_bytes();
+    for (const auto& place : page.placements) {
+      auto* storage = storages_[place.parameter].unsafeGetStorageImpl();
+      paging::release_storage(storage, fmt::format("parameter '{}' was moved to the host by offload_states(); call "
+                                                   "reload_states() before it is used",
+                                                   layout_->parameters()[place.parameter].name));
+      paging::link_of(storage)->memory.reset();
+    }
+  }
+  away_ = std::make_unique<paging::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  paging::copy_bytes(away_->data(), host.device, whole_memory_->data(), device_, bytes);
+  whole_memory_.reset();
+  whole_entry_ = LedgerEntry();
+}
+
+void ModelState::reload_parameters() {
+  pager_->reload();
+  allocate_whole(away_->bytes());
+  paging::copy_bytes(whole_memory_->data(), device_, away_->data(), c10::kCPU, away_->bytes());
+  away_.reset();
+  for (const auto& page : layout_->pages()) {
+    if (pager_->paged(page.index)) continue;
+    for (const auto& place : page.placements) {
+      auto* storage = storages_[place.parameter].unsafeGetStorageImpl();
+      paging::link_of(storage)->memory = whole_owner();
+      paging::fill_storage(storage, whole_[page.index] + place.offset * page.element_bytes);
+    }
+  }
+}
+
 void ModelState::follow_user_writes(int page) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
@@ -352,7 +407,7 @@ void ModelState::follow_user_writes(int page) {
   HeldState held(*home_, page, Access::kWrite);
   auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
   const auto visible =
-      paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), device_).to(held.device());
+      paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
   master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
 }
 

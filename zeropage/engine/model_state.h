@@ -15,6 +15,7 @@
 #include "zeropage/engine/state_home.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/pager.h"
+#include "zeropage/plan/model_state.h"
 
 namespace zeropage::engine {
 
@@ -25,6 +26,7 @@ struct OwnedRange {
   std::int64_t begin = 0;  ///< elements of the page
   std::int64_t numel = 0;
   std::byte* parameter = nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page
+  c10::Device device = c10::kCPU;  ///< whose memory that is
 };
 
 class ModelState {
@@ -46,6 +48,12 @@ class ModelState {
   /// Where masters and moments are.
   StateHome& home() const { return *home_; }
 
+  /// Per page: whether its optimizer state is offloaded.
+  const std::vector<bool>& offloaded() const { return offloaded_; }
+
+  /// Elements by kind, for the formula.
+  plan::ParameterCounts counts() const { return plan::count_parameters(*layout_, offloaded_, /*padded=*/false); }
+
   /// True when some parameters can be absent.
   bool anything_paged() const;
 
@@ -56,6 +64,13 @@ class ModelState {
   /// UsageError when the new data has another shape.
   void absorb_replaced();
 
+  /// What users wrote since the last step becomes part of the state. Nobody may be reading this rank's shards.
+  void take_user_writes();
+
+  /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see Pager::unload.
+  void unload_parameters(paging::MemoryPlace host);
+  void reload_parameters();
+
   /// 16-bit pages: where users changed values, the fp32 master takes them; elsewhere it keeps its low bits.
   void follow_user_writes(int page);
 
@@ -64,10 +79,12 @@ class ModelState {
   std::vector<layout::ParameterSpec> specs(const std::vector<ParameterInput>& inputs) const;
   void agree_with_peers() const;
   void allocate();
+  void allocate_whole(std::int64_t bytes);
   void fill_page(const layout::Page& page, void* staging);
   void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);
   void attach(int parameter);
+  std::shared_ptr<void> whole_owner() const;
   bool needs_mark(int page) const;
   at::Tensor place_of(int parameter, void* page_start, at::ScalarType type) const;
 
@@ -83,6 +100,8 @@ class ModelState {
   std::shared_ptr<comm::Memory> whole_memory_;
   LedgerEntry whole_entry_;
   std::vector<std::byte*> whole_;
+  std::unique_ptr<paging::DeviceBuffer> away_;  // whole pages, while they are unloaded
+  std::vector<bool> offloaded_;
   std::unique_ptr<StateHome> home_;
   std::vector<OwnedRange> owned_;
   std::vector<c10::Storage> storages_;  // per parameter: its home

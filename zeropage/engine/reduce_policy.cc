@@ -4,7 +4,7 @@
 
 namespace zeropage::engine {
 
-reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_dtype) {
+reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, c10::Device device) {
   const Placement placement = placement_of_stage(config.zero.stage);
   reduce::ReducePolicy policy;
   policy.sharded = placement.shard_gradients;
@@ -16,9 +16,11 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, DType compute_d
   // stored keeps the type autograd made it in.
   const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
   policy.accumulation_dtype =
-      config.gradients.accumulation_dtype.value_or(only_stored ? compute_dtype : DType::kFloat32);
-  const DType made_as = placement.shard_gradients ? compute_dtype : policy.accumulation_dtype;
+      config.gradients.accumulation_dtype.value_or(only_stored ? state.compute_dtype() : DType::kFloat32);
+  const DType made_as = placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype;
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
+  policy.offloaded = state.offloaded();
+  policy.host = optimizer_host(config, device);
   return policy;
 }
 

@@ -21,6 +21,7 @@
 
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
+#include "zeropage/paging/device_buffer.h"
 
 namespace zeropage::engine {
 
@@ -38,6 +39,7 @@ struct StateArrays {
 /// What a home keeps.
 struct StateShape {
   std::vector<std::int64_t> numel;  ///< per page: elements that this rank updates; 0: the page is not trained
+  std::vector<bool> offloaded;      ///< per page: it lives on the host
   bool masters = false;
   int states = 0;
 
@@ -61,11 +63,16 @@ class StateHome {
   virtual void release(int page, bool changed) = 0;
 
   virtual void end_pass() = 0;
+
+  /// Moves what is in the device's memory to the host's until `reload`. Pages can be acquired there meanwhile.
+  virtual void unload() = 0;
+  virtual void reload() = 0;
 };
 
-/// Memory of `device`: one zero-filled buffer for all pages, in which each page's arrays lie one after the other. Nothing ever moves.
-std::unique_ptr<StateHome> make_memory_home(const StateShape& shape, c10::Device device,
-                                            std::shared_ptr<Ledger> ledger);
+/// Memory: one zero-filled buffer at `device` and one at `host` for the offloaded pages, in which each page's arrays lie one after
+/// the other. Nothing moves but by unload and reload.
+std::unique_ptr<StateHome> make_memory_home(const StateShape& shape, paging::MemoryPlace device,
+                                            paging::MemoryPlace host, std::shared_ptr<Ledger> ledger);
 
 enum class Access { kRead, kWrite };
 

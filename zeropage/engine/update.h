@@ -5,10 +5,12 @@
 
 #include "zeropage/paging/torch_config.h"
 
+#include <functional>
 #include <vector>
 
 #include "zeropage/config/config.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/engine/transit.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
@@ -21,7 +23,7 @@ struct GradientSum {
 
 /// Reads the summed gradients once (parameters without one stand there as zeros). Where every rank holds the whole sum each
 /// counts only its shard, so that the ranks' results add up to the global one.
-GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank, c10::Device device);
+GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank);
 
 /// The hyperparameters of one step.
 struct UpdateInputs {
@@ -32,9 +34,10 @@ struct UpdateInputs {
   float gradient_scale = 1.0f;
 };
 
-/// Updates this rank's range of `page`: fp32 master and states, and the rounded parameter. Host pages use the fused kernel
-/// on all of torch's threads (host_update.h; one pass), device pages torch's operators (device_update.h).
-void update_page(const ModelState& state, const reduce::Reducer& reducer, int page, const UpdateInputs& inputs,
-                 c10::Device device);
+/// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls `updated(page)` after
+/// each. Pages whose state is on the host use the fused kernel on all of torch's threads (host_update.h; one pass), those
+/// on a device torch's operators (device_update.h). While one is updated the next one's arrays are on their way.
+void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
+                  const UpdateInputs& inputs, const std::function<void(int page)>& updated);
 
 }  // namespace zeropage::engine

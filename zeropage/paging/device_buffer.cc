@@ -32,17 +32,18 @@ std::byte* map_host_memory(std::int64_t bytes) {
 
 }  // namespace
 
-DeviceBuffer::DeviceBuffer(std::int64_t bytes, c10::Device device, std::shared_ptr<Ledger> ledger, MemoryKind kind)
+DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_ptr<Ledger> ledger, MemoryKind kind)
     : bytes_(bytes) {
   if (bytes_ > 0) {
-    if (device.is_cpu()) {
+    if (place.device.is_cpu() && !place.pinned) {
       data_ = map_host_memory(bytes_);
     } else {
-      device_memory_ = at::zeros({bytes_}, at::TensorOptions().dtype(at::kByte).device(device));
+      const auto options = at::TensorOptions().dtype(at::kByte).device(place.device).pinned_memory(place.pinned);
+      device_memory_ = at::zeros({bytes_}, options);
       data_ = static_cast<std::byte*>(device_memory_.data_ptr());
     }
   }
-  entry_ = LedgerEntry(std::move(ledger), kind, bytes_);
+  entry_ = LedgerEntry(std::move(ledger), kind, bytes_, place.tier);
 }
 
 DeviceBuffer::~DeviceBuffer() {
@@ -61,13 +62,19 @@ at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::D
   return at::from_blob(data, {numel}, at::TensorOptions().dtype(type).device(device));
 }
 
-void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device) {
+void copy_bytes(void* target, c10::Device target_device, const void* source, c10::Device source_device,
+                std::int64_t bytes) {
   if (bytes == 0 || target == source) return;
-  if (device.is_cpu()) {
+  if (target_device.is_cpu() && source_device.is_cpu()) {
     std::memcpy(target, source, bytes);
     return;
   }
-  flat_view(target, bytes, at::kByte, device).copy_(flat_view(const_cast<void*>(source), bytes, at::kByte, device));
+  flat_view(target, bytes, at::kByte, target_device)
+      .copy_(flat_view(const_cast<void*>(source), bytes, at::kByte, source_device));
+}
+
+void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device) {
+  copy_bytes(target, device, source, device, bytes);
 }
 
 void zero_bytes(void* target, std::int64_t bytes, c10::Device device) {

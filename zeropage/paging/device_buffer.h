@@ -1,6 +1,6 @@
 /// \file
 /// Flat memory on a device: page-aligned mappings on the host (so that freeing gives memory back at once, and large
-/// buffers sit on huge pages), torch's allocator elsewhere.
+/// buffers sit on huge pages), torch's allocators elsewhere and for page-locked memory.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
@@ -11,11 +11,21 @@
 
 namespace zeropage::paging {
 
+/// Where a buffer is, and on whose account.
+struct MemoryPlace {
+  MemoryPlace(c10::Device device, Tier tier = Tier::kDevice, bool pinned = false)
+      : device(device), tier(tier), pinned(pinned) {}
+
+  c10::Device device;
+  Tier tier;
+  bool pinned;  ///< page-locked host memory, which needs a GPU
+};
+
 class DeviceBuffer {
  public:
   /// Zero-filled. `kind` says under which name the bytes are counted. Errors: IoError when the host has no memory,
   /// c10::OutOfMemoryError on a device.
-  DeviceBuffer(std::int64_t bytes, c10::Device device, std::shared_ptr<Ledger> ledger, MemoryKind kind);
+  DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_ptr<Ledger> ledger, MemoryKind kind);
   ~DeviceBuffer();
   DeviceBuffer(const DeviceBuffer&) = delete;
   DeviceBuffer& operator=(const DeviceBuffer&) = delete;
@@ -26,7 +36,7 @@ class DeviceBuffer {
  private:
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
-  at::Tensor device_memory_;  // owns data_ on devices; undefined on the host
+  at::Tensor device_memory_;  // owns data_ on devices and where it is pinned
   LedgerEntry entry_;
 };
 
@@ -36,7 +46,12 @@ at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device);
 /// A tensor over memory that somebody else owns: contiguous [numel].
 at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device);
 
-/// Copies bytes between buffers of the same device, in the order of its current stream.
+/// Copies bytes from `source_device` to `target_device`; on a device in the order of its current stream. Complete when
+/// it returns if one of them is the host.
+void copy_bytes(void* target, c10::Device target_device, const void* source, c10::Device source_device,
+                std::int64_t bytes);
+
+/// The same within one device.
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device);
 
 /// Sets bytes to zero, in the order of the device's current stream.

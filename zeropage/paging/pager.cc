@@ -42,31 +42,43 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
     : layout_(std::move(layout)),
       communicator_(std::move(communicator)),
       device_(device),
+      ledger_(std::move(ledger)),
       options_(options),
       handle_(std::make_shared<PagerHandle>()),
       trace_(static_cast<int>(layout_->pages().size())) {
   handle_->pager.store(this);
-  const std::int64_t shard_bytes = total_shard_bytes(*layout_, paged);
   const auto page_count = static_cast<std::int64_t>(layout_->pages().size());
-  if (shard_bytes > 0) {
-    shards_ = communicator_->allocate(shard_bytes, "parameter shards");
-    shards_entry_ = LedgerEntry(ledger, MemoryKind::kParameters, shard_bytes);
-    if (communicator_->one_sided()) {
-      versions_ =
-          communicator_->allocate(page_count * static_cast<std::int64_t>(sizeof(std::uint64_t)), "page versions");
-    }
-  }
-  frames_ = make_private_frame_pool(device_, options_.max_live_bytes, ledger, MemoryKind::kFrames);
+  std::byte* first_shard = allocate_shards(total_shard_bytes(*layout_, paged));
+  frames_ = make_private_frame_pool(device_, options_.max_live_bytes, ledger_, MemoryKind::kFrames);
   pages_.resize(page_count);
-  std::int64_t offset = 0;
   for (const auto& page : layout_->pages()) {
     auto& state = pages_[page.index];
     state.paged = paged[page.index];
     state.label = page_label(*layout_, page.index);
-    if (!state.paged) continue;
-    state.shard = shards_->data() + offset;
-    offset += page.shard_bytes();
   }
+  place_shards(first_shard);
+}
+
+void Pager::place_shards(std::byte* first) {
+  for (const auto& page : layout_->pages()) {
+    if (pages_[page.index].paged) pages_[page.index].shard = std::exchange(first, first + page.shard_bytes());
+  }
+}
+
+std::byte* Pager::allocate_shards(std::int64_t bytes) {
+  if (bytes == 0) return nullptr;
+  if (shard_device() != device_) {
+    host_shards_ = std::make_unique<DeviceBuffer>(bytes, *options_.host, ledger_, MemoryKind::kParameters);
+    return host_shards_->data();
+  }
+  shards_ = communicator_->allocate(bytes, "parameter shards");
+  const Tier tier = options_.host ? options_.host->tier : Tier::kDevice;
+  shards_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, bytes, tier);
+  if (communicator_->one_sided() && !versions_) {
+    const auto cells = static_cast<std::int64_t>(layout_->pages().size() * sizeof(std::uint64_t));
+    versions_ = communicator_->allocate(cells, "page versions");
+  }
+  return shards_->data();
 }
 
 Pager::~Pager() {
@@ -108,6 +120,10 @@ void Pager::adopt(int page, std::int64_t offset_bytes, const c10::Storage& stora
 void Pager::touch(int page, bool writes, std::string_view user) {
   auto guard = lock();
   auto& state = pages_[page];
+  if (away_) {
+    throw UsageError(fmt::format(
+        "{} needs {}, which offload_states() has moved to the host; call reload_states() first", user, state.label));
+  }
   ++stats_.touches;
   if (state.state != State::kResident) make_resident(page, user);
   ++state.pins;
@@ -178,8 +194,13 @@ void Pager::start_gather(int page) {
   if (communicator_->one_sided()) return;  // copied when waited for: the data is then warm where it is used
   communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
   try {
-    state.gather = communicator_->all_gather(state.shard, state.frame, layout_->pages()[page].shard_bytes(),
-                                             comm::Tag{state.label, page});
+    const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
+    std::byte* shard = state.shard;
+    if (shard_device() != device_) {  // into its place in the frame, from where it is gathered
+      shard = state.frame + communicator_->rank() * shard_bytes;
+      copy_bytes(shard, device_, state.shard, shard_device(), shard_bytes);
+    }
+    state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
   } catch (...) {
     drop_frame(page);
     throw;
@@ -284,7 +305,7 @@ void Pager::write_back(int page) {
 void Pager::store_own_shard(int page) {
   auto& state = pages_[page];
   const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
-  copy_bytes(state.shard, state.frame + communicator_->rank() * shard_bytes, shard_bytes, device_);
+  copy_bytes(state.shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
   state.dirty = false;
   ++stats_.write_backs;
   if (written_back_) written_back_(page);
@@ -368,6 +389,44 @@ void Pager::refresh_pinned() {
   for (std::size_t page = 0; page < pages_.size(); ++page) {
     const auto& state = pages_[page];
     if (state.pins > 0 && state.state == State::kAbsent) make_resident(static_cast<int>(page), "a gathered scope");
+  }
+}
+
+void Pager::unload(MemoryPlace host) {
+  auto guard = lock();
+  if (!shards_ || options_.host) return;
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    const auto& state = pages_[page];
+    if (state.pins > 0) {
+      throw UsageError(
+          fmt::format("{} is kept by a scope that gathers it; leave the scope before offload_states()", state.label));
+    }
+    if (state.state == State::kArriving) finish_gather(static_cast<int>(page));
+    if (state.state == State::kResident) evict(static_cast<int>(page));
+  }
+  frames_->trim();
+  const std::int64_t bytes = shards_->bytes();
+  away_ = std::make_unique<DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
+  shards_.reset();
+  shards_entry_ = LedgerEntry();
+  for (const auto& page : pages_) {
+    for (const auto& home : page.homes) {
+      release_storage(home.storage.unsafeGetStorageImpl(),
+                      home.message + " offload_states() has moved it to the host: call reload_states() first.");
+    }
+  }
+}
+
+void Pager::reload() {
+  auto guard = lock();
+  if (!away_) return;
+  std::byte* first = allocate_shards(away_->bytes());
+  copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
+  place_shards(first);
+  away_.reset();
+  for (const auto& page : pages_) {
+    for (const auto& home : page.homes) release_storage(home.storage.unsafeGetStorageImpl(), home.message);
   }
 }
 

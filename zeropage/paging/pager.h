@@ -21,6 +21,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +38,7 @@ struct PagerOptions {
   std::int64_t max_live_bytes = INT64_MAX;
   std::int64_t prefetch_bytes = 0;
   std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
+  std::optional<MemoryPlace> host;                    ///< where shards live; absent: on the device
 };
 
 /// Counters since the pager was made.
@@ -71,8 +73,10 @@ class Pager final : public PageTable {
 
   bool paged(int page) const { return pages_[page].paged; }
 
-  /// This rank's shard of a paged page: page.shard_bytes() bytes in the memory of the communicator.
+  /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator unless
+  /// that is the host of another device.
   std::byte* shard(int page) const { return pages_[page].shard; }
+  c10::Device shard_device() const { return options_.host ? options_.host->device : device_; }
 
   /// Makes `storage` the home of a parameter of a paged page, absent from now on. `message` is what raw accesses raise.
   void adopt(int page, std::int64_t offset_bytes, const c10::Storage& storage, std::string message);
@@ -109,6 +113,11 @@ class Pager final : public PageTable {
 
   /// The verdict's answer: whether all ranks expect the same; if not, gathers are checked one by one.
   void set_trace_agreed(bool agreed) { trace_agreed_ = agreed; }
+
+  /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards whose home is the host stay. Collective;
+  /// nobody may be reading. Errors: UsageError when a page is pinned.
+  void unload(MemoryPlace host);
+  void reload();
 
   /// Returns unused frames to the system, and with `evict_all` evicts every unpinned clean page first.
   void trim(bool evict_all);
@@ -148,6 +157,8 @@ class Pager final : public PageTable {
 
   std::unique_lock<std::mutex> lock() const;
   std::int64_t frame_bytes(int page) const { return layout_->pages()[page].padded_bytes(); }
+  std::byte* allocate_shards(std::int64_t bytes);
+  void place_shards(std::byte* first);
   void start_gather(int page);
   void finish_gather(int page);
   void gather_from_peers(int page);
@@ -165,9 +176,12 @@ class Pager final : public PageTable {
   std::shared_ptr<const layout::Layout> layout_;
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
+  std::shared_ptr<Ledger> ledger_;
   PagerOptions options_;
   std::shared_ptr<PagerHandle> handle_;
   std::unique_ptr<comm::Memory> shards_;
+  std::unique_ptr<DeviceBuffer> away_;         // the shards, while they are unloaded
+  std::unique_ptr<DeviceBuffer> host_shards_;  // instead, where the communicator has memory of a device
   LedgerEntry shards_entry_;
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;

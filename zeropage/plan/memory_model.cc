@@ -26,28 +26,24 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   const std::int64_t element = compute_bytes(request.precision);
   const std::int64_t frozen_numel = model.total_numel - model.trainable_numel;
   MemoryEstimate memory;
-  memory.state =
-      model_state_bytes({model.trainable_numel, frozen_numel, model.persistent_numel},
-                        {placement.stage, request.world_size(), request.precision, request.accumulation_steps, {}});
+  const bool offload_optimizer = placement.optimizer != Home::kDevice;
+  const PlacedBytes placed = placed_state_bytes(
+      {model.trainable_numel, frozen_numel, model.persistent_numel, offload_optimizer ? model.trainable_numel : 0},
+      {.stage = placement.stage,
+       .world_size = request.world_size(),
+       .precision = request.precision,
+       .accumulation_steps = request.accumulation_steps,
+       .offload_parameters = placement.parameters != Home::kDevice});
+  memory.state = placed.device;
   if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
     memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
   }
   if (placement.stage >= 2) memory.buckets = checked_mul(kPagesOnTheirWay * page_numel(model), element, kWhat);
-  if (placement.optimizer != Home::kDevice) {
-    (placement.optimizer == Home::kHost ? memory.host : memory.disk) += memory.state.optimizer;
-    memory.state.optimizer = 0;
-    // A gradient that is a shard waits for the update on the host, where the update runs.
-    if (placement.stage >= 2) {
-      memory.host += memory.state.gradients;
-      memory.state.gradients = 0;
-    }
-  }
-  if (placement.parameters != Home::kDevice) {
-    (placement.parameters == Home::kHost ? memory.host : memory.disk) += memory.state.parameters;
-    memory.state.parameters = 0;
-    if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;
-  }
+  (placement.optimizer == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.optimizer;
+  (placement.parameters == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.parameters;
+  memory.host += placed.offloaded.gradients;  // the update runs there, wherever its state lives
+  if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;
   return memory;
 }
 

@@ -36,6 +36,31 @@ void check(const StateOptions& options) {
   }
 }
 
+/// Elements of state that is sharded from a stage on, as one rank holds them.
+std::int64_t held_numel(std::int64_t numel, int sharded_from, const StateOptions& options) {
+  return options.stage >= sharded_from ? ceil_div(numel, options.world_size) : numel;
+}
+
+std::int64_t bytes_of(std::int64_t numel, std::int64_t size_bytes) {
+  return checked_mul(numel, size_bytes, "model state");
+}
+
+/// Gradients and optimizer state of `trainable_numel` elements.
+StateBytes trained_state_bytes(std::int64_t trainable_numel, const StateOptions& options) {
+  const std::int64_t arrays = options.optimizer_states + (options.precision == config::Precision::kFp32 ? 0 : 1);
+  StateBytes state;
+  state.gradients =
+      bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(gradient_dtype(options)));
+  state.optimizer = bytes_of(held_numel(trainable_numel, kOptimizerShardedFrom, options), 4 * arrays);
+  return state;
+}
+
+std::int64_t paged_parameter_bytes(const ParameterCounts& counts, const StateOptions& options) {
+  const std::int64_t all_numel = checked_add(counts.trainable_numel, counts.frozen_numel, "model state");
+  return bytes_of(held_numel(all_numel - counts.persistent_numel, kParametersShardedFrom, options),
+                  element_bytes(compute_dtype(options.precision)));
+}
+
 }  // namespace
 
 StateOptions StateOptions::from_config(const config::Config& config, int world_size) {
@@ -44,10 +69,32 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .precision = config.precision,
           .accumulation_steps = config.batch.accumulation_steps,
           .accumulation_dtype = config.gradients.accumulation_dtype,
-          .optimizer_states = config::optimizer_state_count(config.optimizer)};
+          .optimizer_states = config::optimizer_state_count(config.optimizer),
+          .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone};
 }
 
-ParameterCounts count_parameters(const layout::Layout& layout, bool padded) {
+double offloaded_share(const config::Config& config) {
+  const auto& offload = config.zero.offload;
+  return offload.optimizer == config::OffloadDevice::kNone ? 0.0 : offload.optimizer_ratio;
+}
+
+std::vector<bool> offloaded_pages(const layout::Layout& layout, double share) {
+  const auto& pages = layout.pages();
+  double total_numel = 0;
+  for (const layout::Page& page : pages) total_numel += page.trainable ? static_cast<double>(page.used_numel) : 0;
+  std::vector<bool> offloaded(pages.size(), false);
+  double taken_numel = 0;
+  for (std::size_t i = pages.size(); i-- > 0;) {
+    if (!pages[i].trainable) continue;
+    const double numel = static_cast<double>(pages[i].used_numel);
+    if (taken_numel + numel / 2 >= share * total_numel) break;
+    offloaded[i] = true;
+    taken_numel += numel;
+  }
+  return offloaded;
+}
+
+ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded) {
   ParameterCounts counts;
   for (const layout::Page& page : layout.pages()) {
     if (page.dtype == DType::kOther) continue;
@@ -57,29 +104,28 @@ ParameterCounts count_parameters(const layout::Layout& layout, bool padded) {
     }
     (page.trainable ? counts.trainable_numel : counts.frozen_numel) += numel;
     if (page.persistent) counts.persistent_numel += numel;
+    if (page.trainable && offloaded[page.index]) counts.offloaded_numel += numel;
   }
   return counts;
 }
 
 StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options) {
   check(options);
-  const auto held_numel = [&](std::int64_t numel, int sharded_from) {
-    return options.stage >= sharded_from ? ceil_div(numel, options.world_size) : numel;
-  };
-  const auto bytes = [](std::int64_t numel, std::int64_t size_bytes) {
-    return checked_mul(numel, size_bytes, "model state");
-  };
-  const std::int64_t all_numel = checked_add(counts.trainable_numel, counts.frozen_numel, "model state");
-  const std::int64_t paged_numel = all_numel - counts.persistent_numel;
-  const std::int64_t parameter_numel = held_numel(paged_numel, kParametersShardedFrom) + counts.persistent_numel;
-  const std::int64_t optimizer_bytes =
-      4 * (options.optimizer_states + (options.precision == config::Precision::kFp32 ? 0 : 1));
-  StateBytes state;
-  state.parameters = bytes(parameter_numel, element_bytes(compute_dtype(options.precision)));
-  state.gradients =
-      bytes(held_numel(counts.trainable_numel, kGradientsShardedFrom), element_bytes(gradient_dtype(options)));
-  state.optimizer = bytes(held_numel(counts.trainable_numel, kOptimizerShardedFrom), optimizer_bytes);
+  StateBytes state = trained_state_bytes(counts.trainable_numel, options);
+  state.parameters =
+      checked_add(paged_parameter_bytes(counts, options),
+                  bytes_of(counts.persistent_numel, element_bytes(compute_dtype(options.precision))), "model state");
   return state;
+}
+
+PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options) {
+  PlacedBytes placed{model_state_bytes(counts, options), trained_state_bytes(counts.offloaded_numel, options)};
+  if (options.stage < kGradientsShardedFrom) placed.offloaded.gradients = 0;
+  if (options.offload_parameters) placed.offloaded.parameters = paged_parameter_bytes(counts, options);
+  placed.device.parameters -= placed.offloaded.parameters;
+  placed.device.gradients -= placed.offloaded.gradients;
+  placed.device.optimizer -= placed.offloaded.optimizer;
+  return placed;
 }
 
 }  // namespace zeropage::plan

@@ -9,10 +9,14 @@
 ///
 /// k: fp32 values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
 /// parameters have parameters only. In fp32 the parameter is its own master.
+///
+/// What is offloaded leaves the device: the optimizer state of offloaded pages, and with it, from stage 2 on, their shards of
+/// gradients, which wait there for the update; offloaded parameters are the sharded ones of stage 3.
 #pragma once
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "zeropage/base/dtype.h"
 #include "zeropage/config/config.h"
@@ -30,11 +34,18 @@ struct StateBytes {
   bool operator==(const StateBytes&) const = default;
 };
 
+/// Bytes of one rank that stay on the device, and those that are offloaded.
+struct PlacedBytes {
+  StateBytes device;
+  StateBytes offloaded;
+};
+
 /// Elements of a model, padded or not.
 struct ParameterCounts {
   std::int64_t trainable_numel = 0;
   std::int64_t frozen_numel = 0;
   std::int64_t persistent_numel = 0;  ///< those of the two above that stay whole at stage 3
+  std::int64_t offloaded_numel = 0;   ///< trainable ones whose optimizer state is offloaded
 };
 
 /// What decides the bytes beside the counts.
@@ -46,17 +57,28 @@ struct StateOptions {
   std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
   DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
   int optimizer_states = 2;             ///< k above
+  bool offload_parameters = false;
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);
 };
 
-/// Elements of `layout`, with the padding of its pages or without. Elements of type kOther are not counted: no formula
-/// covers them. Cost: linear in pages and parameters.
-ParameterCounts count_parameters(const layout::Layout& layout, bool padded);
+/// Per page of `layout`: whether its optimizer state is offloaded. As many trainable pages, from the last one on, as come
+/// closest to `share` of the elements: in a backward the first pages' gradients come last, and their update is waited for.
+std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);
 
-/// The formula above; a shard is the count divided by the world, rounded up. Errors: ConfigError for a stage outside
-/// 0-3, a world below 1, or sizes beyond 63 bits.
+/// The share of the optimizer state that `config` offloads.
+double offloaded_share(const config::Config& config);
+
+/// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer state
+/// is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
+ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded);
+
+/// The formula above, all tiers together; a shard is the count divided by the world, rounded up. Errors: ConfigError for
+/// a stage outside 0-3, a world below 1, or sizes beyond 63 bits.
 StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options);
+
+/// The same bytes by place.
+PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options);
 
 }  // namespace zeropage::plan

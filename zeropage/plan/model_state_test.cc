@@ -79,11 +79,11 @@ TEST(ModelState, CountsOfALayoutWithAndWithoutPadding) {
                                spec(5, DType::kFloat32, false, false), spec(99, DType::kOther, false, false),
                                spec(2, DType::kFloat32, true, false)},
                               {2, 1000, 16, 8});
-  const ParameterCounts bare = count_parameters(layout, false);
+  const ParameterCounts bare = count_parameters(layout, offloaded_pages(layout, 0.0), false);
   EXPECT_EQ(bare.trainable_numel, 15);
   EXPECT_EQ(bare.frozen_numel, 5);
   EXPECT_EQ(bare.persistent_numel, 3);
-  const ParameterCounts padded = count_parameters(layout, true);
+  const ParameterCounts padded = count_parameters(layout, offloaded_pages(layout, 0.0), true);
   EXPECT_EQ(padded.trainable_numel, 32 + 16);
   EXPECT_EQ(padded.frozen_numel, 16);
   EXPECT_EQ(padded.persistent_numel, 16);
@@ -107,6 +107,33 @@ TEST(ModelState, OptionsComeFromTheConfiguration) {
   EXPECT_EQ(options.precision, Precision::kFp16);
   EXPECT_EQ(options.accumulation_steps, 3);
   EXPECT_EQ(options.accumulation_dtype, DType::kFloat16);
+}
+
+// By hand: 800 elements train, 8 stay whole, 200 are offloaded. Catches bytes that are lost or counted in both places.
+TEST(PlacedState, MovesWhatIsOffloaded) {
+  const ParameterCounts counts{800, 80, 8, 200};
+  StateOptions options{.stage = 3, .world_size = 2, .precision = Precision::kBf16};
+  options.offload_parameters = true;
+  const PlacedBytes placed = placed_state_bytes(counts, options);
+  EXPECT_EQ(placed.offloaded, (StateBytes{2 * 436, 4 * 100, 12 * 100}));
+  EXPECT_EQ(placed.device, (StateBytes{2 * 8, 4 * 300, 12 * 300}));
+  options.stage = 1;
+  options.offload_parameters = false;
+  EXPECT_EQ(placed_state_bytes(counts, options).offloaded, (StateBytes{0, 0, 12 * 100}));
+}
+
+// Catches shares that are taken from the wrong end, and pages without optimizer state that count.
+TEST(PlacedState, OffloadsWholePagesFromTheEnd) {
+  std::vector<layout::ParameterSpec> specs;
+  for (int i = 0; i < 5; ++i) specs.push_back({.name = "p" + std::to_string(i), .numel = 1000, .trainable = i != 4});
+  const layout::Layout layout(specs, {.world_size = 2, .page_numel = 1});
+  using Pages = std::vector<bool>;
+  EXPECT_EQ(offloaded_pages(layout, 0.0), (Pages{false, false, false, false, false}));
+  EXPECT_EQ(offloaded_pages(layout, 0.1), (Pages{false, false, false, false, false}));
+  EXPECT_EQ(offloaded_pages(layout, 0.3), (Pages{false, false, false, true, false}));
+  EXPECT_EQ(offloaded_pages(layout, 0.8), (Pages{false, true, true, true, false}));
+  EXPECT_EQ(offloaded_pages(layout, 1.0), (Pages{true, true, true, true, false}));
+  EXPECT_EQ(count_parameters(layout, offloaded_pages(layout, 0.5), false).offloaded_numel, 2000);
 }
 
 }  // namespace

@@ -38,9 +38,12 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       came_(parameters_.size()),
       received_(parameters_.size()),
       reducing_(policy.sharded) {
+  policy_.offloaded.resize(pages_.size());
   for (const auto& page : layout_->pages()) {
     auto& state = pages_[page.index];
     state.label = "gradients of " + paging::page_label(*layout_, page.index);
+    const bool offloaded = policy_.sharded && policy_.offloaded[page.index];
+    state.result_device = offloaded ? policy_.host.device : device_;
     if (!page.trainable) continue;
     state.expected = static_cast<int>(page.placements.size());
     order_.push_back(page.index);
@@ -63,24 +66,37 @@ DType Reducer::frame_dtype(int page) const {
 }
 
 void Reducer::allocate_shards() {
-  std::int64_t shard_bytes = 0;
-  std::int64_t largest_shard_numel = 0;
+  shards_ = allocate_shards(/*offloaded=*/false);
+  offloaded_shards_ = allocate_shards(/*offloaded=*/true);
+  std::int64_t scratch_numel = 0;
   for (int index : order_) {
-    const auto& page = layout_->pages()[index];
-    shard_bytes += page.shard_numel * element_bytes(policy_.accumulation_dtype);
-    largest_shard_numel = std::max(largest_shard_numel, page.shard_numel);
+    if (!reduces_into_shard(index)) scratch_numel = std::max(scratch_numel, layout_->pages()[index].shard_numel);
   }
-  shards_ = std::make_unique<paging::DeviceBuffer>(shard_bytes, device_, ledger_, MemoryKind::kGradients);
+  scratch_ = std::make_unique<paging::DeviceBuffer>(4 * scratch_numel, device_, ledger_, MemoryKind::kBuffers);
+}
+
+std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
+  const auto bytes_of = [&](int index) {
+    const bool counts = policy_.offloaded[index] == offloaded;
+    return counts ? layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype) : 0;
+  };
+  std::int64_t bytes = 0;
+  for (int index : order_) bytes += bytes_of(index);
+  auto shards = std::make_unique<paging::DeviceBuffer>(bytes, offloaded ? policy_.host : paging::MemoryPlace(device_),
+                                                       ledger_, MemoryKind::kGradients);
   std::int64_t offset = 0;
   for (int index : order_) {
-    auto& state = pages_[index];
-    state.result = shards_->data() + offset;
-    state.result_dtype = policy_.accumulation_dtype;
-    offset += layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype);
+    if (policy_.offloaded[index] != offloaded) continue;
+    pages_[index].result = shards->data() + offset;
+    pages_[index].result_dtype = policy_.accumulation_dtype;
+    offset += bytes_of(index);
   }
-  if (policy_.accumulation_dtype != DType::kFloat32) {
-    scratch_ = std::make_unique<paging::DeviceBuffer>(4 * largest_shard_numel, device_, ledger_, MemoryKind::kBuffers);
-  }
+  return shards;
+}
+
+/// Communicators write fp32 shards of the device that frames are on.
+bool Reducer::reduces_into_shard(int page) const {
+  return pages_[page].result_dtype == DType::kFloat32 && pages_[page].result_device == device_;
 }
 
 void Reducer::allocate_pool() {
@@ -272,6 +288,7 @@ void Reducer::reduce_rest() {
     state.launched = false;
   }
   retire(0);
+  finish_offloads();
   if (reducing_ && any_touched && !order_settled_) settle_order();
   communicator_->set_checking(true);
 }
@@ -293,7 +310,7 @@ void Reducer::settle_order() {
 
 ReducedGradient Reducer::gradient(int page) const {
   const auto& state = pages_[page];
-  return state.filled ? ReducedGradient{state.result, state.result_dtype} : ReducedGradient{};
+  return {state.filled ? state.result : nullptr, state.result_dtype, state.result_device};
 }
 
 void Reducer::reset() {
@@ -312,6 +329,22 @@ void Reducer::reset() {
   forget_backward();
   reduced_ = false;
   anything_arrived_ = false;
+}
+
+void Reducer::unload() {
+  reset();
+  trim();
+  shards_.reset();
+  whole_frames_.reset();
+  whole_entry_ = LedgerEntry();
+}
+
+void Reducer::reload() {
+  if (policy_.sharded) {
+    shards_ = allocate_shards(/*offloaded=*/false);
+  } else {
+    allocate_whole_frames();
+  }
 }
 
 }  // namespace zeropage::reduce

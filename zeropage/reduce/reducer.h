@@ -33,6 +33,7 @@
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/reduce/gradient_hooks.h"
 
@@ -46,12 +47,15 @@ struct ReducePolicy {
   float pre_scale = 1.0f;      ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
+  std::vector<bool> offloaded;                 ///< per page: its shard lives at `host`; empty: none does
+  paging::MemoryPlace host = c10::Device(c10::kCPU);
 };
 
 /// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`.
 struct ReducedGradient {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
+  c10::Device device = c10::kCPU;
 };
 
 class Reducer {
@@ -65,7 +69,7 @@ class Reducer {
   /// Before a backward. `boundary`: a step follows it, on every rank.
   void begin_backward(bool boundary);
 
-  /// After a backward. Collective when it reduced. Errors: PeerError, TimeoutError.
+  /// After a backward. Collective when it reduced; shards on the host are complete. Errors: PeerError, TimeoutError.
   void end_backward();
 
   /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
@@ -85,6 +89,10 @@ class Reducer {
   /// Forgets all gradients: the next one starts a new sum.
   void reset();
 
+  /// Frees the buffers of gradients on the device, in which nothing may be; `reload` makes them again. Collective.
+  void unload();
+  void reload();
+
   /// Gives unused frames back to the system.
   void trim() {
     if (frames_) frames_->trim();
@@ -99,6 +107,7 @@ class Reducer {
     std::byte* frame = nullptr;   ///< receiving gradients: `home`, or one of the pool
     std::byte* result = nullptr;  ///< shard, or where in `home` the result stands
     DType result_dtype = DType::kFloat32;
+    c10::Device result_device = c10::kCPU;
     int arrived = 0;  ///< parameters with a gradient in `frame`
     int came = 0;     ///< those that got theirs, or more of it, in this backward
     int expected = 0;
@@ -133,6 +142,10 @@ class Reducer {
   void allocate_pool();
   void allocate_whole_frames();
   void allocate_shards();
+  std::unique_ptr<paging::DeviceBuffer> allocate_shards(bool offloaded);
+  bool reduces_into_shard(int page) const;
+  void add_to_shard(int page, const at::Tensor& sum);
+  void finish_offloads();
   DType frame_dtype(int page) const;
   std::vector<std::string> exchange(const std::string& mine, std::string_view what);
 
@@ -144,9 +157,10 @@ class Reducer {
   ReducePolicy policy_;
   std::unique_ptr<paging::FramePool> frames_;     // of sharded pages, and for what comes late to whole ones
   std::unique_ptr<paging::DeviceBuffer> shards_;  // sharded
-  std::unique_ptr<comm::Memory> whole_frames_;    // whole
+  std::unique_ptr<paging::DeviceBuffer> offloaded_shards_;
+  std::unique_ptr<comm::Memory> whole_frames_;  // whole
   LedgerEntry whole_entry_;
-  std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded, 16-bit shards: one fp32 sum
+  std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
   std::vector<PageState> pages_;
   std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
   std::vector<bool> came_;     // and some of it came in this backward

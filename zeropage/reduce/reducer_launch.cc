@@ -1,4 +1,6 @@
 // How one page is reduced, by where its sum goes and in which types it stands and travels.
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <memory>
 #include <utility>
 
@@ -25,7 +27,7 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
   const DType dtype = policy_.frame_dtype;
-  if (policy_.reduce_scatter && state.result_dtype == DType::kFloat32) {
+  if (policy_.reduce_scatter && reduces_into_shard(page)) {
     in_flight_.push_back({communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
                                                         /*accumulate=*/state.filled, tag),
                           [this, frame] { frames_->release(frame); }});
@@ -40,10 +42,26 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
     summed_dtype = DType::kFloat32;
     communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag)->wait();
   }
-  auto sum = paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
-  auto shard = paging::flat_view(state.result, spec.shard_numel, scalar_type_of(state.result_dtype), device_);
-  state.filled ? shard.add_(sum) : shard.copy_(sum);
+  add_to_shard(page, paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_));
   frames_->release(frame);
+}
+
+/// Takes a page's sum home. A first one that goes to the host travels beside the backward; see finish_offloads.
+void Reducer::add_to_shard(int page, const at::Tensor& sum) {
+  const auto& state = pages_[page];
+  auto shard = paging::flat_view(state.result, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
+  if (state.filled) {
+    shard.add_(sum.to(state.result_device));
+  } else {
+    shard.copy_(sum, /*non_blocking=*/true);
+  }
+}
+
+/// Waits for shards that are on their way to the host.
+void Reducer::finish_offloads() {
+  if (device_.is_cpu() || !offloaded_shards_ || offloaded_shards_->bytes() == 0) return;
+  // All streams: the backward may run on another one than this thread's.
+  c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
 }
 
 void Reducer::launch_whole(int page, std::byte* frame) {

@@ -23,26 +23,44 @@ struct Row {
   std::int64_t stage_0 = 0;
 };
 
-std::vector<std::int64_t> of_kind(const MemoryTable& table, MemoryKind kind) {
+std::vector<std::int64_t> of_kind(const std::vector<RankBytes>& ranks, MemoryKind kind) {
   std::vector<std::int64_t> values;
-  for (const RankBytes& rank : table.ranks) values.push_back(rank[static_cast<int>(kind)]);
+  for (const RankBytes& rank : ranks) values.push_back(rank[static_cast<int>(kind)]);
   return values;
 }
 
 std::vector<Row> rows_of(const MemoryTable& table) {
-  const plan::StateBytes& now = table.formula;
+  const plan::StateBytes& now = table.formula.device;
   const plan::StateBytes& before = table.formula_stage_0;
   Row sum{"model state", std::vector<std::int64_t>(table.ranks.size(), 0), now.total(), before.total()};
   for (MemoryKind kind : kModelState) {
-    const std::vector<std::int64_t> values = of_kind(table, kind);
+    const std::vector<std::int64_t> values = of_kind(table.ranks, kind);
     for (std::size_t rank = 0; rank < values.size(); ++rank) sum.ranks[rank] += values[rank];
   }
-  return {{"parameters", of_kind(table, MemoryKind::kParameters), now.parameters, before.parameters},
-          {"gradients", of_kind(table, MemoryKind::kGradients), now.gradients, before.gradients},
-          {"optimizer", of_kind(table, MemoryKind::kOptimizer), now.optimizer, before.optimizer},
+  const std::vector<RankBytes>& ranks = table.ranks;
+  return {{"parameters", of_kind(ranks, MemoryKind::kParameters), now.parameters, before.parameters},
+          {"gradients", of_kind(ranks, MemoryKind::kGradients), now.gradients, before.gradients},
+          {"optimizer", of_kind(ranks, MemoryKind::kOptimizer), now.optimizer, before.optimizer},
           sum,
-          {"frames (peak)", of_kind(table, MemoryKind::kFrames), {}, 0},
-          {"buffers", of_kind(table, MemoryKind::kBuffers), {}, 0}};
+          {"frames (peak)", of_kind(ranks, MemoryKind::kFrames), {}, 0},
+          {"buffers", of_kind(ranks, MemoryKind::kBuffers), {}, 0}};
+}
+
+/// What is offloaded, kinds of which there is nothing left out. Nothing is on the host at stage 0.
+std::vector<Row> host_rows_of(const MemoryTable& table) {
+  const plan::StateBytes& formula = table.formula.offloaded;
+  std::vector<Row> rows;
+  const auto add = [&](MemoryKind kind, std::optional<std::int64_t> expected) {
+    Row row{fmt::format("host: {}", memory_kind_name(kind)), of_kind(table.host, kind), expected, 0};
+    if (std::any_of(row.ranks.begin(), row.ranks.end(), [](std::int64_t bytes) { return bytes != 0; })) {
+      rows.push_back(std::move(row));
+    }
+  };
+  add(MemoryKind::kParameters, formula.parameters);
+  add(MemoryKind::kGradients, formula.gradients);
+  add(MemoryKind::kOptimizer, formula.optimizer);
+  add(MemoryKind::kBuffers, {});
+  return rows;
 }
 
 Cells heading(const MemoryTable& table) {
@@ -105,10 +123,12 @@ std::string format_bytes(std::int64_t bytes) {
   return fmt::format("{:.{}f} {}", value, decimals, kUnits[unit]);
 }
 
-RankBytes measured_bytes(const Ledger& ledger) {
+RankBytes measured_bytes(const Ledger& ledger, Tier tier) {
   RankBytes bytes{};
-  for (int kind = 0; kind < kMemoryKinds; ++kind) bytes[kind] = ledger.current_bytes(static_cast<MemoryKind>(kind));
-  bytes[static_cast<int>(MemoryKind::kFrames)] = ledger.peak_bytes(MemoryKind::kFrames);
+  for (int kind = 0; kind < kMemoryKinds; ++kind) {
+    bytes[kind] = ledger.current_bytes(static_cast<MemoryKind>(kind), tier);
+  }
+  bytes[static_cast<int>(MemoryKind::kFrames)] = ledger.peak_bytes(MemoryKind::kFrames, tier);
   return bytes;
 }
 
@@ -116,6 +136,7 @@ std::string format_memory_table(const MemoryTable& table) {
   if (table.ranks.empty()) throw UsageError("memory table: expected the bytes of at least one rank, got none");
   std::vector<Cells> lines{heading(table)};
   for (const Row& row : rows_of(table)) lines.push_back(cells_of(row));
+  for (const Row& row : host_rows_of(table)) lines.push_back(cells_of(row));
   return aligned(lines);
 }
 

@@ -19,16 +19,18 @@ std::string format_bytes(std::int64_t bytes);
 using RankBytes = std::array<std::int64_t, kMemoryKinds>;
 
 /// The bytes of a ledger as the table shows them.
-RankBytes measured_bytes(const Ledger& ledger);
+RankBytes measured_bytes(const Ledger& ledger, Tier tier = Tier::kDevice);
 
 struct MemoryTable {
   int stage = 0;
   std::vector<RankBytes> ranks;      ///< index = rank
-  plan::StateBytes formula;          ///< for this stage
+  std::vector<RankBytes> host;       ///< what is offloaded to the host; empty or nothing but zeros: not shown
+  plan::PlacedBytes formula;         ///< for this stage
   plan::StateBytes formula_stage_0;  ///< what the same run would hold at stage 0
 };
 
-/// Lines of equal structure, ending in a newline: one row per kind and one for the model state together. Up to four
+/// Lines of equal structure, ending in a newline: one row per kind and one for the model state together, then one per kind
+/// that is on the host. Up to four
 /// ranks have a column each; of more, the smallest and the largest value is shown. The last column is the largest
 /// rank's share of stage 0. Errors: UsageError without ranks.
 std::string format_memory_table(const MemoryTable& table);

@@ -12,7 +12,8 @@ constexpr std::int64_t kMiB = 1 << 20;
 MemoryTable table_of(int ranks) {
   MemoryTable table{.stage = 2,
                     .ranks = {},
-                    .formula = {200 * kMiB, 200 * kMiB, 600 * kMiB},
+                    .host = {},
+                    .formula = {{200 * kMiB, 200 * kMiB, 600 * kMiB}, {}},
                     .formula_stage_0 = {200 * kMiB, 400 * kMiB, 1200 * kMiB}};
   for (int rank = 0; rank < ranks; ++rank) {
     table.ranks.push_back({200 * kMiB, 201 * kMiB + rank * kMiB, 600 * kMiB, 3 * kMiB, 512});
@@ -30,6 +31,17 @@ TEST(MemoryTable, OneColumnPerRank) {
             "model state     1001 MiB  1002 MiB         1000 MiB         1.76 GiB      55.7 %\n"
             "frames (peak)   3.00 MiB  3.00 MiB                -                -           -\n"
             "buffers            512 B     512 B                -                -           -\n");
+}
+
+// Catches offloaded bytes that are shown as the device's, and empty rows.
+TEST(MemoryTable, WhatIsOffloadedHasRowsOfItsOwn) {
+  MemoryTable table = table_of(2);
+  table.host = {{0, 0, 300 * kMiB, 0, 512}, {0, 0, 300 * kMiB, 0, 512}};
+  table.formula.offloaded.optimizer = 299 * kMiB;
+  const std::string text = format_memory_table(table);
+  EXPECT_NE(text.find("host: optimizer   300 MiB   300 MiB          299 MiB"), std::string::npos) << text;
+  EXPECT_NE(text.find("host: buffers       512 B     512 B                -"), std::string::npos) << text;
+  EXPECT_EQ(text.find("host: gradients"), std::string::npos) << text;
 }
 
 TEST(MemoryTable, ManyRanksAreSummedUp) {
@@ -52,7 +64,9 @@ TEST(MemoryTable, MeasuredBytesAreWhatIsHeldAndThePeakOfFrames) {
     ledger.add(kind, 100);
     ledger.add(kind, -60);
   }
+  ledger.add(MemoryKind::kOptimizer, 7, Tier::kHost);
   EXPECT_EQ(measured_bytes(ledger), (RankBytes{0, 0, 40, 100, 0}));
+  EXPECT_EQ(measured_bytes(ledger, Tier::kHost), (RankBytes{0, 0, 7, 0, 0}));
 }
 
 TEST(MemoryTable, Bytes) {

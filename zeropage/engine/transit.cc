@@ -1,0 +1,118 @@
+#include "zeropage/engine/transit.h"
+
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+
+namespace zeropage::engine {
+namespace {
+
+/// Starts a copy on the current stream; complete at once between two places of the host.
+void start_copy(void* target, c10::Device target_device, void* source, c10::Device source_device, std::int64_t bytes) {
+  paging::flat_view(target, bytes, at::kByte, target_device)
+      .copy_(paging::flat_view(source, bytes, at::kByte, source_device), /*non_blocking=*/true);
+}
+
+}  // namespace
+
+Transit::Transit(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, paging::MemoryPlace host,
+                 const std::shared_ptr<Ledger>& ledger, Travels travels)
+    : state_(state), reducer_(reducer), device_(device), travels_(travels), slot_(state.layout()->pages().size()) {
+  if (!device_.is_cpu()) stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
+  const auto fill = [&](std::array<Slot, 2>& slots, paging::MemoryPlace place) {
+    std::int64_t gradient_bytes = 0;
+    std::int64_t parameter_bytes = 0;
+    for (const auto& page : state.layout()->pages()) {
+      if (!page.trainable || &slots_of(page.index) != &slots) continue;
+      const std::int64_t numel = state.owned(page.index).numel;
+      if (gradient_travels(page.index)) gradient_bytes = std::max(gradient_bytes, 4 * numel);
+      if (parameter_travels(page.index)) parameter_bytes = std::max(parameter_bytes, numel * page.element_bytes);
+    }
+    for (auto& slot : slots) {
+      slot.gradient = std::make_unique<paging::DeviceBuffer>(gradient_bytes, place, ledger, MemoryKind::kBuffers);
+      slot.parameter = std::make_unique<paging::DeviceBuffer>(parameter_bytes, place, ledger, MemoryKind::kBuffers);
+    }
+  };
+  fill(on_host_, host);
+  fill(on_device_, device_);
+}
+
+bool Transit::is_elsewhere(c10::Device place, int page) const {
+  return travels_ == Travels::kAlways || place != state_.home().device(page);
+}
+
+bool Transit::gradient_travels(int page) const { return is_elsewhere(reducer_.gradient(page).device, page); }
+
+bool Transit::parameter_travels(int page) const { return is_elsewhere(state_.owned(page).device, page); }
+
+bool Transit::is_own_master(int page) const { return state_.layout()->pages()[page].dtype == DType::kFloat32; }
+
+std::array<Transit::Slot, 2>& Transit::slots_of(int page) {
+  return state_.home().device(page).is_cpu() ? on_host_ : on_device_;
+}
+
+void Transit::record(std::optional<c10::Event>& event) const {
+  if (!stream_) return;
+  if (!event) event.emplace(device_.type());
+  event->record(*stream_);
+}
+
+void Transit::fetch(int page) {
+  if (!travels(page)) return;
+  slot_[page] = next_slot_;
+  next_slot_ = 1 - next_slot_;
+  auto& slot = slots_of(page)[slot_[page]];
+  if (slot.went) slot.went->synchronize();
+  c10::OptionalStreamGuard guard;
+  if (stream_) {
+    c10::Event ready(device_.type());
+    ready.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    ready.block(*stream_);
+    guard.reset_stream(*stream_);
+  }
+  const auto& own = state_.owned(page);
+  const auto gradient = reducer_.gradient(page);
+  const c10::Device home = state_.home().device(page);
+  if (gradient_travels(page)) {
+    start_copy(slot.gradient->data(), home, gradient.data, gradient.device, own.numel * element_bytes(gradient.dtype));
+  }
+  if (parameter_travels(page) && is_own_master(page)) {
+    start_copy(slot.parameter->data(), home, own.parameter, own.device, 4 * own.numel);
+  }
+  record(slot.came);
+}
+
+Transit::Place Transit::arrive(int page) {
+  Place place{reducer_.gradient(page).data, state_.owned(page).parameter};
+  if (!travels(page)) return place;
+  auto& slot = slots_of(page)[slot_[page]];
+  if (slot.came) slot.came->synchronize();
+  if (gradient_travels(page)) place.gradient = slot.gradient->data();
+  if (parameter_travels(page)) place.parameter = slot.parameter->data();
+  return place;
+}
+
+void Transit::leave(int page, const std::vector<Segment>& runs) {
+  if (!parameter_travels(page)) return;
+  auto& slot = slots_of(page)[slot_[page]];
+  const auto& own = state_.owned(page);
+  const std::int64_t element = state_.layout()->pages()[page].element_bytes;
+  const c10::Device home = state_.home().device(page);
+  c10::OptionalStreamGuard guard;
+  if (stream_) {
+    c10::Event updated(device_.type());
+    updated.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    updated.block(*stream_);
+    guard.reset_stream(*stream_);
+  }
+  for (const auto& run : runs) {
+    start_copy(own.parameter + run.offset * element, own.device, slot.parameter->data() + run.offset * element, home,
+               run.numel * element);
+  }
+  guard.reset();
+  record(slot.went);
+  if (slot.went) slot.went->block(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+}
+
+}  // namespace zeropage::engine

@@ -1,0 +1,91 @@
+// The journey of gradients and parameters to an update elsewhere, within one memory.
+#include "zeropage/engine/transit.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sum.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/thread_communicator.h"
+#include "zeropage/engine/engine.h"
+#include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/update.h"
+
+namespace zeropage::engine {
+namespace {
+
+constexpr int kParameters = 5;
+
+config::Config make_config(config::Precision precision) {
+  config::Config config;
+  config.precision = precision;
+  config.zero.stage = 1;
+  config.zero.offload = {.optimizer = config::OffloadDevice::kCpu, .optimizer_ratio = 0.6};
+  config.own.page_numel = 1;  // a page per parameter
+  return config;
+}
+
+/// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
+std::vector<at::Tensor> train(config::Precision precision, Travels travels) {
+  const auto config = make_config(precision);
+  std::shared_ptr<comm::Communicator> communicator =
+      std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]);
+  const auto ledger = std::make_shared<Ledger>();
+  std::vector<at::Tensor> parameters;
+  std::vector<ParameterInput> inputs;
+  for (int i = 0; i < kParameters; ++i) {
+    parameters.push_back(at::ones({1000 * (i + 1)}).set_requires_grad(true));
+    inputs.push_back({"p" + std::to_string(i), parameters.back(), 0});
+  }
+  ModelState state(inputs, config, communicator, c10::kCPU, ledger);
+  reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
+                          reduce_policy(config, state, c10::kCPU));
+  Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
+  EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
+  const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
+  for (int step = 1; step <= 3; ++step) {
+    std::vector<bool> received(kParameters, true);
+    received.back() = step != 2;
+    reducer.begin_backward(true);
+    for (int i = 0; i < kParameters; ++i) {
+      if (!received[i]) continue;
+      const auto weights = at::arange(parameters[i].numel()).to(parameters[i].scalar_type());
+      torch::autograd::backward({at::sum(at::mul(at::mul(parameters[i], parameters[i]), weights))}, {});
+    }
+    reducer.end_backward();
+    reducer.finish();
+    const std::vector<std::int64_t> steps(kParameters, step);
+    std::vector<int> pages;
+    for (int i = 0; i < kParameters; ++i) {
+      if (received[i]) pages.push_back(state.layout()->page_of(i));
+    }
+    update_pages(state, reducer, transit, pages, {config::OptimizerKind::kAdamW, groups, steps, received, 0.5F},
+                 [](int) {});
+    reducer.reset();
+  }
+  c10::AutoGradMode no_grad(false);
+  std::vector<at::Tensor> values;
+  for (const auto& parameter : parameters) values.push_back(parameter.detach().clone());
+  return values;
+}
+
+// Catches slots that are filled again too early, results that do not go home, and parameters that are their own master and do
+// not come along.
+TEST(Transit, TheJourneyChangesNoBit) {
+  for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
+    const auto stayed = train(precision, Travels::kBetweenMemories);
+    const auto travelled = train(precision, Travels::kAlways);
+    for (int i = 0; i < kParameters; ++i) {
+      EXPECT_TRUE(stayed[i].equal(travelled[i])) << i;
+      EXPECT_FALSE(stayed[i].equal(at::ones_like(stayed[i]))) << i << " was not trained";
+    }
+  }
+}
+
+}  // namespace
+}  // namespace zeropage::engine
