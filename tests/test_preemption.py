@@ -40,12 +40,12 @@ for step in range(first, {steps}):
 """
 
 
-def launch(tmp_path: Path, *options: str, die_at: int = -1, steps: int = 6, preemptible: bool = False, grace_s: float = 20, after_step="pass"):
+def launch(tmp_path: Path, *options: str, ranks: int = 2, die_at: int = -1, steps: int = 6, preemptible: bool = False, grace_s: float = 20, after_step="pass"):
     script = tmp_path / "script.py"
     paths = [str(Path(__file__).resolve().parent)]
     script.write_text(SCRIPT.format(paths=paths, steps=steps, preemptible=preemptible, grace_s=grace_s, after_step=after_step))
     command = os.environ.get("ZEROPAGE_COMMAND", "zeropage")
-    arguments = [command, "--num_gpus=2", "--no_local_rank", *options, str(script), str(tmp_path / "ckpt"), str(die_at)]
+    arguments = [command, f"--num_gpus={ranks}", "--no_local_rank", *options, str(script), str(tmp_path / "ckpt"), str(die_at)]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -94,7 +94,7 @@ def test_sigterm_saves_and_ends_well(tmp_path, to):
 
 def test_a_run_that_does_not_end_in_time_is_ended(tmp_path):
     """Catches a grace period that only counts while the interpreter runs."""
-    job = launch(tmp_path, steps=2, preemptible=True, grace_s=0.5, after_step='print("ready", flush=True); time.sleep(60)')
+    job = launch(tmp_path, ranks=1, steps=2, preemptible=True, grace_s=0.5, after_step='print("ready", flush=True); time.sleep(60)')
     wait_for(job, "ready")
     begun = time.monotonic()
     job.send_signal(signal.SIGTERM)

@@ -35,6 +35,7 @@ namespace {
 using nlohmann::json;
 
 constexpr const char* kTemporarySuffix = ".tmp";
+constexpr int kLockAttempts = 3;
 
 std::string temporary_path(const std::string& folder, const std::string& tag) {
   std::random_device device;
@@ -45,10 +46,13 @@ std::string temporary_path(const std::string& folder, const std::string& tag) {
 class TemporaryStep {
  public:
   TemporaryStep(FileSystem& files, const std::string& folder, const std::string& tag) : files_(files) {
-    // Another job may take it for a leftover between the two calls; then the lock does not come, and a new one is made.
-    while (!lock_) {
-      path_ = temporary_path(folder, tag);
-      files.make_directory(path_);
+    // Another job may take it for a leftover between the two calls; then the lock does not come, and a new one is made. Where a
+    // file system has no locks it never comes, and nobody removes leftovers.
+    for (int attempt = 0; attempt < kLockAttempts && !lock_; ++attempt) {
+      if (path_.empty() || !files.exists(path_)) {
+        path_ = temporary_path(folder, tag);
+        files.make_directory(path_);
+      }
       lock_ = files.try_lock(path_);
     }
   }

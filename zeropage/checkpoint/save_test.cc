@@ -70,6 +70,23 @@ TEST(Save, ADamagedNewestIsRefusedWithTheNameOfTheOneBefore) {
   EXPECT_TRUE(comm::contains(message, "b/manifest.json") && comm::contains(message, "'a'")) << message;
 }
 
+/// As network file systems are that were mounted without locks.
+class LocklessFiles : public FaultFiles {
+ public:
+  LocklessFiles() : FaultFiles([](int) {}) {}
+  std::unique_ptr<DirectoryLock> try_lock(const std::string& path) override { return nullptr; }
+};
+
+// Catches a save that waits for a lock for ever, and one that removes what another job may be writing.
+TEST(Save, WorksWithoutLocksAndThenRemovesNoLeftovers) {
+  const TestFolder folder;
+  LocklessFiles files;
+  std::filesystem::create_directory(folder.path() + "/.other.tmp");
+  save_alone(files, folder.path(), "a", 3);
+  EXPECT_EQ(newest_content(folder.path()), 3);
+  EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{".other.tmp", "a", "latest"}));
+}
+
 // Catches a step too many or too few that is removed, and one that does not belong to the line.
 TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
   const TestFolder folder;
