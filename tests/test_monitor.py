@@ -72,7 +72,12 @@ def test_tensorboard_files(tmp_path):
     """Catches event files that TensorBoard reads as other names, steps or values, or only after the run has ended."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    engine, losses = train({"fp16": {"enabled": True, "auto_cast": True}, "tensorboard": {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}})
+    engine, losses = train(
+        {
+            "fp16": {"enabled": True, "auto_cast": True},
+            "tensorboard": {"enabled": True, "output_path": str(tmp_path), "job_name": "job"},
+        }
+    )
     assert engine.monitor.enabled
     events = EventAccumulator(str(tmp_path / "job"))
     events.Reload()

@@ -30,7 +30,17 @@ RUN = {
 
 
 def step(number: int, loss: float | None = 1.5) -> dict:
-    seconds = {"whole": 0.1, "forward": 0.03, "backward": 0.04, "step": 0.02, "fault": 0.01, "wait": 0.0, "update": 0.01, "gather": 0.01, "reduce": 0.02}
+    seconds = {
+        "whole": 0.1,
+        "forward": 0.03,
+        "backward": 0.04,
+        "step": 0.02,
+        "fault": 0.01,
+        "wait": 0.0,
+        "update": 0.01,
+        "gather": 0.01,
+        "reduce": 0.02,
+    }
     return {
         "record": "step",
         "step": number,
@@ -41,7 +51,13 @@ def step(number: int, loss: float | None = 1.5) -> dict:
         "loss_scale": 65536.0,
         "applied": loss is not None,
         "seconds": seconds,
-        "bytes": {"parameters": [2000, 2000], "gradients": [2000, 2000], "optimizer": [6000, 6000], "frames": [500 * number, 4000], "buffers": [0, 0]},
+        "bytes": {
+            "parameters": [2000, 2000],
+            "gradients": [2000, 2000],
+            "optimizer": [6000, 6000],
+            "frames": [500 * number, 4000],
+            "buffers": [0, 0],
+        },
         "process_bytes": 1 << 28,
         "faults": 3 * number,
         "evictions": 2 * number,
@@ -93,7 +109,14 @@ def test_the_page_shows_what_the_file_says(tmp_path):
     assert not re.search(r"url\(|@import|https?:", html)
     assert 'name="viewport"' in html
     text = " ".join(page.texts)
-    for expected in ("0.75", "1,000 parameters at stage 3 on 2 ranks", "begun 2 times", path.name, "page 0 (<a> & 'b'), 4 KiB", "100 ms"):
+    for expected in (
+        "0.75",
+        "1,000 parameters at stage 3 on 2 ranks",
+        "begun 2 times",
+        path.name,
+        "page 0 (<a> & 'b'), 4 KiB",
+        "100 ms",
+    ):
         assert expected in text, expected
     assert "9" not in re.findall(r"step 2: loss (\S+)", text), "the later step 2 counts"
     assert "step 2: loss 1.25" in text and "page 1 (idle)" not in text
@@ -109,7 +132,11 @@ def test_a_run_that_has_only_begun(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "got 0 lines"), ("loss 3\n", ":1: expected a record"), (json.dumps(RUN) + '\n[1]\n{"record": "step"\n', ":2: expected")],
+    [
+        ("", "got 0 lines"),
+        ("loss 3\n", ":1: expected a record"),
+        (json.dumps(RUN) + '\n[1]\n{"record": "step"\n', ":2: expected"),
+    ],
 )
 def test_other_files_are_refused(content, message, tmp_path):
     """Catches a page of nonsense, or a Python error, where a line could be named."""
@@ -164,5 +191,7 @@ def test_commands(tmp_path, capsys):
     assert doctor.main(["--json"]) == 0
     assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "note", "warning"}
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
-    missing = subprocess.run([COMMAND, "report", str(tmp_path / "no.jsonl")], env=environment, capture_output=True, text=True, timeout=60)
+    missing = subprocess.run(
+        [COMMAND, "report", str(tmp_path / "no.jsonl")], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert missing.returncode == 74 and "no.jsonl" in missing.stderr

@@ -30,7 +30,11 @@ def job(tmp_path):
     ranks = []
     for rank in range(2):
         environment = {**os.environ, "ZEROPAGE_JOB_TOKEN": f"job-{os.getpid()}", "RANK": str(rank), "WORLD_SIZE": "2"}
-        ranks.append(subprocess.Popen([sys.executable, "-c", RANK, metrics, str(os.getpid())], env=environment, stdout=subprocess.PIPE, text=True))
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, "-c", RANK, metrics, str(os.getpid())], env=environment, stdout=subprocess.PIPE, text=True
+            )
+        )
     for process in ranks:
         process.stdout.readline()
     yield {rank: process.pid for rank, process in enumerate(ranks)}

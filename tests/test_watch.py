@@ -63,7 +63,10 @@ def test_wall_clock_and_memory_breakdown(capfd, tmp_path):
 
 def test_comms_logger(capfd):
     """Catches transfers that are missing from the table, and operations that nobody asked for."""
-    train_two(2, comms_logger={"enabled": True, "prof_all": False, "prof_ops": ["reduce_scatter", "copy"], "verbose": True, "debug": True})
+    train_two(
+        2,
+        comms_logger={"enabled": True, "prof_all": False, "prof_ops": ["reduce_scatter", "copy"], "verbose": True, "debug": True},
+    )
     printed = capfd.readouterr().err
     table = printed[printed.index("collectives of rank 0") :]
     assert {line.split()[0] for line in table.splitlines()[2:] if line} == {"reduce_scatter", "copy"}

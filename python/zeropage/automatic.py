@@ -11,7 +11,9 @@ from .distributed import World
 _CGROUP = "/sys/fs/cgroup"
 
 
-def choose_automatic(config: _C.Config, model: torch.nn.Module, device: torch.device, world: World, communicator: _C.Communicator):
+def choose_automatic(
+    config: _C.Config, model: torch.nn.Module, device: torch.device, world: World, communicator: _C.Communicator
+):
     """The configuration with values for all that is "auto"; rank 0 says which and why. Collective where there is something to choose."""
     if not config.automatic:
         return config

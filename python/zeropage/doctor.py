@@ -33,13 +33,28 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Everything. Cost: about a second; nothing is changed."""
-    checks = (_versions, _devices, _nccl, _mpi, _cores, _memory, _shared_memory, _locked_memory, _huge_pages, _io_uring, _files, _packages)
+    checks = (
+        _versions,
+        _devices,
+        _nccl,
+        _mpi,
+        _cores,
+        _memory,
+        _shared_memory,
+        _locked_memory,
+        _huge_pages,
+        _io_uring,
+        _files,
+        _packages,
+    )
     return [_guarded(check) for check in checks]
 
 
 def main(arguments: list[str]) -> int:
     """The command; 0 also when there are warnings, which are advice."""
-    parser = argparse.ArgumentParser(prog="zeropage doctor", description="Says what this machine offers and forbids, and what to do about it.")
+    parser = argparse.ArgumentParser(
+        prog="zeropage doctor", description="Says what this machine offers and forbids, and what to do about it."
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     findings = examine()
     if parser.parse_args(arguments).json:
@@ -57,17 +72,27 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
     except Exception as error:  # a machine that is odd in one way shall still be examined in the others
-        return Finding(check.__name__.strip("_").replace("_", " "), "warning", f"could not be examined: {type(error).__name__}: {error}")
+        return Finding(
+            check.__name__.strip("_").replace("_", " "), "warning", f"could not be examined: {type(error).__name__}: {error}"
+        )
 
 
 def _versions() -> Finding:
-    return Finding("versions", "ok", f"zeropage {__version__}, torch {torch.__version__}, Python {platform.python_version()}, Linux {platform.release()}")
+    return Finding(
+        "versions",
+        "ok",
+        f"zeropage {__version__}, torch {torch.__version__}, Python {platform.python_version()}, Linux {platform.release()}",
+    )
 
 
 def _devices() -> Finding:
     if not torch.cuda.is_available():
         driver = os.path.exists("/dev/nvidiactl")
-        advice = "the driver is there, but torch sees no GPU: install a CUDA build of torch, and look at CUDA_VISIBLE_DEVICES" if driver else ""
+        advice = (
+            "the driver is there, but torch sees no GPU: install a CUDA build of torch, and look at CUDA_VISIBLE_DEVICES"
+            if driver
+            else ""
+        )
         return Finding("devices", "warning" if driver else "note", "no GPU: ranks run on the CPU", advice)
     names = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     listed = ", ".join(f"{p.name} with {format_bytes(p.total_memory)}" for p in names)
@@ -78,7 +103,9 @@ def _nccl() -> Finding:
     if not torch.cuda.is_available():
         return Finding("NCCL", "ok", "not needed without a GPU")
     if not torch.distributed.is_nccl_available():
-        return Finding("NCCL", "warning", "this torch has none, so GPUs talk through host memory", "install a CUDA build of torch")
+        return Finding(
+            "NCCL", "warning", "this torch has none, so GPUs talk through host memory", "install a CUDA build of torch"
+        )
     return Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
 
 
@@ -91,7 +118,11 @@ def _mpi() -> Finding:
 def _cores() -> Finding:
     usable, present = len(os.sched_getaffinity(0)), os.cpu_count() or 0
     limited = usable < present
-    advice = "taskset, a container or the batch system limits this process; give it more where updates run on the host" if limited else ""
+    advice = (
+        "taskset, a container or the batch system limits this process; give it more where updates run on the host"
+        if limited
+        else ""
+    )
     return Finding("cores", "note" if limited else "ok", f"{usable} of {present} usable", advice)
 
 
@@ -109,7 +140,12 @@ def _shared_memory() -> Finding:
     space = shutil.disk_usage("/dev/shm")
     text = f"/dev/shm has {format_bytes(space.free)} free of {format_bytes(space.total)}"
     if space.total < 1 << 30:
-        return Finding("shared memory", "warning", text, "CPU ranks keep shards and gradients there: docker run --shm-size=16g, or mount it larger")
+        return Finding(
+            "shared memory",
+            "warning",
+            text,
+            "CPU ranks keep shards and gradients there: docker run --shm-size=16g, or mount it larger",
+        )
     return Finding("shared memory", "ok", text)
 
 
@@ -120,7 +156,11 @@ def _locked_memory() -> Finding:
     text = f"at most {format_bytes(soft)} can be locked"
     if soft >= 1 << 30:
         return Finding("locked memory", "ok", text)
-    where = "ulimit -l unlimited" if hard == resource.RLIM_INFINITY else "in /etc/security/limits.conf `* - memlock unlimited`, or docker run --ulimit memlock=-1"
+    where = (
+        "ulimit -l unlimited"
+        if hard == resource.RLIM_INFINITY
+        else "in /etc/security/limits.conf `* - memlock unlimited`, or docker run --ulimit memlock=-1"
+    )
     return Finding("locked memory", "note", text, f"registered buffers of io_uring and RDMA need more: {where}")
 
 
@@ -179,4 +219,3 @@ def _read(path: str) -> str | None:
             return file.read().strip()
     except OSError:
         return None
-

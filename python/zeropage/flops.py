@@ -67,7 +67,10 @@ class FlopsProfiler:
         if peak is not None:
             name, rate = peak
             # The convention of MFU: a model needs three times its forward; what is computed again does not count.
-            lines.append(f"  of {name}'s {_scaled(rate)}FLOP/s: MFU {3 * forward / seconds / rate:.1%}, with recomputation {counted / seconds / rate:.1%}")
+            lines.append(
+                f"  of {name}'s {_scaled(rate)}FLOP/s: MFU {3 * forward / seconds / rate:.1%}, "
+                f"with recomputation {counted / seconds / rate:.1%}"
+            )
         return "\n".join([*lines, *self._module_lines()]) + "\n"
 
     def _module_lines(self) -> list[str]:

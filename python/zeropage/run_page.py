@@ -28,7 +28,8 @@ h1{font-size:1.5rem;margin:0 0 4px}h2{font-size:1.05rem;margin:0 0 2px}p{margin:
 .tiles b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:12px}
 .wide{grid-column:1/-1}svg{width:100%;height:auto;display:block}svg text{font-size:12px;fill:var(--soft)}
-.grid{stroke:var(--grid)}.level{stroke:var(--ink);stroke-dasharray:6 4}.level1{stroke-dasharray:2 4}polyline{fill:none;stroke-width:2;stroke-linejoin:round}
+.grid{stroke:var(--grid)}.level{stroke:var(--ink);stroke-dasharray:6 4}.level1{stroke-dasharray:2 4}
+polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 .hover{fill:transparent}.hover:hover{fill:var(--ink);fill-opacity:.06}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:.85rem;color:var(--soft);margin-top:6px}
 .legend i{display:inline-block;width:11px;height:11px;border-radius:3px;margin-right:5px}
@@ -76,7 +77,9 @@ def read_run(source: Path) -> Run:
         elif kind == "pages":
             run.pages = record
     if not run.begun:
-        raise ConfigError(f"{path}: expected a file of zeropage.metrics_file, which begins with a record of the run; got {len(lines)} lines without one")
+        raise ConfigError(
+            f"{path}: expected a file of zeropage.metrics_file, which begins with a record of the run; got {len(lines)} lines without one"
+        )
     run.steps = [steps[step] for step in sorted(steps)]
     return run
 
@@ -97,7 +100,9 @@ def page_of(run: Run) -> str:
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="zeropage report", description="Draws a run: one HTML page from the file of zeropage.metrics_file.")
+    parser = argparse.ArgumentParser(
+        prog="zeropage report", description="Draws a run: one HTML page from the file of zeropage.metrics_file."
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="the metrics file, or a folder that holds one")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: the metrics file's name with .html")
     given = parser.parse_args(arguments)
@@ -124,7 +129,8 @@ def _heading(run: Run) -> str:
     numel = f"{about['trainable_parameters']:,}"
     begun = f", begun {run.begun} times" if run.begun > 1 else ""
     return (
-        f"<h1>{escape(run.path.stem)}</h1><p class=soft>{numel} parameters at stage {about['stage']} on {ranks}, {escape(about['device'])}{begun}. "
+        f"<h1>{escape(run.path.stem)}</h1><p class=soft>{numel} parameters at stage {about['stage']} "
+        f"on {ranks}, {escape(about['device'])}{begun}. "
         f"Zeropage {escape(about['version'])}. Figures of rank 0, from <code>{escape(run.path.name)}</code>.</p>"
     )
 
@@ -145,7 +151,11 @@ def _tiles(run: Run) -> str:
         "engine's peak": _bytes(peak),
         "process": _bytes(last["process_bytes"]),
     }
-    return '<div class="tiles">' + "".join(f"<div><span class=soft>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in tiles.items()) + "</div>"
+    return (
+        '<div class="tiles">'
+        + "".join(f"<div><span class=soft>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in tiles.items())
+        + "</div>"
+    )
 
 
 def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
@@ -166,7 +176,9 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
     waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
     waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds)
     yield "Waiting", "what is under way and not waited for runs beside the computation", waiting.svg()
-    memory = Chart(x, {kind: column("bytes", kind, 0) for kind in _kinds(run)}, _bytes, stacked=True, levels=_levels(run), binary=True)
+    memory = Chart(
+        x, {kind: column("bytes", kind, 0) for kind in _kinds(run)}, _bytes, stacked=True, levels=_levels(run), binary=True
+    )
     yield "Memory of the engine", "after each step, by kind", memory.svg()
     counted = [sum(now for now, _ in step["bytes"].values()) for step in run.steps]
     process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True)
@@ -205,7 +217,7 @@ def _pages_section(run: Run) -> str:
 
 
 def _section(title: str, note: str, figure: str, wide: bool = False) -> str:
-    return f'<section{" class=wide" if wide else ""}><h2>{escape(title)}</h2><p class=soft>{escape(note)}</p>{figure}</section>'
+    return f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2><p class=soft>{escape(note)}</p>{figure}</section>"
 
 
 def _details(run: Run) -> str:
@@ -219,10 +231,13 @@ def _details(run: Run) -> str:
         "evictions so far": lambda s: f"{s['evictions']}",
     }
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell(step))}</td>' for cell in columns.values())}</tr>" for step in run.steps[-_SHOWN_STEPS:])
+    rows = "".join(
+        f"<tr>{''.join(f'<td>{escape(cell(step))}</td>' for cell in columns.values())}</tr>" for step in run.steps[-_SHOWN_STEPS:]
+    )
     config = escape(json.dumps(run.about["config"], indent=2))
     return (
-        f"<details><summary>Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers</summary><div class=scroll><table><tr>{head}</tr>{rows}</table></div></details>"
+        f"<details><summary>Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers</summary>"
+        f"<div class=scroll><table><tr>{head}</tr>{rows}</table></div></details>"
         f"<details><summary>Configuration in force</summary><pre>{config}</pre></details>"
     )
 

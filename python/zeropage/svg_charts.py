@@ -46,7 +46,10 @@ class Chart:
         names = [name for name, values in chart.series.items() if any(v is not None for v in values)]
         if not names:
             return "<p>Nothing of this was recorded.</p>"
-        columns = [[_or_zero(chart.series[name][i]) if chart.stacked else chart.series[name][i] for name in names] for i in range(len(chart.x))]
+        columns = [
+            [_or_zero(chart.series[name][i]) if chart.stacked else chart.series[name][i] for name in names]
+            for i in range(len(chart.x))
+        ]
         tops = [sum(column) if chart.stacked else max((v for v in column if v is not None), default=None) for column in columns]
         shown = [v for v in tops if v is not None] + [level.value for level in chart.levels]
         low = 0.0 if chart.from_zero else min(v for column in columns for v in column if v is not None)
@@ -60,7 +63,9 @@ class Chart:
             parts.append(f'<line class="level level{i}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_hover(scale, chart, names))
         label = escape(", ".join(names))
-        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>' + _legend(chart, names)
+        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>' + _legend(
+            chart, names
+        )
 
     def _thinned(self) -> "Chart":
         """At most so many points that a line stays a line: means of neighbours."""
@@ -80,7 +85,10 @@ def bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], form
     for label, values in rows:
         out.append(f'<div class="label">{escape(label)}</div>')
         for i, value in enumerate(values):
-            out.append(f'<div class="bar"><i style="width:calc((100% - 60px) * {value / largest:.3f});background:var(--c{i})"></i><b>{escape(format_value(value))}</b></div>')
+            out.append(
+                f'<div class="bar"><i style="width:calc((100% - 60px) * {value / largest:.3f});background:var(--c{i})"></i>'
+                f"<b>{escape(format_value(value))}</b></div>"
+            )
     return "".join(out) + "</div>"
 
 
@@ -121,7 +129,9 @@ def _axes(scale: _Scale, ticks: list[float], chart: Chart) -> str:
         out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.format(tick))}</text>')
     ends = [(chart.x[0], "start"), (chart.x[-1], "end")] if len(chart.x) > 1 else [(chart.x[0], "middle")]
     for value, anchor in ends:
-        out.append(f'<text x="{scale.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(chart.x_name)} {value:,.12g}</text>')
+        out.append(
+            f'<text x="{scale.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(chart.x_name)} {value:,.12g}</text>'
+        )
     return "".join(out)
 
 
@@ -168,14 +178,18 @@ def _hover(scale: _Scale, chart: Chart, names: list[str]) -> str:
         right = WIDTH - _RIGHT if i + 1 == len(edges) else (edges[i + 1] + center) / 2
         values = [f"{name} {chart.format(v)}" for name in names if (v := chart.series[name][i]) is not None]
         title = escape(f"{chart.x_name} {chart.x[i]:,.12g}: {', '.join(values)}")
-        out.append(f'<rect class="hover" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" height="{HEIGHT - _TOP - _BOTTOM}"><title>{title}</title></rect>')
+        out.append(
+            f'<rect class="hover" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" height="{HEIGHT - _TOP - _BOTTOM}">'
+            f"<title>{title}</title></rect>"
+        )
     return "".join(out)
 
 
 def _legend(chart: Chart, names: list[str]) -> str:
     keys = [_key(i, name) for i, name in enumerate(names)] if len(names) > 1 else []
     keys += [
-        f'<span><i class="dash level{i}"></i>{escape(level.name)} {escape(chart.format(level.value))}</span>' for i, level in enumerate(chart.levels)
+        f'<span><i class="dash level{i}"></i>{escape(level.name)} {escape(chart.format(level.value))}</span>'
+        for i, level in enumerate(chart.levels)
     ]
     return f'<div class="legend">{"".join(keys)}</div>' if keys else ""
 

@@ -132,7 +132,9 @@ def _usages(ranks: list[Rank]) -> dict[int, Usage]:
 
 def _rank_of(folder: Path) -> Rank | None:
     try:
-        environment = dict(entry.split("=", 1) for entry in (folder / "environ").read_text(errors="replace").split("\0") if "=" in entry)
+        environment = dict(
+            entry.split("=", 1) for entry in (folder / "environ").read_text(errors="replace").split("\0") if "=" in entry
+        )
         job = next((environment[name] for name in _JOB_NAMES if name in environment), None)
         if job is None or "RANK" not in environment or "WORLD_SIZE" not in environment:
             return None
