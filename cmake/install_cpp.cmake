@@ -10,9 +10,15 @@ else()
   install(TARGETS zeropage_cli RUNTIME DESTINATION bin)
 endif()
 install(TARGETS zeropage_cpp LIBRARY DESTINATION ${root}lib)
+set(mpi_headers)
+if(TARGET zeropage_mpi_library)
+  install(TARGETS zeropage_mpi_library LIBRARY DESTINATION ${root}lib)
+  set(mpi_headers comm/mpi_communicator.h comm/mpi_runtime.h)
+endif()
 
-foreach(header zeropage.h cpp/config.h cpp/engine.h cpp/report.h base/dtype.h base/error.h comm/c10d_communicator.h comm/communicator.h
-        comm/shared_memory_communicator.h comm/thread_communicator.h)
+foreach(header zeropage.h base/dtype.h base/error.h base/exit_code.h comm/c10d_communicator.h comm/communicator.h
+        comm/shared_memory_communicator.h comm/thread_communicator.h cpp/checkpoint.h cpp/config.h cpp/engine.h cpp/gathered.h
+        cpp/init.h cpp/options.h cpp/report.h ${mpi_headers})
   get_filename_component(folder zeropage/${header} DIRECTORY)
   install(FILES zeropage/${header} DESTINATION ${root}include/${folder})
 endforeach()

@@ -1,4 +1,4 @@
-# The communicator over MPI, in a library of its own: only programs that link zeropage::mpi need an MPI to run.
+# The communicator over MPI. It is in a library of its own (mpi_library.cmake): only jobs that talk through MPI need one to run.
 set(ZEROPAGE_WITH_MPI AUTO CACHE STRING "Build the communicator over MPI: AUTO (when an MPI is found), ON or OFF")
 if(ZEROPAGE_WITH_MPI STREQUAL "AUTO")
   if(NOT SKBUILD AND NOT ZEROPAGE_SANITIZE)  # sanitizers complain about the insides of MPI
@@ -12,7 +12,6 @@ endif()
 if(MPI_C_FOUND)
   message(STATUS "MPI ${MPI_C_VERSION}: ${MPI_C_LIBRARIES}")
   add_library(zeropage_mpi STATIC ${mpi_in_comm})
-  add_library(zeropage::mpi ALIAS zeropage_mpi)
   target_compile_options(zeropage_mpi PRIVATE -O3)
   target_compile_definitions(zeropage_mpi PUBLIC OMPI_SKIP_MPICXX MPICH_SKIP_MPICXX)  # the C interface alone
   target_link_libraries(zeropage_mpi PUBLIC zeropage_core MPI::MPI_C)

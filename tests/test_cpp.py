@@ -1,23 +1,44 @@
 """C++ programs: the example beside its Python twin, and a project of its own against the installed package."""
 
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from gpt import Gpt, GptConfig
+from text_data import LibraryText
+
+import zeropage
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = Path(os.environ.get("ZEROPAGE_COMMAND", ROOT / "build" / "dev" / "zeropage"))
 BUILD = COMMAND.parent
 
 
+CONFIG = {
+    "train_batch_size": 8,
+    "gradient_accumulation_steps": 2,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}},
+}
+
+needs_mpirun = pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")
+MPIRUN = {  # Open MPI refuses root, and more ranks than cores, unless asked
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+}
+
+
 def run(*words: object, folder: Path = ROOT) -> str:
     """Its output. A command that fails fails the test."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     package = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": package, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": package, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **MPIRUN}
     done = subprocess.run([str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words[0]} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -29,14 +50,8 @@ def launch(program: object, *arguments: object, folder: Path = ROOT) -> str:
 
 def test_the_example_computes_what_its_python_twin_computes(tmp_path):
     """Catches a C++ engine that starts from, reduces or updates with other values than Python's: fp32 losses equal bit by bit."""
-    config = {
-        "train_batch_size": 8,
-        "gradient_accumulation_steps": 2,
-        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "weight_decay": 0.01}},
-    }
     file = tmp_path / "ds_config.json"
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(CONFIG))
     results = []
     for program in (BUILD / "examples" / "cpp" / "train_gpt", ROOT / "examples" / "train_gpt.py"):
         result = tmp_path / "result.json"
@@ -47,6 +62,88 @@ def test_the_example_computes_what_its_python_twin_computes(tmp_path):
     assert len(ours["losses"]) == 3 and ours["losses"] == twin["losses"]
     state = ("parameters", "gradients", "optimizer")
     assert [[rank[kind] for kind in state] for rank in ours["bytes"]] == [[rank[kind] for kind in state] for rank in twin["bytes"]]
+
+
+def python_goes_on(file: Path, folder: Path, steps: int) -> list[float]:
+    """What `train_gpt --checkpoint` does, by the Python package in this process."""
+    shape = GptConfig()
+    engine, *_ = zeropage.initialize(model=Gpt(shape), config=str(file))
+    assert engine.load_checkpoint(folder)[0] is not None
+    losses = []
+    for batch in itertools.islice(engine.deepspeed_io(LibraryText(shape.context)), engine.micro_steps, None):
+        if engine.global_steps == steps:
+            break
+        engine.backward(engine(batch))
+        engine.step()
+        losses.append(engine.mean_loss())
+    engine.save_checkpoint(folder)
+    return losses
+
+
+def test_each_language_goes_on_from_the_checkpoints_of_the_other(tmp_path):
+    """Catches a checkpoint that only its own language understands, and state that does not come along."""
+    file, result = tmp_path / "config.json", tmp_path / "result.json"
+    file.write_text(json.dumps({**CONFIG, "gradient_accumulation_steps": 1}))
+
+    def go_on(folder: str, steps: int) -> list[float]:
+        program = BUILD / "examples" / "cpp" / "train_gpt"
+        run(program, f"--config={file}", f"--steps={steps}", f"--checkpoint={tmp_path / folder}", f"--result={result}")
+        return json.loads(result.read_text())["losses"]
+
+    go_on("ours", 1)
+    shutil.copytree(tmp_path / "ours", tmp_path / "twin")
+    assert python_goes_on(file, tmp_path / "twin", 3) == go_on("ours", 3)
+    assert go_on("twin", 4) == go_on("ours", 4)
+
+
+def losses_under_mpirun(folder: Path, config: dict, program: list[object]) -> list[float]:
+    file, result = folder / "config.json", folder / "result.json"
+    file.write_text(json.dumps(config))
+    run("mpirun", "-n", 2, *program, f"--config={file}", "--steps=2", f"--result={result}")
+    return json.loads(result.read_text())["losses"]
+
+
+@needs_mpirun
+def test_mpirun_starts_the_example_without_our_launcher(tmp_path):
+    """Catches ranks that do not find each other, and an MPI that computes other sums than shared memory. The second run believes to
+    be on two hosts; MPI finds out that they share memory."""
+    program = BUILD / "examples" / "cpp" / "train_gpt"
+    two_hosts = ["env", "OMPI_COMM_WORLD_LOCAL_RANK=0", "OMPI_COMM_WORLD_LOCAL_SIZE=1", program]
+    shared = losses_under_mpirun(tmp_path, CONFIG, [program])
+    assert losses_under_mpirun(tmp_path, CONFIG, two_hosts) == shared
+    assert losses_under_mpirun(tmp_path, {**CONFIG, "zeropage": {"communicator": "mpi"}}, [program]) == shared
+
+
+@needs_mpirun
+def test_a_model_larger_than_memory_is_built_and_trained(monkeypatch):
+    """Catches a rank that holds the whole model at any moment: while it is built, or when the engine takes it over."""
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # else each thread takes 64 MiB of address space
+    program = BUILD / "memory_limit"
+    without = subprocess.run([program], capture_output=True, text=True, timeout=60)
+    assert without.returncode == 1 and "can't allocate memory" in without.stderr
+    shown = run("mpirun", "-n", 2, program, "init")
+    assert shown.count("loss changed") == 2
+
+
+def test_errors_leave_with_their_exit_codes(tmp_path):
+    """Catches a C++ program that the launcher would start again for nothing."""
+    program = BUILD / "examples" / "cpp" / "train_gpt"
+    file = tmp_path / "ds_config.json"
+    file.write_text('{"train_batch_size": 2, "zero_optimization": {"stage": 9}}')
+    codes = [subprocess.run([program, f"--config={path}"], capture_output=True, timeout=60).returncode for path in (file, "/nowhere")]
+    assert codes == [64, 74]
+
+
+@needs_mpirun
+def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
+    """Catches ranks of several hosts that another launcher started, which would each train alone."""
+    file = tmp_path / "ds_config.json"
+    file.write_text(json.dumps(CONFIG))
+    world = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1"}
+    command = [BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}"]
+    done = subprocess.run(command, env={**os.environ, **MPIRUN, **world}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 64
+    assert "the environment says rank 1 of 2, MPI says rank 0 of 1" in done.stderr
 
 
 @pytest.mark.slow

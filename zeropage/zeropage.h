@@ -14,6 +14,8 @@
 #pragma once
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/cpp/config.h"
 #include "zeropage/cpp/engine.h"
+#include "zeropage/cpp/init.h"
 #include "zeropage/cpp/report.h"

@@ -16,12 +16,14 @@
 namespace {
 
 constexpr const char* kUsage =
-    "train_gpt --config FILE [--steps N] [--seed N] [--stage 0-3] [--text FOLDER] [--result FILE]\n"
-    "  --steps   optimizer steps (60)\n"
-    "  --seed    of the model's first values (1)\n"
-    "  --stage   instead of the configuration's\n"
-    "  --text    folder of Python sources to learn (Python's library)\n"
-    "  --result  rank 0 writes losses and bytes here, as JSON\n";
+    "train_gpt --config FILE [--steps N] [--seed N] [--stage 0-3] [--checkpoint FOLDER] [--text FOLDER] [--result "
+    "FILE]\n"
+    "  --steps       optimizer steps (60)\n"
+    "  --seed        of the model's first values (1)\n"
+    "  --stage       instead of the configuration's\n"
+    "  --checkpoint  goes on from the newest step in this folder, and saves there at the end\n"
+    "  --text        folder of Python sources to learn (Python's library)\n"
+    "  --result      rank 0 writes losses and bytes here, as JSON\n";
 
 /// "--name value" and "--name=value". Throws std::invalid_argument for anything else.
 std::map<std::string, std::string> parse(int argc, char** argv) {
@@ -29,6 +31,7 @@ std::map<std::string, std::string> parse(int argc, char** argv) {
                                              {"steps", "60"},
                                              {"seed", "1"},
                                              {"stage", ""},
+                                             {"checkpoint", ""},
                                              {"text", ""},
                                              {"result", ""},
                                              {"local_rank", ""}};
@@ -66,9 +69,12 @@ void train(std::map<std::string, std::string> options) {
   auto config = zeropage::Config::from_file(options["config"]);
   if (!options["stage"].empty()) config = config.with(R"({"zero_optimization": {"stage": )" + options["stage"] + "}}");
   auto engine = zeropage::initialize(*model, config);
+  const std::string& checkpoint = options["checkpoint"];
+  if (!checkpoint.empty()) engine.load_checkpoint(checkpoint);
 
   const LibraryText text(options["text"].empty() ? library_folder() : options["text"], shape.context);
   RankBatches batches(text, engine.train_micro_batch_size_per_gpu(), engine.global_rank(), engine.world_size());
+  for (std::int64_t seen = 0; seen < engine.micro_steps(); ++seen) batches.next();
   const std::int64_t steps = std::stoll(options["steps"]);
   zeropage::ProgressLine line(engine, steps, "tokens", static_cast<double>(shape.context));
   std::vector<double> losses;
@@ -82,6 +88,7 @@ void train(std::map<std::string, std::string> options) {
     line.update();
   }
   line.finish();
+  if (!checkpoint.empty()) engine.save_checkpoint(checkpoint);
 
   const auto memory = engine.memory_report();
   if (engine.global_rank() != 0 || losses.empty()) return;
@@ -97,7 +104,7 @@ int main(int argc, char** argv) {
     train(parse(argc, argv));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "train_gpt: %s\n", error.what());
-    return 1;
+    return zeropage::exit_code(error);
   }
   return 0;
 }

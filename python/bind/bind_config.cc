@@ -30,7 +30,8 @@ void bind_enums(py::module_& module) {
   py::enum_<config::CommunicatorKind>(module, "CommunicatorKind")
       .value("AUTO", config::CommunicatorKind::kAuto)
       .value("SHARED_MEMORY", config::CommunicatorKind::kSharedMemory)
-      .value("C10D", config::CommunicatorKind::kC10d);
+      .value("C10D", config::CommunicatorKind::kC10d)
+      .value("MPI", config::CommunicatorKind::kMpi);
 }
 
 /// "fp32", ... or None.

@@ -1,5 +1,6 @@
 #include "python/bind/bind.h"
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/base/host_error.h"
 
 // After the project's headers: torch's exceptions bring Python's.
@@ -51,7 +52,15 @@ void throw_as_python(std::exception_ptr pointer) {
 
 }  // namespace
 
-void init_errors(py::module_& /*module*/) {
+void init_errors(py::module_& module) {
+  py::dict codes;
+  codes["ConfigError"] = exit_code(ConfigError(""));
+  codes["UsageError"] = exit_code(UsageError(""));
+  codes["IoError"] = exit_code(IoError(""));
+  codes["CheckpointError"] = exit_code(CheckpointError(""));
+  codes["PeerError"] = exit_code(PeerError(""));
+  codes["TimeoutError"] = exit_code(TimeoutError(""));
+  module.attr("EXIT_CODES") = codes;
   py::register_local_exception_translator(&translate);
   set_host_error_translator(&throw_as_python);
 }

@@ -5,12 +5,16 @@
 """
 
 import importlib
+import os
 
 import torch  # noqa: F401  (the C++ module needs torch's libraries loaded)
 
-from . import errors
+from . import errors, exit_codes
 from ._C import version as __version__
 from .initialize import add_config_arguments, initialize
+
+if {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"} & os.environ.keys():  # some launcher has started this process and will look at how it ends
+    exit_codes.install()
 
 _LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "runtime", "testing", "utils", "zero")
 _LAZY_NAMES = {

@@ -139,6 +139,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
         return handed_over
+    if config.communicator == _C.CommunicatorKind.MPI:
+        raise ConfigError('zeropage.communicator is "mpi", which serves C++ programs; in Python write "auto" or "c10d"')
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
     if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
         raise ConfigError(

@@ -19,5 +19,5 @@ int main() try {
   engine.print_memory_table();
 } catch (const zeropage::Error& error) {
   std::fprintf(stderr, "%s\n", error.what());
-  return 1;
+  return zeropage::exit_code(error);
 }

@@ -240,6 +240,7 @@ Own read_own(const Settings& settings) {
   const std::string& communicator = settings.text("zeropage.communicator");
   own.communicator = communicator == "c10d"            ? CommunicatorKind::kC10d
                      : communicator == "shared_memory" ? CommunicatorKind::kSharedMemory
+                     : communicator == "mpi"           ? CommunicatorKind::kMpi
                                                        : CommunicatorKind::kAuto;
   own.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
   own.observe_functions = settings.flag("zeropage.observe_functions");
@@ -255,7 +256,7 @@ Own read_own(const Settings& settings) {
 std::vector<std::string> read_python_keys(const Settings& settings) {
   std::vector<std::string> set;
   for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled", "flops_profiler.enabled",
-                          "wall_clock_breakdown", "memory_breakdown"}) {
+                          "wall_clock_breakdown", "memory_breakdown", "fp16.auto_cast", "dataloader_drop_last"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
   if (!settings.text("zeropage.preemption_folder").empty()) set.emplace_back("zeropage.preemption_folder");

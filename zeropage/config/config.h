@@ -170,7 +170,7 @@ struct Schedule {
   bool operator==(const Schedule&) const = default;
 };
 
-enum class CommunicatorKind { kAuto, kSharedMemory, kC10d };
+enum class CommunicatorKind { kAuto, kSharedMemory, kC10d, kMpi };
 
 /// The section "zeropage": keys of our own.
 struct Own {

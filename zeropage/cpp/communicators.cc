@@ -1,11 +1,14 @@
 #include "zeropage/cpp/communicators.h"
 
+#include <dlfcn.h>
 #include <fmt/format.h>
 
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/mpi_library.h"
 #include "zeropage/comm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
 
@@ -19,21 +22,72 @@ std::int64_t next_number() {
   return made++;
 }
 
-}  // namespace
+const char* environment(const char* name) { return std::getenv(name); }
 
-std::shared_ptr<comm::Communicator> join_ranks(const config::Config& config, const comm::World& world) {
-  if (config.own.communicator == config::CommunicatorKind::kC10d || world.local_size != world.size) {
+/// The library that talks to MPI lies beside this one. It stays loaded: MPI starts once in a process.
+comm::JoinMpiJob* load_mpi_library() {
+  Dl_info self{};
+  if (::dladdr(reinterpret_cast<const void*>(&load_mpi_library), &self) == 0) throw Error(::dlerror());
+  const auto path = std::filesystem::path(self.dli_fname).replace_filename(comm::kMpiLibrary);
+  if (!std::filesystem::exists(path)) {
     throw ConfigError(fmt::format(
-        "a C++ program joins CPU ranks of one host by itself; here {} of {} ranks are on this host and "
-        "zeropage.communicator is "
-        "\"{}\": hand a communicator over in Options::communicator, say of comm/c10d_communicator.h",
-        world.local_size, world.size, config.own.communicator == config::CommunicatorKind::kC10d ? "c10d" : "auto"));
+        "these ranks can only talk through MPI, and this zeropage was built without: there is no {}. Build it "
+        "where an MPI is found, or hand communicators over in Options::communicator and reductions",
+        path.string()));
   }
+  // Global, because MPIs load parts of their own that look for it there.
+  void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  if (library == nullptr) throw IoError(fmt::format("cannot load {}: {}", path.string(), ::dlerror()));
+  return reinterpret_cast<comm::JoinMpiJob*>(::dlsym(library, comm::kJoinMpiJob));
+}
+
+/// One communicator of CPU ranks.
+std::shared_ptr<comm::Communicator> join(const config::Config& config, const comm::World& world) {
+  using enum config::CommunicatorKind;
   const std::chrono::milliseconds timeout(config.own.timeout_ms);
   if (world.size == 1) return std::move(comm::make_thread_communicators(1, timeout)[0]);
-  const std::string name =
-      comm::segment_name([](const char* variable) { return std::getenv(variable); }, next_number());
+  if (config.own.communicator == kMpi || world.local_size != world.size) {
+    std::shared_ptr<comm::Communicator> joined;
+    load_mpi_library()({world, timeout, /*share_memory=*/config.own.communicator != kMpi}, joined);
+    return joined;
+  }
+  const std::string name = comm::segment_name(&environment, next_number());
   return comm::join_shared_memory(name, world.rank, world.size, timeout);
+}
+
+}  // namespace
+
+comm::World world_of(const Options& options) {
+  if (!options.communicator) return comm::world_from_environment(&environment);
+  const int rank = options.communicator->rank();
+  const int size = options.communicator->size();
+  return {rank, rank, size, size};
+}
+
+at::Device device_of(const Options& options) { return options.device.value_or(at::Device(at::kCPU)); }
+
+Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options) {
+  using enum config::CommunicatorKind;
+  if (options.communicator) return {options.communicator, options.reductions, options.saves};
+  const at::Device device = device_of(options);
+  const auto kind = config.own.communicator;
+  if (!device.is_cpu() || kind == kC10d) {
+    throw ConfigError(fmt::format(
+        "a C++ program joins CPU ranks by itself, in shared memory or through MPI; here the device is {} and "
+        "zeropage.communicator is \"{}\": hand a communicator over in Options::communicator, say of "
+        "comm/c10d_communicator.h",
+        device.str(), kind == kC10d ? "c10d" : "auto"));
+  }
+  if (kind == kSharedMemory && world.local_size != world.size) {
+    throw ConfigError(fmt::format(
+        "zeropage.communicator is \"shared_memory\", which serves the ranks of one host; {} of {} ranks are on "
+        "this one: write \"auto\" or \"mpi\"",
+        world.local_size, world.size));
+  }
+  Communicators joined{join(config, world), nullptr, nullptr};
+  if (!joined.parameters->one_sided()) joined.gradients = join(config, world);
+  if (config.own.async_save) joined.saves = join(config, world);
+  return joined;
 }
 
 }  // namespace zeropage::cpp

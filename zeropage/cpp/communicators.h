@@ -7,11 +7,25 @@
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/world.h"
 #include "zeropage/config/config.h"
+#include "zeropage/cpp/options.h"
 
 namespace zeropage::cpp {
 
-/// Joins the ranks of one host in shared memory. Collective. Errors: ConfigError (several hosts, or another communicator is
-/// configured: the program must bring its own), IoError, PeerError, TimeoutError.
-std::shared_ptr<comm::Communicator> join_ranks(const config::Config& config, const comm::World& world);
+struct Communicators {
+  std::shared_ptr<comm::Communicator> parameters;
+  std::shared_ptr<comm::Communicator> gradients;  ///< null: the same serves both
+  std::shared_ptr<comm::Communicator> saves;      ///< for zeropage.async_save
+};
+
+/// The ranks of `Options::communicator`, or those the environment tells of. Errors: ConfigError.
+comm::World world_of(const Options& options);
+
+/// Where the engine runs.
+at::Device device_of(const Options& options);
+
+/// The program's own communicators, else joins the ranks: in shared memory on one host, through MPI on several or when
+/// zeropage.communicator is "mpi". Collective. Errors: ConfigError (what is asked for does not serve these ranks), IoError, PeerError,
+/// TimeoutError.
+Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options);
 
 }  // namespace zeropage::cpp

@@ -15,7 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "zeropage/cpp/checkpoint.h"
 #include "zeropage/cpp/config.h"
+#include "zeropage/cpp/gathered.h"
+#include "zeropage/cpp/options.h"
 #include "zeropage/cpp/report.h"
 
 namespace torch::nn {
@@ -23,44 +26,6 @@ class Module;
 }
 
 namespace zeropage {
-
-namespace comm {
-class Communicator;
-}
-
-/// Parameters that are updated alike. What is absent is the configuration's.
-struct ParameterGroup {
-  std::vector<at::Tensor> parameters;
-  std::optional<double> lr;
-  std::optional<std::pair<double, double>> betas;
-  std::optional<double> eps;
-  std::optional<double> weight_decay;
-};
-
-struct Options {
-  std::vector<ParameterGroup> parameter_groups;  ///< what the optimizer updates; empty: all that is trainable
-  std::shared_ptr<comm::Communicator>
-      communicator;                                ///< null: joins the ranks of this host that the environment tells of
-  std::shared_ptr<comm::Communicator> reductions;  ///< a second one for gradients; two-sided transports need it
-  std::optional<at::Device> device;                ///< absent: the CPU; a GPU needs a communicator, too
-};
-
-/// Keeps parameters whole while it lives; see Engine::gathered.
-class [[nodiscard]] Gathered {
- public:
-  Gathered(Gathered&& other) noexcept;
-  /// Ends the scope. After an exception without the modifier's broadcast, to which other ranks may not come.
-  ~Gathered() noexcept(false);
-
- private:
-  friend class Engine;
-  Gathered(Engine& engine, std::int64_t ticket, int modifier_rank);
-
-  Engine* engine_;
-  std::int64_t ticket_;
-  int modifier_rank_;
-  int exceptions_;
-};
 
 /// The scope that Engine::no_sync returns; it has nothing to do.
 struct [[nodiscard]] NoSync {
@@ -108,11 +73,31 @@ class Engine {
   void print_memory_table() const;     ///< prints it on rank 0; collective
   void empty_partition_cache();        ///< gives cached frames and pages back to the system
 
+  // -- checkpoints
+
+  /// Saves everything that training goes on from, as `save_dir/tag`. Collective; returns the step's path. With zeropage.async_save it
+  /// returns when the state is copied; when the rest fails the next `step`, save or `wait_for_checkpoint` throws. Errors:
+  /// CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro steps).
+  std::string save_checkpoint(const std::string& save_dir, const SaveOptions& options = {});
+
+  void wait_for_checkpoint();  ///< returns when no save is under way. Errors: its CheckpointError
+
+  /// Writes parameters and buffers as one safetensors file in the types the model computes with, tied ones once. Collective; no rank
+  /// ever holds the model. Errors: UsageError (a name that does not end in .safetensors), CheckpointError on every rank.
+  void save_16bit_model(const std::string& save_dir, const std::string& save_filename = "model.safetensors",
+                        bool exclude_frozen_parameters = false);
+
+  /// Goes on from a step of `load_dir`; nullopt when there is none. Any world size and stage load what any other has saved.
+  /// Collective. Errors: CheckpointError on every rank; the engine is then as it was.
+  std::optional<LoadedCheckpoint> load_checkpoint(const std::string& load_dir, const LoadOptions& options = {});
+
   // -- ranks, batch sizes
 
   int global_rank() const;
   int local_rank() const;
   int world_size() const;
+  int dp_world_size() const;  ///< as world_size
+  int mp_world_size() const;  ///< 1
   at::Device device() const;
 
   std::int64_t train_batch_size() const;
@@ -125,19 +110,27 @@ class Engine {
   // -- optimizer, schedule, precision
 
   bool has_optimizer() const;
+  std::optional<std::string> optimizer_name() const;       ///< "adamw"; nullopt: none
+  std::optional<std::string> scheduler_name() const;       ///< of the configured schedule: "WarmupLR"
   std::vector<double> get_lr() const;                      ///< one per group
   void set_lr(double lr);                                  ///< of all groups, from the next step on
   void set_lr(const std::vector<double>& lrs);             ///< one per group
-  std::vector<std::pair<double, double>> get_mom() const;  ///< the betas, one pair per group
+  std::vector<std::pair<double, double>> get_mom() const;  ///< per group: betas; SGD: momentum and 0; Adagrad: zeros
   std::int64_t last_batch_iteration() const;               ///< of the configured schedule
   void set_last_batch_iteration(std::int64_t iteration);   ///< jumps; UsageError when no schedule is configured
   double gradient_clipping() const;
+  double gradient_predivide_factor() const;
+  bool prescale_gradients() const;
   bool fp16_enabled() const;
   bool bfloat16_enabled() const;
+  bool fp16_auto_cast() const;  ///< casting inputs is the program's task, since its module is called without the engine
+  std::pair<at::ScalarType, at::ScalarType> get_data_types() const;  ///< of parameters, of gradients that add up
+  at::ScalarType communication_data_type() const;
   double loss_scale() const;
   bool dynamic_loss_scale() const;
   bool zero_optimization() const;
   int zero_optimization_stage() const;
+  bool zero_gather_16bit_weights_on_model_save() const;
 
   // -- progress
 
@@ -146,10 +139,10 @@ class Engine {
   std::int64_t micro_steps() const;  ///< calls of `step`
   std::int64_t skipped_steps() const;
   std::optional<std::int64_t> steps_per_print() const;
+  bool dump_state() const;
   const std::string& config() const;  ///< every key with the value in force, as JSON
 
  private:
-  friend class Gathered;
   friend Engine initialize(torch::nn::Module& model, const Config& config, const Options& options);
   explicit Engine(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
@@ -157,7 +150,8 @@ class Engine {
 
 /// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers are
 /// cast and get rank 0's values. Collective. The module must outlive the engine's use; shared parameters count once.
-/// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory.
+/// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory; those of
+/// several hosts, which mpirun or srun has started, through MPI.
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
 

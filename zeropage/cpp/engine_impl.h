@@ -4,8 +4,10 @@
 
 #include "zeropage/engine/engine.h"
 
+#include <map>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "zeropage/comm/world.h"
@@ -22,8 +24,9 @@ class Engine::Impl {
   comm::World world;
   c10::Device device = at::kCPU;
   std::shared_ptr<comm::Communicator> communicator;
-  std::shared_ptr<comm::Communicator> reductions;
   bool has_optimizer = false;
+  torch::nn::Module* module = nullptr;
+  std::map<std::string, std::vector<std::string>> aliases;  // further names of tied parameters
   std::unique_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
   std::int64_t micro_batch_size = 0;
@@ -31,6 +34,16 @@ class Engine::Impl {
   std::vector<at::Tensor> losses;  // since the last update
   std::int64_t steps_of_losses = 0;
 };
+
+/// The type the model computes with, where it was made in `given`.
+inline at::ScalarType parameter_type(config::Precision precision, at::ScalarType given) {
+  switch (precision) {
+    case config::Precision::kBf16: return at::kBFloat16;
+    case config::Precision::kFp16: return at::kHalf;
+    case config::Precision::kFp32: break;
+  }
+  return given;
+}
 
 /// Step, loss, learning rate, units and loss scale of the last optimizer step.
 report::ProgressSample progress_sample(const Engine& engine, double units_per_sample);

@@ -2,10 +2,7 @@
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
 
-#include <thread>
-
-#include "zeropage/comm/thread_communicator.h"
-#include "zeropage/zeropage.h"
+#include "zeropage/cpp/test_ranks.h"
 
 namespace zeropage {
 namespace {
@@ -23,25 +20,6 @@ struct Scale : torch::nn::Module {
   at::Tensor forward(const at::Tensor& x) { return (x * weight + offset).sum(); }
   at::Tensor weight, alias, offset;
 };
-
-/// Runs `body(rank, options)` on two ranks of this process.
-template <class Body>
-void on_two_ranks(Body body) {
-  auto communicators = comm::make_thread_communicators(2, std::chrono::seconds(20));
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < 2; ++rank) {
-    Options options;
-    options.communicator = std::move(communicators[rank]);
-    threads.emplace_back([rank, body, options = std::move(options)] {
-      try {
-        body(rank, options);
-      } catch (const std::exception& error) {
-        ADD_FAILURE() << "rank " << rank << ": " << error.what();
-      }
-    });
-  }
-  for (auto& thread : threads) thread.join();
-}
 
 // Ranks that start from different values, or a buffer that was forgotten, would train different models.
 TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
@@ -98,13 +76,39 @@ TEST(Engine, GatheredHandsOnTheEditsOfOneRank) {
 TEST(Initialize, TakesParameterGroups) {
   Scale model(1.0);
   Options options;
-  options.parameter_groups.push_back({{model.weight}, 0.125, std::pair(0.5, 0.75), {}, {}});
+  options.parameter_groups.push_back({.parameters = {model.weight}, .lr = 0.125, .betas = std::pair(0.5, 0.75)});
   auto engine = initialize(model, Config::from_json(kConfig), options);
   EXPECT_EQ(engine.get_lr(), std::vector<double>{0.125});
   EXPECT_EQ(engine.get_mom().front(), std::pair(0.5, 0.75));
   Scale other(1.0);
-  options.parameter_groups = {{{other.weight}, {}, {}, {}, {}}, {{other.weight}, {}, {}, {}, {}}};
+  options.parameter_groups = {{{other.weight}}, {{other.weight}}};
   EXPECT_THROW(initialize(other, Config::from_json(kConfig), options), ConfigError);
+}
+
+// A hyperparameter that does not arrive trains at another speed; one that is dropped silently, too.
+TEST(Initialize, TakesWhatEachOptimizerHas) {
+  const auto sgd = Config::from_json(kConfig).with(R"({"optimizer": {"type": "SGD", "params": {"lr": 0.5}}})");
+  Scale model(1.0);
+  Options options;
+  options.parameter_groups.push_back({.parameters = {model.weight}, .momentum = 0.5});
+  auto engine = initialize(model, sgd, options);
+  EXPECT_EQ(engine.optimizer_name(), "sgd");
+  EXPECT_EQ(engine.scheduler_name(), std::nullopt);
+  EXPECT_EQ(engine.get_mom().front(), std::pair(0.5, 0.0));
+  for (int micro = 0; micro < 4; ++micro) {
+    engine.backward(model.forward(at::ones({4})));
+    engine.step();
+  }
+  // Gradients of 1: a first step of 0.5 * 1, a second of 0.5 * (1 + 0.5).
+  EXPECT_DOUBLE_EQ(model.weight.mean().item<double>(), 1.0 - 0.5 - 0.75);
+  Scale other(1.0);
+  options.parameter_groups = {{.parameters = {other.weight}, .nesterov = true}};
+  try {
+    initialize(other, Config::from_json(kConfig), options);
+    FAIL() << "AdamW took nesterov";
+  } catch (const ConfigError& error) {
+    EXPECT_NE(std::string(error.what()).find("nesterov"), std::string::npos) << error.what();
+  }
 }
 
 // A changed key that is not checked, or that takes others with it, would train with another configuration than was asked for.

@@ -4,24 +4,16 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <map>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/cpp/engine_impl.h"
+#include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/engine/init.h"
 
 namespace zeropage {
 namespace {
-
-comm::World world_of(const Options& options) {
-  if (options.communicator) {
-    const int rank = options.communicator->rank();
-    const int size = options.communicator->size();
-    return {rank, rank, size, size};
-  }
-  return comm::world_from_environment([](const char* name) { return std::getenv(name); });
-}
 
 /// Nothing is silently ignored: what only the Python package does is refused here.
 void require_none_for_python(const config::Config& config) {
@@ -29,29 +21,6 @@ void require_none_for_python(const config::Config& config) {
   throw ConfigError(
       fmt::format("{}: only the Python package acts upon this key; remove it from the configuration of a C++ program",
                   config.python_keys.front()));
-}
-
-/// Joins this rank with its peers, unless the program has done so.
-void join(Engine::Impl& impl, const Options& options) {
-  impl.communicator = options.communicator;
-  impl.reductions = options.reductions;
-  if (impl.communicator) return;
-  if (!impl.device.is_cpu()) {
-    throw ConfigError(fmt::format(
-        "the engine is to run on {}: hand a communicator for that device over in Options::communicator, say of "
-        "comm/c10d_communicator.h",
-        impl.device.str()));
-  }
-  impl.communicator = cpp::join_ranks(impl.config, impl.world);
-}
-
-at::ScalarType parameter_dtype(const config::Config& config, at::ScalarType dtype) {
-  switch (config.precision) {
-    case config::Precision::kBf16: return at::kBFloat16;
-    case config::Precision::kFp16: return at::kHalf;
-    case config::Precision::kFp32: return dtype;
-  }
-  return dtype;
 }
 
 /// Moves the model to the device and casts its buffers; the engine casts parameters page by page.
@@ -62,23 +31,22 @@ void place_model(torch::nn::Module& model, const config::Config& config, c10::De
           "parameter \"{}\" is on the meta device, without values; give it some before initialize", parameter.key()));
     }
   }
-  model.to(device);
+  for (auto& parameter : model.parameters()) {
+    if (parameter.device() != device) parameter.set_data(parameter.to(device));
+  }
   for (auto& buffer : model.buffers()) {
-    if (buffer.is_floating_point()) buffer.set_data(buffer.to(parameter_dtype(config, buffer.scalar_type())));
+    engine::settle(buffer);
+    const auto dtype =
+        buffer.is_floating_point() ? parameter_type(config.precision, buffer.scalar_type()) : buffer.scalar_type();
+    const at::Tensor placed = buffer.to(device, dtype);
+    if (!placed.is_same(buffer)) buffer.set_data(placed);
   }
 }
 
-config::OptimizerParams hyperparameters(const ParameterGroup& group, config::OptimizerParams params) {
-  params.lr = group.lr.value_or(params.lr);
-  params.eps = group.eps.value_or(params.eps);
-  params.weight_decay = group.weight_decay.value_or(params.weight_decay);
-  if (group.betas) std::tie(params.beta1, params.beta2) = *group.betas;
-  return params;
-}
-
-/// Every parameter once; those of the groups that are not the model's follow after those of the model.
-std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model,
-                                                    const std::vector<ParameterGroup>& groups) {
+/// Every parameter once; those of the groups that are not the model's follow after those of the model. `aliases` gets the
+/// further names of tied ones.
+std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model, const std::vector<ParameterGroup>& groups,
+                                                    std::map<std::string, std::vector<std::string>>& aliases) {
   std::vector<engine::ParameterInput> inputs;
   std::map<const void*, std::size_t> index_of;
   const auto add = [&](std::string name, const at::Tensor& tensor) {
@@ -86,7 +54,10 @@ std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model,
     if (is_new) inputs.push_back({std::move(name), tensor, -1});
     return place->second;
   };
-  for (const auto& parameter : model.named_parameters()) add(parameter.key(), parameter.value());
+  for (const auto& parameter : model.named_parameters()) {
+    const auto& first = inputs[add(parameter.key(), parameter.value())].name;
+    if (first != parameter.key()) aliases[first].push_back(parameter.key());
+  }
   for (std::size_t g = 0; g < groups.size(); ++g) {
     for (std::size_t i = 0; i < groups[g].parameters.size(); ++i) {
       const at::Tensor& tensor = groups[g].parameters[i];
@@ -125,13 +96,15 @@ report::Progress printed_steps() {
 
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options) {
   auto impl = std::make_unique<Engine::Impl>();
-  impl->world = world_of(options);
+  impl->module = &model;
+  impl->world = cpp::world_of(options);
   impl->config = config::Config::from_json(config.text(), impl->world.size, config.origin());
   require_none_for_python(impl->config);
-  impl->device = options.device.value_or(c10::Device(c10::kCPU));
+  impl->device = cpp::device_of(options);
   impl->micro_batch_size = impl->config.batch.micro_batch_size;
   impl->accumulation_steps = impl->config.batch.accumulation_steps;
-  join(*impl, options);
+  const auto joined = cpp::join_ranks(impl->config, impl->world, options);
+  impl->communicator = joined.parameters;
   const bool first = impl->world.rank == 0;
   if (first && impl->config.dump_state) std::fprintf(stderr, "%s\n", impl->config.effective_json.c_str());
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
@@ -141,18 +114,19 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
 
   std::vector<ParameterGroup> groups = options.parameter_groups;
   if (groups.empty()) groups.emplace_back().parameters = model.parameters();
-  auto inputs = name_parameters(model, groups);
+  auto inputs = name_parameters(model, groups, impl->aliases);
   const auto updated = [](const engine::ParameterInput& input) { return input.group >= 0; };
   impl->has_optimizer =
       impl->config.optimizer.kind != config::OptimizerKind::kNone && std::any_of(inputs.begin(), inputs.end(), updated);
   std::vector<config::OptimizerParams> core_groups;
   if (impl->has_optimizer) {
-    for (const auto& group : groups) core_groups.push_back(hyperparameters(group, impl->config.optimizer.params));
+    core_groups = cpp::hyperparameters(groups, impl->config.optimizer);
+    impl->config.optimizer.params = cpp::params_for_state(core_groups);
   } else {
     for (auto& input : inputs) input.group = -1;
   }
   impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
-                                                impl->communicator, impl->device, impl->reductions);
+                                                impl->communicator, impl->device, joined.gradients, joined.saves);
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
   return Engine(std::move(impl));

@@ -12,6 +12,7 @@
 #include <optional>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/launch/cores.h"
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/host.h"

@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/checkpoint/diff.h"
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/checkpoint/model_file.h"
 #include "zeropage/checkpoint/save.h"
 #include "zeropage/checkpoint/steps.h"
-#include "zeropage/launch/guard.h"
 
 namespace zeropage::launch {
 namespace {

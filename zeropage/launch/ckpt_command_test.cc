@@ -5,8 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <fstream>
 
+#include "zeropage/base/exit_code.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
-#include "zeropage/launch/guard.h"
 
 namespace zeropage::launch {
 namespace {

@@ -8,6 +8,7 @@
 #include <cstdio>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/launch/fd.h"
 #include "zeropage/launch/processes.h"
 #include "zeropage/launch/supervise.h"
@@ -46,7 +47,7 @@ sigset_t watched_signals() {
     code = supervise(context);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "zeropage: %s\n", error.what());
-    code = exit_code_of_error(error);
+    code = exit_code(error, kBugExitCode);
   }
   while (!kill_children()) ::usleep(10'000);
   ::_exit(code);
@@ -91,13 +92,6 @@ int Guard::wait_for(pid_t supervisor, int control_fd) {
     while (!kill_children()) ::usleep(10'000);
     return 128 + WTERMSIG(status);
   }
-}
-
-int exit_code_of_error(const std::exception& error) {
-  if (dynamic_cast<const ConfigError*>(&error) || dynamic_cast<const UsageError*>(&error)) return kConfigExitCode;
-  if (dynamic_cast<const PeerError*>(&error) || dynamic_cast<const TimeoutError*>(&error)) return kRetryExitCode;
-  if (dynamic_cast<const CheckpointError*>(&error)) return kCheckpointExitCode;
-  return dynamic_cast<const IoError*>(&error) ? kIoExitCode : kBugExitCode;
 }
 
 void open_standard_streams() {

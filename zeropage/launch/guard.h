@@ -13,17 +13,9 @@
 #include <signal.h>
 #include <sys/types.h>
 
-#include <exception>
 #include <functional>
 
 namespace zeropage::launch {
-
-/// Exit codes, beside those of the ranks.
-constexpr int kConfigExitCode = 64;      ///< options, files or the configuration cannot be used
-constexpr int kCheckpointExitCode = 65;  ///< a checkpoint that must not be believed
-constexpr int kBugExitCode = 70;         ///< a mistake of zeropage's own
-constexpr int kIoExitCode = 74;          ///< the system refused or failed something
-constexpr int kRetryExitCode = 75;       ///< a rank or a host was lost: started again, the job may succeed
 
 /// What a supervisor gets from its front.
 struct GuardContext {
@@ -51,9 +43,6 @@ class Guard {
   sigset_t users_ = {};
   bool was_signalled_ = false;
 };
-
-/// The exit code for an error: the one of the four above that says what kind it is.
-int exit_code_of_error(const std::exception& error);
 
 /// Descriptors 0, 1 and 2 exist from here on, so that no pipe of ours ends up as a rank's standard stream.
 void open_standard_streams();

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/launch/cores.h"
 #include "zeropage/launch/dry_run.h"
 #include "zeropage/launch/fleet.h"

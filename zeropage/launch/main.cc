@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <string_view>
 
+#include "zeropage/base/exit_code.h"
 #include "zeropage/launch/agent.h"
 #include "zeropage/launch/ckpt_command.h"
 #include "zeropage/launch/config_command.h"
@@ -68,7 +69,7 @@ int run(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
-    return code == 0 ? 0 : zeropage::launch::kConfigExitCode;
+    return code == 0 ? 0 : zeropage::kConfigExitCode;
   }
   if (config_command->parsed()) {
     std::fputs(zeropage::launch::config_listing(config).c_str(), stdout);
@@ -105,6 +106,6 @@ int main(int argc, char** argv) {
     return run(argc, argv);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "zeropage: %s\n", error.what());
-    return zeropage::launch::exit_code_of_error(error);
+    return zeropage::exit_code(error, zeropage::kBugExitCode);
   }
 }

@@ -24,6 +24,7 @@
 #include <optional>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/launch/console.h"
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/local_ranks.h"

@@ -1,0 +1,27 @@
+"""A rank that ends with an error of the package says by its exit code which kind it was: the launcher starts only jobs again that
+lost a rank. docs/launcher.md lists the codes."""
+
+import sys
+from types import TracebackType
+
+from . import _C, errors
+
+_CODES: dict[type[BaseException], int] = {getattr(errors, name): code for name, code in _C.EXIT_CODES.items()}
+
+
+def exit_code(error: BaseException) -> int:
+    """The code for an error that ends a process; 1 for those that are not the package's."""
+    return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), 1)
+
+
+def install() -> None:
+    """From now on an uncaught error ends this process with its exit code. The traceback is printed as before, by the hook before this one."""
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        previous(kind, error, traceback)
+        code = exit_code(error)
+        if code != 1 and not sys.flags.interactive:
+            raise SystemExit(code)  # the interpreter takes this for its own end, and still runs what is registered for that
+
+    sys.excepthook = hook

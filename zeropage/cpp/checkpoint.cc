@@ -1,0 +1,150 @@
+#include "zeropage/engine/checkpoint.h"
+
+#include <ATen/Context.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <torch/nn/module.h>
+
+#include <mutex>
+#include <set>
+#include <utility>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
+#include "zeropage/cpp/engine_impl.h"
+#include "zeropage/cpp/host_state.h"
+#include "zeropage/engine/model_file.h"
+
+namespace zeropage {
+namespace {
+
+cpp::Tensors buffers_of(const torch::nn::Module& module) {
+  cpp::Tensors buffers;
+  for (const auto& buffer : module.named_buffers()) buffers.emplace(buffer.key(), buffer.value());
+  return buffers;
+}
+
+at::Tensor random_state(c10::Device device) {
+  at::Generator generator = at::globalContext().defaultGenerator(device);
+  const std::scoped_lock lock(generator.mutex());
+  return generator.get_state();
+}
+
+void set_random_state(const at::Tensor& state, c10::Device device) {
+  if (!state.defined()) return;
+  at::Generator generator = at::globalContext().defaultGenerator(device);
+  const std::scoped_lock lock(generator.mutex());
+  try {
+    generator.set_state(state);
+  } catch (const c10::Error& error) {
+    throw CheckpointError(fmt::format("the state of {}'s random generator in the checkpoint cannot be used: {}",
+                                      device.str(), error.what_without_backtrace()));
+  }
+}
+
+/// What of a checkpoint does not fit the engine, beside what the core compares itself.
+std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tensors& buffers, std::size_t groups,
+                                     bool strict, bool with_optimizer) {
+  std::vector<std::string> found;
+  for (const auto& [name, buffer] : buffers) {
+    const auto stored = host.buffers.find(name);
+    if (stored == host.buffers.end()) {
+      if (strict) found.push_back(fmt::format("buffer '{}' is in the model, not in the checkpoint", name));
+    } else if (stored->second.sizes() != buffer.sizes()) {
+      found.push_back(fmt::format("buffer '{}' is [{}] in the model, [{}] in the checkpoint", name,
+                                  fmt::join(buffer.sizes(), ", "), fmt::join(stored->second.sizes(), ", ")));
+    }
+  }
+  for (const auto& [name, stored] : host.buffers) {
+    if (strict && !buffers.contains(name))
+      found.push_back(fmt::format("buffer '{}' is in the checkpoint, not in the model", name));
+  }
+  if (with_optimizer && host.groups.size() != groups) {
+    found.push_back(
+        fmt::format("the optimizer has {} parameter groups, the checkpoint {}; load with load_optimizer_states = false "
+                    "to keep yours",
+                    groups, host.groups.size()));
+  }
+  return found;
+}
+
+}  // namespace
+
+std::string Engine::save_checkpoint(const std::string& save_dir, const SaveOptions& options) {
+  engine::SaveOptions request;
+  request.folder = save_dir;
+  request.tag = options.tag.value_or(fmt::format("global_step{}", global_steps()));
+  request.latest = options.save_latest;
+  request.exclude_frozen = options.exclude_frozen_parameters;
+  request.aliases = impl_->aliases;
+  const cpp::HostState host{options.client_state, impl_->core->groups(), buffers_of(*impl_->module), {}, {}};
+  request.host_json = cpp::host_state_to_json(host, impl_->config.optimizer.kind, request.host_tensors);
+  if (global_rank() != 0) request.host_tensors.clear();
+  request.host_tensors.emplace(cpp::random_name(global_rank(), false), random_state(at::kCPU));
+  if (!device().is_cpu()) request.host_tensors.emplace(cpp::random_name(global_rank(), true), random_state(device()));
+  return impl_->core->save_checkpoint(request);
+}
+
+void Engine::wait_for_checkpoint() { impl_->core->finish_save(); }
+
+void Engine::save_16bit_model(const std::string& save_dir, const std::string& save_filename,
+                              bool exclude_frozen_parameters) {
+  engine::NamedTensors tensors;
+  std::set<const void*> seen;
+  for (const auto& parameter : impl_->module->named_parameters()) {
+    if (exclude_frozen_parameters && !parameter.value().requires_grad()) continue;
+    if (seen.insert(parameter.value().unsafeGetTensorImpl()).second) {
+      tensors.emplace_back(parameter.key(), parameter.value().detach());
+    }
+  }
+  for (const auto& buffer : impl_->module->named_buffers()) tensors.emplace_back(buffer.key(), buffer.value());
+  engine::save_model_file(*impl_->core, *impl_->communicator, save_dir + "/" + save_filename, tensors);
+}
+
+std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_dir, const LoadOptions& options) {
+  auto& core = *impl_->core;
+  const auto path = core.find_checkpoint(load_dir, options.tag);
+  if (!path) {
+    if (global_rank() == 0) log_warn(fmt::format("there is no checkpoint in {}: nothing was loaded", load_dir));
+    return std::nullopt;
+  }
+  const bool with_optimizer = options.load_optimizer_states && !options.load_module_only && has_optimizer();
+  const bool with_schedule = options.load_lr_scheduler_states && !options.load_module_only;
+  const cpp::Tensors buffers = buffers_of(*impl_->module);
+  checkpoint::Checkpoint step(checkpoint::system_files(), *path);
+  cpp::HostState host;
+  std::string problem;
+  try {
+    host = cpp::read_host_state(step, global_rank(), impl_->config.optimizer.kind, impl_->config.optimizer.params);
+    problem = fmt::format(
+        "{}", fmt::join(differences(host, buffers, core.groups().size(), options.load_module_strict, with_optimizer),
+                        "\n    "));
+  } catch (const Error& error) {
+    problem = error.what();  // the other ranks must hear of it
+  }
+  engine::LoadOptions request;
+  request.strict = options.load_module_strict;
+  request.optimizer_states = with_optimizer;
+  request.schedule = with_schedule;
+  request.module_only = options.load_module_only;
+  request.problem = problem;
+  const auto report = core.load_checkpoint(step, request);
+
+  c10::AutoGradMode no_grad(false);
+  for (const auto& [name, buffer] : buffers) {
+    if (const auto stored = host.buffers.find(name); stored != host.buffers.end()) buffer.copy_(stored->second);
+  }
+  if (with_optimizer) {
+    core.groups() = host.groups;
+    set_random_state(host.random, at::kCPU);
+    if (!device().is_cpu()) set_random_state(host.device_random, device());
+  }
+  if (with_schedule && !core.scheduled_lrs().empty()) core.set_schedule_iteration(core.schedule_iteration());
+  if (global_rank() == 0 && !(report.missing.empty() && report.unexpected.empty())) {
+    log_warn(
+        fmt::format("{}: not in the checkpoint: {}; not in the model: {}", *path, report.missing, report.unexpected));
+  }
+  return LoadedCheckpoint{*path, std::move(host.client)};
+}
+
+}  // namespace zeropage

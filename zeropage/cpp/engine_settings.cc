@@ -1,0 +1,143 @@
+// What the engine answers about its configuration and its progress.
+#include <fmt/format.h>
+
+#include "zeropage/base/error.h"
+#include "zeropage/cpp/engine_impl.h"
+
+namespace zeropage {
+namespace {
+
+using config::OptimizerKind;
+using config::ScheduleKind;
+
+std::optional<std::string> name_of(OptimizerKind kind) {
+  switch (kind) {
+    case OptimizerKind::kNone: break;
+    case OptimizerKind::kAdam: return "adam";
+    case OptimizerKind::kAdamW: return "adamw";
+    case OptimizerKind::kLion: return "lion";
+    case OptimizerKind::kAdagrad: return "adagrad";
+    case OptimizerKind::kSgd: return "sgd";
+  }
+  return std::nullopt;
+}
+
+std::optional<std::string> name_of(ScheduleKind kind) {
+  switch (kind) {
+    case ScheduleKind::kNone: break;
+    case ScheduleKind::kWarmup: return "WarmupLR";
+    case ScheduleKind::kWarmupDecay: return "WarmupDecayLR";
+    case ScheduleKind::kWarmupCosine: return "WarmupCosineLR";
+    case ScheduleKind::kOneCycle: return "OneCycle";
+    case ScheduleKind::kLrRangeTest: return "LRRangeTest";
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+// -- ranks, batch sizes
+
+int Engine::global_rank() const { return impl_->world.rank; }
+int Engine::local_rank() const { return impl_->world.local_rank; }
+int Engine::world_size() const { return impl_->world.size; }
+int Engine::dp_world_size() const { return impl_->world.size; }
+int Engine::mp_world_size() const { return 1; }
+at::Device Engine::device() const { return impl_->device; }
+
+std::int64_t Engine::train_batch_size() const {
+  return train_micro_batch_size_per_gpu() * gradient_accumulation_steps() * world_size();
+}
+std::int64_t Engine::train_micro_batch_size_per_gpu() const { return impl_->micro_batch_size; }
+std::int64_t Engine::gradient_accumulation_steps() const { return impl_->accumulation_steps; }
+std::tuple<std::int64_t, std::int64_t, std::int64_t> Engine::get_batch_info() const {
+  return {train_batch_size(), train_micro_batch_size_per_gpu(), gradient_accumulation_steps()};
+}
+
+void Engine::set_train_batch_size(std::int64_t train_batch_size) {
+  const std::int64_t per_step = train_micro_batch_size_per_gpu() * world_size();
+  if (train_batch_size <= 0 || train_batch_size % per_step != 0) {
+    throw ConfigError(fmt::format("train_batch_size {} is not a positive multiple of micro batch {} * {} ranks = {}",
+                                  train_batch_size, train_micro_batch_size_per_gpu(), world_size(), per_step));
+  }
+  impl_->core->set_accumulation_steps(train_batch_size / per_step);
+  impl_->accumulation_steps = train_batch_size / per_step;
+}
+
+void Engine::set_train_micro_batch_size(std::int64_t micro_batch_size) {
+  if (micro_batch_size <= 0)
+    throw ConfigError(fmt::format("expected a positive micro batch size, got {}", micro_batch_size));
+  impl_->micro_batch_size = micro_batch_size;
+}
+
+// -- optimizer, schedule, precision
+
+bool Engine::has_optimizer() const { return impl_->has_optimizer; }
+std::optional<std::string> Engine::optimizer_name() const {
+  return has_optimizer() ? name_of(impl_->config.optimizer.kind) : std::nullopt;
+}
+std::optional<std::string> Engine::scheduler_name() const { return name_of(impl_->config.schedule.kind); }
+
+std::vector<double> Engine::get_lr() const {
+  std::vector<double> out;
+  for (const auto& group : impl_->core->groups()) out.push_back(group.lr);
+  return out;
+}
+
+void Engine::set_lr(double lr) { set_lr(std::vector<double>(impl_->core->groups().size(), lr)); }
+
+void Engine::set_lr(const std::vector<double>& lrs) {
+  auto& groups = impl_->core->groups();
+  if (lrs.size() != groups.size()) {
+    throw UsageError(fmt::format("set_lr got {} rates for {} parameter groups", lrs.size(), groups.size()));
+  }
+  for (std::size_t i = 0; i < lrs.size(); ++i) groups[i].lr = lrs[i];
+}
+
+std::vector<std::pair<double, double>> Engine::get_mom() const {
+  std::vector<std::pair<double, double>> out;
+  for (const auto& group : impl_->core->groups()) {
+    switch (impl_->config.optimizer.kind) {
+      case OptimizerKind::kSgd: out.emplace_back(group.momentum, 0.0); break;
+      case OptimizerKind::kAdagrad: out.emplace_back(0.0, 0.0); break;
+      default: out.emplace_back(group.beta1, group.beta2);
+    }
+  }
+  return out;
+}
+
+std::int64_t Engine::last_batch_iteration() const { return impl_->core->schedule_iteration(); }
+void Engine::set_last_batch_iteration(std::int64_t iteration) { impl_->core->set_schedule_iteration(iteration); }
+double Engine::gradient_clipping() const { return impl_->config.gradients.clipping; }
+double Engine::gradient_predivide_factor() const { return impl_->config.gradients.predivide_factor; }
+bool Engine::prescale_gradients() const { return impl_->config.gradients.prescale; }
+bool Engine::fp16_enabled() const { return impl_->config.precision == config::Precision::kFp16; }
+bool Engine::bfloat16_enabled() const { return impl_->config.precision == config::Precision::kBf16; }
+bool Engine::fp16_auto_cast() const { return impl_->config.cast_inputs; }
+std::pair<at::ScalarType, at::ScalarType> Engine::get_data_types() const {
+  const auto accumulated = impl_->config.gradients.accumulation_dtype;
+  return {parameter_type(impl_->config.precision, at::kFloat), accumulated ? scalar_type_of(*accumulated) : at::kFloat};
+}
+at::ScalarType Engine::communication_data_type() const {
+  const auto sent = impl_->config.gradients.communication_dtype;
+  return sent ? scalar_type_of(*sent) : parameter_type(impl_->config.precision, at::kFloat);
+}
+double Engine::loss_scale() const { return impl_->core->loss_scale(); }
+bool Engine::dynamic_loss_scale() const { return fp16_enabled() && impl_->config.loss_scale.dynamic; }
+bool Engine::zero_optimization() const { return impl_->config.zero.stage > 0; }
+int Engine::zero_optimization_stage() const { return impl_->config.zero.stage; }
+bool Engine::zero_gather_16bit_weights_on_model_save() const {
+  return impl_->config.zero.gather_16bit_weights_on_model_save;
+}
+
+// -- progress
+
+std::int64_t Engine::global_steps() const { return impl_->core->global_steps(); }
+std::int64_t Engine::global_samples() const { return global_steps() * train_batch_size(); }
+std::int64_t Engine::micro_steps() const { return impl_->core->micro_steps(); }
+std::int64_t Engine::skipped_steps() const { return impl_->core->skipped_steps(); }
+std::optional<std::int64_t> Engine::steps_per_print() const { return impl_->config.steps_per_print; }
+bool Engine::dump_state() const { return impl_->config.dump_state; }
+const std::string& Engine::config() const { return impl_->config.effective_json; }
+
+}  // namespace zeropage

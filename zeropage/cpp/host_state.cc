@@ -1,0 +1,159 @@
+#include "zeropage/cpp/host_state.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+#include <utility>
+
+#include "zeropage/base/error.h"
+#include "zeropage/checkpoint/untrusted_json.h"
+#include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/engine/checkpoint.h"
+
+namespace zeropage::cpp {
+namespace {
+
+using nlohmann::json;
+
+json dict(json pairs) { return json{{"dict", std::move(pairs)}}; }
+
+json encode(const json& value) {
+  if (value.is_object()) {
+    json pairs = json::array();
+    for (const auto& [key, item] : value.items()) pairs.push_back(json::array({key, encode(item)}));
+    return dict(std::move(pairs));
+  }
+  if (value.is_array()) {
+    json items = json::array();
+    for (const auto& item : value) items.push_back(encode(item));
+    return items;
+  }
+  const bool too_large = value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{INT64_MAX};
+  return too_large ? json{{"number", value.dump()}} : value;
+}
+
+/// The content of {"kind": content}, or null.
+const json* content_of(const json& value, const char* kind) {
+  return value.is_object() && value.size() == 1 && value.contains(kind) ? &value.at(kind) : nullptr;
+}
+
+bool is_pair_with_name(const json& pair) { return pair.is_array() && pair.size() == 2 && pair[0].is_string(); }
+
+/// The pairs of a dict whose keys are texts, or null.
+const json* pairs_of(const json& value) {
+  const json* pairs = content_of(value, "dict");
+  const bool named = pairs && pairs->is_array() && std::all_of(pairs->begin(), pairs->end(), is_pair_with_name);
+  return named ? pairs : nullptr;
+}
+
+/// As JSON has it. What JSON does not have (a tensor, a key that is no text) stays as it stands in the checkpoint.
+json decode(const json& value) {
+  if (const json* pairs = pairs_of(value)) {
+    json out = json::object();
+    for (const auto& pair : *pairs) out[pair[0].get<std::string>()] = decode(pair[1]);
+    return out;
+  }
+  const json* tuple = content_of(value, "tuple");
+  const json& items = tuple ? *tuple : value;
+  if (!items.is_array()) return value;
+  json out = json::array();
+  for (const auto& item : items) out.push_back(decode(item));
+  return out;
+}
+
+/// The name of the tensor that `value` stands for, or nullopt.
+std::optional<std::string> tensor_name(const json& value) {
+  const json* name = content_of(value, "tensor");
+  return name && name->is_string() ? std::optional(name->get<std::string>()) : std::nullopt;
+}
+
+json refer_to(const at::Tensor& tensor, Tensors& tensors) {
+  std::string name = fmt::format("host/{}", tensors.size());
+  tensors.emplace(name, tensor);
+  return {{"tensor", std::move(name)}};
+}
+
+json encode_client(const ClientState& client, Tensors& tensors) {
+  const json given = json::parse(client.json, nullptr, /*allow_exceptions=*/false);
+  if (!given.is_object()) throw UsageError("client_state.json is no JSON object: " + client.json.substr(0, 200));
+  json encoded = encode(given);
+  for (const auto& [name, tensor] : client.tensors) {
+    if (given.contains(name)) throw UsageError("client_state has a tensor and a JSON value of the name " + name);
+    encoded["dict"].push_back(json::array({name, refer_to(tensor, tensors)}));
+  }
+  return encoded;
+}
+
+/// Python's betas are a tuple.
+json encode_group(config::OptimizerKind kind, const config::OptimizerParams& params) {
+  const json values = hyperparameters_to_json(kind, params);
+  json pairs = json::array();
+  for (const auto& [name, value] : values.items()) {
+    pairs.push_back(json::array({name, value.is_array() ? json{{"tuple", value}} : value}));
+  }
+  return dict(std::move(pairs));
+}
+
+ClientState read_client(const json& value, checkpoint::Checkpoint& step) {
+  ClientState client;
+  json plain = json::object();
+  if (const json* pairs = pairs_of(value)) {
+    for (const auto& pair : *pairs) {
+      const auto key = pair[0].get<std::string>();
+      if (const auto name = tensor_name(pair[1])) {
+        client.tensors.emplace(key, engine::read_tensor(step, *name));
+      } else {
+        plain[key] = decode(pair[1]);
+      }
+    }
+  }
+  client.json = plain.dump();
+  return client;
+}
+
+}  // namespace
+
+std::string random_name(int rank, bool device) { return fmt::format("host/{}/{}", rank, device ? "device" : "torch"); }
+
+std::string host_state_to_json(const HostState& state, config::OptimizerKind kind, Tensors& tensors) {
+  json groups = json::array();
+  for (const auto& params : state.groups) groups.push_back(encode_group(kind, params));
+  json buffers = json::array();
+  json client = encode_client(state.client, tensors);
+  for (const auto& [name, buffer] : state.buffers) buffers.push_back(json::array({name, refer_to(buffer, tensors)}));
+  const json out = {{"client", std::move(client)},
+                    {"groups", std::move(groups)},
+                    {"scheduler", nullptr},
+                    {"buffers", dict(std::move(buffers))}};
+  return out.dump();
+}
+
+HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::OptimizerKind kind,
+                          const config::OptimizerParams& params) {
+  const json stored = checkpoint::parse_untrusted(step.manifest().host_json, step.path());
+  if (!stored.is_object()) throw CheckpointError(step.path() + ": the manifest's host is no object");
+  HostState state;
+  state.client = read_client(stored.value("client", json()), step);
+  const json groups = decode(stored.value("groups", json::array()));
+  for (const auto& group : groups) {
+    state.groups.push_back(params);
+    read_hyperparameters(group, kind, state.groups.back());
+  }
+  if (const json buffers = stored.value("buffers", json()); const json* pairs = pairs_of(buffers)) {
+    for (const auto& pair : *pairs) {
+      const auto name = tensor_name(pair[1]);
+      if (!name) throw CheckpointError(step.path() + ": buffer " + pair[0].dump() + " is no tensor");
+      state.buffers.emplace(pair[0].get<std::string>(), engine::read_tensor(step, *name));
+    }
+  }
+  const auto read_random = [&](bool device) {
+    const std::string name = random_name(rank, device);
+    return step.find(name) ? engine::read_tensor(step, name) : at::Tensor();
+  };
+  state.random = read_random(false);
+  state.device_random = read_random(true);
+  return state;
+}
+
+}  // namespace zeropage::cpp

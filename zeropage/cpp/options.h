@@ -1,0 +1,43 @@
+/// \file
+/// What a program may say beside the configuration.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace zeropage {
+
+namespace comm {
+class Communicator;
+}
+
+/// Parameters that are updated alike. What is absent is the configuration's. A hyperparameter that the configured optimizer
+/// does not have is a ConfigError.
+struct ParameterGroup {
+  std::vector<at::Tensor> parameters{};
+  std::optional<double> lr{};
+  std::optional<std::pair<double, double>> betas{};  ///< Adam, AdamW, Lion
+  std::optional<double> eps{};                       ///< Adam, AdamW, Adagrad
+  std::optional<double> weight_decay{};
+  std::optional<bool> bias_correction{};         ///< Adam, AdamW, as the next one
+  std::optional<bool> decoupled_weight_decay{};  ///< false: L2 added to the gradient
+  std::optional<double> momentum{};              ///< SGD, as the next two
+  std::optional<double> dampening{};
+  std::optional<bool> nesterov{};
+  std::optional<double> lr_decay{};                   ///< Adagrad, as the next one
+  std::optional<double> initial_accumulator_value{};  ///< the same for all groups
+};
+
+struct Options {
+  std::vector<ParameterGroup> parameter_groups;        ///< what the optimizer updates; empty: all that is trainable
+  std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
+  std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it
+  std::shared_ptr<comm::Communicator> saves{};         ///< a third one; zeropage.async_save needs it
+  std::optional<at::Device> device{};                  ///< absent: the CPU; a GPU needs a communicator, too
+};
+
+}  // namespace zeropage
