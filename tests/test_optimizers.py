@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 from torch import nn
-from training import config_of, small_net, train_ranks
+from training import config_of, flat_parameters, small_net, token_batch, train_ranks
 
 import zeropage
 from zeropage import errors
@@ -26,7 +26,7 @@ OPTIMIZERS = {
     "SGD with momentum": ("SGD", {"lr": 1e-3, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}, torch.optim.SGD),
     "SGD after Nesterov": ("SGD", {"lr": 1e-3, "momentum": 0.9, "nesterov": True}, torch.optim.SGD),
 }
-STATES = {"AdamW": 2, "Lion": 1, "Adagrad": 1, "SGD": 0, "SGD with momentum": 1}
+STATES = {"AdamW": 2, "Lamb": 2, "Lion": 1, "Adagrad": 1, "SGD": 0, "SGD with momentum": 1}
 
 
 class Vector(nn.Module):
@@ -54,6 +54,8 @@ def train(engine, steps: int, numel: int = NUMEL) -> torch.Tensor:
 def section(name: str) -> dict:
     if name == "Lion":
         return {"type": "Lion", "params": {"lr": 1e-3, "weight_decay": 0.1}}
+    if name == "Lamb":
+        return {"type": "Lamb", "params": {"lr": 1e-2, "weight_decay": 0.1, "max_coeff": 5, "min_coeff": 0.3}}
     kind, params, _ = OPTIMIZERS[name]
     return {"type": kind, "params": params}
 
@@ -103,6 +105,34 @@ def test_lion_follows_its_paper():
         m = beta2 * m + (1 - beta2) * g
     difference = (train(engine_for("Lion"), STEPS) - p).abs()
     assert difference.median().item() < BOUND and (difference > 1e-5).sum() <= 2
+
+
+def lamb_by_hand(p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, g: torch.Tensor, step: int) -> None:
+    """One step of the optimizer `section("Lamb")` on whole parameters, in the type of the tensors."""
+    lr, decay, beta1, beta2, eps = 1e-2, 0.1, 0.9, 0.999, 1e-8
+    m.mul_(beta1).add_(g, alpha=1 - beta1)
+    v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    direction = m / (v.sqrt() + eps) + decay * p
+    ratio = (p.norm() / direction.norm()).clamp(0.3, 5.0) if p.norm() > 0 and direction.norm() > 0 else 1.0
+    p.sub_(direction * (lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)) * ratio)
+
+
+@pytest.mark.parametrize("stage", (0, 1, 3))
+def test_lamb_follows_its_formula_over_ranks(stage):
+    """Catches norms of parts of a parameter instead of all of it: two ranks, pages that cut parameters, against plain PyTorch."""
+    steps = 6
+    plain = small_net()
+    parameters = list(plain.parameters())
+    states = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+    for step in range(steps):
+        gradients = torch.autograd.grad(plain(*token_batch(step)), parameters)
+        with torch.no_grad():
+            for p, (m, v), g in zip(parameters, states, gradients, strict=True):
+                lamb_by_hand(p, m, v, g, step + 1)
+    config = {**config_of(stage, clipping=0.0, zeropage={"page_numel": 4096}), "optimizer": section("Lamb")}
+    found = train_ranks(small_net(), 2, config, steps)[0].parameters
+    difference = (found - flat_parameters(plain)).abs()
+    assert difference.max().item() < 2e-4 and difference.mean().item() < 2e-6
 
 
 @pytest.mark.parametrize("name", STATES)

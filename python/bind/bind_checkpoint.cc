@@ -20,12 +20,21 @@ std::unique_ptr<Checkpoint> open_checkpoint(const std::string& path) {
   return std::make_unique<Checkpoint>(checkpoint::system_files(), path);
 }
 
+/// (kind, parameter, first element, values)
+using CallerStateTuple = std::tuple<std::string, int, std::int64_t, at::Tensor>;
+
 std::string save_checkpoint(Engine& engine, std::string folder, std::string tag, bool latest, bool exclude_frozen,
                             std::map<std::string, std::vector<std::string>> aliases, std::string host_json,
-                            std::map<std::string, at::Tensor> host_tensors) {
+                            std::map<std::string, at::Tensor> host_tensors,
+                            std::vector<CallerStateTuple> caller_state) {
+  std::vector<engine::CallerState> states;
+  for (auto& [kind, parameter, offset, values] : caller_state) {
+    states.push_back({std::move(kind), parameter, offset, std::move(values)});
+  }
   auto progress = engine.communicator().rank() == 0 ? report::SaveProgress::on_stderr(tag) : nullptr;
   return engine.save_checkpoint({std::move(folder), std::move(tag), latest, exclude_frozen, std::move(aliases),
-                                 std::move(host_json), std::move(host_tensors), std::move(progress)});
+                                 std::move(host_json), std::move(host_tensors), std::move(states),
+                                 std::move(progress)});
 }
 
 std::vector<std::string> export_model(Checkpoint& step, std::string folder, std::int64_t max_file_bytes,
@@ -87,11 +96,19 @@ void init_checkpoint(py::module_& module) {
       .def_property_readonly("path", &Checkpoint::path)
       .def_property_readonly("host_json", [](const Checkpoint& self) { return self.manifest().host_json; })
       .def("has_tensor", [](const Checkpoint& self, const std::string& name) { return self.find(name) != nullptr; })
+      .def("tensor_names",
+           [](const Checkpoint& self) {
+             std::vector<std::string> names;
+             for (const auto& record : self.manifest().tensors) names.push_back(record.info.name);
+             return names;
+           })
+      .def("read_range", &engine::read_range, py::arg("name"), py::arg("offset"), py::arg("numel"), Unlocked(),
+           "A run of elements of a flat tensor, on the host.")
       .def("read_tensor", &engine::read_tensor, py::arg("name"), Unlocked(), "A whole tensor, on the host.")
       .def("verify", &Checkpoint::verify, Unlocked(), "Compares every byte with its digest.");
   module.def("save_checkpoint", &save_checkpoint, py::arg("engine"), py::arg("folder"), py::arg("tag"),
              py::arg("latest"), py::arg("exclude_frozen"), py::arg("aliases"), py::arg("host_json"),
-             py::arg("host_tensors"), Unlocked(), "Collective; returns the step's path.");
+             py::arg("host_tensors"), py::arg("caller_state"), Unlocked(), "Collective; returns the step's path.");
   module.def(
       "find_checkpoint",
       [](Engine& engine, const std::string& folder, const std::optional<std::string>& tag) {

@@ -19,7 +19,9 @@ void bind_enums(py::module_& module) {
       .value("ADAMW", config::OptimizerKind::kAdamW)
       .value("LION", config::OptimizerKind::kLion)
       .value("ADAGRAD", config::OptimizerKind::kAdagrad)
-      .value("SGD", config::OptimizerKind::kSgd);
+      .value("SGD", config::OptimizerKind::kSgd)
+      .value("LAMB", config::OptimizerKind::kLamb)
+      .value("TORCH", config::OptimizerKind::kTorch);
   py::enum_<config::ScheduleKind>(module, "ScheduleKind")
       .value("NONE", config::ScheduleKind::kNone)
       .value("WarmupLR", config::ScheduleKind::kWarmup)
@@ -62,6 +64,9 @@ void init_config(py::module_& module) {
       .def_readwrite("momentum", &config::OptimizerParams::momentum)
       .def_readwrite("dampening", &config::OptimizerParams::dampening)
       .def_readwrite("nesterov", &config::OptimizerParams::nesterov)
+      .def_readwrite("max_coeff", &config::OptimizerParams::max_coeff)
+      .def_readwrite("min_coeff", &config::OptimizerParams::min_coeff)
+      .def_readwrite("eps_inside_sqrt", &config::OptimizerParams::eps_inside_sqrt)
       .def_readwrite("lr_decay", &config::OptimizerParams::lr_decay)
       .def_readwrite("initial_accumulator_value", &config::OptimizerParams::initial_accumulator_value);
 
@@ -75,6 +80,7 @@ void init_config(py::module_& module) {
       .def_property_readonly("accumulation_steps", field<&Config::batch, &config::Batch::accumulation_steps>())
       .def_readonly("precision", &Config::precision)
       .def_readonly("cast_inputs", &Config::cast_inputs)
+      .def_property_readonly("autocast_dtype", [](const Config& config) { return name_of(config.autocast_dtype); })
       .def_property_readonly("dynamic_loss_scale", field<&Config::loss_scale, &config::LossScale::dynamic>())
       .def_property_readonly("gradient_clipping", field<&Config::gradients, &config::Gradients::clipping>())
       .def_property_readonly("gradient_predivide_factor",
@@ -100,6 +106,7 @@ void init_config(py::module_& module) {
           [](Config& config, config::ScheduleKind kind) { config.schedule.kind = kind; },
           "Written when a scheduler object is given instead of the config's section.")
       .def_readonly("steps_per_print", &Config::steps_per_print)
+      .def_readonly("allow_untested_optimizer", &Config::allow_untested_optimizer)
       .def_readonly("dump_state", &Config::dump_state)
       .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
       .def_property_readonly("timeout_ms", field<&Config::own, &config::Own::timeout_ms>())

@@ -1,6 +1,7 @@
 #include "zeropage/engine/engine.h"
 
 // The casters of tensors come after torch's configuration.
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -63,6 +64,27 @@ std::string transfer_table(const Engine& engine) {
   return timeline ? format_transfers(timeline->transfers()) : "";
 }
 
+/// (parameter, values, gradient)
+using SegmentTuple = std::tuple<int, at::Tensor, at::Tensor>;
+using Update = std::function<void(const std::vector<SegmentTuple>&)>;
+
+bool step(Engine& engine, const Update& update) {
+  if (!update) return engine.step();
+  return engine.step([&](const std::vector<engine::CallerSegment>& segments) {
+    std::vector<SegmentTuple> tuples;
+    for (const auto& segment : segments) tuples.emplace_back(segment.parameter, segment.values, segment.gradient);
+    update(tuples);
+  });
+}
+
+std::vector<std::tuple<int, std::int64_t, std::int64_t>> owned_segments(const Engine& engine) {
+  std::vector<std::tuple<int, std::int64_t, std::int64_t>> segments;
+  for (const auto& segment : engine.owned_segments()) {
+    segments.emplace_back(segment.parameter, segment.offset, segment.numel);
+  }
+  return segments;
+}
+
 void bind_values(py::module_& module) {
   py::class_<engine::StepResult>(module, "StepResult", "What the last boundary step did.")
       .def_readonly("applied", &engine::StepResult::applied)
@@ -93,7 +115,10 @@ void bind_training(py::class_<Engine>& engine) {
           },
           py::arg("loss"), py::arg("retain_graph"), py::arg("scale_by_accumulation"), Unlocked(),
           "Runs the backward of a scalar loss; returns the loss divided by the accumulation steps.")
-      .def("step", &Engine::step, Unlocked(), "Ends a micro step; True when it was an accumulation boundary.")
+      .def("step", &step, py::arg("update") = py::none(), Unlocked(),
+           "Ends a micro step; True when it was an accumulation boundary. `update` is the optimizer, where it is "
+           "torch's.")
+      .def("owned_segments", &owned_segments, "(parameter, first element, elements) of what this rank updates.")
       .def("zero_grad", &Engine::zero_grad, Unlocked(), "Forgets gradients accumulated so far.")
       .def("is_accumulation_boundary", &Engine::is_accumulation_boundary)
       .def("set_accumulation_boundary", &Engine::set_accumulation_boundary, py::arg("boundary"),

@@ -65,7 +65,9 @@ class CheckpointingEngine:
         for name, state in random_states(self.device).items():
             tensors[f"host/{self.global_rank}/{name}"] = state
         folder = os.fspath(save_dir)
-        _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors)
+        shards = None if self.optimizer is None else self.optimizer.shards
+        states = [] if shards is None else shards.tensors_to_save()
+        _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
         return True
 
     def wait_for_checkpoint(self) -> None:
@@ -155,6 +157,7 @@ class CheckpointingEngine:
         scheduler = self.lr_scheduler.state_dict() if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict") else None
         return {
             "client": encode(client_state, tensors, "client_state"),
+            "optimizer": self.optimizer_name(),
             "groups": encode(hyperparameters, tensors, "the optimizer's param_groups"),
             "scheduler": encode(scheduler, tensors, "the scheduler's state_dict"),
             "buffers": encode(dict(_persistent_buffers(self.module)), tensors, "buffers"),
@@ -170,6 +173,9 @@ class CheckpointingEngine:
             prefix = f"host/{self.global_rank}/"
             names = [name for name in ("torch", "python", "device", "numpy") if step.has_tensor(prefix + name)]
             host["random"] = {name: step.read_tensor(prefix + name) for name in names}
+            host["optimizer"] = stored.get("optimizer")
+            if with_optimizer and self.optimizer.shards is not None:
+                host["shards"] = self.optimizer.shards.read_state(step)
             return step, host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
         except ZeropageError as error:
             return step, {}, str(error)
@@ -188,6 +194,11 @@ class CheckpointingEngine:
             found.append(
                 f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, the checkpoint {len(host['groups'])}; "
                 "pass load_optimizer_states=False to keep yours"
+            )
+        if with_optimizer and host["optimizer"] not in (None, self.optimizer_name()):
+            found.append(
+                f"the optimizer is {self.optimizer_name()}, that of the checkpoint {host['optimizer']}; "
+                "pass load_optimizer_states=False to start without its state"
             )
         if with_schedule and self._client_scheduler and host["scheduler"] is None:
             found.append("the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours")
@@ -208,6 +219,8 @@ class CheckpointingEngine:
         if with_optimizer:
             for group, stored in zip(self.optimizer.param_groups, host["groups"], strict=True):
                 group.update(stored)
+            if self.optimizer.shards is not None:
+                self.optimizer.shards.replace_state(host["shards"])
             restore_random_states(host["random"], self.device)
         if not with_schedule:
             return

@@ -3,7 +3,7 @@
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from .optimizer import (
     params_for_state,
 )
 from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+from .torch_optimizer import configured
 from .watch import Watch
 
 
@@ -65,6 +66,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._micro_batch_size = config.micro_batch_size
         self._accumulation_steps = config.accumulation_steps
         self._collate_fn = collate_fn
+        self._autocast_dtype = self.autocast_dtype()
         self._losses: list[torch.Tensor] = []
         self._steps_of_losses = 0
         self.training_dataloader = None
@@ -93,7 +95,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._core.before_forward()
         if self._config.cast_inputs:
             args, kwargs = tree_map(self._cast_input, (args, kwargs))
-        with self._watch.phase("forward"):
+        with self._watch.phase("forward"), self._autocast():
             return self.module(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
@@ -263,12 +265,17 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     def _make_optimizer(self, optimizer: Any, model_parameters: Any, client_schedules: bool) -> ZeropageOptimizer | None:
         """The optimizer before it is attached. What the user passes goes before what the configuration names."""
         groups = parameter_groups(self.module, model_parameters)
-        client = None if optimizer is None else client_optimizer(optimizer, groups)
+        has_parameters = any(group["params"] for group in groups)
+        if optimizer is not None:
+            client = client_optimizer(optimizer, groups, self._config.allow_untested_optimizer)
+        elif self._config.optimizer_kind == _C.OptimizerKind.TORCH and has_parameters:
+            client = configured(self.config["optimizer"], groups)
+        else:
+            client = None
         if client is not None:
             groups = client.param_groups
         if client_schedules:
             self._config.schedule_kind = _C.ScheduleKind.NONE
-        has_parameters = any(group["params"] for group in groups)
         kind = self._config.optimizer_kind if client is None else client_kind(client)
         if kind == _C.OptimizerKind.NONE or not has_parameters:
             return None
@@ -280,7 +287,10 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
         parameters = name_parameters(self.module, groups)
-        return _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
+        core = _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
+        if self.optimizer is not None and self.optimizer.shards is not None:
+            self.optimizer.shards.attach(parameters, core.owned_segments())
+        return core
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
@@ -303,6 +313,10 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if inner is not None:
             inner._opt_called = True
         return lr_scheduler
+
+    def _autocast(self) -> AbstractContextManager:
+        """The configured autocast; without one the program's own stays as it is."""
+        return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
 
     def _prints(self) -> bool:
         return self._world.rank == 0 and bool(self._config.steps_per_print)

@@ -77,6 +77,8 @@ class EngineSettings:
 
     def optimizer_name(self) -> str | None:
         kind = self._config.optimizer_kind
+        if kind == _C.OptimizerKind.TORCH:
+            return type(self.optimizer.shards.client).__name__.lower()
         return None if kind == _C.OptimizerKind.NONE else kind.name.lower()
 
     def scheduler_name(self) -> str | None:
@@ -109,6 +111,11 @@ class EngineSettings:
 
     def fp16_auto_cast(self) -> bool:
         return self._config.cast_inputs
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """In which the forward's operators run under autocast; None: no autocast."""
+        name = self._config.autocast_dtype
+        return None if name is None else _DTYPES[name]
 
     def loss_scale(self) -> float:
         return self._core.loss_scale

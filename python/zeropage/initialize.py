@@ -31,7 +31,8 @@ def initialize(
     """Wraps a model for training as the configuration says. Collective.
 
     model: its parameters are taken over in place: cast to the configured precision, given rank 0's values, and placed.
-    optimizer: torch.optim.Adam, AdamW, Adagrad or SGD, or a callable (parameters -> optimizer); None: the config's section "optimizer".
+    optimizer: one of torch.optim, or another that treats every element alike ("zero_allow_untested_optimizer"), or a callable
+    (parameters -> optimizer); None: the config's section "optimizer".
     model_parameters: what the optimizer updates, parameters or groups (dicts); None: all that are trainable.
     training_data: a data set; the third result is then a loader of this rank's part of it.
     lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".

@@ -7,6 +7,7 @@ import torch
 
 from . import _C
 from .errors import ConfigError, UsageError
+from .torch_optimizer import ShardUpdate, check_elementwise
 
 Group = dict[str, Any]
 
@@ -26,6 +27,8 @@ _OPTIONS = {
     _Kind.LION: ("lr", "betas", "weight_decay"),
     _Kind.ADAGRAD: ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
     _Kind.SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
+    _Kind.LAMB: ("lr", "betas", "eps", "weight_decay", "bias_correction", "max_coeff", "min_coeff", "eps_inside_sqrt"),
+    _Kind.TORCH: ("lr", "betas", "momentum"),  # what schedules drive
 }
 _OTHER_NAMES = {"decoupled_weight_decay": "decoupled_decay"}
 
@@ -51,38 +54,39 @@ def _as_list(params: Any) -> list[torch.Tensor]:
     return [params] if isinstance(params, torch.Tensor) else list(params)
 
 
-def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimizer:
-    """The user's optimizer object (made here when it is a callable), if its update is one that the engine knows.
+def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) -> torch.optim.Optimizer:
+    """The user's optimizer object (made here when it is a callable), fit to be taken over.
 
-    Raises ConfigError for other optimizers and for options of torch's that change the update.
+    Raises ConfigError for one that has taken steps, or that cannot run on shards.
     """
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
         optimizer = optimizer(groups[0]["params"] if plain else groups)
-    if type(optimizer) not in _TORCH_KINDS:
-        known = ", ".join(kind.__name__ for kind in _TORCH_KINDS)
+    if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(
-            f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; this version updates with {known} of "
-            'torch.optim: pass one of them, or write "optimizer": {"type": "AdamW"} in the config'
+            f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a torch.optim.Optimizer, or "
+            'write "optimizer": {"type": "AdamW"} in the config'
         )
     if any(state.get("step", 1) != 0 for state in optimizer.state.values()):
         raise ConfigError("the optimizer has taken steps already; pass a fresh one: its state cannot be taken over")
-    optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
     for index, group in enumerate(optimizer.param_groups):
-        for option in ("amsgrad", "maximize", "differentiable"):
-            if group.get(option):
-                raise ConfigError(f"param group {index} of the optimizer has {option}=True, which this version does not have")
+        if group.get("differentiable"):
+            raise ConfigError(f"param group {index} of the optimizer has differentiable=True, which this version does not have")
+    if client_kind(optimizer) == _Kind.TORCH:
+        check_elementwise(optimizer, allow_untested)
+    optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
     return optimizer
 
 
 def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
-    """What the engine calls an optimizer that `client_optimizer` returned."""
-    return _TORCH_KINDS[type(optimizer)]
+    """What the engine calls an optimizer: TORCH, unless the engine has the same update itself."""
+    special = any(group.get(option) for group in optimizer.param_groups for option in ("amsgrad", "maximize"))
+    return _Kind.TORCH if special else _TORCH_KINDS.get(type(optimizer), _Kind.TORCH)
 
 
 def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
     """The hyperparameters of `params` under the names that torch.optim uses."""
-    return {option: _read(params, option) for option in _OPTIONS[kind]}
+    return {option: _read(params, option) for option in _OPTIONS[kind] if kind != _Kind.TORCH}
 
 
 def _read(params: _C.OptimizerParams, option: str) -> Any:
@@ -94,7 +98,7 @@ def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
     params = _C.OptimizerParams()
     for option in _OPTIONS[kind]:
         value = group.get(option)
-        if option == "betas":
+        if option == "betas" and value is not None:
             params.beta1, params.beta2 = (float(beta) for beta in value)
         elif value is not None:
             name = _OTHER_NAMES.get(option, option)
@@ -116,7 +120,8 @@ def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.Optimize
 class ZeropageOptimizer(torch.optim.Optimizer):
     """Hyperparameters of the engine's update. The state lives in the engine; `state` stays empty.
 
-    `param_groups` may be read and written as in torch.optim; what is written holds from the next step on.
+    `param_groups` may be read and written as in torch.optim; what is written holds from the next step on. Where the update is an optimizer
+    of torch, `state_dict` has its state too, of the elements that this rank updates.
     """
 
     def __init__(
@@ -127,7 +132,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self._core: _C.Engine | None = None
         super().__init__(groups, defaults)
         if client is not None:
-            self.param_groups = client.param_groups
+            self.param_groups, self.defaults = client.param_groups, client.defaults
+        self.shards = ShardUpdate(client) if kind == _Kind.TORCH else None
 
     def add_param_group(self, param_group: Group) -> None:
         if self._core is not None:
@@ -146,7 +152,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def pull_hyperparameters(self) -> None:
         """Takes over what a configured schedule has set."""
         for group, params in zip(self.param_groups, self._core.groups, strict=True):
-            for option in {"lr", "betas", "momentum"}.intersection(_OPTIONS[self.kind]):
+            for option in {"lr", "betas", "momentum"}.intersection(_OPTIONS[self.kind]).intersection(group):
                 group[option] = _read(params, option)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
@@ -154,12 +160,28 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         if closure is not None:
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
         self._core.groups = self.engine_groups()
-        self._core.step()
+        if self.shards is None:
+            self._core.step()
+        else:
+            self.shards.begin_step()
+            self._core.step(self.shards)
         if self._core.scheduled_lrs():
             self.pull_hyperparameters()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._core.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state if self.shards is None else {**state, "state": self.shards.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Raises UsageError for tensors of another rank's elements."""
+        if self.shards is not None:
+            self.shards.load_state_dict(state_dict["state"])
+        super().load_state_dict({**state_dict, "state": {}})
+        if self.shards is not None:
+            self.shards.client.param_groups = self.param_groups
 
     @property
     def overflow(self) -> bool:

@@ -156,8 +156,14 @@ class Checker {
         names.push_back(other.path.substr(prefix.size(), other.path.find('.', prefix.size()) - prefix.size()));
       }
       if (other.find(member.name) == nullptr) continue;
-      const std::string of_variant = other.variants.empty() ? "" : " of " + other.variants.front();
-      homes.push_back(other.path.empty() ? "the top level" : fmt::format("\"{}\"{}", other.path, of_variant));
+      const std::string home = other.path.empty() ? "the top level" : fmt::format("\"{}\"", other.path);
+      if (other.variants.empty()) {
+        homes.push_back(home);
+      } else if (const std::string of = home + " of "; !homes.empty() && homes.back().starts_with(of)) {
+        homes.back() += ", " + other.variants.front();
+      } else {
+        homes.push_back(of + other.variants.front());
+      }
     }
     std::string what = "expected a known key, got an unknown one";
     const std::string near = nearest(member.name, names);

@@ -54,6 +54,15 @@ Precision read_precision(const Settings& settings) {
   return precision;
 }
 
+std::optional<DType> read_autocast(const Settings& settings, Precision precision) {
+  if (!settings.flag("torch_autocast.enabled")) return std::nullopt;
+  if (precision != Precision::kFp32) {
+    settings.fail("torch_autocast.enabled",
+                  "expected neither fp16 nor bf16 enabled beside it, which cast the model itself; disable one");
+  }
+  return DType::kBFloat16;
+}
+
 LossScale read_loss_scale(const Settings& settings) {
   LossScale scale;
   const double fixed = settings.real("fp16.loss_scale");
@@ -150,25 +159,40 @@ void read_sgd(const Settings& settings, Optimizer& optimizer) {
   }
 }
 
+void read_lamb(const Settings& settings, Optimizer& optimizer) {
+  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
+  OptimizerParams& lamb = optimizer.params;
+  lamb.eps = settings.real(key("eps"));
+  lamb.eps_inside_sqrt = settings.flag(key("eps_inside_sqrt"));
+  lamb.bias_correction = settings.flag(key("bias_correction"));
+  lamb.max_coeff = settings.real(key("max_coeff"));
+  lamb.min_coeff = settings.real(key("min_coeff"));
+  if (lamb.min_coeff > lamb.max_coeff) {
+    settings.fail(key("min_coeff"),
+                  fmt::format("expected at most max_coeff, {}, got {}", lamb.max_coeff, lamb.min_coeff));
+  }
+}
+
 Optimizer read_optimizer(const Settings& settings) {
-  static const std::map<std::string, OptimizerKind> kKinds = {{"Adam", OptimizerKind::kAdam},
-                                                              {"AdamW", OptimizerKind::kAdamW},
-                                                              {"Lion", OptimizerKind::kLion},
-                                                              {"Adagrad", OptimizerKind::kAdagrad},
-                                                              {"SGD", OptimizerKind::kSgd}};
+  static const std::map<std::string, OptimizerKind> kKinds = {
+      {"Adam", OptimizerKind::kAdam}, {"AdamW", OptimizerKind::kAdamW},     {"Lion", OptimizerKind::kLion},
+      {"Lamb", OptimizerKind::kLamb}, {"Adagrad", OptimizerKind::kAdagrad}, {"SGD", OptimizerKind::kSgd}};
   Optimizer optimizer;
   const auto type = settings.optional<std::string>("optimizer.type");
   if (!type) return optimizer;
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  optimizer.kind = kKinds.at(*type);
+  const auto known = kKinds.find(*type);
+  optimizer.kind = known == kKinds.end() ? OptimizerKind::kTorch : known->second;
   optimizer.params.lr = settings.real(key("lr"));
+  if (optimizer.kind == OptimizerKind::kTorch) return optimizer;
   optimizer.params.weight_decay = settings.real(key("weight_decay"));
   const bool adam = optimizer.kind == OptimizerKind::kAdam || optimizer.kind == OptimizerKind::kAdamW;
-  if (adam || optimizer.kind == OptimizerKind::kLion) {
+  if (adam || optimizer.kind == OptimizerKind::kLion || optimizer.kind == OptimizerKind::kLamb) {
     optimizer.params.beta1 = settings.reals(key("betas"))[0];
     optimizer.params.beta2 = settings.reals(key("betas"))[1];
   }
   if (adam) read_adam(settings, optimizer);
+  if (optimizer.kind == OptimizerKind::kLamb) read_lamb(settings, optimizer);
   if (optimizer.kind == OptimizerKind::kSgd) read_sgd(settings, optimizer);
   if (optimizer.kind == OptimizerKind::kAdagrad) {
     optimizer.params.eps = settings.real(key("eps"));
@@ -307,6 +331,10 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.precision = read_precision(settings);
   config.loss_scale = read_loss_scale(settings);
   config.cast_inputs = config.precision == Precision::kFp16 && settings.flag("fp16.auto_cast");
+  config.fp32_masters =
+      !(config.precision == Precision::kFp16 && settings.flag("fp16.fp16_master_weights_and_grads")) &&
+      !(config.precision == Precision::kBf16 && settings.flag("bf16.bf16_master_weights_and_grads"));
+  config.autocast_dtype = read_autocast(settings, config.precision);
   config.gradients = read_gradients(settings, config.precision);
   config.zero = read_zero(settings);
   config.optimizer = read_optimizer(settings);

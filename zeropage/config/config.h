@@ -78,7 +78,8 @@ struct Zero {
   bool operator==(const Zero&) const = default;
 };
 
-enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd };
+/// kTorch: one of torch.optim or the program's own, which the Python layer runs on the elements that a rank owns.
+enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb, kTorch };
 
 /// Hyperparameters of one parameter group, as torch.optim names them. Each optimizer reads its own.
 struct OptimizerParams {
@@ -94,6 +95,9 @@ struct OptimizerParams {
   bool nesterov = false;
   double lr_decay = 0.0;  ///< Adagrad, as the next one
   double initial_accumulator_value = 0.0;
+  double max_coeff = 10.0;  ///< Lamb, as the next two: limits of the trust ratio
+  double min_coeff = 0.01;
+  bool eps_inside_sqrt = false;
 
   bool operator==(const OptimizerParams&) const = default;
 };
@@ -114,8 +118,10 @@ constexpr int optimizer_state_count(const Optimizer& optimizer) {
     case OptimizerKind::kLion:
     case OptimizerKind::kAdagrad: return 1;
     case OptimizerKind::kSgd: return optimizer.params.momentum == 0.0 ? 0 : 1;
+    case OptimizerKind::kTorch: return 0;  // it keeps its own
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
+    case OptimizerKind::kLamb:
     case OptimizerKind::kAdamW: break;
   }
   return 2;
@@ -127,8 +133,10 @@ constexpr std::array<const char*, kMaxOptimizerStates> optimizer_state_names(Opt
     case OptimizerKind::kLion: return {"exp_avg", nullptr};
     case OptimizerKind::kAdagrad: return {"sum", nullptr};
     case OptimizerKind::kSgd: return {"momentum_buffer", nullptr};
+    case OptimizerKind::kTorch: return {nullptr, nullptr};
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
+    case OptimizerKind::kLamb:
     case OptimizerKind::kAdamW: break;
   }
   return {"exp_avg", "exp_avg_sq"};
@@ -218,7 +226,9 @@ struct Config {
   Batch batch;
   Precision precision = Precision::kFp32;
   LossScale loss_scale;
-  bool cast_inputs = false;  ///< fp16.auto_cast
+  bool cast_inputs = false;             ///< fp16.auto_cast
+  std::optional<DType> autocast_dtype;  ///< torch_autocast: of the forward's operators; the Python engine's
+  bool fp32_masters = true;             ///< false: 16-bit parameters are their own masters, rounded stochastically
   Gradients gradients;
   Zero zero;
   Optimizer optimizer;

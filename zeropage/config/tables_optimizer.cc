@@ -9,9 +9,9 @@ using enum Status;
 namespace {
 
 std::vector<Choice> optimizer_types() {
-  std::vector<Choice> types = {{"Adam"}, {"AdamW"}, {"Lion"}, {"Adagrad"}, {"SGD"}};
-  for (const char* later : {"Lamb", "OneBitAdam", "ZeroOneAdam", "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD", "Muon",
-                            "RMSprop", "Adadelta", "Adamax", "NAdam", "RAdam"}) {
+  std::vector<Choice> types = {{"Adam"},   {"AdamW"},    {"Lion"},  {"Adagrad"}, {"SGD"},  {"Lamb"}, {"RMSprop"},
+                               {"Adamax"}, {"Adadelta"}, {"NAdam"}, {"RAdam"},   {"ASGD"}, {"Rprop"}};
+  for (const char* later : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD", "Muon"}) {
     types.push_back({later, false});
   }
   return types;
@@ -59,6 +59,20 @@ std::vector<Key> adagrad_keys() {
   };
 }
 
+std::vector<Key> lamb_keys() {
+  return {
+      lr_key(1e-3),
+      betas_key(0.9, 0.999, "Decay of the first and the second moment."),
+      real("eps", 1e-8, kInForce, "Added to the root of the second moment.").at_least(0),
+      flag("eps_inside_sqrt", false, kInForce, "Add eps to the second moment instead of its root."),
+      weight_decay_key("Weight decay, a part of the direction whose norm is taken."),
+      flag("bias_correction", true, kInForce, "Correct the step for moments that start at 0."),
+      real("max_coeff", 10.0, kInForce, "Largest ratio of a parameter's norm to its direction's.").positive(),
+      real("min_coeff", 0.01, kInForce, "Smallest such ratio.").at_least(0),
+      flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
+  };
+}
+
 std::vector<Key> sgd_keys() {
   return {
       lr_key(1e-3),
@@ -71,6 +85,44 @@ std::vector<Key> sgd_keys() {
   };
 }
 
+Key maximize_key() { return flag("maximize", false, kInForce, "Go up instead of down."); }
+Key eps_key(double eps) { return real("eps", eps, kInForce, "Added to the denominator.").at_least(0); }
+Key decoupled_key() {
+  return flag("decoupled_weight_decay", false, kInForce, "Decay the parameter, as AdamW, instead of the gradient.");
+}
+
+/// Those of torch.optim that Python programs run; names and defaults are torch's.
+std::vector<Section> torch_tables() {
+  const auto moments = [] { return betas_key(0.9, 0.999, "Decay of the first moment and of the second."); };
+  const auto decay = [] { return weight_decay_key("Weight decay."); };
+  return {
+      params_of({"RMSprop"}, "Parameters of torch.optim.RMSprop.",
+                {lr_key(1e-2), real("alpha", 0.99, kInForce, "Decay of the mean square.").between(0, 1), eps_key(1e-8),
+                 decay(), real("momentum", 0.0, kInForce, "Momentum.").at_least(0),
+                 flag("centered", false, kInForce, "Divide by the standard deviation."), maximize_key()}),
+      params_of({"Adamax"}, "Parameters of torch.optim.Adamax.",
+                {lr_key(2e-3), moments(), eps_key(1e-8), decay(), maximize_key()}),
+      params_of({"Adadelta"}, "Parameters of torch.optim.Adadelta.",
+                {lr_key(1.0), real("rho", 0.9, kInForce, "Decay of the mean squares.").between(0, 1), eps_key(1e-6),
+                 decay(), maximize_key()}),
+      params_of({"NAdam"}, "Parameters of torch.optim.NAdam.",
+                {lr_key(2e-3), moments(), eps_key(1e-8), decay(),
+                 real("momentum_decay", 4e-3, kInForce, "Decay of the momentum's schedule.").at_least(0),
+                 decoupled_key(), maximize_key()}),
+      params_of({"RAdam"}, "Parameters of torch.optim.RAdam.",
+                {lr_key(1e-3), moments(), eps_key(1e-8), decay(), decoupled_key(), maximize_key()}),
+      params_of({"ASGD"}, "Parameters of torch.optim.ASGD.",
+                {lr_key(1e-2), real("lambd", 1e-4, kInForce, "Decay term.").at_least(0),
+                 real("alpha", 0.75, kInForce, "Power of the rate's decay.").at_least(0),
+                 real("t0", 1e6, kInForce, "Step at which averaging starts.").at_least(0), decay(), maximize_key()}),
+      params_of(
+          {"Rprop"}, "Parameters of torch.optim.Rprop.",
+          {lr_key(1e-2),
+           reals("etas", {0.5, 1.2}, 2, kInForce, "Factors by which a step shrinks and grows.").at_least(0),
+           reals("step_sizes", {1e-6, 50}, 2, kInForce, "Smallest and largest step.").at_least(0), maximize_key()}),
+  };
+}
+
 }  // namespace
 
 std::vector<Section> optimizer_tables() {
@@ -80,7 +132,7 @@ std::vector<Section> optimizer_tables() {
           .one_of(optimizer_types()),
       flag("legacy_fusion", false, kNotBuilt, "Fusion of gradients in the 1-bit optimizers."),
   };
-  return {
+  std::vector<Section> tables = {
       std::move(optimizer),
       params_of({"Adam", "AdamW"}, "Parameters of Adam and AdamW.", adam_keys()),
       params_of({"Lion"}, "Parameters of Lion.",
@@ -89,6 +141,9 @@ std::vector<Section> optimizer_tables() {
       params_of({"Adagrad"}, "Parameters of Adagrad.", adagrad_keys()),
       params_of({"SGD"}, "Parameters of SGD.", sgd_keys()),
   };
+  tables.push_back(params_of({"Lamb"}, "Parameters of Lamb.", lamb_keys()));
+  for (Section& section : torch_tables()) tables.push_back(std::move(section));
+  return tables;
 }
 
 }  // namespace zeropage::config

@@ -18,7 +18,9 @@ std::vector<Section> precision_tables() {
       flag("consecutive_hysteresis", false, kInForce, "A clean step refills the hysteresis."),
       real("min_loss_scale", 1.0, kInForce, "The dynamic scale never goes below; an overflow there ends the run.")
           .at_least(0),
-      flag("fp16_master_weights_and_grads", false, kNotBuilt, "Master weights in fp16."),
+      flag("fp16_master_weights_and_grads", false, kInForce,
+           "Parameters are their own masters, rounded stochastically, and gradients add up in fp16. Not with Lamb or "
+           "optimizers that PyTorch runs."),
   };
   fp16.switch_key = "enabled";
   Section bf16{"bf16", "bfloat16 without a loss scale; not together with fp16."};
@@ -28,16 +30,22 @@ std::vector<Section> precision_tables() {
       flag("check_grad_overflow", true, kInForce,
            "Skip a step, on all ranks, whose gradients are not finite, at any stage."),
       flag("immediate_grad_update", false, kNotBuilt, "Add gradients to the fp32 sum in the backward hook."),
-      flag("bf16_master_weights_and_grads", false, kNotBuilt, "Master weights in bf16."),
+      flag("bf16_master_weights_and_grads", false, kInForce,
+           "Parameters are their own masters, rounded stochastically, and gradients add up in bf16. Not with Lamb or "
+           "optimizers that PyTorch runs."),
       flag("bf16_optimizer_states", false, kNotBuilt, "Moments in bf16."),
   };
   bf16.switch_key = "enabled";
   Section autocast{"torch_autocast", "PyTorch's autocast around the forward (the program may use autocast itself)."};
   autocast.keys = {
-      flag("enabled", false, kNotBuilt, "Run the forward under autocast."),
-      text("dtype", {}, kNotBuilt, "Type of autocast."),
-      texts("lower_precision_safe_modules", {}, kNotBuilt,
-            "Module classes whose gradients may be exchanged in that type."),
+      flag("enabled", false, kInForce,
+           "Run the forward under autocast; parameters and gradients stay fp32. Python programs; not with fp16 or "
+           "bf16."),
+      text("dtype", {}, kInForce, "Type of autocast; null: bf16. fp16 would need a loss scale: enable fp16 instead.")
+          .one_of(
+              {{"bf16", true, {"bfloat16", "torch.bfloat16"}}, {"fp16", false, {"float16", "half", "torch.float16"}}}),
+      texts("lower_precision_safe_modules", {}, kAccepted,
+            "Gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
   };
   autocast.switch_key = "enabled";
   return {std::move(fp16), std::move(bf16), std::move(autocast)};

@@ -65,7 +65,7 @@ std::vector<Key> gradient_keys() {
 std::vector<Key> other_keys() {
   return {
       flag("zero_allow_untested_optimizer", false, kInForce,
-           "Accept a client optimizer other than torch's Adam and AdamW, whose state is sharded element by element."),
+           "Accept an optimizer object whose class is not known to treat every element alike; it runs on shards."),
       flag("zero_force_ds_cpu_optimizer", true, kAccepted,
            "Concerns CPU offload only, where there is one optimizer anyway."),
       integer("allgather_size", {}, kAccepted,

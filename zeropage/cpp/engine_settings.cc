@@ -18,6 +18,8 @@ std::optional<std::string> name_of(OptimizerKind kind) {
     case OptimizerKind::kLion: return "lion";
     case OptimizerKind::kAdagrad: return "adagrad";
     case OptimizerKind::kSgd: return "sgd";
+    case OptimizerKind::kLamb: return "lamb";
+    case OptimizerKind::kTorch: break;  // of Python programs
   }
   return std::nullopt;
 }

@@ -37,11 +37,12 @@ template <class Visit>
 void each(const Visit& visit) {
   using G = ParameterGroup;
   using P = OptimizerParams;
-  visit("lr", Kinds{kAdam, kAdamW, kLion, kAdagrad, kSgd}, &G::lr, Field<double>{&P::lr});
-  visit("betas", Kinds{kAdam, kAdamW, kLion}, &G::betas, Field<Betas>{});
-  visit("eps", Kinds{kAdam, kAdamW, kAdagrad}, &G::eps, Field<double>{&P::eps});
-  visit("weight_decay", Kinds{kAdam, kAdamW, kLion, kAdagrad, kSgd}, &G::weight_decay, Field<double>{&P::weight_decay});
-  visit("bias_correction", Kinds{kAdam, kAdamW}, &G::bias_correction, Field<bool>{&P::bias_correction});
+  visit("lr", Kinds{kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb}, &G::lr, Field<double>{&P::lr});
+  visit("betas", Kinds{kAdam, kAdamW, kLion, kLamb}, &G::betas, Field<Betas>{});
+  visit("eps", Kinds{kAdam, kAdamW, kAdagrad, kLamb}, &G::eps, Field<double>{&P::eps});
+  visit("weight_decay", Kinds{kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb}, &G::weight_decay,
+        Field<double>{&P::weight_decay});
+  visit("bias_correction", Kinds{kAdam, kAdamW, kLamb}, &G::bias_correction, Field<bool>{&P::bias_correction});
   visit("decoupled_weight_decay", Kinds{kAdam, kAdamW}, &G::decoupled_weight_decay, Field<bool>{&P::decoupled_decay});
   visit("momentum", Kinds{kSgd}, &G::momentum, Field<double>{&P::momentum});
   visit("dampening", Kinds{kSgd}, &G::dampening, Field<double>{&P::dampening});

@@ -110,6 +110,15 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
     log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
   }
+  if (impl->config.autocast_dtype) {
+    throw ConfigError("torch_autocast is of the Python engine; in C++ switch autocast on around the forward");
+  }
+  if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
+    throw ConfigError(
+        "optimizer.type names an optimizer of PyTorch's that only Python programs have; write one of \"Adam\", "
+        "\"AdamW\", "
+        "\"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
+  }
   place_model(model, impl->config, impl->device);
 
   std::vector<ParameterGroup> groups = options.parameter_groups;

@@ -58,7 +58,7 @@ std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
   return shape.empty() ? tensor.sizes().vec() : shape;
 }
 
-bool has_masters(const CheckpointedState& state) { return state.model.compute_dtype() != DType::kFloat32; }
+bool has_masters(const CheckpointedState& state) { return state.model.has_masters(); }
 
 /// The fp32 arrays of trained pages by the names they have in checkpoints: first the master, where there is one.
 std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state) {
@@ -139,6 +139,26 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
   }
 }
 
+/// What of a caller's state lies in this rank's shard; what has no dimensions goes with the parameter's first element.
+void add_caller_state(const CheckpointedState& state, const CallerState& kept, std::vector<LocalTensor>& out) {
+  const auto& layout = *state.model.layout();
+  const auto& name = layout.parameters()[kept.parameter].name;
+  const bool whole = kept.values.dim() == 0;
+  const auto host = kept.values.detach().cpu().contiguous();
+  const auto shape = whole ? std::vector<std::int64_t>{} : stored_shape(state.model.tensors()[kept.parameter]);
+  for (const auto& segment : layout.shard_segments(layout.page_of(kept.parameter), state.communicator.rank())) {
+    if (segment.parameter != kept.parameter || (whole && segment.parameter_offset > 0)) continue;
+    const std::int64_t skipped = whole ? 0 : segment.parameter_offset - kept.offset;
+    const auto read = reader_of(
+        static_cast<const std::byte*>(host.const_data_ptr()) + skipped * static_cast<std::int64_t>(host.itemsize()),
+        c10::kCPU);
+    out.push_back({{kept.kind + "/" + name, type_name(host.scalar_type(), name), shape},
+                   whole ? 0 : segment.parameter_offset,
+                   whole ? 1 : segment.numel,
+                   [host, read](std::int64_t begin, std::byte* to, std::int64_t bytes) { read(begin, to, bytes); }});
+  }
+}
+
 std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const SaveOptions& options) {
   std::vector<LocalTensor> out;
   const auto& layout = *state.model.layout();
@@ -155,6 +175,7 @@ std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const Sav
                    0,
                    reader_of(nullptr, c10::kCPU)});
   }
+  for (const auto& kept : options.caller_state) add_caller_state(state, kept, out);
   for (const auto& [name, tensor] : options.host_tensors) {
     const at::Tensor host = tensor.detach().cpu().contiguous();
     auto read = reader_of(host.const_data_ptr(), c10::kCPU);
@@ -323,6 +344,12 @@ at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::
   return values;
 }
 
+const TensorRecord& record_of(const checkpoint::Checkpoint& step, const std::string& name) {
+  const auto* record = step.find(name);
+  if (record == nullptr) throw CheckpointError(fmt::format("{}: there is no tensor '{}'", step.path(), name));
+  return *record;
+}
+
 void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
   for (const auto& transfer : plan.transfers) {
     transfer.store(fetch(step, *transfer.source, transfer.offset, transfer.numel));
@@ -412,10 +439,18 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
 }
 
 at::Tensor read_tensor(checkpoint::Checkpoint& step, const std::string& name) {
-  const auto* record = step.find(name);
-  if (record == nullptr) throw CheckpointError(fmt::format("{}: there is no tensor '{}'", step.path(), name));
-  const auto numel = checkpoint::shape_numel(record->info.shape, step.path());
-  return fetch(step, *record, 0, numel).view(record->info.shape);
+  const auto& record = record_of(step, name);
+  return fetch(step, record, 0, checkpoint::shape_numel(record.info.shape, step.path())).view(record.info.shape);
+}
+
+at::Tensor read_range(checkpoint::Checkpoint& step, const std::string& name, std::int64_t offset, std::int64_t numel) {
+  const auto& record = record_of(step, name);
+  const auto total = checkpoint::shape_numel(record.info.shape, step.path());
+  if (offset < 0 || numel < 0 || offset > total || numel > total - offset) {
+    throw CheckpointError(
+        fmt::format("{}: '{}' has {} elements, and {} from {} on are needed", step.path(), name, total, numel, offset));
+  }
+  return fetch(step, record, offset, numel);
 }
 
 }  // namespace zeropage::engine

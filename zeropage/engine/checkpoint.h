@@ -20,6 +20,14 @@ namespace zeropage::engine {
 
 class BackgroundSave;
 
+/// State that an optimizer of the caller's keeps of a parameter.
+struct CallerState {
+  std::string kind;  ///< its tensor is called kind/parameter
+  int parameter = 0;
+  std::int64_t offset = 0;  ///< first element within the parameter
+  at::Tensor values;        ///< [numel] of the elements that this rank updates; or without dimensions
+};
+
 struct SaveOptions {
   std::string folder;
   std::string tag;
@@ -28,6 +36,7 @@ struct SaveOptions {
   std::map<std::string, std::vector<std::string>> aliases;  ///< further names of tied parameters
   std::string host_json = "{}";                             ///< rank 0's is kept
   std::map<std::string, at::Tensor> host_tensors;           ///< this rank's; names differ between ranks
+  std::vector<CallerState> caller_state;
   checkpoint::Progress progress;  ///< of this rank's shard; not called by saves in the background
 };
 
@@ -70,5 +79,8 @@ std::string type_name(at::ScalarType type, const std::string& tensor);
 
 /// A whole tensor of a checkpoint, on the host. Errors: CheckpointError, IoError.
 at::Tensor read_tensor(checkpoint::Checkpoint& step, const std::string& name);
+
+/// Elements [offset, offset + numel) of a flat tensor, on the host. Errors: CheckpointError, IoError.
+at::Tensor read_range(checkpoint::Checkpoint& step, const std::string& name, std::int64_t offset, std::int64_t numel);
 
 }  // namespace zeropage::engine

@@ -76,6 +76,8 @@ void update_on_device(const optim::Arrays& arrays, std::int64_t numel, const opt
     case OptimizerKind::kAdagrad: adagrad(views, step); break;
     case OptimizerKind::kSgd: sgd(views, step); break;
     case OptimizerKind::kNone:
+    case OptimizerKind::kLamb:   // lamb_update.h
+    case OptimizerKind::kTorch:  // update.cc
     case OptimizerKind::kAdam:
     case OptimizerKind::kAdamW: adam(views, step); break;
   }

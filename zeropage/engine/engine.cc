@@ -16,6 +16,7 @@
 #include "zeropage/engine/background_save.h"
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/find_step.h"
+#include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/moved_states.h"
 #include "zeropage/engine/reduce_policy.h"
@@ -52,6 +53,7 @@ class Engine::Impl {
         state_(inputs, config_, communicator_, device_, ledger_),
         steps_(inputs.size()),
         accumulation_steps_(config_.batch.accumulation_steps) {
+    require_one_pass(config_, device_);
     for (const auto& parameter : state_.layout()->parameters()) {
       if (parameter.trainable) trainable_numel_ += parameter.numel;
     }
@@ -76,7 +78,7 @@ class Engine::Impl {
   }
 
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);
-  bool step();
+  bool step(const CallerUpdate& caller);
   void release(std::int64_t ticket, int modifier_rank);
 
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
@@ -121,14 +123,11 @@ class Engine::Impl {
   /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
   void require_whole_state(std::string_view caller) const;
 
-  /// Errors: UsageError when hyperparameters ask for state that was not allocated.
-  void require_states() const;
-
  private:
   double gradient_divisor() const;
-  void update(const Verdict& verdict, float gradient_scale);
+  void update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
   Verdict agree();
-  void apply(const Verdict& verdict, float gradient_scale);
+  void apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
   void count_skip(const Verdict& verdict);
 };
 
@@ -136,19 +135,6 @@ void Engine::Impl::require_whole_state(std::string_view caller) const {
   moved_->require_none(caller);
   if (failure_.empty()) return;
   throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
-}
-
-void Engine::Impl::require_states() const {
-  const int there = config::optimizer_state_count(config_.optimizer);
-  for (std::size_t i = 0; i < groups_.size(); ++i) {
-    const int needed = config::optimizer_state_count({config_.optimizer.kind, groups_[i]});
-    if (needed <= there) continue;
-    throw UsageError(
-        fmt::format("parameter group {} needs {} state(s) per element, and there are {}: a momentum that is to be "
-                    "switched on later "
-                    "must not be 0 when the engine is made",
-                    i, needed, there));
-  }
 }
 
 at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
@@ -197,7 +183,7 @@ Verdict Engine::Impl::agree() {
   return verdict;
 }
 
-bool Engine::Impl::step() {
+bool Engine::Impl::step(const CallerUpdate& caller) {
   require_whole_state("step");
   if (groups_.empty()) {
     throw UsageError(
@@ -207,8 +193,11 @@ bool Engine::Impl::step() {
   if (!backward_done_ && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
   }
-  require_states();
+  require_states(config_.optimizer, groups_);
   const bool boundary = at_boundary();
+  if (boundary && config_.optimizer.kind == config::OptimizerKind::kTorch && !caller) {
+    throw UsageError("step() needs the optimizer that the configuration names, which only the Python engine has");
+  }
   ++micro_steps_;
   backward_done_ = false;
   if (!boundary) return false;
@@ -226,7 +215,7 @@ bool Engine::Impl::step() {
     count_skip(verdict);
   } else {
     last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
-    update(verdict, static_cast<float>(last_.clip_coefficient / divisor));
+    update(verdict, static_cast<float>(last_.clip_coefficient / divisor), caller);
     last_.applied = true;
     consecutive_skips_ = 0;
   }
@@ -244,7 +233,7 @@ bool Engine::Impl::step() {
 
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
 /// different parts of the way.
-void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
+void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller) {
   const auto fail = [&](const std::exception& error) {
     failure_ = fmt::format(
         "the update of step {} ended in the middle on rank {}, and the state of this engine is not consistent any "
@@ -255,7 +244,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
   };
   try {
     state_.take_user_writes();
-    apply(verdict, gradient_scale);
+    apply(verdict, gradient_scale, caller);
   } catch (const PeerError& error) {
     throw PeerError(fail(error));
   } catch (const TimeoutError& error) {
@@ -265,7 +254,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale) {
   }
 }
 
-void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
+void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller) {
   const Span span(timeline(), SpanKind::kUpdate, "update");
   const auto& pages = state_.layout()->pages();
   for (std::size_t i = 0; i < steps_.size(); ++i) {
@@ -281,10 +270,13 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale) {
       updated.push_back(page.index);
   }
   state_.pager().drop_stale(updated);
-  const UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, verdict.received, gradient_scale};
+  UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, verdict.received, gradient_scale, caller};
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
+  if (inputs.kind == config::OptimizerKind::kLamb) {
+    inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *transit_, updated, inputs, *communicator_);
+  }
   update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
@@ -319,8 +311,11 @@ void Engine::Impl::take_scheduled() {
   for (std::size_t i = 0; i < groups_.size(); ++i) {
     groups_[i].lr = rates[i];
     if (!momenta) continue;
-    const bool sgd = config_.optimizer.kind == config::OptimizerKind::kSgd;
-    (sgd ? groups_[i].momentum : groups_[i].beta1) = (*momenta)[i];
+    // Each optimizer has one of the two; torch's that run by the caller, either.
+    const auto kind = config_.optimizer.kind;
+    if (kind != config::OptimizerKind::kSgd) groups_[i].beta1 = (*momenta)[i];
+    if (kind == config::OptimizerKind::kSgd || kind == config::OptimizerKind::kTorch)
+      groups_[i].momentum = (*momenta)[i];
   }
 }
 
@@ -387,9 +382,10 @@ void Engine::before_forward() {
 at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
   return impl_->backward(loss, options);
 }
-bool Engine::step() {
-  return impl_->watch_.step([this] { return impl_->step(); });
+bool Engine::step(const CallerUpdate& update) {
+  return impl_->watch_.step([&] { return impl_->step(update); });
 }
+std::vector<OwnedSegment> Engine::owned_segments() const { return engine::owned_segments(impl_->state_); }
 void Engine::zero_grad() { impl_->reducer_->reset(); }
 bool Engine::is_accumulation_boundary() const { return impl_->at_boundary(); }
 void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->boundary_ = boundary; }

@@ -20,6 +20,7 @@
 #include "zeropage/base/timeline.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
+#include "zeropage/engine/caller_update.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/plan/model_state.h"
 
@@ -90,7 +91,11 @@ class Engine {
   /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
   /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
   /// others raise, and their engines refuse everything from then on but reading (UsageError: restart from a checkpoint).
-  bool step();
+  /// `update` runs the optimizer where the configuration's is kTorch, and is not called otherwise.
+  bool step(const CallerUpdate& update = nullptr);
+
+  /// What of the trained parameters this rank updates, in the order of the pages.
+  std::vector<OwnedSegment> owned_segments() const;
 
   /// Forgets gradients accumulated so far.
   void zero_grad();

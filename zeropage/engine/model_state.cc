@@ -199,7 +199,7 @@ void ModelState::allocate() {
   offloaded_ = plan::offloaded_pages(*layout_, plan::offloaded_share(config_));
   StateShape shape;
   shape.offloaded = offloaded_;
-  shape.masters = compute_dtype_ != DType::kFloat32;
+  shape.masters = has_masters();
   shape.states = config::optimizer_state_count(config_.optimizer);
   for (const auto& page : pages) {
     // At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
@@ -285,10 +285,10 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
 /// `values` [owned numel, fp32]: what the masters start from.
 void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
   const double start = config_.optimizer.params.initial_accumulator_value;
-  if (compute_dtype_ == DType::kFloat32 && start == 0.0) return;
+  if (!has_masters() && start == 0.0) return;
   HeldState held(*home_, page.index, Access::kWrite);
   const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
-  if (compute_dtype_ != DType::kFloat32) view(held.arrays().master).copy_(values);
+  if (has_masters()) view(held.arrays().master).copy_(values);
   if (start != 0.0) view(held.arrays().states[0]).fill_(start);
 }
 
@@ -299,7 +299,7 @@ bool ModelState::anything_paged() const {
 
 bool ModelState::needs_mark(int page) const {
   // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
-  return pager_->paged(page) || (layout_->pages()[page].trainable && compute_dtype_ != DType::kFloat32);
+  return pager_->paged(page) || (layout_->pages()[page].trainable && has_masters());
 }
 
 void ModelState::rehome(const layout::Page& page) {
@@ -403,7 +403,7 @@ void ModelState::reload_parameters() {
 void ModelState::follow_user_writes(int page) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
-  if (!spec.trainable || compute_dtype_ == DType::kFloat32) return;
+  if (!spec.trainable || !has_masters()) return;
   HeldState held(*home_, page, Access::kWrite);
   auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
   const auto visible =

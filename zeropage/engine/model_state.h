@@ -54,6 +54,9 @@ class ModelState {
   /// Elements by kind, for the formula.
   plan::ParameterCounts counts() const { return plan::count_parameters(*layout_, offloaded_, /*padded=*/false); }
 
+  /// True when 16-bit parameters have fp32 masters in `home`.
+  bool has_masters() const { return compute_dtype_ != DType::kFloat32 && config_.fp32_masters; }
+
   /// True when some parameters can be absent.
   bool anything_paged() const;
 

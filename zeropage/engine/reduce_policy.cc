@@ -15,8 +15,8 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
   // stored keeps the type autograd made it in.
   const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
-  policy.accumulation_dtype =
-      config.gradients.accumulation_dtype.value_or(only_stored ? state.compute_dtype() : DType::kFloat32);
+  policy.accumulation_dtype = config.gradients.accumulation_dtype.value_or(
+      only_stored || !config.fp32_masters ? state.compute_dtype() : DType::kFloat32);
   const DType made_as = placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype;
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
   policy.offloaded = state.offloaded();

@@ -1,12 +1,15 @@
 #include "zeropage/engine/update.h"
 
 #include <c10/core/GradMode.h>
+#include <fmt/format.h>
 
 #include <cmath>
 #include <utility>
 
+#include "zeropage/base/error.h"
 #include "zeropage/engine/device_update.h"
 #include "zeropage/engine/host_update.h"
+#include "zeropage/engine/lamb_update.h"
 
 namespace zeropage::engine {
 namespace {
@@ -32,35 +35,58 @@ std::vector<Segment> changed_runs(const ModelState& state, int page, const std::
   return {{0, last.offset + last.numel, {}}};
 }
 
+void update_by_caller(const optim::Arrays& range, const std::vector<Segment>& segments,
+                      const std::vector<int>& parameters, std::int64_t range_numel, const UpdateInputs& inputs,
+                      c10::Device device) {
+  std::vector<CallerSegment> given;
+  for (std::size_t i = 0; i < segments.size(); ++i) {
+    const auto arrays = range.from(segments[i].offset);
+    const auto numel = segments[i].numel;
+    const auto gradient =
+        paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device);
+    given.push_back({parameters[i], paging::flat_view(arrays.master, numel, at::kFloat, device),
+                     gradient.to(at::kFloat).mul_(inputs.gradient_scale)});
+  }
+  if (given.empty()) return;
+  inputs.caller(given);
+  if (range.parameter_dtype == DType::kFloat32) return;
+  paging::flat_view(range.parameter, range_numel, scalar_type_of(range.parameter_dtype), device)
+      .copy_(paging::flat_view(range.master, range_numel, at::kFloat, device));
+}
+
+void run_update(const optim::Arrays& range, const std::vector<Segment>& segments, const std::vector<int>& parameters,
+                std::int64_t range_numel, const UpdateInputs& inputs, c10::Device device) {
+  if (inputs.kind == config::OptimizerKind::kTorch) {
+    return update_by_caller(range, segments, parameters, range_numel, inputs, device);
+  }
+  if (inputs.kind == config::OptimizerKind::kLamb) {
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      lamb_move(range.from(segments[i].offset), segments[i].numel, segments[i].step, inputs.lamb_ratios[parameters[i]],
+                device);
+    }
+    return;
+  }
+  if (device.is_cpu()) return update_on_host(range, segments);
+  for (const auto& segment : segments) {
+    update_on_device(range.from(segment.offset), segment.numel, segment.step, device);
+  }
+}
+
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
-  const auto& spec = state.layout()->pages()[page];
   const auto& own = state.owned(page);
-  const Transit::Place place = transit.arrive(page);
-  HeldState held(state.home(), page, Access::kWrite);
-  auto* master = held.arrays().master;
-  const optim::Arrays range{.master = master != nullptr ? master : reinterpret_cast<float*>(place.parameter),
-                            .states = held.arrays().states,
-                            .gradient = place.gradient,
-                            .gradient_dtype = reducer.gradient(page).dtype,
-                            .parameter = place.parameter,
-                            .parameter_dtype = spec.dtype};
+  const HeldArrays held(state, reducer, transit, page);
   std::vector<Segment> segments;
+  std::vector<int> parameters;
   for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
     if (!inputs.received[piece.parameter]) continue;
-    segments.push_back(
-        {piece.page_offset - own.begin,
-         piece.numel,
-         {inputs.kind, inputs.groups[spec.group], inputs.steps[piece.parameter], inputs.gradient_scale}});
+    const int group = state.layout()->pages()[page].group;
+    segments.push_back({piece.page_offset - own.begin, piece.numel, step_of(inputs, group, piece.parameter)});
+    segments.back().step.rounding_shift = piece.parameter_offset - segments.back().offset;
+    parameters.push_back(piece.parameter);
   }
-  if (held.device().is_cpu()) {
-    update_on_host(range, segments);
-  } else {
-    for (const auto& segment : segments) {
-      update_on_device(range.from(segment.offset), segment.numel, segment.step, held.device());
-    }
-  }
+  run_update(held.arrays(), segments, parameters, own.numel, inputs, held.device());
   transit.leave(page, changed_runs(state, page, segments));
 }
 
@@ -82,6 +108,59 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
     }
   }
   return sum;
+}
+
+void require_one_pass(const config::Config& config, c10::Device device) {
+  const auto kind = config.optimizer.kind;
+  const bool one_pass = kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
+  if (config.fp32_masters || (one_pass && device.is_cpu())) return;
+  throw ConfigError(
+      "fp16_master_weights_and_grads and bf16_master_weights_and_grads need parameters on the CPU, and an optimizer "
+      "among "
+      "Adam, AdamW, Lion, Adagrad and SGD; leave the key out");
+}
+
+void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups) {
+  const int there = config::optimizer_state_count(optimizer);
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    const int needed = config::optimizer_state_count({optimizer.kind, groups[i]});
+    if (needed <= there) continue;
+    throw UsageError(
+        fmt::format("parameter group {} needs {} state(s) per element, and there are {}: a momentum that is to be "
+                    "switched on later must not be 0 when the engine is made",
+                    i, needed, there));
+  }
+}
+
+std::vector<OwnedSegment> owned_segments(const ModelState& state) {
+  std::vector<OwnedSegment> segments;
+  for (const auto& page : state.layout()->pages()) {
+    if (!page.trainable) continue;
+    const auto& own = state.owned(page.index);
+    for (const auto& segment : state.layout()->segments(page.index, own.begin, own.begin + own.numel)) {
+      segments.push_back({segment.parameter, segment.parameter_offset, segment.numel});
+    }
+  }
+  return segments;
+}
+
+optim::Step step_of(const UpdateInputs& inputs, int group, int parameter) {
+  optim::Step step{inputs.kind, inputs.groups[group], inputs.steps[parameter], inputs.gradient_scale};
+  step.rounding_key = static_cast<std::uint64_t>(parameter) << 32 | static_cast<std::uint32_t>(step.step);
+  return step;
+}
+
+HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page)
+    : place_(transit.arrive(page)), held_(state.home(), page, Access::kWrite) {
+  auto* master = held_.arrays().master;
+  const DType dtype = state.layout()->pages()[page].dtype;
+  if (dtype == DType::kFloat32) master = reinterpret_cast<float*>(place_.parameter);
+  arrays_ = {.master = master,
+             .states = held_.arrays().states,
+             .gradient = place_.gradient,
+             .gradient_dtype = reducer.gradient(page).dtype,
+             .parameter = place_.parameter,
+             .parameter_dtype = dtype};
 }
 
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,

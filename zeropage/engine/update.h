@@ -9,8 +9,10 @@
 #include <vector>
 
 #include "zeropage/config/config.h"
+#include "zeropage/engine/caller_update.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/transit.h"
+#include "zeropage/optim/update.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
@@ -32,11 +34,39 @@ struct UpdateInputs {
   const std::vector<std::int64_t>& steps;  ///< per parameter: updates so far, the coming one included
   const std::vector<bool>& received;
   float gradient_scale = 1.0f;
+  const CallerUpdate& caller;            ///< of kTorch
+  std::vector<double> lamb_ratios = {};  ///< of kLamb, per parameter; for update_page
+};
+
+/// Errors: ConfigError when parameters without fp32 masters meet an update that needs them.
+void require_one_pass(const config::Config& config, c10::Device device);
+
+/// Errors: UsageError when hyperparameters of `groups` ask for state that `optimizer`, as the engine was made for, does not have.
+void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups);
+
+/// What of the trained parameters this rank updates, in the order of the pages.
+std::vector<OwnedSegment> owned_segments(const ModelState& state);
+
+/// The step of one parameter.
+optim::Step step_of(const UpdateInputs& inputs, int group, int parameter);
+
+/// What an update of this rank's range of a page works on, held while this lives.
+class HeldArrays {
+ public:
+  /// Waits until the page has arrived in the memory of its update.
+  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page);
+  const optim::Arrays& arrays() const { return arrays_; }
+  c10::Device device() const { return held_.device(); }
+
+ private:
+  Transit::Place place_;
+  HeldState held_;
+  optim::Arrays arrays_;
 };
 
 /// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls `updated(page)` after
 /// each. Pages whose state is on the host use the fused kernel on all of torch's threads (host_update.h; one pass), those
-/// on a device torch's operators (device_update.h). While one is updated the next one's arrays are on their way.
+/// on a device torch's operators (device_update.h); an optimizer of the caller's works on the masters, which are rounded after it. While one is updated the next one's arrays are on their way.
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
                   const UpdateInputs& inputs, const std::function<void(int page)>& updated);
 

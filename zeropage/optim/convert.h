@@ -55,4 +55,9 @@ void to_float32(const void* source, DType source_dtype, float* destination, std:
 /// destination[0..numel) = source rounded to fp32 (a copy), bf16 or fp16; no overlap. Cost and errors: as to_float32.
 void from_float32(const float* source, void* destination, DType destination_dtype, std::int64_t numel);
 
+/// destination[0..numel) = source rounded to bf16 or fp16 at random: up with the probability that makes the mean right. Which way
+/// depends on `key`, on the element's index `first` + i, and on nothing else. NaN and infinity stay. Cost: as from_float32.
+void round_stochastically(const float* source, void* destination, DType destination_dtype, std::int64_t numel,
+                          std::uint64_t key, std::int64_t first);
+
 }  // namespace zeropage::optim

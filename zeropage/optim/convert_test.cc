@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <vector>
@@ -115,6 +116,73 @@ TEST(Convert, ArraysEqualScalarsForAllLengthsAndMisalignments) {
       }
     }
   }
+}
+
+// Would catch rounding at random that goes further than to the next value, moves what needs no rounding, or makes NaN of infinity.
+TEST(Convert, StochasticRoundingTakesOneOfTheTwoNeighbours) {
+  std::mt19937 random(6);
+  constexpr int kNumel = 200'000;
+  std::vector<float> wide(kNumel);
+  for (float& x : wide) x = std::bit_cast<float>(static_cast<std::uint32_t>(random()));
+  const float corners[] = {0.0F,     -0.0F,    INFINITY, -INFINITY, NAN,      1.0F,
+                           65504.0F, 65519.0F, 65536.0F, 0x1p-24F,  0x1p-25F, 0x1p-14F};
+  std::copy(std::begin(corners), std::end(corners), wide.begin());
+  for (const Format& format : kFormats) {
+    std::vector<std::uint16_t> narrow(kNumel);
+    round_stochastically(wide.data(), narrow.data(), format.dtype, kNumel, 3, 0);
+    for (int i = 0; i < kNumel; ++i) {
+      const std::uint16_t nearest = format.narrow(wide[i]);
+      if (std::isnan(wide[i])) {
+        ASSERT_TRUE(std::isnan(format.widen(narrow[i])));
+      } else if (format.widen(nearest) == wide[i]) {
+        ASSERT_EQ(narrow[i], nearest) << wide[i];
+      } else {
+        ASSERT_LE(std::abs(static_cast<int>(narrow[i]) - static_cast<int>(nearest)), 1) << wide[i];
+        const bool on_one_side = (format.widen(narrow[i]) > wide[i]) == (format.widen(nearest) > wide[i]);
+        ASSERT_TRUE(!on_one_side || narrow[i] == nearest) << wide[i];
+      }
+    }
+  }
+}
+
+// Would catch random bits that favour a direction: the mean of many roundings of a value is that value, within four deviations.
+TEST(Convert, StochasticRoundingIsRightOnAverage) {
+  constexpr int kNumel = 1 << 16;
+  for (const Format& format : kFormats) {
+    for (const float value : {1.0F + 0x1p-13F, 1.0F + 0x1.8p-9F, -3.1415927F, 0x1.8p-25F, 0x1.34p-20F}) {
+      const std::vector<float> wide(kNumel, value);
+      std::vector<std::uint16_t> narrow(kNumel);
+      double sum = 0.0, least = INFINITY, most = -INFINITY;
+      for (std::uint64_t key : {1ULL, 2ULL, 0x500000001ULL, 0x500000002ULL}) {
+        round_stochastically(wide.data(), narrow.data(), format.dtype, kNumel, key, 0);
+        for (std::uint16_t bits : narrow) {
+          const double rounded = format.widen(bits);
+          sum += rounded;
+          least = std::min(least, rounded);
+          most = std::max(most, rounded);
+        }
+      }
+      const double deviation = (most - least) / 2 / std::sqrt(4.0 * kNumel);
+      EXPECT_NEAR(sum / (4 * kNumel), value, 4 * deviation) << dtype_name(format.dtype) << " " << value;
+    }
+  }
+}
+
+// Would catch a range whose rounding depends on where it begins: stages cut the same parameter at different places.
+TEST(Convert, StochasticRoundingDependsOnKeyAndIndexAlone) {
+  std::vector<float> wide(5000);
+  for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = 1.0F + 1e-3F * static_cast<float>(i);
+  std::vector<std::uint16_t> whole(wide.size()), parts(wide.size()), other(wide.size());
+  const auto numel = static_cast<std::int64_t>(wide.size());
+  constexpr std::int64_t kFirst = (std::int64_t{1} << 32) - 2500;  // counts beyond 32 bits on the way
+  round_stochastically(wide.data(), whole.data(), DType::kBFloat16, numel, 9, kFirst);
+  round_stochastically(wide.data(), other.data(), DType::kBFloat16, numel, 10, kFirst);
+  EXPECT_NE(whole, other);
+  for (std::int64_t begin = 0; begin < numel; begin += 333) {
+    const std::int64_t count = std::min<std::int64_t>(333, numel - begin);
+    round_stochastically(wide.data() + begin, parts.data() + begin, DType::kBFloat16, count, 9, kFirst + begin);
+  }
+  EXPECT_EQ(whole, parts);
 }
 
 TEST(Convert, Fp32IsCopiedAndOtherTypesAreErrors) {

@@ -118,6 +118,8 @@ auto with_rule(const Step& step, Call&& call) {
       return call(MomentumRule(step));
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
+    case OptimizerKind::kLamb:
+    case OptimizerKind::kTorch:
     case OptimizerKind::kAdamW: break;
   }
   return call(AdamRule(step));

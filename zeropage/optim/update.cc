@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "zeropage/base/error.h"
 #include "zeropage/optim/convert.h"
 #include "zeropage/optim/rules.h"
@@ -69,7 +71,8 @@ void update_scalars(const Rule& rule, const Arrays& arrays, std::int64_t numel) 
 
 Arrays Arrays::from(std::int64_t offset) const {
   Arrays moved = *this;
-  moved.master += offset;
+  if (master != nullptr) moved.master += offset;
+  moved.index += offset;
   for (float*& state : moved.states) {
     if (state != nullptr) state += offset;
   }
@@ -86,6 +89,9 @@ void check(const Arrays& arrays, const Step& step) {
                                    dtype_name(dtype)));
     }
   }
+  if (arrays.master == nullptr && arrays.parameter_dtype == DType::kFloat32) {
+    throw UsageError("optimizer update: expected a master, got none; only 16-bit parameters can be their own");
+  }
   const int states = config::optimizer_state_count({step.kind, step.params});
   for (int i = 0; i < states; ++i) {
     if (arrays.states[i] == nullptr) {
@@ -97,13 +103,45 @@ void check(const Arrays& arrays, const Step& step) {
   }
 }
 
-void update_reference(const Arrays& arrays, std::int64_t numel, const Step& step) {
+namespace {
+
+void check_one_pass(const Arrays& arrays, const Step& step) {
   check(arrays, step);
+  if (step.kind == config::OptimizerKind::kLamb || step.kind == config::OptimizerKind::kTorch) {
+    throw UsageError("optimizer update: Lamb takes two passes (lamb.h), and torch's optimizers run in Python");
+  }
+}
+
+constexpr std::int64_t kBlockNumel = 1024;  // widened parameters stay in the L1 cache
+
+/// Calls `update` on the parameters as fp32, block by block, and rounds what it leaves.
+template <typename Update>
+void update_widened(const Arrays& arrays, std::int64_t numel, const Step& step, Update&& update) {
+  float wide[kBlockNumel];
+  for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
+    const std::int64_t count = std::min(kBlockNumel, numel - begin);
+    const Arrays block = arrays.from(begin);
+    to_float32(block.parameter, block.parameter_dtype, wide, count);
+    Arrays widened = block;
+    widened.master = wide;
+    widened.parameter_dtype = DType::kFloat32;
+    update(widened, count, step);
+    round_stochastically(wide, block.parameter, block.parameter_dtype, count, step.rounding_key,
+                         block.index + step.rounding_shift);
+  }
+}
+
+}  // namespace
+
+void update_reference(const Arrays& arrays, std::int64_t numel, const Step& step) {
+  check_one_pass(arrays, step);
+  if (arrays.master == nullptr) return update_widened(arrays, numel, step, update_reference);
   with_rule(step, [&](const auto& rule) { update_scalars(rule, arrays, numel); });
 }
 
 void update(const Arrays& arrays, std::int64_t numel, const Step& step) {
-  check(arrays, step);
+  check_one_pass(arrays, step);
+  if (arrays.master == nullptr) return update_widened(arrays, numel, step, update);
   with_rule(step, [&](const auto& rule) {
     const std::int64_t done = update_vectors(arrays, numel, step);
     update_scalars(rule, arrays.from(done), numel - done);

@@ -37,19 +37,23 @@ namespace zeropage::optim {
 struct Step {
   config::OptimizerKind kind = config::OptimizerKind::kAdamW;  ///< kNone: AdamW
   config::OptimizerParams params = {};
-  std::int64_t step = 1;        ///< count of this parameter's updates, this one included
-  float gradient_scale = 1.0F;  ///< clip coefficient / loss scale / whatever gradients must still be multiplied by
+  std::int64_t step = 1;           ///< count of this parameter's updates, this one included
+  float gradient_scale = 1.0F;     ///< clip coefficient / loss scale / whatever gradients must still be multiplied by
+  std::uint64_t rounding_key = 0;  ///< of stochastic rounding: another one for every parameter and step
+  std::int64_t rounding_shift =
+      0;  ///< index within the parameter, less Arrays::index: the same wherever a range begins
 };
 
 /// The arrays of one update, aligned to their elements and without overlap.
 struct Arrays {
-  float* master = nullptr;
+  float* master = nullptr;  ///< null: a 16-bit parameter is its own master, and is rounded stochastically
   std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as config::optimizer_state_count says
   const void* gradient = nullptr;                               ///< fp32, bf16 or fp16
   DType gradient_dtype = DType::kFloat32;
   void* parameter =
       nullptr;  ///< bf16 or fp16: takes the rounded master; fp32: not touched, the master is the parameter
   DType parameter_dtype = DType::kFloat32;
+  std::int64_t index = 0;  ///< of the first element, in what these are `from`
 
   /// The same arrays from element `offset` on.
   Arrays from(std::int64_t offset) const;
@@ -57,10 +61,11 @@ struct Arrays {
 
 /// Updates `numel` elements; 16-bit parameters take the nearest value, ties to even. Vectors of the widest kind this
 /// processor has. Cost: one pass over memory; with Adam 28 bytes per element in fp32, 30 with a 16-bit parameter, 28 if
-/// the gradient is 16-bit too. Errors: UsageError for other types, step < 1, or a state that is needed and null.
+/// the gradient is 16-bit too. Errors: UsageError for other types, step < 1, a state that is needed and null, or an optimizer
+/// that is not one of these.
 void update(const Arrays& arrays, std::int64_t numel, const Step& step);
 
-/// Throws UsageError where `update` would.
+/// Throws UsageError for arrays and steps that `update` would refuse.
 void check(const Arrays& arrays, const Step& step);
 
 /// The scalar twin: one element after the other, no vectors; update must give the same bits. It is the definition, the

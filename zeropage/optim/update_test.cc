@@ -174,6 +174,39 @@ TEST(Update, DoesNotDependOnHowARangeIsSplit) {
   }
 }
 
+// Would catch parameters without masters whose update is not that of the widened value, or depends on where a range is split.
+TEST(Update, ParametersCanBeTheirOwnMasters) {
+  const std::int64_t numel = 5000;
+  for (Step step : steps_to_try()) {
+    step.rounding_key = 77;
+    for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
+      State whole(numel, DType::kFloat32, dtype, 1);
+      from_float32(whole.master.data(), whole.parameter.data(), dtype, numel);
+      const auto own = [](State& state, std::int64_t begin) {
+        Arrays arrays = state.arrays();
+        arrays.master = nullptr;
+        return arrays.from(begin);
+      };
+      State parts = whole, twin = whole, wide = whole;
+      update(own(whole, 0), numel, step);
+      update_reference(own(twin, 0), numel, step);
+      for (std::int64_t begin = 0; begin < numel; begin += 777) {
+        update(own(parts, begin), std::min<std::int64_t>(777, numel - begin), step);
+      }
+      ASSERT_TRUE(whole == twin && whole == parts) << static_cast<int>(step.kind) << dtype_name(dtype);
+      to_float32(wide.parameter.data(), dtype, wide.master.data(), numel);
+      Arrays precise = wide.arrays();
+      precise.parameter_dtype = DType::kFloat32;
+      update(precise, numel, step);
+      std::vector<float> rounded(numel);
+      to_float32(whole.parameter.data(), dtype, rounded.data(), numel);
+      for (std::int64_t i = 0; i < numel; ++i) {
+        ASSERT_NEAR(rounded[i], wide.master[i], std::max(1e-4, std::abs(wide.master[i]) / 128.0));
+      }
+    }
+  }
+}
+
 /// The textbook in double.
 struct Textbook {
   double p, first = 0.0, second = 0.0;
@@ -270,6 +303,9 @@ TEST(Update, WrongTypesStepsAndStatesAreErrors) {
   arrays.parameter_dtype = DType::kFloat64;
   fails(arrays, {});
   fails(good, {.step = 0});
+  arrays = good;
+  arrays.master = nullptr;  // an fp32 parameter is its master
+  fails(arrays, {});
   arrays = good;
   arrays.states = {};
   fails(arrays, {});

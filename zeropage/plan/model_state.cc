@@ -47,7 +47,8 @@ std::int64_t bytes_of(std::int64_t numel, std::int64_t size_bytes) {
 
 /// Gradients and optimizer state of `trainable_numel` elements.
 StateBytes trained_state_bytes(std::int64_t trainable_numel, const StateOptions& options) {
-  const std::int64_t arrays = options.optimizer_states + (options.precision == config::Precision::kFp32 ? 0 : 1);
+  const std::int64_t arrays =
+      options.optimizer_states + (options.precision == config::Precision::kFp32 || !options.fp32_masters ? 0 : 1);
   StateBytes state;
   state.gradients =
       bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(gradient_dtype(options)));
@@ -64,11 +65,15 @@ std::int64_t paged_parameter_bytes(const ParameterCounts& counts, const StateOpt
 }  // namespace
 
 StateOptions StateOptions::from_config(const config::Config& config, int world_size) {
+  const DType wide = config.fp32_masters ? DType::kFloat32 : compute_dtype(config.precision);
+  const DType accumulation_dtype = config.gradients.accumulation_dtype.value_or(wide);
   return {.stage = config.zero.stage,
           .world_size = world_size,
           .precision = config.precision,
           .accumulation_steps = config.batch.accumulation_steps,
-          .accumulation_dtype = config.gradients.accumulation_dtype,
+          .accumulation_dtype = accumulation_dtype,
+          .shard_dtype = accumulation_dtype,
+          .fp32_masters = config.fp32_masters,
           .optimizer_states = config::optimizer_state_count(config.optimizer),
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone};
 }

@@ -7,6 +7,8 @@
 ///               stages 2, 3: fp32, 4 bytes                stage 2
 ///   optimizer   4 k       4 + 4 k (fp32 master)           stage 1
 ///
+/// With 16-bit master weights and gradients the 4 of the master go, and gradients are of the compute type everywhere.
+///
 /// k: fp32 values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
 /// parameters have parameters only. In fp32 the parameter is its own master.
 ///
@@ -56,6 +58,7 @@ struct StateOptions {
   std::int64_t accumulation_steps = 1;
   std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
   DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
+  bool fp32_masters = true;             ///< of 16-bit parameters
   int optimizer_states = 2;             ///< k above
   bool offload_parameters = false;
 

@@ -1,0 +1,41 @@
+/// \file
+/// Lamb (You et al., 2020), whose step of a parameter depends on two norms over all of it: two passes, and between them an exchange
+/// among the ranks that hold parts. Per element, with g = gradient * gradient_scale; states m, v:
+///
+///   first     m = beta1 * m + (1 - beta1) * g
+///             v = beta2 * v + (1 - beta2) * g * g
+///   both      u = m / (sqrt(v) + eps) + weight_decay * p          with eps_inside_sqrt: m / sqrt(v + eps)
+///   second    p = p - step size * ratio * u                        step size = lr * sqrt(1 - beta2^step) / (1 - beta1^step), or 1
+///
+/// ratio = |p| / |u| of the whole parameter before the step, kept within min_coeff and max_coeff; 1 where a norm is 0.
+/// The second pass forms u again from what the first has left, so nothing is stored in between. Nothing is fused to
+/// multiply-add, so the bits are the same on every machine.
+#pragma once
+
+#include <cstdint>
+
+#include "zeropage/optim/update.h"
+
+namespace zeropage::optim {
+
+/// Sums of squares over a range, in double.
+struct LambSums {
+  double parameter = 0.0;
+  double direction = 0.0;  ///< of u
+};
+
+/// The first pass over `numel` elements: updates the moments, reads the master. The sums depend on the values only. Cost: reads
+/// gradient, master and moments, writes the moments. Errors: as update.
+LambSums lamb_moments(const Arrays& arrays, std::int64_t numel, const Step& step);
+
+/// The ratio of a parameter with these sums.
+double lamb_ratio(const LambSums& sums, const config::OptimizerParams& params);
+
+/// lr, corrected for moments that start at 0.
+double lamb_step_size(const Step& step);
+
+/// The second pass: master and rounded parameter. The gradient is not looked at. Cost: reads master and moments, writes the master.
+/// Errors: as update.
+void lamb_apply(const Arrays& arrays, std::int64_t numel, const Step& step, double ratio);
+
+}  // namespace zeropage::optim
