@@ -91,9 +91,11 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
 /// The device of `section`, which `deprecated` (a flag of zero_optimization) may ask for, too.
 OffloadDevice read_device(const Settings& settings, const std::string& section, const std::string& deprecated) {
   const std::string path = "zero_optimization." + section + ".device";
-  const bool cpu = settings.text(path) == "cpu";
+  const std::string& device = settings.text(path);
   const std::string old = "zero_optimization." + deprecated;
-  if (!settings.flag(old)) return cpu ? OffloadDevice::kCpu : OffloadDevice::kNone;
+  if (!settings.flag(old)) {
+    return device == "cpu" ? OffloadDevice::kCpu : device == "nvme" ? OffloadDevice::kNvme : OffloadDevice::kNone;
+  }
   if (settings.at(path).source == Source::kDocument) {
     settings.fail(old, fmt::format("expected this deprecated key or {}, got both; remove this one", path));
   }
@@ -106,6 +108,14 @@ Offload read_offload(const Settings& settings, int stage) {
   offload.optimizer = read_device(settings, "offload_optimizer", "cpu_offload");
   offload.optimizer_ratio = settings.real(key("offload_optimizer.ratio"));
   offload.pin_optimizer = settings.flag(key("offload_optimizer.pin_memory"));
+  offload.optimizer_folders = settings.texts(key("offload_optimizer.nvme_path"));
+  offload.optimizer_buffers = settings.integer(key("offload_optimizer.buffer_count"));
+  if (offload.optimizer == OffloadDevice::kNvme && offload.optimizer_folders.empty()) {
+    settings.fail(
+        key("offload_optimizer.nvme_path"),
+        "expected a folder on the drive, as the device is \"nvme\", got none; name one, or a list of folders on "
+        "several drives");
+  }
   offload.parameters = read_device(settings, "offload_param", "cpu_offload_param");
   offload.pin_parameters = settings.flag(key("offload_param.pin_memory"));
   if (offload.parameters != OffloadDevice::kNone && stage != 3) {
@@ -339,6 +349,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.zero = read_zero(settings);
   config.optimizer = read_optimizer(settings);
   config.schedule = read_schedule(settings);
+  config.aio = {settings.integer("aio.block_size"), settings.integer("aio.queue_depth")};
   config.steps_per_print = settings.optional<std::int64_t>("steps_per_print");
   config.dump_state = settings.flag("dump_state");
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");

@@ -48,13 +48,15 @@ struct Gradients {
 };
 
 /// Where state lives when it is not in use.
-enum class OffloadDevice { kNone, kCpu };
+enum class OffloadDevice { kNone, kCpu, kNvme };
 
 /// offload_optimizer and offload_param.
 struct Offload {
   OffloadDevice optimizer = OffloadDevice::kNone;
   double optimizer_ratio = 1.0;  ///< share of the optimizer state that is offloaded
   bool pin_optimizer = true;
+  std::vector<std::string> optimizer_folders = {};  ///< nvme_path
+  std::int64_t optimizer_buffers = 4;
   OffloadDevice parameters = OffloadDevice::kNone;
   bool pin_parameters = true;
 
@@ -180,6 +182,14 @@ struct Schedule {
 
 enum class CommunicatorKind { kAuto, kSharedMemory, kC10d, kMpi };
 
+/// How state on disk is read and written.
+struct Aio {
+  std::int64_t block_bytes = 1 << 20;
+  std::int64_t queue_depth = 8;  ///< requests under way, per folder
+
+  bool operator==(const Aio&) const = default;
+};
+
 /// The section "zeropage": keys of our own.
 struct Own {
   std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
@@ -233,6 +243,7 @@ struct Config {
   Zero zero;
   Optimizer optimizer;
   Schedule schedule;
+  Aio aio;
   std::optional<std::int64_t> steps_per_print;
   bool dump_state = false;
   bool dataloader_drop_last = false;

@@ -112,11 +112,24 @@ TEST(Config, deprecated_forms_of_zero) {
 TEST(Config, offload_and_its_deprecated_forms) {
   const Zero cpu = zero_with(R"("stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.25, "pin_memory": false},
       "offload_param": {"device": "CPU", "buffer_count": 9})");
-  EXPECT_EQ(cpu.offload, (Offload{OffloadDevice::kCpu, 0.25, false, OffloadDevice::kCpu, true}));
+  EXPECT_EQ(cpu.offload, (Offload{.optimizer = OffloadDevice::kCpu,
+                                  .optimizer_ratio = 0.25,
+                                  .pin_optimizer = false,
+                                  .parameters = OffloadDevice::kCpu}));
   const Zero old = zero_with(R"("stage": 3, "cpu_offload": true, "cpu_offload_param": true)");
-  EXPECT_EQ(old.offload, (Offload{OffloadDevice::kCpu, 1.0, true, OffloadDevice::kCpu, true}));
+  EXPECT_EQ(old.offload, (Offload{.optimizer = OffloadDevice::kCpu, .parameters = OffloadDevice::kCpu}));
   EXPECT_EQ(zero_with(R"("stage": 2, "offload_optimizer": {"device": "none", "ratio": 0.5})").offload.optimizer,
             OffloadDevice::kNone);
+}
+
+TEST(Config, one_folder_or_several_on_nvme) {
+  const auto offload = [](const std::string& path) {
+    return zero_with(R"("stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": )" + path + "}").offload;
+  };
+  EXPECT_EQ(offload(R"("/a")").optimizer_folders, std::vector<std::string>{"/a"});
+  EXPECT_EQ(offload(R"(["/a", "/b"])").optimizer_folders, (std::vector<std::string>{"/a", "/b"}));
+  EXPECT_EQ(offload(R"("/a", "buffer_count": 7)").optimizer_buffers, 7);
+  EXPECT_EQ(offload(R"("/a")").optimizer, OffloadDevice::kNvme);
 }
 
 TEST(Config, adam_means_adamw_unless_told) {

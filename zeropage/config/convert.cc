@@ -98,6 +98,7 @@ Converted convert(const Key& key, const Node& node) {
       break;
     case Type::kReals:
     case Type::kTexts:
+      if (node.kind == Kind::kString && key.one_text) return {std::vector<std::string>{node.text}, ""};
       if (node.kind == Kind::kArray) return convert_list(key, node);
       break;
     case Type::kSwitchedSection:

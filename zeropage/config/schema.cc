@@ -81,6 +81,11 @@ Key& Key::also_named(std::initializer_list<std::string> names) {
   return *this;
 }
 
+Key& Key::or_one_text() {
+  one_text = true;
+  return *this;
+}
+
 Key& Key::must_be_given() {
   required = true;
   return *this;
@@ -110,6 +115,7 @@ std::string Key::expected() const {
       "true or false", "an integer", "a number", "a text", "a list of numbers", "a list of texts", "a section {...}"};
   const std::string limits = range();
   if (!choices.empty()) return limits.find(',') == std::string::npos ? limits : "one of " + limits;
+  if (one_text) return "a text or a list of texts";
   const std::string noun =
       length == 0 ? kNouns.at(static_cast<std::size_t>(type)) : fmt::format("a list of {} numbers", length);
   return limits.empty() ? noun : noun + " " + limits;

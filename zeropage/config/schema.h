@@ -52,6 +52,7 @@ struct Key {
   bool above_low = false;           ///< low itself is not allowed
   bool below_high = false;          ///< high itself is not allowed
   std::size_t length = 0;           ///< kReals: how many; 0: any
+  bool one_text = false;            ///< kTexts: a single text is a list of one
   bool required = false;
   bool auto_is_absent = false;      ///< "auto" means that the key is not there
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
@@ -63,6 +64,7 @@ struct Key {
   Key& from_up_to(double smallest, double not_reached);
   Key& one_of(std::vector<Choice> allowed);
   Key& also_named(std::initializer_list<std::string> names);
+  Key& or_one_text();
   Key& must_be_given();
 
   /// Whether a number lies in the range.

@@ -28,9 +28,10 @@ Section checkpoint_writer() {
 std::vector<Section> storage_tables() {
   Section aio{"aio", "Asynchronous I/O for offload to NVMe."};
   aio.keys = {
-      integer("block_size", 1'048'576, kAccepted, "For NVMe: bytes of one request, as zeropage io-bench finds them.")
+      integer("block_size", 1'048'576, kInForce,
+              "Bytes of one request, rounded up to 4 KiB; zeropage io-bench finds the best.")
           .at_least(1),
-      integer("queue_depth", 8, kAccepted, "For NVMe: requests under way on each drive.").between(1, 1024),
+      integer("queue_depth", 8, kInForce, "Requests under way on each drive.").between(1, 1024),
       integer("intra_op_parallelism", 1, kAccepted,
               "Threads of one transfer; one keeps any number of requests under way.")
           .at_least(1)

@@ -98,15 +98,15 @@ std::vector<Key> later_keys() {
   };
 }
 
-Key device_key() {
+Key device_key(bool nvme) {
   return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
-      .one_of({{"none"}, {"cpu"}, {"nvme", false}});
+      .one_of({{"none"}, {"cpu"}, {"nvme", nvme}});
 }
 
 Section offload_param() {
   Section section{"zero_optimization.offload_param", "Home of the parameters (stage 3)."};
   section.keys = {
-      device_key(),
+      device_key(/*nvme=*/false),
       text("nvme_path", {}, kAccepted, "Folder on the NVMe device; host memory needs none."),
       integer("buffer_count", 5, kAccepted, "Buffers for NVMe; host memory needs none.").at_least(0),
       integer("buffer_size", 100'000'000, kAccepted, "Elements of one such buffer.").at_least(0),
@@ -120,13 +120,16 @@ Section offload_param() {
 Section offload_optimizer() {
   Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state, where its update runs, too."};
   section.keys = {
-      device_key(),
-      text("nvme_path", {}, kAccepted, "Folder on the NVMe device; host memory needs none."),
-      integer("buffer_count", 4, kAccepted, "Buffers for NVMe; host memory needs none.").at_least(0),
+      device_key(/*nvme=*/true),
+      texts("nvme_path", {}, kInForce,
+            "A folder on the drive, or a list of folders, each of which takes its part of every page.")
+          .or_one_text(),
+      integer("buffer_count", 4, kInForce, "For NVMe: pages in memory at a time, of 12 bytes per element; 3 at least.")
+          .between(0, 1024),
       flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
       flag("pipeline_read", false, kAccepted, "The next page always comes while one is updated."),
       flag("pipeline_write", false, kAccepted, "The last page always goes while one is updated."),
-      flag("fast_init", false, kAccepted, "For NVMe; host memory is set up page by page already."),
+      flag("fast_init", false, kAccepted, "State is set up page by page already, and zeros are not written."),
       real(
           "ratio", 1.0, kInForce,
           "Share of the optimizer state that is offloaded, and of the update that runs on the host, in whole pages; at "

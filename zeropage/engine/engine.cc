@@ -249,6 +249,8 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const Ca
     throw PeerError(fail(error));
   } catch (const TimeoutError& error) {
     throw TimeoutError(fail(error));
+  } catch (const IoError& error) {
+    throw IoError(fail(error));
   } catch (const std::exception& error) {
     throw Error(fail(error));
   }

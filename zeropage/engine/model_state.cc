@@ -13,6 +13,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/engine/disk_home.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/plan/model_state.h"
@@ -211,7 +212,7 @@ void ModelState::allocate() {
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
   pager_->on_write_back([this](int page) { follow_user_writes(page); });
 
-  home_ = make_memory_home(shape, device_, optimizer_host(config_, device_), ledger_);
+  home_ = make_state_home(shape);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   for (const auto& page : pages) {
@@ -243,6 +244,34 @@ void ModelState::allocate_whole(std::int64_t bytes) {
 std::shared_ptr<void> ModelState::whole_owner() const {
   using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
   return std::make_shared<Kept>(communicator_, whole_memory_);
+}
+
+std::unique_ptr<StateHome> ModelState::make_state_home(StateShape shape) {
+  const auto& offload = config_.zero.offload;
+  if (offload.optimizer != config::OffloadDevice::kNvme) {
+    return make_memory_home(shape, device_, optimizer_host(config_, device_), ledger_);
+  }
+  io::StoreOptions options;
+  options.folders = offload.optimizer_folders;
+  options.owner = fmt::format("rank-{}", communicator_->rank());
+  options.block_bytes = config_.aio.block_bytes;
+  options.queue_depth = static_cast<int>(config_.aio.queue_depth);
+  options.buffer_count = static_cast<int>(offload.optimizer_buffers);
+  options.timeout_ms = config_.own.timeout_ms;
+  std::vector<std::string> names;
+  for (const auto& page : layout_->pages()) names.push_back(name_of_state(page));
+  StateShape rest = shape;
+  for (std::size_t page = 0; page < rest.numel.size(); ++page) {
+    if (shape.offloaded[page]) rest.numel[page] = 0;
+  }
+  auto memory = make_memory_home(rest, device_, optimizer_host(config_, device_), ledger_);
+  return make_disk_home(shape, names, std::move(options), std::move(memory), ledger_);
+}
+
+std::string ModelState::name_of_state(const layout::Page& page) const {
+  const auto& first = layout_->parameters()[page.placements.front().parameter].name;
+  const auto& last = layout_->parameters()[page.placements.back().parameter].name;
+  return fmt::format("the optimizer state of page {} ({}{})", page.index, first, first == last ? "" : " ... " + last);
 }
 
 at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {

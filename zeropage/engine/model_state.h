@@ -83,6 +83,8 @@ class ModelState {
   void agree_with_peers() const;
   void allocate();
   void allocate_whole(std::int64_t bytes);
+  std::unique_ptr<StateHome> make_state_home(StateShape shape);
+  std::string name_of_state(const layout::Page& page) const;
   void fill_page(const layout::Page& page, void* staging);
   void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);

@@ -33,14 +33,16 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
        .world_size = request.world_size(),
        .precision = request.precision,
        .accumulation_steps = request.accumulation_steps,
-       .offload_parameters = placement.parameters != Home::kDevice});
+       .offload_parameters = placement.parameters != Home::kDevice,
+       .optimizer_on_disk = placement.optimizer == Home::kDisk});
   memory.state = placed.device;
   if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
     memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
   }
   if (placement.stage >= 2) memory.buckets = checked_mul(kPagesOnTheirWay * page_numel(model), element, kWhat);
-  (placement.optimizer == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.optimizer;
+  memory.host += placed.offloaded.optimizer;
+  memory.disk += placed.disk.optimizer;
   (placement.parameters == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.parameters;
   memory.host += placed.offloaded.gradients;  // the update runs there, wherever its state lives
   if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;

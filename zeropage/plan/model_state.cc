@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <utility>
+
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 
@@ -75,7 +77,8 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .shard_dtype = accumulation_dtype,
           .fp32_masters = config.fp32_masters,
           .optimizer_states = config::optimizer_state_count(config.optimizer),
-          .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone};
+          .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
+          .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme};
 }
 
 double offloaded_share(const config::Config& config) {
@@ -130,6 +133,7 @@ PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions
   placed.device.parameters -= placed.offloaded.parameters;
   placed.device.gradients -= placed.offloaded.gradients;
   placed.device.optimizer -= placed.offloaded.optimizer;
+  if (options.optimizer_on_disk) std::swap(placed.disk.optimizer, placed.offloaded.optimizer);
   return placed;
 }
 

@@ -36,10 +36,11 @@ struct StateBytes {
   bool operator==(const StateBytes&) const = default;
 };
 
-/// Bytes of one rank that stay on the device, and those that are offloaded.
+/// Bytes of one rank that stay on the device, and those that do not.
 struct PlacedBytes {
   StateBytes device;
-  StateBytes offloaded;
+  StateBytes offloaded;  ///< to the host
+  StateBytes disk = {};
 };
 
 /// Elements of a model, padded or not.
@@ -61,6 +62,7 @@ struct StateOptions {
   bool fp32_masters = true;             ///< of 16-bit parameters
   int optimizer_states = 2;             ///< k above
   bool offload_parameters = false;
+  bool optimizer_on_disk = false;  ///< what is offloaded of it
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);

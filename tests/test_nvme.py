@@ -1,0 +1,173 @@
+"""Optimizer state on disk: the same bits as in memory, damage that is noticed, and nothing left behind."""
+
+import copy
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run_processes
+from torch import nn
+from training import Outcome, config_of, part_of_batch, small_net, token_batch, train_engine, train_ranks
+
+import zeropage
+from zeropage.errors import IoError, UsageError
+from zeropage.testing import run_ranks
+
+STEPS = 100
+PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
+
+
+class Tiny(nn.Module):
+    """Five layers of 16 x 16: more pages than buffers, and quick enough for a hundred steps."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.layers = nn.Sequential(*(nn.Linear(16, 16) for _ in range(5)))
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """tokens, targets [B, T] -> a mean square."""
+        h = self.layers((tokens[:, :1] + torch.arange(16)).float().sin().to(self.layers[0].weight.dtype))
+        return (h - targets[:, :1].float().cos()).square().mean()
+
+
+def config(stage: int, folders: Any = None, precision: str = "fp32", **offload: Any) -> dict[str, Any]:
+    """A page per parameter; the optimizer's state in `folders`, or in memory."""
+    zero: dict[str, Any] = {"stage3_max_live_parameters": 512}
+    if folders is not None:
+        zero["offload_optimizer"] = {"device": "nvme", "nvme_path": folders, "buffer_count": 3, **offload}
+    sections = {"aio": {"block_size": 4096, "queue_depth": 4}, "zeropage": {"page_numel": 1}}
+    return config_of(stage, zero_optimization=zero, **copy.deepcopy(PRECISIONS[precision]), **sections)
+
+
+@functools.cache
+def in_memory(stage: int, precision: str) -> Outcome:
+    return train_ranks(Tiny(), 2, config(stage, precision=precision), STEPS)[0]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_100_steps_on_disk_change_no_bit(stage: int, precision: str, tmp_path: Path):
+    """Catches pages that come back as another page, as an older version, or before they were written."""
+    found = train_ranks(Tiny(), 2, config(stage, str(tmp_path), precision), STEPS)[0]
+    assert torch.equal(found.parameters, in_memory(stage, precision).parameters)
+    assert found.losses == in_memory(stage, precision).losses
+    assert list(tmp_path.iterdir()) == [], "something stays behind"
+
+
+@pytest.mark.parametrize("offload", [{"ratio": 0.5}, {"buffer_count": 16}])
+def test_a_part_on_disk_and_more_buffers_than_pages(offload: dict[str, Any], tmp_path: Path):
+    """Catches pages in memory that are looked for on disk, and buffers that keep an old version. Striped over two folders."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    found = train_ranks(Tiny(), 2, config(2, [str(folder) for folder in folders], "bf16", **offload), STEPS)[0]
+    assert torch.equal(found.parameters, in_memory(2, "bf16").parameters)
+
+
+def train_here(folder: str) -> torch.Tensor:
+    """For a process of its own: the parameters after ten steps at stage 3."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    engine, *_ = zeropage.initialize(model=Tiny(), config=config(3, folder, "bf16"))
+    return train_engine(engine, world, rank, 10).parameters
+
+
+def test_processes_share_a_folder(tmp_path: Path):
+    """Catches ranks that use each other's files."""
+    disk, results = tmp_path / "disk", tmp_path / "results"
+    disk.mkdir()
+    results.mkdir()
+    expected = train_ranks(Tiny(), 2, config(3, precision="bf16"), 10)[0].parameters
+    for found in run_processes(2, "test_nvme", "train_here", json.dumps({"folder": str(disk)}), results):
+        assert torch.equal(found, expected)
+    assert list(disk.iterdir()) == []
+
+
+def test_written_values_and_checkpoints(tmp_path: Path):
+    """Catches masters on disk that do not follow what users write, and checkpoints that hold something else than the disk."""
+    (tmp_path / "disk").mkdir()
+
+    def run(folder: str | None, load: Path | None, save: Path | None) -> list[torch.Tensor]:
+        def rank_of(rank: int, communicator: Any) -> torch.Tensor:
+            engine, *_ = zeropage.initialize(model=small_net(), config=config(2, folder, "bf16"))
+            if load is not None:
+                engine.load_checkpoint(str(load))
+            train_engine(engine, 2, rank, 3)
+            with torch.no_grad():
+                for parameter in engine.module.parameters():
+                    parameter.clamp_(-0.05, 0.05)
+            outcome = train_engine(engine, 2, rank, 2)
+            if save is not None:
+                engine.save_checkpoint(str(save))
+            return outcome.parameters
+
+        return run_ranks(2, rank_of)[0]
+
+    disk = str(tmp_path / "disk")
+    first = run(None, None, tmp_path / "memory")
+    assert torch.equal(run(disk, None, tmp_path / "saved"), first)
+    assert torch.equal(run(None, tmp_path / "saved", None), run(disk, tmp_path / "memory", None))
+
+
+def files_of_stores(folder: Path) -> list[int]:
+    """Descriptors of this process that are open files of stores in a folder."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        target = os.readlink(descriptor) if descriptor.is_symlink() else ""
+        if target.startswith(f"{folder}/zeropage-store-") and target.endswith("/state (deleted)"):
+            found.append(int(descriptor.name))
+    return found
+
+
+def flip(descriptor: int) -> None:
+    """Changes one bit of every 4 KiB."""
+    with open(f"/proc/self/fd/{descriptor}", "r+b", buffering=0) as file:
+        for offset in range(0, os.fstat(descriptor).st_size, 4096):
+            byte = os.pread(file.fileno(), 1, offset)
+            os.pwrite(file.fileno(), bytes([byte[0] ^ 1]), offset)
+        os.fsync(file.fileno())
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(flip, "are not what was written"), (lambda descriptor: os.ftruncate(descriptor, 4096), "ends before its time")],
+)
+def test_a_damaged_drive_stops_the_step(damage: Any, says: str, tmp_path: Path):
+    """Catches damage that is believed: the step must fail with the parameter and the file named, and the engine must not go on."""
+    engine, *_ = zeropage.initialize(model=Tiny(), config=config(2, str(tmp_path)))
+    train_engine(engine, 1, 0, 2)
+    (descriptor,) = files_of_stores(tmp_path)
+    damage(descriptor)
+    batch = part_of_batch(token_batch(0), 1, 0)
+    with pytest.raises(IoError, match=says) as caught:
+        for _ in range(2):  # a pass begins with what is still in memory; all of it is read at the latest by the next
+            engine.backward(engine(*batch))
+            engine.step()
+    for part in ("layers.", "page", str(tmp_path), "restart from a checkpoint"):
+        assert part in str(caught.value)
+    with pytest.raises(UsageError, match="restart from a checkpoint"):
+        engine.backward(engine(*batch))
+
+
+def test_a_folder_that_is_not_there_is_named_at_the_start(tmp_path: Path):
+    """Catches a job that trains for an hour before it looks at its drive."""
+    with pytest.raises(IoError, match="/none"):
+        zeropage.initialize(model=Tiny(), config=config(2, str(tmp_path / "none")))
+
+
+def test_memory_holds_the_buffers_alone(tmp_path: Path):
+    """Catches state that stays in memory, and anything that grows from step to step."""
+    engine, *_ = zeropage.initialize(model=small_net(), config=config(2, str(tmp_path)))
+    train_engine(engine, 1, 0, 5)
+    before = engine.memory_report()
+    train_engine(engine, 1, 0, 200)
+    after = engine.memory_report()
+    assert after.ranks[0] == before.ranks[0] and after.host[0] == before.host[0]
+    assert after.host[0]["optimizer"] == 0 and after.ranks[0]["optimizer"] == 0
+    largest = max(parameter.numel() for parameter in engine.module.parameters())
+    padded = (largest + 4096) * 2 * 4  # two moments; pages are padded
+    assert 0 < after.host[0]["buffers"] <= 3 * padded + after.ranks[0]["buffers"]
