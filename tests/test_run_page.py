@@ -58,6 +58,8 @@ def step(number: int, loss: float | None = 1.5) -> dict:
             "frames": [500 * number, 4000],
             "buffers": [0, 0],
         },
+        "host_bytes": {"optimizer": [12345, 12345]},
+        "host_bytes": {"optimizer": [12345, 12345]},
         "process_bytes": 1 << 28,
         "faults": 3 * number,
         "evictions": 2 * number,
@@ -121,6 +123,8 @@ def test_the_page_shows_what_the_file_says(tmp_path):
     assert "9" not in re.findall(r"step 2: loss (\S+)", text), "the later step 2 counts"
     assert "step 2: loss 1.25" in text and "page 1 (idle)" not in text
     assert "state by the formula 9.77 KiB" in text and "with the live limit 10.7 KiB" in text
+    assert "optimizer, offloaded 12.1 KiB" in text
+    assert "optimizer, offloaded 12.1 KiB" in text
     assert text.count("</script><b>&") == 1, "the configuration stands there as text"
 
 

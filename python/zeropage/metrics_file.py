@@ -47,6 +47,7 @@ class MetricsFile:
             "applied": engine.was_step_applied(),
             "seconds": {"whole": seconds, **parts},
             "bytes": {kind: list(now_and_peak) for kind, now_and_peak in engine._core.measured_bytes().items()},
+            "host_bytes": {kind: list(held) for kind, held in engine._core.measured_bytes(host=True).items() if held[1]},
             "process_bytes": report.process_bytes(),
             "faults": pager.faults,
             "prefetches": pager.prefetches,
@@ -64,7 +65,7 @@ class MetricsFile:
 
     def _run_record(self, config: dict[str, Any]) -> dict[str, Any]:
         engine = self._engine
-        formula = engine._core.formula_bytes()
+        tiers = engine._core.formula_bytes(), engine._core.formula_host_bytes()
         live_numel = config["zero_optimization"]["stage3_max_live_parameters"]
         element_bytes = 2 if engine.fp16_enabled() or engine.bfloat16_enabled() else 4
         return {
@@ -75,7 +76,7 @@ class MetricsFile:
             "stage": engine.zero_optimization_stage(),
             "device": str(engine.device),
             "trainable_parameters": engine._core.trainable_numel,
-            "formula_bytes": {kind: getattr(formula, kind) for kind in ("parameters", "gradients", "optimizer")},
+            "formula_bytes": {kind: sum(getattr(tier, kind) for tier in tiers) for kind in ("parameters", "gradients", "optimizer")},
             "live_limit_bytes": live_numel * element_bytes if engine.zero_optimization_stage() == 3 else None,
             "config": config,
         }

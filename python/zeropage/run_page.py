@@ -176,11 +176,12 @@ def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
     waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
     waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds)
     yield "Waiting", "what is under way and not waited for runs beside the computation", waiting.svg()
-    memory = Chart(
-        x, {kind: column("bytes", kind, 0) for kind in _kinds(run)}, _bytes, stacked=True, levels=_levels(run), binary=True
-    )
+    held = {kind: column("bytes", kind, 0) for kind in _kinds(run)}
+    for kind in run.steps[-1]["host_bytes"] if run.steps else ():
+        held[f"{kind}, offloaded"] = [step["host_bytes"].get(kind, [0])[0] for step in run.steps]
+    memory = Chart(x, held, _bytes, stacked=True, levels=_levels(run), binary=True)
     yield "Memory of the engine", "after each step, by kind", memory.svg()
-    counted = [sum(now for now, _ in step["bytes"].values()) for step in run.steps]
+    counted = [sum(now for tier in ("bytes", "host_bytes") for now, _ in step[tier].values()) for step in run.steps]
     process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True)
     yield "Memory of the process", "the rest: activations, torch, the program", process.svg()
     yield "Gradient norm", "before clipping", Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()

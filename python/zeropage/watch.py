@@ -105,6 +105,8 @@ class Watch:
 
     def _memory_line(self) -> str:
         held = [f"{kind} {report.format_bytes(now)}" for kind, (now, _) in self._engine._core.measured_bytes().items()]
+        offloaded = self._engine._core.measured_bytes(host=True).items()
+        held += [f"{kind} offloaded {report.format_bytes(now)}" for kind, (now, _) in offloaded if now]
         if self._engine.device.type == "cuda":
             held.append(f"device {report.format_bytes(torch.cuda.memory_allocated(self._engine.device))}")
             held.append(f"device peak {report.format_bytes(torch.cuda.max_memory_allocated(self._engine.device))}")
