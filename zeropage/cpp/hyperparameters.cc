@@ -50,6 +50,9 @@ void each(const Visit& visit) {
   visit("lr_decay", Kinds{kAdagrad}, &G::lr_decay, Field<double>{&P::lr_decay});
   visit("initial_accumulator_value", Kinds{kAdagrad}, &G::initial_accumulator_value,
         Field<double>{&P::initial_accumulator_value});
+  visit("max_coeff", Kinds{kLamb}, &G::max_coeff, Field<double>{&P::max_coeff});
+  visit("min_coeff", Kinds{kLamb}, &G::min_coeff, Field<double>{&P::min_coeff});
+  visit("eps_inside_sqrt", Kinds{kLamb}, &G::eps_inside_sqrt, Field<bool>{&P::eps_inside_sqrt});
 }
 
 bool has(Kinds kinds, config::OptimizerKind kind) { return std::find(kinds.begin(), kinds.end(), kind) != kinds.end(); }

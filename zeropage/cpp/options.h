@@ -20,16 +20,19 @@ class Communicator;
 struct ParameterGroup {
   std::vector<at::Tensor> parameters{};
   std::optional<double> lr{};
-  std::optional<std::pair<double, double>> betas{};  ///< Adam, AdamW, Lion
-  std::optional<double> eps{};                       ///< Adam, AdamW, Adagrad
+  std::optional<std::pair<double, double>> betas{};  ///< Adam, AdamW, Lion, Lamb
+  std::optional<double> eps{};                       ///< Adam, AdamW, Adagrad, Lamb
   std::optional<double> weight_decay{};
-  std::optional<bool> bias_correction{};         ///< Adam, AdamW, as the next one
-  std::optional<bool> decoupled_weight_decay{};  ///< false: L2 added to the gradient
+  std::optional<bool> bias_correction{};         ///< Adam, AdamW, Lamb
+  std::optional<bool> decoupled_weight_decay{};  ///< Adam, AdamW; false: L2 added to the gradient
   std::optional<double> momentum{};              ///< SGD, as the next two
   std::optional<double> dampening{};
   std::optional<bool> nesterov{};
   std::optional<double> lr_decay{};                   ///< Adagrad, as the next one
   std::optional<double> initial_accumulator_value{};  ///< the same for all groups
+  std::optional<double> max_coeff{};                  ///< Lamb, as the next two: limits of the trust ratio
+  std::optional<double> min_coeff{};
+  std::optional<bool> eps_inside_sqrt{};
 };
 
 struct Options {
