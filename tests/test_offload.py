@@ -212,9 +212,11 @@ def test_checkpoints_do_not_know_where_state_lives(saved: dict[str, Any], loaded
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_states_leave_the_device_and_come_back(stage: int, world: int):
     """Catches state that is lost on the way, stays on the device, or is used while it is away."""
+    model = small_net()  # not by the ranks, which share one generator of random numbers
 
     def run(rank: int, communicator: Any, leave: bool) -> torch.Tensor:
-        engine, *_ = zeropage.initialize(model=small_net(), config=config(stage, {}, **copy.deepcopy(PRECISIONS["bf16"])))
+        sections = copy.deepcopy(PRECISIONS["bf16"])
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config(stage, {}, **sections))
         for step in range(4):
             if leave and step == 2:
                 before = engine._core.measured_bytes()
