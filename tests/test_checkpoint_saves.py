@@ -14,6 +14,7 @@ import zeropage
 from zeropage import _C
 from zeropage.errors import CheckpointError, ConfigError, UsageError
 from zeropage.testing import run_ranks
+from zeropage.utils import zero_to_fp32
 
 ASYNC = {"async_save": True}
 
@@ -44,7 +45,7 @@ def test_a_save_in_the_background_is_the_state_of_its_step(tmp_path, stage):
     run_ranks(2, run)
     for step in (1, 2, 3):
         assert_same_state(str(tmp_path / "straight" / f"global_step{step}"), str(tmp_path / "behind" / f"global_step{step}"))
-    assert zeropage.utils.zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(tmp_path / "behind")
+    assert zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(tmp_path / "behind")
 
 
 @pytest.mark.parametrize("own", ({}, ASYNC), ids=("at_once", "behind"))
@@ -152,7 +153,7 @@ def test_loading_by_a_function(tmp_path):
     expected = {name: tensor.bfloat16().float() for name, tensor in engine.module_state_dict().items()}
     expected["tiny"] = (engine.module.tiny.detach() + 1).bfloat16().float()
     run_ranks(2, run)
-    moved = zeropage.utils.zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(tmp_path, tag="moved")
+    moved = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(tmp_path, tag="moved")
     for name, tensor in moved.items():
         # Masters of elements whose 16-bit value was the same already keep their low bits.
         assert torch.equal(tensor.bfloat16().float(), expected[name]), name
@@ -164,7 +165,7 @@ def test_requests_that_make_no_sense(tmp_path):
     with pytest.raises(UsageError, match="never as a pickle"):
         engine.save_16bit_model(tmp_path, "pytorch_model.bin")
     engine.save_checkpoint(tmp_path, tag="a")
-    convert = zeropage.utils.zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict
+    convert = zero_to_fp32.convert_zero_checkpoint_to_fp32_state_dict
     with pytest.raises(ConfigError, match="pickle"):
         convert(tmp_path, tmp_path / "out", safe_serialization=False)
     with pytest.raises(ConfigError, match='like "5GB"'):

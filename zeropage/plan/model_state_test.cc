@@ -1,5 +1,6 @@
 #include "zeropage/plan/model_state.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "zeropage/base/error.h"
@@ -125,7 +126,7 @@ TEST(PlacedState, MovesWhatIsOffloaded) {
 // Catches shares that are taken from the wrong end, and pages without optimizer state that count.
 TEST(PlacedState, OffloadsWholePagesFromTheEnd) {
   std::vector<layout::ParameterSpec> specs;
-  for (int i = 0; i < 5; ++i) specs.push_back({.name = "p" + std::to_string(i), .numel = 1000, .trainable = i != 4});
+  for (int i = 0; i < 5; ++i) specs.push_back({.name = fmt::format("p{}", i), .numel = 1000, .trainable = i != 4});
   const layout::Layout layout(specs, {.world_size = 2, .page_numel = 1});
   using Pages = std::vector<bool>;
   EXPECT_EQ(offloaded_pages(layout, 0.0), (Pages{false, false, false, false, false}));
