@@ -64,8 +64,9 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels) {
     for (int i = 0; i < kParameters; ++i) {
       if (received[i]) pages.push_back(state.layout()->page_of(i));
     }
-    update_pages(state, reducer, transit, pages, {config::OptimizerKind::kAdamW, groups, steps, received, 0.5F},
-                 [](int) {});
+    const CallerUpdate none;
+    const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F, none};
+    update_pages(state, reducer, transit, pages, update, [](int) {});
     reducer.reset();
   }
   c10::AutoGradMode no_grad(false);
