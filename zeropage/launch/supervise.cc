@@ -258,6 +258,7 @@ void Supervisor::signal_ranks(int signal) {
 }
 
 void Supervisor::kill() {
+  all_ended_well_ = false;  // said here: the report does not wait for every killed rank's status
   phase_ = Phase::kEnding;
   deadline_ = Time::max();
   for (const HostJob& job : jobs_) job.host->kill();
