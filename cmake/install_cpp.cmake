@@ -24,8 +24,7 @@ foreach(header zeropage.h base/dtype.h base/error.h base/exit_code.h comm/c10d_c
 endforeach()
 
 set(package ${root}share/cmake/zeropage)
-configure_package_config_file(cmake/zeropage-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config.cmake
-  INSTALL_DESTINATION ${package} NO_CHECK_REQUIRED_COMPONENTS_MACRO)
+configure_file(cmake/zeropage-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config.cmake @ONLY)
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/zeropage-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/zeropage-config-version.cmake
   cmake/torch.cmake cmake/torch_info.py DESTINATION ${package})
