@@ -84,7 +84,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
-        self._watch = Watch(self, self.config, world.rank)
+        # A cycle would keep the engine's memory, and what it observes, until garbage is collected.
+        self._watch = Watch(weakref.proxy(self), self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
         self._open_saves()
 
