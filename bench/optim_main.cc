@@ -70,7 +70,7 @@ std::string rate_figures(const std::string& name, const std::vector<double>& sec
 class Floats {
  public:
   Floats(std::int64_t numel, double scale)
-      : memory_(numel * 4, at::kCPU, std::make_shared<Ledger>(), MemoryKind::kOptimizer),
+      : memory_(numel * 4, c10::Device(at::kCPU), std::make_shared<Ledger>(), MemoryKind::kOptimizer),
         tensor_(paging::flat_view(memory_.data(), numel, at::kFloat, at::kCPU)) {
     if (scale != 0.0) tensor_.normal_().mul_(scale);
   }
