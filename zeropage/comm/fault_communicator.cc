@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "zeropage/base/blocking.h"
+#include "zeropage/comm/wrapped_communicator.h"
 
 namespace zeropage::comm {
 namespace {
@@ -45,20 +46,12 @@ class DroppedWork final : public Work {
   std::string what_;
 };
 
-class FaultCommunicator final : public Communicator {
+class FaultCommunicator final : public WrappedCommunicator {
  public:
   FaultCommunicator(std::unique_ptr<Communicator> inner, FaultRule rule, bool two_sided)
-      : inner_(std::move(inner)), rule_(std::move(rule)), two_sided_(two_sided) {}
+      : WrappedCommunicator(std::move(inner)), rule_(std::move(rule)), two_sided_(two_sided) {}
 
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
-  std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
-    return inner_->allocate(bytes, label);
-  }
   bool one_sided() const override { return !two_sided_ && inner_->one_sided(); }
-  const std::byte* peer_address(int rank, const void* local) const override {
-    return inner_->peer_address(rank, local);
-  }
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     return start(tag, [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
@@ -79,13 +72,6 @@ class FaultCommunicator final : public Communicator {
     inner_->barrier(tag);
     sleep_until(Clock::now() + fault.delay_inside);
   }
-  void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
-    inner_->wait_until(ready, waiting_for, what);
-  }
-  void notify() override { inner_->notify(); }
-  void set_checking(bool checking) override { inner_->set_checking(checking); }
-  void abort(std::string_view reason) override { inner_->abort(reason); }
-  std::int64_t bytes_moved() const override { return inner_->bytes_moved(); }
 
  protected:
   std::string gather_host_bytes(std::string_view mine, Tag tag) override {
@@ -111,7 +97,6 @@ class FaultCommunicator final : public Communicator {
     return std::make_unique<SlowWork>(start_inner(), Clock::now() + fault.delay_inside);
   }
 
-  std::unique_ptr<Communicator> inner_;
   FaultRule rule_;
   bool two_sided_;
   std::int64_t next_op_ = 0;

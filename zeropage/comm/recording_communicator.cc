@@ -3,6 +3,8 @@
 #include <string>
 #include <utility>
 
+#include "zeropage/comm/wrapped_communicator.h"
+
 namespace zeropage::comm {
 namespace {
 
@@ -42,20 +44,11 @@ class RecordedWork final : public Work {
   bool noted_ = false;
 };
 
-class RecordingCommunicator final : public Communicator {
+class RecordingCommunicator final : public WrappedCommunicator {
  public:
   RecordingCommunicator(std::shared_ptr<Communicator> inner, std::shared_ptr<Timeline> timeline)
-      : inner_(std::move(inner)), timeline_(std::move(timeline)) {}
+      : WrappedCommunicator(std::move(inner)), timeline_(std::move(timeline)) {}
 
-  int rank() const override { return inner_->rank(); }
-  int size() const override { return inner_->size(); }
-  std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
-    return inner_->allocate(bytes, label);
-  }
-  bool one_sided() const override { return inner_->one_sided(); }
-  const std::byte* peer_address(int rank, const void* local) const override {
-    return inner_->peer_address(rank, local);
-  }
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     return start(SpanKind::kGather, "all_gather", tag, shard_bytes * size(),
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
@@ -78,13 +71,6 @@ class RecordingCommunicator final : public Communicator {
     inner_->barrier(tag);
     note_blocking("barrier", tag, 0, begin_ns);
   }
-  void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
-    inner_->wait_until(ready, waiting_for, what);
-  }
-  void notify() override { inner_->notify(); }
-  void set_checking(bool checking) override { inner_->set_checking(checking); }
-  void abort(std::string_view reason) override { inner_->abort(reason); }
-  std::int64_t bytes_moved() const override { return inner_->bytes_moved(); }
 
  protected:
   std::string gather_host_bytes(std::string_view mine, Tag tag) override {
@@ -106,7 +92,6 @@ class RecordingCommunicator final : public Communicator {
     timeline_->add({SpanKind::kExchange, operation, tag.what, bytes, begin_ns, end_ns, end_ns - begin_ns});
   }
 
-  std::shared_ptr<Communicator> inner_;
   std::shared_ptr<Timeline> timeline_;
 };
 

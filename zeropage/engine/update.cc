@@ -24,13 +24,8 @@ double segment_sum_of_squares(const std::byte* data, DType dtype, std::int64_t n
 }
 
 /// What of an owned range belongs to parameters that received a gradient, in one piece where that is all of it.
-std::vector<Segment> changed_runs(const ModelState& state, int page, const std::vector<Segment>& segments) {
-  std::int64_t numel = 0;
-  for (const auto& segment : segments) numel += segment.numel;
-  const auto& own = state.owned(page);
-  std::int64_t all_numel = 0;
-  for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) all_numel += piece.numel;
-  if (numel < all_numel || numel == 0) return segments;
+std::vector<Segment> changed_runs(const std::vector<Segment>& segments, bool some_are_left_out) {
+  if (some_are_left_out || segments.empty()) return segments;
   const auto& last = segments.back();
   return {{0, last.offset + last.numel, {}}};
 }
@@ -79,15 +74,19 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Transi
   const HeldArrays held(state, reducer, transit, page);
   std::vector<Segment> segments;
   std::vector<int> parameters;
+  bool some_are_left_out = false;
   for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
-    if (!inputs.received[piece.parameter]) continue;
+    if (!inputs.received[piece.parameter]) {
+      some_are_left_out = true;
+      continue;
+    }
     const int group = state.layout()->pages()[page].group;
     segments.push_back({piece.page_offset - own.begin, piece.numel, step_of(inputs, group, piece.parameter)});
     segments.back().step.rounding_shift = piece.parameter_offset - segments.back().offset;
     parameters.push_back(piece.parameter);
   }
   run_update(held.arrays(), segments, parameters, own.numel, inputs, held.device());
-  transit.leave(page, changed_runs(state, page, segments));
+  transit.leave(page, changed_runs(segments, some_are_left_out));
 }
 
 }  // namespace
@@ -116,8 +115,7 @@ void require_one_pass(const config::Config& config, c10::Device device) {
   if (config.fp32_masters || (one_pass && device.is_cpu())) return;
   throw ConfigError(
       "fp16_master_weights_and_grads and bf16_master_weights_and_grads need parameters on the CPU, and an optimizer "
-      "among "
-      "Adam, AdamW, Lion, Adagrad and SGD; leave the key out");
+      "among Adam, AdamW, Lion, Adagrad and SGD; leave the key out");
 }
 
 void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups) {

@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/launch/fd.h"
+#include "zeropage/launch/text_lines.h"
 
 namespace zeropage::launch {
 namespace {
@@ -41,11 +42,8 @@ Variables parse_environment_file(std::string_view text, const std::string& path)
   Variables variables;
   int number = 0;
   while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
+    std::string_view line = take_line(text);
     ++number;
-    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     const std::size_t first = line.find_first_not_of(" \t");
     if (first == std::string_view::npos || line[first] == '#') continue;
     line.remove_prefix(first);

@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/launch/text_lines.h"
 
 namespace zeropage::launch {
 namespace {
@@ -152,11 +153,8 @@ std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& 
   std::vector<HostSlots> hosts;
   int number = 0;
   while (!text.empty()) {
-    const std::size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
+    std::string_view line = take_line(text);
     ++number;
-    if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
     line = trimmed(line.substr(0, line.find('#')));
     if (line.empty()) continue;
     HostSlots host = parse_line(line, fmt::format("{}:{}", path, number));

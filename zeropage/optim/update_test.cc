@@ -10,6 +10,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/optim/convert.h"
 #include "zeropage/optim/rules.h"
+#include "zeropage/optim/test_state.h"
 
 namespace zeropage::optim {
 namespace {
@@ -18,51 +19,6 @@ using config::OptimizerKind;
 using config::OptimizerParams;
 
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-
-/// The memory of one update. Everything past what is updated must stay as it was.
-struct State {
-  std::vector<float> master, first, second;
-  std::vector<char> gradient, parameter;
-  DType gradient_dtype, parameter_dtype;
-
-  State(std::int64_t numel, DType gradient_dtype, DType parameter_dtype, unsigned seed)
-      : master(numel),
-        first(numel),
-        second(numel),
-        gradient(numel * 4),
-        parameter(numel * 4, 0x55),
-        gradient_dtype(gradient_dtype),
-        parameter_dtype(parameter_dtype) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> wide(numel);
-    for (std::int64_t i = 0; i < numel; ++i) {
-      master[i] = normal(random);
-      first[i] = 0.01F * std::abs(normal(random));
-      second[i] = 0.01F * std::abs(normal(random));
-      wide[i] = normal(random);
-    }
-    from_float32(wide.data(), gradient.data(), gradient_dtype, numel);
-  }
-
-  Arrays arrays(std::int64_t begin = 0) {
-    const Arrays all{.master = master.data(),
-                     .states = {first.data(), second.data()},
-                     .gradient = gradient.data(),
-                     .gradient_dtype = gradient_dtype,
-                     .parameter = parameter.data(),
-                     .parameter_dtype = parameter_dtype};
-    return all.from(begin);
-  }
-
-  bool operator==(const State& other) const {
-    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
-      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-    };
-    return same(master, other.master) && same(first, other.first) && same(second, other.second) &&
-           parameter == other.parameter;
-  }
-};
 
 /// Every optimizer, with and without what its parameters switch on.
 std::vector<Step> steps_to_try() {

@@ -1,13 +1,10 @@
 #include <fmt/format.h>
 
-#include <algorithm>
-
+#include "zeropage/base/text_table.h"
 #include "zeropage/plan/plan.h"
 
 namespace zeropage::plan {
 namespace {
-
-using Cells = std::vector<std::string>;
 
 std::string gb(std::int64_t bytes) {
   const double value = static_cast<double>(bytes) / 1e9;
@@ -22,24 +19,6 @@ std::string count(std::int64_t value) {
   std::string digits = std::to_string(value);
   for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3) digits.insert(at, ",");
   return digits;
-}
-
-/// The first two columns to the left, the others to the right.
-std::string aligned(const std::vector<Cells>& lines) {
-  std::vector<std::size_t> widths(lines.front().size(), 0);
-  for (const Cells& cells : lines) {
-    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
-  }
-  std::string text;
-  for (const Cells& cells : lines) {
-    std::string line;
-    for (std::size_t i = 0; i < cells.size(); ++i) {
-      line += i < 2 ? fmt::format("{:<{}}  ", cells[i], widths[i]) : fmt::format("{:>{}}  ", cells[i], widths[i]);
-    }
-    line.erase(line.find_last_not_of(' ') + 1);
-    text += line + "\n";
-  }
-  return text;
 }
 
 std::string heading(const Request& request) {
@@ -107,7 +86,8 @@ std::string memory_table(const Plan& plan) {
     cells.emplace_back(row.available ? "" : "not in this version yet");
     lines.push_back(std::move(cells));
   }
-  return "\nGB per rank; (ckpt): with activation checkpointing; host, disk: this rank's share there\n" + aligned(lines);
+  return "\nGB per rank; (ckpt): with activation checkpointing; host, disk: this rank's share there\n" +
+         text_table(lines, 2);
 }
 
 std::string time_table(const Plan& plan) {
@@ -123,7 +103,7 @@ std::string time_table(const Plan& plan) {
     lines.push_back(std::move(cells));
   }
   return "\nPredicted time of an optimizer step, whether it fits or not; efficiency: computing / step\n" +
-         aligned(lines);
+         text_table(lines, 2);
 }
 
 }  // namespace

@@ -6,14 +6,13 @@
 #include <optional>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/text_table.h"
 
 namespace zeropage::report {
 namespace {
 
 constexpr std::size_t kRankColumnsMax = 4;
 constexpr MemoryKind kModelState[] = {MemoryKind::kParameters, MemoryKind::kGradients, MemoryKind::kOptimizer};
-
-using Cells = std::vector<std::string>;
 
 /// One row before formatting. Frames and buffers have no formula.
 struct Row {
@@ -92,21 +91,6 @@ Cells cells_of(const Row& row) {
   return cells;
 }
 
-/// First column to the left, the others to the right.
-std::string aligned(const std::vector<Cells>& lines) {
-  std::vector<std::size_t> widths(lines.front().size(), 0);
-  for (const Cells& cells : lines) {
-    for (std::size_t i = 0; i < cells.size(); ++i) widths[i] = std::max(widths[i], cells[i].size());
-  }
-  std::string text;
-  for (const Cells& cells : lines) {
-    text += fmt::format("{:<{}}", cells[0], widths[0]);
-    for (std::size_t i = 1; i < cells.size(); ++i) text += fmt::format("  {:>{}}", cells[i], widths[i]);
-    text += '\n';
-  }
-  return text;
-}
-
 }  // namespace
 
 std::string format_bytes(std::int64_t bytes) {
@@ -137,7 +121,7 @@ std::string format_memory_table(const MemoryTable& table) {
   std::vector<Cells> lines{heading(table)};
   for (const Row& row : rows_of(table)) lines.push_back(cells_of(row));
   for (const Row& row : host_rows_of(table)) lines.push_back(cells_of(row));
-  return aligned(lines);
+  return text_table(lines, 1);
 }
 
 }  // namespace zeropage::report

@@ -1,0 +1,40 @@
+/// \file
+/// What communicators that add something to another one have in common: all that they leave as it is.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string_view>
+#include <utility>
+
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::comm {
+
+/// Hands on everything but the collectives.
+class WrappedCommunicator : public Communicator {
+ public:
+  explicit WrappedCommunicator(std::shared_ptr<Communicator> inner) : inner_(std::move(inner)) {}
+
+  int rank() const override { return inner_->rank(); }
+  int size() const override { return inner_->size(); }
+  std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
+    return inner_->allocate(bytes, label);
+  }
+  bool one_sided() const override { return inner_->one_sided(); }
+  const std::byte* peer_address(int rank, const void* local) const override {
+    return inner_->peer_address(rank, local);
+  }
+  void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
+    inner_->wait_until(ready, waiting_for, what);
+  }
+  void notify() override { inner_->notify(); }
+  void set_checking(bool checking) override { inner_->set_checking(checking); }
+  void abort(std::string_view reason) override { inner_->abort(reason); }
+  std::int64_t bytes_moved() const override { return inner_->bytes_moved(); }
+
+ protected:
+  std::shared_ptr<Communicator> inner_;
+};
+
+}  // namespace zeropage::comm

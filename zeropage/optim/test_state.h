@@ -1,0 +1,63 @@
+/// \file
+/// For tests of the update kernels: random memory that is compared bit by bit.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "zeropage/optim/convert.h"
+#include "zeropage/optim/update.h"
+
+namespace zeropage::optim {
+
+/// The memory of one update. Everything past what is updated must stay as it was.
+struct State {
+  std::vector<float> master, first, second;
+  std::vector<char> gradient, parameter;
+  DType gradient_dtype, parameter_dtype;
+
+  /// signed_first: the first state may be negative, as a momentum and unlike a sum of squares.
+  State(std::int64_t numel, DType gradient_dtype, DType parameter_dtype, unsigned seed, bool signed_first = false)
+      : master(numel),
+        first(numel),
+        second(numel),
+        gradient(numel * 4),
+        parameter(numel * 4, 0x55),
+        gradient_dtype(gradient_dtype),
+        parameter_dtype(parameter_dtype) {
+    std::mt19937 random(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> wide(numel);
+    for (std::int64_t i = 0; i < numel; ++i) {
+      master[i] = normal(random);
+      const float value = normal(random);
+      first[i] = 0.01F * (signed_first ? value : std::abs(value));
+      second[i] = 0.01F * std::abs(normal(random));
+      wide[i] = normal(random);
+    }
+    from_float32(wide.data(), gradient.data(), gradient_dtype, numel);
+  }
+
+  Arrays arrays(std::int64_t begin = 0) {
+    const Arrays all{.master = master.data(),
+                     .states = {first.data(), second.data()},
+                     .gradient = gradient.data(),
+                     .gradient_dtype = gradient_dtype,
+                     .parameter = parameter.data(),
+                     .parameter_dtype = parameter_dtype};
+    return all.from(begin);
+  }
+
+  bool operator==(const State& other) const {
+    const auto same = [](const std::vector<float>& a, const std::vector<float>& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+    };
+    return same(master, other.master) && same(first, other.first) && same(second, other.second) &&
+           parameter == other.parameter;
+  }
+};
+
+}  // namespace zeropage::optim
