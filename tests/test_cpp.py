@@ -138,7 +138,7 @@ def test_errors_leave_with_their_exit_codes(tmp_path):
 def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
     """Catches ranks of several hosts that another launcher started, which would each train alone."""
     file = tmp_path / "ds_config.json"
-    file.write_text(json.dumps(CONFIG))
+    file.write_text(json.dumps({**CONFIG, "zeropage": {"communicator": "mpi"}}))
     world = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1"}
     command = [BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}"]
     done = subprocess.run(command, env={**os.environ, **MPIRUN, **world}, capture_output=True, text=True, timeout=60)

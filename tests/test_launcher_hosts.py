@@ -5,10 +5,11 @@ import os
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import hosts as made_hosts
 import pytest
-from test_launcher import DEADLINE_S, ROOT, environment, launch, script, start, wait_until  # noqa: F401 (a fixture)
+from test_launcher import COMMAND, DEADLINE_S, ROOT, environment, launch, script, start, wait_until  # noqa: F401 (a fixture)
 
 REASON = made_hosts.why_not()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -184,3 +185,17 @@ def test_training_over_gloo(hosts, options, script, slots, stage):
     assert process.returncode == 0, err
     said = [line.partition("] ")[2] for line in out.splitlines() if "gloo" in line]
     assert len(said) == len(slots) and len(set(said)) == 1 and said[0].startswith("gloo "), out
+
+
+def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path):
+    """Catches C++ ranks of several hosts that do not find each other without MPI, or that compute other sums than on one host."""
+    config = {"train_batch_size": 4, "zero_optimization": {"stage": 3}, "optimizer": {"type": "AdamW"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    program = [str(Path(COMMAND).parent / "examples/cpp/train_gpt"), f"--config={tmp_path}/config.json", "--steps=2"]
+    losses = []
+    for where in (["--num_gpus=2"], options(1, 1)):
+        result = tmp_path / f"result{len(losses)}.json"
+        done = launch(*where, *program, f"--result={result}", env=environment(OMP_NUM_THREADS="1"))
+        assert done.returncode == 0, done.stderr
+        losses.append(json.loads(result.read_text())["losses"])
+    assert len(losses[0]) == 2 and losses[0] == losses[1]

@@ -22,8 +22,9 @@ const char* const kAbortKey = "zeropage/abort";
 
 std::string position_key(int rank) { return fmt::format("zeropage/at/{}", rank); }
 
-/// The message of the exception in flight, without torch's backtrace and gloo's source file.
-std::string current_message() {
+}  // namespace
+
+std::string message_in_flight() {
   std::string message;
   try {
     throw;
@@ -36,7 +37,9 @@ std::string current_message() {
   return source_end == message.npos ? message : message.substr(source_end + 2);
 }
 
-}  // namespace
+bool is_timeout(const std::string& message) {
+  return message.find("imed out") != message.npos || message.find("imeout") != message.npos;
+}
 
 C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds timeout)
     : data_(std::move(data)),
@@ -251,10 +254,10 @@ void C10dQueue::rethrow(const C10dOperation& operation) {
     abort(error.what());
     throw;
   } catch (...) {
-    const std::string cause = current_message();
+    const std::string cause = message_in_flight();
     throw_if_failed();
     throw_if_aborted_by_peer();
-    const bool timed_out = cause.find("imed out") != cause.npos || cause.find("imeout") != cause.npos;
+    const bool timed_out = is_timeout(cause);
     const std::string message =
         fmt::format("rank {} {} in {} (collective {}): {}{}; see the other ranks' output for the cause", rank_,
                     timed_out ? fmt::format("timed out after {} ms", timeout_.count()) : "lost a peer",

@@ -51,6 +51,12 @@ struct C10dOperation {
 C10dWorkPtr gather_into(const ProcessGroupPtr& group, at::Tensor whole, at::Tensor shard,
                         std::chrono::milliseconds timeout);
 
+/// The message of the exception in flight, without torch's backtrace and gloo's source file.
+std::string message_in_flight();
+
+/// Whether such a message of torch or gloo tells of a timeout.
+bool is_timeout(const std::string& message);
+
 class C10dQueue {
  public:
   C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);

@@ -128,6 +128,27 @@ World world_from_environment(const Environment& environment) {
   return World{};
 }
 
+std::optional<Meeting> meeting_from_environment(const Environment& environment) {
+  const Found found = {{"MASTER_ADDR", get(environment, "MASTER_ADDR")},
+                       {"MASTER_PORT", get(environment, "MASTER_PORT")}};
+  const auto& address = found[0].second;
+  const auto& port = found[1].second;
+  if (!address && !port) return std::nullopt;
+  if (!address || !port) {
+    throw ConfigError(fmt::format("the environment has {} but not {}: {}", list_given(found),
+                                  address ? "MASTER_PORT" : "MASTER_ADDR", kLaunchHint));
+  }
+  const int number = to_int(*port, found);
+  if (number < 1 || number > 65535) {
+    throw ConfigError(fmt::format("MASTER_PORT={}, expected a port from 1 to 65535", number));
+  }
+  Meeting meeting{*address, static_cast<std::uint16_t>(number)};
+  // torchrun keeps one store for all attempts of a job, and says so as c10d's own rendezvous understands it.
+  meeting.is_open = get(environment, "TORCHELASTIC_USE_AGENT_STORE") == "True";
+  if (meeting.is_open) meeting.prefix = get(environment, "TORCHELASTIC_RESTART_COUNT").value_or("0") + "/";
+  return meeting;
+}
+
 std::string segment_name(const Environment& environment, std::int64_t number) {
   std::string identity = get(environment, "ZEROPAGE_JOB_TOKEN").value_or("");
   if (identity.empty()) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace zeropage::comm {
@@ -27,6 +28,20 @@ using Environment = std::function<const char*(const char*)>;
 /// (OMPI_COMM_WORLD_*), MPICH's and Intel's (PMI_*, MPI_LOCAL*), srun (SLURM_PROCID, SLURM_STEP_*). None: one rank.
 /// Errors: ConfigError when some are missing, are no integers, or contradict each other.
 World world_from_environment(const Environment& environment);
+
+/// Where ranks of several hosts find each other.
+struct Meeting {
+  std::string address;
+  std::uint16_t port = 0;
+  bool is_open = false;  ///< somebody else, torchrun's agent, listens there; otherwise rank 0 does
+  std::string prefix{};  ///< of what the ranks of this attempt leave there
+
+  bool operator==(const Meeting&) const = default;
+};
+
+/// Reads MASTER_ADDR and MASTER_PORT, and what torchrun says about its store. Nothing when neither of the two is there.
+/// Errors: ConfigError when one of them is missing or the port is none.
+std::optional<Meeting> meeting_from_environment(const Environment& environment);
 
 /// A name for shared memory that the ranks of this job share and no other job of this host has: of the launcher's token, or of
 /// what else tells jobs apart. `number`: which communicator of the job it is; all ranks count alike.

@@ -51,6 +51,22 @@ TEST(World, IsReadFromEveryLauncher) {
   EXPECT_EQ(world_of(slurm), (World{8, 0, 11, 3}));
 }
 
+// A meeting place read wrongly leaves the ranks of two hosts, or of torchrun's next attempt, waiting for each other.
+TEST(Meeting, IsReadFromTheEnvironment) {
+  const auto meeting_of = [](const Variables& variables) {
+    return meeting_from_environment(environment_of(variables));
+  };
+  EXPECT_EQ(meeting_of({}), std::nullopt);
+  Variables variables{{"MASTER_ADDR", "first"}, {"MASTER_PORT", "29500"}};
+  EXPECT_EQ(meeting_of(variables), (Meeting{"first", 29500, false, ""}));
+  variables.insert({{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RESTART_COUNT", "2"}});
+  EXPECT_EQ(meeting_of(variables), (Meeting{"first", 29500, true, "2/"}));
+  EXPECT_THROW(meeting_of({{"MASTER_ADDR", "first"}}), ConfigError);
+  for (const char* port : {"0", "65536", "-1", "ssh", ""}) {
+    EXPECT_THROW(meeting_of({{"MASTER_ADDR", "first"}, {"MASTER_PORT", port}}), ConfigError) << port;
+  }
+}
+
 // The shell of an allocation has some of Slurm's variables; a program started there is one rank and must not wait for others.
 TEST(World, InAnAllocationsShellIsOne) { EXPECT_EQ(world_of({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}}), World{}); }
 

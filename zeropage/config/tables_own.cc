@@ -13,7 +13,8 @@ std::vector<Section> own_tables() {
       integer("timeout_ms", 120'000, kInForce, "A rank that waits longer for another one fails, naming it.")
           .between(1, 604'800'000),
       text("communicator", "auto", kInForce,
-           "How ranks talk; auto: shared memory for CPU ranks on one host, else the process group (C++ programs: MPI).")
+           "How ranks talk; auto: shared memory for CPU ranks on one host, else process groups (C++ programs under "
+           "mpirun: MPI).")
           .one_of({{"auto"}, {"shared_memory"}, {"c10d"}, {"mpi"}}),
       flag("deterministic_reduction", true, kInForce,
            "Sum gradients in rank order on c10d, too, so that results repeat bit for bit."),

@@ -8,6 +8,7 @@
 #include <filesystem>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/c10d_job.h"
 #include "zeropage/comm/mpi_library.h"
 #include "zeropage/comm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
@@ -41,15 +42,34 @@ comm::JoinMpiJob* load_mpi_library() {
   return reinterpret_cast<comm::JoinMpiJob*>(::dlsym(library, comm::kJoinMpiJob));
 }
 
-/// One communicator of CPU ranks.
-std::shared_ptr<comm::Communicator> join(const config::Config& config, const comm::World& world) {
+/// What the ranks talk through where the configuration leaves it open. MPI, between hosts, when it has started them.
+config::CommunicatorKind chosen_kind(const config::Config& config, const comm::World& world, at::Device device) {
+  using enum config::CommunicatorKind;
+  if (config.own.communicator != kAuto) return config.own.communicator;
+  if (!device.is_cpu()) return kC10d;
+  if (world.local_size == world.size) return kSharedMemory;
+  return environment("RANK") != nullptr ? kC10d : kMpi;
+}
+
+/// One communicator.
+std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
+                                         const comm::World& world, at::Device device) {
   using enum config::CommunicatorKind;
   const std::chrono::milliseconds timeout(config.own.timeout_ms);
-  if (world.size == 1) return std::move(comm::make_thread_communicators(1, timeout)[0]);
-  if (config.own.communicator == kMpi || world.local_size != world.size) {
+  if (kind == kMpi) {
     std::shared_ptr<comm::Communicator> joined;
     load_mpi_library()({world, timeout, /*share_memory=*/config.own.communicator != kMpi}, joined);
     return joined;
+  }
+  if (kind == kC10d) {
+    const auto meeting = comm::meeting_from_environment(&environment);
+    if (!meeting) {
+      throw ConfigError(
+          "ranks that talk through process groups meet at MASTER_ADDR and MASTER_PORT, which are not in the "
+          "environment: start "
+          "them by `zeropage` or `torchrun`, or under mpirun with -x MASTER_ADDR=HOST -x MASTER_PORT=29500");
+    }
+    return comm::join_c10d_job(world, *meeting, next_number(), device, config.own.deterministic_reduction, timeout);
   }
   const std::string name = comm::segment_name(&environment, next_number());
   return comm::join_shared_memory(name, world.rank, world.size, timeout);
@@ -70,23 +90,28 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   using enum config::CommunicatorKind;
   if (options.communicator) return {options.communicator, options.reductions, options.saves};
   const at::Device device = device_of(options);
-  const auto kind = config.own.communicator;
-  if (!device.is_cpu() || kind == kC10d) {
-    throw ConfigError(fmt::format(
-        "a C++ program joins CPU ranks by itself, in shared memory or through MPI; here the device is {} and "
-        "zeropage.communicator is \"{}\": hand a communicator over in Options::communicator, say of "
-        "comm/c10d_communicator.h",
-        device.str(), kind == kC10d ? "c10d" : "auto"));
+  const std::chrono::milliseconds timeout(config.own.timeout_ms);
+  if (world.size == 1) {
+    const auto alone = [&] { return std::move(comm::make_thread_communicators(1, timeout)[0]); };
+    return {alone(), nullptr, config.own.async_save ? alone() : nullptr};
+  }
+  const auto kind = chosen_kind(config, world, device);
+  if (!device.is_cpu() && kind != kC10d) {
+    throw ConfigError(
+        fmt::format("the model is on {}: ranks on GPUs talk through process groups; set zeropage.communicator to "
+                    "\"auto\" or \"c10d\"",
+                    device.str()));
   }
   if (kind == kSharedMemory && world.local_size != world.size) {
     throw ConfigError(fmt::format(
         "zeropage.communicator is \"shared_memory\", which serves the ranks of one host; {} of {} ranks are on "
-        "this one: write \"auto\" or \"mpi\"",
+        "this one: write \"auto\", \"c10d\" or \"mpi\"",
         world.local_size, world.size));
   }
-  Communicators joined{join(config, world), nullptr, nullptr};
-  if (!joined.parameters->one_sided()) joined.gradients = join(config, world);
-  if (config.own.async_save) joined.saves = join(config, world);
+  const auto next = [&] { return join(kind, config, world, device); };
+  Communicators joined{next(), nullptr, nullptr};
+  if (!joined.parameters->one_sided()) joined.gradients = next();
+  if (config.own.async_save) joined.saves = next();
   return joined;
 }
 

@@ -151,7 +151,7 @@ class Engine {
 /// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers are
 /// cast and get rank 0's values. Collective. The module must outlive the engine's use; shared parameters count once.
 /// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory; those of
-/// several hosts, which mpirun or srun has started, through MPI.
+/// several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at MASTER_ADDR (comm/c10d_job.h).
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
 

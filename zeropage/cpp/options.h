@@ -40,7 +40,7 @@ struct Options {
   std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
   std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it
   std::shared_ptr<comm::Communicator> saves{};         ///< a third one; zeropage.async_save needs it
-  std::optional<at::Device> device{};                  ///< absent: the CPU; a GPU needs a communicator, too
+  std::optional<at::Device> device{};                  ///< absent: the CPU; ranks with a GPU each: its own one
 };
 
 }  // namespace zeropage

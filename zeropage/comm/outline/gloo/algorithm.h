@@ -1,0 +1,3 @@
+/// \file
+/// See context.h.
+#pragma once
