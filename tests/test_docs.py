@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,9 @@ def folder(tmp_path_factory) -> Path:
     run = {"record": "run", "version": "", "world_size": 1, "stage": 0, "device": "cpu", "trainable_parameters": 1}
     run |= {"formula_bytes": {}, "live_limit_bytes": None, "config": {"fp16": {"enabled": False}}}
     (folder / "runs" / "first.jsonl").write_text(json.dumps(run) + "\n")
+    with tarfile.open(ROOT / "tests" / "deepspeed_checkpoints.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    (folder / "bf16_stage3").rename(folder / "deepspeed_checkpoints")
     return folder
 
 

@@ -1,12 +1,14 @@
 #include "zeropage/engine/checkpoint.h"
 
 // The casters of tensors come after torch's configuration.
+#include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
 #include "zeropage/checkpoint/model_file.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/engine/imported_step.h"
 #include "zeropage/engine/model_file.h"
 #include "zeropage/report/save_progress.h"
 
@@ -78,6 +80,48 @@ void bind_model_files(py::module_& module) {
       "Whether the last boundary step found that some rank was asked to end.");
 }
 
+/// name, type, shape
+using ImportedTensorTuple = std::tuple<std::string, at::ScalarType, std::vector<std::int64_t>>;
+
+std::string write_imported_step(const std::string& folder, const checkpoint::Manifest& manifest,
+                                const std::vector<ImportedTensorTuple>& tensors,
+                                const std::function<at::Tensor(const std::string&)>& read) {
+  std::vector<engine::ImportedTensor> imported;
+  for (const auto& [name, type, shape] : tensors) imported.push_back({name, type, shape});
+  return engine::write_imported_step(folder, manifest, imported, read);
+}
+
+/// A manifest as far as whoever imports a step fills it in.
+void bind_imports(py::module_& module) {
+  using checkpoint::Manifest;
+  using checkpoint::ParameterRecord;
+  using checkpoint::TrainingState;
+  using optim::LossScaleState;
+  py::class_<LossScaleState>(module, "LossScaleState", "Where a dynamic loss scale stands.")
+      .def(py::init<double, std::int64_t, std::int64_t, int>(), py::arg("scale"), py::arg("step"),
+           py::arg("last_overflow_step"), py::arg("hysteresis_left"));
+  py::class_<TrainingState>(module, "TrainingState", "Where a training stands.")
+      .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::optional<std::int64_t>,
+                    std::optional<LossScaleState>>(),
+           py::arg("global_steps"), py::arg("skipped_steps"), py::arg("consecutive_skips"), py::arg("micro_steps"),
+           py::arg("schedule_iteration"), py::arg("loss_scale"));
+  py::class_<ParameterRecord>(module, "ParameterRecord", "A parameter of a step; updates: optimizer steps it has seen.")
+      .def(py::init<std::string, std::vector<std::string>, bool, std::int64_t>(), py::arg("name"), py::arg("aliases"),
+           py::arg("trainable"), py::arg("updates"));
+  py::class_<Manifest>(module, "Manifest", "All of a step but its tensors.")
+      .def(py::init<>())
+      .def_readwrite("tag", &Manifest::tag)
+      .def_readwrite("stage", &Manifest::stage)
+      .def_readwrite("frozen_excluded", &Manifest::frozen_excluded)
+      .def_readwrite("parameters", &Manifest::parameters)
+      .def_readwrite("training", &Manifest::training)
+      .def_readwrite("config_json", &Manifest::config_json)
+      .def_readwrite("host_json", &Manifest::host_json);
+  module.def("write_imported_step", &write_imported_step, py::arg("folder"), py::arg("manifest"), py::arg("tensors"),
+             py::arg("read"), Unlocked(),
+             "Writes a step of one shard; `read` returns a tensor by name. Returns its path.");
+}
+
 /// (missing, unexpected)
 std::pair<std::vector<std::string>, std::vector<std::string>> load_checkpoint(Engine& engine, Checkpoint& step,
                                                                               bool strict, bool parameters,
@@ -119,6 +163,7 @@ void init_checkpoint(py::module_& module) {
              py::arg("parameters"), py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"),
              py::arg("problem"), Unlocked(), "Collective; returns (missing, unexpected).");
   bind_model_files(module);
+  bind_imports(module);
 }
 
 }  // namespace zeropage::python

@@ -1,4 +1,4 @@
-"""`python -m zeropage doctor`, `report RUN` and `top`, which `zeropage doctor`, `zeropage report RUN` and `zeropage top` become, and
+"""`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`, which the commands `zeropage doctor` and so on become, and
 
 `python -m zeropage --cmake-dir`: prints where the CMake package of the C++ library is: cmake -DCMAKE_PREFIX_PATH=$(...).
 """
@@ -7,21 +7,24 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import doctor, run_page, top
+from . import deepspeed_import, doctor, run_page, top
 from .errors import ZeropageError
+from .exit_codes import exit_code
 
 CMAKE_DIR = Path(__file__).resolve().parent / "share" / "cmake" / "zeropage"
-COMMANDS = {"doctor": doctor.main, "report": run_page.main, "top": top.main}
-CONFIG_EXIT_CODE, IO_EXIT_CODE = 64, 74  # as the command zeropage has them
+COMMANDS = {("doctor",): doctor.main, ("report",): run_page.main, ("top",): top.main, ("ckpt", "import"): deepspeed_import.main}
+IO_EXIT_CODE = 74  # as the command zeropage has it
 
 
 def main() -> int:
-    if len(sys.argv) > 1 and sys.argv[1] in COMMANDS:
+    for name, command in COMMANDS.items():
+        if tuple(sys.argv[1 : 1 + len(name)]) != name:
+            continue
         try:
-            return COMMANDS[sys.argv[1]](sys.argv[2:])
+            return command(sys.argv[1 + len(name) :])
         except (ZeropageError, OSError) as error:
             print(f"zeropage: {error}", file=sys.stderr)
-            return IO_EXIT_CODE if isinstance(error, OSError) else CONFIG_EXIT_CODE
+            return exit_code(error) if isinstance(error, ZeropageError) else IO_EXIT_CODE
     return print_cmake_dir()
 
 

@@ -142,6 +142,8 @@ CLI::App* add(CLI::App& parent, const char* name, const char* about) {
 CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command) {
   CLI::App* ckpt = add(app, "ckpt", "List, verify, compare and export checkpoints");
   ckpt->require_subcommand(1);
+  ckpt->footer(
+      "import\n  Make a step of a DeepSpeed checkpoint: zeropage ckpt import --help");  // Python's (python_command.h)
   const auto add_tag = [&](CLI::App* to) {
     to->add_option("-t,--tag", command.tag, "Which step of the folder; else the newest")->type_name("TAG");
   };

@@ -39,7 +39,7 @@ class LauncherFormatter : public CLI::Formatter {
            "       zeropage config FILE [--world_size N]\n"
            "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n"
            "       zeropage simulate MODEL --device NAME --num_nodes N ...\n"
-           "       zeropage ckpt ls|verify|export|diff PATH ...\n"
+           "       zeropage ckpt ls|verify|export|diff|import PATH ...\n"
            "       zeropage io-bench PATH... [--write FILE]\n"
            "       zeropage report RUN\n"
            "       zeropage top\n"
@@ -49,7 +49,7 @@ class LauncherFormatter : public CLI::Formatter {
 
 int run(int argc, char** argv) {
   if (argc == 2 && std::string_view(argv[1]) == "agent") return zeropage::launch::run_agent(argv[0]);
-  if (argc >= 2 && zeropage::launch::is_python_command(argv[1])) zeropage::launch::run_python_command(argv);
+  if (zeropage::launch::is_python_command(argc, argv)) zeropage::launch::run_python_command(argv);
   CLI::App app(kAbout, "zeropage");
   app.formatter(std::make_shared<LauncherFormatter>());
   app.set_version_flag("--version", "zeropage " ZEROPAGE_VERSION);

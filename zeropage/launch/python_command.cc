@@ -8,6 +8,7 @@
 #include <cerrno>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "zeropage/base/error.h"
@@ -15,8 +16,10 @@
 
 namespace zeropage::launch {
 
-bool is_python_command(std::string_view name) {
+bool is_python_command(int argc, char** argv) {
   static constexpr std::array<std::string_view, 3> kNames = {"doctor", "report", "top"};
+  const std::string_view name = argc > 1 ? argv[1] : "";
+  if (name == "ckpt") return argc > 2 && std::string_view(argv[2]) == "import";  // its files are Python's
   return std::ranges::find(kNames, name) != kNames.end();
 }
 

@@ -1,12 +1,11 @@
 /// \file
-/// Commands that the Python package carries out: doctor, report, top.
+/// Commands that the Python package carries out: doctor, report, top, ckpt import.
 #pragma once
-
-#include <string_view>
 
 namespace zeropage::launch {
 
-bool is_python_command(std::string_view name);
+/// `argc`, `argv`: of the program.
+bool is_python_command(int argc, char** argv);
 
 /// Becomes `python -m zeropage <arguments after the program's name>`, with the Python that ranks would get. Returns only by an
 /// exception: ConfigError without a Python, IoError when it cannot be started.
