@@ -27,7 +27,7 @@ test: setup lint ## what CI runs
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
 
-fuzz: ## libFuzzer on what reads untrusted files, a minute each; needs clang
+fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
 
 lint: venv ## layers, format, file lengths

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# fuzz.sh [SECONDS]: runs libFuzzer with sanitizers on every fuzz/*_fuzz.cc, SECONDS each, from the corpus in the repository; new inputs
-# go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or takes more than 512 MiB. Needs clang.
+# fuzz.sh [SECONDS]: runs libFuzzer with sanitizers on every fuzz/*_fuzz.cc, all at once, for SECONDS, from the corpus in the repository;
+# new inputs go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or takes more than 512 MiB. Needs clang.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
 clang=$(command -v clang++ || compgen -c clang++- | sort -V | tail -n 1) || true
-[ -n "$clang" ] || { echo "fuzz: clang++ is missing. Debian: apt-get install clang" >&2; exit 1; }
+[ -n "$clang" ] || { echo "fuzz: clang++ is missing. Debian, Ubuntu: tools/setup.sh fuzz" >&2; exit 1; }
 folder=build/fuzz
 mkdir -p "$folder"
 sources=(zeropage/checkpoint/{digest,manifest,shard_file,tensor_info,untrusted_json}.cc zeropage/checkpoint/file_system.cc zeropage/base/checked.cc)
@@ -13,17 +13,31 @@ common=(-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY '-DZEROPAGE_VERSION="fuzz"' -fsa
 objects=()
 for source in "${sources[@]}"; do
   objects+=("$folder/$(basename "$source" .cc).o")
-  "$clang" "${common[@]}" -fsanitize=fuzzer-no-link -c "$source" -o "${objects[-1]}"
+  rm -f "${objects[-1]}" # so that linking fails when compiling has
+  "$clang" "${common[@]}" -fsanitize=fuzzer-no-link -c "$source" -o "${objects[-1]}" &
+  [ $((${#objects[@]} % $(nproc))) != 0 ] || wait
 done
-for target in fuzz/*_fuzz.cc; do
-  name=$(basename "$target" _fuzz.cc)
-  "$clang" "${common[@]}" -fsanitize=fuzzer "$target" "${objects[@]}" -o "$folder/$name" -pthread
+wait
+
+# Builds and runs one target.
+fuzz() {
+  local name=$1
+  "$clang" "${common[@]}" -fsanitize=fuzzer "fuzz/${name}_fuzz.cc" "${objects[@]}" -o "$folder/$name" -pthread
   mkdir -p "$folder/corpus/$name"
   "$folder/$name" -max_total_time="$seconds" -timeout=5 -rss_limit_mb=512 -max_len=65536 -dict=fuzz/json.dict -print_final_stats=1 \
     -artifact_prefix="$folder/$name-" "$folder/corpus/$name" "fuzz/corpus/$name" >"$folder/$name.log" 2>&1 || {
     tail -n 40 "$folder/$name.log" >&2
     echo "fuzz: $name found a defect; its input is $folder/$name-*" >&2
-    exit 1
+    return 1
   }
   echo "fuzz: $name: $(sed -n 's/^stat::number_of_executed_units: *//p' "$folder/$name.log") inputs in $seconds s, none wrong"
+}
+
+running=()
+for target in fuzz/*_fuzz.cc; do
+  fuzz "$(basename "$target" _fuzz.cc)" &
+  running+=($!)
 done
+status=0
+for target in "${running[@]}"; do wait "$target" || status=1; done
+exit $status

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before it acts, so
+# setup.sh: brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before it acts, so
 # that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
+# setup.sh fuzz: only clang with libFuzzer, about 100 MB to download, which nothing but make fuzz needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -59,9 +60,8 @@ LIST
     echo python3-dev
 }
 
-install_packages() {
-  local packages sudo=
-  packages=$(missing_packages | tr '\n' ' ')
+install_packages() { # PACKAGES: names, separated by blanks
+  local packages=$1 sudo=
   [ -n "${packages// /}" ] || return 0
   command -v apt-get >/dev/null || fail "missing: $packages(names as in Debian). Install them with this system's package manager and run this again."
   if [ "$(id -u)" != 0 ]; then
@@ -72,6 +72,16 @@ install_packages() {
   # shellcheck disable=SC2086
   run "installing $packages" $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages ||
     fail "apt-get could not install: $packages. Its last lines are above; mend that and run this again."
+}
+
+# libFuzzer's library is a package of its own, with clang's version in its name.
+has_fuzzer() { echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
+  clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; }
+
+install_clang() {
+  command -v clang++ >/dev/null || install_packages clang
+  has_fuzzer || install_packages "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
+  has_fuzzer || fail "clang++ is here, its libFuzzer is not, so make fuzz cannot run"
 }
 
 make_venv() {
@@ -100,6 +110,7 @@ numpy numpy
 pytest pytest
 tqdm tqdm
 safetensors safetensors
+transformers transformers
 tensorboard tensorboard
 clang_format clang-format==14.0.6
 LIST
@@ -117,7 +128,11 @@ link_package() {
   [ "$(readlink .venv/bin/zeropage)" = ../../build/dev/zeropage ] || ln -sf ../../build/dev/zeropage .venv/bin/zeropage
 }
 
-install_packages
+if [ "${1:-}" = fuzz ]; then
+  install_clang
+  exit
+fi
+install_packages "$(missing_packages | tr '\n' ' ')"
 make_venv
 install_torch
 install_python_packages
