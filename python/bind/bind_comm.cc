@@ -47,7 +47,8 @@ at::Tensor reduce_scatter(Communicator& communicator, const at::Tensor& whole) {
   const std::int64_t shard_numel = whole.numel() / communicator.size();
   at::Tensor out = at::empty({shard_numel}, whole.options());
   const DType dtype = dtype_of(whole.scalar_type());
-  communicator.reduce_scatter(whole.data_ptr(), out.data_ptr(), shard_numel, dtype, dtype, false, {"reduce_scatter"})
+  communicator
+      .reduce_scatter(whole.data_ptr(), out.data_ptr(), shard_numel, dtype, dtype, false, {"reduce_scatter"}, {})
       ->wait();
   return out;
 }

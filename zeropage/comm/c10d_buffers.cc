@@ -57,14 +57,14 @@ at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device d
 }
 
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate) {
+                  DType out_dtype, bool accumulate, const Written& written) {
   if (numel == 0) return;
   if (received.device().is_cpu()) {
     std::vector<const std::byte*> inputs;
     for (std::int64_t r = 0; r < count; ++r) {
       inputs.push_back(static_cast<const std::byte*>(received.data_ptr()) + r * numel * element_bytes(in_dtype));
     }
-    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate);
+    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, written);
     return;
   }
   const at::Tensor terms = received.view(scalar_type(in_dtype)).view({count, numel});

@@ -83,13 +83,13 @@ class C10dCommunicator final : public Communicator {
   }
 
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag) override {
+                         bool accumulate, Tag tag, Written written) override {
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
     C10dOperation op = describe(OpKind::kReduceScatter, in_dtype, shard_numel, tag);
     if (shard_numel > 0) {
       const Carrier carrier = carrier_of(whole);
       if (sums_locally_ || !carrier.on_stream) {
-        add_exchange_and_sum(op, carrier, whole, out, shard_numel, in_dtype, out_dtype, accumulate);
+        add_exchange_and_sum(op, carrier, whole, out, shard_numel, in_dtype, out_dtype, accumulate, std::move(written));
       } else {
         add_backend_reduce_scatter(op, carrier, whole, out, shard_numel, in_dtype, out_dtype, accumulate);
       }
@@ -204,12 +204,17 @@ class C10dCommunicator final : public Communicator {
 
   /// Every rank sends its contribution to each shard to the shard's owner, who sums them in the order of the ranks.
   void add_exchange_and_sum(C10dOperation& op, const Carrier& carrier, const void* whole, void* out,
-                            std::int64_t shard_numel, DType in_dtype, DType out_dtype, bool accumulate) {
+                            std::int64_t shard_numel, DType in_dtype, DType out_dtype, bool accumulate,
+                            Written written) {
     const std::int64_t shard_bytes = shard_numel * element_bytes(in_dtype);
     at::Tensor sent = wrap(whole, shard_bytes * size_, DType::kOther, carrier.device);
     if (size_ == 1) {
       const bool in_place = whole == out && in_dtype == out_dtype && !accumulate;
-      if (!in_place) sum_received(sent, 1, out, shard_numel, in_dtype, out_dtype, accumulate);
+      if (!in_place) {
+        sum_received(sent, 1, out, shard_numel, in_dtype, out_dtype, accumulate, written);
+      } else if (written && sent.device().is_cpu()) {
+        written(0, shard_numel);
+      }
       return;
     }
     // Made when the stage starts, so that collectives that wait in the queue hold no memory.
@@ -224,7 +229,7 @@ class C10dCommunicator final : public Communicator {
           return group->alltoall_base(*received, sent, even, even, options);
         },
         [=, size = size_] {
-          sum_received(*received, size, out, shard_numel, in_dtype, out_dtype, accumulate);
+          sum_received(*received, size, out, shard_numel, in_dtype, out_dtype, accumulate, written);
           received->reset();
         });
     bytes_moved_ += shard_bytes * (size_ - 1);
@@ -237,7 +242,7 @@ class C10dCommunicator final : public Communicator {
     auto* begin = static_cast<std::byte*>(data);
     if (slice_numel > 0) {
       std::byte* own = begin + rank_ * slice_numel * bytes;
-      add_exchange_and_sum(op, carrier, data, own, slice_numel, dtype, dtype, false);
+      add_exchange_and_sum(op, carrier, data, own, slice_numel, dtype, dtype, false, {});
       add_all_gather(op, carrier, own, data, slice_numel * bytes);
     }
     const std::int64_t rest_numel = numel - slice_numel * size_;
@@ -247,7 +252,7 @@ class C10dCommunicator final : public Communicator {
     const at::Tensor all = at::empty({rest_numel * bytes * size_}, mine.options());
     add_stage(
         op, carrier, [=, this, group = carrier.group] { return gather_into(group, all, mine, timeout_); },
-        [=, size = size_] { sum_received(all, size, rest, rest_numel, dtype, dtype, false); });
+        [=, size = size_] { sum_received(all, size, rest, rest_numel, dtype, dtype, false, {}); });
     bytes_moved_ += rest_numel * bytes * (size_ - 1);
   }
 

@@ -41,6 +41,10 @@ class Work {
 
 using WorkPtr = std::unique_ptr<Work>;
 
+/// Told what a reduce_scatter has put into host memory, in ascending pieces and while they are in the cache: elements [begin, begin +
+/// numel) of `out` have their final values. Called by whoever polls or waits, before the work is complete; must not throw.
+using Written = std::function<void(std::int64_t begin, std::int64_t numel)>;
+
 /// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
 /// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
 class Memory {
@@ -84,9 +88,10 @@ class Communicator {
 
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
   /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
-  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank.
+  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be empty, is
+  /// told of every element once where the sum is formed in host memory, and of none where it is not.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
-                                 DType out_dtype, bool accumulate, Tag tag) = 0;
+                                 DType out_dtype, bool accumulate, Tag tag, Written written) = 0;
 
   /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank.
   virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) = 0;

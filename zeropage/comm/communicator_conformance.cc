@@ -254,13 +254,25 @@ class Suite {
       copy(whole, input);
       Buffer out(expected.size());
       if (accumulate && numel > 0) std::memcpy(out.data(), before.data(), out.size());
-      communicator_.reduce_scatter(whole, out.data(), numel, in_dtype, out_dtype, accumulate, {"scatter", numel})
+      Buffer told(expected.size());  // what `written` saw
+      std::int64_t told_numel = 0;
+      const auto written = [&](std::int64_t begin, std::int64_t count) {
+        check(begin == told_numel, "{}: told of elements from {} on, expected {}", what, begin, told_numel);
+        const std::int64_t offset = begin * element_bytes(out_dtype);
+        std::memcpy(told.data() + offset, out.data() + offset,
+                    static_cast<std::size_t>(count * element_bytes(out_dtype)));
+        told_numel += count;
+      };
+      communicator_
+          .reduce_scatter(whole, out.data(), numel, in_dtype, out_dtype, accumulate, {"scatter", numel}, written)
           ->wait();
       check_sums(out.data(), expected, out_dtype, what);
+      check(told_numel == numel && same_bytes(out.data(), told), "{}: told of {} elements", what, told_numel);
       check(same_bytes(whole, input), "{}: the input changed", what);
       if (accumulate || in_dtype != out_dtype) return;
       std::byte* part = whole + first * element_bytes(in_dtype);
-      communicator_.reduce_scatter(whole, part, numel, in_dtype, out_dtype, false, {"scatter in place", numel})->wait();
+      communicator_.reduce_scatter(whole, part, numel, in_dtype, out_dtype, false, {"scatter in place", numel}, {})
+          ->wait();
       check_sums(part, expected, out_dtype, what + " in place");
     });
   }

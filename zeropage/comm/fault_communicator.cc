@@ -56,9 +56,10 @@ class FaultCommunicator final : public WrappedCommunicator {
     return start(tag, [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag) override {
-    return start(tag,
-                 [&] { return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag); });
+                         bool accumulate, Tag tag, Written written) override {
+    return start(tag, [&] {
+      return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag, std::move(written));
+    });
   }
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
     return start(tag, [&] { return inner_->all_reduce(data, numel, dtype, tag); });

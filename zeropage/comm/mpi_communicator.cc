@@ -79,13 +79,13 @@ class MpiCommunicator final : public Communicator {
   }
 
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag) override {
+                         bool accumulate, Tag tag, Written written) override {
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
     MpiOperation op = describe(OpKind::kReduceScatter, in_dtype, shard_numel, tag);
     auto* from = static_cast<std::byte*>(const_cast<void*>(whole));
     const std::int64_t shard_bytes = shard_numel * element_bytes(in_dtype);
     const auto sum = [=, out = static_cast<std::byte*>(out)](const std::vector<const std::byte*>& terms) {
-      reduce_ranks(terms, out, shard_numel, in_dtype, out_dtype, accumulate);
+      reduce_ranks(terms, out, shard_numel, in_dtype, out_dtype, accumulate, written);
     };
     if (shard_numel > 0)
       add_exchange(
@@ -103,7 +103,7 @@ class MpiCommunicator final : public Communicator {
       const auto slice = [=, this](int r) { return numel / size_ * r + std::min<std::int64_t>(r, numel % size_); };
       const auto offset = [=](int r) { return slice(r) * element_bytes(dtype); };
       const auto sum = [=, this](const std::vector<const std::byte*>& terms) {
-        reduce_ranks(terms, begin + offset(rank_), slice(rank_ + 1) - slice(rank_), dtype, dtype, false);
+        reduce_ranks(terms, begin + offset(rank_), slice(rank_ + 1) - slice(rank_), dtype, dtype, false, {});
       };
       add_exchange(op, begin, offset, sum);
       add_gather(op, begin, offset);
@@ -204,7 +204,7 @@ class MpiCommunicator final : public Communicator {
     op.stages.back().finish = [=, this] {
       std::vector<const std::byte*> terms;
       for (int r = 0; r < size_; ++r) terms.push_back(all->data() + r * bytes);
-      reduce_ranks(terms, data, numel, dtype, dtype, false);
+      reduce_ranks(terms, data, numel, dtype, dtype, false, {});
     };
   }
 

@@ -54,9 +54,10 @@ class RecordingCommunicator final : public WrappedCommunicator {
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag) override {
-    return start(SpanKind::kReduce, "reduce_scatter", tag, shard_numel * size() * element_bytes(in_dtype),
-                 [&] { return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag); });
+                         bool accumulate, Tag tag, Written written) override {
+    return start(SpanKind::kReduce, "reduce_scatter", tag, shard_numel * size() * element_bytes(in_dtype), [&] {
+      return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag, std::move(written));
+    });
   }
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
     return start(SpanKind::kReduce, "all_reduce", tag, numel * element_bytes(dtype),

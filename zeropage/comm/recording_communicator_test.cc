@@ -33,7 +33,7 @@ TEST(RecordingCommunicator, CountsEachTransferOnce) {
     const auto recording = recorded(communicator, timeline);
     std::vector<float> whole(6, 1.0f), shard(3);
     auto work =
-        recording->reduce_scatter(whole.data(), shard.data(), 3, DType::kFloat32, DType::kFloat32, false, {"g", 1});
+        recording->reduce_scatter(whole.data(), shard.data(), 3, DType::kFloat32, DType::kFloat32, false, {"g", 1}, {});
     while (!work->poll()) {
     }
     work->wait();

@@ -106,7 +106,7 @@ WorkPtr RegionCommunicator::all_gather(const void* shard, void* whole, std::int6
 }
 
 WorkPtr RegionCommunicator::reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
-                                           DType out_dtype, bool accumulate, Tag tag) {
+                                           DType out_dtype, bool accumulate, Tag tag, Written written) {
   check_numel(shard_numel, "reduce_scatter");
   check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
   Operation op;
@@ -117,6 +117,7 @@ WorkPtr RegionCommunicator::reduce_scatter(const void* whole, void* out, std::in
   op.output = static_cast<std::byte*>(out);
   op.out_dtype = out_dtype;
   op.accumulate = accumulate;
+  op.written = std::move(written);
   return start(std::move(op), tag);
 }
 

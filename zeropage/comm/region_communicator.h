@@ -49,7 +49,7 @@ class RegionCommunicator final : public Communicator {
   const std::byte* peer_address(int rank, const void* local) const override;
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override;
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag) override;
+                         bool accumulate, Tag tag, Written written) override;
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override;
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override;
   void barrier(Tag tag) override;

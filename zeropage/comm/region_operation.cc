@@ -73,7 +73,8 @@ class Step {
         }
         return range.count * (size_ - 1);
       case OpKind::kReduceScatter:
-        reduce(chunk, 0, op_.output + range.begin * element_bytes(op_.out_dtype), range.count);
+        reduce(chunk, 0, op_.output + range.begin * element_bytes(op_.out_dtype), range.count,
+               written_from(range.begin));
         return range.count * element_ * (size_ - 1);
       case OpKind::kAllReduce:
         if (op_.route != Route::kInline) return read_slices(chunk, range);
@@ -107,10 +108,17 @@ class Step {
     return call_.kind == OpKind::kReduceScatter ? base + rank_ * stride_ * element_ : base;
   }
 
-  void reduce(std::int64_t chunk, std::int64_t begin, std::byte* out, std::int64_t count) const {
+  /// Pieces of a chunk that begins at `first`.
+  Written written_from(std::int64_t first) const {
+    if (!op_.written) return {};
+    return [this, first](std::int64_t begin, std::int64_t numel) { op_.written(first + begin, numel); };
+  }
+
+  void reduce(std::int64_t chunk, std::int64_t begin, std::byte* out, std::int64_t count,
+              const Written& written = {}) const {
     std::vector<const std::byte*> inputs(static_cast<std::size_t>(size_));
     for (int q = 0; q < size_; ++q) inputs[static_cast<std::size_t>(q)] = source(q, chunk) + begin * element_;
-    reduce_ranks(inputs, out, count, call_.dtype, op_.out_dtype, op_.accumulate);
+    reduce_ranks(inputs, out, count, call_.dtype, op_.out_dtype, op_.accumulate, written);
   }
 
   /// all_reduce, after every rank has summed its slice: copies the slices to the output.
@@ -173,7 +181,10 @@ void run_alone(const Operation& op) {
   copy_own_shard(op, 0);
   const bool in_place = op.output == op.input && op.out_dtype == op.call.dtype && !op.accumulate;
   if (op.call.kind == OpKind::kReduceScatter && !in_place) {
-    reduce_ranks(std::span(&op.input, 1), op.output, op.call.numel, op.call.dtype, op.out_dtype, op.accumulate);
+    reduce_ranks(std::span(&op.input, 1), op.output, op.call.numel, op.call.dtype, op.out_dtype, op.accumulate,
+                 op.written);
+  } else if (op.call.kind == OpKind::kReduceScatter && op.written) {
+    op.written(0, op.call.numel);
   }
 }
 

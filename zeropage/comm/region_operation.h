@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "zeropage/comm/communicator.h"
 #include "zeropage/comm/region_control.h"
 
 namespace zeropage::comm {
@@ -19,6 +20,7 @@ struct Operation {
   std::byte* output = nullptr;
   DType out_dtype = DType::kOther;
   bool accumulate = false;
+  Written written;  ///< of reduce_scatter
   std::uint64_t sequence = 0;
 
   // Fixed when all ranks have started it.

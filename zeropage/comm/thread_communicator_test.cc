@@ -205,7 +205,7 @@ TEST(ThreadCommunicator, CountsTheBytesThatMove) {
     std::vector<float> shard(10000);
     c.all_gather(shard.data(), whole.data(), 40000, {"a", 0})->wait();
     EXPECT_EQ(c.bytes_moved(), 3 * 40000);
-    c.reduce_scatter(whole.data(), shard.data(), 10000, DType::kFloat32, DType::kFloat32, false, {"b", 0})->wait();
+    c.reduce_scatter(whole.data(), shard.data(), 10000, DType::kFloat32, DType::kFloat32, false, {"b", 0}, {})->wait();
     EXPECT_EQ(c.bytes_moved(), 6 * 40000);
     c.all_reduce(whole.data(), 40000, DType::kFloat32, {"c", 0})->wait();
     EXPECT_NEAR(static_cast<double>(c.bytes_moved()), 12 * 40000, 1000);
@@ -221,8 +221,8 @@ TEST(ThreadCommunicator, RefusesArgumentsThatMakeNoSense) {
   EXPECT_TRUE(is_refused([&] { c.all_gather(data, data, -1, {}); }));
   EXPECT_TRUE(is_refused([&] { c.broadcast(data, 8, 1, {}); }));
   EXPECT_TRUE(is_refused([&] { c.all_reduce(data, 8, DType::kOther, {}); }));
-  EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kFloat32, DType::kBFloat16, false, {}); }));
-  EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kBFloat16, DType::kBFloat16, true, {}); }));
+  EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kFloat32, DType::kBFloat16, false, {}, {}); }));
+  EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kBFloat16, DType::kBFloat16, true, {}, {}); }));
   EXPECT_TRUE(is_refused([&] { c.peer_address(0, data); }));
   EXPECT_TRUE(is_refused([&] { c.allocate(-1, "negative"); }));
   EXPECT_TRUE(is_refused([&] { c.allocate(4096, "small")->discard(0, 4097); }));

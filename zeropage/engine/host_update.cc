@@ -34,12 +34,13 @@ void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segm
 }
 
 double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel) {
-  std::vector<double> sums((numel + kGrainNumel - 1) / kGrainNumel);
+  constexpr std::int64_t kBlockNumel = optim::SquareSum::kBlockNumel;
+  std::vector<double> sums((numel + kBlockNumel - 1) / kBlockNumel);
   at::parallel_for(0, static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t block = from; block < to; ++block) {
-      const std::int64_t begin = block * kGrainNumel;
+      const std::int64_t begin = block * kBlockNumel;
       sums[block] = optim::sum_of_squares(static_cast<const std::byte*>(data) + begin * element_bytes(dtype), dtype,
-                                          std::min(kGrainNumel, numel - begin));
+                                          std::min(kBlockNumel, numel - begin));
     }
   });
   return std::accumulate(sums.begin(), sums.end(), 0.0);

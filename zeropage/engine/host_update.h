@@ -20,7 +20,7 @@ struct Segment {
 /// between cache lines. Cost and errors: as optim::update.
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments);
 
-/// optim::sum_of_squares of blocks of fixed length, added in their order. Cost: one read.
+/// optim::sum_of_squares on all of torch's threads: the same bits. Cost: one read.
 double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel);
 
 }  // namespace zeropage::engine

@@ -98,10 +98,13 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
     if (gradient.data == nullptr) continue;
     const auto& own = state.owned(page.index);
     const std::int64_t begin = rank * page.shard_numel;
+    const auto known = reducer.squares(page.index);
+    std::size_t next = 0;
     for (const auto& segment : state.layout()->segments(page.index, begin, begin + page.shard_numel)) {
       const auto* data = static_cast<const std::byte*>(gradient.data) +
                          (segment.page_offset - own.begin) * element_bytes(gradient.dtype);
-      const double squares = segment_sum_of_squares(data, gradient.dtype, segment.numel, gradient.device);
+      const double squares =
+          known.empty() ? segment_sum_of_squares(data, gradient.dtype, segment.numel, gradient.device) : known[next++];
       if (sum.overflow_parameter < 0 && !std::isfinite(squares)) sum.overflow_parameter = segment.parameter;
       sum.sum_of_squares += squares;
     }

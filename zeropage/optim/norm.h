@@ -8,10 +8,32 @@
 
 namespace zeropage::optim {
 
-/// Sum of the squares of `numel` fp32, bf16, fp16 or fp64 elements, each square and the sum in double. Element i goes
-/// to partial sum i mod 16 and these are added in one order, so the result depends on the values only: not on the
-/// machine or on threads. Infinity and NaN propagate; fp32 squares cannot overflow. Cost: one read. Errors: UsageError
-/// for kOther.
+/// Sum of the squares of fp32, bf16, fp16 or fp64 elements that come in pieces, each square and the sum in double. Element i of
+/// a block of kBlockNumel goes to partial sum i mod 16; these are added in one order, and the blocks in theirs. So the result
+/// depends on the values only: not on the pieces, the machine or threads. Infinity and NaN propagate; fp32 squares cannot overflow.
+class SquareSum {
+ public:
+  static constexpr int kLanes = 16;
+  static constexpr std::int64_t kBlockNumel = 1 << 16;
+
+  /// The next `numel` elements. Cost: one read. Errors: UsageError for kOther.
+  void add(const void* data, DType dtype, std::int64_t numel);
+
+  /// Of all elements so far. Cost: a few additions.
+  double sum() const;
+
+ private:
+  void add_floats(const float* data, std::int64_t numel);
+  void add_doubles(const double* data, std::int64_t numel);
+  template <typename Element, typename AddBlock>
+  void add_in_blocks(const Element* data, std::int64_t numel, AddBlock add_block);
+
+  double blocks_ = 0.0;        // of those that are complete
+  std::int64_t in_block_ = 0;  // elements of the one that is not
+  double lanes_[kLanes] = {};
+};
+
+/// SquareSum of one piece.
 double sum_of_squares(const void* data, DType dtype, std::int64_t numel);
 
 /// min(1, max_norm / (total_norm + 1e-6)), the rule of torch.nn.utils.clip_grad_norm_; 1 when max_norm is 0 (no

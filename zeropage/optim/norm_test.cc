@@ -71,6 +71,27 @@ TEST(SumOfSquares, OnlyBadElementsMakeItBad) {
   }
 }
 
+// Would catch a norm that depends on the pieces in which a reduction happens to write a gradient.
+TEST(SquareSum, DoesNotDependOnThePieces) {
+  const std::vector<float> values = random_values(3 * SquareSum::kBlockNumel + 777);
+  const auto numel = static_cast<std::int64_t>(values.size());
+  double expected = 0.0;
+  for (std::int64_t begin = 0; begin < numel; begin += SquareSum::kBlockNumel) {
+    expected += defined_sum(values, begin, std::min(SquareSum::kBlockNumel, numel - begin));
+  }
+  EXPECT_EQ(sum_of_squares(values.data(), DType::kFloat32, numel), expected);
+  std::mt19937 random(4);
+  for (const std::int64_t longest : {3, 100, 5000, 200000}) {
+    SquareSum squares;
+    for (std::int64_t begin = 0; begin < numel;) {
+      const std::int64_t count = std::min<std::int64_t>(numel - begin, 1 + random() % longest);
+      squares.add(values.data() + begin, DType::kFloat32, count);
+      begin += count;
+    }
+    EXPECT_EQ(squares.sum(), expected) << longest;
+  }
+}
+
 TEST(ClipCoefficient, FollowsClipGradNorm) {
   EXPECT_EQ(clip_coefficient(0.5, 1.0), 1.0F);
   EXPECT_EQ(clip_coefficient(0.0, 1.0), 1.0F);

@@ -13,6 +13,7 @@
 #include "zeropage/base/blocking.h"
 #include "zeropage/base/error.h"
 #include "zeropage/paging/pager.h"
+#include "zeropage/reduce/pieces.h"
 
 namespace zeropage::reduce {
 namespace {
@@ -46,6 +47,8 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
     state.result_device = offloaded ? policy_.host.device : device_;
     if (!page.trainable) continue;
     state.expected = static_cast<int>(page.placements.size());
+    state.segments = layout_->shard_segments(page.index, communicator_->rank());
+    state.squares.resize(state.segments.size());
     order_.push_back(page.index);
   }
   std::reverse(order_.begin(), order_.end());
@@ -160,24 +163,8 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
   acquire_frame(page);
-  const DType dtype = frame_dtype(page);
-  const at::Tensor& variable = parameters_[parameter];
-  std::byte* target = state.frame + layout_->offset_of(parameter) * element_bytes(dtype);
   const bool first = !arrived_[parameter];
-  if (first && policy_.pre_scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
-      dtype_of(gradient.scalar_type()) == dtype && gradient.strides() == variable.strides()) {
-    std::memcpy(target, gradient.const_data_ptr(), gradient.nbytes());
-  } else {
-    auto place = at::from_blob(target, variable.sizes(), variable.strides(),
-                               at::TensorOptions().dtype(scalar_type_of(dtype)).device(device_));
-    const at::Tensor scaled =
-        policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
-    if (first) {
-      place.copy_(scaled);
-    } else {
-      place.add_(scaled);
-    }
-  }
+  put(parameter, gradient, first);
   state.touched = true;
   if (first) {
     arrived_[parameter] = true;
@@ -188,6 +175,34 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
   if (++state.came == state.expected && reducing_ && !order_settled_ && !state.launched) completed_.push_back(page);
 }
 
+/// Into the page's frame: assigned when it is the first one, else added.
+void Reducer::put(int parameter, const at::Tensor& gradient, bool first) {
+  const int page = layout_->page_of(parameter);
+  const DType dtype = frame_dtype(page);
+  const std::int64_t element = element_bytes(dtype);
+  const at::Tensor& variable = parameters_[parameter];
+  std::byte* target = pages_[page].frame + layout_->offset_of(parameter) * element;
+  const comm::Written written = stores_sums() ? watch_parameter(parameter, target, dtype) : comm::Written();
+  if (first && policy_.pre_scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
+      dtype_of(gradient.scalar_type()) == dtype && gradient.strides() == variable.strides()) {
+    const auto* source = static_cast<const std::byte*>(gradient.const_data_ptr());
+    return in_pieces(gradient.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+      std::memcpy(target + begin * element, source + begin * element, static_cast<std::size_t>(numel * element));
+    });
+  }
+  const auto options = at::TensorOptions().dtype(scalar_type_of(dtype)).device(device_);
+  const at::Tensor scaled = policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
+  const auto move = [&](at::Tensor to, const at::Tensor& from) { first ? to.copy_(from) : to.add_(from); };
+  if (written && scaled.is_contiguous() && variable.is_contiguous()) {
+    const auto whole = at::from_blob(target, {scaled.numel()}, options);
+    return in_pieces(scaled.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+      move(whole.narrow(0, begin, numel), scaled.view(-1).narrow(0, begin, numel));
+    });
+  }
+  move(at::from_blob(target, variable.sizes(), variable.strides(), options), scaled);
+  if (written) written(0, variable.numel());
+}
+
 /// Zeros where no gradient came; from here on the frame belongs to the reduction.
 void Reducer::consume(int page) {
   auto& state = pages_[page];
@@ -195,6 +210,7 @@ void Reducer::consume(int page) {
   for (const auto& place : layout_->pages()[page].placements) {
     if (!arrived_[place.parameter]) {
       paging::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
+      if (stores_sums()) watch_parameter(place.parameter, nullptr, DType::kFloat32);
     }
     arrived_[place.parameter] = false;
     came_[place.parameter] = false;
@@ -321,6 +337,7 @@ void Reducer::reset() {
     state.filled = false;
     state.launched = false;
     state.touched = false;
+    forget_squares(page);
     if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame);
     state.frame = state.home;
   }

@@ -19,7 +19,8 @@
 ///
 /// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
 ///
-/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update.
+/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update. On the host the squares for the
+/// global norm are summed when the last writer of a gradient has just left it in the cache; see `squares`.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
@@ -33,6 +34,7 @@
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/optim/norm.h"
 #include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/reduce/gradient_hooks.h"
@@ -80,6 +82,11 @@ class Reducer {
   /// when no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
+  /// optim::SquareSum of each segment of this rank's shard of the page's sum, in the order of Layout::shard_segments. Empty where
+  /// nobody summed them on the way, and the sum must be read again: on devices, where all ranks sum all of it (stage 0), and after
+  /// gradients that came late to a whole page.
+  std::vector<double> squares(int page) const;
+
   /// Parameters that received a gradient on this rank since the last reset.
   const std::vector<bool>& received() const { return received_; }
 
@@ -116,6 +123,9 @@ class Reducer {
     bool filled = false;      ///< `result` holds a sum
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
+    std::vector<layout::Segment> segments;  ///< of this rank's shard
+    std::vector<optim::SquareSum> squares;  ///< of each of them
+    std::int64_t squared_numel = 0;         ///< elements of the shard that these have seen
 
     /// Long enough that losses which take turns keep all their pages in the order.
     bool expects_gradients() const { return quiet_backwards < 4; }
@@ -127,6 +137,12 @@ class Reducer {
 
   void on_gradient(int parameter);
   void store(int parameter, const at::Tensor& gradient);
+  void put(int parameter, const at::Tensor& gradient, bool first);
+  void forget_squares(int page);
+  void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
+  comm::Written watch(int page, const std::byte* data, DType dtype);
+  comm::Written watch_parameter(int parameter, const std::byte* data, DType dtype);
+  bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
   void acquire_frame(int page);
   void consume(int page);
   void launch_ready();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "zeropage/paging/pager.h"
+#include "zeropage/reduce/pieces.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
@@ -28,9 +29,10 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
   const comm::Tag tag{state.label, page};
   const DType dtype = policy_.frame_dtype;
   if (policy_.reduce_scatter && reduces_into_shard(page)) {
-    in_flight_.push_back({communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
-                                                        /*accumulate=*/state.filled, tag),
-                          [this, frame] { frames_->release(frame); }});
+    in_flight_.push_back(
+        {communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
+                                       /*accumulate=*/state.filled, tag, watch(page, state.result, DType::kFloat32)),
+         [this, frame] { frames_->release(frame); }});
     return;
   }
   std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
@@ -40,7 +42,7 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
   } else {
     summed = scratch_->data();
     summed_dtype = DType::kFloat32;
-    communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag)->wait();
+    communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag, {})->wait();
   }
   add_to_shard(page, paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_));
   frames_->release(frame);
@@ -50,11 +52,13 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
 void Reducer::add_to_shard(int page, const at::Tensor& sum) {
   const auto& state = pages_[page];
   auto shard = paging::flat_view(state.result, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  if (state.filled) {
-    shard.add_(sum.to(state.result_device));
-  } else {
-    shard.copy_(sum, /*non_blocking=*/true);
-  }
+  const bool on_host = device_.is_cpu() && state.result_device.is_cpu();
+  const auto written = on_host ? watch(page, state.result, state.result_dtype) : comm::Written();
+  in_pieces(sum.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+    auto to = shard.narrow(0, begin, numel);
+    const auto from = sum.narrow(0, begin, numel);
+    state.filled ? to.add_(from.to(state.result_device)) : to.copy_(from, /*non_blocking=*/true);
+  });
 }
 
 /// Waits for shards that are on their way to the host.
@@ -74,18 +78,22 @@ void Reducer::launch_whole(int page, std::byte* frame) {
   const DType dtype = frame_dtype(page);
   state.result = policy_.whole_result ? frame : own_shard(page);
   state.result_dtype = dtype;
-  if (communicator_->size() == 1) return;
+  if (communicator_->size() == 1) {
+    if (stores_sums()) state.squared_numel = spec.shard_numel;  // by store
+    return;
+  }
   if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
     reduce_through_fp32(page, frame, /*late=*/false);
     return;
   }
   const comm::Tag tag{state.label, page};
   retire(kMaxInFlight);
-  in_flight_.push_back({policy_.whole_result || !policy_.reduce_scatter
-                            ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)
-                            : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
-                                                            /*accumulate=*/false, tag),
-                        {}});
+  in_flight_.push_back(
+      {policy_.whole_result || !policy_.reduce_scatter
+           ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)
+           : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
+                                           /*accumulate=*/false, tag, watch(page, own_shard(page), dtype)),
+       {}});
 }
 
 /// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to the page's
@@ -114,11 +122,16 @@ void Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
   retire(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
-                                            policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag);
+                                            policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag, {});
+  forget_squares(page);
+  const auto written = device_.is_cpu() && !late ? watch(page, target, state.result_dtype) : comm::Written();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
     const auto from = paging::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
     auto to = paging::flat_view(target, spec.shard_numel, target_type, device_);
-    late ? to.add_(from) : to.copy_(from);
+    in_pieces(spec.shard_numel, written, [&](std::int64_t begin, std::int64_t numel) {
+      auto piece = to.narrow(0, begin, numel);
+      late ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
+    });
     if (late) frames_->release(frame);
   };
   in_flight_.push_back({std::move(work), std::move(settle)});
