@@ -90,11 +90,13 @@ class Settings:
 
 
 def test_pickles_run_nothing(tmp_path):
-    """Catches code in a file that is run, objects that hide tensors, and a reader that leaves its caller without an error."""
+    """Catches code in a file that is run, objects that hide tensors, tensors that are none, and a reader that leaves its caller without an
+    error."""
     values = {"a": torch.arange(6.0).view(2, 3), "settings": Settings(), "run": Exploit(tmp_path / "made"), "b": [1, (2, None)]}
     torch.save(values, tmp_path / "file.pt")
     (tmp_path / "broken.pt").write_bytes((tmp_path / "file.pt").read_bytes()[:-30])
     torch.save({"os": os.getcwd}, tmp_path / "system.pt")
+    torch.save(torch.zeros(1).expand(10**12), tmp_path / "large.pt")
     with PickleProcess() as reader:
         found = reader.open(tmp_path / "file.pt")
         assert torch.equal(found["a"].read(2, 5), torch.tensor([2.0, 3.0, 4.0])) and found["a"].shape == (2, 3)
@@ -104,6 +106,8 @@ def test_pickles_run_nothing(tmp_path):
             reader.open(tmp_path / "broken.pt")
         with pytest.raises(CheckpointError, match="system.pt: .*blocked"):
             reader.open(tmp_path / "system.pt")
+        with pytest.raises(CheckpointError, match="large.pt: .*in 4 bytes repeats"):
+            reader.open(tmp_path / "large.pt")
         assert torch.equal(found["a"].read(0, 1), torch.tensor([0.0]))
         reader._process.kill()
         with pytest.raises(CheckpointError, match="the process that reads the file ended with code -9"):

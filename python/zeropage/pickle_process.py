@@ -134,7 +134,11 @@ class _Foreign:
 def _plain(value: Any) -> Any:
     """The value with everything that `encode` does not take as what can be said of it."""
     if isinstance(value, torch.Tensor):
-        return value.detach() if value.layout == torch.strided and not value.is_quantized else {FOREIGN: str(value.layout)}
+        if value.layout != torch.strided or value.is_quantized:
+            return {FOREIGN: str(value.layout)}
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise CheckpointError(f"a tensor of {list(value.shape)} in {value.untyped_storage().nbytes()} bytes repeats what it has")
+        return value.detach()
     if isinstance(value, _Foreign):
         return {FOREIGN: type(value).__name__} | {key: _plain(held) for key, held in value.__dict__.items()}
     if isinstance(value, dict):
