@@ -4,7 +4,9 @@ and how long a save in the background holds the training up, beside one copy of 
 The ways take turns in every round, so that a disk or a machine that is slow for a while is slow for all of them. Every save ends with
 an fsync. One rank, so that nobody shares the disk. MB are 10^6 bytes.
 
-    {"state_mb": ..., "save_mb_s": ..., "save_over_write": ..., "torch_save_time": ..., "stall_over_copy": ...}
+    {"state_mb": ..., "save_mb_s": ..., "save_over_fio": ..., "torch_save_time": ..., "stall_over_copy": ...}
+
+save_over_fio: beside fio (direct, 8 requests of 1 MiB under way), where it is installed; save_over_write: beside write() of 1 MiB each.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 import warnings
@@ -77,6 +80,14 @@ def save_by_dcp(folder: Path, state: dict[str, torch.Tensor]) -> None:
     sync_tree(folder)
 
 
+def fio_seconds(file: Path, size: int) -> float:
+    """fio's own time for a new file of so many bytes, its fsync included."""
+    command = ["fio", "--name=write", f"--filename={file}", "--rw=write", "--bs=1M", f"--size={size}", "--ioengine=libaio", "--iodepth=8"]
+    done = subprocess.run([*command, "--direct=1", "--end_fsync=1", "--output-format=json"], capture_output=True, text=True, check=True)
+    file.unlink()
+    return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["job_runtime"] / 1000
+
+
 def seconds_of(work: Callable[[], Any]) -> float:
     begun = time.perf_counter()
     work()
@@ -99,8 +110,12 @@ def measure(numel: int, rounds: int, root: Path) -> dict[str, float]:
         "copy": lambda folder: [copy[name].copy_(tensor) for name, tensor in state.items()],
         "stall": behind.save_checkpoint,
     }
-    times: dict[str, list[float]] = {name: [] for name in ways}
+    total_bytes = sum(tensor.nbytes for tensor in state.values())
+    with_fio = shutil.which("fio") is not None
+    times: dict[str, list[float]] = {name: [] for name in [*ways, *(["fio"] if with_fio else [])]}
     for number in range(rounds + 1):
+        if with_fio:
+            times["fio"].append(fio_seconds(root / "fio", total_bytes))
         for name, way in ways.items():
             folder = root / f"{name}{number}"
             times[name].append(seconds_of(lambda way=way, folder=folder: way(folder)))
@@ -108,11 +123,13 @@ def measure(numel: int, rounds: int, root: Path) -> dict[str, float]:
             shutil.rmtree(folder, ignore_errors=True)
             os.sync()
     seconds = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first round warms up
-    megabytes = sum(tensor.nbytes for tensor in state.values()) / 1e6
+    megabytes = total_bytes / 1e6
+    beside_fio = {"save_over_fio": round(seconds["fio"] / seconds["save"], 2)} if with_fio else {}
     return {
         "state_mb": round(megabytes),
         "save_mb_s": round(megabytes / seconds["save"]),
         "write_mb_s": round(megabytes / seconds["write"]),
+        **beside_fio,
         "save_over_write": round(seconds["write"] / seconds["save"], 2),
         "torch_save_time": round(seconds["torch_save"] / seconds["save"], 2),
         "dcp_time": round(seconds["dcp"] / seconds["save"], 2),
