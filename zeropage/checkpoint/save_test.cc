@@ -189,49 +189,6 @@ TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
   EXPECT_GT(points, 15);
 }
 
-/// Saves "new" in a child process that is killed before its operation `at`. True when it was, false when it ended by itself.
-bool killed_while_saving(const std::string& folder, const std::string& tag, int at, bool torn, bool& acknowledged) {
-  const std::string mark = folder + ".saved";
-  const pid_t child = fork();
-  if (child == 0) {
-    FaultFiles files([&](int op) { op == at ? static_cast<void>(kill(getpid(), SIGKILL)) : static_cast<void>(0); },
-                     torn);
-    save_alone(files, folder, tag, 2);
-    std::ofstream(mark) << "yes";
-    _exit(0);
-  }
-  int status = 0;
-  waitpid(child, &status, 0);
-  acknowledged = std::filesystem::remove(mark);
-  return WIFSIGNALED(status);
-}
-
-// Catches a state between old and new, an acknowledged save that is not there, and leftovers that hinder the next save.
-TEST(SaveFaults, KilledAtAnyOperationTheOldOrTheNewStepLoads) {
-  int points = 0;
-  for (const std::string tag : {"new", "old"}) {  // a step of its own, and one that replaces
-    for (const bool torn : {false, true}) {
-      for (int at = 0;; ++at) {
-        const TestFolder folder;
-        save_alone(system_files(), folder.path(), "old", 1);
-        bool acknowledged = false;
-        const bool killed = killed_while_saving(folder.path(), tag, at, torn, acknowledged);
-        const float found = newest_content(folder.path());
-        ASSERT_TRUE(found == 2 || (found == 1 && !acknowledged)) << tag << ", operation " << at << ": " << found;
-        save_alone(system_files(), folder.path(), "next", 3);
-        ASSERT_EQ(newest_content(folder.path()), 3);
-        for (const auto& entry : std::filesystem::directory_iterator(folder.path())) {
-          ASSERT_NE(entry.path().filename().string().front(), '.') << "a leftover stays: " << entry.path();
-        }
-        if (!killed) break;
-        ++points;
-      }
-    }
-  }
-  RecordProperty("points", points);
-  EXPECT_GT(points, 40);
-}
-
 // Catches a rank that is gone and leaves the others waiting or with half a step.
 TEST(SaveFaults, ADeadRankFailsTheOthersAndTheOldStepLoads) {
   const TestFolder folder;

@@ -24,8 +24,8 @@ namespace zeropage::checkpoint {
 /// A directory that goes away with its object.
 class TestFolder {
  public:
-  TestFolder() {
-    std::string name = (std::filesystem::temp_directory_path() / "zp-ckpt-XXXXXX").string();
+  explicit TestFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
+    std::string name = (parent / "zp-ckpt-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) throw IoError("mkdtemp");
     path_ = name;
   }
@@ -43,10 +43,10 @@ class TestFolder {
 /// Called before each operation that changes something, with its number from 0; what it throws is the operation's failure.
 using FaultHook = std::function<void(int op)>;
 
-/// The real file system with a hook before every changing operation. `torn`: appends are two operations, half the bytes each.
+/// The real file system with a hook before every changing operation.
 class FaultFiles : public FileSystem {
  public:
-  FaultFiles(FaultHook hook, bool torn = false) : hook_(std::move(hook)), torn_(torn) {}
+  explicit FaultFiles(FaultHook hook) : hook_(std::move(hook)) {}
 
   int operations() const { return next_; }
 
@@ -70,12 +70,8 @@ class FaultFiles : public FileSystem {
    public:
     File(FaultFiles& owner, std::unique_ptr<WritableFile> file) : owner_(owner), file_(std::move(file)) {}
     void append(const std::byte* data, std::int64_t bytes) override {
-      const std::int64_t first = owner_.torn_ ? bytes / 2 : bytes;
       owner_.step();
-      file_->append(data, first);
-      if (first == bytes) return;
-      owner_.step();
-      file_->append(data + first, bytes - first);
+      file_->append(data, bytes);
     }
     void sync() override { owner_.step(), file_->sync(); }
     void close() override { owner_.step(), file_->close(); }
@@ -89,7 +85,6 @@ class FaultFiles : public FileSystem {
 
   FileSystem& real_ = system_files();
   FaultHook hook_;
-  bool torn_;
   int next_ = 0;
 };
 

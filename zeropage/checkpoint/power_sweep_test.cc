@@ -1,0 +1,104 @@
+// The power fails before every system call by which a save changes files, on a real file system: ext4 in a file, mounted through a loop
+// device and shut down without its journal being written, which loses what a power cut would.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/ioctl.h>
+
+#include <cstdlib>
+#include <iostream>
+
+#include "zeropage/checkpoint/test_sweep.h"
+
+namespace zeropage::checkpoint {
+namespace {
+
+constexpr auto kTimeout = std::chrono::seconds(10);
+constexpr std::int64_t kImageBytes = std::int64_t{8} << 20;
+constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);  // EXT4_IOC_SHUTDOWN
+constexpr std::uint32_t kWithoutJournal = 2;                        // EXT4_GOING_FLAGS_NOLOGFLUSH
+
+bool run(const std::string& command) { return std::system((command + " >/dev/null 2>&1").c_str()) == 0; }
+
+/// An ext4 file system in a file.
+class Image {
+ public:
+  explicit Image(const std::string& folder)
+      : image_(folder + "/image"), base_(folder + "/base"), mount_(folder + "/m") {
+    std::ofstream(base_).put(0);
+    std::filesystem::resize_file(base_, kImageBytes);
+    std::filesystem::create_directory(mount_);
+    made_ = run("PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q -F " + base_);
+  }
+  ~Image() { unmount(); }
+  Image(const Image&) = delete;
+
+  bool made() const { return made_; }
+  const std::string& path() const { return mount_; }
+
+  /// Starts again with what the base holds.
+  void reset() { std::filesystem::copy_file(base_, image_, std::filesystem::copy_options::overwrite_existing); }
+  /// Makes what the image holds the base.
+  void keep() { std::filesystem::copy_file(image_, base_, std::filesystem::copy_options::overwrite_existing); }
+  bool mount() { return mounted_ = run("mount -t ext4 -o loop " + image_ + " " + mount_); }
+  void unmount() {
+    for (int attempt = 0; mounted_ && attempt < 100; ++attempt) {
+      mounted_ = !run("umount " + mount_);
+      if (mounted_) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+  void cut_power() {
+    const int folder = open(mount_.c_str(), O_RDONLY | O_DIRECTORY);
+    auto flags = kWithoutJournal;
+    ASSERT_EQ(ioctl(folder, kShutdown, &flags), 0) << std::strerror(errno);
+    close(folder);
+  }
+
+ private:
+  std::string image_, base_, mount_;
+  bool made_ = false;
+  bool mounted_ = false;
+};
+
+// Catches a sync that is missing, or an order that only holds while the system lives.
+TEST(PowerSweep, BeforeAnyCallThatConcernsFilesTheOldOrTheNewStepLoads) {
+  const TestFolder folder(memory_folder());
+  Image image(folder.path());
+  image.reset();
+  if (!image.made() || !image.mount())
+    GTEST_SKIP() << "mkfs.ext4 and mounts through loop devices are not permitted here";
+  const std::string steps = image.path() + "/c";
+  save_alone(system_files(), steps, "old", 1);
+  image.unmount();
+  image.keep();
+  std::map<long, int> counts;
+  int points = 0;
+  for (const SweepCase& scenario : kSweepCases) {
+    for (int at = 0, stopped = 1; stopped != 0; ++at, ++points) {
+      image.reset();
+      ASSERT_TRUE(image.mount());
+      TracedProcess child([&] {
+        auto communicators = comm::make_thread_communicators(1, kTimeout);
+        save(system_files(), *communicators[0], request_of(scenario, steps, 0, 1));
+        acknowledge(folder.path(), 0);
+      });
+      if (!child.permitted()) GTEST_SKIP() << "ptrace is not permitted here";
+      long number = -1;
+      stopped = child.run_to_call(
+          [&, left = at](long call) mutable { return concerns_files(call) && (number = call, left-- == 0); });
+      image.cut_power();
+      child.kill();
+      image.unmount();
+      ASSERT_TRUE(image.mount());
+      ASSERT_EQ(problem_after_crash(steps, acknowledged(folder.path(), 0)), "")
+          << scenario.tag << ", keep_last " << scenario.keep_last << ", cut before call " << at << " (" << number
+          << ")";
+      image.unmount();
+      if (stopped != 0) ++counts[number];
+    }
+  }
+  std::cout << points << " power cuts: " << listing(counts) << "\n";
+  EXPECT_GT(points, 50);
+}
+
+}  // namespace
+}  // namespace zeropage::checkpoint
