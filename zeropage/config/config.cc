@@ -3,15 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <set>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/read_file.h"
 #include "zeropage/config/batch.h"
 #include "zeropage/config/check.h"
 #include "zeropage/config/effective.h"
@@ -378,14 +375,8 @@ Config Config::with_planned(const Planned& planned) const {
 }
 
 Config Config::from_file(const std::string& path, int world_size) {
-  std::ifstream file(path, std::ios::binary);
   // One byte more than a document may have, so that the parser can say that it is too long.
-  std::string text(json::kMaxDocumentBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (!file.is_open() || file.bad() || (file.gcount() == 0 && !file.eof())) {
-    throw IoError(fmt::format("{}: expected a readable configuration file, got: {}", path, std::strerror(errno)));
-  }
-  text.resize(static_cast<std::size_t>(file.gcount()));
+  const auto text = read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes + 1);
   return from_json(text, world_size, path);
 }
 

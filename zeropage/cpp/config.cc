@@ -1,13 +1,10 @@
 #include "zeropage/cpp/config.h"
 
-#include <cerrno>
-#include <cstring>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/read_file.h"
 #include "zeropage/config/config.h"
 
 namespace zeropage {
@@ -17,12 +14,7 @@ Config::Config(std::string text, std::string origin) : text_(std::move(text)), o
 }
 
 Config Config::from_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad()) {
-    throw IoError("cannot read the configuration " + path + ": " + std::strerror(errno) + "; check its path");
-  }
-  return Config(std::move(text), path);
+  return Config(read_file(path, "the configuration", "check its path"), path);
 }
 
 Config Config::from_json(std::string text, std::string origin) { return Config(std::move(text), std::move(origin)); }

@@ -1,12 +1,9 @@
 #include "zeropage/launch/config_command.h"
 
 #include <CLI/CLI.hpp>
-#include <cerrno>
-#include <fstream>
-#include <iterator>
 
+#include "zeropage/base/read_file.h"
 #include "zeropage/config/effective.h"
-#include "zeropage/launch/fd.h"
 
 namespace zeropage::launch {
 
@@ -23,10 +20,7 @@ CLI::App* add_config_command(CLI::App& app, ConfigCommand& command) {
 }
 
 std::string config_listing(const ConfigCommand& command) {
-  std::ifstream file(command.path, std::ios::binary);
-  if (!file) throw_errno("cannot read " + command.path, "check the path of the configuration");
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (file.bad()) throw_errno("cannot read " + command.path, "check that it is a file");
+  const auto text = read_file(command.path, "the configuration", "check its path");
   return config::describe(text, command.path, command.world_size);
 }
 

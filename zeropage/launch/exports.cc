@@ -5,10 +5,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/read_file.h"
 #include "zeropage/launch/fd.h"
 #include "zeropage/launch/text_lines.h"
 
@@ -25,15 +24,11 @@ bool is_variable_name(std::string_view name) {
          std::all_of(name.begin(), name.end(), fits);
 }
 
-Variables read_file(const fs::path& path) {
+Variables variables_of(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) return {};
-  std::ifstream file(path, std::ios::binary);
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad()) {
-    throw IoError(fmt::format("cannot read the environment file {}; make it readable or remove it", path.string()));
-  }
-  return parse_environment_file(text, path.string());
+  return parse_environment_file(read_file(path, "the environment file", "make it readable or remove it"),
+                                path.string());
 }
 
 }  // namespace
@@ -82,8 +77,8 @@ Variables environment_files() {
   const fs::path name = other && *other ? other : ".deepspeed_env";
   Variables variables;
   if (const char* home = std::getenv("HOME"); home && *home)
-    merge_variables(variables, read_file(fs::path(home) / name));
-  merge_variables(variables, read_file(fs::path(".") / name));
+    merge_variables(variables, variables_of(fs::path(home) / name));
+  merge_variables(variables, variables_of(fs::path(".") / name));
   return variables;
 }
 

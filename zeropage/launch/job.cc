@@ -3,12 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <fstream>
-#include <iterator>
+#include <filesystem>
 #include <numeric>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/read_file.h"
 #include "zeropage/launch/fd.h"
 
 namespace zeropage::launch {
@@ -21,17 +20,14 @@ bool is_this_host(const std::string& name, const std::string& host_name) {
 
 /// The pool of the hostfile; empty without one.
 std::vector<HostSlots> read_hostfile(const Options& options, Job& job) {
-  std::ifstream file(options.hostfile, std::ios::binary);
-  if (!file && errno == ENOENT) {
+  std::error_code error;
+  if (!std::filesystem::exists(options.hostfile, error) && !error) {
     if (options.hostfile != kDefaultHostfile) {
       job.notices.push_back(fmt::format("there is no hostfile {}: this host alone is used", options.hostfile));
     }
     return {};
   }
-  const std::string text((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  if (!file.is_open() || file.bad())
-    throw_errno("cannot read the hostfile " + options.hostfile, "make it a readable file");
-  return parse_hostfile(text, options.hostfile);
+  return parse_hostfile(read_file(options.hostfile, "the hostfile", "make it a readable file"), options.hostfile);
 }
 
 /// This host as a pool. Without GPUs slots are what the filter names: any number of CPU ranks may be had.
