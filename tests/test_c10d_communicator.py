@@ -118,7 +118,7 @@ def test_late_rank_is_named_with_what_it_did_last(tmp_path: Path) -> None:
     """Catches a hang, and a message that does not say where the others are."""
     waiting, late = _run(2, "late_rank", tmp_path)
     assert waiting.startswith("TimeoutError") and "all_gather of 40 bytes" in waiting
-    assert "rank 1 last reported collective 0: barrier" in waiting
+    assert "missing: rank 1, which last reported collective 0: barrier" in waiting
     assert "Error: " in late
 
 

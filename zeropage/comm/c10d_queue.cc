@@ -97,7 +97,7 @@ void C10dQueue::wait_until(const std::function<bool()>& ready, const std::string
     }
     if (now - begin >= timeout_) {
       const std::string message =
-          fmt::format("rank {} waited {} ms for {}{}", rank_, timeout_.count(), what, positions());
+          fmt::format("rank {} waited {} ms for {}{}", rank_, timeout_.count(), what, positions(next_sequence_));
       abort(message);
       throw TimeoutError(message);
     }
@@ -144,8 +144,7 @@ C10dStage C10dQueue::make_check(const C10dOperation& operation) {
 void C10dQueue::publish_position(const C10dOperation& operation) {
   if (!store_) return;
   try {
-    store_->set(position_key(rank_), fmt::format("rank {} last reported collective {}: {}", rank_, operation.sequence,
-                                                 describe_call(operation.call)));
+    store_->set(position_key(rank_), fmt::format("{} {}", operation.sequence, describe_call(operation.call)));
   } catch (const std::exception&) {
     // Only messages become poorer.
   }
@@ -182,6 +181,7 @@ void C10dQueue::block(C10dOperation& operation) {
   if (!operation.work || operation.stages[operation.started - 1].on_stream) return;
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();
+  bool said_where = false;
   while (!operation.work->isCompleted()) {
     try {
       operation.work->wait(kSlice);
@@ -189,12 +189,14 @@ void C10dQueue::block(C10dOperation& operation) {
       if (operation.work->isCompleted()) return;  // finish_stage says what it was
     }
     if (operation.work->isCompleted()) return;
+    if (!std::exchange(said_where, true))
+      publish_position(operation);  // who has not come this far by the timeout is late
     throw_if_failed();
     throw_if_aborted_by_peer();
     if (Clock::now() - begin > timeout_ + kGrace) {
       const std::string message =
           fmt::format("rank {} timed out after {} ms in {} (collective {}){}", rank_, timeout_.count(),
-                      describe_call(operation.call), operation.sequence, positions());
+                      describe_call(operation.call), operation.sequence, positions(operation.sequence));
       abort(message);
       throw TimeoutError(message);
     }
@@ -233,17 +235,29 @@ void C10dQueue::throw_if_aborted_by_peer() {
   throw PeerError(reason);
 }
 
-/// "; rank 1 last reported collective 7: ..." for every rank that has said where it is.
-std::string C10dQueue::positions() {
-  std::string text;
+/// "; missing: rank 1, which last reported collective 7: ...; rank 2 is at collective 9: ...", where `sequence` is what this rank waits in.
+std::string C10dQueue::positions(std::uint64_t sequence) {
+  std::string late;
+  std::string others;
   try {
     for (int r = 0; store_ && r < size_; ++r) {
-      if (r != rank_ && store_->check({position_key(r)})) text += "; " + store_->get_to_str(position_key(r));
+      if (r == rank_) continue;
+      const std::string where = store_->check({position_key(r)}) ? store_->get_to_str(position_key(r)) : "";
+      const std::size_t number_end = where.find(' ');
+      if (where.empty()) {
+        late += fmt::format("; missing: rank {}, which has reported no collective", r);
+      } else if (std::stoull(where) < sequence) {
+        late += fmt::format("; missing: rank {}, which last reported collective {}:{}", r, where.substr(0, number_end),
+                            where.substr(number_end));
+      } else {
+        others +=
+            fmt::format("; rank {} is at collective {}:{}", r, where.substr(0, number_end), where.substr(number_end));
+      }
     }
   } catch (const std::exception&) {
-    return text + "; the store does not answer";
+    others += "; the store does not answer";
   }
-  return text;
+  return late + others;
 }
 
 /// Turns the exception in flight, which `operation` met, into one of ours, and tells the peers.
@@ -261,7 +275,7 @@ void C10dQueue::rethrow(const C10dOperation& operation) {
     const std::string message =
         fmt::format("rank {} {} in {} (collective {}): {}{}; see the other ranks' output for the cause", rank_,
                     timed_out ? fmt::format("timed out after {} ms", timeout_.count()) : "lost a peer",
-                    describe_call(operation.call), operation.sequence, cause, positions());
+                    describe_call(operation.call), operation.sequence, cause, positions(operation.sequence));
     abort(message);
     if (timed_out) throw TimeoutError(message);
     throw PeerError(message);

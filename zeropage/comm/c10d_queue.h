@@ -86,7 +86,7 @@ class C10dQueue {
   void finish_stage(C10dOperation& operation);
   void throw_if_failed();
   void throw_if_aborted_by_peer();
-  std::string positions();
+  std::string positions(std::uint64_t sequence);
   [[noreturn]] void rethrow(const C10dOperation& operation);
 
   const ProcessGroupPtr data_;

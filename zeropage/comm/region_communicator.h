@@ -81,7 +81,7 @@ class RegionCommunicator final : public Communicator {
   void throw_if_aborted() const;
   void throw_if_lost(const Wait& wait);
   [[noreturn]] void throw_timeout(const Wait& wait);
-  std::string describe_late(int rank) const;
+  std::string describe_position(int rank) const;
   std::vector<int> ranks_behind(std::uint64_t progress) const;
   std::vector<int> ranks_missing(const Operation& op) const;
   void wait_for(Operation& op);

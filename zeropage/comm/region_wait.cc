@@ -143,18 +143,25 @@ void RegionCommunicator::throw_if_lost(const Wait& wait) {
 }
 
 void RegionCommunicator::throw_timeout(const Wait& wait) {
+  constexpr std::size_t kShownOthers = 8;
+  const std::vector<int> missing = wait.missing();
   std::vector<std::string> late;
-  for (const int q : wait.missing()) late.push_back(describe_late(q));
+  std::vector<std::string> others;
+  for (const int q : missing) late.push_back(describe_position(q));
+  for (int q = 0; q < size_ && others.size() < kShownOthers; ++q) {
+    if (q != rank_ && std::ranges::count(missing, q) == 0) others.push_back(describe_position(q));
+  }
   const std::string message = fmt::format(
-      "rank {} waited {} ms for {}; missing: {}. A rank that is late by design needs a "
+      "rank {} waited {} ms for {}; missing: {}{}{}. A rank that is late by design needs a "
       "longer timeout",
-      rank_, timeout_.count(), wait.what(), fmt::join(late, "; "));
+      rank_, timeout_.count(), wait.what(), fmt::join(late, "; "),
+      others.empty() ? "" : "; not late: ", fmt::join(others, "; "));
   abort(message);
   throw TimeoutError(message);
 }
 
 /// "rank 1 (pid 12), whose last of 7 collectives is barrier ('step' 3)".
-std::string RegionCommunicator::describe_late(int rank) const {
+std::string RegionCommunicator::describe_position(int rank) const {
   std::string text = fmt::format("rank {}", rank);
   if (const std::string process = transport_->describe(rank); !process.empty()) text += fmt::format(" ({})", process);
   const std::uint64_t started = control_->rank(rank).started.load(std::memory_order_acquire);
