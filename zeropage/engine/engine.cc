@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/background_save.h"
 #include "zeropage/engine/checkpoint.h"
@@ -68,6 +69,8 @@ class Engine::Impl {
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
       schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
       take_scheduled();
+      const auto warning = optim::schedule_warning(config_.schedule);
+      if (warning && communicator_->rank() == 0) log_warn(*warning);
     }
     if (config_.own.async_save) {
       if (saves == nullptr) throw UsageError("zeropage.async_save needs a communicator of its own for saves; got none");

@@ -23,6 +23,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "zeropage/config/config.h"
@@ -54,5 +55,8 @@ class LrSchedule {
   std::vector<double> base_lrs_;
   std::int64_t iteration_;
 };
+
+/// What is odd about a schedule that DeepSpeed runs all the same: a warm-up that lasts beyond total_num_steps. Absent: nothing.
+std::optional<std::string> schedule_warning(const config::Schedule& schedule);
 
 }  // namespace zeropage::optim

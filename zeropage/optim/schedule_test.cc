@@ -169,6 +169,18 @@ TEST(LrSchedule, ContinuesWhereItWas) {
   EXPECT_THROW(resumed.set_last_batch_iteration(-2), CheckpointError);
 }
 
+// A schedule whose warm-up outlasts the run it was written for, which nobody would notice but by its losses.
+TEST(LrSchedule, AWarmupBeyondTheEndIsOdd) {
+  Schedule config = schedule_of(ScheduleKind::kWarmupCosine);
+  config.total_num_steps = 100;
+  config.warmup_num_steps = 100;
+  EXPECT_FALSE(schedule_warning(config).has_value());
+  config.warmup_num_steps = 1000;
+  EXPECT_NE(schedule_warning(config).value().find("1000 is more than total_num_steps 100"), std::string::npos);
+  config.kind = ScheduleKind::kWarmup;  // has no end
+  EXPECT_FALSE(schedule_warning(config).has_value());
+}
+
 TEST(LrSchedule, NonsenseIsAnError) {
   EXPECT_THROW(LrSchedule(schedule_of(ScheduleKind::kNone), {1.0}), ConfigError);
   Schedule config = one_cycle();
