@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from browser import Browser, find_browser
 
 from zeropage import doctor, errors, run_page
 from zeropage.svg_charts import Chart, Level, nice_ticks
@@ -58,7 +59,6 @@ def step(number: int, loss: float | None = 1.5) -> dict:
             "frames": [500 * number, 4000],
             "buffers": [0, 0],
         },
-        "host_bytes": {"optimizer": [12345, 12345]},
         "host_bytes": {"optimizer": [12345, 12345]},
         "process_bytes": 1 << 28,
         "faults": 3 * number,
@@ -116,7 +116,7 @@ def test_the_page_shows_what_the_file_says(tmp_path):
         "1,000 parameters at stage 3 on 2 ranks",
         "begun 2 times",
         path.name,
-        "page 0 (<a> & 'b'), 4 KiB",
+        "page 0 (<a> & 'b'), 4.00 KiB",
         "100 ms",
     ):
         assert expected in text, expected
@@ -124,8 +124,31 @@ def test_the_page_shows_what_the_file_says(tmp_path):
     assert "step 2: loss 1.25" in text and "page 1 (idle)" not in text
     assert "state by the formula 9.77 KiB" in text and "with the live limit 10.7 KiB" in text
     assert "optimizer, offloaded 12.1 KiB" in text
-    assert "optimizer, offloaded 12.1 KiB" in text
+    assert text.count(f"{path.name}: ") == 9, "each picture names the file and the fields that its numbers are from"
     assert text.count("</script><b>&") == 1, "the configuration stands there as text"
+
+
+BROWSER = find_browser()
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")
+def test_the_page_in_a_browser(tmp_path):
+    """Catches errors that only a browser finds, requests for what is not in the file, and charts that stick out of a phone."""
+    pages = {"record": "pages", "step": 30, "pages": [[f"page {i} (a.very.long.{'name.' * 12}weight)", 4096, i, i] for i in range(30)]}
+    path = write(tmp_path / "run.jsonl", RUN, *[step(n, loss=3 / n) for n in range(1, 31)], pages)
+    page = path.with_suffix(".html")
+    page.write_text(run_page.page_of(run_page.read_run(path)))
+    broken = tmp_path / "broken.html"
+    viewport = "<meta name=viewport content='width=device-width,initial-scale=1'>"
+    broken.write_text(f"{viewport}<script>console.error('said'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>")
+    with Browser(BROWSER, tmp_path / "profile") as browser:
+        phone, desk, bad = browser.open(page, 390), browser.open(page, 1180), browser.open(broken, 390)
+    for opened, width, columns in ((phone, 390, 1), (desk, 1180, 2)):
+        assert opened.complaints == []
+        assert opened.width == width and opened.scrolls_to <= width and opened.wide == []
+        assert len(opened.charts) == 8 and min(opened.charts) > 300 and opened.columns == columns
+        assert "Faults and evictions by page" in opened.text
+    assert len(bad.complaints) >= 3 and "DIV" in bad.wide, "this test sees what is wrong"
 
 
 def test_a_run_that_has_only_begun(tmp_path):

@@ -2,14 +2,14 @@
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, IoError
-from .report import MEMORY_KINDS
+from .report import MEMORY_KINDS, format_bytes
 from .svg_charts import Chart, Level, bars
 
 _SHOWN_PAGES = 24
@@ -23,6 +23,7 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1120px;padding:20px 16px 48px;background:var(--back);color:var(--ink);font:16px/1.5 system-ui,sans-serif}
 h1{font-size:1.5rem;margin:0 0 4px}h2{font-size:1.05rem;margin:0 0 2px}p{margin:0 0 10px}.soft,figcaption{color:var(--soft);font-size:.9rem}
+.source{color:var(--soft);font-size:.75rem;margin:8px 0 0;overflow-wrap:anywhere}
 .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:10px;margin:18px 0}
 .tiles div,section{background:var(--card);border:1px solid var(--grid);border-radius:10px;padding:12px 14px;min-width:0}
 .tiles b{display:block;font-size:1.25rem;font-variant-numeric:tabular-nums}
@@ -87,7 +88,7 @@ def read_run(source: Path) -> Run:
 def page_of(run: Run) -> str:
     """The HTML document."""
     body = [_heading(run), _tiles(run), '<div class="charts">']
-    body += [_section(title, note, figure) for title, note, figure in _figures(run)]
+    body += [_section(figure, run.path.name) for figure in _figures(run)]
     body.append(_pages_section(run))
     body.append("</div>")
     body.append(_details(run))
@@ -158,35 +159,55 @@ def _tiles(run: Run) -> str:
     )
 
 
-def _figures(run: Run) -> Iterable[tuple[str, str, str]]:
+@dataclass(frozen=True)
+class _Figure:
+    """sources: where its numbers stand in the step records of the file."""
+
+    title: str
+    note: str
+    sources: str
+    drawing: str
+
+
+def _figures(run: Run) -> Iterable[_Figure]:
     x = [step["step"] for step in run.steps]
 
     def column(*path: Any) -> list[float | None]:
         return [_at(step, path) for step in run.steps]
 
-    yield "Loss", "mean of rank 0's micro batches", Chart(x, {"loss": column("loss")}, _number, from_zero=False).svg()
-    yield "Learning rate", "of the first group, for the next step", Chart(x, {"learning rate": column("lr")}, _number).svg()
+    loss = Chart(x, {"loss": column("loss")}, _number, from_zero=False).svg()
+    yield _Figure("Loss", "mean of rank 0's micro batches", "loss", loss)
+    rate = Chart(x, {"learning rate": column("lr")}, _number).svg()
+    yield _Figure("Learning rate", "of the first group, for the next step", "lr", rate)
     whole = column("seconds", "whole")
     phases = {name: column("seconds", name) for name in ("forward", "backward", "step")}
     phases["between"] = [max(0.0, w - sum(values)) for w, *values in zip(whole, *phases.values(), strict=True)]
     # The first step makes what is made once, and would flatten the others.
     rest = slice(1, None) if len(x) > 2 else slice(None)
-    split = Chart(x[rest], {name: values[rest] for name, values in phases.items()}, _milliseconds, stacked=True)
-    yield "Where a step's time goes", "host time; between: data and the program's own work", split.svg()
+    split = Chart(x[rest], {name: values[rest] for name, values in phases.items()}, _milliseconds, stacked=True).svg()
+    note = "host time; between: data and the program's own work"
+    yield _Figure("Where a step's time goes", note, "seconds.whole, .forward, .backward, .step", split)
     waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
-    waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds)
-    yield "Waiting", "what is under way and not waited for runs beside the computation", waiting.svg()
+    waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds).svg()
+    note = "what is under way and not waited for runs beside the computation"
+    yield _Figure("Waiting", note, "seconds.fault, .wait, .reduce, .gather", waiting)
+    yield from _memory_figures(run, x, column)
+    norm = Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()
+    yield _Figure("Gradient norm", "before clipping", "grad_norm", norm)
+    if run.about["config"]["fp16"]["enabled"]:
+        yield _Figure("Loss scale", "fp16", "loss_scale", Chart(x, {"loss scale": column("loss_scale")}, _number).svg())
+
+
+def _memory_figures(run: Run, x: list[int], column: Callable[..., list[float | None]]) -> Iterable[_Figure]:
     held = {kind: column("bytes", kind, 0) for kind in _kinds(run)}
     for kind in run.steps[-1]["host_bytes"] if run.steps else ():
         held[f"{kind}, offloaded"] = [step["host_bytes"].get(kind, [0])[0] for step in run.steps]
-    memory = Chart(x, held, _bytes, stacked=True, levels=_levels(run), binary=True)
-    yield "Memory of the engine", "after each step, by kind", memory.svg()
+    memory = Chart(x, held, _bytes, stacked=True, levels=_levels(run), binary=True).svg()
+    sources = "bytes, host_bytes (now, peak); lines: formula_bytes, live_limit_bytes of the run record"
+    yield _Figure("Memory of the engine", "after each step, by kind", sources, memory)
     counted = [sum(now for tier in ("bytes", "host_bytes") for now, _ in step[tier].values()) for step in run.steps]
-    process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True)
-    yield "Memory of the process", "the rest: activations, torch, the program", process.svg()
-    yield "Gradient norm", "before clipping", Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()
-    if run.about["config"]["fp16"]["enabled"]:
-        yield "Loss scale", "fp16", Chart(x, {"loss scale": column("loss_scale")}, _number).svg()
+    process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True).svg()
+    yield _Figure("Memory of the process", "the rest: activations, torch, the program", "process_bytes, bytes, host_bytes", process)
 
 
 def _kinds(run: Run) -> list[str]:
@@ -214,11 +235,16 @@ def _pages_section(run: Run) -> str:
     note = f"until step {run.pages['step']}; a fault is an operator that had to wait for its page"
     if len(pages) > _SHOWN_PAGES:
         note += f"; the {_SHOWN_PAGES} with most of {len(pages)}"
-    return _section("Faults and evictions by page", note, bars(rows, ("faults", "evictions"), lambda v: f"{v:,}"), wide=True)
+    drawing = bars(rows, ("faults", "evictions"), lambda v: f"{v:,}")
+    figure = _Figure("Faults and evictions by page", note, "the last pages record", drawing)
+    return _section(figure, run.path.name, wide=True)
 
 
-def _section(title: str, note: str, figure: str, wide: bool = False) -> str:
-    return f"<section{' class=wide' if wide else ''}><h2>{escape(title)}</h2><p class=soft>{escape(note)}</p>{figure}</section>"
+def _section(figure: _Figure, file: str, wide: bool = False) -> str:
+    return (
+        f"<section{' class=wide' if wide else ''}><h2>{escape(figure.title)}</h2><p class=soft>{escape(figure.note)}</p>{figure.drawing}"
+        f"<p class=source>{escape(file)}: {escape(figure.sources)}</p></section>"
+    )
 
 
 def _details(run: Run) -> str:
@@ -258,8 +284,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.4g} {unit}" if unit == "B" else f"{value:.3g} {unit}" if value < 100 else f"{value:.0f} {unit}"
-        value /= 1024
-    return f"{value:.3g} TiB"
+    return format_bytes(round(value))
