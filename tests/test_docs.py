@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -82,6 +83,7 @@ def folder(tmp_path_factory) -> Path:
     with tarfile.open(ROOT / "tests" / "deepspeed_checkpoints.tar.xz") as archive:
         archive.extractall(folder, filter="data")
     (folder / "bf16_stage3").rename(folder / "deepspeed_checkpoints")
+    (folder / "deepspeed").symlink_to(folder / "deepspeed_checkpoints")
     figures = ("device_memory", "flops", "device_memory_rate", "device_link_rate", "host_link_rate", "network_rate", "host_memory")
     figures += ("host_memory_rate", "disk", "disk_read_rate", "disk_write_rate")
     machine = dict.fromkeys(figures, 1e12) | {"name": "mine", "device_latency": 1e-6, "network_latency": 1e-5, "overlap": 0.5}
@@ -95,13 +97,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_commands_work(line, folder):
+def test_commands_work(line, folder, tmp_path):
     """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run. A drive is measured in short."""
     words = shlex.split(line)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
     while "=" in words[0]:
         name, value = words.pop(0).split("=", 1)
         environment[name] = value
+    place = shutil.copytree(folder, tmp_path / "place", symlinks=True)
     arguments = words[1:]
     if arguments[0] not in SUBCOMMANDS:
         arguments.insert(0, "--dry_run")
@@ -109,10 +112,8 @@ def test_commands_work(line, folder):
         arguments += ["--quick", "--size_mib=64", "--rounds=1"]
     for option in ("--write", "--save_machine"):
         if option in arguments:
-            new = arguments.index(option) + 1
-            arguments[new] = f"new_{arguments[new]}"
-            (folder / arguments[new]).unlink(missing_ok=True)
-    done = subprocess.run([COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+            (place / arguments[arguments.index(option) + 1]).unlink(missing_ok=True)
+    done = subprocess.run([COMMAND, *arguments], cwd=place, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

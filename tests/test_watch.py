@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import zeropage
-from zeropage import automatic
+from zeropage import _C, automatic
 from zeropage.testing import run_ranks
 
 CONFIG = {
@@ -147,7 +147,7 @@ def test_nothing_is_observed_unless_asked_for():
 @pytest.mark.parametrize(("free", "stage"), [(1 << 30, 1), (15_000, 2), (2_000, 3)])
 def test_stage_auto(free, stage, capfd, monkeypatch):
     """Catches a choice that is not made from this model and this memory, not said, or not written into the configuration."""
-    monkeypatch.setattr(automatic, "free_bytes", lambda device, ranks: free)
+    monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(free, free, True))
 
     def run(rank: int, communicator):
         engine = train(1, {"zero_optimization": {"stage": "auto", "stage3_param_persistence_threshold": 0}})
@@ -159,7 +159,28 @@ def test_stage_auto(free, stage, capfd, monkeypatch):
     assert len(said) == 1 and f'"auto" is {stage}' in said[0]
 
 
+def test_everything_auto(capfd, monkeypatch):
+    """Catches "auto" of offload, buckets or the batch that does not become a value of the engine's configuration, or is not said."""
+    monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(2_500, 1 << 30, False))
+    buckets = dict.fromkeys(
+        ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"), "auto"
+    )
+    zero = {"stage": "auto", "offload_optimizer": {"device": "auto"}, "offload_param": {"device": "auto"}, **buckets}
+
+    def run(rank: int, communicator):
+        engine = train(1, {"train_micro_batch_size_per_gpu": "auto", "zero_optimization": zero})
+        chosen = engine.config["zero_optimization"]
+        assert chosen["stage"] == 3 and engine.train_micro_batch_size_per_gpu() == 2
+        assert chosen["offload_optimizer"]["device"] == "cpu"
+        assert all(isinstance(chosen[name], int) for name in buckets)
+        assert chosen["reduce_bucket_size"] < 100 and chosen["stage3_max_live_parameters"] == 512
+        assert engine.memory_report().host[rank]["optimizer"] > 0
+
+    run_ranks(2, run)
+    assert len(lines_with(capfd.readouterr().err, '"auto"')) == 8
+
+
 def test_free_memory_is_this_ranks_part():
     """Catches ranks of one host that each count on all of its memory."""
-    alone = automatic.free_bytes(torch.device("cpu"), 1)
-    assert 0 < automatic.free_bytes(torch.device("cpu"), 4) < alone / 2
+    alone = automatic.free_memory(torch.device("cpu"), 1)
+    assert 0 < automatic.free_memory(torch.device("cpu"), 4).device_bytes < alone.host_bytes / 2

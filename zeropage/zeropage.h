@@ -18,4 +18,5 @@
 #include "zeropage/cpp/config.h"
 #include "zeropage/cpp/engine.h"
 #include "zeropage/cpp/init.h"
+#include "zeropage/cpp/plan.h"
 #include "zeropage/cpp/report.h"

@@ -116,7 +116,6 @@ void init_config(py::module_& module) {
       .def_property_readonly("preemption_grace_s", field<&Config::own, &config::Own::preemption_grace_s>())
       .def_property_readonly("deterministic_reduction", field<&Config::own, &config::Own::deterministic_reduction>())
       .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" and wait for with_planned.")
-      .def("with_planned", &Config::with_planned, py::arg("planned"), "The same with values for what is automatic.")
       .def_readonly("effective_json", &Config::effective_json, "Every key with the value in force.");
 }
 

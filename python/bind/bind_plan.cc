@@ -1,9 +1,13 @@
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <map>
+#include <tuple>
 
 #include "python/bind/bind.h"
-#include "zeropage/plan/auto_stage.h"
+#include "zeropage/comm/measure.h"
+#include "zeropage/engine/automatic.h"
+#include "zeropage/io/measure.h"
 #include "zeropage/plan/plan.h"
 
 namespace zeropage::python {
@@ -17,7 +21,7 @@ std::pair<std::string, std::string> make_plan(plan::Model model, int num_gpus, i
   request.model = std::move(model);
   request.devices_per_host = num_gpus;
   request.hosts = num_nodes;
-  if (!device.empty()) request.hardware = plan::hardware_preset(device);
+  if (!device.empty()) request.hardware = plan::read_hardware(device);
   for (const auto& [name, value] : figures) plan::set_figure(request.hardware.value(), name, value);
   request.precision = plan::parse_precision(precision);
   request.micro_batch = micro_batch;
@@ -27,11 +31,30 @@ std::pair<std::string, std::string> make_plan(plan::Model model, int num_gpus, i
   return {plan::plan_json(made), plan::format_plan(made)};
 }
 
-std::pair<int, std::string> choose_stage(const config::Config& config, int world_size, std::int64_t trainable_numel,
-                                         std::int64_t frozen_numel, std::int64_t free_bytes) {
-  const auto options = plan::StateOptions::from_config(config, world_size);
-  const plan::AutoStage choice = plan::choose_stage({trainable_numel, frozen_numel, 0}, options, free_bytes);
-  return {choice.stage, choice.reason};
+config::Config choose_automatic(const config::Config& config, const std::vector<std::int64_t>& numels,
+                                const std::vector<bool>& trainable, const plan::FreeMemory& memory,
+                                comm::Communicator& communicator) {
+  engine::ModelCounts counts;
+  for (std::size_t i = 0; i < numels.size(); ++i) {
+    (trainable[i] ? counts.trainable_numel : counts.frozen_numel) += numels[i];
+    counts.largest_numel = std::max(counts.largest_numel, numels[i]);
+  }
+  return engine::choose_automatic(config, counts, memory, communicator);
+}
+
+/// Bytes per second that a drive reads and writes in the pattern of a training step.
+std::pair<double, double> measure_drive(const std::string& folder) {
+  constexpr int kExtents = 16;
+  io::MeasuredStore store({.folders = {folder}, .owner = "measure"}, kExtents);
+  const double write = store.run(io::Traffic::kWrite).gb_per_s();
+  return {1e9 * store.run(io::Traffic::kRead).gb_per_s(), 1e9 * write};
+}
+
+/// Bytes per second of gathering and of reducing, and seconds of a hop.
+std::tuple<double, double, double> measure_links(comm::Communicator& communicator, std::int64_t page_bytes,
+                                                 double seconds) {
+  const auto figures = comm::measure_links(communicator, page_bytes, seconds);
+  return {figures.gather_rate, figures.reduce_rate, figures.hop_s};
 }
 
 }  // namespace
@@ -42,8 +65,21 @@ void init_plan(py::module_& module) {
                   "A count (7B), a safetensors file or index, a config.json. Raises ConfigError, IoError.")
       .def_static("of_parameters", &plan::model_of_parameters, py::arg("name"), py::arg("numels"), py::arg("trainable"),
                   "Elements of each parameter, and whether it is trained. Raises ConfigError.");
-  module.def("choose_stage", &choose_stage, py::arg("config"), py::arg("world_size"), py::arg("trainable_numel"),
-             py::arg("frozen_numel"), py::arg("free_bytes"), "Stage and reason for \"stage\": \"auto\".");
+  py::class_<plan::FreeMemory>(module, "FreeMemory", "What one rank can still take.")
+      .def(py::init<std::int64_t, std::int64_t, bool>(), py::arg("device_bytes"), py::arg("host_bytes"),
+           py::arg("device_is_host"))
+      .def_readonly("device_bytes", &plan::FreeMemory::device_bytes)
+      .def_readonly("host_bytes", &plan::FreeMemory::host_bytes);
+  module.def("free_memory", &engine::free_memory, py::arg("device"), py::arg("ranks_of_host"),
+             "Of the device, and this rank's part of the host's. Raises IoError.");
+  module.def("choose_automatic", &choose_automatic, py::arg("config"), py::arg("numels"), py::arg("trainable"),
+             py::arg("memory"), py::arg("communicator"), py::call_guard<py::gil_scoped_release>(),
+             "The configuration with values for all that is \"auto\"; rank 0 says which and why. Collective.");
+  module.def("measure_drive", &measure_drive, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
+             "Bytes per second read and written; takes half a GiB there for a while. Raises IoError.");
+  module.def("measure_links", &measure_links, py::arg("communicator"), py::arg("page_bytes"), py::arg("seconds"),
+             py::call_guard<py::gil_scoped_release>(),
+             "Bytes per second of gathering and of reducing pages, and seconds of a hop. Collective.");
   module.def("data_sheet_flops", &plan::data_sheet_flops,
              "Dense 16-bit operations per second of known devices, by name.");
   module.def("make_plan", &make_plan, py::arg("model"), py::arg("num_gpus"), py::arg("num_nodes"), py::arg("device"),

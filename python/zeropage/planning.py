@@ -39,7 +39,7 @@ def plan(
     *,
     num_gpus: int = 1,
     num_nodes: int = 1,
-    device: str | None = None,
+    device: str | os.PathLike | None = None,
     precision: str = "bf16",
     micro_batch: int = 1,
     accumulation_steps: int = 1,
@@ -49,8 +49,8 @@ def plan(
     """Plans without running anything.
 
     model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (meta tensors will do).
-    num_gpus: devices of a host. device: "H100", "H200", "A100", ...; None: bytes only. figures: replace the device's, as the
-    options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s".
+    num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure --save_machine` wrote;
+    None: bytes only. figures: replace the device's, as the options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s".
     Raises ConfigError, IoError.
     """
     if figures and device is None:
@@ -59,7 +59,7 @@ def plan(
         _model_of(model),
         num_gpus,
         num_nodes,
-        device or "",
+        os.fspath(device or ""),
         {name: str(value) for name, value in figures.items()},
         precision,
         micro_batch,

@@ -16,6 +16,16 @@ struct Given {
   std::optional<std::int64_t> train, micro, steps;
 };
 
+/// The number; none where there is none or "auto".
+std::optional<std::int64_t> number_of(const Settings& settings, const char* path) {
+  const auto* number = std::get_if<std::int64_t>(&settings.at(path).value);
+  return number == nullptr ? std::nullopt : std::optional(*number);
+}
+
+bool is_text(const Settings& settings, const char* path) {
+  return std::holds_alternative<std::string>(settings.at(path).value);
+}
+
 /// "1, 2, 4, ..., 128": the divisors, the middle left out when there are many.
 std::string divisors_text(std::int64_t value) {
   constexpr std::size_t kShown = 8;
@@ -99,13 +109,13 @@ class Rule {
 }  // namespace
 
 Batch resolve_batch(Settings& settings, int world_size) {
-  const Given given{settings.optional<std::int64_t>(kTrain), settings.optional<std::int64_t>(kMicro),
-                    settings.optional<std::int64_t>(kSteps)};
+  Given given{number_of(settings, kTrain), number_of(settings, kMicro), number_of(settings, kSteps)};
+  if (!given.train && !given.micro && is_text(settings, kMicro)) given.micro = 1;
   if (world_size == 0) return {given.train.value_or(0), given.micro.value_or(0), given.steps.value_or(1)};
   const Batch batch = Rule(settings, world_size).complete(given);
-  if (!given.train) settings.derive(kTrain, batch.train_batch_size);
-  if (!given.micro) settings.derive(kMicro, batch.micro_batch_size);
-  if (!given.steps) settings.derive(kSteps, batch.accumulation_steps);
+  if (!number_of(settings, kTrain)) settings.derive(kTrain, batch.train_batch_size);
+  if (!number_of(settings, kMicro)) settings.derive(kMicro, batch.micro_batch_size);
+  if (!number_of(settings, kSteps)) settings.derive(kSteps, batch.accumulation_steps);
   return batch;
 }
 

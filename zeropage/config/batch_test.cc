@@ -25,6 +25,10 @@ TEST(Batch, each_combination_that_determines_the_sizes) {
       {R"({"train_batch_size": 64})", 2, 64, 32, 1},
       {R"({"train_micro_batch_size_per_gpu": 4})", 2, 8, 4, 1},
       {R"({"train_batch_size": 6e1, "gradient_accumulation_steps": "auto"})", 3, 60, 20, 1},
+      {R"({"train_batch_size": 24, "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": 2})", 3, 24,
+       4, 2},
+      {R"({"train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": 2})", 3, 6, 1, 2},
+      {R"({"train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto"})", 3, 3, 1, 1},
       {R"({"train_batch_size": 1})", 1, 1, 1, 1},
   };
   for (const Case& c : cases) {

@@ -61,7 +61,6 @@ class Checker {
     const std::string path = section.path_of(key.name);
     const Node& node = member.value;
     if (node.kind == Kind::kNull) return;
-    if (key.auto_is_absent && node.kind == Kind::kString && node.text == "auto") return;
     if (key.infinity_is_absent && node.kind == Kind::kNotFinite && node.text == "Infinity") return;
     Converted converted = is_planned(key, node) ? planned_value(path) : convert(key, node);
     if (!converted.error.empty()) fail_at(origin_, member.line, section.path_of(member.name), converted.error);
@@ -75,7 +74,8 @@ class Checker {
 
   Converted planned_value(const std::string& path) const {
     const auto chosen = planned_.find(path);
-    return {chosen == planned_.end() ? Value(std::string("auto")) : Value(chosen->second), ""};
+    if (chosen == planned_.end()) return {std::string("auto"), ""};
+    return {std::visit([](const auto& value) -> Value { return value; }, chosen->second), ""};
   }
 
   [[noreturn]] void twice(const Section& section, const Member& member, const Given& first) const {

@@ -35,6 +35,12 @@ std::vector<std::string> read_automatic(const Settings& settings) {
   return paths;
 }
 
+/// Of a key that may wait for its plan, its default meanwhile.
+std::int64_t read_size(const Settings& settings, const std::string& path) {
+  const Setting& setting = settings.at(path);
+  return std::get<std::int64_t>(is_automatic(setting) ? setting.key->default_value : setting.value);
+}
+
 Precision read_precision(const Settings& settings) {
   const bool fp16 = settings.flag("fp16.enabled");
   const bool bf16 = settings.flag("bf16.enabled");
@@ -101,6 +107,7 @@ OffloadDevice read_device(const Settings& settings, const std::string& section, 
 
 Offload read_offload(const Settings& settings, int stage) {
   const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
+  const bool stage_is_known = !is_automatic(settings.at(key("stage")));
   Offload offload;
   offload.optimizer = read_device(settings, "offload_optimizer", "cpu_offload");
   offload.optimizer_ratio = settings.real(key("offload_optimizer.ratio"));
@@ -115,7 +122,7 @@ Offload read_offload(const Settings& settings, int stage) {
   }
   offload.parameters = read_device(settings, "offload_param", "cpu_offload_param");
   offload.pin_parameters = settings.flag(key("offload_param.pin_memory"));
-  if (offload.parameters != OffloadDevice::kNone && stage != 3) {
+  if (offload.parameters != OffloadDevice::kNone && stage_is_known && stage != 3) {
     const bool deprecated = settings.flag(key("cpu_offload_param"));
     settings.fail(key(deprecated ? "cpu_offload_param" : "offload_param.device"),
                   fmt::format("expected zero_optimization.stage 3, where parameters are sharded, got {}; set the stage "
@@ -128,15 +135,15 @@ Offload read_offload(const Settings& settings, int stage) {
 Zero read_zero(const Settings& settings) {
   const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
   Zero zero;
-  if (!is_automatic(settings.at(key("stage")))) zero.stage = static_cast<int>(settings.integer(key("stage")));
+  zero.stage = static_cast<int>(read_size(settings, key("stage")));
   zero.reduce_scatter = settings.flag(key("reduce_scatter"));
   zero.overlap_comm = settings.flag(key("overlap_comm"));
-  zero.reduce_bucket_numel = settings.integer(key("reduce_bucket_size"));
-  zero.allgather_bucket_numel = settings.integer(key("allgather_bucket_size"));
-  zero.prefetch_bucket_numel = settings.integer(key("stage3_prefetch_bucket_size"));
+  zero.reduce_bucket_numel = read_size(settings, key("reduce_bucket_size"));
+  zero.allgather_bucket_numel = read_size(settings, key("allgather_bucket_size"));
+  zero.prefetch_bucket_numel = read_size(settings, key("stage3_prefetch_bucket_size"));
   zero.persistence_threshold_numel = settings.integer(key("stage3_param_persistence_threshold"));
   zero.model_persistence_threshold_numel = settings.integer(key("stage3_model_persistence_threshold"));
-  zero.max_live_numel = settings.integer(key("stage3_max_live_parameters"));
+  zero.max_live_numel = read_size(settings, key("stage3_max_live_parameters"));
   zero.max_reuse_distance_numel = settings.integer(key("stage3_max_reuse_distance"));
   zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
   zero.offload = read_offload(settings, zero.stage);
@@ -291,7 +298,6 @@ std::vector<std::string> read_python_keys(const Settings& settings) {
     if (settings.flag(key)) set.emplace_back(key);
   }
   if (!settings.text("zeropage.preemption_folder").empty()) set.emplace_back("zeropage.preemption_folder");
-  for (const auto& path : read_automatic(settings)) set.push_back(path);
   if (settings.optional<std::string>("zeropage.metrics_file")) set.emplace_back("zeropage.metrics_file");
   return set;
 }

@@ -9,6 +9,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "zeropage/base/dtype.h"
@@ -230,7 +231,7 @@ struct Observation {
 };
 
 /// Values chosen for keys that are "auto", by full path.
-using Planned = std::map<std::string, std::int64_t>;
+using Planned = std::map<std::string, std::variant<std::int64_t, std::string>>;
 
 struct Config {
   Batch batch;
@@ -250,7 +251,9 @@ struct Config {
   bool allow_untested_optimizer = false;
   Own own;
   Observation observation;
-  std::vector<std::string> automatic;  ///< keys that are "auto" and wait for with_planned; they read as their defaults
+  std::vector<std::string>
+      automatic;  ///< keys that are "auto" and wait for with_planned; sizes of the batch follow from
+                  ///< each other, the others read as their defaults
   std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
   std::string effective_json;            ///< every key with the value in force, canonical order: printed and hashed
 

@@ -223,13 +223,32 @@ TEST(Config, AutomaticStageWaitsForThePlan) {
   const auto config = Config::from_json(R"({"train_batch_size": 8, "zero_optimization": {"stage": "auto"}})", 2);
   EXPECT_EQ(config.automatic, std::vector<std::string>{"zero_optimization.stage"});
   EXPECT_NE(config.effective_json.find(R"("stage": "auto")"), std::string::npos);
-  EXPECT_EQ(config.python_keys, config.automatic) << "C++ programs do not choose it, and must say so";
   const auto planned = config.with_planned({{"zero_optimization.stage", 3}});
   EXPECT_EQ(planned.zero.stage, 3);
   EXPECT_TRUE(planned.automatic.empty());
   EXPECT_NE(planned.effective_json.find(R"("stage": 3)"), std::string::npos);
   EXPECT_THROW(Config::from_json(R"({"train_batch_size": 8, "zero_optimization": {"stage": "automatic"}})", 2),
                ConfigError);
+}
+
+// "auto" that trains as a default nobody chose, or that the plan cannot replace by a word.
+TEST(Config, AutomaticDevicesAndBucketsWaitForThePlan) {
+  const auto config = config_with(
+      R"("zero_optimization": {"stage": "auto", "offload_optimizer": {"device": "auto"}, "offload_param": {"device": "auto"},
+      "reduce_bucket_size": "auto", "stage3_max_live_parameters": "auto"})");
+  EXPECT_EQ(config.automatic.size(), 5u);
+  EXPECT_EQ(config.zero.reduce_bucket_numel, Zero{}.reduce_bucket_numel);
+  const auto planned = config.with_planned({{"zero_optimization.stage", 3},
+                                            {"zero_optimization.offload_param.device", "cpu"},
+                                            {"zero_optimization.offload_optimizer.device", "cpu"},
+                                            {"zero_optimization.reduce_bucket_size", 77},
+                                            {"zero_optimization.stage3_max_live_parameters", 88}});
+  EXPECT_TRUE(planned.automatic.empty());
+  EXPECT_EQ(planned.zero.offload.parameters, OffloadDevice::kCpu);
+  EXPECT_EQ(planned.zero.offload.optimizer, OffloadDevice::kCpu);
+  EXPECT_EQ(planned.zero.reduce_bucket_numel, 77);
+  EXPECT_EQ(planned.zero.max_live_numel, 88);
+  EXPECT_NO_THROW(zero_with(R"("stage": "auto", "offload_param": {"device": "cpu"})")) << "the plan will say 3";
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ constexpr const char* kOpening =
 
 The file may hold `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
 are matched without regard to case. Keys that are not listed, duplicate keys and values of another type or range are errors that name
-the line. `"auto"` counts as absent for the three batch sizes, is chosen for `zero_optimization.stage`, and is an error elsewhere.
+the line. Keys whose range says so may be `"auto"`: the three batch sizes follow from each other, and the others are chosen from the
+model and free memory when the engine is made ([which stage](which-stage.md)).
 
 Status:
 - **in force**: does what it says.
@@ -47,8 +48,10 @@ std::string row(const Key& key) {
                                    : key.type == Type::kSwitchedSection
                                        ? "absent"
                                        : fmt::format("`{}`", to_text(key.default_value));
-  return fmt::format("| {} | {} | {} | {} | {} | {} |\n", names, type_name(key.type), default_text, cell(key.range()),
-                     status_text(key.status), cell(key.doc));
+  const std::string range = key.range();
+  const char* automatic = !key.auto_is_planned ? "" : range.empty() ? "\"auto\"" : ", \"auto\"";
+  return fmt::format("| {} | {} | {} | {} | {} | {} |\n", names, type_name(key.type), default_text,
+                     cell(range + automatic), status_text(key.status), cell(key.doc));
 }
 
 std::string title(const Section& section) {

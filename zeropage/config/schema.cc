@@ -91,6 +91,11 @@ Key& Key::must_be_given() {
   return *this;
 }
 
+Key& Key::or_auto() {
+  auto_is_planned = true;
+  return *this;
+}
+
 bool Key::in_range(double number) const {
   if (low && (number < *low || (above_low && number == *low))) return false;
   return !high || number < *high || (!below_high && number == *high);

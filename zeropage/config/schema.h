@@ -54,9 +54,8 @@ struct Key {
   std::size_t length = 0;           ///< kReals: how many; 0: any
   bool one_text = false;            ///< kTexts: a single text is a list of one
   bool required = false;
-  bool auto_is_absent = false;      ///< "auto" means that the key is not there
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
-  bool infinity_is_absent = false;  ///< so does Infinity
+  bool infinity_is_absent = false;  ///< Infinity means that the key is not there
 
   Key& at_least(double value);
   Key& positive();
@@ -66,6 +65,7 @@ struct Key {
   Key& also_named(std::initializer_list<std::string> names);
   Key& or_one_text();
   Key& must_be_given();
+  Key& or_auto();  ///< sets auto_is_planned
 
   /// Whether a number lies in the range.
   bool in_range(double number) const;

@@ -11,9 +11,7 @@ namespace {
 constexpr double kMaxBatch = 1e12;
 
 Key batch_key(std::string name, std::string doc) {
-  Key key = integer(std::move(name), {}, kInForce, std::move(doc)).between(1, kMaxBatch);
-  key.auto_is_absent = true;
-  return key;
+  return integer(std::move(name), {}, kInForce, std::move(doc)).between(1, kMaxBatch).or_auto();
 }
 
 Key steps_per_print() {
@@ -27,8 +25,11 @@ std::vector<Key> batch_keys() {
   return {
       batch_key("train_batch_size",
                 "Samples per optimizer step over all ranks = micro batch x accumulation steps x world size. Any of the "
-                "three follows from the others; alone, the accumulation steps are 1."),
-      batch_key("train_micro_batch_size_per_gpu", "Samples of one forward and backward on one rank."),
+                "three follows from the others; alone, the accumulation steps are 1. \"auto\": it follows."),
+      batch_key("train_micro_batch_size_per_gpu",
+                "Samples of one forward and backward on one rank, which the program's loop makes. \"auto\": it follows "
+                "from the "
+                "other two; 1 when neither is a number."),
       batch_key("gradient_accumulation_steps", "Micro batches per optimizer step."),
       flag("managed_gradient_accumulation", true, kNotBuilt, "false: every step() is an accumulation boundary."),
       integer("data_parallel_size", {}, kNotBuilt, "Ranks of the data-parallel mesh dimension.").at_least(1),

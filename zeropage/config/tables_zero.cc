@@ -8,26 +8,22 @@ using enum Status;
 
 namespace {
 
-Key stage() {
-  Key key =
-      integer("stage", 0, kInForce,
-              "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters. "
-              "\"auto\": chosen from the model and free memory when the engine is made.")
-          .between(0, 3);
-  key.auto_is_planned = true;
-  return key;
-}
-
 std::vector<Key> stage_keys() {
   return {
-      stage(),
+      integer("stage", 0, kInForce,
+              "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.")
+          .between(0, 3)
+          .or_auto(),
       flag("contiguous_gradients", true, kAccepted, "Gradients always lie in one flat buffer per page."),
       flag("reduce_scatter", true, kInForce, "false: all-reduce gradients and keep the own slice (more traffic)."),
-      integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.").at_least(1),
+      integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.")
+          .at_least(1)
+          .or_auto(),
       flag("use_multi_rank_bucket_allreduce", true, kAccepted, "Pages always span all ranks."),
       flag("allgather_partitions", true, kAccepted, "Updated pages are always all-gathered in place."),
       integer("allgather_bucket_size", 500'000'000, kInForce, "Most elements of one all-gather after the update.")
-          .at_least(1),
+          .at_least(1)
+          .or_auto(),
       flag("overlap_comm", true, kInForce,
            "Reduce gradients while the backward before a step runs (stages 2 and 3: every backward); false: stages 0 "
            "and 1 reduce in "
@@ -56,6 +52,7 @@ std::vector<Key> stage3_keys() {
   return {
       integer("stage3_prefetch_bucket_size", 50'000'000, kInForce, "Most elements gathered ahead of use.")
           .at_least(0)
+          .or_auto()
           .also_named({"prefetch_bucket_size"}),
       integer("stage3_param_persistence_threshold", 100'000, kInForce, "Parameters of fewer elements stay gathered.")
           .at_least(0)
@@ -66,6 +63,7 @@ std::vector<Key> stage3_keys() {
           .also_named({"model_persistence_threshold"}),
       integer("stage3_max_live_parameters", 1'000'000'000, kInForce, "Most gathered elements at a time.")
           .at_least(0)
+          .or_auto()
           .also_named({"max_live_parameters"}),
       integer("stage3_max_reuse_distance", 1'000'000'000, kInForce,
               "A parameter used again within so many elements stays gathered, where the limit on live ones allows it.")
@@ -100,7 +98,8 @@ std::vector<Key> later_keys() {
 
 Key device_key(bool nvme) {
   return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
-      .one_of({{"none"}, {"cpu"}, {"nvme", nvme}});
+      .one_of({{"none"}, {"cpu"}, {"nvme", nvme}})
+      .or_auto();
 }
 
 Section offload_param() {

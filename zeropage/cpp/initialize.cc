@@ -10,6 +10,7 @@
 #include "zeropage/base/log.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/engine/automatic.h"
 #include "zeropage/engine/init.h"
 
 namespace zeropage {
@@ -21,6 +22,17 @@ void require_none_for_python(const config::Config& config) {
   throw ConfigError(
       fmt::format("{}: only the Python package acts upon this key; remove it from the configuration of a C++ program",
                   config.python_keys.front()));
+}
+
+/// Gives values to what the configuration leaves to the engine.
+config::Config choose_automatic(const config::Config& config, torch::nn::Module& model, plan::FreeMemory memory,
+                                comm::Communicator& communicator) {
+  engine::ModelCounts counts;
+  for (const at::Tensor& parameter : model.parameters()) {
+    (parameter.requires_grad() ? counts.trainable_numel : counts.frozen_numel) += parameter.numel();
+    counts.largest_numel = std::max(counts.largest_numel, parameter.numel());
+  }
+  return engine::choose_automatic(config, counts, memory, communicator);
 }
 
 /// Moves the model to the device and casts its buffers; the engine casts parameters page by page.
@@ -101,10 +113,12 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   impl->config = config::Config::from_json(config.text(), impl->world.size, config.origin());
   require_none_for_python(impl->config);
   impl->device = cpp::device_of(options);
-  impl->micro_batch_size = impl->config.batch.micro_batch_size;
-  impl->accumulation_steps = impl->config.batch.accumulation_steps;
   const auto joined = cpp::join_ranks(impl->config, impl->world, options);
   impl->communicator = joined.parameters;
+  impl->config = choose_automatic(impl->config, model, engine::free_memory(impl->device, impl->world.local_size),
+                                  *impl->communicator);
+  impl->micro_batch_size = impl->config.batch.micro_batch_size;
+  impl->accumulation_steps = impl->config.batch.accumulation_steps;
   const bool first = impl->world.rank == 0;
   if (first && impl->config.dump_state) std::fprintf(stderr, "%s\n", impl->config.effective_json.c_str());
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {

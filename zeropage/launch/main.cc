@@ -2,6 +2,7 @@
 /// The command `zeropage`.
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <filesystem>
 #include <string_view>
 
 #include "zeropage/base/exit_code.h"
@@ -11,6 +12,7 @@
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/io_bench_command.h"
 #include "zeropage/launch/launch.h"
+#include "zeropage/launch/measure.h"
 #include "zeropage/launch/options.h"
 #include "zeropage/launch/plan_command.h"
 #include "zeropage/launch/python_command.h"
@@ -29,6 +31,16 @@ Every rank finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in it
 Where there are several ranks their lines are marked [rank N] or [host:N], and OMP_NUM_THREADS is the rank's share of
 the cores unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
 Ctrl-C and SIGTERM end the job; nothing of it outlives this command, not even after kill -9.)";
+
+/// Runs `list` with what was measured where that is asked for.
+template <typename Command, typename List>
+int print_planned(Command& command, zeropage::launch::PlanCommand& plan, const char* argv0, List list) {
+  const std::string temporary = zeropage::launch::measure_machine(plan, argv0);
+  const std::string text = list(command);
+  if (!temporary.empty()) std::filesystem::remove(temporary);
+  std::fputs(text.c_str(), stdout);
+  return 0;
+}
 
 /// CLI11's own usage line cannot say that the script's arguments follow it.
 class LauncherFormatter : public CLI::Formatter {
@@ -75,13 +87,9 @@ int run(int argc, char** argv) {
     std::fputs(zeropage::launch::config_listing(config).c_str(), stdout);
     return 0;
   }
-  if (plan_command->parsed()) {
-    std::fputs(zeropage::launch::plan_listing(plan).c_str(), stdout);
-    return 0;
-  }
+  if (plan_command->parsed()) return print_planned(plan, plan, argv[0], zeropage::launch::plan_listing);
   if (simulate_command->parsed()) {
-    std::fputs(zeropage::launch::simulate_listing(simulate).c_str(), stdout);
-    return 0;
+    return print_planned(simulate, simulate.plan, argv[0], zeropage::launch::simulate_listing);
   }
   if (ckpt_command->parsed()) {
     const auto outcome = zeropage::launch::run_ckpt_command(ckpt);

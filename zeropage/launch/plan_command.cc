@@ -16,8 +16,13 @@ plan::Request request_of(const PlanCommand& command) {
   request.model = plan::read_model(command.model);
   request.devices_per_host = command.num_gpus;
   request.hosts = command.num_nodes;
+  const bool has_figures =
+      std::ranges::any_of(command.figures, [](const auto& figure) { return !figure.second.empty(); });
+  if (command.device.empty() && has_figures) {
+    throw ConfigError("a figure was given, but not whose: say --device NAME, or --measure");
+  }
   if (!command.device.empty()) {
-    request.hardware = plan::hardware_preset(command.device);
+    request.hardware = plan::read_hardware(command.device);
     for (const auto& [name, value] : command.figures) {
       if (!value.empty()) plan::set_figure(*request.hardware, name, value);
     }
@@ -37,17 +42,27 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
       ->required();
   plan->add_option("--num_gpus", command.num_gpus, "Devices of a host")->check(CLI::Range(1, 1 << 16))->type_name("N");
   plan->add_option("--num_nodes", command.num_nodes, "Hosts")->check(CLI::Range(1, 1 << 20))->type_name("N");
-  CLI::Option* device =
-      plan->add_option("--device", command.device, "Kind of the devices: H100, H200, A100, A100-40, V100, 4090")
-          ->type_name("NAME");
+  CLI::Option* device = plan->add_option("--device", command.device,
+                                         "Kind of the devices: H100, H200, A100, A100-40, V100, 4090; or a file that "
+                                         "--save_machine wrote")
+                            ->type_name("NAME");
+  plan->add_flag("--measure", command.measure,
+                 "Measure this host's devices, links, memory and disk, as that many ranks at once would use them")
+      ->excludes(device);
+  plan->add_option("--disk_folder", command.disk_folder, "Folder on the disk to be measured; default: the working one")
+      ->type_name("DIR");
+  plan->add_option("--save_machine", command.save_machine, "Write what --measure found to a new file, for --device")
+      ->type_name("FILE");
   for (const std::string& name : plan::figure_names()) {
     std::string words = name;
     std::ranges::replace(words, '_', ' ');
     plan->add_option("--" + name, command.figures[name],
-                     "The device's or its host's " + words + ", instead of the preset")
-        ->needs(device)
-        ->type_name("SIZE");
+                     "The device's or its host's " + words + ", instead of the preset or what was measured")
+        ->type_name(name == "overlap"           ? "SHARE"
+                    : name.ends_with("latency") ? "TIME"
+                                                : "SIZE");
   }
+  plan->add_flag("--json", command.json, "Print JSON");
   plan->add_option("--precision", command.precision, "bf16, fp16 or fp32")->type_name("NAME");
   plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
   plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");
@@ -60,15 +75,17 @@ CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
   CLI::App* plan =
       app.add_subcommand("plan", "What a model takes at every stage, how fast it can be, and what to choose");
   add_request_options(plan, command);
-  plan->add_flag("--json", command.json, "Print JSON");
   plan->add_option("--write", command.write, "Write the recommended ds_config.json to a new file")->type_name("FILE");
   return plan;
 }
 
 CLI::App* add_simulate_command(CLI::App& app, SimulateCommand& command) {
-  CLI::App* simulate =
-      app.add_subcommand("simulate", "The plan on 1, 2, 4, ... up to --num_nodes hosts: how well it scales");
+  CLI::App* simulate = app.add_subcommand(
+      "simulate", "The plan on 1, 2, 4, ... up to --num_nodes hosts, or devices of one host: how well it scales");
   add_request_options(simulate, command.plan);
+  simulate->add_option("--stage", command.stage, "This stage at every point, not what is recommended there")
+      ->check(CLI::Range(0, 3))
+      ->type_name("N");
   simulate
       ->add_option("--global_batch", command.global_batch,
                    "Samples of a step, which the ranks share (strong scaling); without it each rank keeps its own work")
@@ -87,8 +104,10 @@ std::string plan_listing(const PlanCommand& command) {
 
 std::string simulate_listing(const SimulateCommand& command) {
   const plan::Request request = request_of(command.plan);
-  const auto batch = command.global_batch == 0 ? std::nullopt : std::optional(command.global_batch);
-  return plan::format_scaling(request, plan::simulate(request, batch));
+  plan::Scaling scaling{.stage = command.stage};
+  if (command.global_batch != 0) scaling.global_batch = command.global_batch;
+  const auto points = plan::simulate(request, scaling);
+  return command.plan.json ? plan::scaling_json(request, points) : plan::format_scaling(request, points);
 }
 
 }  // namespace zeropage::launch

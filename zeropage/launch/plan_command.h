@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 
 namespace CLI {
@@ -16,7 +17,10 @@ struct PlanCommand {
   std::string model;
   int num_gpus = 1;
   int num_nodes = 1;
-  std::string device;                          ///< empty: unknown
+  std::string device;                          ///< a preset or a file; empty: unknown
+  bool measure = false;                        ///< measure_machine is to make the file
+  std::string disk_folder;                     ///< to be measured; empty: the working one
+  std::string save_machine;                    ///< path of the measured figures; empty: they are not kept
   std::map<std::string, std::string> figures;  ///< that replace the device's, by plan::figure_names
   std::string precision = "bf16";
   std::int64_t micro_batch = 1;
@@ -30,6 +34,7 @@ struct PlanCommand {
 struct SimulateCommand {
   PlanCommand plan;
   std::int64_t global_batch = 0;  ///< 0: weak scaling
+  std::optional<int> stage;       ///< absent: what is recommended
 };
 
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.

@@ -8,16 +8,34 @@
 namespace zeropage::plan {
 namespace {
 
-constexpr std::int64_t kPagesOnTheirWay = 4;            // one being filled, and the reductions a rank runs ahead
+constexpr std::int64_t kReductionsAhead = 2;            // reduce::Reducer::kMaxInFlight
 constexpr std::int64_t kDiskBuffers = 5;                // offload_param.buffer_count
 constexpr std::int64_t kDiskBufferNumel = 100'000'000;  // offload_param.buffer_size
 constexpr const char* kWhat = "memory of the plan";
 
-std::int64_t page_numel(const Model& model) {
-  return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+/// Pages of optimizer state that are read ahead, updated and written behind: master and both moments.
+std::int64_t state_buffer_bytes(const Request& request) {
+  const std::int64_t arrays = request.precision == config::Precision::kFp32 ? 2 : 3;
+  const std::int64_t shard_numel = (page_numel(request.model) + request.world_size() - 1) / request.world_size();
+  return checked_mul(config::Offload{}.optimizer_buffers * 4 * arrays, shard_numel, kWhat);
+}
+
+/// Gradients on their way.
+std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
+  const std::int64_t page = page_numel(request.model);
+  const std::int64_t world = request.world_size();
+  const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
+  if (placement.stage >= 2) return checked_mul((1 + ahead) * page, compute_bytes(request.precision), kWhat);
+  const bool sums_in_fp32 =
+      placement.stage == 1 && request.precision != config::Precision::kFp32 && request.accumulation_steps == 1;
+  return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
 }
 
 }  // namespace
+
+std::int64_t page_numel(const Model& model) {
+  return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+}
 
 std::int64_t compute_bytes(config::Precision precision) { return precision == config::Precision::kFp32 ? 4 : 2; }
 
@@ -40,11 +58,12 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
     memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
   }
-  if (placement.stage >= 2) memory.buckets = checked_mul(kPagesOnTheirWay * page_numel(model), element, kWhat);
+  memory.buckets = bucket_bytes(request, placement);
   memory.host += placed.offloaded.optimizer;
   memory.disk += placed.disk.optimizer;
   (placement.parameters == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.parameters;
   memory.host += placed.offloaded.gradients;  // the update runs there, wherever its state lives
+  if (placement.optimizer == Home::kDisk) memory.host += state_buffer_bytes(request);
   if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;
   return memory;
 }

@@ -3,7 +3,9 @@
 /// Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv 2104.07857).
 ///
 ///   frames       stage 3: gathered parameters, at most stage3_max_live_parameters, and never more than there are
-///   buckets      stages 2 and 3: gradient frames on their way
+///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a rank runs ahead where
+///                there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards of pages
+///   state        an optimizer on disk passes through offload_optimizer.buffer_count pages in host memory
 ///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
 ///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32 and
 ///                their gradient: 8 * s * b * v.
@@ -18,6 +20,9 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
 
 /// Activations of one micro batch on one rank.
 std::int64_t activation_bytes(const Request& request, bool checkpointing);
+
+/// Elements of the largest page: a default one, or one of a larger parameter.
+std::int64_t page_numel(const Model& model);
 
 /// Bytes of one element of the precision.
 std::int64_t compute_bytes(config::Precision precision);

@@ -1,6 +1,10 @@
 #include "zeropage/plan/plan.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
 
 #include <nlohmann/json.hpp>
 
@@ -58,7 +62,9 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   EXPECT_EQ(host.host, whole);
   const MemoryEstimate optimizer_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kHost});
   EXPECT_EQ(optimizer_on_disk.disk, estimate_memory(r, {3}).state.optimizer);
-  EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole);
+  const std::int64_t buffers =
+      4 * 12 * ((page_numel(r.model) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
+  EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole + buffers);
   EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 
@@ -123,6 +129,22 @@ TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {
   r.devices_per_host = 1;
   r.hardware->network_rate = 1e8;
   EXPECT_NEAR(estimate_time(r, {3}, false).step_s, 10 + 20 + 0.015, 1e-9);
+}
+
+// Messages that cost nothing, and cores that compute and copy at the same time.
+TEST(TimeModel, HopsAndLackOfOverlap) {
+  Request r = simple_hardware();
+  r.devices_per_host = 2;
+  r.hosts = 3;
+  r.model.largest_numel = 500'000'000;  // two pages, of six ranks: three hops inside hosts and two between them
+  r.hardware->device_latency_s = 1;
+  r.hardware->network_latency_s = 10;
+  r.hardware->overlap = 0.25;
+  const double bytes_s = 2.0 * 5 / 6 / (r.hardware->network_rate / 1e9);
+  const double gather_s = bytes_s + 2 * (3 * 1 + 2 * 10);
+  const double forward_s = gather_s + 0.75 * 2;
+  const double backward_s = 2 * gather_s + 0.75 * 4;
+  EXPECT_NEAR(estimate_time(r, {3}, false).step_s, forward_s + backward_s + 30e9 / 6 / 1e12, 1e-9);
 }
 
 TEST(Recommendation, FollowsTheGuidance) {
@@ -207,7 +229,11 @@ TEST(Hardware, PresetsAndFigures) {
   for (const std::string& name : hardware_preset_names()) {
     Hardware hardware = hardware_preset(name);
     EXPECT_GT(hardware.device_bytes, 20'000'000'000) << name;
-    for (const std::string& figure : figure_names()) set_figure(hardware, figure, "1GB");
+    EXPECT_GT(hardware.device_latency_s, 0) << name;
+    for (const std::string& figure : figure_names()) {
+      const bool is_number = figure == "overlap" || figure.ends_with("latency");
+      set_figure(hardware, figure, is_number ? "1" : "1GB");
+    }
     EXPECT_EQ(hardware.disk_bytes, 1'000'000'000);
     EXPECT_EQ(hardware.disk_write_rate, 1e9);
   }
@@ -215,12 +241,46 @@ TEST(Hardware, PresetsAndFigures) {
   Hardware hardware;
   EXPECT_THROW(hardware_preset("TPU"), ConfigError);
   EXPECT_THROW(set_figure(hardware, "colour", "1GB"), ConfigError);
-  EXPECT_EQ(parse_bytes("80GiB", "x"), 80.0 * 1024 * 1024 * 1024);
-  EXPECT_EQ(parse_bytes("25GB/s", "x"), 25e9);
-  EXPECT_EQ(parse_bytes("4e14", "x"), 4e14);
+  const auto figure = [&](const char* name, const char* value) { set_figure(hardware, name, value); };
+  figure("disk", "80GiB");
+  figure("disk_read_rate", "25GB/s");
+  figure("flops", "4e14");
+  figure("network_latency", "14us");
+  figure("overlap", "80%");
+  EXPECT_EQ(hardware.disk_bytes, std::int64_t{80} << 30);
+  EXPECT_EQ(hardware.disk_read_rate, 25e9);
+  EXPECT_EQ(hardware.flops, 4e14);
+  EXPECT_DOUBLE_EQ(hardware.network_latency_s, 14e-6);
+  EXPECT_DOUBLE_EQ(hardware.overlap, 0.8);
   for (const char* text : {"", "GB", "-1GB", "1 GB", "1QB", "nan", "1e30", "0"}) {
-    EXPECT_THROW(parse_bytes(text, "x"), ConfigError) << text;
+    EXPECT_THROW(figure("disk", text), ConfigError) << text;
   }
+  EXPECT_THROW(figure("overlap", "1.5"), ConfigError);
+  EXPECT_THROW(figure("device_latency", "14GB"), ConfigError);
+}
+
+// A file that lacks a figure, which would be taken as 0, or has one that is misspelt.
+TEST(Hardware, FilesHaveAllFigures) {
+  const std::string path =
+      std::filesystem::path(testing::TempDir()) / ("machine_" + std::to_string(::getpid()) + ".json");
+  const auto read = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return read_hardware(path);
+  };
+  std::string all = R"({"name": "this machine")";
+  for (const std::string& name : figure_names()) {
+    const bool is_number = name == "overlap" || name.ends_with("latency");
+    all += ", \"" + name + (is_number ? "\": 0.5" : "\": \"2GB/s\"");
+  }
+  const Hardware hardware = read(all + "}");
+  EXPECT_EQ(hardware.name, "this machine");
+  EXPECT_EQ(hardware.network_rate, 2e9);
+  EXPECT_EQ(hardware.overlap, 0.5);
+  EXPECT_THROW(read(all + R"(, "colour": 1})"), ConfigError);
+  EXPECT_THROW(read(R"({"name": "half", "flops": 1e12})"), ConfigError);
+  EXPECT_THROW(read("[]"), ConfigError);
+  std::filesystem::remove(path);
+  EXPECT_THROW(read_hardware(path), IoError);
 }
 
 }  // namespace

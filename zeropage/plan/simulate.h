@@ -4,8 +4,7 @@
 ///   weak scaling    every rank keeps its micro batches; the step's batch grows with the ranks
 ///   strong scaling  the step's batch stays; ranks share it, so that each has fewer micro batches
 ///
-/// Time is that of time_model.h: bytes on the links inside a host and between hosts, without the latency of messages. It is a bound:
-/// thousands of ranks that exchange small pages will be slower.
+/// Time is that of time_model.h: bytes and messages on the links inside a host and between hosts.
 #pragma once
 
 #include <optional>
@@ -28,12 +27,20 @@ struct ScalePoint {
   double samples_per_s() const { return time.step_s > 0 ? static_cast<double>(samples_per_step) / time.step_s : 0; }
 };
 
-/// Hosts 1, 2, 4, ... up to request.hosts, and that itself. global_batch: samples of a step for strong scaling; numbers of hosts that do not
-/// divide it into micro batches are left out. Errors: ConfigError without hardware, when no number of hosts divides the batch, and those
-/// of make_plan. Cost: milliseconds.
-std::vector<ScalePoint> simulate(const Request& request, std::optional<std::int64_t> global_batch);
+struct Scaling {
+  std::optional<std::int64_t> global_batch;  ///< samples of a step for strong scaling
+  std::optional<int> stage;                  ///< absent: what is recommended at each point
+};
+
+/// Hosts 1, 2, 4, ... up to request.hosts, and that itself; of one host its devices 1, 2, 4, ... Numbers of ranks that do not divide the
+/// global batch into micro batches are left out. Errors: ConfigError without hardware, for a stage outside 0-3, when no number of ranks
+/// divides the batch, and those of make_plan. Cost: milliseconds.
+std::vector<ScalePoint> simulate(const Request& request, const Scaling& scaling);
 
 /// The points for people.
 std::string format_scaling(const Request& request, const std::vector<ScalePoint>& points);
+
+/// The points for programs, one JSON document.
+std::string scaling_json(const Request& request, const std::vector<ScalePoint>& points);
 
 }  // namespace zeropage::plan

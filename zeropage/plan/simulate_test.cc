@@ -18,7 +18,7 @@ Request request_of(const char* count, int hosts) {
 
 // Hosts that are left out, and a batch that does not grow with them.
 TEST(Simulate, WeakScalingKeepsEachRanksWork) {
-  const auto points = simulate(request_of("7B", 12), std::nullopt);
+  const auto points = simulate(request_of("7B", 12), {});
   ASSERT_EQ(points.size(), 5u);
   EXPECT_EQ(points.back().hosts, 12);
   for (const auto& point : points) EXPECT_EQ(point.samples_per_step, point.ranks);
@@ -30,22 +30,22 @@ TEST(Simulate, WeakScalingKeepsEachRanksWork) {
 
 // A batch that is not the same at every point, so that the curve compares different trainings.
 TEST(Simulate, StrongScalingSharesTheBatch) {
-  const auto points = simulate(request_of("7B", 16), 64);
+  const auto points = simulate(request_of("7B", 16), {.global_batch = 64});
   ASSERT_EQ(points.size(), 4u) << "16 hosts have more ranks than samples";
   for (const auto& point : points) EXPECT_EQ(point.samples_per_step, 64);
   EXPECT_LT(points.back().time.step_s, points.front().time.step_s);
-  EXPECT_THROW(simulate(request_of("7B", 2), 3), ConfigError);
+  EXPECT_THROW(simulate(request_of("7B", 2), {.global_batch = 3}), ConfigError);
 }
 
 // ZeRO-Infinity's cases: what no number of devices in reach holds is said, and what they hold is found.
 TEST(Simulate, TrillionsOfParameters) {
-  const auto points = simulate(request_of("1T", 512), std::nullopt);
+  const auto points = simulate(request_of("1T", 512), {});
   EXPECT_FALSE(points.front().placement.has_value());
   ASSERT_TRUE(points.back().placement.has_value());
   EXPECT_EQ(points.back().placement->stage, 3);
   EXPECT_FALSE(points.back().placement->offloads());
-  EXPECT_FALSE(simulate(request_of("10T", 512), std::nullopt).back().placement.has_value())
-      << "the gradients of four of its matrices fill a device, on however many ranks";
+  EXPECT_FALSE(simulate(request_of("10T", 512), {}).back().placement.has_value())
+      << "the gradients of three of its matrices fill a device, on however many ranks";
   const std::string text = format_scaling(request_of("1T", 512), points);
   EXPECT_NE(text.find("nothing fits"), std::string::npos);
   EXPECT_NE(text.find("4096"), std::string::npos);
@@ -55,7 +55,29 @@ TEST(Simulate, TrillionsOfParameters) {
 TEST(Simulate, NeedsADevice) {
   Request request = request_of("7B", 2);
   request.hardware.reset();
-  EXPECT_THROW(simulate(request, std::nullopt), ConfigError);
+  EXPECT_THROW(simulate(request, {}), ConfigError);
+}
+
+// A curve that jumps between stages when one was asked for, and ranks of a single host that all stand in one row.
+TEST(Simulate, OneStageOnTheDevicesOfOneHost) {
+  const auto points = simulate(request_of("7B", 1), {.stage = 3});
+  ASSERT_EQ(points.size(), 4u);
+  EXPECT_FALSE(points[0].placement.has_value()) << "one device is too small";
+  for (std::size_t i = 2; i < points.size(); ++i) {
+    EXPECT_EQ(points[i].ranks, 1 << i);
+    EXPECT_EQ(points[i].placement->stage, 3);
+  }
+  EXPECT_NE(scaling_json(request_of("7B", 1), points).find("\"step_s\""), std::string::npos);
+  EXPECT_THROW(simulate(request_of("7B", 1), {.stage = 4}), ConfigError);
+}
+
+// Thousands of ranks that exchange pages as fast as two, however many hops there are.
+TEST(Simulate, HopsTakeTime) {
+  Request request = request_of("1T", 512);
+  const double with_latency = simulate(request, {.stage = 3}).back().time.step_s;
+  request.hardware->device_latency_s = request.hardware->network_latency_s = 0;
+  const double without = simulate(request, {.stage = 3}).back().time.step_s;
+  EXPECT_GT(with_latency, 1.2 * without);
 }
 
 }  // namespace

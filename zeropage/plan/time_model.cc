@@ -1,6 +1,7 @@
 #include "zeropage/plan/time_model.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
 #include "zeropage/plan/memory_model.h"
@@ -15,15 +16,17 @@ constexpr double kUpdateWriteBytes = 14;
 /// Parts of a step that run one after the other; each is named by what it waits for.
 class Clock {
  public:
+  explicit Clock(double overlap) : overlap_(overlap) {}
+
   void add(const std::string& name, double seconds) {
     parts_[name] += seconds;
     step_s_ += seconds;
   }
 
-  /// Parts that run at the same time: the slowest counts.
+  /// Parts that run at the same time: the slowest counts, and of the others what does not overlap.
   void add_overlapped(const std::map<std::string, double>& parts) {
     const auto slowest = std::ranges::max_element(parts, {}, &std::pair<const std::string, double>::second);
-    add(slowest->first, slowest->second);
+    for (const auto& [name, seconds] : parts) add(name, name == slowest->first ? seconds : (1 - overlap_) * seconds);
   }
 
   TimeEstimate result(double compute_s) const {
@@ -32,6 +35,7 @@ class Clock {
   }
 
  private:
+  double overlap_;
   std::map<std::string, double> parts_;
   double step_s_ = 0;
 };
@@ -58,14 +62,19 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   const double link =
       request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
   const double wire_s = (world - 1) / world / link;
+  const double between_hosts = request.hosts - 1;
+  const double hops_s =
+      (world - 1 - between_hosts) * hardware.device_latency_s + between_hosts * hardware.network_latency_s;
+  const double latency_s =
+      hops_s * std::ceil(static_cast<double>(model.total_numel) / static_cast<double>(page_numel(model)));
   const auto element = static_cast<double>(compute_bytes(request.precision));
   const bool sums_whole = placement.stage < 2 && request.accumulation_steps > 1;
   const double all_bytes = element * static_cast<double>(model.total_numel);
   Pieces pieces;
   pieces.forward_s = 2 * pass_s;
   pieces.backward_s = (checkpointing ? 6 : 4) * pass_s;
-  pieces.gather_s = all_bytes * wire_s;
-  pieces.reduce_s = (sums_whole ? 4 : element) * static_cast<double>(model.trainable_numel) * wire_s;
+  pieces.gather_s = all_bytes * wire_s + latency_s;
+  pieces.reduce_s = (sums_whole ? 4 : element) * static_cast<double>(model.trainable_numel) * wire_s + latency_s;
   pieces.host_out_s = element * static_cast<double>(model.trainable_numel) / world / hardware.host_link_rate;
   pieces.host_in_s = all_bytes / world / hardware.host_link_rate;
   pieces.disk_in_s = all_bytes / world * request.devices_per_host / hardware.disk_read_rate;
@@ -113,7 +122,7 @@ void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, co
 TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing) {
   const Pieces pieces = pieces_of(request, placement, checkpointing);
   const auto times = static_cast<double>(request.accumulation_steps);
-  Clock clock;
+  Clock clock(request.hardware->overlap);
   const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
   add_micro_batches(clock, pieces, placement, times - reducing, false);
   add_micro_batches(clock, pieces, placement, reducing, true);

@@ -6,6 +6,8 @@
 ///                 per token for attention, a third more with checkpointing (PaLM, arXiv 2204.02311, appendix B)
 ///   link          between ranks: the devices' links in a host; across hosts the slower of those and the host's network, since
 ///                 a ring crosses each host's border once
+///   latency       a collective of a page has N - 1 hops, one less than the hosts of them through the network and the rest inside hosts (as
+///                 NCCL's tuner counts them); all parameters are P / page such collectives
 ///   stage 0       all-reduce beside the last backward of a step: 2 * e_g * P
 ///   stage 1       reduce-scatter e_g * P beside the last backward; gather e * P after the update
 ///   stage 2       reduce-scatter in every backward, beside it; gather e * P after the update
@@ -13,7 +15,8 @@
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
 ///   host          gradients go there beside the backward, updated parameters come back beside the update
 ///   disk          max((12 + 4) / read, 14 / write) per element of the shard: reads and writes at a time, streamed
-/// With perfect overlap a phase takes as long as its slowest part; efficiency = compute / step.
+/// With perfect overlap a phase takes as long as its slowest part; where the hardware overlaps less, as cores that do both do, it takes
+/// that share less one of the other parts, too. efficiency = compute / step.
 #pragma once
 
 #include "zeropage/plan/plan.h"

@@ -1,0 +1,41 @@
+/// \file
+/// `zeropage plan` for C++ programs: what a model takes at every stage, how fast it can be, and what to choose. (zeropage::plan is the
+/// namespace of the formulas.)
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace torch::nn {
+class Module;
+}
+
+namespace zeropage {
+
+/// The machine and the work; as the options of `zeropage plan` with these names.
+struct PlanOptions {
+  int num_gpus = 1;                              ///< devices of a host
+  int num_nodes = 1;                             ///< hosts
+  std::string device;                            ///< "H100", ..., or a file of figures; empty: bytes only
+  std::map<std::string, std::string> figures{};  ///< instead of the device's: {"device_memory", "40GB"}
+  std::string precision = "bf16";
+  std::int64_t micro_batch = 1;
+  std::int64_t accumulation_steps = 1;
+  std::int64_t sequence = 2048;
+};
+
+struct TrainingPlan {
+  std::string text;    ///< tables and the recommendation, for people
+  std::string json;    ///< the same figures, for programs
+  std::string config;  ///< the recommended ds_config.json; empty when nothing fits
+  std::string reason;  ///< of the recommendation
+};
+
+/// model: a count ("7B"), a safetensors file or index, a config.json or the folder with it. Cost: milliseconds. Errors: ConfigError, IoError.
+TrainingPlan make_plan(const std::string& model, const PlanOptions& options = {});
+
+/// The same for a model that exists, whose parameters may be on the device "meta". Every parameter counts once.
+TrainingPlan make_plan(const torch::nn::Module& model, const PlanOptions& options = {});
+
+}  // namespace zeropage

@@ -1,0 +1,32 @@
+#include "zeropage/cpp/plan.h"
+
+#include <gtest/gtest.h>
+#include <torch/nn/modules/linear.h>
+
+#include "zeropage/base/error.h"
+#include "zeropage/cpp/config.h"
+
+namespace zeropage {
+namespace {
+
+// A plan that is not the command's, or whose configuration cannot be used.
+TEST(CppPlan, SaysWhatTheCommandSays) {
+  const TrainingPlan made = make_plan("7B", {.num_gpus = 4});
+  EXPECT_NE(made.text.find("DDP"), std::string::npos);
+  EXPECT_NE(made.text.find("112 GB"), std::string::npos);
+  EXPECT_NO_THROW(Config::from_json(make_plan("7B", {.num_gpus = 8, .device = "H100"}).config));
+  EXPECT_TRUE(make_plan("100T", {.device = "4090"}).config.empty());
+  EXPECT_THROW(make_plan("7B", {.figures = {{"device_memory", "1GB"}}}), ConfigError);
+}
+
+// Biases, frozen parameters, or shared ones that are counted wrongly.
+TEST(CppPlan, CountsAModulesParametersOnce) {
+  torch::nn::Linear layer(100, 50);
+  layer->weight.set_requires_grad(false);
+  const TrainingPlan made = make_plan(*layer, {.precision = "fp32"});
+  EXPECT_NE(made.json.find("\"parameters\": 5050"), std::string::npos) << made.json;
+  EXPECT_NE(made.json.find("\"trainable\": 50"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace zeropage
