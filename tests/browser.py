@@ -87,6 +87,7 @@ class Browser:
     def take_picture(self, page: Path, width: int, height: int, picture: Path) -> None:
         """A PNG of the top of the page."""
         session, _ = self._load(page, width, height)
+        self._call("Emulation.setScrollbarsHidden", session, hidden=True)
         picture.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", session)["data"]))
 
     def _load(self, page: Path, width: int, height: int) -> tuple[str, list[str]]:

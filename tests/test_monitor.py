@@ -132,9 +132,12 @@ def test_a_killed_run_keeps_its_steps(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     sections = {name: {"enabled": True, "output_path": str(tmp_path / name)} for name in ("csv_monitor", "tensorboard")}
+    sections["zeropage"] = {"metrics_file": str(tmp_path / "run.jsonl")}
     command = [sys.executable, "-c", KILLED, json.dumps({**CONFIG, **sections}), "5"]
     assert subprocess.run(command, env=os.environ, timeout=60).returncode == -signal.SIGKILL
     assert len(rows(tmp_path / "csv_monitor/DeepSpeedJobName/Train_Samples_train_loss.csv")) == 6
     events = EventAccumulator(str(tmp_path / "tensorboard/DeepSpeedJobName"))
     events.Reload()
     assert len(events.Scalars("Train/Samples/train_loss")) == 5
+    records = [json.loads(line) for line in (tmp_path / "run.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["record"] == "step"] == [1, 2, 3, 4, 5]

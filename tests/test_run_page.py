@@ -217,6 +217,8 @@ def test_commands(tmp_path, capsys):
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert doctor.main(["--json"]) == 0
     assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "note", "warning"}
+    alias = subprocess.run([Path(sys.prefix) / "bin" / "ds_report", "--json"], capture_output=True, text=True, timeout=60)
+    assert alias.returncode == 0 and json.loads(alias.stdout), alias.stderr
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
     missing = subprocess.run(
         [COMMAND, "report", str(tmp_path / "no.jsonl")], env=environment, capture_output=True, text=True, timeout=60

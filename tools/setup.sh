@@ -54,6 +54,8 @@ ssh openssh-client
 hwy/highway.h libhwy-dev
 liburing.h liburing-dev
 LIST
+  # For the test that opens a report. Ubuntu's package is only a way to a snap, which containers cannot have.
+  command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! grep -q '^ID=debian' /etc/os-release || echo chromium
   command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
   [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
   "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
@@ -125,6 +127,8 @@ link_package() {
   for site in .venv/lib/python3*/site-packages; do
     [ "$(cat "$site/zeropage.pth" 2>/dev/null)" = "$PWD/python" ] || echo "$PWD/python" >"$site/zeropage.pth"
   done
+  printf '#!/bin/sh\nexec "$(dirname "$0")/python" -m zeropage doctor "$@"\n' >.venv/bin/ds_report
+  chmod +x .venv/bin/ds_report
   [ "$(readlink .venv/bin/zeropage)" = ../../build/dev/zeropage ] || ln -sf ../../build/dev/zeropage .venv/bin/zeropage
 }
 

@@ -9,6 +9,7 @@ import os
 import platform
 import resource
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -48,6 +49,11 @@ def examine() -> list[Finding]:
         _packages,
     )
     return [_guarded(check) for check in checks]
+
+
+def console() -> int:
+    """The command `ds_report`, as DeepSpeed calls it."""
+    return main(sys.argv[1:])
 
 
 def main(arguments: list[str]) -> int:
