@@ -37,7 +37,7 @@ def main() -> None:
         subprocess.run(train, check=True)
         subprocess.run([COMMAND, "report", folder / "first.jsonl"], check=True)
         with Browser(browser, folder / "profile") as opened:
-            opened.take_picture(folder / "first.html", 1000, 1290, ROOT / "docs" / "report.png")
+            opened.take_picture(folder / "first.html", 1120, 1500, ROOT / "docs" / "report.png")
 
 
 if __name__ == "__main__":

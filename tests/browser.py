@@ -55,7 +55,7 @@ class Browser:
         to_browser, self._in = os.pipe()
         self._out, their_end = os.pipe()
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        command = [program, "--headless", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}", *sandbox]
+        command = [program, "--headless", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={folder}", *sandbox]
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_browser, their_end)]  # out of the way of 3 and 4
 
         def take_descriptors() -> None:
@@ -87,7 +87,6 @@ class Browser:
     def take_picture(self, page: Path, width: int, height: int, picture: Path) -> None:
         """A PNG of the top of the page."""
         session, _ = self._load(page, width, height)
-        self._call("Emulation.setScrollbarsHidden", session, hidden=True)
         picture.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", session)["data"]))
 
     def _load(self, page: Path, width: int, height: int) -> tuple[str, list[str]]:
