@@ -24,8 +24,7 @@ from torch.nn import functional as F
 from . import _C, distributed
 from .initialize import parse_config
 
-SECONDS = 0.8  # of each measurement
-LAYER_SECONDS = 0.25  # most of a layer's forward and backward
+LAYER_SECONDS = 0.5  # most of a layer's forward and backward
 PAGE_BYTES = 16 << 20
 STREAM_BYTES = 64 << 20  # of each of three arrays: more than caches hold
 LEAST_RATE = 1.0  # where there is nothing to measure: one rank has no link
@@ -51,10 +50,11 @@ class Layer(nn.Module):
 
 
 class Measurement:
-    """The ranks, and where they run."""
+    """The ranks, where they run, and for how long each thing is measured."""
 
-    def __init__(self, dtype: torch.dtype):
+    def __init__(self, dtype: torch.dtype, seconds: float = 0.8):
         self.dtype = dtype
+        self.seconds = seconds
         self.world = distributed.current_world()
         self.device = distributed.choose_device(nn.Module(), self.world)
         config = parse_config({"train_micro_batch_size_per_gpu": 1}, self.world.size)
@@ -70,14 +70,14 @@ class Measurement:
             torch.cuda.synchronize(self.device)
         self.communicator.barrier()
 
-    def seconds_of(self, work: Callable[[], object], seconds: float = SECONDS) -> float:
+    def seconds_of(self, work: Callable[[], object]) -> float:
         """Of one call, at its best of three blocks; all ranks make as many calls. The slowest rank's."""
         work()
         self.settle()
         start = time.perf_counter()
         work()
         self.settle()
-        calls = max(1, int(seconds / 3 / self.worst(time.perf_counter() - start)))
+        calls = max(1, int(self.seconds / 3 / self.worst(time.perf_counter() - start)))
         best = float("inf")
         for _ in range(3):
             self.settle()
@@ -165,22 +165,27 @@ def memory_bytes(measured: Measurement) -> tuple[int, int]:
     return host // measured.world.local_size, host
 
 
-def measure(measured: Measurement, width: int, batch: int, sequence: int, disk_folder: str) -> dict[str, float | str]:
-    """All figures, by their names in `zeropage plan`. Collective. Raises IoError."""
+def measure_disk(measured: Measurement, folder: str) -> dict[str, float]:
+    """The figures of the disk that `folder` is on. Raises IoError."""
+    read, write = _C.measure_drive(folder) if measured.world.rank == 0 else (LEAST_RATE, LEAST_RATE)
+    measured.say(f"disk: {read / 1e9:.2f} GB/s read, {write / 1e9:.2f} GB/s written")
+    system = os.statvfs(folder)
+    return {"disk": system.f_bavail * system.f_frsize, "disk_read_rate": read, "disk_write_rate": write}
+
+
+def measure(measured: Measurement, width: int, batch: int, sequence: int) -> dict[str, float | str]:
+    """All other figures, by their names in `zeropage plan`. Collective."""
     step, operations, width = layer_step(measured, width, batch, sequence)
-    compute_s = measured.seconds_of(step, 2 * SECONDS)
+    compute_s = measured.seconds_of(step)
     measured.say(f"a layer of width {width}: {operations / compute_s / 1e9:.1f} GFLOP/s a device")
     stream = stream_rate(measured)
     host_link, host_memory = host_rates(measured, stream)
     measured.say(f"memory: {stream / 1e9:.1f} GB/s a device, {host_memory / 1e9:.1f} GB/s of the host")
-    gather, reduce, hop_s = _C.measure_links(measured.communicator, PAGE_BYTES, 2 * SECONDS)
+    gather, reduce, hop_s = _C.measure_links(measured.communicator, PAGE_BYTES, 2 * measured.seconds)
     link = 2 / (1 / gather + 1 / reduce) if gather else LEAST_RATE
     overlap = overlap_of(measured, step, compute_s)
     measured.say(f"links: {link / 1e9:.2f} GB/s, {hop_s * 1e6:.1f} us a hop, {100 * overlap:.0f} % beside computation")
-    disk_read, disk_write = _C.measure_drive(disk_folder) if measured.world.rank == 0 else (LEAST_RATE, LEAST_RATE)
-    measured.say(f"disk: {disk_read / 1e9:.2f} GB/s read, {disk_write / 1e9:.2f} GB/s written")
     device_bytes, host_bytes = memory_bytes(measured)
-    disk = os.statvfs(disk_folder)
     name = torch.cuda.get_device_name(measured.device) if measured.device.type == "cuda" else f"{platform.node()}'s CPU"
     return {
         "name": f"{name}, measured",
@@ -192,9 +197,6 @@ def measure(measured: Measurement, width: int, batch: int, sequence: int, disk_f
         "network_rate": link,
         "host_memory": host_bytes,
         "host_memory_rate": host_memory,
-        "disk": disk.f_bavail * disk.f_frsize,
-        "disk_read_rate": disk_read,
-        "disk_write_rate": disk_write,
         "device_latency": hop_s,
         "network_latency": hop_s,
         "overlap": overlap,
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--disk_folder", default=".")
     options = parser.parse_args()
     measured = Measurement(DTYPES[options.precision])
-    figures = measure(measured, options.width, options.micro_batch, options.sequence, options.disk_folder)
+    figures = measure(measured, options.width, options.micro_batch, options.sequence) | measure_disk(measured, options.disk_folder)
     if measured.world.rank == 0:
         with open(options.output, "w") as file:
             json.dump(figures, file, indent=2)
