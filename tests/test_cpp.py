@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,27 @@ def test_errors_leave_with_their_exit_codes(tmp_path):
     file.write_text('{"train_batch_size": 2, "zero_optimization": {"stage": 9}}')
     codes = [subprocess.run([program, f"--config={path}"], capture_output=True, timeout=60).returncode for path in (file, "/nowhere")]
     assert codes == [64, 74]
+
+
+def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
+    """Catches a C++ program that SIGTERM kills without a checkpoint, an exit code that has it started again, and a metrics file that
+    `zeropage report` cannot read."""
+    metrics, file, folder = tmp_path / "run.jsonl", tmp_path / "config.json", tmp_path / "saved"
+    own = {"preemption_folder": str(folder), "preemption_grace_s": 60, "metrics_file": str(metrics)}
+    file.write_text(json.dumps({**CONFIG, "gradient_accumulation_steps": 1, "zeropage": own}))
+    command = [COMMAND, "--num_gpus=2", BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}", "--steps=1000000"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while time.monotonic() < end and job.poll() is None and not (metrics.exists() and '"record":"step"' in metrics.read_text()):
+        time.sleep(0.05)
+    job.terminate()
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 0, said
+    saved = (folder / "latest").read_text().strip()
+    assert said.count(f"ended by SIGTERM after step {saved.removeprefix('global_step')}; go on from {folder}") == 2
+    run(COMMAND, "report", metrics, folder=tmp_path)
+    assert "</html>" in metrics.with_suffix(".html").read_text()
 
 
 @needs_mpirun

@@ -1,9 +1,11 @@
 """The launcher on two and three hosts, which are network namespaces with an sshd in each."""
 
+import importlib.metadata
 import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,6 +153,71 @@ def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
     assert "  host0: the script missing.py does not exist" in done.stderr
     assert "  host1: the script missing.py does not exist" in done.stderr
     assert "  no-such-host.invalid: ssh ended with exit code 255: " in done.stderr
+
+
+@pytest.fixture
+def environment_of_host1(hosts, tmp_path):
+    """A script for --venv_script that puts a folder of stand-ins before PATH, on host1 alone; the folder, and the words to use it."""
+    folder = tmp_path / "stand-ins"
+    folder.mkdir()
+    activate = tmp_path / "activate"
+    activate.write_text(
+        f"""
+        PATH={Path(COMMAND).parent}:{Path(sys.executable).parent}:$PATH
+        case "$SSH_CONNECTION" in *" {hosts.addresses[1]} "*) PATH={folder}:$PATH; export FROM_VENV=host1;; esac
+        """
+    )
+    return folder, ["--venv_script", str(activate)]
+
+
+OTHER_VERSION = """
+import os, subprocess, sys
+command, version, other = (word.encode() for word in sys.argv[1:])
+agent = subprocess.Popen([command, "agent"], stdout=subprocess.PIPE)
+while words := os.read(agent.stdout.fileno(), 65536):
+    os.write(1, words.replace(version, other))
+"""
+
+
+def write_program(path: Path, text: str) -> None:
+    path.write_text("#!/bin/sh\n" + text)
+    path.chmod(0o755)
+
+
+def test_the_venv_scripts_environment_is_used(hosts, options, script, environment_of_host1):
+    """Catches a script that is not sourced on every host, and ranks that run another python than the one it chose."""
+    folder, words = environment_of_host1
+    write_program(folder / "python3", f'export CHOSEN=stand-in; exec {sys.executable} "$@"')
+    path = script("import os; print(os.environ.get('FROM_VENV'), os.environ.get('CHOSEN'))")
+    done = launch(*options(1, 1), *words, path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["[host0:0] None None", "[host1:1] host1 stand-in"]
+
+
+def test_other_versions_are_refused(hosts, options, script, environment_of_host1):
+    """Catches a job whose hosts have different versions of torch or zeropage, and a check that stops at the first difference."""
+    folder, words = environment_of_host1
+    write_program(
+        folder / "python3",
+        f'case "$*" in *importlib.metadata*) echo 1.2.3;; *) exec {sys.executable} "$@";; esac',
+    )
+    version = launch("--version").stdout.split()[-1]
+    other = "9" * len(version)
+    write_program(folder / "zeropage", f"exec {sys.executable} {folder}/agent.py {COMMAND} {version} {other}")
+    (folder / "agent.py").write_text(OTHER_VERSION)
+    path = script("print('ran')")
+    done = launch(*options(1, 1), *words, path)
+    assert done.returncode == 64, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("  host1: ")]
+    assert len(lines) == 2, done.stderr
+    assert f"zeropage {other}, but host0 has {version}; install the same on all hosts" in lines[0]
+    assert f"torch 1.2.3, but host0 has {torch_version()}; " in lines[1]
+    done = launch(*options(1, 1), *words, "--no_ssh_check", path)
+    assert done.returncode == 0 and done.stdout.count("ran") == 2, done.stderr
+
+
+def torch_version() -> str:
+    return importlib.metadata.version("torch")
 
 
 def test_restarts_only_what_may_succeed(hosts, options, script):

@@ -17,6 +17,7 @@ TEST(ExitCode, SaysWhatKindOfErrorItWas) {
   EXPECT_EQ(exit_code(IoError("")), 74);
   EXPECT_EQ(exit_code(PeerError("")), 75);
   EXPECT_EQ(exit_code(TimeoutError("")), 75);
+  EXPECT_EQ(exit_code(Preempted("")), 0);
   EXPECT_EQ(exit_code(Error("")), 1);
   EXPECT_EQ(exit_code(std::runtime_error(""), kBugExitCode), 70);
 }

@@ -293,12 +293,10 @@ Own read_own(const Settings& settings) {
 
 std::vector<std::string> read_python_keys(const Settings& settings) {
   std::vector<std::string> set;
-  for (const char* key : {"tensorboard.enabled", "wandb.enabled", "csv_monitor.enabled", "flops_profiler.enabled",
-                          "wall_clock_breakdown", "memory_breakdown", "fp16.auto_cast", "dataloader_drop_last"}) {
+  for (const char* key :
+       {"tensorboard.enabled", "wandb.enabled", "flops_profiler.enabled", "fp16.auto_cast", "dataloader_drop_last"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
-  if (!settings.text("zeropage.preemption_folder").empty()) set.emplace_back("zeropage.preemption_folder");
-  if (settings.optional<std::string>("zeropage.metrics_file")) set.emplace_back("zeropage.metrics_file");
   return set;
 }
 

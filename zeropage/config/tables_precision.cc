@@ -39,7 +39,8 @@ std::vector<Section> precision_tables() {
   Section autocast{"torch_autocast", "PyTorch's autocast around the forward (the program may use autocast itself)."};
   autocast.keys = {
       flag("enabled", false, kInForce,
-           "Run the forward under autocast; parameters and gradients stay fp32. Python programs; not with fp16 or "
+           "Run the forward under autocast (C++: in the scope of engine.autocast()); parameters and gradients stay "
+           "fp32. Not with fp16 or "
            "bf16."),
       text("dtype", {}, kInForce, "Type of autocast; null: bf16. fp16 would need a loss scale: enable fp16 instead.")
           .one_of(

@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/cpp/engine_impl.h"
 
 namespace zeropage {
@@ -19,7 +20,12 @@ Engine::~Engine() = default;
 void Engine::before_forward() { impl_->core->before_forward(); }
 
 at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scale_wrt_gas) {
+  if (impl_->config.autocast_dtype && !impl_->autocast_entered) {
+    throw UsageError(
+        "torch_autocast is enabled, but the forward ran without it: call it in the scope of engine.autocast()");
+  }
   at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
+  impl_->watch->end_backward(*this);
   if (impl_->steps_of_losses != global_steps()) {
     impl_->losses.clear();
     impl_->steps_of_losses = global_steps();
@@ -29,10 +35,16 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
 }
 
 void Engine::step() {
-  const bool boundary = impl_->core->step();
+  if (!impl_->core->step()) return;
+  impl_->watch->end_step(*this);
   const std::int64_t every = steps_per_print().value_or(0);
-  if (boundary && impl_->line && global_steps() % every == 0) impl_->line->update(progress_sample(*this, 1.0));
-  if (boundary) impl_->core->check_save();
+  if (impl_->line && global_steps() % every == 0) impl_->line->update(progress_sample(*this, 1.0));
+  impl_->core->check_save();
+  const std::string& folder = impl_->config.own.preemption_folder;
+  if (folder.empty() || !impl_->core->stop_agreed()) return;
+  save_checkpoint(folder);
+  wait_for_checkpoint();
+  throw Preempted(fmt::format("ended by SIGTERM after step {}; go on from {}", global_steps(), folder));
 }
 
 void Engine::zero_grad() { impl_->core->zero_grad(); }
@@ -73,5 +85,18 @@ void Engine::print_memory_table() const {
 }
 
 void Engine::empty_partition_cache() { impl_->core->trim_memory(); }
+
+void Engine::offload_states(const OffloadedStates& include, bool pin_memory) {
+  impl_->core->offload_states({include.optimizer_states, include.gradients, include.parameters}, pin_memory);
+}
+void Engine::reload_states() { impl_->core->reload_states(); }
+
+// -- what a run tells
+
+Monitor& Engine::monitor() { return impl_->watch->monitor(); }
+std::string Engine::comms_summary() const {
+  const auto timeline = impl_->core->timeline();
+  return timeline ? format_transfers(timeline->transfers()) : "";
+}
 
 }  // namespace zeropage

@@ -15,9 +15,11 @@
 #include <utility>
 #include <vector>
 
+#include "zeropage/cpp/autocast.h"
 #include "zeropage/cpp/checkpoint.h"
 #include "zeropage/cpp/config.h"
 #include "zeropage/cpp/gathered.h"
+#include "zeropage/cpp/monitor.h"
 #include "zeropage/cpp/options.h"
 #include "zeropage/cpp/report.h"
 
@@ -32,6 +34,13 @@ struct [[nodiscard]] NoSync {
   ~NoSync() {}
 };
 
+/// Kinds of state that Engine::offload_states moves.
+struct OffloadedStates {
+  bool optimizer_states = true;  ///< masters and moments
+  bool gradients = true;         ///< their buffers
+  bool parameters = true;
+};
+
 class Engine {
  public:
   class Impl;
@@ -44,12 +53,17 @@ class Engine {
   /// call it before each forward of an evaluation. Otherwise not needed.
   void before_forward();
 
-  /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError, those of the
-  /// graph, PeerError, TimeoutError.
+  /// The scope in which the forward runs when torch_autocast is enabled; without that it changes nothing.
+  ///     const auto loss = [&] { auto scope = engine.autocast(); return model->forward(batch); }();
+  Autocast autocast();
+
+  /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError (also where
+  /// torch_autocast is enabled and no forward was in the scope of `autocast`), those of the graph, PeerError, TimeoutError.
   at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
 
   /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks apply
-  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError.
+  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With zeropage.preemption_folder: Preempted
+  /// on all ranks after the step in which one got SIGTERM, when all have saved; `exit_code` makes 0 of it.
   void step();
 
   void zero_grad();  ///< forgets gradients accumulated so far; `step` does it by itself after an update
@@ -72,6 +86,16 @@ class Engine {
   MemoryReport memory_report() const;  ///< bytes of every rank, counted and by the formula; collective
   void print_memory_table() const;     ///< prints it on rank 0; collective
   void empty_partition_cache();        ///< gives cached frames and pages back to the system
+
+  /// Moves state to the host until `reload_states`, to make room on the device. Meanwhile nothing trains and parameters cannot be read.
+  /// Collective, between updates. pin_memory: page-locked host memory, where there is a GPU. Errors: UsageError.
+  void offload_states(const OffloadedStates& include = {}, bool pin_memory = true);
+  void reload_states();  ///< ends `offload_states`; collective
+
+  // -- what a run tells
+
+  Monitor& monitor();                 ///< where metrics go; programs may write their own to it
+  std::string comms_summary() const;  ///< this rank's collectives by operation and size; empty when nothing is observed
 
   // -- checkpoints
 
@@ -124,6 +148,7 @@ class Engine {
   bool fp16_enabled() const;
   bool bfloat16_enabled() const;
   bool fp16_auto_cast() const;  ///< casting inputs is the program's task, since its module is called without the engine
+  std::optional<at::ScalarType> autocast_dtype() const;              ///< of torch_autocast, where it is enabled
   std::pair<at::ScalarType, at::ScalarType> get_data_types() const;  ///< of parameters, of gradients that add up
   at::ScalarType communication_data_type() const;
   double loss_scale() const;

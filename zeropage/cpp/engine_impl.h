@@ -14,6 +14,8 @@
 #include "zeropage/config/config.h"
 #include "zeropage/cpp/communicators.h"
 #include "zeropage/cpp/engine.h"
+#include "zeropage/cpp/preemption.h"
+#include "zeropage/cpp/watch.h"
 #include "zeropage/report/progress.h"
 
 namespace zeropage {
@@ -33,6 +35,9 @@ class Engine::Impl {
   std::int64_t accumulation_steps = 1;
   std::vector<at::Tensor> losses;  // since the last update
   std::int64_t steps_of_losses = 0;
+  bool autocast_entered = false;
+  std::optional<cpp::Watch> watch;
+  std::unique_ptr<cpp::Preemption> preemption;  // last: it ends before the core goes
 };
 
 /// The type the model computes with, where it was made in `given`.

@@ -116,6 +116,10 @@ bool Engine::prescale_gradients() const { return impl_->config.gradients.prescal
 bool Engine::fp16_enabled() const { return impl_->config.precision == config::Precision::kFp16; }
 bool Engine::bfloat16_enabled() const { return impl_->config.precision == config::Precision::kBf16; }
 bool Engine::fp16_auto_cast() const { return impl_->config.cast_inputs; }
+std::optional<at::ScalarType> Engine::autocast_dtype() const {
+  const auto dtype = impl_->config.autocast_dtype;
+  return dtype ? std::optional(scalar_type_of(*dtype)) : std::nullopt;
+}
 std::pair<at::ScalarType, at::ScalarType> Engine::get_data_types() const {
   const auto accumulated = impl_->config.gradients.accumulation_dtype;
   return {parameter_type(impl_->config.precision, at::kFloat), accumulated ? scalar_type_of(*accumulated) : at::kFloat};

@@ -124,9 +124,6 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
     log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
   }
-  if (impl->config.autocast_dtype) {
-    throw ConfigError("torch_autocast is of the Python engine; in C++ switch autocast on around the forward");
-  }
   if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
     throw ConfigError(
         "optimizer.type names an optimizer of PyTorch's that only Python programs have; write one of \"Adam\", "
@@ -152,7 +149,13 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
-  return Engine(std::move(impl));
+  if (!impl->config.own.preemption_folder.empty()) {
+    impl->preemption = std::make_unique<cpp::Preemption>([core = impl->core.get()] { core->request_stop(); },
+                                                         impl->config.own.preemption_grace_s);
+  }
+  Engine engine(std::move(impl));
+  engine.impl_->watch.emplace(engine, *engine.impl_->core);
+  return engine;
 }
 
 }  // namespace zeropage
