@@ -94,6 +94,10 @@ class Hosts:
         """The sshd processes of a host that serve a connection."""
         return [pid for pid in self.processes(i) if name_of(pid).startswith("sshd")]
 
+    def sent_bytes(self, i: int) -> int:
+        """What a host has sent to others since it was made."""
+        return int(Path(f"/sys/class/net/{self.names[i]}o/statistics/rx_bytes").read_text())
+
     def unplug(self, i: int) -> None:
         run("ip", "link", "set", f"{self.names[i]}o", "down")
 

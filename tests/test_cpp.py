@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,11 +36,12 @@ MPIRUN = {  # Open MPI refuses root, and more ranks than cores, unless asked
 }
 
 
-def run(*words: object, folder: Path = ROOT) -> str:
+def run(*words: object, folder: Path = ROOT, package: Path = ROOT / "python", **variables: str) -> str:
     """Its output. A command that fails fails the test."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    package = os.pathsep.join([str(ROOT / "python"), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": package, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **MPIRUN}
+    packages = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
+    ours = {"PATH": path, "PYTHONPATH": packages, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **MPIRUN}
+    environment = {**os.environ, **ours, **variables}
     done = subprocess.run([str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{words[0]} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -168,18 +170,39 @@ def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
     assert "the environment says rank 1 of 2, MPI says rank 0 of 1" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_project_finds_the_installed_package():
-    """Catches a header, a library or a CMake file that is not installed. What it builds stays, so that the next run is short."""
-    project, folder = ROOT / "tests" / "cpp_package", BUILD / "cpp_package"
-    run("cmake", "--install", BUILD, "--prefix", folder / "prefix")
+def check_package(folder: Path, where: str, command: Path) -> None:
+    """Builds the project of the guide against an installed package and trains two ranks."""
+    project = ROOT / "tests" / "cpp_package"
     compiler_cache = "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"
-    run("cmake", "-S", project, "-B", folder / "build", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}", compiler_cache)
+    run("cmake", "-S", project, "-B", folder / "build", "-G", "Ninja", where, compiler_cache)
     run("cmake", "--build", folder / "build")
-    shown = launch(folder / "build" / "train", folder=project)
+    shown = run(command, "--num_gpus=2", folder / "build" / "train", folder=project)
     losses = [float(line.rsplit("loss ", 1)[1]) for line in shown.splitlines() if "  loss " in line]
     assert len(losses) == 20 and losses[-1] < losses[0] / 4
     assert "stage 3" in shown
+
+
+@pytest.mark.slow
+def test_a_project_finds_the_installed_package():
+    """Catches a header, a library or a CMake file that is not installed. What it builds stays, so that the next run is short."""
+    folder = BUILD / "cpp_package"
+    run("cmake", "--install", BUILD, "--prefix", folder / "prefix")
+    check_package(folder, f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}", folder / "prefix" / "bin" / "zeropage")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("ccache") is None, reason="without ccache a wheel compiles everything again, for minutes")
+def test_a_project_finds_the_installed_wheel(tmp_path):
+    """Catches a wheel that cannot be built, or that lacks what C++ programs need. Its files are compiled as the build's were, so that
+    the compiler's cache has them all."""
+    cache = (BUILD / "CMakeCache.txt").read_text()
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
+    pip, site = [sys.executable, "-m", "pip", "--disable-pip-version-check"], tmp_path / "site"
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, ROOT, CXX=compiler)
+    run(*pip, "install", "--no-deps", "--no-index", "--target", site, next(tmp_path.glob("zeropage-*.whl")))
+    package = run(sys.executable, "-m", "zeropage", "--cmake-dir", folder=tmp_path, package=site).strip()
+    assert Path(package).is_relative_to(site)
+    check_package(BUILD / "wheel_package", f"-Dzeropage_DIR={package}", site / "bin" / "zeropage")
 
 
 def test_the_guide_shows_the_program_that_is_tested():

@@ -462,6 +462,9 @@ def test_errors_before_the_start(tmp_path):
     program.chmod(0o755)
     done = launch("--no_python", str(program))
     assert done.returncode == 74 and f"cannot start {program}" in done.stderr
+    for words in (["--venv_script", "activate"], ["--node_rank", "1"]):  # of no use here, and not ignored
+        done = launch(*words, __file__)
+        assert done.returncode == 64 and words[0] in done.stderr
     assert launch("--version").stdout.startswith("zeropage ")
 
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -254,15 +255,35 @@ def test_training_over_gloo(hosts, options, script, slots, stage):
     assert len(said) == len(slots) and len(set(said)) == 1 and said[0].startswith("gloo "), out
 
 
+def train_gpt(folder: Path, start: list[str], communicator: str = "auto") -> list[float]:
+    """The losses of two steps of the C++ example, started by the words before its own."""
+    config = {"train_batch_size": 4, "zero_optimization": {"stage": 3}, "optimizer": {"type": "AdamW"}}
+    (folder / "config.json").write_text(json.dumps({**config, "zeropage": {"communicator": communicator}}))
+    program = [str(Path(COMMAND).parent / "examples/cpp/train_gpt"), f"--config={folder}/config.json", "--steps=2"]
+    command = [*start, *program, f"--result={folder}/result.json"]
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    env = environment(OMP_NUM_THREADS="1", **allowed)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=2 * DEADLINE_S)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "result.json").read_text())["losses"]
+
+
 def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path):
     """Catches C++ ranks of several hosts that do not find each other without MPI, or that compute other sums than on one host."""
-    config = {"train_batch_size": 4, "zero_optimization": {"stage": 3}, "optimizer": {"type": "AdamW"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    program = [str(Path(COMMAND).parent / "examples/cpp/train_gpt"), f"--config={tmp_path}/config.json", "--steps=2"]
-    losses = []
-    for where in (["--num_gpus=2"], options(1, 1)):
-        result = tmp_path / f"result{len(losses)}.json"
-        done = launch(*where, *program, f"--result={result}", env=environment(OMP_NUM_THREADS="1"))
-        assert done.returncode == 0, done.stderr
-        losses.append(json.loads(result.read_text())["losses"])
-    assert len(losses[0]) == 2 and losses[0] == losses[1]
+    alone = train_gpt(tmp_path, [COMMAND, "--num_gpus=2"])
+    assert len(alone) == 2
+    assert train_gpt(tmp_path, [COMMAND, *options(1, 1)]) == alone
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")
+def test_a_compiled_program_trains_through_mpi(hosts, tmp_path):
+    """Catches ranks of several hosts that MPI has started and that do not talk through it."""
+    ssh = tmp_path / "ssh"
+    write_program(ssh, f'exec /usr/bin/ssh -F {hosts.ssh_config} "$@"')
+    network = hosts.addresses[0].rpartition(".")[0] + ".0/24"
+    words = ["--mca", "plm_rsh_agent", str(ssh), "--mca", "btl", "tcp,self", "-x", "OMP_NUM_THREADS"]
+    words += [word for layer in ("btl", "oob") for word in ("--mca", f"{layer}_tcp_if_include", network)]
+    before = hosts.sent_bytes(1)
+    losses = train_gpt(tmp_path, ["mpirun", "-n", "2", "--host", ",".join(hosts.addresses[:2]), *words], "mpi")
+    assert hosts.sent_bytes(1) - before > 10e6  # of 2.7 million parameters: shards to gather and gradients
+    assert losses == train_gpt(tmp_path, [COMMAND, "--num_gpus=2"])

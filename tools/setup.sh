@@ -112,6 +112,7 @@ numpy numpy
 pytest pytest
 tqdm tqdm
 safetensors safetensors
+scikit_build_core scikit-build-core
 transformers transformers
 tensorboard tensorboard
 clang_format clang-format==14.0.6

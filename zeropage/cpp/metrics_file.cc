@@ -1,7 +1,6 @@
 #include "zeropage/cpp/metrics_file.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <chrono>

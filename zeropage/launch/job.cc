@@ -82,6 +82,17 @@ void check_node_rank(const Options& options, const std::vector<HostSlots>& hosts
   }
 }
 
+/// What is of no use where the job does not reach other hosts.
+void check_way(const Options& options, Way way) {
+  if (options.node_rank >= 0 && !options.no_ssh) {
+    throw ConfigError(
+        "--node_rank says which part of the job this host runs when each is started by hand: add --no_ssh");
+  }
+  if (way != Way::kSsh && way != Way::kRunner && !options.venv_script.empty()) {
+    throw ConfigError("--venv_script is for jobs on several hosts; activate the environment before instead");
+  }
+}
+
 }  // namespace
 
 Job choose_job(const Options& options, const Surroundings& here) {
@@ -99,6 +110,7 @@ Job choose_job(const Options& options, const Surroundings& here) {
       throw ConfigError(fmt::format("{} needs hosts; name them in a hostfile (--hostfile)",
                                     options.no_ssh ? "--no_ssh" : "--force_multi"));
     }
+    check_way(options, job.way);
     return choose_locally(options, here, std::move(job));
   }
   job.hosts = select_slots(pool, {options.include, options.exclude, options.num_nodes, options.num_ranks});
@@ -109,13 +121,7 @@ Job choose_job(const Options& options, const Surroundings& here) {
     job.launcher = !options.launcher.empty() ? options.launcher : in_slurm ? "slurm" : "ssh";
     job.way = job.launcher == "ssh" ? Way::kSsh : Way::kRunner;
   }
-  if (options.node_rank >= 0 && !options.no_ssh) {
-    throw ConfigError(
-        "--node_rank says which part of the job this host runs when each is started by hand: add --no_ssh");
-  }
-  if (job.way != Way::kSsh && job.way != Way::kRunner && !options.venv_script.empty()) {
-    throw ConfigError("--venv_script is for jobs on several hosts; activate the environment before instead");
-  }
+  check_way(options, job.way);
   return job;
 }
 

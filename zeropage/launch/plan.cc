@@ -29,7 +29,7 @@ std::vector<std::string> notices(const Options& options, const Host& host, const
   std::vector<std::string> lines;
   const std::size_t num_ranks = place.slots.size();
   if (host.gpus.empty() && place.name.empty()) {
-    const bool asked = options.num_ranks || !options.include.empty();
+    const bool asked = options.num_ranks || !options.include.empty() || place.world_size > 1;
     lines.push_back(asked ? fmt::format("no GPU here: starting {} CPU rank{}", num_ranks, num_ranks == 1 ? "" : "s")
                           : "no GPU here: starting 1 CPU rank; --num_gpus=2 starts two");
   }

@@ -106,6 +106,8 @@ TEST(Plan, NoticesSayWhatWasDecided) {
   options.num_ranks.reset();
   EXPECT_EQ(plan_alone(options, host).notices, Words({"no GPU here: starting 1 CPU rank; --num_gpus=2 starts two"}));
   EXPECT_EQ(plan_alone(options, host).ranks.size(), 1u);
+  const Place one_of_mpiruns{"", {0}, 1, 1, 2, 2, 0, 1, "127.0.0.1", 29500};
+  EXPECT_EQ(plan_job(options, host, one_of_mpiruns).notices, Words({"no GPU here: starting 1 CPU rank"}));
   host.gpus = {"0"};
   host.port = 40000;
   EXPECT_EQ(plan_alone(options, host).notices, Words({"port 29500 is taken: using 40000"}));
