@@ -20,10 +20,10 @@ PRECISIONS = {
 
 
 class Poison:
-    """Puts one inf into the last parameter's gradient on one rank, in chosen steps."""
+    """Puts one inf or NaN into the last parameter's gradient on one rank, in chosen steps."""
 
-    def __init__(self, rank: int, steps: tuple[int, ...]):
-        self.rank, self.steps = rank, steps
+    def __init__(self, rank: int, steps: tuple[int, ...], value: float = float("inf")):
+        self.rank, self.steps, self.value = rank, steps, value
 
     def __call__(self, engine: Any, rank: int) -> None:
         if rank != self.rank:
@@ -34,7 +34,7 @@ class Poison:
             if next(calls) not in self.steps:
                 return gradient
             gradient = gradient.clone()
-            gradient.view(-1)[-1] = float("inf")
+            gradient.view(-1)[-1] = self.value
             return gradient
 
         list(engine.module.parameters())[-1].register_hook(poison)
@@ -58,14 +58,15 @@ def test_sharded_stages_have_the_same_bits(precision, stage, world):
     assert torch.equal(train(precision, stage, world)[0].parameters, stage1_parameters(precision, world))
 
 
+@pytest.mark.parametrize("value", (float("inf"), float("nan")))
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", range(4))
-def test_overflow_is_skipped_on_all_ranks(precision, stage):
-    """Catches ranks that disagree on a skip: an inf in one element on one rank must stop all, change nothing and then be
+def test_overflow_is_skipped_on_all_ranks(precision, stage, value):
+    """Catches ranks that disagree on a skip: an inf or NaN in one element on one rank must stop all, change nothing and then be
     forgotten. bf16 is checked only when the configuration says so."""
     options = {"bf16": {"enabled": True, "check_grad_overflow": True}} if precision == "bf16" else PRECISIONS[precision]
     config = config_of(stage, zeropage={"page_numel": 10_000}, **options)
-    outcomes = train_ranks(small_net(), 2, config, STEPS, prepare=Poison(1, POISONED_STEPS))
+    outcomes = train_ranks(small_net(), 2, config, STEPS, prepare=Poison(1, POISONED_STEPS, value))
     for outcome in outcomes:
         assert outcome.applied == [step not in POISONED_STEPS for step in range(STEPS)]
         assert outcome.parameters.isfinite().all()

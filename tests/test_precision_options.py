@@ -49,6 +49,27 @@ def test_autocast_leaves_fp32():
     assert not torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.parametrize("stage", (0, 3))
+def test_autocast_to_fp16_scales_losses(stage):
+    """Catches an autocast to fp16 whose small gradients vanish, and one whose overflows are not skipped on all ranks."""
+    scaled = {"torch_autocast": {"enabled": True, "dtype": "fp16"}, "fp16": {"enabled": False, "initial_scale_power": 10, "hysteresis": 1}}
+    model = small_net()
+
+    def run(rank: int, communicator: Any) -> list[float]:
+        engine = zeropage.initialize(model=copy.deepcopy(model), config=config_of(stage, zeropage={"page_numel": 5000}, **scaled))[0]
+        scales = []
+        for step in range(4):
+            loss = engine(*part_of_batch(token_batch(step), 2, rank))
+            engine.backward(loss * (float("inf") if step == 1 and rank == 1 else 1.0))
+            engine.step()
+            assert engine.was_step_applied() == (step != 1)
+            scales.append(engine.loss_scale())
+        assert engine.module.embedding.weight.dtype == torch.float32 and flat_parameters(engine.module).isfinite().all()
+        return scales
+
+    assert run_ranks(2, run) == [[1024, 512, 512, 512]] * 2
+
+
 @pytest.mark.parametrize("sections", (BF16_MASTERS, FP16_MASTERS), ids=("bf16", "fp16"))
 def test_own_masters_have_the_same_bits_whoever_updates(sections):
     """Catches rounding that depends on who updates an element, and on which rank."""

@@ -63,7 +63,8 @@ std::optional<DType> read_autocast(const Settings& settings, Precision precision
     settings.fail("torch_autocast.enabled",
                   "expected neither fp16 nor bf16 enabled beside it, which cast the model itself; disable one");
   }
-  return DType::kBFloat16;
+  return settings.optional<std::string>("torch_autocast.dtype").value_or("bf16") == "fp16" ? DType::kFloat16
+                                                                                           : DType::kBFloat16;
 }
 
 LossScale read_loss_scale(const Settings& settings) {
@@ -216,6 +217,29 @@ Optimizer read_optimizer(const Settings& settings) {
   return optimizer;
 }
 
+StateDtype read_state_dtype(const Settings& settings, Precision precision, const Optimizer& optimizer) {
+  const bool in_bf16 = precision == Precision::kBf16 && settings.flag("bf16.bf16_optimizer_states");
+  const auto named = settings.optional<std::string>("zeropage.optimizer_state_dtype");
+  const std::string name = named.value_or(in_bf16 ? "bf16" : "fp32");
+  if (in_bf16 && name != "bf16") {
+    settings.fail(
+        "zeropage.optimizer_state_dtype",
+        fmt::format("expected \"bf16\", which bf16.bf16_optimizer_states says, or no such key, got \"{}\"", name));
+  }
+  if (name == "fp32") return StateDtype::kFloat32;
+  if (optimizer.kind == OptimizerKind::kTorch) {
+    settings.fail(
+        in_bf16 ? "bf16.bf16_optimizer_states" : "zeropage.optimizer_state_dtype",
+        "expected an optimizer whose state Zeropage keeps (Adam, AdamW, Lion, Lamb, Adagrad, SGD), got one that "
+        "PyTorch runs, which keeps its own");
+  }
+  if (name == "int8" && optimizer.kind == OptimizerKind::kLamb) {
+    // Its norms are summed shard by shard, also where one rank has them all and blocks do not end with shards.
+    settings.fail("zeropage.optimizer_state_dtype", "expected \"fp32\" or \"bf16\" with Lamb, got \"int8\"");
+  }
+  return name == "bf16" ? StateDtype::kBFloat16 : StateDtype::kInt8;
+}
+
 void read_warmup(const Settings& settings, Schedule& schedule) {
   const auto key = [](const char* name) { return std::string("scheduler.params.") + name; };
   schedule.warmup_num_steps = settings.integer(key("warmup_num_steps"));
@@ -349,6 +373,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.gradients = read_gradients(settings, config.precision);
   config.zero = read_zero(settings);
   config.optimizer = read_optimizer(settings);
+  config.state_dtype = read_state_dtype(settings, config.precision, config.optimizer);
   config.schedule = read_schedule(settings);
   config.aio = {settings.integer("aio.block_size"), settings.integer("aio.queue_depth")};
   config.steps_per_print = settings.optional<std::int64_t>("steps_per_print");

@@ -112,8 +112,14 @@ struct Optimizer {
   bool operator==(const Optimizer&) const = default;
 };
 
-/// The most fp32 values per element that an optimizer keeps beside the master.
+/// The most values per element that an optimizer keeps beside the master.
 inline constexpr int kMaxOptimizerStates = 2;
+
+/// The type in which these are kept; see optim/packed_state.h.
+enum class StateDtype { kFloat32, kBFloat16, kInt8 };
+
+/// kInt8: as many elements share an exponent.
+inline constexpr std::int64_t kStateBlockNumel = 256;
 
 /// How many `optimizer` keeps. kNone counts as AdamW: that is what a program without a configured optimizer gets.
 constexpr int optimizer_state_count(const Optimizer& optimizer) {
@@ -243,6 +249,7 @@ struct Config {
   Gradients gradients;
   Zero zero;
   Optimizer optimizer;
+  StateDtype state_dtype = StateDtype::kFloat32;
   Schedule schedule;
   Aio aio;
   std::optional<std::int64_t> steps_per_print;

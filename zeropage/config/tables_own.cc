@@ -20,6 +20,11 @@ std::vector<Section> own_tables() {
            "Sum gradients in rank order on c10d, too, so that results repeat bit for bit."),
       flag("observe_functions", true, kInForce,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
+      text("optimizer_state_dtype", {}, kInForce,
+           "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
+           "block "
+           "of 256 (docs/offload.md). The update then runs on the host.")
+          .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
       integer("max_consecutive_skips", 0, kInForce,
               "End the run after so many skipped steps in a row; 0: no such limit.")
           .at_least(0),

@@ -33,7 +33,9 @@ std::vector<Section> precision_tables() {
       flag("bf16_master_weights_and_grads", false, kInForce,
            "Parameters are their own masters, rounded stochastically, and gradients add up in bf16. Not with Lamb or "
            "optimizers that PyTorch runs."),
-      flag("bf16_optimizer_states", false, kNotBuilt, "Moments in bf16."),
+      flag(
+          "bf16_optimizer_states", false, kInForce,
+          "Moments in bf16, rounded stochastically, with or without masters: zeropage.optimizer_state_dtype \"bf16\"."),
   };
   bf16.switch_key = "enabled";
   Section autocast{"torch_autocast", "PyTorch's autocast around the forward (the program may use autocast itself)."};
@@ -42,11 +44,13 @@ std::vector<Section> precision_tables() {
            "Run the forward under autocast (C++: in the scope of engine.autocast()); parameters and gradients stay "
            "fp32. Not with fp16 or "
            "bf16."),
-      text("dtype", {}, kInForce, "Type of autocast; null: bf16. fp16 would need a loss scale: enable fp16 instead.")
+      text("dtype", {}, kInForce,
+           "Type of autocast; null: bf16. With fp16 losses are scaled, and steps skipped, as the keys of the section "
+           "fp16 say.")
           .one_of(
-              {{"bf16", true, {"bfloat16", "torch.bfloat16"}}, {"fp16", false, {"float16", "half", "torch.float16"}}}),
-      texts("lower_precision_safe_modules", {}, kAccepted,
-            "Gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
+              {{"bf16", true, {"bfloat16", "torch.bfloat16"}}, {"fp16", true, {"float16", "half", "torch.float16"}}}),
+      texts("lower_precision_safe_modules", {}, kNotBuilt,
+            "All gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
   };
   autocast.switch_key = "enabled";
   return {std::move(fp16), std::move(bf16), std::move(autocast)};

@@ -60,7 +60,7 @@ std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
 
 bool has_masters(const CheckpointedState& state) { return state.model.has_masters(); }
 
-/// The fp32 arrays of trained pages by the names they have in checkpoints: first the master, where there is one.
+/// The arrays of trained pages by the names they have in checkpoints, where all are fp32: first the master, where there is one.
 std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state) {
   std::vector<std::pair<std::string, int>> arrays;
   if (has_masters(state)) arrays.emplace_back("master", StateArrays::kMaster);
@@ -91,19 +91,30 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
   };
 }
 
-/// Reads the optimizer's state from its home. Pieces are asked for page by page; the page of the last one stays held, so that
-/// each page comes from its home once.
+constexpr std::int64_t kStateBytes = sizeof(float);
+
+/// Reads the optimizer's state from its home, `count` bytes from `begin` on of a piece in fp32. Pieces are asked for page by page;
+/// the page of the last one stays held, so that each page comes from its home once.
 class StateCursor {
  public:
   explicit StateCursor(StateHome& home) : home_(home) {}
 
-  void read(int page, int array, std::int64_t at, std::int64_t begin, std::byte* out, std::int64_t count) {
+  void read(int page, int array, const StatePiece& piece, std::int64_t begin, std::byte* out, std::int64_t count) {
     if (!held_ || page != page_) {
       held_.reset();
       held_.emplace(home_, page, Access::kRead);
       page_ = page;
     }
-    reader_of(held_->arrays().array(array) + at, held_->device())(begin, out, count);
+    const auto& arrays = held_->arrays();
+    if (arrays.is_wide(array)) {
+      reader_of(arrays.array(array) + piece.offset, held_->device())(begin, out, count);
+      return;
+    }
+    const std::int64_t first = begin / kStateBytes;
+    std::vector<float> wide(static_cast<std::size_t>((begin + count + kStateBytes - 1) / kStateBytes - first));
+    arrays.read(array, piece, first, wide.data(), static_cast<std::int64_t>(wide.size()));
+    std::memcpy(out, reinterpret_cast<const std::byte*>(wide.data()) + (begin - first * kStateBytes),
+                static_cast<std::size_t>(count));
   }
 
  private:
@@ -117,10 +128,14 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
               std::vector<LocalTensor>& out) {
   const int rank = state.communicator.rank();
   const auto& own = state.model.owned(page.index);
+  const auto pieces = pieces_of(*state.model.layout(), page.index, own.begin, own.begin + own.numel);
   for (const auto& segment : state.model.layout()->shard_segments(page.index, rank)) {
     const auto& name = state.model.layout()->parameters()[segment.parameter].name;
     const auto shape = stored_shape(state.model.tensors()[segment.parameter]);
     const std::int64_t at = segment.page_offset - own.begin;
+    // The piece that it is a part of: where a rank has whole pages, each saves its shard of them.
+    const auto piece =
+        *std::find_if(pieces.begin(), pieces.end(), [&](const StatePiece& p) { return at < p.offset + p.numel; });
     const auto add = [&](const std::string& kind, at::ScalarType type, checkpoint::ReadBytes read) {
       out.push_back({{kind + "/" + name, type_name(type, name), shape},
                      segment.parameter_offset,
@@ -132,8 +147,9 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
     if (!page.trainable) continue;
     for (const auto& [kind, array] : state_arrays(state)) {
       add(kind, at::kFloat,
-          [cursor, index = page.index, array = array, at](std::int64_t begin, std::byte* to, std::int64_t bytes) {
-            cursor->read(index, array, at, begin, to, bytes);
+          [cursor, index = page.index, array = array, piece, at](std::int64_t begin, std::byte* to,
+                                                                 std::int64_t bytes) {
+            cursor->read(index, array, piece, (at - piece.offset) * kStateBytes + begin, to, bytes);
           });
     }
   }
@@ -270,12 +286,15 @@ class Planner {
                                [target](const at::Tensor& values) { target.copy_(values); }});
   }
 
-  void add_state(const TensorRecord* source, const layout::Segment& segment, int array) {
+  void add_state(const TensorRecord* source, const layout::Segment& segment, const StatePiece& piece, int array) {
     const int page = state_.model.layout()->page_of(segment.parameter);
-    const std::int64_t at = segment.page_offset - state_.model.owned(page).begin;
-    const auto store = [&home = state_.model.home(), page, at, array](const at::Tensor& values) {
+    const auto store = [&home = state_.model.home(), page, piece, array](const at::Tensor& values) {
       const HeldState held(home, page, Access::kWrite);
-      auto* target = held.arrays().array(array) + at;
+      if (!held.arrays().is_wide(array)) {
+        held.arrays().write(array, piece, values.to(at::kFloat).const_data_ptr<float>(), /*key=*/0);
+        return;
+      }
+      auto* target = held.arrays().array(array) + piece.offset;
       paging::flat_view(target, values.numel(), at::kFloat, held.device()).copy_(values);
     };
     plan_.transfers.push_back({source, segment.parameter_offset, segment.numel, store});
@@ -295,8 +314,13 @@ class Planner {
       add_value(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
                 kept + (segment.page_offset - kept_begin) * page.element_bytes, type);
     }
+    const auto pieces = pieces_of(layout, page.index, own.begin, own.begin + own.numel);
+    std::size_t next = 0;
     for (const auto& segment : layout.segments(page.index, own.begin, own.begin + own.numel)) {
-      if (page.trainable && found[segment.parameter] != nullptr) add_optimizer(segment, *found[segment.parameter]);
+      const auto& piece = pieces[next++];
+      if (page.trainable && found[segment.parameter] != nullptr) {
+        add_optimizer(segment, piece, *found[segment.parameter]);
+      }
     }
     for (const auto& place : page.placements) {
       if (page.trainable && found[place.parameter] != nullptr && with_optimizer()) {
@@ -305,16 +329,17 @@ class Planner {
     }
   }
 
-  void add_optimizer(const layout::Segment& segment, const checkpoint::ParameterRecord& record) {
+  void add_optimizer(const layout::Segment& segment, const StatePiece& piece,
+                     const checkpoint::ParameterRecord& record) {
     for (const auto& [kind, array] : state_arrays(state_)) {
       if (array == StateArrays::kMaster) {
-        add_state(precise(record.name), segment, array);
+        add_state(precise(record.name), segment, piece, array);
         continue;
       }
       if (!with_optimizer()) return;
       const auto* moment = step_.find(kind + "/" + record.name);
       if (moment != nullptr) {
-        add_state(moment, segment, array);
+        add_state(moment, segment, piece, array);
       } else if (options_.strict) {
         problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
                 kind);

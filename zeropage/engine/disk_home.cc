@@ -24,7 +24,7 @@ class DiskHome final : public StateHome {
       : shape_(shape), rest_(std::move(rest)), extents_(shape.numel.size(), kNone) {
     std::vector<io::ExtentSpec> specs;
     for (std::size_t page = 0; page < extents_.size(); ++page) {
-      const std::int64_t bytes = shape.offloaded[page] ? shape.numel[page] * shape.arrays() * 4 : 0;
+      const std::int64_t bytes = shape.offloaded[page] ? shape.bytes(static_cast<int>(page)) : 0;
       if (bytes == 0) continue;
       extents_[page] = static_cast<int>(specs.size());
       specs.push_back({names[page], bytes});
@@ -178,14 +178,7 @@ class DiskHome final : public StateHome {
     buffer.ticket = nullptr;
   }
 
-  StateArrays arrays(int index, int page) {
-    StateArrays arrays;
-    auto* next = reinterpret_cast<float*>(store_->buffer(index).data());
-    const std::int64_t numel = shape_.numel[page];
-    if (shape_.masters) arrays.master = std::exchange(next, next + numel);
-    for (int i = 0; i < shape_.states; ++i) arrays.states[i] = std::exchange(next, next + numel);
-    return arrays;
-  }
+  StateArrays arrays(int index, int page) { return shape_.arrays(page, store_->buffer(index).data()); }
 
   const StateShape shape_;
   std::unique_ptr<StateHome> rest_;

@@ -64,7 +64,7 @@ class Engine::Impl {
     if (timeline() != nullptr) state_.pager().observe(watch_.timeline());
     moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
     transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
-    if (config_.precision == config::Precision::kFp16)
+    if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
       scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
       schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
@@ -210,8 +210,8 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   const double divisor = gradient_divisor();
   last_ = StepResult{};
   last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor;
-  const bool checked = config_.precision == config::Precision::kFp16 ||
-                       (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
+  const bool checked =
+      scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
   if (overflow) {
     state_.take_user_writes();
@@ -226,7 +226,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   reducer_->reset();
   paging::FunctionObserver::forget(*state_.pager().handle());
   if (observer_ && !paging::FunctionObserver::saw_function(*state_.pager().handle())) observer_.reset();
-  if (scaler_) scaler_->update(overflow);
+  if (scaler_) scaler_->update(overflow, last_.overflow_parameter);
   if (!overflow && schedule_) {
     schedule_->step();
     take_scheduled();

@@ -24,11 +24,17 @@ void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segm
   if (segments.empty()) return;
   const std::int64_t first_line = segments.front().offset / kLineNumel;
   const std::int64_t last_line = (segments.back().offset + segments.back().numel + kLineNumel - 1) / kLineNumel;
+  const std::int64_t grid = range.state_dtype == config::StateDtype::kInt8 ? optim::kPackedBlockNumel : 1;
   at::parallel_for(first_line, last_line, kGrainNumel / kLineNumel, [&](std::int64_t from_line, std::int64_t to_line) {
     for (const Segment& segment : segments) {
-      const std::int64_t begin = std::max(segment.offset, from_line * kLineNumel);
-      const std::int64_t end = std::min(segment.offset + segment.numel, to_line * kLineNumel);
-      if (begin < end) optim::update(range.from(begin), end - begin, segment.step);
+      const auto on_grid = [&](std::int64_t line) {
+        const std::int64_t from_start = std::max<std::int64_t>(line * kLineNumel - segment.offset, 0);
+        return std::min(segment.numel, (from_start + grid - 1) / grid * grid);
+      };
+      const std::int64_t begin = on_grid(from_line);
+      const std::int64_t end = on_grid(to_line);
+      if (begin >= end) continue;
+      optim::update(range.from_block(segment.offset, segment.block).from(begin), end - begin, segment.step);
     }
   });
 }

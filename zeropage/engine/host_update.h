@@ -14,10 +14,11 @@ struct Segment {
   std::int64_t offset = 0;  ///< elements from the start of the range
   std::int64_t numel = 0;
   optim::Step step;
+  std::int64_t block = 0;  ///< the first of its blocks of packed states
 };
 
 /// Updates the segments (ascending, apart) of `range`, whose arrays begin at the range's start. Threads split the range
-/// between cache lines. Cost and errors: as optim::update.
+/// between cache lines, and segments with packed states between blocks. Cost and errors: as optim::update.
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments);
 
 /// optim::sum_of_squares on all of torch's threads: the same bits. Cost: one read.

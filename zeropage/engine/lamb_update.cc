@@ -87,9 +87,11 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
       if (shard_begin < own.begin || shard_begin >= own.begin + own.numel) continue;
       for (const auto& piece : state.layout()->shard_segments(index, static_cast<int>(rank))) {
         if (!inputs.received[piece.parameter]) continue;
+        const std::int64_t offset = piece.page_offset - own.begin;
+        auto step = step_of(inputs, page.group, piece.parameter);
+        step.rounding_shift = piece.parameter_offset - offset;
         sums[rank * parameters + static_cast<std::size_t>(piece.parameter)] =
-            moments(held.arrays().from(piece.page_offset - own.begin), piece.numel,
-                    step_of(inputs, page.group, piece.parameter), held.device());
+            moments(held.arrays().from(offset), piece.numel, step, held.device());
       }
     }
     transit.leave(index, {});

@@ -202,12 +202,20 @@ void ModelState::allocate() {
   shape.offloaded = offloaded_;
   shape.masters = has_masters();
   shape.states = config::optimizer_state_count(config_.optimizer);
+  shape.dtype = config_.state_dtype;
+  for (std::size_t i = 0; i < shape.squares.size(); ++i) {
+    shape.squares[i] = optim::is_sum_of_squares(config_.optimizer.kind, static_cast<int>(i));
+  }
   for (const auto& page : pages) {
     // At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
     paged.push_back(placement_.shard_parameters && !page.persistent && (communicator_->size() > 1 || options.host));
     if (!paged.back()) whole_bytes += page.padded_bytes();
     const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
     shape.numel.push_back(page.trainable ? own_numel : 0);
+    const std::int64_t own_begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
+    const auto pieces =
+        static_cast<std::int64_t>(pieces_of(*layout_, page.index, own_begin, own_begin + own_numel).size());
+    shape.blocks.push_back(own_numel / optim::kPackedBlockNumel + pieces + 1);
   }
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
   pager_->on_write_back([this](int page) { follow_user_writes(page); });
@@ -318,7 +326,16 @@ void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) 
   HeldState held(*home_, page.index, Access::kWrite);
   const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
   if (has_masters()) view(held.arrays().master).copy_(values);
-  if (start != 0.0) view(held.arrays().states[0]).fill_(start);
+  if (start == 0.0) return;
+  if (held.arrays().is_wide(0)) {
+    view(held.arrays().states[0]).fill_(start);
+    return;
+  }
+  const auto& own = owned_[page.index];
+  for (const auto& piece : pieces_of(*layout_, page.index, own.begin, own.begin + own.numel)) {
+    const std::vector<float> values_of_piece(static_cast<std::size_t>(piece.numel), static_cast<float>(start));
+    held.arrays().write(0, piece, values_of_piece.data(), 0);
+  }
 }
 
 bool ModelState::anything_paged() const {

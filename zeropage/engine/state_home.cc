@@ -1,10 +1,21 @@
 #include "zeropage/engine/state_home.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
 namespace zeropage::engine {
 namespace {
+
+using config::StateDtype;
+
+/// Of one state, up to the next cache line.
+std::int64_t state_bytes(StateDtype dtype, std::int64_t numel, std::int64_t blocks) {
+  std::int64_t bytes = 4 * numel;
+  if (dtype == StateDtype::kBFloat16) bytes = 2 * numel;
+  if (dtype == StateDtype::kInt8) bytes = numel + blocks;
+  return (bytes + 63) / 64 * 64;
+}
 
 class MemoryHome final : public StateHome {
  public:
@@ -33,22 +44,21 @@ class MemoryHome final : public StateHome {
   };
 
   void fill_tier(bool offloaded) {
-    std::int64_t numel = 0;
+    std::int64_t bytes = 0;
     for (std::size_t page = 0; page < pages_.size(); ++page) {
-      if (shape_.offloaded[page] == offloaded) numel += shape_.numel[page] * shape_.arrays();
+      if (shape_.offloaded[page] == offloaded) bytes += shape_.bytes(static_cast<int>(page));
     }
     auto& tier = tiers_[offloaded];
-    tier.memory = std::make_unique<paging::DeviceBuffer>(4 * numel, tier.place, ledger_, MemoryKind::kOptimizer);
+    tier.memory = std::make_unique<paging::DeviceBuffer>(bytes, tier.place, ledger_, MemoryKind::kOptimizer);
     place_arrays(offloaded);
   }
 
   void place_arrays(bool offloaded) {
-    auto* next = reinterpret_cast<float*>(tiers_[offloaded].memory->data());
+    std::byte* next = tiers_[offloaded].memory->data();
     for (std::size_t page = 0; page < pages_.size(); ++page) {
-      const std::int64_t page_numel = shape_.numel[page];
-      if (page_numel == 0 || shape_.offloaded[page] != offloaded) continue;
-      if (shape_.masters) pages_[page].master = std::exchange(next, next + page_numel);
-      for (int i = 0; i < shape_.states; ++i) pages_[page].states[i] = std::exchange(next, next + page_numel);
+      const auto index = static_cast<int>(page);
+      if (shape_.numel[page] == 0 || shape_.offloaded[page] != offloaded) continue;
+      pages_[page] = shape_.arrays(index, std::exchange(next, next + shape_.bytes(index)));
     }
   }
 
@@ -75,6 +85,61 @@ class MemoryHome final : public StateHome {
 std::unique_ptr<StateHome> make_memory_home(const StateShape& shape, paging::MemoryPlace device,
                                             paging::MemoryPlace host, std::shared_ptr<Ledger> ledger) {
   return std::make_unique<MemoryHome>(shape, device, host, ledger);
+}
+
+std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::int64_t begin, std::int64_t end) {
+  std::vector<StatePiece> pieces;
+  for (const auto& segment : layout.segments(page, begin, end)) {
+    // The pieces before this one have at most so many blocks: each may end in one that is not full.
+    const std::int64_t offset = segment.page_offset - begin;
+    const auto before = static_cast<std::int64_t>(pieces.size());
+    pieces.push_back({offset, segment.numel, offset / optim::kPackedBlockNumel + before});
+  }
+  return pieces;
+}
+
+void StateArrays::read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const {
+  // Blocks are unpacked as a whole.
+  const std::int64_t first = begin / optim::kPackedBlockNumel * optim::kPackedBlockNumel;
+  std::vector<float> wide(static_cast<std::size_t>(begin - first + numel));
+  const auto state = place(index, piece).from(first, dtype);
+  optim::unpack(state, dtype, squares[static_cast<std::size_t>(index)], wide.data(),
+                static_cast<std::int64_t>(wide.size()));
+  std::copy_n(wide.data() + (begin - first), numel, out);
+}
+
+void StateArrays::write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const {
+  optim::pack(values, place(index, piece), dtype, squares[static_cast<std::size_t>(index)], piece.numel, key, 0);
+}
+
+optim::PackedState StateArrays::place(int index, const StatePiece& piece) const {
+  const optim::PackedState& all = packed[static_cast<std::size_t>(index)];
+  auto state = all.from(piece.offset, dtype);
+  if (all.exponents != nullptr) state.exponents = all.exponents + piece.block;
+  return state;
+}
+
+std::int64_t StateShape::bytes(int page) const {
+  const auto index = static_cast<std::size_t>(page);
+  return (masters ? 4 * numel[index] : 0) + states * state_bytes(dtype, numel[index], blocks[index]);
+}
+
+StateArrays StateShape::arrays(int page, std::byte* memory) const {
+  const auto index = static_cast<std::size_t>(page);
+  StateArrays arrays;
+  arrays.dtype = dtype;
+  arrays.squares = squares;
+  if (masters) arrays.master = reinterpret_cast<float*>(std::exchange(memory, memory + 4 * numel[index]));
+  for (std::size_t i = 0; i < static_cast<std::size_t>(states); ++i) {
+    std::byte* data = std::exchange(memory, memory + state_bytes(dtype, numel[index], blocks[index]));
+    if (dtype == StateDtype::kFloat32) {
+      arrays.states[i] = reinterpret_cast<float*>(data);
+    } else {
+      auto* exponents = reinterpret_cast<std::uint8_t*>(data + numel[index]);
+      arrays.packed[i] = {data, dtype == StateDtype::kInt8 ? exponents : nullptr};
+    }
+  }
+  return arrays;
 }
 
 HeldState::HeldState(StateHome& home, int page, Access access)

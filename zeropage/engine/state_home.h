@@ -1,5 +1,5 @@
 /// \file
-/// Where the optimizer's fp32 state (masters and moments) of every page lives when it is not in use. The update, checkpoints and
+/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use. The update, checkpoints and
 /// whatever else touches that state hold one page's arrays at a time and do not know where they come from.
 ///
 ///   1. begin_pass(pages): these will be acquired, each once. A home that is far away starts to read ahead. It says in which
@@ -21,29 +21,61 @@
 
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
+#include "zeropage/layout/layout.h"
+#include "zeropage/optim/packed_state.h"
 #include "zeropage/paging/device_buffer.h"
 
 namespace zeropage::engine {
 
-/// The fp32 state of the range of a page that this rank updates, from its first element on.
+/// A parameter's part of a range. Blocks of packed states begin with each.
+struct StatePiece {
+  std::int64_t offset = 0;  ///< from the start of the range
+  std::int64_t numel = 0;
+  std::int64_t block = 0;  ///< the first of its blocks
+};
+
+/// The pieces of elements [begin, end) of a page.
+std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::int64_t begin, std::int64_t end);
+
+/// The state of the range of a page that this rank updates, from its first element on.
 struct StateArrays {
   static constexpr int kMaster = -1;
 
   float* master = nullptr;  ///< null on fp32 pages, whose parameter is its own master
-  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as the optimizer keeps
+  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as the optimizer keeps, if they are fp32
+  config::StateDtype dtype = config::StateDtype::kFloat32;
+  std::array<optim::PackedState, config::kMaxOptimizerStates> packed = {};  ///< if they are not
+  std::array<bool, config::kMaxOptimizerStates> squares = {};               ///< optim::is_sum_of_squares
 
-  /// The master (kMaster) or the state of that index.
+  /// Whether the master (kMaster) or the state of that index is fp32, in `array`.
+  bool is_wide(int index) const { return index == kMaster || dtype == config::StateDtype::kFloat32; }
   float* array(int index) const { return index == kMaster ? master : states[index]; }
+
+  /// Elements [begin, begin + numel) of a piece of a packed state, as fp32.
+  void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;
+
+  /// All of a piece of a packed state; values between two that it can hold are rounded by a hash of `key` and place.
+  void write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const;
+
+ private:
+  optim::PackedState place(int index, const StatePiece& piece) const;
 };
 
 /// What a home keeps.
 struct StateShape {
-  std::vector<std::int64_t> numel;  ///< per page: elements that this rank updates; 0: the page is not trained
-  std::vector<bool> offloaded;      ///< per page: it lives on the host
+  std::vector<std::int64_t> numel;   ///< per page: elements that this rank updates; 0: the page is not trained
+  std::vector<std::int64_t> blocks;  ///< per page: of packed states, more than any piece's
+  std::vector<bool> offloaded;       ///< per page: it lives on the host
   bool masters = false;
   int states = 0;
+  config::StateDtype dtype = config::StateDtype::kFloat32;
+  std::array<bool, config::kMaxOptimizerStates> squares = {};
 
-  std::int64_t arrays() const { return states + (masters ? 1 : 0); }
+  /// Of all arrays of a page; a multiple of 64.
+  std::int64_t bytes(int page) const;
+
+  /// A page's arrays one after the other in `memory`, of so many bytes.
+  StateArrays arrays(int page, std::byte* memory) const;
 };
 
 class StateHome {

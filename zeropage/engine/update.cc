@@ -56,8 +56,8 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
   }
   if (inputs.kind == config::OptimizerKind::kLamb) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
-      lamb_move(range.from(segments[i].offset), segments[i].numel, segments[i].step, inputs.lamb_ratios[parameters[i]],
-                device);
+      lamb_move(range.from_block(segments[i].offset, segments[i].block), segments[i].numel, segments[i].step,
+                inputs.lamb_ratios[parameters[i]], device);
     }
     return;
   }
@@ -75,13 +75,16 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Transi
   std::vector<Segment> segments;
   std::vector<int> parameters;
   bool some_are_left_out = false;
+  const auto places = pieces_of(*state.layout(), page, own.begin, own.begin + own.numel);
+  std::size_t next = 0;
   for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
+    const auto& place = places[next++];
     if (!inputs.received[piece.parameter]) {
       some_are_left_out = true;
       continue;
     }
     const int group = state.layout()->pages()[page].group;
-    segments.push_back({piece.page_offset - own.begin, piece.numel, step_of(inputs, group, piece.parameter)});
+    segments.push_back({place.offset, place.numel, step_of(inputs, group, piece.parameter), place.block});
     segments.back().step.rounding_shift = piece.parameter_offset - segments.back().offset;
     parameters.push_back(piece.parameter);
   }
@@ -113,6 +116,15 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
 }
 
 void require_one_pass(const config::Config& config, c10::Device device) {
+  const auto& offload = config.zero.offload;
+  const bool on_host =
+      device.is_cpu() || (offload.optimizer != config::OffloadDevice::kNone && offload.optimizer_ratio == 1.0);
+  if (config.state_dtype != config::StateDtype::kFloat32 && !on_host) {
+    throw ConfigError(
+        "moments in bf16 or int8 (bf16.bf16_optimizer_states, zeropage.optimizer_state_dtype) are updated on the host: "
+        "offload all "
+        "of the optimizer (zero_optimization.offload_optimizer with ratio 1), or leave the key out");
+  }
   const auto kind = config.optimizer.kind;
   const bool one_pass = kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
   if (config.fp32_masters || (one_pass && device.is_cpu())) return;
@@ -158,6 +170,8 @@ HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, 
   if (dtype == DType::kFloat32) master = reinterpret_cast<float*>(place_.parameter);
   arrays_ = {.master = master,
              .states = held_.arrays().states,
+             .state_dtype = held_.arrays().dtype,
+             .packed = held_.arrays().packed,
              .gradient = place_.gradient,
              .gradient_dtype = reducer.gradient(page).dtype,
              .parameter = place_.parameter,

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "zeropage/base/error.h"
+#include "zeropage/optim/random_bits.h"
 #include "zeropage/optim/vector_clones.h"
 
 namespace zeropage::optim {
@@ -28,13 +29,6 @@ void narrow_bfloat16(const float* __restrict source, std::uint16_t* __restrict d
 ZEROPAGE_VECTOR_CLONES
 void narrow_float16(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel) {
   for (std::int64_t i = 0; i < numel; ++i) destination[i] = float16_from_float(source[i]);
-}
-
-/// 32 well mixed bits of an index (a finalizer as of hash tables: each bit of the index turns half of the result's).
-inline std::uint32_t mix(std::uint32_t bits) {
-  bits = (bits ^ (bits >> 16)) * 0x7feb352dU;
-  bits = (bits ^ (bits >> 15)) * 0x846ca68bU;
-  return bits ^ (bits >> 16);
 }
 
 /// Adding 16 random bits below those that stay carries with the right probability.
@@ -62,7 +56,7 @@ ZEROPAGE_VECTOR_CLONES
 void bfloat16_at_random(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
                         std::uint32_t key, std::uint32_t first) {
   for (std::int64_t i = 0; i < numel; ++i) {
-    destination[i] = bfloat16_at_random(source[i], mix(mix(first + static_cast<std::uint32_t>(i)) + key));
+    destination[i] = bfloat16_at_random(source[i], random_bits(key, first + static_cast<std::uint32_t>(i)));
   }
 }
 
@@ -70,7 +64,7 @@ ZEROPAGE_VECTOR_CLONES
 void float16_at_random(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
                        std::uint32_t key, std::uint32_t first) {
   for (std::int64_t i = 0; i < numel; ++i) {
-    destination[i] = float16_at_random(source[i], mix(mix(first + static_cast<std::uint32_t>(i)) + key));
+    destination[i] = float16_at_random(source[i], random_bits(key, first + static_cast<std::uint32_t>(i)));
   }
 }
 
@@ -116,11 +110,10 @@ void round_stochastically(const float* source, void* destination, DType destinat
     return round_stochastically(source + until_carry, narrow + until_carry, destination_dtype, numel - until_carry, key,
                                 first + until_carry);
   }
-  const std::uint32_t key_bits = mix(static_cast<std::uint32_t>(key) + mix(static_cast<std::uint32_t>(key >> 32) +
-                                                                           static_cast<std::uint32_t>(index >> 32)));
+  const std::uint32_t upper = key_bits(key, index);
   switch (destination_dtype) {
-    case DType::kBFloat16: return bfloat16_at_random(source, narrow, numel, key_bits, low);
-    case DType::kFloat16: return float16_at_random(source, narrow, numel, key_bits, low);
+    case DType::kBFloat16: return bfloat16_at_random(source, narrow, numel, upper, low);
+    case DType::kFloat16: return float16_at_random(source, narrow, numel, upper, low);
     default: throw_not_convertible(destination_dtype);
   }
 }

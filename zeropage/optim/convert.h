@@ -11,19 +11,19 @@
 namespace zeropage::optim {
 
 /// The upper half of the fp32 bits, rounded.
-inline std::uint16_t bfloat16_from_float(float value) {
+constexpr std::uint16_t bfloat16_from_float(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
   const std::uint32_t quiet_nan = (bits >> 16) | 0x40U;  // rounding could carry a NaN into infinity
   return static_cast<std::uint16_t>((bits & 0x7fffffffU) > 0x7f800000U ? quiet_nan : rounded);
 }
 
-inline float float_from_bfloat16(std::uint16_t value) {
+constexpr float float_from_bfloat16(std::uint16_t value) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(value) << 16);
 }
 
 /// All three ranges are computed and one is selected, so that loops over this have no branch.
-inline std::uint16_t float16_from_float(float value) {
+constexpr std::uint16_t float16_from_float(float value) {
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t sign = (bits >> 16) & 0x8000U;
   const std::uint32_t magnitude = bits & 0x7fffffffU;
@@ -36,7 +36,7 @@ inline std::uint16_t float16_from_float(float value) {
   return static_cast<std::uint16_t>(sign | (magnitude >= 0x47800000U ? special : finite));
 }
 
-inline float float_from_float16(std::uint16_t value) {
+constexpr float float_from_float16(std::uint16_t value) {
   const std::uint32_t sign = static_cast<std::uint32_t>(value & 0x8000U) << 16;
   const std::uint32_t magnitude = static_cast<std::uint32_t>(value & 0x7fffU) << 13;
   const std::uint32_t normal = magnitude + (112U << 23);

@@ -6,6 +6,7 @@
 #include "zeropage/optim/convert.h"
 #include "zeropage/optim/norm.h"
 #include "zeropage/optim/vector_clones.h"
+#include "zeropage/optim/wide_states.h"
 
 namespace zeropage::optim {
 namespace {
@@ -56,8 +57,16 @@ void move(float factor, const float* __restrict direction, float* __restrict mas
 
 LambSums lamb_moments(const Arrays& arrays, std::int64_t numel, const Step& step) {
   check(arrays, step);
-  const Scalars scalars(step);
   LambSums sums;
+  if (arrays.state_dtype != config::StateDtype::kFloat32) {
+    with_wide_states(arrays, numel, step, Access::kChange, [&](const Arrays& wide, std::int64_t count) {
+      const LambSums part = lamb_moments(wide, count, step);
+      sums.parameter += part.parameter;
+      sums.direction += part.direction;
+    });
+    return sums;
+  }
+  const Scalars scalars(step);
   float buffer[kBlockNumel];
   for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
     const std::int64_t count = std::min(kBlockNumel, numel - begin);
@@ -86,6 +95,10 @@ double lamb_step_size(const Step& step) {
 
 void lamb_apply(const Arrays& arrays, std::int64_t numel, const Step& step, double ratio) {
   check(arrays, step);
+  if (arrays.state_dtype != config::StateDtype::kFloat32) {
+    return with_wide_states(arrays, numel, step, Access::kLook,
+                            [&](const Arrays& wide, std::int64_t count) { lamb_apply(wide, count, step, ratio); });
+  }
   const Scalars scalars(step);
   const auto factor = static_cast<float>(lamb_step_size(step) * ratio);
   float direction[kBlockNumel];

@@ -8,6 +8,11 @@
 ///   second    p = p - step size * ratio * u                        step size = lr * sqrt(1 - beta2^step) / (1 - beta1^step), or 1
 ///
 /// ratio = |p| / |u| of the whole parameter before the step, kept within min_coeff and max_coeff; 1 where a norm is 0.
+/// This is DeepSpeed's FusedLamb with its parameters and their defaults (betas, eps, eps_inside_sqrt, weight_decay, bias_correction,
+/// max_coeff 10, min_coeff 0.01; its max_grad_norm is gradient_clipping). From Algorithm 2 of the paper it differs in two places, as other
+/// implementations do: moments are corrected for their start at 0 in the step size instead of in u, where eps and weight_decay then weigh
+/// more in the first steps; and the ratio itself is kept within limits, where the paper's phi bounds |p|.
+///
 /// The second pass forms u again from what the first has left, so nothing is stored in between. Nothing is fused to
 /// multiply-add, so the bits are the same on every machine.
 #pragma once

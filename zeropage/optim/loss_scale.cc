@@ -30,25 +30,26 @@ LossScaler::LossScaler(const config::LossScale& config) : config_(config) {
   check(config, state_.scale);
 }
 
-void LossScaler::update(bool overflow) {
+void LossScaler::update(bool overflow, std::string_view parameter) {
   if (!config_.dynamic) return;
   if (overflow) {
-    after_overflow();
+    after_overflow(parameter);
   } else {
     after_clean_step();
   }
   ++state_.step;
 }
 
-void LossScaler::after_overflow() {
+void LossScaler::after_overflow(std::string_view parameter) {
   if (state_.hysteresis_left > 1) {
     --state_.hysteresis_left;
   } else if (state_.scale == config_.min_scale) {
     throw Error(fmt::format(
-        "the gradients overflowed with the loss scale at its minimum, {} (fp16.min_loss_scale), in step {}: "
+        "the gradients overflowed with the loss scale at its minimum, {} (fp16.min_loss_scale), in step {} first in "
+        "parameter '{}': "
         "it cannot be lowered any more. The training has most likely diverged or has values fp16 cannot hold: "
         "lower the learning rate, set gradient_clipping, or use bf16 instead of fp16",
-        config_.min_scale, state_.step));
+        config_.min_scale, state_.step, parameter));
   } else {
     state_.scale = std::max(state_.scale / 2.0, config_.min_scale);
   }

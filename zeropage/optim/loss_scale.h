@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "zeropage/config/config.h"
 
@@ -36,8 +37,8 @@ class LossScaler {
   bool dynamic() const { return config_.dynamic; }
 
   /// Tells how the step went; every rank must be told the same. Errors: Error when the gradients overflowed at the
-  /// minimal scale (the state then stays as it was).
-  void update(bool overflow);
+  /// minimal scale (the state then stays as it was); it names the first `parameter` that did.
+  void update(bool overflow, std::string_view parameter = "unknown");
 
   const LossScaleState& state() const { return state_; }
 
@@ -46,7 +47,7 @@ class LossScaler {
   void set_state(const LossScaleState& state);
 
  private:
-  void after_overflow();
+  void after_overflow(std::string_view parameter);
   void after_clean_step();
 
   config::LossScale config_;

@@ -24,6 +24,7 @@ struct AdamRule {
   float eps;
   float minus_step_size;
 
+  AdamRule() = default;
   explicit AdamRule(const Step& step) {
     const auto& params = step.params;
     const bool decoupled = step.kind != config::OptimizerKind::kAdam || params.decoupled_decay;
@@ -54,6 +55,7 @@ struct LionRule {
   float one_minus_beta2;
   float lr;
 
+  LionRule() = default;
   explicit LionRule(const Step& step)
       : gradient_scale(step.gradient_scale),
         keep(static_cast<float>(1.0 - step.params.lr * step.params.weight_decay)),
@@ -71,6 +73,7 @@ struct AdagradRule {
   float eps;
   float minus_step_size;
 
+  AdagradRule() = default;
   explicit AdagradRule(const Step& step)
       : gradient_scale(step.gradient_scale),
         l2(static_cast<float>(step.params.weight_decay)),
@@ -85,6 +88,7 @@ struct SgdRule {
   float l2;
   float minus_lr;
 
+  SgdRule() = default;
   explicit SgdRule(const Step& step)
       : gradient_scale(step.gradient_scale),
         l2(static_cast<float>(step.params.weight_decay)),
@@ -98,6 +102,7 @@ struct MomentumRule : SgdRule {
   float momentum;
   bool nesterov;
 
+  MomentumRule() = default;
   explicit MomentumRule(const Step& step)
       : SgdRule(step),
         keep_buffer(step.step == 1 ? 0.0F : static_cast<float>(step.params.momentum)),

@@ -6,47 +6,12 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/optim/convert.h"
+#include "zeropage/optim/elements.h"
 #include "zeropage/optim/rules.h"
+#include "zeropage/optim/wide_states.h"
 
 namespace zeropage::optim {
 namespace {
-
-// One element of each rule: takes the parameter, the states and the scaled gradient, returns the new parameter.
-
-float update_element(const AdamRule& rule, float p, float& m, float& v, float g) {
-  if (rule.l2 != 0.0F) g += rule.l2 * p;
-  p *= rule.keep;
-  const float difference = g - m;
-  m = (rule.lerp_from_moment ? m : g) + rule.lerp_weight * difference;
-  v = v * rule.beta2 + rule.one_minus_beta2 * g * g;
-  return p + rule.minus_step_size * m / (std::sqrt(v) / rule.sqrt_correction2 + rule.eps);
-}
-
-float update_element(const LionRule& rule, float p, float& m, float&, float g) {
-  const float direction = rule.beta1 * m + rule.one_minus_beta1 * g;
-  m = rule.beta2 * m + rule.one_minus_beta2 * g;
-  p *= rule.keep;
-  if (direction > 0.0F) return p - rule.lr;
-  if (direction < 0.0F) return p + rule.lr;
-  return p;
-}
-
-float update_element(const AdagradRule& rule, float p, float& s, float&, float g) {
-  if (rule.l2 != 0.0F) g += rule.l2 * p;
-  s += g * g;
-  return p + rule.minus_step_size * g / (std::sqrt(s) + rule.eps);
-}
-
-float update_element(const SgdRule& rule, float p, float&, float&, float g) {
-  if (rule.l2 != 0.0F) g += rule.l2 * p;
-  return p + rule.minus_lr * g;
-}
-
-float update_element(const MomentumRule& rule, float p, float& b, float&, float g) {
-  if (rule.l2 != 0.0F) g += rule.l2 * p;
-  b = rule.keep_buffer * b + rule.take_gradient * g;
-  return p + rule.minus_lr * (rule.nesterov ? g + rule.momentum * b : b);
-}
 
 bool is_known(DType dtype) { return dtype == DType::kFloat32 || dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
@@ -76,8 +41,18 @@ Arrays Arrays::from(std::int64_t offset) const {
   for (float*& state : moved.states) {
     if (state != nullptr) state += offset;
   }
+  for (PackedState& state : moved.packed) state = state.from(offset, state_dtype);
   moved.gradient = static_cast<const char*>(gradient) + offset * element_bytes(gradient_dtype);
   if (parameter != nullptr) moved.parameter = static_cast<char*>(parameter) + offset * element_bytes(parameter_dtype);
+  return moved;
+}
+
+Arrays Arrays::from_block(std::int64_t offset, std::int64_t block) const {
+  Arrays moved = from(offset);
+  if (state_dtype != config::StateDtype::kInt8) return moved;
+  for (std::size_t i = 0; i < packed.size(); ++i) {
+    if (packed[i].exponents != nullptr) moved.packed[i].exponents = packed[i].exponents + block;
+  }
   return moved;
 }
 
@@ -94,7 +69,9 @@ void check(const Arrays& arrays, const Step& step) {
   }
   const int states = config::optimizer_state_count({step.kind, step.params});
   for (int i = 0; i < states; ++i) {
-    if (arrays.states[i] == nullptr) {
+    const bool there = arrays.state_dtype == config::StateDtype::kFloat32 ? arrays.states[i] != nullptr
+                                                                          : arrays.packed[i].data != nullptr;
+    if (!there) {
       throw UsageError(fmt::format(
           "optimizer update: expected {} state array(s), number {} is not there; a momentum that is to be switched on "
           "later must not be 0 when the engine is made",
@@ -103,14 +80,14 @@ void check(const Arrays& arrays, const Step& step) {
   }
 }
 
-namespace {
-
 void check_one_pass(const Arrays& arrays, const Step& step) {
   check(arrays, step);
   if (step.kind == config::OptimizerKind::kLamb || step.kind == config::OptimizerKind::kTorch) {
     throw UsageError("optimizer update: Lamb takes two passes (lamb.h), and torch's optimizers run in Python");
   }
 }
+
+namespace {
 
 constexpr std::int64_t kBlockNumel = 1024;  // widened parameters stay in the L1 cache
 
@@ -135,12 +112,20 @@ void update_widened(const Arrays& arrays, std::int64_t numel, const Step& step, 
 
 void update_reference(const Arrays& arrays, std::int64_t numel, const Step& step) {
   check_one_pass(arrays, step);
+  if (arrays.state_dtype != config::StateDtype::kFloat32) {
+    return with_wide_states(arrays, numel, step, Access::kChange,
+                            [&](const Arrays& wide, std::int64_t count) { update_reference(wide, count, step); });
+  }
   if (arrays.master == nullptr) return update_widened(arrays, numel, step, update_reference);
   with_rule(step, [&](const auto& rule) { update_scalars(rule, arrays, numel); });
 }
 
 void update(const Arrays& arrays, std::int64_t numel, const Step& step) {
   check_one_pass(arrays, step);
+  if (arrays.state_dtype != config::StateDtype::kFloat32) {
+    return with_wide_states(arrays, numel, step, Access::kChange,
+                            [&](const Arrays& wide, std::int64_t count) { update(wide, count, step); });
+  }
   if (arrays.master == nullptr) return update_widened(arrays, numel, step, update);
   with_rule(step, [&](const auto& rule) {
     const std::int64_t done = update_vectors(arrays, numel, step);

@@ -30,6 +30,7 @@
 
 #include "zeropage/base/dtype.h"
 #include "zeropage/config/config.h"
+#include "zeropage/optim/packed_state.h"
 
 namespace zeropage::optim {
 
@@ -48,25 +49,33 @@ struct Step {
 struct Arrays {
   float* master = nullptr;  ///< null: a 16-bit parameter is its own master, and is rounded stochastically
   std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as config::optimizer_state_count says
-  const void* gradient = nullptr;                               ///< fp32, bf16 or fp16
+  config::StateDtype state_dtype = config::StateDtype::kFloat32;
+  std::array<PackedState, config::kMaxOptimizerStates> packed = {};  ///< instead of `states` when these are not fp32
+  const void* gradient = nullptr;                                    ///< fp32, bf16 or fp16
   DType gradient_dtype = DType::kFloat32;
   void* parameter =
       nullptr;  ///< bf16 or fp16: takes the rounded master; fp32: not touched, the master is the parameter
   DType parameter_dtype = DType::kFloat32;
   std::int64_t index = 0;  ///< of the first element, in what these are `from`
 
-  /// The same arrays from element `offset` on.
+  /// The same arrays from element `offset` on; with int8 states a multiple of kPackedBlockNumel.
   Arrays from(std::int64_t offset) const;
+
+  /// The same from an element on at which block `block` of the states begins: each parameter's part of a range begins one.
+  Arrays from_block(std::int64_t offset, std::int64_t block) const;
 };
 
 /// Updates `numel` elements; 16-bit parameters take the nearest value, ties to even. Vectors of the widest kind this
 /// processor has. Cost: one pass over memory; with Adam 28 bytes per element in fp32, 30 with a 16-bit parameter, 28 if
-/// the gradient is 16-bit too. Errors: UsageError for other types, step < 1, a state that is needed and null, or an optimizer
+/// the gradient is 16-bit too; states in bf16 or int8 take 4 or 6 bytes off each. Errors: UsageError for other types, step < 1, a state that is needed and null, or an optimizer
 /// that is not one of these.
 void update(const Arrays& arrays, std::int64_t numel, const Step& step);
 
-/// Throws UsageError for arrays and steps that `update` would refuse.
+/// Throws UsageError for arrays and steps that no optimizer takes.
 void check(const Arrays& arrays, const Step& step);
+
+/// And for those that `update` would refuse.
+void check_one_pass(const Arrays& arrays, const Step& step);
 
 /// The scalar twin: one element after the other, no vectors; update must give the same bits. It is the definition, the
 /// oracle of tests, and what runs on the few elements left behind the last whole vector.

@@ -47,14 +47,26 @@ std::int64_t bytes_of(std::int64_t numel, std::int64_t size_bytes) {
   return checked_mul(numel, size_bytes, "model state");
 }
 
+/// Of one moment of `numel` elements.
+std::int64_t moment_bytes(std::int64_t numel, config::StateDtype dtype) {
+  switch (dtype) {
+    case config::StateDtype::kInt8: return checked_add(numel, ceil_div(numel, config::kStateBlockNumel), "model state");
+    case config::StateDtype::kBFloat16: return bytes_of(numel, 2);
+    case config::StateDtype::kFloat32: break;
+  }
+  return bytes_of(numel, 4);
+}
+
 /// Gradients and optimizer state of `trainable_numel` elements.
 StateBytes trained_state_bytes(std::int64_t trainable_numel, const StateOptions& options) {
-  const std::int64_t arrays =
-      options.optimizer_states + (options.precision == config::Precision::kFp32 || !options.fp32_masters ? 0 : 1);
   StateBytes state;
   state.gradients =
       bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(gradient_dtype(options)));
-  state.optimizer = bytes_of(held_numel(trainable_numel, kOptimizerShardedFrom, options), 4 * arrays);
+  const bool masters = options.precision != config::Precision::kFp32 && options.fp32_masters;
+  const std::int64_t numel = held_numel(trainable_numel, kOptimizerShardedFrom, options);
+  state.optimizer = checked_add(
+      bytes_of(numel, masters ? 4 : 0),
+      checked_mul(options.optimizer_states, moment_bytes(numel, options.state_dtype), "model state"), "model state");
   return state;
 }
 
@@ -77,6 +89,7 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .shard_dtype = accumulation_dtype,
           .fp32_masters = config.fp32_masters,
           .optimizer_states = config::optimizer_state_count(config.optimizer),
+          .state_dtype = config.state_dtype,
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
           .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme};
 }

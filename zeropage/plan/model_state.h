@@ -7,9 +7,11 @@
 ///               stages 2, 3: fp32, 4 bytes                stage 2
 ///   optimizer   4 k       4 + 4 k (fp32 master)           stage 1
 ///
+/// Moments in bf16 take 2 bytes instead of the 4 beside k, in int8 1 and 1/256.
+///
 /// With 16-bit master weights and gradients the 4 of the master go, and gradients are of the compute type everywhere.
 ///
-/// k: fp32 values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
+/// k: values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
 /// parameters have parameters only. In fp32 the parameter is its own master.
 ///
 /// What is offloaded leaves the device: the optimizer state of offloaded pages, and with it, from stage 2 on, their shards of
@@ -61,6 +63,7 @@ struct StateOptions {
   DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
   bool fp32_masters = true;             ///< of 16-bit parameters
   int optimizer_states = 2;             ///< k above
+  config::StateDtype state_dtype = config::StateDtype::kFloat32;
   bool offload_parameters = false;
   bool optimizer_on_disk = false;  ///< what is offloaded of it
 

@@ -1,0 +1,46 @@
+/// \file
+/// Packed states as fp32, block by block: each array is still read and written once, and what lies between stays in the L1 cache.
+/// Internal to this room.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+
+#include "zeropage/optim/update.h"
+
+namespace zeropage::optim {
+
+enum class Access { kLook, kChange };
+
+/// The key by which a state of a step is rounded; the parameter itself has step.rounding_key.
+inline std::uint64_t rounding_key_of(const Step& step, std::size_t state) {
+  return step.rounding_key ^ (0x9e3779b97f4a7c15U * (state + 1));
+}
+
+/// Calls `call(wide, count)` for blocks of `arrays`, whose states are not fp32, with states that are; packs what it leaves in them,
+/// unless it only looks.
+template <typename Call>
+void with_wide_states(const Arrays& arrays, std::int64_t numel, const Step& step, Access access, Call&& call) {
+  constexpr std::int64_t kNumel = 4 * kPackedBlockNumel;
+  alignas(64) std::array<std::array<float, kNumel>, config::kMaxOptimizerStates> buffers;
+  for (std::int64_t begin = 0; begin < numel; begin += kNumel) {
+    const std::int64_t count = std::min(kNumel, numel - begin);
+    const Arrays block = arrays.from(begin);
+    Arrays wide = block;
+    wide.state_dtype = config::StateDtype::kFloat32;
+    for (std::size_t i = 0; i < buffers.size() && block.packed[i].data != nullptr; ++i) {
+      wide.states[i] = buffers[i].data();
+      unpack(block.packed[i], block.state_dtype, is_sum_of_squares(step.kind, static_cast<int>(i)), wide.states[i],
+             count);
+    }
+    call(wide, count);
+    if (access == Access::kLook) continue;
+    for (std::size_t i = 0; i < buffers.size() && block.packed[i].data != nullptr; ++i) {
+      pack(wide.states[i], block.packed[i], block.state_dtype, is_sum_of_squares(step.kind, static_cast<int>(i)), count,
+           rounding_key_of(step, i), block.index + step.rounding_shift);
+    }
+  }
+}
+
+}  // namespace zeropage::optim
