@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import run_processes
+from test_optimizers import OPTIMIZERS, Vector, gradient_of
 from training import config_of, flat_parameters, small_net, token_batch, train_engine
 
 import zeropage
@@ -112,3 +113,33 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
 def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Path):
     """Catches buffers that are used again before a delayed collective has read or written them."""
     check_two_processes(device, precision, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ("fp32", "bf16", "fp16"))
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_gpu) for name in OPTIMIZERS])
+def test_updates_on_the_gpu_follow_torch(name, precision):
+    """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each optimizer beside
+    torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
+    kind, params, make = OPTIMIZERS[name]
+
+    def by_engine(device: str) -> torch.Tensor:
+        sections = {} if precision == "fp32" else {precision: {"enabled": True} | ({"loss_scale": 1} if precision == "fp16" else {})}
+        config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": {"type": kind, "params": params}}
+        engine, *_ = zeropage.initialize(model=Vector().to(device), config=config)
+        for step in range(20):
+            engine.backward(engine(gradient_of(step).to(device, engine.module.p.dtype)))
+            engine.step()
+        return engine.module.p.detach().float().cpu()
+
+    def by_torch() -> torch.Tensor:
+        model = Vector().cuda()
+        optimizer = make(model.parameters(), **{key: value for key, value in params.items() if key != "adam_w_mode"})
+        for step in range(20):
+            model.p.grad = gradient_of(step).cuda()
+            optimizer.step()
+        return model.p.detach().cpu()
+
+    expected = by_torch() if precision == "fp32" else by_engine("cpu")
+    # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding turns.
+    bound = {"fp32": 4e-6, "bf16": 2**-6, "fp16": 2**-9}[precision]
+    assert (by_engine("cuda") - expected).abs().max().item() <= bound

@@ -1,8 +1,14 @@
 #include "zeropage/engine/device_update.h"
 
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <cmath>
 
 #include "zeropage/paging/device_buffer.h"
+#ifdef ZEROPAGE_CUDA_KERNELS
+#include "zeropage/optim/update_cuda.h"
+#endif
 
 namespace zeropage::engine {
 namespace {
@@ -59,9 +65,7 @@ void sgd(Views& views, const optim::Step& step) {
   views.master.add_(views.gradient, -params.lr);
 }
 
-}  // namespace
-
-void update_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
+void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
   optim::check(arrays, step);
   const auto view = [&](float* data) {
     return data == nullptr ? at::Tensor() : paging::flat_view(data, numel, at::kFloat, device);
@@ -83,6 +87,28 @@ void update_on_device(const optim::Arrays& arrays, std::int64_t numel, const opt
   }
   if (arrays.parameter_dtype != DType::kFloat32) {
     paging::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(views.master);
+  }
+}
+
+#ifdef ZEROPAGE_CUDA_KERNELS
+void update_by_kernels(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
+  std::vector<optim::UpdatePiece> pieces;
+  for (const auto& segment : segments) {
+    pieces.push_back({range.from(segment.offset), segment.numel, segment.step});
+  }
+  const c10::DeviceGuard guard(device);
+  optim::update_on_cuda(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
+}
+#endif
+
+}  // namespace
+
+void update_on_device(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
+#ifdef ZEROPAGE_CUDA_KERNELS
+  if (device.is_cuda()) return update_by_kernels(range, segments, device);
+#endif
+  for (const auto& segment : segments) {
+    update_by_operators(range.from(segment.offset), segment.numel, segment.step, device);
   }
 }
 

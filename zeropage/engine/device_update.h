@@ -1,15 +1,19 @@
 /// \file
-/// The formulas of optim/update.h in torch's operators, for memory that the host's kernels cannot reach.
+/// The formulas of optim/update.h for memory that the host's kernels cannot reach: by kernels of our own on GPUs, where the build has
+/// them (optim/update_cuda.h), else in torch's operators.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
 
-#include "zeropage/optim/update.h"
+#include <vector>
+
+#include "zeropage/engine/host_update.h"
 
 namespace zeropage::engine {
 
-/// optim::update for arrays on `device`; results agree with the host's within rounding. Cost: about ten kernels, each a pass over
-/// some of the arrays, and two temporaries.
-void update_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device);
+/// update_on_host for arrays on `device`, in the order of its current stream. Own kernels: the same bits, one launch for up to 32
+/// segments, one pass over memory. Torch's operators: within rounding; about ten kernels per segment, each a pass over some of the
+/// arrays, and two temporaries. Errors: as optim::update.
+void update_on_device(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device);
 
 }  // namespace zeropage::engine

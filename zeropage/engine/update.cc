@@ -62,9 +62,7 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
     return;
   }
   if (device.is_cpu()) return update_on_host(range, segments);
-  for (const auto& segment : segments) {
-    update_on_device(range.from(segment.offset), segment.numel, segment.step, device);
-  }
+  update_on_device(range, segments, device);
 }
 
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,

@@ -1,0 +1,22 @@
+# The .cu files, which see no torch, for every architecture that the found compiler knows, where there is one. The same bits as on the
+# host: no fused multiply-add. CMAKE_CUDA_ARCHITECTURES=90, say, builds for one architecture alone.
+include(CheckLanguage)
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  message(STATUS "no CUDA compiler: updates on GPUs use torch's operators")
+  return()
+endif()
+if(NOT CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES all-major)
+endif()
+enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # a CMake that is older than the compiler
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
+add_library(zeropage_cuda STATIC zeropage/optim/update_cuda.cu)
+target_include_directories(zeropage_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+target_compile_options(zeropage_cuda PRIVATE -fmad=false --expt-relaxed-constexpr)
+target_link_libraries(zeropage_cuda PRIVATE zeropage_core)
+target_link_libraries(zeropage_torch PUBLIC zeropage_cuda)
+target_compile_definitions(zeropage_torch PRIVATE ZEROPAGE_CUDA_KERNELS)

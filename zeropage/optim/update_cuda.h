@@ -1,0 +1,24 @@
+/// \file
+/// The updates of update.h on a GPU: the bits of the scalar twin, for any number of pieces in few launches. There only where the build has
+/// found a CUDA compiler and a torch with CUDA (CMakeLists.txt).
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "zeropage/optim/update.h"
+
+namespace zeropage::optim {
+
+/// A range that is updated by one step.
+struct UpdatePiece {
+  Arrays arrays;  ///< in the memory of the current device, with a master and fp32 states
+  std::int64_t numel = 0;
+  Step step;
+};
+
+/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a cudaStream_t). Cost: one pass
+/// over memory. Errors: UsageError as update, and for parameters or states that update widens; Error when CUDA refuses a launch.
+void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream);
+
+}  // namespace zeropage::optim
