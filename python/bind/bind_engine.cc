@@ -90,7 +90,9 @@ void bind_values(py::module_& module) {
       .def_readonly("applied", &engine::StepResult::applied)
       .def_readonly("gradient_norm", &engine::StepResult::gradient_norm)
       .def_readonly("clip_coefficient", &engine::StepResult::clip_coefficient)
-      .def_readonly("overflow_parameter", &engine::StepResult::overflow_parameter);
+      .def_readonly("overflow_parameter", &engine::StepResult::overflow_parameter)
+      .def_readonly("pages_ahead", &engine::StepResult::pages_ahead)
+      .def_readonly("undone", &engine::StepResult::undone);
   py::class_<plan::StateBytes>(module, "StateBytes", "Bytes of model state of one rank.")
       .def_readonly("parameters", &plan::StateBytes::parameters)
       .def_readonly("gradients", &plan::StateBytes::gradients)

@@ -21,6 +21,7 @@
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/moved_states.h"
 #include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/speculation.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/engine/watch.h"
 #include "zeropage/optim/loss_scale.h"
@@ -64,6 +65,7 @@ class Engine::Impl {
     if (timeline() != nullptr) state_.pager().observe(watch_.timeline());
     moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
     transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
+    speculation_ = make_speculation(config_, state_, *reducer_, *transit_, optimizer_host(config_, device_), ledger_);
     if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
       scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
@@ -102,6 +104,7 @@ class Engine::Impl {
   ModelState state_;
   std::unique_ptr<reduce::Reducer> reducer_;
   std::unique_ptr<Transit> transit_;
+  std::unique_ptr<Speculation> speculation_;
   std::unique_ptr<MovedStates> moved_;
   std::unique_ptr<optim::LossScaler> scaler_;
   std::unique_ptr<optim::LrSchedule> schedule_;
@@ -127,7 +130,6 @@ class Engine::Impl {
   void require_whole_state(std::string_view caller) const;
 
  private:
-  double gradient_divisor() const;
   void update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
   Verdict agree();
   void apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
@@ -163,14 +165,6 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   return divided.detach();
 }
 
-double Engine::Impl::gradient_divisor() const {
-  // Gradients in hand: loss scale * pre-scale * sum over ranks. The update multiplies by the inverse of what does not belong.
-  const auto& gradients = config_.gradients;
-  const double pre_scale = gradients.prescale ? 1.0 / gradients.predivide_factor : 1.0;
-  const double mean = gradients.sum_instead_of_mean ? 1.0 : static_cast<double>(communicator_->size());
-  return scale() * pre_scale * mean;
-}
-
 Verdict Engine::Impl::agree() {
   reducer_->finish();
   LocalVerdict mine;
@@ -180,7 +174,16 @@ Verdict Engine::Impl::agree() {
   const auto sum = sum_gradients(state_, *reducer_, communicator_->rank());
   mine.sum_of_squares = sum.sum_of_squares;
   mine.overflow_parameter = sum.overflow_parameter;
-  Verdict verdict = agree_on_step(*communicator_, mine);
+  last_ = StepResult{};
+  last_.pages_ahead =
+      speculation_->begin(mine, gradient_divisor(config_, communicator_->size(), scale()), groups_, steps_);
+  Verdict verdict;
+  try {
+    verdict = agree_on_step(*communicator_, mine);
+  } catch (...) {
+    speculation_->undo();
+    throw;
+  }
   flags_ = verdict.flags;
   state_.pager().set_trace_agreed(verdict.traces_agree);
   return verdict;
@@ -207,13 +210,14 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
 
   state_.absorb_replaced();
   const Verdict verdict = agree();
-  const double divisor = gradient_divisor();
-  last_ = StepResult{};
+  const double divisor = gradient_divisor(config_, communicator_->size(), scale());
   last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor;
   const bool checked =
       scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
   if (overflow) {
+    speculation_->undo();
+    last_.undone = last_.pages_ahead > 0;
     state_.take_user_writes();
     count_skip(verdict);
   } else {
@@ -268,12 +272,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
     // As an update in place does: a graph from before this step now raises torch's error instead of using new values.
     state_.tensors()[i].unsafeGetTensorImpl()->bump_version();
   }
-  std::vector<int> updated;
-  for (const auto& page : pages) {
-    const auto got = [&](const layout::Placement& place) { return verdict.received[place.parameter]; };
-    if (page.trainable && std::any_of(page.placements.begin(), page.placements.end(), got))
-      updated.push_back(page.index);
-  }
+  auto updated = updated_pages(*state_.layout(), verdict.received);
   state_.pager().drop_stale(updated);
   UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, verdict.received, gradient_scale, caller};
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
@@ -282,7 +281,8 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
   if (inputs.kind == config::OptimizerKind::kLamb) {
     inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *transit_, updated, inputs, *communicator_);
   }
-  update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, [&](int page) {
+  last_.undone = !speculation_->settle(inputs) && last_.pages_ahead > 0;
+  update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, *speculation_, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
     } else if (owned_in_parts) {

@@ -47,7 +47,7 @@ struct Range {
   void update(int threads) {
     const int before = at::get_num_threads();
     at::set_num_threads(threads);
-    optim::Arrays arrays{.master = master.data(), .gradient = gradient.data(), .state_dtype = dtype};
+    optim::Arrays arrays{.master = master.data(), .state_dtype = dtype, .gradient = gradient.data()};
     if (dtype == StateDtype::kFloat32) {
       arrays.states = {first.data(), second.data()};
     } else {

@@ -127,6 +127,7 @@ std::int64_t StateShape::bytes(int page) const {
 StateArrays StateShape::arrays(int page, std::byte* memory) const {
   const auto index = static_cast<std::size_t>(page);
   StateArrays arrays;
+  arrays.memory = {memory, static_cast<std::size_t>(bytes(page))};
   arrays.dtype = dtype;
   arrays.squares = squares;
   if (masters) arrays.master = reinterpret_cast<float*>(std::exchange(memory, memory + 4 * numel[index]));

@@ -17,6 +17,7 @@
 #include <array>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "zeropage/base/ledger.h"
@@ -46,6 +47,8 @@ struct StateArrays {
   config::StateDtype dtype = config::StateDtype::kFloat32;
   std::array<optim::PackedState, config::kMaxOptimizerStates> packed = {};  ///< if they are not
   std::array<bool, config::kMaxOptimizerStates> squares = {};               ///< optim::is_sum_of_squares
+
+  std::span<std::byte> memory = {};  ///< of all of these
 
   /// Whether the master (kMaster) or the state of that index is fp32, in `array`.
   bool is_wide(int index) const { return index == kMaster || dtype == config::StateDtype::kFloat32; }

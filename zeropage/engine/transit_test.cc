@@ -14,6 +14,7 @@
 #include "zeropage/comm/thread_communicator.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/speculation.h"
 #include "zeropage/engine/update.h"
 
 namespace zeropage::engine {
@@ -31,8 +32,9 @@ config::Config make_config(config::Precision precision) {
 }
 
 /// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
-std::vector<at::Tensor> train(config::Precision precision, Travels travels) {
-  const auto config = make_config(precision);
+std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t speculation_bytes = 0) {
+  auto config = make_config(precision);
+  config.own.speculation_bytes = speculation_bytes;
   std::shared_ptr<comm::Communicator> communicator =
       std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]);
   const auto ledger = std::make_shared<Ledger>();
@@ -47,6 +49,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels) {
                           reduce_policy(config, state, c10::kCPU));
   Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
   EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
+  const auto speculation = make_speculation(config, state, reducer, transit, optimizer_host(config, c10::kCPU), ledger);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
   for (int step = 1; step <= 3; ++step) {
     std::vector<bool> received(kParameters, true);
@@ -66,7 +69,13 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels) {
     }
     const CallerUpdate none;
     const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F, none};
-    update_pages(state, reducer, transit, pages, update, [](int) {});
+    // The second step's is undone: the verdict says other than this rank has thought.
+    const double divisor = step == 2 ? 3.0 : 2.0;
+    const int ahead = speculation->begin({.sum_of_squares = 1.0, .received = received}, divisor, groups,
+                                         std::vector<std::int64_t>(kParameters, step - 1));
+    EXPECT_EQ(ahead > 0, speculation_bytes > 0);
+    EXPECT_EQ(speculation->settle(update), step != 2);
+    update_pages(state, reducer, transit, pages, update, *speculation, [](int) {});
     reducer.reset();
   }
   c10::AutoGradMode no_grad(false);
@@ -84,6 +93,20 @@ TEST(Transit, TheJourneyChangesNoBit) {
     for (int i = 0; i < kParameters; ++i) {
       EXPECT_TRUE(stayed[i].equal(travelled[i])) << i;
       EXPECT_FALSE(stayed[i].equal(at::ones_like(stayed[i]))) << i << " was not trained";
+    }
+  }
+}
+
+// Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they are undone, or whose
+// parameters do not come home.
+TEST(Transit, UpdatesAheadOfTheVerdictChangeNoBit) {
+  constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
+  for (const std::int64_t log_bytes : kLogs) {
+    for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
+      const auto waited = train(precision, Travels::kBetweenMemories);
+      const bool is_own_master = precision == config::Precision::kFp32;
+      const auto ahead = train(precision, is_own_master ? Travels::kBetweenMemories : Travels::kAlways, log_bytes);
+      for (int i = 0; i < kParameters; ++i) EXPECT_TRUE(waited[i].equal(ahead[i])) << i;
     }
   }
 }

@@ -3,6 +3,7 @@
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -10,6 +11,7 @@
 #include "zeropage/engine/device_update.h"
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
+#include "zeropage/engine/speculation.h"
 
 namespace zeropage::engine {
 namespace {
@@ -23,10 +25,10 @@ double segment_sum_of_squares(const std::byte* data, DType dtype, std::int64_t n
       .item<double>();
 }
 
-/// What of an owned range belongs to parameters that received a gradient, in one piece where that is all of it.
-std::vector<Segment> changed_runs(const std::vector<Segment>& segments, bool some_are_left_out) {
-  if (some_are_left_out || segments.empty()) return segments;
-  const auto& last = segments.back();
+/// The changed elements, in one piece where that is all of the range.
+std::vector<Segment> changed_runs(const ChangedSegments& changed) {
+  if (!changed.all || changed.segments.empty()) return changed.segments;
+  const auto& last = changed.segments.back();
   return {{0, last.offset + last.numel, {}}};
 }
 
@@ -68,26 +70,10 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
-  const auto& own = state.owned(page);
   const HeldArrays held(state, reducer, transit, page);
-  std::vector<Segment> segments;
-  std::vector<int> parameters;
-  bool some_are_left_out = false;
-  const auto places = pieces_of(*state.layout(), page, own.begin, own.begin + own.numel);
-  std::size_t next = 0;
-  for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
-    const auto& place = places[next++];
-    if (!inputs.received[piece.parameter]) {
-      some_are_left_out = true;
-      continue;
-    }
-    const int group = state.layout()->pages()[page].group;
-    segments.push_back({place.offset, place.numel, step_of(inputs, group, piece.parameter), place.block});
-    segments.back().step.rounding_shift = piece.parameter_offset - segments.back().offset;
-    parameters.push_back(piece.parameter);
-  }
-  run_update(held.arrays(), segments, parameters, own.numel, inputs, held.device());
-  transit.leave(page, changed_runs(segments, some_are_left_out));
+  const auto changed = changed_segments(state, page, inputs);
+  run_update(held.arrays(), changed.segments, changed.parameters, state.owned(page).numel, inputs, held.device());
+  transit.leave(page, changed_runs(changed));
 }
 
 }  // namespace
@@ -161,6 +147,43 @@ optim::Step step_of(const UpdateInputs& inputs, int group, int parameter) {
   return step;
 }
 
+double gradient_divisor(const config::Config& config, int world_size, double loss_scale) {
+  const auto& gradients = config.gradients;
+  const double pre_scale = gradients.prescale ? 1.0 / gradients.predivide_factor : 1.0;
+  const double mean = gradients.sum_instead_of_mean ? 1.0 : static_cast<double>(world_size);
+  return loss_scale * pre_scale * mean;
+}
+
+std::vector<int> updated_pages(const layout::Layout& layout, const std::vector<bool>& received) {
+  std::vector<int> updated;
+  for (const auto& page : layout.pages()) {
+    const auto got = [&](const layout::Placement& place) { return received[place.parameter]; };
+    if (page.trainable && std::any_of(page.placements.begin(), page.placements.end(), got)) {
+      updated.push_back(page.index);
+    }
+  }
+  return updated;
+}
+
+ChangedSegments changed_segments(const ModelState& state, int page, const UpdateInputs& inputs) {
+  const auto& own = state.owned(page);
+  ChangedSegments changed;
+  const auto places = pieces_of(*state.layout(), page, own.begin, own.begin + own.numel);
+  std::size_t next = 0;
+  for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
+    const auto& place = places[next++];
+    if (!inputs.received[piece.parameter]) {
+      changed.all = false;
+      continue;
+    }
+    const int group = state.layout()->pages()[page].group;
+    changed.segments.push_back({place.offset, place.numel, step_of(inputs, group, piece.parameter), place.block});
+    changed.segments.back().step.rounding_shift = piece.parameter_offset - place.offset;
+    changed.parameters.push_back(piece.parameter);
+  }
+  return changed;
+}
+
 HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page)
     : place_(transit.arrive(page)), held_(state.home(), page, Access::kWrite) {
   auto* master = held_.arrays().master;
@@ -177,13 +200,20 @@ HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, 
 }
 
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
-                  const UpdateInputs& inputs, const std::function<void(int page)>& updated) {
+                  const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated) {
   c10::AutoGradMode no_grad(false);
   pages = state.home().begin_pass(std::move(pages));
-  if (!pages.empty()) transit.fetch(pages.front());
+  const auto fetch = [&](std::size_t i) {
+    if (i < pages.size() && !speculation.is_ahead(pages[i])) transit.fetch(pages[i]);
+  };
+  fetch(0);
   for (std::size_t i = 0; i < pages.size(); ++i) {
-    if (i + 1 < pages.size()) transit.fetch(pages[i + 1]);
-    update_page(state, reducer, transit, pages[i], inputs);
+    fetch(i + 1);
+    if (speculation.is_ahead(pages[i])) {
+      speculation.finish(pages[i]);
+    } else {
+      update_page(state, reducer, transit, pages[i], inputs);
+    }
     updated(pages[i]);
   }
   state.home().end_pass();

@@ -6,6 +6,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "zeropage/config/config.h"
@@ -16,6 +17,8 @@
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
+
+class Speculation;
 
 /// What this rank's part of the summed gradients amounts to.
 struct GradientSum {
@@ -50,6 +53,21 @@ std::vector<OwnedSegment> owned_segments(const ModelState& state);
 /// The step of one parameter.
 optim::Step step_of(const UpdateInputs& inputs, int group, int parameter);
 
+/// What gradients in hand are multiples of: loss scale * pre-scale * sum over ranks, where the mean is wanted.
+double gradient_divisor(const config::Config& config, int world_size, double loss_scale);
+
+/// Pages of which a trained parameter received a gradient.
+std::vector<int> updated_pages(const layout::Layout& layout, const std::vector<bool>& received);
+
+/// What an update changes of this rank's range of a page.
+struct ChangedSegments {
+  std::vector<Segment> segments;
+  std::vector<int> parameters;  ///< of each
+  bool all = true;              ///< no parameter is left out
+};
+
+ChangedSegments changed_segments(const ModelState& state, int page, const UpdateInputs& inputs);
+
 /// What an update of this rank's range of a page works on, held while this lives.
 class HeldArrays {
  public:
@@ -57,6 +75,7 @@ class HeldArrays {
   HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page);
   const optim::Arrays& arrays() const { return arrays_; }
   c10::Device device() const { return held_.device(); }
+  std::span<std::byte> state_memory() const { return held_.arrays().memory; }
 
  private:
   Transit::Place place_;
@@ -66,8 +85,9 @@ class HeldArrays {
 
 /// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls `updated(page)` after
 /// each. Pages whose state is on the host use the fused kernel on all of torch's threads (host_update.h; one pass), those
-/// on a device torch's operators (device_update.h); an optimizer of the caller's works on the masters, which are rounded after it. While one is updated the next one's arrays are on their way.
+/// on a device torch's operators (device_update.h); an optimizer of the caller's works on the masters, which are rounded after it. While one is updated the next one's arrays are on their way. Pages that `speculation` has updated already are finished in
+/// their turn.
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
-                  const UpdateInputs& inputs, const std::function<void(int page)>& updated);
+                  const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);
 
 }  // namespace zeropage::engine

@@ -157,6 +157,11 @@ void Pager::note_write(int page) {
   pages_[page].written = true;
 }
 
+bool Pager::is_written(int page) {
+  auto guard = lock();
+  return pages_[page].written || pages_[page].dirty;
+}
+
 std::vector<int> Pager::take_written() {
   auto guard = lock();
   std::vector<int> written;

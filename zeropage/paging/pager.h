@@ -96,6 +96,9 @@ class Pager final : public PageTable {
   /// Pages written since the last call, and forgets them. Always resident pages only.
   std::vector<int> take_written();
 
+  /// Whether a user has written this page since the last step.
+  bool is_written(int page);
+
   /// Called with a page after its own shard was replaced by what users wrote into the frame.
   void on_write_back(std::function<void(int page)> callback) { written_back_ = std::move(callback); }
 
