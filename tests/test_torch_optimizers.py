@@ -246,3 +246,21 @@ def test_torch_schedulers(name, optimizer):
         found.append(engine.get_lr()[0])
     assert found == rates and len(set(rates)) > 1
     assert (engine.module.p - model.p).abs().max().item() < 1e-6
+
+
+@pytest.mark.parametrize("stage", (0, 2))
+def test_its_state_is_in_the_memory_table(stage):
+    """Catches state that nobody counts: momentum, square average and mean of a centered RMSprop, sharded as the stage says."""
+    model = nn.Linear(128, 128, bias=False)
+    config = {**config_of(stage), "optimizer": {"type": "RMSprop", "params": OPTIMIZERS["RMSprop"]}}
+
+    def run(rank: int, communicator: Any) -> tuple[int, int]:
+        engine = zeropage.initialize(model=copy.deepcopy(model), config=config)[0]
+        before = engine.memory_report().ranks[rank]["optimizer"]
+        engine.backward(engine(torch.ones(1, 128)).sum())
+        engine.step()
+        return before, engine.memory_report().ranks[rank]["optimizer"]
+
+    for before, after in run_ranks(2, run):
+        elements = 128 * 128 // (1 if stage == 0 else 2)
+        assert before == 0 and 3 * 4 * elements <= after <= 3 * 4 * elements + 64

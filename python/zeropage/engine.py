@@ -192,7 +192,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
 
     def memory_report(self) -> report.MemoryReport:
         """Bytes of model state of every rank, counted and by the formula. Collective."""
-        return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage())
+        shards = None if self.optimizer is None else self.optimizer.shards
+        torch_states = (0, 0) if shards is None else shards.state_bytes(self.device)
+        return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage(), torch_states)
 
     def print_memory_table(self) -> None:
         """Prints the memory report on rank 0. Collective."""

@@ -21,7 +21,8 @@ MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0.
+    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. The formula does not know what
+    an optimizer of PyTorch keeps: that is counted only, once it is there, by the memory that its tensors are in.
 
     ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all the same.
     """
@@ -39,10 +40,12 @@ class MemoryReport:
         return _C.format_memory_table(self.stage, device, host, self.formula, self.formula_host, self.formula_stage_0)
 
 
-def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int) -> MemoryReport:
-    """What every rank holds. Collective."""
+def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int, torch_states: tuple[int, int] = (0, 0)) -> MemoryReport:
+    """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on the host."""
     tiers = [core.measured_bytes(host=host) for host in (False, True)]
     mine = [measured[kind][1 if kind == "frames" else 0] for measured in tiers for kind in MEMORY_KINDS]
+    for tier, kept in enumerate(torch_states):
+        mine[tier * len(MEMORY_KINDS) + MEMORY_KINDS.index("optimizer")] += kept
     packing = struct.Struct(f"<{len(mine)}q")
     everyone = list(packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine))))
     ranks = [dict(zip(MEMORY_KINDS, values, strict=False)) for values in everyone]

@@ -95,6 +95,15 @@ class ShardUpdate:
             for group, parameters in zip(self.client.param_groups, whole, strict=True):
                 group["params"] = parameters
 
+    def state_bytes(self, device: torch.device) -> tuple[int, int]:
+        """Bytes of its state's tensors in the memory of the device, and elsewhere, which is the host."""
+        bytes_of = [0, 0]
+        for state in self.client.state.values():
+            for value in state.values():
+                if isinstance(value, torch.Tensor):
+                    bytes_of[value.device.type != device.type] += value.nbytes
+        return bytes_of[0], bytes_of[1]
+
     # -- its state, of the elements that this rank updates
 
     def state_dict(self) -> dict[int, State]:
