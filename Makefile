@@ -7,7 +7,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv demo demo-cpp test bench fuzz lint format gpu-bundle gpu-test clean
+.PHONY: setup venv demo demo-cpp demo-infinity test bench fuzz lint format gpu-bundle gpu-test clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
 	@tools/build.sh $(BUILD)
@@ -17,6 +17,9 @@ venv:
 
 demo: setup ## trains a small language model on two ranks, stages 0 to 3
 	@$(BIN)/python examples/demo.py
+
+demo-infinity: setup ## trains a model whose state is ten times the memory that the process may use
+	@$(BIN)/python examples/demo_infinity.py
 
 demo-cpp: setup ## the same in C++, at stage 2: examples/cpp
 	@$(BIN)/zeropage --num_gpus=2 $(BUILD)/examples/cpp/train_gpt --config examples/ds_config.json --steps 30

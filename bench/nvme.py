@@ -1,7 +1,11 @@
 """The store beside fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's own pre-written file.
 
-The two take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio writes. The target is 0.95 of
-fio's rates. Needs fio; without it the bench says so and ends well.
+fio's buffers lie on ordinary pages and, where the system has reserved some (vm.nr_hugepages), on huge ones as the store's do. The
+sides take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio writes. The target is 0.95 of
+fio's rates. Needs fio; without it the bench says so and compares nothing.
+
+Then the pipeline of an update: what reading, updating and writing take alone, and together. A drive that cannot read and write at once
+at full speed limits it to what both take together; the target is 0.9 of the longest part.
 """
 
 import argparse
@@ -44,15 +48,26 @@ class Store:
         moved, seconds, cpu = (float(word) for word in self._line().split())
         return Rate(moved / seconds, cpu / moved * 1e9)
 
+    def pipeline(self) -> dict[str, float]:
+        """Seconds of one pass."""
+        self._process.stdin.write("pipeline\n")
+        return dict(zip(("read", "update", "write", "read and write", "pipelined"), map(float, self._line().split()), strict=True))
+
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=60)
 
 
-def run_fio(path: str, traffic: str, block: int, depth: int, size: int) -> Rate:
-    """One pass of fio over the file."""
+def free_huge_pages() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("HugePages_Free"))
+
+
+def run_fio(path: str, traffic: str, block: int, depth: int, size: int, huge: bool = False) -> Rate:
+    """One pass of fio over the file. huge: its buffers lie on huge pages."""
     command = ["fio", "--name=bench", f"--filename={path}", "--ioengine=io_uring", "--direct=1", "--fixedbufs=1", "--registerfiles=1"]
     command += [f"--rw={traffic}", f"--bs={block}", f"--iodepth={depth}", f"--size={size}", "--allow_file_create=0", "--output-format=json"]
+    command += ["--iomem=shmhuge"] * huge
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     seconds = job[traffic]["runtime"] / 1000
@@ -74,22 +89,29 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="on the drive; a temporary folder unless given")
     parser.add_argument("--program", default=str(Path(__file__).resolve().parent.parent / "build/dev/bench_nvme"))
     options = parser.parse_args()
-    if shutil.which("fio") is None:
-        print("nvme: fio is not installed (Debian: fio); nothing to compare with", file=sys.stderr)
-        return
     size = options.size_mib << 20
-    found: dict[str, list[tuple[Rate, Rate]]] = {"read": [], "write": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         store = Store(options.program, folder, options.block, options.depth, size // EXTENT_BYTES)
-        for _ in range(options.rounds):
-            ours = {"write": [store.run("write"), store.run("write")][1]}
-            theirs = {"read": run_fio(store.path, "read", options.block, options.depth, size)}
-            ours["read"] = store.run("read")
-            theirs["write"] = run_fio(store.path, "write", options.block, options.depth, size)
-            for traffic, pairs in found.items():
-                pairs.append((ours[traffic], theirs[traffic]))
+        if shutil.which("fio") is None:
+            print("nvme: fio is not installed (Debian: fio); nothing to compare with", file=sys.stderr)
+        else:
+            compare(store, options, size)
+        measure_pipeline(store, options.rounds)
         store.close()
-    for traffic, pairs in found.items():
+
+
+def compare(store: Store, options: argparse.Namespace, size: int) -> None:
+    sides = [False] + [True] * (free_huge_pages() * (2 << 20) >= 2 * options.block * options.depth)
+    found: dict[tuple[str, bool], list[tuple[Rate, Rate]]] = {(traffic, huge): [] for traffic in ("read", "write") for huge in sides}
+    for _ in range(options.rounds):
+        for huge in sides:
+            ours = {"write": [store.run("write"), store.run("write")][1]}
+            theirs = {"read": run_fio(store.path, "read", options.block, options.depth, size, huge)}
+            ours["read"] = store.run("read")
+            theirs["write"] = run_fio(store.path, "write", options.block, options.depth, size, huge)
+            for traffic in ours:
+                found[traffic, huge].append((ours[traffic], theirs[traffic]))
+    for (traffic, huge), pairs in found.items():
         ratios = [ours.bytes_per_s / fio.bytes_per_s for ours, fio in pairs]
         best = [max(rate.bytes_per_s for rate in side) for side in zip(*pairs, strict=True)]
         cpu = [statistics.median(rate.cpu_s_per_gb for rate in side) for side in zip(*pairs, strict=True)]
@@ -99,6 +121,7 @@ def main() -> None:
             how=store.how,
             block=options.block,
             depth=options.depth,
+            fio_huge_pages=huge,
             ratio=round(statistics.median(ratios), 3),
             ratio_quartiles=quartiles(ratios),
             ratio_of_best=round(best[0] / best[1], 3),
@@ -107,6 +130,22 @@ def main() -> None:
             cpu_s_per_gb=round(cpu[0], 4),
             fio_cpu_s_per_gb=round(cpu[1], 4),
         )
+
+
+def measure_pipeline(store: Store, rounds: int) -> None:
+    store.pipeline()  # the first one makes its pages
+    passes = [store.pipeline() for _ in range(rounds)]
+    efficiencies = [max(seconds["read"], seconds["update"], seconds["write"]) / seconds["pipelined"] for seconds in passes]
+    of_drive = [max(seconds["read and write"], seconds["update"]) / seconds["pipelined"] for seconds in passes]
+    emit(
+        "nvme_pipeline",
+        rounds=rounds,
+        efficiency=round(statistics.median(efficiencies), 3),
+        efficiency_quartiles=quartiles(efficiencies),
+        efficiency_of_this_drive=round(statistics.median(of_drive), 3),
+        efficiency_of_this_drive_quartiles=quartiles(of_drive),
+        seconds={part: round(statistics.median(seconds[part] for seconds in passes), 4) for part in passes[0]},
+    )
 
 
 if __name__ == "__main__":

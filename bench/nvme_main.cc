@@ -1,13 +1,16 @@
 // The store's side of bench/nvme.py: a store whose file fio uses, too. Reads commands, a word a line (read, write, mixed), and answers
-// each with "bytes seconds cpu_seconds". The first line it prints is the path by which others open its file.
+// each with "bytes seconds cpu_seconds"; "pipeline" with the seconds of reading, updating, writing alone, reading with writing, and all
+// three. The first line it prints is the path by which others open its file.
 #include <fmt/format.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <exception>
 #include <iostream>
+#include <optional>
 #include <string>
 
+#include "bench/nvme_pipeline.h"
 #include "zeropage/io/measure.h"
 
 int main(int argc, char** argv) {
@@ -24,7 +27,16 @@ int main(int argc, char** argv) {
     zeropage::io::MeasuredStore measured(options, std::stoi(argv[4]));
     fmt::print("/proc/{}/fd/{} {}\n", getpid(), measured.store().descriptor(0), measured.store().how());
     std::fflush(stdout);
+    std::optional<zeropage::bench::Pipeline> pipeline;
     for (std::string word; std::getline(std::cin, word);) {
+      if (word == "pipeline") {
+        if (!pipeline) pipeline.emplace(options, std::stoi(argv[4]));
+        fmt::print("{} {} {} {} {}\n", pipeline->pass(true, false, false), pipeline->pass(false, true, false),
+                   pipeline->pass(false, false, true), pipeline->pass(true, false, true),
+                   pipeline->pass(true, true, true));
+        std::fflush(stdout);
+        continue;
+      }
       const auto rate = measured.run(word == "read"    ? Traffic::kRead
                                      : word == "write" ? Traffic::kWrite
                                                        : Traffic::kMixed);

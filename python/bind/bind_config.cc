@@ -111,6 +111,9 @@ void init_config(py::module_& module) {
       .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
       .def_property_readonly("timeout_ms", field<&Config::own, &config::Own::timeout_ms>())
       .def_property_readonly("communicator", field<&Config::own, &config::Own::communicator>())
+      .def_property_readonly(
+          "parameters_on_disk",
+          [](const Config& config) { return config.zero.offload.parameters == config::OffloadDevice::kNvme; })
       .def_property_readonly("async_save", field<&Config::own, &config::Own::async_save>())
       .def_property_readonly("preemption_folder", field<&Config::own, &config::Own::preemption_folder>())
       .def_property_readonly("preemption_grace_s", field<&Config::own, &config::Own::preemption_grace_s>())

@@ -162,6 +162,13 @@ void init_engine(py::module_& module) {
            "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "
            "host.")
       .def_property_readonly("pager_stats", &Engine::pager_stats)
+      .def(
+          "disk_traffic",
+          [](const Engine& self) {
+            const auto traffic = self.disk_traffic();
+            return std::tuple(traffic.read_bytes, traffic.written_bytes, traffic.waiting_s);
+          },
+          "Bytes read and written by this rank so far, and the seconds in which it stood still for them.")
       .def("page_counts", &page_counts, "(label, bytes, faults, evictions) of every paged page.")
       .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty when nothing is observed.")
       .def("transfer_table", &transfer_table, "Collectives by operation and size as a table; empty text: not observed.")

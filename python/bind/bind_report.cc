@@ -37,11 +37,12 @@ void init_report(py::module_& module) {
       .def(
           "update",
           [](Progress& self, std::int64_t step, double loss, double learning_rate, double units,
-             std::optional<double> loss_scale) {
-            self.update({step, loss, learning_rate, units, loss_scale});
+             std::optional<double> loss_scale, std::int64_t disk_bytes, double disk_wait_s) {
+            self.update({step, loss, learning_rate, units, loss_scale, disk_bytes, disk_wait_s});
           },
           py::arg("step"), py::arg("loss"), py::arg("learning_rate"), py::arg("units"),
-          py::arg("loss_scale") = py::none(), "Takes note of a step, and shows it if the last line is old enough.")
+          py::arg("loss_scale") = py::none(), py::arg("disk_bytes") = 0, py::arg("disk_wait_s") = 0.0,
+          "Takes note of a step, and shows it if the last line is old enough.")
       .def("finish", &Progress::finish, "Shows the last step and ends the line.");
 
   module.def("format_bytes", &report::format_bytes, py::arg("bytes"));

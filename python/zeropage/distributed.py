@@ -158,7 +158,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
         return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms)
 
-    return Communicators(join(), None, join() if config.async_save else None)
+    # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on each rank.
+    return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
 
 
 def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:

@@ -73,11 +73,12 @@ def progress(
             line.finish()
 
 
-def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[int, float, float, float, float | None]:
-    """Step, loss, learning rate, units and loss scale of the last optimizer step."""
+def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[int, float, float, float, float | None, int, float]:
+    """Step, loss, learning rate, units and loss scale of the last optimizer step; bytes to and from the drive so far, and waits for it."""
     rate = engine.get_lr()[0] if engine.optimizer is not None else 0.0
     scale = engine.loss_scale() if engine.fp16_enabled() else None
-    return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale
+    read, written, waited_s = engine._core.disk_traffic()
+    return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale, read + written, waited_s
 
 
 def process_bytes() -> int:

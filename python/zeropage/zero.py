@@ -85,7 +85,7 @@ class Init:
         self._config = parse_config({"zero_optimization": {"stage": 3}} if source is None else source, world_size=0)
         self._dtype = dtype
         self._world = current_world()
-        self._enabled = enabled and self._config.stage == 3 and self._world.size > 1
+        self._enabled = enabled and self._config.stage == 3 and (self._world.size > 1 or self._config.parameters_on_disk)
         self._inside = contextlib.ExitStack()
         if module is not None and self._enabled:
             with self:

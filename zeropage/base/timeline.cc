@@ -24,7 +24,8 @@ std::int64_t wall_ns() {
 
 /// Several transfers are under way at once, and they begin and end in the middle of operators.
 bool overlaps(SpanKind kind) {
-  return kind == SpanKind::kGather || kind == SpanKind::kReduce || kind == SpanKind::kExchange;
+  return kind == SpanKind::kGather || kind == SpanKind::kReduce || kind == SpanKind::kExchange ||
+         kind == SpanKind::kDisk;
 }
 
 std::string quoted(const std::string& text) {
@@ -36,8 +37,8 @@ std::string microseconds(std::int64_t ns) { return fmt::format("{}.{:03}", ns / 
 }  // namespace
 
 const char* span_kind_name(SpanKind kind) {
-  static constexpr const char* kNames[kSpanKinds] = {"forward", "backward", "step",     "operator", "fault",
-                                                     "gather",  "reduce",   "exchange", "wait",     "update"};
+  static constexpr const char* kNames[kSpanKinds] = {"forward", "backward", "step", "operator", "fault", "gather",
+                                                     "reduce",  "exchange", "wait", "update",   "disk"};
   return kNames[static_cast<int>(kind)];
 }
 
@@ -86,6 +87,16 @@ void Timeline::add(const Transfer& transfer) {
     }
   }
   if (on_transfer_) on_transfer_(transfer);
+}
+
+void Timeline::add_disk(std::string_view name, std::int64_t bytes, std::int64_t begin_ns) {
+  const std::int64_t end_ns = now_ns();
+  const std::lock_guard lock(mutex_);
+  auto& total = totals_[static_cast<int>(SpanKind::kDisk)];
+  ++total.count;
+  total.ns += end_ns - begin_ns;
+  if (!recording()) return;
+  keep({SpanKind::kDisk, name_index(name), -1, static_cast<std::int32_t>(gettid()), begin_ns, end_ns, bytes});
 }
 
 void Timeline::keep(const Kept& span) {

@@ -34,8 +34,9 @@ enum class SpanKind {
   kExchange,  ///< any other collective
   kWait,      ///< the program stands still for gradients
   kUpdate,    ///< optimizer and return of the new values
+  kDisk,      ///< a page on its way from or to a drive
 };
-inline constexpr int kSpanKinds = 10;
+inline constexpr int kSpanKinds = 11;
 
 /// "forward", "backward", ...
 const char* span_kind_name(SpanKind kind);
@@ -92,6 +93,9 @@ class Timeline {
   /// Something that went on from `begin_ns` to now. page: an index, or -1.
   void add(SpanKind kind, std::string_view name, int page, std::int64_t begin_ns);
   void add(const Transfer& transfer);
+
+  /// `bytes` that moved between a drive and memory from `begin_ns` to now. `name`: "read of ...".
+  void add_disk(std::string_view name, std::int64_t bytes, std::int64_t begin_ns);
 
   /// An optimizer step has ended. Writes the file when it was the last of the trace; warns when that fails.
   void end_step();

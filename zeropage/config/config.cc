@@ -107,28 +107,40 @@ OffloadDevice read_device(const Settings& settings, const std::string& section, 
 }
 
 Offload read_offload(const Settings& settings, int stage) {
-  const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
+  const auto key = [](const std::string& name) { return "zero_optimization." + name; };
+  const auto folders = [&](const std::string& section, OffloadDevice device) {
+    auto names = settings.texts(key(section + ".nvme_path"));
+    if (device == OffloadDevice::kNvme && names.empty()) {
+      settings.fail(key(section + ".nvme_path"),
+                    "expected a folder on the drive, as the device is \"nvme\", got none; name one, or a list of "
+                    "folders on several drives");
+    }
+    return names;
+  };
   const bool stage_is_known = !is_automatic(settings.at(key("stage")));
   Offload offload;
   offload.optimizer = read_device(settings, "offload_optimizer", "cpu_offload");
   offload.optimizer_ratio = settings.real(key("offload_optimizer.ratio"));
   offload.pin_optimizer = settings.flag(key("offload_optimizer.pin_memory"));
-  offload.optimizer_folders = settings.texts(key("offload_optimizer.nvme_path"));
+  offload.optimizer_folders = folders("offload_optimizer", offload.optimizer);
   offload.optimizer_buffers = settings.integer(key("offload_optimizer.buffer_count"));
-  if (offload.optimizer == OffloadDevice::kNvme && offload.optimizer_folders.empty()) {
-    settings.fail(
-        key("offload_optimizer.nvme_path"),
-        "expected a folder on the drive, as the device is \"nvme\", got none; name one, or a list of folders on "
-        "several drives");
-  }
   offload.parameters = read_device(settings, "offload_param", "cpu_offload_param");
   offload.pin_parameters = settings.flag(key("offload_param.pin_memory"));
+  offload.parameter_folders = folders("offload_param", offload.parameters);
+  offload.parameter_buffers = settings.integer(key("offload_param.buffer_count"));
+  offload.max_numel_in_cpu = settings.integer(key("offload_param.max_in_cpu"));
   if (offload.parameters != OffloadDevice::kNone && stage_is_known && stage != 3) {
     const bool deprecated = settings.flag(key("cpu_offload_param"));
     settings.fail(key(deprecated ? "cpu_offload_param" : "offload_param.device"),
                   fmt::format("expected zero_optimization.stage 3, where parameters are sharded, got {}; set the stage "
                               "to 3, or the device to \"none\"",
                               stage));
+  }
+  if (offload.parameters == OffloadDevice::kNvme && !is_automatic(settings.at(key("offload_optimizer.device"))) &&
+      (offload.optimizer == OffloadDevice::kNone || offload.optimizer_ratio < 1.0)) {
+    settings.fail(key("offload_param.device"),
+                  "expected offload_optimizer with the device \"cpu\" or \"nvme\" and the ratio 1 beside parameters on "
+                  "\"nvme\", since they are updated on the host; add it, or set this device to \"cpu\"");
   }
   return offload;
 }

@@ -60,6 +60,9 @@ struct Offload {
   std::int64_t optimizer_buffers = 4;
   OffloadDevice parameters = OffloadDevice::kNone;
   bool pin_parameters = true;
+  std::vector<std::string> parameter_folders = {};
+  std::int64_t parameter_buffers = 5;
+  std::int64_t max_numel_in_cpu = 1'000'000'000;  ///< of each rank's parameter shards, beside those on the drive
 
   bool operator==(const Offload&) const = default;
 };

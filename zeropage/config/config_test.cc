@@ -115,7 +115,8 @@ TEST(Config, offload_and_its_deprecated_forms) {
   EXPECT_EQ(cpu.offload, (Offload{.optimizer = OffloadDevice::kCpu,
                                   .optimizer_ratio = 0.25,
                                   .pin_optimizer = false,
-                                  .parameters = OffloadDevice::kCpu}));
+                                  .parameters = OffloadDevice::kCpu,
+                                  .parameter_buffers = 9}));
   const Zero old = zero_with(R"("stage": 3, "cpu_offload": true, "cpu_offload_param": true)");
   EXPECT_EQ(old.offload, (Offload{.optimizer = OffloadDevice::kCpu, .parameters = OffloadDevice::kCpu}));
   EXPECT_EQ(zero_with(R"("stage": 2, "offload_optimizer": {"device": "none", "ratio": 0.5})").offload.optimizer,
@@ -129,6 +130,10 @@ TEST(Config, one_folder_or_several_on_nvme) {
   EXPECT_EQ(offload(R"("/a")").optimizer_folders, std::vector<std::string>{"/a"});
   EXPECT_EQ(offload(R"(["/a", "/b"])").optimizer_folders, (std::vector<std::string>{"/a", "/b"}));
   EXPECT_EQ(offload(R"("/a", "buffer_count": 7)").optimizer_buffers, 7);
+  const auto both = zero_with(R"("stage": 3, "offload_optimizer": {"device": "cpu"},
+      "offload_param": {"device": "nvme", "nvme_path": ["/a", "/b"], "max_in_cpu": 5})");
+  EXPECT_EQ(both.offload.parameter_folders, (std::vector<std::string>{"/a", "/b"}));
+  EXPECT_EQ(both.offload.max_numel_in_cpu, 5);
   EXPECT_EQ(offload(R"("/a")").optimizer, OffloadDevice::kNvme);
 }
 

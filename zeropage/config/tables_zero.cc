@@ -96,20 +96,28 @@ std::vector<Key> later_keys() {
   };
 }
 
-Key device_key(bool nvme) {
+Key device_key() {
   return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
-      .one_of({{"none"}, {"cpu"}, {"nvme", nvme}})
+      .one_of({{"none"}, {"cpu"}, {"nvme"}})
       .or_auto();
+}
+
+Key folders_key() {
+  return texts("nvme_path", {}, kInForce,
+               "A folder on the drive, or a list of folders, each of which takes its part of every page.")
+      .or_one_text();
 }
 
 Section offload_param() {
   Section section{"zero_optimization.offload_param", "Home of the parameters (stage 3)."};
   section.keys = {
-      device_key(/*nvme=*/false),
-      text("nvme_path", {}, kAccepted, "Folder on the NVMe device; host memory needs none."),
-      integer("buffer_count", 5, kAccepted, "Buffers for NVMe; host memory needs none.").at_least(0),
-      integer("buffer_size", 100'000'000, kAccepted, "Elements of one such buffer.").at_least(0),
-      integer("max_in_cpu", 1'000'000'000, kAccepted, "For NVMe: elements kept in host memory.").at_least(0),
+      device_key(),
+      folders_key(),
+      integer("buffer_count", 5, kInForce, "For NVMe: pages in memory at a time; 3 at least.").between(0, 1024),
+      integer("buffer_size", 100'000'000, kAccepted, "A buffer holds a page, whatever its size.").at_least(0),
+      integer("max_in_cpu", 1'000'000'000, kInForce,
+              "For NVMe: elements of each rank's shards that stay in host memory, in whole pages.")
+          .at_least(0),
       flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
   };
   section.switch_key = "device";
@@ -119,10 +127,8 @@ Section offload_param() {
 Section offload_optimizer() {
   Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state, where its update runs, too."};
   section.keys = {
-      device_key(/*nvme=*/true),
-      texts("nvme_path", {}, kInForce,
-            "A folder on the drive, or a list of folders, each of which takes its part of every page.")
-          .or_one_text(),
+      device_key(),
+      folders_key(),
       integer("buffer_count", 4, kInForce, "For NVMe: pages in memory at a time, of 12 bytes per element; 3 at least.")
           .between(0, 1024),
       flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),

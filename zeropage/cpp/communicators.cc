@@ -110,7 +110,8 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   }
   const auto next = [&] { return join(kind, config, world, device); };
   Communicators joined{next(), nullptr, nullptr};
-  if (!joined.parameters->one_sided()) joined.gradients = next();
+  const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
+  if (!joined.parameters->one_sided() || on_disk) joined.gradients = next();
   if (config.own.async_save) joined.saves = next();
   return joined;
 }

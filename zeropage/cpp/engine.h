@@ -83,6 +83,7 @@ class Engine {
   /// rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the engine's.
   Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
 
+  DiskTraffic disk_traffic() const;    ///< of this rank, so far
   MemoryReport memory_report() const;  ///< bytes of every rank, counted and by the formula; collective
   void print_memory_table() const;     ///< prints it on rank 0; collective
   void empty_partition_cache();        ///< gives cached frames and pages back to the system

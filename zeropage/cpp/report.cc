@@ -59,6 +59,11 @@ MemoryReport Engine::memory_report() const {
   return out;
 }
 
+DiskTraffic Engine::disk_traffic() const {
+  const auto traffic = impl_->core->disk_traffic();
+  return {traffic.read_bytes, traffic.written_bytes, traffic.waiting_s};
+}
+
 report::ProgressSample progress_sample(const Engine& engine, double units_per_sample) {
   report::ProgressSample sample;
   sample.step = engine.global_steps();
@@ -66,6 +71,9 @@ report::ProgressSample progress_sample(const Engine& engine, double units_per_sa
   sample.learning_rate = engine.has_optimizer() ? engine.get_lr().front() : 0.0;
   sample.units = units_per_sample * static_cast<double>(engine.train_batch_size());
   if (engine.fp16_enabled()) sample.loss_scale = engine.loss_scale();
+  const auto traffic = engine.disk_traffic();
+  sample.disk_bytes = traffic.read_bytes + traffic.written_bytes;
+  sample.disk_wait_s = traffic.waited_s;
   return sample;
 }
 

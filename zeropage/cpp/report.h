@@ -33,6 +33,13 @@ struct MemoryReport {
   std::string table() const;
 };
 
+/// Bytes of state that one rank has moved to and from drives, and the time in which it stood still for them.
+struct DiskTraffic {
+  std::int64_t read_bytes = 0;
+  std::int64_t written_bytes = 0;
+  double waited_s = 0.0;
+};
+
 /// A progress line on stderr, of rank 0 only. Call `update` after each `engine.step()`.
 class ProgressLine {
  public:

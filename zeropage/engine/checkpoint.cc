@@ -93,18 +93,16 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
 
 constexpr std::int64_t kStateBytes = sizeof(float);
 
-/// Reads the optimizer's state from its home, `count` bytes from `begin` on of a piece in fp32. Pieces are asked for page by page;
-/// the page of the last one stays held, so that each page comes from its home once.
+/// Reads state from its home. Pieces are asked for page by page; the page of the last one stays held, so that each page comes from
+/// its home once.
 class StateCursor {
  public:
-  explicit StateCursor(StateHome& home) : home_(home) {}
+  explicit StateCursor(const ModelState& model) : model_(model) {}
 
+  /// `count` bytes from `begin` on of a piece in fp32.
   void read(int page, int array, const StatePiece& piece, std::int64_t begin, std::byte* out, std::int64_t count) {
-    if (!held_ || page != page_) {
-      held_.reset();
-      held_.emplace(home_, page, Access::kRead);
-      page_ = page;
-    }
+    turn_to(page);
+    if (!held_) held_.emplace(model_.home(), page, Access::kRead);
     const auto& arrays = held_->arrays();
     if (arrays.is_wide(array)) {
       reader_of(arrays.array(array) + piece.offset, held_->device())(begin, out, count);
@@ -117,9 +115,23 @@ class StateCursor {
                 static_cast<std::size_t>(count));
   }
 
+  void read_parameter(int page, std::int64_t at_bytes, std::int64_t begin, std::byte* out, std::int64_t count) {
+    turn_to(page);
+    if (!parameter_) parameter_.emplace(model_, page, Access::kRead);
+    reader_of(parameter_->data() + at_bytes, model_.owned(page).device)(begin, out, count);
+  }
+
  private:
-  StateHome& home_;
+  void turn_to(int page) {
+    if (page == page_) return;
+    held_.reset();
+    parameter_.reset();
+    page_ = page;
+  }
+
+  const ModelState& model_;
   std::optional<HeldState> held_;
+  std::optional<HeldParameter> parameter_;
   int page_ = -1;
 };
 
@@ -143,7 +155,10 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
                      std::move(read)});
     };
     add("value", page_type(state, page, segment.parameter),
-        reader_of(own.parameter + at * page.element_bytes, own.device));
+        [cursor, index = page.index, at_bytes = at * page.element_bytes](std::int64_t begin, std::byte* to,
+                                                                         std::int64_t bytes) {
+          cursor->read_parameter(index, at_bytes, begin, to, bytes);
+        });
     if (!page.trainable) continue;
     for (const auto& [kind, array] : state_arrays(state)) {
       add(kind, at::kFloat,
@@ -178,7 +193,7 @@ void add_caller_state(const CheckpointedState& state, const CallerState& kept, s
 std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const SaveOptions& options) {
   std::vector<LocalTensor> out;
   const auto& layout = *state.model.layout();
-  const auto cursor = std::make_shared<StateCursor>(state.model.home());
+  const auto cursor = std::make_shared<StateCursor>(state.model);
   for (const auto& page : layout.pages()) {
     if (page.trainable || !options.exclude_frozen) add_page(state, page, cursor, out);
   }
@@ -279,11 +294,16 @@ class Planner {
     }
   }
 
-  void add_value(const TensorRecord* source, const layout::Segment& segment, void* data, at::ScalarType type) {
-    const auto& own = state_.model.owned(state_.model.layout()->page_of(segment.parameter));
-    const auto target = paging::flat_view(data, segment.numel, type, own.device);
-    plan_.transfers.push_back({source, segment.parameter_offset, segment.numel,
-                               [target](const at::Tensor& values) { target.copy_(values); }});
+  /// `offset_bytes`: from the start of what is kept of the page.
+  void add_value(const TensorRecord* source, const layout::Segment& segment, std::int64_t offset_bytes,
+                 at::ScalarType type) {
+    const int page = state_.model.layout()->page_of(segment.parameter);
+    const auto store = [&model = state_.model, page, offset_bytes, type](const at::Tensor& values) {
+      const HeldParameter held(model, page, Access::kWrite);
+      std::byte* kept = model.pager().paged(page) ? held.data() : model.whole_page(page);
+      paging::flat_view(kept + offset_bytes, values.numel(), type, model.owned(page).device).copy_(values);
+    };
+    plan_.transfers.push_back({source, segment.parameter_offset, segment.numel, store});
   }
 
   void add_state(const TensorRecord* source, const layout::Segment& segment, const StatePiece& piece, int array) {
@@ -306,13 +326,12 @@ class Planner {
     const bool paged = state_.model.pager().paged(page.index);
     const std::int64_t kept_begin = paged ? own.begin : 0;
     const std::int64_t kept_end = paged ? own.begin + own.numel : page.padded_numel;
-    std::byte* kept = paged ? own.parameter : state_.model.whole_page(page.index);
     for (const auto& segment : layout.segments(page.index, kept_begin, kept_end)) {
       if (found[segment.parameter] == nullptr) continue;
       const auto type = page_type(state_, page, segment.parameter);
       const auto* value = step_.find("value/" + found[segment.parameter]->name);
       add_value(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
-                kept + (segment.page_offset - kept_begin) * page.element_bytes, type);
+                (segment.page_offset - kept_begin) * page.element_bytes, type);
     }
     const auto pieces = pieces_of(layout, page.index, own.begin, own.begin + own.numel);
     std::size_t next = 0;

@@ -32,9 +32,14 @@ std::string guard_message(const std::string& label) {
 
 /// What a storage's link keeps alive: the memory, whole or this rank's part of it, and the pages object.
 struct DeferredPages::Home {
-  at::DataPtr frame;  // all of it; null while absent
-  at::DataPtr shard;  // null until the first eviction
+  at::DataPtr frame;           // all of it; null while absent
+  at::DataPtr shard;           // null until the first eviction
+  io::Scratch::Piece on_disk;  // instead, where there is a drive
   std::shared_ptr<DeferredPages> pages;
+
+  ~Home() {
+    if (pages && pages->options_.disk) pages->options_.disk->drop(on_disk);
+  }
 };
 
 /// What ranks tell each other of a page in make_room.
@@ -212,7 +217,15 @@ void DeferredPages::gather(int page, Page& state, const StoragePtr& storage) {
   Home& home = home_of(storage);
   const std::int64_t part_bytes = shard_bytes(state);
   at::DataPtr frame = paging::make_owned_buffer(part_bytes * communicator_->size(), device_);
-  communicator_->all_gather(home.shard.get(), frame.get(), part_bytes, comm::Tag{state.label, page})->wait();
+  const void* shard = home.shard.get();
+  if (options_.disk) {
+    std::byte* own = static_cast<std::byte*>(frame.get()) + communicator_->rank() * part_bytes;
+    options_.disk->get(home.on_disk, [&](std::span<std::byte> from, std::int64_t offset) {
+      paging::copy_bytes(own + offset, device_, from.data(), c10::kCPU, static_cast<std::int64_t>(from.size()));
+    });
+    shard = own;
+  }
+  communicator_->all_gather(shard, frame.get(), part_bytes, comm::Tag{state.label, page})->wait();
   home.frame = std::move(frame);
   paging::fill_storage(storage.get(), home.frame.get());
 }
@@ -223,9 +236,17 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     auto* frame = static_cast<std::byte*>(home.frame.get());
     communicator_->broadcast(frame, state.bytes, 0, comm::Tag{state.label, page})->wait();
     const std::int64_t part_bytes = shard_bytes(state);
-    if (!home.shard) home.shard = paging::make_owned_buffer(part_bytes, device_);
     const std::int64_t begin = std::min(state.bytes, communicator_->rank() * part_bytes);
-    paging::copy_bytes(home.shard.get(), frame + begin, std::min(part_bytes, state.bytes - begin), device_);
+    const std::int64_t length = std::min(part_bytes, state.bytes - begin);
+    if (options_.disk) {
+      options_.disk->drop(std::exchange(home.on_disk, {}));
+      home.on_disk = options_.disk->put(state.label, length, [&](std::span<std::byte> to, std::int64_t offset) {
+        paging::copy_bytes(to.data(), c10::kCPU, frame + begin + offset, device_, static_cast<std::int64_t>(to.size()));
+      });
+    } else {
+      if (!home.shard) home.shard = paging::make_owned_buffer(part_bytes, device_);
+      paging::copy_bytes(home.shard.get(), frame + begin, length, device_);
+    }
     state.dirty = false;
   }
   paging::release_storage(storage.get(), guard_message(state.label));

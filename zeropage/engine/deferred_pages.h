@@ -26,6 +26,7 @@
 #include <string_view>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/io/scratch.h"
 #include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/parameter_link.h"
@@ -35,6 +36,7 @@ namespace zeropage::engine {
 struct DeferredOptions {
   std::int64_t limit_bytes = INT64_MAX;  ///< resident at once; one operator's own tensors may exceed it
   std::int64_t smallest_bytes = 4096;    ///< smaller tensors are left alone
+  std::shared_ptr<io::Scratch> disk;     ///< where shards go; null: they stay in memory
 };
 
 class DeferredPages final : public paging::PageTable,

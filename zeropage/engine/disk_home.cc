@@ -1,205 +1,133 @@
 #include "zeropage/engine/disk_home.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <utility>
 
-#include "zeropage/base/error.h"
-#include "zeropage/base/log.h"
+#include "zeropage/engine/placement.h"
 
 namespace zeropage::engine {
 namespace {
 
-constexpr int kNone = -1;
+std::string name_of(std::string_view what, const layout::Layout& layout, const layout::Page& page) {
+  const auto& first = layout.parameters()[page.placements.front().parameter].name;
+  const auto& last = layout.parameters()[page.placements.back().parameter].name;
+  return fmt::format("{} of page {} ({}{})", what, page.index, first, first == last ? "" : " ... " + last);
+}
 
-/// One to update, one to read ahead, one to write behind.
-constexpr int kFewestBuffers = 3;
+io::StoreOptions disk_options(const config::Config& config, const std::vector<std::string>& folders,
+                              std::int64_t buffers, int rank) {
+  auto options = store_options(config, folders, rank);
+  options.buffer_count = static_cast<int>(buffers);
+  return options;
+}
 
 class DiskHome final : public StateHome {
  public:
-  DiskHome(const StateShape& shape, const std::vector<std::string>& names, io::StoreOptions options,
-           std::unique_ptr<StateHome> rest, std::shared_ptr<Ledger> ledger)
-      : shape_(shape), rest_(std::move(rest)), extents_(shape.numel.size(), kNone) {
-    std::vector<io::ExtentSpec> specs;
-    for (std::size_t page = 0; page < extents_.size(); ++page) {
-      const std::int64_t bytes = shape.offloaded[page] ? shape.bytes(static_cast<int>(page)) : 0;
-      if (bytes == 0) continue;
-      extents_[page] = static_cast<int>(specs.size());
-      specs.push_back({names[page], bytes});
-    }
-    written_.resize(specs.size(), false);
-    const std::string folders = fmt::format("{}", fmt::join(options.folders, ", "));
-    options.buffer_count = std::max(options.buffer_count, kFewestBuffers);
-    store_ = std::make_unique<io::Store>(std::move(options), std::move(specs));
-    buffers_.resize(static_cast<std::size_t>(store_->buffer_count()));
-    read_ahead_ = std::max(1, (store_->buffer_count() - 1) / 2);
-    entry_ = LedgerEntry(std::move(ledger), MemoryKind::kBuffers,
-                         store_->buffer_count() * static_cast<std::int64_t>(store_->buffer(0).size()), Tier::kHost);
-    log_info(
-        fmt::format("optimizer state on disk: {} bytes in {}; {}", store_->reserved_bytes(), folders, store_->how()));
-    for (const std::string& note : store_->notes()) log_warn(note);
-  }
+  DiskHome(const StateShape& shape, io::StoreOptions options, std::vector<io::ExtentSpec> pages,
+           std::unique_ptr<StateHome> rest, const std::shared_ptr<Ledger>& ledger)
+      : shape_(shape),
+        rest_(std::move(rest)),
+        cache_("optimizer state", std::move(options), std::move(pages), ledger) {}
 
-  c10::Device device(int page) const override { return on_disk(page) ? c10::Device(c10::kCPU) : rest_->device(page); }
+  c10::Device device(int page) const override {
+    return cache_.has(page) ? c10::Device(c10::kCPU) : rest_->device(page);
+  }
 
   std::vector<int> begin_pass(std::vector<int> pages) override {
     pages = rest_->begin_pass(std::move(pages));
     std::ranges::sort(pages);
     if (std::exchange(backwards_, !backwards_)) std::ranges::reverse(pages);
-    in_pass_ = true;
-    ahead_.clear();
-    std::ranges::copy_if(pages, std::back_inserter(ahead_), [&](int page) { return on_disk(page); });
-    std::ranges::reverse(ahead_);  // the next one is at the back
-    read_some_ahead();
+    cache_.begin_pass(pages);
     return pages;
   }
 
   StateArrays acquire(int page) override {
-    if (!on_disk(page)) return rest_->acquire(page);
-    std::erase(ahead_, page);
-    int index = buffer_of(page);
-    if (index == kNone) {
-      index = take_buffer(/*wait=*/true);
-      start_reading(index, page);
-    }
-    Buffer& buffer = buffers_[index];
-    wait(buffer);
-    buffer.held = true;
-    read_some_ahead();
-    return arrays(index, page);
+    return cache_.has(page) ? shape_.arrays(page, cache_.acquire(page).data()) : rest_->acquire(page);
   }
 
   void release(int page, bool changed) override {
-    if (!on_disk(page)) return rest_->release(page, changed);
-    Buffer& buffer = buffers_[buffer_of(page)];
-    buffer.held = false;
-    buffer.used = ++clock_;
-    if (changed) write_home(buffer, page);
-    read_some_ahead();
+    cache_.has(page) ? cache_.release(page, changed) : rest_->release(page, changed);
   }
 
   void end_pass() override {
-    in_pass_ = false;
     rest_->end_pass();
-    for (Buffer& buffer : buffers_) wait(buffer);
-    store_->commit();
+    cache_.end_pass();
   }
 
+  void commit() override { cache_.commit(); }
+  void abandon() override { cache_.abandon(); }
+  io::MoverStats traffic() const override { return cache_.stats(); }
+  void observe(const std::shared_ptr<Timeline>& timeline) override { cache_.observe(timeline); }
   void unload() override { rest_->unload(); }
   void reload() override { rest_->reload(); }
 
  private:
-  struct Buffer {
-    int page = kNone;  ///< whose arrays it holds or is being filled with
-    bool held = false;
-    std::int64_t used = 0;     ///< when it was released
-    io::Store::Ticket ticket;  ///< what is under way; null: nothing
-  };
-
-  bool on_disk(int page) const { return extents_[page] != kNone; }
-
-  int buffer_of(int page) const {
-    const auto found = std::ranges::find(buffers_, page, &Buffer::page);
-    return found == buffers_.end() ? kNone : static_cast<int>(found - buffers_.begin());
-  }
-
-  /// The buffer whose content is needed last, emptied; kNone when there is none without waiting for a write.
-  int take_buffer(bool wait_for_write) {
-    int best = kNone;
-    for (int i = 0; i < static_cast<int>(buffers_.size()); ++i) {
-      const Buffer& buffer = buffers_[i];
-      const bool needed = buffer.held || std::ranges::find(ahead_, buffer.page) != ahead_.end();
-      const bool writing = buffer.ticket && !store_->finished(buffer.ticket);
-      if (needed || (writing && !wait_for_write)) continue;
-      if (best == kNone || buffer.used < buffers_[best].used) best = i;
-    }
-    if (best == kNone && wait_for_write) {
-      // Only read ahead: what is needed last of it can be read again.
-      const auto last = std::ranges::find_if(ahead_, [&](int page) { return buffer_of(page) != kNone; });
-      best = buffer_of(*last);
-    }
-    if (best == kNone) return kNone;
-    wait(buffers_[best]);
-    buffers_[best] = {};
-    return best;
-  }
-
-  void read_some_ahead() {
-    const int upcoming = std::min(read_ahead_, static_cast<int>(ahead_.size()));
-    for (int i = 0; in_pass_ && i < upcoming; ++i) {
-      const int page = ahead_[ahead_.size() - 1 - i];
-      if (buffer_of(page) != kNone) continue;
-      const int index = take_buffer(/*wait_for_write=*/false);
-      if (index == kNone) return;
-      start_reading(index, page);
-    }
-  }
-
-  void start_reading(int index, int page) {
-    Buffer& buffer = buffers_[index];
-    const int extent = extents_[page];
-    if (written_[extent]) {
-      buffer.ticket = store_->read(extent, index);
-    } else {
-      std::ranges::fill(store_->buffer(index), std::byte{0});
-    }
-    buffer.page = page;
-  }
-
-  void write_home(Buffer& buffer, int page) {
-    const int extent = extents_[page];
-    const int index = static_cast<int>(&buffer - buffers_.data());
-    buffer.ticket = store_->write(extent, index);
-    if (!in_pass_) commit_one(buffer);
-    written_[extent] = true;
-  }
-
-  void commit_one(Buffer& buffer) {
-    try {
-      wait(buffer);
-    } catch (const IoError&) {
-      store_->abandon();  // what was there before stays
-      throw;
-    }
-    store_->commit();
-  }
-
-  /// Until nothing is under way in this buffer. After an error it holds nothing.
-  void wait(Buffer& buffer) {
-    if (!buffer.ticket) return;
-    try {
-      store_->wait(buffer.ticket);
-    } catch (...) {
-      buffer = {};
-      throw;
-    }
-    buffer.ticket = nullptr;
-  }
-
-  StateArrays arrays(int index, int page) { return shape_.arrays(page, store_->buffer(index).data()); }
-
   const StateShape shape_;
   std::unique_ptr<StateHome> rest_;
-  std::vector<int> extents_;   // per page; kNone: it is not on disk
-  std::vector<bool> written_;  // per extent
-  std::unique_ptr<io::Store> store_;
-  LedgerEntry entry_;
-  std::vector<Buffer> buffers_;
-  std::vector<int> ahead_;  // pages of this pass that were not acquired yet, the next one at the back
-  std::int64_t clock_ = 0;
-  int read_ahead_ = 1;
+  io::PageCache cache_;
   bool backwards_ = false;
-  bool in_pass_ = false;
 };
 
 }  // namespace
 
-std::unique_ptr<StateHome> make_disk_home(const StateShape& shape, const std::vector<std::string>& names,
-                                          io::StoreOptions options, std::unique_ptr<StateHome> rest,
-                                          std::shared_ptr<Ledger> ledger) {
-  return std::make_unique<DiskHome>(shape, names, std::move(options), std::move(rest), std::move(ledger));
+io::StoreOptions store_options(const config::Config& config, std::vector<std::string> folders, int rank) {
+  io::StoreOptions options;
+  options.folders = std::move(folders);
+  options.owner = fmt::format("rank-{}", rank);
+  options.block_bytes = config.aio.block_bytes;
+  options.queue_depth = static_cast<int>(config.aio.queue_depth);
+  options.timeout_ms = config.own.timeout_ms;
+  return options;
+}
+
+std::unique_ptr<StateHome> make_state_home(const StateShape& shape, const layout::Layout& layout,
+                                           const config::Config& config, int rank, c10::Device device,
+                                           const std::shared_ptr<Ledger>& ledger) {
+  const auto& offload = config.zero.offload;
+  const auto host = optimizer_host(config, device);
+  if (offload.optimizer != config::OffloadDevice::kNvme) return make_memory_home(shape, device, host, ledger);
+  StateShape rest = shape;
+  std::vector<io::ExtentSpec> pages;
+  for (const auto& page : layout.pages()) {
+    const bool here = shape.offloaded[page.index];
+    pages.push_back({name_of("the optimizer state", layout, page),
+                     here ? shape.bytes(page.index) : std::int64_t{0}});
+    if (here) rest.numel[page.index] = 0;
+  }
+  return std::make_unique<DiskHome>(shape,
+                                    disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, rank),
+                                    std::move(pages), make_memory_home(rest, device, host, ledger), ledger);
+}
+
+std::shared_ptr<io::PageCache> make_parameter_disk(const layout::Layout& layout, const config::Config& config, int rank,
+                                                   const std::shared_ptr<Ledger>& ledger) {
+  const auto& offload = config.zero.offload;
+  if (offload.parameters != config::OffloadDevice::kNvme) return nullptr;
+  std::vector<io::ExtentSpec> pages;
+  std::int64_t kept_numel = 0;
+  for (const auto& page : layout.pages()) {
+    const bool kept = !page.persistent && kept_numel + page.shard_numel <= offload.max_numel_in_cpu;
+    if (kept) kept_numel += page.shard_numel;
+    pages.push_back({name_of("the parameters", layout, page), kept || page.persistent ? 0 : page.shard_bytes()});
+  }
+  return std::make_shared<io::PageCache>(
+      "parameters", disk_options(config, offload.parameter_folders, offload.parameter_buffers, rank), std::move(pages),
+      ledger);
+}
+
+std::shared_ptr<io::PageCache> make_gradient_disk(const layout::Layout& layout, const config::Config& config, int rank,
+                                                  std::int64_t gradient_bytes, const std::shared_ptr<Ledger>& ledger) {
+  const auto& offload = config.zero.offload;
+  std::vector<io::ExtentSpec> pages;
+  for (const auto& page : layout.pages()) {
+    const std::int64_t bytes = page.trainable ? page.shard_numel * gradient_bytes : 0;
+    pages.push_back({name_of("the gradients", layout, page), bytes, /*two_slots=*/false});
+  }
+  return std::make_shared<io::PageCache>(
+      "gradients", disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, rank), std::move(pages),
+      ledger);
 }
 
 }  // namespace zeropage::engine

@@ -1,12 +1,7 @@
 /// \file
-/// The optimizer's state on disk: a StateHome over the store (io/store.h). The arrays of a page are one extent.
-///
-///   - A pass reads pages ahead of their update and writes them behind it: read k+1, update k, write k-1, in a few buffers of the
-///     size of the largest page.
-///   - Passes alternate their direction, so that a pass begins with the pages that the last one left in the buffers.
-///   - What a pass writes goes to the extents' other slots. end_pass() puts all of it in force: a pass that is abandoned leaves the
-///     state before it.
-///   - A page that nobody wrote yet is zeros and costs nothing.
+/// State on disk, page by page (io/page_cache.h): the optimizer's as a StateHome, the shards of parameters and gradients as they are.
+/// Passes over the optimizer's state alternate their direction, so that a pass begins with the pages that the last one left in the
+/// buffers.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
@@ -15,15 +10,29 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/config/config.h"
 #include "zeropage/engine/state_home.h"
-#include "zeropage/io/store.h"
+#include "zeropage/io/page_cache.h"
+#include "zeropage/layout/layout.h"
 
 namespace zeropage::engine {
 
-/// The pages of `shape` that are offloaded live in a store with these options (at least three buffers; their size is found here);
-/// the others in `rest`. `names`: per page, for messages. Errors: those of io::Store.
-std::unique_ptr<StateHome> make_disk_home(const StateShape& shape, const std::vector<std::string>& names,
-                                          io::StoreOptions options, std::unique_ptr<StateHome> rest,
-                                          std::shared_ptr<Ledger> ledger);
+/// How `config` wants a store of this rank in `folders` to be.
+io::StoreOptions store_options(const config::Config& config, std::vector<std::string> folders, int rank);
+
+/// Where the optimizer's state of `shape` lives, as `config` says: in memory, or, of the pages that are offloaded, on the drive.
+/// Errors: those of io::Store.
+std::unique_ptr<StateHome> make_state_home(const StateShape& shape, const layout::Layout& layout,
+                                           const config::Config& config, int rank, c10::Device device,
+                                           const std::shared_ptr<Ledger>& ledger);
+
+/// The shards of parameters that `config` wants on the drive: all but persistent pages and the first ones, of which as many stay in
+/// memory as fit max_in_cpu. Null: none. Errors: those of io::Store.
+std::shared_ptr<io::PageCache> make_parameter_disk(const layout::Layout& layout, const config::Config& config, int rank,
+                                                   const std::shared_ptr<Ledger>& ledger);
+
+/// The gradients of all shards, `gradient_bytes` each. Errors: those of io::Store.
+std::shared_ptr<io::PageCache> make_gradient_disk(const layout::Layout& layout, const config::Config& config, int rank,
+                                                  std::int64_t gradient_bytes, const std::shared_ptr<Ledger>& ledger);
 
 }  // namespace zeropage::engine

@@ -59,10 +59,10 @@ class Engine::Impl {
     for (const auto& parameter : state_.layout()->parameters()) {
       if (parameter.trainable) trainable_numel_ += parameter.numel;
     }
-    reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(),
-                                                 reductions ? watch_.observed(std::move(reductions)) : communicator_,
-                                                 device_, ledger_, reduce_policy(config_, state_, device_));
-    if (timeline() != nullptr) state_.pager().observe(watch_.timeline());
+    reducer_ = std::make_unique<reduce::Reducer>(
+        state_.layout(), state_.tensors(), reductions ? watch_.observed(std::move(reductions)) : communicator_, device_,
+        ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
+    if (timeline() != nullptr) state_.observe(watch_.timeline(), reducer_->disk());
     moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
     transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
     speculation_ = make_speculation(config_, state_, *reducer_, *transit_, optimizer_host(config_, device_), ledger_);
@@ -247,6 +247,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const Ca
         "more; restart from a checkpoint. The cause: {}",
         global_steps_ + 1, communicator_->rank(), error.what());
     communicator_->abort(failure_);
+    state_.abandon_step();
     return failure_;
   };
   try {
@@ -292,6 +293,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
   });
   for (auto& gather : gathers) gather->wait();
   communicator_->set_checking(true);
+  state_.commit_step();
   state_.pager().refresh_pinned();
 }
 
@@ -428,12 +430,10 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
     }
     pages.insert(link->page);
   }
-  for (auto page = pages.begin(); page != pages.end(); ++page) {
-    if (pager.paged(*page)) pager.touch(*page, /*writes=*/false, "gathered parameters");
-  }
-  const auto ticket = impl_->next_ticket_++;
-  impl_->tickets_[ticket] = std::move(pages);
-  return ticket;
+  for (const int page : pages)
+    if (pager.paged(page)) pager.touch(page, /*writes=*/false, "gathered parameters");
+  impl_->tickets_[impl_->next_ticket_] = std::move(pages);
+  return impl_->next_ticket_++;
 }
 void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
 
@@ -482,6 +482,7 @@ void Engine::trim_memory() {
 
 const std::shared_ptr<Ledger>& Engine::ledger() const { return impl_->ledger_; }
 paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().stats(); }
+io::MoverStats Engine::disk_traffic() const { return impl_->state_.disk_traffic(impl_->reducer_->disk()); }
 std::vector<paging::PageCounts> Engine::page_counts() const { return impl_->state_.pager().page_counts(); }
 std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->watch_.timeline(); }
 plan::PlacedBytes Engine::formula_bytes() const {

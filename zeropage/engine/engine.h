@@ -163,6 +163,7 @@ class Engine {
 
   const std::shared_ptr<Ledger>& ledger() const;
   paging::PagerStats pager_stats() const;
+  io::MoverStats disk_traffic() const;                  ///< of this rank, so far
   std::vector<paging::PageCounts> page_counts() const;  ///< of paged pages
 
   /// Where time went, in what is observed; null when the configuration asks for nothing of the kind.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "zeropage/engine/deferred_pages.h"
+#include "zeropage/engine/disk_home.h"
 #include "zeropage/engine/placement.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/scope_allocator.h"
@@ -25,7 +26,8 @@ DeferredPages& pages_of(const paging::ParameterLink& link) {
 }  // namespace
 
 Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device) {
-  if (!placement_of_stage(config.zero.stage).shard_parameters || communicator->size() == 1) return;
+  const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
+  if (!placement_of_stage(config.zero.stage).shard_parameters || (communicator->size() == 1 && !on_disk)) return;
   paging::ensure_fallback();
   paging::ensure_scope_allocator();
   constexpr std::int64_t kElementBytes = 4;
@@ -33,6 +35,10 @@ Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> com
   DeferredOptions options;
   options.limit_bytes = to_bytes(config.zero.max_live_numel);
   options.smallest_bytes = std::max(kSmallestBytes, to_bytes(config.zero.persistence_threshold_numel) + 1);
+  if (on_disk) {
+    auto store = store_options(config, config.zero.offload.parameter_folders, communicator->rank());
+    options.disk = std::make_shared<io::Scratch>(std::move(store));
+  }
   pages_ = std::make_shared<DeferredPages>(std::move(communicator), device, options);
   outer_ = paging::results_watcher();
   paging::watch_results(pages_);

@@ -34,7 +34,8 @@ class DeferredPages;
 /// A scope of the thread that makes it. Scopes nest: the innermost one counts. Making an engine ends it, too.
 class Init {
  public:
-  /// Costs nothing and does nothing when parameters are not sharded: below stage 3, or with one rank. The live limit is
+  /// Costs nothing and does nothing when parameters are not sharded: below stage 3, or with one rank. With parameters on a drive
+  /// shards go there, with one rank as well. The live limit is
   /// `stage3_max_live_parameters` elements of fp32; tensors of at most `stage3_param_persistence_threshold` such elements
   /// (which the engine keeps whole as well), or of less than 4 KiB, are left alone.
   Init(const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device);

@@ -76,12 +76,14 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
   const auto world = static_cast<std::size_t>(communicator.size());
   std::vector<LambSums> sums(world * parameters);  // a row for each rank's shards
   bool in_parts = false;
-  for (const int index : state.home().begin_pass(std::move(pages))) {
+  pages = state.home().begin_pass(std::move(pages));
+  if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
+  for (const int index : pages) {
     transit.fetch(index);
     const auto& page = state.layout()->pages()[static_cast<std::size_t>(index)];
     const auto& own = state.owned(index);
     in_parts |= own.numel < page.padded_numel;
-    const HeldArrays held(state, reducer, transit, index);
+    const HeldArrays held(state, reducer, transit, index, ParameterUse::kRead);
     for (std::size_t rank = 0; rank < world; ++rank) {
       const std::int64_t shard_begin = static_cast<std::int64_t>(rank) * page.shard_numel;
       if (shard_begin < own.begin || shard_begin >= own.begin + own.numel) continue;

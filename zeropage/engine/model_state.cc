@@ -98,10 +98,14 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   }
   storages_.resize(tensors_.size());
   auto staging = communicator_->allocate(largest_bytes, "initial values");
+  if (parameter_disk_) parameter_disk_->begin_pass({});
   for (const auto& page : layout_->pages()) {
     fill_page(page, staging->data());
     rehome(page);
   }
+  if (!parameter_disk_) return;
+  parameter_disk_->end_pass();
+  parameter_disk_->commit();
 }
 
 void ModelState::check(const std::vector<ParameterInput>& inputs) const {
@@ -217,10 +221,11 @@ void ModelState::allocate() {
         static_cast<std::int64_t>(pieces_of(*layout_, page.index, own_begin, own_begin + own_numel).size());
     shape.blocks.push_back(own_numel / optim::kPackedBlockNumel + pieces + 1);
   }
+  options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
-  pager_->on_write_back([this](int page) { follow_user_writes(page); });
+  pager_->on_write_back([this](int page, std::byte* shard) { follow_user_writes(page, shard); });
 
-  home_ = make_state_home(shape);
+  home_ = make_state_home(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   for (const auto& page : pages) {
@@ -254,32 +259,45 @@ std::shared_ptr<void> ModelState::whole_owner() const {
   return std::make_shared<Kept>(communicator_, whole_memory_);
 }
 
-std::unique_ptr<StateHome> ModelState::make_state_home(StateShape shape) {
-  const auto& offload = config_.zero.offload;
-  if (offload.optimizer != config::OffloadDevice::kNvme) {
-    return make_memory_home(shape, device_, optimizer_host(config_, device_), ledger_);
+plan::ParameterCounts ModelState::counts() const {
+  auto counts = plan::count_parameters(*layout_, offloaded_, /*padded=*/false);
+  for (const auto& page : layout_->pages()) {
+    if (!pager_->on_disk(page.index)) continue;
+    for (const auto& place : page.placements) counts.disk_numel += place.numel;
   }
-  io::StoreOptions options;
-  options.folders = offload.optimizer_folders;
-  options.owner = fmt::format("rank-{}", communicator_->rank());
-  options.block_bytes = config_.aio.block_bytes;
-  options.queue_depth = static_cast<int>(config_.aio.queue_depth);
-  options.buffer_count = static_cast<int>(offload.optimizer_buffers);
-  options.timeout_ms = config_.own.timeout_ms;
-  std::vector<std::string> names;
-  for (const auto& page : layout_->pages()) names.push_back(name_of_state(page));
-  StateShape rest = shape;
-  for (std::size_t page = 0; page < rest.numel.size(); ++page) {
-    if (shape.offloaded[page]) rest.numel[page] = 0;
-  }
-  auto memory = make_memory_home(rest, device_, optimizer_host(config_, device_), ledger_);
-  return make_disk_home(shape, names, std::move(options), std::move(memory), ledger_);
+  return counts;
 }
 
-std::string ModelState::name_of_state(const layout::Page& page) const {
-  const auto& first = layout_->parameters()[page.placements.front().parameter].name;
-  const auto& last = layout_->parameters()[page.placements.back().parameter].name;
-  return fmt::format("the optimizer state of page {} ({}{})", page.index, first, first == last ? "" : " ... " + last);
+void ModelState::observe(const std::shared_ptr<Timeline>& timeline, io::PageCache* gradients) {
+  pager_->observe(timeline);
+  home_->observe(timeline);
+  for (auto* disk : {parameter_disk_.get(), gradients}) {
+    if (disk != nullptr) disk->observe(timeline);
+  }
+}
+
+io::MoverStats ModelState::disk_traffic(const io::PageCache* gradients) const {
+  auto traffic = home_->traffic();
+  if (parameter_disk_) traffic += parameter_disk_->stats();
+  if (gradients != nullptr) traffic += gradients->stats();
+  return traffic;
+}
+
+void ModelState::commit_step() {
+  if (!parameter_disk_ && config_.zero.offload.optimizer != config::OffloadDevice::kNvme) return;
+  // Beyond this nothing can fail: either all ranks' drives hold the state after this step, or all hold the one before.
+  communicator_->barrier(comm::Tag{"the end of an update"});
+  home_->commit();
+  if (parameter_disk_) parameter_disk_->commit();
+}
+
+void ModelState::abandon_step() noexcept {
+  try {
+    home_->abandon();
+    if (parameter_disk_) parameter_disk_->abandon();
+  } catch (const Error&) {
+    // A drive that does not answer holds nothing that will be used again: the engine has ended.
+  }
 }
 
 at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
@@ -300,9 +318,10 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
 
   const auto& own = owned_[page.index];
+  const HeldParameter held(*this, page.index, Access::kWrite, io::Fill::kZeros);
   if (!floating) {
     const std::int64_t from = pager_->paged(page.index) ? own.begin * page.element_bytes : 0;
-    std::byte* target = pager_->paged(page.index) ? own.parameter : whole_[page.index];
+    std::byte* target = pager_->paged(page.index) ? held.data() : whole_[page.index];
     const std::int64_t bytes = pager_->paged(page.index) ? page.shard_bytes() : page.padded_bytes();
     paging::copy_bytes(target, own.device, static_cast<std::byte*>(staging) + from, device_, bytes);
     return;
@@ -311,7 +330,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   const auto own_values = values.narrow(0, own.begin, own.numel);
   const auto type = scalar_type_of(page.dtype);
   if (pager_->paged(page.index)) {
-    paging::flat_view(own.parameter, page.shard_numel, type, own.device)
+    paging::flat_view(held.data(), page.shard_numel, type, own.device)
         .copy_(values.narrow(0, communicator_->rank() * page.shard_numel, page.shard_numel));
   } else {
     paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
@@ -407,7 +426,7 @@ void ModelState::absorb_replaced() {
 }
 
 void ModelState::take_user_writes() {
-  for (const int page : pager_->take_written()) follow_user_writes(page);
+  for (const int page : pager_->take_written()) follow_user_writes(page, owned_[page].parameter);
   pager_->write_back_dirty();
 }
 
@@ -446,15 +465,19 @@ void ModelState::reload_parameters() {
   }
 }
 
-void ModelState::follow_user_writes(int page) {
+void ModelState::follow_user_writes(int page, std::byte* owned) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || !has_masters()) return;
   HeldState held(*home_, page, Access::kWrite);
   auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
-  const auto visible =
-      paging::flat_view(own.parameter, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
+  const auto visible = paging::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
   master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
+}
+
+HeldParameter::HeldParameter(const ModelState& state, int page, Access access, io::Fill fill)
+    : in_memory_(state.owned(page).parameter) {
+  if (state.pager().on_disk(page)) held_.emplace(*state.parameter_disk(), page, access == Access::kWrite, fill);
 }
 
 }  // namespace zeropage::engine

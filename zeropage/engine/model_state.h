@@ -6,6 +6,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,8 @@ struct ParameterInput;
 struct OwnedRange {
   std::int64_t begin = 0;  ///< elements of the page
   std::int64_t numel = 0;
-  std::byte* parameter = nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page
+  std::byte* parameter =
+      nullptr;  ///< the range in the page's dtype: in the shard, or in the whole page; null: on the drive
   c10::Device device = c10::kCPU;  ///< whose memory that is
 };
 
@@ -45,6 +47,23 @@ class ModelState {
 
   const OwnedRange& owned(int page) const { return owned_[page]; }
 
+  /// The drive that has parameters; null: none does.
+  io::PageCache* parameter_disk() const { return parameter_disk_.get(); }
+
+  /// From now on operators, faults, and what moves to and from drives are added to `timeline`. Before the first of them. `gradients`:
+  /// their drive, or null.
+  void observe(const std::shared_ptr<Timeline>& timeline, io::PageCache* gradients);
+
+  /// What has moved so far, that of gradients included.
+  io::MoverStats disk_traffic(const io::PageCache* gradients) const;
+
+  /// Collective where state lives on a drive: what the update has written there stands from now on, on all ranks or, when this
+  /// fails, on none. Errors: PeerError, TimeoutError.
+  void commit_step();
+
+  /// Takes back what an update has written to a drive.
+  void abandon_step() noexcept;
+
   /// Where masters and moments are.
   StateHome& home() const { return *home_; }
 
@@ -52,7 +71,7 @@ class ModelState {
   const std::vector<bool>& offloaded() const { return offloaded_; }
 
   /// Elements by kind, for the formula.
-  plan::ParameterCounts counts() const { return plan::count_parameters(*layout_, offloaded_, /*padded=*/false); }
+  plan::ParameterCounts counts() const;
 
   /// True when 16-bit parameters have fp32 masters in `home`.
   bool has_masters() const { return compute_dtype_ != DType::kFloat32 && config_.fp32_masters; }
@@ -75,7 +94,7 @@ class ModelState {
   void reload_parameters();
 
   /// 16-bit pages: where users changed values, the fp32 master takes them; elsewhere it keeps its low bits.
-  void follow_user_writes(int page);
+  void follow_user_writes(int page, std::byte* owned);
 
  private:
   void check(const std::vector<ParameterInput>& inputs) const;
@@ -83,8 +102,6 @@ class ModelState {
   void agree_with_peers() const;
   void allocate();
   void allocate_whole(std::int64_t bytes);
-  std::unique_ptr<StateHome> make_state_home(StateShape shape);
-  std::string name_of_state(const layout::Page& page) const;
   void fill_page(const layout::Page& page, void* staging);
   void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);
@@ -101,6 +118,7 @@ class ModelState {
   DType compute_dtype_;
   std::vector<at::Tensor> tensors_;
   std::shared_ptr<const layout::Layout> layout_;
+  std::shared_ptr<io::PageCache> parameter_disk_;
   std::unique_ptr<paging::Pager> pager_;
   std::shared_ptr<comm::Memory> whole_memory_;
   LedgerEntry whole_entry_;
@@ -112,6 +130,19 @@ class ModelState {
   std::vector<c10::Storage> storages_;  // per parameter: its home
   std::vector<std::vector<std::int64_t>> sizes_;
   std::vector<std::vector<std::int64_t>> strides_;  // per parameter: as laid out in its page
+};
+
+/// What this rank updates of a page's parameters, held while this lives: owned(page).parameter, or its place in a buffer of the drive.
+/// One thread. Errors: those of HeldPage.
+class HeldParameter {
+ public:
+  HeldParameter(const ModelState& state, int page, Access access, io::Fill fill = io::Fill::kRead);
+
+  std::byte* data() const { return held_ ? held_->data() : in_memory_; }
+
+ private:
+  std::byte* in_memory_;
+  std::optional<io::HeldPage> held_;
 };
 
 }  // namespace zeropage::engine

@@ -1,10 +1,12 @@
 #include "zeropage/engine/reduce_policy.h"
 
+#include "zeropage/engine/disk_home.h"
 #include "zeropage/engine/placement.h"
 
 namespace zeropage::engine {
 
-reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, c10::Device device) {
+reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
+                                   const std::shared_ptr<Ledger>& ledger) {
   const Placement placement = placement_of_stage(config.zero.stage);
   reduce::ReducePolicy policy;
   policy.sharded = placement.shard_gradients;
@@ -21,6 +23,8 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
+  if (!gradients_on_disk(config)) return policy;
+  policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;
 }
 

@@ -2,12 +2,17 @@
 /// How gradients are reduced, as configuration and placement have it.
 #pragma once
 
+#include <memory>
+
+#include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
 
-reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, c10::Device device);
+/// `rank`: this one. Makes the place on a drive where gradients shall live there. Errors: those of io::Store.
+reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
+                                   const std::shared_ptr<Ledger>& ledger);
 
 }  // namespace zeropage::engine

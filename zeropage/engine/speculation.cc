@@ -31,6 +31,7 @@ Speculation::Speculation(const config::Config& config, ModelState& state, const 
 bool Speculation::may_begin(int page) const {
   if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || state_.pager().is_written(page))
     return false;
+  if (state_.pager().on_disk(page) || reducer_.on_disk(page)) return false;
   const auto& own = state_.owned(page);
   if (is_own_master(state_.layout()->pages()[page])) return own.device.is_cpu() && !state_.pager().paged(page);
   return state_.has_masters();
@@ -62,7 +63,7 @@ bool Speculation::begin_page(int page, const UpdateInputs& expected) {
   const auto& own = state_.owned(page);
   const auto& spec = state_.layout()->pages()[page];
   transit_.fetch(page);
-  const HeldArrays held(state_, reducer_, transit_, page);
+  const HeldArrays held(state_, reducer_, transit_, page, ParameterUse::kRead);
   const auto memory = held.state_memory();
   const auto state_bytes = static_cast<std::int64_t>(memory.size());
   const std::int64_t parameter_bytes = own.numel * spec.element_bytes;

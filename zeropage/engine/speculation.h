@@ -7,7 +7,7 @@
 ///   2. settle: where the verdict says so, the pages stand, and `finish` puts each parameter in its place at its turn.
 ///   3. Where it does not, undo puts the old bits back, and the update is as if nothing had begun.
 ///
-/// Left out are pages whose state lives on a drive, which users have written (their masters follow after the verdict), or whose
+/// Left out are pages of which anything lives on a drive, which users have written (their masters follow after the verdict), or whose
 /// parameter is its own master elsewhere than in this rank's memory alone; and all pages when this rank's gradients alone are not
 /// finite or must be clipped. What does not fit the log waits for the verdict.
 #pragma once

@@ -34,6 +34,10 @@ class MemoryHome final : public StateHome {
   StateArrays acquire(int page) override { return pages_[page]; }
   void release(int page, bool changed) override {}
   void end_pass() override {}
+  void commit() override {}
+  void abandon() override {}
+  io::MoverStats traffic() const override { return {}; }
+  void observe(const std::shared_ptr<Timeline>&) override {}
   void unload() override { move_kept(tiers_[true].place); }
   void reload() override { move_kept(device_); }
 

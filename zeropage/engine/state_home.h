@@ -6,7 +6,8 @@
 ///      order it wants them.
 ///   2. acquire(page): waits until the page's arrays are in memory. They stay where they are until release.
 ///   3. release(page, changed): what changed is on its way home, behind the pages that follow.
-///   4. end_pass(): waits until everything that changed is at home.
+///   4. end_pass(): waits until everything that changed is at home. commit() makes it stand; abandon(), which is for what lives on a
+///      drive, takes it back. A second pass may come before that.
 ///
 /// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is ahead of it, and
 /// release(changed) returns when it is at home. One page at a time, one thread.
@@ -22,6 +23,7 @@
 
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
+#include "zeropage/io/mover.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/optim/packed_state.h"
 #include "zeropage/paging/device_buffer.h"
@@ -98,6 +100,14 @@ class StateHome {
   virtual void release(int page, bool changed) = 0;
 
   virtual void end_pass() = 0;
+  virtual void commit() = 0;
+  virtual void abandon() = 0;
+
+  /// What has been read and written so far.
+  virtual io::MoverStats traffic() const = 0;
+
+  /// From now on that is noted there.
+  virtual void observe(const std::shared_ptr<Timeline>& timeline) = 0;
 
   /// Moves what is in the device's memory to the host's until `reload`. Pages can be acquired there meanwhile.
   virtual void unload() = 0;

@@ -46,7 +46,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
   }
   ModelState state(inputs, config, communicator, c10::kCPU, ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
-                          reduce_policy(config, state, c10::kCPU));
+                          reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
   Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
   EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
   const auto speculation = make_speculation(config, state, reducer, transit, optimizer_host(config, c10::kCPU), ledger);

@@ -67,10 +67,17 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
   update_on_device(range, segments, device);
 }
 
+ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& inputs) {
+  const auto& placements = state.layout()->pages()[page].placements;
+  const bool all_received = std::all_of(placements.begin(), placements.end(),
+                                        [&](const auto& place) { return inputs.received[place.parameter]; });
+  return state.has_masters() && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
+}
+
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
-  const HeldArrays held(state, reducer, transit, page);
+  const HeldArrays held(state, reducer, transit, page, use_of(state, page, inputs));
   const auto changed = changed_segments(state, page, inputs);
   run_update(held.arrays(), changed.segments, changed.parameters, state.owned(page).numel, inputs, held.device());
   transit.leave(page, changed_runs(changed));
@@ -82,10 +89,10 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
   GradientSum sum;
   for (const auto& page : state.layout()->pages()) {
     const auto gradient = reducer.gradient(page.index);
-    if (gradient.data == nullptr) continue;
+    const auto known = reducer.squares(page.index);
+    if (gradient.data == nullptr && known.empty()) continue;
     const auto& own = state.owned(page.index);
     const std::int64_t begin = rank * page.shard_numel;
-    const auto known = reducer.squares(page.index);
     std::size_t next = 0;
     for (const auto& segment : state.layout()->segments(page.index, begin, begin + page.shard_numel)) {
       const auto* data = static_cast<const std::byte*>(gradient.data) +
@@ -184,11 +191,21 @@ ChangedSegments changed_segments(const ModelState& state, int page, const Update
   return changed;
 }
 
-HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page)
+HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
+                       ParameterUse use)
     : place_(transit.arrive(page)), held_(state.home(), page, Access::kWrite) {
   auto* master = held_.arrays().master;
   const DType dtype = state.layout()->pages()[page].dtype;
+  if (state.pager().on_disk(page) && (use != ParameterUse::kRead || dtype == DType::kFloat32)) {
+    parameter_.emplace(state, page, use == ParameterUse::kRead ? Access::kRead : Access::kWrite,
+                       use == ParameterUse::kReplaced ? io::Fill::kZeros : io::Fill::kRead);
+    place_.parameter = parameter_->data();
+  }
   if (dtype == DType::kFloat32) master = reinterpret_cast<float*>(place_.parameter);
+  if (reducer.on_disk(page)) {
+    gradient_.emplace(*reducer.disk(), page, /*changes=*/false);
+    place_.gradient = gradient_->data();
+  }
   arrays_ = {.master = master,
              .states = held_.arrays().states,
              .state_dtype = held_.arrays().dtype,
@@ -203,6 +220,13 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Trans
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated) {
   c10::AutoGradMode no_grad(false);
   pages = state.home().begin_pass(std::move(pages));
+  if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
+  auto* disk = state.parameter_disk();
+  if (disk != nullptr) {
+    std::vector<int> read = pages;
+    std::erase_if(read, [&](int page) { return use_of(state, page, inputs) == ParameterUse::kReplaced; });
+    disk->begin_pass(read);
+  }
   const auto fetch = [&](std::size_t i) {
     if (i < pages.size() && !speculation.is_ahead(pages[i])) transit.fetch(pages[i]);
   };
@@ -217,6 +241,7 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Trans
     updated(pages[i]);
   }
   state.home().end_pass();
+  if (disk != nullptr) disk->end_pass();
 }
 
 }  // namespace zeropage::engine

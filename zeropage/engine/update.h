@@ -6,6 +6,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -68,18 +69,24 @@ struct ChangedSegments {
 
 ChangedSegments changed_segments(const ModelState& state, int page, const UpdateInputs& inputs);
 
+/// What becomes of the parameter in an update: kReplaced, when all of it is rounded from masters.
+enum class ParameterUse { kRead, kChanged, kReplaced };
+
 /// What an update of this rank's range of a page works on, held while this lives.
 class HeldArrays {
  public:
-  /// Waits until the page has arrived in the memory of its update.
-  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page);
+  /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where it is its own
+  /// master.
+  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page, ParameterUse use);
   const optim::Arrays& arrays() const { return arrays_; }
   c10::Device device() const { return held_.device(); }
   std::span<std::byte> state_memory() const { return held_.arrays().memory; }
 
  private:
   Transit::Place place_;
+  std::optional<HeldParameter> parameter_;  // absent: it came with its place, or nobody needs it
   HeldState held_;
+  std::optional<io::HeldPage> gradient_;  // absent: it is in memory
   optim::Arrays arrays_;
 };
 

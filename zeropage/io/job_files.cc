@@ -96,9 +96,9 @@ JobDirectory::~JobDirectory() {
 }
 
 JobFile::JobFile(const std::string& folder, const std::string& owner, std::int64_t bytes)
-    : directory_(folder, owner), path_(directory_.path() + "/" + kFileName), bytes_(bytes) {
+    : directory_(folder, owner), path_(directory_.path() + "/" + kFileName) {
   open();
-  reserve();
+  grow(bytes);
 }
 
 void JobFile::open() {
@@ -114,14 +114,23 @@ void JobFile::open() {
   }
 }
 
-void JobFile::reserve() {
+void JobFile::grow(std::int64_t bytes) {
+  if (bytes <= bytes_) return;
+  const std::int64_t more = bytes - bytes_;
   const std::int64_t free = free_bytes(directory_.path());
-  if (free >= 0 && bytes_ > free) fail_full(path_, bytes_);
-  if (bytes_ == 0 || ::fallocate(file_.get(), 0, 0, bytes_) == 0) return;
+  if (free >= 0 && more > free) fail_full(path_, more);
+  reserve(bytes);
+  bytes_ = bytes;
+}
+
+void JobFile::reserve(std::int64_t bytes) {
+  const std::int64_t more = bytes - bytes_;
+  if (::fallocate(file_.get(), 0, bytes_, more) == 0) return;
   const int error = errno;
-  if (error == ENOSPC || error == EDQUOT) fail_full(path_, bytes_);
-  if (error != EOPNOTSUPP) fail(fmt::format("reserve {} bytes for the store at", bytes_), path_, error);
-  if (::ftruncate(file_.get(), bytes_) != 0) fail(fmt::format("size of {} bytes for", bytes_), path_, errno);
+  if (error == ENOSPC || error == EDQUOT) fail_full(path_, more);
+  if (error != EOPNOTSUPP) fail(fmt::format("reserve {} bytes for the store at", more), path_, error);
+  if (::ftruncate(file_.get(), bytes) != 0) fail(fmt::format("size of {} bytes for", bytes), path_, errno);
+  if (bytes_ > 0) return;
   note_ += (note_.empty() ? "" : "; ") + std::string("this file system reserves no space: it may run out later");
 }
 

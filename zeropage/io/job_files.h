@@ -52,6 +52,9 @@ class JobFile {
   /// permission, or a full disk (needed and free bytes).
   JobFile(const std::string& folder, const std::string& owner, std::int64_t bytes);
 
+  /// Reserves more, up to `bytes` in all. Errors: IoError, and the file is as it was.
+  void grow(std::int64_t bytes);
+
   int descriptor() const { return file_.get(); }
 
   /// For messages: the path the file was created at.
@@ -63,12 +66,12 @@ class JobFile {
 
  private:
   void open();
-  void reserve();
+  void reserve(std::int64_t bytes);
 
   JobDirectory directory_;
   std::string path_;
   std::string note_;
-  std::int64_t bytes_;
+  std::int64_t bytes_ = 0;
   Descriptor file_;
 };
 

@@ -8,6 +8,14 @@
 
 namespace zeropage::io {
 
+MoverStats& MoverStats::operator+=(const MoverStats& other) {
+  read_bytes += other.read_bytes;
+  written_bytes += other.written_bytes;
+  busy_s += other.busy_s;
+  waiting_s += other.waiting_s;
+  return *this;
+}
+
 Mover::Mover(Options options) : thread_(std::make_shared<MoverThread>(std::move(options))) {
   std::promise<void> ready;
   std::future<void> started = ready.get_future();
@@ -34,6 +42,7 @@ void Mover::wait(const std::shared_ptr<Transfer>& transfer) { thread_->wait(*tra
 bool Mover::finished(const std::shared_ptr<Transfer>& transfer) const { return thread_->finished(*transfer); }
 void Mover::abort(const std::string& reason) { thread_->abort(reason); }
 MoverStats Mover::stats() const { return thread_->stats(); }
+void Mover::observe(std::shared_ptr<Timeline> timeline) { thread_->observe(std::move(timeline)); }
 std::string Mover::describe() const { return thread_->describe(); }
 
 }  // namespace zeropage::io

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "zeropage/base/timeline.h"
 #include "zeropage/io/arena.h"
 #include "zeropage/io/queue.h"
 
@@ -31,6 +32,7 @@ struct Transfer {
   // The mover's.
   std::size_t next = 0;       ///< the first block that was not handed over
   std::size_t under_way = 0;  ///< blocks handed over
+  std::int64_t begin_ns = 0;  ///< when the first one was
   std::int64_t next_offset = 0;
   bool finished = false;
   std::string error;  ///< a message, not an exception: each thread throws its own
@@ -42,6 +44,8 @@ struct MoverStats {
   std::int64_t written_bytes = 0;
   double busy_s = 0.0;     ///< something was under way
   double waiting_s = 0.0;  ///< somebody stood in wait()
+
+  MoverStats& operator+=(const MoverStats& other);
 };
 
 class MoverThread;
@@ -81,6 +85,9 @@ class Mover {
 
   MoverStats stats() const;
   std::string describe() const;
+
+  /// From now on every transfer is noted there.
+  void observe(std::shared_ptr<Timeline> timeline);
 
  private:
   std::shared_ptr<MoverThread> thread_;

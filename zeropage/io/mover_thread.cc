@@ -78,7 +78,10 @@ bool MoverThread::collect() {
   while (!free_.empty() && !(pending_[0].empty() && pending_[1].empty())) {
     auto& queue = pending_[pending_[writes_next_].empty() ? !writes_next_ : writes_next_];
     const std::shared_ptr<Transfer> transfer = queue.front();
-    if (transfer->next == 0) last_progress_ = Clock::now();
+    if (transfer->next == 0) {
+      last_progress_ = Clock::now();
+      transfer->begin_ns = Timeline::now_ns();
+    }
     const std::size_t index = free_.back();
     free_.pop_back();
     Block& block = (*transfer->blocks)[transfer->next];
@@ -176,6 +179,11 @@ void MoverThread::finish_part(std::size_t index, const std::string& error) {
   if (transfer->under_way == 0 && transfer->next == transfer->blocks->size()) {
     transfer->finished = true;
     progress_.notify_all();
+    if (!timeline_) return;
+    std::int64_t bytes = 0;
+    for (const Block& block : *transfer->blocks) bytes += block.bytes;
+    timeline_->add_disk(fmt::format("{} of {}", transfer->write ? "write" : "read", transfer->name), bytes,
+                        transfer->begin_ns);
   }
 }
 

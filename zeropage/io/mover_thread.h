@@ -47,6 +47,10 @@ class MoverThread {
     return stats_;
   }
   std::string describe() const { return description_; }
+  void observe(std::shared_ptr<Timeline> timeline) {
+    const std::lock_guard lock(mutex_);
+    timeline_ = std::move(timeline);
+  }
 
   /// Waits, one timeout at most, until the thread has ended; whether it has.
   bool stop();
@@ -92,6 +96,7 @@ class MoverThread {
   bool stopping_ = false;
   bool ended_ = false;
   MoverStats stats_;
+  std::shared_ptr<Timeline> timeline_;  // null: nobody looks
 };
 
 }  // namespace zeropage::io

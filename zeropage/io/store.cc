@@ -11,15 +11,16 @@
 
 namespace zeropage::io {
 
-/// `in_force`: the slot that reads see; -1: nothing was committed yet.
+/// `in_force`: the slot that is committed; -1: none was yet. `writing`: the last write since then; null: none.
 struct Store::Extent {
   std::string name;
   std::int64_t bytes = 0;
-  std::vector<Block> slots[2] = {};
+  std::vector<std::vector<Block>> slots = {};
   int in_force = -1;
-  bool written = false;  // since the last commit
+  Ticket writing = nullptr;
 
-  int other_slot() const { return in_force == 0 ? 1 : 0; }
+  int other_slot() const { return in_force == 0 ? static_cast<int>(slots.size()) - 1 : 0; }
+  int newest() const { return writing ? other_slot() : in_force; }
 };
 
 struct Store::Files {
@@ -29,31 +30,6 @@ struct Store::Files {
 };
 
 namespace {
-
-/// Deals blocks to the folders in turn, each right behind the last of its folder.
-class Dealer {
- public:
-  Dealer(std::size_t folders, std::int64_t block_bytes) : ends_(folders, 0), block_bytes_(block_bytes) {}
-
-  std::vector<Block> deal(std::int64_t bytes) {
-    std::vector<Block> blocks;
-    for (std::int64_t rest = aligned(bytes); rest > 0; rest -= block_bytes_) {
-      const std::int64_t size = std::min(rest, block_bytes_);
-      std::int64_t& end = ends_[next_];
-      blocks.push_back({static_cast<int>(next_), end, size, 0});
-      end = checked_add(end, size, "bytes of the store");
-      next_ = (next_ + 1) % ends_.size();
-    }
-    return blocks;
-  }
-
-  const std::vector<std::int64_t>& ends() const { return ends_; }
-
- private:
-  std::vector<std::int64_t> ends_;
-  std::int64_t block_bytes_;
-  std::size_t next_ = 0;
-};
 
 void check(const StoreOptions& options) {
   if (options.folders.empty()) throw UsageError("a store needs a folder (nvme_path)");
@@ -65,20 +41,13 @@ void check(const StoreOptions& options) {
 
 }  // namespace
 
-Store::Store(StoreOptions options, std::vector<ExtentSpec> extents) : options_(std::move(options)) {
+Store::Store(StoreOptions options, std::vector<ExtentSpec> extents)
+    : options_(std::move(options)), ends_(options_.folders.size(), 0) {
   check(options_);
-  Dealer dealer(options_.folders.size(), aligned(options_.block_bytes));
   std::int64_t largest = kAlignment;
-  for (ExtentSpec& spec : extents) {
-    Extent extent{.name = std::move(spec.name), .bytes = spec.bytes};
-    for (std::vector<Block>& slot : extent.slots) slot = dealer.deal(spec.bytes);
-    largest = std::max(largest, spec.bytes);
-    extents_.push_back(std::move(extent));
-  }
+  for (const ExtentSpec& spec : extents) largest = std::max(largest, spec.bytes);
   if (options_.buffer_bytes == 0) options_.buffer_bytes = largest;
-  if (largest > aligned(options_.buffer_bytes)) {
-    throw UsageError(fmt::format("an extent of {} bytes does not fit a buffer of {}", largest, options_.buffer_bytes));
-  }
+  for (ExtentSpec& spec : extents) place(std::move(spec));
   files_ = std::make_shared<Files>(options_.buffer_count, options_.buffer_bytes);
   Mover::Options moving;
   moving.queue.kind = options_.queue;
@@ -88,11 +57,38 @@ Store::Store(StoreOptions options, std::vector<ExtentSpec> extents) : options_(s
   moving.timeout_ms = options_.timeout_ms;
   moving.keep = files_;
   for (std::size_t i = 0; i < options_.folders.size(); ++i) {
-    const JobFile& file = files_->files.emplace_back(options_.folders[i], options_.owner, dealer.ends()[i]);
+    const JobFile& file = files_->files.emplace_back(options_.folders[i], options_.owner, ends_[i]);
     moving.queue.files.push_back(file.descriptor());
     moving.paths.push_back(file.path());
   }
   mover_ = std::make_unique<Mover>(std::move(moving));
+}
+
+/// Deals the blocks of an extent to the folders in turn, each right behind the last of its folder.
+int Store::place(ExtentSpec spec) {
+  if (spec.bytes > aligned(options_.buffer_bytes)) {
+    throw UsageError(
+        fmt::format("an extent of {} bytes does not fit a buffer of {}", spec.bytes, options_.buffer_bytes));
+  }
+  Extent& extent = extents_.emplace_back(Extent{.name = std::move(spec.name), .bytes = spec.bytes});
+  extent.slots.resize(spec.two_slots ? 2 : 1);
+  const std::int64_t block_bytes = aligned(options_.block_bytes);
+  for (std::vector<Block>& slot : extent.slots) {
+    for (std::int64_t rest = aligned(spec.bytes); rest > 0; rest -= block_bytes) {
+      const std::int64_t size = std::min(rest, block_bytes);
+      std::int64_t& end = ends_[next_folder_];
+      slot.push_back({static_cast<int>(next_folder_), end, size, 0});
+      end = checked_add(end, size, "bytes of the store");
+      next_folder_ = (next_folder_ + 1) % ends_.size();
+    }
+  }
+  return static_cast<int>(extents_.size()) - 1;
+}
+
+int Store::add(ExtentSpec extent) {
+  const int index = place(std::move(extent));
+  for (std::size_t i = 0; i < ends_.size(); ++i) files_->files[i].grow(ends_[i]);
+  return index;
 }
 
 Store::~Store() = default;
@@ -118,21 +114,27 @@ Store::Ticket Store::move(bool write, std::vector<Block>& blocks, const std::str
   return transfer;
 }
 
+bool Store::readable(int extent) const { return extents_[static_cast<std::size_t>(extent)].newest() >= 0; }
+
+void Store::require_idle(const Extent& extent, const char* what) const {
+  if (!extent.writing || mover_->finished(extent.writing)) return;
+  throw UsageError(fmt::format("{} of {}: it is still being written; wait for that first", what, extent.name));
+}
+
 Store::Ticket Store::read(int extent, int buffer) {
   check_arguments(extent, buffer);
   Extent& from = extents_[static_cast<std::size_t>(extent)];
-  if (from.in_force < 0) throw UsageError(fmt::format("read of {}: nothing was committed to it yet", from.name));
-  return move(false, from.slots[from.in_force], from.name, buffer);
+  if (from.newest() < 0) throw UsageError(fmt::format("read of {}: nothing was written to it yet", from.name));
+  require_idle(from, "read");
+  return move(false, from.slots[static_cast<std::size_t>(from.newest())], from.name, buffer);
 }
 
 Store::Ticket Store::write(int extent, int buffer) {
   check_arguments(extent, buffer);
   Extent& to = extents_[static_cast<std::size_t>(extent)];
-  if (to.written)
-    throw UsageError(fmt::format("write of {}: it was written already; commit() or abandon() first", to.name));
-  to.written = true;
-  writes_.push_back(move(true, to.slots[to.other_slot()], to.name, buffer));
-  return writes_.back();
+  require_idle(to, "write");
+  to.writing = move(true, to.slots[static_cast<std::size_t>(to.other_slot())], to.name, buffer);
+  return to.writing;
 }
 
 void Store::wait(const Ticket& ticket) { mover_->wait(ticket); }
@@ -140,28 +142,31 @@ void Store::wait(const Ticket& ticket) { mover_->wait(ticket); }
 bool Store::finished(const Ticket& ticket) const { return mover_->finished(ticket); }
 
 void Store::commit() {
-  for (const Ticket& ticket : writes_) {
-    if (!mover_->finished(ticket)) throw UsageError(fmt::format("commit: {} is still being written", ticket->name));
-    if (!ticket->error.empty())
-      throw UsageError(fmt::format("commit: {} could not be written; abandon() instead", ticket->name));
+  for (const Extent& extent : extents_) {
+    if (!extent.writing) continue;
+    require_idle(extent, "commit");
+    if (!extent.writing->error.empty())
+      throw UsageError(fmt::format("commit: {} could not be written; abandon() instead", extent.name));
   }
   for (Extent& extent : extents_) {
-    if (extent.written) extent.in_force = extent.other_slot();
-    extent.written = false;
+    extent.in_force = extent.newest();
+    extent.writing = nullptr;
   }
-  writes_.clear();
 }
 
 void Store::abandon() {
-  for (const Ticket& ticket : writes_) {
+  for (const Extent& extent : extents_) {
+    if (!extent.writing) continue;
     try {
-      mover_->wait(ticket);
+      mover_->wait(extent.writing);
     } catch (const IoError&) {
       // Its slot was not in force and will not be.
     }
   }
-  for (Extent& extent : extents_) extent.written = false;
-  writes_.clear();
+  for (Extent& extent : extents_) {
+    if (extent.writing && extent.slots.size() == 1) extent.in_force = -1;
+    extent.writing = nullptr;
+  }
 }
 
 void Store::abort(const std::string& reason) { mover_->abort(reason); }

@@ -6,16 +6,18 @@
 ///     store.wait(reading);                          // or an error that names "page 0", file and offset
 ///     ... change store.buffer(2) ...
 ///     store.wait(store.write(0, 2));
-///     store.commit();                               // from now on page 0 reads as written; before, or after abandon(), as it was
+///     store.commit();                               // what was written stands; abandon() instead would take it back
 ///
 /// Every extent has two slots. A write goes to the slot that is not in force, and commit() puts all written slots in force at
-/// once: until then the previous state is whole. Checksums of every block are kept in memory, compared after every read. The files
-/// live as long as the store (job_files.h): they hold nothing that outlives the process.
+/// once: until then the previous state is whole, and abandon() goes back to it. Reads see what was written last. Checksums of every
+/// block are kept in memory, compared after every read. The files live as long as the store (job_files.h): they hold nothing that
+/// outlives the process.
 ///
 /// One thread drives a store.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <span>
 #include <string>
@@ -41,6 +43,7 @@ struct StoreOptions {
 struct ExtentSpec {
   std::string name;  ///< for messages: "layers.0.weight ... layers.3.bias"
   std::int64_t bytes = 0;
+  bool two_slots = true;  ///< false: half the space, and abandon() leaves nothing to read
 };
 
 class Store {
@@ -58,10 +61,16 @@ class Store {
   /// Room for any extent. Its content is undefined while a read into it is under way, must stay while a write is.
   std::span<std::byte> buffer(int index) const;
 
-  /// Starts to read the committed content of an extent into the front of a buffer. Errors: UsageError (nothing was committed).
+  /// Another extent, the index of which is returned. Errors: as the constructor.
+  int add(ExtentSpec extent);
+
+  /// Whether anything was written to an extent, and not taken back.
+  bool readable(int extent) const;
+
+  /// Starts to read what was last written to an extent into the front of a buffer. Errors: UsageError (nothing was, or it still moves).
   Ticket read(int extent, int buffer);
 
-  /// Starts to write the front of a buffer to an extent's other slot. Errors: UsageError (already written since the last commit).
+  /// Starts to write the front of a buffer to an extent's slot that is not in force. Errors: UsageError (such a write is under way).
   Ticket write(int extent, int buffer);
 
   /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit), TimeoutError
@@ -83,6 +92,9 @@ class Store {
 
   MoverStats stats() const;
 
+  /// From now on reads and writes are noted there.
+  void observe(std::shared_ptr<Timeline> timeline) { mover_->observe(std::move(timeline)); }
+
   /// Bytes reserved in all folders.
   std::int64_t reserved_bytes() const;
 
@@ -98,14 +110,17 @@ class Store {
  private:
   struct Extent;
   struct Files;
+  int place(ExtentSpec spec);
+  void require_idle(const Extent& extent, const char* what) const;
   void check_arguments(int extent, int buffer) const;
   Ticket move(bool write, std::vector<Block>& blocks, const std::string& name, int buffer);
 
   StoreOptions options_;
-  std::vector<Extent> extents_;
+  std::deque<Extent> extents_;      // transfers point into it
+  std::vector<std::int64_t> ends_;  // per folder
+  std::size_t next_folder_ = 0;
   std::shared_ptr<Files> files_;
   std::unique_ptr<Mover> mover_;
-  std::vector<Ticket> writes_;  // since the last commit
 };
 
 }  // namespace zeropage::io

@@ -13,10 +13,12 @@
 namespace zeropage::paging {
 namespace {
 
-std::int64_t total_shard_bytes(const layout::Layout& layout, const std::vector<bool>& paged) {
+/// Of the shards in memory.
+std::int64_t total_shard_bytes(const layout::Layout& layout, const std::vector<bool>& paged,
+                               const io::PageCache* disk) {
   std::int64_t bytes = 0;
   for (const auto& page : layout.pages()) {
-    if (paged[page.index]) bytes += page.shard_bytes();
+    if (paged[page.index] && !(disk != nullptr && disk->has(page.index))) bytes += page.shard_bytes();
   }
   return bytes;
 }
@@ -48,7 +50,7 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
       trace_(static_cast<int>(layout_->pages().size())) {
   handle_->pager.store(this);
   const auto page_count = static_cast<std::int64_t>(layout_->pages().size());
-  std::byte* first_shard = allocate_shards(total_shard_bytes(*layout_, paged));
+  std::byte* first_shard = allocate_shards(total_shard_bytes(*layout_, paged, options_.disk.get()));
   frames_ = make_private_frame_pool(device_, options_.max_live_bytes, ledger_, MemoryKind::kFrames);
   pages_.resize(page_count);
   for (const auto& page : layout_->pages()) {
@@ -61,7 +63,8 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
 
 void Pager::place_shards(std::byte* first) {
   for (const auto& page : layout_->pages()) {
-    if (pages_[page.index].paged) pages_[page.index].shard = std::exchange(first, first + page.shard_bytes());
+    if (!pages_[page.index].paged || on_disk(page.index)) continue;
+    pages_[page.index].shard = std::exchange(first, first + page.shard_bytes());
   }
 }
 
@@ -131,6 +134,7 @@ void Pager::touch(int page, bool writes, std::string_view user) {
   state.last_touch = ++touch_clock_;
   trace_.note(page);
   prefetch();
+  read_ahead();
 }
 
 void Pager::unpin(int page) {
@@ -196,14 +200,16 @@ void Pager::start_gather(int page) {
   stats_.live_bytes += bytes;
   stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
   stats_.gathered_bytes += bytes;
-  if (communicator_->one_sided()) return;  // copied when waited for: the data is then warm where it is used
+  if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
   communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
   try {
     const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
     std::byte* shard = state.shard;
-    if (shard_device() != device_) {  // into its place in the frame, from where it is gathered
+    if (on_disk(page) || shard_device() != device_) {  // into its place in the frame, from where it is gathered
       shard = state.frame + communicator_->rank() * shard_bytes;
-      copy_bytes(shard, device_, state.shard, shard_device(), shard_bytes);
+      std::byte* from = on_disk(page) ? options_.disk->acquire(page).data() : state.shard;
+      copy_bytes(shard, device_, from, shard_device(), shard_bytes);
+      if (on_disk(page)) options_.disk->release(page, /*changed=*/false);
     }
     state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
   } catch (...) {
@@ -299,7 +305,7 @@ void Pager::drop_frame(int page) {
 }
 
 void Pager::write_back(int page) {
-  if (communicator_->one_sided()) {
+  if (copied_from_peers(page)) {
     // Peers may still be reading the old shard: go on only when all of them evict this page, too.
     communicator_->barrier(comm::Tag{pages_[page].label, page});
   }
@@ -310,10 +316,12 @@ void Pager::write_back(int page) {
 void Pager::store_own_shard(int page) {
   auto& state = pages_[page];
   const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
-  copy_bytes(state.shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
+  std::byte* shard = on_disk(page) ? options_.disk->acquire(page, io::Fill::kZeros).data() : state.shard;
+  copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
   state.dirty = false;
   ++stats_.write_backs;
-  if (written_back_) written_back_(page);
+  if (written_back_) written_back_(page, shard);
+  if (on_disk(page)) options_.disk->release(page, /*changed=*/true);
 }
 
 void Pager::advance_version(int page) {
@@ -323,6 +331,20 @@ void Pager::advance_version(int page) {
   auto* cell = reinterpret_cast<std::uint64_t*>(versions_->data()) + page;
   std::atomic_ref<std::uint64_t>(*cell).store(state.version, std::memory_order_release);
   communicator_->notify();
+}
+
+/// From the drive, what the trace expects next and is neither here nor on its way.
+void Pager::read_ahead() {
+  if (!options_.disk || !trace_.on_course()) return;
+  const auto& predicted = trace_.predicted();
+  std::vector<int> next;
+  for (auto at = trace_.position(); at < static_cast<std::int64_t>(predicted.size()); ++at) {
+    if (static_cast<int>(next.size()) == options_.disk->read_ahead_count()) break;
+    const int page = predicted[at];
+    if (!on_disk(page) || pages_[page].state != State::kAbsent || std::ranges::find(next, page) != next.end()) continue;
+    next.push_back(page);
+  }
+  options_.disk->read_ahead(next);
 }
 
 void Pager::prefetch() {

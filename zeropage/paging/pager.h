@@ -14,6 +14,9 @@
 /// until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer can
 /// still need the old values: after the step's verdict (all ranks are through their backward), or, for a dirty page that must
 /// be evicted in the middle of a pass, after a barrier.
+///
+/// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and from there into
+/// frames. Peers cannot read them by themselves: such pages are gathered collectively on every transport.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
@@ -27,6 +30,7 @@
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/io/page_cache.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/parameter_link.h"
@@ -39,6 +43,7 @@ struct PagerOptions {
   std::int64_t prefetch_bytes = 0;
   std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
   std::optional<MemoryPlace> host;                    ///< where shards live; absent: on the device
+  std::shared_ptr<io::PageCache> disk;  ///< where the shards of the pages it has live instead; null: none do
 };
 
 /// Counters since the pager was made.
@@ -72,9 +77,10 @@ class Pager final : public PageTable {
   Pager& operator=(const Pager&) = delete;
 
   bool paged(int page) const { return pages_[page].paged; }
+  bool on_disk(int page) const { return options_.disk != nullptr && options_.disk->has(page); }
 
   /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator unless
-  /// that is the host of another device.
+  /// that is the host of another device. Null when it lives on the drive.
   std::byte* shard(int page) const { return pages_[page].shard; }
   c10::Device shard_device() const { return options_.host ? options_.host->device : device_; }
 
@@ -99,8 +105,8 @@ class Pager final : public PageTable {
   /// Whether a user has written this page since the last step.
   bool is_written(int page);
 
-  /// Called with a page after its own shard was replaced by what users wrote into the frame.
-  void on_write_back(std::function<void(int page)> callback) { written_back_ = std::move(callback); }
+  /// Called with a page, and its own shard, after that was replaced by what users wrote into the frame.
+  void on_write_back(std::function<void(int page, std::byte* shard)> callback) { written_back_ = std::move(callback); }
 
   /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
@@ -162,6 +168,8 @@ class Pager final : public PageTable {
   std::int64_t frame_bytes(int page) const { return layout_->pages()[page].padded_bytes(); }
   std::byte* allocate_shards(std::int64_t bytes);
   void place_shards(std::byte* first);
+  bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page); }
+  void read_ahead();
   void start_gather(int page);
   void finish_gather(int page);
   void gather_from_peers(int page);
@@ -189,7 +197,7 @@ class Pager final : public PageTable {
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
   std::vector<PageState> pages_;
-  std::function<void(int)> written_back_;
+  std::function<void(int, std::byte*)> written_back_;
   Trace trace_;
   bool trace_agreed_ = false;
   std::int64_t touch_clock_ = 0;

@@ -8,9 +8,7 @@
 namespace zeropage::plan {
 namespace {
 
-constexpr std::int64_t kReductionsAhead = 2;            // reduce::Reducer::kMaxInFlight
-constexpr std::int64_t kDiskBuffers = 5;                // offload_param.buffer_count
-constexpr std::int64_t kDiskBufferNumel = 100'000'000;  // offload_param.buffer_size
+constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
 constexpr const char* kWhat = "memory of the plan";
 
 /// Pages of optimizer state that are read ahead, updated and written behind: master and both moments.
@@ -45,14 +43,21 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   const std::int64_t frozen_numel = model.total_numel - model.trainable_numel;
   MemoryEstimate memory;
   const bool offload_optimizer = placement.optimizer != Home::kDevice;
+  const config::Offload defaults;
+  ParameterCounts counts{model.trainable_numel, frozen_numel, model.persistent_numel,
+                         offload_optimizer ? model.trainable_numel : 0};
+  if (placement.parameters == Home::kDisk) {
+    const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kWhat);
+    counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
+  }
   const PlacedBytes placed = placed_state_bytes(
-      {model.trainable_numel, frozen_numel, model.persistent_numel, offload_optimizer ? model.trainable_numel : 0},
-      {.stage = placement.stage,
-       .world_size = request.world_size(),
-       .precision = request.precision,
-       .accumulation_steps = request.accumulation_steps,
-       .offload_parameters = placement.parameters != Home::kDevice,
-       .optimizer_on_disk = placement.optimizer == Home::kDisk});
+      counts, {.stage = placement.stage,
+               .world_size = request.world_size(),
+               .precision = request.precision,
+               .accumulation_steps = request.accumulation_steps,
+               .offload_parameters = placement.parameters != Home::kDevice,
+               .optimizer_on_disk = placement.optimizer == Home::kDisk,
+               .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk});
   memory.state = placed.device;
   if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
@@ -60,11 +65,14 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   }
   memory.buckets = bucket_bytes(request, placement);
   memory.host += placed.offloaded.optimizer;
-  memory.disk += placed.disk.optimizer;
-  (placement.parameters == Home::kDisk ? memory.disk : memory.host) += placed.offloaded.parameters;
-  memory.host += placed.offloaded.gradients;  // the update runs there, wherever its state lives
+  memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
+  memory.disk += placed.disk.total();
   if (placement.optimizer == Home::kDisk) memory.host += state_buffer_bytes(request);
-  if (placement.parameters == Home::kDisk) memory.host += kDiskBuffers * kDiskBufferNumel * element;
+  if (placement.parameters == Home::kDisk) {
+    const std::int64_t shard_numel = ceil_div(page_numel(model), request.world_size());
+    if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;
+    if (placement.optimizer == Home::kDisk) memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
+  }
   return memory;
 }
 

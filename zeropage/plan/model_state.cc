@@ -91,7 +91,9 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .optimizer_states = config::optimizer_state_count(config.optimizer),
           .state_dtype = config.state_dtype,
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
-          .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme};
+          .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme,
+          .gradients_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme &&
+                               config.zero.offload.parameters == config::OffloadDevice::kNvme};
 }
 
 double offloaded_share(const config::Config& config) {
@@ -144,9 +146,13 @@ PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions
   if (options.stage < kGradientsShardedFrom) placed.offloaded.gradients = 0;
   if (options.offload_parameters) placed.offloaded.parameters = paged_parameter_bytes(counts, options);
   placed.device.parameters -= placed.offloaded.parameters;
+  placed.disk.parameters = bytes_of(held_numel(counts.disk_numel, kParametersShardedFrom, options),
+                                    element_bytes(compute_dtype(options.precision)));
+  placed.offloaded.parameters -= placed.disk.parameters;
   placed.device.gradients -= placed.offloaded.gradients;
   placed.device.optimizer -= placed.offloaded.optimizer;
   if (options.optimizer_on_disk) std::swap(placed.disk.optimizer, placed.offloaded.optimizer);
+  if (options.gradients_on_disk) std::swap(placed.disk.gradients, placed.offloaded.gradients);
   return placed;
 }
 

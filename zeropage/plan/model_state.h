@@ -51,6 +51,7 @@ struct ParameterCounts {
   std::int64_t frozen_numel = 0;
   std::int64_t persistent_numel = 0;  ///< those of the two above that stay whole at stage 3
   std::int64_t offloaded_numel = 0;   ///< trainable ones whose optimizer state is offloaded
+  std::int64_t disk_numel = 0;        ///< whose parameters live on a drive
 };
 
 /// What decides the bytes beside the counts.
@@ -66,6 +67,7 @@ struct StateOptions {
   config::StateDtype state_dtype = config::StateDtype::kFloat32;
   bool offload_parameters = false;
   bool optimizer_on_disk = false;  ///< what is offloaded of it
+  bool gradients_on_disk = false;  ///< the same
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);

@@ -65,6 +65,9 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   const std::int64_t buffers =
       4 * 12 * ((page_numel(r.model) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
   EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole + buffers);
+  const MemoryEstimate all_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kDisk});
+  EXPECT_EQ(all_on_disk.disk - optimizer_on_disk.disk,
+            estimate_memory(r, {3}).state.gradients + (7'000'000'000 - 4'000'000'000) / 4 * 2);
   EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 

@@ -52,6 +52,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
     order_.push_back(page.index);
   }
   std::reverse(order_.begin(), order_.end());
+  if (policy_.disk) policy_.disk->begin_pass({});  // writes go behind the backward at all times, and none is taken back
   if (policy_.sharded) {
     allocate_shards();
   } else {
@@ -80,7 +81,7 @@ void Reducer::allocate_shards() {
 
 std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
   const auto bytes_of = [&](int index) {
-    const bool counts = policy_.offloaded[index] == offloaded;
+    const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index);
     return counts ? layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype) : 0;
   };
   std::int64_t bytes = 0;
@@ -90,7 +91,7 @@ std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
   std::int64_t offset = 0;
   for (int index : order_) {
     if (policy_.offloaded[index] != offloaded) continue;
-    pages_[index].result = shards->data() + offset;
+    pages_[index].result = on_disk(index) ? nullptr : shards->data() + offset;
     pages_[index].result_dtype = policy_.accumulation_dtype;
     offset += bytes_of(index);
   }
@@ -99,7 +100,8 @@ std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
 
 /// Communicators write fp32 shards of the device that frames are on.
 bool Reducer::reduces_into_shard(int page) const {
-  return pages_[page].result_dtype == DType::kFloat32 && pages_[page].result_device == device_;
+  const auto& state = pages_[page];
+  return state.result_dtype == DType::kFloat32 && state.result_device == device_ && !on_disk(page);
 }
 
 void Reducer::allocate_pool() {

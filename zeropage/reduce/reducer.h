@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/io/page_cache.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/optim/norm.h"
 #include "zeropage/paging/device_buffer.h"
@@ -51,9 +52,12 @@ struct ReducePolicy {
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
   std::vector<bool> offloaded;                 ///< per page: its shard lives at `host`; empty: none does
   paging::MemoryPlace host = c10::Device(c10::kCPU);
+
+  /// Where the shards of the pages it has live instead; null: none do.
+  std::shared_ptr<io::PageCache> disk = nullptr;
 };
 
-/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`.
+/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are on the drive.
 struct ReducedGradient {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
@@ -86,6 +90,10 @@ class Reducer {
   /// nobody summed them on the way, and the sum must be read again: on devices, where all ranks sum all of it (stage 0), and after
   /// gradients that came late to a whole page.
   std::vector<double> squares(int page) const;
+
+  /// The drive that has shards, for who reads them between backwards; null: none does.
+  io::PageCache* disk() const { return policy_.disk.get(); }
+  bool on_disk(int page) const { return policy_.disk != nullptr && policy_.disk->has(page); }
 
   /// Parameters that received a gradient on this rank since the last reset.
   const std::vector<bool>& received() const { return received_; }
@@ -120,7 +128,7 @@ class Reducer {
     int expected = 0;
     bool touched = false;     ///< this rank gave gradients since the last exchange
     bool launched = false;    ///< reduced in this backward
-    bool filled = false;      ///< `result` holds a sum
+    bool filled = false;      ///< `result`, or the drive, holds a sum
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
     std::vector<layout::Segment> segments;  ///< of this rank's shard

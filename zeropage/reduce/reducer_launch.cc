@@ -2,6 +2,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <memory>
+#include <optional>
 #include <utility>
 
 #include "zeropage/paging/pager.h"
@@ -51,13 +52,18 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
 /// Takes a page's sum home. A first one that goes to the host travels beside the backward; see finish_offloads.
 void Reducer::add_to_shard(int page, const at::Tensor& sum) {
   const auto& state = pages_[page];
-  auto shard = paging::flat_view(state.result, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  const bool on_host = device_.is_cpu() && state.result_device.is_cpu();
-  const auto written = on_host ? watch(page, state.result, state.result_dtype) : comm::Written();
+  std::optional<io::HeldPage> held;
+  if (on_disk(page)) {
+    held.emplace(*policy_.disk, page, /*changes=*/true, state.filled ? io::Fill::kRead : io::Fill::kZeros);
+  }
+  std::byte* data = held ? held->data() : state.result;
+  auto shard = paging::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
+  const bool seen_at_once = held || (device_.is_cpu() && state.result_device.is_cpu());
+  const auto written = seen_at_once ? watch(page, data, state.result_dtype) : comm::Written();
   in_pieces(sum.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
     auto to = shard.narrow(0, begin, numel);
     const auto from = sum.narrow(0, begin, numel);
-    state.filled ? to.add_(from.to(state.result_device)) : to.copy_(from, /*non_blocking=*/true);
+    state.filled ? to.add_(from.to(state.result_device)) : to.copy_(from, /*non_blocking=*/!held);
   });
 }
 

@@ -90,6 +90,9 @@ void Progress::note_rates(const ProgressSample& sample, double now_s) {
   const double old_step_s = seconds_per_step_.value_or(0.0);
   seconds_per_step_ = old_step_s + weight * (step_s - old_step_s);
   units_per_s_ += weight * (units_per_s - units_per_s_);
+  const auto average = [&](double& kept, double change) { kept += weight * (change / elapsed_s - kept); };
+  average(disk_bytes_per_s_, static_cast<double>(sample.disk_bytes - last_->disk_bytes));
+  average(disk_wait_share_, sample.disk_wait_s - last_->disk_wait_s);
 }
 
 void Progress::show() {
@@ -111,6 +114,10 @@ std::string Progress::line() const {
   text += fmt::format("  loss {:.4f}  lr {:.2e}", last_->loss, last_->learning_rate);
   if (seconds_per_step_) text += fmt::format("  {} {}/s", format_quantity(units_per_s_), options_.unit);
   if (last_->loss_scale) text += fmt::format("  scale {:g}", *last_->loss_scale);
+  if (seconds_per_step_ && last_->disk_bytes > 0) {
+    text += fmt::format("  disk {:.2f} GB/s, limit: {}", disk_bytes_per_s_ / 1e9,
+                        disk_wait_share_ > 0.5 ? "drive" : "compute");
+  }
   if (seconds_per_step_ && options_.total_steps > 0) {
     const auto steps_left = static_cast<double>(std::max<std::int64_t>(0, options_.total_steps - last_->step));
     text += fmt::format("  left {}", format_duration(steps_left * *seconds_per_step_));

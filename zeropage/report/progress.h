@@ -3,7 +3,9 @@
 /// plain lines appear at most every few seconds. For one rank to print; formatting only, clock and output come from
 /// outside.
 ///
-///     step 120/1000  loss 2.3456  lr 1.00e-04  12.3k tokens/s  scale 65536  left 3m12s
+///     step 120/1000  loss 2.3456  lr 1.00e-04  12.3k tokens/s  scale 65536  disk 2.10 GB/s, limit: drive  left 3m12s
+///
+/// The drive is the limit where the rank stands still for it more than half of the time.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +29,8 @@ struct ProgressSample {
   double learning_rate = 0.0;
   double units = 0.0;                ///< tokens or samples of this step, over all ranks
   std::optional<double> loss_scale;  ///< fp16 only
+  std::int64_t disk_bytes = 0;       ///< read and written since the start, by this rank; 0: no state lives on a drive
+  double disk_wait_s = 0.0;          ///< in which this rank stood still for them
 };
 
 struct ProgressOptions {
@@ -66,6 +70,8 @@ class Progress {
   std::int64_t shown_step_ = -1;
   std::optional<double> seconds_per_step_;
   double units_per_s_ = 0.0;
+  double disk_bytes_per_s_ = 0.0;
+  double disk_wait_share_ = 0.0;
   std::size_t rewritten_columns_ = 0;  ///< length of the terminal line that is being rewritten
 };
 

@@ -36,6 +36,17 @@ TEST(Progress, PlainLineShowsEverything) {
   EXPECT_EQ(run.written[1], "step 11/1000  loss 2.5000  lr 2.00e-04  2.00k tokens/s  scale 32768  left 8m15s\n");
 }
 
+// Would catch rates of the whole run in the place of the last steps', and the wrong one of the two called the limit.
+TEST(Progress, TheDriveAndWhatLimits) {
+  FakeRun run({.plain_interval_s = 0.0});
+  for (const auto& [step, waited_s] : {std::pair(1, 0.0), std::pair(2, 1.5), std::pair(3, 1.5)}) {
+    run.now_s += step == 3 ? 200 : 2;
+    run.progress.update({step, 1.0, 1e-4, 1, {}, step * 4'000'000'000, waited_s});
+  }
+  EXPECT_TRUE(run.written[1].ends_with("disk 2.00 GB/s, limit: drive\n")) << run.written[1];
+  EXPECT_TRUE(run.written[2].ends_with("disk 0.02 GB/s, limit: compute\n")) << run.written[2];
+}
+
 // Would catch a log file with a line per step.
 TEST(Progress, PlainLinesComeAtMostEveryFewSeconds) {
   FakeRun run({.total_steps = 100, .plain_interval_s = 5.0});
