@@ -4,103 +4,20 @@
 #include <fmt/format.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/descriptor.h"
+#include "zeropage/checkpoint/new_file.h"
 
 namespace zeropage::checkpoint {
 namespace {
-
-constexpr std::int64_t kWriteBehindBytes = std::int64_t{8} << 20;
-
-[[noreturn]] void fail(const char* operation, const std::string& path, int error) {
-  throw IoError(fmt::format("{} {}: {}", operation, path, std::strerror(error)));
-}
-
-class Descriptor {
- public:
-  Descriptor(const std::string& path, int flags) : value_(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0666)) {
-    if (value_ < 0) fail("open", path, errno);
-  }
-  ~Descriptor() {
-    if (value_ >= 0) ::close(value_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return value_; }
-  int release() { return std::exchange(value_, -1); }
-
- private:
-  int value_;
-};
-
-[[noreturn]] void fail_for_room(const std::string& path, std::int64_t written, std::int64_t wanted, int error) {
-  struct statvfs found {};
-  std::string free;
-  if (::statvfs(path.c_str(), &found) == 0) {
-    free = fmt::format(", {} bytes are free", static_cast<std::uint64_t>(found.f_bavail) * found.f_frsize);
-  }
-  throw IoError(fmt::format("write {}: {}; {} bytes are needed from offset {} on{}: free space, or save elsewhere",
-                            path, std::strerror(error), wanted, written, free));
-}
-
-bool is_lack_of_room(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
-
-class SystemWritable : public WritableFile {
- public:
-  SystemWritable(const std::string& path, std::int64_t bytes)
-      : path_(path), file_(path, O_WRONLY | O_CREAT | O_EXCL), wanted_(bytes) {
-    // Not every file system can; where it cannot a full disk is found later.
-    if (bytes > 0 && ::fallocate(file_.get(), 0, 0, bytes) != 0 && is_lack_of_room(errno)) {
-      fail_for_room(path_, 0, bytes, errno);
-    }
-  }
-
-  void append(const std::byte* data, std::int64_t bytes) override {
-    while (bytes > 0) {
-      const ssize_t written = ::write(file_.get(), data, static_cast<std::size_t>(bytes));
-      if (written < 0 && errno == EINTR) continue;
-      if (written < 0 && is_lack_of_room(errno)) {
-        fail_for_room(path_, written_, std::max(bytes, wanted_ - written_), errno);
-      }
-      if (written <= 0) fail("write", path_, written < 0 ? errno : EIO);
-      data += written;
-      bytes -= written;
-      written_ += written;
-    }
-    if (written_ - started_ >= kWriteBehindBytes) start_write_behind();
-  }
-
-  void sync() override {
-    if (::fsync(file_.get()) != 0) fail("fsync", path_, errno);
-  }
-
-  void close() override {
-    if (::close(file_.release()) != 0) fail("close", path_, errno);
-  }
-
- private:
-  /// The disk starts on what is there, so that sync() does not wait for all of it. Nothing is waited for here.
-  void start_write_behind() {
-    const int result = ::sync_file_range(file_.get(), started_, written_ - started_, SYNC_FILE_RANGE_WRITE);
-    if (result != 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE) fail("write", path_, errno);
-    started_ = written_;
-  }
-
-  std::string path_;
-  Descriptor file_;
-  std::int64_t wanted_;
-  std::int64_t written_ = 0;
-  std::int64_t started_ = 0;  ///< the disk has been told of the bytes before
-};
 
 class SystemReadable : public ReadableFile {
  public:
@@ -144,7 +61,7 @@ class HeldLock : public DirectoryLock {
 class SystemFiles : public FileSystem {
  public:
   std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) override {
-    return std::make_unique<SystemWritable>(path, bytes);
+    return create_file(path, bytes);
   }
 
   std::unique_ptr<ReadableFile> open(const std::string& path) override {

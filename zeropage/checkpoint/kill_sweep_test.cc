@@ -35,7 +35,7 @@ TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
     }
   }
   std::cout << points << " kills of one rank of one: " << listing(counts) << "\n";
-  EXPECT_GT(counts[SYS_write] + counts[SYS_fsync] + counts[SYS_openat], 30);
+  EXPECT_GT(counts[SYS_pwrite64] + counts[SYS_fsync] + counts[SYS_openat], 30);
 }
 
 // Catches the same where another rank lives on: it must notice, and not believe in a step that is not there.

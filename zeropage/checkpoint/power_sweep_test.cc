@@ -14,6 +14,7 @@ namespace {
 
 constexpr auto kTimeout = std::chrono::seconds(10);
 constexpr std::int64_t kImageBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kLargeRows = 2'000'000;                      // 24 MB: written past the page cache
 constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);  // EXT4_IOC_SHUTDOWN
 constexpr std::uint32_t kWithoutJournal = 2;                        // EXT4_GOING_FLAGS_NOLOGFLUSH
 
@@ -22,10 +23,10 @@ bool run(const std::string& command) { return std::system((command + " >/dev/nul
 /// An ext4 file system in a file.
 class Image {
  public:
-  explicit Image(const std::string& folder)
+  explicit Image(const std::string& folder, std::int64_t bytes = kImageBytes)
       : image_(folder + "/image"), base_(folder + "/base"), mount_(folder + "/m") {
     std::ofstream(base_).put(0);
-    std::filesystem::resize_file(base_, kImageBytes);
+    std::filesystem::resize_file(base_, bytes);
     std::filesystem::create_directory(mount_);
     made_ = run("PATH=$PATH:/sbin:/usr/sbin mkfs.ext4 -q -F " + base_);
   }
@@ -98,6 +99,21 @@ TEST(PowerSweep, BeforeAnyCallThatConcernsFilesTheOldOrTheNewStepLoads) {
   }
   std::cout << points << " power cuts: " << listing(counts) << "\n";
   EXPECT_GT(points, 50);
+}
+
+// Catches data of a large file that is not durable when the save has returned.
+TEST(PowerSweep, ALargeStepIsThereOnceItsSaveHasReturned) {
+  const TestFolder folder(memory_folder());
+  Image image(folder.path(), 10 * kImageBytes);
+  image.reset();
+  if (!image.made() || !image.mount())
+    GTEST_SKIP() << "mkfs.ext4 and mounts through loop devices are not permitted here";
+  auto communicators = comm::make_thread_communicators(1, kTimeout);
+  save(system_files(), *communicators[0], request_for(image.path(), "large", 0, 1, 2, kLargeRows));
+  image.cut_power();
+  image.unmount();
+  ASSERT_TRUE(image.mount());
+  EXPECT_EQ(newest_content(image.path()), 2);
 }
 
 }  // namespace

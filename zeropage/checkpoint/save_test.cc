@@ -151,6 +151,58 @@ TEST(SaveFaults, AShortWriteIsCompletedOrReported) {
   EXPECT_TRUE(comm::contains(outcome, "/file: File too large; 4000 bytes are needed from offset 6000 on")) << outcome;
 }
 
+std::vector<std::byte> numbered_bytes(std::int64_t bytes) {
+  std::vector<std::byte> data(static_cast<std::size_t>(bytes));
+  for (std::int64_t i = 0; i < bytes; ++i) data[i] = static_cast<std::byte>(i * 7 + i / 4099);
+  return data;
+}
+
+/// Appends all of it in pieces.
+void append_in_pieces(WritableFile& file, const std::vector<std::byte>& data, std::int64_t piece_bytes) {
+  const auto bytes = static_cast<std::int64_t>(data.size());
+  for (std::int64_t at = 0; at < bytes; at += piece_bytes) {
+    file.append(data.data() + at, std::min(piece_bytes, bytes - at));
+  }
+}
+
+// Catches bytes that land elsewhere in files that are larger than the buffers, for extents that no block divides.
+TEST(NewFile, LargeFilesHoldWhatWasAppended) {
+  const TestFolder folder;
+  constexpr std::int64_t kMiB = 1 << 20;
+  for (const std::int64_t bytes : {16 * kMiB, 20 * kMiB + 1, 37 * kMiB - 5}) {
+    const auto data = numbered_bytes(bytes);
+    for (const std::int64_t piece : {kMiB, std::int64_t{1'300'001}, 9 * kMiB}) {
+      const std::string path = folder.path() + "/" + std::to_string(bytes) + "-" + std::to_string(piece);
+      const auto file = system_files().create(path, bytes);
+      append_in_pieces(*file, data, piece);
+      file->sync();
+      file->close();
+      const auto stored = system_files().open(path);
+      ASSERT_EQ(stored->bytes(), bytes);
+      std::vector<std::byte> found(data.size());
+      stored->read(0, found.data(), bytes);
+      ASSERT_TRUE(found == data) << path;
+    }
+  }
+}
+
+// Catches a failure of a write that was under way when others were begun, and a write done in part that is taken for all of it.
+TEST(NewFile, AFailureUnderWayIsReportedWithItsPlace) {
+  const TestFolder folder;
+  const auto data = numbered_bytes(40 << 20);
+  const auto outcome = with_small_files(1, [&] {
+    const rlimit none{RLIM_INFINITY, RLIM_INFINITY}, some{(21 << 20) + 4096, RLIM_INFINITY};
+    setrlimit(RLIMIT_FSIZE, &none);
+    const auto file = system_files().create(folder.path() + "/file", 40 << 20);
+    setrlimit(RLIMIT_FSIZE, &some);
+    append_in_pieces(*file, data, 1 << 20);
+    file->sync();
+  });
+  // The write that the limit cut, or one that was begun after it.
+  EXPECT_TRUE(comm::contains(outcome, "/file: File too large; 1")) << outcome;
+  EXPECT_TRUE(comm::contains(outcome, "bytes are needed from offset 2")) << outcome;
+}
+
 // Catches tags that lead out of the folder or collide with the room's own names.
 TEST(Save, TagsThatAreNoNamesAreRefused) {
   for (const auto* tag : {"", ".", "..", "../x", "a/b", "latest", ".hidden", "a\nb"}) {

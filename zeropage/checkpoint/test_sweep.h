@@ -57,6 +57,7 @@ inline bool concerns_files(long number) {
   switch (number) {
     case SYS_openat:
     case SYS_write:
+    case SYS_pwrite64:
     case SYS_fsync:
     case SYS_fallocate:
     case SYS_sync_file_range:
@@ -76,12 +77,12 @@ inline bool concerns_files(long number) {
 /// Counts by system call, as text.
 inline std::string listing(const std::map<long, int>& counts) {
   const std::map<long, std::string> names = {
-      {SYS_openat, "openat"},         {SYS_write, "write"},       {SYS_fsync, "fsync"},
-      {SYS_fallocate, "fallocate"},   {SYS_close, "close"},       {SYS_renameat2, "renameat2"},
-      {SYS_getdents64, "getdents64"}, {SYS_unlinkat, "unlinkat"}, {SYS_flock, "flock"},
-      {SYS_newfstatat, "fstat"},
+      {SYS_openat, "openat"},       {SYS_write, "write"},           {SYS_pwrite64, "pwrite64"},
+      {SYS_fsync, "fsync"},         {SYS_fallocate, "fallocate"},   {SYS_close, "close"},
+      {SYS_renameat2, "renameat2"}, {SYS_getdents64, "getdents64"}, {SYS_unlinkat, "unlinkat"},
+      {SYS_flock, "flock"},         {SYS_newfstatat, "fstat"},
 #ifdef SYS_mkdir
-      {SYS_mkdir, "mkdir"},           {SYS_rename, "rename"},
+      {SYS_mkdir, "mkdir"},         {SYS_rename, "rename"},
 #endif
   };
   std::string text;
