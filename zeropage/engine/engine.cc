@@ -282,7 +282,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
   if (inputs.kind == config::OptimizerKind::kLamb) {
     inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *transit_, updated, inputs, *communicator_);
   }
-  last_.undone = !speculation_->settle(inputs) && last_.pages_ahead > 0;
+  last_.undone = !speculation_->settle(inputs);
   update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, *speculation_, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);

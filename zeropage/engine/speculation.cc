@@ -101,9 +101,9 @@ void Speculation::finish(int page) {
 }
 
 bool Speculation::settle(const UpdateInputs& inputs) {
-  const bool as_expected =
-      std::bit_cast<std::uint32_t>(inputs.gradient_scale) == std::bit_cast<std::uint32_t>(gradient_scale_) &&
-      inputs.received == received_;
+  if (ahead_.empty()) return true;
+  const auto bits = [](float value) { return std::bit_cast<std::uint32_t>(value); };
+  const bool as_expected = bits(inputs.gradient_scale) == bits(gradient_scale_) && inputs.received == received_;
   if (!as_expected) undo();
   return as_expected;
 }
