@@ -197,7 +197,8 @@ def test_a_project_finds_the_installed_wheel(tmp_path):
     the compiler's cache has them all."""
     cache = (BUILD / "CMakeCache.txt").read_text()
     compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
-    pip, site = [sys.executable, "-m", "pip", "--disable-pip-version-check"], tmp_path / "site"
+    pip, site = [sys.executable, "-m", "pip", "--disable-pip-version-check"], BUILD / "wheel_package" / "site"
+    shutil.rmtree(site, ignore_errors=True)  # always the same path, so that the project's own file is in the cache, too
     run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, ROOT, CXX=compiler)
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, next(tmp_path.glob("zeropage-*.whl")))
     package = run(sys.executable, "-m", "zeropage", "--cmake-dir", folder=tmp_path, package=site).strip()
