@@ -33,6 +33,20 @@ TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
   });
 }
 
+// "auto" that C++ programs would have to fill in themselves, or that stays in the configuration as a word.
+TEST(Initialize, ChoosesWhatIsAutomatic) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0);
+    auto engine = initialize(model, Config::from_json(R"({
+      "train_batch_size": 8, "train_micro_batch_size_per_gpu": "auto", "optimizer": {"type": "AdamW"},
+      "zero_optimization": {"stage": "auto", "reduce_bucket_size": "auto", "offload_optimizer": {"device": "auto"}}})"),
+                             options);
+    EXPECT_EQ(engine.zero_optimization_stage(), 1) << "four parameters fit anywhere";
+    EXPECT_EQ(engine.train_micro_batch_size_per_gpu(), 4);
+    EXPECT_NE(engine.config().find(R"("reduce_bucket_size": 65536)"), std::string::npos) << engine.config();
+  });
+}
+
 // An accumulation that is not counted, or a rate that does not arrive, would train at another speed than was asked for.
 TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
   on_two_ranks([](int rank, const Options& options) {
