@@ -92,8 +92,7 @@ std::unique_ptr<StateHome> make_state_home(const StateShape& shape, const layout
   std::vector<io::ExtentSpec> pages;
   for (const auto& page : layout.pages()) {
     const bool here = shape.offloaded[page.index];
-    pages.push_back({name_of("the optimizer state", layout, page),
-                     here ? shape.bytes(page.index) : std::int64_t{0}});
+    pages.push_back({name_of("the optimizer state", layout, page), here ? shape.bytes(page.index) : std::int64_t{0}});
     if (here) rest.numel[page.index] = 0;
   }
   return std::make_unique<DiskHome>(shape,
