@@ -137,5 +137,17 @@ TEST(PlacedState, OffloadsWholePagesFromTheEnd) {
   EXPECT_EQ(count_parameters(layout, offloaded_pages(layout, 0.5), false).offloaded_numel, 2000);
 }
 
+// Would catch plans that count moments of 2 or 1 byte as fp32: masters 4, two moments each of 2, or of 1 and one per 256.
+TEST(ModelState, PackedMomentsTakeTheirBytes) {
+  StateOptions options{.stage = 1, .world_size = 2, .precision = Precision::kBf16};
+  const ParameterCounts counts{.trainable_numel = 2000};
+  options.state_dtype = config::StateDtype::kBFloat16;
+  EXPECT_EQ(model_state_bytes(counts, options).optimizer, 1000 * (4 + 2 * 2));
+  options.state_dtype = config::StateDtype::kInt8;
+  EXPECT_EQ(model_state_bytes(counts, options).optimizer, 1000 * 4 + 2 * (1000 + 4));
+  options.fp32_masters = false;
+  EXPECT_EQ(model_state_bytes(counts, options).optimizer, 2 * (1000 + 4));
+}
+
 }  // namespace
 }  // namespace zeropage::plan
