@@ -31,6 +31,7 @@ TIERS = {
     "stage1_drive": (1, {"offload_optimizer": DRIVE}),
     "stage2_drive": (2, {"offload_optimizer": DRIVE}),
     "stage3_drive": (3, {"offload_param": HOST, "offload_optimizer": DRIVE}),
+    "stage3_all_on_a_drive": (3, {"offload_param": {"device": "nvme", "max_in_cpu": 0}, "offload_optimizer": DRIVE}),
 }
 
 
@@ -111,10 +112,11 @@ def test_resume_on_every_tier_goes_on_with_the_same_bits(tmp_path, tier, precisi
 
     def engine_at(name: str, communicator: Any) -> Any:
         sections = copy.deepcopy(offload)
-        if sections.get("offload_optimizer", {}).get("device") == "nvme":
-            folder = tmp_path / f"drive_{name}"
-            folder.mkdir(exist_ok=True)
-            sections["offload_optimizer"]["nvme_path"] = str(folder)
+        folder = tmp_path / f"drive_{name}"
+        folder.mkdir(exist_ok=True)
+        for section in sections.values():
+            if section["device"] == "nvme":
+                section["nvme_path"] = str(folder)
         options = config_of(
             stage, batch=8, accumulation=2, zero_optimization=sections, zeropage={"page_numel": 1}, **copy.deepcopy(PRECISIONS[precision])
         )
