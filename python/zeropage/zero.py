@@ -37,7 +37,7 @@ class Init:
 
     Beyond it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize` takes the
     model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's values. Ranks must
-    run the same code until then. Does nothing below stage 3, or with one rank.
+    run the same code until then. Does nothing below stage 3, or with one rank unless parameters live on a drive.
 
     module: its parameters are taken in as if they had been made inside.
     config_dict_or_path, config: as for `initialize`; none: stage 3 with its defaults.
