@@ -367,8 +367,13 @@ def test_ctrl_c_reaches_every_rank_once(script):
         """
     )
     leader, terminal = pty.openpty()
+
+    def take_terminal():
+        hear_signals()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
     process = start("--num_gpus", "2", path, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
-                    preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))  # fmt: skip
+                    preexec_fn=take_terminal)  # fmt: skip
     os.close(terminal)
     text = read_until(leader, lambda text: "[rank 0] on 0\r\n" in text and "[rank 1] on 1\r\n" in text)
     os.write(leader, b"\x03")
