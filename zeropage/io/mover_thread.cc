@@ -45,11 +45,12 @@ void MoverThread::run(std::promise<void> ready) {
     while (collect()) {
       const Clock::time_point began = Clock::now();
       done.clear();
-      // Hashing what is being written while it is being written costs no time of the drive.
+      // Hashing costs no time of the drive while it has other requests: those just handed over.
       const bool writes =
           std::any_of(batch_.begin(), batch_.end(), [](const Request& request) { return request.write; });
-      queue_->exchange(batch_, done, writes ? 0 : kSliceMs);
+      queue_->exchange(batch_, done, writes || !arrived_.empty() ? 0 : kSliceMs);
       if (writes) hash_writes();
+      check_reads();
       for (const Completion& completion : done) handle(completion);
       const std::lock_guard lock(mutex_);
       stats_.busy_s += seconds(Clock::now() - began);
@@ -69,7 +70,7 @@ bool MoverThread::collect() {
   for (const std::size_t index : again_) request_rest(index);
   again_.clear();
   std::unique_lock lock(mutex_);
-  const auto idle = [&] { return free_.size() == parts_.size(); };
+  const auto idle = [&] { return free_.size() == parts_.size() && arrived_.empty(); };
   work_.wait(lock, [&] { return stopping_ || !idle() || !pending_[0].empty() || !pending_[1].empty(); });
   if (stopping_) {
     for (auto& queue : pending_) queue.clear();
@@ -115,28 +116,40 @@ void MoverThread::hash_writes() {
   }
 }
 
+/// Compares what has been read with what was written there.
+void MoverThread::check_reads() {
+  for (Part& part : arrived_) {
+    std::string error;
+    const std::uint64_t found = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
+    if (found != part.block->checksum) {
+      part.moved = 0;  // the block as a whole is meant
+      error = message(part, fmt::format("the {} bytes there are not what was written (checksum {:016x}, written "
+                                        "{:016x}): the drive, or somebody else, changed them",
+                                        part.block->bytes, found, part.block->checksum));
+    }
+    finish(part, error);
+  }
+  arrived_.clear();
+}
+
 void MoverThread::handle(const Completion& completion) {
   const std::size_t index = completion.tag;
-  Part& part = parts_[index];
   std::string error;
   try {
-    if (!advance(part, completion.result)) {
+    if (!advance(parts_[index], completion.result)) {
       again_.push_back(index);
       return;
-    }
-    if (!part.transfer->write) {
-      const std::uint64_t found = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
-      if (found != part.block->checksum) {
-        part.moved = 0;  // the block as a whole is meant
-        fail(part, fmt::format("the {} bytes there are not what was written (checksum {:016x}, written {:016x}): the "
-                               "drive, or somebody else, changed them",
-                               part.block->bytes, found, part.block->checksum));
-      }
     }
   } catch (const IoError& failure) {
     error = failure.what();
   }
-  finish_part(index, error);
+  const Part part = std::exchange(parts_[index], {});
+  free_.push_back(index);
+  if (error.empty() && !part.transfer->write) {
+    arrived_.push_back(part);
+  } else {
+    finish(part, error);
+  }
 }
 
 /// Takes in a result; true: the whole block has moved. Throws what went wrong.
@@ -163,12 +176,10 @@ bool MoverThread::advance(Part& part, std::int64_t result) {
   return false;
 }
 
-void MoverThread::finish_part(std::size_t index, const std::string& error) {
-  const std::shared_ptr<Transfer> transfer = std::move(parts_[index].transfer);
+void MoverThread::finish(const Part& part, const std::string& error) {
+  const std::shared_ptr<Transfer>& transfer = part.transfer;
   const std::lock_guard lock(mutex_);
-  if (error.empty()) (transfer->write ? stats_.written_bytes : stats_.read_bytes) += parts_[index].block->bytes;
-  parts_[index] = {};
-  free_.push_back(index);
+  if (error.empty()) (transfer->write ? stats_.written_bytes : stats_.read_bytes) += part.block->bytes;
   last_progress_ = Clock::now();
   --transfer->under_way;
   if (!error.empty() && transfer->error.empty()) {
@@ -193,12 +204,14 @@ void MoverThread::fail_everything(const std::string& error) {
   progress_.notify_all();
 }
 
-void MoverThread::fail(const Part& part, const std::string& what) const {
-  throw IoError(fmt::format(
+std::string MoverThread::message(const Part& part, const std::string& what) const {
+  return fmt::format(
       "{} of {} at offset {} of {}: {}. Go on from the last checkpoint, on another drive if this happens again",
       part.transfer->write ? "write" : "read", part.transfer->name, part.block->offset + part.moved,
-      options_.paths[static_cast<std::size_t>(part.block->file)], what));
+      options_.paths[static_cast<std::size_t>(part.block->file)], what);
 }
+
+void MoverThread::fail(const Part& part, const std::string& what) const { throw IoError(message(part, what)); }
 
 void MoverThread::fail_of_system(const Part& part, int error) const {
   std::string what = std::strerror(error);

@@ -4,7 +4,8 @@
 /// 1. It sleeps until there is a transfer, or a request under way.
 /// 2. It fills the queue: rests of short requests first, then blocks of pending reads and writes in turns. They are handed over,
 ///    and what is being written is hashed meanwhile.
-/// 3. It takes in results: a short one is asked for again from where it ended, a complete read is compared with its checksum.
+/// 3. It takes in results: a short one is asked for again from where it ended; a complete read is compared with its checksum when the
+///    next requests have been handed over, so that the drive does not wait for it.
 /// 4. The first error of a transfer is kept, and no further block of it handed over; it is finished when nothing of it is under way.
 #pragma once
 
@@ -68,10 +69,12 @@ class MoverThread {
   bool collect();
   void request_rest(std::size_t index);
   void hash_writes();
+  void check_reads();
   void handle(const Completion& completion);
   bool advance(Part& part, std::int64_t result);
-  void finish_part(std::size_t index, const std::string& error);
+  void finish(const Part& part, const std::string& error);
   void fail_everything(const std::string& error);
+  std::string message(const Part& part, const std::string& what) const;
   [[noreturn]] void fail(const Part& part, const std::string& what) const;
   [[noreturn]] void fail_of_system(const Part& part, int error) const;
 
@@ -83,6 +86,7 @@ class MoverThread {
   std::vector<Part> parts_;
   std::vector<std::size_t> free_;
   std::vector<std::size_t> again_;  // parts whose rest must be asked for
+  std::vector<Part> arrived_;       // reads that are not compared yet
   std::vector<Request> batch_;
   bool writes_next_ = false;
 
