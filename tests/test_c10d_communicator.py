@@ -41,18 +41,21 @@ def conformance() -> None:
 
 def wire_bytes(numel: int) -> tuple[float, float]:
     """Bytes per parameter and rank that cross the loopback interface, and that the communicator counts, for one
-    reduce-scatter and one all-gather. Only the barriers around them are counted, too."""
+    reduce-scatter and one all-gather. Only the barriers around them are counted, too. The least of three times: where a receiver is
+    late TCP sends segments again."""
     dist.init_process_group("gloo")
     communicator = _new_communicator()
     whole = torch.ones(numel)
-    dist.barrier()
-    before, counted_before = loopback_bytes(), communicator.bytes_moved
-    dist.barrier()
-    communicator.all_gather(communicator.reduce_scatter(whole))
-    dist.barrier()
-    sent = loopback_bytes() - before
-    dist.barrier()
-    return sent / communicator.size / numel, (communicator.bytes_moved - counted_before) / numel
+    sent = []
+    for _ in range(3):
+        dist.barrier()
+        before, counted_before = loopback_bytes(), communicator.bytes_moved
+        dist.barrier()
+        communicator.all_gather(communicator.reduce_scatter(whole))
+        dist.barrier()
+        sent.append(loopback_bytes() - before)
+        dist.barrier()
+    return min(sent) / communicator.size / numel, (communicator.bytes_moved - counted_before) / numel
 
 
 def different_calls() -> list[str]:
@@ -103,7 +106,7 @@ def test_a_gather_and_a_reduction_send_what_they_must(world: int, tmp_path: Path
     arguments = json.dumps({"numel": 1 << 20})
     for sent, counted in run_in_namespace(world, MODULE, "wire_bytes", arguments, tmp_path):
         assert counted == due
-        assert due <= sent <= 1.5 * due  # 1.01 as a rule; a receiver that is late makes TCP send segments again
+        assert due <= sent <= 1.05 * due
 
 
 def test_different_calls_are_named(tmp_path: Path) -> None:
