@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training import Outcome, config_of, part_of_batch, small_net, token_batch, train_engine, train_ranks
+from training import Outcome, config_of, interrupted_run, part_of_batch, small_net, token_batch, train_engine, train_ranks
 
 import zeropage
 from zeropage import errors
@@ -195,15 +195,7 @@ def test_checkpoints_do_not_know_where_state_lives(saved: dict[str, Any], loaded
 
     def run(rank: int, communicator: Any, offload: dict[str, Any], resume: bool) -> torch.Tensor:
         engine, *_ = zeropage.initialize(model=small_net(), config=config(3, offload, **copy.deepcopy(precision)))
-        if resume:
-            engine.load_checkpoint(tmp_path)
-        for step in range(3 if resume else 0, 6):
-            if step == 3 and not resume:
-                engine.save_checkpoint(tmp_path)
-            engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
-            engine.step()
-        with zeropage.zero.GatheredParameters(list(engine.module.parameters())):
-            return torch.cat([p.detach().flatten().float() for p in engine.module.parameters()])
+        return interrupted_run(engine, rank, tmp_path, resume)
 
     through = run_ranks(2, lambda rank, communicator: run(rank, communicator, saved, False))[0]
     again = run_ranks(2, lambda rank, communicator: run(rank, communicator, loaded, True))[0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from test_optimizers import STEPS, Vector, gradient_of, torch_result
-from training import config_of, flat_parameters, part_of_batch, small_net, token_batch, train_ranks
+from training import config_of, interrupted_run, small_net, train_ranks
 
 import zeropage
 from zeropage.testing import run_ranks
@@ -100,14 +100,7 @@ def test_checkpoints_hold_them_as_fp32(stage, saved, loaded, tmp_path):
 
     def run(rank: int, dtype: str, resume: bool) -> torch.Tensor:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=settings(stage, dtype, **BF16))
-        if resume:
-            engine.load_checkpoint(tmp_path)
-        for step in range(3 if resume else 0, 6):
-            if step == 3 and not resume:
-                engine.save_checkpoint(tmp_path)
-            engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
-            engine.step()
-        return flat_parameters(engine.module)
+        return interrupted_run(engine, rank, tmp_path, resume)
 
     through = run_ranks(2, lambda rank, communicator: run(rank, saved, False))[0]
     again = run_ranks(2, lambda rank, communicator: run(rank, loaded, True))[0]

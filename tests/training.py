@@ -122,6 +122,18 @@ def train_engine(engine: Any, world: int, rank: int, steps: int, accumulation: i
     return outcome
 
 
+def interrupted_run(engine: Any, rank: int, folder: Any, resume: bool) -> torch.Tensor:
+    """Six steps of two ranks, saved after three; or the last three of them, from what was saved. Parameters at the end, flat in fp32."""
+    if resume:
+        engine.load_checkpoint(folder)
+    for step in range(3 if resume else 0, 6):
+        if step == 3 and not resume:
+            engine.save_checkpoint(folder)
+        engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
+        engine.step()
+    return flat_parameters(engine.module)
+
+
 def train_ranks(
     model: nn.Module,
     world: int,
