@@ -126,9 +126,8 @@ void Speculation::put_back(const Ahead& ahead) {
 std::unique_ptr<Speculation> make_speculation(const config::Config& config, ModelState& state,
                                               const reduce::Reducer& reducer, Transit& transit,
                                               paging::MemoryPlace host, const std::shared_ptr<Ledger>& ledger) {
-  const auto kind = config.optimizer.kind;
-  const bool one_pass = kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
-  const bool possible = one_pass && config.zero.offload.optimizer == config::OffloadDevice::kCpu;
+  const bool possible =
+      optim::takes_one_pass(config.optimizer.kind) && config.zero.offload.optimizer == config::OffloadDevice::kCpu;
   return std::make_unique<Speculation>(config, state, reducer, transit, possible ? config.own.speculation_bytes : 0,
                                        host, ledger);
 }

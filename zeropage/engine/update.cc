@@ -116,9 +116,7 @@ void require_one_pass(const config::Config& config, c10::Device device) {
         "offload all "
         "of the optimizer (zero_optimization.offload_optimizer with ratio 1), or leave the key out");
   }
-  const auto kind = config.optimizer.kind;
-  const bool one_pass = kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
-  if (config.fp32_masters || (one_pass && device.is_cpu())) return;
+  if (config.fp32_masters || (optim::takes_one_pass(config.optimizer.kind) && device.is_cpu())) return;
   throw ConfigError(
       "fp16_master_weights_and_grads and bf16_master_weights_and_grads need parameters on the CPU, and an optimizer "
       "among Adam, AdamW, Lion, Adagrad and SGD; leave the key out");

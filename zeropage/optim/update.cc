@@ -82,7 +82,7 @@ void check(const Arrays& arrays, const Step& step) {
 
 void check_one_pass(const Arrays& arrays, const Step& step) {
   check(arrays, step);
-  if (step.kind == config::OptimizerKind::kLamb || step.kind == config::OptimizerKind::kTorch) {
+  if (!takes_one_pass(step.kind)) {
     throw UsageError("optimizer update: Lamb takes two passes (lamb.h), and torch's optimizers run in Python");
   }
 }

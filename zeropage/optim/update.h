@@ -65,10 +65,15 @@ struct Arrays {
   Arrays from_block(std::int64_t offset, std::int64_t block) const;
 };
 
+/// Whether `update` below is all of an optimizer's step: Lamb takes two passes (lamb.h), and torch's run in Python.
+constexpr bool takes_one_pass(config::OptimizerKind kind) {
+  return kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
+}
+
 /// Updates `numel` elements; 16-bit parameters take the nearest value, ties to even. Vectors of the widest kind this
 /// processor has. Cost: one pass over memory; with Adam 28 bytes per element in fp32, 30 with a 16-bit parameter, 28 if
-/// the gradient is 16-bit too; states in bf16 or int8 take 4 or 6 bytes off each. Errors: UsageError for other types, step < 1, a state that is needed and null, or an optimizer
-/// that is not one of these.
+/// the gradient is 16-bit too; states in bf16 or int8 take 4 or 6 bytes off each. Errors: UsageError for other types,
+/// step < 1, a state that is needed and null, or an optimizer that is not one of these.
 void update(const Arrays& arrays, std::int64_t numel, const Step& step);
 
 /// Throws UsageError for arrays and steps that no optimizer takes.
