@@ -306,8 +306,7 @@ class Planner {
     plan_.transfers.push_back({source, segment.parameter_offset, segment.numel, store});
   }
 
-  void add_state(const TensorRecord* source, const layout::Segment& segment, const StatePiece& piece, int array) {
-    const int page = state_.model.layout()->page_of(segment.parameter);
+  void add_state(const TensorRecord* source, int page, const StatePiece& piece, int array) {
     const auto store = [&home = state_.model.home(), page, piece, array](const at::Tensor& values) {
       const HeldState held(home, page, Access::kWrite);
       if (!held.arrays().is_wide(array)) {
@@ -317,7 +316,7 @@ class Planner {
       auto* target = held.arrays().array(array) + piece.offset;
       paging::flat_view(target, values.numel(), at::kFloat, held.device()).copy_(values);
     };
-    plan_.transfers.push_back({source, segment.parameter_offset, segment.numel, store});
+    plan_.transfers.push_back({source, piece.parameter_offset, piece.numel, store});
   }
 
   void add_page(const layout::Page& page, const std::vector<const checkpoint::ParameterRecord*>& found) {
@@ -333,13 +332,9 @@ class Planner {
       add_value(type_of(value->info) == type ? value : precise(found[segment.parameter]->name), segment,
                 (segment.page_offset - kept_begin) * page.element_bytes, type);
     }
-    const auto pieces = pieces_of(layout, page.index, own.begin, own.begin + own.numel);
-    std::size_t next = 0;
-    for (const auto& segment : layout.segments(page.index, own.begin, own.begin + own.numel)) {
-      const auto& piece = pieces[next++];
-      if (page.trainable && found[segment.parameter] != nullptr) {
-        add_optimizer(segment, piece, *found[segment.parameter]);
-      }
+    for (const auto& piece : pieces_of(layout, page.index, own.begin, own.begin + own.numel)) {
+      if (page.trainable && found[piece.parameter] != nullptr)
+        add_optimizer(page.index, piece, *found[piece.parameter]);
     }
     for (const auto& place : page.placements) {
       if (page.trainable && found[place.parameter] != nullptr && with_optimizer()) {
@@ -348,17 +343,16 @@ class Planner {
     }
   }
 
-  void add_optimizer(const layout::Segment& segment, const StatePiece& piece,
-                     const checkpoint::ParameterRecord& record) {
+  void add_optimizer(int page, const StatePiece& piece, const checkpoint::ParameterRecord& record) {
     for (const auto& [kind, array] : state_arrays(state_)) {
       if (array == StateArrays::kMaster) {
-        add_state(precise(record.name), segment, piece, array);
+        add_state(precise(record.name), page, piece, array);
         continue;
       }
       if (!with_optimizer()) return;
       const auto* moment = step_.find(kind + "/" + record.name);
       if (moment != nullptr) {
-        add_state(moment, segment, piece, array);
+        add_state(moment, page, piece, array);
       } else if (options_.strict) {
         problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
                 kind);

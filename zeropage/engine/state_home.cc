@@ -97,7 +97,8 @@ std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::i
     // The pieces before this one have at most so many blocks: each may end in one that is not full.
     const std::int64_t offset = segment.page_offset - begin;
     const auto before = static_cast<std::int64_t>(pieces.size());
-    pieces.push_back({offset, segment.numel, offset / optim::kPackedBlockNumel + before});
+    pieces.push_back({segment.parameter, segment.parameter_offset, offset, segment.numel,
+                      offset / optim::kPackedBlockNumel + before});
   }
   return pieces;
 }

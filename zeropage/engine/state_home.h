@@ -1,6 +1,7 @@
 /// \file
-/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use. The update, checkpoints and
-/// whatever else touches that state hold one page's arrays at a time and do not know where they come from.
+/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use. The
+/// update, checkpoints and whatever else touches that state hold one page's arrays at a time and do not know where they
+/// come from.
 ///
 ///   1. begin_pass(pages): these will be acquired, each once. A home that is far away starts to read ahead. It says in which
 ///      order it wants them.
@@ -32,7 +33,9 @@ namespace zeropage::engine {
 
 /// A parameter's part of a range. Blocks of packed states begin with each.
 struct StatePiece {
-  std::int64_t offset = 0;  ///< from the start of the range
+  int parameter = 0;
+  std::int64_t parameter_offset = 0;  ///< where it starts in the parameter
+  std::int64_t offset = 0;            ///< from the start of the range
   std::int64_t numel = 0;
   std::int64_t block = 0;  ///< the first of its blocks
 };

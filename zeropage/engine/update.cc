@@ -173,17 +173,14 @@ std::vector<int> updated_pages(const layout::Layout& layout, const std::vector<b
 ChangedSegments changed_segments(const ModelState& state, int page, const UpdateInputs& inputs) {
   const auto& own = state.owned(page);
   ChangedSegments changed;
-  const auto places = pieces_of(*state.layout(), page, own.begin, own.begin + own.numel);
-  std::size_t next = 0;
-  for (const auto& piece : state.layout()->segments(page, own.begin, own.begin + own.numel)) {
-    const auto& place = places[next++];
+  const int group = state.layout()->pages()[page].group;
+  for (const auto& piece : pieces_of(*state.layout(), page, own.begin, own.begin + own.numel)) {
     if (!inputs.received[piece.parameter]) {
       changed.all = false;
       continue;
     }
-    const int group = state.layout()->pages()[page].group;
-    changed.segments.push_back({place.offset, place.numel, step_of(inputs, group, piece.parameter), place.block});
-    changed.segments.back().step.rounding_shift = piece.parameter_offset - place.offset;
+    changed.segments.push_back({piece.offset, piece.numel, step_of(inputs, group, piece.parameter), piece.block});
+    changed.segments.back().step.rounding_shift = piece.parameter_offset - piece.offset;
     changed.parameters.push_back(piece.parameter);
   }
   return changed;
