@@ -13,6 +13,41 @@
 
 namespace zeropage::optim {
 
+/// Every optimizer, with and without what its parameters switch on.
+inline std::vector<Step> one_pass_steps() {
+  using config::OptimizerKind;
+  using config::OptimizerParams;
+  const OptimizerParams decayed{.lr = 1e-2, .weight_decay = 0.1};
+  OptimizerParams l2 = decayed;
+  l2.decoupled_decay = false;
+  OptimizerParams uncorrected = decayed;
+  uncorrected.bias_correction = false;
+  OptimizerParams slowing = decayed;
+  slowing.lr_decay = 0.1;
+  OptimizerParams momentum = decayed;
+  momentum.momentum = 0.9;
+  OptimizerParams dampened = momentum;
+  dampened.dampening = 0.25;
+  OptimizerParams nesterov = momentum;
+  nesterov.nesterov = true;
+  return {
+      {OptimizerKind::kAdamW, {}},
+      {OptimizerKind::kAdamW, decayed, 7, 0.37F},
+      {OptimizerKind::kAdam, l2, 7, 0.37F},
+      {OptimizerKind::kAdamW, uncorrected, 7, 0.37F},
+      {OptimizerKind::kAdam, {.beta1 = 0.3, .beta2 = 0.5, .eps = 1e-3}, 2},
+      {OptimizerKind::kLion, {.lr = 1e-3, .beta2 = 0.99}},
+      {OptimizerKind::kLion, decayed, 3, 0.37F},
+      {OptimizerKind::kAdagrad, {.lr = 1e-2, .eps = 1e-10}},
+      {OptimizerKind::kAdagrad, slowing, 5, 0.37F},
+      {OptimizerKind::kSgd, {.lr = 0.1}},
+      {OptimizerKind::kSgd, decayed, 4, 0.37F},
+      {OptimizerKind::kSgd, momentum, 1, 0.37F},
+      {OptimizerKind::kSgd, dampened, 4, 0.37F},
+      {OptimizerKind::kSgd, nesterov, 4, 0.37F},
+  };
+}
+
 /// The memory of one update. Everything past what is updated must stay as it was.
 struct State {
   std::vector<float> master, first, second;

@@ -1,13 +1,12 @@
 // One kernel per optimizer and pair of types; a block updates kBlockNumel elements of one piece. Compiled without fused multiply-add.
-#include <cuda_runtime.h>
+#include "zeropage/optim/update_cuda.h"
 
-#include <algorithm>
-#include <string>
+#include <type_traits>
 
 #include "zeropage/base/error.h"
 #include "zeropage/optim/convert.h"
+#include "zeropage/optim/cuda_launch.h"
 #include "zeropage/optim/elements.h"
-#include "zeropage/optim/update_cuda.h"
 
 namespace zeropage::optim {
 namespace {
@@ -89,13 +88,9 @@ template <typename Rule>
 void start(const Launch<Rule>& launch, unsigned blocks, const Arrays& types, cudaStream_t stream) {
   with_type(types.gradient_dtype, [&]<typename Gradient>(Gradient) {
     with_type(types.parameter_dtype, [&]<typename Parameter>(Parameter) {
-      update_kernel<Rule, Gradient, Parameter><<<blocks, kThreads, 0, stream>>>(launch);
+      start_kernel(update_kernel<Rule, Gradient, Parameter>, blocks, kThreads, launch, stream);
     });
   });
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    throw Error(std::string("optimizer update on a GPU: the launch failed: ") + cudaGetErrorString(status));
-  }
 }
 
 template <typename Rule>

@@ -20,39 +20,6 @@ using config::OptimizerParams;
 
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
-/// Every optimizer, with and without what its parameters switch on.
-std::vector<Step> steps_to_try() {
-  const OptimizerParams decayed{.lr = 1e-2, .weight_decay = 0.1};
-  OptimizerParams l2 = decayed;
-  l2.decoupled_decay = false;
-  OptimizerParams uncorrected = decayed;
-  uncorrected.bias_correction = false;
-  OptimizerParams slowing = decayed;
-  slowing.lr_decay = 0.1;
-  OptimizerParams momentum = decayed;
-  momentum.momentum = 0.9;
-  OptimizerParams dampened = momentum;
-  dampened.dampening = 0.25;
-  OptimizerParams nesterov = momentum;
-  nesterov.nesterov = true;
-  return {
-      {OptimizerKind::kAdamW, {}},
-      {OptimizerKind::kAdamW, decayed, 7, 0.37F},
-      {OptimizerKind::kAdam, l2, 7, 0.37F},
-      {OptimizerKind::kAdamW, uncorrected, 7, 0.37F},
-      {OptimizerKind::kAdam, {.beta1 = 0.3, .beta2 = 0.5, .eps = 1e-3}, 2},
-      {OptimizerKind::kLion, {.lr = 1e-3, .beta2 = 0.99}},
-      {OptimizerKind::kLion, decayed, 3, 0.37F},
-      {OptimizerKind::kAdagrad, {.lr = 1e-2, .eps = 1e-10}},
-      {OptimizerKind::kAdagrad, slowing, 5, 0.37F},
-      {OptimizerKind::kSgd, {.lr = 0.1}},
-      {OptimizerKind::kSgd, decayed, 4, 0.37F},
-      {OptimizerKind::kSgd, momentum, 1, 0.37F},
-      {OptimizerKind::kSgd, dampened, 4, 0.37F},
-      {OptimizerKind::kSgd, nesterov, 4, 0.37F},
-  };
-}
-
 /// What `update` does, by one instruction set.
 void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t numel, const Step& step) {
   const std::int64_t done = kernel.update(arrays, numel, step);
@@ -64,7 +31,7 @@ void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t nu
 // type. The widest vectors have 16 elements: lengths reach four of them and three more.
 TEST(Update, EqualsTheScalarTwinBitForBit) {
   const auto kernels = vector_kernels();
-  for (const Step& step : steps_to_try()) {
+  for (const Step& step : one_pass_steps()) {
     for (DType gradient_dtype : kDtypes) {
       for (DType parameter_dtype : kDtypes) {
         for (int numel = 0; numel <= 67; ++numel) {
@@ -116,7 +83,7 @@ TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
 // Stages split the same parameter at different places: the bits must not depend on where.
 TEST(Update, DoesNotDependOnHowARangeIsSplit) {
   const std::int64_t numel = 5000;
-  for (const Step& step : steps_to_try()) {
+  for (const Step& step : one_pass_steps()) {
     State whole(numel, DType::kBFloat16, DType::kBFloat16, 1);
     State parts = whole;
     update(whole.arrays(), numel, step);
@@ -133,7 +100,7 @@ TEST(Update, DoesNotDependOnHowARangeIsSplit) {
 // Would catch parameters without masters whose update is not that of the widened value, or depends on where a range is split.
 TEST(Update, ParametersCanBeTheirOwnMasters) {
   const std::int64_t numel = 5000;
-  for (Step step : steps_to_try()) {
+  for (Step step : one_pass_steps()) {
     step.rounding_key = 77;
     for (DType dtype : {DType::kBFloat16, DType::kFloat16}) {
       State whole(numel, DType::kFloat32, dtype, 1);
@@ -197,7 +164,7 @@ struct Textbook {
 
 // Would catch a wrong formula, which the twin would share: twenty steps against the textbook.
 TEST(Update, FollowsTheFormulasInDouble) {
-  for (Step step : steps_to_try()) {
+  for (Step step : one_pass_steps()) {
     State state(64, DType::kFloat32, DType::kFloat32, 11);
     std::vector<Textbook> textbook(state.master.begin(), state.master.end());
     std::fill(state.first.begin(), state.first.end(), 0.0F);
@@ -241,7 +208,7 @@ TEST(Update, ParameterIsTheRoundedMaster) {
 
 // Padding behind a shard's last parameter is zeros and must stay so.
 TEST(Update, ZerosStayZero) {
-  for (const Step& step : steps_to_try()) {
+  for (const Step& step : one_pass_steps()) {
     std::vector<float> p(40), first(40), second(40), g(40);
     update({.master = p.data(), .states = {first.data(), second.data()}, .gradient = g.data()}, 40, step);
     for (const auto* values : {&p, &first, &second}) EXPECT_EQ(*values, g) << static_cast<int>(step.kind);
