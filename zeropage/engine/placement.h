@@ -30,11 +30,4 @@ inline std::optional<paging::MemoryPlace> parameter_host(const config::Config& c
   return paging::MemoryPlace(c10::kCPU, Tier::kHost, config.zero.offload.pin_parameters && !device.is_cpu());
 }
 
-/// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it has no room for
-/// them either.
-inline bool gradients_on_disk(const config::Config& config) {
-  const auto& offload = config.zero.offload;
-  return offload.parameters == config::OffloadDevice::kNvme && offload.optimizer == config::OffloadDevice::kNvme;
-}
-
 }  // namespace zeropage::engine

@@ -2,6 +2,7 @@
 
 #include "zeropage/engine/disk_home.h"
 #include "zeropage/engine/placement.h"
+#include "zeropage/plan/model_state.h"
 
 namespace zeropage::engine {
 
@@ -23,7 +24,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
-  if (!gradients_on_disk(config)) return policy;
+  if (!plan::gradients_on_disk(config)) return policy;
   policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;
 }

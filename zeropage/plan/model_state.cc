@@ -92,13 +92,17 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .state_dtype = config.state_dtype,
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
           .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme,
-          .gradients_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme &&
-                               config.zero.offload.parameters == config::OffloadDevice::kNvme};
+          .gradients_on_disk = plan::gradients_on_disk(config)};
 }
 
 double offloaded_share(const config::Config& config) {
   const auto& offload = config.zero.offload;
   return offload.optimizer == config::OffloadDevice::kNone ? 0.0 : offload.optimizer_ratio;
+}
+
+bool gradients_on_disk(const config::Config& config) {
+  const auto& offload = config.zero.offload;
+  return offload.parameters == config::OffloadDevice::kNvme && offload.optimizer == config::OffloadDevice::kNvme;
 }
 
 std::vector<bool> offloaded_pages(const layout::Layout& layout, double share) {

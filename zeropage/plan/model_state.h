@@ -67,7 +67,7 @@ struct StateOptions {
   config::StateDtype state_dtype = config::StateDtype::kFloat32;
   bool offload_parameters = false;
   bool optimizer_on_disk = false;  ///< what is offloaded of it
-  bool gradients_on_disk = false;  ///< the same
+  bool gradients_on_disk = false;  ///< the same, of gradients
 
   /// As `config` says, for `world_size` ranks.
   static StateOptions from_config(const config::Config& config, int world_size);
@@ -79,6 +79,10 @@ std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);
 
 /// The share of the optimizer state that `config` offloads.
 double offloaded_share(const config::Config& config);
+
+/// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it has
+/// no room for them either.
+bool gradients_on_disk(const config::Config& config);
 
 /// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer state
 /// is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
