@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/descriptor.h"
 #include "zeropage/io/arena.h"
+#include "zeropage/io/job_files.h"
 #include "zeropage/io/queue.h"
 
 namespace zeropage::checkpoint {
@@ -26,11 +26,8 @@ constexpr std::int64_t kBufferBytes = std::int64_t{4} << 20;
 constexpr std::int64_t kLookMs = 1000;  // how often a wait for the drive looks up; it waits as long as write() would
 
 [[noreturn]] void fail_for_room(const std::string& path, std::int64_t written, std::int64_t wanted, int error) {
-  struct statvfs found {};
-  std::string free;
-  if (::statvfs(path.c_str(), &found) == 0) {
-    free = fmt::format(", {} bytes are free", static_cast<std::uint64_t>(found.f_bavail) * found.f_frsize);
-  }
+  const std::int64_t free_bytes = io::free_bytes(path);
+  const auto free = free_bytes < 0 ? std::string() : fmt::format(", {} bytes are free", free_bytes);
   throw IoError(fmt::format("write {}: {}; {} bytes are needed from offset {} on{}: free space, or save elsewhere",
                             path, std::strerror(error), wanted, written, free));
 }
