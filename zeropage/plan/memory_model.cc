@@ -14,7 +14,7 @@ constexpr const char* kWhat = "memory of the plan";
 /// Pages of optimizer state that are read ahead, updated and written behind: master and both moments.
 std::int64_t state_buffer_bytes(const Request& request) {
   const std::int64_t arrays = request.precision == config::Precision::kFp32 ? 2 : 3;
-  const std::int64_t shard_numel = (page_numel(request.model) + request.world_size() - 1) / request.world_size();
+  const std::int64_t shard_numel = ceil_div(page_numel(request.model), request.world_size());
   return checked_mul(config::Offload{}.optimizer_buffers * 4 * arrays, shard_numel, kWhat);
 }
 
