@@ -3,6 +3,7 @@
 import torch
 
 from . import _C
+from ._C import free_memory
 from .distributed import World
 
 
@@ -15,8 +16,3 @@ def choose_automatic(
     parameters = list({id(p): p for p in model.parameters()}.values())
     numels, trainable = [p.numel() for p in parameters], [p.requires_grad for p in parameters]
     return _C.choose_automatic(config, numels, trainable, free_memory(device, world.local_size), communicator)
-
-
-def free_memory(device: torch.device, ranks_of_host: int) -> _C.FreeMemory:
-    """What this rank can still take of the device, and its part of what the host has."""
-    return _C.free_memory(device, ranks_of_host)
