@@ -1,16 +1,15 @@
 /// \file
-/// A file's descriptor, and what a failed call on it throws.
+/// Opens files, and what a failed call on one throws.
 #pragma once
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
 #include <string>
-#include <utility>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/base/error.h"
 
 namespace zeropage::checkpoint {
@@ -19,21 +18,11 @@ namespace zeropage::checkpoint {
   throw IoError(fmt::format("{} {}: {}", operation, path, std::strerror(error)));
 }
 
-class Descriptor {
- public:
-  Descriptor(const std::string& path, int flags) : value_(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0666)) {
-    if (value_ < 0) fail("open", path, errno);
-  }
-  ~Descriptor() {
-    if (value_ >= 0) ::close(value_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return value_; }
-  int release() { return std::exchange(value_, -1); }
-
- private:
-  int value_;
-};
+/// Never through a symbolic link. Errors: IoError.
+inline Descriptor open_file(const std::string& path, int flags) {
+  Descriptor file(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0666));
+  if (!file) fail("open", path, errno);
+  return file;
+}
 
 }  // namespace zeropage::checkpoint

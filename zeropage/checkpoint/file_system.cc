@@ -22,7 +22,7 @@ namespace {
 class SystemReadable : public ReadableFile {
  public:
   // O_NONBLOCK: to open a pipe must not wait for a writer before the check below refuses it.
-  explicit SystemReadable(const std::string& path) : path_(path), file_(path, O_RDONLY | O_NONBLOCK) {
+  explicit SystemReadable(const std::string& path) : path_(path), file_(open_file(path, O_RDONLY | O_NONBLOCK)) {
     struct stat found {};
     if (::fstat(file_.get(), &found) != 0) fail("stat", path, errno);
     if (!S_ISREG(found.st_mode)) throw IoError(fmt::format("open {}: it is not a regular file", path));
@@ -51,11 +51,10 @@ class SystemReadable : public ReadableFile {
 
 class HeldLock : public DirectoryLock {
  public:
-  explicit HeldLock(int descriptor) : descriptor_(descriptor) {}
-  ~HeldLock() override { ::close(descriptor_); }
+  explicit HeldLock(Descriptor directory) : directory_(std::move(directory)) {}
 
  private:
-  int descriptor_;
+  Descriptor directory_;
 };
 
 class SystemFiles : public FileSystem {
@@ -79,7 +78,7 @@ class SystemFiles : public FileSystem {
   }
 
   void sync_directory(const std::string& path) override {
-    const Descriptor directory(path, O_RDONLY | O_DIRECTORY);
+    const Descriptor directory = open_file(path, O_RDONLY | O_DIRECTORY);
     if (::fsync(directory.get()) != 0) fail("fsync", path, errno);
   }
 
@@ -114,13 +113,12 @@ class SystemFiles : public FileSystem {
   }
 
   std::unique_ptr<DirectoryLock> try_lock(const std::string& path) override {
-    const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-    if (descriptor < 0) return nullptr;
-    auto lock = std::make_unique<HeldLock>(descriptor);
+    Descriptor directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+    if (!directory || ::flock(directory.get(), LOCK_EX | LOCK_NB) != 0) return nullptr;
     struct stat found {};
-    const bool held = ::flock(descriptor, LOCK_EX | LOCK_NB) == 0;
     // A directory that was removed before the lock came has no links left.
-    return held && ::fstat(descriptor, &found) == 0 && found.st_nlink > 0 ? std::move(lock) : nullptr;
+    if (::fstat(directory.get(), &found) != 0 || found.st_nlink == 0) return nullptr;
+    return std::make_unique<HeldLock>(std::move(directory));
   }
 };
 

@@ -38,7 +38,7 @@ bool is_lack_of_room(int error) { return error == ENOSPC || error == EDQUOT || e
 class CachedFile : public WritableFile {
  public:
   CachedFile(const std::string& path, std::int64_t bytes)
-      : path_(path), file_(path, O_WRONLY | O_CREAT | O_EXCL), wanted_(bytes) {
+      : path_(path), file_(open_file(path, O_WRONLY | O_CREAT | O_EXCL)), wanted_(bytes) {
     // Not every file system can; where it cannot a full disk is found later.
     if (bytes > 0 && ::fallocate(file_.get(), 0, 0, bytes) != 0 && is_lack_of_room(errno)) {
       fail_for_room(path_, 0, bytes, errno);

@@ -37,7 +37,7 @@ constexpr int kNameAttempts = 100;
 /// The directory, opened and locked; none when somebody else holds it or it is gone.
 Descriptor try_lock(const std::string& directory) {
   Descriptor lock(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-  if (lock.get() < 0 || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return Descriptor();
+  if (!lock || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return Descriptor();
   // Between open and flock its last owner may have removed it: then this is the lock of nothing.
   struct stat locked {};
   struct stat named {};
@@ -52,7 +52,7 @@ void sweep(const std::string& folder) {
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     if (!entry.path().filename().string().starts_with(kPrefix)) continue;
     const Descriptor lock = try_lock(entry.path().string());
-    if (lock.get() < 0) continue;
+    if (!lock) continue;
     ::unlinkat(lock.get(), kFileName, 0);
     ::rmdir(entry.path().c_str());
   }
@@ -72,10 +72,6 @@ std::int64_t free_bytes(const std::string& path) {
   return static_cast<std::int64_t>(found.f_bavail) * static_cast<std::int64_t>(found.f_frsize);
 }
 
-Descriptor::~Descriptor() {
-  if (value_ >= 0) ::close(value_);
-}
-
 JobDirectory::JobDirectory(const std::string& folder, const std::string& owner) {
   require_folder(folder);
   sweep(folder);
@@ -83,7 +79,7 @@ JobDirectory::JobDirectory(const std::string& folder, const std::string& owner) 
     path_ = fmt::format("{}/{}{}-XXXXXX", folder, kPrefix, owner);
     if (::mkdtemp(path_.data()) == nullptr) fail("make a directory for the store in", folder, errno);
     lock_ = try_lock(path_);
-    if (lock_.get() >= 0) return;
+    if (lock_) return;
   }
   throw IoError(
       fmt::format("cannot lock a directory in {}: {} new ones were taken or removed at once. Does this file system "
@@ -92,7 +88,7 @@ JobDirectory::JobDirectory(const std::string& folder, const std::string& owner) 
 }
 
 JobDirectory::~JobDirectory() {
-  if (lock_.get() >= 0) ::rmdir(path_.c_str());
+  if (lock_) ::rmdir(path_.c_str());
 }
 
 JobFile::JobFile(const std::string& folder, const std::string& owner, std::int64_t bytes)
@@ -104,7 +100,7 @@ JobFile::JobFile(const std::string& folder, const std::string& owner, std::int64
 void JobFile::open() {
   constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
   file_ = Descriptor(::open(path_.c_str(), kFlags, 0600));
-  if (file_.get() < 0) fail("create", path_, errno);
+  if (!file_) fail("create", path_, errno);
   // Switched on now: to ask for it when creating would leave the file behind where it is refused.
   if (::unlink(path_.c_str()) != 0) fail("unlink", path_, errno);
   if (::fcntl(file_.get(), F_SETFL, O_DIRECT) != 0) note_ = "no direct I/O here: bytes go through the page cache";

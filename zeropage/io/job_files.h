@@ -11,25 +11,10 @@
 
 #include <cstdint>
 #include <string>
-#include <utility>
+
+#include "zeropage/base/descriptor.h"
 
 namespace zeropage::io {
-
-/// A descriptor that is closed with its object.
-class Descriptor {
- public:
-  explicit Descriptor(int value = -1) : value_(value) {}
-  Descriptor(Descriptor&& other) noexcept : value_(std::exchange(other.value_, -1)) {}
-  Descriptor& operator=(Descriptor&& other) noexcept {
-    std::swap(value_, other.value_);
-    return *this;
-  }
-  ~Descriptor();
-  int get() const { return value_; }
-
- private:
-  int value_;
-};
 
 /// A locked directory of its own, removed with its object.
 class JobDirectory {

@@ -11,12 +11,14 @@
 #include <cstdlib>
 #include <optional>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
 #include "zeropage/launch/cores.h"
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/host.h"
 #include "zeropage/launch/local_ranks.h"
+#include "zeropage/launch/system_call.h"
 #include "zeropage/launch/wire.h"
 
 namespace zeropage::launch {
@@ -37,7 +39,7 @@ SpawnContext rank_context(const GuardContext& guard, int null_fd) {
 
 class Agent : public RankWatcher {
  public:
-  Agent(Fd in, Fd out, const GuardContext& guard, const std::string& argv0)
+  Agent(Descriptor in, Descriptor out, const GuardContext& guard, const std::string& argv0)
       : guard_(guard),
         argv0_(argv0),
         channel_(std::move(in), std::move(out), false),
@@ -63,8 +65,8 @@ class Agent : public RankWatcher {
   const GuardContext& guard_;
   const std::string& argv0_;
   Channel channel_;
-  Fd null_;
-  Fd child_signals_;
+  Descriptor null_;
+  Descriptor child_signals_;
   LocalRanks ranks_;
   std::optional<Port> port_;
   Time last_heard_ = Clock::now();
@@ -200,8 +202,8 @@ void Agent::say_farewell() {
 int run_agent(const std::string& argv0) {
   open_standard_streams();
   // Our messages go through descriptors that nobody inherits; stray words go to stderr.
-  Fd in(::fcntl(0, F_DUPFD_CLOEXEC, 3)), out(::fcntl(1, F_DUPFD_CLOEXEC, 3));
-  const Fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  Descriptor in(::fcntl(0, F_DUPFD_CLOEXEC, 3)), out(::fcntl(1, F_DUPFD_CLOEXEC, 3));
+  const Descriptor null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!in || !out || !null || ::dup2(null.get(), 0) < 0 || ::dup2(2, 1) < 0) {
     throw_errno("cannot set up the agent's streams", "raise the limit of open files (ulimit -n)");
   }

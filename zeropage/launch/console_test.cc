@@ -6,8 +6,8 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/spawn.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {

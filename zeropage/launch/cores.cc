@@ -10,7 +10,7 @@
 #include <string_view>
 
 #include "zeropage/base/error.h"
-#include "zeropage/launch/fd.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {

@@ -8,7 +8,6 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/read_file.h"
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/text_lines.h"
 
 namespace zeropage::launch {

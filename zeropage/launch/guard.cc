@@ -9,9 +9,9 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/processes.h"
 #include "zeropage/launch/supervise.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {

@@ -24,6 +24,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/launch/spawn.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {
@@ -39,7 +40,7 @@ bool is_program(const fs::path& path) {
 
 /// Listens at `number` (0: the kernel chooses) on all addresses and lets go again. The number, or 0 if it is taken.
 int probe_port(int number) {
-  const Fd probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const Descriptor probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!probe) throw_errno("cannot make a socket", "raise the limit of open files (ulimit -n)");
   const int yes = 1;
   ::setsockopt(probe.get(), SOL_SOCKET, SO_REUSEADDR, &yes, sizeof(yes));  // connections in TIME_WAIT do not matter
@@ -57,8 +58,8 @@ int probe_port(int number) {
 
 /// Claims the port among launchers: a name in the kernel's table of local sockets that only one process can hold and that
 /// goes with it, whatever becomes of it. No descriptor if another launcher has it.
-Fd claim_among_launchers(int number) {
-  Fd claim(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+Descriptor claim_among_launchers(int number) {
+  Descriptor claim(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!claim) throw_errno("cannot make a socket", "raise the limit of open files (ulimit -n)");
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
@@ -73,7 +74,7 @@ Fd claim_among_launchers(int number) {
 std::optional<Port> try_port(int wanted) {
   const int number = probe_port(wanted);
   if (number == 0) return std::nullopt;
-  Fd claim = claim_among_launchers(number);
+  Descriptor claim = claim_among_launchers(number);
   if (!claim) return std::nullopt;
   return Port{number, std::move(claim)};
 }

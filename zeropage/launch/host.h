@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "zeropage/launch/fd.h"
+#include "zeropage/base/descriptor.h"
 
 namespace zeropage::launch {
 
@@ -41,7 +41,7 @@ std::string find_program(const std::string& name);
 /// A port that was free a moment ago. As long as `claim` lives no other launcher on this host takes it.
 struct Port {
   int number = 0;
-  Fd claim;
+  Descriptor claim;
 };
 
 /// `wanted`, or a free one when something listens there or another launcher has claimed it.

@@ -1,4 +1,5 @@
 #include "zeropage/launch/host.h"
+#include "zeropage/base/descriptor.h"
 
 #include <arpa/inet.h>
 #include <gtest/gtest.h>
@@ -49,7 +50,7 @@ TEST(Host, AClaimEndsWithItsOwner) {
 }
 
 TEST(Host, APortThatSomebodyListensAtIsTaken) {
-  const Fd listener(::socket(AF_INET, SOCK_STREAM, 0));
+  const Descriptor listener(::socket(AF_INET, SOCK_STREAM, 0));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

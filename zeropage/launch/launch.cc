@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <filesystem>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
 #include "zeropage/launch/cores.h"
@@ -16,6 +17,7 @@
 #include "zeropage/launch/guard.h"
 #include "zeropage/launch/host.h"
 #include "zeropage/launch/job.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {
@@ -109,7 +111,7 @@ class PidFile {
     const char* folder = std::getenv("TMPDIR");
     path_ = fmt::format("{}/{}.zeropage", folder && *folder ? folder : "/tmp", ::getpid());
     ::unlink(path_.c_str());  // of a process that had this id before
-    const Fd file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
+    const Descriptor file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     const std::string text = fmt::format("{}\n", ::getpid());
     if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
       throw_errno("cannot write the process id to " + path_, "set TMPDIR to a folder that can be written");

@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "zeropage/launch/processes.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {
@@ -25,7 +26,7 @@ constexpr milliseconds kKillPeriod{10};
 void LocalRanks::start(const std::vector<RankPlan>& ranks, RankWatcher& watcher) {
   watcher_ = &watcher;
   has_children_ = true;
-  const Fd null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+  const Descriptor null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!null) throw_errno("cannot open /dev/null", "check the container");
   for (const RankPlan& plan : ranks) start_rank(plan, &plan == &ranks.front() ? context_.in_fd : null.get());
 }

@@ -11,9 +11,9 @@
 #include <functional>
 #include <optional>
 
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/rank_host.h"
 #include "zeropage/launch/spawn.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 
@@ -43,7 +43,7 @@ class LocalRanks : public RankHost {
   struct Output {
     int rank;
     Stream stream;
-    Fd fd;
+    Descriptor fd;
   };
   struct Child {
     int rank;

@@ -5,7 +5,7 @@
 #include <fstream>
 
 #include "zeropage/base/error.h"
-#include "zeropage/launch/fd.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 

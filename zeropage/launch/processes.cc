@@ -13,7 +13,7 @@
 #include <sstream>
 #include <string>
 
-#include "zeropage/launch/fd.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 

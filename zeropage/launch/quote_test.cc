@@ -8,8 +8,8 @@
 #include <random>
 
 #include "zeropage/base/error.h"
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/spawn.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {

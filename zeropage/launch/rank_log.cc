@@ -8,14 +8,16 @@
 #include <cerrno>
 #include <ctime>
 
+#include "zeropage/launch/system_call.h"
+
 namespace zeropage::launch {
 namespace {
 
-Fd open_log(const std::string& folder, const std::string& started, int rank) {
+Descriptor open_log(const std::string& folder, const std::string& started, int rank) {
   const std::string hint = "give --log_dir a folder that can be written and has room";
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) throw_errno("cannot make the folder " + folder, hint);
   const std::string path = fmt::format("{}/{}_rank{}.log", folder, started, rank);
-  Fd file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600));
+  Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!file) throw_errno("cannot make the log file " + path, hint);
   return file;
 }

@@ -5,10 +5,12 @@
 #include <optional>
 #include <string>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/launch/console.h"
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/lines.h"
 #include "zeropage/launch/plan.h"
+
+#include "zeropage/base/descriptor.h"
 
 namespace zeropage::launch {
 
@@ -27,7 +29,7 @@ struct RankLog {
   LineSplitter out;
   LineSplitter err;
   Tail tail;
-  Fd file;
+  Descriptor file;
   bool has_ended = false;
   std::optional<int> failure;  ///< wait status, if it failed before anybody told it to end
   Time ended{};

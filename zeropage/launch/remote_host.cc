@@ -9,6 +9,7 @@
 #include <charconv>
 
 #include "zeropage/base/error.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {

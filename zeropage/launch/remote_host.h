@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/launch/agent.h"
 #include "zeropage/launch/rank_host.h"
 #include "zeropage/launch/spawn.h"
@@ -16,7 +17,7 @@ namespace zeropage::launch {
 /// A running ssh and our ends of its streams.
 struct StartedSsh {
   pid_t pid;
-  Fd in, out, err;
+  Descriptor in, out, err;
 };
 
 class RemoteHost : public RankHost {
@@ -52,7 +53,7 @@ class RemoteHost : public RankHost {
   std::string name_;
   pid_t pid_ = -1;
   Channel channel_;
-  Fd err_;
+  Descriptor err_;
   LineSplitter err_lines_{false};
   Tail err_tail_;
   std::optional<HostReport> report_;

@@ -5,8 +5,8 @@
 #include <signal.h>
 #include <sys/types.h>
 
-#include "zeropage/launch/fd.h"
 #include "zeropage/launch/plan.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 

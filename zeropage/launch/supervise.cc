@@ -23,6 +23,7 @@
 #include <map>
 #include <optional>
 
+#include "zeropage/base/descriptor.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
 #include "zeropage/launch/console.h"
@@ -30,6 +31,7 @@
 #include "zeropage/launch/local_ranks.h"
 #include "zeropage/launch/processes.h"
 #include "zeropage/launch/rank_log.h"
+#include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
 namespace {
@@ -91,7 +93,7 @@ class Supervisor : public RankWatcher {
   const SuperviseOptions& options_;
   Console console_;
   std::map<int, RankLog> ranks_;  ///< by number
-  Fd child_signals_;
+  Descriptor child_signals_;
   Phase phase_ = Phase::kRunning;
   Time deadline_ = Time::max();
   Time next_ = Time::max();  ///< when a host has something to do

@@ -49,7 +49,7 @@ std::vector<std::string> unpack(std::string_view bytes) {
   return fields;
 }
 
-Channel::Channel(Fd in, Fd out, bool skip_to_greeting)
+Channel::Channel(Descriptor in, Descriptor out, bool skip_to_greeting)
     : in_(std::move(in)), out_(std::move(out)), greeted_(!skip_to_greeting) {
   for (int fd : {in_.get(), out_.get()}) ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
 }

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "zeropage/launch/fd.h"
+#include "zeropage/base/descriptor.h"
 
 namespace zeropage::launch {
 
@@ -51,7 +51,7 @@ std::vector<std::string> unpack(std::string_view bytes);
 class Channel {
  public:
   /// `greeting`: skip everything up to kGreeting first.
-  Channel(Fd in, Fd out, bool skip_to_greeting);
+  Channel(Descriptor in, Descriptor out, bool skip_to_greeting);
 
   int in_fd() const { return in_.get(); }
   int out_fd() const { return out_.get(); }
@@ -75,8 +75,8 @@ class Channel {
   static constexpr std::size_t kMaxPayloadBytes = 64 << 20;
 
  private:
-  Fd in_;
-  Fd out_;
+  Descriptor in_;
+  Descriptor out_;
   bool greeted_;
   std::string preamble_;
   std::string received_;

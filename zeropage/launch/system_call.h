@@ -1,0 +1,23 @@
+/// \file
+/// Pipes, and the error that goes with system calls.
+#pragma once
+
+#include <string>
+
+#include "zeropage/base/descriptor.h"
+
+namespace zeropage::launch {
+
+/// Two ends of a channel: bytes written to `write` come out of `read`.
+struct Pipe {
+  Descriptor read;
+  Descriptor write;
+};
+
+/// A pipe that no started program inherits. Errors: IoError.
+Pipe make_pipe();
+
+/// Throws IoError "what: <text of errno>; hint".
+[[noreturn]] void throw_errno(const std::string& what, const std::string& hint);
+
+}  // namespace zeropage::launch
