@@ -112,9 +112,9 @@ def lamb_by_hand(p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, g: torch.Ten
     lr, decay, beta1, beta2, eps = 1e-2, 0.1, 0.9, 0.999, 1e-8
     m.mul_(beta1).add_(g, alpha=1 - beta1)
     v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-    direction = m / (v.sqrt() + eps) + decay * p
+    direction = m / (1 - beta1**step) / ((v / (1 - beta2**step)).sqrt() + eps) + decay * p
     ratio = (p.norm() / direction.norm()).clamp(0.3, 5.0) if p.norm() > 0 and direction.norm() > 0 else 1.0
-    p.sub_(direction * (lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)) * ratio)
+    p.sub_(direction * lr * ratio)
 
 
 @pytest.mark.parametrize("stage", (0, 1, 3))

@@ -66,7 +66,7 @@ std::vector<Key> lamb_keys() {
       real("eps", 1e-8, kInForce, "Added to the root of the second moment.").at_least(0),
       flag("eps_inside_sqrt", false, kInForce, "Add eps to the second moment instead of its root."),
       weight_decay_key("Weight decay, a part of the direction whose norm is taken."),
-      flag("bias_correction", true, kInForce, "Correct the step for moments that start at 0."),
+      flag("bias_correction", true, kInForce, "Divide the moments by 1 - beta^step."),
       real("max_coeff", 10.0, kInForce, "Largest ratio of a parameter's norm to its direction's.").positive(),
       real("min_coeff", 0.01, kInForce, "Smallest such ratio.").at_least(0),
       flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),

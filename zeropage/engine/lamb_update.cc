@@ -31,12 +31,15 @@ at::Tensor view_of(float* data, std::int64_t numel, c10::Device device) {
   return paging::flat_view(data, numel, at::kFloat, device);
 }
 
-at::Tensor direction_on_device(const optim::Arrays& arrays, std::int64_t numel, const config::OptimizerParams& params,
+at::Tensor direction_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step,
                                c10::Device device) {
-  const auto second = view_of(arrays.states[1], numel, device);
-  const auto root = params.eps_inside_sqrt ? second.add(params.eps).sqrt_() : second.sqrt().add_(params.eps);
+  const auto& params = step.params;
+  const auto correction = optim::lamb_correction(step);
+  const auto second = view_of(arrays.states[1], numel, device).mul(correction.second);
+  const auto root = params.eps_inside_sqrt ? second.add_(params.eps).sqrt_() : second.sqrt_().add_(params.eps);
   return view_of(arrays.states[0], numel, device)
-      .div(root)
+      .mul(correction.first)
+      .div_(root)
       .add_(view_of(arrays.master, numel, device), params.weight_decay);
 }
 
@@ -50,7 +53,7 @@ LambSums moments_on_device(const optim::Arrays& arrays, std::int64_t numel, cons
   view_of(arrays.states[0], numel, device).mul_(params.beta1).add_(gradient, 1.0 - params.beta1);
   view_of(arrays.states[1], numel, device).mul_(params.beta2).addcmul_(gradient, gradient, 1.0 - params.beta2);
   const auto squares = [](const at::Tensor& values) { return values.to(at::kDouble).square().sum().item<double>(); };
-  return {squares(view_of(arrays.master, numel, device)), squares(direction_on_device(arrays, numel, params, device))};
+  return {squares(view_of(arrays.master, numel, device)), squares(direction_on_device(arrays, numel, step, device))};
 }
 
 LambSums moments(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
@@ -129,7 +132,7 @@ void lamb_move(const optim::Arrays& arrays, std::int64_t numel, const optim::Ste
     });
   }
   const auto master = view_of(arrays.master, numel, device);
-  master.sub_(direction_on_device(arrays, numel, step.params, device), optim::lamb_step_size(step) * ratio);
+  master.sub_(direction_on_device(arrays, numel, step, device), step.params.lr * ratio);
   if (arrays.parameter_dtype != DType::kFloat32) {
     paging::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(master);
   }

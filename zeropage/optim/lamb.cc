@@ -14,7 +14,8 @@ namespace {
 constexpr std::int64_t kBlockNumel = 2048;  // what lies between the loops stays in the L1 cache
 
 struct Scalars {
-  float gradient_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, eps_inside, eps_outside, weight_decay;
+  float gradient_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, correct_first, correct_second, eps_inside,
+      eps_outside, weight_decay;
 
   explicit Scalars(const Step& step)
       : gradient_scale(step.gradient_scale),
@@ -22,6 +23,8 @@ struct Scalars {
         one_minus_beta1(static_cast<float>(1.0 - step.params.beta1)),
         beta2(static_cast<float>(step.params.beta2)),
         one_minus_beta2(static_cast<float>(1.0 - step.params.beta2)),
+        correct_first(static_cast<float>(lamb_correction(step).first)),
+        correct_second(static_cast<float>(lamb_correction(step).second)),
         eps_inside(step.params.eps_inside_sqrt ? static_cast<float>(step.params.eps) : 0.0F),
         eps_outside(step.params.eps_inside_sqrt ? 0.0F : static_cast<float>(step.params.eps)),
         weight_decay(static_cast<float>(step.params.weight_decay)) {}
@@ -43,8 +46,8 @@ void form_direction(const Scalars& given, const float* __restrict master, const 
                     const float* __restrict second, float* __restrict direction, std::int64_t numel) {
   const Scalars scalars = given;
   for (std::int64_t i = 0; i < numel; ++i) {
-    const float root = std::sqrt(second[i] + scalars.eps_inside) + scalars.eps_outside;
-    direction[i] = first[i] / root + scalars.weight_decay * master[i];
+    const float root = std::sqrt(second[i] * scalars.correct_second + scalars.eps_inside) + scalars.eps_outside;
+    direction[i] = first[i] * scalars.correct_first / root + scalars.weight_decay * master[i];
   }
 }
 
@@ -54,6 +57,12 @@ void move(float factor, const float* __restrict direction, float* __restrict mas
 }
 
 }  // namespace
+
+LambCorrection lamb_correction(const Step& step) {
+  if (!step.params.bias_correction) return {};
+  const double count = static_cast<double>(step.step);
+  return {1.0 / (1.0 - std::pow(step.params.beta1, count)), 1.0 / (1.0 - std::pow(step.params.beta2, count))};
+}
 
 LambSums lamb_moments(const Arrays& arrays, std::int64_t numel, const Step& step) {
   check(arrays, step);
@@ -86,13 +95,6 @@ double lamb_ratio(const LambSums& sums, const config::OptimizerParams& params) {
   return std::max(std::min(ratio, params.max_coeff), params.min_coeff);
 }
 
-double lamb_step_size(const Step& step) {
-  const auto& params = step.params;
-  if (!params.bias_correction) return params.lr;
-  const double count = static_cast<double>(step.step);
-  return params.lr * std::sqrt(1.0 - std::pow(params.beta2, count)) / (1.0 - std::pow(params.beta1, count));
-}
-
 void lamb_apply(const Arrays& arrays, std::int64_t numel, const Step& step, double ratio) {
   check(arrays, step);
   if (arrays.state_dtype != config::StateDtype::kFloat32) {
@@ -100,7 +102,7 @@ void lamb_apply(const Arrays& arrays, std::int64_t numel, const Step& step, doub
                             [&](const Arrays& wide, std::int64_t count) { lamb_apply(wide, count, step, ratio); });
   }
   const Scalars scalars(step);
-  const auto factor = static_cast<float>(lamb_step_size(step) * ratio);
+  const auto factor = static_cast<float>(step.params.lr * ratio);
   float direction[kBlockNumel];
   for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
     const std::int64_t block_numel = std::min(kBlockNumel, numel - begin);

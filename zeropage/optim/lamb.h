@@ -1,17 +1,18 @@
 /// \file
-/// Lamb (You et al., 2020), whose step of a parameter depends on two norms over all of it: two passes, and between them an exchange
-/// among the ranks that hold parts. Per element, with g = gradient * gradient_scale; states m, v:
+/// Lamb (You et al., 2020, Algorithm 2), whose step of a parameter depends on two norms over all of it: two passes, and
+/// between them an exchange among the ranks that hold parts. Per element, with g = gradient * gradient_scale; states m
+/// and v:
 ///
 ///   first     m = beta1 * m + (1 - beta1) * g
 ///             v = beta2 * v + (1 - beta2) * g * g
-///   both      u = m / (sqrt(v) + eps) + weight_decay * p          with eps_inside_sqrt: m / sqrt(v + eps)
-///   second    p = p - step size * ratio * u                        step size = lr * sqrt(1 - beta2^step) / (1 - beta1^step), or 1
+///   both      a = m / (1 - beta1^step), b = v / (1 - beta2^step)      without bias_correction: a = m, b = v
+///             u = a / (sqrt(b) + eps) + weight_decay * p              with eps_inside_sqrt: a / sqrt(b + eps)
+///   second    p = p - lr * ratio * u
 ///
-/// ratio = |p| / |u| of the whole parameter before the step, kept within min_coeff and max_coeff; 1 where a norm is 0.
-/// This is DeepSpeed's FusedLamb with its parameters and their defaults (betas, eps, eps_inside_sqrt, weight_decay, bias_correction,
-/// max_coeff 10, min_coeff 0.01; its max_grad_norm is gradient_clipping). From Algorithm 2 of the paper it differs in two places, as other
-/// implementations do: moments are corrected for their start at 0 in the step size instead of in u, where eps and weight_decay then weigh
-/// more in the first steps; and the ratio itself is kept within limits, where the paper's phi bounds |p|.
+/// ratio = |p| / |u| of the whole parameter before the step, kept within min_coeff and max_coeff, where the paper's phi
+/// bounds |p|; 1 where a norm is 0. This is DeepSpeed's FusedLamb (csrc/lamb/fused_lamb_cuda_kernel.cu; older releases
+/// corrected the step size in place of m and v) with its parameters and their defaults: betas, eps, eps_inside_sqrt,
+/// weight_decay, bias_correction, max_coeff 10, min_coeff 0.01; its max_grad_norm is gradient_clipping.
 ///
 /// The second pass forms u again from what the first has left, so nothing is stored in between. Nothing is fused to
 /// multiply-add, so the bits are the same on every machine.
@@ -29,18 +30,23 @@ struct LambSums {
   double direction = 0.0;  ///< of u
 };
 
-/// The first pass over `numel` elements: updates the moments, reads the master. The sums depend on the values only. Cost: reads
-/// gradient, master and moments, writes the moments. Errors: as update.
+/// What m and v are multiplied by, as they start at 0: 1 / (1 - beta^step), or 1.
+struct LambCorrection {
+  double first = 1.0;
+  double second = 1.0;
+};
+
+LambCorrection lamb_correction(const Step& step);
+
+/// The first pass over `numel` elements: updates the moments, reads the master. The sums depend on the values only.
+/// Cost: reads gradient, master and moments, writes the moments. Errors: as update.
 LambSums lamb_moments(const Arrays& arrays, std::int64_t numel, const Step& step);
 
 /// The ratio of a parameter with these sums.
 double lamb_ratio(const LambSums& sums, const config::OptimizerParams& params);
 
-/// lr, corrected for moments that start at 0.
-double lamb_step_size(const Step& step);
-
-/// The second pass: master and rounded parameter. The gradient is not looked at. Cost: reads master and moments, writes the master.
-/// Errors: as update.
+/// The second pass: master and rounded parameter. The gradient is not looked at. Cost: reads master and moments, writes
+/// the master. Errors: as update.
 void lamb_apply(const Arrays& arrays, std::int64_t numel, const Step& step, double ratio);
 
 }  // namespace zeropage::optim
