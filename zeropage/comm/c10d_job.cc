@@ -57,8 +57,7 @@ BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds tim
 #else
   throw ConfigError(
       "ranks on GPUs talk through NCCL, and this zeropage was built without the headers of CUDA and NCCL. Build it "
-      "where they are, "
-      "or hand communicators over in Options::communicator and reductions");
+      "where they are, or hand communicators over in Options::communicator and reductions");
 #endif
 }
 

@@ -42,13 +42,13 @@ void reserve_shared_file(int fd, const std::string& path, std::int64_t bytes) {
   if (error == 0) return;
   struct statvfs space {};
   fstatvfs(fd, &space);
-  throw IoError(fmt::format(
-      "cannot reserve {} bytes of shared memory at {}: {}; the file system has {} bytes free of {}. Enlarge it "
-      "(docker: "
-      "--shm-size, Kubernetes: an emptyDir with medium Memory at /dev/shm) or remove files of dead jobs from it",
-      bytes, path, std::strerror(error),
-      static_cast<std::int64_t>(space.f_bavail) * static_cast<std::int64_t>(space.f_frsize),
-      static_cast<std::int64_t>(space.f_blocks) * static_cast<std::int64_t>(space.f_frsize)));
+  throw IoError(
+      fmt::format("cannot reserve {} bytes of shared memory at {}: {}; the file system has {} bytes free of {}. "
+                  "Enlarge it (docker: --shm-size, Kubernetes: an emptyDir with medium Memory at /dev/shm) or remove "
+                  "files of dead jobs from it",
+                  bytes, path, std::strerror(error),
+                  static_cast<std::int64_t>(space.f_bavail) * static_cast<std::int64_t>(space.f_frsize),
+                  static_cast<std::int64_t>(space.f_blocks) * static_cast<std::int64_t>(space.f_frsize)));
 }
 
 SharedFile create_shared_file(Backing backing, const std::string& name, std::int64_t bytes) {

@@ -18,8 +18,7 @@ namespace {
 
 constexpr const char* kLaunchHint =
     "launch with `zeropage --num_gpus=N PROGRAM` or `torchrun --nproc_per_node=N PROGRAM`, which set all of them, or "
-    "unset all of "
-    "them to run as a single rank";
+    "unset all of them to run as a single rank";
 
 /// What one launcher calls the four numbers.
 struct Names {

@@ -22,8 +22,9 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
 /// gives the same configuration and the same text.
 std::string effective_json(const Settings& settings);
 
-/// The listing of `zeropage config FILE [--world_size N]`: one line per key in force, with its value and where it
-/// came from (line of the file, default, derived); keys without effect are listed where the file sets them. world_size 0: batch sizes stay open. Errors: as from_json.
+/// The listing of `zeropage config FILE [--world_size N]`: one line per key in force, with its value and where it came
+/// from (line of the file, default, derived); keys without effect are listed where the file sets them. world_size 0: batch
+/// sizes stay open. Errors: as from_json.
 std::string describe(const std::string& json_text, const std::string& origin, int world_size);
 
 /// docs/config.md, generated from the tables.

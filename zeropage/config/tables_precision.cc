@@ -42,8 +42,7 @@ std::vector<Section> precision_tables() {
   autocast.keys = {
       flag("enabled", false, kInForce,
            "Run the forward under autocast (C++: in the scope of engine.autocast()); parameters and gradients stay "
-           "fp32. Not with fp16 or "
-           "bf16."),
+           "fp32. Not with fp16 or bf16."),
       text("dtype", {}, kInForce,
            "Type of autocast; null: bf16. With fp16 losses are scaled, and steps skipped, as the keys of the section "
            "fp16 say.")

@@ -28,8 +28,7 @@ std::vector<Key> batch_keys() {
                 "three follows from the others; alone, the accumulation steps are 1. \"auto\": it follows."),
       batch_key("train_micro_batch_size_per_gpu",
                 "Samples of one forward and backward on one rank, which the program's loop makes. \"auto\": it follows "
-                "from the "
-                "other two; 1 when neither is a number."),
+                "from the other two; 1 when neither is a number."),
       batch_key("gradient_accumulation_steps", "Micro batches per optimizer step."),
       flag("managed_gradient_accumulation", true, kNotBuilt, "false: every step() is an accumulation boundary."),
       integer("data_parallel_size", {}, kNotBuilt, "Ranks of the data-parallel mesh dimension.").at_least(1),
@@ -41,8 +40,7 @@ std::vector<Key> gradient_keys() {
   return {
       real("gradient_clipping", 0.0, kInForce,
            "Largest global 2-norm of the gradients; 0 does not clip, as PyTorch. DeepSpeed since 2026-06 clips at 1.0 "
-           "when "
-           "the key is absent: write 1.0 to get that.")
+           "when the key is absent: write 1.0 to get that.")
           .at_least(0),
       flag(
           "prescale_gradients", false, kInForce,
@@ -78,8 +76,7 @@ std::vector<Key> other_keys() {
       flag("dataloader_drop_last", false, kInForce, "Drop the last batch of an epoch when it is not full."),
       flag("wall_clock_breakdown", false, kInForce,
            "Print where the time of a step goes every steps_per_print steps (else 10), by rank 0. On a device each "
-           "phase waits "
-           "for it."),
+           "phase waits for it."),
       flag("memory_breakdown", false, kInForce, "Print memory in use after each phase of the same steps, by rank 0."),
       text("log_level", {}, kNotBuilt, "Least severe message that is printed."),
       integer("vocabulary_size", {}, kNotBuilt, "Warn when a vocabulary is not a multiple of 8.").at_least(1),

@@ -26,10 +26,8 @@ std::vector<Key> stage_keys() {
           .or_auto(),
       flag("overlap_comm", true, kInForce,
            "Reduce gradients while the backward before a step runs (stages 2 and 3: every backward); false: stages 0 "
-           "and 1 reduce in "
-           "step(), 2 and 3 wait for each reduction. The same bits either way and no more memory, hence true at every "
-           "stage; "
-           "DeepSpeed's default is true at stage 3 only."),
+           "and 1 reduce in step(), 2 and 3 wait for each reduction. The same bits either way and no more memory, "
+           "hence true at every stage; DeepSpeed's default is true at stage 3 only."),
       flag("load_from_fp32_weights", true, kAccepted,
            "Master weights are kept in checkpoints, so they are what is loaded."),
       flag("elastic_checkpoint", false, kNotBuilt, "The old format; checkpoints here load at any world size."),

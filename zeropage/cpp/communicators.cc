@@ -66,8 +66,8 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
     if (!meeting) {
       throw ConfigError(
           "ranks that talk through process groups meet at MASTER_ADDR and MASTER_PORT, which are not in the "
-          "environment: start "
-          "them by `zeropage` or `torchrun`, or under mpirun with -x MASTER_ADDR=HOST -x MASTER_PORT=29500");
+          "environment: start them by `zeropage` or `torchrun`, or under mpirun with -x MASTER_ADDR=HOST -x "
+          "MASTER_PORT=29500");
     }
     return comm::join_c10d_job(world, *meeting, next_number(), device, config.own.deterministic_reduction, timeout);
   }

@@ -62,8 +62,9 @@ class Engine {
   at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
 
   /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks apply
-  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With zeropage.preemption_folder: Preempted
-  /// on all ranks after the step in which one got SIGTERM, when all have saved; `exit_code` makes 0 of it.
+  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With
+  /// zeropage.preemption_folder: Preempted on all ranks after the step in which one got SIGTERM, when all have saved;
+  /// `exit_code` makes 0 of it.
   void step();
 
   void zero_grad();  ///< forgets gradients accumulated so far; `step` does it by itself after an update

@@ -127,8 +127,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
     throw ConfigError(
         "optimizer.type names an optimizer of PyTorch's that only Python programs have; write one of \"Adam\", "
-        "\"AdamW\", "
-        "\"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
+        "\"AdamW\", \"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
   }
   place_model(model, impl->config, impl->device);
 

@@ -32,7 +32,8 @@ struct TrainingPlan {
   std::string reason;  ///< of the recommendation
 };
 
-/// model: a count ("7B"), a safetensors file or index, a config.json or the folder with it. Cost: milliseconds. Errors: ConfigError, IoError.
+/// model: a count ("7B"), a safetensors file or index, a config.json or the folder with it. Cost: milliseconds. Errors:
+/// ConfigError, IoError.
 TrainingPlan make_plan(const std::string& model, const PlanOptions& options = {});
 
 /// The same for a model that exists, whose parameters may be on the device "meta". Every parameter counts once.

@@ -130,8 +130,7 @@ void Watch::print_times(const Engine& engine, const Mark& now) {
   const double between = 1000 * seconds / steps - ms("forward") - ms("backward") - ms("step");
   log_info(
       fmt::format("step {}, mean of {}: {:.1f} ms = forward {:.1f} ms + backward {:.1f} ms + step {:.1f} ms + between "
-                  "{:.1f} ms; of these "
-                  "waiting for pages {:.1f} ms, for gradients {:.1f} ms, update {:.1f} ms",
+                  "{:.1f} ms; of these waiting for pages {:.1f} ms, for gradients {:.1f} ms, update {:.1f} ms",
                   engine.global_steps(), steps, 1000 * seconds / steps, ms("forward"), ms("backward"), ms("step"),
                   between, ms("fault"), ms("wait"), ms("update")));
   printed_ = now;

@@ -112,8 +112,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   if (inputs.empty()) {
     throw ConfigError(
         "the model has no parameters; expected at least one. Was the model built before zeropage was initialized, and "
-        "are "
-        "its submodules registered (nn.ModuleList instead of a plain list)?");
+        "are its submodules registered (nn.ModuleList instead of a plain list)?");
   }
   struct Extent {
     std::pair<const void*, std::int64_t>
@@ -404,8 +403,7 @@ void ModelState::absorb_replaced() {
       if (paging::link_of(storage) == nullptr) {
         throw UsageError(
             fmt::format("the memory of parameter '{}' was exchanged under the engine; call share_memory() before "
-                        "zeropage.initialize, "
-                        "or on a copy of the model",
+                        "zeropage.initialize, or on a copy of the model",
                         name));
       }
       continue;

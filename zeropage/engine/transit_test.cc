@@ -97,8 +97,8 @@ TEST(Transit, TheJourneyChangesNoBit) {
   }
 }
 
-// Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they are undone, or whose
-// parameters do not come home.
+// Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they
+// are undone, or whose parameters do not come home.
 TEST(Transit, UpdatesAheadOfTheVerdictChangeNoBit) {
   constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
   for (const std::int64_t log_bytes : kLogs) {

@@ -113,8 +113,7 @@ void require_one_pass(const config::Config& config, c10::Device device) {
   if (config.state_dtype != config::StateDtype::kFloat32 && !on_host) {
     throw ConfigError(
         "moments in bf16 or int8 (bf16.bf16_optimizer_states, zeropage.optimizer_state_dtype) are updated on the host: "
-        "offload all "
-        "of the optimizer (zero_optimization.offload_optimizer with ratio 1), or leave the key out");
+        "offload all of the optimizer (zero_optimization.offload_optimizer with ratio 1), or leave the key out");
   }
   if (config.fp32_masters || (optim::takes_one_pass(config.optimizer.kind) && device.is_cpu())) return;
   throw ConfigError(

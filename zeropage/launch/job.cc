@@ -62,8 +62,7 @@ Job choose_task(const Options& options, Task task, Job job) {
   if (chooses) {
     throw ConfigError(
         fmt::format("{} has started this as rank {} of {}: how many ranks there are, where, and when they start again "
-                    "is decided; leave "
-                    "options about hosts, ranks and restarts out",
+                    "is decided; leave options about hosts, ranks and restarts out",
                     task.starter, task.rank, task.size));
   }
   job.way = Way::kTask;

@@ -103,8 +103,7 @@ void add_host_options(CLI::App& app, Options& options) {
 void add_rank_options(CLI::App& app, Options& options) {
   app.add_option("--num_gpus,--num_accelerators", options.num_ranks,
                  "Ranks to start on each host: one per GPU, or as many CPU ranks where there is no GPU. Default (and "
-                 "-1): every GPU "
-                 "of CUDA_VISIBLE_DEVICES, or the hostfile's slots; 1 without GPUs")
+                 "-1): every GPU of CUDA_VISIBLE_DEVICES, or the hostfile's slots; 1 without GPUs")
       ->type_name("N");
   app.add_flag("--module", options.module, "SCRIPT is a Python module: run it as python -m");
   app.add_flag("--no_python", options.no_python, "SCRIPT is a program: run it without python");

@@ -84,8 +84,7 @@ RunnerCommand pdsh_command(const Options& options, const RunnerContext& context)
   if (context.has_secrets) {
     throw ConfigError(
         "--launcher pdsh would show the values of the environment file to every user of the hosts (they become part of "
-        "its "
-        "command line); use --launcher ssh, or remove the file");
+        "its command line); use --launcher ssh, or remove the file");
   }
   Words hosts;
   for (const HostSlots& host : context.hosts)

@@ -46,9 +46,8 @@ void LossScaler::after_overflow(std::string_view parameter) {
   } else if (state_.scale == config_.min_scale) {
     throw Error(fmt::format(
         "the gradients overflowed with the loss scale at its minimum, {} (fp16.min_loss_scale), in step {} first in "
-        "parameter '{}': "
-        "it cannot be lowered any more. The training has most likely diverged or has values fp16 cannot hold: "
-        "lower the learning rate, set gradient_clipping, or use bf16 instead of fp16",
+        "parameter '{}': it cannot be lowered any more. The training has most likely diverged or has values fp16 "
+        "cannot hold: lower the learning rate, set gradient_clipping, or use bf16 instead of fp16",
         config_.min_scale, state_.step, parameter));
   } else {
     state_.scale = std::max(state_.scale / 2.0, config_.min_scale);

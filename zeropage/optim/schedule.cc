@@ -160,8 +160,7 @@ std::optional<std::string> schedule_warning(const config::Schedule& schedule) {
   if (!decays || schedule.warmup_num_steps <= schedule.total_num_steps) return std::nullopt;
   return fmt::format(
       "scheduler.params: warmup_num_steps {} is more than total_num_steps {}: a run of that length ends before the "
-      "full "
-      "learning rate is reached; set warmup_num_steps to a part of total_num_steps",
+      "full learning rate is reached; set warmup_num_steps to a part of total_num_steps",
       schedule.warmup_num_steps, schedule.total_num_steps);
 }
 

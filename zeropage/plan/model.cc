@@ -47,11 +47,10 @@ double unit_of(char letter) {
 }
 
 [[noreturn]] void fail_count(std::string_view text) {
-  throw ConfigError(
-      fmt::format("model: expected a number of parameters (7B, 350M, 1.3e9), a .safetensors file, an index or "
-                  "config.json of a model, or a "
-                  "folder with one; got {}, which is neither a number from 1 to 10^18 nor an existing path",
-                  json::quote(text)));
+  throw ConfigError(fmt::format(
+      "model: expected a number of parameters (7B, 350M, 1.3e9), a .safetensors file, an index or config.json of a "
+      "model, or a folder with one; got {}, which is neither a number from 1 to 10^18 nor an existing path",
+      json::quote(text)));
 }
 
 }  // namespace
