@@ -160,18 +160,32 @@ def test_sparse_gradients(stage):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1}}, r"loss scale.*in step 1 first in parameter 'weight'"),
-        ({"fp16": {"enabled": True, "loss_scale": 1}, "zeropage": {"max_consecutive_skips": 2}}, r"2 steps in a row.*'weight'"),
+        ({"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1}}, r"loss scale.*in step 2 first in parameter '1\.weight'"),
+        (
+            {"fp16": {"enabled": True, "loss_scale": 1}, "zeropage": {"max_consecutive_skips": 2}},
+            r"2 steps in a row.*steps 1 to 2, in the last one first in parameter '1\.weight'",
+        ),
     ],
 )
 def test_overflows_without_end(sections, message):
-    """Catches a run that skips every step for ever: all ranks end with an error that says where it came from."""
-    base = nn.Linear(4, 2, bias=False)
+    """Catches a run that skips every step for ever: all ranks end with an error that names the step, and of the parameters that
+    overflowed the model's first, in whichever rank's part that is."""
+    base = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(4)))
+
+    def spoil_the_end(gradient):
+        """Of a page's last element, which is in the second rank's part."""
+        gradient = gradient.clone()
+        gradient[-1, -1] = torch.inf
+        return gradient
 
     def run(rank):
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config_of(2, **sections))
+        own = {"page_numel": 1, **sections.get("zeropage", {})}
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config_of(2, **(sections | {"zeropage": own})))
+        if rank == 0:
+            engine.module[1].weight.register_hook(spoil_the_end)
+        engine.module[2].weight.register_hook(lambda gradient: gradient * torch.inf)
         for _ in range(10):
-            engine.backward(engine(torch.ones(1, 4, dtype=torch.half)).sum() * (float("inf") if rank == 1 else 1.0))
+            engine.backward(engine(torch.ones(1, 64, dtype=torch.half)).sum())
             engine.step()
 
     for failure in errors_on_ranks(run):

@@ -20,6 +20,9 @@ struct StepFlags {
   bool stop_requested = false;  ///< somebody has asked this rank to end
 };
 
+/// The smaller index of a parameter; -1 is none.
+std::int64_t first_of(std::int64_t one, std::int64_t other);
+
 /// What one rank brings to the verdict of a step.
 struct LocalVerdict {
   double sum_of_squares = 0.0;           ///< of this rank's part of the summed gradients, unscaled by anything
@@ -32,7 +35,7 @@ struct LocalVerdict {
 /// What all ranks agree on before any state changes.
 struct Verdict {
   double sum_of_squares = 0.0;
-  std::int64_t overflow_parameter = -1;  ///< of the lowest rank that has one
+  std::int64_t overflow_parameter = -1;  ///< the first on any rank
   bool traces_agree = false;
   StepFlags flags;             ///< of any rank
   std::vector<bool> received;  ///< parameters that got a gradient anywhere

@@ -305,10 +305,9 @@ void Engine::Impl::count_skip(const Verdict& verdict) {
   }
   if (config_.own.max_consecutive_skips > 0 && consecutive_skips_ >= config_.own.max_consecutive_skips) {
     throw Error(fmt::format(
-        "{} steps in a row were skipped because gradients were not finite, the last one at step {} first in "
-        "parameter '{}'; lower the learning rate or look for NaN in the data "
-        "(zeropage.max_consecutive_skips)",
-        consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
+        "{} steps in a row were skipped because gradients were not finite, steps {} to {}, in the last one first in "
+        "parameter '{}'; lower the learning rate or look for NaN in the data (zeropage.max_consecutive_skips)",
+        consecutive_skips_, global_steps_ + 2 - consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
   }
 }
 

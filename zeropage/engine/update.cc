@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/engine/agreement.h"
 #include "zeropage/engine/device_update.h"
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
@@ -99,7 +100,7 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
                          (segment.page_offset - own.begin) * element_bytes(gradient.dtype);
       const double squares =
           known.empty() ? segment_sum_of_squares(data, gradient.dtype, segment.numel, gradient.device) : known[next++];
-      if (sum.overflow_parameter < 0 && !std::isfinite(squares)) sum.overflow_parameter = segment.parameter;
+      if (!std::isfinite(squares)) sum.overflow_parameter = first_of(sum.overflow_parameter, segment.parameter);
       sum.sum_of_squares += squares;
     }
   }

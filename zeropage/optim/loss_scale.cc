@@ -48,7 +48,7 @@ void LossScaler::after_overflow(std::string_view parameter) {
         "the gradients overflowed with the loss scale at its minimum, {} (fp16.min_loss_scale), in step {} first in "
         "parameter '{}': it cannot be lowered any more. The training has most likely diverged or has values fp16 "
         "cannot hold: lower the learning rate, set gradient_clipping, or use bf16 instead of fp16",
-        config_.min_scale, state_.step, parameter));
+        config_.min_scale, state_.step + 1, parameter));
   } else {
     state_.scale = std::max(state_.scale / 2.0, config_.min_scale);
   }
