@@ -2,12 +2,18 @@
 
 import copy
 import functools
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from training import LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, small_net, token_batch, train_ranks
+from test_checkpoint_everywhere import tensors_of
+from training import LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, part_of_batch, small_net, token_batch, train_ranks
+
+import zeropage
+from zeropage.testing import run_ranks
 
 STEPS = 12
 POISONED_STEPS = (3, 4, 8)
@@ -16,6 +22,12 @@ PRECISIONS = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16 static": {"fp16": {"enabled": True, "loss_scale": 128}},
     "fp16 dynamic": {"fp16": DYNAMIC},
+}
+# What the sections zero_optimization and zeropage say.
+OFFLOADS = {
+    "device": ({}, {}),
+    "host": ({"offload_optimizer": {"device": "cpu"}}, {}),
+    "host, ahead of the verdict": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),
 }
 
 
@@ -71,6 +83,43 @@ def test_overflow_is_skipped_on_all_ranks(precision, stage, value):
         assert outcome.applied == [step not in POISONED_STEPS for step in range(STEPS)]
         assert outcome.parameters.isfinite().all()
         assert outcome.loss_scales == outcomes[0].loss_scales
+
+
+def state_of(step: Path) -> tuple[dict[str, bytes], list[int]]:
+    """The tensors of a saved step, and how many updates each parameter has seen."""
+    manifest = json.loads((step / "manifest.json").read_text())["manifest"]
+    return tensors_of(step), [parameter["updates"] for parameter in manifest["parameters"]]
+
+
+@pytest.mark.parametrize("value", (float("inf"), float("nan")))
+@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("stage", range(4))
+def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
+    """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a step that one rank's
+    gradient has spoilt, and ranks that count it differently. Updates that begin before the verdict, as the other rank's may, are undone."""
+    zero, own = OFFLOADS[offload]
+    if stage == 3 and zero:
+        zero = zero | {"offload_param": {"device": "cpu"}}
+    sections = {"zeropage": {"page_numel": 10_000, **own}, "zero_optimization": zero, **PRECISIONS["fp16 dynamic"]}
+    base = small_net()
+
+    def run(rank: int, communicator: Any) -> list[tuple]:
+        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config_of(stage, clipping=0.0, **sections))
+        Poison(1, (2,), value)(engine, rank)
+        counted = []
+        for step in range(3):
+            engine.save_checkpoint(tmp_path, tag=f"before{step}")
+            engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
+            engine.step()
+            counted.append((engine.was_step_applied(), engine.global_steps, engine.skipped_steps, engine.loss_scale()))
+        engine.save_checkpoint(tmp_path, tag="after")
+        assert "speculation_bytes" not in own or rank != 0 or engine._core.last_step.undone
+        return counted
+
+    counted = run_ranks(2, run)
+    assert counted[0] == counted[1] and [row[0] for row in counted[0]] == [True, True, False]
+    earlier, before, after = (state_of(tmp_path / tag) for tag in ("before1", "before2", "after"))
+    assert after == before and before != earlier
 
 
 def test_skipped_steps_change_nothing():

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
@@ -130,18 +131,20 @@ struct PackedUpdate {
   State wide;
   Packed first, second;
 
-  PackedUpdate(std::int64_t numel, OptimizerKind kind, StateDtype dtype)
-      : wide(numel, DType::kBFloat16, DType::kBFloat16, 4),
+  PackedUpdate(std::int64_t numel, OptimizerKind kind, StateDtype dtype, DType gradient_dtype = DType::kBFloat16,
+               DType parameter_dtype = DType::kBFloat16)
+      : wide(numel, gradient_dtype, parameter_dtype, 4),
         first(numel, dtype, is_sum_of_squares(kind, 0)),
         second(numel, dtype, is_sum_of_squares(kind, 1)) {
     first.pack_all(wide.first, 1);
     second.pack_all(wide.second, 2);
   }
-  Arrays arrays() {
-    Arrays arrays = wide.arrays();
+  /// begin: of the first element, which begins a block.
+  Arrays arrays(std::int64_t begin = 0) {
+    Arrays arrays = wide.arrays(begin);
     arrays.states = {};
     arrays.state_dtype = first.dtype;
-    arrays.packed = {first.state(), second.state()};
+    arrays.packed = {first.state().from(begin, first.dtype), second.state().from(begin, first.dtype)};
     return arrays;
   }
   bool operator==(const PackedUpdate& other) const {
@@ -172,6 +175,34 @@ TEST(PackedUpdate, EqualsTheScalarTwinAndDoesNotDependOnSplits) {
       for (int i = 0; i < 4; ++i) update(parts.arrays().from(cuts[i]), cuts[i + 1] - cuts[i], step);
       ASSERT_TRUE(whole == twin && whole == parts) << static_cast<int>(step.kind);
       ASSERT_FALSE(whole == initial);
+    }
+  }
+}
+
+// Would catch the same at any length, alignment and type, and codes that are written before or past the end.
+TEST(PackedUpdate, EqualsTheScalarTwinAtEveryLength) {
+  constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  for (const Step& step : steps_to_try()) {
+    for (const StateDtype dtype : kPackedDtypes) {
+      for (DType gradient_dtype : kDtypes) {
+        for (DType parameter_dtype : kDtypes) {
+          const PackedUpdate initial(96, step.kind, dtype, gradient_dtype, parameter_dtype);
+          for (std::size_t numel = 0; numel <= 67; ++numel) {
+            for (std::size_t begin : {0, 1, 7}) {
+              PackedUpdate fast = initial, slow = initial;
+              update(fast.arrays(begin), numel, step);
+              update_reference(slow.arrays(begin), numel, step);
+              ASSERT_TRUE(fast == slow) << static_cast<int>(step.kind) << numel << " from " << begin;
+              const std::size_t code_bytes = dtype == StateDtype::kInt8 ? 1 : 2;
+              const auto* codes = reinterpret_cast<const char*>(fast.first.data.data());
+              const auto* old = reinterpret_cast<const char*>(initial.first.data.data());
+              const std::size_t end_bytes = (begin + numel) * code_bytes;
+              ASSERT_EQ(std::memcmp(codes, old, begin * code_bytes), 0);
+              ASSERT_EQ(std::memcmp(codes + end_bytes, old + end_bytes, 2 * 96 - end_bytes), 0);
+            }
+          }
+        }
+      }
     }
   }
 }

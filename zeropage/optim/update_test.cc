@@ -52,6 +52,31 @@ TEST(Update, EqualsTheScalarTwinBitForBit) {
   }
 }
 
+// The same without a master: would catch parameters that are widened or rounded otherwise at some length, alignment or type.
+TEST(Update, EqualsTheScalarTwinWithoutMasters) {
+  for (Step step : one_pass_steps()) {
+    step.rounding_key = 5;
+    for (DType gradient_dtype : kDtypes) {
+      for (DType parameter_dtype : {DType::kBFloat16, DType::kFloat16}) {
+        State initial(96, gradient_dtype, parameter_dtype, 8);
+        from_float32(initial.master.data(), initial.parameter.data(), parameter_dtype, 96);
+        for (int numel = 0; numel <= 67; ++numel) {
+          for (int start : {0, 1, 7}) {
+            State fast = initial, slow = initial;
+            for (State* state : {&fast, &slow}) {
+              Arrays arrays = state->arrays(start);
+              arrays.master = nullptr;
+              (state == &fast ? update : update_reference)(arrays, numel, step);
+            }
+            ASSERT_TRUE(fast == slow) << static_cast<int>(step.kind) << dtype_name(gradient_dtype)
+                                      << dtype_name(parameter_dtype) << numel << " from " << start;
+          }
+        }
+      }
+    }
+  }
+}
+
 // Rounding and widening have corners (ties, subnormals, infinity, NaN): all 65536 gradients, and masters of every exponent.
 TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
   constexpr int kNumel = 1 << 16;
