@@ -97,17 +97,20 @@ class C10dCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override {
     check_reducible(dtype, dtype, false, "all_reduce");
     C10dOperation op = describe(OpKind::kAllReduce, dtype, numel, tag);
-    if (numel > 0 && size_ > 1) {
+    if (numel > 0) {
       const Carrier carrier = carrier_of(data);
+      if (!carrier.device.is_cpu()) written = {};
       // Two terms have no order: the backend's sum has the same bits, in one call instead of two.
       const bool any_order = size_ == 2 && dtype == DType::kFloat32;
-      if ((sums_locally_ || !carrier.on_stream) && !any_order) {
-        add_ordered_all_reduce(op, carrier, data, numel, dtype);
+      if (size_ == 1) {
+        if (written) written(0, numel);
+      } else if ((sums_locally_ || !carrier.on_stream) && !any_order) {
+        add_ordered_all_reduce(op, carrier, data, numel, dtype, std::move(written));
       } else {
-        add_backend_all_reduce(op, carrier, data, numel, dtype);
+        add_backend_all_reduce(op, carrier, data, numel, dtype, std::move(written));
       }
     }
     return start(std::move(op));
@@ -236,13 +239,14 @@ class C10dCommunicator final : public Communicator {
   }
 
   /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by all.
-  void add_ordered_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype) {
+  void add_ordered_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype,
+                              Written written) {
     const std::int64_t bytes = element_bytes(dtype);
     const std::int64_t slice_numel = numel * bytes <= kSmallBytes ? 0 : numel / size_;
     auto* begin = static_cast<std::byte*>(data);
     if (slice_numel > 0) {
       std::byte* own = begin + rank_ * slice_numel * bytes;
-      add_exchange_and_sum(op, carrier, data, own, slice_numel, dtype, dtype, false, {});
+      add_exchange_and_sum(op, carrier, data, own, slice_numel, dtype, dtype, false, written);
       add_all_gather(op, carrier, own, data, slice_numel * bytes);
     }
     const std::int64_t rest_numel = numel - slice_numel * size_;
@@ -252,7 +256,11 @@ class C10dCommunicator final : public Communicator {
     const at::Tensor all = at::empty({rest_numel * bytes * size_}, mine.options());
     add_stage(
         op, carrier, [=, this, group = carrier.group] { return gather_into(group, all, mine, timeout_); },
-        [=, size = size_] { sum_received(all, size, rest, rest_numel, dtype, dtype, false, {}); });
+        [=, size = size_] {
+          sum_received(all, size, rest, rest_numel, dtype, dtype, false, {});
+          // Who listens has parts that divide evenly: then the rest is all there is.
+          if (written) written(0, rest_numel / size);
+        });
     bytes_moved_ += rest_numel * bytes * (size_ - 1);
   }
 
@@ -275,13 +283,19 @@ class C10dCommunicator final : public Communicator {
     bytes_moved_ += shard_numel * element_bytes(in_dtype) * (size_ - 1);
   }
 
-  void add_backend_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype) {
+  void add_backend_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype,
+                              Written written) {
     std::vector<at::Tensor> tensors = {wrap(data, numel, dtype, carrier.device)};
-    add_stage(op, carrier, [=, this, group = carrier.group]() mutable {
-      c10d::AllreduceOptions options;
-      options.timeout = timeout_;
-      return group->allreduce(tensors, options);
-    });
+    std::function<void()> tell;
+    if (written) tell = [written = std::move(written), part_numel = numel / size_] { written(0, part_numel); };
+    add_stage(
+        op, carrier,
+        [=, this, group = carrier.group]() mutable {
+          c10d::AllreduceOptions options;
+          options.timeout = timeout_;
+          return group->allreduce(tensors, options);
+        },
+        std::move(tell));
     bytes_moved_ += 2 * numel * element_bytes(dtype) * (size_ - 1) / size_;
   }
 

@@ -143,6 +143,37 @@ void copy(std::byte* to, const Buffer& from) {
   if (!from.empty()) std::memcpy(to, from.data(), from.size());
 }
 
+/// Looks at a reduction's output when it is told that a piece of it is final.
+class Told {
+ public:
+  Told(const std::byte* out, std::int64_t numel, DType dtype)
+      : out_(out), numel_(numel), element_(element_bytes(dtype)), seen_(static_cast<std::size_t>(numel * element_)) {}
+
+  Written listener() {
+    return [this](std::int64_t begin, std::int64_t numel) {
+      in_order_ &= begin == told_numel_ && numel >= 0 && begin + numel <= numel_;
+      if (!in_order_) return;
+      std::memcpy(seen_.data() + begin * element_, out_ + begin * element_, static_cast<std::size_t>(numel * element_));
+      told_numel_ += numel;
+    };
+  }
+
+  /// What is wrong: not told of every element once and in order, or before it was final. Empty: nothing.
+  std::string complaint() const {
+    if (!in_order_) return fmt::format("after the first {} of {} elements, told of others", told_numel_, numel_);
+    if (told_numel_ != numel_) return fmt::format("told of {} elements of {}", told_numel_, numel_);
+    return same_bytes(out_, seen_) ? "" : "told of values that were not final";
+  }
+
+ private:
+  const std::byte* out_;
+  const std::int64_t numel_;
+  const std::int64_t element_;
+  Buffer seen_;
+  std::int64_t told_numel_ = 0;
+  bool in_order_ = true;
+};
+
 /// One run of the suite on one rank.
 class Suite {
  public:
@@ -154,7 +185,8 @@ class Suite {
       gathers_shards(numel);
       broadcasts(numel);
       for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
-        all_reduces(numel, dtype);
+        all_reduces(numel, dtype, /*listens=*/false);
+        all_reduces(numel / size_ * size_, dtype, /*listens=*/true);
         reduce_scatters(numel, dtype, dtype, false);
         if (dtype != DType::kFloat32) reduce_scatters(numel, dtype, DType::kFloat32, false);
         reduce_scatters(numel, dtype, DType::kFloat32, true);
@@ -162,7 +194,8 @@ class Suite {
     }
     gathers_shards(kLargeNumel);
     broadcasts(kLargeNumel);
-    all_reduces(kLargeNumel, DType::kFloat32);
+    all_reduces(kLargeNumel, DType::kFloat32, /*listens=*/false);
+    all_reduces(kLargeNumel / size_ * size_, DType::kFloat32, /*listens=*/true);
     reduce_scatters(kLargeNumel / size_, DType::kFloat32, DType::kFloat32, true);
     many_at_once();
     memory_reads_as_zeros();
@@ -232,13 +265,17 @@ class Suite {
           decode(expected.data() + offset, dtype));
   }
 
-  void all_reduces(std::int64_t numel, DType dtype) {
+  void all_reduces(std::int64_t numel, DType dtype, bool listens) {
     const Buffer input = make_input(rank_, numel, dtype);
     const Buffer expected = expected_sums(size_, 0, numel, dtype, dtype, nullptr);
     with_each_memory(static_cast<std::int64_t>(input.size()), [&](std::byte* data, const char* kind) {
       copy(data, input);
-      communicator_.all_reduce(data, numel, dtype, {"reduce", numel})->wait();
-      check_sums(data, expected, dtype, fmt::format("all_reduce, {} ({} memory)", dtype_name(dtype), kind));
+      const std::string what = fmt::format("all_reduce of {} {} ({} memory)", numel, dtype_name(dtype), kind);
+      const std::int64_t part = numel / size_;
+      Told told(data + rank_ * part * element_bytes(dtype), part, dtype);
+      communicator_.all_reduce(data, numel, dtype, {"reduce", numel}, listens ? told.listener() : Written())->wait();
+      check_sums(data, expected, dtype, what);
+      if (listens) check(told.complaint().empty(), "{}: {}", what, told.complaint());
     });
   }
 
@@ -254,20 +291,13 @@ class Suite {
       copy(whole, input);
       Buffer out(expected.size());
       if (accumulate && numel > 0) std::memcpy(out.data(), before.data(), out.size());
-      Buffer told(expected.size());  // what `written` saw
-      std::int64_t told_numel = 0;
-      const auto written = [&](std::int64_t begin, std::int64_t count) {
-        check(begin == told_numel, "{}: told of elements from {} on, expected {}", what, begin, told_numel);
-        const std::int64_t offset = begin * element_bytes(out_dtype);
-        std::memcpy(told.data() + offset, out.data() + offset,
-                    static_cast<std::size_t>(count * element_bytes(out_dtype)));
-        told_numel += count;
-      };
+      Told told(out.data(), numel, out_dtype);
       communicator_
-          .reduce_scatter(whole, out.data(), numel, in_dtype, out_dtype, accumulate, {"scatter", numel}, written)
+          .reduce_scatter(whole, out.data(), numel, in_dtype, out_dtype, accumulate, {"scatter", numel},
+                          told.listener())
           ->wait();
       check_sums(out.data(), expected, out_dtype, what);
-      check(told_numel == numel && same_bytes(out.data(), told), "{}: told of {} elements", what, told_numel);
+      check(told.complaint().empty(), "{}: {}", what, told.complaint());
       check(same_bytes(whole, input), "{}: the input changed", what);
       if (accumulate || in_dtype != out_dtype) return;
       std::byte* part = whole + first * element_bytes(in_dtype);

@@ -61,8 +61,8 @@ class FaultCommunicator final : public WrappedCommunicator {
       return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag, std::move(written));
     });
   }
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
-    return start(tag, [&] { return inner_->all_reduce(data, numel, dtype, tag); });
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override {
+    return start(tag, [&] { return inner_->all_reduce(data, numel, dtype, tag, std::move(written)); });
   }
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
     return start(tag, [&] { return inner_->broadcast(data, bytes, root, tag); });

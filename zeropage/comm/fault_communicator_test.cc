@@ -61,7 +61,7 @@ TEST(FaultCommunicator, DroppedCollectiveEndsOnEveryRank) {
   const auto outcomes = run_with_faults(milliseconds(300), rule, [](Communicator& c) {
     c.barrier({"first", 0});
     float x = 1;
-    c.all_reduce(&x, 1, DType::kFloat32, {"gather page", 5})->wait();
+    c.all_reduce(&x, 1, DType::kFloat32, {"gather page", 5}, {})->wait();
   });
   for (const std::string& outcome : outcomes) EXPECT_TRUE(contains(outcome, "Error: ")) << outcome;
   for (const int r : {0, 1}) {

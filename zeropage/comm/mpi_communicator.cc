@@ -93,7 +93,7 @@ class MpiCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override {
     check_reducible(dtype, dtype, false, "all_reduce");
     MpiOperation op = describe(OpKind::kAllReduce, dtype, numel, tag);
     const std::int64_t bytes = numel * element_bytes(dtype);
@@ -103,12 +103,14 @@ class MpiCommunicator final : public Communicator {
       const auto slice = [=, this](int r) { return numel / size_ * r + std::min<std::int64_t>(r, numel % size_); };
       const auto offset = [=](int r) { return slice(r) * element_bytes(dtype); };
       const auto sum = [=, this](const std::vector<const std::byte*>& terms) {
-        reduce_ranks(terms, begin + offset(rank_), slice(rank_ + 1) - slice(rank_), dtype, dtype, false, {});
+        reduce_ranks(terms, begin + offset(rank_), slice(rank_ + 1) - slice(rank_), dtype, dtype, false, written);
       };
       add_exchange(op, begin, offset, sum);
       add_gather(op, begin, offset);
     } else if (size_ > 1 && bytes > 0) {
-      add_small_all_reduce(op, begin, numel, dtype);
+      add_small_all_reduce(op, begin, numel, dtype, std::move(written));
+    } else if (written && numel > 0) {
+      written(0, numel);
     }
     return start(std::move(op));
   }
@@ -196,7 +198,7 @@ class MpiCommunicator final : public Communicator {
     bytes_moved_ += offset(size_) - own_bytes;
   }
 
-  void add_small_all_reduce(MpiOperation& op, std::byte* data, std::int64_t numel, DType dtype) {
+  void add_small_all_reduce(MpiOperation& op, std::byte* data, std::int64_t numel, DType dtype, Written written) {
     const std::int64_t bytes = numel * element_bytes(dtype);
     auto all = std::make_shared<std::vector<std::byte>>(static_cast<std::size_t>(bytes * size_));
     std::memcpy(all->data() + rank_ * bytes, data, static_cast<std::size_t>(bytes));
@@ -205,6 +207,7 @@ class MpiCommunicator final : public Communicator {
       std::vector<const std::byte*> terms;
       for (int r = 0; r < size_; ++r) terms.push_back(all->data() + r * bytes);
       reduce_ranks(terms, data, numel, dtype, dtype, false, {});
+      if (written) written(0, numel / size_);
     };
   }
 

@@ -23,7 +23,7 @@ constexpr milliseconds kShort{1000};
 
 void reduce_for_ever(Communicator& c, int steps = -1) {
   std::vector<float> data(300000);
-  for (std::int64_t i = 0; i != steps; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i})->wait();
+  for (std::int64_t i = 0; i != steps; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i}, {})->wait();
 }
 
 /// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: meanwhile the others can speak, too.
@@ -92,7 +92,7 @@ void calls_differ(const Runtime& mpi) {
   speak_to_the_end();
   const auto c = make_mpi_communicator(mpi, kLong);
   std::vector<float> data(100);
-  c->all_reduce(data.data(), c->rank() == 0 ? 100 : 50, DType::kFloat32, {"sum", 7})->wait();
+  c->all_reduce(data.data(), c->rank() == 0 ? 100 : 50, DType::kFloat32, {"sum", 7}, {})->wait();
 }
 
 void sizes_differ_unchecked(const Runtime& mpi) {
@@ -100,7 +100,7 @@ void sizes_differ_unchecked(const Runtime& mpi) {
   const auto c = make_mpi_communicator(mpi, kLong);
   c->set_checking(false);
   std::vector<float> data(100);
-  c->all_reduce(data.data(), c->rank() == 0 ? 100 : 50, DType::kFloat32, {"sum", 7})->wait();
+  c->all_reduce(data.data(), c->rank() == 0 ? 100 : 50, DType::kFloat32, {"sum", 7}, {})->wait();
 }
 
 void runtime_starts_twice(const Runtime& mpi) {

@@ -59,9 +59,9 @@ class RecordingCommunicator final : public WrappedCommunicator {
       return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag, std::move(written));
     });
   }
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override {
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override {
     return start(SpanKind::kReduce, "all_reduce", tag, numel * element_bytes(dtype),
-                 [&] { return inner_->all_reduce(data, numel, dtype, tag); });
+                 [&] { return inner_->all_reduce(data, numel, dtype, tag, std::move(written)); });
   }
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
     return start(SpanKind::kExchange, "broadcast", tag, bytes,

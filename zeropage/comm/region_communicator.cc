@@ -121,7 +121,7 @@ WorkPtr RegionCommunicator::reduce_scatter(const void* whole, void* out, std::in
   return start(std::move(op), tag);
 }
 
-WorkPtr RegionCommunicator::all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) {
+WorkPtr RegionCommunicator::all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) {
   check_numel(numel, "all_reduce");
   check_reducible(dtype, dtype, false, "all_reduce");
   Operation op;
@@ -130,6 +130,7 @@ WorkPtr RegionCommunicator::all_reduce(void* data, std::int64_t numel, DType dty
   op.call.numel = numel;
   op.input = op.output = static_cast<std::byte*>(data);
   op.out_dtype = dtype;
+  op.written = std::move(written);
   return start(std::move(op), tag);
 }
 

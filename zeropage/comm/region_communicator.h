@@ -50,7 +50,7 @@ class RegionCommunicator final : public Communicator {
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override;
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, Written written) override;
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag) override;
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override;
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override;
   void barrier(Tag tag) override;
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override;

@@ -25,10 +25,11 @@ std::int64_t chunk_numel(const Call& call, int size) {
   return std::max<std::int64_t>(fitting / 64 * 64, 1);
 }
 
-/// The part of an all_reduce over `count` elements that `rank` sums.
+/// The part of an all_reduce over `count` elements that `rank` sums: its own one where they divide evenly.
 Range slice_of_rank(std::int64_t count, int rank, int size) {
-  const std::int64_t slice = (count + size - 1) / size;
-  const std::int64_t aligned = (slice + 15) / 16 * 16;  // slices start at cache lines where the buffer does
+  const std::int64_t slice = count / size;
+  if (slice * size == count) return {slice * rank, slice};
+  const std::int64_t aligned = (slice + 16) / 16 * 16;  // slices start at cache lines where the buffer does
   const std::int64_t begin = std::min(count, aligned * rank);
   return {begin, std::min(aligned, count - begin)};
 }
@@ -58,8 +59,9 @@ class Step {
   /// all_reduce: sums this rank's slice of the chunk over its own contribution, which nobody else reads.
   std::int64_t sum_slice(std::int64_t chunk) {
     const Range slice = slice_of_rank(range_of(chunk).count, rank_, size_);
-    std::byte* target = op_.route == Route::kStaged ? bounce(rank_, chunk) : op_.output;
-    reduce(chunk, slice.begin, target + slice.begin * element_, slice.count);
+    const bool staged = op_.route == Route::kStaged;
+    std::byte* target = staged ? bounce(rank_, chunk) : op_.output;
+    reduce(chunk, slice.begin, target + slice.begin * element_, slice.count, staged ? Written() : op_.written);
     return slice.count * element_ * (size_ - 1);
   }
 
@@ -79,6 +81,7 @@ class Step {
       case OpKind::kAllReduce:
         if (op_.route != Route::kInline) return read_slices(chunk, range);
         reduce(chunk, 0, op_.output, range.count);
+        tell_own(range);
         return range.count * element_ * (size_ - 1);
       case OpKind::kBroadcast:
         if (rank_ == call_.root) return 0;
@@ -130,7 +133,17 @@ class Step {
            slice.count * element_);
       if (q != rank_) moved_bytes += slice.count * element_;
     }
+    if (op_.route == Route::kStaged) tell_own(range);
     return moved_bytes;
+  }
+
+  /// all_reduce, when `range` has just been put into the output: tells of what lies in this rank's part.
+  void tell_own(Range range) const {
+    if (!op_.written) return;
+    const std::int64_t part = call_.numel / size_;
+    const std::int64_t begin = std::max(range.begin, part * rank_);
+    const std::int64_t end = std::min(range.begin + range.count, part * (rank_ + 1));
+    if (begin < end) op_.written(begin - part * rank_, end - begin);
   }
 
   const Operation& op_;
@@ -183,7 +196,7 @@ void run_alone(const Operation& op) {
   if (op.call.kind == OpKind::kReduceScatter && !in_place) {
     reduce_ranks(std::span(&op.input, 1), op.output, op.call.numel, op.call.dtype, op.out_dtype, op.accumulate,
                  op.written);
-  } else if (op.call.kind == OpKind::kReduceScatter && op.written) {
+  } else if (op.written) {
     op.written(0, op.call.numel);
   }
 }

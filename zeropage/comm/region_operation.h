@@ -20,7 +20,7 @@ struct Operation {
   std::byte* output = nullptr;
   DType out_dtype = DType::kOther;
   bool accumulate = false;
-  Written written;  ///< of reduce_scatter
+  Written written;  ///< of reduce_scatter and all_reduce
   std::uint64_t sequence = 0;
 
   // Fixed when all ranks have started it.

@@ -47,7 +47,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, ProcessConformance, testing::Values(1, 2, 4));
 
 void reduce_for_ever(Communicator& c) {
   std::vector<float> data(300000);
-  for (std::int64_t i = 0;; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i})->wait();
+  for (std::int64_t i = 0;; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i}, {})->wait();
 }
 
 // Catches ranks that hang, or wait out the timeout, when one is killed in the middle of a collective.
@@ -144,7 +144,7 @@ TEST(SharedMemory, TwoJobsDoNotMeet) {
     return [value](Communicator& c) {
       for (int i = 0; i < 100; ++i) {
         std::vector<float> data(5000, value);
-        c.all_reduce(data.data(), 5000, DType::kFloat32, {"sum", i})->wait();
+        c.all_reduce(data.data(), 5000, DType::kFloat32, {"sum", i}, {})->wait();
         if (data[4999] != 2 * value) throw Error("the other job's numbers");
       }
     };

@@ -45,17 +45,17 @@ TEST(ThreadCommunicator, DifferentCallsAreNamedOnEveryRank) {
        "barrier ('stop' 1)"},
       {[](Communicator& c) {
          float x[8] = {};
-         c.all_reduce(x, 8, DType::kFloat32, {"sum", 1})->wait();
+         c.all_reduce(x, 8, DType::kFloat32, {"sum", 1}, {})->wait();
        },
        "all_reduce of 8 fp32 ('sum' 1)"},
       {[](Communicator& c) {
          float x[8] = {};
-         c.all_reduce(x, 7, DType::kFloat32, {"sum", 1})->wait();
+         c.all_reduce(x, 7, DType::kFloat32, {"sum", 1}, {})->wait();
        },
        "all_reduce of 7 fp32 ('sum' 1)"},
       {[](Communicator& c) {
          float x[8] = {};
-         c.all_reduce(x, 8, DType::kBFloat16, {"sum", 1})->wait();
+         c.all_reduce(x, 8, DType::kBFloat16, {"sum", 1}, {})->wait();
        },
        "all_reduce of 8 bf16 ('sum' 1)"},
       {[](Communicator& c) {
@@ -165,7 +165,7 @@ TEST(ThreadCommunicator, EveryWaitAdvancesEarlierWorks) {
     const auto flag = c.allocate(64, "flag");
     auto* own = reinterpret_cast<std::atomic<int>*>(flag->data());
     std::vector<float> data(100000, 1.0f);
-    const auto work = c.all_reduce(data.data(), 100000, DType::kFloat32, {"sum", 0});
+    const auto work = c.all_reduce(data.data(), 100000, DType::kFloat32, {"sum", 0}, {});
     if (c.rank() == 0) {
       work->wait();
       own->store(1, std::memory_order_release);
@@ -207,7 +207,7 @@ TEST(ThreadCommunicator, CountsTheBytesThatMove) {
     EXPECT_EQ(c.bytes_moved(), 3 * 40000);
     c.reduce_scatter(whole.data(), shard.data(), 10000, DType::kFloat32, DType::kFloat32, false, {"b", 0}, {})->wait();
     EXPECT_EQ(c.bytes_moved(), 6 * 40000);
-    c.all_reduce(whole.data(), 40000, DType::kFloat32, {"c", 0})->wait();
+    c.all_reduce(whole.data(), 40000, DType::kFloat32, {"c", 0}, {})->wait();
     EXPECT_NEAR(static_cast<double>(c.bytes_moved()), 12 * 40000, 1000);
   });
 }
@@ -220,7 +220,7 @@ TEST(ThreadCommunicator, RefusesArgumentsThatMakeNoSense) {
   const auto is_refused = [](const std::function<void()>& call) { return outcome_of(call).starts_with("UsageError"); };
   EXPECT_TRUE(is_refused([&] { c.all_gather(data, data, -1, {}); }));
   EXPECT_TRUE(is_refused([&] { c.broadcast(data, 8, 1, {}); }));
-  EXPECT_TRUE(is_refused([&] { c.all_reduce(data, 8, DType::kOther, {}); }));
+  EXPECT_TRUE(is_refused([&] { c.all_reduce(data, 8, DType::kOther, {}, {}); }));
   EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kFloat32, DType::kBFloat16, false, {}, {}); }));
   EXPECT_TRUE(is_refused([&] { c.reduce_scatter(data, data, 8, DType::kBFloat16, DType::kBFloat16, true, {}, {}); }));
   EXPECT_TRUE(is_refused([&] { c.peer_address(0, data); }));

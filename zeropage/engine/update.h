@@ -27,8 +27,8 @@ struct GradientSum {
   std::int64_t overflow_parameter = -1;  ///< first parameter with inf or nan in this rank's part
 };
 
-/// Where the reducer has not summed the squares on the way, reads the summed gradients once (parameters without one stand there as
-/// zeros): the same bits. Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
+/// Where the reducer has not summed the squares on the way (devices), reads the summed gradients once (parameters without one stand
+/// there as zeros). Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
 GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank);
 
 /// The hyperparameters of one step.

@@ -86,9 +86,8 @@ class Reducer {
   /// when no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
-  /// optim::SquareSum of each segment of this rank's shard of the page's sum, in the order of Layout::shard_segments. Empty where
-  /// nobody summed them on the way, and the sum must be read again: on devices, where all ranks sum all of it (stage 0), and after
-  /// gradients that came late to a whole page.
+  /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the order of
+  /// Layout::shard_segments. Empty where nobody summed them on the way, and the sum must be read again: on devices.
   std::vector<double> squares(int page) const;
 
   /// The drive that has shards, for who reads them between backwards; null: none does.
@@ -147,6 +146,7 @@ class Reducer {
   void store(int parameter, const at::Tensor& gradient);
   void put(int parameter, const at::Tensor& gradient, bool first);
   void forget_squares(int page);
+  std::size_t segment_at(int page, std::int64_t offset) const;
   void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
   comm::Written watch(int page, const std::byte* data, DType dtype);
   comm::Written watch_parameter(int parameter, const std::byte* data, DType dtype);

@@ -39,7 +39,7 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
   std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
   DType summed_dtype = dtype;
   if (!policy_.reduce_scatter) {
-    communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)->wait();
+    communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, {})->wait();
   } else {
     summed = scratch_->data();
     summed_dtype = DType::kFloat32;
@@ -94,12 +94,12 @@ void Reducer::launch_whole(int page, std::byte* frame) {
   }
   const comm::Tag tag{state.label, page};
   retire(kMaxInFlight);
-  in_flight_.push_back(
-      {policy_.whole_result || !policy_.reduce_scatter
-           ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag)
-           : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
-                                           /*accumulate=*/false, tag, watch(page, own_shard(page), dtype)),
-       {}});
+  auto written = watch(page, own_shard(page), dtype);
+  in_flight_.push_back({policy_.whole_result || !policy_.reduce_scatter
+                            ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, std::move(written))
+                            : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
+                                                            /*accumulate=*/false, tag, std::move(written)),
+                        {}});
 }
 
 /// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to the page's
@@ -129,8 +129,7 @@ void Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   retire(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag, {});
-  forget_squares(page);
-  const auto written = device_.is_cpu() && !late ? watch(page, target, state.result_dtype) : comm::Written();
+  const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
     const auto from = paging::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
     auto to = paging::flat_view(target, spec.shard_numel, target_type, device_);

@@ -11,18 +11,25 @@ void Reducer::forget_squares(int page) {
   state.squared_numel = 0;
 }
 
+/// Index of the segment of this rank's shard that has the element at `offset` of the page or, between segments, is the next.
+std::size_t Reducer::segment_at(int page, std::int64_t offset) const {
+  const auto& segments = pages_[page].segments;
+  const auto ends_before = [&](const auto& segment) { return segment.page_offset + segment.numel <= offset; };
+  return static_cast<std::size_t>(std::partition_point(segments.begin(), segments.end(), ends_before) -
+                                  segments.begin());
+}
+
 /// Elements [begin, begin + numel) of this rank's shard, which stand at `data`.
 void Reducer::add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel) {
   auto& state = pages_[page];
   const std::int64_t first = communicator_->rank() * layout_->pages()[page].shard_numel + begin;
   const std::int64_t last = first + numel;
-  auto segment = std::partition_point(state.segments.begin(), state.segments.end(),
-                                      [&](const auto& s) { return s.page_offset + s.numel <= first; });
-  for (; segment != state.segments.end() && segment->page_offset < last; ++segment) {
-    const std::int64_t from = std::max(first, segment->page_offset);
-    const std::int64_t to = std::min(last, segment->page_offset + segment->numel);
-    state.squares[static_cast<std::size_t>(segment - state.segments.begin())].add(
-        data + (from - first) * element_bytes(dtype), dtype, to - from);
+  for (std::size_t i = segment_at(page, first); i < state.segments.size(); ++i) {
+    const auto& segment = state.segments[i];
+    if (segment.page_offset >= last) break;
+    const std::int64_t from = std::max(first, segment.page_offset);
+    const std::int64_t to = std::min(last, segment.page_offset + segment.numel);
+    state.squares[i].add(data + (from - first) * element_bytes(dtype), dtype, to - from);
   }
   state.squared_numel += numel;
 }
@@ -39,11 +46,11 @@ comm::Written Reducer::watch(int page, const std::byte* data, DType dtype) {
 
 /// For who is about to write a parameter's gradient, where it will not be written again (stores_sums): its squares begin anew.
 comm::Written Reducer::watch_parameter(int parameter, const std::byte* data, DType dtype) {
-  auto& state = pages_[layout_->page_of(parameter)];
-  const auto segment = std::find_if(state.segments.begin(), state.segments.end(),
-                                    [&](const auto& s) { return s.parameter == parameter; });
-  if (segment == state.segments.end()) return {};  // it has no elements
-  auto& squares = state.squares[static_cast<std::size_t>(segment - state.segments.begin())];
+  const int page = layout_->page_of(parameter);
+  auto& state = pages_[page];
+  const std::size_t i = segment_at(page, layout_->offset_of(parameter));
+  if (i == state.segments.size() || state.segments[i].parameter != parameter) return {};  // it has no elements
+  auto& squares = state.squares[i];
   squares = optim::SquareSum();
   return [=, &squares](std::int64_t begin, std::int64_t numel) {
     squares.add(data + begin * element_bytes(dtype), dtype, numel);

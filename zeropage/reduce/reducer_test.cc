@@ -2,9 +2,7 @@
 #include "zeropage/reduce/reducer.h"
 
 #include <ATen/ops/add.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/eq.h>
-#include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -14,8 +12,8 @@
 
 #include "zeropage/comm/fault_communicator.h"
 #include "zeropage/comm/test_ranks.h"
-#include "zeropage/optim/norm.h"
 #include "zeropage/paging/pager.h"
+#include "zeropage/reduce/test_squares.h"
 
 namespace zeropage::reduce {
 namespace {
@@ -90,30 +88,6 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
   }
 }
 
-/// Whether the squares are summed on the way, and those that are: against a pass over the gradient, to the bit. Returns how many pages
-/// have none.
-int expect_squares(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank) {
-  int unknown = 0;
-  for (const auto& page : layout.pages()) {
-    const auto gradient = reducer.gradient(page.index);
-    if (gradient.data == nullptr) continue;
-    const auto squares = reducer.squares(page.index);
-    const auto segments = layout.shard_segments(page.index, rank);
-    if (squares.empty()) {
-      unknown += segments.empty() ? 0 : 1;
-      continue;
-    }
-    EXPECT_EQ(squares.size(), segments.size());
-    const std::int64_t begin = policy.whole_result ? 0 : rank * page.shard_numel;
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-      const auto* data = static_cast<const std::byte*>(gradient.data) +
-                         (segments[i].page_offset - begin) * element_bytes(gradient.dtype);
-      EXPECT_EQ(squares[i], optim::sum_of_squares(data, gradient.dtype, segments[i].numel)) << "page " << page.index;
-    }
-  }
-  return unknown;
-}
-
 struct Case {
   const char* name;
   ReducePolicy policy;
@@ -150,57 +124,13 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
       }
       reducer.finish();
       expect_sums(reducer, *layout, what.policy, rank, step, communicator.size(), what.segments);
-      const bool all_sum = !what.policy.sharded && (what.policy.whole_result || !what.policy.reduce_scatter);
-      const bool through_fp32 = what.policy.frame_dtype != DType::kFloat32;
-      const int unknown = expect_squares(reducer, *layout, what.policy, rank);
-      if (what.policy.sharded || (what.segments == 1 && what.steps_from == kBackwards - 1 &&
-                                  (!all_sum || through_fp32 || communicator.size() == 1))) {
-        EXPECT_EQ(unknown, 0) << "step " << step;
-      }
+      expect_squares(reducer, *layout, what.policy, rank);
       for (const auto& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());
       reducer.reset();
     }
     communicator.barrier({"done"});
   };
   for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
-}
-
-// Catches squares that depend on the pieces in which a transport writes, or miss what lies between two shards: parameters of
-// several blocks, cut anywhere, with values whose sum shows its order.
-TEST(Reducer, SquaresHaveTheBitsOfAPassOverTheGradient) {
-  const std::vector<std::int64_t> numels = {70000, 3, 200001, 4097};
-  for (const bool sharded : {false, true}) {
-    for (const int world : {1, 2, 3}) {
-      auto communicators = comm::make_thread_communicators(world, std::chrono::seconds(20));
-      const auto body = [&](comm::Communicator& communicator) {
-        std::vector<layout::ParameterSpec> specs(numels.size());
-        std::vector<at::Tensor> parameters;
-        for (std::size_t i = 0; i < numels.size(); ++i) {
-          specs[i].name.append("p").append(std::to_string(i));
-          specs[i].numel = numels[i];
-          parameters.push_back(at::zeros({numels[i]}).set_requires_grad(true));
-        }
-        auto layout = std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = world});
-        const ReducePolicy policy{.sharded = sharded};
-        Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
-                        c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
-        for (int backward = 0; backward < 2; ++backward) {
-          reducer.begin_backward(/*boundary=*/backward == 1);
-          at::Tensor loss = at::zeros({});
-          for (const auto& parameter : parameters) {
-            const auto factors = at::arange(parameter.numel(), at::kFloat).mul_(0.37 + communicator.rank()).sin_();
-            loss = at::add(loss, at::sum(at::mul(parameter, factors)));
-          }
-          torch::autograd::backward({loss});
-          reducer.end_backward();
-        }
-        reducer.finish();
-        EXPECT_EQ(expect_squares(reducer, *layout, policy, communicator.rank()), 0);
-        communicator.barrier({"done"});
-      };
-      for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
-    }
-  }
 }
 
 ReducePolicy without_overlap(ReducePolicy policy) {

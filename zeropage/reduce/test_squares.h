@@ -1,0 +1,30 @@
+/// \file
+/// For tests: squares that were summed on the way, against a pass over the gradient.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include "zeropage/optim/norm.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::reduce {
+
+/// Expects of every page with a gradient that its squares are known without reading it again, and to the bit those of the sum that
+/// is stored.
+inline void expect_squares(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank) {
+  for (const auto& page : layout.pages()) {
+    const auto gradient = reducer.gradient(page.index);
+    if (gradient.data == nullptr) continue;
+    const auto squares = reducer.squares(page.index);
+    const auto segments = layout.shard_segments(page.index, rank);
+    ASSERT_EQ(squares.size(), segments.size()) << "page " << page.index;
+    const std::int64_t begin = policy.whole_result ? 0 : rank * page.shard_numel;
+    for (std::size_t i = 0; i < segments.size(); ++i) {
+      const auto* data = static_cast<const std::byte*>(gradient.data) +
+                         (segments[i].page_offset - begin) * element_bytes(gradient.dtype);
+      EXPECT_EQ(squares[i], optim::sum_of_squares(data, gradient.dtype, segments[i].numel)) << "page " << page.index;
+    }
+  }
+}
+
+}  // namespace zeropage::reduce
