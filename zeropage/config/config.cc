@@ -320,7 +320,7 @@ Own read_own(const Settings& settings) {
   own.observe_functions = settings.flag("zeropage.observe_functions");
   own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
   own.async_save = settings.flag("zeropage.async_save");
-  own.speculation_bytes = settings.integer("zeropage.speculation_bytes");
+  own.speculation_bytes = settings.optional<std::int64_t>("zeropage.speculation_bytes");
   own.keep_last = settings.integer("zeropage.keep_last");
   own.allow_fallback = settings.flag("zeropage.allow_fallback");
   own.preemption_folder = settings.text("zeropage.preemption_folder");

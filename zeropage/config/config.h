@@ -209,7 +209,8 @@ struct Own {
       true;                       ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
   bool observe_functions = true;  ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
-  std::int64_t speculation_bytes = 0;      ///< of the undo log of updates before their verdict; 0: there are none
+  std::optional<std::int64_t>
+      speculation_bytes;  ///< of the undo log of updates before their verdict; 0: there are none
   bool async_save = false;
   std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
   bool allow_fallback = false;

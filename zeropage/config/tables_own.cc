@@ -24,10 +24,10 @@ std::vector<Section> own_tables() {
            "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
            "block of 256 (docs/offload.md). The update then runs on the host.")
           .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
-      integer("speculation_bytes", 0, kInForce,
-              "Undo log per rank with which updates of offloaded optimizer state begin before the norm of their step "
-              "is known "
-              "(docs/offload.md); 0: all wait for it.")
+      integer("speculation_bytes", {}, kInForce,
+              "Undo log per rank with which updates of offloaded optimizer state go on beside the backward "
+              "(docs/offload.md); 0: all wait for the norm. By default a quarter of what all of them would need on a "
+              "GPU, 0 on a CPU.")
           .at_least(0),
       integer("max_consecutive_skips", 0, kInForce,
               "End the run after so many skipped steps in a row; 0: no such limit.")

@@ -65,7 +65,8 @@ class Engine::Impl {
     if (timeline() != nullptr) state_.observe(watch_.timeline(), reducer_->disk());
     moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
     transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
-    speculation_ = make_speculation(config_, state_, *reducer_, *transit_, optimizer_host(config_, device_), ledger_);
+    const auto undo_log = undo_log_bytes(config_, state_.counts(), formula(), device_);
+    speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *transit_, device_, undo_log, ledger_);
     if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
       scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
     if (config_.schedule.kind != config::ScheduleKind::kNone) {
@@ -88,6 +89,7 @@ class Engine::Impl {
 
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
+  double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
   void take_scheduled();
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_}; }
   plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
@@ -155,9 +157,10 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
         "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
         "under no_grad or inference_mode, or through .detach()?");
   }
-  const double divisor = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
-  at::Tensor divided = divisor == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / divisor);
+  const double parts = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
+  at::Tensor divided = parts == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / parts);
   const at::Tensor scaled = scale() == 1.0 ? divided : at::mul(divided.to(at::kFloat), scale());
+  if (at_boundary()) speculation_->expect(divisor(), groups_, steps_);
   reducer_->begin_backward(at_boundary());
   torch::autograd::backward({scaled}, {}, options.retain_graph);
   reducer_->end_backward();
@@ -175,8 +178,7 @@ Verdict Engine::Impl::agree() {
   mine.sum_of_squares = sum.sum_of_squares;
   mine.overflow_parameter = sum.overflow_parameter;
   last_ = StepResult{};
-  last_.pages_ahead =
-      speculation_->begin(mine, gradient_divisor(config_, communicator_->size(), scale()), groups_, steps_);
+  last_.pages_ahead = speculation_->close();
   Verdict verdict;
   try {
     verdict = agree_on_step(*communicator_, mine);
@@ -210,8 +212,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
 
   state_.absorb_replaced();
   const Verdict verdict = agree();
-  const double divisor = gradient_divisor(config_, communicator_->size(), scale());
-  last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor;
+  last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor();
   const bool checked =
       scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
@@ -222,7 +223,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     count_skip(verdict);
   } else {
     last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
-    update(verdict, static_cast<float>(last_.clip_coefficient / divisor), caller);
+    update(verdict, static_cast<float>(last_.clip_coefficient / divisor()), caller);
     last_.applied = true;
     consecutive_skips_ = 0;
   }
@@ -266,7 +267,6 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const Ca
 
 void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller) {
   const Span span(timeline(), SpanKind::kUpdate, "update");
-  const auto& pages = state_.layout()->pages();
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     if (!verdict.received[i]) continue;
     ++steps_[i];
@@ -282,13 +282,14 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
   if (inputs.kind == config::OptimizerKind::kLamb) {
     inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *transit_, updated, inputs, *communicator_);
   }
-  last_.undone = !speculation_->settle(inputs);
+  last_.undone = speculation_->settle(inputs) < last_.pages_ahead;
   update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, *speculation_, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
     } else if (owned_in_parts) {
       gathers.push_back(communicator_->all_gather(state_.owned(page).parameter, state_.whole_page(page),
-                                                  pages[page].shard_bytes(), comm::Tag{"updated parameters", page}));
+                                                  state_.layout()->pages()[page].shard_bytes(),
+                                                  comm::Tag{"updated parameters", page}));
     }
   });
   for (auto& gather : gathers) gather->wait();
@@ -333,7 +334,6 @@ checkpoint::TrainingState Engine::Impl::training() const {
 }
 
 void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadOptions& options) {
-  reducer_->reset();
   backward_done_ = false;
   if (options.module_only) return;
   last_ = StepResult{};
@@ -464,6 +464,7 @@ std::optional<std::string> Engine::find_checkpoint(const std::string& folder, co
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
   impl_->moved_->require_none("load_checkpoint");
+  impl_->reducer_->reset();
   auto report = load_state(impl_->checkpointed(), step, options);
   impl_->resume(step.manifest().training, options);
   return report;

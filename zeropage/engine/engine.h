@@ -60,8 +60,8 @@ struct StepResult {
   double gradient_norm = 0.0;  ///< global 2-norm before clipping
   float clip_coefficient = 1.0f;
   std::string overflow_parameter;  ///< when skipped: the first parameter (of the lowest rank) with inf or nan
-  int pages_ahead = 0;             ///< updated here before the norm was known (zeropage.speculation_bytes) ...
-  bool undone = false;             ///< ... and in vain
+  int pages_ahead = 0;             ///< updates made here beside the backward (zeropage.speculation_bytes) ...
+  bool undone = false;             ///< ... some of them in vain
 };
 
 class Engine {

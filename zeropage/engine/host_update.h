@@ -15,6 +15,8 @@ struct Segment {
   std::int64_t numel = 0;
   optim::Step step;
   std::int64_t block = 0;  ///< the first of its blocks of packed states
+
+  bool operator==(const Segment&) const = default;
 };
 
 /// Updates the segments (ascending, apart) of `range`, whose arrays begin at the range's start. Threads split the range

@@ -464,6 +464,7 @@ void ModelState::reload_parameters() {
 }
 
 void ModelState::follow_user_writes(int page, std::byte* owned) {
+  if (before_user_write_) before_user_write_(page);
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || !has_masters()) return;

@@ -5,6 +5,7 @@
 
 #include "zeropage/paging/torch_config.h"
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -93,6 +94,9 @@ class ModelState {
   void unload_parameters(paging::MemoryPlace host);
   void reload_parameters();
 
+  /// From now on `callback(page)` is called before what a user has written becomes part of the state.
+  void before_user_write(std::function<void(int page)> callback) { before_user_write_ = std::move(callback); }
+
   /// 16-bit pages: where users changed values, the fp32 master takes them; elsewhere it keeps its low bits.
   void follow_user_writes(int page, std::byte* owned);
 
@@ -127,7 +131,8 @@ class ModelState {
   std::vector<bool> offloaded_;
   std::unique_ptr<StateHome> home_;
   std::vector<OwnedRange> owned_;
-  std::vector<c10::Storage> storages_;  // per parameter: its home
+  std::function<void(int page)> before_user_write_;  // or null
+  std::vector<c10::Storage> storages_;               // per parameter: its home
   std::vector<std::vector<std::int64_t>> sizes_;
   std::vector<std::vector<std::int64_t>> strides_;  // per parameter: as laid out in its page
 };

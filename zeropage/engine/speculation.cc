@@ -1,17 +1,17 @@
 #include "zeropage/engine/speculation.h"
 
+#include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
 #include <algorithm>
-#include <bit>
-#include <cmath>
 #include <cstring>
 #include <utility>
 
-#include "zeropage/optim/norm.h"
+#include "zeropage/checkpoint/digest.h"
 
 namespace zeropage::engine {
 namespace {
-
-bool is_own_master(const layout::Page& page) { return page.dtype == DType::kFloat32; }
 
 void copy_host(void* to, const void* from, std::int64_t bytes) {
   std::memcpy(to, from, static_cast<std::size_t>(bytes));
@@ -19,68 +19,197 @@ void copy_host(void* to, const void* from, std::int64_t bytes) {
 
 }  // namespace
 
-Speculation::Speculation(const config::Config& config, ModelState& state, const reduce::Reducer& reducer,
-                         Transit& transit, std::int64_t log_bytes, paging::MemoryPlace host,
-                         const std::shared_ptr<Ledger>& ledger)
+Speculation::Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Transit& transit,
+                         c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger)
     : config_(config),
       state_(state),
       reducer_(reducer),
       transit_(transit),
-      log_(log_bytes, host, ledger, MemoryKind::kBuffers) {}
-
-bool Speculation::may_begin(int page) const {
-  if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || state_.pager().is_written(page))
-    return false;
-  if (state_.pager().on_disk(page) || reducer_.on_disk(page)) return false;
-  const auto& own = state_.owned(page);
-  if (is_own_master(state_.layout()->pages()[page])) return own.device.is_cpu() && !state_.pager().paged(page);
-  return state_.has_masters();
+      device_(device),
+      log_(log_bytes, optimizer_host(config, device), ledger, MemoryKind::kBuffers),
+      received_(state.tensors().size(), true) {
+  if (log_bytes == 0) return;
+  reducer.listen([this](int page) { offer(page); }, [this](int page) { retract(page); });
+  state.before_user_write([this](int page) { retract(page); });
+  thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
 
-int Speculation::begin(const LocalVerdict& mine, double divisor, const std::vector<config::OptimizerParams>& groups,
-                       std::vector<std::int64_t> steps) {
-  // The norm over all ranks is no smaller than this one's part of it.
-  const double least_norm = std::sqrt(mine.sum_of_squares) / divisor;
-  if (log_.bytes() == 0 || !std::isfinite(least_norm)) return 0;
-  if (optim::clip_coefficient(least_norm, config_.gradients.clipping) != 1.0F) return 0;
-  for (std::size_t i = 0; i < steps.size(); ++i) steps[i] += mine.received[i] ? 1 : 0;
+void Speculation::expect(double divisor, const std::vector<config::OptimizerParams>& groups,
+                         const std::vector<std::int64_t>& steps) {
+  if (log_.bytes() == 0) return;
+  if (parameters_left_) parameters_left_->synchronize();
+  const auto lock = when_idle();
   gradient_scale_ = static_cast<float>(1.0 / divisor);
-  received_ = mine.received;
-  const UpdateInputs expected{config_.optimizer.kind, groups, steps, received_, gradient_scale_, nullptr};
-  try {
-    for (const int page : updated_pages(*state_.layout(), received_)) {
-      if (may_begin(page) && !begin_page(page, expected)) break;
+  groups_ = groups;
+  steps_ = steps;
+  for (auto& step : steps_) ++step;
+  if (ahead_.empty()) used_bytes_ = 0;
+  open_ = last_stood_;
+}
+
+bool Speculation::may_begin(int page) const {
+  const auto& pager = state_.pager();
+  if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || state_.pager().is_written(page))
+    return false;
+  if (pager.on_disk(page) || reducer_.on_disk(page)) return false;
+  if (is_own_master(page) && !pager.paged(page) && !device_.is_cpu()) return false;
+  return std::ranges::all_of(state_.layout()->pages()[page].placements,
+                             [&](const auto& place) { return reducer_.received()[place.parameter]; });
+}
+
+bool Speculation::is_own_master(int page) const {
+  return state_.layout()->pages()[page].dtype == DType::kFloat32 || !state_.has_masters();
+}
+
+void Speculation::offer(int page) {
+  if (!may_begin(page)) return;
+  const std::lock_guard lock(mutex_);
+  if (!open_) return;
+  Offer offer{page, {}};
+  if (!device_.is_cpu()) {
+    offer.ready.emplace(device_.type());
+    offer.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+  }
+  queue_.push_back(std::move(offer));
+  changed_.notify_all();
+}
+
+void Speculation::run(const std::stop_token& stop) {
+  const c10::AutoGradMode no_grad(false);
+  // A stream of its own: what travels does not wait for what the backward has put into its streams.
+  c10::OptionalStreamGuard stream;
+  if (!device_.is_cpu())
+    stream.reset_stream(c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_));
+  std::unique_lock lock(mutex_);
+  while (changed_.wait(lock, stop, [&] { return !queue_.empty(); })) {
+    const Offer offer = std::move(queue_.front());
+    queue_.pop_front();
+    busy_ = true;
+    lock.unlock();
+    std::optional<Ahead> ahead;
+    std::exception_ptr error;
+    try {
+      ahead = update_ahead(offer);
+    } catch (...) {
+      error = std::current_exception();
     }
+    lock.lock();
+    busy_ = false;
+    if (ahead) {
+      ahead_.push_back(std::move(*ahead));
+      ++begun_;
+    }
+    if (error) {
+      error_ = error;
+      open_ = false;
+      queue_.clear();
+    }
+    changed_.notify_all();
+  }
+}
+
+/// Nothing when the log has no room for the page.
+std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) {
+  const int page = offer.page;
+  const auto& own = state_.owned(page);
+  const auto& spec = state_.layout()->pages()[page];
+  const auto state_bytes =
+      static_cast<std::int64_t>(HeldState(state_.home(), page, Access::kRead).arrays().memory.size());
+  const std::int64_t parameter_bytes = own.numel * spec.element_bytes;
+  if (used_bytes_ + state_bytes + parameter_bytes > log_.bytes()) return std::nullopt;
+
+  const Span span(state_.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page ahead", page);
+  if (offer.ready) offer.ready->synchronize();
+  transit_.fetch(page);
+  const HeldArrays held(state_, reducer_, transit_, page, ParameterUse::kRead);
+  Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}, {}};
+  copy_host(ahead.old_state, held.state_memory().data(), state_bytes);
+  auto arrays = held.arrays();
+  if (is_own_master(page)) {
+    copy_host(ahead.parameter, arrays.parameter, parameter_bytes);
+    if (!state_.pager().paged(page)) {
+      ahead.old_parameter = checkpoint::digest64(ahead.parameter, parameter_bytes);
+    }
+  }
+  arrays.parameter = ahead.parameter;
+  if (spec.dtype == DType::kFloat32) arrays.master = reinterpret_cast<float*>(ahead.parameter);
+  const CallerUpdate none;
+  ahead.segments =
+      changed_segments(state_, page, {config_.optimizer.kind, groups_, steps_, received_, gradient_scale_, none})
+          .segments;
+  used_bytes_ += state_bytes + parameter_bytes;
+  try {
+    update_on_host(arrays, ahead.segments);
   } catch (...) {
-    undo();
+    copy_host(held.state_memory().data(), ahead.old_state, state_bytes);
     throw;
   }
+  return ahead;
+}
+
+std::unique_lock<std::mutex> Speculation::when_idle() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return !busy_; });
+  return lock;
+}
+
+void Speculation::retract(int page) {
+  const auto lock = when_idle();
+  std::erase_if(queue_, [&](const Offer& offer) { return offer.page == page; });
+  std::erase_if(ahead_, [&](const Ahead& ahead) {
+    if (ahead.page == page) put_back(ahead);
+    return ahead.page == page;
+  });
+}
+
+int Speculation::close() {
+  if (log_.bytes() == 0) return 0;
+  const auto lock = when_idle();
+  open_ = false;
+  queue_.clear();
+  if (error_) {
+    put_all_back();
+    std::rethrow_exception(std::exchange(error_, nullptr));
+  }
+  return std::exchange(begun_, 0);
+}
+
+int Speculation::settle(const UpdateInputs& inputs) {
+  last_stood_ = inputs.gradient_scale == gradient_scale_;
+  std::erase_if(ahead_, [&](const Ahead& ahead) {
+    const bool keep = stands(ahead, inputs);
+    if (!keep) put_back(ahead);
+    return !keep;
+  });
   return static_cast<int>(ahead_.size());
 }
 
-/// False: the log has no room for it.
-bool Speculation::begin_page(int page, const UpdateInputs& expected) {
-  const auto& own = state_.owned(page);
-  const auto& spec = state_.layout()->pages()[page];
-  transit_.fetch(page);
-  const HeldArrays held(state_, reducer_, transit_, page, ParameterUse::kRead);
-  const auto memory = held.state_memory();
-  const auto state_bytes = static_cast<std::int64_t>(memory.size());
-  const std::int64_t parameter_bytes = own.numel * spec.element_bytes;
-  if (used_bytes_ + state_bytes + parameter_bytes > log_.bytes()) return false;
-  Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}};
-  copy_host(ahead.old_state, memory.data(), state_bytes);
-  auto arrays = held.arrays();
-  if (is_own_master(spec)) {
-    copy_host(ahead.parameter, own.parameter, parameter_bytes);
-  } else {
-    arrays.parameter = ahead.parameter;
-  }
-  ahead.segments = changed_segments(state_, page, expected).segments;
-  used_bytes_ += state_bytes + parameter_bytes;
-  ahead_.push_back(std::move(ahead));
-  update_on_host(arrays, ahead_.back().segments);
-  return true;
+bool Speculation::stands(const Ahead& ahead, const UpdateInputs& inputs) const {
+  if (changed_segments(state_, ahead.page, inputs).segments != ahead.segments) return false;
+  if (ahead.old_parameter.empty()) return true;
+  const auto& own = state_.owned(ahead.page);
+  const std::int64_t bytes = own.numel * state_.layout()->pages()[ahead.page].element_bytes;
+  return checkpoint::digest64(own.parameter, bytes) == ahead.old_parameter;
+}
+
+void Speculation::undo() {
+  const auto lock = when_idle();
+  open_ = false;
+  last_stood_ = false;
+  queue_.clear();
+  begun_ = 0;
+  put_all_back();
+}
+
+void Speculation::put_all_back() {
+  for (const auto& ahead : ahead_) put_back(ahead);
+  ahead_.clear();
+}
+
+void Speculation::put_back(const Ahead& ahead) {
+  const HeldState held(state_.home(), ahead.page, Access::kWrite);
+  const auto memory = held.arrays().memory;
+  copy_host(memory.data(), ahead.old_state, static_cast<std::int64_t>(memory.size()));
 }
 
 bool Speculation::is_ahead(int page) const { return std::ranges::find(ahead_, page, &Ahead::page) != ahead_.end(); }
@@ -88,48 +217,26 @@ bool Speculation::is_ahead(int page) const { return std::ranges::find(ahead_, pa
 void Speculation::finish(int page) {
   const auto ahead = std::ranges::find(ahead_, page, &Ahead::page);
   const auto& own = state_.owned(page);
-  const auto& spec = state_.layout()->pages()[page];
-  if (!is_own_master(spec)) {
-    for (const auto& segment : ahead->segments) {
-      const std::int64_t offset = segment.offset * spec.element_bytes;
-      paging::copy_bytes(own.parameter + offset, own.device, ahead->parameter + offset, c10::kCPU,
-                         segment.numel * spec.element_bytes);
-    }
+  const std::int64_t element = state_.layout()->pages()[page].element_bytes;
+  for (const auto& segment : ahead->segments) {
+    paging::flat_view(own.parameter + segment.offset * element, segment.numel * element, at::kByte, own.device)
+        .copy_(paging::flat_view(ahead->parameter + segment.offset * element, segment.numel * element, at::kByte,
+                                 c10::kCPU),
+               /*non_blocking=*/true);
   }
   ahead_.erase(ahead);
-  if (ahead_.empty()) used_bytes_ = 0;
+  if (!ahead_.empty() || device_.is_cpu()) return;
+  if (!parameters_left_) parameters_left_.emplace(device_.type());
+  parameters_left_->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
 }
 
-bool Speculation::settle(const UpdateInputs& inputs) {
-  if (ahead_.empty()) return true;
-  const auto bits = [](float value) { return std::bit_cast<std::uint32_t>(value); };
-  const bool as_expected = bits(inputs.gradient_scale) == bits(gradient_scale_) && inputs.received == received_;
-  if (!as_expected) undo();
-  return as_expected;
-}
-
-void Speculation::undo() {
-  for (const auto& ahead : ahead_) put_back(ahead);
-  ahead_.clear();
-  used_bytes_ = 0;
-}
-
-void Speculation::put_back(const Ahead& ahead) {
-  const HeldState held(state_.home(), ahead.page, Access::kWrite);
-  const auto memory = held.arrays().memory;
-  copy_host(memory.data(), ahead.old_state, static_cast<std::int64_t>(memory.size()));
-  const auto& spec = state_.layout()->pages()[ahead.page];
-  const auto& own = state_.owned(ahead.page);
-  if (is_own_master(spec)) copy_host(own.parameter, ahead.parameter, own.numel * spec.element_bytes);
-}
-
-std::unique_ptr<Speculation> make_speculation(const config::Config& config, ModelState& state,
-                                              const reduce::Reducer& reducer, Transit& transit,
-                                              paging::MemoryPlace host, const std::shared_ptr<Ledger>& ledger) {
+std::int64_t undo_log_bytes(const config::Config& config, const plan::ParameterCounts& counts,
+                            const plan::StateOptions& options, c10::Device device) {
   const bool possible =
       optim::takes_one_pass(config.optimizer.kind) && config.zero.offload.optimizer == config::OffloadDevice::kCpu;
-  return std::make_unique<Speculation>(config, state, reducer, transit, possible ? config.own.speculation_bytes : 0,
-                                       host, ledger);
+  if (!possible) return 0;
+  const std::int64_t by_default = device.is_cpu() ? 0 : plan::default_undo_log_bytes(counts, options);
+  return config.own.speculation_bytes.value_or(by_default);
 }
 
 }  // namespace zeropage::engine

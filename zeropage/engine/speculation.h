@@ -1,81 +1,126 @@
 /// \file
-/// Updates of offloaded pages that begin before the verdict of their step (zeropage.speculation_bytes):
+/// Updates of offloaded pages that go on beside the backward, before the verdict of their step (zeropage.speculation_bytes):
 ///
-///   1. begin: when the gradients are complete on this rank, it updates pages as the verdict will most likely have it: everything is
-///      finite, nothing is clipped, the parameters that got gradients here are those that got any. The old bits of a page go to the undo log
-///      first. Its rounded parameter goes there, too, and not to its place, where peers may still read.
-///   2. settle: where the verdict says so, the pages stand, and `finish` puts each parameter in its place at its turn.
-///   3. Where it does not, undo puts the old bits back, and the update is as if nothing had begun.
+///   1. expect: before a backward that a step follows. The step will most likely have the hyperparameters of now, find everything
+///      finite and clip nothing.
+///   2. offer: as soon as a page's sum stands on this rank, its page is queued. A thread of its own takes one after the other: waits until
+///      the sum is in its place, copies the old bits of the state to the undo log, and updates the state. The new parameter goes
+///      to the log, too, and not to its place, where the backward and peers still read.
+///   3. retract: before the sum changes again (gradients that come late, another backward, zero_grad), and before a user's write becomes
+///      part of the state, the old bits are put back.
+///   4. close: when the step begins, no more pages do. What waits in the queue is left to the update after the verdict.
+///   5. settle: pages whose update is the one that the verdict asks for stand, and `finish` puts each parameter in its place at its
+///      turn. The others are put back, and the step is as if nothing had begun.
 ///
-/// Left out are pages of which anything lives on a drive, which users have written (their masters follow after the verdict), or whose
-/// parameter is its own master elsewhere than in this rank's memory alone; and all pages when this rank's gradients alone are not
-/// finite or must be clipped. What does not fit the log waits for the verdict.
+/// After a step that went another way the next one waits for its verdict: clipping tends to last, and costs nothing then. Left
+/// out are pages of which anything lives on a drive, which users have written, of which some parameter got no gradient on this
+/// rank, or that are whole fp32 pages on a device, which users may write unnoticed. What does not fit the log waits, too.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
 
+#include <condition_variable>
+#include <deque>
+#include <exception>
 #include <memory>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+#include <string>
+#include <thread>
 #include <vector>
+
+#include <c10/core/Event.h>
 
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
-#include "zeropage/engine/agreement.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/transit.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/paging/device_buffer.h"
+#include "zeropage/plan/model_state.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
 
 class Speculation {
  public:
-  /// The log counts as buffers of `host`; without one nothing ever begins.
-  Speculation(const config::Config& config, ModelState& state, const reduce::Reducer& reducer, Transit& transit,
-              std::int64_t log_bytes, paging::MemoryPlace host, const std::shared_ptr<Ledger>& ledger);
+  /// The log counts as buffers of the host; of 0 bytes nothing ever begins, and there is no thread. Else `reducer` and `state` tell it of sums
+  /// and writes from now on: to be destroyed before them, when no backward runs.
+  Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Transit& transit,
+              c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger);
 
-  /// Updates what it may, from what this rank knows of the verdict; `divisor` as of the update, `steps` before it. Returns how many
-  /// pages. Errors: as update_pages; then everything is as before.
-  int begin(const LocalVerdict& mine, double divisor, const std::vector<config::OptimizerParams>& groups,
-            std::vector<std::int64_t> steps);
+  /// `divisor` as of the update, `groups` and `steps` before it.
+  void expect(double divisor, const std::vector<config::OptimizerParams>& groups,
+              const std::vector<std::int64_t>& steps);
 
-  /// Whether the pages stand, by what the verdict says; else they are as before.
-  bool settle(const UpdateInputs& inputs);
+  /// How many updates were made since the step before. Errors: as update_pages; then everything is as before.
+  int close();
 
-  /// Puts back what has begun.
+  /// Returns how many of them stand.
+  int settle(const UpdateInputs& inputs);
+
+  /// Puts everything back.
   void undo();
 
-  /// Whether a page has its update already; then `finish` is its turn.
+  /// After `settle`: whether a page has its update already; then `finish` is its turn.
   bool is_ahead(int page) const;
   void finish(int page);
 
  private:
+  struct Offer {
+    int page = 0;
+    std::optional<c10::Event> ready;  ///< of the sum; absent on the CPU
+  };
   struct Ahead {
     int page = 0;
     std::byte* old_state = nullptr;
-    std::byte* parameter = nullptr;  ///< 16 bit: the new one; fp32: the old one
+    std::byte* parameter = nullptr;  ///< the new one
+    std::string old_parameter;       ///< digest of what it was made from; empty: nobody writes that unnoticed
     std::vector<Segment> segments;   ///< what is changed
   };
 
+  void offer(int page);
+  void retract(int page);
   bool may_begin(int page) const;
-  bool begin_page(int page, const UpdateInputs& expected);
+  bool is_own_master(int page) const;
+  bool stands(const Ahead& ahead, const UpdateInputs& inputs) const;
+  void run(const std::stop_token& stop);
+  std::optional<Ahead> update_ahead(const Offer& offer);
+  std::unique_lock<std::mutex> when_idle();
   void put_back(const Ahead& ahead);
+  void put_all_back();
 
   const config::Config& config_;
   ModelState& state_;
   const reduce::Reducer& reducer_;
   Transit& transit_;
+  c10::Device device_;
   paging::DeviceBuffer log_;
-  std::int64_t used_bytes_ = 0;
-  std::vector<Ahead> ahead_;
-  // What the pages were updated by.
+  std::optional<c10::Event> parameters_left_;  // the log; absent on the CPU
+
+  // What pages are updated by; written while the thread is idle.
   float gradient_scale_ = 1.0F;
+  std::vector<config::OptimizerParams> groups_;
+  std::vector<std::int64_t> steps_;
   std::vector<bool> received_;
+  bool last_stood_ = true;
+
+  std::mutex mutex_;
+  std::condition_variable_any changed_;
+  bool open_ = false;
+  bool busy_ = false;
+  std::deque<Offer> queue_;
+  std::vector<Ahead> ahead_;
+  std::int64_t used_bytes_ = 0;  // of the log
+  int begun_ = 0;                // updates of this step
+  std::exception_ptr error_;
+  std::jthread thread_;  // last: it ends before what it uses
 };
 
-/// The one that `config` asks for.
-std::unique_ptr<Speculation> make_speculation(const config::Config& config, ModelState& state,
-                                              const reduce::Reducer& reducer, Transit& transit,
-                                              paging::MemoryPlace host, const std::shared_ptr<Ledger>& ledger);
+/// Of the log: zeropage.speculation_bytes. Where that is absent, plan::default_undo_log_bytes if optimizer state is offloaded from a
+/// device, and 0 where the device is the CPU: there the backward needs the processors itself. 0 for optimizers of two passes.
+std::int64_t undo_log_bytes(const config::Config& config, const plan::ParameterCounts& counts,
+                            const plan::StateOptions& options, c10::Device device);
 
 }  // namespace zeropage::engine

@@ -10,6 +10,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <thread>
+
 #include "zeropage/comm/test_ranks.h"
 #include "zeropage/comm/thread_communicator.h"
 #include "zeropage/engine/engine.h"
@@ -25,6 +27,7 @@ constexpr int kParameters = 5;
 config::Config make_config(config::Precision precision) {
   config::Config config;
   config.precision = precision;
+  config.optimizer.kind = config::OptimizerKind::kAdamW;
   config.zero.stage = 1;
   config.zero.offload = {.optimizer = config::OffloadDevice::kCpu, .optimizer_ratio = 0.6};
   config.own.page_numel = 1;  // a page per parameter
@@ -32,9 +35,8 @@ config::Config make_config(config::Precision precision) {
 }
 
 /// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
-std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t speculation_bytes = 0) {
-  auto config = make_config(precision);
-  config.own.speculation_bytes = speculation_bytes;
+std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t log_bytes = 0) {
+  const auto config = make_config(precision);
   std::shared_ptr<comm::Communicator> communicator =
       std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]);
   const auto ledger = std::make_shared<Ledger>();
@@ -49,11 +51,13 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
                           reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
   Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
   EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
-  const auto speculation = make_speculation(config, state, reducer, transit, optimizer_host(config, c10::kCPU), ledger);
+  Speculation speculation(config, state, reducer, transit, c10::kCPU, log_bytes, ledger);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
   for (int step = 1; step <= 3; ++step) {
     std::vector<bool> received(kParameters, true);
     received.back() = step != 2;
+    // The second step's is undone: the verdict says other than this rank has thought.
+    speculation.expect(step == 2 ? 3.0 : 2.0, groups, std::vector<std::int64_t>(kParameters, step - 1));
     reducer.begin_backward(true);
     for (int i = 0; i < kParameters; ++i) {
       if (!received[i]) continue;
@@ -62,6 +66,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     }
     reducer.end_backward();
     reducer.finish();
+    if (log_bytes > 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // for its thread
     const std::vector<std::int64_t> steps(kParameters, step);
     std::vector<int> pages;
     for (int i = 0; i < kParameters; ++i) {
@@ -69,13 +74,10 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     }
     const CallerUpdate none;
     const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F, none};
-    // The second step's is undone: the verdict says other than this rank has thought.
-    const double divisor = step == 2 ? 3.0 : 2.0;
-    const int ahead = speculation->begin({.sum_of_squares = 1.0, .received = received}, divisor, groups,
-                                         std::vector<std::int64_t>(kParameters, step - 1));
-    EXPECT_EQ(ahead > 0, speculation_bytes > 0);
-    EXPECT_EQ(speculation->settle(update), ahead == 0 || step != 2);
-    update_pages(state, reducer, transit, pages, update, *speculation, [](int) {});
+    const int ahead = speculation.close();
+    EXPECT_EQ(ahead > 0, log_bytes > 0 && step != 3) << "the step after one that was undone waits";
+    EXPECT_EQ(speculation.settle(update), step == 2 ? 0 : ahead);
+    update_pages(state, reducer, transit, pages, update, speculation, [](int) {});
     reducer.reset();
   }
   c10::AutoGradMode no_grad(false);

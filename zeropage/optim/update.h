@@ -43,6 +43,8 @@ struct Step {
   std::uint64_t rounding_key = 0;  ///< of stochastic rounding: another one for every parameter and step
   std::int64_t rounding_shift =
       0;  ///< index within the parameter, less Arrays::index: the same wherever a range begins
+
+  bool operator==(const Step&) const = default;
 };
 
 /// The arrays of one update, aligned to their elements and without overlap.

@@ -50,14 +50,15 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
     const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kWhat);
     counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
   }
-  const PlacedBytes placed = placed_state_bytes(
-      counts, {.stage = placement.stage,
-               .world_size = request.world_size(),
-               .precision = request.precision,
-               .accumulation_steps = request.accumulation_steps,
-               .offload_parameters = placement.parameters != Home::kDevice,
-               .optimizer_on_disk = placement.optimizer == Home::kDisk,
-               .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk});
+  const StateOptions options{
+      .stage = placement.stage,
+      .world_size = request.world_size(),
+      .precision = request.precision,
+      .accumulation_steps = request.accumulation_steps,
+      .offload_parameters = placement.parameters != Home::kDevice,
+      .optimizer_on_disk = placement.optimizer == Home::kDisk,
+      .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk};
+  const PlacedBytes placed = placed_state_bytes(counts, options);
   memory.state = placed.device;
   if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
@@ -68,6 +69,8 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
   memory.disk += placed.disk.total();
   if (placement.optimizer == Home::kDisk) memory.host += state_buffer_bytes(request);
+  if (placement.optimizer == Home::kHost) memory.undo_log = default_undo_log_bytes(counts, options);
+  memory.host += memory.undo_log;
   if (placement.parameters == Home::kDisk) {
     const std::int64_t shard_numel = ceil_div(page_numel(model), request.world_size());
     if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;

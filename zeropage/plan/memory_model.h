@@ -6,6 +6,7 @@
 ///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a rank runs ahead where
 ///                there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards of pages
 ///   state        an optimizer on disk passes through offload_optimizer.buffer_count pages in host memory
+///   undo log     an optimizer in host memory: default_undo_log_bytes
 ///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
 ///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32 and
 ///                their gradient: 8 * s * b * v.

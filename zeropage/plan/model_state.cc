@@ -160,4 +160,10 @@ PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions
   return placed;
 }
 
+std::int64_t default_undo_log_bytes(const ParameterCounts& counts, const StateOptions& options) {
+  const std::int64_t state = placed_state_bytes(counts, options).offloaded.optimizer;
+  const std::int64_t numel = held_numel(counts.offloaded_numel, kOptimizerShardedFrom, options);
+  return state == 0 ? 0 : ceil_div(state + bytes_of(numel, element_bytes(compute_dtype(options.precision))), 4);
+}
+
 }  // namespace zeropage::plan

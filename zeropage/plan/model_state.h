@@ -95,4 +95,9 @@ StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& 
 /// The same bytes by place.
 PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options);
 
+/// The log with which updates of state in host memory go on beside the backward of a device (zeropage.speculation_bytes), where the
+/// configuration does not say how large: a quarter of what all of them would need, which is that state and the new parameters. So a
+/// quarter of the update is hidden for a quarter more memory. Errors: those of model_state_bytes.
+std::int64_t default_undo_log_bytes(const ParameterCounts& counts, const StateOptions& options);
+
 }  // namespace zeropage::plan

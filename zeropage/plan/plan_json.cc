@@ -30,6 +30,7 @@ Json row_json(const Row& row) {
           {"frames_bytes", memory.frames},
           {"buckets_bytes", memory.buckets},
           {"host_bytes", memory.host},
+          {"undo_log_bytes", memory.undo_log},
           {"disk_bytes", memory.disk},
           {"plain", variant_json(row.plain)},
           {"checkpointed", variant_json(row.checkpointed)},

@@ -240,8 +240,26 @@ void Reducer::retire(std::size_t keep) {
       return;
     }
     if (oldest.settle) oldest.settle();
+    const int page = oldest.page;
     in_flight_.pop_front();
+    if (page != kNoPage) complete(page);
   }
+}
+
+void Reducer::listen(std::function<void(int page)> stands, std::function<void(int page)> reopens) {
+  on_stands_ = std::move(stands);
+  on_reopens_ = std::move(reopens);
+}
+
+/// One of the page's reductions is.
+void Reducer::complete(int page) {
+  auto& state = pages_[page];
+  state.stands = --state.reductions == 0;
+  if (state.stands && on_stands_) on_stands_(page);
+}
+
+void Reducer::reopen(int page) {
+  if (std::exchange(pages_[page].stands, false) && on_reopens_) on_reopens_(page);
 }
 
 std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_view what) {
@@ -253,7 +271,7 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 
 void Reducer::begin_backward(bool boundary) {
   if (policy_.sharded) return;
-  reducing_ = policy_.overlap && boundary && communicator_->size() > 1;
+  reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_stands_);
   reduced_ = false;
 }
 
@@ -335,6 +353,7 @@ void Reducer::reset() {
   retire(0);
   for (int page : order_) {
     auto& state = pages_[page];
+    reopen(page);
     state.arrived = 0;
     state.filled = false;
     state.launched = false;

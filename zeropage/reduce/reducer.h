@@ -72,6 +72,11 @@ class Reducer {
           const ReducePolicy& policy);
   ~Reducer();
 
+  /// From now on: calls `stands(page)` when a page's sum is complete on this rank (on a device: in the order of the current
+  /// stream), and `reopens(page)` before what stands changes or is forgotten; both on whatever thread a backward runs. With listeners a
+  /// single rank's whole pages are complete as soon as their gradients are, too.
+  void listen(std::function<void(int page)> stands, std::function<void(int page)> reopens);
+
   /// Before a backward. `boundary`: a step follows it, on every rank.
   void begin_backward(bool boundary);
 
@@ -128,6 +133,8 @@ class Reducer {
     bool touched = false;     ///< this rank gave gradients since the last exchange
     bool launched = false;    ///< reduced in this backward
     bool filled = false;      ///< `result`, or the drive, holds a sum
+    bool stands = false;      ///< which listeners know to be complete
+    int reductions = 0;       ///< that are not
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
     std::vector<layout::Segment> segments;  ///< of this rank's shard
@@ -137,7 +144,9 @@ class Reducer {
     /// Long enough that losses which take turns keep all their pages in the order.
     bool expects_gradients() const { return quiet_backwards < 4; }
   };
+  static constexpr int kNoPage = -1;
   struct InFlight {
+    int page = kNoPage;  ///< whose sum is complete after it
     comm::WorkPtr work;
     std::function<void()> settle;  ///< what is to be done here when `work` is complete; may be empty
   };
@@ -155,10 +164,12 @@ class Reducer {
   void consume(int page);
   void launch_ready();
   void launch(int page);
-  void launch_sharded(int page, std::byte* frame);
-  void launch_whole(int page, std::byte* frame);
-  void reduce_through_fp32(int page, std::byte* frame, bool late);
+  bool launch_sharded(int page, std::byte* frame);
+  bool launch_whole(int page, std::byte* frame);
+  bool reduce_through_fp32(int page, std::byte* frame, bool late);
   void retire(std::size_t keep);
+  void complete(int page);
+  void reopen(int page);
   void reduce_rest();
   void forget_backward();
   void settle_order();
@@ -194,6 +205,8 @@ class Reducer {
   bool order_settled_ = false;
   std::size_t next_ = 0;  // first page of order_ that this backward has not come to
   std::deque<InFlight> in_flight_;
+  std::function<void(int page)> on_stands_;
+  std::function<void(int page)> on_reopens_;
   bool anything_arrived_ = false;
   bool backward_open_ = false;  // gradients came that no end_backward has dealt with
   bool reducing_ = false;       // in this backward

@@ -13,28 +13,33 @@ namespace zeropage::reduce {
 
 void Reducer::launch(int page) {
   auto& state = pages_[page];
+  reopen(page);
+  ++state.reductions;
   acquire_frame(page);
   consume(page);
   std::byte* frame = std::exchange(state.frame, nullptr);
-  policy_.sharded ? launch_sharded(page, frame) : launch_whole(page, frame);
+  const bool done = policy_.sharded ? launch_sharded(page, frame) : launch_whole(page, frame);
   state.filled = true;
   state.launched = true;
+  if (done) complete(page);
   // All ranks have started the same collective, and the rest of this backward follows from the order they share.
   communicator_->set_checking(false);
   if (!policy_.overlap) retire(0);
 }
 
-void Reducer::launch_sharded(int page, std::byte* frame) {
+/// True: the sum is complete.
+bool Reducer::launch_sharded(int page, std::byte* frame) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
   const DType dtype = policy_.frame_dtype;
   if (policy_.reduce_scatter && reduces_into_shard(page)) {
     in_flight_.push_back(
-        {communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
+        {page,
+         communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
                                        /*accumulate=*/state.filled, tag, watch(page, state.result, DType::kFloat32)),
          [this, frame] { frames_->release(frame); }});
-    return;
+    return false;
   }
   std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
   DType summed_dtype = dtype;
@@ -47,6 +52,7 @@ void Reducer::launch_sharded(int page, std::byte* frame) {
   }
   add_to_shard(page, paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_));
   frames_->release(frame);
+  return true;
 }
 
 /// Takes a page's sum home. A first one that goes to the host travels beside the backward; see finish_offloads.
@@ -74,38 +80,36 @@ void Reducer::finish_offloads() {
   c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
 }
 
-void Reducer::launch_whole(int page, std::byte* frame) {
+bool Reducer::launch_whole(int page, std::byte* frame) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
-  if (state.filled) {
-    reduce_through_fp32(page, frame, /*late=*/true);
-    return;
-  }
+  if (state.filled) return reduce_through_fp32(page, frame, /*late=*/true);
   const DType dtype = frame_dtype(page);
   state.result = policy_.whole_result ? frame : own_shard(page);
   state.result_dtype = dtype;
   if (communicator_->size() == 1) {
     if (stores_sums()) state.squared_numel = spec.shard_numel;  // by store
-    return;
+    return true;
   }
   if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
-    reduce_through_fp32(page, frame, /*late=*/false);
-    return;
+    return reduce_through_fp32(page, frame, /*late=*/false);
   }
   const comm::Tag tag{state.label, page};
   retire(kMaxInFlight);
   auto written = watch(page, own_shard(page), dtype);
-  in_flight_.push_back({policy_.whole_result || !policy_.reduce_scatter
+  in_flight_.push_back({page,
+                        policy_.whole_result || !policy_.reduce_scatter
                             ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, std::move(written))
                             : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
                                                             /*accumulate=*/false, tag, std::move(written)),
                         {}});
+  return false;
 }
 
 /// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to the page's
 /// when it came late. Where all ranks need it whole it is gathered at once: a gather that began when this rank happens
 /// to see the sum complete would come at different places of the ranks' sequences.
-void Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
+bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
@@ -139,10 +143,12 @@ void Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
     });
     if (late) frames_->release(frame);
   };
-  in_flight_.push_back({std::move(work), std::move(settle)});
-  if (!policy_.whole_result) return;
+  const bool complete_here = policy_.whole_result;
+  in_flight_.push_back({complete_here ? kNoPage : page, std::move(work), std::move(settle)});
+  if (!complete_here) return false;
   retire(0);
   communicator_->all_gather(target, state.home, spec.shard_numel * element_bytes(dtype), tag)->wait();
+  return true;
 }
 
 std::byte* Reducer::own_shard(int page) const {
