@@ -108,6 +108,31 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
     assert torch.equal(flat_parameters(engine.module).cpu(), final)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("stage", [pytest.param(stage, marks=needs_gpu) for stage in (1, 2, 3)])
+def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
+    """Catches an update by a gradient, or of a parameter, that has not arrived yet, and a log that is written while values leave it."""
+
+    def train(log_bytes: int) -> tuple[torch.Tensor, int]:
+        config = config_of(stage, clipping=0.0, **copy.deepcopy(SMALL_PAGES))
+        config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+        config["zeropage"]["speculation_bytes"] = log_bytes
+        if precision != "fp32":
+            config[precision] = {"enabled": True}
+        engine, *_ = zeropage.initialize(model=OnDevice(copy.deepcopy(small_net()), torch.device("cuda:0")), config=config)
+        ahead = 0
+        for step in range(STEPS):
+            engine.backward(engine(*token_batch(step)))
+            engine.step()
+            ahead += engine._core.last_step.pages_ahead
+        return flat_parameters(engine.module).cpu(), ahead
+
+    waited, none = train(0)
+    found, ahead = train(1 << 20)
+    assert none == 0 and (ahead > 0 or precision == "fp32")  # whole fp32 pages on a device wait
+    assert torch.equal(found, waited)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
 def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Path):
