@@ -1,5 +1,6 @@
 #include "zeropage/engine/speculation.h"
 
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -13,8 +14,11 @@
 namespace zeropage::engine {
 namespace {
 
-void copy_host(void* to, const void* from, std::int64_t bytes) {
-  std::memcpy(to, from, static_cast<std::size_t>(bytes));
+/// On all of torch's threads.
+void copy_host(std::byte* to, const void* from, std::int64_t bytes) {
+  at::parallel_for(0, bytes, /*grain_size=*/1 << 20, [&](std::int64_t begin, std::int64_t end) {
+    std::memcpy(to + begin, static_cast<const std::byte*>(from) + begin, static_cast<std::size_t>(end - begin));
+  });
 }
 
 }  // namespace
