@@ -5,9 +5,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <numeric>
-
-#include "zeropage/optim/norm.h"
 
 namespace zeropage::engine {
 namespace {
@@ -37,19 +34,6 @@ void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segm
       optim::update(range.from_block(segment.offset, segment.block).from(begin), end - begin, segment.step);
     }
   });
-}
-
-double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel) {
-  constexpr std::int64_t kBlockNumel = optim::SquareSum::kBlockNumel;
-  std::vector<double> sums((numel + kBlockNumel - 1) / kBlockNumel);
-  at::parallel_for(0, static_cast<std::int64_t>(sums.size()), 1, [&](std::int64_t from, std::int64_t to) {
-    for (std::int64_t block = from; block < to; ++block) {
-      const std::int64_t begin = block * kBlockNumel;
-      sums[block] = optim::sum_of_squares(static_cast<const std::byte*>(data) + begin * element_bytes(dtype), dtype,
-                                          std::min(kBlockNumel, numel - begin));
-    }
-  });
-  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 }  // namespace zeropage::engine

@@ -23,7 +23,4 @@ struct Segment {
 /// between cache lines, and segments with packed states between blocks. Cost and errors: as optim::update.
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments);
 
-/// optim::sum_of_squares on all of torch's threads: the same bits. Cost: one read.
-double sum_of_squares_on_host(const void* data, DType dtype, std::int64_t numel);
-
 }  // namespace zeropage::engine

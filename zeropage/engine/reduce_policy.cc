@@ -24,6 +24,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
+  policy.squares_before_travel = !device.is_cpu();
   if (!plan::gradients_on_disk(config)) return policy;
   policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;

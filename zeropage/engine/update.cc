@@ -1,5 +1,6 @@
 #include "zeropage/engine/update.h"
 
+#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
@@ -13,17 +14,16 @@
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/speculation.h"
+#include "zeropage/reduce/device_squares.h"
 
 namespace zeropage::engine {
 namespace {
 
 double segment_sum_of_squares(const std::byte* data, DType dtype, std::int64_t numel, c10::Device device) {
-  if (device.is_cpu()) return sum_of_squares_on_host(data, dtype, numel);
-  return paging::flat_view(const_cast<std::byte*>(data), numel, scalar_type_of(dtype), device)
-      .to(at::kDouble)
-      .square()
-      .sum()
-      .item<double>();
+  const auto values = paging::flat_view(const_cast<std::byte*>(data), numel, scalar_type_of(dtype), device);
+  const auto sum = at::zeros({}, values.options().dtype(at::kDouble));
+  reduce::add_squares(values, sum);
+  return sum.item<double>();
 }
 
 /// The changed elements, in one piece where that is all of the range.

@@ -27,8 +27,8 @@ struct GradientSum {
   std::int64_t overflow_parameter = -1;  ///< first parameter with inf or nan in this rank's part
 };
 
-/// Where the reducer has not summed the squares on the way (devices), reads the summed gradients once (parameters without one stand
-/// there as zeros). Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
+/// Sums that stay on a device are read once (parameters without a gradient stand there as zeros); of all others the reducer has summed
+/// the squares on the way. Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
 GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank);
 
 /// The hyperparameters of one step.

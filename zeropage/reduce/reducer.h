@@ -52,6 +52,7 @@ struct ReducePolicy {
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
   std::vector<bool> offloaded;                 ///< per page: its shard lives at `host`; empty: none does
   paging::MemoryPlace host = c10::Device(c10::kCPU);
+  bool squares_before_travel = false;  ///< a first sum is squared on its device before it travels to `host`
 
   /// Where the shards of the pages it has live instead; null: none do.
   std::shared_ptr<io::PageCache> disk = nullptr;
@@ -92,7 +93,8 @@ class Reducer {
   ReducedGradient gradient(int page) const;
 
   /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the order of
-  /// Layout::shard_segments. Empty where nobody summed them on the way, and the sum must be read again: on devices.
+  /// Layout::shard_segments. Empty where nobody summed them on the way, and the sum must be read again: those that stay on a device.
+  /// May wait for the device.
   std::vector<double> squares(int page) const;
 
   /// The drive that has shards, for who reads them between backwards; null: none does.
@@ -140,6 +142,7 @@ class Reducer {
     std::vector<layout::Segment> segments;  ///< of this rank's shard
     std::vector<optim::SquareSum> squares;  ///< of each of them
     std::int64_t squared_numel = 0;         ///< elements of the shard that these have seen
+    at::Tensor device_squares;              ///< instead of these, while it is defined; see square_on_device
 
     /// Long enough that losses which take turns keep all their pages in the order.
     bool expects_gradients() const { return quiet_backwards < 4; }
@@ -155,6 +158,7 @@ class Reducer {
   void store(int parameter, const at::Tensor& gradient);
   void put(int parameter, const at::Tensor& gradient, bool first);
   void forget_squares(int page);
+  void square_on_device(int page, const at::Tensor& shard);
   std::size_t segment_at(int page, std::int64_t offset) const;
   void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
   comm::Written watch(int page, const std::byte* data, DType dtype);

@@ -64,12 +64,15 @@ void Reducer::add_to_shard(int page, const at::Tensor& sum) {
   }
   std::byte* data = held ? held->data() : state.result;
   auto shard = paging::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  const bool seen_at_once = held || (device_.is_cpu() && state.result_device.is_cpu());
-  const auto written = seen_at_once ? watch(page, data, state.result_dtype) : comm::Written();
+  const bool sent = policy_.squares_before_travel && policy_.offloaded[page] && !state.filled && !held;
+  if (sent) square_on_device(page, sum.to(scalar_type_of(state.result_dtype)));
+  const bool seen = held || (state.result_device.is_cpu() && !sent);
+  const auto written = seen ? watch(page, data, state.result_dtype) : comm::Written();
+  const at::Tensor from = state.filled ? sum.to(state.result_device) : sum;
   in_pieces(sum.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
     auto to = shard.narrow(0, begin, numel);
-    const auto from = sum.narrow(0, begin, numel);
-    state.filled ? to.add_(from.to(state.result_device)) : to.copy_(from, /*non_blocking=*/!held);
+    const auto piece = from.narrow(0, begin, numel);
+    state.filled ? to.add_(piece) : to.copy_(piece, /*non_blocking=*/!held);
   });
 }
 

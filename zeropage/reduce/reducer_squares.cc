@@ -1,6 +1,9 @@
 // The squares for the global norm, summed by whoever writes a gradient last; see Reducer::squares.
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
 
+#include "zeropage/reduce/device_squares.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
@@ -9,6 +12,20 @@ void Reducer::forget_squares(int page) {
   auto& state = pages_[page];
   std::fill(state.squares.begin(), state.squares.end(), optim::SquareSum());
   state.squared_numel = 0;
+  state.device_squares.reset();
+}
+
+/// Of this rank's whole shard, as it will be stored: summed on its device, and fetched when somebody asks.
+void Reducer::square_on_device(int page, const at::Tensor& shard) {
+  forget_squares(page);
+  auto& state = pages_[page];
+  const std::int64_t first = communicator_->rank() * layout_->pages()[page].shard_numel;
+  state.device_squares =
+      at::zeros({static_cast<std::int64_t>(state.segments.size())}, shard.options().dtype(at::kDouble));
+  std::int64_t i = 0;
+  for (const auto& segment : state.segments) {
+    reduce::add_squares(shard.narrow(0, segment.page_offset - first, segment.numel), state.device_squares[i++]);
+  }
 }
 
 /// Index of the segment of this rank's shard that has the element at `offset` of the page or, between segments, is the next.
@@ -59,6 +76,10 @@ comm::Written Reducer::watch_parameter(int parameter, const std::byte* data, DTy
 
 std::vector<double> Reducer::squares(int page) const {
   const auto& state = pages_[page];
+  if (state.device_squares.defined()) {
+    const at::Tensor sums = state.device_squares.cpu();
+    return {sums.const_data_ptr<double>(), sums.const_data_ptr<double>() + sums.numel()};
+  }
   if (state.squared_numel < layout_->pages()[page].shard_numel) return {};
   std::vector<double> sums;
   for (const auto& squares : state.squares) sums.push_back(squares.sum());

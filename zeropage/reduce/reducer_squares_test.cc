@@ -74,6 +74,26 @@ std::vector<Kind> kinds() {
   return kinds;
 }
 
+std::shared_ptr<const layout::Layout> make_layout(const std::vector<std::int64_t>& numels, const Kind& kind,
+                                                  int world) {
+  std::vector<layout::ParameterSpec> specs(numels.size());
+  for (std::size_t i = 0; i < numels.size(); ++i) {
+    specs[i].name = fmt::format("p{}", i);
+    specs[i].numel = numels[i];
+    specs[i].dtype = kind.parameter_dtype;
+    specs[i].element_bytes = element_bytes(kind.parameter_dtype);
+  }
+  return std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = world});
+}
+
+std::vector<at::Tensor> make_parameters(const std::vector<std::int64_t>& numels, const Kind& kind) {
+  std::vector<at::Tensor> parameters;
+  for (const auto numel : numels) {
+    parameters.push_back(at::zeros({numel}, scalar_type_of(kind.parameter_dtype)).set_requires_grad(true));
+  }
+  return parameters;
+}
+
 /// A graph that reaches every parameter, or those of odd index only, with gradients whose sum shows its order.
 void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
   at::Tensor loss = at::zeros({});
@@ -89,17 +109,8 @@ void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
 /// stands in two reentrant checkpoints, of which both are: all but the first graph's gradients come late to whole pages.
 void check_squares(comm::Communicator& communicator, const std::vector<std::int64_t>& numels, const Kind& kind) {
   SCOPED_TRACE(fmt::format("{}, rank {} of {}", kind.name(), communicator.rank(), communicator.size()));
-  std::vector<layout::ParameterSpec> specs(numels.size());
-  std::vector<at::Tensor> parameters;
-  for (std::size_t i = 0; i < numels.size(); ++i) {
-    specs[i].name = fmt::format("p{}", i);
-    specs[i].numel = numels[i];
-    specs[i].dtype = kind.parameter_dtype;
-    specs[i].element_bytes = element_bytes(kind.parameter_dtype);
-    const auto parameter = at::zeros({numels[i]}, scalar_type_of(kind.parameter_dtype));
-    parameters.push_back(parameter.set_requires_grad(true));
-  }
-  auto layout = std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = communicator.size()});
+  auto layout = make_layout(numels, kind, communicator.size());
+  const auto parameters = make_parameters(numels, kind);
   const ReducePolicy policy = kind.policy();
   Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
                   c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
@@ -120,6 +131,27 @@ void check_all(comm::Communicator& communicator) {
   at::set_num_threads(1);  // ranks are threads already; more of them only spin
   for (const auto& numels : kModels) {
     for (const Kind& kind : kinds()) check_squares(communicator, numels, kind);
+  }
+  communicator.barrier({"done"});
+}
+
+/// Two backwards that are reduced: the first one's sum is squared by operators before it is copied to its shard, to which the second's
+/// is added.
+void check_squares_before_travel(comm::Communicator& communicator, const Kind& kind) {
+  at::set_num_threads(1);
+  const auto& numels = kModels[0];
+  auto layout = make_layout(numels, kind, communicator.size());
+  const auto parameters = make_parameters(numels, kind);
+  ReducePolicy policy = kind.policy();
+  policy.squares_before_travel = true;
+  policy.offloaded.assign(layout->pages().size(), true);
+  Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
+                  c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
+  for (int backward = 0; backward < 2; ++backward) {
+    reducer.begin_backward(/*boundary=*/true);
+    run_graph(parameters, communicator.rank(), true);
+    reducer.end_backward();
+    expect_squares(reducer, *layout, policy, communicator.rank(), /*relative_tolerance=*/backward == 0 ? 1e-13 : 0.0);
   }
   communicator.barrier({"done"});
 }
@@ -155,6 +187,16 @@ TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
     check_all(*over_gloo(store, threads.rank(), threads.size()));
   });
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+// Catches squares of other elements than a shard's, of a sum that is not rounded as it is stored, and those of a first sum that stay
+// when something is added to it. Within one memory: what a device does with its own operators.
+TEST(SquaresBeforeTravel, AreThoseOfTheStoredSum) {
+  for (const Kind& kind : {Kind{Result::kShard, false},
+                           Kind{Result::kShard, true, DType::kBFloat16, DType::kBFloat16, DType::kBFloat16}}) {
+    const auto body = [&](comm::Communicator& communicator) { check_squares_before_travel(communicator, kind); };
+    for (const auto& outcome : comm::run_threads(3, kTimeout, body)) EXPECT_EQ(outcome, "");
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, SquaresOnRanks, testing::Values(1, 2, 3, 4));

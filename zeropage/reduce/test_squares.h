@@ -9,9 +9,10 @@
 
 namespace zeropage::reduce {
 
-/// Expects of every page with a gradient that its squares are known without reading it again, and to the bit those of the sum that
-/// is stored.
-inline void expect_squares(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank) {
+/// Expects of every page with a gradient that its squares are known without reading it again, and to the bit (or within
+/// `relative_tolerance`) those of the sum that is stored.
+inline void expect_squares(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank,
+                           double relative_tolerance = 0.0) {
   for (const auto& page : layout.pages()) {
     const auto gradient = reducer.gradient(page.index);
     if (gradient.data == nullptr) continue;
@@ -22,7 +23,8 @@ inline void expect_squares(const Reducer& reducer, const layout::Layout& layout,
     for (std::size_t i = 0; i < segments.size(); ++i) {
       const auto* data = static_cast<const std::byte*>(gradient.data) +
                          (segments[i].page_offset - begin) * element_bytes(gradient.dtype);
-      EXPECT_EQ(squares[i], optim::sum_of_squares(data, gradient.dtype, segments[i].numel)) << "page " << page.index;
+      const double expected = optim::sum_of_squares(data, gradient.dtype, segments[i].numel);
+      EXPECT_NEAR(squares[i], expected, relative_tolerance * expected) << "page " << page.index;
     }
   }
 }
