@@ -31,38 +31,17 @@ void narrow_float16(const float* __restrict source, std::uint16_t* __restrict de
   for (std::int64_t i = 0; i < numel; ++i) destination[i] = float16_from_float(source[i]);
 }
 
-/// Adding 16 random bits below those that stay carries with the right probability.
-inline std::uint16_t bfloat16_at_random(float value, std::uint32_t random) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t special = (bits >> 16) | ((bits & 0x7fffffffU) > 0x7f800000U ? 0x40U : 0U);
-  const std::uint32_t rounded = (bits + (random & 0xffffU)) >> 16;
-  return static_cast<std::uint16_t>((bits & 0x7f800000U) == 0x7f800000U ? special : rounded);
-}
-
-/// The same with 13 bits; below 2^-14, where steps are 2^-24, by a sum that pushes smaller bits out.
-inline std::uint16_t float16_at_random(float value, std::uint32_t random) {
-  const auto bits = std::bit_cast<std::uint32_t>(value);
-  const std::uint32_t magnitude = bits & 0x7fffffffU;
-  const std::uint32_t normal = (magnitude - (112U << 23) + (random & 0x1fffU)) >> 13;
-  const float units = std::bit_cast<float>(magnitude) * 0x1p24F + static_cast<float>(random >> 16) * 0x1p-16F;
-  // At most 1024 units; larger magnitudes take another branch, and are kept from overflowing here.
-  const auto subnormal = static_cast<std::uint32_t>(static_cast<std::int32_t>(units < 2048.0F ? units : 2048.0F));
-  const std::uint32_t special = magnitude > 0x7f800000U ? 0x7e00U : 0x7c00U;
-  const std::uint32_t finite = magnitude < 0x38800000U ? subnormal : normal < 0x7c00U ? normal : 0x7c00U;
-  return static_cast<std::uint16_t>(((bits >> 16) & 0x8000U) | (magnitude >= 0x47800000U ? special : finite));
-}
-
 ZEROPAGE_VECTOR_CLONES
-void bfloat16_at_random(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
-                        std::uint32_t key, std::uint32_t first) {
+void round_bfloat16(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
+                    std::uint32_t key, std::uint32_t first) {
   for (std::int64_t i = 0; i < numel; ++i) {
     destination[i] = bfloat16_at_random(source[i], random_bits(key, first + static_cast<std::uint32_t>(i)));
   }
 }
 
 ZEROPAGE_VECTOR_CLONES
-void float16_at_random(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
-                       std::uint32_t key, std::uint32_t first) {
+void round_float16(const float* __restrict source, std::uint16_t* __restrict destination, std::int64_t numel,
+                   std::uint32_t key, std::uint32_t first) {
   for (std::int64_t i = 0; i < numel; ++i) {
     destination[i] = float16_at_random(source[i], random_bits(key, first + static_cast<std::uint32_t>(i)));
   }
@@ -112,8 +91,8 @@ void round_stochastically(const float* source, void* destination, DType destinat
   }
   const std::uint32_t upper = key_bits(key, index);
   switch (destination_dtype) {
-    case DType::kBFloat16: return bfloat16_at_random(source, narrow, numel, upper, low);
-    case DType::kFloat16: return float16_at_random(source, narrow, numel, upper, low);
+    case DType::kBFloat16: return round_bfloat16(source, narrow, numel, upper, low);
+    case DType::kFloat16: return round_float16(source, narrow, numel, upper, low);
     default: throw_not_convertible(destination_dtype);
   }
 }

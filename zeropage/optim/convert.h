@@ -48,6 +48,28 @@ constexpr float float_from_float16(std::uint16_t value) {
   return std::bit_cast<float>(sign | (magnitude >= 0x0f800000U ? special : finite));
 }
 
+/// Rounded up with the probability that makes the mean right, if `random` is any 32 bits. NaN and infinity stay. Adding 16 random bits
+/// below those that stay carries as often as it should.
+constexpr std::uint16_t bfloat16_at_random(float value, std::uint32_t random) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t special = (bits >> 16) | ((bits & 0x7fffffffU) > 0x7f800000U ? 0x40U : 0U);
+  const std::uint32_t rounded = (bits + (random & 0xffffU)) >> 16;
+  return static_cast<std::uint16_t>((bits & 0x7f800000U) == 0x7f800000U ? special : rounded);
+}
+
+/// The same with 13 bits; below 2^-14, where steps are 2^-24, by a sum that pushes smaller bits out.
+constexpr std::uint16_t float16_at_random(float value, std::uint32_t random) {
+  const auto bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t magnitude = bits & 0x7fffffffU;
+  const std::uint32_t normal = (magnitude - (112U << 23) + (random & 0x1fffU)) >> 13;
+  const float units = std::bit_cast<float>(magnitude) * 0x1p24F + static_cast<float>(random >> 16) * 0x1p-16F;
+  // At most 1024 units; larger magnitudes take another branch, and are kept from overflowing here.
+  const auto subnormal = static_cast<std::uint32_t>(static_cast<std::int32_t>(units < 2048.0F ? units : 2048.0F));
+  const std::uint32_t special = magnitude > 0x7f800000U ? 0x7e00U : 0x7c00U;
+  const std::uint32_t finite = magnitude < 0x38800000U ? subnormal : normal < 0x7c00U ? normal : 0x7c00U;
+  return static_cast<std::uint16_t>(((bits >> 16) & 0x8000U) | (magnitude >= 0x47800000U ? special : finite));
+}
+
 /// destination[0..numel) = source as fp32. `source` holds fp32, bf16 or fp16, aligned to its elements; no overlap.
 /// Cost: one pass. Errors: UsageError for other types.
 void to_float32(const void* source, DType source_dtype, float* destination, std::int64_t numel);

@@ -3,6 +3,13 @@
 /// the host's own functions on any machine. Internal to this room.
 #pragma once
 
+namespace zeropage::optim {
+
+/// Whether the threads of a block wait for each other (__syncthreads). Only the emulation asks, for which such threads are dear.
+enum class Threads { kApart, kMeet };
+
+}  // namespace zeropage::optim
+
 #if !defined(__CUDACC__)
 #include "zeropage/optim/cuda_emulation.h"
 #else
@@ -17,7 +24,7 @@ namespace zeropage::optim {
 
 /// Starts `blocks` blocks of `threads` threads, at least one of each. Errors: Error when CUDA refuses the launch.
 template <typename Argument>
-void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads,
+void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, Threads,
                   const std::type_identity_t<Argument>& argument, cudaStream_t stream) {
   kernel<<<blocks, threads, 0, stream>>>(argument);
   const cudaError_t status = cudaGetLastError();

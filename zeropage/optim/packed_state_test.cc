@@ -21,27 +21,6 @@ using config::StateDtype;
 constexpr std::int64_t kBlock = kPackedBlockNumel;
 constexpr StateDtype kPackedDtypes[] = {StateDtype::kBFloat16, StateDtype::kInt8};
 
-/// Memory of one packed state.
-struct Packed {
-  std::vector<std::uint16_t> data;
-  std::vector<std::uint8_t> exponents;
-  StateDtype dtype;
-  bool squares;
-
-  Packed(std::int64_t numel, StateDtype dtype, bool squares)
-      : data(numel), exponents(numel / kBlock + 1), dtype(dtype), squares(squares) {}
-  PackedState state() { return {data.data(), dtype == StateDtype::kInt8 ? exponents.data() : nullptr}; }
-  void pack_all(const std::vector<float>& wide, std::uint64_t key) {
-    pack(wide.data(), state(), dtype, squares, static_cast<std::int64_t>(wide.size()), key, 0);
-  }
-  std::vector<float> unpacked(std::int64_t numel) {
-    std::vector<float> wide(numel);
-    unpack(state(), dtype, squares, wide.data(), numel);
-    return wide;
-  }
-  bool operator==(const Packed&) const = default;
-};
-
 /// Magnitudes over many powers of two.
 std::vector<float> spread_values(std::int64_t numel, bool squares, unsigned seed) {
   std::mt19937 random(seed);

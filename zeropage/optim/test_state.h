@@ -95,4 +95,25 @@ struct State {
   }
 };
 
+/// Memory of one packed state: of one piece, or of several that each begin a block.
+struct Packed {
+  std::vector<std::uint16_t> data;
+  std::vector<std::uint8_t> exponents;
+  config::StateDtype dtype;
+  bool squares;
+
+  Packed(std::int64_t numel, config::StateDtype dtype, bool squares, std::int64_t pieces = 1)
+      : data(numel), exponents(numel / kPackedBlockNumel + pieces), dtype(dtype), squares(squares) {}
+  PackedState state() { return {data.data(), dtype == config::StateDtype::kInt8 ? exponents.data() : nullptr}; }
+  void pack_all(const std::vector<float>& wide, std::uint64_t key) {
+    pack(wide.data(), state(), dtype, squares, static_cast<std::int64_t>(wide.size()), key, 0);
+  }
+  std::vector<float> unpacked(std::int64_t numel) {
+    std::vector<float> wide(numel);
+    unpack(state(), dtype, squares, wide.data(), numel);
+    return wide;
+  }
+  bool operator==(const Packed&) const = default;
+};
+
 }  // namespace zeropage::optim

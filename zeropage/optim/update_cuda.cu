@@ -1,80 +1,17 @@
-// One kernel per optimizer and pair of types; a block updates kBlockNumel elements of one piece. Compiled without fused multiply-add.
+// Lists of pieces as launches of the kernels in cuda_kernels.h. Compiled without fused multiply-add.
 #include "zeropage/optim/update_cuda.h"
 
 #include <type_traits>
 
 #include "zeropage/base/error.h"
-#include "zeropage/optim/convert.h"
-#include "zeropage/optim/cuda_launch.h"
-#include "zeropage/optim/elements.h"
+#include "zeropage/optim/cuda_kernels.h"
 
 namespace zeropage::optim {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr std::int64_t kBlockNumel = 8 * kThreads;
-constexpr int kPieces = 32;  // kernels take at most 4 KB of arguments
-
-template <typename Rule>
-struct Piece {
-  float* master;
-  float* first;
-  float* second;
-  const void* gradient;
-  void* parameter;
-  std::int64_t numel;
-  Rule rule;
-};
-
-template <typename Rule>
-struct Launch {
-  Piece<Rule> pieces[kPieces];
-  unsigned first_block[kPieces];
-  int count;
-};
-static_assert(sizeof(Launch<AdamRule>) <= 4096);
-
-struct Float32 {
-  static __device__ float load(const void* data, std::int64_t i) { return static_cast<const float*>(data)[i]; }
-  static __device__ void store(float, void*, std::int64_t) {}  // the master is the parameter
-};
-
-struct BFloat16 {
-  static __device__ float load(const void* data, std::int64_t i) {
-    return float_from_bfloat16(static_cast<const std::uint16_t*>(data)[i]);
-  }
-  static __device__ void store(float value, void* data, std::int64_t i) {
-    static_cast<std::uint16_t*>(data)[i] = bfloat16_from_float(value);
-  }
-};
-
-struct Float16 {
-  static __device__ float load(const void* data, std::int64_t i) {
-    return float_from_float16(static_cast<const std::uint16_t*>(data)[i]);
-  }
-  static __device__ void store(float value, void* data, std::int64_t i) {
-    static_cast<std::uint16_t*>(data)[i] = float16_from_float(value);
-  }
-};
-
-template <typename Rule, typename Gradient, typename Parameter>
-__global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ Launch<Rule> launch) {
-  int index = 0;
-  while (index + 1 < launch.count && blockIdx.x >= launch.first_block[index + 1]) ++index;
-  const Piece<Rule>& piece = launch.pieces[index];
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x - launch.first_block[index]) * kBlockNumel;
-  const std::int64_t end = piece.numel < begin + kBlockNumel ? piece.numel : begin + kBlockNumel;
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    float none = 0.0F;
-    float first = Rule::kStates > 0 ? piece.first[i] : none;
-    float second = Rule::kStates > 1 ? piece.second[i] : none;
-    const float gradient = Gradient::load(piece.gradient, i) * piece.rule.gradient_scale;
-    const float updated = update_element(piece.rule, piece.master[i], first, second, gradient);
-    piece.master[i] = updated;
-    if constexpr (Rule::kStates > 0) piece.first[i] = first;
-    if constexpr (Rule::kStates > 1) piece.second[i] = second;
-    Parameter::store(updated, piece.parameter, i);
-  }
+/// Whether anything of the update is rounded at random.
+bool is_rounded(const Arrays& arrays) {
+  return arrays.master == nullptr || arrays.state_dtype != config::StateDtype::kFloat32;
 }
 
 template <typename Call>
@@ -85,28 +22,53 @@ void with_type(DType dtype, Call&& call) {
 }
 
 template <typename Rule>
-void start(const Launch<Rule>& launch, unsigned blocks, const Arrays& types, cudaStream_t stream) {
-  with_type(types.gradient_dtype, [&]<typename Gradient>(Gradient) {
-    with_type(types.parameter_dtype, [&]<typename Parameter>(Parameter) {
-      start_kernel(update_kernel<Rule, Gradient, Parameter>, blocks, kThreads, launch, stream);
+void start(const Launch<Rule>& launch, unsigned blocks, bool rounded, cudaStream_t stream) {
+  if (rounded) {
+    const bool shares = launch.state_dtype == config::StateDtype::kInt8;
+    return start_kernel(update_rounded_kernel<Rule>, blocks, kThreads, shares ? Threads::kMeet : Threads::kApart,
+                        launch, stream);
+  }
+  with_type(launch.gradient_dtype, [&]<typename Gradient>(Gradient) {
+    with_type(launch.parameter_dtype, [&]<typename Parameter>(Parameter) {
+      start_kernel(update_kernel<Rule, Gradient, Parameter>, blocks, kThreads, Threads::kApart, launch, stream);
     });
   });
 }
 
 template <typename Rule>
+Piece<Rule> piece_of(const Arrays& arrays, std::int64_t numel, const Step& step) {
+  Piece<Rule> piece{.master = arrays.master,
+                    .gradient = arrays.gradient,
+                    .parameter = arrays.parameter,
+                    .numel = numel,
+                    .rounding_key = step.rounding_key,
+                    .index = static_cast<std::uint64_t>(arrays.index + step.rounding_shift),
+                    .rule = Rule(step)};
+  for (int s = 0; s < Rule::kStates; ++s) {
+    const bool wide = arrays.state_dtype == config::StateDtype::kFloat32;
+    piece.states[s] = wide ? PackedState{arrays.states[s]} : arrays.packed[s];
+  }
+  return piece;
+}
+
+template <typename Rule>
 void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
-  Launch<Rule> launch;
+  const Arrays& types = pieces.front().arrays;
+  const auto kind = pieces.front().step.kind;
+  const bool rounded = is_rounded(types);
+  const std::int64_t block_numel = rounded ? kThreads : kBlockNumel;
+  Launch<Rule> launch{.gradient_dtype = types.gradient_dtype,
+                      .parameter_dtype = types.parameter_dtype,
+                      .state_dtype = types.state_dtype,
+                      .squares = {is_sum_of_squares(kind, 0), is_sum_of_squares(kind, 1)}};
   unsigned blocks = 0;
-  launch.count = 0;
   for (const UpdatePiece& piece : pieces) {
-    // Pieces so long that a grid would not do are no parameters: 2^31 blocks are 2^42 elements.
-    const Arrays& arrays = piece.arrays;
+    // Pieces so long that a grid would not do are no parameters: 2^31 blocks are at least 2^39 elements.
     launch.first_block[launch.count] = blocks;
-    launch.pieces[launch.count] = {arrays.master,   arrays.states[0], arrays.states[1], arrays.gradient,
-                                   arrays.parameter, piece.numel,      Rule(piece.step)};
-    blocks += static_cast<unsigned>((piece.numel + kBlockNumel - 1) / kBlockNumel);
+    launch.pieces[launch.count] = piece_of<Rule>(piece.arrays, piece.numel, piece.step);
+    blocks += static_cast<unsigned>((piece.numel + block_numel - 1) / block_numel);
     if (++launch.count < kPieces && &piece != &pieces.back()) continue;
-    if (blocks > 0) start(launch, blocks, arrays, stream);
+    if (blocks > 0) start(launch, blocks, rounded, stream);
     blocks = 0;
     launch.count = 0;
   }
@@ -116,12 +78,7 @@ void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
 
 void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream) {
   if (pieces.empty()) return;
-  for (const UpdatePiece& piece : pieces) {
-    check_one_pass(piece.arrays, piece.step);
-    if (piece.arrays.master == nullptr || piece.arrays.state_dtype != config::StateDtype::kFloat32) {
-      throw UsageError("optimizer update on a GPU: expected a master and states in fp32");
-    }
-  }
+  for (const UpdatePiece& piece : pieces) check_one_pass(piece.arrays, piece.step);
   with_rule(pieces.front().step, [&](const auto& rule) {
     start_all<std::decay_t<decltype(rule)>>(pieces, static_cast<cudaStream_t>(stream));
   });

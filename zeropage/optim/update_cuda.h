@@ -12,13 +12,13 @@ namespace zeropage::optim {
 
 /// A range that is updated by one step.
 struct UpdatePiece {
-  Arrays arrays;  ///< in the memory of the current device, with a master and fp32 states
+  Arrays arrays;  ///< in the memory of the current device
   std::int64_t numel = 0;
   Step step;
 };
 
-/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a cudaStream_t). Cost: one pass
-/// over memory. Errors: UsageError as update, and for parameters or states that update widens; Error when CUDA refuses a launch.
+/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a cudaStream_t). Either all have
+/// masters or none. Cost: one pass over memory. Errors: UsageError as update; Error when CUDA refuses a launch.
 void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream);
 
 }  // namespace zeropage::optim

@@ -83,6 +83,107 @@ TEST(UpdateOnCuda, TakesAnyNumberOfPieces) {
   }
 }
 
+/// How an update keeps what it rounds.
+struct Kept {
+  config::StateDtype states;
+  bool masters;
+  DType gradient_dtype;
+  DType parameter_dtype;
+};
+
+/// The memory of an update that rounds at random.
+struct RoundedState {
+  State wide;
+  Kept kept;
+  std::vector<Packed> packed;
+
+  RoundedState(const std::vector<Range>& ranges, const Kept& kept, const Step& step)
+      : wide(numel_of(ranges), kept.gradient_dtype, kept.parameter_dtype, 4), kept(kept) {
+    from_float32(wide.master.data(), wide.parameter.data(), kept.parameter_dtype, numel_of(ranges));
+    if (kept.states == config::StateDtype::kFloat32) return;
+    for (int s = 0; s < config::optimizer_state_count({step.kind, step.params}); ++s) {
+      packed.emplace_back(numel_of(ranges), kept.states, is_sum_of_squares(step.kind, s), ranges.size() + 1);
+    }
+    for (std::size_t i = 0; i < ranges.size(); ++i) {
+      for (std::size_t s = 0; s < packed.size(); ++s) {
+        const float* values = (s == 0 ? wide.first : wide.second).data() + ranges[i].begin;
+        pack(values, arrays(ranges, i).packed[s], kept.states, packed[s].squares, ranges[i].numel, s, 0);
+      }
+    }
+  }
+
+  /// Blocks of a range begin with it, as in the engine.
+  Arrays arrays(const std::vector<Range>& ranges, std::size_t i) {
+    Arrays all = wide.arrays();
+    all.state_dtype = kept.states;
+    for (std::size_t s = 0; s < packed.size(); ++s) all.packed[s] = packed[s].state();
+    if (kept.states != config::StateDtype::kFloat32) all.states = {};
+    if (!kept.masters) all.master = nullptr;
+    const std::int64_t begin = ranges[i].begin;
+    return all.from_block(begin, begin / kPackedBlockNumel + static_cast<std::int64_t>(i));
+  }
+
+  bool operator==(const RoundedState& other) const { return wide == other.wide && packed == other.packed; }
+};
+
+void expect_the_twins_rounding(const std::vector<Range>& ranges, const Kept& kept, const Step& step) {
+  const RoundedState initial(ranges, kept, step);
+  RoundedState kernels = initial, twin = initial;
+  std::vector<UpdatePiece> pieces;
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    Step own = step_of(step, i);
+    own.rounding_key = (i + 1) << 32 | static_cast<std::uint64_t>(own.step);
+    // Every third begins shortly before an index of the parameter has more than 32 bits.
+    own.rounding_shift = (i % 3 == 0 ? (std::int64_t{1} << 32) - 100 : 17) - ranges[i].begin;
+    pieces.push_back({kernels.arrays(ranges, i), ranges[i].numel, own});
+    update_reference(twin.arrays(ranges, i), ranges[i].numel, own);
+  }
+  update_on_cuda(pieces, nullptr);
+  EXPECT_TRUE(kernels == twin) << static_cast<int>(step.kind) << ", states " << static_cast<int>(kept.states)
+                               << (kept.masters ? "" : " without masters") << dtype_name(kept.gradient_dtype)
+                               << dtype_name(kept.parameter_dtype) << ", " << ranges.size() << " pieces";
+  EXPECT_FALSE(kernels == initial);
+}
+
+/// Types of gradients and parameters with which an engine keeps masters, or does not.
+std::vector<Kept> all_kept(config::StateDtype states) {
+  std::vector<Kept> all;
+  for (DType gradient_dtype : kDtypes) {
+    for (DType parameter_dtype : kDtypes) {
+      if (states != config::StateDtype::kFloat32) all.push_back({states, true, gradient_dtype, parameter_dtype});
+      if (parameter_dtype != DType::kFloat32) all.push_back({states, false, gradient_dtype, parameter_dtype});
+    }
+  }
+  return all;
+}
+
+// Would catch a kernel that rounds otherwise than the host: by other random bits, another exponent of a block, or in another order.
+TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
+  const auto ranges = ranges_of({1, 255, 256, 257, 2049});
+  for (const Step& step : one_pass_steps()) {
+    for (const auto states : {config::StateDtype::kFloat32, config::StateDtype::kBFloat16}) {
+      for (const Kept& kept : all_kept(states)) expect_the_twins_rounding(ranges, kept, step);
+    }
+  }
+}
+
+// And blocks of int8, whose threads wait for each other: would catch one that reads the exponent of a block before it is found, or the one
+// of a neighbour. The types are those of the test above, one after the other.
+TEST(UpdateOnCuda, RoundsBlocksAsTheScalarTwin) {
+  const auto types = all_kept(config::StateDtype::kInt8);
+  std::size_t next = 0;
+  for (const Step& step : one_pass_steps()) {
+    expect_the_twins_rounding(ranges_of({1, 255, 256, 257, 600}), types[next++ % types.size()], step);
+  }
+  for (const Kept& kept : types) expect_the_twins_rounding(ranges_of({300}), kept, {});
+  for (const std::size_t count : {31, 32, 33}) {
+    std::vector<std::int64_t> lengths(count, 10);
+    lengths[count / 2] = 0;
+    lengths.back() = 300;
+    expect_the_twins_rounding(ranges_of(lengths), types.front(), {});
+  }
+}
+
 // Would catch arrays that only a kernel would find out not to be there.
 TEST(UpdateOnCuda, WrongStepsAndStatesAreErrors) {
   State state(8, DType::kFloat32, DType::kFloat32, 3);

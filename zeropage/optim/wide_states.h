@@ -7,16 +7,12 @@
 #include <array>
 #include <cstdint>
 
+#include "zeropage/optim/random_bits.h"
 #include "zeropage/optim/update.h"
 
 namespace zeropage::optim {
 
 enum class Access { kLook, kChange };
-
-/// The key by which a state of a step is rounded; the parameter itself has step.rounding_key.
-inline std::uint64_t rounding_key_of(const Step& step, std::size_t state) {
-  return step.rounding_key ^ (0x9e3779b97f4a7c15U * (state + 1));
-}
 
 /// Calls `call(wide, count)` for blocks of `arrays`, whose states are not fp32, with states that are; packs what it leaves in them,
 /// unless it only looks.
@@ -38,7 +34,7 @@ void with_wide_states(const Arrays& arrays, std::int64_t numel, const Step& step
     if (access == Access::kLook) continue;
     for (std::size_t i = 0; i < buffers.size() && block.packed[i].data != nullptr; ++i) {
       pack(wide.states[i], block.packed[i], block.state_dtype, is_sum_of_squares(step.kind, static_cast<int>(i)), count,
-           rounding_key_of(step, i), block.index + step.rounding_shift);
+           state_rounding_key(step.rounding_key, i), block.index + step.rounding_shift);
     }
   }
 }
