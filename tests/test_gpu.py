@@ -6,6 +6,7 @@ import copy
 import json
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from test_optimizers import OPTIMIZERS, Vector, gradient_of
 from training import config_of, flat_parameters, small_net, token_batch, train_engine
 
 import zeropage
-from zeropage import distributed
+from zeropage import distributed, errors
 
 STEPS = 6
 # The largest difference allowed to torch.optim.AdamW after STEPS updates of lr 1e-2: reductions on a GPU add in another order.
@@ -168,3 +169,47 @@ def test_updates_on_the_gpu_follow_torch(name, precision):
     # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding turns.
     bound = {"fp32": 4e-6, "bf16": 2**-6, "fp16": 2**-9}[precision]
     assert (by_engine("cuda") - expected).abs().max().item() <= bound
+
+
+def initialize_where_rounded(model: torch.nn.Module, config: dict) -> Any:
+    """An engine whose update rounds at random on the GPU, which takes kernels of our own; skips where the build has none."""
+    try:
+        return zeropage.initialize(model=model, config=config)[0]
+    except errors.ConfigError as error:
+        assert "CUDA kernels" in str(error)
+        pytest.skip("the build has no CUDA kernels; the engine says so")
+
+
+# Type of the moments, masters, offload.
+ROUNDED = (("fp32", False, False), ("bf16", True, False), ("bf16", False, False), ("int8", True, False), ("int8", False, False))
+ROUNDED_OFFLOADED = (("fp32", False, True), ("int8", False, True))
+
+
+@pytest.mark.parametrize("precision", ("bf16", "fp16"))
+@pytest.mark.parametrize(("states", "masters", "offload"), ROUNDED + ROUNDED_OFFLOADED)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_gpu) for name in OPTIMIZERS])
+def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload, precision, tmp_path):
+    """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or writes to it at the
+    wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a checkpoint half-way."""
+    kind, params, _ = OPTIMIZERS[name]
+    section = {"enabled": True, f"{precision}_master_weights_and_grads": not masters}
+    sections = {
+        precision: section | ({"loss_scale": 1} if precision == "fp16" else {}),
+        "zeropage": {"optimizer_state_dtype": states},
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}} if offload else {},
+    }
+    config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": {"type": kind, "params": params}}
+
+    def train(engine: Any, device: str, steps: range) -> torch.Tensor:
+        for step in steps:
+            engine.backward(engine(gradient_of(step).to(device, engine.module.p.dtype)))
+            engine.step()
+        return engine.module.p.detach().cpu()
+
+    expected = train(zeropage.initialize(model=Vector(), config=config)[0], "cpu", range(10))
+    first = initialize_where_rounded(Vector().cuda(), config)
+    train(first, "cuda", range(5))
+    first.save_checkpoint(tmp_path)
+    second = initialize_where_rounded(Vector().cuda(), config)
+    second.load_checkpoint(tmp_path)
+    assert torch.equal(train(second, "cuda", range(5, 10)), expected)

@@ -22,7 +22,7 @@ std::vector<Section> own_tables() {
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
       text("optimizer_state_dtype", {}, kInForce,
            "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
-           "block of 256 (docs/offload.md). The update then runs on the host.")
+           "block of 256 (docs/offload.md).")
           .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
       integer("speculation_bytes", {}, kInForce,
               "Undo log per rank with which updates of offloaded optimizer state go on beside the backward "

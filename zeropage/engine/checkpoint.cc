@@ -110,7 +110,7 @@ class StateCursor {
     }
     const std::int64_t first = begin / kStateBytes;
     std::vector<float> wide(static_cast<std::size_t>((begin + count + kStateBytes - 1) / kStateBytes - first));
-    arrays.read(array, piece, first, wide.data(), static_cast<std::int64_t>(wide.size()));
+    held_->read(array, piece, first, wide.data(), static_cast<std::int64_t>(wide.size()));
     std::memcpy(out, reinterpret_cast<const std::byte*>(wide.data()) + (begin - first * kStateBytes),
                 static_cast<std::size_t>(count));
   }
@@ -310,7 +310,7 @@ class Planner {
     const auto store = [&home = state_.model.home(), page, piece, array](const at::Tensor& values) {
       const HeldState held(home, page, Access::kWrite);
       if (!held.arrays().is_wide(array)) {
-        held.arrays().write(array, piece, values.to(at::kFloat).const_data_ptr<float>(), /*key=*/0);
+        held.write(array, piece, values.to(at::kFloat).const_data_ptr<float>(), /*key=*/0);
         return;
       }
       auto* target = held.arrays().array(array) + piece.offset;

@@ -94,7 +94,7 @@ void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const 
 void update_by_kernels(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
   std::vector<optim::UpdatePiece> pieces;
   for (const auto& segment : segments) {
-    pieces.push_back({range.from(segment.offset), segment.numel, segment.step});
+    pieces.push_back({range.from_block(segment.offset, segment.block), segment.numel, segment.step});
   }
   const c10::DeviceGuard guard(device);
   optim::update_on_cuda(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
@@ -110,6 +110,14 @@ void update_on_device(const optim::Arrays& range, const std::vector<Segment>& se
   for (const auto& segment : segments) {
     update_by_operators(range.from(segment.offset), segment.numel, segment.step, device);
   }
+}
+
+bool rounds_on_device(c10::Device device) {
+#ifdef ZEROPAGE_CUDA_KERNELS
+  return device.is_cuda();
+#else
+  return false;
+#endif
 }
 
 }  // namespace zeropage::engine

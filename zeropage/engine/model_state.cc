@@ -352,7 +352,7 @@ void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) 
   const auto& own = owned_[page.index];
   for (const auto& piece : pieces_of(*layout_, page.index, own.begin, own.begin + own.numel)) {
     const std::vector<float> values_of_piece(static_cast<std::size_t>(piece.numel), static_cast<float>(start));
-    held.arrays().write(0, piece, values_of_piece.data(), 0);
+    held.write(0, piece, values_of_piece.data(), 0);
   }
 }
 

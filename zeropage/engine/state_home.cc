@@ -4,6 +4,8 @@
 #include <exception>
 #include <utility>
 
+#include "zeropage/base/checked.h"
+
 namespace zeropage::engine {
 namespace {
 
@@ -15,6 +17,32 @@ std::int64_t state_bytes(StateDtype dtype, std::int64_t numel, std::int64_t bloc
   if (dtype == StateDtype::kBFloat16) bytes = 2 * numel;
   if (dtype == StateDtype::kInt8) bytes = numel + blocks;
   return (bytes + 63) / 64 * 64;
+}
+
+/// Of the elements of a packed state.
+std::int64_t packed_bytes(StateDtype dtype, std::int64_t numel) {
+  return dtype == StateDtype::kBFloat16 ? 2 * numel : numel;
+}
+
+/// Exponents of so many elements.
+std::int64_t packed_blocks(StateDtype dtype, std::int64_t numel) {
+  return dtype == StateDtype::kInt8 ? ceil_div(numel, optim::kPackedBlockNumel) : 0;
+}
+
+/// Elements of a packed state, from the first of a block on.
+struct PackedOnHost {
+  PackedOnHost(StateDtype dtype, std::int64_t numel)
+      : data(packed_bytes(dtype, numel)), exponents(packed_blocks(dtype, numel)) {}
+  optim::PackedState state() { return {data.data(), exponents.data()}; }
+
+  std::vector<std::byte> data;
+  std::vector<std::uint8_t> exponents;
+};
+
+void copy_packed(const optim::PackedState& to, c10::Device to_device, const optim::PackedState& from,
+                 c10::Device from_device, StateDtype dtype, std::int64_t numel) {
+  paging::copy_bytes(to.data, to_device, from.data, from_device, packed_bytes(dtype, numel));
+  paging::copy_bytes(to.exponents, to_device, from.exponents, from_device, packed_blocks(dtype, numel));
 }
 
 class MemoryHome final : public StateHome {
@@ -103,27 +131,6 @@ std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::i
   return pieces;
 }
 
-void StateArrays::read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const {
-  // Blocks are unpacked as a whole.
-  const std::int64_t first = begin / optim::kPackedBlockNumel * optim::kPackedBlockNumel;
-  std::vector<float> wide(static_cast<std::size_t>(begin - first + numel));
-  const auto state = place(index, piece).from(first, dtype);
-  optim::unpack(state, dtype, squares[static_cast<std::size_t>(index)], wide.data(),
-                static_cast<std::int64_t>(wide.size()));
-  std::copy_n(wide.data() + (begin - first), numel, out);
-}
-
-void StateArrays::write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const {
-  optim::pack(values, place(index, piece), dtype, squares[static_cast<std::size_t>(index)], piece.numel, key, 0);
-}
-
-optim::PackedState StateArrays::place(int index, const StatePiece& piece) const {
-  const optim::PackedState& all = packed[static_cast<std::size_t>(index)];
-  auto state = all.from(piece.offset, dtype);
-  if (all.exponents != nullptr) state.exponents = all.exponents + piece.block;
-  return state;
-}
-
 std::int64_t StateShape::bytes(int page) const {
   const auto index = static_cast<std::size_t>(page);
   return (masters ? 4 * numel[index] : 0) + states * state_bytes(dtype, numel[index], blocks[index]);
@@ -158,6 +165,32 @@ HeldState::~HeldState() noexcept(false) {
   } catch (...) {
     if (!failing) throw;  // else the error that is under way says more
   }
+}
+
+void HeldState::read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const {
+  // Blocks are unpacked as a whole.
+  const std::int64_t first = begin / optim::kPackedBlockNumel * optim::kPackedBlockNumel;
+  std::vector<float> wide(static_cast<std::size_t>(begin - first + numel));
+  const auto count = static_cast<std::int64_t>(wide.size());
+  const StateDtype dtype = arrays_.dtype;
+  PackedOnHost packed(dtype, count);
+  copy_packed(packed.state(), c10::kCPU, place(index, piece).from(first, dtype), device(), dtype, count);
+  optim::unpack(packed.state(), dtype, arrays_.squares[static_cast<std::size_t>(index)], wide.data(), count);
+  std::copy_n(wide.data() + (begin - first), numel, out);
+}
+
+void HeldState::write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const {
+  const StateDtype dtype = arrays_.dtype;
+  PackedOnHost packed(dtype, piece.numel);
+  optim::pack(values, packed.state(), dtype, arrays_.squares[static_cast<std::size_t>(index)], piece.numel, key, 0);
+  copy_packed(place(index, piece), device(), packed.state(), c10::kCPU, dtype, piece.numel);
+}
+
+optim::PackedState HeldState::place(int index, const StatePiece& piece) const {
+  const optim::PackedState& all = arrays_.packed[static_cast<std::size_t>(index)];
+  auto state = all.from(piece.offset, arrays_.dtype);
+  if (all.exponents != nullptr) state.exponents = all.exponents + piece.block;
+  return state;
 }
 
 }  // namespace zeropage::engine

@@ -58,15 +58,6 @@ struct StateArrays {
   /// Whether the master (kMaster) or the state of that index is fp32, in `array`.
   bool is_wide(int index) const { return index == kMaster || dtype == config::StateDtype::kFloat32; }
   float* array(int index) const { return index == kMaster ? master : states[index]; }
-
-  /// Elements [begin, begin + numel) of a piece of a packed state, as fp32.
-  void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;
-
-  /// All of a piece of a packed state; values between two that it can hold are rounded by a hash of `key` and place.
-  void write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const;
-
- private:
-  optim::PackedState place(int index, const StatePiece& piece) const;
 };
 
 /// What a home keeps.
@@ -135,7 +126,15 @@ class HeldState {
   const StateArrays& arrays() const { return arrays_; }
   c10::Device device() const { return home_.device(page_); }
 
+  /// Elements [begin, begin + numel) of a piece of a packed state, as fp32 on the host. Waits for the device.
+  void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;
+
+  /// All of a piece of a packed state, from the host; values between two that it can hold are rounded by a hash of `key` and place.
+  void write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const;
+
  private:
+  optim::PackedState place(int index, const StatePiece& piece) const;
+
   StateHome& home_;
   int page_;
   Access access_;

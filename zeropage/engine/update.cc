@@ -108,18 +108,23 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
 }
 
 void require_one_pass(const config::Config& config, c10::Device device) {
+  const bool one_pass = optim::takes_one_pass(config.optimizer.kind);
+  if (!config.fp32_masters && !one_pass) {
+    throw ConfigError(
+        "fp16_master_weights_and_grads and bf16_master_weights_and_grads need an optimizer among Adam, AdamW, Lion, "
+        "Adagrad and SGD; leave the key out");
+  }
   const auto& offload = config.zero.offload;
   const bool on_host =
       device.is_cpu() || (offload.optimizer != config::OffloadDevice::kNone && offload.optimizer_ratio == 1.0);
-  if (config.state_dtype != config::StateDtype::kFloat32 && !on_host) {
-    throw ConfigError(
-        "moments in bf16 or int8 (bf16.bf16_optimizer_states, zeropage.optimizer_state_dtype) are updated on the host: "
-        "offload all of the optimizer (zero_optimization.offload_optimizer with ratio 1), or leave the key out");
-  }
-  if (config.fp32_masters || (optim::takes_one_pass(config.optimizer.kind) && device.is_cpu())) return;
-  throw ConfigError(
-      "fp16_master_weights_and_grads and bf16_master_weights_and_grads need parameters on the CPU, and an optimizer "
-      "among Adam, AdamW, Lion, Adagrad and SGD; leave the key out");
+  const bool packed = config.state_dtype != config::StateDtype::kFloat32;
+  if ((config.fp32_masters && !packed) || on_host || (one_pass && rounds_on_device(device))) return;
+  throw ConfigError(fmt::format(
+      "{} are updated on the host, and on GPUs by Zeropage's CUDA kernels, which {}: offload all of the optimizer "
+      "(zero_optimization.offload_optimizer with ratio 1), or leave the key out",
+      packed ? "moments in bf16 or int8 (bf16.bf16_optimizer_states, zeropage.optimizer_state_dtype)"
+             : "parameters without fp32 masters (fp16_master_weights_and_grads, bf16_master_weights_and_grads)",
+      one_pass ? "this build does not have for this device" : "do not have this optimizer"));
 }
 
 void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups) {

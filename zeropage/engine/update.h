@@ -42,7 +42,7 @@ struct UpdateInputs {
   std::vector<double> lamb_ratios = {};  ///< of kLamb, per parameter; for update_page
 };
 
-/// Errors: ConfigError when parameters without fp32 masters, or packed states, meet an update that cannot work on them.
+/// Errors: ConfigError when parameters without fp32 masters, or packed states, meet an update that cannot round them.
 void require_one_pass(const config::Config& config, c10::Device device);
 
 /// Errors: UsageError when hyperparameters of `groups` ask for state that `optimizer`, as the engine was made for, does not have.
