@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
-from test_optimizers import OPTIMIZERS, Vector, gradient_of
+from test_optimizers import OPTIMIZERS, Vector, gradient_of, lamb_by_hand, section
 from training import config_of, flat_parameters, small_net, token_batch, train_engine
 
 import zeropage
@@ -213,3 +213,21 @@ def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload,
     second = initialize_where_rounded(Vector().cuda(), config)
     second.load_checkpoint(tmp_path)
     assert torch.equal(train(second, "cuda", range(5, 10)), expected)
+
+
+@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
+def test_lamb_follows_its_formula_on_a_device(device, precision):
+    """Catches a formula in torch's operators that is not the kernels', in double: 20 steps."""
+    sections = {} if precision == "fp32" else {precision: {"enabled": True}}
+    config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": section("Lamb")}
+    engine, *_ = zeropage.initialize(model=Vector().to(device), config=config)
+    p = Vector().p.detach().double()
+    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    for step in range(20):
+        gradient = gradient_of(step).to(engine.module.p.dtype)
+        engine.backward(engine(gradient.to(device)))
+        engine.step()
+        lamb_by_hand(p, m, v, gradient.double(), step + 1)
+    # Some ulp of the fp32 master, of which a 16-bit parameter is within half a step.
+    torch.testing.assert_close(engine.module.p.detach().cpu().double(), p, atol=3e-6, rtol=0 if precision == "fp32" else 2**-8)

@@ -53,6 +53,11 @@ TEST(SumOfSquares, OtherTypesEqualTheirFp32Values) {
     from_float32(values.data(), narrow.data(), dtype, 6001);
     to_float32(narrow.data(), dtype, wide.data(), 6001);
     EXPECT_EQ(sum_of_squares(narrow.data(), dtype, 6001), defined_sum(wide, 0, 6001));
+    for (std::size_t numel = 0; numel <= 67; ++numel) {
+      const std::size_t begin = numel % 7;
+      EXPECT_EQ(sum_of_squares(narrow.data() + begin, dtype, static_cast<std::int64_t>(numel)),
+                defined_sum(wide, begin, numel));
+    }
   }
   const std::vector<double> doubles(values.begin(), values.end());
   EXPECT_EQ(sum_of_squares(doubles.data(), DType::kFloat64, 6001), defined_sum(values, 0, 6001));
