@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ PRECISIONS = {
 OFFLOADS = {
     "device": ({}, {}),
     "host": ({"offload_optimizer": {"device": "cpu"}}, {}),
-    "host, ahead of the verdict": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),
+    "host, beside the backward": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),
 }
 
 
@@ -96,7 +97,7 @@ def state_of(step: Path) -> tuple[dict[str, bytes], list[int]]:
 @pytest.mark.parametrize("stage", range(4))
 def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
     """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a step that one rank's
-    gradient has spoilt, and ranks that count it differently. Updates that begin before the verdict, as the other rank's may, are undone."""
+    gradient has spoilt, and ranks that count it differently. What the other rank has updated beside the backward is put back."""
     zero, own = OFFLOADS[offload]
     if stage == 3 and zero:
         zero = zero | {"offload_param": {"device": "cpu"}}
@@ -110,10 +111,11 @@ def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
         for step in range(3):
             engine.save_checkpoint(tmp_path, tag=f"before{step}")
             engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
+            if "speculation_bytes" in own:
+                time.sleep(0.05)  # for the thread that updates beside the backward
             engine.step()
             counted.append((engine.was_step_applied(), engine.global_steps, engine.skipped_steps, engine.loss_scale()))
         engine.save_checkpoint(tmp_path, tag="after")
-        assert "speculation_bytes" not in own or rank != 0 or engine._core.last_step.undone
         return counted
 
     counted = run_ranks(2, run)
