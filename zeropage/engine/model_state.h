@@ -77,6 +77,9 @@ class ModelState {
   /// True when 16-bit parameters have fp32 masters in `home`.
   bool has_masters() const { return compute_dtype_ != DType::kFloat32 && config_.fp32_masters; }
 
+  /// True when a page's parameters are what its update starts from, and no master of theirs is.
+  bool is_own_master(int page) const { return layout_->pages()[page].dtype == DType::kFloat32 || !has_masters(); }
+
   /// True when some parameters can be absent.
   bool anything_paged() const;
 

@@ -56,13 +56,9 @@ bool Speculation::may_begin(int page) const {
   if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || state_.pager().is_written(page))
     return false;
   if (pager.on_disk(page) || reducer_.on_disk(page)) return false;
-  if (is_own_master(page) && !pager.paged(page) && !device_.is_cpu()) return false;
+  if (state_.is_own_master(page) && !pager.paged(page) && !device_.is_cpu()) return false;
   return std::ranges::all_of(state_.layout()->pages()[page].placements,
                              [&](const auto& place) { return reducer_.received()[place.parameter]; });
-}
-
-bool Speculation::is_own_master(int page) const {
-  return state_.layout()->pages()[page].dtype == DType::kFloat32 || !state_.has_masters();
 }
 
 void Speculation::offer(int page) {
@@ -129,7 +125,7 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) 
   Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}, {}};
   copy_host(ahead.old_state, held.state_memory().data(), state_bytes);
   auto arrays = held.arrays();
-  if (is_own_master(page)) {
+  if (state_.is_own_master(page)) {
     copy_host(ahead.parameter, arrays.parameter, parameter_bytes);
     if (!state_.pager().paged(page)) {
       ahead.old_parameter = checkpoint::digest64(ahead.parameter, parameter_bytes);

@@ -83,7 +83,6 @@ class Speculation {
   void offer(int page);
   void retract(int page);
   bool may_begin(int page) const;
-  bool is_own_master(int page) const;
   bool stands(const Ahead& ahead, const UpdateInputs& inputs) const;
   void run(const std::stop_token& stop);
   std::optional<Ahead> update_ahead(const Offer& offer);

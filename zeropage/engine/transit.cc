@@ -46,10 +46,6 @@ bool Transit::gradient_travels(int page) const { return is_elsewhere(reducer_.gr
 
 bool Transit::parameter_travels(int page) const { return is_elsewhere(state_.owned(page).device, page); }
 
-bool Transit::is_own_master(int page) const {
-  return state_.layout()->pages()[page].dtype == DType::kFloat32 || !state_.has_masters();
-}
-
 std::array<Transit::Slot, 2>& Transit::slots_of(int page) {
   return state_.home().device(page).is_cpu() ? on_host_ : on_device_;
 }
@@ -79,7 +75,7 @@ void Transit::fetch(int page) {
   if (gradient_travels(page)) {
     start_copy(slot.gradient->data(), home, gradient.data, gradient.device, own.numel * element_bytes(gradient.dtype));
   }
-  if (parameter_travels(page) && is_own_master(page)) {
+  if (parameter_travels(page) && state_.is_own_master(page)) {
     start_copy(slot.parameter->data(), home, own.parameter, own.device,
                own.numel * state_.layout()->pages()[page].element_bytes);
   }

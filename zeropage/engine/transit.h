@@ -58,7 +58,6 @@ class Transit {
   bool gradient_travels(int page) const;
   bool parameter_travels(int page) const;
   bool travels(int page) const { return gradient_travels(page) || parameter_travels(page); }
-  bool is_own_master(int page) const;
   std::array<Slot, 2>& slots_of(int page);
   void record(std::optional<c10::Event>& event) const;
 
