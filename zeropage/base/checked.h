@@ -22,4 +22,9 @@ constexpr std::int64_t ceil_div(std::int64_t value, std::int64_t divisor) {
   return value / divisor + (value % divisor != 0 ? 1 : 0);
 }
 
+/// checked_round_up for sizes that are known to be small: of memory that exists.
+constexpr std::int64_t round_up(std::int64_t value, std::int64_t multiple) {
+  return ceil_div(value, multiple) * multiple;
+}
+
 }  // namespace zeropage

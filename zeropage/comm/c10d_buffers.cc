@@ -7,22 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/comm/c10d_dtype.h"
 #include "zeropage/comm/mapped_region.h"
 #include "zeropage/comm/reduce_kernels.h"
 
 namespace zeropage::comm {
 namespace {
-
-at::ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::kFloat32: return at::kFloat;
-    case DType::kBFloat16: return at::kBFloat16;
-    case DType::kFloat16: return at::kHalf;
-    case DType::kFloat64: return at::kDouble;
-    case DType::kOther: return at::kByte;
-  }
-  return at::kByte;
-}
 
 class HostMemory final : public Memory {
  public:
@@ -51,7 +41,7 @@ class DeviceMemory final : public Memory {
 }  // namespace
 
 at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device device) {
-  const auto options = at::TensorOptions().dtype(scalar_type(dtype)).device(device);
+  const auto options = at::TensorOptions().dtype(scalar_type_of(dtype)).device(device);
   if (numel == 0) return at::empty({0}, options);
   return at::for_blob(const_cast<void*>(data), {numel}).options(options).target_device(device).make_tensor();
 }
@@ -67,7 +57,7 @@ void sum_received(const at::Tensor& received, std::int64_t count, void* out, std
     reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, written);
     return;
   }
-  const at::Tensor terms = received.view(scalar_type(in_dtype)).view({count, numel});
+  const at::Tensor terms = received.view(scalar_type_of(in_dtype)).view({count, numel});
   at::Tensor sum = terms[0].to(in_dtype == DType::kFloat64 ? at::kDouble : at::kFloat, false, true);
   for (std::int64_t r = 1; r < count; ++r) sum.add_(terms[r]);
   at::Tensor target = wrap(out, numel, out_dtype, received.device());

@@ -8,14 +8,13 @@
 #include <cerrno>
 #include <cstring>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 
 namespace zeropage::comm {
 namespace {
 
 std::int64_t page_bytes() { return sysconf(_SC_PAGESIZE); }
-
-std::int64_t round_up(std::int64_t value, std::int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 }  // namespace
 

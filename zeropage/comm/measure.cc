@@ -4,6 +4,8 @@
 #include <cstring>
 #include <functional>
 
+#include "zeropage/base/checked.h"
+
 namespace zeropage::comm {
 namespace {
 
@@ -34,7 +36,7 @@ LinkFigures measure_links(Communicator& communicator, std::int64_t page_bytes, d
   const int size = communicator.size();
   if (size == 1) return figures;
   constexpr std::int64_t kAlignment = 4096;
-  const std::int64_t shard_bytes = (page_bytes / size + kAlignment - 1) / kAlignment * kAlignment;
+  const std::int64_t shard_bytes = round_up(page_bytes / size, kAlignment);
   const auto shard = communicator.allocate(2 * shard_bytes, "measured shard");  // of sums in fp32, too
   const auto whole = communicator.allocate(size * shard_bytes, "measured page");
   const auto gather = [&] {

@@ -108,8 +108,7 @@ struct Kernels {
 
 template <typename Accumulator>
 void reduce_blocks(const Kernels<Accumulator>& kernels, std::span<const std::byte* const> inputs, std::int64_t in_bytes,
-                   std::byte* out, std::int64_t out_bytes, std::int64_t numel,
-                   const std::function<void(std::int64_t, std::int64_t)>& written) {
+                   std::byte* out, std::int64_t out_bytes, std::int64_t numel, const Written& written) {
   alignas(64) Accumulator sum[kBlockNumel];
   for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
     const std::int64_t count = std::min(kBlockNumel, numel - begin);
@@ -145,7 +144,7 @@ void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const cha
 }
 
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const std::function<void(std::int64_t, std::int64_t)>& written) {
+                  DType out_dtype, bool accumulate, const Written& written) {
   check_reducible(in_dtype, out_dtype, accumulate, "reduce_ranks");
   const std::int64_t in_bytes = element_bytes(in_dtype);
   const std::int64_t out_bytes = element_bytes(out_dtype);

@@ -5,10 +5,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <span>
 
 #include "zeropage/base/dtype.h"
+#include "zeropage/comm/communicator.h"
 
 namespace zeropage::comm {
 
@@ -20,8 +20,7 @@ namespace zeropage::comm {
 /// cache then, `written(begin, numel)` is called, unless it is empty.
 /// Errors: UsageError for combinations of dtypes that are not listed here.
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate,
-                  const std::function<void(std::int64_t begin, std::int64_t numel)>& written);
+                  DType out_dtype, bool accumulate, const Written& written);
 
 /// Throws UsageError, naming `what`, unless reduce_ranks supports this combination.
 void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what);

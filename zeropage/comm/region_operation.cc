@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/comm/reduce_kernels.h"
 
 namespace zeropage::comm {
@@ -169,7 +170,7 @@ std::int64_t count_steps(const Operation& op, int size) {
   const bool sums_slices = op.call.kind == OpKind::kAllReduce && op.route != Route::kInline;
   if (op.route != Route::kStaged) return sums_slices ? 2 : 1;
   const std::int64_t chunk = chunk_numel(op.call, size);
-  const std::int64_t chunks = (op.call.numel + chunk - 1) / chunk;
+  const std::int64_t chunks = ceil_div(op.call.numel, chunk);
   return 1 + chunks * (sums_slices ? 2 : 1);
 }
 

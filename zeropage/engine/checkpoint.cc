@@ -14,6 +14,7 @@
 #include <optional>
 #include <set>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/exchange.h"
 #include "zeropage/checkpoint/save.h"
@@ -109,7 +110,7 @@ class StateCursor {
       return;
     }
     const std::int64_t first = begin / kStateBytes;
-    std::vector<float> wide(static_cast<std::size_t>((begin + count + kStateBytes - 1) / kStateBytes - first));
+    std::vector<float> wide(static_cast<std::size_t>(ceil_div(begin + count, kStateBytes) - first));
     held_->read(array, piece, first, wide.data(), static_cast<std::int64_t>(wide.size()));
     std::memcpy(out, reinterpret_cast<const std::byte*>(wide.data()) + (begin - first * kStateBytes),
                 static_cast<std::size_t>(count));

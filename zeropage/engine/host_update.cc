@@ -1,5 +1,6 @@
 #include "zeropage/engine/host_update.h"
 
+#include "zeropage/base/checked.h"
 #include "zeropage/paging/torch_config.h"
 
 #include <ATen/Parallel.h>
@@ -20,13 +21,13 @@ constexpr std::int64_t kLineNumel = 16;
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments) {
   if (segments.empty()) return;
   const std::int64_t first_line = segments.front().offset / kLineNumel;
-  const std::int64_t last_line = (segments.back().offset + segments.back().numel + kLineNumel - 1) / kLineNumel;
+  const std::int64_t last_line = ceil_div(segments.back().offset + segments.back().numel, kLineNumel);
   const std::int64_t grid = range.state_dtype == config::StateDtype::kInt8 ? optim::kPackedBlockNumel : 1;
   at::parallel_for(first_line, last_line, kGrainNumel / kLineNumel, [&](std::int64_t from_line, std::int64_t to_line) {
     for (const Segment& segment : segments) {
       const auto on_grid = [&](std::int64_t line) {
         const std::int64_t from_start = std::max<std::int64_t>(line * kLineNumel - segment.offset, 0);
-        return std::min(segment.numel, (from_start + grid - 1) / grid * grid);
+        return std::min(segment.numel, round_up(from_start, grid));
       };
       const std::int64_t begin = on_grid(from_line);
       const std::int64_t end = on_grid(to_line);

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <utility>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/optim/lamb.h"
 #include "zeropage/paging/device_buffer.h"
 
@@ -20,7 +21,7 @@ constexpr std::int64_t kBlockNumel = 1 << 16;
 /// Calls `call(block, begin, numel)` for blocks of fixed length on all of torch's threads.
 template <typename Call>
 void in_blocks(std::int64_t numel, Call&& call) {
-  at::parallel_for(0, (numel + kBlockNumel - 1) / kBlockNumel, 1, [&](std::int64_t from, std::int64_t to) {
+  at::parallel_for(0, ceil_div(numel, kBlockNumel), 1, [&](std::int64_t from, std::int64_t to) {
     for (std::int64_t block = from; block < to; ++block) {
       call(block, block * kBlockNumel, std::min(kBlockNumel, numel - block * kBlockNumel));
     }
@@ -58,7 +59,7 @@ LambSums moments_on_device(const optim::Arrays& arrays, std::int64_t numel, cons
 
 LambSums moments(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
   if (!device.is_cpu()) return moments_on_device(arrays, numel, step, device);
-  std::vector<LambSums> parts(static_cast<std::size_t>((numel + kBlockNumel - 1) / kBlockNumel));
+  std::vector<LambSums> parts(static_cast<std::size_t>(ceil_div(numel, kBlockNumel)));
   in_blocks(numel, [&](std::int64_t block, std::int64_t begin, std::int64_t count) {
     parts[static_cast<std::size_t>(block)] = optim::lamb_moments(arrays.from(begin), count, step);
   });

@@ -16,7 +16,7 @@ std::int64_t state_bytes(StateDtype dtype, std::int64_t numel, std::int64_t bloc
   std::int64_t bytes = 4 * numel;
   if (dtype == StateDtype::kBFloat16) bytes = 2 * numel;
   if (dtype == StateDtype::kInt8) bytes = numel + blocks;
-  return (bytes + 63) / 64 * 64;
+  return round_up(bytes, 64);
 }
 
 /// Of the elements of a packed state.

@@ -7,13 +7,15 @@
 #include <cstdint>
 #include <span>
 
+#include "zeropage/base/checked.h"
+
 namespace zeropage::io {
 
 /// Memory, offsets and lengths of direct I/O are multiples of this.
 inline constexpr std::int64_t kAlignment = 4096;
 
 /// `bytes` rounded up to kAlignment.
-constexpr std::int64_t aligned(std::int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+constexpr std::int64_t aligned(std::int64_t bytes) { return round_up(bytes, kAlignment); }
 
 class Arena {
  public:

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 
 namespace zeropage::paging {
@@ -116,9 +117,7 @@ class SharedFramePool final : public FramePool {
   }
 
  private:
-  static std::int64_t round_to_page(std::int64_t bytes) {
-    return (std::max<std::int64_t>(bytes, 1) + 4095) / 4096 * 4096;
-  }
+  static std::int64_t round_to_page(std::int64_t bytes) { return round_up(std::max<std::int64_t>(bytes, 1), 4096); }
 
   std::unique_ptr<comm::Memory> memory_;
   std::shared_ptr<Ledger> ledger_;
