@@ -144,9 +144,14 @@ double sum_of_squares(const at::Tensor& bf16) {
 
 void bench_host_step(std::int64_t numel, int rounds) {
   Floats p(numel, 1.0), m(numel, 0.0), v(numel, 0.0);
-  const at::Tensor gradient = at::empty({numel}, at::kBFloat16).normal_(0.0, 0.01);
-  const at::Tensor parameter = p.tensor().to(at::kBFloat16);
-  const at::Tensor wide = at::empty({numel}, at::kFloat);
+  Floats halves(numel, 1.0);  // room for two arrays of bf16
+  const auto half = [&](std::int64_t begin) {
+    return paging::flat_view(halves.data() + begin / 2, numel, at::kBFloat16, at::kCPU);
+  };
+  const at::Tensor gradient = half(0).normal_(0.0, 0.01);
+  const at::Tensor parameter = half(numel).copy_(p.tensor());
+  const Floats wide_memory(numel, 0.0);
+  const at::Tensor& wide = wide_memory.tensor();
   const at::Tensor step = at::full({}, 10.0, at::kFloat);
   const optim::Arrays arrays{.master = p.data(),
                              .states = {m.data(), v.data()},
