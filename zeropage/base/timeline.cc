@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -15,7 +16,8 @@
 namespace zeropage {
 namespace {
 
-constexpr std::int64_t kNsPerDay = 86'400'000'000'000;
+// After which times in files begin again: viewers keep microseconds in a double, which are good to 4 ns then.
+constexpr std::int64_t kNsPerRound = 366 * 86'400'000'000'000;
 
 std::int64_t wall_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -32,7 +34,9 @@ std::string quoted(const std::string& text) {
   return nlohmann::json(text).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-std::string microseconds(std::int64_t ns) { return fmt::format("{}.{:03}", ns / 1000, ns % 1000); }
+std::string microseconds(std::int64_t ns) {
+  return fmt::format("{}{}.{:03}", ns < 0 ? "-" : "", std::abs(ns) / 1000, std::abs(ns) % 1000);
+}
 
 }  // namespace
 
@@ -43,7 +47,7 @@ const char* span_kind_name(SpanKind kind) {
 }
 
 Timeline::Timeline(TimelineOptions options) : options_(std::move(options)) {
-  to_day_ns_ = wall_ns() % kNsPerDay - now_ns();
+  to_wall_ns_ = wall_ns() % kNsPerRound - now_ns();
 }
 
 Timeline::~Timeline() {
@@ -141,7 +145,7 @@ std::string Timeline::span_line(std::size_t index, const std::vector<std::string
   }
   const std::string head = fmt::format(R"({{"name":{},"cat":"{}","pid":{},"tid":{})", quoted_names[span.name],
                                        span_kind_name(span.kind), options_.rank, span.thread);
-  const std::string begin = microseconds(span.begin_ns + to_day_ns_);
+  const std::string begin = microseconds(span.begin_ns + to_wall_ns_);
   if (!overlaps(span.kind)) {
     return fmt::format(",\n{},\"ph\":\"X\",\"ts\":{},\"dur\":{},\"args\":{{{}}}}}", head, begin,
                        microseconds(span.end_ns - span.begin_ns), arguments);
@@ -149,7 +153,7 @@ std::string Timeline::span_line(std::size_t index, const std::vector<std::string
   const std::string id = fmt::format("{}.{}", options_.rank, index);
   return fmt::format(
       ",\n{0},\"ph\":\"b\",\"id\":\"{1}\",\"ts\":{2},\"args\":{{{3}}}}},\n{0},\"ph\":\"e\",\"id\":\"{1}\",\"ts\":{4}}}",
-      head, id, begin, arguments, microseconds(span.end_ns + to_day_ns_));
+      head, id, begin, arguments, microseconds(span.end_ns + to_wall_ns_));
 }
 
 void Timeline::print(std::FILE* file) const {

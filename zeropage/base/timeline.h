@@ -122,7 +122,7 @@ class Timeline {
   void write();
 
   TimelineOptions options_;
-  std::int64_t to_day_ns_;  ///< added to the clock: nanoseconds since midnight UTC, the same on all hosts
+  std::int64_t to_wall_ns_;  ///< added to the clock: a time of day and date that is the same on all hosts
   std::vector<std::string> page_labels_;
   std::function<void(const Transfer&)> on_transfer_;
   mutable std::mutex mutex_;
