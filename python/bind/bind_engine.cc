@@ -157,6 +157,8 @@ void init_engine(py::module_& module) {
           py::arg("optimizer"), py::arg("gradients"), py::arg("parameters"), py::arg("pin_memory"), Unlocked(),
           "Moves state to the host until reload_states.")
       .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
+      .def("wait_for_updates", &Engine::wait_for_updates, Unlocked(),
+           "Waits for updates beside the backward; for tests.")
       .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
       .def("measured_bytes", &measured_bytes, py::arg("host") = false,
            "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "

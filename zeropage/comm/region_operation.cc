@@ -30,7 +30,7 @@ std::int64_t chunk_numel(const Call& call, int size) {
 Range slice_of_rank(std::int64_t count, int rank, int size) {
   const std::int64_t slice = count / size;
   if (slice * size == count) return {slice * rank, slice};
-  const std::int64_t aligned = (slice + 16) / 16 * 16;  // slices start at cache lines where the buffer does
+  const std::int64_t aligned = round_up(slice + 1, 16);  // slices start at cache lines where the buffer does
   const std::int64_t begin = std::min(count, aligned * rank);
   return {begin, std::min(aligned, count - begin)};
 }

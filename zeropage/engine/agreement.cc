@@ -70,7 +70,7 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
                   fmt::join(different, ", "), first_difference(first, text_of(first), text_of(0))));
 }
 
-std::int64_t first_of(std::int64_t one, std::int64_t other) {
+std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
   if (one < 0 || other < 0) return std::max(one, other);
   return std::min(one, other);
 }
@@ -94,7 +94,7 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
     Header theirs;
     std::memcpy(&theirs, part, sizeof(theirs));
     verdict.sum_of_squares += theirs.sum_of_squares;
-    verdict.overflow_parameter = first_of(verdict.overflow_parameter, theirs.overflow_parameter);
+    verdict.overflow_parameter = first_parameter(verdict.overflow_parameter, theirs.overflow_parameter);
     verdict.flags.save_failed |= theirs.flags.save_failed;
     verdict.flags.stop_requested |= theirs.flags.stop_requested;
     verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;

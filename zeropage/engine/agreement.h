@@ -21,7 +21,7 @@ struct StepFlags {
 };
 
 /// The smaller index of a parameter; -1 is none.
-std::int64_t first_of(std::int64_t one, std::int64_t other);
+std::int64_t first_parameter(std::int64_t one, std::int64_t other);
 
 /// What one rank brings to the verdict of a step.
 struct LocalVerdict {

@@ -27,8 +27,8 @@ std::string refusal(config::OptimizerKind kind, config::StateDtype states, bool 
   return "";
 }
 
-// Would catch an update on a GPU that reads packed moments as fp32, or no masters where there are none: all that is not updated by own kernels
-// must be offloaded, or refused with words.
+// Would catch an update on a GPU that reads packed moments as fp32, or no masters where there are none: all that own
+// kernels do not update must be offloaded, or refused with words.
 TEST(UpdateOnDevice, TakesWhatItRounds) {
   using config::OptimizerKind;
   using config::StateDtype;

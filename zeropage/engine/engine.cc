@@ -21,26 +21,16 @@
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/moved_states.h"
 #include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/scheduled_groups.h"
 #include "zeropage/engine/speculation.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/engine/watch.h"
 #include "zeropage/optim/loss_scale.h"
 #include "zeropage/optim/norm.h"
-#include "zeropage/optim/schedule.h"
 #include "zeropage/paging/function_observer.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
-namespace {
-
-std::vector<double> rates_of(const std::vector<config::OptimizerParams>& groups) {
-  std::vector<double> rates;
-  for (const auto& group : groups) rates.push_back(group.lr);
-  return rates;
-}
-
-}  // namespace
-
 class Engine::Impl {
  public:
   Impl(std::vector<ParameterInput> inputs, std::vector<config::OptimizerParams> groups, const config::Config& config,
@@ -90,7 +80,7 @@ class Engine::Impl {
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
-  void take_scheduled();
+  void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_}; }
   plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
   checkpoint::TrainingState training() const;
@@ -312,20 +302,6 @@ void Engine::Impl::count_skip(const Verdict& verdict) {
   }
 }
 
-void Engine::Impl::take_scheduled() {
-  const auto rates = schedule_->lrs();
-  const auto momenta = schedule_->momenta();
-  for (std::size_t i = 0; i < groups_.size(); ++i) {
-    groups_[i].lr = rates[i];
-    if (!momenta) continue;
-    // Each optimizer has one of the two; torch's that run by the caller, either.
-    const auto kind = config_.optimizer.kind;
-    if (kind != config::OptimizerKind::kSgd) groups_[i].beta1 = (*momenta)[i];
-    if (kind == config::OptimizerKind::kSgd || kind == config::OptimizerKind::kTorch)
-      groups_[i].momentum = (*momenta)[i];
-  }
-}
-
 checkpoint::TrainingState Engine::Impl::training() const {
   checkpoint::TrainingState training{global_steps_, skipped_steps_, consecutive_skips_, micro_steps_, {}, {}};
   if (schedule_) training.schedule_iteration = schedule_->last_batch_iteration();
@@ -393,6 +369,7 @@ bool Engine::step(const CallerUpdate& update) {
 }
 std::vector<OwnedSegment> Engine::owned_segments() const { return engine::owned_segments(impl_->state_); }
 void Engine::zero_grad() { impl_->reducer_->reset(); }
+void Engine::wait_for_updates() { impl_->speculation_->wait(); }
 bool Engine::is_accumulation_boundary() const { return impl_->at_boundary(); }
 void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->boundary_ = boundary; }
 void Engine::set_accumulation_steps(std::int64_t steps) {

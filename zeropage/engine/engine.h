@@ -59,7 +59,7 @@ struct StepResult {
   bool applied = false;        ///< false: skipped because of an overflow
   double gradient_norm = 0.0;  ///< global 2-norm before clipping
   float clip_coefficient = 1.0f;
-  std::string overflow_parameter;  ///< when skipped: the first parameter (of the lowest rank) with inf or nan
+  std::string overflow_parameter;  ///< when skipped: the first parameter with inf or nan on any rank
   int pages_ahead = 0;             ///< updates made here beside the backward (zeropage.speculation_bytes) ...
   bool undone = false;             ///< ... some of them in vain
 };
@@ -101,6 +101,9 @@ class Engine {
 
   /// Forgets gradients accumulated so far.
   void zero_grad();
+
+  /// Returns when no update goes on beside the backward any more; step() does not need it. For tests and measurements.
+  void wait_for_updates();
 
   bool is_accumulation_boundary() const;
   void set_accumulation_boundary(std::optional<bool> boundary);  ///< nullopt: count micro steps again

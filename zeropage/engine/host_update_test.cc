@@ -1,5 +1,6 @@
 #include "zeropage/engine/host_update.h"
 
+#include "zeropage/base/checked.h"
 #include "zeropage/paging/torch_config.h"
 
 #include <ATen/Parallel.h>
@@ -29,7 +30,7 @@ struct Range {
       step.rounding_key = static_cast<std::uint64_t>(pieces);
       step.rounding_shift = -offset;
       segments.push_back({offset, numel, step, offset / config::kStateBlockNumel + pieces});
-      offset = (offset + numel + 63) / 64 * 64;
+      offset = round_up(offset + numel, 64);
     }
     const auto size = static_cast<std::size_t>(offset);
     for (auto* array : {&master, &first, &second, &gradient}) array->resize(size);

@@ -222,7 +222,8 @@ void ModelState::allocate() {
   }
   options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
-  pager_->on_write_back([this](int page, std::byte* shard) { follow_user_writes(page, shard); });
+  pager_->on_write_back([this](int page) { announce_user_write(page); },
+                        [this](int page, std::byte* shard) { follow_user_writes(page, shard); });
 
   home_ = make_state_home(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
   whole_.resize(pages.size(), nullptr);
@@ -424,7 +425,10 @@ void ModelState::absorb_replaced() {
 }
 
 void ModelState::take_user_writes() {
-  for (const int page : pager_->take_written()) follow_user_writes(page, owned_[page].parameter);
+  for (const int page : pager_->take_written()) {
+    announce_user_write(page);
+    follow_user_writes(page, owned_[page].parameter);
+  }
   pager_->write_back_dirty();
 }
 
@@ -464,7 +468,6 @@ void ModelState::reload_parameters() {
 }
 
 void ModelState::follow_user_writes(int page, std::byte* owned) {
-  if (before_user_write_) before_user_write_(page);
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || !has_masters()) return;

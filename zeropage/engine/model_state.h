@@ -113,6 +113,9 @@ class ModelState {
   void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);
   void attach(int parameter);
+  void announce_user_write(int page) const {
+    if (before_user_write_) before_user_write_(page);
+  }
   std::shared_ptr<void> whole_owner() const;
   bool needs_mark(int page) const;
   at::Tensor place_of(int parameter, void* page_start, at::ScalarType type) const;

@@ -4,11 +4,13 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <fmt/format.h>
 
 #include <algorithm>
 #include <cstring>
 #include <utility>
 
+#include "zeropage/base/log.h"
 #include "zeropage/checkpoint/digest.h"
 
 namespace zeropage::engine {
@@ -42,7 +44,7 @@ void Speculation::expect(double divisor, const std::vector<config::OptimizerPara
                          const std::vector<std::int64_t>& steps) {
   if (log_.bytes() == 0) return;
   if (parameters_left_) parameters_left_->synchronize();
-  const auto lock = when_idle();
+  const auto lock = stop_queue();
   gradient_scale_ = static_cast<float>(1.0 / divisor);
   groups_ = groups;
   steps_ = steps;
@@ -52,9 +54,8 @@ void Speculation::expect(double divisor, const std::vector<config::OptimizerPara
 }
 
 bool Speculation::may_begin(int page) const {
-  const auto& pager = state_.pager();
-  if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || state_.pager().is_written(page))
-    return false;
+  auto& pager = state_.pager();
+  if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || pager.is_written(page)) return false;
   if (pager.on_disk(page) || reducer_.on_disk(page)) return false;
   if (state_.is_own_master(page) && !pager.paged(page) && !device_.is_cpu()) return false;
   return std::ranges::all_of(state_.layout()->pages()[page].placements,
@@ -81,26 +82,27 @@ void Speculation::run(const std::stop_token& stop) {
   if (!device_.is_cpu())
     stream.reset_stream(c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_));
   std::unique_lock lock(mutex_);
-  while (changed_.wait(lock, stop, [&] { return !queue_.empty(); })) {
+  while (changed_.wait(lock, stop, [&] { return !queue_.empty(); }) && !stop.stop_requested()) {
     const Offer offer = std::move(queue_.front());
     queue_.pop_front();
-    busy_ = true;
+    page_at_work_ = offer.page;
     lock.unlock();
     std::optional<Ahead> ahead;
-    std::exception_ptr error;
+    bool failed = false;
     try {
       ahead = update_ahead(offer);
-    } catch (...) {
-      error = std::current_exception();
+    } catch (const std::exception& error) {
+      failed = true;
+      log_warn(fmt::format("the update of {} beside the backward failed, and is left to the step: {}",
+                           paging::page_label(*state_.layout(), offer.page), error.what()));
     }
     lock.lock();
-    busy_ = false;
+    page_at_work_ = kNoPage;
     if (ahead) {
       ahead_.push_back(std::move(*ahead));
       ++begun_;
     }
-    if (error) {
-      error_ = error;
+    if (failed) {
       open_ = false;
       queue_.clear();
     }
@@ -147,15 +149,23 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) 
   return ahead;
 }
 
-std::unique_lock<std::mutex> Speculation::when_idle() {
+/// Nothing is queued and no page at work when it returns, and none will be while the lock is held.
+std::unique_lock<std::mutex> Speculation::stop_queue() {
   std::unique_lock lock(mutex_);
-  changed_.wait(lock, [&] { return !busy_; });
+  queue_.clear();
+  changed_.wait(lock, [&] { return page_at_work_ == kNoPage; });
   return lock;
 }
 
+void Speculation::wait() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return queue_.empty() && page_at_work_ == kNoPage; });
+}
+
 void Speculation::retract(int page) {
-  const auto lock = when_idle();
+  std::unique_lock lock(mutex_);
   std::erase_if(queue_, [&](const Offer& offer) { return offer.page == page; });
+  changed_.wait(lock, [&] { return page_at_work_ != page; });
   std::erase_if(ahead_, [&](const Ahead& ahead) {
     if (ahead.page == page) put_back(ahead);
     return ahead.page == page;
@@ -163,23 +173,18 @@ void Speculation::retract(int page) {
 }
 
 int Speculation::close() {
-  if (log_.bytes() == 0) return 0;
-  const auto lock = when_idle();
+  const auto lock = stop_queue();
   open_ = false;
-  queue_.clear();
-  if (error_) {
-    put_all_back();
-    std::rethrow_exception(std::exchange(error_, nullptr));
-  }
   return std::exchange(begun_, 0);
 }
 
 int Speculation::settle(const UpdateInputs& inputs) {
   last_stood_ = inputs.gradient_scale == gradient_scale_;
   std::erase_if(ahead_, [&](const Ahead& ahead) {
-    const bool keep = stands(ahead, inputs);
-    if (!keep) put_back(ahead);
-    return !keep;
+    if (stands(ahead, inputs)) return false;
+    put_back(ahead);
+    last_stood_ = false;
+    return true;
   });
   return static_cast<int>(ahead_.size());
 }
@@ -193,15 +198,10 @@ bool Speculation::stands(const Ahead& ahead, const UpdateInputs& inputs) const {
 }
 
 void Speculation::undo() {
-  const auto lock = when_idle();
+  const auto lock = stop_queue();
   open_ = false;
   last_stood_ = false;
-  queue_.clear();
   begun_ = 0;
-  put_all_back();
-}
-
-void Speculation::put_all_back() {
   for (const auto& ahead : ahead_) put_back(ahead);
   ahead_.clear();
 }

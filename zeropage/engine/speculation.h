@@ -14,14 +14,14 @@
 ///
 /// After a step that went another way the next one waits for its verdict: clipping tends to last, and costs nothing then. Left
 /// out are pages of which anything lives on a drive, which users have written, of which some parameter got no gradient on this
-/// rank, or that are whole fp32 pages on a device, which users may write unnoticed. What does not fit the log waits, too.
+/// rank, or that are whole on a device and their own masters: users may write those unnoticed. What does not fit the log waits, too.
+/// An update that fails here leaves nothing behind; the step makes it again, and raises what there is to raise on every rank.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
 
 #include <condition_variable>
 #include <deque>
-#include <exception>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -45,8 +45,8 @@ namespace zeropage::engine {
 
 class Speculation {
  public:
-  /// The log counts as buffers of the host; of 0 bytes nothing ever begins, and there is no thread. Else `reducer` and `state` tell it of sums
-  /// and writes from now on: to be destroyed before them, when no backward runs.
+  /// The log counts as buffers of the host; of 0 bytes nothing ever begins, and there is no thread. Else `reducer` and
+  /// `state` tell it of sums and writes from now on: to be destroyed before them, when no backward runs.
   Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Transit& transit,
               c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger);
 
@@ -54,8 +54,11 @@ class Speculation {
   void expect(double divisor, const std::vector<config::OptimizerParams>& groups,
               const std::vector<std::int64_t>& steps);
 
-  /// How many updates were made since the step before. Errors: as update_pages; then everything is as before.
+  /// How many updates were made since the step before. Cost: waits for that of one page.
   int close();
+
+  /// Returns when everything offered so far has had its turn. For tests and measurements.
+  void wait();
 
   /// Returns how many of them stand.
   int settle(const UpdateInputs& inputs);
@@ -68,6 +71,8 @@ class Speculation {
   void finish(int page);
 
  private:
+  static constexpr int kNoPage = -1;
+
   struct Offer {
     int page = 0;
     std::optional<c10::Event> ready;  ///< of the sum; absent on the CPU
@@ -86,9 +91,8 @@ class Speculation {
   bool stands(const Ahead& ahead, const UpdateInputs& inputs) const;
   void run(const std::stop_token& stop);
   std::optional<Ahead> update_ahead(const Offer& offer);
-  std::unique_lock<std::mutex> when_idle();
+  std::unique_lock<std::mutex> stop_queue();
   void put_back(const Ahead& ahead);
-  void put_all_back();
 
   const config::Config& config_;
   ModelState& state_;
@@ -108,13 +112,12 @@ class Speculation {
   std::mutex mutex_;
   std::condition_variable_any changed_;
   bool open_ = false;
-  bool busy_ = false;
+  int page_at_work_ = kNoPage;
   std::deque<Offer> queue_;
   std::vector<Ahead> ahead_;
   std::int64_t used_bytes_ = 0;  // of the log
   int begun_ = 0;                // updates of this step
-  std::exception_ptr error_;
-  std::jthread thread_;  // last: it ends before what it uses
+  std::jthread thread_;          // last: it ends before what it uses
 };
 
 /// Of the log: zeropage.speculation_bytes. Where that is absent, plan::default_undo_log_bytes if optimizer state is offloaded from a

@@ -11,7 +11,7 @@
 ///      drive, takes it back. A second pass may come before that.
 ///
 /// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is ahead of it, and
-/// release(changed) returns when it is at home. One page at a time, one thread.
+/// release(changed) returns when it is at home. One page at a time, one thread; in memory two threads may hold different pages.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"

@@ -10,8 +10,6 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include <thread>
-
 #include "zeropage/comm/test_ranks.h"
 #include "zeropage/comm/thread_communicator.h"
 #include "zeropage/engine/engine.h"
@@ -68,7 +66,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     }
     reducer.end_backward();
     reducer.finish();
-    if (log_bytes > 0) std::this_thread::sleep_for(std::chrono::milliseconds(100));  // for its thread
+    speculation.wait();
     const std::vector<std::int64_t> steps(kParameters, step);
     std::vector<int> pages;
     for (int i = 0; i < kParameters; ++i) {

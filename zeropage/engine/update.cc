@@ -100,7 +100,7 @@ GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reduce
                          (segment.page_offset - own.begin) * element_bytes(gradient.dtype);
       const double squares =
           known.empty() ? segment_sum_of_squares(data, gradient.dtype, segment.numel, gradient.device) : known[next++];
-      if (!std::isfinite(squares)) sum.overflow_parameter = first_of(sum.overflow_parameter, segment.parameter);
+      if (!std::isfinite(squares)) sum.overflow_parameter = first_parameter(sum.overflow_parameter, segment.parameter);
       sum.sum_of_squares += squares;
     }
   }

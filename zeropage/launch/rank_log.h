@@ -10,8 +10,6 @@
 #include "zeropage/launch/lines.h"
 #include "zeropage/launch/plan.h"
 
-#include "zeropage/base/descriptor.h"
-
 namespace zeropage::launch {
 
 struct RankLog {

@@ -1,6 +1,6 @@
 /// \file
-/// One element of an int8 state (packed_state.h), and the exponent that a block shares: what the host's loops and the CUDA kernels run, from
-/// one source. Internal to this room.
+/// One element of an int8 state (packed_state.h), and the exponent that a block shares: what the host's loops and the CUDA
+/// kernels run, from one source. Internal to this room.
 #pragma once
 
 #include <bit>

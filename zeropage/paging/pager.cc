@@ -317,6 +317,7 @@ void Pager::store_own_shard(int page) {
   auto& state = pages_[page];
   const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, io::Fill::kZeros).data() : state.shard;
+  if (before_write_back_) before_write_back_(page);
   copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
   state.dirty = false;
   ++stats_.write_backs;

@@ -105,8 +105,11 @@ class Pager final : public PageTable {
   /// Whether a user has written this page since the last step.
   bool is_written(int page);
 
-  /// Called with a page, and its own shard, after that was replaced by what users wrote into the frame.
-  void on_write_back(std::function<void(int page, std::byte* shard)> callback) { written_back_ = std::move(callback); }
+  /// Called with a page before its own shard is replaced by what users wrote into the frame, and with both after it.
+  void on_write_back(std::function<void(int page)> before, std::function<void(int page, std::byte* shard)> after) {
+    before_write_back_ = std::move(before);
+    written_back_ = std::move(after);
+  }
 
   /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
@@ -197,6 +200,7 @@ class Pager final : public PageTable {
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
   std::vector<PageState> pages_;
+  std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;
   Trace trace_;
   bool trace_agreed_ = false;

@@ -51,7 +51,7 @@ struct MemoryEstimate {
   std::int64_t frames = 0;
   std::int64_t buckets = 0;
   std::int64_t host = 0;
-  std::int64_t undo_log = 0;  ///< of host; none where the device is the CPU
+  std::int64_t undo_log = 0;  ///< of host: what engines on a GPU take by default
   std::int64_t disk = 0;
 
   std::int64_t device_without_activations() const { return state.total() + frames + buckets; }

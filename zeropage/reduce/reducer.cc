@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "zeropage/base/blocking.h"
+#include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/pieces.h"
@@ -18,7 +19,7 @@
 namespace zeropage::reduce {
 namespace {
 
-constexpr std::int64_t round_to_4k(std::int64_t bytes) { return (bytes + 4095) / 4096 * 4096; }
+constexpr std::int64_t kMemoryPageBytes = 4096;
 
 void set_bit(std::string& bits, std::size_t i) { bits[i / 8] = static_cast<char>(bits[i / 8] | (1 << (i % 8))); }
 bool get_bit(std::string_view bits, std::size_t i) { return (bits[i / 8] >> (i % 8)) & 1; }
@@ -107,18 +108,19 @@ bool Reducer::reduces_into_shard(int page) const {
 void Reducer::allocate_pool() {
   std::int64_t frame_bytes = 0;
   for (int index : order_) {
-    frame_bytes += round_to_4k(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)));
+    frame_bytes += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
   }
   // Twice: a page may get gradients again while its first frame is being reduced. Only what is touched costs memory.
   frames_ = communicator_->one_sided()
-                ? paging::make_shared_frame_pool(*communicator_, 2 * frame_bytes + 4096, ledger_, MemoryKind::kFrames)
+                ? paging::make_shared_frame_pool(*communicator_, 2 * frame_bytes + kMemoryPageBytes, ledger_,
+                                                 MemoryKind::kFrames)
                 : paging::make_private_frame_pool(device_, INT64_MAX, ledger_, MemoryKind::kFrames);
 }
 
 void Reducer::allocate_whole_frames() {
   std::int64_t bytes = 0;
   for (int index : order_) {
-    bytes += round_to_4k(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)));
+    bytes += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
   }
   whole_frames_ = communicator_->allocate(std::max<std::int64_t>(bytes, 1), "gradients");
   whole_entry_ = LedgerEntry(ledger_, MemoryKind::kGradients, bytes);
@@ -126,7 +128,7 @@ void Reducer::allocate_whole_frames() {
   for (int index : order_) {
     auto& state = pages_[index];
     state.home = state.frame = whole_frames_->data() + offset;
-    offset += round_to_4k(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)));
+    offset += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
   }
 }
 
@@ -155,8 +157,21 @@ void Reducer::on_gradient(int parameter) {
 void Reducer::acquire_frame(int page) {
   auto& state = pages_[page];
   if (state.frame != nullptr) return;
+  if (!policy_.sharded && communicator_->size() == 1) return take_back(page);
   retire(kMaxInFlight);
   state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
+}
+
+/// A single rank's sum is where its gradients came to: more of them are added there, in the order in which they come.
+void Reducer::take_back(int page) {
+  auto& state = pages_[page];
+  reopen(page);
+  state.frame = state.home;
+  state.filled = false;
+  for (const auto& place : layout_->pages()[page].placements) {
+    arrived_[place.parameter] = received_[place.parameter];
+    state.arrived += received_[place.parameter] ? 1 : 0;
+  }
 }
 
 void Reducer::store(int parameter, const at::Tensor& gradient) {
@@ -251,11 +266,11 @@ void Reducer::listen(std::function<void(int page)> stands, std::function<void(in
   on_reopens_ = std::move(reopens);
 }
 
-/// One of the page's reductions is.
 void Reducer::complete(int page) {
   auto& state = pages_[page];
-  state.stands = --state.reductions == 0;
-  if (state.stands && on_stands_) on_stands_(page);
+  state.reducing = false;
+  state.stands = true;
+  if (on_stands_) on_stands_(page);
 }
 
 void Reducer::reopen(int page) {
@@ -357,6 +372,7 @@ void Reducer::reset() {
     state.arrived = 0;
     state.filled = false;
     state.launched = false;
+    state.reducing = false;
     state.touched = false;
     forget_squares(page);
     if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame);

@@ -136,7 +136,7 @@ class Reducer {
     bool launched = false;    ///< reduced in this backward
     bool filled = false;      ///< `result`, or the drive, holds a sum
     bool stands = false;      ///< which listeners know to be complete
-    int reductions = 0;       ///< that are not
+    bool reducing = false;    ///< that is under way
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
     std::vector<layout::Segment> segments;  ///< of this rank's shard
@@ -165,6 +165,7 @@ class Reducer {
   comm::Written watch_parameter(int parameter, const std::byte* data, DType dtype);
   bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
   void acquire_frame(int page);
+  void take_back(int page);
   void consume(int page);
   void launch_ready();
   void launch(int page);

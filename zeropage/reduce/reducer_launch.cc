@@ -13,8 +13,9 @@ namespace zeropage::reduce {
 
 void Reducer::launch(int page) {
   auto& state = pages_[page];
+  if (state.reducing) retire(0);  // of two reductions of a page the second begins when the first is complete
   reopen(page);
-  ++state.reductions;
+  state.reducing = true;
   acquire_frame(page);
   consume(page);
   std::byte* frame = std::exchange(state.frame, nullptr);
