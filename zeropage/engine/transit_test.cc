@@ -10,11 +10,9 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "zeropage/comm/test_ranks.h"
-#include "zeropage/comm/thread_communicator.h"
-#include "zeropage/engine/engine.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/speculation.h"
+#include "zeropage/engine/test_model.h"
 #include "zeropage/engine/update.h"
 
 namespace zeropage::engine {
@@ -37,16 +35,11 @@ config::Config make_config(config::Precision precision, bool masters) {
 std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t log_bytes = 0,
                               bool masters = true) {
   const auto config = make_config(precision, masters);
-  std::shared_ptr<comm::Communicator> communicator =
-      std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]);
-  const auto ledger = std::make_shared<Ledger>();
-  std::vector<at::Tensor> parameters;
-  std::vector<ParameterInput> inputs;
-  for (int i = 0; i < kParameters; ++i) {
-    parameters.push_back(at::ones({1000 * (i + 1)}).set_requires_grad(true));
-    inputs.push_back({"p" + std::to_string(i), parameters.back(), 0});
-  }
-  ModelState state(inputs, config, communicator, c10::kCPU, ledger);
+  const TestModel model({1000, 2000, 3000, 4000, 5000});
+  const auto& parameters = model.parameters;
+  const auto& communicator = model.communicator;
+  const auto& ledger = model.ledger;
+  ModelState state(model.inputs, config, communicator, c10::kCPU, ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
                           reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
   Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
