@@ -100,18 +100,21 @@ class Tiny(nn.Module):
 def test_200_steps_at_any_number_of_threads(stage: int):
     """Catches drift that a few steps do not show, and results that depend on how an update is split."""
 
-    def run(offload: dict[str, Any], threads: int) -> torch.Tensor:
+    def run(offload: dict[str, Any], threads: int, log_bytes: int = 0) -> torch.Tensor:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
+        settings = config(stage, offload)
+        settings["zeropage"]["speculation_bytes"] = log_bytes
         try:
-            return train_ranks(Tiny(), 2, config(stage, offload), 200)[0].parameters
+            return train_ranks(Tiny(), 2, settings, 200)[0].parameters
         finally:
             torch.set_num_threads(before)
 
     expected = run({}, 1)
     whole = OPTIMIZER | PARAMETERS if stage == 3 else OPTIMIZER
     for offload, threads in ((OPTIMIZER, 1), (ratio(0.5), 2), (whole, 3)):
-        assert torch.equal(run(offload, threads), expected), (offload, threads)
+        for log_bytes in (0, 1 << 20):
+            assert torch.equal(run(offload, threads, log_bytes), expected), (offload, threads, log_bytes)
 
 
 def bytes_by_tier(stage: int, world: int, offload: dict[str, Any]) -> list[tuple[dict[str, int], dict[str, int], str]]:
