@@ -91,8 +91,10 @@ class Chooser {
     const bool has_drive = !config_.zero.offload.optimizer_folders.empty();
     counts_.offloaded_numel = counts_.trainable_numel;
     const double there = static_cast<double>(placed_state_bytes(counts_, options_).offloaded.optimizer);
+    const auto undo_log =
+        static_cast<double>(config_.own.speculation_bytes.value_or(default_undo_log_bytes(counts_, options_)));
     const bool host_is_small =
-        memory_.device_is_host || there > kShareOfState * static_cast<double>(memory_.host_bytes);
+        memory_.device_is_host || there + undo_log > kShareOfState * static_cast<double>(memory_.host_bytes);
     if (has_drive && host_is_small) {
       options_.optimizer_on_disk = true;
       return take(path, "nvme", state + fmt::format("; the {} of the optimizer go to the drive", gigabytes(there)));

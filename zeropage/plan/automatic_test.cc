@@ -76,6 +76,13 @@ TEST(Automatic, AHostOffloadsOnlyToADrive) {
   EXPECT_EQ(chosen[kOptimizer], "nvme");
 }
 
+// State that leaves no room on the host for the log of updates beside the backward: 12 GB and a quarter of 14.
+TEST(Automatic, TheHostHasRoomForTheUndoLog) {
+  const char* open = R"("stage": 0, "offload_optimizer": {"device": "auto", "nvme_path": "/drive"})";
+  EXPECT_EQ(choices(open, 1, {12 * kGb, 30 * kGb})[kOptimizer], "nvme");
+  EXPECT_EQ(choices(open, 1, {12 * kGb, 32 * kGb})[kOptimizer], "cpu");
+}
+
 // Buckets of the whole device's memory, or smaller than a parameter that must be gathered whole.
 TEST(Automatic, BucketsFollowFreeMemory) {
   const char* open = R"("stage": 3, "reduce_bucket_size": "auto", "allgather_bucket_size": "auto",
