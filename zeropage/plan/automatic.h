@@ -3,8 +3,8 @@
 ///
 ///   1. The stage (choose_stage). Parameters that are offloaded ask for stage 3.
 ///   2. Offload, only where the state takes more than half of the device's free memory: the optimizer's first, to the host, or to the
-///      drive that nvme_path names where the host is too small for it and its undo log; then the parameters', which is stage 3. Where the device
-///      is the host there is no other memory than a drive.
+///      drive that nvme_path names where the host is too small for it and its undo log; then the parameters', which is stage 3.
+///      Where the device is the host there is no other memory than a drive.
 ///   3. Buckets, by what is free: see choose_automatic.
 ///   4. Sizes of the batch follow from each other (config/batch.h): a batch is made by the program's loop, so no memory is spent on guesses.
 #pragma once
