@@ -208,6 +208,30 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
     run_ranks(2, run)
 
 
+@pytest.mark.parametrize("log_bytes", [0, 1 << 20])
+def test_a_refused_checkpoint_leaves_gradients_in_hand(tmp_path, log_bytes):
+    """Catches a load that forgets gradients, or keeps what was updated beside the backward, and then cannot be carried out."""
+    zero = {"offload_optimizer": {"device": "cpu"}}
+    settings = config_of(2, zero_optimization=zero, zeropage={"speculation_bytes": log_bytes})
+
+    def parameters_after_a_step(refused: bool) -> torch.Tensor:
+        engine, *_ = zeropage.initialize(model=small_net(), config=settings)
+        engine.backward(engine(*token_batch(0)))
+        if refused:
+            with pytest.raises(CheckpointError, match="is damaged"):
+                engine.load_checkpoint(tmp_path)
+        engine.step()
+        return flat_parameters(engine.module)
+
+    saved, *_ = zeropage.initialize(model=small_net(seed=1), config=settings)
+    saved.save_checkpoint(tmp_path)
+    for shard in tmp_path.glob("*/shard-*.safetensors"):
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+    assert torch.equal(parameters_after_a_step(refused=True), parameters_after_a_step(refused=False))
+
+
 def test_differences_are_listed_and_may_be_tolerated(tmp_path):
     """Catches a load that stops at the first difference, and one that is not strict and takes over nothing."""
 

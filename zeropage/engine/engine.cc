@@ -310,6 +310,7 @@ checkpoint::TrainingState Engine::Impl::training() const {
 }
 
 void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadOptions& options) {
+  reducer_->reset();
   backward_done_ = false;
   if (options.module_only) return;
   last_ = StepResult{};
@@ -441,7 +442,7 @@ std::optional<std::string> Engine::find_checkpoint(const std::string& folder, co
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
   impl_->moved_->require_none("load_checkpoint");
-  impl_->reducer_->reset();
+  impl_->speculation_->undo();
   auto report = load_state(impl_->checkpointed(), step, options);
   impl_->resume(step.manifest().training, options);
   return report;
