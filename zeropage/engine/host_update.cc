@@ -1,11 +1,12 @@
 #include "zeropage/engine/host_update.h"
 
-#include "zeropage/base/checked.h"
 #include "zeropage/paging/torch_config.h"
 
 #include <ATen/Parallel.h>
 
 #include <algorithm>
+
+#include "zeropage/base/checked.h"
 
 namespace zeropage::engine {
 namespace {

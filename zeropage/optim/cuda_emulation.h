@@ -1,7 +1,7 @@
 /// \file
 /// The words of CUDA that our kernels use, for a compiler that knows none of them, and start_kernel as in cuda_launch.h. One
-/// block runs after the other. Threads that do not meet do so, too; others are threads of the system, so that a sanitizer sees what a missing
-/// __syncthreads does. For tests alone.
+/// block runs after the other. Threads that do not meet do so, too; others are threads of the system, so that a sanitizer sees
+/// what a missing __syncthreads does. For tests alone.
 #pragma once
 
 #include <atomic>
