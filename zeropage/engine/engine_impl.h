@@ -1,0 +1,93 @@
+/// \file
+/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions, engine_step.cc runs backward and
+/// step, engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
+#pragma once
+
+#include "zeropage/engine/engine.h"
+
+#include <atomic>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "zeropage/engine/agreement.h"
+#include "zeropage/engine/background_save.h"
+#include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/lamb_update.h"
+#include "zeropage/engine/model_state.h"
+#include "zeropage/engine/moved_states.h"
+#include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/scheduled_groups.h"
+#include "zeropage/engine/speculation.h"
+#include "zeropage/engine/update.h"
+#include "zeropage/engine/watch.h"
+#include "zeropage/optim/loss_scale.h"
+#include "zeropage/paging/function_observer.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::engine {
+
+class Engine::Impl {
+ public:
+  Impl(std::vector<ParameterInput> inputs, std::vector<config::OptimizerParams> groups, const config::Config& config,
+       std::shared_ptr<comm::Communicator> communicator, c10::Device device,
+       std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves);
+
+  at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);
+  bool step(const CallerUpdate& caller);
+  void release(std::int64_t ticket, int modifier_rank);
+
+  bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
+  double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
+  double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
+  void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
+  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_}; }
+  plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
+  checkpoint::TrainingState training() const;
+  void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
+  Timeline* timeline() const { return watch_.timeline().get(); }
+
+  config::Config config_;
+  Watch watch_;
+  std::shared_ptr<comm::Communicator> communicator_;
+  c10::Device device_;
+  std::shared_ptr<Ledger> ledger_;
+  std::vector<config::OptimizerParams> groups_;
+  ModelState state_;
+  std::unique_ptr<reduce::Reducer> reducer_;
+  std::unique_ptr<Transit> transit_;
+  std::unique_ptr<Speculation> speculation_;
+  std::unique_ptr<MovedStates> moved_;
+  std::unique_ptr<optim::LossScaler> scaler_;
+  std::unique_ptr<optim::LrSchedule> schedule_;
+  std::unique_ptr<paging::FunctionObserver> observer_;
+  std::vector<std::int64_t> steps_;  // per parameter: updates so far
+  std::int64_t accumulation_steps_;
+  std::optional<bool> boundary_;
+  std::int64_t trainable_numel_ = 0;
+  std::int64_t micro_steps_ = 0;
+  std::int64_t global_steps_ = 0;
+  std::int64_t skipped_steps_ = 0;
+  std::int64_t consecutive_skips_ = 0;
+  bool backward_done_ = false;
+  StepResult last_;
+  std::string failure_;  // of an update that began and did not end; empty while the state is whole
+  std::map<std::int64_t, std::set<int>> tickets_;
+  std::int64_t next_ticket_ = 1;
+  std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
+  std::atomic<bool> stop_requested_{false};
+  StepFlags flags_;  // what the last verdict said
+
+  /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
+  void require_whole_state(std::string_view caller) const;
+
+ private:
+  void update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
+  Verdict agree();
+  void apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
+  void count_skip(const Verdict& verdict);
+};
+
+}  // namespace zeropage::engine

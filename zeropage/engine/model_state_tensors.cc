@@ -1,0 +1,170 @@
+// The user's tensors: their first values, their new homes, and what users write into them or put in their place.
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/where.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/TensorImpl.h>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "zeropage/base/error.h"
+#include "zeropage/engine/model_state.h"
+
+namespace zeropage::engine {
+namespace {
+
+std::string guard_message(const std::string& name) {
+  return fmt::format(
+      "parameter '{}' is sharded and not resident now, and this code reads it without going through torch's operators "
+      "(data_ptr, numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` "
+      "(C++: Engine::gather), which makes it resident for the scope.",
+      name);
+}
+
+/// A tensor with the storage of a parameter's home; no data is touched, so the home may be absent.
+at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::Device device, at::IntArrayRef sizes,
+                       at::IntArrayRef strides) {
+  const auto keys = c10::DispatchKeySet(c10::computeDispatchKey(type, c10::kStrided, device));
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), keys, c10::scalarTypeToTypeMeta(type));
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+  return tensor;
+}
+
+}  // namespace
+
+at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
+  auto* start = static_cast<std::byte*>(page_start) +
+                layout_->offset_of(parameter) * static_cast<std::int64_t>(c10::elementSize(type));
+  return at::from_blob(start, tensors_[parameter].sizes(), strides_[parameter],
+                       at::TensorOptions().dtype(type).device(device_));
+}
+
+void ModelState::fill_page(const layout::Page& page, void* staging) {
+  const bool floating = page.dtype != DType::kOther;
+  const std::int64_t staged_bytes = page.padded_numel * (floating ? 4 : page.element_bytes);
+  paging::zero_bytes(staging, staged_bytes, device_);
+  for (const auto& place : page.placements) {
+    const auto type = floating ? at::kFloat : tensors_[place.parameter].scalar_type();
+    place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
+  }
+  communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
+
+  const auto& own = owned_[page.index];
+  const HeldParameter held(*this, page.index, Access::kWrite, io::Fill::kZeros);
+  if (!floating) {
+    const std::int64_t from = pager_->paged(page.index) ? own.begin * page.element_bytes : 0;
+    std::byte* target = pager_->paged(page.index) ? held.data() : whole_[page.index];
+    const std::int64_t bytes = pager_->paged(page.index) ? page.shard_bytes() : page.padded_bytes();
+    paging::copy_bytes(target, own.device, static_cast<std::byte*>(staging) + from, device_, bytes);
+    return;
+  }
+  auto values = paging::flat_view(staging, page.padded_numel, at::kFloat, device_);
+  const auto own_values = values.narrow(0, own.begin, own.numel);
+  const auto type = scalar_type_of(page.dtype);
+  if (pager_->paged(page.index)) {
+    paging::flat_view(held.data(), page.shard_numel, type, own.device)
+        .copy_(values.narrow(0, communicator_->rank() * page.shard_numel, page.shard_numel));
+  } else {
+    paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
+  }
+  if (page.trainable) fill_state(page, own_values);
+}
+
+/// `values` [owned numel, fp32]: what the masters start from.
+void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
+  const double start = config_.optimizer.params.initial_accumulator_value;
+  if (!has_masters() && start == 0.0) return;
+  HeldState held(*home_, page.index, Access::kWrite);
+  const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
+  if (has_masters()) view(held.arrays().master).copy_(values);
+  if (start == 0.0) return;
+  if (held.arrays().is_wide(0)) {
+    view(held.arrays().states[0]).fill_(start);
+    return;
+  }
+  const auto& own = owned_[page.index];
+  for (const auto& piece : pieces_of(*layout_, page.index, own.begin, own.begin + own.numel)) {
+    const std::vector<float> values_of_piece(static_cast<std::size_t>(piece.numel), static_cast<float>(start));
+    held.write(0, piece, values_of_piece.data(), 0);
+  }
+}
+
+bool ModelState::needs_mark(int page) const {
+  // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
+  return pager_->paged(page) || (layout_->pages()[page].trainable && has_masters());
+}
+
+void ModelState::rehome(const layout::Page& page) {
+  const bool paged = pager_->paged(page.index);
+  for (const auto& place : page.placements) {
+    const std::int64_t offset_bytes = place.offset * page.element_bytes;
+    const std::int64_t bytes = place.numel * page.element_bytes;
+    void* data = paged ? nullptr : whole_[page.index] + offset_bytes;
+    storages_[place.parameter] = paging::make_linked_storage(
+        pager_->make_link(page.index, paged ? nullptr : whole_owner()), data, bytes, device_);
+    if (paged) {
+      pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
+                    guard_message(layout_->parameters()[place.parameter].name));
+    }
+    tensors_[place.parameter].mutable_grad().reset();
+    attach(place.parameter);
+  }
+}
+
+void ModelState::attach(int parameter) {
+  const auto& page = layout_->pages()[layout_->page_of(parameter)];
+  at::Tensor& tensor = tensors_[parameter];
+  const auto type = page.dtype == DType::kOther ? tensor.scalar_type() : scalar_type_of(page.dtype);
+  tensor.set_data(tensor_over(storages_[parameter], type, device_, tensor.sizes(), strides_[parameter]));
+  if (needs_mark(page.index)) paging::mark(tensor);
+}
+
+void ModelState::absorb_replaced() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const int parameter = static_cast<int>(i);
+    const int page = layout_->page_of(parameter);
+    const at::Tensor& tensor = tensors_[i];
+    const auto& name = layout_->parameters()[i].name;
+    c10::StorageImpl* storage = storages_[i].unsafeGetStorageImpl();
+    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage) {
+      if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
+      if (paging::link_of(storage) == nullptr) {
+        throw UsageError(
+            fmt::format("the memory of parameter '{}' was exchanged under the engine; call share_memory() before "
+                        "zeropage.initialize, or on a copy of the model",
+                        name));
+      }
+      continue;
+    }
+    if (tensor.sizes() != at::IntArrayRef(sizes_[i])) {
+      throw UsageError(
+          fmt::format("parameter '{}' had shape [{}] when the engine was built and was given data of shape [{}]; "
+                      "resize parameters before zeropage.initialize",
+                      name, fmt::join(sizes_[i], ", "), fmt::join(tensor.sizes(), ", ")));
+    }
+    c10::AutoGradMode no_grad(false);
+    const at::Tensor replacement = tensor.detach();
+    attach(parameter);
+    paging::mark(tensor);  // so that the copy below is seen as a write, and faults where it must
+    tensor.detach().copy_(replacement);
+    if (!needs_mark(page)) paging::unmark(tensor);
+  }
+}
+
+void ModelState::take_user_writes() {
+  for (const int page : pager_->take_written()) {
+    announce_user_write(page);
+    follow_user_writes(page, owned_[page].parameter);
+  }
+  pager_->write_back_dirty();
+}
+
+void ModelState::follow_user_writes(int page, std::byte* owned) {
+  const auto& own = owned_[page];
+  const auto& spec = layout_->pages()[page];
+  if (!spec.trainable || !has_masters()) return;
+  HeldState held(*home_, page, Access::kWrite);
+  auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
+  const auto visible = paging::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
+  master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
+}
+}  // namespace zeropage::engine
