@@ -3,11 +3,13 @@
 #   TORCH='torch==2.12.0'   another torch than the tested one; an installed torch is never replaced
 PYTHON ?= python3
 TORCH ?=
+#   TORCH_VERSIONS=2.11.0   what check-torch compiles against
+TORCH_VERSIONS ?= 2.11.0 2.14.1
 BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv demo demo-cpp demo-infinity test bench fuzz lint format gpu-bundle gpu-test clean
+.PHONY: setup venv demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
 	@tools/build.sh $(BUILD)
@@ -27,6 +29,9 @@ demo-cpp: setup ## the same in C++, at stage 2: examples/cpp
 test: setup lint ## what CI runs
 	@tools/test.sh $(BUILD)
 
+check-torch: setup ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
+	@$(BIN)/python tools/check_torch.py $(BUILD) $(TORCH_VERSIONS)
+
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
 
@@ -45,6 +50,9 @@ gpu-bundle: venv ## what a GPU machine without internet lacks, into .gpu-bundle/
 
 gpu-test: ## on a machine with a GPU: uses its own $(PYTHON) and torch, installs nothing
 	@PYTHON="$(PYTHON)" tools/gpu_test.sh
+
+gpu-bench: ## on a machine with a GPU: step times and memory beside plain PyTorch, FSDP2 and DeepSpeed, within BUDGET_S
+	@PYTHON="$(PYTHON)" tools/gpu_bench.sh
 
 clean: ## what the build made; .venv stays
 	@rm -rf build dist python/zeropage/_C.so && echo "clean: removed build/, dist/ and python/zeropage/_C.so"

@@ -1,15 +1,28 @@
 # The .cu files, which see no torch, for every architecture that the found compiler knows, where there is one. The same bits as on the
-# host: no fused multiply-add. CMAKE_CUDA_ARCHITECTURES=90, say, builds for one architecture alone.
+# host: no fused multiply-add. CMAKE_CUDA_ARCHITECTURES=90 or the environment's CUDAARCHS=90, say, build for one architecture alone.
+# The compiler is CUDACXX of the environment, or an nvcc on PATH, in the CUDA toolkit's usual folders, or in a package beside torch.
 include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+  file(GLOB cuda_folders $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin /usr/local/cuda-*/bin /opt/cuda/bin ${torch_lib}/../../nvidia/*/bin)
+  find_program(ZEROPAGE_NVCC nvcc HINTS ${cuda_folders})
+  if(ZEROPAGE_NVCC)
+    set(CMAKE_CUDA_COMPILER ${ZEROPAGE_NVCC})
+  endif()
+endif()
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  message(STATUS "no CUDA compiler: updates on GPUs use torch's operators")
+  if(ZEROPAGE_NVCC)
+    message(WARNING "${ZEROPAGE_NVCC} does not work as a CUDA compiler (see CMakeFiles/CMakeError.log): updates on GPUs use torch's operators")
+  else()
+    message(STATUS "no CUDA compiler (nvcc) in PATH, CUDA_HOME or /usr/local/cuda: updates on GPUs use torch's operators")
+  endif()
   return()
 endif()
-if(NOT CMAKE_CUDA_ARCHITECTURES)
+if(NOT CMAKE_CUDA_ARCHITECTURES AND NOT DEFINED ENV{CUDAARCHS})
   set(CMAKE_CUDA_ARCHITECTURES all-major)
 endif()
 enable_language(CUDA)
+message(STATUS "CUDA kernels: built by ${CMAKE_CUDA_COMPILER} for ${CMAKE_CUDA_ARCHITECTURES}")
 if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # a CMake that is older than the compiler
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)

@@ -1,27 +1,23 @@
 #!/usr/bin/env bash
-# Builds with the machine's own Python and torch and runs the tests that need a GPU. Installs nothing and asks no network:
-# what the machine lacks comes from .gpu-bundle/ (make gpu-bundle, on a machine that has it).
-set -euo pipefail
+# Builds on a machine with a GPU (gpu_build.sh) and runs the tests that need one, several at once, each with its own timeout where
+# pytest has the plug-ins xdist and timeout. Results go to ${OUT:-runs/gpu}: tests.xml and tests.log. Arguments go to pytest.
+set -uo pipefail
 cd "$(dirname "$0")/.."
-python=$(command -v "${PYTHON:-python3}") || { echo "gpu-test: there is no ${PYTHON:-python3}; say PYTHON=..." >&2; exit 1; }
 folder=build/gpu
-mkdir -p "$folder"
-
-need() {
-  echo "gpu-test: $1" >&2
+out=${OUT:-runs/gpu}
+tools/gpu_build.sh "$folder" || exit 1
+python=$(command -v "${PYTHON:-python3}")
+"$python" -c 'import pytest' 2>/dev/null || {
+  echo "gpu-test: $python has no pytest; carry its wheels here (pip download pytest) and put them on PYTHONPATH" >&2
   exit 1
 }
-for program in cmake ninja g++; do
-  command -v "$program" >/dev/null || need "$program is missing on this machine; it must be there already"
-done
-"$python" -c 'import torch' 2>/dev/null || need "$python has no torch; say which Python has: make gpu-test PYTHON=/path/to/python3"
-"$python" -c 'import pytest' 2>/dev/null || need "$python has no pytest; carry its wheels here (pip download pytest) and put them on PYTHONPATH"
-"$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || need "torch sees no GPU here (torch.cuda.is_available() is false)"
-
-# The C++ tests are built too: they show that all of it compiles against this torch.
-{ cmake -S . -B "$folder" -G Ninja -DPython_EXECUTABLE="$python" -DCMAKE_PREFIX_PATH="$PWD/.gpu-bundle" && cmake --build "$folder"; } >"$folder/build.log" 2>&1 || {
-  grep -E -A12 'error|Error|FAILED' "$folder/build.log" | head -n 60 >&2
-  need "the build failed; the first errors are above, all of it in $folder/build.log"
-}
-echo "gpu-test: built with $("$python" -c 'import torch; print("torch", torch.__version__, "on", torch.cuda.get_device_name())')"
-PYTHONPATH=$PWD/python ZEROPAGE_COMMAND=$PWD/$folder/zeropage "$python" -m pytest -q -m gpu tests "$@"
+mkdir -p "$out"
+options=()
+"$python" -c 'import xdist' 2>/dev/null && options+=(-n "$(($(nproc) < 8 ? $(nproc) : 8))")
+"$python" -c 'import pytest_timeout' 2>/dev/null && options+=(--timeout=120)
+PYTHONPATH=$PWD/python ZEROPAGE_COMMAND=$PWD/$folder/zeropage timeout "${GPU_TEST_SECONDS:-420}" \
+  "$python" -m pytest -q -m gpu tests -rfE --junitxml="$out/tests.xml" "${options[@]}" "$@" 2>&1 | tee "$out/tests.log"
+status=${PIPESTATUS[0]}
+[ "$status" != 124 ] || echo "gpu-test: ended after ${GPU_TEST_SECONDS:-420} s (GPU_TEST_SECONDS)" >&2
+echo "gpu-test: $(tail -n 1 "$out/tests.log"); all of it in $out/tests.log"
+exit "$status"

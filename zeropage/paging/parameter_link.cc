@@ -1,9 +1,28 @@
 #include "zeropage/paging/parameter_link.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <torch/version.h>
 
 namespace zeropage::paging {
 namespace {
+
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 12
+// torch 2.11 has no function that removes the access guard of a storage. Its flag is private; an explicit instantiation may
+// name private members, and the friend function that it defines gives access to them.
+void clear_guard(c10::StorageImpl* storage);
+template <auto ThrowFlag, auto RefreshChecks>
+struct GuardAccess {
+  friend void clear_guard(c10::StorageImpl* storage) {
+    storage->*ThrowFlag = false;
+    storage->get_extra_meta().custom_data_ptr_error_msg_ = std::nullopt;
+    (storage->*RefreshChecks)();
+  }
+};
+template struct GuardAccess<&c10::StorageImpl::throw_on_immutable_data_ptr_,
+                            &c10::StorageImpl::refresh_has_data_ptr_check>;
+#else
+void clear_guard(c10::StorageImpl* storage) { storage->clear_data_ptr_access_error_msg_(); }
+#endif
 
 void delete_link(void* context) { delete static_cast<ParameterLink*>(context); }
 
@@ -51,7 +70,7 @@ at::DataPtr link_storage(c10::StorageImpl* storage, std::unique_ptr<ParameterLin
 }
 
 void fill_storage(c10::StorageImpl* storage, void* data) {
-  storage->clear_data_ptr_access_error_msg_();
+  clear_guard(storage);
   set_address(storage, data);
 }
 

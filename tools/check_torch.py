@@ -1,0 +1,87 @@
+"""Compiles every torch-facing file against the headers of other versions of torch.
+
+check_torch.py FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the other headers. The headers
+of a version come from its wheel (530 MB, once) and stay in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to
+build/check-torch, so that a compiler cache makes the next run short.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropage" / "torch-headers"
+DOWNLOAD_TIMEOUT_S = 900
+COMPILE_TIMEOUT_S = 300
+
+
+def headers_of(version: str) -> Path:
+    """The folder that holds torch/include of a version; downloads the wheel when it is not in the cache."""
+    folder = CACHE / version
+    if not folder.is_dir():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
+            print(f"check-torch: downloading the headers of torch {version} (530 MB, once)", flush=True)
+            command = [sys.executable, "-m", "pip", "download", "-q", f"torch=={version}", "--no-deps", "-d", f"{temporary}/wheel"]
+            subprocess.run(command, check=True, timeout=DOWNLOAD_TIMEOUT_S)
+            (wheel,) = Path(temporary, "wheel").glob("torch-*.whl")
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(f"{temporary}/headers", [name for name in archive.namelist() if name.startswith("torch/include/")])
+            os.rename(f"{temporary}/headers", folder)
+    return folder
+
+
+def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, list[str]]]:
+    """(file, folder to run in, command) of each torch-facing file, with the other headers and without optimisation."""
+    cache = [found] if (found := shutil.which("ccache")) else []
+    tasks = {}
+    for entry in json.loads((build / "compile_commands.json").read_text()):
+        words = shlex.split(entry["command"])
+        if entry["file"] in tasks or not any("/torch/include" in word for word in words):
+            continue
+        words = [re.sub(r"^.*(?=/torch/include)", str(headers), word) for word in words if not word.startswith("-O")]
+        name = str(Path(entry["file"]).relative_to(ROOT))
+        words[words.index("-o") + 1] = str(objects / (name.replace("/", "_") + ".o"))
+        tasks[entry["file"]] = (name, entry["directory"], [*cache, *words, "-O0"])
+    return list(tasks.values())
+
+
+def compile_one(task: tuple[str, str, list[str]]) -> tuple[str, str]:
+    """(file, what the compiler said when it failed)."""
+    name, folder, command = task
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
+    return name, done.stderr if done.returncode else ""
+
+
+def check(build: Path, version: str) -> bool:
+    headers = headers_of(version)
+    objects = ROOT / "build" / "check-torch" / version
+    objects.mkdir(parents=True, exist_ok=True)
+    tasks = commands(build, headers, objects)
+    if not tasks:
+        print(f"check-torch: {build} has no torch-facing files; configure it first", file=sys.stderr)
+        return False
+    # A file takes up to 1.5 GB of compiler memory, so there are no more compilers than cores.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        failed = [(name, said) for name, said in pool.map(compile_one, tasks) if said]
+    for name, said in failed:
+        print(f"check-torch: {name} does not compile with torch {version}:\n{said[:2000]}", file=sys.stderr)
+    print(f"check-torch: torch {version}: {len(tasks) - len(failed)} of {len(tasks)} files compile")
+    return not failed
+
+
+def main() -> int:
+    build, versions = Path(sys.argv[1]).resolve(), sys.argv[2:]
+    return 0 if all([check(build, version) for version in versions]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
