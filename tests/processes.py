@@ -13,9 +13,13 @@ import torch
 TESTS = Path(__file__).resolve().parent
 _CHILD = """
 import importlib, json, sys, torch
+import accelerator
 torch.set_num_threads(1)
+accelerator.load_if_told()
 module, function, result, arguments = sys.argv[1:]
-torch.save(getattr(importlib.import_module(module), function)(**json.loads(arguments)), result)
+outcome = getattr(importlib.import_module(module), function)(**json.loads(arguments))
+accelerator.check()
+torch.save(outcome, result)
 """
 
 

@@ -1,6 +1,6 @@
-"""The stages against each other and plain PyTorch with the model on a GPU: one rank, and two processes that share the device
-over gloo, whose collectives are delayed at random. `make gpu-test` runs these where there is a GPU; the same two-process runs
-on the CPU check the test itself, and gloo, everywhere."""
+"""The stages against each other and plain PyTorch with the model on an accelerator: one rank, and two processes, whose collectives are
+delayed at random. Where there is no GPU the accelerator is the simulated device (simulated_device/README.md); `make gpu-test` runs these
+where there is one. The same two-process runs on the CPU check the test itself, and gloo, everywhere."""
 
 import copy
 import json
@@ -8,7 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import accelerator
 import pytest
+import simulated_device
 import torch
 from processes import run_processes
 from test_optimizers import OPTIMIZERS, Vector, gradient_of, lamb_by_hand, section
@@ -20,9 +22,14 @@ from zeropage import distributed, errors
 STEPS = 6
 # The largest difference allowed to torch.optim.AdamW after STEPS updates of lr 1e-2: reductions on a GPU add in another order.
 BOUND = 5e-4
+DEVICES = ["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)]
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU on this machine")]
 SMALL_PAGES = {"zeropage": {"page_numel": 4096}, "zero_optimization": {"stage3_max_live_parameters": 9000}}
+
+
+def device_of(name: str) -> torch.device:
+    """Of DEVICES."""
+    return accelerator.device() if name == "accelerator" else torch.device(name)
 
 
 class OnDevice(torch.nn.Module):
@@ -51,9 +58,10 @@ def train_plain_on(device: torch.device) -> torch.Tensor:
 
 def train_stages(device: str, max_delay_us: int, precision: str = "fp32") -> list[torch.Tensor]:
     """One rank's part: stages 0 to 3, one after the other; the final parameters of each."""
-    torch_device = torch.device(device)
+    torch_device = device_of(device)
     world = distributed.world_from_environment()
-    distributed.init_process_group(torch_device, world, backend="gloo", timeout=timedelta(seconds=60))
+    backend = "gloo" if torch_device.type in ("cpu", "cuda") else None
+    distributed.init_process_group(torch_device, world, backend=backend, timeout=timedelta(seconds=60))
     finals = []
     for stage in range(4):
         config = config_of(stage, **copy.deepcopy(SMALL_PAGES))
@@ -79,13 +87,17 @@ def check_two_processes(device: str, precision: str, folder: Path) -> None:
             first = 0 if precision == "fp32" else 1
             assert stage < first or torch.equal(finals[stage], ranks[0][first]), f"stage {stage}"
     if precision == "fp32":
-        assert (ranks[0][0] - train_plain_on(torch.device(device))).abs().max() < BOUND
+        assert (ranks[0][0] - train_plain_on(device_of(device))).abs().max() < BOUND
 
 
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=needs_gpu) for stage in range(4)])
-def test_one_rank_on_a_gpu(stage: int):
-    """Catches host-only code in pages, gradients or the update."""
-    device = torch.device("cuda", 0)
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernels", [True, pytest.param(False, marks=pytest.mark.simulated)])
+@pytest.mark.parametrize("stage", range(4))
+def test_one_rank_on_a_gpu(stage: int, kernels: bool):
+    """Catches host-only code in pages, gradients or the update, by kernels of our own and by torch's operators."""
+    device = accelerator.device()
+    if accelerator.SIMULATED:
+        simulated_device.set_kernels(kernels)
     engine, *_ = zeropage.initialize(model=OnDevice(small_net(), device), config=config_of(stage))
     final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
     assert (final - train_plain_on(device)).abs().max() < BOUND
@@ -93,10 +105,11 @@ def test_one_rank_on_a_gpu(stage: int):
 
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("ratio", [1.0, 0.5])
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=needs_gpu) for stage in range(4)])
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", range(4))
 def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
     """Catches gradients and parameters that are used before they have arrived in the other memory."""
-    device = torch.device("cuda", 0)
+    device = accelerator.device()
     sections = copy.deepcopy(SMALL_PAGES)
     sections["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "ratio": ratio, "pin_memory": pinned}
     if stage == 3:
@@ -110,7 +123,8 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("stage", [pytest.param(stage, marks=needs_gpu) for stage in (1, 2, 3)])
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", (1, 2, 3))
 def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
     """Catches an update by a gradient, or of a parameter, that has not arrived yet, and a log that is written while values leave it."""
 
@@ -120,7 +134,7 @@ def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
         config["zeropage"]["speculation_bytes"] = log_bytes
         if precision != "fp32":
             config[precision] = {"enabled": True}
-        engine, *_ = zeropage.initialize(model=OnDevice(copy.deepcopy(small_net()), torch.device("cuda:0")), config=config)
+        engine, *_ = zeropage.initialize(model=OnDevice(copy.deepcopy(small_net()), accelerator.device()), config=config)
         ahead = 0
         for step in range(STEPS):
             engine.backward(engine(*token_batch(step)))
@@ -135,46 +149,47 @@ def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Path):
     """Catches buffers that are used again before a delayed collective has read or written them."""
     check_two_processes(device, precision, tmp_path)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ("fp32", "bf16", "fp16"))
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_gpu) for name in OPTIMIZERS])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_on_the_gpu_follow_torch(name, precision):
     """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each optimizer beside
     torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
     kind, params, make = OPTIMIZERS[name]
 
-    def by_engine(device: str) -> torch.Tensor:
+    def by_engine(device: torch.device) -> torch.Tensor:
         sections = {} if precision == "fp32" else {precision: {"enabled": True} | ({"loss_scale": 1} if precision == "fp16" else {})}
         config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": {"type": kind, "params": params}}
-        engine, *_ = zeropage.initialize(model=Vector().to(device), config=config)
+        engine, *_ = zeropage.initialize(model=Vector(), config=config, device=device)
         for step in range(20):
             engine.backward(engine(gradient_of(step).to(device, engine.module.p.dtype)))
             engine.step()
         return engine.module.p.detach().float().cpu()
 
     def by_torch() -> torch.Tensor:
-        model = Vector().cuda()
+        model = Vector().to(accelerator.device())
         optimizer = make(model.parameters(), **{key: value for key, value in params.items() if key != "adam_w_mode"})
         for step in range(20):
-            model.p.grad = gradient_of(step).cuda()
+            model.p.grad = gradient_of(step).to(accelerator.device())
             optimizer.step()
         return model.p.detach().cpu()
 
-    expected = by_torch() if precision == "fp32" else by_engine("cpu")
+    expected = by_torch() if precision == "fp32" else by_engine(torch.device("cpu"))
     # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding turns.
     bound = {"fp32": 4e-6, "bf16": 2**-6, "fp16": 2**-9}[precision]
-    assert (by_engine("cuda") - expected).abs().max().item() <= bound
+    assert (by_engine(accelerator.device()) - expected).abs().max().item() <= bound
 
 
-def initialize_where_rounded(model: torch.nn.Module, config: dict) -> Any:
+def initialize_where_rounded(config: dict) -> Any:
     """An engine whose update rounds at random on the GPU, which takes kernels of our own; skips where the build has none."""
     try:
-        return zeropage.initialize(model=model, config=config)[0]
+        return zeropage.initialize(model=Vector(), config=config, device=accelerator.device())[0]
     except errors.ConfigError as error:
         assert "CUDA kernels" in str(error)
         pytest.skip("the build has no CUDA kernels; the engine says so")
@@ -185,9 +200,10 @@ ROUNDED = (("fp32", False, False), ("bf16", True, False), ("bf16", False, False)
 ROUNDED_OFFLOADED = (("fp32", False, True), ("int8", False, True))
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("precision", ("bf16", "fp16"))
 @pytest.mark.parametrize(("states", "masters", "offload"), ROUNDED + ROUNDED_OFFLOADED)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=needs_gpu) for name in OPTIMIZERS])
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload, precision, tmp_path):
     """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or writes to it at the
     wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a checkpoint half-way."""
@@ -200,33 +216,33 @@ def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload,
     }
     config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": {"type": kind, "params": params}}
 
-    def train(engine: Any, device: str, steps: range) -> torch.Tensor:
+    def train(engine: Any, steps: range) -> torch.Tensor:
         for step in steps:
-            engine.backward(engine(gradient_of(step).to(device, engine.module.p.dtype)))
+            engine.backward(engine(gradient_of(step).to(engine.device, engine.module.p.dtype)))
             engine.step()
         return engine.module.p.detach().cpu()
 
-    expected = train(zeropage.initialize(model=Vector(), config=config)[0], "cpu", range(10))
-    first = initialize_where_rounded(Vector().cuda(), config)
-    train(first, "cuda", range(5))
+    expected = train(zeropage.initialize(model=Vector(), config=config, device="cpu")[0], range(10))
+    first = initialize_where_rounded(config)
+    train(first, range(5))
     first.save_checkpoint(tmp_path)
-    second = initialize_where_rounded(Vector().cuda(), config)
+    second = initialize_where_rounded(config)
     second.load_checkpoint(tmp_path)
-    assert torch.equal(train(second, "cuda", range(5, 10)), expected)
+    assert torch.equal(train(second, range(5, 10)), expected)
 
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=needs_gpu)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_lamb_follows_its_formula_on_a_device(device, precision):
     """Catches a formula in torch's operators that is not the kernels', in double: 20 steps."""
     sections = {} if precision == "fp32" else {precision: {"enabled": True}}
     config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": section("Lamb")}
-    engine, *_ = zeropage.initialize(model=Vector().to(device), config=config)
+    engine, *_ = zeropage.initialize(model=Vector(), config=config, device=device_of(device))
     p = Vector().p.detach().double()
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     for step in range(20):
         gradient = gradient_of(step).to(engine.module.p.dtype)
-        engine.backward(engine(gradient.to(device)))
+        engine.backward(engine(gradient.to(engine.device)))
         engine.step()
         lamb_by_hand(p, m, v, gradient.double(), step + 1)
     # Some ulp of the fp32 master, of which a 16-bit parameter is within half a step.

@@ -1,7 +1,11 @@
 #include <memory>
+#include <optional>
+
+#include <pybind11/stl.h>
 
 #include "python/bind/bind.h"
 #include "zeropage/base/blocking.h"
+#include "zeropage/optim/device_kernels.h"
 
 namespace zeropage::python {
 namespace {
@@ -36,5 +40,12 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_engine(module);
   init_checkpoint(module);
   init_init(module);
+  module.def(
+      "set_device_kernels",
+      [](int device_type, const std::optional<py::capsule>& kernels) {
+        zeropage::optim::set_device_kernels(
+            device_type, kernels ? kernels->get_pointer<const zeropage::optim::DeviceKernels>() : nullptr);
+      },
+      "For devices of tests: a capsule with optim::DeviceKernels (None: none) for torch's number of a device type.");
   zeropage::set_blocking_scope_factory(&enter_unlocked_wait);
 }

@@ -123,14 +123,33 @@ def thread_rank(
         del _this_thread.communicators
 
 
-def choose_device(model: torch.nn.Module, world: World) -> torch.device:
-    """The device of this rank: a GPU when there is one (ranks share them when they are fewer), else the CPU."""
-    if getattr(_this_thread, "communicators", None) is not None:
+def choose_device(model: torch.nn.Module, world: World, wanted: str | torch.device | None = None) -> torch.device:
+    """The device of this rank: `wanted`, or what ZEROPAGE_DEVICE names, or the accelerator when there is one, else the CPU.
+
+    Without an index ranks of a host take one device each, and share them when they are fewer. Ranks that are threads run where their
+    model is unless `wanted` says otherwise. Raises ConfigError when there is no such device.
+    """
+    if wanted is None and getattr(_this_thread, "communicators", None) is not None:
         return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if not torch.cuda.is_available():
+    source = "device" if wanted is not None else "ZEROPAGE_DEVICE"
+    wanted = wanted if wanted is not None else os.environ.get("ZEROPAGE_DEVICE") or None
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if wanted is None:
+        device = there or torch.device("cpu")
+    else:
+        try:
+            device = torch.device(wanted)
+        except (RuntimeError, TypeError) as error:
+            raise ConfigError(f"{source} is {wanted!r}, which is no device: {str(error).splitlines()[0]}") from None
+    if device.type == "cpu":
         return torch.device("cpu")
-    device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
+    if there is None or device.type != there.type:
+        raise ConfigError(f"{source} is {str(wanted)!r}, but what torch finds here is {there.type if there else 'the CPU alone'}: name that")
+    count = torch.accelerator.device_count()
+    if device.index is not None and device.index >= count:
+        raise ConfigError(f"{source} is {str(wanted)!r}, but there are {count} devices here, counted from 0")
+    device = torch.device(device.type, device.index if device.index is not None else world.local_rank % count)
+    torch.accelerator.set_device_index(device)
     return device
 
 
@@ -163,7 +182,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
 
 
 def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:
-    """Makes torch's default process group unless there is one: nccl when every rank has its own GPU, else gloo."""
+    """Makes torch's default process group unless there is one: nccl when every rank has its own GPU, what torch has for other accelerators
+    on those, else gloo."""
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -171,6 +191,8 @@ def init_process_group(device: torch.device, world: World, backend: str | None =
     if backend is None:
         own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
         backend = "nccl" if own_gpu else "gloo"
+        if device.type not in ("cpu", "cuda"):
+            backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     meeting = {}  # torch reads the launcher's variables itself
     if world.size == 1:
         meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}

@@ -59,6 +59,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         model_parameters: Any = None,
         lr_scheduler: Any = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
+        device: str | torch.device | None = None,
     ):
         super().__init__(model)
         self._config = config
@@ -70,7 +71,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._losses: list[torch.Tensor] = []
         self._steps_of_losses = 0
         self.training_dataloader = None
-        self.device = choose_device(model, world)
+        self.device = choose_device(model, world, device)
         self._communicators = make_communicators(config, self.device, world)
         self._communicator = self._communicators.parameters
         self._config = config = choose_automatic(config, model, self.device, world, self._communicator)

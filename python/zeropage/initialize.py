@@ -27,6 +27,7 @@ def initialize(
     config: str | os.PathLike | dict[str, Any] | None = None,
     mesh_param: Any = None,
     config_params: str | os.PathLike | dict[str, Any] | None = None,
+    device: str | torch.device | None = None,
 ):
     """Wraps a model for training as the configuration says. Collective.
 
@@ -37,6 +38,8 @@ def initialize(
     training_data: a data set; the third result is then a loader of this rank's part of it.
     lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".
     config, config_params, args.deepspeed_config: a path, a dict or JSON text; one of them.
+    device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the accelerator if there
+    is one.
     distributed_port, dist_init_required: there for compatibility; the launcher's environment says it all.
 
     Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError, PeerError (ranks
@@ -54,7 +57,14 @@ def initialize(
     from .engine import ZeropageEngine
 
     engine = ZeropageEngine(
-        model, parsed, world, optimizer=optimizer, model_parameters=model_parameters, lr_scheduler=lr_scheduler, collate_fn=collate_fn
+        model,
+        parsed,
+        world,
+        optimizer=optimizer,
+        model_parameters=model_parameters,
+        lr_scheduler=lr_scheduler,
+        collate_fn=collate_fn,
+        device=device,
     )
     if training_data is not None:
         engine.training_dataloader = engine.deepspeed_io(training_data)

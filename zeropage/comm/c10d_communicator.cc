@@ -58,7 +58,7 @@ class C10dCommunicator final : public Communicator {
       : data_(std::move(data)),
         control_(std::move(control)),
         device_(device),
-        on_stream_(data_->getBackend(device.type())->getBackendName() == "nccl"),
+        on_stream_(!device.is_cpu() && data_->getBackend(device.type())->getBackendName() != "gloo"),
         sums_locally_(deterministic_reduction || !on_stream_),
         timeout_(timeout),
         rank_(data_->getRank()),

@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "zeropage/optim/device_kernels.h"
 #include "zeropage/paging/device_buffer.h"
 #ifdef ZEROPAGE_CUDA_KERNELS
 #include "zeropage/optim/update_cuda.h"
@@ -91,33 +92,34 @@ void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const 
 }
 
 #ifdef ZEROPAGE_CUDA_KERNELS
-void update_by_kernels(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
+constexpr optim::DeviceKernels kCudaKernels{&optim::update_on_cuda};
+[[maybe_unused]] const bool registered =
+    (optim::set_device_kernels(static_cast<int>(c10::DeviceType::CUDA), &kCudaKernels), true);
+#endif
+
+const optim::DeviceKernels* kernels_of(c10::Device device) {
+  return optim::device_kernels(static_cast<int>(device.type()));
+}
+
+void update_by_kernels(const optim::DeviceKernels& kernels, const optim::Arrays& range,
+                       const std::vector<Segment>& segments, c10::Device device) {
   std::vector<optim::UpdatePiece> pieces;
   for (const auto& segment : segments) {
     pieces.push_back({range.from_block(segment.offset, segment.block), segment.numel, segment.step});
   }
   const c10::DeviceGuard guard(device);
-  optim::update_on_cuda(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
+  kernels.update(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
 }
-#endif
 
 }  // namespace
 
 void update_on_device(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
-#ifdef ZEROPAGE_CUDA_KERNELS
-  if (device.is_cuda()) return update_by_kernels(range, segments, device);
-#endif
+  if (const auto* kernels = kernels_of(device)) return update_by_kernels(*kernels, range, segments, device);
   for (const auto& segment : segments) {
     update_by_operators(range.from(segment.offset), segment.numel, segment.step, device);
   }
 }
 
-bool rounds_on_device(c10::Device device) {
-#ifdef ZEROPAGE_CUDA_KERNELS
-  return device.is_cuda();
-#else
-  return false;
-#endif
-}
+bool rounds_on_device(c10::Device device) { return kernels_of(device) != nullptr; }
 
 }  // namespace zeropage::engine

@@ -3,19 +3,11 @@
 /// found a CUDA compiler and a torch with CUDA (CMakeLists.txt).
 #pragma once
 
-#include <cstdint>
 #include <vector>
 
-#include "zeropage/optim/update.h"
+#include "zeropage/optim/device_kernels.h"
 
 namespace zeropage::optim {
-
-/// A range that is updated by one step.
-struct UpdatePiece {
-  Arrays arrays;  ///< in the memory of the current device
-  std::int64_t numel = 0;
-  Step step;
-};
 
 /// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a cudaStream_t). Either all have
 /// masters or none. Cost: one pass over memory. Errors: UsageError as update; Error when CUDA refuses a launch.

@@ -1,0 +1,130 @@
+"""A simulated accelerator: torch device "simulated", two of them. See README.md in this folder.
+
+`load()` makes it torch's accelerator for the rest of the process. `visible` decides whether torch finds it; tests that are not for
+accelerators hide it. `check()` raises what has been found since the last call: races, and memory that was freed too early.
+"""
+
+import atexit
+import contextlib
+import datetime
+import os
+import types
+from collections.abc import Iterator
+
+import torch
+
+__all__ = ["check", "count", "delays", "is_loaded", "load", "set_kernels", "visible"]
+
+NAME = "simulated"
+_loaded = None
+
+
+class SimulatedDeviceError(AssertionError):
+    """The program has used the device in a way that would go wrong on a GPU sooner or later."""
+
+
+def is_loaded() -> bool:
+    return _loaded is not None
+
+
+def load() -> None:
+    """Makes it torch's accelerator. ZEROPAGE_SIMULATED_DELAYS=SEED,MAX_US delays tasks at random."""
+    global _loaded
+    if is_loaded():
+        return
+    from . import _device as module
+
+    _loaded = module
+    torch.utils.rename_privateuse1_backend(NAME)
+    torch._register_device_module(NAME, _torch_module())
+    module.register()
+    torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    _register_backend()
+    atexit.register(module.drain)
+    seed, _, max_us = os.environ.get("ZEROPAGE_SIMULATED_DELAYS", "0,0").partition(",")
+    module.set_delays(int(seed), int(max_us))
+
+
+def set_kernels(used: bool) -> None:
+    """Whether engines find kernels of their own for the device, as in a CUDA build; else torch's operators do their work."""
+    from zeropage import _C
+
+    _C.set_device_kernels(_loaded.device_type(), _loaded.kernels() if used else None)
+
+
+def check() -> None:
+    """Raises SimulatedDeviceError with all that was found."""
+    if is_loaded() and (faults := _loaded.take_faults()):
+        raise SimulatedDeviceError(f"the simulated device found {len(faults)} fault(s):\n" + "\n".join(faults))
+
+
+@contextlib.contextmanager
+def visible(value: bool) -> Iterator[None]:
+    """Whether torch finds the device, within the block; afterwards it does not."""
+    if is_loaded():
+        _loaded.set_visible(value)
+    try:
+        yield
+    finally:
+        if is_loaded():
+            _loaded.set_visible(False)
+
+
+@contextlib.contextmanager
+def delays(seed: int, max_us: int = 2000) -> Iterator[None]:
+    """Delays one task in eight by up to `max_us` within the block."""
+    _loaded.set_delays(seed, max_us)
+    try:
+        yield
+    finally:
+        _loaded.set_delays(0, 0)
+
+
+@contextlib.contextmanager
+def count() -> Iterator[dict[str, int]]:
+    """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device memory, waits of the host
+    for streams, events and devices, fetches (copies to the host, values) and uploads that the host waited for."""
+    counted: dict[str, int] = {}
+    before = _loaded.counters()
+    yield counted
+    torch.accelerator.current_stream()
+    counted.update({name: value - before[name] for name, value in _loaded.counters().items()})
+
+
+def _register_backend() -> None:
+    """What torch.distributed uses for tensors on the device. ZEROPAGE_SIMULATED_GLOO: wait() keeps the host, as Gloo's does."""
+    import torch.distributed as dist
+
+    def create(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> dist.Backend:
+        gloo = dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+        return _loaded.make_backend(gloo, bool(os.environ.get("ZEROPAGE_SIMULATED_GLOO")))
+
+    dist.Backend.register_backend(NAME, create, devices=[NAME])
+
+
+def _torch_module() -> types.ModuleType:
+    """What torch expects as torch.simulated."""
+    module = types.ModuleType(f"torch.{NAME}")
+    module.is_available = _loaded.is_visible
+    module.is_initialized = lambda: True
+    module._is_in_bad_fork = lambda: False
+    module.device_count = lambda: _loaded.device_count() if _loaded.is_visible() else 0
+    module.current_device = _loaded.current_device
+    module.set_device = lambda device: torch.accelerator.set_device_index(device)
+    module.current_stream = lambda device=None: torch.accelerator.current_stream(device)
+    module.synchronize = lambda device=None: torch.accelerator.synchronize(device)
+    module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]
+
+    def generator(device: "int | str | torch.device" = NAME) -> torch.Generator:
+        index = torch.device(NAME, device) if isinstance(device, int) else torch.device(device)
+        return _loaded.default_generator(index.index if index.index is not None else module.current_device())
+
+    def manual_seed_all(seed: int) -> None:
+        for index in range(_loaded.device_count()):
+            _loaded.default_generator(index).manual_seed(seed)
+
+    module.get_rng_state = lambda device=NAME: generator(device).get_state()
+    module.set_rng_state = lambda state, device=NAME: generator(device).set_state(state)
+    module.manual_seed_all = manual_seed_all
+    module.manual_seed = lambda seed: generator().manual_seed(seed)
+    return module

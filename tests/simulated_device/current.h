@@ -1,0 +1,26 @@
+/// \file
+/// The calling thread's current device and streams, and torch's words for the machine's streams.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/Stream.h>
+
+#include "machine.h"
+
+namespace simulated_device {
+
+inline constexpr c10::DeviceType kType = c10::DeviceType::PrivateUse1;
+
+int current_device();
+void set_current_device(int device);
+
+/// `device` -1: the current one. Errors: c10::Error when there is no such device.
+int device_index(c10::DeviceIndex device);
+
+Stream& current_stream(int device);
+void set_current_stream(const Stream& stream);
+
+c10::Stream to_torch(const Stream& stream);
+Stream& from_torch(const c10::Stream& stream);
+
+}  // namespace simulated_device

@@ -1,0 +1,120 @@
+/// \file
+/// The simulated machine: devices with memory and streams, page-locked host memory, and what is known about the order of accesses.
+///
+///   1. launch() notes which bytes a task reads and writes, compares that with earlier accesses (history.h), and gives the task to its
+///      stream's thread. All knowledge is of launches, so what is found does not depend on when tasks run.
+///   2. A stream knows what it has been given, what the host knew at the launch, and what the events knew that it waited for.
+///   3. The host knows what it has waited for. All host threads count as one: what one of them has waited for, the others know, too. So
+///      two host threads are never reported against each other.
+///   4. The host's own accesses to page-locked memory are found by protecting it (pinned.h); device memory it cannot touch at all.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "arena.h"
+#include "history.h"
+#include "pinned.h"
+#include "stream.h"
+
+namespace simulated_device {
+
+inline constexpr int kDevices = 2;
+inline constexpr int kStreamsInPool = 32;  // per device; stream 0 is the default one
+
+/// What a task does with memory: `bytes` elements' bytes of a span that may have gaps.
+struct Use {
+  const void* data = nullptr;
+  std::size_t span_bytes = 0;
+  std::int64_t bytes = 0;
+  bool writes = false;
+};
+
+struct Counters {
+  std::int64_t tasks = 0;
+  std::int64_t bytes_read = 0;     ///< of device memory, by tasks
+  std::int64_t bytes_written = 0;  ///< of device memory, by tasks
+  std::int64_t waits = 0;          ///< of the host, for a stream, an event or a device
+  std::int64_t fetches = 0;        ///< copies to the host, or values read, that the host waited for
+  std::int64_t uploads = 0;        ///< copies from the host that it waited for
+};
+
+using PointPtr = std::shared_ptr<const Point>;
+
+class Machine {
+ public:
+  static Machine& get();
+
+  Arena& memory(int device) { return *memory_[device]; }
+  PinnedMemory& pinned() { return pinned_; }
+  Stream& stream(int device, int id) { return *streams_[device][id]; }
+  Stream& stream_of_pool(int device);
+
+  /// The private address of memory of `device` or of page-locked memory; null for other addresses.
+  void* inside(const void* address, int device);
+
+  /// Gives a task to a stream. Errors in it are thrown by a later wait or rethrow.
+  void launch(Stream& stream, const std::string& what, const std::vector<Use>& uses, std::function<void()> task);
+
+  PointPtr record(Stream& stream);
+  void block(Stream& stream, const PointPtr& point);
+
+  /// The host waits and knows more. `counter`: which of the counters it counts for.
+  void wait(const PointPtr& point, std::int64_t Counters::*counter = &Counters::waits);
+  bool query(const PointPtr& point);
+
+  /// The host waits until it is reached and knows nothing more: for simulations of what a device needs no wait for.
+  void wait_unnoticed(const PointPtr& point);
+
+  void synchronize(int device);
+
+  /// Waits until nothing runs any more, without knowing more. For the end of a process.
+  void drain();
+
+  void forget(Span bytes);
+  void set_delays(const Delays& delays);
+  Counters counters();
+  void reset_counters();
+
+  /// Adds a fault to the list: a race, or memory freed too early.
+  void report(const std::string& fault);
+
+  /// All faults since the last call.
+  std::vector<std::string> take_faults();
+
+  /// Throws what a task threw, if one did. Errors: std::runtime_error.
+  void rethrow();
+
+ private:
+  friend class PinnedMemory;
+  Machine();
+
+  const std::string* intern(const std::string& what);
+  void note(Stream& stream, const std::string* what, const Use& use);
+  PointPtr record_locked(Stream& stream);
+  void learn(const Clock& clock);
+
+  std::recursive_mutex mutex_;
+  std::array<std::unique_ptr<Arena>, kDevices> memory_;
+  std::array<std::array<std::unique_ptr<Stream>, kStreamsInPool + 1>, kDevices> streams_;
+  std::array<int, kDevices> next_of_pool_{};
+  PinnedMemory pinned_;
+  History history_;
+  Clock host_;
+  std::set<std::string> names_;
+  std::vector<std::string> faults_;
+  Counters counters_;
+
+  std::mutex error_mutex_;
+  std::string error_;
+};
+
+}  // namespace simulated_device

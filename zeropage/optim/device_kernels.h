@@ -1,0 +1,31 @@
+/// \file
+/// Which kernels of our own there are for a kind of device. Whoever has some registers them: the CUDA build for GPUs, the tests for their
+/// simulated device. Devices without kernels are updated by torch's operators.
+#pragma once
+
+#include <vector>
+
+#include "zeropage/optim/update.h"
+
+namespace zeropage::optim {
+
+/// A range that is updated by one step.
+struct UpdatePiece {
+  Arrays arrays;  ///< in the memory of the current device
+  std::int64_t numel = 0;
+  Step step;
+};
+
+/// Starts kernels on `stream`, which is what torch calls a stream's native handle (a cudaStream_t on GPUs).
+struct DeviceKernels {
+  /// The update of all pieces: update_cuda.h says what it does.
+  void (*update)(const std::vector<UpdatePiece>& pieces, void* stream) = nullptr;
+};
+
+/// Registers them for a device type (torch's number for it). `kernels` live as long as the process.
+void set_device_kernels(int device_type, const DeviceKernels* kernels);
+
+/// Null when there are none. Cost: one read.
+const DeviceKernels* device_kernels(int device_type);
+
+}  // namespace zeropage::optim
