@@ -9,13 +9,16 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
 	@tools/build.sh $(BUILD)
 
 venv:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup.sh
+
+install-alias: setup ## programs that import deepspeed get zeropage (python -m zeropage alias remove ends that)
+	@$(BIN)/python -m zeropage alias install
 
 demo: setup ## trains a small language model on two ranks, stages 0 to 3
 	@$(BIN)/python examples/demo.py

@@ -122,6 +122,33 @@ LIST
     fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
 }
 
+# What tests/hf trains with, and the small packages that these import. Without their other dependencies: torch among them stays as it is.
+install_libraries() {
+  local want=() module package
+  while read -r module package; do
+    in_venv "$module" || want+=("$package")
+  done <<'LIST'
+accelerate accelerate
+psutil psutil
+peft peft
+trl trl
+datasets datasets
+pyarrow pyarrow
+dill dill
+pandas pandas
+xxhash xxhash
+multiprocess multiprocess
+dateutil python-dateutil
+six.py six
+lightning lightning
+torchmetrics torchmetrics
+lightning_utilities lightning-utilities
+LIST
+  [ ${#want[@]} = 0 ] && return 0
+  run "installing ${want[*]}" .venv/bin/python -m pip install -q --no-deps "${want[@]}" ||
+    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+}
+
 # The package is used where it stands: the venv's import path gets the folder python/, its bin/ the built command.
 link_package() {
   local site
@@ -141,4 +168,5 @@ install_packages "$(missing_packages | tr '\n' ' ')"
 make_venv
 install_torch
 install_python_packages
+install_libraries
 link_package

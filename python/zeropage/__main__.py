@@ -1,5 +1,7 @@
 """`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`, which the commands `zeropage doctor` and so on become, and
 
+`python -m zeropage alias install`: programs that import `deepspeed` get this package (`remove`, `status`), and
+
 `python -m zeropage --cmake-dir`: prints where the CMake package of the C++ library is: cmake -DCMAKE_PREFIX_PATH=$(...).
 """
 
@@ -7,12 +9,18 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import deepspeed_import, doctor, run_page, top
+from . import alias, deepspeed_import, doctor, run_page, top
 from .errors import ZeropageError
 from .exit_codes import exit_code
 
 CMAKE_DIR = Path(__file__).resolve().parent / "share" / "cmake" / "zeropage"
-COMMANDS = {("doctor",): doctor.main, ("report",): run_page.main, ("top",): top.main, ("ckpt", "import"): deepspeed_import.main}
+COMMANDS = {
+    ("doctor",): doctor.main,
+    ("report",): run_page.main,
+    ("top",): top.main,
+    ("ckpt", "import"): deepspeed_import.main,
+    ("alias",): alias.main,
+}
 IO_EXIT_CODE = 74  # as the command zeropage has it
 
 

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -181,9 +181,18 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
 
 
-def init_process_group(device: torch.device, world: World, backend: str | None = None, timeout: timedelta | None = None) -> None:
+def init_process_group(
+    device: torch.device,
+    world: World,
+    backend: str | None = None,
+    timeout: timedelta | None = None,
+    meeting: dict[str, Any] | None = None,
+) -> None:
     """Makes torch's default process group unless there is one: nccl when every rank has its own GPU, what torch has for other accelerators
-    on those, else gloo."""
+    on those, else gloo.
+
+    meeting: torch's arguments that say where the ranks meet; None: as the launcher says.
+    """
     import torch.distributed as dist
 
     if dist.is_initialized():
@@ -193,12 +202,15 @@ def init_process_group(device: torch.device, world: World, backend: str | None =
         backend = "nccl" if own_gpu else "gloo"
         if device.type not in ("cpu", "cuda"):
             backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    meeting = {}  # torch reads the launcher's variables itself
-    if world.size == 1:
+    if meeting is not None:
+        pass
+    elif world.size == 1:
         meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     elif mpirun := mpirun_environment():
         address = f"tcp://{mpirun['MASTER_ADDR']}:{mpirun['MASTER_PORT']}"
         meeting = {"init_method": address, "rank": world.rank, "world_size": world.size}
+    else:
+        meeting = {}  # torch reads the launcher's variables itself
     dist.init_process_group(backend, timeout=timeout, **meeting)
 
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from . import __version__
+from . import __version__, alias
 from .report import format_bytes
 
 _IO_URING_SETUP = 425  # the same number on every architecture
@@ -47,6 +47,7 @@ def examine() -> list[Finding]:
         _io_uring,
         _files,
         _packages,
+        _alias,
     )
     return [_guarded(check) for check in checks]
 
@@ -217,6 +218,15 @@ def _packages() -> Finding:
     text = ", ".join(found) or "none of the optional ones"
     advice = f"pip install what you want to use of: {', '.join(missing)}" if missing else ""
     return Finding("packages", "note" if missing else "ok", text, advice)
+
+
+def _alias() -> Finding:
+    texts = {
+        "": "not installed; python -m zeropage alias install makes programs that import it use zeropage",
+        "alias": f"{alias.VERSION}, which is zeropage's: programs that import it use zeropage",
+        "deepspeed": "DeepSpeed itself is installed: programs that import it do not use zeropage",
+    }
+    return Finding("package deepspeed", "ok", texts[alias.active()])
 
 
 def _read(path: str) -> str | None:

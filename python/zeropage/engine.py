@@ -13,6 +13,7 @@ from . import _C, report, zero
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
+from .compat.parameter_offload import ParameterOffload
 from .dataloader import make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
@@ -81,9 +82,11 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self.optimizer = self._make_optimizer(optimizer, model_parameters, lr_scheduler is not None)
         self._core = self._make_core()
         self._broadcast_buffers()
-        zero.register_parameters(model.parameters(), weakref.ref(self._core))
+        zero.register_parameters(model.parameters(), weakref.ref(self._core), self.zero_optimization_stage())
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
+            if self.zero_optimization_stage() == 3:
+                self.optimizer.parameter_offload = ParameterOffload(model)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
         # A cycle would keep the engine's memory, and what it observes, until garbage is collected.
         self._watch = Watch(weakref.proxy(self), self.config, world.rank)
@@ -119,7 +122,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             return
         with self._watch.phase("step"):
             self.optimizer.step()
-        if self._client_scheduler and self._core.last_step.applied:
+        if self._client_scheduler and self.lr_scheduler is not None and self._core.last_step.applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
         self._watch.end_step()
         if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
@@ -156,6 +159,25 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if not self._losses:
             raise UsageError("there is no loss yet: call backward first")
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
+
+    def compile(
+        self,
+        backend: str | Callable[..., Any] | None = None,
+        compile_kwargs: dict[str, Any] | None = None,
+        schedule: Any = None,
+        compiled_autograd_enabled: bool = False,
+    ) -> None:
+        """Compiles the module's forward with torch.compile when it first runs; `compile_kwargs` go to it.
+
+        Raises ConfigError for DeepSpeed's own passes (`schedule`) and compiled autograd, which this version does not have.
+        """
+        for name, value in (("schedule", schedule), ("compiled_autograd_enabled", compiled_autograd_enabled)):
+            if value:
+                raise ConfigError(f"engine.compile: {name} is not available in this version: leave it out")
+        self.module.compile(**{"backend": backend or "inductor", **(compile_kwargs or {})})
+        self.is_compiled = True
+
+    is_compiled = False
 
     # -- data, memory, end
 

@@ -37,6 +37,27 @@ class EngineSettings:
     def mp_world_size(self) -> int:
         return 1
 
+    @property
+    def data_parallel_group(self) -> Any:
+        """torch's group of all ranks, for programs that use torch.distributed themselves; None while there is none."""
+        return torch.distributed.group.WORLD if torch.distributed.is_initialized() else None
+
+    def get_data_parallel_group(self) -> Any:
+        return self.data_parallel_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.global_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.world_size
+
+    def get_sequence_parallel_group(self) -> None:
+        """None: no ranks share a sequence."""
+        return None
+
+    def get_sequence_parallel_world_size(self) -> int:
+        return 1
+
     # -- batch sizes
 
     def train_batch_size(self) -> int:

@@ -81,7 +81,10 @@ def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) 
 def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
     """What the engine calls an optimizer: TORCH, unless the engine has the same update itself."""
     special = any(group.get(option) for group in optimizer.param_groups for option in ("amsgrad", "maximize"))
-    return _Kind.TORCH if special else _TORCH_KINDS.get(type(optimizer), _Kind.TORCH)
+    if special:
+        return _Kind.TORCH
+    named = getattr(type(optimizer), "zeropage_kind", None)  # those of ops.py
+    return named or _TORCH_KINDS.get(type(optimizer), _Kind.TORCH)
 
 
 def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
@@ -191,6 +194,13 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     @property
     def loss_scale(self) -> float:
         return self._core.loss_scale
+
+    cur_scale = loss_scale  # DeepSpeed's name
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose arithmetic runs: the client's where PyTorch runs it, else this one."""
+        return self if self.shards is None else self.shards.client
 
 
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:

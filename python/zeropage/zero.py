@@ -18,18 +18,26 @@ from .distributed import choose_device, current_world, make_communicators
 from .errors import ConfigError, UsageError
 from .initialize import parse_config
 
-_engine_of_parameter: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> engine, as long as both live
+_engine_of_parameter: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> (engine, stage), as long as both live
 
 
-def register_parameters(parameters: Iterable[torch.Tensor], engine_reference) -> None:
-    """Says which engine (a weak reference to its C++ side) holds these parameters."""
+def register_parameters(parameters: Iterable[torch.Tensor], engine_reference, stage: int) -> None:
+    """Says which engine (a weak reference to its C++ side) holds these parameters, and at which stage."""
     for parameter in parameters:
-        _engine_of_parameter[parameter] = engine_reference
+        _engine_of_parameter[parameter] = (engine_reference, stage)
 
 
 def _engine_of(parameter: torch.Tensor) -> _C.Engine | None:
-    reference = _engine_of_parameter.get(parameter)
+    reference, _ = _engine_of_parameter.get(parameter, (None, 0))
     return reference() if reference is not None else None
+
+
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether an engine of stage 3 or an Init scope holds this parameter; small ones, which stay whole, included."""
+    if _C.is_deferred(parameter):
+        return True
+    reference, stage = _engine_of_parameter.get(parameter, (None, 0))
+    return stage == 3 and reference() is not None
 
 
 class Init:

@@ -1,8 +1,11 @@
 """Small helpers that scripts expect under `deepspeed.utils`."""
 
+import functools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+
+import torch
 
 from ..distributed import current_world
 
@@ -14,6 +17,17 @@ def log_dist(message: str, ranks: list[int] | None = None, level: int = logging.
     rank = current_world().rank
     if not ranks or -1 in ranks or rank in ranks:
         logger.log(level, "[Rank %d] %s", rank, message)
+
+
+def instrument_w_nvtx(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, whose calls are a range of their name in torch's profiles."""
+
+    @functools.wraps(function)
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with torch.profiler.record_function(function.__qualname__):
+            return function(*args, **kwargs)
+
+    return recorded
 
 
 class RepeatingLoader:

@@ -1,0 +1,96 @@
+"""`python -m zeropage alias`: makes programs that import `deepspeed` find the package in this folder, or ends that.
+
+    python -m zeropage alias install   adds a distribution of that name to this Python, and the commands deepspeed and ds
+    python -m zeropage alias remove    takes them away (so does pip uninstall deepspeed)
+    python -m zeropage alias status    says which one is active
+
+The distribution is a path file, metadata for those who ask importlib.metadata for the version, and the list of its files. It never
+replaces DeepSpeed itself.
+"""
+
+import argparse
+import importlib.metadata
+import os.path
+import sys
+import sysconfig
+from pathlib import Path
+
+from ..errors import UsageError
+
+VERSION = "0.18.9"  # of DeepSpeed; libraries compare it with the newest that they need
+FOLDER = Path(__file__).resolve().parent  # on the import path it makes `import deepspeed` find the folder beside this file
+
+_DIST_INFO = f"deepspeed-{VERSION}.dist-info"
+_PATH_FILE = "zeropage_deepspeed.pth"
+_COMMANDS = ("deepspeed", "ds")
+_INSTALLER = "zeropage"
+_METADATA = f"""Metadata-Version: 2.1
+Name: deepspeed
+Version: {VERSION}
+Summary: The names of DeepSpeed, handed on to zeropage
+Requires-Dist: zeropage
+"""
+_SCRIPT = """#!/bin/sh
+exec "$(dirname "$0")/zeropage" "$@"
+"""
+
+
+def active() -> str:
+    """What `import deepspeed` finds: "alias", "deepspeed", or "" for nothing."""
+    try:
+        found = importlib.metadata.distribution("deepspeed")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    return "alias" if (found.read_text("INSTALLER") or "").strip() == _INSTALLER else "deepspeed"
+
+
+def write_metadata(folder: Path) -> Path:
+    """Writes the distribution's metadata into a folder of the import path; returns its own folder there."""
+    info = folder / _DIST_INFO
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text(_METADATA)
+    (info / "INSTALLER").write_text(_INSTALLER + "\n")
+    return info
+
+
+def install() -> str:
+    """Into the Python that runs this. Raises UsageError where DeepSpeed itself is installed."""
+    if active() == "deepspeed":
+        version = importlib.metadata.version("deepspeed")
+        raise UsageError(f"DeepSpeed {version} is installed here, and is not replaced: pip uninstall deepspeed first, or use another environment")
+    site, scripts = Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("scripts"))
+    (site / _PATH_FILE).write_text(f"{FOLDER}\n")
+    info = write_metadata(site)
+    for name in _COMMANDS:
+        (scripts / name).write_text(_SCRIPT)
+        (scripts / name).chmod(0o755)
+    files = [site / _PATH_FILE, info / "METADATA", info / "INSTALLER", info / "RECORD", *(scripts / name for name in _COMMANDS)]
+    (info / "RECORD").write_text("".join(f"{os.path.relpath(file, site)},,\n" for file in files))
+    return f"programs that import deepspeed {VERSION} get zeropage in {sys.prefix}"
+
+
+def remove() -> str:
+    """Undoes `install`. Raises UsageError when it is not there."""
+    if active() != "alias":
+        raise UsageError(f"the alias is not installed in {sys.prefix}")
+    found = importlib.metadata.distribution("deepspeed")
+    files = [Path(str(found.locate_file(file))) for file in found.files or ()]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in {file.parent for file in files if file.parent.name == _DIST_INFO}:
+        folder.rmdir()
+    return f"programs that import deepspeed find none in {sys.prefix}"
+
+
+def status() -> str:
+    texts = {"": "there is no package deepspeed", "alias": f"deepspeed {VERSION} is zeropage's", "deepspeed": "deepspeed is DeepSpeed itself"}
+    return f"{texts[active()]} in {sys.prefix}"
+
+
+def main(arguments: list[str]) -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m zeropage alias", description="Lets programs that import deepspeed run on zeropage.")
+    commands = {"install": install, "remove": remove, "status": status}
+    parser.add_argument("command", choices=commands)
+    print(f"zeropage: {commands[parser.parse_args(arguments).command]()}")
+    return 0

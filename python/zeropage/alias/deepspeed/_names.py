@@ -1,0 +1,125 @@
+"""Which name of which module is what in `zeropage`, and the machinery that makes modules of this table.
+
+A line of TABLE: the module's name, where its names are looked for (modules of `zeropage`, in order), and names that have another place.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+_ZERO = ("zero", "compat.zero_names", "compat.not_built")
+_OPTIMIZER = "optimizer:ZeropageOptimizer"
+
+# module without "deepspeed." -> (modules of zeropage, {name: "module:name"})
+TABLE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
+    "": (("", "compat.zero_names", "compat.not_built"), {"DeepSpeedOptimizer": _OPTIMIZER, "OnDevice": "compat.on_device:OnDevice"}),
+    "accelerator": (("compat.accelerator",), {}),
+    "accelerator.real_accelerator": (("compat.accelerator",), {}),
+    "checkpoint": ((), {}),
+    "checkpoint.utils": (("compat.clone_tensors",), {}),
+    "checkpointing": (("checkpointing",), {}),
+    "comm": (("comm",), {}),
+    "comm.comm": (("comm",), {}),
+    "launcher": ((), {}),
+    "launcher.runner": (("compat.launcher_names",), {}),
+    "moe": ((), {}),
+    "moe.layer": (("compat.not_built",), {}),
+    "moe.utils": (("compat.not_built",), {}),
+    "ops": ((), {}),
+    "ops.adagrad": (("ops",), {}),
+    "ops.adam": (("ops",), {}),
+    "ops.lamb": (("ops",), {}),
+    "ops.lion": (("ops",), {}),
+    "ops.op_builder": (("compat.op_builder",), {}),
+    "ops.op_builder.all_ops": (("compat.op_builder",), {}),
+    "pipe": (("compat.not_built",), {}),
+    "profiling": ((), {}),
+    "profiling.flops_profiler": (("flops",), {}),
+    "runtime": ((), {"DeepSpeedOptimizer": _OPTIMIZER, "ZeROOptimizer": _OPTIMIZER}),
+    "runtime.activation_checkpointing": ((), {}),
+    "runtime.activation_checkpointing.checkpointing": (("checkpointing",), {}),
+    "runtime.base_optimizer": ((), {"DeepSpeedOptimizer": _OPTIMIZER, "ZeROOptimizer": _OPTIMIZER}),
+    "runtime.config": (("compat.zero_names",), {}),
+    "runtime.dataloader": (("utils",), {}),
+    "runtime.engine": (("engine",), {}),
+    "runtime.hybrid_engine": (("compat.not_built",), {}),
+    "runtime.lr_schedules": (("lr_schedules",), {}),
+    "runtime.pipe": (("compat.not_built",), {}),
+    "runtime.pipe.engine": (("compat.not_built",), {}),
+    "runtime.pipe.module": (("compat.not_built",), {}),
+    "runtime.pipe.topology": (("compat.not_built",), {}),
+    "runtime.sequence_parallel": ((), {}),
+    "runtime.sequence_parallel.ulysses_sp": (("compat.not_built",), {}),
+    "runtime.utils": (("runtime.utils",), {}),
+    "runtime.zero": (_ZERO, {}),
+    "runtime.zero.config": (("compat.zero_names",), {}),
+    "runtime.zero.offload_config": (("runtime.zero.offload_config",), {}),
+    "runtime.zero.partition_parameters": (_ZERO, {}),
+    "runtime.zero.stage3": (("runtime.zero.stage3",), {"DeepSpeedZeroOptimizer_Stage3": _OPTIMIZER}),
+    "runtime.zero.stage_1_and_2": (("runtime.zero.stage_1_and_2",), {"DeepSpeedZeroOptimizer": _OPTIMIZER}),
+    "runtime.zero.utils": (("compat.zero_names",), {}),
+    "utils": (("utils", "compat.leaf_modules"), {"OnDevice": "compat.on_device:OnDevice"}),
+    "utils.groups": (("compat.groups",), {}),
+    "utils.logging": (("utils",), {}),
+    "utils.nvtx": (("utils",), {}),
+    "utils.zero_to_fp32": (("utils.zero_to_fp32",), {}),
+    "zero": (_ZERO, {}),
+}
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes the modules of TABLE when they are imported."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if not fullname.startswith("deepspeed.") or _short(fullname) not in TABLE:
+            return None
+        spec = importlib.machinery.ModuleSpec(fullname, self, origin=__file__)
+        spec.submodule_search_locations = []  # all are packages: any may have modules inside
+        return spec
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__doc__ = f"Names of `{module.__name__}` for programs that import them; what they mean is in `zeropage`."
+        module.__getattr__ = lookup(module.__name__)
+
+
+def lookup(fullname: str) -> Callable[[str], Any]:
+    """The __getattr__ of a module: its modules, then its names. What is found is kept in the module."""
+    places, elsewhere = TABLE[_short(fullname)]
+
+    def find(name: str) -> Any:
+        if _short(f"{fullname}.{name}") in TABLE:
+            return importlib.import_module(f"{fullname}.{name}")
+        if name in elsewhere:
+            place, _, attribute = elsewhere[name].partition(":")
+            module = _zeropage(place)
+            return getattr(module, attribute) if attribute else module
+        if name.startswith("__"):
+            raise AttributeError(f"module {fullname!r} has no attribute {name!r}")
+        for place in places:
+            try:
+                return getattr(_zeropage(place), name)
+            except AttributeError:
+                continue
+        raise AttributeError(f"module {fullname!r} has no attribute {name!r}: this `deepspeed` is zeropage's, which has no such name")
+
+    def find_and_keep(name: str) -> Any:
+        found = find(name)
+        setattr(sys.modules[fullname], name, found)
+        return found
+
+    return find_and_keep
+
+
+def _zeropage(place: str) -> ModuleType:
+    return importlib.import_module(f"zeropage.{place}" if place else "zeropage")
+
+
+def _short(fullname: str) -> str:
+    return fullname.removeprefix("deepspeed").removeprefix(".")

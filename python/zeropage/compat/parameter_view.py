@@ -1,0 +1,82 @@
+"""What programs read from a parameter of stage 3 under DeepSpeed's names: ds_id, ds_shape, ds_numel, ds_status, ds_persist, ds_tensor,
+all_gather(), partition(), and a few that are always empty.
+
+They are properties of torch.nn.Parameter that answer from the engine, or the zero.Init scope, that holds the parameter at the moment.
+A parameter that neither holds has none of them: hasattr(parameter, "ds_id") is False.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch.utils.weak import WeakIdKeyDictionary
+
+from .. import zero
+from .zero_names import ZeroParamStatus
+
+_ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_next_id = itertools.count()
+_gathered: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> the GatheredParameters that all_gather() has entered
+
+
+def install() -> None:
+    """Gives torch.nn.Parameter the properties. Again: does nothing."""
+    for name, answer in _ANSWERS.items():
+        setattr(torch.nn.Parameter, name, property(_of_paged(name, answer)))
+
+
+def _of_paged(name: str, answer: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
+    def read(parameter: torch.Tensor) -> Any:
+        if not zero.is_sharded(parameter):
+            raise AttributeError(f"{type(parameter).__name__!r} object has no attribute {name!r}: no engine of stage 3 and no zero.Init holds it")
+        return answer(parameter)
+
+    return read
+
+
+def _id(parameter: torch.Tensor) -> int:
+    if parameter not in _ids:
+        _ids[parameter] = next(_next_id)
+    return _ids[parameter]
+
+
+def _status(parameter: torch.Tensor) -> ZeroParamStatus:
+    """AVAILABLE: the values are in this rank's memory now. Operators fetch them where they are not."""
+    try:
+        present = parameter.untyped_storage().data_ptr() != 0 or parameter.numel() == 0
+    except RuntimeError:  # the guard of an absent parameter
+        present = False
+    return ZeroParamStatus.AVAILABLE if present else ZeroParamStatus.NOT_AVAILABLE
+
+
+def _all_gather(parameter: torch.Tensor) -> Callable[..., None]:
+    def all_gather(param_list: Iterable[torch.Tensor] | None = None, async_op: bool = False) -> None:
+        """Makes the parameter, or those of the list, whole until `partition`; they are there on return."""
+        for each in [parameter] if param_list is None else list(param_list):
+            if each not in _gathered:
+                _gathered[each] = zero.GatheredParameters(each)
+                _gathered[each].__enter__()
+
+    return all_gather
+
+
+def _partition(parameter: torch.Tensor) -> Callable[..., None]:
+    def partition(param_list: Iterable[torch.Tensor] | None = None, has_been_updated: bool = False) -> None:
+        """Ends `all_gather`. What this rank wrote is kept, as on leaving GatheredParameters without a modifier rank."""
+        for each in [parameter] if param_list is None else list(param_list):
+            if (held := _gathered.pop(each, None)) is not None:
+                held.__exit__(None, None, None)
+
+    return partition
+
+
+_ANSWERS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "ds_id": _id,
+    "ds_shape": lambda parameter: parameter.shape,
+    "ds_numel": lambda parameter: parameter.numel(),
+    "ds_status": _status,
+    "ds_active_sub_modules": lambda parameter: set(),
+    "all_gather": _all_gather,
+    "partition": _partition,
+}
