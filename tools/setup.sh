@@ -103,11 +103,19 @@ install_torch() {
     fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
 }
 
-install_python_packages() {
+# install_missing OPTION...: packages from standard input, as lines MODULE PACKAGE; those whose module is there are left alone.
+install_missing() {
   local want=() module package
   while read -r module package; do
     in_venv "$module" || want+=("$package")
-  done <<'LIST'
+  done
+  [ ${#want[@]} = 0 ] && return 0
+  run "installing ${want[*]}" .venv/bin/pip install -q "$@" "${want[@]}" ||
+    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+}
+
+install_python_packages() {
+  install_missing <<'LIST'
 numpy numpy
 pytest pytest
 tqdm tqdm
@@ -117,9 +125,13 @@ transformers transformers
 tensorboard tensorboard
 clang_format clang-format==14.0.6
 LIST
-  [ ${#want[@]} = 0 ] && return 0
-  run "installing ${want[*]}" .venv/bin/pip install -q "${want[@]}" ||
-    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+  # Other people's optimizers, for tests. Their dependencies would bring another torch.
+  install_missing --no-deps <<'LIST'
+schedulefree schedulefree
+pytorch_optimizer pytorch_optimizer
+timm timm
+torchao torchao
+LIST
 }
 
 # What tests/hf trains with, and the small packages that these import. Without their other dependencies: torch among them stays as it is.
