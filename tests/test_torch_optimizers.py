@@ -264,3 +264,49 @@ def test_its_state_is_in_the_memory_table(stage):
     for before, after in run_ranks(2, run):
         elements = 128 * 128 // (1 if stage == 0 else 2)
         assert before == 0 and 3 * 4 * elements <= after <= 3 * 4 * elements + 64
+
+
+@pytest.mark.parametrize("given", (None, {"loss": 1.0}))
+def test_a_metric_that_is_missing_ends_no_update(given):
+    """Catches ReduceLROnPlateau whose step fails when the parameters are updated already, and an argument that no scheduler takes."""
+    engine = zeropage.initialize(model=Vector(), lr_scheduler=SCHEDULERS["ReduceLROnPlateau"], config=config({"type": "AdamW"}))[0]
+    before = engine.module.p.detach().clone()
+    engine.backward(engine(gradient_of(0)))
+    with pytest.raises(errors.UsageError, match=r"ReduceLROnPlateau.*lr_kwargs.*metrics"):
+        engine.step(lr_kwargs=given)
+    assert torch.equal(engine.module.p, before) and engine.global_steps == 0
+    engine.step(lr_kwargs={"metrics": 1.0})
+    assert engine.global_steps == 1 and not torch.equal(engine.module.p, before)
+
+
+def test_arguments_for_no_scheduler():
+    """Catches a metric that nobody takes."""
+    engine = zeropage.initialize(model=Vector(), config=config({"type": "AdamW"}))[0]
+    engine.backward(engine(gradient_of(0)))
+    with pytest.raises(errors.UsageError, match="lr_kwargs"):
+        engine.step(lr_kwargs={"metrics": 1.0})
+
+
+@pytest.mark.parametrize("make", (torch.optim.AdamW, torch.optim.RMSprop))
+def test_ranks_are_compared_on_their_optimizer_objects(make):
+    """Catches ranks that update their parts of the model with hyperparameters of their own."""
+
+    def run(rank: int, communicator: Any) -> None:
+        model = Vector()
+        optimizer = make(model.parameters(), lr=1e-2, weight_decay=0.1 * rank)
+        with pytest.raises(errors.PeerError, match=r"weight_decay=0\.1"):
+            zeropage.initialize(model=model, optimizer=optimizer, config={**config(), "train_batch_size": 2})
+
+    run_ranks(2, run)
+
+
+def test_ranks_are_compared_on_the_kind_of_optimizer():
+    """Catches a rank that was given another class of optimizer."""
+
+    def run(rank: int, communicator: Any) -> None:
+        model = Vector()
+        optimizer = (torch.optim.Adamax if rank else torch.optim.NAdam)(model.parameters(), lr=1e-2)
+        with pytest.raises(errors.PeerError, match="Adamax"):
+            zeropage.initialize(model=model, optimizer=optimizer, config={**config(), "train_batch_size": 2})
+
+    run_ranks(2, run)

@@ -6,6 +6,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/engine/agreement.h"
 
 namespace zeropage::python {
 namespace {
@@ -68,12 +69,16 @@ std::string transfer_table(const Engine& engine) {
 using SegmentTuple = std::tuple<int, at::Tensor, at::Tensor>;
 using Update = std::function<void(const std::vector<SegmentTuple>&)>;
 
+std::vector<SegmentTuple> tuples_of(const std::vector<engine::CallerSegment>& segments) {
+  std::vector<SegmentTuple> tuples;
+  for (const auto& segment : segments) tuples.emplace_back(segment.parameter, segment.values, segment.gradient);
+  return tuples;
+}
+
 bool step(Engine& engine, const Update& update) {
   if (!update) return engine.step();
   return engine.step([&](const std::vector<engine::CallerSegment>& segments) {
-    std::vector<SegmentTuple> tuples;
-    for (const auto& segment : segments) tuples.emplace_back(segment.parameter, segment.values, segment.gradient);
-    update(tuples);
+    update(tuples_of(segments));
   });
 }
 
@@ -119,7 +124,11 @@ void bind_training(py::class_<Engine>& engine) {
           "Runs the backward of a scalar loss; returns the loss divided by the accumulation steps.")
       .def("step", &step, py::arg("update") = py::none(), Unlocked(),
            "Ends a micro step; True when it was an accumulation boundary. `update` is the optimizer, where it is "
-           "torch's.")
+           "torch's; else it is called before the update.")
+      .def(
+          "begin_edit", [](Engine& self) { return tuples_of(self.begin_edit()); }, Unlocked(),
+          "(parameter, values, None) of what this rank updates, to be changed in place.")
+      .def("end_edit", &Engine::end_edit, py::arg("failure"), Unlocked(), "Collective. Puts the values in place.")
       .def("owned_segments", &owned_segments, "(parameter, first element, elements) of what this rank updates.")
       .def("zero_grad", &Engine::zero_grad, Unlocked(), "Forgets gradients accumulated so far.")
       .def("is_accumulation_boundary", &Engine::is_accumulation_boundary)
@@ -138,6 +147,8 @@ void bind_training(py::class_<Engine>& engine) {
 
 void init_engine(py::module_& module) {
   bind_values(module);
+  module.def("require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"),
+             Unlocked(), "Collective. Compares a text, a fact per line, over the ranks. Raises PeerError with the first difference.");
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),

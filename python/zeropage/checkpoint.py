@@ -66,7 +66,7 @@ class CheckpointingEngine:
             tensors[f"host/{self.global_rank}/{name}"] = state
         folder = os.fspath(save_dir)
         shards = None if self.optimizer is None else self.optimizer.shards
-        states = [] if shards is None else shards.tensors_to_save()
+        states = [] if shards is None else shards.state.tensors_to_save()
         _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
         return True
 
@@ -175,7 +175,7 @@ class CheckpointingEngine:
             host["random"] = {name: step.read_tensor(prefix + name) for name in names}
             host["optimizer"] = stored.get("optimizer")
             if with_optimizer and self.optimizer.shards is not None:
-                host["shards"] = self.optimizer.shards.read_state(step)
+                host["shards"] = self.optimizer.shards.state.read(step)
             return step, host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
         except ZeropageError as error:
             return step, {}, str(error)
@@ -220,7 +220,7 @@ class CheckpointingEngine:
             for group, stored in zip(self.optimizer.param_groups, host["groups"], strict=True):
                 group.update(stored)
             if self.optimizer.shards is not None:
-                self.optimizer.shards.replace_state(host["shards"])
+                self.optimizer.shards.state.replace(host["shards"])
             restore_random_states(host["random"], self.device)
         if not with_schedule:
             return

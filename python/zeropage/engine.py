@@ -18,7 +18,7 @@ from .dataloader import make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
-from .lr_schedules import ConfiguredSchedule
+from .lr_schedules import ConfiguredSchedule, check_step_arguments
 from .module_view import ModuleView
 from .monitor import Monitor
 from .optimizer import (
@@ -27,6 +27,7 @@ from .optimizer import (
     client_optimizer,
     group_defaults,
     name_parameters,
+    optimizer_facts,
     parameter_groups,
     params_for_state,
 )
@@ -116,10 +117,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         return scaled
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
-        """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate."""
+        """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate.
+
+        lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for ReduceLROnPlateau. Raises
+        UsageError before the update when that scheduler lacks one, or does not take it.
+        """
         if not self._core.is_accumulation_boundary() or self.optimizer is None:
             self._core.step()
             return
+        check_step_arguments(self.lr_scheduler if self._client_scheduler else None, lr_kwargs or {})
         with self._watch.phase("step"):
             self.optimizer.step()
         if self._client_scheduler and self.lr_scheduler is not None and self._core.last_step.applied:
@@ -216,7 +222,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     def memory_report(self) -> report.MemoryReport:
         """Bytes of model state of every rank, counted and by the formula. Collective."""
         shards = None if self.optimizer is None else self.optimizer.shards
-        torch_states = (0, 0) if shards is None else shards.state_bytes(self.device)
+        torch_states = (0, 0) if shards is None else shards.state.bytes_on(self.device)
         return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage(), torch_states)
 
     def print_memory_table(self) -> None:
@@ -313,9 +319,10 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
         parameters = name_parameters(self.module, groups)
+        _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         core = _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
         if self.optimizer is not None and self.optimizer.shards is not None:
-            self.optimizer.shards.attach(parameters, core.owned_segments())
+            self.optimizer.shards.attach(core, self._communicator, parameters, core.owned_segments())
         return core
 
     def _broadcast_buffers(self) -> None:

@@ -1,8 +1,10 @@
 """The learning-rate schedule of the configuration, as a scheduler object. The arithmetic and the stepping are in C++."""
 
+import inspect
 from typing import Any
 
 from . import _C
+from .errors import UsageError
 
 LR_RANGE_TEST = "LRRangeTest"
 ONE_CYCLE = "OneCycle"
@@ -10,6 +12,22 @@ WARMUP_LR = "WarmupLR"
 WARMUP_DECAY_LR = "WarmupDecayLR"
 WARMUP_COSINE_LR = "WarmupCosineLR"
 VALID_LR_SCHEDULES = [LR_RANGE_TEST, ONE_CYCLE, WARMUP_LR, WARMUP_DECAY_LR, WARMUP_COSINE_LR]
+
+
+def check_step_arguments(scheduler: Any, arguments: dict[str, Any]) -> None:
+    """Before an update: whether the scheduler object can be stepped after it. None: the configuration's, or none. Raises UsageError."""
+    if scheduler is None:
+        if arguments:
+            raise UsageError(f"engine.step(lr_kwargs={arguments!r}) is for a scheduler object given to initialize, and there is none: leave it out")
+        return
+    try:
+        inspect.signature(scheduler.step).bind(**arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"the scheduler {type(scheduler).__name__} cannot be stepped after this update: {error}. engine.step(lr_kwargs={{...}}) passes arguments "
+            'to its step(), {"metrics": loss} for ReduceLROnPlateau. To step it once per epoch, do not give it to initialize: make it of '
+            "engine.optimizer and call its step() yourself"
+        ) from None
 
 
 class ConfiguredSchedule:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch.optim import optimizer as torch_optimizer
 
 from . import _C
 from .errors import ConfigError, UsageError
@@ -57,7 +58,7 @@ def _as_list(params: Any) -> list[torch.Tensor]:
 def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) -> torch.optim.Optimizer:
     """The user's optimizer object (made here when it is a callable), fit to be taken over.
 
-    Raises ConfigError for one that has taken steps, or that cannot run on shards.
+    Raises ConfigError for one that cannot run on shards.
     """
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
@@ -67,14 +68,18 @@ def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) 
             f"the optimizer is a {type(optimizer).__module__}.{type(optimizer).__qualname__}; expected a torch.optim.Optimizer, or "
             'write "optimizer": {"type": "AdamW"} in the config'
         )
-    if any(state.get("step", 1) != 0 for state in optimizer.state.values()):
-        raise ConfigError("the optimizer has taken steps already; pass a fresh one: its state cannot be taken over")
     for index, group in enumerate(optimizer.param_groups):
         if group.get("differentiable"):
             raise ConfigError(f"param group {index} of the optimizer has differentiable=True, which this version does not have")
     if client_kind(optimizer) == _Kind.TORCH:
         check_elementwise(optimizer, allow_untested)
-    optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
+    elif any(state.get("step", 1) != 0 for state in optimizer.state.values()):
+        raise ConfigError(
+            f"the {type(optimizer).__name__} has taken steps already, and its moments would be lost: pass one that has taken none, and load its "
+            "state with engine.optimizer.load_state_dict(...)"
+        )
+    else:
+        optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
     return optimizer
 
 
@@ -96,13 +101,26 @@ def _read(params: _C.OptimizerParams, option: str) -> Any:
     return (params.beta1, params.beta2) if option == "betas" else getattr(params, _OTHER_NAMES.get(option, option))
 
 
+def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> None:
+    """Writes what a schedule has set: into a tensor where the group has one, and beside betas that only the optimizer knows."""
+    value = _read(params, option)
+    if isinstance(group[option], torch.Tensor):
+        group[option].fill_(value)
+    elif option == "betas":
+        group[option] = type(group[option])((value[0], *group[option][1:]))
+    else:
+        group[option] = value
+
+
 def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
     """The other way. An option that the group lacks keeps its default."""
     params = _C.OptimizerParams()
     for option in _OPTIONS[kind]:
         value = group.get(option)
         if option == "betas" and value is not None:
-            params.beta1, params.beta2 = (float(beta) for beta in value)
+            betas = list(value) if isinstance(value, (tuple, list)) else [value]  # optimizers have one to three
+            params.beta1 = float(betas[0])
+            params.beta2 = float(betas[1]) if len(betas) > 1 else params.beta2
         elif value is not None:
             name = _OTHER_NAMES.get(option, option)
             setattr(params, name, type(getattr(params, name))(value))
@@ -120,6 +138,26 @@ def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.Optimize
     return max(every, key=lambda params: params.momentum)
 
 
+def optimizer_facts(optimizer: "ZeropageOptimizer | None") -> str:
+    """What must be the same on all ranks, a fact per line, however it was given."""
+    if optimizer is None:
+        return "no optimizer"
+    kind = type(optimizer.client or optimizer)
+    lines = [f"optimizer: {optimizer.kind.name} {kind.__module__}.{kind.__qualname__}"]
+    for index, group in enumerate(optimizer.param_groups):
+        values = ", ".join(f"{key}={_fact(group[key])}" for key in sorted(group) if key != "params")
+        lines.append(f"parameter group {index}: {len(group['params'])} parameters, {values}")
+    return "\n".join(lines)
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return repr(value.item())
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(_fact, value))})"
+    return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
+
+
 class ZeropageOptimizer(torch.optim.Optimizer):
     """Hyperparameters of the engine's update. The state lives in the engine; `state` stays empty.
 
@@ -130,13 +168,23 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def __init__(
         self, kind: _C.OptimizerKind, groups: list[Group], defaults: Group, client: torch.optim.Optimizer | None = None
     ):
-        """client: shares its groups with this one, so that a scheduler built on either drives the engine."""
+        """client: shares its groups and hooks with this one, so that a scheduler or a hook on either drives the engine."""
         self.kind = kind
+        self.client = client
         self._core: _C.Engine | None = None
         super().__init__(groups, defaults)
         if client is not None:
             self.param_groups, self.defaults = client.param_groups, client.defaults
+            self._optimizer_step_pre_hooks = client._optimizer_step_pre_hooks
+            self._optimizer_step_post_hooks = client._optimizer_step_post_hooks
         self.shards = ShardUpdate(client) if kind == _Kind.TORCH else None
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the user's own optimizer has: eval() and train() of some, and its attributes."""
+        client = self.__dict__.get("client")
+        if client is None or name.startswith("__"):
+            raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+        return getattr(client, name)
 
     def add_param_group(self, param_group: Group) -> None:
         if self._core is not None:
@@ -146,7 +194,11 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def attach(self, core: _C.Engine) -> None:
         """Binds the engine that updates. A configured schedule has set its first rates by now."""
         self._core = core
-        self.pull_hyperparameters()
+        if core.scheduled_lrs():
+            self.pull_hyperparameters()
+        if self.client is not None:
+            self.client.step = _refuse_step
+            self.client._opt_called = True  # schedulers ask for it
 
     def engine_groups(self) -> list[_C.OptimizerParams]:
         """The groups as the engine takes them."""
@@ -156,35 +208,57 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         """Takes over what a configured schedule has set."""
         for group, params in zip(self.param_groups, self._core.groups, strict=True):
             for option in {"lr", "betas", "momentum"}.intersection(_OPTIONS[self.kind]).intersection(group):
-                group[option] = _read(params, option)
+                _set_scheduled(group, option, params)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One micro step of the engine with the hyperparameters as they stand. `engine.step()` calls it."""
+        """One micro step of the engine with the hyperparameters as they stand. `engine.step()` calls it.
+
+        Hooks run once per update, and not for a step that is skipped. Raises what the user's optimizer or a hook raises before the update
+        (a PeerError on the other ranks): no parameter has changed then, the gradients are forgotten, and training can go on.
+        """
         if closure is not None:
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
         self._core.groups = self.engine_groups()
-        if self.shards is None:
-            self._core.step()
+        if self.shards is not None:
+            self._core.step(self.shards)  # the client's step runs the hooks
+        elif self._has_hooks():
+            self._core.step(self._run_pre_hooks)
+            if self._core.last_step.applied:
+                self._run_post_hooks()
         else:
-            self.shards.begin_step()
-            self._core.step(self.shards)
+            self._core.step()
         if self._core.scheduled_lrs():
             self.pull_hyperparameters()
+
+    def _has_hooks(self) -> bool:
+        every = (torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks)
+        return any((*every, self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks))
+
+    def _run_pre_hooks(self, segments: list[Any]) -> None:
+        """As torch.optim.Optimizer does; before anything has changed. What hooks write into groups holds for this update."""
+        for hook in (*torch_optimizer._global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
+            result = hook(self.client or self, (), {})
+            if result not in (None, ((), {})):
+                raise UsageError(f"a step pre-hook of the optimizer returned {result!r}: the engine's step takes no arguments, return None")
+        self._core.groups = self.engine_groups()
+
+    def _run_post_hooks(self) -> None:
+        for hook in (*self._optimizer_step_post_hooks.values(), *torch_optimizer._global_optimizer_post_hooks.values()):
+            hook(self.client or self, (), {})
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self._core.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
-        return state if self.shards is None else {**state, "state": self.shards.state_dict()}
+        return state if self.shards is None else {**state, "state": self.shards.state.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Raises UsageError for tensors of another rank's elements."""
         if self.shards is not None:
-            self.shards.load_state_dict(state_dict["state"])
-        super().load_state_dict({**state_dict, "state": {}})
-        if self.shards is not None:
-            self.shards.client.param_groups = self.param_groups
+            self.shards.state.load_state_dict(state_dict["state"])
+        for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            group.update({key: value for key, value in loaded.items() if key != "params"})
 
     @property
     def overflow(self) -> bool:
@@ -201,6 +275,16 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer whose arithmetic runs: the client's where PyTorch runs it, else this one."""
         return self if self.shards is None else self.shards.client
+
+
+ZeropageOptimizer.step.hooked = True  # torch.optim.Optimizer would run hooks around every call, skipped steps included
+
+
+def _refuse_step(*args: Any, **kwargs: Any) -> None:
+    raise UsageError("optimizer.step() was called on an optimizer that an engine runs: engine.step() updates, leave the other call out")
+
+
+_refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count its calls
 
 
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:

@@ -1,28 +1,38 @@
 """Optimizers of PyTorch on what this rank owns of the parameters.
 
-The client's optimizer object updates flat fp32 shards in the place of the model's parameters: page by page its groups hold the shards of
-that page, and the model's parameters again afterwards. Its state is keyed by the shards. That is exact for optimizers that treat every element
-alike and count steps in the state of a parameter or in a group.
+The program's optimizer object updates flat fp32 shards in the place of the model's parameters: while one of its methods runs, its groups hold
+this rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards (shard_state.py). `step()` runs once per
+update. That is exact for optimizers that treat every element alike.
+
+Its other methods may change weights, too (`eval()` and `train()` of schedulefree). They stay callable on the user's object, which gets
+attributes for them:
+
+  1. While the method runs, `group["params"]` looks like a list of shards.
+  2. The first time that somebody looks into such a list, the shards are filled with copies of the masters.
+  3. Afterwards all ranks put the copies in the place of the masters and publish the parameters. If the method failed on some rank nothing
+     changes anywhere.
+
+A method that looks at no parameters costs nothing and may be called by one rank alone.
 """
 
-from collections.abc import Iterator
+import inspect
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from . import _C
-from .errors import CheckpointError, ConfigError, UsageError
+from .errors import ConfigError, UsageError
+from .shard_state import Segment, ShardState
 
 # Those that torch documents as working element by element.
-ELEMENTWISE = ("Adadelta", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
+ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 _WHOLE_PARAMETERS = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
 
-State = dict[str, Any]
-Segment = tuple[int, torch.Tensor, torch.Tensor]
-
-# How a state is called in a checkpoint, before its name: by the element, one tensor per parameter, one number per parameter.
-_ELEMENTS, _SCALAR, _NUMBER = "torch", "torch_scalar", "torch_number"
+# (parameter, values, gradient or None)
+Values = tuple[int, torch.Tensor, torch.Tensor | None]
 
 
 def check_elementwise(optimizer: torch.optim.Optimizer, allow_untested: bool) -> None:
@@ -37,8 +47,6 @@ def check_elementwise(optimizer: torch.optim.Optimizer, allow_untested: bool) ->
             f"the optimizer is a {name}, of which it is not known that it treats every element alike; if it does, write "
             '"zero_allow_untested_optimizer": true in the config'
         )
-    if optimizer.state:
-        raise ConfigError(f"the optimizer {name} makes its state when it is made, for whole parameters; ranks update parts of them")
 
 
 def configured(section: dict[str, Any], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
@@ -46,140 +54,133 @@ def configured(section: dict[str, Any], groups: list[dict[str, Any]]) -> torch.o
     return getattr(torch.optim, section["type"])(groups, **{key: value for key, value in section["params"].items() if value is not None})
 
 
+class _ShardList(list):
+    """Shards that are filled when somebody looks at them."""
+
+    def __init__(self, shards: list[torch.nn.Parameter], fill: Callable[[], None]):
+        super().__init__(shards)
+        self._fill = fill
+
+    def __iter__(self) -> Iterator[torch.nn.Parameter]:
+        self._fill()
+        return super().__iter__()
+
+    def __getitem__(self, index: Any) -> Any:
+        self._fill()
+        return super().__getitem__(index)
+
+
 class ShardUpdate:
     """Runs `client` on shards. Parameters are called by their index in the engine."""
 
     def __init__(self, client: torch.optim.Optimizer):
         self.client = client
-        self._absent = torch.empty(0)
-        self._shards: dict[int, torch.nn.Parameter] = {}
-        self._names: list[str] = []
-        self._group_of: list[int] = []
-        self._groups_before: list[dict[str, Any]] = []
+        self._step = client.step  # a scheduler may have wrapped it
+        self._absent = torch.empty(0, dtype=torch.float32)
+        self._core: Callable[[], Any] = lambda: None
+        self._filled: dict[int, Values] | None = None  # while a method of the client's works on the shards
+        self.state: ShardState | None = None
 
-    def attach(self, parameters: list[tuple[str, torch.Tensor, int]], segments: list[tuple[int, int, int]]) -> None:
-        """parameters: as the engine was given them. segments: (parameter, first element, elements) that this rank updates."""
-        self._names = [name for name, _, _ in parameters]
-        self._index_of = {id(parameter): index for index, (_, parameter, _) in enumerate(parameters)}
-        self._group_of = [group for _, _, group in parameters]
-        self._segments = segments
+    def attach(
+        self,
+        core: _C.Engine,
+        communicator: _C.Communicator,
+        parameters: list[tuple[str, torch.Tensor, int]],
+        segments: list[tuple[int, int, int]],
+    ) -> None:
+        """Collective. parameters: as the engine was given them. segments: (parameter, first element, elements) that this rank updates.
 
-    def begin_step(self) -> None:
-        self._groups_before = [_hyperparameters(group) for group in self.client.param_groups]
+        State that the client has is taken over: rank 0's, this rank's elements of it. Raises ConfigError when it cannot be cut.
+        """
+        self._core = weakref.ref(core)
+        self.state = ShardState(self.client, [name for name, _, _ in parameters], [Segment(*segment) for segment in segments])
+        self.state.adopt([parameter for _, parameter, _ in parameters], communicator)
+        for name in _own_methods(type(self.client)):
+            setattr(self.client, name, _method(weakref.ref(self), name))
 
-    def __call__(self, segments: list[Segment]) -> None:
-        """Updates the segments of one page. Every page of a step starts from the same hyperparameters and counts of the groups."""
-        for group, before in zip(self.client.param_groups, self._groups_before, strict=True):
-            group.update(before)
-        shards = []
+    def __call__(self, segments: list[Values]) -> None:
+        """One update of all that this rank has. When it raises, the groups are as before; state that the client has changed stays so."""
+        groups = self.state.groups()
+        before = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        self._fill(segments)
+        try:
+            with self._in_place_of_parameters(list):
+                self._step()
+        except BaseException as error:
+            for group, values in zip(groups, before, strict=True):
+                group.update(values)
+            error.add_note("No parameter was changed on any rank, and the gradients of this update are forgotten.")
+            raise
+        finally:
+            self._take_back()
+
+    def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A method of the client's other than step. Collective when it looks at parameters."""
+        method = getattr(type(self.client), name)
+        if self._filled is not None:
+            return method(self.client, *args, **kwargs)
+        core = self._core()
+        if core is None:
+            raise UsageError(f"{name}() was called on the optimizer of an engine that has ended")
+
+        def fill() -> None:
+            if self._filled is None:
+                self._fill(core.begin_edit())
+
+        try:
+            with self._in_place_of_parameters(lambda shards: _ShardList(shards, fill)):
+                result = method(self.client, *args, **kwargs)
+        except BaseException as error:
+            if self._filled is not None:
+                self._take_back()
+                core.end_edit(f"{type(error).__name__}: {error}")
+            raise
+        if self._filled is not None:
+            self._take_back()
+            core.end_edit("")
+        return result
+
+    def _fill(self, segments: list[Values]) -> None:
+        self._filled = {index: (index, values, gradient) for index, values, gradient in segments}
         for index, values, gradient in segments:
-            shard = self._shard(index)
+            shard = self.state.shard(index)
             shard.data, shard.grad = values, gradient
-            shards.append(shard)
-        with self._in_place_of_parameters(self._group_of[segments[0][0]], shards):
-            self.client.step()
-        for shard in shards:
-            shard.data, shard.grad = self._absent, None
+            self.state.move_to(index, values.device)
 
-    def _shard(self, index: int) -> torch.nn.Parameter:
-        return self._shards.setdefault(index, torch.nn.Parameter(self._absent))
+    def _take_back(self) -> None:
+        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too."""
+        for index, values, _ in self._filled.values():
+            shard = self.state.shard(index)
+            if shard.data_ptr() != values.data_ptr():
+                values.copy_(shard.detach().reshape(values.shape))
+            shard.grad = None
+            shard.data = self._absent
+        self._filled = None
 
     @contextmanager
-    def _in_place_of_parameters(self, index: int, shards: list[torch.nn.Parameter]) -> Iterator[None]:
-        whole = [group["params"] for group in self.client.param_groups]
-        for position, group in enumerate(self.client.param_groups):
-            group["params"] = shards if position == index else []
+    def _in_place_of_parameters(self, listed: Callable[[list[torch.nn.Parameter]], list[torch.nn.Parameter]]) -> Iterator[None]:
+        groups = self.state.groups()
+        whole = [group["params"] for group in groups]
+        for group, parameters in zip(groups, whole, strict=True):
+            group["params"] = listed(self.state.shards_of(parameters))
         try:
             yield
         finally:
-            for group, parameters in zip(self.client.param_groups, whole, strict=True):
+            for group, parameters in zip(groups, whole, strict=True):
                 group["params"] = parameters
 
-    def state_bytes(self, device: torch.device) -> tuple[int, int]:
-        """Bytes of its state's tensors in the memory of the device, and elsewhere, which is the host."""
-        bytes_of = [0, 0]
-        for state in self.client.state.values():
-            for value in state.values():
-                if isinstance(value, torch.Tensor):
-                    bytes_of[value.device.type != device.type] += value.nbytes
-        return bytes_of[0], bytes_of[1]
 
-    # -- its state, of the elements that this rank updates
-
-    def state_dict(self) -> dict[int, State]:
-        """Position of a parameter in the groups -> its state, as in torch; tensors hold this rank's elements."""
-        positions = enumerate(parameter for group in self.client.param_groups for parameter in group["params"])
-        found = {position: self._shards.get(self._index_of[id(parameter)]) for position, parameter in positions}
-        return {position: dict(self.client.state[shard]) for position, shard in found.items() if shard in self.client.state}
-
-    def load_state_dict(self, states: dict[int, State]) -> None:
-        parameters = [parameter for group in self.client.param_groups for parameter in group["params"]]
-        numels = {index: numel for index, _, numel in self._segments}
-        loaded = {self._index_of[id(parameters[position])]: state for position, state in states.items()}
-        for index, state in loaded.items():
-            for key, value in state.items():
-                if isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() != numels.get(index):
-                    raise UsageError(
-                        f"state '{key}' of parameter '{self._names[index]}' has {value.numel()} elements, and this rank updates "
-                        f"{numels.get(index, 0)} of the parameter: it is of another rank or world size; use load_checkpoint"
-                    )
-        self.replace_state({index: {key: _copy(value) for key, value in state.items()} for index, state in loaded.items()})
-
-    def replace_state(self, states: dict[int, State]) -> None:
-        self.client.state.clear()
-        for index, state in states.items():
-            self.client.state[self._shard(index)] = state
-
-    def tensors_to_save(self) -> list[tuple[str, int, int, torch.Tensor]]:
-        """(kind, parameter, first element, values); values without dimensions belong to the parameter as a whole.
-
-        Raises CheckpointError for a state that is neither by the element nor a number.
-        """
-        tensors = []
-        for index, offset, numel in self._segments:
-            for key, value in self.client.state.get(self._shards.get(index), {}).items():
-                if value is None:
-                    continue
-                if not isinstance(value, (torch.Tensor, bool, int, float)) or (
-                    isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() != numel
-                ):
-                    raise CheckpointError(
-                        f"state '{key}' that {type(self.client).__name__} keeps of parameter '{self._names[index]}' is neither by the element "
-                        f"({numel} here) nor a number: checkpoints cannot hold {_describe(value)}"
-                    )
-                kind = _NUMBER if not isinstance(value, torch.Tensor) else _SCALAR if value.dim() == 0 else _ELEMENTS
-                tensors.append((f"{kind}.{key}", index, offset, _as_tensor(value).flatten() if kind == _ELEMENTS else _as_tensor(value)))
-        return tensors
-
-    def read_state(self, step: _C.Checkpoint) -> dict[int, State]:
-        """What a checkpoint has for this rank's elements. Raises CheckpointError, IoError."""
-        owned = {self._names[index]: (index, offset, numel) for index, offset, numel in self._segments}
-        states: dict[int, State] = {}
-        for tensor in step.tensor_names():
-            kind, _, name = tensor.partition("/")
-            form, _, key = kind.partition(".")
-            if form not in (_ELEMENTS, _SCALAR, _NUMBER) or name not in owned:
-                continue
-            index, offset, numel = owned[name]
-            whole = form != _ELEMENTS
-            value = step.read_range(tensor, 0 if whole else offset, 1 if whole else numel)
-            states.setdefault(index, {})[key] = value.item() if form == _NUMBER else value.reshape(()) if form == _SCALAR else value
-        return states
+def _own_methods(kind: type) -> list[str]:
+    """Methods that users call and that torch.optim.Optimizer does not have."""
+    names = [name for name in dir(kind) if not name.startswith("_") and not hasattr(torch.optim.Optimizer, name)]
+    return [name for name in names if inspect.isfunction(inspect.getattr_static(kind, name))]
 
 
-def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params"}
+def _method(update: Callable[[], ShardUpdate | None], name: str) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        alive = update()
+        if alive is None:
+            raise UsageError(f"{name}() was called on the optimizer of an engine that has ended")
+        return alive.call(name, args, kwargs)
 
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-def _as_tensor(value: Any) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-
-
-def _describe(value: Any) -> str:
-    return f"a tensor of {value.numel()} elements" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+    return call

@@ -161,7 +161,7 @@ TEST(Config, every_schedule) {
   const Schedule decay = schedule_with("WarmupDecayLR", R"("total_num_steps": 100)");
   EXPECT_EQ(decay.kind, ScheduleKind::kWarmupDecay);
   EXPECT_EQ(decay.total_num_steps, 100);
-  EXPECT_EQ(decay.warmup_max_lr, 1e-3);
+  EXPECT_FALSE(decay.warmup_max_lr.has_value());
 
   const Schedule cosine =
       schedule_with("WarmupCosineLR", R"("total_num_steps": 9, "warmup_min_ratio": 0.1, "cos_min_ratio": 0.2)");

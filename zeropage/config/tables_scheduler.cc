@@ -32,6 +32,11 @@ Key warmup_min_lr() {
   return real("warmup_min_lr", 0.0, kInForce, "Learning rate at the start of the warm-up.").at_least(0);
 }
 
+Key warmup_max_lr() {
+  return real("warmup_max_lr", {}, kInForce, "Learning rate after the warm-up; null: each parameter group's own.")
+      .at_least(0);
+}
+
 Key total_num_steps() {
   return integer("total_num_steps", {}, kInForce, "Step at which the decay ends.").at_least(1).must_be_given();
 }
@@ -73,14 +78,9 @@ std::vector<Section> scheduler_tables() {
                         .one_of({{"WarmupLR"}, {"WarmupDecayLR"}, {"WarmupCosineLR"}, {"OneCycle"}, {"LRRangeTest"}})};
   Section warmup = params_of(
       "WarmupLR", "Warm-up, then constant.",
-      {warmup_min_lr(),
-       real("warmup_max_lr", {}, kInForce, "Learning rate after the warm-up; null: each parameter group's own.")
-           .at_least(0),
-       warmup_num_steps(), warmup_type()});
+      {warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
   Section decay = params_of("WarmupDecayLR", "Warm-up, then linearly to 0.",
-                            {total_num_steps(), warmup_min_lr(),
-                             real("warmup_max_lr", 1e-3, kInForce, "Learning rate after the warm-up.").at_least(0),
-                             warmup_num_steps(), warmup_type()});
+                            {total_num_steps(), warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
   Section cosine = params_of(
       "WarmupCosineLR", "Warm-up, then along a cosine; figures are ratios of each parameter group's learning rate.",
       {total_num_steps(), real("warmup_min_ratio", 0.0, kInForce, "Ratio at the start of the warm-up.").between(0, 1),

@@ -100,6 +100,30 @@ TEST(Checkpoint, WhatDoesNotFitIsRefusedAndChangesNothing) {
   });
 }
 
+// Moments of one optimizer that another takes for its own: both have a state of the same name.
+TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
+  const Folder folder;
+  on_two_ranks([&](int, const Options& options) {
+    Scale model(1.0);
+    auto engine = initialize(model, Config::from_json(kConfig), options);
+    train(engine, model, 1);
+    engine.save_checkpoint(folder.path());
+    Scale other(9.0);
+    auto lion = initialize(
+        other, Config::from_json(kConfig).with(R"({"optimizer": {"type": "Lion", "params": {"lr": 0.5}}})"), options);
+    try {
+      lion.load_checkpoint(folder.path());
+      ADD_FAILURE() << "Lion took AdamW's moments";
+    } catch (const CheckpointError& error) {
+      EXPECT_NE(std::string(error.what()).find("the optimizer is lion, that of the checkpoint adamw"), std::string::npos)
+          << error.what();
+    }
+    LoadOptions without;
+    without.load_optimizer_states = false;
+    EXPECT_TRUE(lion.load_checkpoint(folder.path(), without).has_value());
+  });
+}
+
 // A save in the background that is not waited for, or that talks over the training's communicator, hangs or is lost.
 TEST(Checkpoint, SavesInTheBackground) {
   const Folder folder;

@@ -33,6 +33,22 @@ TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
   });
 }
 
+// Ranks that train with different hyperparameters would update different parts of the model by different rules.
+TEST(Initialize, RanksWithDifferentHyperparametersAreRefused) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0);
+    Options own = options;
+    own.parameter_groups.emplace_back().parameters = model.parameters();
+    own.parameter_groups.back().lr = 0.5 + rank;
+    try {
+      initialize(model, Config::from_json(kConfig), own);
+      ADD_FAILURE() << "rank " << rank << " trains with a rate of its own";
+    } catch (const PeerError& error) {
+      EXPECT_NE(std::string(error.what()).find("\"lr\":1.5"), std::string::npos) << error.what();
+    }
+  });
+}
+
 // "auto" that C++ programs would have to fill in themselves, or that stays in the configuration as a word.
 TEST(Initialize, ChoosesWhatIsAutomatic) {
   on_two_ranks([](int rank, const Options& options) {

@@ -123,6 +123,7 @@ std::string host_state_to_json(const HostState& state, config::OptimizerKind kin
   json client = encode_client(state.client, tensors);
   for (const auto& [name, buffer] : state.buffers) buffers.push_back(json::array({name, refer_to(buffer, tensors)}));
   const json out = {{"client", std::move(client)},
+                    {"optimizer", state.optimizer ? json(*state.optimizer) : json()},
                     {"groups", std::move(groups)},
                     {"scheduler", nullptr},
                     {"buffers", dict(std::move(buffers))}};
@@ -135,6 +136,7 @@ HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::Optimi
   if (!stored.is_object()) throw CheckpointError(step.path() + ": the manifest's host is no object");
   HostState state;
   state.client = read_client(stored.value("client", json()), step);
+  if (const json name = stored.value("optimizer", json()); name.is_string()) state.optimizer = name.get<std::string>();
   const json groups = decode(stored.value("groups", json::array()));
   for (const auto& group : groups) {
     state.groups.push_back(params);

@@ -1,7 +1,7 @@
 /// \file
 /// What a checkpoint holds beside the engine's own state, in the form that Python gives it (python/zeropage/checkpoint_values.py):
 ///
-///     {"client": ..., "groups": [...], "scheduler": null, "buffers": {"dict": [[name, {"tensor": "host/0"}], ...]}}
+///     {"client": ..., "optimizer": "adamw", "groups": [...], "scheduler": null, "buffers": {"dict": [[name, {"tensor": "host/0"}], ...]}}
 ///
 /// A dict is {"dict": [[key, value], ...]}, a tuple {"tuple": [...]}, a tensor {"tensor": its name in the checkpoint}, a number that
 /// JSON lacks {"number": text}.
@@ -10,6 +10,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ using Tensors = std::map<std::string, at::Tensor>;
 
 struct HostState {
   ClientState client;
+  std::optional<std::string> optimizer;  ///< its name; absent: none, or of before checkpoints had it
   std::vector<config::OptimizerParams> groups;
   Tensors buffers;
   at::Tensor random;         ///< state of this rank's generator of the CPU; undefined: not there

@@ -92,6 +92,14 @@ nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const Optimiz
   return out;
 }
 
+std::string optimizer_facts(config::OptimizerKind kind, const std::vector<OptimizerParams>& groups) {
+  std::string facts;
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    facts += fmt::format("parameter group {}: {}\n", i, hyperparameters_to_json(kind, groups[i]).dump());
+  }
+  return facts;
+}
+
 void read_hyperparameters(const nlohmann::json& group, config::OptimizerKind kind, OptimizerParams& params) {
   each([&]<class Value>(const char* name, Kinds kinds, auto, const Field<Value>& field) {
     const auto found = group.find(name);

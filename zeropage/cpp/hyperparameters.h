@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <string>
 #include <vector>
 
 #include "zeropage/config/config.h"
@@ -20,6 +21,9 @@ config::OptimizerParams params_for_state(const std::vector<config::OptimizerPara
 
 /// Name and value of each of the optimizer's hyperparameters; the betas are an array of two.
 nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const config::OptimizerParams& params);
+
+/// What must be the same on all ranks, for engine::require_same_everywhere: a line per group.
+std::string optimizer_facts(config::OptimizerKind kind, const std::vector<config::OptimizerParams>& groups);
 
 /// The other way; names that are not there, or unknown, change nothing. Errors: CheckpointError for values of another type.
 void read_hyperparameters(const nlohmann::json& group, config::OptimizerKind kind, config::OptimizerParams& params);

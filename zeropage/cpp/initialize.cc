@@ -10,6 +10,7 @@
 #include "zeropage/base/log.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/engine/agreement.h"
 #include "zeropage/engine/automatic.h"
 #include "zeropage/engine/init.h"
 
@@ -144,6 +145,8 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   } else {
     for (auto& input : inputs) input.group = -1;
   }
+  engine::require_same_everywhere(*impl->communicator,
+                                  cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
   impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
   broadcast_buffers(model, *impl->communicator);

@@ -97,6 +97,7 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
     verdict.overflow_parameter = first_parameter(verdict.overflow_parameter, theirs.overflow_parameter);
     verdict.flags.save_failed |= theirs.flags.save_failed;
     verdict.flags.stop_requested |= theirs.flags.stop_requested;
+    verdict.flags.calls |= theirs.flags.calls;
     verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
     for (std::size_t i = 0; i < mine.received.size(); ++i) {
       if ((part[sizeof(Header) + i / 8] >> (i % 8)) & 1) verdict.received[i] = true;

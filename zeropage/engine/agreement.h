@@ -18,6 +18,7 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
 struct StepFlags {
   bool save_failed = false;     ///< a save in the background has ended with an error
   bool stop_requested = false;  ///< somebody has asked this rank to end
+  bool calls = false;           ///< the program has a part in this step: its optimizer, or hooks
 };
 
 /// The smaller index of a parameter; -1 is none.

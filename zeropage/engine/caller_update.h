@@ -1,7 +1,15 @@
 /// \file
-/// Updates by an optimizer that the program brings. It is given what this rank owns of each parameter as flat fp32 tensors, page by
-/// page, and changes them in place; the engine scales the gradients before and rounds and publishes the values after. That is
-/// exact for optimizers that treat every element alike.
+/// Updates by an optimizer that the program brings. Per update and rank it is called once, with everything that the rank updates:
+///
+///   1. Read: the fp32 masters of all trained pages are copied, one page after the other, from wherever they live. Gradients are scaled;
+///      those that lie in memory as fp32 are scaled in place, others are copied.
+///   2. Call: the program's function changes the copies.
+///   3. Agree: ranks tell each other whether the function has ended. If it failed anywhere nothing has changed on any rank, and
+///      every rank throws.
+///   4. Write: the engine's pass over the pages puts the copies in the place of the masters, rounds parameters, and publishes them.
+///
+/// That is exact for optimizers that treat every element alike. Memory from step 1 to 4: 4 bytes per element that this rank updates, and
+/// 4 more where gradients are not fp32 in memory. The copies are what makes step 3 possible.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"
@@ -24,11 +32,12 @@ struct OwnedSegment {
 /// One of them in an update.
 struct CallerSegment {
   int parameter = 0;
-  at::Tensor values;    ///< [numel], fp32: the master itself; to be changed in place, good for this call only
-  at::Tensor gradient;  ///< [numel], fp32, unscaled and clipped; may be overwritten
+  at::Tensor values;    ///< [numel], fp32; to be changed in place
+  at::Tensor gradient;  ///< [numel], fp32, unscaled and clipped; may be overwritten. Undefined: no rank has a gradient for it
 };
 
-/// Updates the segments of one page, which are of one parameter group.
+/// Updates the segments, which are all that this rank has of the trained parameters. They are good for this call only. Whatever it
+/// throws is thrown on this rank, and a PeerError on the others.
 using CallerUpdate = std::function<void(const std::vector<CallerSegment>& segments)>;
 
 }  // namespace zeropage::engine

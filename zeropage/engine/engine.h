@@ -93,11 +93,21 @@ class Engine {
   /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
   /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
   /// others raise, and their engines refuse everything from then on but reading (UsageError: restart from a checkpoint).
-  /// `update` runs the optimizer where the configuration's is kTorch, and is not called otherwise.
+  /// `update` runs the optimizer where the configuration's is kTorch; elsewhere it is called once before the update, without segments.
+  /// What it throws is thrown here, and a PeerError on the other ranks: then no parameter has changed, gradients are forgotten, and
+  /// training can go on. See caller_update.h for its cost.
   bool step(const CallerUpdate& update = nullptr);
 
   /// What of the trained parameters this rank updates, in the order of the pages.
   std::vector<OwnedSegment> owned_segments() const;
+
+  /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in place. Between
+  /// updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
+  std::vector<CallerSegment> begin_edit();
+
+  /// Collective. Ends an edit: parameters take the new values on all ranks. Where `failure` is not empty on some rank nothing changes, and
+  /// the ranks on which it is empty get a PeerError.
+  void end_edit(const std::string& failure = {});
 
   /// Forgets gradients accumulated so far.
   void zero_grad();

@@ -1,11 +1,12 @@
 /// \file
 /// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions, engine_step.cc runs backward and
-/// step, engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
+/// step, engine_caller.cc the program's part of a step, engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
 #pragma once
 
 #include "zeropage/engine/engine.h"
 
 #include <atomic>
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -14,6 +15,7 @@
 
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/background_save.h"
+#include "zeropage/engine/caller_values.h"
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/model_state.h"
@@ -40,6 +42,8 @@ class Engine::Impl {
   void release(std::int64_t ticket, int modifier_rank);
 
   bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
+  std::vector<CallerSegment> begin_edit();
+  void end_edit(const std::string& failure);
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
   void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
@@ -76,6 +80,7 @@ class Engine::Impl {
   std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
+  std::unique_ptr<CallerValues> edit_;               // open; else null
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
   StepFlags flags_;  // what the last verdict said
@@ -84,9 +89,11 @@ class Engine::Impl {
   void require_whole_state(std::string_view caller) const;
 
  private:
-  void update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
-  Verdict agree();
-  void apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
+  std::unique_ptr<CallerValues> call(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
+  void change(const std::function<void()>& apply);
+  Verdict agree(bool calls);
+  void apply(const Verdict& verdict, float gradient_scale, const CallerValues* from_caller);
+  void write(std::vector<int> pages, UpdateInputs& inputs);
   void count_skip(const Verdict& verdict);
 };
 

@@ -36,11 +36,11 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   return divided.detach();
 }
 
-Verdict Engine::Impl::agree() {
+Verdict Engine::Impl::agree(bool calls) {
   reducer_->finish();
   LocalVerdict mine;
   mine.received = reducer_->received();
-  mine.flags = {background_save_ && background_save_->failed(), stop_requested_};
+  mine.flags = {background_save_ && background_save_->failed(), stop_requested_, calls};
   mine.trace_hash = state_.pager().end_pass();
   const auto sum = sum_gradients(state_, *reducer_, communicator_->rank());
   mine.sum_of_squares = sum.sum_of_squares;
@@ -79,7 +79,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   if (!boundary) return false;
 
   state_.absorb_replaced();
-  const Verdict verdict = agree();
+  const Verdict verdict = agree(caller != nullptr);
   last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor();
   const bool checked =
       scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
@@ -91,7 +91,9 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     count_skip(verdict);
   } else {
     last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
-    update(verdict, static_cast<float>(last_.clip_coefficient / divisor()), caller);
+    const auto gradient_scale = static_cast<float>(last_.clip_coefficient / divisor());
+    const auto from_caller = call(verdict, gradient_scale, caller);
+    change([&] { apply(verdict, gradient_scale, from_caller.get()); });
     last_.applied = true;
     consecutive_skips_ = 0;
   }
@@ -109,7 +111,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
 
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
 /// different parts of the way.
-void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller) {
+void Engine::Impl::change(const std::function<void()>& apply) {
   const auto fail = [&](const std::exception& error) {
     failure_ = fmt::format(
         "the update of step {} ended in the middle on rank {}, and the state of this engine is not consistent any "
@@ -121,7 +123,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const Ca
   };
   try {
     state_.take_user_writes();
-    apply(verdict, gradient_scale, caller);
+    apply();
   } catch (const PeerError& error) {
     throw PeerError(fail(error));
   } catch (const TimeoutError& error) {
@@ -133,7 +135,7 @@ void Engine::Impl::update(const Verdict& verdict, float gradient_scale, const Ca
   }
 }
 
-void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller) {
+void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const CallerValues* from_caller) {
   const Span span(timeline(), SpanKind::kUpdate, "update");
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     if (!verdict.received[i]) continue;
@@ -141,9 +143,16 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
     // As an update in place does: a graph from before this step now raises torch's error instead of using new values.
     state_.tensors()[i].unsafeGetTensorImpl()->bump_version();
   }
-  auto updated = updated_pages(*state_.layout(), verdict.received);
+  // The program's optimizer may change parameters without a gradient, too.
+  const bool all = from_caller != nullptr;
+  const std::vector<bool> changed = all ? std::vector<bool>(steps_.size(), true) : verdict.received;
+  UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, changed, gradient_scale, from_caller};
+  write(all ? trained_pages(*state_.layout()) : updated_pages(*state_.layout(), changed), inputs);
+}
+
+/// Updates pages, each in its turn, and publishes them.
+void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   state_.pager().drop_stale(updated);
-  UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, verdict.received, gradient_scale, caller};
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come

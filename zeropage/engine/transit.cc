@@ -72,7 +72,7 @@ void Transit::fetch(int page) {
   const auto& own = state_.owned(page);
   const auto gradient = reducer_.gradient(page);
   const c10::Device home = state_.home().device(page);
-  if (gradient_travels(page)) {
+  if (gradient_travels(page) && gradient.data != nullptr) {
     start_copy(slot.gradient->data(), home, gradient.data, gradient.device, own.numel * element_bytes(gradient.dtype));
   }
   if (parameter_travels(page) && state_.is_own_master(page)) {
@@ -87,7 +87,7 @@ Transit::Place Transit::arrive(int page) {
   if (!travels(page)) return place;
   auto& slot = slots_of(page)[slot_[page]];
   if (slot.came) slot.came->synchronize();
-  if (gradient_travels(page)) place.gradient = slot.gradient->data();
+  if (gradient_travels(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
   if (parameter_travels(page)) place.parameter = slot.parameter->data();
   return place;
 }

@@ -65,8 +65,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     for (int i = 0; i < kParameters; ++i) {
       if (received[i]) pages.push_back(state.layout()->page_of(i));
     }
-    const CallerUpdate none;
-    const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F, none};
+    const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F};
     const int ahead = speculation.close();
     EXPECT_EQ(ahead > 0, log_bytes > 0 && step != 3) << "the step after one that was undone waits";
     EXPECT_EQ(speculation.settle(update), step == 2 ? 0 : ahead);

@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/engine/caller_values.h"
 #include "zeropage/engine/device_update.h"
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
@@ -33,30 +34,15 @@ std::vector<Segment> changed_runs(const ChangedSegments& changed) {
   return {{0, last.offset + last.numel, {}}};
 }
 
-void update_by_caller(const optim::Arrays& range, const std::vector<Segment>& segments,
-                      const std::vector<int>& parameters, std::int64_t range_numel, const UpdateInputs& inputs,
-                      c10::Device device) {
-  std::vector<CallerSegment> given;
-  for (std::size_t i = 0; i < segments.size(); ++i) {
-    const auto arrays = range.from(segments[i].offset);
-    const auto numel = segments[i].numel;
-    const auto gradient =
-        paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device);
-    given.push_back({parameters[i], paging::flat_view(arrays.master, numel, at::kFloat, device),
-                     gradient.to(at::kFloat).mul_(inputs.gradient_scale)});
-  }
-  if (given.empty()) return;
-  inputs.caller(given);
+/// `values` [numel, fp32] take the place of a range's masters, and parameters are rounded from them.
+void put_values(const optim::Arrays& range, const at::Tensor& values, c10::Device device) {
+  paging::flat_view(range.master, values.numel(), at::kFloat, device).copy_(values);
   if (range.parameter_dtype == DType::kFloat32) return;
-  paging::flat_view(range.parameter, range_numel, scalar_type_of(range.parameter_dtype), device)
-      .copy_(paging::flat_view(range.master, range_numel, at::kFloat, device));
+  paging::flat_view(range.parameter, values.numel(), scalar_type_of(range.parameter_dtype), device).copy_(values);
 }
 
 void run_update(const optim::Arrays& range, const std::vector<Segment>& segments, const std::vector<int>& parameters,
-                std::int64_t range_numel, const UpdateInputs& inputs, c10::Device device) {
-  if (inputs.kind == config::OptimizerKind::kTorch) {
-    return update_by_caller(range, segments, parameters, range_numel, inputs, device);
-  }
+                const UpdateInputs& inputs, c10::Device device) {
   if (inputs.kind == config::OptimizerKind::kLamb) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
       lamb_move(range.from_block(segments[i].offset, segments[i].block), segments[i].numel, segments[i].step,
@@ -78,9 +64,15 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
-  const HeldArrays held(state, reducer, transit, page, use_of(state, page, inputs));
+  const bool from_caller = inputs.from_caller != nullptr;
+  const HeldArrays held(state, reducer, transit, page, use_of(state, page, inputs), Access::kWrite,
+                        from_caller ? GradientUse::kNone : GradientUse::kRead);
   const auto changed = changed_segments(state, page, inputs);
-  run_update(held.arrays(), changed.segments, changed.parameters, state.owned(page).numel, inputs, held.device());
+  if (from_caller) {
+    put_values(held.arrays(), inputs.from_caller->of_page(page), held.device());
+  } else {
+    run_update(held.arrays(), changed.segments, changed.parameters, inputs, held.device());
+  }
   transit.leave(page, changed_runs(changed));
 }
 
@@ -192,8 +184,8 @@ ChangedSegments changed_segments(const ModelState& state, int page, const Update
 }
 
 HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
-                       ParameterUse use)
-    : place_(transit.arrive(page)), held_(state.home(), page, Access::kWrite) {
+                       ParameterUse use, Access states, GradientUse gradient)
+    : place_(transit.arrive(page)), held_(state.home(), page, states) {
   auto* master = held_.arrays().master;
   const DType dtype = state.layout()->pages()[page].dtype;
   if (state.pager().on_disk(page) && (use != ParameterUse::kRead || dtype == DType::kFloat32)) {
@@ -202,7 +194,7 @@ HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, 
     place_.parameter = parameter_->data();
   }
   if (dtype == DType::kFloat32) master = reinterpret_cast<float*>(place_.parameter);
-  if (reducer.on_disk(page)) {
+  if (gradient == GradientUse::kRead && reducer.on_disk(page)) {
     gradient_.emplace(*reducer.disk(), page, /*changes=*/false);
     place_.gradient = gradient_->data();
   }
@@ -220,7 +212,7 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Trans
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated) {
   c10::AutoGradMode no_grad(false);
   pages = state.home().begin_pass(std::move(pages));
-  if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
+  if (reducer.disk() != nullptr && inputs.from_caller == nullptr) reducer.disk()->read_ahead(pages);
   auto* disk = state.parameter_disk();
   if (disk != nullptr) {
     std::vector<int> read = pages;

@@ -19,6 +19,7 @@
 
 namespace zeropage::engine {
 
+class CallerValues;
 class Speculation;
 
 /// What this rank's part of the summed gradients amounts to.
@@ -38,7 +39,7 @@ struct UpdateInputs {
   const std::vector<std::int64_t>& steps;  ///< per parameter: updates so far, the coming one included
   const std::vector<bool>& received;
   float gradient_scale = 1.0f;
-  const CallerUpdate& caller;            ///< of kTorch
+  const CallerValues* from_caller = nullptr;  ///< of kTorch: what the caller's optimizer has made
   std::vector<double> lamb_ratios = {};  ///< of kLamb, per parameter; for update_page
 };
 
@@ -72,12 +73,16 @@ ChangedSegments changed_segments(const ModelState& state, int page, const Update
 /// What becomes of the parameter in an update: kReplaced, when all of it is rounded from masters.
 enum class ParameterUse { kRead, kChanged, kReplaced };
 
+/// kNone: nobody needs the gradient, which may not be there.
+enum class GradientUse { kRead, kNone };
+
 /// What an update of this rank's range of a page works on, held while this lives.
 class HeldArrays {
  public:
   /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where it is its own
-  /// master.
-  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page, ParameterUse use);
+  /// master. `states`: what becomes of the master and the states.
+  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page, ParameterUse use,
+             Access states = Access::kWrite, GradientUse gradient = GradientUse::kRead);
   const optim::Arrays& arrays() const { return arrays_; }
   c10::Device device() const { return held_.device(); }
   std::span<std::byte> state_memory() const { return held_.arrays().memory; }
@@ -92,8 +97,8 @@ class HeldArrays {
 
 /// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls `updated(page)` after
 /// each. Pages whose state is on the host use the fused kernel on all of torch's threads (host_update.h; one pass), those
-/// on a device its kernels or torch's operators (device_update.h); an optimizer of the caller's works on the masters,
-/// which are rounded after it. While one is updated the next one's arrays are on their way. Pages that `speculation` has
+/// on a device its kernels or torch's operators (device_update.h); what an optimizer of the caller's has made is put in its place and
+/// rounded. While one is updated the next one's arrays are on their way. Pages that `speculation` has
 /// updated already are finished in their turn.
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);

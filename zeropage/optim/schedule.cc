@@ -15,9 +15,6 @@ namespace {
 using config::Schedule;
 using config::ScheduleKind;
 
-/// The default of WarmupDecayLR, the only warm-up that does not default to the group's own rate.
-constexpr double kWarmupDecayMaxLr = 1e-3;
-
 std::int64_t warmup_steps(const Schedule& config) { return std::max<std::int64_t>(2, config.warmup_num_steps); }
 
 /// 0 at the start, 1 at the end of the warm-up; for 0 <= i < N.
@@ -34,7 +31,7 @@ double decay_steps(const Schedule& config) {
 
 double warmup_lr(const Schedule& config, double base_lr, std::int64_t i) {
   const bool decays = config.kind == ScheduleKind::kWarmupDecay;
-  const double max_lr = config.warmup_max_lr.value_or(decays ? kWarmupDecayMaxLr : base_lr);
+  const double max_lr = config.warmup_max_lr.value_or(base_lr);
   double share = 1.0;
   if (i < 0) {
     share = 0.0;

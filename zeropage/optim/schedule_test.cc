@@ -70,8 +70,18 @@ TEST(LrSchedule, WarmupDecay) {
   config.warmup_linear = true;
   config.total_num_steps = 6;
   expect_lrs(config, {0.0, 0.0, 1.0, 2.0, 1.5, 1.0, 0.5, 0.0, 0.0});
-  config.warmup_max_lr.reset();
-  expect_lrs(config, {0.0, 0.0, 0.0005, 0.001, 0.00075});
+}
+
+TEST(LrSchedule, WarmupDecayOfGroupsWithTheirOwnRates) {
+  Schedule config = schedule_of(ScheduleKind::kWarmupDecay);
+  config.warmup_num_steps = 2;
+  config.warmup_linear = true;
+  config.total_num_steps = 6;
+  LrSchedule schedule(config, {1.0, 4.0});
+  schedule.set_last_batch_iteration(2);
+  EXPECT_EQ(schedule.lrs(), (std::vector<double>{1.0, 4.0})) << "without warmup_max_lr each warms up to its own";
+  schedule.set_last_batch_iteration(4);
+  EXPECT_EQ(schedule.lrs(), (std::vector<double>{0.5, 2.0}));
 }
 
 TEST(LrSchedule, WarmupDecayShorterThanItsWarmup) {
