@@ -1,6 +1,6 @@
 """Optimizers as they are published: schedulefree, pytorch_optimizer, timm, torchao. The oracle is the same package in plain PyTorch."""
 
-import importlib
+import importlib.util
 import sys
 import types
 from pathlib import Path
@@ -18,18 +18,17 @@ import zeropage
 from zeropage.testing import run_ranks
 
 
-def timm_optimizers() -> types.ModuleType:
-    """timm.optim without the rest of timm, which needs torchvision."""
+def of_timm(module: str, kind: str) -> Any:
+    """A class of timm.optim, without the rest of timm, which needs torchvision."""
     if "timm" not in sys.modules:
-        package = types.ModuleType("timm")
-        package.__path__ = [str(Path(importlib.util.find_spec("timm").origin).parent)]
-        sys.modules["timm"] = package
-    return importlib.import_module("timm.optim")
+        folder = Path(importlib.util.find_spec("timm").origin).parent
+        for name, path in (("timm", folder), ("timm.optim", folder / "optim")):
+            sys.modules[name] = types.ModuleType(name)
+            sys.modules[name].__path__ = [str(path)]
+    return getattr(importlib.import_module(f"timm.optim.{module}"), kind)
 
 
 def published(name: str, parameters: Any) -> torch.optim.Optimizer:
-    package, _, kind = name.partition(".")
-    timm = timm_optimizers()
     makers = {
         "schedulefree.AdamW": lambda p: schedulefree.AdamWScheduleFree(p, lr=1e-2, eps=1e-4),
         "schedulefree.SGD": lambda p: schedulefree.SGDScheduleFree(p, lr=1e-2),
@@ -39,14 +38,17 @@ def published(name: str, parameters: Any) -> torch.optim.Optimizer:
         "pytorch_optimizer.SPAM": lambda p: pytorch_optimizer.SPAM(p, lr=1e-3, eps=1e-4),
         "pytorch_optimizer.MADGRAD": lambda p: pytorch_optimizer.MADGRAD(p, lr=1e-3, eps=1e-4),
         "pytorch_optimizer.Lookahead": lambda p: pytorch_optimizer.Lookahead(torch.optim.AdamW(p, lr=1e-3, eps=1e-4), k=2),
-        "pytorch_optimizer.Tiger": lambda p: pytorch_optimizer.QHAdam(p, lr=1e-3, eps=1e-4),
-        "timm.MADGRAD": lambda p: timm.MADGRAD(p, lr=1e-3, eps=1e-4, weight_decay=0.01),
-        "timm.Adan": lambda p: timm.Adan(p, lr=1e-3, eps=1e-4),
-        "timm.NAdamW": lambda p: timm.NAdamW(p, lr=1e-3, eps=1e-4),
-        "timm.Lookahead": lambda p: timm.Lookahead(timm.NAdamW(p, lr=1e-3, eps=1e-4), k=2),
+        "pytorch_optimizer.QHAdam": lambda p: pytorch_optimizer.QHAdam(p, lr=1e-3, eps=1e-4),
+        "timm.MADGRAD": lambda p: of_timm("madgrad", "MADGRAD")(p, lr=1e-3, eps=1e-4, weight_decay=0.01),
+        "timm.Adan": lambda p: of_timm("adan", "Adan")(p, lr=1e-3, eps=1e-4),
+        "timm.NAdamW": lambda p: of_timm("nadamw", "NAdamW")(p, lr=1e-3, eps=1e-4),
+        "timm.Lookahead": lambda p: of_timm("lookahead", "Lookahead")(of_timm("nadamw", "NAdamW")(p, lr=1e-3, eps=1e-4), k=2),
         "torch.Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-4, maximize=True, initial_accumulator_value=0.1),
     }
-    return makers[name](parameters)
+    made = makers[name](parameters)
+    if name.startswith("schedulefree"):
+        made.train()
+    return made
 
 
 PUBLISHED = (
@@ -58,7 +60,7 @@ PUBLISHED = (
     "pytorch_optimizer.SPAM",
     "pytorch_optimizer.MADGRAD",
     "pytorch_optimizer.Lookahead",
-    "pytorch_optimizer.Tiger",
+    "pytorch_optimizer.QHAdam",
     "timm.MADGRAD",
     "timm.Adan",
     "timm.NAdamW",
@@ -101,9 +103,7 @@ def test_schedulefree_evaluates_with_its_averages(stage, bf16):
         optimizer.train()
 
     def make(parameters: Any) -> torch.optim.Optimizer:
-        optimizer = published("schedulefree.AdamW", parameters)
-        optimizer.train()
-        return optimizer
+        return published("schedulefree.AdamW", parameters)
 
     expected = plain_run(make, between=evaluate_plain)
     found = engine_run(make, stage, world=1 if bf16 else 2, between=evaluate, **sections)
@@ -127,10 +127,11 @@ def test_methods_of_the_engines_optimizer():
             model=model, optimizer=schedulefree.SGDScheduleFree(model.parameters(), lr=0.1), config={**settings(3), "train_batch_size": 2}
         )
         optimizer.train()
-        engine.backward(engine(torch.ones(1, 8)).sum())
-        engine.step()
+        for _ in range(3):
+            engine.backward(engine(torch.ones(1, 8)).square().sum())
+            engine.step()
         if rank == 0:
-            assert optimizer.param_groups[0]["k"] == 1
+            assert optimizer.param_groups[0]["k"] == 3
         training = flat_parameters(engine.module)
         optimizer.eval()
         return torch.equal(training, flat_parameters(engine.module)), hasattr(optimizer, "no_such_method")
@@ -175,8 +176,11 @@ def test_checkpoints_have_all_of_its_state(name, tmp_path):
             engine.step()
         if save:
             engine.save_checkpoint(tmp_path)
+        counts.append(engine.optimizer.client.state.get("total_step"))
         return flat_parameters(engine.module)
 
+    counts: list[int | None] = []
     straight = run_ranks(1, lambda *rank: run(*rank, range(5), False, False))[0]
     run_ranks(1, lambda *rank: run(*rank, range(3), True, False))
     assert torch.equal(run_ranks(1, lambda *rank: run(*rank, range(3, 5), False, True))[0], straight)
+    assert counts == ([5, 3, 5] if "SPAM" in name else [None] * 3)

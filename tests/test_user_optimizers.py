@@ -116,7 +116,7 @@ def test_masters_of_bf16_are_what_it_updates():
         optimizer = Counting(model.parameters(), lr=1e-3)
         engine = zeropage.initialize(model=model, optimizer=optimizer, config={**settings(0), "train_batch_size": 1, **dtype})[0]
         for _ in range(8):
-            engine.backward(engine(torch.ones(1, 64)).float().sum())
+            engine.backward(engine(torch.ones(1, 64, dtype=model.weight.dtype)).float().sum())
             engine.step()
         return flat_parameters(engine.module)
 
@@ -200,7 +200,7 @@ def test_hooks_on_the_engines_optimizer():
     engine, optimizer, *_ = zeropage.initialize(model=model, config=config)
     hooked = Hooked(optimizer)
     for scale in (1.0, float("inf"), 1.0):
-        engine.backward(engine(torch.ones(1, 4)).float().sum() * scale)
+        engine.backward(engine(torch.ones(1, 4).half()).float().sum() * scale)
         engine.step()
     assert (hooked.before, hooked.after, engine.skipped_steps) == (2, 2, 1)
 

@@ -77,9 +77,7 @@ std::vector<SegmentTuple> tuples_of(const std::vector<engine::CallerSegment>& se
 
 bool step(Engine& engine, const Update& update) {
   if (!update) return engine.step();
-  return engine.step([&](const std::vector<engine::CallerSegment>& segments) {
-    update(tuples_of(segments));
-  });
+  return engine.step([&](const std::vector<engine::CallerSegment>& segments) { update(tuples_of(segments)); });
 }
 
 std::vector<std::tuple<int, std::int64_t, std::int64_t>> owned_segments(const Engine& engine) {
@@ -147,8 +145,9 @@ void bind_training(py::class_<Engine>& engine) {
 
 void init_engine(py::module_& module) {
   bind_values(module);
-  module.def("require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"),
-             Unlocked(), "Collective. Compares a text, a fact per line, over the ranks. Raises PeerError with the first difference.");
+  module.def(
+      "require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"), Unlocked(),
+      "Collective. Compares a text, a fact per line, over the ranks. Raises PeerError with the first difference.");
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),

@@ -155,10 +155,13 @@ class CheckpointingEngine:
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         hyperparameters = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         scheduler = self.lr_scheduler.state_dict() if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict") else None
+        shards = None if self.optimizer is None else self.optimizer.shards
+        values = None if shards is None else shards.state.values_of_no_parameter()
         return {
             "client": encode(client_state, tensors, "client_state"),
             "optimizer": self.optimizer_name(),
             "groups": encode(hyperparameters, tensors, "the optimizer's param_groups"),
+            "optimizer_values": encode(values, tensors, "the optimizer's state"),
             "scheduler": encode(scheduler, tensors, "the scheduler's state_dict"),
             "buffers": encode(dict(_persistent_buffers(self.module)), tensors, "buffers"),
         }
@@ -169,7 +172,7 @@ class CheckpointingEngine:
         try:
             step = _C.Checkpoint(path)
             stored = json.loads(step.host_json)
-            host = {key: decode(stored.get(key), step.read_tensor) for key in ("client", "groups", "scheduler", "buffers")}
+            host = {key: decode(stored.get(key), step.read_tensor) for key in ("client", "groups", "optimizer_values", "scheduler", "buffers")}
             prefix = f"host/{self.global_rank}/"
             names = [name for name in ("torch", "python", "device", "numpy") if step.has_tensor(prefix + name)]
             host["random"] = {name: step.read_tensor(prefix + name) for name in names}
@@ -221,6 +224,7 @@ class CheckpointingEngine:
                 group.update(stored)
             if self.optimizer.shards is not None:
                 self.optimizer.shards.state.replace(host["shards"])
+                self.optimizer.shards.state.replace_values_of_no_parameter(host["optimizer_values"])
             restore_random_states(host["random"], self.device)
         if not with_schedule:
             return

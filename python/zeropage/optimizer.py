@@ -220,7 +220,11 @@ class ZeropageOptimizer(torch.optim.Optimizer):
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
         self._core.groups = self.engine_groups()
         if self.shards is not None:
-            self._core.step(self.shards)  # the client's step runs the hooks
+            try:
+                self._core.step(self.shards)  # the client's step runs the hooks
+            except BaseException:
+                self.shards.undo()
+                raise
         elif self._has_hooks():
             self._core.step(self._run_pre_hooks)
             if self._core.last_step.applied:

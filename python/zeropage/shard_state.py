@@ -152,6 +152,18 @@ class ShardState:
 
     # -- in a checkpoint
 
+    def values_of_no_parameter(self) -> dict[str, State]:
+        """What optimizers keep under other keys than parameters (counts), by the prefix of the optimizer."""
+        return {
+            prefix: {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
+            for prefix, optimizer in self._optimizers.items()
+        }
+
+    def replace_values_of_no_parameter(self, values: dict[str, State] | None) -> None:
+        for prefix, loaded in (values or {}).items():
+            if prefix in self._optimizers:
+                self._optimizers[prefix].state.update(loaded)
+
     def tensors_to_save(self) -> list[tuple[str, int, int, torch.Tensor]]:
         """(kind, parameter, first element, values); values without dimensions belong to the parameter as a whole.
 

@@ -79,6 +79,7 @@ class ShardUpdate:
         self._absent = torch.empty(0, dtype=torch.float32)
         self._core: Callable[[], Any] = lambda: None
         self._filled: dict[int, Values] | None = None  # while a method of the client's works on the shards
+        self._groups_before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.state: ShardState | None = None
 
     def attach(
@@ -99,20 +100,23 @@ class ShardUpdate:
             setattr(self.client, name, _method(weakref.ref(self), name))
 
     def __call__(self, segments: list[Values]) -> None:
-        """One update of all that this rank has. When it raises, the groups are as before; state that the client has changed stays so."""
-        groups = self.state.groups()
-        before = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        """One update of all that this rank has."""
+        self._groups_before = [(group, dict(group)) for group in self.state.groups()]
         self._fill(segments)
         try:
-            with self._in_place_of_parameters(list):
+            with torch.no_grad(), self._in_place_of_parameters(list):
                 self._step()
         except BaseException as error:
-            for group, values in zip(groups, before, strict=True):
-                group.update(values)
             error.add_note("No parameter was changed on any rank, and the gradients of this update are forgotten.")
             raise
         finally:
             self._take_back()
+
+    def undo(self) -> None:
+        """After an update that some rank has not ended: the groups are as before it. State that the client has changed stays so."""
+        for group, before in self._groups_before:
+            group.clear()
+            group.update(before)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A method of the client's other than step. Collective when it looks at parameters."""
@@ -128,7 +132,7 @@ class ShardUpdate:
                 self._fill(core.begin_edit())
 
         try:
-            with self._in_place_of_parameters(lambda shards: _ShardList(shards, fill)):
+            with torch.no_grad(), self._in_place_of_parameters(lambda shards: _ShardList(shards, fill)):
                 result = method(self.client, *args, **kwargs)
         except BaseException as error:
             if self._filled is not None:

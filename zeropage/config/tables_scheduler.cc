@@ -76,9 +76,8 @@ std::vector<Section> scheduler_tables() {
   Section scheduler{"scheduler", "The learning-rate schedule; it advances once per step that was not skipped."};
   scheduler.keys = {text("type", {}, kInForce, "Name of the schedule.")
                         .one_of({{"WarmupLR"}, {"WarmupDecayLR"}, {"WarmupCosineLR"}, {"OneCycle"}, {"LRRangeTest"}})};
-  Section warmup = params_of(
-      "WarmupLR", "Warm-up, then constant.",
-      {warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
+  Section warmup = params_of("WarmupLR", "Warm-up, then constant.",
+                             {warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
   Section decay = params_of("WarmupDecayLR", "Warm-up, then linearly to 0.",
                             {total_num_steps(), warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
   Section cosine = params_of(

@@ -60,9 +60,10 @@ std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tens
       found.push_back(fmt::format("buffer '{}' is in the checkpoint, not in the model", name));
   }
   if (with_optimizer && host.optimizer && host.optimizer != optimizer) {
-    found.push_back(fmt::format("the optimizer is {}, that of the checkpoint {}; load with load_optimizer_states = false "
-                                "to start without its state",
-                                optimizer.value_or("absent"), *host.optimizer));
+    found.push_back(
+        fmt::format("the optimizer is {}, that of the checkpoint {}; load with load_optimizer_states = false "
+                    "to start without its state",
+                    optimizer.value_or("absent"), *host.optimizer));
   }
   if (with_optimizer && host.groups.size() != groups) {
     found.push_back(
@@ -82,7 +83,8 @@ std::string Engine::save_checkpoint(const std::string& save_dir, const SaveOptio
   request.latest = options.save_latest;
   request.exclude_frozen = options.exclude_frozen_parameters;
   request.aliases = impl_->aliases;
-  const cpp::HostState host{options.client_state, optimizer_name(), impl_->core->groups(), buffers_of(*impl_->module), {}, {}};
+  const cpp::HostState host{
+      options.client_state, optimizer_name(), impl_->core->groups(), buffers_of(*impl_->module), {}, {}};
   request.host_json = cpp::host_state_to_json(host, impl_->config.optimizer.kind, request.host_tensors);
   if (global_rank() != 0) request.host_tensors.clear();
   request.host_tensors.emplace(cpp::random_name(global_rank(), false), random_state(at::kCPU));
@@ -121,9 +123,9 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
   std::string problem;
   try {
     host = cpp::read_host_state(step, global_rank(), impl_->config.optimizer.kind, impl_->config.optimizer.params);
-    problem = fmt::format(
-        "{}", fmt::join(differences(host, buffers, core.groups().size(), optimizer_name(), options.load_module_strict, with_optimizer),
-                        "\n    "));
+    problem = fmt::format("{}", fmt::join(differences(host, buffers, core.groups().size(), optimizer_name(),
+                                                      options.load_module_strict, with_optimizer),
+                                          "\n    "));
   } catch (const Error& error) {
     problem = error.what();  // the other ranks must hear of it
   }

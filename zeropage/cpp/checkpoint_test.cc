@@ -115,7 +115,8 @@ TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
       lion.load_checkpoint(folder.path());
       ADD_FAILURE() << "Lion took AdamW's moments";
     } catch (const CheckpointError& error) {
-      EXPECT_NE(std::string(error.what()).find("the optimizer is lion, that of the checkpoint adamw"), std::string::npos)
+      EXPECT_NE(std::string(error.what()).find("the optimizer is lion, that of the checkpoint adamw"),
+                std::string::npos)
           << error.what();
     }
     LoadOptions without;

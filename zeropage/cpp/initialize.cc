@@ -145,8 +145,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   } else {
     for (auto& input : inputs) input.group = -1;
   }
-  engine::require_same_everywhere(*impl->communicator,
-                                  cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
+  engine::require_same_everywhere(*impl->communicator, cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
   impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
   broadcast_buffers(model, *impl->communicator);

@@ -32,8 +32,9 @@ struct OwnedSegment {
 /// One of them in an update.
 struct CallerSegment {
   int parameter = 0;
-  at::Tensor values;    ///< [numel], fp32; to be changed in place
-  at::Tensor gradient;  ///< [numel], fp32, unscaled and clipped; may be overwritten. Undefined: no rank has a gradient for it
+  at::Tensor values;  ///< [numel], fp32; to be changed in place
+  at::Tensor
+      gradient;  ///< [numel], fp32, unscaled and clipped; may be overwritten. Undefined: no rank has a gradient for it
 };
 
 /// Updates the segments, which are all that this rank has of the trained parameters. They are good for this call only. Whatever it

@@ -21,8 +21,8 @@ class CallerValues {
  public:
   /// Copies the masters of all trained pages to the memory in which their optimizer state lives, or to the host's for a drive.
   /// `received`: parameters that have a gradient, which is multiplied by `gradient_scale`; empty: none has. Errors: IoError.
-  CallerValues(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, const std::vector<bool>& received,
-               float gradient_scale, const std::shared_ptr<Ledger>& ledger);
+  CallerValues(const ModelState& state, const reduce::Reducer& reducer, Transit& transit,
+               const std::vector<bool>& received, float gradient_scale, const std::shared_ptr<Ledger>& ledger);
 
   const std::vector<CallerSegment>& segments() const { return segments_; }
 

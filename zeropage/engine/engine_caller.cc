@@ -15,7 +15,8 @@ std::unique_ptr<CallerValues> Engine::Impl::call(const Verdict& verdict, float g
     call_together(*communicator_, "the optimizer's step failed, so that no rank has applied it:", [&] {
       state_.take_user_writes();
       if (config_.optimizer.kind == config::OptimizerKind::kTorch) {
-        values = std::make_unique<CallerValues>(state_, *reducer_, *transit_, verdict.received, gradient_scale, ledger_);
+        values =
+            std::make_unique<CallerValues>(state_, *reducer_, *transit_, verdict.received, gradient_scale, ledger_);
       }
       if (caller) caller(values ? values->segments() : std::vector<CallerSegment>{});
       require_states(config_.optimizer, groups_);
@@ -41,13 +42,15 @@ std::vector<CallerSegment> Engine::Impl::begin_edit() {
 void Engine::Impl::end_edit(const std::string& failure) {
   if (!edit_) throw UsageError("end_edit() was called without begin_edit()");
   const auto values = std::move(edit_);
-  require_success_everywhere(*communicator_, "a method of the optimizer failed, so that no rank has changed parameters:",
-                             failure);
+  require_success_everywhere(*communicator_,
+                             "a method of the optimizer failed, so that no rank has changed parameters:", failure);
   change([&] {
     const std::vector<bool> all(steps_.size(), true);
     UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, all, 1.0F, values.get()};
-    for (const auto& segment : values->segments()) {
-      state_.tensors()[segment.parameter].unsafeGetTensorImpl()->bump_version();
+    for (const int page : trained_pages(*state_.layout())) {
+      for (const auto& place : state_.layout()->pages()[page].placements) {
+        state_.tensors()[place.parameter].unsafeGetTensorImpl()->bump_version();
+      }
     }
     write(trained_pages(*state_.layout()), inputs);
   });

@@ -135,10 +135,8 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) 
   }
   arrays.parameter = ahead.parameter;
   if (spec.dtype == DType::kFloat32) arrays.master = reinterpret_cast<float*>(ahead.parameter);
-  const CallerUpdate none;
   ahead.segments =
-      changed_segments(state_, page, {config_.optimizer.kind, groups_, steps_, received_, gradient_scale_, none})
-          .segments;
+      changed_segments(state_, page, {config_.optimizer.kind, groups_, steps_, received_, gradient_scale_}).segments;
   used_bytes_ += state_bytes + parameter_bytes;
   try {
     update_on_host(arrays, ahead.segments);

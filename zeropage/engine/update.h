@@ -40,7 +40,7 @@ struct UpdateInputs {
   const std::vector<bool>& received;
   float gradient_scale = 1.0f;
   const CallerValues* from_caller = nullptr;  ///< of kTorch: what the caller's optimizer has made
-  std::vector<double> lamb_ratios = {};  ///< of kLamb, per parameter; for update_page
+  std::vector<double> lamb_ratios = {};       ///< of kLamb, per parameter; for update_page
 };
 
 /// Errors: ConfigError when parameters without fp32 masters, or packed states, meet an update that cannot round them.
