@@ -385,7 +385,11 @@ def test_training_data_is_split_over_the_ranks():
         config = {**CONFIG, "dataloader_drop_last": drop_last}
         engine, _, loader, _ = zeropage.initialize(model=copy.deepcopy(base), config=config, training_data=data)
         assert len(loader) == len(list(loader))
-        return [torch.cat([batch[0] for batch in loader]).tolist() for _ in range(2)]
+        epochs = []
+        for _ in range(2):
+            epochs.append(torch.cat([batch[0] for batch in loader]).tolist())
+            one_step(engine)  # the next epoch has another order
+        return epochs
 
     parts = run_ranks(2, lambda rank, communicator: run(rank, communicator, False))
     for epoch in range(2):

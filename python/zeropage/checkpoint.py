@@ -16,6 +16,7 @@ import torch
 from . import _C
 from .checkpoint_random import random_states, restore_random_states
 from .checkpoint_values import Tensors, decode, encode
+from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
 from .preemption import Preemption
 
@@ -117,6 +118,8 @@ class CheckpointingEngine:
             self._core, step, load_module_strict, custom_load_fn is None, with_optimizer, with_schedule, load_module_only, problem
         )
         self._apply_host_state(host, custom_load_fn is None, with_optimizer, with_schedule)
+        if not load_module_only:
+            self._continue_data(host["data"])
         if (missing or unexpected) and self.global_rank == 0:
             _C.log_warn(f"{path}: not in the checkpoint: {missing}; not in the model: {unexpected}")
         return path, host["client"]
@@ -164,7 +167,13 @@ class CheckpointingEngine:
             "optimizer_values": encode(values, tensors, "the optimizer's state"),
             "scheduler": encode(scheduler, tensors, "the scheduler's state_dict"),
             "buffers": encode(dict(_persistent_buffers(self.module)), tensors, "buffers"),
+            "data": self._data_position(),
         }
+
+    def _data_position(self) -> list[int] | None:
+        """Epoch and entries of the `training_data` loader; None between epochs and without one."""
+        position = getattr(self.training_dataloader, "position", None)
+        return None if position is None else [position.epoch, position.entries]
 
     def _open(self, path: str, strict: bool, with_optimizer: bool, with_schedule: bool) -> tuple[Any, dict[str, Any], str]:
         """Reads and compares all that Python will take over, and changes nothing. Returns (step, state, what is wrong)."""
@@ -177,6 +186,7 @@ class CheckpointingEngine:
             names = [name for name in ("torch", "python", "device", "numpy") if step.has_tensor(prefix + name)]
             host["random"] = {name: step.read_tensor(prefix + name) for name in names}
             host["optimizer"] = stored.get("optimizer")
+            host["data"] = Position(*stored["data"]) if stored.get("data") else None
             if with_optimizer and self.optimizer.shards is not None:
                 host["shards"] = self.optimizer.shards.state.read(step)
             return step, host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
@@ -206,6 +216,13 @@ class CheckpointingEngine:
         if with_schedule and self._client_scheduler and host["scheduler"] is None:
             found.append("the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours")
         return found
+
+    def _continue_data(self, position: Position | None) -> None:
+        if isinstance(self.training_dataloader, TrainingLoader) and not self.training_dataloader.continue_at(position):
+            _C.log_warn(
+                "the training_data set has an order of its own (an IterableDataset), so its position in the checkpoint cannot be "
+                "restored: the loader begins anew; skip what was used already"
+            )
 
     def _load_by(self, custom_load_fn: Any, path: str) -> None:
         """Parameters and buffers by a function of the user's. What it raises on one rank ends the load on all."""

@@ -14,7 +14,7 @@ from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
 from .compat.parameter_offload import ParameterOffload
-from .dataloader import make_dataloader
+from .dataloader import TrainingLoader, make_dataloader
 from .distributed import World, choose_device, make_communicators
 from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
@@ -217,6 +217,19 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             collate_fn=collate_fn or self._collate_fn,
             num_workers=num_local_io_workers or 0,
             pin_memory=pin_memory,
+        )
+
+    def _training_loader(self, dataset: torch.utils.data.Dataset) -> TrainingLoader:
+        """The loader of `initialize(training_data=...)`: checkpoints keep its position."""
+        core = weakref.ref(self._core)
+        return make_dataloader(
+            dataset,
+            self.train_micro_batch_size_per_gpu(),
+            self._world,
+            self._config.dataloader_drop_last,
+            collate_fn=self._collate_fn,
+            pin_memory=True,
+            progress=lambda: getattr(core(), "micro_steps", 0),
         )
 
     def memory_report(self) -> report.MemoryReport:

@@ -67,7 +67,7 @@ def initialize(
         device=device,
     )
     if training_data is not None:
-        engine.training_dataloader = engine.deepspeed_io(training_data)
+        engine.training_dataloader = engine._training_loader(training_data)
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler
 
 
