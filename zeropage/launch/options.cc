@@ -106,7 +106,9 @@ void add_rank_options(CLI::App& app, Options& options) {
                  "-1): every GPU of CUDA_VISIBLE_DEVICES, or the hostfile's slots; 1 without GPUs")
       ->type_name("N");
   app.add_flag("--module", options.module, "SCRIPT is a Python module: run it as python -m");
-  app.add_flag("--no_python", options.no_python, "SCRIPT is a program: run it without python");
+  app.add_flag(
+      "--no_python", options.no_python,
+      "SCRIPT is a program: run it without python (a compiled program is recognised, and gets no --local_rank=N)");
   app.add_flag("--no_local_rank", options.no_local_rank,
                "Do not pass --local_rank=N to the script (LOCAL_RANK is in its environment either way)");
   app.add_flag("--bind_cores_to_rank", options.bind_cores, "Give every rank its own equal share of the cores");
@@ -150,7 +152,10 @@ void finish_launch_options(const CLI::App& app, Options& options) {
   if (options.module && options.no_python) {
     throw ConfigError("--module runs the script with python -m and --no_python without python; give one of them");
   }
-  if (!options.module && is_compiled(options.script)) options.no_python = true;
+  // A compiled program gets the user's arguments alone; --no_python asks for the reference's command line, --local_rank=N included.
+  if (!options.module && !options.no_python && is_compiled(options.script)) {
+    options.no_python = options.no_local_rank = true;
+  }
   if (options.num_ranks == -1) options.num_ranks.reset();
   if (options.num_ranks && *options.num_ranks < 1) {
     throw ConfigError(fmt::format("--num_gpus {}: expected 1 or more ranks (-1: one per GPU)", *options.num_ranks));

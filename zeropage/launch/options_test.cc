@@ -81,5 +81,12 @@ TEST(Options, ACompiledProgramNeedsNoPython) {
   EXPECT_FALSE(parse({"/proc/self/cmdline"}).no_python);
 }
 
+// An argument that the user did not write would shift those that the program counts by position.
+TEST(Options, ACompiledProgramGetsTheUsersArgumentsAlone) {
+  EXPECT_TRUE(parse({"/proc/self/exe", "data", "3"}).no_local_rank);
+  EXPECT_FALSE(parse({"--no_python", "/proc/self/exe"}).no_local_rank);
+  EXPECT_FALSE(parse({"train.py"}).no_local_rank);
+}
+
 }  // namespace
 }  // namespace zeropage::launch
