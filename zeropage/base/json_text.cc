@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <unordered_map>
@@ -285,14 +286,14 @@ class Parser {
 
 Node parse(std::string_view text, const std::string& origin) { return Parser(text, origin).document(); }
 
-std::string printable(std::string_view text) {
-  constexpr std::size_t kShown = 80;
+std::string escaped(std::string_view text) {
   std::string out;
-  std::size_t at = 0;
-  while (at < text.size() && at < kShown) {
+  for (std::size_t at = 0; at < text.size();) {
     const int length = utf8_length(text.substr(at));
     const unsigned char c = static_cast<unsigned char>(text[at]);
-    if (length == 0 || c < 0x20 || c == 0x7F) {
+    const bool control =
+        c < 0x20 || c == 0x7F || (length == 2 && c == 0xC2 && static_cast<unsigned char>(text[at + 1]) < 0xA0);
+    if (length == 0 || control) {
       out += fmt::format("\\x{:02x}", c);
       ++at;
     } else {
@@ -300,7 +301,15 @@ std::string printable(std::string_view text) {
       at += static_cast<std::size_t>(length);
     }
   }
-  return at < text.size() ? out + "..." : out;
+  return out;
+}
+
+std::string printable(std::string_view text) {
+  constexpr std::size_t kShown = 80;
+  std::size_t end = std::min(text.size(), kShown);
+  if (end == text.size()) return escaped(text);
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // not within a character
+  return escaped(text.substr(0, end)) + "...";
 }
 
 std::string quote(std::string_view text) { return '"' + printable(text) + '"'; }

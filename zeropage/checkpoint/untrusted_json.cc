@@ -3,34 +3,35 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/machine_json.h"
 
 namespace zeropage::checkpoint {
 
 using nlohmann::json;
 
 json parse_untrusted(std::string_view text, const std::string& origin) {
-  std::vector<std::set<std::string>> keys;
-  const auto check = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kMaxJsonDepth) {
-      throw CheckpointError(fmt::format("{}: nested deeper than {} levels", origin, kMaxJsonDepth));
-    }
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key && !keys.back().insert(parsed.get<std::string>()).second) {
-      throw CheckpointError(
-          fmt::format("{}: the key '{}' comes twice in one object", origin, parsed.get<std::string>()));
-    }
-    return true;
-  };
   try {
-    return json::parse(text, check);
-  } catch (const json::exception& error) {
-    throw CheckpointError(fmt::format("{}: not JSON: {}", origin, error.what()));
+    return zeropage::json::parse_machine_json(text, kMaxJsonDepth);
+  } catch (const zeropage::json::SyntaxError& error) {
+    throw CheckpointError(fmt::format("{}: {}", origin, error.what()));
   }
+}
+
+std::vector<std::int64_t> natural_numbers(const json& list, const std::string& origin, const char* key) {
+  std::vector<std::int64_t> numbers;
+  const auto refuse = [&](const char* expected, const json& found) {
+    throw CheckpointError(fmt::format("{}: expected {} at '{}', got {}", origin, expected, key, found.type_name()));
+  };
+  if (!list.is_array()) refuse("a list", list);
+  for (const json& item : list) {
+    const bool fits = item.is_number_unsigned() && item.get<std::uint64_t>() <= static_cast<std::uint64_t>(INT64_MAX);
+    if (!fits) refuse("integers that are not negative", item);
+    numbers.push_back(item.get<std::int64_t>());
+  }
+  return numbers;
 }
 
 ObjectReader::ObjectReader(const json& value, std::string origin) : value_(value), origin_(std::move(origin)) {
@@ -41,6 +42,8 @@ ObjectReader::ObjectReader(const json& value, std::string origin) : value_(value
 void ObjectReader::refuse(const char* key, const char* expected) const {
   throw CheckpointError(fmt::format("{}: expected {} at '{}', got {}", origin_, expected, key, at(key).type_name()));
 }
+
+bool ObjectReader::has(const char* key) const { return value_.contains(key); }
 
 const json& ObjectReader::at(const char* key) const {
   const auto found = value_.find(key);
@@ -71,13 +74,7 @@ std::int64_t ObjectReader::integer(const char* key, std::int64_t min, std::int64
 }
 
 std::vector<std::int64_t> ObjectReader::integers(const char* key) const {
-  std::vector<std::int64_t> numbers;
-  for (const json& item : array(key)) {
-    const bool fits = item.is_number_unsigned() && item.get<std::uint64_t>() <= static_cast<std::uint64_t>(INT64_MAX);
-    if (!fits) refuse(key, "integers that are not negative");
-    numbers.push_back(item.get<std::int64_t>());
-  }
-  return numbers;
+  return natural_numbers(at(key), origin_, key);
 }
 
 bool ObjectReader::boolean(const char* key) const {

@@ -17,12 +17,16 @@ inline constexpr int kMaxJsonDepth = 64;
 /// kMaxJsonDepth levels.
 nlohmann::json parse_untrusted(std::string_view text, const std::string& origin);
 
+/// The integers of a list, each >= 0. `key`: where the list was found, for messages. Errors: CheckpointError.
+std::vector<std::int64_t> natural_numbers(const nlohmann::json& list, const std::string& origin, const char* key);
+
 /// A reader of one object whose keys are known.
 class ObjectReader {
  public:
   /// `origin` says which file and which object, for messages. Errors: CheckpointError when `value` is no object.
   ObjectReader(const nlohmann::json& value, std::string origin);
 
+  bool has(const char* key) const;
   const nlohmann::json& at(const char* key) const;
   const nlohmann::json& array(const char* key) const;
   std::string text(const char* key) const;
@@ -31,9 +35,10 @@ class ObjectReader {
   bool boolean(const char* key) const;
   double number(const char* key) const;  ///< finite
 
- private:
+  /// Errors: always a CheckpointError that says what was expected and what the key has.
   [[noreturn]] void refuse(const char* key, const char* expected) const;
 
+ private:
   const nlohmann::json& value_;
   std::string origin_;
 };

@@ -4,12 +4,12 @@
 
 #include <map>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <string>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/machine_json.h"
 #include "zeropage/plan/files.h"
 
 namespace zeropage::plan {
@@ -28,21 +28,11 @@ constexpr int kDepthMax = 8;  // of a header: an object of objects with a list
 
 /// An object without duplicate keys and deep nesting.
 Json parse_object(const std::string& text, const fs::path& path) {
-  std::vector<std::set<std::string>> seen;
-  const auto check = [&](int depth, Json::parse_event_t event, Json& value) {
-    if (depth > kDepthMax) fail(path, fmt::format("expected at most {} nested values, got more", kDepthMax));
-    if (event == Json::parse_event_t::object_start) seen.emplace_back();
-    if (event == Json::parse_event_t::object_end) seen.pop_back();
-    if (event == Json::parse_event_t::key && !seen.back().insert(value.get<std::string>()).second) {
-      fail(path, fmt::format("the name {} stands there twice", json::quote(value.get<std::string>())));
-    }
-    return true;
-  };
   Json parsed;
   try {
-    parsed = Json::parse(text, check);
-  } catch (const Json::parse_error& error) {
-    fail(path, fmt::format("expected JSON, got a syntax error at byte {}; is the file complete?", error.byte));
+    parsed = json::parse_machine_json(text, kDepthMax);
+  } catch (const json::SyntaxError& error) {
+    fail(path, error.what());
   }
   if (!parsed.is_object()) fail(path, "expected a JSON object of tensors");
   return parsed;
