@@ -15,8 +15,8 @@ import torch
 from make_deepspeed_checkpoints import ACCUMULATION, ARCHIVE, CASES, SAVED_AFTER, STEPS, WORLD, Model, config_of, groups_of, train
 
 import zeropage
-from zeropage.deepspeed_import import import_step
-from zeropage.errors import CheckpointError
+from zeropage.deepspeed_import import import_step, main
+from zeropage.errors import CheckpointError, ConfigError
 from zeropage.pickle_process import PickleProcess
 from zeropage.testing import run_ranks
 
@@ -143,12 +143,28 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
         "only data parallel": {model: lambda state: state.update(mp_world_size=2)},
         "expected a list under 'param_shapes'": {model: lambda state: state.pop("param_shapes")},
         "'expand.weight' should lie at": {model: lambda state: state["param_shapes"][0].update({"expand.weight": (70, 5)})},
+        "not laid out as DeepSpeed's.*AttributeError": {model: lambda state: state.update(module=[1, 2])},
+        "not laid out as DeepSpeed's.*TypeError": {model: lambda state: state.update(buffer_names=5)},
+        "not laid out as DeepSpeed's.*IndexError": {model: lambda state: state["param_shapes"].append({"more": (1,)})},
     }
     for number, (message, changes) in enumerate(cases.items()):
         changed_copy(source, tmp_path / str(number), changes)
         with pytest.raises(CheckpointError, match=message):
             import_step(tmp_path / str(number), tmp_path / "out", reader)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tag", ["../other", "a/../../other", "..", ".", "", "a\x1b[31m"])
+def test_a_tag_that_leads_out_of_the_folder_is_refused(tmp_path, tag):
+    """Catches a step that is read from elsewhere because `latest`, which somebody else may have written, or --tag names a path."""
+    (tmp_path / "other").mkdir()
+    folder = tmp_path / "deepspeed"
+    folder.mkdir()
+    (folder / "latest").write_text(tag)
+    for arguments, named_by in (([], r"deepspeed/latest: the tag"), (["--tag", tag], r"--tag: the tag")):
+        with pytest.raises(ConfigError, match=named_by) as refused:
+            main(["--read_pickle", str(folder), str(tmp_path / "out"), *arguments])
+        assert "\x1b" not in str(refused.value)
 
 
 def changed_copy(source: Path, target: Path, changes: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/checkpoint/model_file.h"
+#include "zeropage/checkpoint/save.h"
+#include "zeropage/checkpoint/steps.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/engine/imported_step.h"
 #include "zeropage/engine/model_file.h"
@@ -66,6 +68,7 @@ void bind_model_files(py::module_& module) {
         return checkpoint::choose_step(checkpoint::system_files(), folder, tag);
       },
       py::arg("folder"), py::arg("tag"), Unlocked(), "The path of the tagged or the newest step, or None.");
+  module.def("check_tag", &checkpoint::check_tag, py::arg("tag"), "Raises UsageError for what cannot name a step.");
   module.def(
       "finish_save", [](Engine& engine) { engine.finish_save(); }, py::arg("engine"), Unlocked(),
       "Returns when no save is under way. Raises its CheckpointError.");
@@ -158,7 +161,7 @@ void init_checkpoint(py::module_& module) {
       [](Engine& engine, const std::string& folder, const std::optional<std::string>& tag) {
         return engine.find_checkpoint(folder, tag);
       },
-      py::arg("engine"), py::arg("folder"), py::arg("tag"), Unlocked(), "Collective; the path of the step, or None.");
+      py::arg("engine"), py::arg("folder"), py::arg("tag"), Unlocked(), "Collective; the opened step, or None.");
   module.def("load_checkpoint", &load_checkpoint, py::arg("engine"), py::arg("step"), py::arg("strict"),
              py::arg("parameters"), py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"),
              py::arg("problem"), Unlocked(), "Collective; returns (missing, unexpected).");

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from . import _C
-from .checkpoint_random import random_states, restore_random_states
+from .checkpoint_random import check_random_states, random_states, restore_random_states
 from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
@@ -35,6 +35,14 @@ def _aliases(module: torch.nn.Module) -> dict[str, list[str]]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {first: rest for first, *rest in names.values() if rest}
+
+
+def _alike(mine: Any, loaded: Any) -> bool:
+    """Whether a hyperparameter may take the place of another: both numbers, or tuples of them, or not a number either."""
+    if isinstance(mine, (list, tuple)):
+        return isinstance(loaded, (list, tuple)) and len(mine) == len(loaded) and all(map(_alike, mine, loaded))
+    numbers = (int, float, torch.Tensor)
+    return isinstance(loaded, numbers) if isinstance(mine, numbers) else not isinstance(loaded, dict)
 
 
 class CheckpointingEngine:
@@ -102,18 +110,16 @@ class CheckpointingEngine:
                 "load_checkpoint(custom_load_fn=...) cannot tell which optimizer states belong to what the function loads; pass "
                 "load_optimizer_states=False or load_module_only=True"
             )
-        path = _C.find_checkpoint(self._core, os.fspath(load_dir), None if tag is None else str(tag))
-        if path is None:
+        step = _C.find_checkpoint(self._core, os.fspath(load_dir), None if tag is None else str(tag))
+        if step is None:
             if self.global_rank == 0:
                 _C.log_warn(f"there is no checkpoint in {os.fspath(load_dir)}: nothing was loaded")
             return None, None
         with_optimizer = load_optimizer_states and not load_module_only and self.optimizer is not None
         with_schedule = load_lr_scheduler_states and not load_module_only
-        step, host, problem = self._open(path, load_module_strict and custom_load_fn is None, with_optimizer, with_schedule)
-        if step is None:
-            raise CheckpointError(problem)
+        host, problem = self._read(step, load_module_strict and custom_load_fn is None, with_optimizer, with_schedule)
         if custom_load_fn is not None:
-            self._load_by(custom_load_fn, path)
+            self._load_by(custom_load_fn, step)
         missing, unexpected = _C.load_checkpoint(
             self._core, step, load_module_strict, custom_load_fn is None, with_optimizer, with_schedule, load_module_only, problem
         )
@@ -121,8 +127,8 @@ class CheckpointingEngine:
         if not load_module_only:
             self._continue_data(host["data"])
         if (missing or unexpected) and self.global_rank == 0:
-            _C.log_warn(f"{path}: not in the checkpoint: {missing}; not in the model: {unexpected}")
-        return path, host["client"]
+            _C.log_warn(f"{step.path}: not in the checkpoint: {missing}; not in the model: {unexpected}")
+        return step.path, host["client"]
 
     def _open_saves(self) -> None:
         """At the end of making the engine."""
@@ -175,23 +181,25 @@ class CheckpointingEngine:
         position = getattr(self.training_dataloader, "position", None)
         return None if position is None else [position.epoch, position.entries]
 
-    def _open(self, path: str, strict: bool, with_optimizer: bool, with_schedule: bool) -> tuple[Any, dict[str, Any], str]:
-        """Reads and compares all that Python will take over, and changes nothing. Returns (step, state, what is wrong)."""
-        step = None
+    def _read(self, step: _C.Checkpoint, strict: bool, with_optimizer: bool, with_schedule: bool) -> tuple[dict[str, Any], str]:
+        """Reads and compares all that Python will take over, and changes nothing. Returns (state, what is wrong)."""
         try:
-            step = _C.Checkpoint(path)
-            stored = json.loads(step.host_json)
-            host = {key: decode(stored.get(key), step.read_tensor) for key in ("client", "groups", "optimizer_values", "scheduler", "buffers")}
+            stored = json.loads(step.host_json)  # whose form was checked when the step was opened
+            keys = ("client", "groups", "optimizer_values", "scheduler", "buffers")
+            host = {key: decode(stored.get(key), step.read_tensor) for key in keys}
+            host["groups"], host["buffers"] = host["groups"] or [], host["buffers"] or {}
             prefix = f"host/{self.global_rank}/"
             names = [name for name in ("torch", "python", "device", "numpy") if step.has_tensor(prefix + name)]
             host["random"] = {name: step.read_tensor(prefix + name) for name in names}
+            if with_optimizer:
+                check_random_states(host["random"])
             host["optimizer"] = stored.get("optimizer")
             host["data"] = Position(*stored["data"]) if stored.get("data") else None
             if with_optimizer and self.optimizer.shards is not None:
                 host["shards"] = self.optimizer.shards.state.read(step)
-            return step, host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
+            return host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
         except ZeropageError as error:
-            return step, {}, str(error)
+            return {}, str(error)
 
     def _differences(self, host: dict[str, Any], strict: bool, with_optimizer: bool, with_schedule: bool) -> list[str]:
         found = []
@@ -208,6 +216,13 @@ class CheckpointingEngine:
                 f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, the checkpoint {len(host['groups'])}; "
                 "pass load_optimizer_states=False to keep yours"
             )
+        elif with_optimizer:
+            for index, (group, loaded) in enumerate(zip(self.optimizer.param_groups, host["groups"], strict=True)):
+                found += [
+                    f"parameter group {index} has {key}={group[key]!r}, the checkpoint {loaded[key]!r}, which is no such value"
+                    for key in group.keys() & loaded.keys()
+                    if not _alike(group[key], loaded[key])
+                ]
         if with_optimizer and host["optimizer"] not in (None, self.optimizer_name()):
             found.append(
                 f"the optimizer is {self.optimizer_name()}, that of the checkpoint {host['optimizer']}; "
@@ -224,13 +239,12 @@ class CheckpointingEngine:
                 "restored: the loader begins anew; skip what was used already"
             )
 
-    def _load_by(self, custom_load_fn: Any, path: str) -> None:
+    def _load_by(self, custom_load_fn: Any, step: _C.Checkpoint) -> None:
         """Parameters and buffers by a function of the user's. What it raises on one rank ends the load on all."""
-        from .utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+        from .utils.zero_to_fp32 import fp32_state_dict
 
-        folder, tag = os.path.split(path)
         with torch.no_grad():
-            custom_load_fn(src=get_fp32_state_dict_from_zero_checkpoint(folder, tag), dst=self.module)
+            custom_load_fn(src=fp32_state_dict(step), dst=self.module)
 
     def _apply_host_state(self, host: dict[str, Any], with_buffers: bool, with_optimizer: bool, with_schedule: bool) -> None:
         for name, buffer in _persistent_buffers(self.module):
@@ -246,6 +260,12 @@ class CheckpointingEngine:
         if not with_schedule:
             return
         if self._client_scheduler:
-            self.lr_scheduler.load_state_dict(host["scheduler"])
+            try:
+                self.lr_scheduler.load_state_dict(host["scheduler"])
+            except Exception as error:  # whatever a class of the user's makes of it
+                raise CheckpointError(
+                    f"{type(self.lr_scheduler).__name__} cannot go on from the state in the checkpoint ({type(error).__name__}: {error}); all "
+                    "else is loaded; pass load_lr_scheduler_states=False to keep yours"
+                ) from error
         elif self.optimizer is not None and self._core.scheduled_lrs():
             self.optimizer.pull_hyperparameters()

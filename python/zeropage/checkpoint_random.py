@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from typing import Any
 
 import torch
 
@@ -30,18 +31,39 @@ def random_states(device: torch.device) -> States:
     return states
 
 
+def check_random_states(states: States) -> None:
+    """Tries the states on generators that nobody uses. A GPU's is tried when it is restored. Raises CheckpointError."""
+    numpy = sys.modules.get("numpy")
+    _set(states, torch.Generator(), random.Random(), None if numpy is None else numpy.random.RandomState())
+
+
 def restore_random_states(states: States, device: torch.device) -> None:
     """Goes on from `random_states`; generators that are not in it stay as they are. Raises CheckpointError."""
+    numpy = sys.modules.get("numpy")
+    _set(states, torch.default_generator, random, None if numpy is None else numpy.random)
+    if "device" in states and device.type == "cuda":
+        try:
+            torch.cuda.set_rng_state(states["device"], device)
+        except (TypeError, RuntimeError) as error:
+            raise _unusable("device", error) from None
+
+
+def _set(states: States, torch_generator: torch.Generator, python_generator: Any, numpy_generator: Any) -> None:
+    name = "torch"
     try:
         if "torch" in states:
-            torch.set_rng_state(states["torch"])
+            torch_generator.set_state(states["torch"])
+        name = "python"
         if "python" in states:
             version, keys, gauss = json.loads(_text(states["python"]))
-            random.setstate((version, tuple(keys), gauss))
-        if "device" in states and device.type == "cuda":
-            torch.cuda.set_rng_state(states["device"], device)
-        if "numpy" in states and "numpy" in sys.modules:
+            python_generator.setstate((version, tuple(keys), gauss))
+        name = "numpy"
+        if "numpy" in states and numpy_generator is not None:
             kind, keys, *rest = json.loads(_text(states["numpy"]))
-            sys.modules["numpy"].random.set_state((kind, keys, *rest))
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"the state of a random generator in the checkpoint cannot be used: {error}") from None
+            numpy_generator.set_state((kind, keys, *rest))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise _unusable(name, error) from None
+
+
+def _unusable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(f"the checkpoint's state of the {name} random generator cannot be used: {error}")

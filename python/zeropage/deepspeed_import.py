@@ -15,12 +15,13 @@ import torch
 from . import _C
 from .checkpoint_values import encode
 from .deepspeed_checkpoint import DeepSpeedStep, joined
-from .errors import CheckpointError, ConfigError
+from .errors import CheckpointError, ConfigError, UsageError, ZeropageError
 from .pickle_process import FOREIGN, PickleProcess, StoredTensor
 
 _HYPERPARAMETERS = (
     "lr betas eps weight_decay momentum dampening nesterov lr_decay bias_correction decoupled_weight_decay initial_lr".split()
 )
+_TAG_LIMIT_BYTES = 4096
 _READ_BY = {"exp_avg", "exp_avg_sq", "sum", "momentum_buffer"}
 
 
@@ -54,11 +55,19 @@ def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str,
 
     Memory: the largest parameter. Raises CheckpointError.
     """
-    step = DeepSpeedStep(folder, reader)
-    sources, types = _tensors(step)
     notes: list[str] = []
     host: dict[str, torch.Tensor] = {}
-    manifest = _manifest(step, folder.name, host, notes)
+    try:
+        step = DeepSpeedStep(folder, reader)
+        sources, types = _tensors(step)
+        manifest = _manifest(step, folder.name, host, notes)
+    except ZeropageError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: the files are not laid out as DeepSpeed's of ZeRO stages 1 to 3 ({type(error).__name__}: {error}); is the "
+            "checkpoint complete, and saved by DeepSpeed itself?"
+        ) from error
     sources |= {name: lambda value=value: value for name, value in host.items()}
     tensors = [(name, dtype, list(shape)) for name, (dtype, shape) in types.items()]
     tensors += [(name, value.dtype, list(value.shape)) for name, value in host.items()]
@@ -67,11 +76,19 @@ def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str,
 
 
 def _step_folder(source: Path, tag: str | None) -> Path:
-    if tag is None and not (source / "latest").exists():
+    if tag is None and not (source / "latest").is_file():
         if any(source.glob("*model_states.pt")):
             return source
         raise ConfigError(f"{source}: expected a file `latest`, or the folder of a step; name a step with --tag")
-    folder = source / (tag if tag is not None else (source / "latest").read_text().strip())
+    named_by = "--tag" if tag is not None else f"{source}/latest"
+    if tag is None:
+        with open(source / "latest", "rb") as file:
+            tag = file.read(_TAG_LIMIT_BYTES).decode(errors="replace").strip()
+    try:
+        _C.check_tag(tag)
+    except UsageError as error:
+        raise ConfigError(f"{named_by}: {error}") from None
+    folder = source / tag
     if not folder.is_dir():
         there = sorted(path.name for path in source.iterdir() if path.is_dir())
         raise ConfigError(f"{folder}: there is no such step; there are {there}")

@@ -9,10 +9,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <filesystem>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
 #include "zeropage/checkpoint/descriptor.h"
 #include "zeropage/checkpoint/new_file.h"
 
@@ -55,6 +57,30 @@ class HeldLock : public DirectoryLock {
 
  private:
   Descriptor directory_;
+};
+
+/// Whether `path` still names the file: the process that had it before may have removed it.
+bool is_named(const std::string& path, const Descriptor& file) {
+  struct stat named {
+  }, opened{};
+  return ::fstat(file.get(), &opened) == 0 && ::lstat(path.c_str(), &named) == 0 && named.st_ino == opened.st_ino &&
+         named.st_dev == opened.st_dev;
+}
+
+/// A lock of fcntl: it belongs to the process, so that children do not inherit it, and network file systems have it, too.
+class HeldFileLock : public FileLock {
+ public:
+  HeldFileLock(std::string path, Descriptor file)
+      : path_(std::move(path)), file_(std::move(file)), owner_(::getpid()) {}
+  ~HeldFileLock() override {
+    // A forked child has a copy of the object, and not the lock.
+    if (owner_ == ::getpid() && is_named(path_, file_)) ::unlink(path_.c_str());
+  }
+
+ private:
+  std::string path_;
+  Descriptor file_;
+  pid_t owner_;
 };
 
 class SystemFiles : public FileSystem {
@@ -107,7 +133,8 @@ class SystemFiles : public FileSystem {
     for (std::filesystem::directory_iterator entry(path, error), end; !error && entry != end; entry.increment(error)) {
       names.push_back(entry->path().filename().string());
     }
-    if (error && error != std::errc::no_such_file_or_directory) fail("list", path, error.value());
+    const bool none = error == std::errc::no_such_file_or_directory || error == std::errc::not_a_directory;
+    if (error && !none) fail("list", path, error.value());
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -119,6 +146,35 @@ class SystemFiles : public FileSystem {
     // A directory that was removed before the lock came has no links left.
     if (::fstat(directory.get(), &found) != 0 || found.st_nlink == 0) return nullptr;
     return std::make_unique<HeldLock>(std::move(directory));
+  }
+
+  std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) override {
+    while (true) {
+      Descriptor file = open_file(path, O_RDWR | O_CREAT | O_NOFOLLOW);
+      struct flock whole {};
+      whole.l_type = F_WRLCK;
+      whole.l_whence = SEEK_SET;
+      if (::fcntl(file.get(), F_SETLK, &whole) != 0) {
+        if (errno == EACCES || errno == EAGAIN) return nullptr;
+        log_warn(fmt::format("{} cannot be locked ({}): nothing keeps a second job from saving into the same folder",
+                             path, std::strerror(errno)));
+        ::unlink(path.c_str());
+        return std::make_unique<FileLock>();
+      }
+      if (!is_named(path, file)) continue;
+      if (::ftruncate(file.get(), 0) != 0) fail("truncate", path, errno);
+      if (::pwrite(file.get(), about.data(), about.size(), 0) != static_cast<ssize_t>(about.size())) {
+        log_warn(fmt::format("{} does not say who has locked it: {}", path, std::strerror(errno)));  // a full disk
+      }
+      return std::make_unique<HeldFileLock>(path, std::move(file));
+    }
+  }
+
+  std::string full_path(const std::string& path) override {
+    std::error_code error;
+    const auto full = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
+    if (error) fail("find", path, error.value());
+    return full.string();
   }
 };
 

@@ -42,6 +42,12 @@ class DirectoryLock {
   virtual ~DirectoryLock() = default;
 };
 
+/// The same for a file of a name that all processes know. No other process can lock it while this object lives.
+class FileLock {
+ public:
+  virtual ~FileLock() = default;
+};
+
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
@@ -76,6 +82,14 @@ class FileSystem {
 
   /// Locks a directory against other processes; null when somebody else holds it or it is gone.
   virtual std::unique_ptr<DirectoryLock> try_lock(const std::string& path) = 0;
+
+  /// Locks a file, which is made where it is missing and removed with the object, against other processes, and writes `about` into it
+  /// for them to read. Null when another process has it. Where the file system has no locks the object holds nothing, and a warning
+  /// says so. Within one process lock a path once. Errors: IoError.
+  virtual std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) = 0;
+
+  /// The path from the root on, with links followed: two names of one directory are the same text.
+  virtual std::string full_path(const std::string& path) = 0;
 };
 
 /// The file system of the machine. Files and directories get the modes that the umask leaves.

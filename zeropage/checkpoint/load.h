@@ -13,15 +13,19 @@
 
 namespace zeropage::checkpoint {
 
-/// A step whose manifest has been checked. Shard files are opened when they are first needed; each is compared with the manifest
-/// then, and every chunk with its digest before its bytes are handed out. Memory: one chunk per open shard.
+/// A step whose manifest has been checked. Shard files are opened when they are first needed, and stay open; each is compared with
+/// the manifest then, and every chunk with its digest before its bytes are handed out. So all that is read is one step, whatever others
+/// do to the folder; when they have replaced or removed the step, that is an error that says so. Memory: one chunk per open shard.
 class Checkpoint {
  public:
-  /// Errors: IoError, CheckpointError.
+  /// Reads the manifest once. Errors: IoError, CheckpointError.
   Checkpoint(FileSystem& files, std::string path);
 
   const std::string& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
+
+  /// Of the manifest, and with it of every byte of the step: what has the same digest is the same step.
+  const std::string& digest() const { return digest_; }
 
   /// The record of a tensor, or null.
   const TensorRecord* find(const std::string& tensor) const;
@@ -37,18 +41,21 @@ class Checkpoint {
   void verify_shard(int rank) { shard(rank).verify(); }
 
  private:
+  struct Shard {
+    std::unique_ptr<ShardReader> reader;  ///< null until it is needed
+    std::vector<std::pair<const TensorRecord*, std::int64_t>> expected =
+        {};  ///< what the manifest says it holds; elements
+  };
+
   ShardReader& shard(int rank);
+  void open_shard(int rank, Shard& shard) const;
+  bool is_still_there() const;
 
   FileSystem& files_;
   std::string path_;
+  std::string digest_;
   Manifest manifest_;
-  std::vector<std::unique_ptr<ShardReader>> shards_;
+  std::vector<Shard> shards_;
 };
-
-/// Finds the step to load. With a tag: that one. Without: the one with the highest sequence among those saved as latest.
-/// Returns nullopt when the folder has no step. Errors: CheckpointError for a tag that is not there (with those that are), and,
-/// without a tag, when `latest` names a step whose manifest is damaged: naming the newest sound one.
-std::optional<std::string> choose_step(FileSystem& files, const std::string& folder,
-                                       const std::optional<std::string>& tag);
 
 }  // namespace zeropage::checkpoint

@@ -4,13 +4,17 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <functional>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
 #include "zeropage/checkpoint/digest.h"
+#include "zeropage/checkpoint/host_values.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 
 namespace zeropage::checkpoint {
@@ -23,7 +27,6 @@ constexpr std::string_view kHead = "{\"digest\": \"";
 constexpr std::string_view kHeadEnd = "\",\n";
 constexpr std::size_t kDigestDigits = 32;
 constexpr const char* kFormatName = "zeropage-checkpoint";
-constexpr int kMaxWorldSize = 65536;
 constexpr std::int64_t kMinChunkBytes = 4096;
 constexpr std::int64_t kMaxChunkBytes = std::int64_t{64} << 20;
 constexpr std::int64_t kDigestDigitsPerChunk = 16;
@@ -64,13 +67,15 @@ TrainingState training_from_json(const json& value, const std::string& origin) {
   return training;
 }
 
-json tensor_to_json(const TensorRecord& tensor) {
-  json segments = json::array();
-  for (const auto& segment : tensor.segments) segments.push_back({segment.rank, segment.offset, segment.numel});
-  return {{"name", tensor.info.name},
-          {"dtype", tensor.info.dtype},
-          {"shape", tensor.info.shape},
-          {"segments", std::move(segments)}};
+/// Appends `[first, second, ...]`, each made by `append`.
+template <typename Items, typename Append>
+void append_list(std::string& out, const Items& items, const Append& append) {
+  out += '[';
+  for (const auto& item : items) {
+    if (&item != &*items.begin()) out += ',';
+    append(item);
+  }
+  out += ']';
 }
 
 /// Rank, offset and extent of each segment; they must cover [0, numel) in order.
@@ -79,8 +84,7 @@ void read_segments(const ObjectReader& reader, int world_size, const std::string
   std::set<std::int64_t> ranks;
   std::int64_t end = 0;
   for (const json& item : reader.array("segments")) {
-    const json wrapped = {{"segment", item}};
-    const auto numbers = ObjectReader(wrapped, where).integers("segment");
+    const auto numbers = natural_numbers(item, where, "segments");
     if (numbers.size() != 3) throw CheckpointError(where + ": a segment is [rank, offset, extent]");
     if (numbers[0] >= world_size || !ranks.insert(numbers[0]).second) {
       throw CheckpointError(fmt::format("{}: rank {} holds a segment, of {} ranks that hold one each at most", where,
@@ -103,6 +107,7 @@ std::vector<TensorRecord> tensors_from_json(const ObjectReader& reader, int worl
     const ObjectReader entry(item, origin + ", tensors");
     TensorRecord tensor;
     tensor.info = {entry.text("name"), entry.text("dtype"), entry.integers("shape")};
+    check_name(tensor.info.name, origin);
     const std::string where = fmt::format("{}, tensor '{}'", origin, tensor.info.name);
     if (!names.insert(tensor.info.name).second) throw CheckpointError(where + ": is there twice");
     dtype_bytes(tensor.info.dtype, where);
@@ -112,15 +117,31 @@ std::vector<TensorRecord> tensors_from_json(const ObjectReader& reader, int worl
   return tensors;
 }
 
+/// Whether there is a tensor of a name. Cost: log n for names in order, as they are written.
+std::function<bool(const std::string&)> has_tensor(const std::vector<TensorRecord>& tensors) {
+  const auto by_name = [](const TensorRecord& a, const TensorRecord& b) { return a.info.name < b.info.name; };
+  auto names = std::make_shared<std::set<std::string_view>>();
+  if (!std::is_sorted(tensors.begin(), tensors.end(), by_name)) {
+    for (const auto& tensor : tensors) names->insert(tensor.info.name);
+  }
+  return [&tensors, names](const std::string& name) {
+    if (!names->empty()) return names->contains(name);
+    const auto found = std::lower_bound(tensors.begin(), tensors.end(), name,
+                                        [](const TensorRecord& record, const auto& n) { return record.info.name < n; });
+    return found != tensors.end() && found->info.name == name;
+  };
+}
+
 std::vector<ParameterRecord> parameters_from_json(const ObjectReader& reader, const std::string& origin) {
   std::vector<ParameterRecord> parameters;
   for (const json& item : reader.array("parameters")) {
     const ObjectReader entry(item, origin + ", parameters");
     ParameterRecord parameter;
     parameter.name = entry.text("name");
+    check_name(parameter.name, origin);
     for (const json& alias : entry.array("aliases")) {
-      const json wrapped = {{"alias", alias}};
-      parameter.aliases.push_back(ObjectReader(wrapped, origin + ", parameters").text("alias"));
+      if (!alias.is_string()) entry.refuse("aliases", "texts");
+      parameter.aliases.push_back(alias.get<std::string>());
     }
     parameter.trainable = entry.boolean("trainable");
     parameter.updates = entry.integer("updates", 0);
@@ -142,7 +163,8 @@ std::vector<ShardRecord> shards_from_json(const ObjectReader& reader, const Mani
     const ObjectReader entry(item, origin + ", shards");
     ShardRecord shard{entry.integer("bytes", 1), entry.text("digests")};
     if (static_cast<std::int64_t>(shard.digests.size()) !=
-        ceil_div(shard.bytes, manifest.chunk_bytes) * kDigestDigitsPerChunk) {
+            ceil_div(shard.bytes, manifest.chunk_bytes) * kDigestDigitsPerChunk ||
+        shard.digests.find_first_not_of("0123456789abcdef") != std::string::npos) {
       throw CheckpointError(fmt::format("{}: shard {} has {} bytes and {} digits of digests for chunks of {}", origin,
                                         shards.size(), shard.bytes, shard.digests.size(), manifest.chunk_bytes));
     }
@@ -154,8 +176,9 @@ std::vector<ShardRecord> shards_from_json(const ObjectReader& reader, const Mani
   return shards;
 }
 
-/// The part of the text that the digest covers.
-std::string_view checked_body(std::string_view text, const std::string& origin) {
+}  // namespace
+
+std::string_view manifest_body(std::string_view text, const std::string& origin) {
   const std::size_t body_at = kHead.size() + kDigestDigits + kHeadEnd.size();
   const bool framed = text.size() > body_at && text.substr(0, kHead.size()) == kHead &&
                       text.substr(kHead.size() + kDigestDigits, kHeadEnd.size()) == kHeadEnd;
@@ -167,58 +190,79 @@ std::string_view checked_body(std::string_view text, const std::string& origin) 
   return body;
 }
 
-}  // namespace
-
-std::string shard_file_name(int rank, int world_size) {
-  return fmt::format("shard-{:05}-of-{:05}.safetensors", rank, world_size);
+std::string manifest_digest(std::string_view text) {
+  return text.starts_with(kHead) ? std::string(text.substr(kHead.size(), kDigestDigits)) : std::string();
 }
 
-std::string manifest_to_text(const Manifest& manifest) {
-  json parameters = json::array(), tensors = json::array(), shards = json::array();
-  for (const auto& parameter : manifest.parameters) {
-    parameters.push_back({{"name", parameter.name},
-                          {"aliases", parameter.aliases},
-                          {"trainable", parameter.trainable},
-                          {"updates", parameter.updates},
-                          {"order", parameter.order}});
-  }
-  for (const auto& tensor : manifest.tensors) tensors.push_back(tensor_to_json(tensor));
-  for (const auto& shard : manifest.shards) shards.push_back({{"bytes", shard.bytes}, {"digests", shard.digests}});
-  const json body = {{"format", kFormatName},
-                     {"version", kFormatVersion},
-                     {"library_version", manifest.library_version},
-                     {"tag", manifest.tag},
-                     {"sequence", manifest.sequence},
-                     {"latest", manifest.latest},
-                     {"world_size", manifest.world_size},
-                     {"stage", manifest.stage},
-                     {"frozen_excluded", manifest.frozen_excluded},
-                     {"chunk_bytes", manifest.chunk_bytes},
-                     {"shards", std::move(shards)},
-                     {"parameters", std::move(parameters)},
-                     {"tensors", std::move(tensors)},
-                     {"training", training_to_json(manifest.training)},
-                     {"config", json::parse(manifest.config_json)},
-                     {"host", json::parse(manifest.host_json)}};
-  const std::string text = fmt::format("\"manifest\": {}}}\n", body.dump());
-  return fmt::format("{}{}{}{}", kHead, digest128(text), kHeadEnd, text);
-}
-
-Manifest manifest_from_text(const std::string& text, const std::string& origin) {
-  const json document = parse_untrusted(fmt::format("{{{}", checked_body(text, origin)), origin);
-  const ObjectReader reader(ObjectReader(document, origin).at("manifest"), origin);
+void check_format(const ObjectReader& reader, const std::string& origin) {
   if (reader.text("format") != kFormatName) throw CheckpointError(origin + ": this is not a checkpoint of zeropage");
   const auto version = reader.integer("version", 0);
   if (version != kFormatVersion) {
     throw CheckpointError(
         fmt::format("{}: has format version {}; this release reads version {}: use the release that "
                     "wrote it ({})",
-                    origin, version, kFormatVersion, reader.text("library_version")));
+                    origin, version, kFormatVersion, zeropage::json::printable(reader.text("library_version"))));
   }
+}
+
+std::string read_run(const ObjectReader& reader) { return reader.has("run") ? reader.text("run") : std::string(); }
+
+std::string shard_file_name(int rank, int world_size) {
+  return fmt::format("shard-{:05}-of-{:05}.safetensors", rank, world_size);
+}
+
+// What lists of steps need is written first, so that they need not read the rest (manifest_summary.h).
+std::string manifest_to_text(const Manifest& manifest) {
+  std::string out = "\"manifest\": {";
+  const auto field = [&](const char* name, const json& value) {
+    out += fmt::format("{}\"{}\":{}", out.back() == '{' ? "" : ",", name, value.dump());
+  };
+  field("format", kFormatName);
+  field("version", kFormatVersion);
+  field("library_version", manifest.library_version);
+  field("run", manifest.run);
+  field("tag", manifest.tag);
+  field("sequence", manifest.sequence);
+  field("latest", manifest.latest);
+  field("world_size", manifest.world_size);
+  field("stage", manifest.stage);
+  field("frozen_excluded", manifest.frozen_excluded);
+  field("chunk_bytes", manifest.chunk_bytes);
+  field("training", training_to_json(manifest.training));
+  out += ",\"shards\":";
+  append_list(out, manifest.shards, [&](const ShardRecord& shard) {
+    out += fmt::format("{{\"bytes\":{},\"digests\":\"{}\"}}", shard.bytes, shard.digests);
+  });
+  out += ",\"parameters\":";
+  append_list(out, manifest.parameters, [&](const ParameterRecord& parameter) {
+    out += fmt::format("{{\"name\":{},\"aliases\":{},\"trainable\":{},\"updates\":{},\"order\":[{}]}}",
+                       json(parameter.name).dump(), json(parameter.aliases).dump(), parameter.trainable,
+                       parameter.updates, fmt::join(parameter.order, ","));
+  });
+  out += ",\"tensors\":";
+  append_list(out, manifest.tensors, [&](const TensorRecord& tensor) {
+    out += fmt::format("{{\"name\":{},\"dtype\":\"{}\",\"shape\":[{}],\"segments\":", json(tensor.info.name).dump(),
+                       tensor.info.dtype, fmt::join(tensor.info.shape, ","));
+    append_list(out, tensor.segments, [&](const Segment& segment) {
+      out += fmt::format("[{},{},{}]", segment.rank, segment.offset, segment.numel);
+    });
+    out += '}';
+  });
+  field("config", json::parse(manifest.config_json));
+  field("host", json::parse(manifest.host_json));
+  out += "}}\n";
+  return fmt::format("{}{}{}{}", kHead, digest128(out), kHeadEnd, out);
+}
+
+Manifest manifest_from_text(const std::string& text, const std::string& origin) {
+  const json document = parse_untrusted(fmt::format("{{{}", manifest_body(text, origin)), origin);
+  const ObjectReader reader(ObjectReader(document, origin).at("manifest"), origin);
+  check_format(reader, origin);
   Manifest manifest;
   manifest.library_version = reader.text("library_version");
   manifest.tag = reader.text("tag");
-  manifest.sequence = reader.integer("sequence", 0);
+  manifest.run = read_run(reader);
+  manifest.sequence = reader.integer("sequence", 0, kMaxSequence);
   manifest.latest = reader.boolean("latest");
   manifest.world_size = static_cast<int>(reader.integer("world_size", 1, kMaxWorldSize));
   manifest.stage = static_cast<int>(reader.integer("stage", 0, 3));
@@ -229,6 +273,7 @@ Manifest manifest_from_text(const std::string& text, const std::string& origin) 
   manifest.tensors = tensors_from_json(reader, manifest.world_size, origin);
   manifest.training = training_from_json(reader.at("training"), origin);
   manifest.config_json = reader.at("config").dump();
+  check_host(reader.at("host"), has_tensor(manifest.tensors), origin);
   manifest.host_json = reader.at("host").dump();
   return manifest;
 }

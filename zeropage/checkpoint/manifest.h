@@ -6,15 +6,19 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "zeropage/checkpoint/tensor_info.h"
+#include "zeropage/checkpoint/untrusted_json.h"
 #include "zeropage/optim/loss_scale.h"
 
 namespace zeropage::checkpoint {
 
 inline constexpr int kFormatVersion = 1;
 inline constexpr std::int64_t kMaxManifestBytes = std::int64_t{256} << 20;
+inline constexpr int kMaxWorldSize = 65536;
+inline constexpr std::int64_t kMaxSequence = std::int64_t{1} << 53;  ///< what every reader of JSON can hold
 inline constexpr std::int64_t kDefaultChunkBytes = std::int64_t{1} << 20;
 
 /// The part of a flat tensor that one rank's shard file holds. A rank holds at most one segment of a tensor.
@@ -66,6 +70,7 @@ struct TrainingState {
 
 struct Manifest {
   std::string library_version;
+  std::string run;  ///< which training saved it; empty: an older release wrote it
   std::string tag;
   std::int64_t sequence = 0;  ///< counts the saves of a folder, so that the newest is known without clocks
   bool latest = true;         ///< false: saved beside the line of steps, never taken as the newest
@@ -88,6 +93,18 @@ std::string shard_file_name(int rank, int world_size);
 
 /// The document, with its digest.
 std::string manifest_to_text(const Manifest& manifest);
+
+/// The part of a document that its digest covers, once it has been compared with it. Errors: CheckpointError naming `origin`.
+std::string_view manifest_body(std::string_view text, const std::string& origin);
+
+/// The digest that a document starts with; empty when it does not.
+std::string manifest_digest(std::string_view text);
+
+/// Refuses manifests of other formats and versions. Errors: CheckpointError naming `origin`.
+void check_format(const ObjectReader& reader, const std::string& origin);
+
+/// Which run saved the step; empty where an older release did.
+std::string read_run(const ObjectReader& reader);
 
 /// Reads and checks a document: digest, types, ranges, names, shapes without overflow, segments that cover each tensor
 /// exactly, digests as many as chunks. `origin` (the path) goes into messages. Errors: CheckpointError.

@@ -2,8 +2,12 @@
 
 #include <gtest/gtest.h>
 
+#include <map>
+#include <nlohmann/json.hpp>
+
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/digest.h"
+#include "zeropage/checkpoint/manifest_summary.h"
 
 namespace zeropage::checkpoint {
 namespace {
@@ -11,6 +15,7 @@ namespace {
 Manifest example() {
   Manifest manifest;
   manifest.library_version = "0.1.0";
+  manifest.run = "0123";
   manifest.tag = "step \"7\"";
   manifest.sequence = 3;
   manifest.latest = false;
@@ -24,7 +29,7 @@ Manifest example() {
                       {{"value/empty", "F32", {0, 9}}, {}}};
   manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}};
   manifest.config_json = R"({"train_batch_size":8})";
-  manifest.host_json = R"({"client":[1,"x",null]})";
+  manifest.host_json = R"({"client":[1,"x",null]})";  // as any value
   return manifest;
 }
 
@@ -86,11 +91,82 @@ TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
       {"\"version\":1", "\"version\":2", "format version 2"},
       {"\"sequence\":3", "\"sequence\":3,\"sequence\":4", "twice"},
       {"\"latest\":false", "\"late\":false", "'latest' is missing"},
-      {"[1,\"x\",null]", std::string(100000, '['), "nested deeper"},
+      {"[1,\"x\",null]", std::string(100000, '['), "nested values"},
+      {"\"value/empty\"", "\"value/\\u001b[31m\"", "control characters"},
+      {"\"dtype\":\"F32\"", "\"dtype\":\"\\u001b[31m\"", "'\\x1b[31m' is not known"},
+      {R"({"client":[1,"x",null]})", "7", "host: expected an object, got 7"},
+      {R"([1,"x",null])", R"({"tensor":"none"})", "host.client: expected the name of a tensor of the step"},
+      {R"([1,"x",null])", R"({"tensor":7})", "host.client: expected the name of a tensor of the step"},
+      {R"([1,"x",null])", R"([{"tuple":{}}])", "host.client: expected a list, got {}"},
+      {R"([1,"x",null])", R"({"number":"1e9"})", "host.client: expected a number, got \"1e9\""},
+      {R"([1,"x",null])", R"({"a":1})", "host.client: expected a value as"},
+      {R"([1,"x",null])", R"({"dict":[["a"]]})", "host.client: expected a pair of key and value"},
+      {R"([1,"x",null])", R"({"dict":[[[1],2]]})", "host.client: expected a pair of key and value"},
+      {R"("client":[1,"x",null])", R"("optimizer":1)", "host.optimizer: expected a text or null"},
+      {R"("client":[1,"x",null])", R"("data":[1,-2])", "host.data: expected null, or an epoch and a number of entries"},
+      {R"("client":[1,"x",null])", R"("groups":{"dict":[]})", "host.groups: expected a list"},
+      {R"("client":[1,"x",null])", R"("groups":[{"dict":[[1,2]]}])", "host.groups: expected a key that is a text"},
+      {R"("client":[1,"x",null])", R"("buffers":[])", "host.buffers: expected a value as"},
+      {R"("client":[1,"x",null])", R"("buffers":{"dict":[["a",1]]})", "host.buffers: expected tensors alone"},
   };
   for (const auto& row : cases) {
     const std::string message = refusal(forged(row[0], row[1]));
     EXPECT_NE(message.find(row[2]), std::string::npos) << row[1].substr(0, 80) << " -> " << message.substr(0, 300);
+  }
+}
+
+/// As older releases wrote it: keys in the order of the alphabet, and no run.
+std::string in_the_old_order(const Manifest& manifest) {
+  const std::string text = manifest_to_text(manifest);
+  auto document = nlohmann::json::parse(text);
+  document["manifest"].erase("run");
+  const std::string body = "\"manifest\": " + document["manifest"].dump() + "}\n";
+  return "{\"digest\": \"" + digest128(body) + "\",\n" + body;
+}
+
+// Catches a summary that differs from the manifest it is of, and steps of older releases that cannot be read any more.
+TEST(ManifestSummary, SaysWhatTheManifestSays) {
+  auto manifest = example();
+  for (const auto& text : {manifest_to_text(manifest), in_the_old_order(manifest)}) {
+    manifest.run = text == manifest_to_text(example()) ? "0123" : "";
+    EXPECT_EQ(manifest_from_text(text, "file"), manifest);
+    const auto summary = summary_from_text(text, "file");
+    EXPECT_EQ(summary.tag, manifest.tag);
+    EXPECT_EQ(summary.run, manifest.run);
+    EXPECT_EQ(summary.sequence, 3);
+    EXPECT_FALSE(summary.latest);
+    EXPECT_EQ(summary.global_steps, 10);
+    EXPECT_EQ(summary.world_size, 2);
+    EXPECT_EQ(summary.stage, 3);
+    EXPECT_EQ(summary.shard_bytes, 4098);
+    EXPECT_EQ(claimed_sequence(text), 3);
+  }
+}
+
+// Catches a list of steps that believes what has no right digest, or values of other types.
+TEST(ManifestSummary, DamagedManifestsAreRefused) {
+  const auto refused = [](const std::string& text) {
+    try {
+      summary_from_text(text, "file");
+    } catch (const CheckpointError&) {
+      return true;
+    }
+    return false;
+  };
+  const std::string text = manifest_to_text(example());
+  for (std::size_t bit = 0; bit < text.size() * 8; ++bit) {
+    std::string flipped = text;
+    flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
+    ASSERT_TRUE(refused(flipped)) << "bit " << bit;
+  }
+  for (const auto& [from, to] :
+       std::map<std::string, std::string>{{"\"version\":1", "\"version\":2"},
+                                          {"\"latest\":false", "\"latest\":0"},
+                                          {"\"run\":\"0123\"", "\"run\":1"},
+                                          {"\"bytes\":4097", "\"bytes\":-1"},
+                                          {"\"stage\":3", "\"stage\":4"},
+                                          {"\"sequence\":3", "\"sequence\":9007199254740993"}}) {
+    EXPECT_TRUE(refused(forged(from, to))) << to;
   }
 }
 

@@ -119,6 +119,11 @@ class MemoryFiles : public FileSystem {
     return exists(path) ? std::make_unique<DirectoryLock>() : nullptr;  // the other holder died with the power
   }
 
+  std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) override {
+    return std::make_unique<FileLock>();
+  }
+  std::string full_path(const std::string& path) override { return path; }
+
  protected:
   /// False: syncs of files do nothing.
   virtual bool syncs_files() const { return true; }

@@ -10,6 +10,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/checkpoint/shard_file.h"
+#include "zeropage/checkpoint/temporary_folder.h"
 #include "zeropage/checkpoint/tensor_info.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 #include "zeropage/optim/convert.h"
@@ -20,22 +21,13 @@ namespace {
 using nlohmann::json;
 
 constexpr std::int64_t kFileChunkBytes = std::int64_t{1} << 20;
-constexpr const char* kIndexName = "model.safetensors.index.json";
 
-/// The buffers, as python/zeropage/checkpoint_values.py writes a dict of tensors: {"dict": [[name, {"tensor": record}], ...]}.
+/// The buffers, as check_host has found them: {"dict": [[name, {"tensor": record}], ...]}.
 void add_buffers(const Checkpoint& step, std::vector<ModelTensor>& out) {
   const json host = parse_untrusted(step.manifest().host_json, step.path());
-  const auto buffers = host.find("buffers");
-  if (buffers == host.end() || !buffers->is_object() || !buffers->contains("dict")) return;
-  for (const json& pair : buffers->at("dict")) {
-    const bool named = pair.is_array() && pair.size() == 2 && pair[0].is_string() && pair[1].is_object() &&
-                       pair[1].contains("tensor") && pair[1]["tensor"].is_string();
-    const auto* record = named ? step.find(pair[1]["tensor"].get<std::string>()) : nullptr;
-    if (record == nullptr) {
-      throw CheckpointError(fmt::format("{}: a buffer is not there as the manifest says: {}", step.path(),
-                                        pair.dump(-1, ' ', true).substr(0, 200)));
-    }
-    const auto& info = record->info;
+  if (!host.contains("buffers") || host["buffers"].is_null()) return;
+  for (const json& pair : host["buffers"]["dict"]) {
+    const auto& info = step.find(pair[1]["tensor"].get<std::string>())->info;
     out.push_back({pair[0].get<std::string>(), {}, info.shape, {}, info.name, info.name, false});
   }
 }
@@ -216,20 +208,24 @@ std::vector<std::string> export_model(FileSystem& files, Checkpoint& step, const
                                       : fmt::format("model-{:05}-of-{:05}.safetensors", part, parts.size()));
   }
   files.make_directories(options.folder);
+  remove_leftovers(files, options.folder);
   for (const auto& name : files.list(options.folder)) {
-    if (name != kIndexName && !(name.starts_with("model") && name.ends_with(".safetensors"))) continue;
+    if (name != kModelIndexName && !(name.starts_with("model") && name.ends_with(".safetensors"))) continue;
     throw IoError(fmt::format("{}/{} exists already: name another folder, or remove it first", options.folder, name));
   }
-  MadeFiles made(files);
+  const TemporaryFolder temporary(files, options.folder, "export");
   for (std::size_t part = 0; part < parts.size(); ++part) {
-    const std::string path = fmt::format("{}/{}", options.folder, names[part]);
-    made.add(path);
-    write_shard(files, path, parts[part], kFileChunkBytes);
+    write_shard(files, fmt::format("{}/{}", temporary.path(), names[part]), parts[part], kFileChunkBytes);
   }
   if (parts.size() > 1) {
-    const std::string path = fmt::format("{}/{}", options.folder, kIndexName);
+    names.emplace_back(kModelIndexName);
+    write_text(files, fmt::format("{}/{}", temporary.path(), kModelIndexName), index_of(parts, names));
+  }
+  MadeFiles made(files);
+  for (const auto& name : names) {
+    const std::string path = fmt::format("{}/{}", options.folder, name);
+    files.rename(fmt::format("{}/{}", temporary.path(), name), path);
     made.add(path);
-    write_text(files, path, index_of(parts, names));
   }
   files.sync_directory(options.folder);
   return made.keep();

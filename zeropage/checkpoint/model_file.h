@@ -25,6 +25,8 @@ struct ModelTensor {
 /// All parameters that the step holds, in the order of the model, then the buffers of its state dict. Errors: CheckpointError.
 std::vector<ModelTensor> model_tensors(const Checkpoint& step);
 
+inline constexpr const char* kModelIndexName = "model.safetensors.index.json";
+
 struct ExportOptions {
   std::string folder;                           ///< made where missing; other files in it are left alone
   std::string dtype = "F32";                    ///< F32, BF16 or F16, for all of F32, BF16 and F16; other types stay
@@ -34,7 +36,9 @@ struct ExportOptions {
 
 /// Writes model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json; tied parameters once, under
 /// their first name. Returns the files' paths. F32 comes from the masters where there are any. Everything read is compared
-/// with its digest. Files that exist are never replaced; after an error those made are removed. Memory: one chunk per
+/// with its digest. The files are written in a folder with a temporary name and get their names when all are complete and durable, the
+/// index last: an export that was killed leaves nothing that loads. Files that exist are never replaced; after an error those made are
+/// removed. Memory: one chunk per
 /// shard of the step, and the whole of a tensor that is not row-major. Errors: ConfigError, IoError, CheckpointError.
 std::vector<std::string> export_model(FileSystem& files, Checkpoint& step, const ExportOptions& options);
 

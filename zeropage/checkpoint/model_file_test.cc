@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "zeropage/checkpoint/diff.h"
+#include "zeropage/checkpoint/memory_files.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
 #include "zeropage/optim/convert.h"
 
@@ -133,6 +134,46 @@ TEST(Diff, FindsWhatDiffersAndNothingElse) {
   const auto lines = differences(a, other);
   EXPECT_EQ(lines.front(), "global_steps: 0 | 1");
   EXPECT_NE(std::find(lines.begin(), lines.end(), "value/bias: only in " + other.path()), lines.end());
+}
+
+/// The names that a loader would see.
+std::vector<std::string> visible(FileSystem& files, const std::string& folder) {
+  std::vector<std::string> names;
+  for (const auto& name : files.list(folder)) {
+    if (!name.starts_with('.')) names.push_back(name);
+  }
+  return names;
+}
+
+// Catches an export that looks complete before it is: killed at any operation it must leave no name that a loader would take, or
+// whole files, the index last; and the next export into the same folder works and leaves nothing of it behind.
+TEST(Export, KilledAtAnyOperationItLeavesNothingThatLoads) {
+  for (const std::int64_t max_file_bytes : {std::int64_t{1} << 30, std::int64_t{1}}) {
+    const TestFolder source;
+    Checkpoint step(system_files(), save_model(source.path(), "a", 1.5f));
+    ExportOptions options;
+    options.folder = "/out";
+    options.max_file_bytes = max_file_bytes;
+    std::vector<MemoryFiles> left;
+    MemoryFiles files([&](const MemoryFiles& now) { left.push_back(now); });
+    export_model(files, step, options);
+    ASSERT_GE(left.size(), 8u);
+    const auto complete = visible(files, "/out");
+    for (std::size_t at = 0; at < left.size(); ++at) {
+      auto& killed = left[at];
+      const auto names = visible(killed, "/out");
+      for (const auto& name : names) {
+        EXPECT_EQ(killed.content("/out/" + name), files.content("/out/" + name)) << name << " at operation " << at;
+      }
+      const bool loads = std::count(names.begin(), names.end(), kModelIndexName) +
+                             std::count(names.begin(), names.end(), "model.safetensors") >
+                         0;
+      EXPECT_TRUE(!loads || names == complete) << "at operation " << at;
+      if (!names.empty()) continue;
+      export_model(killed, step, options);
+      EXPECT_EQ(killed.list("/out"), complete) << "at operation " << at;
+    }
+  }
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 /// How a step gets to disk. A step is committed by one rename; until then nothing that was there is touched.
 ///
-///   1. Rank 0 removes what dead saves have left, makes `<folder>/.<tag>.<random>.tmp`, locks it against other jobs' step 1, and
-///      tells the name.
+///   1. Rank 0 claims the folder (folder_claim.h), removes what dead saves have left, makes `<folder>/.<tag>.<random>.tmp`, locks it,
+///      and tells the name.
 ///   2. Every rank writes its shard file there, digesting each chunk, and syncs it.
 ///   3. The ranks exchange extents and digests, or what failed. After a failure rank 0 removes the directory and every rank
 ///      throws. A failed sync is never tried again: the next save writes new files.
@@ -9,8 +9,8 @@
 ///      temporary name.
 ///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two directories
 ///      change places instead, in one instant, and the old one is removed.
-///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. Old steps that are not to be kept
-///      get a temporary name, which takes them away in one instant, and are removed. The ranks exchange that all went well.
+///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. Old steps of
+///      this run that are not to be kept get a temporary name, which takes them away in one instant, and are removed. The ranks exchange that all went well.
 ///
 /// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves the old
 /// state or the new one.
@@ -21,12 +21,13 @@
 #include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
-#include <random>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
 #include "zeropage/base/log.h"
 #include "zeropage/checkpoint/exchange.h"
 #include "zeropage/checkpoint/steps.h"
+#include "zeropage/checkpoint/temporary_folder.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 
 namespace zeropage::checkpoint {
@@ -34,54 +35,12 @@ namespace {
 
 using nlohmann::json;
 
-constexpr const char* kTemporarySuffix = ".tmp";
-constexpr int kLockAttempts = 3;
-
-std::string temporary_path(const std::string& folder, const std::string& tag) {
-  std::random_device device;
-  return fmt::format("{}/.{}.{:08x}{:08x}{}", folder, tag, device(), device(), kTemporarySuffix);
-}
-
-/// A directory that rank 0 has made and holds the lock of. Removed with the object unless it was committed.
-class TemporaryStep {
- public:
-  TemporaryStep(FileSystem& files, const std::string& folder, const std::string& tag) : files_(files) {
-    // Another job may take it for a leftover between the two calls; then the lock does not come, and a new one is made. Where a
-    // file system has no locks it never comes, and nobody removes leftovers.
-    for (int attempt = 0; attempt < kLockAttempts && !lock_; ++attempt) {
-      if (path_.empty() || !files.exists(path_)) {
-        path_ = temporary_path(folder, tag);
-        files.make_directory(path_);
-      }
-      lock_ = files.try_lock(path_);
-    }
-  }
-  ~TemporaryStep() {
-    if (path_.empty()) return;
-    try {
-      files_.remove_all(path_);
-    } catch (const Error& error) {
-      log_warn(fmt::format("an unfinished checkpoint stays behind until the next save: {}", error.what()));
-    }
-  }
-  TemporaryStep(const TemporaryStep&) = delete;
-  TemporaryStep& operator=(const TemporaryStep&) = delete;
-
-  const std::string& path() const { return path_; }
-  void committed() { path_.clear(); }
-
- private:
-  FileSystem& files_;
-  std::string path_;
-  std::unique_ptr<DirectoryLock> lock_;
-};
-
-void remove_leftovers(FileSystem& files, const std::string& folder) {
-  for (const auto& name : files.list(folder)) {
-    if (!name.starts_with('.') || !name.ends_with(kTemporarySuffix)) continue;
-    const std::string path = fmt::format("{}/{}", folder, name);
-    if (const auto lock = files.try_lock(path)) files.remove_all(path);
-  }
+void refuse_foreign(FileSystem& files, const std::string& path) {
+  if (!files.exists(path) || holds_only_our_files(files, path)) return;
+  throw CheckpointError(
+      fmt::format("{} is there already and is no checkpoint of zeropage, which a save would replace: save under "
+                  "another tag, or into another folder",
+                  path));
 }
 
 /// What a rank tells of its shard, as JSON.
@@ -118,15 +77,18 @@ void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
   }
 }
 
-/// Steps that were saved beside the line of steps, and damaged ones, are neither counted nor removed. What cannot be removed is
-/// a warning: the step that was saved is safe.
-void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last) {
+/// Steps that were saved beside the line of steps, damaged ones and those of other runs are neither counted nor removed. What cannot
+/// be removed is a warning: the step that was saved is safe.
+void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last, const std::string& run) {
   try {
     std::int64_t kept = 0;
-    for (const auto& step : list_steps(files, folder)) {  // newest first
-      if (!step.latest || ++kept <= keep_last) continue;
+    for (const auto& step : list_steps(files, folder)) {      // newest first
+      const bool ours = step.run == run || step.run.empty();  // older releases did not say
+      if (!step.latest || !ours || ++kept <= keep_last) continue;
+      if (!holds_only_our_files(files, step.path)) continue;
       const std::string doomed = temporary_path(folder, step.tag);
       files.rename(step.path, doomed);
+      files.sync_directory(folder);  // else a power cut could bring the name back without the content
       files.remove_all(doomed);
     }
   } catch (const Error& error) {
@@ -136,7 +98,7 @@ void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last)
 
 /// Steps 4 to 6, by rank 0.
 void commit(FileSystem& files, const std::string& folder, Manifest manifest, const std::vector<std::string>& ranks,
-            TemporaryStep& temporary) {
+            TemporaryFolder& temporary) {
   collect(ranks, manifest);
   manifest.sequence = next_sequence(files, folder);
   const std::string text = manifest_to_text(manifest);
@@ -148,6 +110,7 @@ void commit(FileSystem& files, const std::string& folder, Manifest manifest, con
   files.sync_directory(temporary.path());
   const std::string final_path = fmt::format("{}/{}", folder, manifest.tag);
   if (files.exists(final_path)) {
+    refuse_foreign(files, final_path);
     files.exchange(temporary.path(), final_path);
     files.sync_directory(folder);
     files.remove_all(temporary.path());
@@ -166,12 +129,12 @@ void commit(FileSystem& files, const std::string& folder, Manifest manifest, con
 
 void check_tag(const std::string& tag) {
   const bool plain = !tag.empty() && tag.size() <= 200 && tag.front() != '.' && tag != kLatestName &&
-                     tag.find_first_of(std::string_view("/\\\0\n", 4)) == std::string::npos;
+                     tag.find_first_of("/\\") == std::string::npos && zeropage::json::escaped(tag) == tag;
   if (!plain) {
-    throw UsageError(
-        fmt::format("the tag '{}' cannot name a checkpoint; expected a directory name that does not start with "
-                    "a dot, has no slash, and is not '{}'",
-                    tag, kLatestName));
+    throw UsageError(fmt::format(
+        "the tag '{}' cannot name a checkpoint; expected a directory name of UTF-8 without control characters "
+        "that does not start with a dot, has no slash, and is not '{}'",
+        zeropage::json::printable(tag), kLatestName));
   }
 }
 
@@ -180,12 +143,15 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
   check_tag(tag);
   const int rank = communicator.rank();
   const std::string what = fmt::format("the checkpoint '{}' was not saved in {}", tag, request.folder);
-  std::unique_ptr<TemporaryStep> temporary;
+  const auto run = request.run ? request.run : std::make_shared<TrainingRun>();
+  std::unique_ptr<TemporaryFolder> temporary;
   auto answers = together(communicator, what, [&] {
     if (rank != 0) return std::string();
     files.make_directories(request.folder);
+    run->claim(files, request.folder);
+    refuse_foreign(files, fmt::format("{}/{}", request.folder, tag));
     remove_leftovers(files, request.folder);
-    temporary = std::make_unique<TemporaryStep>(files, request.folder, tag);
+    temporary = std::make_unique<TemporaryFolder>(files, request.folder, tag);
     return json{{"tag", tag}, {"path", temporary->path()}}.dump();
   });
   const json place = json::parse(answers.front());
@@ -201,8 +167,9 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
   together(communicator, what, [&] {
     if (rank == 0) {
       request.manifest.world_size = communicator.size();
+      request.manifest.run = run->id();
       commit(files, request.folder, std::move(request.manifest), ranks, *temporary);
-      if (request.keep_last > 0) prune(files, request.folder, request.keep_last);
+      if (request.keep_last > 0) prune(files, request.folder, request.keep_last, run->id());
     }
     return std::string();
   });

@@ -87,6 +87,26 @@ TEST(Save, WorksWithoutLocksAndThenRemovesNoLeftovers) {
   EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{".other.tmp", "a", "latest"}));
 }
 
+// Catches a save that removes what it has not made: folders of others whose names look like those of dead saves, folders of the right
+// name with files of others, and a folder that has the tag's name.
+TEST(Save, RemovesOnlyWhatDeadSavesHaveLeft) {
+  const TestFolder folder;
+  const std::string dead = ".b.0123456789abcdef.tmp", foreign = ".c.0123456789abcdef.tmp";
+  for (const auto& name :
+       {dead, foreign, std::string(".other.tmp"), std::string(".b.0123456789ABCDEF.tmp"), std::string("b")})
+    std::filesystem::create_directory(folder.path() + "/" + name);
+  std::ofstream(folder.path() + "/" + dead + "/shard-00000-of-00001.safetensors") << "half";
+  std::ofstream(folder.path() + "/" + foreign + "/notes.txt") << "mine";
+  std::ofstream(folder.path() + "/b/mp_rank_00_model_states.pt") << "another library's checkpoint";
+  save_alone(system_files(), folder.path(), "a", 3);
+  const auto message = comm::outcome_of([&] { save_alone(system_files(), folder.path(), "b", 4); });
+  EXPECT_TRUE(comm::contains(message, "/b is there already and is no checkpoint of zeropage")) << message;
+  EXPECT_EQ(system_files().list(folder.path()),
+            (std::vector<std::string>{".b.0123456789ABCDEF.tmp", foreign, ".other.tmp", "a", "b", "latest"}));
+  EXPECT_EQ(system_files().list(folder.path() + "/b").size(), 1u);
+  EXPECT_EQ(newest_content(folder.path()), 3);
+}
+
 // Catches a step too many or too few that is removed, and one that does not belong to the line.
 TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
   const TestFolder folder;
@@ -205,7 +225,8 @@ TEST(NewFile, AFailureUnderWayIsReportedWithItsPlace) {
 
 // Catches tags that lead out of the folder or collide with the room's own names.
 TEST(Save, TagsThatAreNoNamesAreRefused) {
-  for (const auto* tag : {"", ".", "..", "../x", "a/b", "latest", ".hidden", "a\nb"}) {
+  for (const auto* tag :
+       {"", ".", "..", "../x", "a/b", "latest", ".hidden", "a\nb", "a\x1b[31mb", "a\xff", "a\xc2\x9b"}) {
     EXPECT_THROW(check_tag(tag), UsageError) << tag;
   }
 }

@@ -117,6 +117,7 @@ std::map<std::string, StoredTensor> parse_shard_header(std::string_view text, st
   std::vector<std::pair<std::int64_t, std::int64_t>> extents;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") continue;
+    check_name(name, origin);
     const std::string where = fmt::format("{}, tensor '{}'", origin, name);
     const ObjectReader entry(value, where);
     StoredTensor tensor{{name, entry.text("dtype"), entry.integers("shape")}, 0, 0};
@@ -162,7 +163,7 @@ ShardReader::ShardReader(FileSystem& files, std::string path, const ShardRecord&
   tensors_ = parse_shard_header(text, record_.bytes, path_);
 }
 
-void ShardReader::load_chunk(std::int64_t chunk, const std::string& what) {
+void ShardReader::load_chunk(std::int64_t chunk, const std::function<std::string()>& what) {
   if (loaded_ == chunk) return;
   loaded_ = -1;
   const std::int64_t begin = chunk * chunk_bytes_;
@@ -171,7 +172,7 @@ void ShardReader::load_chunk(std::int64_t chunk, const std::string& what) {
   file_->read(begin, chunk_.data(), bytes);
   if (record_.digests.compare(static_cast<std::size_t>(chunk) * 16, 16, digest64(chunk_.data(), bytes)) != 0) {
     throw CheckpointError(fmt::format("{} is damaged between offset {} and {}, found when reading {}", path_, begin,
-                                      begin + bytes, what));
+                                      begin + bytes, what()));
   }
   loaded_ = chunk;
 }
@@ -182,7 +183,7 @@ void ShardReader::read(std::int64_t begin, std::byte* out, std::int64_t bytes, c
   }
   while (bytes > 0) {
     const std::int64_t chunk = begin / chunk_bytes_;
-    load_chunk(chunk, what);
+    load_chunk(chunk, [&] { return what; });
     const std::int64_t inside = begin - chunk * chunk_bytes_;
     const std::int64_t piece = std::min(bytes, static_cast<std::int64_t>(chunk_.size()) - inside);
     std::memcpy(out, chunk_.data() + inside, static_cast<std::size_t>(piece));
@@ -195,11 +196,12 @@ void ShardReader::read(std::int64_t begin, std::byte* out, std::int64_t bytes, c
 void ShardReader::verify() {
   for (std::int64_t chunk = 0; chunk * chunk_bytes_ < record_.bytes; ++chunk) {
     const std::int64_t begin = chunk * chunk_bytes_;
-    const auto inside = [&](const auto& item) {
-      return item.second.begin < begin + chunk_bytes_ && begin < item.second.begin + item.second.bytes;
-    };
-    const auto found = std::find_if(tensors_.begin(), tensors_.end(), inside);
-    load_chunk(chunk, found == tensors_.end() ? "header" : "tensor '" + found->first + "'");
+    load_chunk(chunk, [&] {
+      const auto found = std::find_if(tensors_.begin(), tensors_.end(), [&](const auto& item) {
+        return item.second.begin < begin + chunk_bytes_ && begin < item.second.begin + item.second.bytes;
+      });
+      return found == tensors_.end() ? "header" : "tensor '" + found->first + "'";
+    });
   }
 }
 

@@ -64,7 +64,8 @@ class ShardReader {
   void verify();
 
  private:
-  void load_chunk(std::int64_t chunk, const std::string& what);
+  /// `what` is asked only for a message.
+  void load_chunk(std::int64_t chunk, const std::function<std::string()>& what);
 
   std::string path_;
   ShardRecord record_;

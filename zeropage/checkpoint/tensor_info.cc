@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
 
 namespace zeropage::checkpoint {
 namespace {
@@ -33,7 +34,13 @@ std::int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
   throw CheckpointError(
       fmt::format("{}: the element type '{}' is not known; expected F32, BF16, F16, F64, I64, I32, I16, "
                   "I8, U8 or BOOL",
-                  where, dtype));
+                  where, json::printable(dtype)));
+}
+
+void check_name(const std::string& name, const std::string& where) {
+  if (json::escaped(name) == name) return;
+  throw CheckpointError(
+      fmt::format("{}: the name {} has control characters, which no terminal should get", where, json::quote(name)));
 }
 
 std::optional<DType> float_type(const std::string& dtype) {

@@ -25,6 +25,9 @@ std::int64_t dtype_bytes(const std::string& dtype, const std::string& where);
 /// The type of F32, BF16 and F16, which can be converted into each other; nullopt for others.
 std::optional<DType> float_type(const std::string& dtype);
 
+/// Refuses names with control characters, since messages show them. Errors: CheckpointError naming `where`.
+void check_name(const std::string& name, const std::string& where);
+
 /// The product of a shape. Errors: CheckpointError when an extent is negative or numel * 8 bytes exceed 63 bits.
 std::int64_t shape_numel(const std::vector<std::int64_t>& shape, const std::string& where);
 

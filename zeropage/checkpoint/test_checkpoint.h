@@ -17,6 +17,7 @@
 #include "zeropage/checkpoint/file_system.h"
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/checkpoint/save.h"
+#include "zeropage/checkpoint/steps.h"
 #include "zeropage/comm/thread_communicator.h"
 
 namespace zeropage::checkpoint {
@@ -64,6 +65,10 @@ class FaultFiles : public FileSystem {
   bool exists(const std::string& path) override { return real_.exists(path); }
   std::vector<std::string> list(const std::string& path) override { return real_.list(path); }
   std::unique_ptr<DirectoryLock> try_lock(const std::string& path) override { return real_.try_lock(path); }
+  std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) override {
+    return real_.try_lock_file(path, about);
+  }
+  std::string full_path(const std::string& path) override { return real_.full_path(path); }
 
  private:
   class File : public WritableFile {
@@ -96,6 +101,8 @@ inline SaveRequest request_for(const std::string& folder, const std::string& tag
                                std::int64_t rows = 700) {
   SaveRequest request;
   request.folder = folder;
+  request.run = std::make_shared<TrainingRun>();
+  request.run->continue_as("the run of the tests");
   request.manifest.tag = tag;
   request.manifest.chunk_bytes = kTestChunkBytes;
   request.manifest.training.global_steps = static_cast<std::int64_t>(content);
@@ -133,10 +140,10 @@ inline std::vector<float> weight_of(Checkpoint& step, std::int64_t begin, std::i
 }
 
 /// What the newest step of a folder holds: its first weight, once all of it has been verified. -1: there is none.
-inline float newest_content(const std::string& folder) {
-  const auto path = choose_step(system_files(), folder, std::nullopt);
+inline float newest_content(const std::string& folder, FileSystem& files = system_files()) {
+  const auto path = choose_step(files, folder, std::nullopt);
   if (!path) return -1;
-  Checkpoint step(system_files(), *path);
+  Checkpoint step(files, *path);
   step.verify();
   return weight_of(step, 0, 1)[0];
 }

@@ -110,15 +110,15 @@ void Engine::save_16bit_model(const std::string& save_dir, const std::string& sa
 
 std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_dir, const LoadOptions& options) {
   auto& core = *impl_->core;
-  const auto path = core.find_checkpoint(load_dir, options.tag);
-  if (!path) {
+  const auto found = core.find_checkpoint(load_dir, options.tag);
+  if (!found) {
     if (global_rank() == 0) log_warn(fmt::format("there is no checkpoint in {}: nothing was loaded", load_dir));
     return std::nullopt;
   }
   const bool with_optimizer = options.load_optimizer_states && !options.load_module_only && has_optimizer();
   const bool with_schedule = options.load_lr_scheduler_states && !options.load_module_only;
   const cpp::Tensors buffers = buffers_of(*impl_->module);
-  checkpoint::Checkpoint step(checkpoint::system_files(), *path);
+  checkpoint::Checkpoint& step = *found;
   cpp::HostState host;
   std::string problem;
   try {
@@ -148,10 +148,10 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
   }
   if (with_schedule && !core.scheduled_lrs().empty()) core.set_schedule_iteration(core.schedule_iteration());
   if (global_rank() == 0 && !(report.missing.empty() && report.unexpected.empty())) {
-    log_warn(
-        fmt::format("{}: not in the checkpoint: {}; not in the model: {}", *path, report.missing, report.unexpected));
+    log_warn(fmt::format("{}: not in the checkpoint: {}; not in the model: {}", step.path(), report.missing,
+                         report.unexpected));
   }
-  return LoadedCheckpoint{*path, std::move(host.client)};
+  return LoadedCheckpoint{step.path(), std::move(host.client)};
 }
 
 }  // namespace zeropage

@@ -6,9 +6,11 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "zeropage/checkpoint/folder_claim.h"
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/checkpoint/manifest.h"
 #include "zeropage/checkpoint/shard_file.h"
@@ -61,6 +63,7 @@ struct CheckpointedState {
   std::vector<std::int64_t>& updates;  ///< per parameter: optimizer steps so far
   comm::Communicator& communicator;
   const config::Config& config;
+  const std::shared_ptr<checkpoint::TrainingRun>& run;
 };
 
 /// Collective. Returns the step's path. `background`: the step is written by it, and this returns when it has its copy; null: now.

@@ -158,10 +158,10 @@ class Engine {
   /// Whether the last boundary step has found that some rank was asked to end; the same on all ranks.
   bool stop_agreed() const;
 
-  /// Collective. The path of the step to load from a folder, as rank 0 sees it: the tagged, or the newest; nullopt when there is
-  /// none. With zeropage.allow_fallback and without a tag the newest whose every byte is sound, with a warning for each that is
-  /// not. Errors: CheckpointError, also when another rank cannot read the same manifest.
-  std::optional<std::string> find_checkpoint(const std::string& folder, const std::optional<std::string>& tag);
+  /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged, or the newest; null when there is none.
+  /// See find_step in `find_step.h`, which zeropage.allow_fallback concerns. Errors: CheckpointError.
+  std::unique_ptr<checkpoint::Checkpoint> find_checkpoint(const std::string& folder,
+                                                          const std::optional<std::string>& tag);
 
   /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in `checkpoint.h`.
   LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);

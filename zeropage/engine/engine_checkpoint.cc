@@ -2,8 +2,8 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/find_step.h"
 #include "zeropage/engine/engine_impl.h"
-#include "zeropage/engine/find_step.h"
 
 namespace zeropage::engine {
 
@@ -53,9 +53,11 @@ void Engine::check_save() {
 void Engine::request_stop() noexcept { impl_->stop_requested_ = true; }
 bool Engine::stop_agreed() const { return impl_->flags_.stop_requested; }
 
-std::optional<std::string> Engine::find_checkpoint(const std::string& folder, const std::optional<std::string>& tag) {
+std::unique_ptr<checkpoint::Checkpoint> Engine::find_checkpoint(const std::string& folder,
+                                                                const std::optional<std::string>& tag) {
   finish_save();
-  return find_step(*impl_->communicator_, folder, tag, impl_->config_.own.allow_fallback);
+  return checkpoint::find_step(checkpoint::system_files(), *impl_->communicator_, folder, tag,
+                               impl_->config_.own.allow_fallback);
 }
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
@@ -63,6 +65,7 @@ LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptio
   impl_->speculation_->undo();
   auto report = load_state(impl_->checkpointed(), step, options);
   impl_->resume(step.manifest().training, options);
+  if (!options.module_only) impl_->run_->continue_as(step.manifest().run);
   return report;
 }
 }  // namespace zeropage::engine

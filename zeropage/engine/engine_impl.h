@@ -47,7 +47,7 @@ class Engine::Impl {
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
   void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
-  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_}; }
+  CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, run_}; }
   plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
   checkpoint::TrainingState training() const;
   void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
@@ -80,7 +80,8 @@ class Engine::Impl {
   std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
-  std::unique_ptr<CallerValues> edit_;               // open; else null
+  std::unique_ptr<CallerValues> edit_;  // open; else null
+  const std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
   StepFlags flags_;  // what the last verdict said

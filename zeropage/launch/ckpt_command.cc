@@ -4,12 +4,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <vector>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
+#include "zeropage/base/json_text.h"
 #include "zeropage/checkpoint/diff.h"
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/checkpoint/model_file.h"
@@ -48,7 +50,7 @@ std::string format_bytes(std::int64_t bytes) {
 
 nlohmann::json to_json(const Step& step, bool newest) {
   return {{"tag", step.tag},
-          {"path", step.path},
+          {"path", json::escaped(step.path)},
           {"global_steps", step.global_steps},
           {"world_size", step.world_size},
           {"stage", step.stage},
@@ -83,25 +85,31 @@ CkptOutcome list(const CkptCommand& command) {
   return {std::move(text), 0};
 }
 
+/// As loading checks it. Errors: IoError, CheckpointError.
+std::string verify_step(const Step& step) {
+  if (!step.problem.empty()) throw CheckpointError(step.problem);
+  Checkpoint opened(files(), step.path);
+  opened.verify();
+  std::int64_t bytes = 0;
+  for (const auto& shard : opened.manifest().shards) bytes += shard.bytes;
+  return fmt::format("sound, {} in {} shard(s)", format_bytes(bytes), opened.manifest().world_size);
+}
+
 CkptOutcome verify(const CkptCommand& command) {
-  std::vector<std::string> paths;
+  std::vector<Step> steps;
   if (is_step(command.path) || command.tag) {
-    paths.push_back(step_path(command.path, command.tag));
+    steps.emplace_back().path = step_path(command.path, command.tag);
   } else {
-    for (const auto& step : checkpoint::list_steps(files(), command.path)) paths.push_back(step.path);
+    steps = checkpoint::list_steps(files(), command.path);
   }
-  if (paths.empty()) throw ConfigError(fmt::format("there is no checkpoint in {}", command.path));
+  if (steps.empty()) throw ConfigError(fmt::format("there is no checkpoint in {}", command.path));
   CkptOutcome outcome;
-  for (const auto& path : paths) {
+  for (const auto& step : steps) {
+    const std::string path = json::escaped(step.path);
     try {
-      Checkpoint step(files(), path);
-      step.verify();
-      std::int64_t bytes = 0;
-      for (const auto& shard : step.manifest().shards) bytes += shard.bytes;
-      outcome.text +=
-          fmt::format("{}: sound, {} in {} shard(s)\n", path, format_bytes(bytes), step.manifest().world_size);
+      outcome.text += fmt::format("{}: {}\n", path, verify_step(step));
     } catch (const Error& error) {
-      outcome.text += fmt::format("{}: cannot be used: {}\n", path, error.what());
+      outcome.text += fmt::format("{}: cannot be used: {}\n", path, json::escaped(error.what()));
       outcome.code = kCheckpointExitCode;
     }
   }
@@ -175,6 +183,7 @@ CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command) {
 }
 
 CkptOutcome run_ckpt_command(const CkptCommand& command) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error with a path, not the end of the process
   if (command.ls->parsed()) return list(command);
   if (command.verify->parsed()) return verify(command);
   return command.export_model->parsed() ? export_step(command) : diff(command);

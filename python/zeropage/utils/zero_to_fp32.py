@@ -43,7 +43,11 @@ def get_fp32_state_dict_from_zero_checkpoint(
 
     lazy_mode: `LazyTensor`s, read one by one when asked. Raises CheckpointError.
     """
-    step = _open(checkpoint_dir, tag)
+    return fp32_state_dict(_open(checkpoint_dir, tag), exclude_frozen_parameters, lazy_mode)
+
+
+def fp32_state_dict(step: _C.Checkpoint, exclude_frozen_parameters: bool = False, lazy_mode: bool = False) -> dict[str, Any]:
+    """The same of a step that is open already."""
     state: dict[str, Any] = {}
     for entry in _C.model_tensors(step):
         if exclude_frozen_parameters and not entry.trainable and entry.stored.startswith("value/"):

@@ -1,0 +1,31 @@
+/// \file
+/// The few values of a manifest that a list of steps needs, without its tensors: a folder may have many steps, and a step
+/// hundreds of thousands of tensors.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace zeropage::checkpoint {
+
+struct ManifestSummary {
+  std::string tag;
+  std::string run;  ///< empty: an older release wrote it
+  std::int64_t sequence = 0;
+  bool latest = false;
+  std::int64_t global_steps = 0;
+  int world_size = 0;
+  int stage = 0;
+  std::int64_t shard_bytes = 0;  ///< of all shards
+};
+
+/// Compares the digest and reads these values. The rest is checked only when the step is opened (manifest_from_text). Cost: memory speed
+/// for the digest; parsing ends where the lists of parameters begin, except for manifests of older releases. Errors: CheckpointError
+/// naming `origin`.
+ManifestSummary summary_from_text(std::string_view text, const std::string& origin);
+
+/// The sequence that a manifest claims although it is damaged; -1 when nothing like one is there.
+std::int64_t claimed_sequence(std::string_view text);
+
+}  // namespace zeropage::checkpoint
