@@ -51,7 +51,7 @@ class PickleProcess:
     def __init__(self, timeout_s: float = 600.0):
         """timeout_s: how long one answer may take."""
         self._timeout_s = timeout_s
-        command = [sys.executable, "-m", __name__]
+        command = [sys.executable, "-P", "-m", __name__]  # no module comes from the current folder
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
     def __enter__(self) -> "PickleProcess":

@@ -1,16 +1,23 @@
 /// \file
-/// Files as text.
+/// Files as text. Whatever a user names is read through here: it may be endless (/dev/zero), a pipe that nobody writes to, or a folder.
 #pragma once
 
+#include <chrono>
 #include <cstddef>
-#include <limits>
 #include <string>
 
 namespace zeropage {
 
-/// The file's first `max_bytes` bytes, all of them when it has fewer. `what` and `advice` go into messages: "cannot read the hostfile
-/// /a/b: Permission denied; make it readable". Errors: IoError, also for folders.
+inline constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
+inline constexpr std::chrono::milliseconds kPipePatience{10'000};
+
+/// The whole file. `what` and `advice` go into messages: "cannot read the hostfile /a/b: Permission denied; make it readable".
+/// A pipe or terminal has to end within `patience`. Errors: ConfigError when there are more than `max_bytes`; IoError, also for folders.
 std::string read_file(const std::string& path, const std::string& what, const std::string& advice,
-                      std::size_t max_bytes = std::numeric_limits<std::size_t>::max());
+                      std::size_t max_bytes = kMaxTextBytes, std::chrono::milliseconds patience = kPipePatience);
+
+/// The file's first `bytes` bytes, all of them when it has fewer. Otherwise as `read_file`.
+std::string read_start(const std::string& path, const std::string& what, const std::string& advice, std::size_t bytes,
+                       std::chrono::milliseconds patience = kPipePatience);
 
 }  // namespace zeropage

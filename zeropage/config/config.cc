@@ -417,8 +417,7 @@ Config Config::with_planned(const Planned& planned) const {
 }
 
 Config Config::from_file(const std::string& path, int world_size) {
-  // One byte more than a document may have, so that the parser can say that it is too long.
-  const auto text = read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes + 1);
+  const auto text = read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes);
   return from_json(text, world_size, path);
 }
 

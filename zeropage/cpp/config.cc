@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
 #include "zeropage/base/read_file.h"
 #include "zeropage/config/config.h"
 
@@ -14,7 +15,7 @@ Config::Config(std::string text, std::string origin) : text_(std::move(text)), o
 }
 
 Config Config::from_file(const std::string& path) {
-  return Config(read_file(path, "the configuration", "check its path"), path);
+  return Config(read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes), path);
 }
 
 Config Config::from_json(std::string text, std::string origin) { return Config(std::move(text), std::move(origin)); }

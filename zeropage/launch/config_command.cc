@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "zeropage/base/json_text.h"
 #include "zeropage/base/read_file.h"
 #include "zeropage/config/effective.h"
 
@@ -20,7 +21,7 @@ CLI::App* add_config_command(CLI::App& app, ConfigCommand& command) {
 }
 
 std::string config_listing(const ConfigCommand& command) {
-  const auto text = read_file(command.path, "the configuration", "check its path");
+  const auto text = read_file(command.path, "the configuration", "check its path", json::kMaxDocumentBytes);
   return config::describe(text, command.path, command.world_size);
 }
 

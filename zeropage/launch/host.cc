@@ -168,7 +168,7 @@ std::string torch_version(const std::string& python) {
   constexpr const char* kProgram =
       "import importlib.metadata as m\ntry: print(m.version('torch'))\nexcept m.PackageNotFoundError: print('none')";
   RankPlan plan;
-  plan.argv = {python, "-c", kProgram};
+  plan.argv = {python, kSafePath, "-c", kProgram};
   Pipe out = make_pipe();
   SpawnContext context;
   context.out_fd = out.write.get();

@@ -18,6 +18,10 @@ std::vector<std::string> visible_gpus(const std::string& device_folder, const ch
 /// did), else the python3 or python in PATH. Errors: ConfigError when there is none.
 std::string find_python(const std::string& argv0);
 
+/// Python's option without which modules in the current folder hide those that are installed. Every start of Python has it,
+/// but those of the user's own script.
+inline constexpr const char* kSafePath = "-P";
+
 /// Checks that the script can be started here: a program with `no_python`, otherwise a file; modules are Python's to find.
 /// Errors: ConfigError.
 void check_script(const std::string& script, bool module, bool no_python);

@@ -18,7 +18,7 @@ Options job_of(const PlanCommand& command, const std::string& output) {
   Options options;
   options.hostfile = "";
   options.num_ranks = command.num_gpus;
-  options.module = options.no_local_rank = options.quiet = true;
+  options.module = options.safe_path = options.no_local_rank = options.quiet = true;
   options.script = "zeropage.measure";
   options.script_args = {"--output",      output,
                          "--precision",   command.precision,

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <fstream>
 
 #include "zeropage/base/error.h"
@@ -59,6 +60,8 @@ void check_unbuilt(const CLI::App& app) {
 
 /// Compiled programs start with these bytes; nobody means to run one with python.
 bool is_compiled(const std::string& path) {
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(path, error)) return false;  // what is read from a pipe would be gone
   std::ifstream file(path, std::ios::binary);
   std::string start(4, '\0');
   return file.read(start.data(), 4) && start == "\177ELF";

@@ -32,6 +32,7 @@ struct Options {
   std::string venv_script;     ///< to be sourced on every host
   std::string world_info;      ///< hosts and slots as in --include: from a launcher elsewhere
   bool module = false;         ///< the script is a module's name (python -m)
+  bool safe_path = false;      ///< the current folder holds no modules for it: it is not the user's script
   bool no_python = false;      ///< the script is a program of its own
   bool no_local_rank = false;  ///< do not pass --local_rank=N
   bool bind_cores = false;     ///< --bind_cores_to_rank, or a core list is given

@@ -8,6 +8,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/launch/cores.h"
+#include "zeropage/launch/host.h"
 
 namespace zeropage::launch {
 namespace {
@@ -92,6 +93,7 @@ std::vector<std::string> rank_argv(const Options& options, const std::string& py
   std::vector<std::string> argv;
   if (!options.no_python) {
     argv = {python, "-u"};
+    if (options.safe_path) argv.push_back(kSafePath);
     if (options.module) argv.push_back("-m");
   }
   argv.push_back(options.script);

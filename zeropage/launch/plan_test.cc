@@ -59,6 +59,17 @@ TEST(Plan, Environment) {
   EXPECT_EQ(env_of(plan.ranks[1]), expected);
 }
 
+// Catches a measuring job that runs a torch.py of the current folder, and scripts of users that lose their own modules.
+TEST(Plan, OnlyTheUsersScriptFindsModulesInTheCurrentFolder) {
+  Options options = options_for(1);
+  options.module = options.no_local_rank = true;
+  options.script = "m";
+  options.script_args.clear();
+  EXPECT_EQ(rank_argv(options, "python", 0), Words({"python", "-u", "-m", "m"}));
+  options.safe_path = true;
+  EXPECT_EQ(rank_argv(options, "python", 0), Words({"python", "-u", "-P", "-m", "m"}));
+}
+
 TEST(Plan, ThreadsAreSharedUnlessTheUserDecided) {
   Host host = cpu_host();
   EXPECT_EQ(env_of(plan_alone(options_for(16), host).ranks[0])["OMP_NUM_THREADS"], "1");

@@ -25,9 +25,10 @@ bool is_python_command(int argc, char** argv) {
 
 void run_python_command(char** argv) {
   std::string python = find_python(argv[0]);
+  std::string safe_path = kSafePath;
   std::string option = "-m";
   std::string package = "zeropage";
-  std::vector<char*> command = {python.data(), option.data(), package.data()};
+  std::vector<char*> command = {python.data(), safe_path.data(), option.data(), package.data()};
   for (char** argument = argv + 1; *argument != nullptr; ++argument) command.push_back(*argument);
   command.push_back(nullptr);
   execvp(python.c_str(), command.data());
