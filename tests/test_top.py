@@ -1,12 +1,12 @@
 """`zeropage top`: which processes are ranks, and what is said of them."""
 
-import json
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+from test_run_page import RUN, step, write
 
 from zeropage import top
 
@@ -25,8 +25,8 @@ while os.getppid() == int(sys.argv[2]):
 def job(tmp_path):
     """Two processes that look like the ranks of a job; their ids by rank."""
     metrics = tmp_path / "run.jsonl"
-    steps = [{"record": "step", "step": n, "samples": 8 * n, "loss": 1.25, "seconds": {"whole": 0.5}} for n in (6, 7)]
-    metrics.write_text('{"record": "run"}\n' + "".join(json.dumps(step) + "\n" for step in steps) + '{"record": "ste')
+    steps = [step(n, loss=1.25) for n in (6, 7)]
+    write(metrics, RUN, *[{**one, "seconds": {**one["seconds"], "whole": 0.5}} for one in steps], tail='{"record": "ste')
     ranks = []
     for rank in range(2):
         environment = {**os.environ, "ZEROPAGE_JOB_TOKEN": f"job-{os.getpid()}", "RANK": str(rank), "WORLD_SIZE": "2"}

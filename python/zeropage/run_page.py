@@ -2,20 +2,22 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, IoError
+from .markup import Markup, joined, tag
 from .report import MEMORY_KINDS, format_bytes
+from .run_records import Record, Run, read_run
 from .svg_charts import Chart, Level, bars
 
 _SHOWN_PAGES = 24
 _SHOWN_STEPS = 200
+_SHOWN_LINES = 10
 
-_STYLE = """
+_STYLE = Markup("""
 :root{color-scheme:light dark;--back:#fbfbfa;--card:#fff;--ink:#1c1e21;--soft:#6a6f76;--grid:#e6e6e3;
 --c0:#2f6fb2;--c1:#e0852b;--c2:#3d9a6c;--c3:#8d63b5;--c4:#9a8f80;--c5:#c2506b;--c6:#4aa3a8}
 @media(prefers-color-scheme:dark){:root{--back:#14161a;--card:#1d2025;--ink:#e9eaec;--soft:#9ba1a9;--grid:#32363d;
@@ -40,63 +42,22 @@ polyline{fill:none;stroke-width:2;stroke-linejoin:round}
 .bar b{font-size:.75rem;font-weight:400;color:var(--soft)}
 details{margin-top:12px}summary{cursor:pointer}pre,.scroll{overflow-x:auto;font-size:.85rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:2px 10px;text-align:right;white-space:nowrap}
-"""
-
-
-@dataclass
-class Run:
-    """What the file says: the last run of it, its steps in order (of a step done twice the later one), the last page counts."""
-
-    path: Path
-    about: dict[str, Any]
-    steps: list[dict[str, Any]] = field(default_factory=list)
-    pages: dict[str, Any] | None = None
-    begun: int = 0  # how often
-
-
-def read_run(source: Path) -> Run:
-    """source: a metrics file, or a folder with one *.jsonl. A last line that a kill cut short is left out. Raises ConfigError, IoError."""
-    path = _metrics_path(source)
-    run = Run(path, {})
-    steps: dict[int, dict[str, Any]] = {}
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise IoError(f"{path}: expected a readable metrics file, got: {error.strerror}") from None
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            kind = record["record"]
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines) and run.begun:
-                break
-            raise ConfigError(f"{path}:{number}: expected a record of zeropage.metrics_file, got {line[:60]!r}") from None
-        if kind == "run":
-            run.about, run.begun, run.pages = record, run.begun + 1, None
-        elif kind == "step":
-            steps[record["step"]] = record
-        elif kind == "pages":
-            run.pages = record
-    if not run.begun:
-        raise ConfigError(
-            f"{path}: expected a file of zeropage.metrics_file, which begins with a record of the run; got {len(lines)} lines without one"
-        )
-    run.steps = [steps[step] for step in sorted(steps)]
-    return run
+""")
 
 
 def page_of(run: Run) -> str:
     """The HTML document."""
-    body = [_heading(run), _tiles(run), '<div class="charts">']
-    body += [_section(figure, run.path.name) for figure in _figures(run)]
-    body.append(_pages_section(run))
-    body.append("</div>")
-    body.append(_details(run))
-    title = escape(f"Run of {run.path.name}")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>\n<body>{''.join(body)}</body></html>\n"
+    sections = [_section(figure, run.path.name) for figure in _figures(run)]
+    charts = tag("div", *sections, _pages_section(run), class_="charts")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", name="viewport", content="width=device-width,initial-scale=1"),
+        tag("title", f"Run of {run.path.name}"),
+        tag("style", _STYLE),
     )
+    body = tag("body", _heading(run), _tiles(run), charts, _details(run))
+    return f"<!doctype html>\n{tag('html', head, body, lang='en')}\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -110,35 +71,31 @@ def main(arguments: list[str]) -> int:
     run = read_run(given.run)
     output = given.output or run.path.with_suffix(".html")
     output.write_text(page_of(run), encoding="utf-8")
+    if run.skipped:
+        print(f"zeropage: {run.path}: {_skipped_text(run)}", file=sys.stderr)
     print(output)
     return 0
 
 
-def _metrics_path(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    found = sorted(source.glob("*.jsonl"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ConfigError(f"{source}: expected one metrics file (*.jsonl) in this folder, got {names}; name the file")
-    return found[0]
-
-
-def _heading(run: Run) -> str:
+def _heading(run: Run) -> Markup:
     about = run.about
     ranks = "1 rank" if about["world_size"] == 1 else f"{about['world_size']} ranks"
     numel = f"{about['trainable_parameters']:,}"
     begun = f", begun {run.begun} times" if run.begun > 1 else ""
-    return (
-        f"<h1>{escape(run.path.stem)}</h1><p class=soft>{numel} parameters at stage {about['stage']} "
-        f"on {ranks}, {escape(about['device'])}{begun}. "
-        f"Zeropage {escape(about['version'])}. Figures of rank 0, from <code>{escape(run.path.name)}</code>.</p>"
-    )
+    text = f"{numel} parameters at stage {about['stage']} on {ranks}, {about['device']}{begun}. Zeropage {about['version']}. Figures of rank 0, "
+    skipped = f" Of it, {_skipped_text(run)}." if run.skipped else ""
+    return joined([tag("h1", run.path.stem), tag("p", text, "from ", tag("code", run.path.name), ".", skipped, class_="soft")])
 
 
-def _tiles(run: Run) -> str:
+def _skipped_text(run: Run) -> str:
+    lines = ", ".join(map(str, run.skipped[:_SHOWN_LINES])) + (", ..." if len(run.skipped) > _SHOWN_LINES else "")
+    count = "1 line was" if len(run.skipped) == 1 else f"{len(run.skipped)} lines were"
+    return f"{count} left out, being torn or no record of this version (line {lines})"
+
+
+def _tiles(run: Run) -> Markup:
     if not run.steps:
-        return "<p>No step was recorded yet.</p>"
+        return tag("p", "No step was recorded yet.")
     last, later = run.steps[-1], run.steps[1:] or run.steps
     seconds = sum(step["seconds"]["whole"] for step in later) / len(later)
     per_step = last["samples"] / last["step"]
@@ -148,15 +105,11 @@ def _tiles(run: Run) -> str:
         "steps": f"{last['step']:,}" + (f" ({skipped} skipped)" if skipped else ""),
         "last loss": _number(last["loss"]),
         "time of a step": _milliseconds(seconds),
-        "samples a second": _number(per_step / seconds),
+        "samples a second": _number(per_step / seconds if seconds > 0 else None),
         "engine's peak": _bytes(peak),
         "process": _bytes(last["process_bytes"]),
     }
-    return (
-        '<div class="tiles">'
-        + "".join(f"<div><span class=soft>{escape(k)}</span><b>{escape(v)}</b></div>" for k, v in tiles.items())
-        + "</div>"
-    )
+    return tag("div", *(tag("div", tag("span", k, class_="soft"), tag("b", v)) for k, v in tiles.items()), class_="tiles")
 
 
 @dataclass(frozen=True)
@@ -166,7 +119,7 @@ class _Figure:
     title: str
     note: str
     sources: str
-    drawing: str
+    drawing: Markup
 
 
 def _figures(run: Run) -> Iterable[_Figure]:
@@ -226,10 +179,10 @@ def _levels(run: Run) -> list[Level]:
     return levels
 
 
-def _pages_section(run: Run) -> str:
+def _pages_section(run: Run) -> Markup:
     pages = [page for page in (run.pages["pages"] if run.pages else []) if page[2] or page[3]]
     if not pages:
-        return ""
+        return joined([])
     pages.sort(key=lambda page: -page[2])
     rows = [(f"{label}, {_bytes(size)}", (faults, evictions)) for label, size, faults, evictions in pages[:_SHOWN_PAGES]]
     note = f"until step {run.pages['step']}; a fault is an operator that had to wait for its page"
@@ -240,14 +193,13 @@ def _pages_section(run: Run) -> str:
     return _section(figure, run.path.name, wide=True)
 
 
-def _section(figure: _Figure, file: str, wide: bool = False) -> str:
-    return (
-        f"<section{' class=wide' if wide else ''}><h2>{escape(figure.title)}</h2><p class=soft>{escape(figure.note)}</p>{figure.drawing}"
-        f"<p class=source>{escape(file)}: {escape(figure.sources)}</p></section>"
-    )
+def _section(figure: _Figure, file: str, wide: bool = False) -> Markup:
+    heading = tag("h2", figure.title), tag("p", figure.note, class_="soft")
+    source = tag("p", f"{file}: {figure.sources}", class_="source")
+    return tag("section", *heading, figure.drawing, source, class_="wide" if wide else None)
 
 
-def _details(run: Run) -> str:
+def _details(run: Run) -> Markup:
     columns = {
         "step": lambda s: f"{s['step']}",
         "samples": lambda s: f"{s['samples']}",
@@ -257,20 +209,23 @@ def _details(run: Run) -> str:
         "faults so far": lambda s: f"{s['faults']}",
         "evictions so far": lambda s: f"{s['evictions']}",
     }
-    head = "".join(f"<th>{escape(name)}</th>" for name in columns)
-    rows = "".join(
-        f"<tr>{''.join(f'<td>{escape(cell(step))}</td>' for cell in columns.values())}</tr>" for step in run.steps[-_SHOWN_STEPS:]
-    )
-    config = escape(json.dumps(run.about["config"], indent=2))
-    return (
-        f"<details><summary>Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers</summary>"
-        f"<div class=scroll><table><tr>{head}</tr>{rows}</table></div></details>"
-        f"<details><summary>Configuration in force</summary><pre>{config}</pre></details>"
+    head = tag("tr", *(tag("th", name) for name in columns))
+    rows = [tag("tr", *(tag("td", cell(step)) for cell in columns.values())) for step in run.steps[-_SHOWN_STEPS:]]
+    table = tag("div", tag("table", head, *rows), class_="scroll")
+    config = tag("pre", json.dumps(run.about["config"], indent=2))
+    return joined(
+        [
+            tag("details", tag("summary", f"Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers"), table),
+            tag("details", tag("summary", "Configuration in force"), config),
+        ]
     )
 
 
-def _at(record: Any, path: tuple[Any, ...]) -> Any:
+def _at(record: Record, path: tuple[Any, ...]) -> Any:
+    """None: this record has no such field (kinds of memory may differ from step to step)."""
     for key in path:
+        if isinstance(record, dict) and key not in record:
+            return None
         record = record[key]
     return record
 
@@ -284,4 +239,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _bytes(value: float) -> str:
-    return format_bytes(round(value))
+    return format_bytes(min(round(value), 2**63 - 1))

@@ -6,7 +6,8 @@ The drawing is 420 units wide, so that its text stays readable on a phone; colou
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
+
+from .markup import Markup, joined, tag
 
 WIDTH, HEIGHT = 420, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 10, 10, 26
@@ -38,14 +39,14 @@ class Chart:
     from_zero: bool = True
     binary: bool = False
 
-    def svg(self) -> str:
+    def svg(self) -> Markup:
         """The chart, and its legend when it has more than one series or a level."""
         if not self.x:
-            return "<p>No step was recorded.</p>"
+            return tag("p", "No step was recorded.")
         chart = self._thinned()
         names = [name for name, values in chart.series.items() if any(v is not None for v in values)]
         if not names:
-            return "<p>Nothing of this was recorded.</p>"
+            return tag("p", "Nothing of this was recorded.")
         columns = [
             [_or_zero(chart.series[name][i]) if chart.stacked else chart.series[name][i] for name in names]
             for i in range(len(chart.x))
@@ -56,16 +57,13 @@ class Chart:
         unit = 1024 ** int(math.log(max(1, *shown), 1024)) if self.binary else 1
         ticks = [unit * tick for tick in nice_ticks(low / unit, max(shown) / unit)]
         scale = _Scale(chart.x[0], chart.x[-1], ticks[0], ticks[-1])
-        parts = [_axes(scale, ticks, chart)]
+        parts = _axes(scale, ticks, chart)
         parts += _areas(scale, chart.x, columns) if chart.stacked else _lines(scale, chart.x, columns)
         for i, level in enumerate(chart.levels):
-            y = scale.y(level.value)
-            parts.append(f'<line class="level level{i}" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(_hover(scale, chart, names))
-        label = escape(", ".join(names))
-        return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>' + _legend(
-            chart, names
-        )
+            parts.append(_level_line(f"level level{i}", scale.y(level.value)))
+        parts += _hover(scale, chart, names)
+        drawing = tag("svg", *parts, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=", ".join(names))
+        return joined([drawing, _legend(chart, names)])
 
     def _thinned(self) -> "Chart":
         """At most so many points that a line stays a line: means of neighbours."""
@@ -78,23 +76,22 @@ class Chart:
         return replace(self, x=[self.x[0], *x[1:]], series=series)
 
 
-def bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], format_value: Formatter) -> str:
+def bars(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], format_value: Formatter) -> Markup:
     """Rows with a label and one bar for each name, all on one scale."""
     largest = max((value for _, values in rows for value in values), default=0) or 1
-    out = [f'<div class="legend">{"".join(_key(i, name) for i, name in enumerate(names))}</div><div class="bars">']
+    out = []
     for label, values in rows:
-        out.append(f'<div class="label">{escape(label)}</div>')
+        out.append(tag("div", label, class_="label"))
         for i, value in enumerate(values):
-            out.append(
-                f'<div class="bar"><i style="width:calc((100% - 60px) * {value / largest:.3f});background:var(--c{i})"></i>'
-                f"<b>{escape(format_value(value))}</b></div>"
-            )
-    return "".join(out) + "</div>"
+            bar = tag("i", style=f"width:calc((100% - 60px) * {value / largest:.3f});background:var(--c{i})")
+            out.append(tag("div", bar, tag("b", format_value(value)), class_="bar"))
+    legend = tag("div", *(_key(i, name) for i, name in enumerate(names)), class_="legend")
+    return joined([legend, tag("div", *out, class_="bars")])
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
     """Round numbers from at most `low` to at least `high`, about `count` steps apart."""
-    if high <= low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # closer than the axis could show, or the same
         high = low + (abs(low) or 1.0)
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -121,21 +118,23 @@ class _Scale:
         return HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM)
 
 
-def _axes(scale: _Scale, ticks: list[float], chart: Chart) -> str:
+def _level_line(name: str, y: float) -> Markup:
+    return tag("line", class_=name, x1=_LEFT, x2=WIDTH - _RIGHT, y1=f"{y:.1f}", y2=f"{y:.1f}")
+
+
+def _axes(scale: _Scale, ticks: list[float], chart: Chart) -> list[Markup]:
     out = []
     for tick in ticks:
         y = scale.y(tick)
-        out.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        out.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{escape(chart.format(tick))}</text>')
+        out.append(_level_line("grid", y))
+        out.append(tag("text", chart.format(tick), x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end"))
     ends = [(chart.x[0], "start"), (chart.x[-1], "end")] if len(chart.x) > 1 else [(chart.x[0], "middle")]
     for value, anchor in ends:
-        out.append(
-            f'<text x="{scale.x(value):.1f}" y="{HEIGHT - 8}" text-anchor="{anchor}">{escape(chart.x_name)} {value:,.12g}</text>'
-        )
-    return "".join(out)
+        out.append(tag("text", f"{chart.x_name} {value:,.12g}", x=f"{scale.x(value):.1f}", y=HEIGHT - 8, text_anchor=anchor))
+    return out
 
 
-def _lines(scale: _Scale, x: Sequence[float], columns: list[list[float | None]]) -> list[str]:
+def _lines(scale: _Scale, x: Sequence[float], columns: list[list[float | None]]) -> list[Markup]:
     out = []
     for i in range(len(columns[0])):
         runs: list[list[str]] = [[]]
@@ -148,13 +147,13 @@ def _lines(scale: _Scale, x: Sequence[float], columns: list[list[float | None]])
         for points in runs:
             if len(points) == 1:
                 cx, cy = points[0].split(",")
-                out.append(f'<circle cx="{cx}" cy="{cy}" r="2.5" fill="var(--c{i})"/>')
+                out.append(tag("circle", cx=cx, cy=cy, r="2.5", fill=f"var(--c{i})"))
             elif points:
-                out.append(f'<polyline points="{" ".join(points)}" stroke="var(--c{i})"/>')
+                out.append(tag("polyline", points=" ".join(points), stroke=f"var(--c{i})"))
     return out
 
 
-def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> list[str]:
+def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> list[Markup]:
     out = []
     base = [0.0] * len(x)
     # One point has no width: draw it as a bar.
@@ -164,12 +163,12 @@ def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> lis
         upper, lower = (top, base) if len(x) > 1 else (top * 2, base * 2)
         points = [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(xs, upper, strict=True)]
         points += [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(reversed(xs), reversed(lower), strict=True)]
-        out.append(f'<polygon points="{" ".join(points)}" fill="var(--c{i})"/>')
+        out.append(tag("polygon", points=" ".join(points), fill=f"var(--c{i})"))
         base = top
     return out
 
 
-def _hover(scale: _Scale, chart: Chart, names: list[str]) -> str:
+def _hover(scale: _Scale, chart: Chart, names: list[str]) -> list[Markup]:
     """Invisible strips whose titles say the values."""
     edges = [scale.x(value) for value in chart.x]
     out = []
@@ -177,25 +176,22 @@ def _hover(scale: _Scale, chart: Chart, names: list[str]) -> str:
         left = _LEFT if i == 0 else (edges[i - 1] + center) / 2
         right = WIDTH - _RIGHT if i + 1 == len(edges) else (edges[i + 1] + center) / 2
         values = [f"{name} {chart.format(v)}" for name in names if (v := chart.series[name][i]) is not None]
-        title = escape(f"{chart.x_name} {chart.x[i]:,.12g}: {', '.join(values)}")
-        out.append(
-            f'<rect class="hover" x="{left:.1f}" y="{_TOP}" width="{max(right - left, 0):.1f}" height="{HEIGHT - _TOP - _BOTTOM}">'
-            f"<title>{title}</title></rect>"
-        )
-    return "".join(out)
+        title = tag("title", f"{chart.x_name} {chart.x[i]:,.12g}: {', '.join(values)}")
+        width, height = f"{max(right - left, 0):.1f}", HEIGHT - _TOP - _BOTTOM
+        out.append(tag("rect", title, class_="hover", x=f"{left:.1f}", y=_TOP, width=width, height=height))
+    return out
 
 
-def _legend(chart: Chart, names: list[str]) -> str:
+def _legend(chart: Chart, names: list[str]) -> Markup:
     keys = [_key(i, name) for i, name in enumerate(names)] if len(names) > 1 else []
-    keys += [
-        f'<span><i class="dash level{i}"></i>{escape(level.name)} {escape(chart.format(level.value))}</span>'
-        for i, level in enumerate(chart.levels)
-    ]
-    return f'<div class="legend">{"".join(keys)}</div>' if keys else ""
+    for i, level in enumerate(chart.levels):
+        dash = tag("i", class_=f"dash level{i}")
+        keys.append(tag("span", dash, f"{level.name} {chart.format(level.value)}"))
+    return tag("div", *keys, class_="legend") if keys else joined([])
 
 
-def _key(index: int, name: str) -> str:
-    return f'<span><i style="background:var(--c{index})"></i>{escape(name)}</span>'
+def _key(index: int, name: str) -> Markup:
+    return tag("span", tag("i", style=f"background:var(--c{index})"), name)
 
 
 def _or_zero(value: float | None) -> float:

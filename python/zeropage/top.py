@@ -8,7 +8,6 @@ Nothing is asked of the job itself. Processes of other users are not seen.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .report import format_bytes
+from .run_records import parse_record
 
 _JOB_NAMES = ("ZEROPAGE_JOB_TOKEN", "TORCHELASTIC_RUN_ID")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -76,7 +76,7 @@ def last_steps(pid: int, proc: Path = Path("/proc")) -> list[dict]:
         return []
     for target in sorted(targets):
         if target.endswith(".jsonl") and os.path.isfile(target):
-            steps = [record for record in _tail_records(target) if record.get("record") == "step"]
+            steps = [record for record in _tail_records(target) if record["record"] == "step"]
             if steps:
                 return steps[-2:]
     return []
@@ -140,7 +140,7 @@ def _rank_of(folder: Path) -> Rank | None:
             return None
         words = (folder / "cmdline").read_text(errors="replace").split("\0")
         parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        command = " ".join(os.path.basename(word) for word in words[:3]).strip()
+        command = "".join(c for c in " ".join(os.path.basename(word) for word in words[:3]).strip() if c.isprintable())
         return Rank(int(folder.name), parent, job, int(environment["RANK"]), int(environment["WORLD_SIZE"]), command)
     except (OSError, ValueError):
         return None  # ended meanwhile, or another user's
@@ -149,16 +149,8 @@ def _rank_of(folder: Path) -> Rank | None:
 def _tail_records(path: str) -> list[dict]:
     with open(path, "rb") as file:
         file.seek(max(0, os.path.getsize(path) - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").splitlines()
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the first line of the piece, or one that is being written
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+        lines = file.read(_TAIL_BYTES).splitlines()
+    return [record for line in lines if (record := parse_record(line)) is not None]
 
 
 def _progress_lines(steps: list[dict]) -> list[str]:
