@@ -5,6 +5,7 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/base/log.h"
+#include "zeropage/report/append_file.h"
 #include "zeropage/report/memory_table.h"
 #include "zeropage/report/progress.h"
 
@@ -58,6 +59,15 @@ void init_report(py::module_& module) {
       py::arg("formula_stage_0"),
       "ranks: per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers; host: the same of what "
       "is offloaded.");
+  py::class_<report::AppendFile>(module, "AppendFile",
+                                 "Appends lines to a file of metrics, over restarts and on disks that may be full.")
+      .def(py::init<std::string, std::string_view>(), py::arg("path"), py::arg("begins"),
+           "begins: the bytes with which each file of this kind starts; then a torn last line is removed. Raises "
+           "OSError.")
+      .def("is_empty", &report::AppendFile::is_empty)
+      .def("write", &report::AppendFile::write, py::arg("line"),
+           "With its end. A line that cannot be written is counted; the first is said.")
+      .def("close", &report::AppendFile::close, "Says how many lines could not be written.");
   module.def("log_info", &log_info, py::arg("message"), "One line to stderr.");
   module.def("log_warn", &log_warn, py::arg("message"), "One line to stderr.");
 }

@@ -49,10 +49,13 @@ class FlopsProfiler:
             return
         text = self._text(seconds)
         if self._section["output_file"]:
-            with open(self._section["output_file"], "w", encoding="utf-8") as file:
-                file.write(text)
-        else:
-            sys.stderr.write(text)
+            try:
+                with open(self._section["output_file"], "w", encoding="utf-8") as file:
+                    file.write(text)
+                return
+            except OSError as error:  # training goes on, and what was measured is shown
+                _C.log_warn(f"flops_profiler.output_file {self._section['output_file']}: cannot be written: {error.strerror}")
+        sys.stderr.write(text)
 
     def _text(self, seconds: float) -> str:
         forward, backward = self._flops["forward"], self._flops["backward"]

@@ -4,16 +4,16 @@
     {"record": "step", ...}    after every optimizer step: loss, rate, time and its parts, bytes by kind, counters of the pager
     {"record": "pages", ...}   faults and evictions of every page since the engine was made: at steps 1, 10, 100, 200, ... and the end
 
-Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once.
+Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once. A line that cannot be written ends no
+training (report/append_file.h).
 """
 
 import json
 import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import __version__, report
+from . import _C, __version__, report
 
 if TYPE_CHECKING:
     from .engine import ZeropageEngine
@@ -22,13 +22,13 @@ _STEPS_BETWEEN_PAGES = 100
 
 
 class MetricsFile:
-    """Appends to `path`, whose folder is made."""
+    """Appends to `path`, whose folder is made. Only `__init__` raises."""
 
     def __init__(self, path: str, engine: "ZeropageEngine", config: dict[str, Any]):
         """Raises OSError."""
         self._engine = engine
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._closed = False
+        self._file = _C.AppendFile(path, begins='{"record":"run"')
         self._write(self._run_record(config))
 
     def write_step(self, parts: dict[str, float], seconds: float) -> None:
@@ -59,7 +59,8 @@ class MetricsFile:
             self._write_pages()
 
     def close(self) -> None:
-        if not self._file.closed:
+        if not self._closed:
+            self._closed = True
             self._write_pages()
             self._file.close()
 
@@ -87,7 +88,6 @@ class MetricsFile:
 
     def _write(self, record: dict[str, Any]) -> None:
         self._file.write(json.dumps(_finite(record), separators=(",", ":")) + "\n")
-        self._file.flush()
 
 
 def _finite(value: Any) -> Any:

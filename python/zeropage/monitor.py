@@ -1,14 +1,17 @@
 """Metrics to TensorBoard, CSV files and Weights & Biases: the sections `tensorboard`, `csv_monitor` and `wandb`.
 
 Rank 0 writes, once per optimizer step, and everything is handed to the system before the step returns: a run that is killed
-loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does.
+loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does. What fails here once the run has begun ends
+nothing: it is said once.
 """
 
 import csv
+import io
 import os
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
+from . import _C
 from .errors import ConfigError
 
 Event = tuple[str, float, int]
@@ -51,18 +54,18 @@ class CsvWriter:
     def __init__(self, section: dict[str, Any]):
         self._folder = Path(_job_folder(section))
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._files: dict[str, TextIO] = {}
+        self._files: dict[str, _C.AppendFile] = {}
 
     def write_events(self, events: list[Event]) -> None:
         for name, value, samples in events:
             file = self._files.get(name) or self._open(name)
-            csv.writer(file).writerow([samples, value])
-            file.flush()
+            file.write(_row(samples, value))
 
-    def _open(self, name: str) -> TextIO:
-        file = open(self._folder / (name.replace("/", "_").replace(" ", "_") + ".csv"), "a", newline="")  # noqa: SIM115
-        if file.tell() == 0:
-            csv.writer(file).writerow(["step", name.rsplit("/", 1)[-1]])
+    def _open(self, name: str) -> _C.AppendFile:
+        header = _row("step", name.rsplit("/", 1)[-1])
+        file = _C.AppendFile(str(self._folder / (name.replace("/", "_").replace(" ", "_") + ".csv")), begins="step,")
+        if file.is_empty():
+            file.write(header)
         self._files[name] = file
         return file
 
@@ -105,7 +108,8 @@ class Monitor:
     def __init__(self, config: dict[str, Any], rank: int):
         """config: the effective configuration. Raises ConfigError for a package that is not installed, OSError."""
         sections = [name for name in _WRITERS if config[name]["enabled"]] if rank == 0 else []
-        self._writers: list[Writer] = [_WRITERS[name](config[name]) for name in sections]
+        self._writers: dict[str, Writer] = {name: _WRITERS[name](config[name]) for name in sections}
+        self._failed: set[str] = set()
 
     @property
     def enabled(self) -> bool:
@@ -113,15 +117,32 @@ class Monitor:
         return bool(self._writers)
 
     def write_events(self, events: list[Event]) -> None:
-        """events: (name, value, samples so far). Cost: a system call for each metric and file."""
-        for writer in self._writers:
-            writer.write_events(events)
+        """events: (name, value, samples so far). Cost: two system calls for each metric and file. A writer that fails is said once."""
+        for name, writer in self._writers.items():
+            try:
+                writer.write_events(events)
+            except Exception as error:  # a full disk, or whatever another package makes of it
+                self._say_failure(name, error)
 
     def close(self) -> None:
         """Ends the files; nothing is written afterwards."""
-        for writer in self._writers:
-            writer.close()
+        for name, writer in self._writers.items():
+            try:
+                writer.close()
+            except Exception as error:  # as in write_events
+                self._say_failure(name, error)
         self._writers.clear()
+
+    def _say_failure(self, name: str, error: Exception) -> None:
+        if name not in self._failed:
+            self._failed.add(name)
+            _C.log_warn(f'"{name}": metrics cannot be written: {type(error).__name__}: {error}; training goes on without them')
+
+
+def _row(*values: Any) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerow(values)
+    return text.getvalue()
 
 
 def _job_folder(section: dict[str, Any]) -> str:

@@ -1,15 +1,9 @@
 #include "zeropage/cpp/metrics_file.h"
 
-#include <fmt/format.h>
-
-#include <cerrno>
 #include <chrono>
 #include <cmath>
-#include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 
-#include "zeropage/base/error.h"
 #include "zeropage/cpp/watch.h"
 
 namespace zeropage::cpp {
@@ -43,15 +37,8 @@ ordered_json formula_of(const plan::PlacedBytes& bytes) {
 
 }  // namespace
 
-MetricsFile::MetricsFile(const std::string& path, const engine::Engine& core) : path_(path), core_(core) {
-  std::error_code error;
-  const auto folder = std::filesystem::path(path).parent_path();
-  if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  file_.open(path, std::ios::app);
-  if (!file_) {
-    throw IoError(fmt::format("cannot write {} (zeropage.metrics_file): {}", path, std::strerror(errno)));
-  }
-}
+MetricsFile::MetricsFile(const std::string& path, const engine::Engine& core)
+    : core_(core), file_(path, R"({"record":"run")") {}
 
 MetricsFile::~MetricsFile() {
   try {
@@ -116,10 +103,6 @@ void MetricsFile::write_pages() {
   write(ordered_json{{"record", "pages"}, {"step", core_.global_steps()}, {"pages", std::move(pages)}}.dump());
 }
 
-void MetricsFile::write(const std::string& line) {
-  file_ << line << "\n";
-  if (!file_.flush())
-    throw IoError(fmt::format("cannot write {} (zeropage.metrics_file): {}", path_, std::strerror(errno)));
-}
+void MetricsFile::write(const std::string& line) { file_.write(line + "\n"); }
 
 }  // namespace zeropage::cpp

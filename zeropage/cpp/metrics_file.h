@@ -6,15 +6,16 @@
 ///     {"record": "step", ...}    after every optimizer step
 ///     {"record": "pages", ...}   faults and evictions of every page: at steps 1, 10, 100, 200, ... and at the end
 ///
-/// Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once.
+/// Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once; one that cannot
+/// be written ends no training (report/append_file.h).
 #pragma once
 
-#include <fstream>
 #include <map>
 #include <string>
 
 #include "zeropage/cpp/engine.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/report/append_file.h"
 
 namespace zeropage::cpp {
 
@@ -30,16 +31,15 @@ class MetricsFile {
 
   void write_run(const Engine& engine);
 
-  /// seconds: since the last step. Cost: one system call, and every 100 steps one more. Errors: IoError.
+  /// seconds: since the last step. Cost: two system calls, and every 100 steps two more.
   void write_step(const Engine& engine, const Parts& parts, double seconds);
 
  private:
   void write_pages();
   void write(const std::string& line);
 
-  std::string path_;
   const engine::Engine& core_;
-  std::ofstream file_;
+  report::AppendFile file_;
 };
 
 }  // namespace zeropage::cpp

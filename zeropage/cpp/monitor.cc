@@ -2,13 +2,12 @@
 
 #include <fmt/format.h>
 
-#include <cerrno>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
+#include "zeropage/report/append_file.h"
 
 namespace zeropage {
 namespace {
@@ -29,16 +28,23 @@ Monitor::Monitor(std::string folder) : folder_(std::move(folder)) {
   if (error) throw IoError(fmt::format("cannot make {} (csv_monitor.output_path): {}", folder_, error.message()));
 }
 
+std::shared_ptr<report::AppendFile> Monitor::open(const std::string& name) const {
+  try {
+    auto file = std::make_shared<report::AppendFile>(file_of(folder_, name), "step,");
+    if (file->is_empty()) file->write(fmt::format("step,{}\n", name.substr(name.rfind('/') + 1)));
+    return file;
+  } catch (const IoError& error) {
+    log_warn(error.what());
+    return nullptr;
+  }
+}
+
 void Monitor::write_events(const std::vector<Event>& events) {
   if (!enabled()) return;
   for (const Event& event : events) {
-    const auto path = file_of(folder_, event.name);
-    std::error_code missing;
-    const auto bytes = std::filesystem::file_size(path, missing);
-    std::ofstream file(path, std::ios::app);
-    if (missing || bytes == 0) file << "step," << event.name.substr(event.name.rfind('/') + 1) << "\n";
-    file << fmt::format("{},{}\n", event.samples, event.value);
-    if (!file.flush()) throw IoError(fmt::format("cannot write {}: {}", path.string(), std::strerror(errno)));
+    const auto [place, is_new] = files_.try_emplace(event.name);
+    if (is_new) place->second = open(event.name);
+    if (place->second) place->second->write(fmt::format("{},{}\n", event.samples, event.value));
   }
 }
 

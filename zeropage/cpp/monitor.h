@@ -3,8 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <memory>
 #include <string>
 #include <vector>
+
+namespace zeropage::report {
+class AppendFile;
+}
 
 namespace zeropage {
 
@@ -25,11 +31,14 @@ class Monitor {
 
   bool enabled() const { return !folder_.empty(); }  ///< whether this rank writes anything
 
-  /// Cost: a system call for each event. Errors: IoError.
+  /// Cost: two system calls for each event. What cannot be written ends no training: it is said once for each file.
   void write_events(const std::vector<Event>& events);
 
  private:
+  std::shared_ptr<report::AppendFile> open(const std::string& name) const;  ///< null, and a warning: it cannot be opened
+
   std::string folder_;
+  std::map<std::string, std::shared_ptr<report::AppendFile>> files_;  ///< by the name of the metric
 };
 
 }  // namespace zeropage
