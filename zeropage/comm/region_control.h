@@ -55,8 +55,6 @@ struct alignas(64) ControlBlock {
   std::atomic<std::uint64_t> layout{0};  ///< kControlLayout once the creator has filled in the next three
   std::atomic<std::int32_t> size{0};
   std::atomic<std::int32_t> attached{0};
-  std::atomic<std::int64_t> creator_pid{0};
-  std::atomic<std::uint64_t> creator_start_time{0};
 
   alignas(64) std::atomic<std::uint32_t> event{0};
   std::atomic<std::uint32_t> sleepers{0};
@@ -78,7 +76,7 @@ struct alignas(64) ControlBlock {
 };
 
 /// "zeropage" and a number that changes with the layout above: ranks of different builds refuse each other.
-constexpr std::uint64_t kControlLayout = 0x7a65726f70000001;
+constexpr std::uint64_t kControlLayout = 0x7a65726f70000002;
 
 /// Bytes of a control block and its ranks.
 constexpr std::int64_t control_bytes(int size) {

@@ -40,8 +40,7 @@ void copy_text(const std::string& text, char (&to)[N]) {
 
 class ProcessTransport final : public RegionTransport {
  public:
-  ProcessTransport(std::string name, std::shared_ptr<ControlBlock> control)
-      : name_(std::move(name)), control_(std::move(control)) {}
+  explicit ProcessTransport(std::shared_ptr<ControlBlock> control) : control_(std::move(control)) {}
 
   std::string lost(int rank) const override {
     const RankControl& peer = control_->rank(rank);
@@ -58,7 +57,7 @@ class ProcessTransport final : public RegionTransport {
 
   RegionParts share(Communicator& communicator, std::int64_t bytes, std::string_view label) override {
     std::string errors;
-    for (const Backing backing : {Backing::kAnonymousFile, Backing::kNamedFile}) {
+    for (const Backing backing : {Backing::kAnonymousFile, Backing::kTemporaryFile}) {
       RegionParts parts = try_share(communicator, backing, bytes, std::string(label), errors);
       if (!parts.empty()) return parts;
     }
@@ -73,8 +72,8 @@ class ProcessTransport final : public RegionTransport {
     Offer offer{.bytes = bytes};
     Outcome outcome;
     try {
-      file = create_shared_file(backing, fmt::format("{}-{}-{}", name_, getpid(), next_file_++), bytes);
-      copy_text(file.path(), offer.path);
+      file = create_shared_file(backing, bytes);
+      copy_text(file.path, offer.path);
     } catch (const IoError& error) {
       copy_text(error.what(), outcome.error);
     }
@@ -86,7 +85,7 @@ class ProcessTransport final : public RegionTransport {
         if (path[0] == '\0') continue;  // its outcome says why
         const bool own = r == communicator.rank();
         const SharedFile theirs = own ? SharedFile() : open_shared_file(path, bytes);
-        parts.push_back(std::make_shared<MappedRegion>(own ? file.fd() : theirs.fd(), bytes, label.c_str()));
+        parts.push_back(std::make_shared<MappedRegion>(own ? file.fd.get() : theirs.fd.get(), bytes, label.c_str()));
       }
     } catch (const IoError& error) {
       copy_text(error.what(), outcome.error);
@@ -103,9 +102,7 @@ class ProcessTransport final : public RegionTransport {
     return shared ? parts : RegionParts();
   }
 
-  const std::string name_;
   const std::shared_ptr<ControlBlock> control_;
-  std::int64_t next_file_ = 0;
 };
 
 }  // namespace
@@ -123,7 +120,7 @@ std::unique_ptr<Communicator> join_shared_memory(const std::string& name, int ra
     throw ConfigError(fmt::format("'{}' cannot name a job's shared memory; use 1 to 60 letters, digits and -_.", name));
   }
   auto control = join_control(name, rank, size, timeout);
-  auto transport = std::make_unique<ProcessTransport>(name, control);
+  auto transport = std::make_unique<ProcessTransport>(control);
   return std::make_unique<RegionCommunicator>(std::move(control), rank, std::move(transport), timeout);
 }
 

@@ -1,13 +1,12 @@
 /// \file
-/// How processes find one control block by name.
+/// How processes find one control block by the name of their job.
 ///
-///  1. Rank 0 creates /dev/shm/<name> exclusively, mode 0600, and locks it (flock) until step 5. A file that is there
-///     already but not locked was left by a rank 0 that died: it is removed. A locked one means another job of this name.
-///  2. Rank 0 reserves its memory, fills it in, and publishes `layout`.
-///  3. The others open the file when it appears, check user, layout, size and that its creator lives, and map it.
+///  1. Rank 0 makes memory without a name in a file system, reserves it, fills it in, and publishes `layout`.
+///  2. Rank 0 offers it at a local socket that is called after the job (local_socket.h). A socket of this name means another job.
+///  3. The others ask there as soon as somebody offers, see that it is their own user, check layout and size, and map the memory.
 ///  4. Each claims its place (`pid` from 0 to its own) and adds 1 to `attached`.
-///  5. When `attached` equals the number of ranks, all go on, and rank 0 removes the name.
-/// A rank that meets a file that was removed before all had attached has met a dead job's: it starts again at 3.
+///  5. When `attached` equals the number of ranks, all go on, and rank 0 ends its offer.
+/// Nothing is left of a job that is killed at any of these moments: the kernel forgets socket and memory with its processes.
 #pragma once
 
 #include <chrono>
