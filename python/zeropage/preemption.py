@@ -5,6 +5,8 @@
 3. After that step every rank saves into `zeropage.preemption_folder` and raises SystemExit(0).
 4. A process that is still there `zeropage.preemption_grace_s` after the signal ends with exit code 75, by which launchers start again; at
    a second SIGTERM it ends at once.
+5. A forked child (a worker of multiprocessing) has the handler and the descriptor of its parent: both are taken from it before it runs, and
+   SIGTERM waits until then. So ending a child ends nothing else.
 """
 
 import os
@@ -18,6 +20,28 @@ from . import _C
 
 RETRY_EXIT_CODE = 75
 
+_active: list["Preemption"] = []  # for the functions that run at a fork, which cannot be unregistered
+_mask_before: set[signal.Signals] | None = None
+
+
+def _before_fork() -> None:
+    global _mask_before
+    _mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM}) if _active else None
+
+
+def _after_fork() -> None:
+    if _mask_before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, _mask_before)
+
+
+def _after_fork_in_child() -> None:
+    while _active:
+        _active.pop()._give_back()
+    _after_fork()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)
+
 
 class Preemption:
     """Watches for SIGTERM until closed. Made by the main thread. `core`: a weak reference to the engine."""
@@ -29,11 +53,17 @@ class Preemption:
         self._wakeup.setblocking(False)
         self._old_descriptor = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._old_handler = signal.signal(signal.SIGTERM, lambda signum, frame: None)
+        _active.append(self)
         threading.Thread(target=self._watch, name="zeropage preemption", daemon=True).start()
 
     def close(self) -> None:
-        """Gives SIGTERM back. A run that is being ended stays watched."""
-        signal.signal(signal.SIGTERM, self._old_handler)
+        """Gives SIGTERM back. A run that is being ended stays watched. Nothing in a forked child, which has given it back already."""
+        if self in _active:
+            _active.remove(self)
+            self._give_back()
+
+    def _give_back(self) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if self._old_handler is None else self._old_handler)
         signal.set_wakeup_fd(self._old_descriptor)
         self._wakeup.close()
 

@@ -25,6 +25,23 @@ std::uint64_t hash_text(std::string_view text) {  // FNV-1a
   return hash;
 }
 
+/// What a script has most often done when its ranks come to two calls at once.
+const char* usual_cause(const Call& a, const Call& b) {
+  const auto is_one_of = [&](auto... texts) {
+    return ((std::string_view(a.tag_text) == texts || std::string_view(b.tag_text) == texts) || ...);
+  };
+  if (is_one_of("saving a checkpoint", "checkpoint records", "lengths of checkpoint records")) {
+    return "Usual cause: save_checkpoint or load_checkpoint is called by some ranks only; call it on every rank";
+  }
+  if (is_one_of("memory report"))
+    return "Usual cause: memory_report is called by some ranks only; call it on every rank";
+  if (is_one_of("models and configurations", "comparison of model and configuration", "initial values")) {
+    return "Usual cause: some ranks make another engine than the others, or make engines in another order";
+  }
+  return "Usual cause: a rank skipped a batch or got fewer of them, or some ranks only evaluate, save, or print a "
+         "sharded parameter; do these on every rank";
+}
+
 }  // namespace
 
 void set_tag(Call& call, const Tag& tag) {
@@ -47,11 +64,21 @@ bool same_call(const Call& a, const Call& b) {
          a.tag_hash == b.tag_hash;
 }
 
+std::string describe_leaver(int leaver, int rank, const std::string& what) {
+  return fmt::format(
+      "rank {} has reached the end of its script, or closed its engine, while rank {} waits for {}. Where it ended "
+      "with "
+      "an error, its own output has the cause; where it did not, it has done fewer steps than the others: give all "
+      "ranks "
+      "the same number of batches",
+      leaver, rank, what);
+}
+
 std::string describe_mismatch(std::uint64_t sequence, int rank_a, const Call& a, int rank_b, const Call& b) {
   return fmt::format(
       "ranks do not agree on collective {}: rank {} calls {}, rank {} calls {}; all ranks must start the same "
-      "collectives, with the same sizes and types, in the same order",
-      sequence, rank_a, describe_call(a), rank_b, describe_call(b));
+      "collectives, with the same sizes and types, in the same order. {}",
+      sequence, rank_a, describe_call(a), rank_b, describe_call(b), usual_cause(a, b));
 }
 
 }  // namespace zeropage::comm

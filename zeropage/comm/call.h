@@ -36,7 +36,10 @@ std::string describe_call(const Call& call);
 /// True when both ranks mean the same collective.
 bool same_call(const Call& a, const Call& b);
 
-/// The message for two ranks whose collectives with the number `sequence` differ.
+/// The message of `rank`, which waits for `what`, about a rank that has closed its communicator.
+std::string describe_leaver(int leaver, int rank, const std::string& what);
+
+/// The message for two ranks whose collectives with the number `sequence` differ, with what most often causes that.
 std::string describe_mismatch(std::uint64_t sequence, int rank_a, const Call& a, int rank_b, const Call& b);
 
 }  // namespace zeropage::comm

@@ -6,6 +6,7 @@
 
 #include "zeropage/base/blocking.h"
 #include "zeropage/base/error.h"
+#include "zeropage/comm/call.h"
 #include "zeropage/comm/mpi_group.h"
 
 // What the ranks' own threads do: start, wait, give up.
@@ -114,9 +115,7 @@ void MpiGroup::throw_if_closed(std::unique_lock<std::mutex>& lock, const std::ve
     const auto closed_at = closed_at_[static_cast<std::size_t>(r)];
     if (closed_at == Clock::time_point{} || Clock::now() - closed_at < kClosedGrace) continue;
     lock.unlock();
-    abort(fmt::format(
-        "rank {} has closed its communicator while rank {} waits for {}; see that rank's own output for the cause", r,
-        rank_, what));
+    abort(describe_leaver(r, rank_, what));
     lock.lock();
     throw_if_failed(lock);
   }

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -39,7 +40,7 @@ class RegionWork final : public Work {
       : communicator_(communicator), operation_(std::move(operation)) {}
 
   ~RegionWork() override {
-    if (operation_->complete) return;
+    if (operation_->complete || communicator_.is_forked()) return;
     try {
       // Its buffers may be gone after this line. An exception that passes means that this rank will not go on: then the
       // peers must learn it now; otherwise they are on their way here.
@@ -75,12 +76,24 @@ RegionCommunicator::RegionCommunicator(std::shared_ptr<ControlBlock> control, in
       size_(control_->size.load(std::memory_order_relaxed)),
       transport_(std::move(transport)),
       timeout_(timeout),
+      owner_pid_(::getpid()),
       spins_(usable_cores() >= size_ ? kSpins : 0),
       slot_free_at_(kSlots, 0) {}
 
 RegionCommunicator::~RegionCommunicator() {
+  if (is_forked()) return;  // the child ends; the rank has not left
   control_->rank(rank_).left.store(true, std::memory_order_release);
   control_->notify();
+}
+
+bool RegionCommunicator::is_forked() const { return ::getpid() != owner_pid_; }
+
+void RegionCommunicator::throw_if_forked() const {
+  if (!is_forked()) return;
+  throw UsageError(fmt::format(
+      "this process (pid {}) is a fork of rank {} (pid {}) and takes no part in its job: use no engine and no "
+      "sharded parameter in a forked process, or start it by \"spawn\"",
+      ::getpid(), rank_, owner_pid_));
 }
 
 std::unique_ptr<Memory> RegionCommunicator::allocate(std::int64_t bytes, std::string_view label) {
@@ -151,10 +164,13 @@ void RegionCommunicator::barrier(Tag tag) { start(Operation{}, tag)->wait(); }
 
 void RegionCommunicator::notify() { control_->notify(); }
 
-void RegionCommunicator::abort(std::string_view reason) { control_->abort(rank_, reason); }
+void RegionCommunicator::abort(std::string_view reason) {
+  if (!is_forked()) control_->abort(rank_, reason);
+}
 
 WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
   throw_if_aborted();
+  throw_if_forked();
   if (size_ == 1) {
     run_alone(operation);
     return std::make_unique<FinishedWork>();

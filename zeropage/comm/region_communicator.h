@@ -7,6 +7,8 @@
 /// from where it lies when it is in a Memory, through a bounce buffer that fits the cache when it is not.
 #pragma once
 
+#include <sys/types.h>
+
 #include <deque>
 #include <memory>
 #include <string>
@@ -79,6 +81,8 @@ class RegionCommunicator final : public Communicator {
 
   void block(const Wait& wait);
   void throw_if_aborted() const;
+  bool is_forked() const;
+  void throw_if_forked() const;
   void throw_if_lost(const Wait& wait);
   [[noreturn]] void throw_timeout(const Wait& wait);
   std::string describe_position(int rank) const;
@@ -91,6 +95,7 @@ class RegionCommunicator final : public Communicator {
   const int size_;
   const std::unique_ptr<RegionTransport> transport_;
   const std::chrono::milliseconds timeout_;
+  const pid_t owner_pid_;  ///< after a fork the child owns nothing: it says nothing to the peers
   const int spins_;
 
   std::shared_ptr<RegionTable> memories_ = std::make_shared<RegionTable>();

@@ -99,6 +99,7 @@ void RegionCommunicator::block(const Wait& wait) {
     if (wait.done()) return;
     pause_core();
   }
+  throw_if_forked();
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();
   auto next_check = begin + kLivenessSlice;
@@ -128,15 +129,17 @@ void RegionCommunicator::throw_if_aborted() const {
 
 void RegionCommunicator::throw_if_lost(const Wait& wait) {
   for (const int q : wait.missing()) {
-    std::string fate =
-        control_->rank(q).left.load(std::memory_order_acquire) ? "has closed its communicator" : transport_->lost(q);
-    if (fate.empty()) continue;
+    const bool left = control_->rank(q).left.load(std::memory_order_acquire);
+    const std::string fate = transport_->lost(q);
+    if (!left && fate.empty()) continue;
     // It may have done its part just before it went.
     if (wait.done() || std::ranges::count(wait.missing(), q) == 0) continue;
-    const std::string message = fmt::format(
-        "rank {} is lost ({}) while rank {} waits for {}; see that rank's own output "
-        "for the cause, and restart the job",
-        q, fate, rank_, wait.what());
+    const std::string message =
+        left ? describe_leaver(q, rank_, wait.what())
+             : fmt::format(
+                   "rank {} is lost ({}) while rank {} waits for {}; see that rank's own output for the cause, "
+                   "and restart the job",
+                   q, fate, rank_, wait.what());
     abort(message);
     throw PeerError(message);
   }

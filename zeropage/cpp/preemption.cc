@@ -27,6 +27,7 @@ constexpr char kClose = 'c';
 
 /// Where the handler writes. A signal handler has nothing but what is global.
 std::atomic<int> signalled_pipe{-1};
+std::atomic<pid_t> watched_pid{-1};  ///< a child that was forked since has the pipe and the handler, and is not meant
 
 void send(int pipe, char byte) {
   const int error = errno;
@@ -37,6 +38,11 @@ void send(int pipe, char byte) {
 }
 
 extern "C" void zeropage_on_sigterm(int) {
+  if (::getpid() != watched_pid) {
+    ::signal(SIGTERM, SIG_DFL);
+    ::raise(SIGTERM);  // comes when this handler has returned
+    return;
+  }
   if (const int pipe = signalled_pipe; pipe >= 0) send(pipe, kTerminate);
 }
 
@@ -91,6 +97,7 @@ struct Preemption::State {
 
 Preemption::Preemption(std::function<void()> request_stop, double grace_s)
     : state_(std::make_shared<State>(std::move(request_stop), grace_s)) {
+  watched_pid = ::getpid();
   state_->pipe_before = signalled_pipe.exchange(state_->ends[1]);
   struct sigaction handler {};
   handler.sa_handler = &zeropage_on_sigterm;
@@ -100,6 +107,7 @@ Preemption::Preemption(std::function<void()> request_stop, double grace_s)
 }
 
 Preemption::~Preemption() {
+  if (::getpid() != watched_pid) return;  // a forked child says nothing to its parent's thread
   const std::scoped_lock lock(state_->mutex);
   state_->request_stop = nullptr;
   if (state_->stopping) return;  // a second signal, and the end of the grace, still find the thread
