@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from zeropage import distributed, errors
 
@@ -18,7 +19,13 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
 }
 HYDRA = {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}
-ADDRESS = {"MASTER_ADDR": "first", "MASTER_PORT": "5"}
+SLURM = {
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+}
 SCRIPT = """
 import json, zeropage
 from training import small_net, token_batch, part_of_batch
@@ -45,23 +52,29 @@ print("got", json.dumps([losses("auto"), losses("c10d")]), flush=True)
 """
 
 
-def test_its_variables_stand_for_the_launchers():
-    """Catches ranks that each train alone, or that mix up hosts, because mpirun calls its variables otherwise."""
-    assert distributed.world_from_environment(OPEN_MPI) == distributed.World(1, 1, 2, 2)
-    assert distributed.world_from_environment({**HYDRA, **ADDRESS}) == distributed.World(3, 1, 4, 2)
-    assert distributed.mpirun_environment(OPEN_MPI)["MASTER_ADDR"] == "127.0.0.1"
-    assert distributed.mpirun_environment({**OPEN_MPI, **ADDRESS})["MASTER_ADDR"] == "first"
-    ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
-    assert distributed.world_from_environment({**OPEN_MPI, **ours}) == distributed.World()  # the nearer launcher wins
-    with pytest.raises(errors.ConfigError, match=r"not MASTER_ADDR, MASTER_PORT: .* mpirun -x MASTER_ADDR"):
-        distributed.world_from_environment(HYDRA)
+@pytest.mark.parametrize(
+    ("variables", "world"),
+    [
+        (OPEN_MPI, (1, 1, 2, 2)),
+        (HYDRA, (3, 1, 4, 2)),
+        (SLURM, (3, 1, 4, 2)),
+        ({**OPEN_MPI, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, (0, 0, 1, 1)),
+    ],
+    ids=["Open MPI", "MPICH", "srun", "the nearer launcher wins"],
+)
+def test_its_variables_stand_for_the_launchers(variables, world, monkeypatch):
+    """Catches ranks that each train alone, or that mix up hosts, because who started them calls its variables otherwise."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.world_from_environment() == distributed.World(*world)
 
 
-def test_jobs_of_one_host_do_not_meet():
-    """Catches two jobs of mpirun that join the same memory or listen on the same port."""
-    jobs = [{**OPEN_MPI, "PMIX_NAMESPACE": name} for name in ("7", "8")]
-    assert len({distributed.mpirun_environment(job)["MASTER_PORT"] for job in jobs}) == 2
-    assert len({distributed._job_digest(job) for job in jobs}) == 2
+def test_ranks_of_several_hosts_need_an_address(monkeypatch):
+    """Catches a torch error of a hundred lines where one could say which variables are missing."""
+    for name, value in HYDRA.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(errors.ConfigError, match=r"neither MASTER_ADDR nor MASTER_PORT.* mpirun -x MASTER_ADDR"):
+        distributed.init_process_group(torch.device("cpu"), distributed.World(3, 1, 4, 2), "gloo")
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")

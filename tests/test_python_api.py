@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import zeropage
-from zeropage import distributed, errors
+from zeropage import errors
 from zeropage.testing import run_ranks
 
 CONFIG = {
@@ -85,19 +85,6 @@ def test_error_classes_are_also_the_builtin_ones():
     assert issubclass(errors.TimeoutError, TimeoutError)
     with pytest.raises(ValueError, match="train_batch_size"):
         zeropage.initialize(model=make_model(), config={"train_batch_size": -1})
-
-
-def test_environment_of_the_launcher():
-    """Catches ranks that run alone because a variable was missing."""
-    whole = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
-    assert distributed.world_from_environment({}) == distributed.World()
-    assert distributed.world_from_environment(whole) == distributed.World(1, 1, 2, 2)
-    for name in whole:
-        if name not in ("RANK", "WORLD_SIZE"):
-            with pytest.raises(errors.ConfigError, match=name):
-                distributed.world_from_environment({key: value for key, value in whole.items() if key != name})
-    with pytest.raises(errors.ConfigError, match="contradict"):
-        distributed.world_from_environment({**whole, "RANK": "2"})
 
 
 # -- the optimizer

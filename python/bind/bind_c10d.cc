@@ -7,7 +7,10 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/comm/c10d_communicator.h"
+#include "zeropage/comm/c10d_store.h"
 #include "zeropage/comm/fault_communicator.h"
+#include "zeropage/comm/world.h"
+#include "zeropage/config/config.h"
 
 namespace zeropage::python {
 namespace {
@@ -24,9 +27,33 @@ std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroup
   return comm::make_fault_communicator(std::move(communicator), std::move(delays));
 }
 
+const char* environment(const char* name) { return std::getenv(name); }
+
+c10::intrusive_ptr<c10d::Store> job_store(int rank, int local_rank, int size, int local_size, std::int64_t timeout_ms) {
+  const comm::World world{rank, local_rank, size, local_size};
+  return comm::job_store(world, comm::meeting_from_environment(&environment, world),
+                         comm::token_from_environment(&environment), std::chrono::milliseconds(timeout_ms));
+}
+
+py::tuple world_from_environment() {
+  const comm::World world = comm::world_from_environment(&environment);
+  return py::make_tuple(world.rank, world.local_rank, world.size, world.local_size);
+}
+
 }  // namespace
 
 void init_c10d(py::module_& module) {
+  module.def("world_from_environment", &world_from_environment,
+             "Rank, local rank, size and local size, as whoever started this process says. Raises ConfigError.");
+  module.def(
+      "segment_name", [](std::int64_t number) { return comm::segment_name(&environment, number); }, py::arg("number"),
+      "What the ranks of this job call their shared memory; number: which communicator of the job.");
+  module.def(
+      "job_store", &job_store, py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"),
+      py::arg("timeout_ms"), Unlocked(),
+      "The store of torch.distributed through which the ranks of this job find each other, made at the first call. "
+      "Collective then. Raises ConfigError, OSError, PeerError, TimeoutError.");
+  module.attr("default_timeout_ms") = config::Own().timeout_ms;
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
              "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control. For "

@@ -13,7 +13,7 @@ from . import errors, exit_codes
 from ._C import version as __version__
 from .initialize import add_config_arguments, initialize
 
-if {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"} & os.environ.keys():  # some launcher has started this process and will look at how it ends
+if {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():  # some launcher has started this process and will look at how it ends
     exit_codes.install()
 
 _LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "runtime", "testing", "utils", "zero")

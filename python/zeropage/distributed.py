@@ -1,17 +1,16 @@
 """Who the ranks are and how they talk to each other.
 
-1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's;
+1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's or srun's;
    without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
 2. CPU ranks of one host talk through shared memory; everything else through torch process groups: for parameters and
    for gradients, one group each for data and for control.
 """
 
 import contextlib
-import hashlib
 import itertools
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -20,21 +19,6 @@ import torch
 
 from . import _C
 from .errors import ConfigError
-
-_LAUNCH_HINT = (
-    "launch with `zeropage --num_gpus=N script.py` or `torchrun --nproc_per_node=N script.py`, which set all of them, "
-    "or unset all of them to run as a single rank"
-)
-
-# What mpirun calls RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE: Open MPI's, then MPICH's and Intel MPI's.
-_MPIRUN_NAMES = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
-)
-_MPIRUN_HINT = (
-    "under mpirun on several hosts every rank needs the address and a free port of rank 0's host: "
-    "mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500 ..."
-)
 
 _joined = itertools.count()  # communicators are made in the same order on all ranks, so the number is part of their name
 _this_thread = threading.local()
@@ -50,47 +34,9 @@ class World:
     local_size: int = 1
 
 
-def mpirun_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the launcher would have set, made from what mpirun set; empty when mpirun did not start this process.
-
-    The ranks of one host agree on a port without talking: it is made from mpirun's name of the job.
-    """
-    if any(name in environ for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")):
-        return {}
-    names = next((names for names in _MPIRUN_NAMES if all(name in environ for name in names)), None)
-    if names is None:
-        return {}
-    made = dict(zip(("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"), (environ[name] for name in names), strict=True))
-    made |= {name: environ[name] for name in ("MASTER_ADDR", "MASTER_PORT") if name in environ}
-    if made["LOCAL_WORLD_SIZE"] == made["WORLD_SIZE"]:
-        port = 20000 + int(_job_digest(environ)[:8], 16) % 10000
-        made = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **made}
-    return made
-
-
-def world_from_environment(environ: Mapping[str, str] = os.environ) -> World:
-    """From RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE (or LOCAL_SIZE), or mpirun's. Raises ConfigError when some are missing."""
-    hint = _LAUNCH_HINT
-    if mpirun := mpirun_environment(environ):
-        environ, hint = mpirun, _MPIRUN_HINT
-    found = {name: environ.get(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    if not any(value is not None for value in found.values()):
-        return World()
-    found["LOCAL_WORLD_SIZE"] = environ.get("LOCAL_WORLD_SIZE", environ.get("LOCAL_SIZE"))
-    if found["WORLD_SIZE"] != "1":
-        found |= {name: environ.get(name) for name in ("MASTER_ADDR", "MASTER_PORT")}
-    missing = [name for name, value in found.items() if value is None]
-    if missing:
-        given = ", ".join(f"{name}={value}" for name, value in found.items() if value is not None)
-        raise ConfigError(f"the environment has {given} but not {', '.join(missing)}: {hint}")
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
-    try:
-        world = World(*(int(found[name]) for name in names))
-    except ValueError:
-        raise ConfigError(f"expected integers in {', '.join(f'{n}={found[n]}' for n in names)}: {hint}") from None
-    if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
-        raise ConfigError(f"the ranks in the environment contradict each other ({world}): {hint}")
-    return world
+def world_from_environment() -> World:
+    """From the variables of the launcher or torchrun, else mpirun's, else srun's. Raises ConfigError when some are missing or wrong."""
+    return World(*_C.world_from_environment())
 
 
 def current_world() -> World:
@@ -175,7 +121,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     def join() -> _C.Communicator:
         if world.size == 1:
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
-        return _C.join_shared_memory(_segment_name(), world.rank, world.size, config.timeout_ms)
+        return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)
 
     # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on each rank.
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
@@ -202,16 +148,19 @@ def init_process_group(
         backend = "nccl" if own_gpu else "gloo"
         if device.type not in ("cpu", "cuda"):
             backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
-    if meeting is not None:
-        pass
-    elif world.size == 1:
-        meeting = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    elif mpirun := mpirun_environment():
-        address = f"tcp://{mpirun['MASTER_ADDR']}:{mpirun['MASTER_PORT']}"
-        meeting = {"init_method": address, "rank": world.rank, "world_size": world.size}
-    else:
-        meeting = {}  # torch reads the launcher's variables itself
+    if meeting is None:
+        meeting = {"store": _store(world, timeout), "rank": world.rank, "world_size": world.size}
     dist.init_process_group(backend, timeout=timeout, **meeting)
+
+
+def _store(world: World, timeout: timedelta | None) -> Any:
+    """Through which the ranks of torch's groups find each other."""
+    import torch.distributed as dist
+
+    if world.size == 1:
+        return dist.HashStore()
+    timeout_ms = int(timeout.total_seconds() * 1000) if timeout is not None else _C.default_timeout_ms
+    return _C.job_store(world.rank, world.local_rank, world.size, world.local_size, timeout_ms)
 
 
 def new_process_groups(device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0) -> _C.Communicator:
@@ -225,16 +174,3 @@ def new_process_groups(device: torch.device, deterministic: bool, timeout: timed
     control = dist.new_group(timeout=timeout, backend="gloo")
     timeout_ms = int(timeout.total_seconds() * 1000)
     return _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
-
-
-def _segment_name(environ: Mapping[str, str] = os.environ) -> str:
-    """A name that the ranks of this job share and no other job of this host has."""
-    return f"zp-{os.getuid()}-{_job_digest(environ)}-{next(_joined)}"
-
-
-def _job_digest(environ: Mapping[str, str]) -> str:
-    """Stands for the job: the launcher's token, or what torchrun or mpirun call the job."""
-    names = ("MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT")
-    names += ("PMIX_NAMESPACE", "PMIX_SERVER_URI2")
-    identity = environ.get("ZEROPAGE_JOB_TOKEN") or "|".join(environ.get(name, "") for name in names)
-    return hashlib.sha256(identity.encode()).hexdigest()[:20]

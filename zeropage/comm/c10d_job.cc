@@ -1,22 +1,19 @@
 #include "zeropage/comm/c10d_job.h"
 
-#include <fmt/format.h>
-
-#include <mutex>
+#include <string>
 #include <utility>
 
 // torch's headers last: they define macros.
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
-#include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #ifdef USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d_communicator.h"
-#include "zeropage/comm/c10d_queue.h"
+#include "zeropage/comm/c10d_store.h"
 
 namespace zeropage::comm {
 namespace {
@@ -25,24 +22,6 @@ using std::chrono::milliseconds;
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using BackendType = c10d::ProcessGroup::BackendType;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
-
-StorePtr connect(const World& world, const Meeting& meeting, milliseconds timeout) {
-  c10d::TCPStoreOptions options;
-  options.port = meeting.port;
-  options.isServer = world.rank == 0 && !meeting.is_open;
-  options.waitWorkers = false;
-  options.timeout = timeout;
-  return c10::make_intrusive<c10d::TCPStore>(meeting.address, options);
-}
-
-/// The store of this process's job. It is never closed, as c10d_job.h says: a process has one job, and lives no longer.
-StorePtr store_of(const World& world, const Meeting& meeting, milliseconds timeout) {
-  static std::mutex mutex;
-  static auto* const store = new StorePtr();
-  const std::scoped_lock lock(mutex);
-  if (!*store) *store = connect(world, meeting, timeout);
-  return *store;
-}
 
 BackendPtr make_gloo(const StorePtr& store, const World& world, milliseconds timeout) {
   return c10::make_intrusive<c10d::ProcessGroupGloo>(store, world.rank, world.size,
@@ -73,24 +52,18 @@ ProcessGroupPtr make_group(const StorePtr& store, const char* name, BackendType 
 
 }  // namespace
 
-std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, std::int64_t number,
-                                            c10::Device device, bool deterministic_reduction, milliseconds timeout) {
+std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
+                                            std::int64_t number, c10::Device device, bool deterministic_reduction,
+                                            milliseconds timeout) {
   const auto data_type = device.is_cpu() ? BackendType::GLOO : BackendType::NCCL;
+  const StorePtr job = job_store(world, meeting, token, timeout);
   try {
-    const StorePtr store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("{}zeropage/{}", meeting.prefix, number),
-                                                                  store_of(world, meeting, timeout));
+    const StorePtr store = c10::make_intrusive<c10d::PrefixStore>(std::to_string(number), job);
     auto data = make_group(store, "data", data_type, device.type(), world, timeout);
     auto control = make_group(store, "control", BackendType::GLOO, at::kCPU, world, timeout);
     return make_c10d_communicator(std::move(data), std::move(control), device, deterministic_reduction, timeout);
-  } catch (const Error&) {
-    throw;
   } catch (...) {
-    const std::string cause = message_in_flight();
-    const std::string message =
-        fmt::format("rank {} of {} could not join the others at {}:{} (MASTER_ADDR, MASTER_PORT) within {} ms: {}",
-                    world.rank, world.size, meeting.address, meeting.port, timeout.count(), cause);
-    if (is_timeout(cause)) throw TimeoutError(message);
-    throw PeerError(message);
+    rethrow_not_joined(world, meeting);
   }
 }
 

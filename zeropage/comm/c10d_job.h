@@ -2,7 +2,7 @@
 /// The ranks of a job, wherever they run, as a communicator over torch's process groups that needs no Python: what C++ programs
 /// use between hosts and between GPUs.
 ///
-///  1. Rank 0 listens at the meeting's address and port (torchrun's agent may do so already); all ranks connect.
+///  1. All ranks connect to the job's store (c10d_store.h).
 ///  2. Through that store they find each other: a group over gloo for host values, and one that moves the data: over NCCL for
 ///     ranks on a GPU, over gloo else.
 #pragma once
@@ -12,18 +12,18 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <string>
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/world.h"
 
 namespace zeropage::comm {
 
-/// Joins the ranks of `world`. Collective; all ranks count `number` alike, a communicator each. The store of step 1 stays until
-/// the process ends: peers may look there later than this rank. `device`, `deterministic_reduction`, `timeout`: as for
+/// Joins the ranks of `world`. Collective; all ranks count `number` alike, a communicator each. `token`: as for job_store. `device`, `deterministic_reduction`, `timeout`: as for
 /// make_c10d_communicator. Gloo uses the interfaces that GLOO_SOCKET_IFNAME lists, else the one of the host's name.
 /// Errors: TimeoutError (a rank did not come), PeerError, ConfigError (a GPU, and this zeropage was built without NCCL's headers).
-std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, std::int64_t number,
-                                            c10::Device device, bool deterministic_reduction,
+std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
+                                            std::int64_t number, c10::Device device, bool deterministic_reduction,
                                             std::chrono::milliseconds timeout);
 
 }  // namespace zeropage::comm

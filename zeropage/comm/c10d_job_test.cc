@@ -42,7 +42,9 @@ std::vector<std::string> run_job(int size, int present, const Body& body) {
 }
 
 std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, int number, milliseconds timeout) {
-  return join_c10d_job(world, meeting, number, c10::Device(c10::kCPU), /*deterministic_reduction=*/true, timeout);
+  const std::string token(32, 'a');
+  return join_c10d_job(world, meeting, token, number, c10::Device(c10::kCPU), /*deterministic_reduction=*/true,
+                       timeout);
 }
 
 class C10dJobConformance : public testing::TestWithParam<int> {};

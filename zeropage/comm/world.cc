@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
 
 namespace zeropage::comm {
 namespace {
@@ -19,6 +20,13 @@ namespace {
 constexpr const char* kLaunchHint =
     "launch with `zeropage --num_gpus=N PROGRAM` or `torchrun --nproc_per_node=N PROGRAM`, which set all of them, or "
     "unset all of them to run as a single rank";
+
+constexpr const char* kMeetingHint =
+    "the launcher and torchrun set both; under mpirun or srun on several hosts give every rank the address and a free "
+    "port of rank 0's host: mpirun -x MASTER_ADDR=HOST -x MASTER_PORT=29500, srun --export=ALL,MASTER_ADDR=HOST,...";
+constexpr int kFirstMadePort = 20'000;
+constexpr int kMadePorts = 10'000;
+constexpr std::size_t kTokenDigits = 32;
 
 /// What one launcher calls the four numbers.
 struct Names {
@@ -104,6 +112,21 @@ std::optional<std::string> tasks_of_node(std::string_view list, int node) {
   return std::nullopt;
 }
 
+/// A number that the ranks of this job share and other jobs hardly have: of the launcher's token, or of what else tells jobs apart.
+std::uint64_t job_digest(const Environment& environment) {
+  std::string identity = token_from_environment(environment);
+  if (identity.empty()) {
+    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
+                             "PMIX_NAMESPACE", "PMIX_SERVER_URI2", "PMI_JOBID", "SLURM_JOB_ID", "SLURM_STEP_ID"}) {
+      identity += get(environment, name).value_or("") + "|";
+    }
+  }
+  // FNV-1a: a name needs to be short and to differ, not to be hard to guess (only this user may join).
+  std::uint64_t digest = 14695981039346656037ULL;
+  for (const unsigned char c : identity) digest = (digest ^ c) * 1099511628211ULL;
+  return digest;
+}
+
 }  // namespace
 
 World world_from_environment(const Environment& environment) {
@@ -127,19 +150,33 @@ World world_from_environment(const Environment& environment) {
   return World{};
 }
 
-std::optional<Meeting> meeting_from_environment(const Environment& environment) {
+Meeting meeting_from_environment(const Environment& environment, const World& world) {
   const Found found = {{"MASTER_ADDR", get(environment, "MASTER_ADDR")},
                        {"MASTER_PORT", get(environment, "MASTER_PORT")}};
   const auto& address = found[0].second;
   const auto& port = found[1].second;
-  if (!address && !port) return std::nullopt;
+  if (!address && !port && world.local_size == world.size) {
+    return {"127.0.0.1", static_cast<std::uint16_t>(kFirstMadePort + job_digest(environment) % kMadePorts)};
+  }
+  if (!address && !port) {
+    throw ConfigError(fmt::format(
+        "the environment has neither MASTER_ADDR nor MASTER_PORT, and the {} ranks are on several hosts: {}",
+        world.size, kMeetingHint));
+  }
   if (!address || !port) {
     throw ConfigError(fmt::format("the environment has {} but not {}: {}", list_given(found),
-                                  address ? "MASTER_PORT" : "MASTER_ADDR", kLaunchHint));
+                                  address ? "MASTER_PORT" : "MASTER_ADDR", kMeetingHint));
   }
-  const int number = to_int(*port, found);
-  if (number < 1 || number > 65535) {
-    throw ConfigError(fmt::format("MASTER_PORT={}, expected a port from 1 to 65535", number));
+  if (address->empty() || address->find_first_of(std::string_view(" \t\n/", 4)) != address->npos) {
+    throw ConfigError(fmt::format("MASTER_ADDR={}, expected the name or the address of rank 0's host: {}",
+                                  json::quote(*address), kMeetingHint));
+  }
+  int number = 0;
+  const auto result = std::from_chars(port->data(), port->data() + port->size(), number);
+  if (port->empty() || result.ec != std::errc() || result.ptr != port->data() + port->size() || number < 1 ||
+      number > 65535) {
+    throw ConfigError(
+        fmt::format("MASTER_PORT={}, expected a port from 1 to 65535: {}", json::quote(*port), kMeetingHint));
   }
   Meeting meeting{*address, static_cast<std::uint16_t>(number)};
   // torchrun keeps one store for all attempts of a job, and says so as c10d's own rendezvous understands it.
@@ -148,18 +185,17 @@ std::optional<Meeting> meeting_from_environment(const Environment& environment) 
   return meeting;
 }
 
+std::string token_from_environment(const Environment& environment) {
+  const std::string token = get(environment, "ZEROPAGE_JOB_TOKEN").value_or("");
+  const bool is_token = token.size() == kTokenDigits && token.find_first_not_of("0123456789abcdef") == token.npos;
+  if (token.empty() || is_token) return token;
+  throw ConfigError(fmt::format(
+      "ZEROPAGE_JOB_TOKEN={}, expected {} hexadecimal digits, as the launcher sets it for all ranks of a job: {}",
+      json::quote(token), kTokenDigits, kLaunchHint));
+}
+
 std::string segment_name(const Environment& environment, std::int64_t number) {
-  std::string identity = get(environment, "ZEROPAGE_JOB_TOKEN").value_or("");
-  if (identity.empty()) {
-    for (const char* name : {"MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT",
-                             "PMIX_NAMESPACE", "PMIX_SERVER_URI2", "PMI_JOBID", "SLURM_JOB_ID", "SLURM_STEP_ID"}) {
-      identity += get(environment, name).value_or("") + "|";
-    }
-  }
-  // FNV-1a: a name needs to be short and to differ, not to be hard to guess (only this user may join).
-  std::uint64_t digest = 14695981039346656037ULL;
-  for (const unsigned char c : identity) digest = (digest ^ c) * 1099511628211ULL;
-  return fmt::format("zp-{}-{:016x}-{}", ::getuid(), digest, number);
+  return fmt::format("zp-{}-{:016x}-{}", ::getuid(), job_digest(environment), number);
 }
 
 }  // namespace zeropage::comm

@@ -1,6 +1,5 @@
 /// \file
-/// Who the ranks of a job are, as the program that started them says in the environment. For C++ programs;
-/// python/zeropage/distributed.py reads the same variables.
+/// Who the ranks of a job are, as the program that started them says in the environment. Python asks here, too.
 #pragma once
 
 #include <cstdint>
@@ -39,9 +38,13 @@ struct Meeting {
   bool operator==(const Meeting&) const = default;
 };
 
-/// Reads MASTER_ADDR and MASTER_PORT, and what torchrun says about its store. Nothing when neither of the two is there.
-/// Errors: ConfigError when one of them is missing or the port is none.
-std::optional<Meeting> meeting_from_environment(const Environment& environment);
+/// Reads MASTER_ADDR and MASTER_PORT, and what torchrun says about its store. Where mpirun or srun has started the ranks of `world` on one
+/// host and neither of the two is there, their port is made from the name of the job. Errors: ConfigError when one of them is missing
+/// (Python and C++ programs need both on several hosts) or the port is none.
+Meeting meeting_from_environment(const Environment& environment, const World& world);
+
+/// The launcher's token, 32 hexadecimal digits; empty where another program has started the ranks. Errors: ConfigError for other values.
+std::string token_from_environment(const Environment& environment);
 
 /// A name for shared memory that the ranks of this job share and no other job of this host has: of the launcher's token, or of
 /// what else tells jobs apart. `number`: which communicator of the job it is; all ranks count alike.

@@ -53,17 +53,44 @@ TEST(World, IsReadFromEveryLauncher) {
 
 // A meeting place read wrongly leaves the ranks of two hosts, or of torchrun's next attempt, waiting for each other.
 TEST(Meeting, IsReadFromTheEnvironment) {
-  const auto meeting_of = [](const Variables& variables) {
-    return meeting_from_environment(environment_of(variables));
+  const auto meeting_of = [](const Variables& variables, const World& world = {0, 0, 4, 2}) {
+    return meeting_from_environment(environment_of(variables), world);
   };
-  EXPECT_EQ(meeting_of({}), std::nullopt);
   Variables variables{{"MASTER_ADDR", "first"}, {"MASTER_PORT", "29500"}};
   EXPECT_EQ(meeting_of(variables), (Meeting{"first", 29500, false, ""}));
   variables.insert({{"TORCHELASTIC_USE_AGENT_STORE", "True"}, {"TORCHELASTIC_RESTART_COUNT", "2"}});
   EXPECT_EQ(meeting_of(variables), (Meeting{"first", 29500, true, "2/"}));
   EXPECT_THROW(meeting_of({{"MASTER_ADDR", "first"}}), ConfigError);
-  for (const char* port : {"0", "65536", "-1", "ssh", ""}) {
+  EXPECT_THROW(meeting_of({}), ConfigError) << "of several hosts nobody can guess the first";
+  for (const char* port : {"0", "65536", "-1", "ssh", "", "29500 ", "\xd9\xa1"}) {
     EXPECT_THROW(meeting_of({{"MASTER_ADDR", "first"}, {"MASTER_PORT", port}}), ConfigError) << port;
+  }
+  for (const char* address : {"", " ", "first host", "http://first", "first\n"}) {
+    EXPECT_THROW(meeting_of({{"MASTER_ADDR", address}, {"MASTER_PORT", "1"}}), ConfigError) << address;
+  }
+}
+
+// Catches two jobs of mpirun on one host that listen on the same port, and ranks of one that do not agree on it.
+TEST(Meeting, OfOneHostIsMadeFromTheJobsName) {
+  const auto port_of = [](const char* job) {
+    const Variables variables{{"PMIX_NAMESPACE", job}};
+    return meeting_from_environment(environment_of(variables), {0, 0, 2, 2}).port;
+  };
+  EXPECT_EQ(port_of("7"), port_of("7"));
+  EXPECT_NE(port_of("7"), port_of("8"));
+}
+
+// Catches a token that somebody else wrote, and that ranks would believe in silence.
+TEST(Meeting, TokenHasItsForm) {
+  const auto token_of = [](const std::string& value) {
+    const Variables variables{{"ZEROPAGE_JOB_TOKEN", value}};
+    return token_from_environment(environment_of(variables));
+  };
+  EXPECT_EQ(token_of(std::string(32, 'f')), std::string(32, 'f'));
+  EXPECT_EQ(token_of(""), "");
+  for (const std::string& value :
+       {std::string("x"), std::string(31, 'a'), std::string(33, 'a'), std::string(32, '/')}) {
+    EXPECT_THROW(token_of(value), ConfigError) << value;
   }
 }
 
@@ -76,6 +103,10 @@ TEST(World, NamesWhatIsMissingOrWrong) {
             std::string::npos);
   Variables wrong{{"RANK", "one"}, {"LOCAL_RANK", "0"}, {"WORLD_SIZE", "1"}, {"LOCAL_WORLD_SIZE", "1"}};
   EXPECT_NE(error_of(wrong).find("expected integers in RANK=one"), std::string::npos);
+  for (const char* rank : {"\xd9\xa0", " 0", "+0", "0x0", "1e0", "99999999999"}) {
+    wrong["RANK"] = rank;
+    EXPECT_NE(error_of(wrong).find("expected integers in"), std::string::npos) << rank;
+  }
   wrong["RANK"] = "1";
   EXPECT_NE(error_of(wrong).find("contradict each other (RANK=1"), std::string::npos);
 }
@@ -85,11 +116,12 @@ TEST(SegmentName, IsOneForAJobAndAnotherForOthers) {
   const auto name = [](const Variables& variables, int number) {
     return segment_name(environment_of(variables), number);
   };
-  const Variables job{{"ZEROPAGE_JOB_TOKEN", "a"}, {"RANK", "0"}};
-  const Variables same_job{{"ZEROPAGE_JOB_TOKEN", "a"}, {"RANK", "1"}};
+  const std::string token(32, 'a');
+  const Variables job{{"ZEROPAGE_JOB_TOKEN", token}, {"RANK", "0"}};
+  const Variables same_job{{"ZEROPAGE_JOB_TOKEN", token}, {"RANK", "1"}};
   EXPECT_EQ(name(job, 0), name(same_job, 0));
   EXPECT_NE(name(job, 0), name(job, 1));
-  EXPECT_NE(name(job, 0), name({{"ZEROPAGE_JOB_TOKEN", "b"}}, 0));
+  EXPECT_NE(name(job, 0), name({{"ZEROPAGE_JOB_TOKEN", std::string(32, 'b')}}, 0));
   EXPECT_NE(name({{"MASTER_PORT", "1"}}, 0), name({{"MASTER_PORT", "2"}}, 0));
 }
 

@@ -62,14 +62,9 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
     return joined;
   }
   if (kind == kC10d) {
-    const auto meeting = comm::meeting_from_environment(&environment);
-    if (!meeting) {
-      throw ConfigError(
-          "ranks that talk through process groups meet at MASTER_ADDR and MASTER_PORT, which are not in the "
-          "environment: start them by `zeropage` or `torchrun`, or under mpirun with -x MASTER_ADDR=HOST -x "
-          "MASTER_PORT=29500");
-    }
-    return comm::join_c10d_job(world, *meeting, next_number(), device, config.own.deterministic_reduction, timeout);
+    const auto meeting = comm::meeting_from_environment(&environment, world);
+    return comm::join_c10d_job(world, meeting, comm::token_from_environment(&environment), next_number(), device,
+                               config.own.deterministic_reduction, timeout);
   }
   const std::string name = comm::segment_name(&environment, next_number());
   return comm::join_shared_memory(name, world.rank, world.size, timeout);

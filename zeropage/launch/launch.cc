@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -11,6 +12,8 @@
 #include "zeropage/base/descriptor.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
+#include "zeropage/comm/meeting_socket.h"
+#include "zeropage/comm/world.h"
 #include "zeropage/launch/cores.h"
 #include "zeropage/launch/dry_run.h"
 #include "zeropage/launch/fleet.h"
@@ -21,6 +24,9 @@
 
 namespace zeropage::launch {
 namespace {
+
+constexpr const char* kGiveAddress = "; set --master_addr to an address of rank 0's host that this one reaches";
+constexpr std::chrono::milliseconds kResolverPatience{10'000};
 
 std::string this_host_name() {
   char name[256] = "";
@@ -39,24 +45,38 @@ Host look_at_host(const Options& options, const Job& job, const std::string& arg
   return host;
 }
 
+const char* variable(const char* name) { return std::getenv(name); }
+
+/// The one rank that mpirun or srun wants of this process.
+Place place_of_task(const Options& options, const Task& task) {
+  Place place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
+              task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
+  std::string source = "from --master_addr";
+  if (variable("MASTER_ADDR") && variable("MASTER_PORT")) {
+    const comm::Meeting given =
+        comm::meeting_from_environment(&variable, {task.rank, task.local_rank, task.size, task.local_size});
+    place.master_port = given.port;
+    if (place.master_addr.empty()) place.master_addr = given.address, source = "from MASTER_ADDR";
+  }
+  if (task.local_size == task.size) {
+    if (place.master_addr.empty()) place.master_addr = "127.0.0.1";
+    return place;
+  }
+  if (place.master_addr.empty()) place.master_addr = task.first_host, source = "the first host of " + task.starter;
+  if (place.master_addr.empty()) {
+    throw ConfigError(
+        fmt::format("{} does not say where rank 0 is; give its host's address with --master_addr", task.starter));
+  }
+  comm::resolve_host(place.master_addr, source + kGiveAddress, kResolverPatience);
+  return place;
+}
+
 /// This process's part of the job. `claim` keeps the port from other launchers.
 Place choose_place(const Options& options, const Job& job, Host& host, Port& claim) {
   if (job.way == Way::kTask) {
-    const Task& task = *job.task;
-    Place place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
-                task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
-    if (const char* given = std::getenv("MASTER_ADDR"); given && place.master_addr.empty()) place.master_addr = given;
-    if (const char* given = std::getenv("MASTER_PORT")) place.master_port = std::atoi(given);
-    // A token of one's own would tell this rank apart from its peers.
-    const char* token = std::getenv("ZEROPAGE_JOB_TOKEN");
-    host.token = token ? token : "";
-    if (place.master_addr.empty()) place.master_addr = task.local_size == task.size ? "127.0.0.1" : task.first_host;
-    if (place.master_addr.empty()) {
-      throw ConfigError(
-          fmt::format("{} does not say where rank 0 is; give its host's address with --master_addr", task.starter));
-    }
-    host.gpus.clear();  // every rank sees all; LOCAL_RANK picks
-    return place;
+    host.token = comm::token_from_environment(&variable);  // one of its own would tell this rank apart from its peers
+    host.gpus.clear();                                     // every rank sees all; LOCAL_RANK picks
+    return place_of_task(options, *job.task);
   }
   if (job.way == Way::kHere) {
     claim = claim_port(options.master_port);
@@ -83,6 +103,9 @@ Place choose_place(const Options& options, const Job& job, Host& host, Port& cla
     const int slots = static_cast<int>(job.hosts[node].slots.size());
     if (node < options.node_rank) place.first_rank += slots;
     place.world_size += slots;
+  }
+  if (!options.master_addr.empty()) {
+    comm::resolve_host(options.master_addr, std::string("from --master_addr") + kGiveAddress, kResolverPatience);
   }
   return place;
 }

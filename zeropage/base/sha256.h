@@ -1,0 +1,17 @@
+/// \file
+/// SHA-256 (FIPS 180-4), for proofs that two processes know the same secret. Data is checked by xxHash, which is faster.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace zeropage {
+
+std::array<std::uint8_t, 32> sha256(std::string_view bytes);
+
+/// HMAC (RFC 2104) of `message` under `key`, in hexadecimal.
+std::string hmac_sha256(std::string_view key, std::string_view message);
+
+}  // namespace zeropage
