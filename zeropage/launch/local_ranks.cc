@@ -97,7 +97,11 @@ void LocalRanks::collect() {
 }
 
 void LocalRanks::signal_ranks(int signal) {
-  for (const Child& child : running_) ::kill(child.pid, signal);
+  const bool ends = signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
+  for (const Child& child : running_) {
+    ::kill(child.pid, signal);
+    if (ends) ::kill(child.pid, SIGCONT);  // a stopped process takes no other signal before it goes on
+  }
 }
 
 void LocalRanks::kill() {
