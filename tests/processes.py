@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_ranks(world: int, module: str, function: str, arguments: str, folder: Path) -> list[subprocess.Popen]:
-    """Starts `function(**arguments)` (JSON) of a module beside this one on every rank, with a launcher's environment."""
+def start_ranks(
+    world: int, module: str, function: str, arguments: str, folder: Path, variables: Sequence[dict[str, str]] = ()
+) -> list[subprocess.Popen]:
+    """Starts `function(**arguments)` (JSON) of a module beside this one on every rank, with a launcher's environment.
+
+    variables: more of them, by rank.
+    """
     common = {
         **os.environ,
         "WORLD_SIZE": str(world),
@@ -43,7 +49,7 @@ def start_ranks(world: int, module: str, function: str, arguments: str, folder: 
     ranks = []
     for rank in range(world):
         command = [sys.executable, "-c", _CHILD, module, function, str(folder / f"rank{rank}.pt"), arguments]
-        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), **(variables[rank] if variables else {})}
         ranks.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     return ranks
 

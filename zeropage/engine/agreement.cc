@@ -1,5 +1,6 @@
 #include "zeropage/engine/agreement.h"
 
+#include <ATen/Version.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -9,6 +10,7 @@
 #include <string_view>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
 
 namespace zeropage::engine {
 namespace {
@@ -42,7 +44,7 @@ std::string first_difference(int rank, const std::string& mine, const std::strin
 
 }  // namespace
 
-void require_same_everywhere(comm::Communicator& communicator, const std::string& text) {
+std::optional<std::string> difference_between_ranks(comm::Communicator& communicator, const std::string& text) {
   const std::uint64_t facts[2] = {fnv1a(text), text.size()};
   const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
   const std::string all =
@@ -51,7 +53,7 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
   for (int rank = 1; rank < communicator.size(); ++rank) {
     if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) different.push_back(rank);
   }
-  if (different.empty()) return;
+  if (different.empty()) return std::nullopt;
   const auto length_of = [&](int rank) {
     std::uint64_t theirs[2];
     std::memcpy(theirs, all.data() + rank * sizeof(facts), sizeof(facts));
@@ -64,10 +66,29 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
   const std::string texts = comm::all_gather_small(communicator, padded, comm::Tag{"models and configurations", 0});
   const auto text_of = [&](int rank) { return texts.substr(rank * longest, length_of(rank)); };
   const int first = different.front();
+  return fmt::format("rank(s) {} differ from rank 0; {}", fmt::join(different, ", "),
+                     first_difference(first, text_of(first), text_of(0)));
+}
+
+void require_same_everywhere(comm::Communicator& communicator, const std::string& text) {
+  const auto difference = difference_between_ranks(communicator, text);
+  if (!difference) return;
   throw PeerError(
-      fmt::format("ranks were started with different models or configurations: rank(s) {} differ from rank 0; {}. "
-                  "Build the same model from the same configuration on every rank.",
-                  fmt::join(different, ", "), first_difference(first, text_of(first), text_of(0))));
+      fmt::format("ranks were started with different models or configurations: {}. Build the same model from the same "
+                  "configuration on every rank.",
+                  *difference));
+}
+
+void warn_of_different_software(comm::Communicator& communicator) {
+  std::string software = fmt::format("zeropage {}\n{}", ZEROPAGE_VERSION, at::show_config());
+  std::ranges::replace(software, ',', '\n');  // its last line is a long list
+  const auto difference = difference_between_ranks(communicator, software);
+  if (!difference || communicator.rank() != 0) return;
+  log_warn(fmt::format(
+      "ranks run different software or use different instructions of their processors: {}. The same "
+      "operators may give other bits there, so that what every rank holds whole can drift apart; install the "
+      "same versions, and set the same ATEN_CPU_CAPABILITY, on all hosts",
+      *difference));
 }
 
 std::int64_t first_parameter(std::int64_t one, std::int64_t other) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -10,8 +11,15 @@
 
 namespace zeropage::engine {
 
-/// Collective: compares `text` (one fact per line) over the ranks, by hash first. Errors: PeerError on every rank, naming
-/// the ranks that differ from rank 0 and the first line that does.
+/// Collective: compares `text` (one fact per line) over the ranks, by hash first. Names the ranks that differ from rank 0 and the first
+/// line that does; nothing when all are alike.
+std::optional<std::string> difference_between_ranks(comm::Communicator& communicator, const std::string& text);
+
+/// Collective: a warning on rank 0 where ranks have other versions of zeropage or of torch and its libraries, or where torch chose other
+/// instructions (AVX2, AVX512) for their processors. Cost: one small exchange.
+void warn_of_different_software(comm::Communicator& communicator);
+
+/// Collective: as difference_between_ranks, but a difference is a PeerError on every rank.
 void require_same_everywhere(comm::Communicator& communicator, const std::string& text);
 
 /// Facts beside the step itself: one rank says so, and all ranks act on it in the same step.

@@ -164,6 +164,7 @@ std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<Parameter
 
 void ModelState::agree_with_peers() const {
   require_same_everywhere(*communicator_, config_.effective_json + "\n" + layout_->describe());
+  warn_of_different_software(*communicator_);
 }
 
 plan::ParameterCounts ModelState::counts() const {

@@ -1,0 +1,29 @@
+"""Ranks with other versions of torch, or other instructions of their processors, may compute other bits: it is said."""
+
+import pytest
+import torch
+from processes import start_ranks
+
+import zeropage
+
+WARNING = "ranks run different software"
+
+
+def make_engine() -> None:
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}}, "zeropage": {"timeout_ms": 60_000}}
+    zeropage.initialize(model=torch.nn.Linear(3, 1), config=config)
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_other_instructions_are_said_once(differs, tmp_path):
+    """Catches ranks whose copies of what all hold drift apart without a word, and a warning where nothing differs."""
+    if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        pytest.skip("this processor has nothing to leave out")
+    variables = [{}, {"ATEN_CPU_CAPABILITY": "default"} if differs else {}]
+    ranks = start_ranks(2, "test_software", "make_engine", "{}", tmp_path, variables)
+    said = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert said[1].count(WARNING) == 0
+    assert said[0].count(WARNING) == (1 if differs else 0), said
+    if differs:
+        assert "rank(s) 1 differ from rank 0" in said[0] and "CPU capability" in said[0] and "ATEN_CPU_CAPABILITY" in said[0]
