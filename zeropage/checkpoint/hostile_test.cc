@@ -7,8 +7,8 @@
 
 #include <filesystem>
 #include <fstream>
-#include <random>
 
+#include "zeropage/base/mutations.h"
 #include "zeropage/checkpoint/fuzz_targets.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
 #include "zeropage/comm/test_ranks.h"
@@ -16,75 +16,9 @@
 namespace zeropage::checkpoint {
 namespace {
 
-std::vector<std::string> corpus(const std::string& target) {
-  std::vector<std::string> inputs;
-  const auto root = std::filesystem::path(__FILE__).parent_path().parent_path().parent_path();
-  for (const auto& entry : std::filesystem::directory_iterator(root / "fuzz" / "corpus" / target)) {
-    std::ifstream in(entry.path(), std::ios::binary);
-    inputs.emplace_back((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-  }
-  std::sort(inputs.begin(), inputs.end());
-  return inputs;
-}
-
-/// One to four changes of the kinds that fool parsers.
-std::string mutated(const std::vector<std::string>& inputs, std::mt19937& random) {
-  static const std::vector<std::string> kPieces = {"9223372036854775807",
-                                                   "-1",
-                                                   "18446744073709551615",
-                                                   "4611686018427387904",
-                                                   "0",
-                                                   "1e308",
-                                                   "null",
-                                                   "[]",
-                                                   "{}",
-                                                   "[[",
-                                                   "]]",
-                                                   "\"",
-                                                   "\\u0000",
-                                                   "\xff",
-                                                   ",",
-                                                   ":",
-                                                   "true",
-                                                   "0.5",
-                                                   "\"a\":",
-                                                   "[0,0,0]"};
-  std::string text = inputs[random() % inputs.size()];
-  for (int change = 1 + static_cast<int>(random() % 4); change > 0 && !text.empty(); --change) {
-    const std::size_t at = random() % text.size();
-    const std::size_t length = std::min<std::size_t>(text.size() - at, 1 + random() % 16);
-    const std::string& other = inputs[random() % inputs.size()];
-    const std::size_t from = random() % other.size();
-    switch (random() % 6) {
-      case 0: text[at] = static_cast<char>(text[at] ^ (1 << random() % 8)); break;
-      case 1: text.erase(at, length); break;
-      case 2: text.insert(at, kPieces[random() % kPieces.size()]); break;
-      case 3: text.replace(at, length, kPieces[random() % kPieces.size()]); break;
-      case 4: text.insert(at, other.substr(from, 1 + random() % 64)); break;
-      default: {  // another number
-        const auto digit = text.find_first_of("0123456789", at);
-        if (digit == std::string::npos) break;
-        const auto end = std::min(text.find_first_not_of("0123456789", digit), text.size());
-        text.replace(digit, end - digit, kPieces[random() % 5]);
-      }
-    }
-  }
-  return text;
-}
-
-/// The seeds, and 20,000 mutations of them; the targets throw what is no CheckpointError.
-void drive(const std::string& name, bool (*target)(std::string_view)) {
-  const auto inputs = corpus(name);
-  EXPECT_GE(inputs.size(), 3u);
-  const auto sound = std::count_if(inputs.begin(), inputs.end(), [&](const auto& input) { return target(input); });
-  EXPECT_GE(sound, 2) << "seeds that are refused lead nowhere";
-  std::mt19937 random(1);
-  for (int i = 0; i < 20'000; ++i) target(mutated(inputs, random));
-}
-
 // Catches input that ends the program, is read out of bounds, or is believed although it does not fit together.
-TEST(Hostile, MutatedManifestsAreAcceptedOrRefused) { drive("manifest", accepts_manifest); }
-TEST(Hostile, MutatedShardHeadersAreAcceptedOrRefused) { drive("shard", accepts_shard); }
+TEST(Hostile, MutatedManifestsAreAcceptedOrRefused) { drive_with_mutations("manifest", accepts_manifest); }
+TEST(Hostile, MutatedShardHeadersAreAcceptedOrRefused) { drive_with_mutations("shard", accepts_shard); }
 
 /// The error of opening and verifying a step in a child process, and the memory that took.
 struct Attack {

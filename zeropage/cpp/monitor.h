@@ -35,7 +35,8 @@ class Monitor {
   void write_events(const std::vector<Event>& events);
 
  private:
-  std::shared_ptr<report::AppendFile> open(const std::string& name) const;  ///< null, and a warning: it cannot be opened
+  std::shared_ptr<report::AppendFile> open(
+      const std::string& name) const;  ///< null, and a warning: it cannot be opened
 
   std::string folder_;
   std::map<std::string, std::shared_ptr<report::AppendFile>> files_;  ///< by the name of the metric
