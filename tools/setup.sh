@@ -51,6 +51,10 @@ mpirun openmpi-bin
 ssh openssh-client
 /usr/sbin/sshd openssh-server
 /usr/sbin/ip iproute2
+/usr/sbin/slurmctld slurmctld
+/usr/sbin/slurmd slurmd
+srun slurm-client
+/usr/sbin/munged munge
 hwy/highway.h libhwy-dev
 liburing.h liburing-dev
 LIST

@@ -1,0 +1,86 @@
+"""Ranks that a real Slurm starts: `srun python train.py` and `srun zeropage train.py`, on one node and on two."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import slurm
+from processes import free_port
+from test_launcher import COMMAND
+
+TRAIN = """
+import json, os, signal, sys
+sys.path[:0] = [{tests!r}]
+import torch
+from training import config_of, part_of_batch, small_net, token_batch
+import zeropage
+torch.set_num_threads(1)
+engine, *_ = zeropage.initialize(model=small_net(0), config=config_of(2))
+losses = []
+for step in range(3):
+    loss = engine(*part_of_batch(token_batch(step), engine.world_size, engine.global_rank))
+    engine.backward(loss)
+    if "kill" in sys.argv and engine.global_rank == 1 and step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    engine.step()
+    losses.append(loss.item())
+print("got", json.dumps([engine.global_rank, engine.world_size, losses]), flush=True)
+"""
+
+pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "train.py").write_text(TRAIN.format(tests=str(Path(__file__).resolve().parent)))
+    made = slurm.Slurm(folder)
+    yield made
+    made.close()
+
+
+def results(output: str) -> list:
+    return sorted(json.loads(line.removeprefix("got ")) for line in output.splitlines() if line.startswith("got "))
+
+
+@pytest.fixture(scope="module")
+def trained(cluster):
+    """What two ranks of one node gave."""
+    done = cluster.run("-N1", "-n2", sys.executable, "train.py")
+    assert done.returncode == 0, done.stderr
+    return results(done.stdout)
+
+
+def test_srun_python_is_one_job(trained):
+    """Catches N ranks that each train a copy of their own, because nobody read Slurm's variables."""
+    assert [(rank, size) for rank, size, _ in trained] == [(0, 2), (1, 2)]
+    assert trained[0][2] != trained[1][2], "each has its part of the batch"
+
+
+def test_two_nodes(cluster, trained):
+    """Catches ranks of two nodes that wait for each other without an address, and other numbers than on one node."""
+    done = cluster.run("-N2", "-n2", sys.executable, "train.py")
+    assert done.returncode != 0 and "neither MASTER_ADDR nor MASTER_PORT" in done.stderr, done.stderr
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    done = cluster.run("-N2", "-n2", sys.executable, "train.py", **address)
+    assert done.returncode == 0, done.stderr
+    assert results(done.stdout) == trained
+
+
+def test_srun_zeropage(cluster, trained):
+    """Catches node names that are no names for the resolver, which cost minutes of retries on every rank; and the launcher under srun."""
+    words = ["-N2", "-n2", COMMAND, "-q", "--no_local_rank"]
+    done = cluster.run(*words, "train.py", VIRTUAL_ENV=sys.prefix)
+    assert done.returncode != 0 and "host n1 does not resolve" in done.stderr and "the first host of srun" in done.stderr, done.stderr
+    assert "--master_addr" in done.stderr and "Traceback" not in done.stderr
+    address = f"--master_addr=127.0.0.1 --master_port={free_port()}".split()
+    done = cluster.run(*words, *address, "train.py", VIRTUAL_ENV=sys.prefix, GLOO_SOCKET_IFNAME="lo")
+    assert done.returncode == 0, done.stderr
+    assert results(done.stdout) == trained
+
+
+def test_a_killed_rank_ends_the_job(cluster):
+    """Catches a rank that waits for one that is gone."""
+    done = cluster.run("-N1", "-n2", sys.executable, "train.py", "kill", timeout_s=60)
+    assert done.returncode != 0 and "PeerError" in done.stderr and "rank 1" in done.stderr, done.stderr
