@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "machine.h"
+#include "zeropage/optim/norm_cuda.cu"
 #include "zeropage/optim/update_cuda.cu"
 
 namespace simulated_device {
@@ -13,6 +14,7 @@ namespace {
 using zeropage::config::StateDtype;
 using zeropage::optim::Arrays;
 using zeropage::optim::PackedState;
+using zeropage::optim::SquaredPiece;
 using zeropage::optim::UpdatePiece;
 
 /// Notes what a kernel does with an array, and replaces its address by the private one.
@@ -69,17 +71,33 @@ void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {
     translate_states(arrays, piece.numel, translation);
   }
   Machine::get().launch(stream, "the update kernel", translation.uses(), [translated] {
-    // Emulated blocks share their __shared__ memory with those of other streams.
+    // Emulated blocks share what their warps compare with those of other streams.
     static std::mutex one_kernel;
     const std::lock_guard lock(one_kernel);
     zeropage::optim::update_on_cuda(translated, nullptr);
   });
 }
 
+void square(const std::vector<SquaredPiece>& pieces, double* lanes, double* blocks, void* native_stream) {
+  auto& stream = *static_cast<Stream*>(native_stream);
+  Translation translation(stream.device);
+  auto translated = pieces;
+  std::int64_t count = 0;
+  for (auto& piece : translated) {
+    translation.array(piece.data, zeropage::element_bytes(piece.dtype) * piece.numel, true, false);
+    count += zeropage::optim::square_blocks(piece.numel);
+  }
+  constexpr auto kBytes = static_cast<std::int64_t>(sizeof(double));
+  translation.array(lanes, kBytes * count * zeropage::optim::SquareSum::kLanes, false, true);
+  translation.array(blocks, kBytes * count, false, true);
+  Machine::get().launch(stream, "the kernel of squares", translation.uses(),
+                        [=] { zeropage::optim::square_on_cuda(translated, lanes, blocks, nullptr); });
+}
+
 }  // namespace
 
 const zeropage::optim::DeviceKernels* kernels() {
-  static constexpr zeropage::optim::DeviceKernels kKernels{&update};
+  static constexpr zeropage::optim::DeviceKernels kKernels{&update, &square};
   return &kKernels;
 }
 

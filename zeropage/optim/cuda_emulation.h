@@ -4,9 +4,11 @@
 /// what a missing __syncthreads does. For tests alone.
 #pragma once
 
-#include <atomic>
+#include <algorithm>
+#include <array>
 #include <barrier>
 #include <cstddef>
+#include <cstdint>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -15,7 +17,6 @@
 #define __device__
 #define __grid_constant__
 #define __launch_bounds__(threads)
-#define __shared__ static  // one block at a time
 
 using cudaStream_t = void*;
 
@@ -30,11 +31,15 @@ inline thread_local std::barrier<>* emulated_barrier = nullptr;
 
 inline void __syncthreads() { emulated_barrier->arrive_and_wait(); }
 
-inline void atomicMax(unsigned* target, unsigned value) {
-  const std::atomic_ref<unsigned> shared(*target);
-  unsigned known = shared.load();
-  while (known < value && !shared.compare_exchange_weak(known, value)) {
-  }
+/// The largest value of the threads of a warp, for all of them; all threads of the block call it together.
+inline std::uint32_t largest_in_warp(std::uint32_t value) {
+  static std::array<std::uint32_t, 1024> values;  // one block at a time
+  values[threadIdx.x] = value;
+  __syncthreads();
+  const auto first = values.begin() + threadIdx.x / kWarpThreads * kWarpThreads;
+  const std::uint32_t largest = *std::max_element(first, first + kWarpThreads);
+  __syncthreads();
+  return largest;
 }
 
 /// Returns when all threads have run. Nothing is ever in the memory of a GPU, and `stream` is not looked at.

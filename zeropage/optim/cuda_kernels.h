@@ -9,8 +9,8 @@
 #include <cstdint>
 
 #include "zeropage/base/dtype.h"
-#include "zeropage/optim/convert.h"
 #include "zeropage/optim/cuda_launch.h"
+#include "zeropage/optim/cuda_values.h"
 #include "zeropage/optim/elements.h"
 #include "zeropage/optim/packed_code.h"
 #include "zeropage/optim/packed_state.h"
@@ -19,8 +19,10 @@
 namespace zeropage::optim {
 
 constexpr int kThreads = 256;
-constexpr int kPieces = 32;  // kernels take at most 4 KB of arguments
-static_assert(kThreads == kPackedBlockNumel);
+constexpr int kPieces = 32;   // kernels take at most 4 KB of arguments
+constexpr int kRunNumel = 8;  // elements of a thread
+constexpr std::int64_t kBlockNumel = kThreads * kRunNumel;
+static_assert(kWarpThreads * kRunNumel == kPackedBlockNumel, "a warp has a block of an int8 state");
 
 template <typename Rule>
 struct Piece {
@@ -38,155 +40,170 @@ template <typename Rule>
 struct Launch {
   Piece<Rule> pieces[kPieces] = {};
   unsigned first_block[kPieces] = {};
+  unsigned aligned = 0;  ///< a bit for each piece: all of its arrays begin at multiples of 16 bytes
   int count = 0;
   DType gradient_dtype = DType::kFloat32;
   DType parameter_dtype = DType::kFloat32;
   config::StateDtype state_dtype = config::StateDtype::kFloat32;
   bool squares[2] = {};  ///< is_sum_of_squares, per state
 };
-static_assert(sizeof(Launch<AdamRule>) <= 4096);
+static_assert(sizeof(Launch<AdamRule>) <= 4096 && kPieces <= 32);
 
-/// The piece of this block; sets `begin` to the first of the `block_numel` elements that are this block's.
+/// What a thread works on.
+struct Place {
+  int piece;
+  std::int64_t first;  ///< of its elements, within the piece
+  int count;           ///< of them
+  bool whole;          ///< see load_run
+};
+
 template <typename Rule>
-__device__ const Piece<Rule>& piece_of_block(const Launch<Rule>& launch, std::int64_t block_numel,
-                                             std::int64_t& begin) {
-  int index = 0;
-  while (index + 1 < launch.count && blockIdx.x >= launch.first_block[index + 1]) ++index;
-  begin = static_cast<std::int64_t>(blockIdx.x - launch.first_block[index]) * block_numel;
-  return launch.pieces[index];
+__device__ Place place_of_thread(const Launch<Rule>& launch) {
+  Place place{};
+  while (place.piece + 1 < launch.count && blockIdx.x >= launch.first_block[place.piece + 1]) ++place.piece;
+  const std::int64_t block = blockIdx.x - launch.first_block[place.piece];
+  place.first = block * kBlockNumel + threadIdx.x * kRunNumel;
+  const std::int64_t left = launch.pieces[place.piece].numel - place.first;
+  place.count = left <= 0 ? 0 : left < kRunNumel ? static_cast<int>(left) : kRunNumel;
+  place.whole = place.count == kRunNumel && (launch.aligned >> place.piece & 1U) != 0;
+  return place;
 }
-
-struct Float32 {
-  static __device__ float load(const void* data, std::int64_t i) { return static_cast<const float*>(data)[i]; }
-  static __device__ void store(float, void*, std::int64_t) {}  // the master is the parameter
-};
-
-struct BFloat16 {
-  static __device__ float load(const void* data, std::int64_t i) {
-    return float_from_bfloat16(static_cast<const std::uint16_t*>(data)[i]);
-  }
-  static __device__ void store(float value, void* data, std::int64_t i) {
-    static_cast<std::uint16_t*>(data)[i] = bfloat16_from_float(value);
-  }
-};
-
-struct Float16 {
-  static __device__ float load(const void* data, std::int64_t i) {
-    return float_from_float16(static_cast<const std::uint16_t*>(data)[i]);
-  }
-  static __device__ void store(float value, void* data, std::int64_t i) {
-    static_cast<std::uint16_t*>(data)[i] = float16_from_float(value);
-  }
-};
-
-constexpr std::int64_t kBlockNumel = 8 * kThreads;  // of update_kernel
 
 template <typename Rule, typename Gradient, typename Parameter>
 __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ Launch<Rule> launch) {
-  std::int64_t begin = 0;
-  const Piece<Rule>& piece = piece_of_block(launch, kBlockNumel, begin);
-  const std::int64_t end = piece.numel < begin + kBlockNumel ? piece.numel : begin + kBlockNumel;
-  float* const firsts = static_cast<float*>(piece.states[0].data);
-  float* const seconds = static_cast<float*>(piece.states[1].data);
-  for (std::int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    float first = Rule::kStates > 0 ? firsts[i] : 0.0F;
-    float second = Rule::kStates > 1 ? seconds[i] : 0.0F;
-    const float gradient = Gradient::load(piece.gradient, i) * piece.rule.gradient_scale;
-    const float updated = update_element(piece.rule, piece.master[i], first, second, gradient);
-    piece.master[i] = updated;
-    if constexpr (Rule::kStates > 0) firsts[i] = first;
-    if constexpr (Rule::kStates > 1) seconds[i] = second;
-    Parameter::store(updated, piece.parameter, i);
+  const auto [index, first, count, whole] = place_of_thread(launch);
+  if (count == 0) return;
+  const Piece<Rule>& piece = launch.pieces[index];
+  float masters[kRunNumel] = {};
+  float gradients[kRunNumel] = {};
+  float states[2][kRunNumel] = {};
+  load_run(masters, piece.master, first, count, whole);
+  load_wide<Gradient>(gradients, piece.gradient, first, count, whole);
+  for (int s = 0; s < Rule::kStates; ++s) load_run(states[s], piece.states[s].data, first, count, whole);
+  for (int k = 0; k < kRunNumel; ++k) {
+    masters[k] =
+        update_element(piece.rule, masters[k], states[0][k], states[1][k], gradients[k] * piece.rule.gradient_scale);
+  }
+  store_run(masters, piece.master, first, count, whole);
+  for (int s = 0; s < Rule::kStates; ++s) store_run(states[s], piece.states[s].data, first, count, whole);
+  // Of fp32 the master is the parameter.
+  if constexpr (sizeof(typename Parameter::Element) == 2) {
+    store_narrow<Parameter>(masters, piece.parameter, first, count, whole);
   }
 }
 
-inline __device__ float load_as(DType dtype, const void* data, std::int64_t i) {
-  if (dtype == DType::kBFloat16) return BFloat16::load(data, i);
-  if (dtype == DType::kFloat16) return Float16::load(data, i);
-  return Float32::load(data, i);
+inline __device__ void load_as(DType dtype, float (&wide)[kRunNumel], const void* data, const Place& place) {
+  if (dtype == DType::kBFloat16) return load_wide<BFloat16>(wide, data, place.first, place.count, place.whole);
+  if (dtype == DType::kFloat16) return load_wide<Float16>(wide, data, place.first, place.count, place.whole);
+  load_wide<Float32>(wide, data, place.first, place.count, place.whole);
 }
 
-inline __device__ void store_as(DType dtype, float value, void* data, std::int64_t i) {
-  if (dtype == DType::kBFloat16) BFloat16::store(value, data, i);
-  if (dtype == DType::kFloat16) Float16::store(value, data, i);
+inline __device__ void store_at_random(bool bfloat16, const float (&wide)[kRunNumel], void* data, const Place& place,
+                                       std::uint64_t key, std::uint64_t index) {
+  std::uint16_t values[kRunNumel];
+  for (int k = 0; k < kRunNumel; ++k) {
+    const std::uint64_t own = index + static_cast<std::uint64_t>(k);
+    const std::uint32_t random = random_bits(key_bits(key, own), static_cast<std::uint32_t>(own));
+    values[k] = bfloat16 ? bfloat16_at_random(wide[k], random) : float16_at_random(wide[k], random);
+  }
+  store_run(values, data, place.first, place.count, place.whole);
 }
 
-inline __device__ void store_at_random(DType dtype, float value, void* data, std::int64_t i, std::uint32_t random) {
-  static_cast<std::uint16_t*>(data)[i] =
-      dtype == DType::kBFloat16 ? bfloat16_at_random(value, random) : float16_at_random(value, random);
+inline __device__ void load_packed(bool squares, float (&wide)[kRunNumel], const PackedState& state,
+                                   const Place& place) {
+  std::uint8_t codes[kRunNumel] = {};
+  load_run(codes, state.data, place.first, place.count, place.whole);
+  const float scale = place.count == 0 ? 0.0F : block_scale(state.exponents[place.first / kPackedBlockNumel]);
+  for (int k = 0; k < kRunNumel; ++k) {
+    wide[k] = (squares ? SquaresCode::widen(codes[k]) : SignedCode::widen(codes[k])) * scale;
+  }
 }
 
-inline __device__ float load_state(config::StateDtype dtype, bool squares, const PackedState& state, std::int64_t i) {
-  if (dtype == config::StateDtype::kFloat32) return Float32::load(state.data, i);
-  if (dtype == config::StateDtype::kBFloat16) return BFloat16::load(state.data, i);
-  const std::uint8_t code = static_cast<const std::uint8_t*>(state.data)[i];
-  const float widened = squares ? SquaresCode::widen(code) : SignedCode::widen(code);
-  return widened * block_scale(state.exponents[i / kPackedBlockNumel]);
+/// A warp has a block of the state: all of its threads call this together.
+inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel], const PackedState& state,
+                                    const Place& place, std::uint64_t key, std::uint64_t index) {
+  std::uint32_t largest = 0;
+  for (int k = 0; k < kRunNumel; ++k) {
+    const std::uint32_t magnitude = k < place.count ? magnitude_bits(wide[k]) : 0;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const std::uint8_t exponent = shared_exponent(largest_in_warp(largest));
+  if (place.count == 0) return;
+  const std::int64_t in_block = place.first % kPackedBlockNumel;
+  if (in_block == 0) state.exponents[place.first / kPackedBlockNumel] = exponent;
+  const std::uint64_t block_index = index - static_cast<std::uint64_t>(in_block);
+  const std::uint32_t block_key = key_bits(key, block_index);
+  std::uint8_t codes[kRunNumel];
+  for (int k = 0; k < kRunNumel; ++k) {
+    const float scaled = wide[k] * inverse_block_scale(exponent);
+    const std::uint32_t random =
+        random_bits(block_key, static_cast<std::uint32_t>(block_index) + static_cast<std::uint32_t>(in_block + k));
+    codes[k] = squares ? SquaresCode::round(scaled, random) : SignedCode::round(scaled, random);
+  }
+  store_run(codes, state.data, place.first, place.count, place.whole);
 }
 
-/// The largest of all threads' values, for all of them.
-inline __device__ std::uint32_t largest_in_block(std::uint32_t value) {
-  __shared__ std::uint32_t largest;
-  if (threadIdx.x == 0) largest = 0;
-  __syncthreads();
-  atomicMax(&largest, value);
-  __syncthreads();
-  const std::uint32_t found = largest;
-  __syncthreads();  // before the next call sets it to 0
-  return found;
-}
-
-/// All threads of a block call this together. `there`: the thread has an element; `index`: of the block's first one, for rounding.
-inline __device__ void store_packed_block(bool squares, float value, const PackedState& state, std::int64_t begin,
-                                          bool there, std::uint64_t key, std::uint64_t index) {
-  const std::uint8_t exponent = shared_exponent(largest_in_block(there ? magnitude_bits(value) : 0));
-  if (threadIdx.x == 0) state.exponents[begin / kPackedBlockNumel] = exponent;
-  if (!there) return;
-  const float scaled = value * inverse_block_scale(exponent);
-  const std::uint32_t random =
-      random_bits(key_bits(key, index), static_cast<std::uint32_t>(index) + static_cast<std::uint32_t>(threadIdx.x));
-  static_cast<std::uint8_t*>(state.data)[begin + threadIdx.x] =
-      squares ? SquaresCode::round(scaled, random) : SignedCode::round(scaled, random);
-}
-
-/// One packed block per thread block, one element per thread.
 template <typename Rule>
-__global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_constant__ Launch<Rule> launch) {
-  std::int64_t begin = 0;
-  const Piece<Rule>& piece = piece_of_block(launch, kThreads, begin);
-  const std::int64_t i = begin + threadIdx.x;
-  const bool there = i < piece.numel;
-  const std::uint64_t index = piece.index + static_cast<std::uint64_t>(i);
-  const auto random = [&](std::uint64_t key) {
-    return random_bits(key_bits(key, index), static_cast<std::uint32_t>(index));
-  };
-  float states[2] = {0.0F, 0.0F};
-  if (there) {
-    for (int s = 0; s < Rule::kStates; ++s) {
-      states[s] = load_state(launch.state_dtype, launch.squares[s], piece.states[s], i);
-    }
-    const bool has_master = piece.master != nullptr;
-    const float old = has_master ? piece.master[i] : load_as(launch.parameter_dtype, piece.parameter, i);
-    const float gradient = load_as(launch.gradient_dtype, piece.gradient, i) * piece.rule.gradient_scale;
-    const float updated = update_element(piece.rule, old, states[0], states[1], gradient);
-    if (has_master) {
-      piece.master[i] = updated;
-      store_as(launch.parameter_dtype, updated, piece.parameter, i);
+__device__ void load_states(float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
+                            const Place& place) {
+  for (int s = 0; s < Rule::kStates; ++s) {
+    const PackedState& state = piece.states[s];
+    if (launch.state_dtype == config::StateDtype::kInt8) {
+      load_packed(launch.squares[s], states[s], state, place);
     } else {
-      store_at_random(launch.parameter_dtype, updated, piece.parameter, i, random(piece.rounding_key));
+      const bool wide = launch.state_dtype == config::StateDtype::kFloat32;
+      load_as(wide ? DType::kFloat32 : DType::kBFloat16, states[s], state.data, place);
     }
   }
+}
+
+template <typename Rule>
+__device__ void store_states(const float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
+                             const Place& place, std::uint64_t index) {
   for (int s = 0; s < Rule::kStates; ++s) {
     const PackedState& state = piece.states[s];
     const std::uint64_t key = state_rounding_key(piece.rounding_key, static_cast<std::size_t>(s));
     if (launch.state_dtype == config::StateDtype::kInt8) {
-      store_packed_block(launch.squares[s], states[s], state, begin, there, key, piece.index + begin);
-    } else if (there && launch.state_dtype == config::StateDtype::kBFloat16) {
-      static_cast<std::uint16_t*>(state.data)[i] = bfloat16_at_random(states[s], random(key));
-    } else if (there) {
-      static_cast<float*>(state.data)[i] = states[s];
+      store_packed(launch.squares[s], states[s], state, place, key, index);
+    } else if (launch.state_dtype == config::StateDtype::kBFloat16) {
+      store_at_random(/*bfloat16=*/true, states[s], state.data, place, key, index);
+    } else {
+      store_run(states[s], state.data, place.first, place.count, place.whole);
     }
   }
+}
+
+/// Threads without an element go along, because a warp does all of a block of an int8 state together.
+template <typename Rule>
+__global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_constant__ Launch<Rule> launch) {
+  const Place place = place_of_thread(launch);
+  const Piece<Rule>& piece = launch.pieces[place.piece];
+  const std::uint64_t index = piece.index + static_cast<std::uint64_t>(place.first);  // of the first element
+  float states[2][kRunNumel] = {};
+  float values[kRunNumel] = {};
+  float gradients[kRunNumel] = {};
+  const bool has_master = piece.master != nullptr;
+  load_states(states, launch, piece, place);
+  if (has_master) {
+    load_run(values, piece.master, place.first, place.count, place.whole);
+  } else {
+    load_as(launch.parameter_dtype, values, piece.parameter, place);
+  }
+  load_as(launch.gradient_dtype, gradients, piece.gradient, place);
+  for (int k = 0; k < kRunNumel; ++k) {
+    values[k] =
+        update_element(piece.rule, values[k], states[0][k], states[1][k], gradients[k] * piece.rule.gradient_scale);
+  }
+  if (has_master) store_run(values, piece.master, place.first, place.count, place.whole);
+  if (!has_master) {
+    store_at_random(launch.parameter_dtype == DType::kBFloat16, values, piece.parameter, place, piece.rounding_key,
+                    index);
+  } else if (launch.parameter_dtype == DType::kBFloat16) {
+    store_narrow<BFloat16>(values, piece.parameter, place.first, place.count, place.whole);
+  } else if (launch.parameter_dtype == DType::kFloat16) {
+    store_narrow<Float16>(values, piece.parameter, place.first, place.count, place.whole);
+  }
+  store_states(states, launch, piece, place, index);
 }
 
 }  // namespace zeropage::optim

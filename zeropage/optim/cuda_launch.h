@@ -3,10 +3,14 @@
 /// the host's own functions on any machine. Internal to this room.
 #pragma once
 
+#include <cstdint>
+
 namespace zeropage::optim {
 
 /// Whether the threads of a block wait for each other (__syncthreads). Only the emulation asks, for which such threads are dear.
 enum class Threads { kApart, kMeet };
+
+constexpr int kWarpThreads = 32;
 
 }  // namespace zeropage::optim
 
@@ -22,6 +26,19 @@ enum class Threads { kApart, kMeet };
 
 namespace zeropage::optim {
 
+/// The largest value of the threads of a warp, for all of them; they call it together.
+inline __device__ std::uint32_t largest_in_warp(std::uint32_t value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffU, value);
+#else
+  for (int distance = kWarpThreads / 2; distance > 0; distance /= 2) {
+    const std::uint32_t other = __shfl_xor_sync(0xffffffffU, value, distance);
+    value = other > value ? other : value;
+  }
+  return value;
+#endif
+}
+
 /// Starts `blocks` blocks of `threads` threads, at least one of each. Errors: Error when CUDA refuses the launch.
 template <typename Argument>
 void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, Threads,
@@ -29,7 +46,7 @@ void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, T
   kernel<<<blocks, threads, 0, stream>>>(argument);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) {
-    throw Error(std::string("optimizer update on a GPU: the launch failed: ") + cudaGetErrorString(status));
+    throw Error(std::string("a kernel could not be started on the GPU: ") + cudaGetErrorString(status));
   }
 }
 

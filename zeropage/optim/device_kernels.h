@@ -3,6 +3,7 @@
 /// simulated device. Devices without kernels are updated by torch's operators.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "zeropage/optim/update.h"
@@ -16,10 +17,20 @@ struct UpdatePiece {
   Step step;
 };
 
+/// Elements whose squares are summed.
+struct SquaredPiece {
+  const void* data = nullptr;  ///< in the memory of the current device
+  std::int64_t numel = 0;
+  DType dtype = DType::kFloat32;
+};
+
 /// Starts kernels on `stream`, which is what torch calls a stream's native handle (a cudaStream_t on GPUs).
 struct DeviceKernels {
   /// The update of all pieces: update_cuda.h says what it does.
   void (*update)(const std::vector<UpdatePiece>& pieces, void* stream) = nullptr;
+
+  /// The sums of the squares of all pieces: norm_cuda.h says what it does. Null: torch's operators do it.
+  void (*square)(const std::vector<SquaredPiece>& pieces, double* lanes, double* blocks, void* stream) = nullptr;
 };
 
 /// Registers them for a device type (torch's number for it). `kernels` live as long as the process.

@@ -33,6 +33,11 @@ class SquareSum {
   double lanes_[kLanes] = {};
 };
 
+/// Blocks of SquareSum in so many elements.
+constexpr std::int64_t square_blocks(std::int64_t numel) {
+  return (numel + SquareSum::kBlockNumel - 1) / SquareSum::kBlockNumel;
+}
+
 /// SquareSum of one piece.
 double sum_of_squares(const void* data, DType dtype, std::int64_t numel);
 

@@ -42,7 +42,7 @@ Arrays Arrays::from(std::int64_t offset) const {
     if (state != nullptr) state += offset;
   }
   for (PackedState& state : moved.packed) state = state.from(offset, state_dtype);
-  moved.gradient = static_cast<const char*>(gradient) + offset * element_bytes(gradient_dtype);
+  if (gradient != nullptr) moved.gradient = static_cast<const char*>(gradient) + offset * element_bytes(gradient_dtype);
   if (parameter != nullptr) moved.parameter = static_cast<char*>(parameter) + offset * element_bytes(parameter_dtype);
   return moved;
 }

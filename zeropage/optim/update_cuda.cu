@@ -14,13 +14,6 @@ bool is_rounded(const Arrays& arrays) {
   return arrays.master == nullptr || arrays.state_dtype != config::StateDtype::kFloat32;
 }
 
-template <typename Call>
-void with_type(DType dtype, Call&& call) {
-  if (dtype == DType::kBFloat16) return call(BFloat16());
-  if (dtype == DType::kFloat16) return call(Float16());
-  call(Float32());
-}
-
 template <typename Rule>
 void start(const Launch<Rule>& launch, unsigned blocks, bool rounded, cudaStream_t stream) {
   if (rounded) {
@@ -33,6 +26,14 @@ void start(const Launch<Rule>& launch, unsigned blocks, bool rounded, cudaStream
       start_kernel(update_kernel<Rule, Gradient, Parameter>, blocks, kThreads, Threads::kApart, launch, stream);
     });
   });
+}
+
+/// Whether all arrays begin where a thread's elements can be accessed at once.
+template <typename Rule>
+bool is_aligned(const Piece<Rule>& piece) {
+  const auto suits = [](const void* data) { return reinterpret_cast<std::uintptr_t>(data) % 16 == 0; };
+  return suits(piece.master) && suits(piece.gradient) && suits(piece.parameter) && suits(piece.states[0].data) &&
+         suits(piece.states[1].data);
 }
 
 template <typename Rule>
@@ -56,7 +57,6 @@ void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
   const Arrays& types = pieces.front().arrays;
   const auto kind = pieces.front().step.kind;
   const bool rounded = is_rounded(types);
-  const std::int64_t block_numel = rounded ? kThreads : kBlockNumel;
   Launch<Rule> launch{.gradient_dtype = types.gradient_dtype,
                       .parameter_dtype = types.parameter_dtype,
                       .state_dtype = types.state_dtype,
@@ -66,11 +66,13 @@ void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
     // Pieces so long that a grid would not do are no parameters: 2^31 blocks are at least 2^39 elements.
     launch.first_block[launch.count] = blocks;
     launch.pieces[launch.count] = piece_of<Rule>(piece.arrays, piece.numel, piece.step);
-    blocks += static_cast<unsigned>((piece.numel + block_numel - 1) / block_numel);
+    launch.aligned |= static_cast<unsigned>(is_aligned(launch.pieces[launch.count])) << launch.count;
+    blocks += static_cast<unsigned>((piece.numel + kBlockNumel - 1) / kBlockNumel);
     if (++launch.count < kPieces && &piece != &pieces.back()) continue;
     if (blocks > 0) start(launch, blocks, rounded, stream);
     blocks = 0;
     launch.count = 0;
+    launch.aligned = 0;
   }
 }
 

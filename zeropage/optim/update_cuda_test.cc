@@ -30,6 +30,17 @@ std::vector<Range> ranges_of(const std::vector<std::int64_t>& lengths) {
   return ranges;
 }
 
+/// The same, but they begin where a page's parameters do: elements are accessed several at a time.
+std::vector<Range> aligned_ranges_of(const std::vector<std::int64_t>& lengths) {
+  std::vector<Range> ranges;
+  std::int64_t next = 0;
+  for (const std::int64_t numel : lengths) {
+    ranges.push_back({next, numel});
+    next += (numel / 64 + 1) * 64;
+  }
+  return ranges;
+}
+
 std::int64_t numel_of(const std::vector<Range>& ranges) {
   return ranges.empty() ? 16 : ranges.back().begin + ranges.back().numel + 16;
 }
@@ -59,11 +70,13 @@ void expect_the_twins_bits(State initial, const std::vector<Range>& ranges, cons
 // Would catch a kernel that differs from the scalar twin in one bit, leaves elements of a block out, takes some of its neighbours', or
 // mixes up two pieces' arrays or hyperparameters.
 TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
-  const auto ranges = ranges_of({1, 255, 256, 2047, 2048, 2049, 10000});
-  for (const Step& step : one_pass_steps()) {
-    for (DType gradient_dtype : kDtypes) {
-      for (DType parameter_dtype : kDtypes) {
-        expect_the_twins_bits(State(numel_of(ranges), gradient_dtype, parameter_dtype, 1), ranges, step);
+  const std::vector<std::int64_t> lengths = {1, 7, 8, 255, 256, 2047, 2048, 2049, 10000};
+  for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
+    for (const Step& step : one_pass_steps()) {
+      for (DType gradient_dtype : kDtypes) {
+        for (DType parameter_dtype : kDtypes) {
+          expect_the_twins_bits(State(numel_of(ranges), gradient_dtype, parameter_dtype, 1), ranges, step);
+        }
       }
     }
   }
@@ -159,10 +172,12 @@ std::vector<Kept> all_kept(config::StateDtype states) {
 
 // Would catch a kernel that rounds otherwise than the host: by other random bits, another exponent of a block, or in another order.
 TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
-  const auto ranges = ranges_of({1, 255, 256, 257, 2049});
-  for (const Step& step : one_pass_steps()) {
-    for (const auto states : {config::StateDtype::kFloat32, config::StateDtype::kBFloat16}) {
-      for (const Kept& kept : all_kept(states)) expect_the_twins_rounding(ranges, kept, step);
+  const std::vector<std::int64_t> lengths = {1, 255, 256, 257, 2049};
+  for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
+    for (const Step& step : one_pass_steps()) {
+      for (const auto states : {config::StateDtype::kFloat32, config::StateDtype::kBFloat16}) {
+        for (const Kept& kept : all_kept(states)) expect_the_twins_rounding(ranges, kept, step);
+      }
     }
   }
 }
@@ -174,6 +189,7 @@ TEST(UpdateOnCuda, RoundsBlocksAsTheScalarTwin) {
   std::size_t next = 0;
   for (const Step& step : one_pass_steps()) {
     expect_the_twins_rounding(ranges_of({1, 255, 256, 257, 600}), types[next++ % types.size()], step);
+    expect_the_twins_rounding(aligned_ranges_of({64, 255, 256, 2100}), types[next++ % types.size()], step);
   }
   for (const Kept& kept : types) expect_the_twins_rounding(ranges_of({300}), kept, {});
   for (const std::size_t count : {31, 32, 33}) {
