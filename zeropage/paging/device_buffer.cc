@@ -5,10 +5,12 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 
+#include <bit>
 #include <cerrno>
 #include <cstring>
 
 #include "zeropage/base/error.h"
+#include "zeropage/paging/page_lock.h"
 
 namespace zeropage::paging {
 namespace {
@@ -30,24 +32,44 @@ std::byte* map_host_memory(std::int64_t bytes) {
   return static_cast<std::byte*>(mapped);
 }
 
+/// Where it fails the memory is given back.
+void page_lock_memory(const PageLock& lock, std::byte* data, std::int64_t bytes) {
+  constexpr unsigned kForAllDevices = 1;  // cudaHostRegisterPortable
+  const int status = lock.lock(data, static_cast<std::size_t>(bytes), kForAllDevices);
+  if (status == 0) return;
+  munmap(data, bytes);
+  throw IoError(
+      fmt::format("cannot page-lock {} bytes of host memory: {}; offload less, or set pin_memory to false in "
+                  "zero_optimization.offload_optimizer and offload_param, which makes copies slower",
+                  bytes, lock.describe(status)));
+}
+
 }  // namespace
 
 DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_ptr<Ledger> ledger, MemoryKind kind)
     : bytes_(bytes) {
   if (bytes_ > 0) {
-    if (place.device.is_cpu() && !place.pinned) {
+    const PageLock* lock = place.pinned ? page_lock() : nullptr;
+    if (place.device.is_cpu() && (!place.pinned || lock != nullptr)) {
       data_ = map_host_memory(bytes_);
+      if (lock != nullptr) page_lock_memory(*lock, data_, bytes_);
+      lock_ = lock;
     } else {
       const auto options = at::TensorOptions().dtype(at::kByte).device(place.device).pinned_memory(place.pinned);
       device_memory_ = at::zeros({bytes_}, options);
       data_ = static_cast<std::byte*>(device_memory_.data_ptr());
     }
   }
-  entry_ = LedgerEntry(std::move(ledger), kind, bytes_, place.tier);
+  // Page-locked memory of torch's takes the next power of two.
+  const bool rounded = place.pinned && device_memory_.defined();
+  const auto taken = rounded ? static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(bytes_))) : bytes_;
+  entry_ = LedgerEntry(std::move(ledger), kind, taken, place.tier);
 }
 
 DeviceBuffer::~DeviceBuffer() {
-  if (data_ != nullptr && !device_memory_.defined()) munmap(data_, bytes_);
+  if (data_ == nullptr || device_memory_.defined()) return;
+  if (lock_ != nullptr) lock_->unlock(data_);
+  munmap(data_, bytes_);
 }
 
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
@@ -58,19 +80,43 @@ at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
   return {data, buffer.release(), free_buffer, device};
 }
 
-at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device) {
-  return at::from_blob(data, {numel}, at::TensorOptions().dtype(type).device(device));
+at::Tensor view_of(void* data, at::IntArrayRef sizes, at::OptionalIntArrayRef strides, at::ScalarType type,
+                   c10::Device device) {
+  // The device is named: CUDA cannot tell it from a null pointer, or from one past the end, as those of empty tensors are.
+  return at::for_blob(data, sizes)
+      .strides(strides)
+      .options(at::TensorOptions().dtype(type).device(device))
+      .target_device(device)
+      .make_tensor();
 }
 
-void copy_bytes(void* target, c10::Device target_device, const void* source, c10::Device source_device,
-                std::int64_t bytes) {
+at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::Device device) {
+  return view_of(data, {numel}, std::nullopt, type, device);
+}
+
+namespace {
+
+void copy_anywhere(void* target, c10::Device target_device, const void* source, c10::Device source_device,
+                   std::int64_t bytes, bool non_blocking) {
   if (bytes == 0 || target == source) return;
   if (target_device.is_cpu() && source_device.is_cpu()) {
     std::memcpy(target, source, bytes);
     return;
   }
   flat_view(target, bytes, at::kByte, target_device)
-      .copy_(flat_view(const_cast<void*>(source), bytes, at::kByte, source_device));
+      .copy_(flat_view(const_cast<void*>(source), bytes, at::kByte, source_device), non_blocking);
+}
+
+}  // namespace
+
+void copy_bytes(void* target, c10::Device target_device, const void* source, c10::Device source_device,
+                std::int64_t bytes) {
+  copy_anywhere(target, target_device, source, source_device, bytes, /*non_blocking=*/false);
+}
+
+void start_copy(void* target, c10::Device target_device, const void* source, c10::Device source_device,
+                std::int64_t bytes) {
+  copy_anywhere(target, target_device, source, source_device, bytes, /*non_blocking=*/true);
 }
 
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device) {
