@@ -145,6 +145,8 @@ class C10dCommunicator final : public Communicator {
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     queue_.wait_until(ready, waiting_for < 0 ? std::string(what) : fmt::format("{} (rank {})", what, waiting_for));
   }
+  void throw_if_aborted() override { queue_.throw_if_aborted(); }
+  std::chrono::milliseconds timeout() const override { return timeout_; }
   void set_checking(bool checking) override { checking_ = checking; }
   void abort(std::string_view reason) override { queue_.abort(std::string(reason)); }
   std::int64_t bytes_moved() const override { return bytes_moved_; }

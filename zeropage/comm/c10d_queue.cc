@@ -191,8 +191,7 @@ void C10dQueue::block(C10dOperation& operation) {
     if (operation.work->isCompleted()) return;
     if (!std::exchange(said_where, true))
       publish_position(operation);  // who has not come this far by the timeout is late
-    throw_if_failed();
-    throw_if_aborted_by_peer();
+    throw_if_aborted();
     if (Clock::now() - begin > timeout_ + kGrace) {
       const std::string message =
           fmt::format("rank {} timed out after {} ms in {} (collective {}){}", rank_, timeout_.count(),
@@ -212,6 +211,11 @@ void C10dQueue::finish_stage(C10dOperation& operation) {
   } catch (...) {
     rethrow(operation);
   }
+}
+
+void C10dQueue::throw_if_aborted() {
+  throw_if_failed();
+  throw_if_aborted_by_peer();
 }
 
 void C10dQueue::throw_if_failed() {
@@ -269,8 +273,7 @@ void C10dQueue::rethrow(const C10dOperation& operation) {
     throw;
   } catch (...) {
     const std::string cause = message_in_flight();
-    throw_if_failed();
-    throw_if_aborted_by_peer();
+    throw_if_aborted();
     const bool timed_out = is_timeout(cause);
     const std::string message =
         fmt::format("rank {} {} in {} (collective {}): {}{}; see the other ranks' output for the cause", rank_,

@@ -74,6 +74,9 @@ class C10dQueue {
   /// Blocks until `ready`. Errors: PeerError, TimeoutError.
   void wait_until(const std::function<bool()>& ready, const std::string& what);
 
+  /// From any thread. Errors: PeerError when this rank or a peer has aborted.
+  void throw_if_aborted();
+
   /// Fails every present and future wait of every rank. Safe from any thread; the first reason wins.
   void abort(const std::string& reason);
 

@@ -109,6 +109,12 @@ class Communicator {
   /// every wait. `waiting_for` (a rank, or -1) and `what` go into the message.
   virtual void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) = 0;
 
+  /// From any thread. Errors: PeerError when a rank has aborted. Cost: a look at memory or, over c10d, one question to the store.
+  virtual void throw_if_aborted() = 0;
+
+  /// After how long a wait ends.
+  virtual std::chrono::milliseconds timeout() const = 0;
+
   /// Wakes peers blocked in `wait_until`, after memory they look at was written. Cheap when nobody waits.
   virtual void notify() {}
 
@@ -128,6 +134,11 @@ class Communicator {
   /// What all_gather_small does; a transport whose buffers lie on a device has its own way for host bytes.
   virtual std::string gather_host_bytes(std::string_view mine, Tag tag);
 };
+
+/// Blocks until `ready()`, a cheap test of something that this process brings about: a device, a thread. From any thread. Errors:
+/// TimeoutError after the communicator's timeout, which ends the peers' waits, too; PeerError when a rank has aborted. `what`: for
+/// the message, "the gradients' way to the host".
+void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what);
 
 /// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For verdicts and comparisons, not
 /// for pages. Blocks. Errors: as Work::wait.

@@ -356,6 +356,8 @@ class Suite {
   }
 
   void small_values() {
+    check(communicator_.timeout().count() > 0, "timeout");
+    communicator_.throw_if_aborted();
     const std::string mine = fmt::format("rank{:04}", rank_);
     const std::string all = all_gather_small(communicator_, mine, {"small", 0});
     for (int r = 0; r < size_; ++r) {

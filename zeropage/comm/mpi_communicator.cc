@@ -133,6 +133,8 @@ class MpiCommunicator final : public Communicator {
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     group_->wait_until(ready, waiting_for, std::string(what));
   }
+  void throw_if_aborted() override { group_->throw_if_aborted(); }
+  std::chrono::milliseconds timeout() const override { return group_->timeout(); }
   void set_checking(bool checking) override { checking_ = checking; }
   void abort(std::string_view reason) override { group_->abort(std::string(reason)); }
   std::int64_t bytes_moved() const override { return bytes_moved_; }

@@ -87,6 +87,10 @@ class MpiGroup final : public MpiPoller {
   /// Blocks until `ready`; `peer` is the rank it depends on, or -1. Errors: PeerError, TimeoutError.
   void wait_until(const std::function<bool()>& ready, int peer, const std::string& what);
 
+  /// From any thread. Errors: PeerError.
+  void throw_if_aborted();
+  std::chrono::milliseconds timeout() const { return timeout_; }
+
   /// Fails every present and future wait of every rank. Safe from any thread; the first reason wins.
   void abort(const std::string& reason);
 

@@ -82,6 +82,11 @@ void MpiGroup::wait_until(const std::function<bool()>& ready, int peer, const st
   }
 }
 
+void MpiGroup::throw_if_aborted() {
+  std::unique_lock lock(mutex_);
+  throw_if_failed(lock);
+}
+
 void MpiGroup::abort(const std::string& reason) { fail(fmt::format("rank {} aborted: {}", rank_, reason), true); }
 
 void MpiGroup::close() {

@@ -56,6 +56,8 @@ class RegionCommunicator final : public Communicator {
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override;
   void barrier(Tag tag) override;
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override;
+  void throw_if_aborted() override;
+  std::chrono::milliseconds timeout() const override { return timeout_; }
   void notify() override;
   void abort(std::string_view reason) override;
   std::int64_t bytes_moved() const override { return bytes_moved_; }
@@ -80,7 +82,6 @@ class RegionCommunicator final : public Communicator {
   bool finish(Operation& op);
 
   void block(const Wait& wait);
-  void throw_if_aborted() const;
   bool is_forked() const;
   void throw_if_forked() const;
   void throw_if_lost(const Wait& wait);

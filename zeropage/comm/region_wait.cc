@@ -120,7 +120,7 @@ void RegionCommunicator::block(const Wait& wait) {
   }
 }
 
-void RegionCommunicator::throw_if_aborted() const {
+void RegionCommunicator::throw_if_aborted() {
   if (control_->aborted.load(std::memory_order_acquire) != 2) return;
   if (control_->abort_rank == rank_)
     throw PeerError(fmt::format("this rank ({}) aborted: {}", rank_, control_->abort_reason));

@@ -254,5 +254,35 @@ TEST(ThreadCommunicator, SleepingIsAnnounced) {
   EXPECT_EQ(blocking_depth, 0);
 }
 
+// Catches a wait for a device that never ends, that does not tell the peers, or that does not hear of them.
+TEST(PollUntil, EndsByTimeoutAndByAPeersAbort) {
+  const auto begin = Clock::now();
+  const auto outcomes = run_threads(2, kShort, [](Communicator& c) {
+    if (c.rank() == 0)
+      poll_until(
+          c, [] { return false; }, "a copy that never arrives");
+    std::this_thread::sleep_for(kShort / 2);
+    poll_until(
+        c, [] { return false; }, "a device");
+  });
+  EXPECT_EQ(outcomes[0].find("TimeoutError: rank 0 waited 500 ms for a copy that never arrives"), 0) << outcomes[0];
+  EXPECT_EQ(outcomes[1].find("PeerError: rank 0 aborted: rank 0 waited 500 ms"), 0) << outcomes[1];
+  EXPECT_LT(Clock::now() - begin, kLong / 2);
+}
+
+// Catches a wait that ends early, or sleeps on when its condition has come.
+TEST(PollUntil, EndsWhenItsConditionDoes) {
+  const auto communicator = std::move(make_thread_communicators(1, kLong)[0]);
+  std::atomic<bool> done = false;
+  std::thread device([&] {
+    std::this_thread::sleep_for(milliseconds(30));
+    done = true;
+  });
+  poll_until(
+      *communicator, [&] { return done.load(); }, "a device");
+  EXPECT_TRUE(done);
+  device.join();
+}
+
 }  // namespace
 }  // namespace zeropage::comm

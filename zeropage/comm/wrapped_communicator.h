@@ -28,6 +28,8 @@ class WrappedCommunicator : public Communicator {
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     inner_->wait_until(ready, waiting_for, what);
   }
+  void throw_if_aborted() override { inner_->throw_if_aborted(); }
+  std::chrono::milliseconds timeout() const override { return inner_->timeout(); }
   void notify() override { inner_->notify(); }
   void set_checking(bool checking) override { inner_->set_checking(checking); }
   void abort(std::string_view reason) override { inner_->abort(reason); }

@@ -8,6 +8,7 @@
 #include "zeropage/optim/device_kernels.h"
 #include "zeropage/paging/device_buffer.h"
 #ifdef ZEROPAGE_CUDA_KERNELS
+#include "zeropage/optim/norm_cuda.h"
 #include "zeropage/optim/update_cuda.h"
 #endif
 
@@ -92,7 +93,7 @@ void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const 
 }
 
 #ifdef ZEROPAGE_CUDA_KERNELS
-constexpr optim::DeviceKernels kCudaKernels{&optim::update_on_cuda};
+constexpr optim::DeviceKernels kCudaKernels{&optim::update_on_cuda, &optim::square_on_cuda};
 [[maybe_unused]] const bool registered =
     (optim::set_device_kernels(static_cast<int>(c10::DeviceType::CUDA), &kCudaKernels), true);
 #endif
@@ -105,7 +106,7 @@ void update_by_kernels(const optim::DeviceKernels& kernels, const optim::Arrays&
                        const std::vector<Segment>& segments, c10::Device device) {
   std::vector<optim::UpdatePiece> pieces;
   for (const auto& segment : segments) {
-    pieces.push_back({range.from_block(segment.offset, segment.block), segment.numel, segment.step});
+    pieces.push_back({segment.of(range), segment.numel, segment.step});
   }
   const c10::DeviceGuard guard(device);
   kernels.update(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
@@ -116,7 +117,7 @@ void update_by_kernels(const optim::DeviceKernels& kernels, const optim::Arrays&
 void update_on_device(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
   if (const auto* kernels = kernels_of(device)) return update_by_kernels(*kernels, range, segments, device);
   for (const auto& segment : segments) {
-    update_by_operators(range.from(segment.offset), segment.numel, segment.step, device);
+    update_by_operators(segment.of(range), segment.numel, segment.step, device);
   }
 }
 

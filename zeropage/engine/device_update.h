@@ -1,6 +1,6 @@
 /// \file
 /// The formulas of optim/update.h for memory that the host's kernels cannot reach: by kernels of our own on GPUs, where the build has
-/// them (optim/update_cuda.h), else in torch's operators.
+/// them (optim/device_kernels.h), else in torch's operators.
 #pragma once
 
 #include "zeropage/paging/torch_config.h"

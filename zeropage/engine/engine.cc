@@ -7,6 +7,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/engine/engine_impl.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 
@@ -50,6 +51,16 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
     observer_ = std::make_unique<paging::FunctionObserver>();
 }
 
+void Engine::Impl::come_to_rest() noexcept {
+  try {
+    speculation_->close();
+    // Copies from and to page-locked memory may be on their way: nobody else knows of them.
+    paging::wait_for_device(device_, *communicator_, "the device, before an engine's memory is freed");
+  } catch (const std::exception& error) {
+    log_warn(fmt::format("an engine ends while its device is still at work: {}", error.what()));
+  }
+}
+
 void Engine::Impl::require_whole_state(std::string_view caller) const {
   moved_->require_none(caller);
   if (failure_.empty()) return;
@@ -61,7 +72,7 @@ Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::Optim
                std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
     : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
                                    std::move(reductions), std::move(saves))) {}
-Engine::~Engine() = default;
+Engine::~Engine() { impl_->come_to_rest(); }
 
 void Engine::before_forward() {
   impl_->require_whole_state("forward");

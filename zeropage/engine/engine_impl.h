@@ -86,6 +86,9 @@ class Engine::Impl {
   std::atomic<bool> stop_requested_{false};
   StepFlags flags_;  // what the last verdict said
 
+  /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
+  void come_to_rest() noexcept;
+
   /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
   void require_whole_state(std::string_view caller) const;
 

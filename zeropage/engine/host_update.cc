@@ -19,6 +19,12 @@ constexpr std::int64_t kLineNumel = 16;
 
 }  // namespace
 
+optim::Arrays Segment::of(const optim::Arrays& range) const {
+  auto arrays = range.from_block(offset, block);
+  if (gradient != nullptr) arrays.gradient = gradient;
+  return arrays;
+}
+
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments) {
   if (segments.empty()) return;
   const std::int64_t first_line = segments.front().offset / kLineNumel;
@@ -33,7 +39,7 @@ void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segm
       const std::int64_t begin = on_grid(from_line);
       const std::int64_t end = on_grid(to_line);
       if (begin >= end) continue;
-      optim::update(range.from_block(segment.offset, segment.block).from(begin), end - begin, segment.step);
+      optim::update(segment.of(range).from(begin), end - begin, segment.step);
     }
   });
 }

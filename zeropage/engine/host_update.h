@@ -14,7 +14,11 @@ struct Segment {
   std::int64_t offset = 0;  ///< elements from the start of the range
   std::int64_t numel = 0;
   optim::Step step;
-  std::int64_t block = 0;  ///< the first of its blocks of packed states
+  std::int64_t block = 0;          ///< the first of its blocks of packed states
+  const void* gradient = nullptr;  ///< where it is, unless in the range
+
+  /// Its part of the arrays of a range.
+  optim::Arrays of(const optim::Arrays& range) const;
 
   bool operator==(const Segment&) const = default;
 };

@@ -1,6 +1,7 @@
 #include "zeropage/engine/lamb_update.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/ops/stack.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -10,6 +11,7 @@
 #include "zeropage/base/checked.h"
 #include "zeropage/optim/lamb.h"
 #include "zeropage/paging/device_buffer.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 namespace {
@@ -44,8 +46,9 @@ at::Tensor direction_on_device(const optim::Arrays& arrays, std::int64_t numel, 
       .add_(view_of(arrays.master, numel, device), params.weight_decay);
 }
 
-LambSums moments_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step,
-                           c10::Device device) {
+/// The sums as fp64 [2], on the device.
+at::Tensor moments_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step,
+                             c10::Device device) {
   const auto& params = step.params;
   const auto gradient =
       paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
@@ -53,12 +56,12 @@ LambSums moments_on_device(const optim::Arrays& arrays, std::int64_t numel, cons
           .mul(step.gradient_scale);
   view_of(arrays.states[0], numel, device).mul_(params.beta1).add_(gradient, 1.0 - params.beta1);
   view_of(arrays.states[1], numel, device).mul_(params.beta2).addcmul_(gradient, gradient, 1.0 - params.beta2);
-  const auto squares = [](const at::Tensor& values) { return values.to(at::kDouble).square().sum().item<double>(); };
-  return {squares(view_of(arrays.master, numel, device)), squares(direction_on_device(arrays, numel, step, device))};
+  const auto squares = [](const at::Tensor& values) { return values.to(at::kDouble).square_().sum(); };
+  return at::stack(
+      {squares(view_of(arrays.master, numel, device)), squares(direction_on_device(arrays, numel, step, device))});
 }
 
-LambSums moments(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
-  if (!device.is_cpu()) return moments_on_device(arrays, numel, step, device);
+LambSums moments_on_host(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step) {
   std::vector<LambSums> parts(static_cast<std::size_t>(ceil_div(numel, kBlockNumel)));
   in_blocks(numel, [&](std::int64_t block, std::int64_t begin, std::int64_t count) {
     parts[static_cast<std::size_t>(block)] = optim::lamb_moments(arrays.from(begin), count, step);
@@ -71,6 +74,29 @@ LambSums moments(const optim::Arrays& arrays, std::int64_t numel, const optim::S
   return sums;
 }
 
+/// Sums on their way from a device: all of them are fetched at once.
+class SumsOnDevice {
+ public:
+  void add(std::size_t index, const at::Tensor& sums) {
+    indices_.push_back(index);
+    sums_.push_back(sums);
+  }
+
+  void fetch_into(std::vector<LambSums>& sums, comm::Communicator& communicator) const {
+    if (sums_.empty()) return;
+    const at::Tensor host = paging::fetch(at::stack(sums_), communicator, "the norms of Lamb");
+    const auto values = host.accessor<double, 2>();
+    for (std::size_t i = 0; i < indices_.size(); ++i) {
+      const auto row = values[static_cast<std::int64_t>(i)];
+      sums[indices_[i]] = {row[0], row[1]};
+    }
+  }
+
+ private:
+  std::vector<std::size_t> indices_;
+  std::vector<at::Tensor> sums_;
+};
+
 }  // namespace
 
 std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Transit& transit,
@@ -79,6 +105,7 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
   const std::size_t parameters = state.layout()->parameters().size();
   const auto world = static_cast<std::size_t>(communicator.size());
   std::vector<LambSums> sums(world * parameters);  // a row for each rank's shards
+  SumsOnDevice on_device;
   bool in_parts = false;
   pages = state.home().begin_pass(std::move(pages));
   if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
@@ -96,13 +123,20 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
         const std::int64_t offset = piece.page_offset - own.begin;
         auto step = step_of(inputs, page.group, piece.parameter);
         step.rounding_shift = piece.parameter_offset - offset;
-        sums[rank * parameters + static_cast<std::size_t>(piece.parameter)] =
-            moments(held.arrays().from(offset), piece.numel, step, held.device());
+        const std::size_t entry = rank * parameters + static_cast<std::size_t>(piece.parameter);
+        auto arrays = held.arrays().from(offset);
+        if (reducer.keeps(index)) arrays.gradient = kept_gradient(reducer, piece.parameter);
+        if (held.device().is_cpu()) {
+          sums[entry] = moments_on_host(arrays, piece.numel, step);
+        } else {
+          on_device.add(entry, moments_on_device(arrays, piece.numel, step, held.device()));
+        }
       }
     }
     transit.leave(index, {});
   }
   state.home().end_pass();
+  on_device.fetch_into(sums, communicator);
   if (in_parts) {
     const auto* mine = sums.data() + static_cast<std::size_t>(communicator.rank()) * parameters;
     const std::string all =

@@ -40,6 +40,7 @@ class ModelState {
   ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
              std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
 
+  comm::Communicator& communicator() const { return *communicator_; }
   const std::shared_ptr<const layout::Layout>& layout() const { return layout_; }
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
   paging::Pager& pager() { return *pager_; }

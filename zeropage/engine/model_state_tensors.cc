@@ -1,5 +1,4 @@
 // The user's tensors: their first values, their new homes, and what users write into them or put in their place.
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/TensorImpl.h>
@@ -34,8 +33,7 @@ at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::De
 at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
   auto* start = static_cast<std::byte*>(page_start) +
                 layout_->offset_of(parameter) * static_cast<std::int64_t>(c10::elementSize(type));
-  return at::from_blob(start, tensors_[parameter].sizes(), strides_[parameter],
-                       at::TensorOptions().dtype(type).device(device_));
+  return paging::view_of(start, tensors_[parameter].sizes(), strides_[parameter], type, device_);
 }
 
 void ModelState::fill_page(const layout::Page& page, void* staging) {

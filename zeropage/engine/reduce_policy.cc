@@ -22,6 +22,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
       only_stored || !config.fp32_masters ? state.compute_dtype() : DType::kFloat32);
   const DType made_as = placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype;
   policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
+  policy.keep = policy.sharded && state.communicator().size() == 1 && plan::keeps_gradients(config);
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
   policy.squares_before_travel = !device.is_cpu();

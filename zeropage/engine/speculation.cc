@@ -5,6 +5,7 @@
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
+#include <omp.h>
 
 #include <algorithm>
 #include <cstring>
@@ -12,6 +13,7 @@
 
 #include "zeropage/base/log.h"
 #include "zeropage/checkpoint/digest.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 namespace {
@@ -21,6 +23,12 @@ void copy_host(std::byte* to, const void* from, std::int64_t bytes) {
   at::parallel_for(0, bytes, /*grain_size=*/1 << 20, [&](std::int64_t begin, std::int64_t end) {
     std::memcpy(to + begin, static_cast<const std::byte*>(from) + begin, static_cast<std::size_t>(end - begin));
   });
+}
+
+/// This thread's teams are one smaller: the backward launches its work from a processor of its own.
+void leave_a_processor() {
+  const int threads = at::get_num_threads();  // first: it sets the number of a thread that is new
+  if (threads > 1) omp_set_num_threads(threads - 1);
 }
 
 }  // namespace
@@ -43,7 +51,9 @@ Speculation::Speculation(const config::Config& config, ModelState& state, reduce
 void Speculation::expect(double divisor, const std::vector<config::OptimizerParams>& groups,
                          const std::vector<std::int64_t>& steps) {
   if (log_.bytes() == 0) return;
-  if (parameters_left_) parameters_left_->synchronize();
+  if (parameters_left_) {
+    paging::wait_for(*parameters_left_, state_.communicator(), "updated parameters on their way to the device");
+  }
   const auto lock = stop_queue();
   gradient_scale_ = static_cast<float>(1.0 / divisor);
   groups_ = groups;
@@ -67,7 +77,7 @@ void Speculation::offer(int page) {
   const std::lock_guard lock(mutex_);
   if (!open_) return;
   Offer offer{page, {}};
-  if (!device_.is_cpu()) {
+  if (!reducer_.gradient(page).device.is_cpu()) {  // what is on the host has arrived there
     offer.ready.emplace(device_.type());
     offer.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
   }
@@ -77,6 +87,7 @@ void Speculation::offer(int page) {
 
 void Speculation::run(const std::stop_token& stop) {
   const c10::AutoGradMode no_grad(false);
+  leave_a_processor();
   // A stream of its own: what travels does not wait for what the backward has put into its streams.
   c10::OptionalStreamGuard stream;
   if (!device_.is_cpu())
@@ -121,7 +132,7 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) 
   if (used_bytes_ + state_bytes + parameter_bytes > log_.bytes()) return std::nullopt;
 
   const Span span(state_.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page ahead", page);
-  if (offer.ready) offer.ready->synchronize();
+  if (offer.ready) paging::wait_for(*offer.ready, state_.communicator(), "a sum of gradients");
   transit_.fetch(page);
   const HeldArrays held(state_, reducer_, transit_, page, ParameterUse::kRead);
   Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}, {}};

@@ -5,16 +5,9 @@
 
 #include <algorithm>
 
+#include "zeropage/paging/device_wait.h"
+
 namespace zeropage::engine {
-namespace {
-
-/// Starts a copy on the current stream; complete at once between two places of the host.
-void start_copy(void* target, c10::Device target_device, void* source, c10::Device source_device, std::int64_t bytes) {
-  paging::flat_view(target, bytes, at::kByte, target_device)
-      .copy_(paging::flat_view(source, bytes, at::kByte, source_device), /*non_blocking=*/true);
-}
-
-}  // namespace
 
 Transit::Transit(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, paging::MemoryPlace host,
                  const std::shared_ptr<Ledger>& ledger, Travels travels)
@@ -61,7 +54,7 @@ void Transit::fetch(int page) {
   slot_[page] = next_slot_;
   next_slot_ = 1 - next_slot_;
   auto& slot = slots_of(page)[slot_[page]];
-  if (slot.went) slot.went->synchronize();
+  if (slot.went) paging::wait_for(*slot.went, state_.communicator(), "updated parameters on their way to the device");
   c10::OptionalStreamGuard guard;
   if (stream_) {
     c10::Event ready(device_.type());
@@ -73,11 +66,12 @@ void Transit::fetch(int page) {
   const auto gradient = reducer_.gradient(page);
   const c10::Device home = state_.home().device(page);
   if (gradient_travels(page) && gradient.data != nullptr) {
-    start_copy(slot.gradient->data(), home, gradient.data, gradient.device, own.numel * element_bytes(gradient.dtype));
+    paging::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
+                       own.numel * element_bytes(gradient.dtype));
   }
   if (parameter_travels(page) && state_.is_own_master(page)) {
-    start_copy(slot.parameter->data(), home, own.parameter, own.device,
-               own.numel * state_.layout()->pages()[page].element_bytes);
+    paging::start_copy(slot.parameter->data(), home, own.parameter, own.device,
+                       own.numel * state_.layout()->pages()[page].element_bytes);
   }
   record(slot.came);
 }
@@ -86,7 +80,7 @@ Transit::Place Transit::arrive(int page) {
   Place place{reducer_.gradient(page).data, state_.owned(page).parameter};
   if (!travels(page)) return place;
   auto& slot = slots_of(page)[slot_[page]];
-  if (slot.came) slot.came->synchronize();
+  if (slot.came) paging::wait_for(*slot.came, state_.communicator(), "gradients on their way to the update");
   if (gradient_travels(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
   if (parameter_travels(page)) place.parameter = slot.parameter->data();
   return place;
@@ -106,12 +100,18 @@ void Transit::leave(int page, const std::vector<Segment>& runs) {
     guard.reset_stream(*stream_);
   }
   for (const auto& run : runs) {
-    start_copy(own.parameter + run.offset * element, own.device, slot.parameter->data() + run.offset * element, home,
-               run.numel * element);
+    paging::start_copy(own.parameter + run.offset * element, own.device, slot.parameter->data() + run.offset * element,
+                       home, run.numel * element);
   }
   guard.reset();
   record(slot.went);
   if (slot.went) slot.went->block(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+}
+
+void Transit::finish() {
+  for (const auto& slot : on_device_) {
+    if (slot.went) paging::wait_for(*slot.went, state_.communicator(), "updated parameters on their way to the host");
+  }
 }
 
 }  // namespace zeropage::engine

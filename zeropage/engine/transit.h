@@ -46,6 +46,9 @@ class Transit {
   Place arrive(int page);
   void leave(int page, const std::vector<Segment>& runs);
 
+  /// Waits until what left for the host's memory is there, where anybody may read it.
+  void finish();
+
  private:
   struct Slot {
     std::unique_ptr<paging::DeviceBuffer> gradient;

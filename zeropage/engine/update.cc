@@ -1,7 +1,7 @@
 #include "zeropage/engine/update.h"
 
-#include <ATen/ops/zeros.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -15,17 +15,9 @@
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/speculation.h"
-#include "zeropage/reduce/device_squares.h"
 
 namespace zeropage::engine {
 namespace {
-
-double segment_sum_of_squares(const std::byte* data, DType dtype, std::int64_t numel, c10::Device device) {
-  const auto values = paging::flat_view(const_cast<std::byte*>(data), numel, scalar_type_of(dtype), device);
-  const auto sum = at::zeros({}, values.options().dtype(at::kDouble));
-  reduce::add_squares(values, sum);
-  return sum.item<double>();
-}
 
 /// The changed elements, in one piece where that is all of the range.
 std::vector<Segment> changed_runs(const ChangedSegments& changed) {
@@ -45,8 +37,7 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
                 const UpdateInputs& inputs, c10::Device device) {
   if (inputs.kind == config::OptimizerKind::kLamb) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
-      lamb_move(range.from_block(segments[i].offset, segments[i].block), segments[i].numel, segments[i].step,
-                inputs.lamb_ratios[parameters[i]], device);
+      lamb_move(segments[i].of(range), segments[i].numel, segments[i].step, inputs.lamb_ratios[parameters[i]], device);
     }
     return;
   }
@@ -67,7 +58,10 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Transi
   const bool from_caller = inputs.from_caller != nullptr;
   const HeldArrays held(state, reducer, transit, page, use_of(state, page, inputs), Access::kWrite,
                         from_caller ? GradientUse::kNone : GradientUse::kRead);
-  const auto changed = changed_segments(state, page, inputs);
+  auto changed = changed_segments(state, page, inputs);
+  for (std::size_t i = 0; i < changed.segments.size() && reducer.keeps(page); ++i) {
+    changed.segments[i].gradient = kept_gradient(reducer, changed.parameters[i]);
+  }
   if (from_caller) {
     put_values(held.arrays(), inputs.from_caller->of_page(page), held.device());
   } else {
@@ -78,20 +72,22 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Transi
 
 }  // namespace
 
-GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank) {
+const void* kept_gradient(const reduce::Reducer& reducer, int parameter) {
+  const at::Tensor& gradient = reducer.kept(parameter);
+  const c10::Device device = gradient.device();
+  // It was made on the backward's stream, and is read on this one.
+  if (!device.is_cpu()) gradient.record_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  return gradient.const_data_ptr();
+}
+
+GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int rank) {
   GradientSum sum;
   for (const auto& page : state.layout()->pages()) {
-    const auto gradient = reducer.gradient(page.index);
-    const auto known = reducer.squares(page.index);
-    if (gradient.data == nullptr && known.empty()) continue;
-    const auto& own = state.owned(page.index);
-    const std::int64_t begin = rank * page.shard_numel;
+    const auto squares_of = reducer.squares(page.index);
+    if (squares_of.empty()) continue;
     std::size_t next = 0;
-    for (const auto& segment : state.layout()->segments(page.index, begin, begin + page.shard_numel)) {
-      const auto* data = static_cast<const std::byte*>(gradient.data) +
-                         (segment.page_offset - own.begin) * element_bytes(gradient.dtype);
-      const double squares =
-          known.empty() ? segment_sum_of_squares(data, gradient.dtype, segment.numel, gradient.device) : known[next++];
+    for (const auto& segment : state.layout()->shard_segments(page.index, rank)) {
+      const double squares = squares_of[next++];
       if (!std::isfinite(squares)) sum.overflow_parameter = first_parameter(sum.overflow_parameter, segment.parameter);
       sum.sum_of_squares += squares;
     }
@@ -232,6 +228,7 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Trans
     }
     updated(pages[i]);
   }
+  transit.finish();
   state.home().end_pass();
   if (disk != nullptr) disk->end_pass();
 }

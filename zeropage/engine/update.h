@@ -28,9 +28,11 @@ struct GradientSum {
   std::int64_t overflow_parameter = -1;  ///< first parameter with inf or nan in this rank's part
 };
 
-/// Sums that stay on a device are read once (parameters without a gradient stand there as zeros); of all others the reducer has summed
-/// the squares on the way. Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
-GradientSum sum_gradients(const ModelState& state, const reduce::Reducer& reducer, int rank);
+/// From the squares that the reducer has summed on the way. Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
+GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int rank);
+
+/// Where a parameter's gradient is that the reducer keeps (Reducer::keeps), for work on the current stream.
+const void* kept_gradient(const reduce::Reducer& reducer, int parameter);
 
 /// The hyperparameters of one step.
 struct UpdateInputs {

@@ -7,6 +7,7 @@
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/paging/stream_order.h"
 
 namespace zeropage::paging {
 namespace {
@@ -17,24 +18,28 @@ class PrivateFramePool final : public FramePool {
       : device_(device), limit_bytes_(limit_bytes), ledger_(std::move(ledger)), kind_(kind) {}
 
   std::byte* acquire(std::int64_t bytes) override {
-    auto reused = unused_.lower_bound(bytes);
-    // A frame much larger than asked for would waste what the limit grants.
-    if (reused != unused_.end() && reused->first <= bytes + bytes / 4) {
-      auto buffer = std::move(reused->second);
+    const auto reused = find_unused(bytes);
+    if (reused != unused_.end()) {
+      Frame frame = std::move(reused->second);
       unused_.erase(reused);
-      return lend(std::move(buffer));
+      if (frame.used) frame.used->block(current_stream(device_));
+      frame.used.reset();
+      return lend(std::move(frame));
     }
     while (!unused_.empty() && held_bytes_ + bytes > limit_bytes_) drop_one();
     held_bytes_ += bytes;
-    return lend(std::make_unique<DeviceBuffer>(bytes, device_, ledger_, kind_));
+    Frame frame{std::make_unique<DeviceBuffer>(bytes, device_, ledger_, kind_), {}, {}};
+    if (!device_.is_cpu()) frame.made_on = current_stream(device_);
+    return lend(std::move(frame));
   }
 
-  void release(std::byte* frame) override {
-    auto found = in_use_.find(frame);
-    auto buffer = std::move(found->second);
+  void release(std::byte* data, std::optional<c10::Event> used) override {
+    auto found = in_use_.find(data);
+    Frame frame = std::move(found->second);
     in_use_.erase(found);
-    const auto bytes = buffer->bytes();
-    unused_.emplace(bytes, std::move(buffer));
+    frame.used = std::move(used);
+    const auto bytes = frame.buffer->bytes();
+    unused_.emplace(bytes, std::move(frame));
   }
 
   void trim() override {
@@ -42,15 +47,39 @@ class PrivateFramePool final : public FramePool {
   }
 
  private:
-  std::byte* lend(std::unique_ptr<DeviceBuffer> buffer) {
-    std::byte* data = buffer->data();
-    in_use_.emplace(data, std::move(buffer));
+  static constexpr std::size_t kFramesInUse = 4;  // that may be waited for before a new one is made
+
+  struct Frame {
+    std::unique_ptr<DeviceBuffer> buffer;
+    std::optional<c10::Event> used;
+    std::optional<c10::Stream>
+        made_on;  // of a device; torch's allocator hands the memory out again in the order of this one
+  };
+  using Unused = std::multimap<std::int64_t, Frame>;
+
+  /// A frame that is not much larger than asked for, which would waste what the limit grants: the one that was given back first.
+  Unused::iterator find_unused(std::int64_t bytes) {
+    const auto first = unused_.lower_bound(bytes);
+    const auto end = unused_.upper_bound(bytes + bytes / 4);
+    for (auto at = first; at != end; ++at) {
+      if (!at->second.used || at->second.used->query()) return at;
+    }
+    const bool may_wait = unused_.size() >= kFramesInUse || held_bytes_ + bytes > limit_bytes_;
+    return first != end && may_wait ? first : unused_.end();
+  }
+
+  std::byte* lend(Frame frame) {
+    std::byte* data = frame.buffer->data();
+    in_use_.emplace(data, std::move(frame));
     return data;
   }
 
   void drop_one() {
-    held_bytes_ -= unused_.begin()->first;
-    unused_.erase(unused_.begin());
+    auto dropped = unused_.begin();
+    held_bytes_ -= dropped->first;
+    auto& frame = dropped->second;
+    if (frame.used) frame.used->block(*frame.made_on);
+    unused_.erase(dropped);
   }
 
   c10::Device device_;
@@ -58,8 +87,8 @@ class PrivateFramePool final : public FramePool {
   std::shared_ptr<Ledger> ledger_;
   MemoryKind kind_;
   std::int64_t held_bytes_ = 0;
-  std::multimap<std::int64_t, std::unique_ptr<DeviceBuffer>> unused_;  // by size
-  std::unordered_map<std::byte*, std::unique_ptr<DeviceBuffer>> in_use_;
+  Unused unused_;  // by size, then in the order in which they were given back
+  std::unordered_map<std::byte*, Frame> in_use_;
 };
 
 class SharedFramePool final : public FramePool {
@@ -89,7 +118,7 @@ class SharedFramePool final : public FramePool {
     return memory_->data() + offset;
   }
 
-  void release(std::byte* frame) override {
+  void release(std::byte* frame, std::optional<c10::Event>) override {
     auto used = in_use_.find(frame - memory_->data());
     auto [offset, length] = *used;
     in_use_.erase(used);

@@ -5,7 +5,10 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <vector>
+
+#include <c10/core/Event.h>
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/paging/device_buffer.h"
@@ -16,18 +19,18 @@ class FramePool {
  public:
   virtual ~FramePool() = default;
 
-  /// Memory for `bytes`, contents undefined. Errors: as DeviceBuffer.
+  /// Memory for `bytes`, contents undefined, for the device's current stream. Errors: as DeviceBuffer.
   virtual std::byte* acquire(std::int64_t bytes) = 0;
 
-  /// Takes back what `acquire` gave; the memory is kept for the next one.
-  virtual void release(std::byte* frame) = 0;
+  /// Takes back what `acquire` gave; the memory is kept for the next one, which comes after `used` (see StreamOrder).
+  virtual void release(std::byte* frame, std::optional<c10::Event> used = {}) = 0;
 
   /// Gives all unused memory back to the system.
   virtual void trim() = 0;
 };
 
 /// Frames that only this rank reads and writes: one buffer each, unused ones kept while in use plus unused stays within
-/// `limit_bytes`.
+/// `limit_bytes`. Of a device a few unused ones may be kept and another one be made, so that nobody waits for a frame that is still in use.
 std::unique_ptr<FramePool> make_private_frame_pool(c10::Device device, std::int64_t limit_bytes,
                                                    std::shared_ptr<Ledger> ledger, MemoryKind kind);
 

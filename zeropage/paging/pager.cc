@@ -1,10 +1,10 @@
 #include "zeropage/paging/pager.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <utility>
 
 #include "zeropage/base/blocking.h"
@@ -59,6 +59,9 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
     state.label = page_label(*layout_, page.index);
   }
   place_shards(first_shard);
+  if (shard_device() != device_ && communicator_->size() == 1) {
+    fetch_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
+  }
 }
 
 void Pager::place_shards(std::byte* first) {
@@ -129,6 +132,7 @@ void Pager::touch(int page, bool writes, std::string_view user) {
   }
   ++stats_.touches;
   if (state.state != State::kResident) make_resident(page, user);
+  state.order.enter(device_);
   ++state.pins;
   state.dirty |= writes;
   state.last_touch = ++touch_clock_;
@@ -192,77 +196,6 @@ void Pager::make_resident(int page, std::string_view user) {
   }
 }
 
-void Pager::start_gather(int page) {
-  auto& state = pages_[page];
-  const std::int64_t bytes = frame_bytes(page);
-  state.frame = frames_->acquire(bytes);
-  state.state = State::kArriving;
-  stats_.live_bytes += bytes;
-  stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
-  stats_.gathered_bytes += bytes;
-  if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
-  communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
-  try {
-    const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
-    std::byte* shard = state.shard;
-    if (on_disk(page) || shard_device() != device_) {  // into its place in the frame, from where it is gathered
-      shard = state.frame + communicator_->rank() * shard_bytes;
-      std::byte* from = on_disk(page) ? options_.disk->acquire(page).data() : state.shard;
-      copy_bytes(shard, device_, from, shard_device(), shard_bytes);
-      if (on_disk(page)) options_.disk->release(page, /*changed=*/false);
-    }
-    state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
-  } catch (...) {
-    drop_frame(page);
-    throw;
-  }
-}
-
-void Pager::finish_gather(int page) {
-  auto& state = pages_[page];
-  if (state.gather) {
-    state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
-    state.gather.reset();
-  } else {
-    gather_from_peers(page);
-  }
-  for (auto& home : state.homes) {
-    fill_storage(home.storage.unsafeGetStorageImpl(), state.frame + home.offset_bytes);
-  }
-  state.state = State::kResident;
-}
-
-void Pager::gather_from_peers(int page) {
-  const auto& spec = layout_->pages()[page];
-  auto& state = pages_[page];
-  const std::int64_t shard_bytes = spec.shard_bytes();
-  const std::int64_t used_bytes = spec.used_numel * spec.element_bytes;
-  const std::int64_t begin_ns = handle_->timeline ? Timeline::now_ns() : 0;
-  for (int step = 0; step < communicator_->size(); ++step) {
-    // Each rank starts with its own shard, so that ranks do not all read the same peer at once.
-    const int rank = (communicator_->rank() + step) % communicator_->size();
-    const std::int64_t begin = rank * shard_bytes;
-    const std::int64_t length = std::min(shard_bytes, used_bytes - begin);
-    if (length <= 0) continue;
-    const std::byte* source = state.shard;
-    if (rank != communicator_->rank()) {
-      auto* cell = reinterpret_cast<const std::uint64_t*>(communicator_->peer_address(rank, versions_->data())) + page;
-      auto ready = [cell, expected = state.version] {
-        return std::atomic_ref<std::uint64_t>(*const_cast<std::uint64_t*>(cell)).load(std::memory_order_acquire) >=
-               expected;
-      };
-      if (!ready()) communicator_->wait_until(ready, rank, state.label);
-      source = communicator_->peer_address(rank, state.shard);
-    }
-    std::memcpy(state.frame + begin, source, length);
-  }
-  if (handle_->timeline) {
-    const std::int64_t end_ns = Timeline::now_ns();
-    handle_->timeline->add(
-        {SpanKind::kGather, "copy", state.label, used_bytes, begin_ns, end_ns, /*waited_ns=*/end_ns - begin_ns});
-  }
-}
-
 void Pager::make_room(std::int64_t bytes) {
   while (stats_.live_bytes + bytes > options_.max_live_bytes) {
     const int victim = choose_victim(trace_.position());
@@ -298,7 +231,7 @@ void Pager::evict(int page) {
 void Pager::drop_frame(int page) {
   auto& state = pages_[page];
   for (auto& home : state.homes) release_storage(home.storage.unsafeGetStorageImpl(), home.message);
-  frames_->release(state.frame);
+  frames_->release(state.frame, state.order.leave());
   state.frame = nullptr;
   state.state = State::kAbsent;
   stats_.live_bytes -= frame_bytes(page);
@@ -318,6 +251,7 @@ void Pager::store_own_shard(int page) {
   const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, io::Fill::kZeros).data() : state.shard;
   if (before_write_back_) before_write_back_(page);
+  state.order.enter(device_);
   copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
   state.dirty = false;
   ++stats_.write_backs;
@@ -327,46 +261,12 @@ void Pager::store_own_shard(int page) {
 
 void Pager::advance_version(int page) {
   auto& state = pages_[page];
+  shards_changed_ = true;
   ++state.version;
   if (!versions_) return;
   auto* cell = reinterpret_cast<std::uint64_t*>(versions_->data()) + page;
   std::atomic_ref<std::uint64_t>(*cell).store(state.version, std::memory_order_release);
   communicator_->notify();
-}
-
-/// From the drive, what the trace expects next and is neither here nor on its way.
-void Pager::read_ahead() {
-  if (!options_.disk || !trace_.on_course()) return;
-  const auto& predicted = trace_.predicted();
-  std::vector<int> next;
-  for (auto at = trace_.position(); at < static_cast<std::int64_t>(predicted.size()); ++at) {
-    if (static_cast<int>(next.size()) == options_.disk->read_ahead_count()) break;
-    const int page = predicted[at];
-    if (!on_disk(page) || pages_[page].state != State::kAbsent || std::ranges::find(next, page) != next.end()) continue;
-    next.push_back(page);
-  }
-  options_.disk->read_ahead(next);
-}
-
-void Pager::prefetch() {
-  // One-sided gathers are copies by this very thread: starting them early would only move the work.
-  if (communicator_->one_sided() || options_.prefetch_bytes <= 0 || !trace_.on_course()) return;
-  const auto& predicted = trace_.predicted();
-  std::int64_t budget = options_.prefetch_bytes;
-  for (std::int64_t next = trace_.position(); next < static_cast<std::int64_t>(predicted.size()); ++next) {
-    const int page = predicted[next];
-    const std::int64_t bytes = frame_bytes(page);
-    budget -= bytes;
-    if (budget < 0) return;
-    if (pages_[page].state != State::kAbsent) continue;
-    while (stats_.live_bytes + bytes > options_.max_live_bytes) {
-      const int victim = choose_victim(next + 1);
-      if (victim < 0 || pages_[victim].dirty) return;
-      evict(victim);
-    }
-    start_gather(page);
-    ++stats_.prefetches;
-  }
 }
 
 void Pager::evict_if_far(int page) {
@@ -387,6 +287,7 @@ std::uint64_t Pager::end_pass() {
   for (std::size_t page = 0; page < pages_.size(); ++page) {
     if (pages_[page].state == State::kArriving) finish_gather(static_cast<int>(page));
   }
+  wait_for_fetches();  // shards may be written from now on
   trace_.end_pass();
   return trace_.hash();
 }
@@ -402,6 +303,7 @@ void Pager::write_back_dirty() {
 
 void Pager::drop_stale(const std::vector<int>& updated) {
   auto guard = lock();
+  wait_for_fetches();
   for (int page : updated) {
     if (pages_[page].state == State::kResident) drop_frame(page);
   }

@@ -15,6 +15,9 @@
 /// still need the old values: after the step's verdict (all ranks are through their backward), or, for a dirty page that must
 /// be evicted in the middle of a pass, after a barrier.
 ///
+/// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their own. It waits
+/// for what used the frame last and for updates of the shards, and who touches the page for its arrival: on the device, not here.
+///
 /// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and from there into
 /// frames. Peers cannot read them by themselves: such pages are gathered collectively on every transport.
 #pragma once
@@ -34,6 +37,7 @@
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/parameter_link.h"
+#include "zeropage/paging/stream_order.h"
 #include "zeropage/paging/trace.h"
 
 namespace zeropage::paging {
@@ -158,6 +162,7 @@ class Pager final : public PageTable {
     int pins = 0;
     std::byte* shard = nullptr;
     std::byte* frame = nullptr;
+    StreamOrder order;  ///< of those that use the frame
     comm::WorkPtr gather;
     std::uint64_t version = 0;
     std::int64_t last_touch = 0;
@@ -171,10 +176,13 @@ class Pager final : public PageTable {
   std::int64_t frame_bytes(int page) const { return layout_->pages()[page].padded_bytes(); }
   std::byte* allocate_shards(std::int64_t bytes);
   void place_shards(std::byte* first);
-  bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page); }
+  bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page) && !fetch_stream_; }
   void read_ahead();
   void start_gather(int page);
   void finish_gather(int page);
+  void fetch(int page);
+  void note_fetch(const c10::Stream& stream);
+  void wait_for_fetches();
   void gather_from_peers(int page);
   void make_resident(int page, std::string_view user);
   void make_room(std::int64_t bytes);
@@ -199,6 +207,9 @@ class Pager final : public PageTable {
   LedgerEntry shards_entry_;
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
+  std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device
+  std::optional<c10::Event> last_fetch_;     // from the host's memory
+  bool shards_changed_ = false;              // by what the current stream was given
   std::vector<PageState> pages_;
   std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;

@@ -23,8 +23,14 @@ DType compute_dtype(config::Precision precision) {
   return DType::kFloat32;
 }
 
+/// Whether gradients that stay on the device stay in the tensors that autograd makes.
+bool keeps_gradients(const StateOptions& options) {
+  return options.stage >= kGradientsShardedFrom && options.world_size == 1 && options.accumulation_steps == 1 &&
+         options.keeps_gradients;
+}
+
+/// Of gradients that no shard holds.
 DType gradient_dtype(const StateOptions& options) {
-  if (options.stage >= kGradientsShardedFrom) return options.shard_dtype;
   if (options.accumulation_steps == 1) return compute_dtype(options.precision);
   return options.accumulation_dtype.value_or(DType::kFloat32);
 }
@@ -57,17 +63,26 @@ std::int64_t moment_bytes(std::int64_t numel, config::StateDtype dtype) {
   return bytes_of(numel, 4);
 }
 
-/// Gradients and optimizer state of `trainable_numel` elements.
-StateBytes trained_state_bytes(std::int64_t trainable_numel, const StateOptions& options) {
-  StateBytes state;
-  state.gradients =
-      bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(gradient_dtype(options)));
+/// Optimizer state of `trainable_numel` elements.
+std::int64_t optimizer_bytes(std::int64_t trainable_numel, const StateOptions& options) {
   const bool masters = options.precision != config::Precision::kFp32 && options.fp32_masters;
   const std::int64_t numel = held_numel(trainable_numel, kOptimizerShardedFrom, options);
-  state.optimizer = checked_add(
-      bytes_of(numel, masters ? 4 : 0),
-      checked_mul(options.optimizer_states, moment_bytes(numel, options.state_dtype), "model state"), "model state");
-  return state;
+  return checked_add(bytes_of(numel, masters ? 4 : 0),
+                     checked_mul(options.optimizer_states, moment_bytes(numel, options.state_dtype), "model state"),
+                     "model state");
+}
+
+/// Shards of the gradients of `trainable_numel` elements.
+std::int64_t gradient_shard_bytes(std::int64_t trainable_numel, const StateOptions& options) {
+  return bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(options.shard_dtype));
+}
+
+std::int64_t gradient_bytes(const ParameterCounts& counts, const StateOptions& options) {
+  const std::int64_t whole = element_bytes(gradient_dtype(options));
+  if (options.stage < kGradientsShardedFrom) return bytes_of(counts.trainable_numel, whole);
+  if (!keeps_gradients(options)) return gradient_shard_bytes(counts.trainable_numel, options);
+  return checked_add(bytes_of(counts.trainable_numel - counts.offloaded_numel, whole),
+                     gradient_shard_bytes(counts.offloaded_numel, options), "model state");
 }
 
 std::int64_t paged_parameter_bytes(const ParameterCounts& counts, const StateOptions& options) {
@@ -87,12 +102,24 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .accumulation_steps = config.batch.accumulation_steps,
           .accumulation_dtype = accumulation_dtype,
           .shard_dtype = accumulation_dtype,
+          .keeps_gradients = plan::keeps_gradients(config),
           .fp32_masters = config.fp32_masters,
           .optimizer_states = config::optimizer_state_count(config.optimizer),
           .state_dtype = config.state_dtype,
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
           .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme,
           .gradients_on_disk = plan::gradients_on_disk(config)};
+}
+
+bool keeps_gradients(const config::Config& config) {
+  const auto& gradients = config.gradients;
+  const DType made_as = compute_dtype(config.precision);
+  const DType wide = config.fp32_masters ? DType::kFloat32 : made_as;
+  const DType summed_in = gradients.accumulation_dtype.value_or(wide);
+  return config.batch.accumulation_steps == 1 && !gradients.prescale &&
+         config.optimizer.kind != config::OptimizerKind::kTorch &&
+         gradients.communication_dtype.value_or(made_as) == made_as &&
+         (summed_in == DType::kFloat32 || summed_in == made_as);
 }
 
 double offloaded_share(const config::Config& config) {
@@ -138,7 +165,9 @@ ParameterCounts count_parameters(const layout::Layout& layout, const std::vector
 
 StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options) {
   check(options);
-  StateBytes state = trained_state_bytes(counts.trainable_numel, options);
+  StateBytes state;
+  state.gradients = gradient_bytes(counts, options);
+  state.optimizer = optimizer_bytes(counts.trainable_numel, options);
   state.parameters =
       checked_add(paged_parameter_bytes(counts, options),
                   bytes_of(counts.persistent_numel, element_bytes(compute_dtype(options.precision))), "model state");
@@ -146,8 +175,11 @@ StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& 
 }
 
 PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options) {
-  PlacedBytes placed{model_state_bytes(counts, options), trained_state_bytes(counts.offloaded_numel, options)};
-  if (options.stage < kGradientsShardedFrom) placed.offloaded.gradients = 0;
+  PlacedBytes placed{model_state_bytes(counts, options), {}};
+  placed.offloaded.optimizer = optimizer_bytes(counts.offloaded_numel, options);
+  if (options.stage >= kGradientsShardedFrom) {
+    placed.offloaded.gradients = gradient_shard_bytes(counts.offloaded_numel, options);
+  }
   if (options.offload_parameters) placed.offloaded.parameters = paged_parameter_bytes(counts, options);
   placed.device.parameters -= placed.offloaded.parameters;
   placed.disk.parameters = bytes_of(held_numel(counts.disk_numel, kParametersShardedFrom, options),

@@ -4,7 +4,8 @@
 ///   kind        fp32      bf16, fp16                      sharded from
 ///   parameters  4         2                               stage 3 (persistent parameters never)
 ///   gradients   stages 0, 1: the compute type, or with accumulation the accumulation type (fp32 unless configured);
-///               stages 2, 3: fp32, 4 bytes                stage 2
+///               stages 2, 3: fp32, 4 bytes; the compute   stage 2
+///               type where one rank keeps them as made
 ///   optimizer   4 k       4 + 4 k (fp32 master)           stage 1
 ///
 /// Moments in bf16 take 2 bytes instead of the 4 beside k, in int8 1 and 1/256.
@@ -62,6 +63,7 @@ struct StateOptions {
   std::int64_t accumulation_steps = 1;
   std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
   DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
+  bool keeps_gradients = true;          ///< see below; of one rank
   bool fp32_masters = true;             ///< of 16-bit parameters
   int optimizer_states = 2;             ///< k above
   config::StateDtype state_dtype = config::StateDtype::kFloat32;
@@ -79,6 +81,10 @@ std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);
 
 /// The share of the optimizer state that `config` offloads.
 double offloaded_share(const config::Config& config);
+
+/// Whether one rank, where nothing is sharded at stages 2 and 3, leaves gradients in the tensors that autograd makes: no gradients add up,
+/// and the way through frames and shards would round to no other type. Optimizers of torch's see pages in one piece.
+bool keeps_gradients(const config::Config& config);
 
 /// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it has
 /// no room for them either.

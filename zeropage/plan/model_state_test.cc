@@ -54,6 +54,20 @@ TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
   EXPECT_EQ(bytes(2, 2, Precision::kBf16, 4, DType::kBFloat16).gradients, 400 * 4);
 }
 
+// One rank that adds nothing up keeps gradients as autograd makes them; what is offloaded is in shards all the same.
+TEST(ModelState, OneRankKeepsGradientsInTheComputeType) {
+  EXPECT_EQ(bytes(3, 1, Precision::kBf16).gradients, 800 * 2);
+  EXPECT_EQ(bytes(2, 1, Precision::kBf16, 4).gradients, 800 * 4);
+  const auto placed = placed_state_bytes({800, 0, 0, 300}, {.stage = 2, .precision = Precision::kBf16});
+  EXPECT_EQ(placed.device.gradients, 500 * 2);
+  EXPECT_EQ(placed.offloaded.gradients, 300 * 4);
+  config::Config config;
+  config.precision = Precision::kBf16;
+  EXPECT_TRUE(keeps_gradients(config));
+  config.gradients.communication_dtype = DType::kFloat16;
+  EXPECT_FALSE(keeps_gradients(config));
+}
+
 // 16 bytes per parameter, split as the stage says: the ZeRO paper's table for 7.5 billion parameters and 64 ranks.
 TEST(ModelState, ThePublishedTableCountsShardsInTheComputeType) {
   const auto gigabytes = [](int stage) {

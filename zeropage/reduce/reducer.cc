@@ -1,9 +1,9 @@
 #include "zeropage/reduce/reducer.h"
 
 #include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/mul.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -36,6 +36,9 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       ledger_(std::move(ledger)),
       policy_(policy),
       pages_(layout_->pages().size()),
+      device_squares_(device, *communicator_, pages_.size()),
+      kept_(parameters_.size()),
+      gathered_(pages_.size()),
       arrived_(parameters_.size()),
       came_(parameters_.size()),
       received_(parameters_.size()),
@@ -47,6 +50,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
     const bool offloaded = policy_.sharded && policy_.offloaded[page.index];
     state.result_device = offloaded ? policy_.host.device : device_;
     if (!page.trainable) continue;
+    state.keeps = may_keep(page.index);
     state.expected = static_cast<int>(page.placements.size());
     state.segments = layout_->shard_segments(page.index, communicator_->rank());
     state.squares.resize(state.segments.size());
@@ -60,10 +64,16 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
     allocate_whole_frames();
   }
   allocate_pool();
+  if (std::ranges::any_of(order_, [this](int page) { return policy_.sharded && travels(page); })) {
+    send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
+  }
   hooks_ = std::make_unique<GradientHooks>(parameters_, [this](int parameter) { on_gradient(parameter); });
 }
 
-Reducer::~Reducer() { hooks_.reset(); }
+Reducer::~Reducer() {
+  hooks_.reset();
+  for (const int page : order_) forget_kept(page);
+}
 
 DType Reducer::frame_dtype(int page) const {
   if (policy_.sharded) return policy_.frame_dtype;
@@ -82,7 +92,7 @@ void Reducer::allocate_shards() {
 
 std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
   const auto bytes_of = [&](int index) {
-    const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index);
+    const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index) && !may_keep(index);
     return counts ? layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype) : 0;
   };
   std::int64_t bytes = 0;
@@ -92,7 +102,8 @@ std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
   std::int64_t offset = 0;
   for (int index : order_) {
     if (policy_.offloaded[index] != offloaded) continue;
-    pages_[index].result = on_disk(index) ? nullptr : shards->data() + offset;
+    pages_[index].result = bytes_of(index) == 0 ? nullptr : shards->data() + offset;
+    pages_[index].shard_offset = offset;
     pages_[index].result_dtype = policy_.accumulation_dtype;
     offset += bytes_of(index);
   }
@@ -158,7 +169,7 @@ void Reducer::acquire_frame(int page) {
   auto& state = pages_[page];
   if (state.frame != nullptr) return;
   if (!policy_.sharded && communicator_->size() == 1) return take_back(page);
-  retire(kMaxInFlight);
+  retire_reductions(kMaxInFlight);
   state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
 }
 
@@ -178,12 +189,19 @@ void Reducer::store(int parameter, const at::Tensor& gradient) {
   c10::AutoGradMode no_grad(false);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const int page = layout_->page_of(parameter);
+  pages_[page].order.enter(device_);
+  if (!keep(parameter, gradient)) {
+    acquire_frame(page);
+    put(parameter, gradient, /*first=*/!arrived_[parameter]);
+  }
+  note_arrival(parameter);
+}
+
+void Reducer::note_arrival(int parameter) {
+  const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
-  acquire_frame(page);
-  const bool first = !arrived_[parameter];
-  put(parameter, gradient, first);
   state.touched = true;
-  if (first) {
+  if (!arrived_[parameter]) {
     arrived_[parameter] = true;
     ++state.arrived;
   }
@@ -207,16 +225,16 @@ void Reducer::put(int parameter, const at::Tensor& gradient, bool first) {
       std::memcpy(target + begin * element, source + begin * element, static_cast<std::size_t>(numel * element));
     });
   }
-  const auto options = at::TensorOptions().dtype(scalar_type_of(dtype)).device(device_);
+  const auto type = scalar_type_of(dtype);
   const at::Tensor scaled = policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
   const auto move = [&](at::Tensor to, const at::Tensor& from) { first ? to.copy_(from) : to.add_(from); };
   if (written && scaled.is_contiguous() && variable.is_contiguous()) {
-    const auto whole = at::from_blob(target, {scaled.numel()}, options);
+    const auto whole = paging::flat_view(target, scaled.numel(), type, device_);
     return in_pieces(scaled.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
       move(whole.narrow(0, begin, numel), scaled.view(-1).narrow(0, begin, numel));
     });
   }
-  move(at::from_blob(target, variable.sizes(), variable.strides(), options), scaled);
+  move(paging::view_of(target, variable.sizes(), variable.strides(), type, device_), scaled);
   if (written) written(0, variable.numel());
 }
 
@@ -225,7 +243,7 @@ void Reducer::consume(int page) {
   auto& state = pages_[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
   for (const auto& place : layout_->pages()[page].placements) {
-    if (!arrived_[place.parameter]) {
+    if (!arrived_[place.parameter] && !state.keeps) {
       paging::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
       if (stores_sums()) watch_parameter(place.parameter, nullptr, DType::kFloat32);
     }
@@ -270,10 +288,12 @@ void Reducer::complete(int page) {
   auto& state = pages_[page];
   state.reducing = false;
   state.stands = true;
+  if (boundary_) square_where_it_is(page);
   if (on_stands_) on_stands_(page);
 }
 
 void Reducer::reopen(int page) {
+  if (!pages_[page].result_device.is_cpu()) forget_squares(page);
   if (std::exchange(pages_[page].stands, false) && on_reopens_) on_reopens_(page);
 }
 
@@ -285,6 +305,7 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 }
 
 void Reducer::begin_backward(bool boundary) {
+  boundary_ = boundary;
   if (policy_.sharded) return;
   reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_stands_);
   reduced_ = false;
@@ -307,9 +328,15 @@ void Reducer::forget_backward() {
 }
 
 void Reducer::finish() {
-  if (!backward_open_ && (policy_.sharded || reduced_)) return;
-  reduce_rest();
-  forget_backward();
+  if (backward_open_ || !(policy_.sharded || reduced_)) {
+    reduce_rest();
+    forget_backward();
+  }
+  retire(0);
+  for (const int page : order_) {
+    pages_[page].order.enter(device_);
+    square_where_it_is(page);
+  }
 }
 
 void Reducer::reduce_rest() {
@@ -338,8 +365,7 @@ void Reducer::reduce_rest() {
     state.touched = false;
     state.launched = false;
   }
-  retire(0);
-  finish_offloads();
+  boundary_ ? retire(0) : retire_reductions(0);
   if (reducing_ && any_touched && !order_settled_) settle_order();
   communicator_->set_checking(true);
 }
@@ -375,9 +401,11 @@ void Reducer::reset() {
     state.reducing = false;
     state.touched = false;
     forget_squares(page);
-    if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame);
+    forget_kept(page);
+    if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame, state.order.leave());
     state.frame = state.home;
   }
+  device_squares_.forget_all();
   std::fill(arrived_.begin(), arrived_.end(), false);
   std::fill(received_.begin(), received_.end(), false);
   forget_backward();

@@ -14,7 +14,9 @@
 ///      A page that no rank gave gradients for some backwards leaves the order, to be reduced in this last round if it
 ///      gets any, until it does.
 ///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the page's.
-///   5. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
+///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd made: no frame, no
+///      shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the others from then on.
+///   6. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
 ///      reduced by `finish`, before the update.
 ///
 /// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
@@ -25,10 +27,12 @@
 
 #include "zeropage/paging/torch_config.h"
 
+#include <array>
 #include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,6 +42,8 @@
 #include "zeropage/optim/norm.h"
 #include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/frame_pool.h"
+#include "zeropage/paging/stream_order.h"
+#include "zeropage/reduce/device_squares.h"
 #include "zeropage/reduce/gradient_hooks.h"
 
 namespace zeropage::reduce {
@@ -46,8 +52,9 @@ struct ReducePolicy {
   bool sharded = false;        ///< stages 2 and 3: reduce in every backward, keep a shard
   bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
   bool reduce_scatter = true;  ///< false: all-reduce, then slice
-  bool overlap = true;         ///< false: no reduction goes on beside a backward
-  float pre_scale = 1.0f;      ///< multiplied into every gradient before it is summed (prescale_gradients)
+  bool keep = false;       ///< sharded, one rank: gradients of pages that stay on the device are left as they were made
+  bool overlap = true;     ///< false: no reduction goes on beside a backward
+  float pre_scale = 1.0f;  ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
   std::vector<bool> offloaded;                 ///< per page: its shard lives at `host`; empty: none does
@@ -58,7 +65,8 @@ struct ReducePolicy {
   std::shared_ptr<io::PageCache> disk = nullptr;
 };
 
-/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are on the drive.
+/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are on the drive, or
+/// kept parameter by parameter.
 struct ReducedGradient {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
@@ -81,7 +89,7 @@ class Reducer {
   /// Before a backward. `boundary`: a step follows it, on every rank.
   void begin_backward(bool boundary);
 
-  /// After a backward. Collective when it reduced; shards on the host are complete. Errors: PeerError, TimeoutError.
+  /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError, TimeoutError.
   void end_backward();
 
   /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
@@ -92,10 +100,15 @@ class Reducer {
   /// when no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
+  /// Whether a page's gradients are kept as autograd made them; then that of a parameter is in the layout of the parameter, and undefined
+  /// where none came.
+  bool keeps(int page) const { return pages_[page].keeps; }
+  const at::Tensor& kept(int parameter) const { return kept_[parameter]; }
+
   /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the order of
-  /// Layout::shard_segments. Empty where nobody summed them on the way, and the sum must be read again: those that stay on a device.
-  /// May wait for the device.
-  std::vector<double> squares(int page) const;
+  /// Layout::shard_segments, after `finish`. Empty where there is no sum. On a device those of all pages are fetched by the first call,
+  /// which waits. Errors: as comm::poll_until.
+  std::vector<double> squares(int page);
 
   /// The drive that has shards, for who reads them between backwards; null: none does.
   io::PageCache* disk() const { return policy_.disk.get(); }
@@ -128,6 +141,8 @@ class Reducer {
     std::byte* frame = nullptr;   ///< receiving gradients: `home`, or one of the pool
     std::byte* result = nullptr;  ///< shard, or where in `home` the result stands
     DType result_dtype = DType::kFloat32;
+    std::int64_t shard_offset = 0;  ///< bytes, in the buffer of shards
+    paging::StreamOrder order;      ///< of those that write `frame`
     c10::Device result_device = c10::kCPU;
     int arrived = 0;  ///< parameters with a gradient in `frame`
     int came = 0;     ///< those that got theirs, or more of it, in this backward
@@ -137,33 +152,49 @@ class Reducer {
     bool filled = false;      ///< `result`, or the drive, holds a sum
     bool stands = false;      ///< which listeners know to be complete
     bool reducing = false;    ///< that is under way
+    bool keeps = false;       ///< gradients in `kept_`, and not in frames
     int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
     std::vector<layout::Segment> segments;  ///< of this rank's shard
     std::vector<optim::SquareSum> squares;  ///< of each of them
     std::int64_t squared_numel = 0;         ///< elements of the shard that these have seen
-    at::Tensor device_squares;              ///< instead of these, while it is defined; see square_on_device
 
     /// Long enough that losses which take turns keep all their pages in the order.
     bool expects_gradients() const { return quiet_backwards < 4; }
   };
   static constexpr int kNoPage = -1;
+
+  /// Page-locked memory of the host for one sum that is added there.
+  struct Slot {
+    std::unique_ptr<paging::DeviceBuffer> memory;
+    bool busy = false;
+  };
   struct InFlight {
     int page = kNoPage;  ///< whose sum is complete after it
     comm::WorkPtr work;
     std::function<void()> settle;  ///< what is to be done here when `work` is complete; may be empty
+    bool arrives = false;          ///< at the host, from the device: no peer is needed for that
   };
 
   void on_gradient(int parameter);
   void store(int parameter, const at::Tensor& gradient);
   void put(int parameter, const at::Tensor& gradient, bool first);
   void forget_squares(int page);
-  void square_on_device(int page, const at::Tensor& shard);
+  std::vector<optim::SquaredPiece> squared_pieces(int page, const void* data, DType dtype) const;
+  const std::byte* summed_shard(int page) const;
+  void square_before_travel(int page, const at::Tensor& shard);
+  void square_where_it_is(int page);
   std::size_t segment_at(int page, std::int64_t offset) const;
   void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
   comm::Written watch(int page, const std::byte* data, DType dtype);
   comm::Written watch_parameter(int parameter, const std::byte* data, DType dtype);
   bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
+  bool may_keep(int page) const { return policy_.keep && !policy_.offloaded[page] && !on_disk(page); }
+  bool keep(int parameter, const at::Tensor& gradient);
+  void note_arrival(int parameter);
+  void gather_kept(int page);
+  void forget_kept(int page);
+  bool launch_kept(int page);
   void acquire_frame(int page);
   void take_back(int page);
   void consume(int page);
@@ -185,7 +216,13 @@ class Reducer {
   std::unique_ptr<paging::DeviceBuffer> allocate_shards(bool offloaded);
   bool reduces_into_shard(int page) const;
   void add_to_shard(int page, const at::Tensor& sum);
-  void finish_offloads();
+  bool travels(int page) const;
+  std::byte* offloaded_shard(int page) const { return offloaded_shards_->data() + pages_[page].shard_offset; }
+  std::optional<c10::Event> sent_so_far() const;
+  void send(int page, const at::Tensor& sum);
+  Slot& next_slot();
+  void add_on_host(int page, std::byte* values, DType type);
+  void retire_reductions(std::size_t keep);
   DType frame_dtype(int page) const;
   std::vector<std::string> exchange(const std::string& mine, std::string_view what);
 
@@ -201,7 +238,15 @@ class Reducer {
   std::unique_ptr<comm::Memory> whole_frames_;  // whole
   LedgerEntry whole_entry_;
   std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
+  paging::StreamOrder scratch_order_;
+  std::optional<c10::Stream> send_stream_;  // of sums that leave the device
+  std::array<Slot, 2> slots_;
+  std::size_t next_slot_ = 0;
   std::vector<PageState> pages_;
+  DeviceSquares device_squares_;  // instead of the pages', for sums on a device and those that left it
+  std::vector<at::Tensor> kept_;  // per parameter
+  std::vector<std::unique_ptr<paging::DeviceBuffer>>
+      gathered_;               // per page: its shard, where pages keep and this one does not any more
   std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
   std::vector<bool> came_;     // and some of it came in this backward
   std::vector<bool> received_;
@@ -216,6 +261,7 @@ class Reducer {
   bool backward_open_ = false;  // gradients came that no end_backward has dealt with
   bool reducing_ = false;       // in this backward
   bool reduced_ = false;        // the last backward did
+  bool boundary_ = false;       // a step follows this backward
   std::mutex mutex_;
   std::unique_ptr<GradientHooks> hooks_;
 };

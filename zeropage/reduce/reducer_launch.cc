@@ -1,6 +1,4 @@
 // How one page is reduced, by where its sum goes and in which types it stands and travels.
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <memory>
 #include <optional>
 #include <utility>
@@ -16,10 +14,13 @@ void Reducer::launch(int page) {
   if (state.reducing) retire(0);  // of two reductions of a page the second begins when the first is complete
   reopen(page);
   state.reducing = true;
-  acquire_frame(page);
+  if (!state.keeps) acquire_frame(page);
   consume(page);
+  state.order.enter(device_);
   std::byte* frame = std::exchange(state.frame, nullptr);
-  const bool done = policy_.sharded ? launch_sharded(page, frame) : launch_whole(page, frame);
+  const bool done = state.keeps       ? launch_kept(page)
+                    : policy_.sharded ? launch_sharded(page, frame)
+                                      : launch_whole(page, frame);
   state.filled = true;
   state.launched = true;
   if (done) complete(page);
@@ -39,24 +40,34 @@ bool Reducer::launch_sharded(int page, std::byte* frame) {
         {page,
          communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
                                        /*accumulate=*/state.filled, tag, watch(page, state.result, DType::kFloat32)),
-         [this, frame] { frames_->release(frame); }});
+         [this, frame] { frames_->release(frame, paging::given_so_far(device_)); }});
     return false;
   }
   std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
   DType summed_dtype = dtype;
-  if (!policy_.reduce_scatter) {
+  if (communicator_->size() == 1) {
+    // The frame is the sum.
+  } else if (!policy_.reduce_scatter) {
     communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, {})->wait();
   } else {
     summed = scratch_->data();
     summed_dtype = DType::kFloat32;
+    scratch_order_.enter(device_);
     communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag, {})->wait();
   }
-  add_to_shard(page, paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_));
-  frames_->release(frame);
-  return true;
+  const at::Tensor sum = paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
+  if (!travels(page)) {
+    add_to_shard(page, sum);
+    frames_->release(frame, paging::given_so_far(device_));
+    return true;
+  }
+  send(page, sum);
+  if (summed != frame && policy_.reduce_scatter && communicator_->size() > 1) scratch_order_.filled_on(*send_stream_);
+  frames_->release(frame, sent_so_far());
+  return false;
 }
 
-/// Takes a page's sum home. A first one that goes to the host travels beside the backward; see finish_offloads.
+/// Takes a page's sum home, within one memory or to a drive.
 void Reducer::add_to_shard(int page, const at::Tensor& sum) {
   const auto& state = pages_[page];
   std::optional<io::HeldPage> held;
@@ -65,23 +76,16 @@ void Reducer::add_to_shard(int page, const at::Tensor& sum) {
   }
   std::byte* data = held ? held->data() : state.result;
   auto shard = paging::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  const bool sent = policy_.squares_before_travel && policy_.offloaded[page] && !state.filled && !held;
-  if (sent) square_on_device(page, sum.to(scalar_type_of(state.result_dtype)));
-  const bool seen = held || (state.result_device.is_cpu() && !sent);
+  const bool squared = policy_.squares_before_travel && policy_.offloaded[page] && !state.filled && !held;
+  if (squared) square_before_travel(page, sum.to(scalar_type_of(state.result_dtype)));
+  const bool seen = held || (state.result_device.is_cpu() && !squared);
   const auto written = seen ? watch(page, data, state.result_dtype) : comm::Written();
   const at::Tensor from = state.filled ? sum.to(state.result_device) : sum;
   in_pieces(sum.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
     auto to = shard.narrow(0, begin, numel);
     const auto piece = from.narrow(0, begin, numel);
-    state.filled ? to.add_(piece) : to.copy_(piece, /*non_blocking=*/!held);
+    state.filled ? to.add_(piece) : to.copy_(piece);
   });
-}
-
-/// Waits for shards that are on their way to the host.
-void Reducer::finish_offloads() {
-  if (device_.is_cpu() || !offloaded_shards_ || offloaded_shards_->bytes() == 0) return;
-  // All streams: the backward may run on another one than this thread's.
-  c10::impl::VirtualGuardImpl(device_.type()).synchronizeDevice(device_.index());
 }
 
 bool Reducer::launch_whole(int page, std::byte* frame) {
@@ -99,7 +103,7 @@ bool Reducer::launch_whole(int page, std::byte* frame) {
     return reduce_through_fp32(page, frame, /*late=*/false);
   }
   const comm::Tag tag{state.label, page};
-  retire(kMaxInFlight);
+  retire_reductions(kMaxInFlight);
   auto written = watch(page, own_shard(page), dtype);
   in_flight_.push_back({page,
                         policy_.whole_result || !policy_.reduce_scatter
@@ -134,7 +138,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
     state.result_dtype = DType::kFloat32;
   }
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
-  retire(kMaxInFlight);
+  retire_reductions(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag, {});
   const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();
@@ -145,7 +149,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
       auto piece = to.narrow(0, begin, numel);
       late ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
     });
-    if (late) frames_->release(frame);
+    if (late) frames_->release(frame, paging::given_so_far(device_));
   };
   const bool complete_here = policy_.whole_result;
   in_flight_.push_back({complete_here ? kNoPage : page, std::move(work), std::move(settle)});

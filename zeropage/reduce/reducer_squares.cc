@@ -1,9 +1,6 @@
 // The squares for the global norm, summed by whoever writes a gradient last; see Reducer::squares.
-#include <ATen/ops/zeros.h>
-
 #include <algorithm>
 
-#include "zeropage/reduce/device_squares.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
@@ -12,20 +9,44 @@ void Reducer::forget_squares(int page) {
   auto& state = pages_[page];
   std::fill(state.squares.begin(), state.squares.end(), optim::SquareSum());
   state.squared_numel = 0;
-  state.device_squares.reset();
+  device_squares_.forget(page);
 }
 
-/// Of this rank's whole shard, as it will be stored: summed on its device, and fetched when somebody asks.
-void Reducer::square_on_device(int page, const at::Tensor& shard) {
-  forget_squares(page);
-  auto& state = pages_[page];
+/// This rank's segments of a page whose shard is at `data`.
+std::vector<optim::SquaredPiece> Reducer::squared_pieces(int page, const void* data, DType dtype) const {
   const std::int64_t first = communicator_->rank() * layout_->pages()[page].shard_numel;
-  state.device_squares =
-      at::zeros({static_cast<std::int64_t>(state.segments.size())}, shard.options().dtype(at::kDouble));
-  std::int64_t i = 0;
-  for (const auto& segment : state.segments) {
-    reduce::add_squares(shard.narrow(0, segment.page_offset - first, segment.numel), state.device_squares[i++]);
+  std::vector<optim::SquaredPiece> pieces;
+  for (const auto& segment : pages_[page].segments) {
+    if (pages_[page].keeps) {
+      const at::Tensor& kept = kept_[segment.parameter];
+      pieces.push_back({kept.defined() ? kept.const_data_ptr() : nullptr, kept.defined() ? kept.numel() : 0, dtype});
+      continue;
+    }
+    const auto* begin = static_cast<const std::byte*>(data) + (segment.page_offset - first) * element_bytes(dtype);
+    pieces.push_back({begin, segment.numel, dtype});
   }
+  return pieces;
+}
+
+/// Of this rank's whole shard, as it will be stored, before `shard` is used for something else.
+void Reducer::square_before_travel(int page, const at::Tensor& shard) {
+  forget_squares(page);
+  device_squares_.add(page, squared_pieces(page, shard.const_data_ptr(), dtype_of(shard.scalar_type())));
+  device_squares_.start();
+}
+
+/// A sum that is on the device, and of which nobody has summed the squares.
+void Reducer::square_where_it_is(int page) {
+  const auto& state = pages_[page];
+  if (!state.filled || state.result_device.is_cpu() || device_squares_.has(page)) return;
+  device_squares_.add(page, squared_pieces(page, summed_shard(page), state.result_dtype));
+}
+
+/// Where this rank's shard of a sum in memory begins.
+const std::byte* Reducer::summed_shard(int page) const {
+  const auto& state = pages_[page];
+  const std::int64_t before = policy_.whole_result ? communicator_->rank() * layout_->pages()[page].shard_numel : 0;
+  return state.result + before * element_bytes(state.result_dtype);
 }
 
 /// Index of the segment of this rank's shard that has the element at `offset` of the page or, between segments, is the next.
@@ -74,14 +95,17 @@ comm::Written Reducer::watch_parameter(int parameter, const std::byte* data, DTy
   };
 }
 
-std::vector<double> Reducer::squares(int page) const {
+std::vector<double> Reducer::squares(int page) {
   const auto& state = pages_[page];
-  if (state.device_squares.defined()) {
-    const at::Tensor sums = state.device_squares.cpu();
-    return {sums.const_data_ptr<double>(), sums.const_data_ptr<double>() + sums.numel()};
-  }
-  if (state.squared_numel < layout_->pages()[page].shard_numel) return {};
+  if (device_squares_.has(page)) return device_squares_.sums(page);
+  if (!state.filled) return {};
   std::vector<double> sums;
+  if (state.squared_numel < layout_->pages()[page].shard_numel) {  // written by who says nothing of it
+    for (const auto& piece : squared_pieces(page, summed_shard(page), state.result_dtype)) {
+      sums.push_back(optim::sum_of_squares(piece.data, piece.dtype, piece.numel));
+    }
+    return sums;
+  }
   for (const auto& squares : state.squares) sums.push_back(squares.sum());
   return sums;
 }

@@ -2,7 +2,9 @@
 #include "zeropage/reduce/reducer.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/eq.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
@@ -75,6 +77,12 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
     const std::int64_t end = policy.whole_result ? page.padded_numel : begin + page.shard_numel;
     const auto gradient = reducer.gradient(page.index);
     for (const auto& segment : layout.segments(page.index, begin, end)) {
+      if (reducer.keeps(page.index)) {
+        const at::Tensor& kept = reducer.kept(segment.parameter);
+        EXPECT_EQ(kept.defined(), received[segment.parameter]);
+        if (kept.defined()) EXPECT_TRUE(at::eq(kept, sums[segment.parameter]).all().item<bool>());
+        continue;
+      }
       if (gradient.data == nullptr) {
         EXPECT_EQ(sums[segment.parameter], 0);
         continue;
@@ -112,8 +120,11 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
     auto layout = make_layout(communicator.size());
     std::vector<at::Tensor> parameters;
     for (std::int64_t numel : kNumels) parameters.push_back(at::zeros({numel}).set_requires_grad(true));
+    ReducePolicy policy = what.policy;
+    policy.keep = policy.keep && communicator.size() == 1;
+    const auto ledger = std::make_shared<Ledger>();
     Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
-                    c10::Device(c10::kCPU), std::make_shared<Ledger>(), what.policy);
+                    c10::Device(c10::kCPU), ledger, policy);
     for (int step = 0; step < kSteps; ++step) {
       for (int backward = 0; backward < kBackwards; ++backward) {
         reducer.begin_backward(backward >= what.steps_from);
@@ -127,10 +138,56 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
       expect_squares(reducer, *layout, what.policy, rank);
       for (const auto& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());
       reducer.reset();
+      if (policy.keep) EXPECT_EQ(ledger->current_bytes(MemoryKind::kGradients), 0);
     }
     communicator.barrier({"done"});
   };
   for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+}
+
+ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
+  ReducePolicy policy;
+  policy.sharded = sharded;
+  policy.whole_result = whole_result;
+  policy.reduce_scatter = reduce_scatter;
+  return policy;
+}
+
+// Catches a kept gradient whose elements are in another order than the parameter's, or of another type than the update reads; and a
+// sum that loses what was kept when more is added to it after it was complete.
+TEST(KeptGradients, AreInTheLayoutOfTheParameter) {
+  const auto communicator =
+      std::shared_ptr<comm::Communicator>(std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]));
+  std::vector<layout::ParameterSpec> specs(1);
+  specs[0] = {.name = "p", .numel = 6, .dtype = DType::kBFloat16, .element_bytes = 2};
+  const auto layout = std::make_shared<const layout::Layout>(specs, layout::Options{});
+  const auto parameter = at::zeros({2, 3}, at::kBFloat16).t().set_requires_grad(true);
+  ReducePolicy policy = policy_of(true, false, true);
+  policy.keep = true;
+  policy.frame_dtype = DType::kBFloat16;
+  Reducer reducer(layout, {parameter}, communicator, c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
+  const auto factors = at::arange(1, 7).view({3, 2}).to(at::kBFloat16);
+  const auto run = [&] {
+    reducer.begin_backward(true);
+    torch::autograd::backward({at::sum(at::mul(parameter, factors))});
+    reducer.end_backward();
+  };
+  run();
+  ASSERT_TRUE(reducer.keeps(0));
+  EXPECT_EQ(reducer.gradient(0).dtype, DType::kBFloat16);
+  EXPECT_EQ(reducer.kept(0).scalar_type(), at::kBFloat16);
+  EXPECT_EQ(reducer.kept(0).strides(), parameter.strides());
+  EXPECT_TRUE(reducer.kept(0).equal(factors));
+  run();
+  EXPECT_FALSE(reducer.keeps(0));
+  const auto sum = reducer.gradient(0);
+  ASSERT_EQ(sum.dtype, DType::kFloat32);
+  const auto values = paging::view_of(sum.data, {3, 2}, parameter.strides(), at::kFloat, c10::Device(c10::kCPU));
+  EXPECT_TRUE(values.equal(at::mul(factors, 2).to(at::kFloat)));
+  EXPECT_EQ(reducer.squares(0).at(0), 4.0 * (1 + 4 + 9 + 16 + 25 + 36));
+  reducer.reset();
+  run();
+  EXPECT_TRUE(reducer.keeps(0)) << "the next sum is kept again";
 }
 
 ReducePolicy without_overlap(ReducePolicy policy) {
@@ -144,11 +201,8 @@ ReducePolicy travelling_in_bf16(ReducePolicy policy) {
   return policy;
 }
 
-ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
-  ReducePolicy policy;
-  policy.sharded = sharded;
-  policy.whole_result = whole_result;
-  policy.reduce_scatter = reduce_scatter;
+ReducePolicy keeping(ReducePolicy policy) {
+  policy.keep = true;
   return policy;
 }
 
@@ -170,6 +224,8 @@ std::vector<Case> cases() {
           {"stage1_two_sided", stage1, true, 2},
           {"stage2", stage2, false, 1},
           {"stage2_late", stage2, false, 2},
+          {"stage2_kept", keeping(stage2), false, 1},
+          {"stage2_kept_late", keeping(stage2), false, 2},
           {"stage2_no_overlap", without_overlap(stage2), false, 2},
           {"stage2_all_reduce", policy_of(true, false, false), false, 1},
           {"stage2_two_sided", stage2, true, 2}};

@@ -11,13 +11,18 @@ namespace zeropage::reduce {
 
 /// Expects of every page with a gradient that its squares are known without reading it again, and to the bit (or within
 /// `relative_tolerance`) those of the sum that is stored.
-inline void expect_squares(const Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank,
+inline void expect_squares(Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank,
                            double relative_tolerance = 0.0) {
   for (const auto& page : layout.pages()) {
     const auto gradient = reducer.gradient(page.index);
-    if (gradient.data == nullptr) continue;
     const auto squares = reducer.squares(page.index);
     const auto segments = layout.shard_segments(page.index, rank);
+    for (std::size_t i = 0; i < squares.size() && reducer.keeps(page.index); ++i) {
+      const at::Tensor& kept = reducer.kept(segments[i].parameter);
+      EXPECT_EQ(squares[i],
+                kept.defined() ? optim::sum_of_squares(kept.const_data_ptr(), gradient.dtype, kept.numel()) : 0);
+    }
+    if (gradient.data == nullptr) continue;
     ASSERT_EQ(squares.size(), segments.size()) << "page " << page.index;
     const std::int64_t begin = policy.whole_result ? 0 : rank * page.shard_numel;
     for (std::size_t i = 0; i < segments.size(); ++i) {

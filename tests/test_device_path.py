@@ -1,0 +1,211 @@
+"""What the engine asks of a device: when it waits, what it copies, and that nothing is used before it is there. Counted and checked on
+the simulated device (simulated_device/README.md)."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import accelerator
+import pytest
+import simulated_device
+import torch
+from torch import nn
+from training import config_of, flat_parameters, small_net, token_batch
+
+import zeropage
+
+pytestmark = pytest.mark.simulated
+
+STEPS = 4
+
+
+class OnDevice(nn.Module):
+    """Moves the batch to the model's device."""
+
+    def __init__(self, model: nn.Module, device: torch.device):
+        super().__init__()
+        self.inner = model.to(device)
+        self.device = device
+
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        return self.inner(*(x.to(self.device) for x in batch))
+
+
+def make_engine(device: str | torch.device, stage: int, **options: Any) -> Any:
+    """An engine for the small net; options as config_of's."""
+    options["zeropage"] = {"page_numel": 4096, **options.get("zeropage", {})}
+    model = OnDevice(small_net(), torch.device(device))
+    engine, *_ = zeropage.initialize(model=model, config=config_of(stage, **copy.deepcopy(options)), device=device)
+    return engine
+
+
+def train(device: str | torch.device, stage: int, **options: Any) -> torch.Tensor:
+    engine = make_engine(device, stage, **options)
+    for step in range(STEPS * options.get("accumulation", 1)):
+        engine.backward(engine(*token_batch(step)))
+        engine.step()
+    final = flat_parameters(engine.module).cpu()
+    engine.destroy()
+    return final
+
+
+def blocked(counted: dict[str, int]) -> int:
+    """How often the host was inside of the device's library until something was done."""
+    return counted["waits"] + counted["fetches"] + counted["uploads"]
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "operators"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Updates and squares by kernels of our own, or by torch's operators."""
+    simulated_device.set_kernels(request.param)
+    yield request.param
+    simulated_device.set_kernels(True)
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "Lamb"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_step_waits_for_the_device_once(stage: int, optimizer: str, kernels: bool):
+    """Catches a value that is fetched per parameter or per page, and a wait that blocks in the device's library."""
+    params = {"type": optimizer, "params": {"lr": 1e-3}}
+    engine = make_engine(accelerator.device(), stage, bf16={"enabled": True}, optimizer=params)
+    for step in range(3):
+        loss = engine(*token_batch(step))
+        torch.accelerator.synchronize()
+        with simulated_device.count() as counted:
+            engine.backward(loss)
+            engine.step()
+        assert blocked(counted) <= (2 if optimizer == "Lamb" else 1), counted
+
+
+@pytest.mark.parametrize("offloaded", ["optimizer", "parameters"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_an_engine_may_end_at_any_time(stage: int, precision: str, offloaded: str):
+    """Catches page-locked memory that is freed, and handed out again, while copies from it are on their way."""
+    sections: dict[str, Any] = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    sections["zeropage"] = {"speculation_bytes": 1 << 20}
+    if offloaded == "parameters":
+        if stage != 3:
+            pytest.skip("parameters are offloaded at stage 3")
+        sections["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    if precision == "bf16":
+        sections["bf16"] = {"enabled": True}
+    with simulated_device.delays(seed=stage, max_us=3000):
+        engine = make_engine(accelerator.device(), stage, **sections)
+        for step in range(2):
+            engine.backward(engine(*token_batch(step)))
+            engine.step()
+        module = engine.module
+        engine.destroy()
+        overwritten = [torch.full((1 << 18,), float("nan"), pin_memory=True) for _ in range(4)]
+        values = [parameter.cpu() for parameter in module.parameters() if stage != 3]
+    assert all(torch.isfinite(value).all() for value in values) and overwritten
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloaded_gradients_have_the_bits_of_the_cpu(stage: int, precision: str, steps: int):
+    """Catches sums that are used before they have arrived, in the wrong type, or added twice or not at all. The update runs on the host in
+    both, so all bits are the same."""
+    sections: dict[str, Any] = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    sections |= {"batch": 8 * steps, "accumulation": steps, "clipping": 0.0}
+    if precision == "bf16":
+        sections["bf16"] = {"enabled": True}
+    if stage == 3:
+        sections["zero_optimization"]["offload_param"] = {"device": "cpu"}
+    expected = train("cpu", stage, **sections)
+    for seed in range(3):
+        with simulated_device.delays(seed, max_us=2000):
+            assert torch.equal(train(accelerator.device(), stage, **sections), expected), f"seed {seed}"
+
+
+def test_only_a_boundary_waits_for_offloaded_gradients():
+    """Catches a device that every micro step waits for."""
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    engine = make_engine(accelerator.device(), 2, batch=24, accumulation=3, zero_optimization=offload)
+    for step in range(6):
+        loss = engine(*token_batch(step))
+        torch.accelerator.synchronize()
+        with simulated_device.count() as counted:
+            engine.backward(loss)
+            engine.step()
+        if step % 3 != 2:
+            assert blocked(counted) == 0, counted
+
+
+def test_offloaded_parameters_are_fetched_ahead():
+    """Catches parameters that are copied where they are used, while everything behind them waits."""
+    zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 20000}
+    engine = make_engine(accelerator.device(), 3, zero_optimization=zero, bf16={"enabled": True})
+    for step in range(3):
+        batch = [x.to(accelerator.device()) for x in token_batch(step)]
+        torch.accelerator.synchronize()
+        with simulated_device.count() as counted:
+            loss = engine(*batch)
+        assert blocked(counted) == 0, counted
+        engine.backward(loss)
+        engine.step()
+    assert engine._core.pager_stats.prefetches > 0
+
+
+class TwoStreams(nn.Module):
+    """Half of the layers on a stream of its own, as a model of the user's may do."""
+
+    def __init__(self, device: torch.device):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(32, 32, device=device) for _ in range(6))
+        self.side = torch.Stream(device)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        main = torch.accelerator.current_stream()
+        for layer in self.layers[::2]:
+            x = layer(x).tanh()
+        self.side.wait_stream(main)
+        with self.side:
+            y = x
+            for layer in self.layers[1::2]:
+                y = layer(y).tanh()
+        main.wait_stream(self.side)
+        return (x * y).mean()
+
+
+@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_a_model_with_a_second_stream(stage: int, offload: bool):
+    """Catches frames and gradients that one stream uses before another one has filled them."""
+    device = accelerator.device()
+    zero: dict[str, Any] = {"stage": stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero |= {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 3000, "stage3_param_persistence_threshold": 0}
+    config = {
+        "train_micro_batch_size_per_gpu": 4,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
+        "zero_optimization": zero,
+        "zeropage": {"page_numel": 1000},
+    }
+    for seed in range(3):
+        torch.manual_seed(1)
+        model = TwoStreams(device)
+        plain = copy.deepcopy(model).to("cpu")
+        optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
+        with simulated_device.delays(seed, max_us=2000):
+            engine, *_ = zeropage.initialize(model=model, config=config, device=device)
+            for step in range(3):
+                x = torch.randn(4, 32, generator=torch.Generator().manual_seed(step))
+                engine.backward(engine(x.to(device)))
+                engine.step()
+                y = x
+                optimizer.zero_grad()
+                for layer in plain.layers[::2]:
+                    y = layer(y).tanh()
+                z = y
+                for layer in plain.layers[1::2]:
+                    z = layer(z).tanh()
+                (y * z).mean().backward()
+                optimizer.step()
+            found = flat_parameters(engine.module).cpu()
+            engine.destroy()
+        assert torch.allclose(found, torch.cat([p.detach().reshape(-1) for p in plain.parameters()]), atol=2e-5)

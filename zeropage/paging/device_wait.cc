@@ -1,0 +1,50 @@
+#include "zeropage/paging/device_wait.h"
+
+#include <ATen/ops/empty.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <future>
+#include <memory>
+#include <thread>
+
+namespace zeropage::paging {
+
+void wait_for(const c10::Event& event, comm::Communicator& communicator, std::string_view what) {
+  comm::poll_until(
+      communicator, [&] { return event.query(); }, what);
+}
+
+void wait_for_stream(c10::Device device, comm::Communicator& communicator, std::string_view what) {
+  if (device.is_cpu()) return;
+  c10::Event done(device.type());
+  done.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  wait_for(done, communicator, what);
+}
+
+at::Tensor fetch(const at::Tensor& values, comm::Communicator& communicator, std::string_view what) {
+  if (values.device().is_cpu()) return values;
+  const at::Tensor host = at::empty(values.sizes(), values.options().device(at::kCPU).pinned_memory(true));
+  host.copy_(values, /*non_blocking=*/true);
+  wait_for_stream(values.device(), communicator, what);
+  return host;
+}
+
+void wait_for_device(c10::Device device, comm::Communicator& communicator, std::string_view what) {
+  if (device.is_cpu()) return;
+  // Devices cannot be asked whether all of their streams are idle, so a thread waits that may be left alone with it.
+  auto idle = std::make_shared<std::promise<void>>();
+  auto waiting = idle->get_future();
+  std::thread([device, idle] {
+    try {
+      c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
+      idle->set_value();
+    } catch (...) {
+      idle->set_exception(std::current_exception());
+    }
+  }).detach();
+  const auto ready = [&] { return waiting.wait_for(std::chrono::seconds(0)) == std::future_status::ready; };
+  comm::poll_until(communicator, ready, what);
+  waiting.get();
+}
+
+}  // namespace zeropage::paging

@@ -1,0 +1,152 @@
+// How pages get into their frames, when they are needed and ahead of that.
+#include <c10/core/StreamGuard.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <utility>
+
+#include "zeropage/paging/device_wait.h"
+#include "zeropage/paging/pager.h"
+
+namespace zeropage::paging {
+
+void Pager::start_gather(int page) {
+  auto& state = pages_[page];
+  const std::int64_t bytes = frame_bytes(page);
+  const bool fetched = fetch_stream_ && !on_disk(page);
+  if (fetched) {
+    fetch(page);
+  } else {
+    state.frame = frames_->acquire(bytes);
+    state.order.enter(device_);
+  }
+  state.state = State::kArriving;
+  stats_.live_bytes += bytes;
+  stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
+  stats_.gathered_bytes += bytes;
+  if (fetched) return;
+  if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
+  communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
+  try {
+    const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
+    std::byte* shard = state.shard;
+    // Into its place in the frame, from where it is gathered.
+    if (on_disk(page)) {
+      shard = state.frame + communicator_->rank() * shard_bytes;
+      copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
+      options_.disk->release(page, /*changed=*/false);
+    } else if (shard_device() != device_) {
+      shard = state.frame + communicator_->rank() * shard_bytes;
+      start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
+      note_fetch(current_stream(device_));
+    }
+    state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
+  } catch (...) {
+    drop_frame(page);
+    throw;
+  }
+}
+
+/// From the shard in host memory, which is the page: nobody waits but who uses it.
+void Pager::fetch(int page) {
+  auto& state = pages_[page];
+  // Only updates and writes change shards: what else the current stream has been given need not be over.
+  if (std::exchange(shards_changed_, false)) given_so_far(device_)->block(*fetch_stream_);
+  const c10::StreamGuard guard(*fetch_stream_);
+  state.frame = frames_->acquire(frame_bytes(page));
+  start_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page));
+  state.order.filled_on(*fetch_stream_);
+  note_fetch(*fetch_stream_);
+}
+
+void Pager::note_fetch(const c10::Stream& stream) {
+  if (!last_fetch_) last_fetch_.emplace(device_.type());
+  last_fetch_->record(stream);
+}
+
+void Pager::wait_for_fetches() {
+  if (last_fetch_) wait_for(*last_fetch_, *communicator_, "parameters on their way from the host");
+}
+
+void Pager::finish_gather(int page) {
+  auto& state = pages_[page];
+  if (state.gather) {
+    state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
+    state.gather.reset();
+  } else if (copied_from_peers(page)) {
+    gather_from_peers(page);
+  }
+  for (auto& home : state.homes) {
+    fill_storage(home.storage.unsafeGetStorageImpl(), state.frame + home.offset_bytes);
+  }
+  state.state = State::kResident;
+}
+
+void Pager::gather_from_peers(int page) {
+  const auto& spec = layout_->pages()[page];
+  auto& state = pages_[page];
+  const std::int64_t shard_bytes = spec.shard_bytes();
+  const std::int64_t used_bytes = spec.used_numel * spec.element_bytes;
+  const std::int64_t begin_ns = handle_->timeline ? Timeline::now_ns() : 0;
+  for (int step = 0; step < communicator_->size(); ++step) {
+    // Each rank starts with its own shard, so that ranks do not all read the same peer at once.
+    const int rank = (communicator_->rank() + step) % communicator_->size();
+    const std::int64_t begin = rank * shard_bytes;
+    const std::int64_t length = std::min(shard_bytes, used_bytes - begin);
+    if (length <= 0) continue;
+    const std::byte* source = state.shard;
+    if (rank != communicator_->rank()) {
+      auto* cell = reinterpret_cast<const std::uint64_t*>(communicator_->peer_address(rank, versions_->data())) + page;
+      auto ready = [cell, expected = state.version] {
+        return std::atomic_ref<std::uint64_t>(*const_cast<std::uint64_t*>(cell)).load(std::memory_order_acquire) >=
+               expected;
+      };
+      if (!ready()) communicator_->wait_until(ready, rank, state.label);
+      source = communicator_->peer_address(rank, state.shard);
+    }
+    std::memcpy(state.frame + begin, source, length);
+  }
+  if (handle_->timeline) {
+    const std::int64_t end_ns = Timeline::now_ns();
+    handle_->timeline->add(
+        {SpanKind::kGather, "copy", state.label, used_bytes, begin_ns, end_ns, /*waited_ns=*/end_ns - begin_ns});
+  }
+}
+
+/// From the drive, what the trace expects next and is neither here nor on its way.
+void Pager::read_ahead() {
+  if (!options_.disk || !trace_.on_course()) return;
+  const auto& predicted = trace_.predicted();
+  std::vector<int> next;
+  for (auto at = trace_.position(); at < static_cast<std::int64_t>(predicted.size()); ++at) {
+    if (static_cast<int>(next.size()) == options_.disk->read_ahead_count()) break;
+    const int page = predicted[at];
+    if (!on_disk(page) || pages_[page].state != State::kAbsent || std::ranges::find(next, page) != next.end()) continue;
+    next.push_back(page);
+  }
+  options_.disk->read_ahead(next);
+}
+
+void Pager::prefetch() {
+  // Copies by this very thread: starting them early would only move the work.
+  if ((communicator_->one_sided() && !fetch_stream_) || options_.prefetch_bytes <= 0 || !trace_.on_course()) return;
+  const auto& predicted = trace_.predicted();
+  std::int64_t budget = options_.prefetch_bytes;
+  for (std::int64_t next = trace_.position(); next < static_cast<std::int64_t>(predicted.size()); ++next) {
+    const int page = predicted[next];
+    const std::int64_t bytes = frame_bytes(page);
+    budget -= bytes;
+    if (budget < 0) return;
+    if (pages_[page].state != State::kAbsent) continue;
+    while (stats_.live_bytes + bytes > options_.max_live_bytes) {
+      const int victim = choose_victim(next + 1);
+      if (victim < 0 || pages_[victim].dirty) return;
+      evict(victim);
+    }
+    start_gather(page);
+    ++stats_.prefetches;
+  }
+}
+
+}  // namespace zeropage::paging

@@ -1,0 +1,49 @@
+#include "zeropage/paging/stream_order.h"
+
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <utility>
+
+namespace zeropage::paging {
+namespace {
+
+c10::Event given_by_now(const c10::Stream& stream) {
+  c10::Event event(stream.device_type());
+  event.record(stream);
+  return event;
+}
+
+}  // namespace
+
+c10::Stream current_stream(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
+
+std::optional<c10::Event> given_so_far(c10::Device device) {
+  if (device.is_cpu()) return std::nullopt;
+  return given_by_now(current_stream(device));
+}
+
+void StreamOrder::enter(c10::Device device) {
+  if (device.is_cpu()) return;
+  const c10::Stream current = current_stream(device);
+  if (filled_) {
+    filled_->block(current);
+    filled_.reset();
+  } else if (last_ && *last_ != current) {
+    given_by_now(*last_).block(current);
+  }
+  last_ = current;
+}
+
+void StreamOrder::filled_on(const c10::Stream& stream) {
+  filled_ = given_by_now(stream);
+  last_.reset();
+}
+
+std::optional<c10::Event> StreamOrder::leave() {
+  auto over = std::exchange(filled_, std::nullopt);
+  if (!over && last_) over = given_by_now(*last_);
+  last_.reset();
+  return over;
+}
+
+}  // namespace zeropage::paging

@@ -1,0 +1,83 @@
+// Gradients that stay in the tensors that autograd made; see ReducePolicy::keep.
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty_strided.h>
+
+#include <utility>
+
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::reduce {
+
+/// False: this page does not keep, or not any more.
+bool Reducer::keep(int parameter, const at::Tensor& gradient) {
+  const int page = layout_->page_of(parameter);
+  if (!pages_[page].keeps) return false;
+  if (kept_[parameter].defined()) {
+    gather_kept(page);
+    return false;
+  }
+  const at::Tensor& variable = parameters_[parameter];
+  const auto type = scalar_type_of(frame_dtype(page));
+  at::Tensor own = gradient.detach();
+  // Elements in the order of the parameter's, as the update reads them.
+  if (own.scalar_type() != type || own.strides() != variable.strides() || own.device() != device_) {
+    own = at::empty_strided(variable.sizes(), variable.strides(), at::TensorOptions().dtype(type).device(device_));
+    own.copy_(gradient);
+  }
+  if (device_.is_cpu()) {
+    const auto written =
+        watch_parameter(parameter, static_cast<const std::byte*>(own.const_data_ptr()), frame_dtype(page));
+    if (written) written(0, own.numel());
+  }
+  ledger_->add(MemoryKind::kGradients, static_cast<std::int64_t>(own.nbytes()));
+  kept_[parameter] = std::move(own);
+  return true;
+}
+
+/// True: the sum is complete.
+bool Reducer::launch_kept(int page) {
+  auto& state = pages_[page];
+  state.result_dtype = frame_dtype(page);
+  state.squared_numel = layout_->pages()[page].shard_numel;  // by keep; where no gradient came there are no squares
+  return true;
+}
+
+/// The page does not keep until the next sum: what was reduced is in a shard from now on, what waits in a frame.
+void Reducer::gather_kept(int page) {
+  auto& state = pages_[page];
+  if (!std::exchange(state.keeps, false)) return;
+  const auto& spec = layout_->pages()[page];
+  state.result_dtype = policy_.accumulation_dtype;
+  gathered_[page] = std::make_unique<paging::DeviceBuffer>(spec.shard_numel * element_bytes(state.result_dtype),
+                                                           device_, ledger_, MemoryKind::kGradients);
+  state.result = gathered_[page]->data();
+  for (const auto& place : spec.placements) {
+    const at::Tensor gradient = std::exchange(kept_[place.parameter], at::Tensor());
+    if (!gradient.defined()) continue;
+    ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(gradient.nbytes()));
+    if (arrived_[place.parameter]) {
+      acquire_frame(page);
+      put(place.parameter, gradient, /*first=*/true);
+    } else {
+      auto* target = state.result + place.offset * element_bytes(state.result_dtype);
+      paging::view_of(target, gradient.sizes(), gradient.strides(), scalar_type_of(state.result_dtype), device_)
+          .copy_(gradient);
+    }
+  }
+  forget_squares(page);
+}
+
+void Reducer::forget_kept(int page) {
+  auto& state = pages_[page];
+  if (!may_keep(page)) return;
+  state.keeps = true;
+  state.result = nullptr;
+  gathered_[page].reset();
+  for (const auto& place : layout_->pages()[page].placements) {
+    if (!kept_[place.parameter].defined()) continue;
+    ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(kept_[place.parameter].nbytes()));
+    kept_[place.parameter].reset();
+  }
+}
+
+}  // namespace zeropage::reduce

@@ -1,0 +1,120 @@
+// Sums that leave their device for the host: on a stream of their own, in the type they have.
+//
+//   1. A first sum goes into the memory of its shard. If that is wider, the sum is at its end, and the shard is of the sum's type.
+//   2. What is added later goes into one of two buffers of page-locked memory, and is added up there when it has arrived: the shard
+//      becomes what it would have been, in the type that sums are to have.
+//   3. Arrivals are among the works that `retire` looks after. Only the end of a backward before a step waits for them.
+#include <ATen/core/Tensor.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "zeropage/paging/device_wait.h"
+#include "zeropage/reduce/pieces.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::reduce {
+namespace {
+
+class CopyWork final : public comm::Work {
+ public:
+  CopyWork(c10::Event arrived, comm::Communicator& communicator)
+      : arrived_(std::move(arrived)), communicator_(communicator) {}
+  bool poll() override { return arrived_.query(); }
+  void wait() override { paging::wait_for(arrived_, communicator_, "gradients on their way to the host"); }
+
+ private:
+  c10::Event arrived_;
+  comm::Communicator& communicator_;
+};
+
+}  // namespace
+
+bool Reducer::travels(int page) const { return policy_.offloaded[page] && !on_disk(page) && !device_.is_cpu(); }
+
+std::optional<c10::Event> Reducer::sent_so_far() const {
+  const c10::StreamGuard guard(*send_stream_);
+  return paging::given_so_far(device_);
+}
+
+/// Starts the way of a sum; `page` is complete when the last of in_flight_ is. What `sum` is in may be used again after sent_so_far().
+void Reducer::send(int page, const at::Tensor& sum) {
+  auto& state = pages_[page];
+  const auto wide = scalar_type_of(policy_.accumulation_dtype);
+  const bool as_it_is = sum.scalar_type() == wide || wide == at::kFloat || state.filled;
+  const at::Tensor sent = as_it_is ? sum : sum.to(wide);
+  const auto type = dtype_of(sent.scalar_type());
+  const auto numel = sent.numel();
+  std::byte* target = offloaded_shard(page) + numel * (element_bytes(policy_.accumulation_dtype) - element_bytes(type));
+  std::function<void()> settle;
+  if (state.filled) {
+    auto& slot = next_slot();
+    target = slot.memory->data();
+    slot.busy = true;
+    settle = [this, page, &slot, type] {
+      add_on_host(page, slot.memory->data(), type);
+      slot.busy = false;
+    };
+  } else {
+    state.result = target;
+    state.result_dtype = type;
+  }
+  paging::given_so_far(device_)->block(*send_stream_);
+  const c10::StreamGuard guard(*send_stream_);
+  paging::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
+  in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
+                        std::move(settle), /*arrives=*/true});
+  if (boundary_ && !state.filled) square_before_travel(page, sent);
+  if (!as_it_is) sent.record_stream(*send_stream_);
+}
+
+/// The other buffer, when what was in it has been added up.
+Reducer::Slot& Reducer::next_slot() {
+  auto& slot = slots_[next_slot_++ % slots_.size()];
+  while (slot.busy) retire(in_flight_.size() - 1);
+  if (!slot.memory) {
+    std::int64_t bytes = 0;
+    for (const int page : order_) {
+      if (travels(page)) bytes = std::max(bytes, 4 * layout_->pages()[page].shard_numel);
+    }
+    slot.memory = std::make_unique<paging::DeviceBuffer>(bytes, policy_.host, ledger_, MemoryKind::kBuffers);
+  }
+  return slot;
+}
+
+void Reducer::add_on_host(int page, std::byte* values, DType type) {
+  auto& state = pages_[page];
+  const std::int64_t numel = layout_->pages()[page].shard_numel;
+  const auto view = [](std::byte* data, std::int64_t numel, DType dtype) {
+    return paging::flat_view(data, numel, scalar_type_of(dtype), c10::Device(c10::kCPU));
+  };
+  const at::Tensor shard = view(offloaded_shard(page), numel, policy_.accumulation_dtype);
+  if (state.result_dtype != policy_.accumulation_dtype) {
+    // Over itself, from the begin on: a piece is read before anything is written where it or a later one is.
+    const at::Tensor narrow = view(state.result, numel, state.result_dtype);
+    in_pieces(
+        numel, [](std::int64_t, std::int64_t) {},
+        [&](std::int64_t begin, std::int64_t count) {
+          shard.narrow(0, begin, count).copy_(narrow.narrow(0, begin, count).clone());
+        });
+    state.result = offloaded_shard(page);
+    state.result_dtype = policy_.accumulation_dtype;
+  }
+  const at::Tensor added = view(values, numel, type);
+  in_pieces(numel, watch(page, state.result, state.result_dtype), [&](std::int64_t begin, std::int64_t count) {
+    shard.narrow(0, begin, count).add_(added.narrow(0, begin, count));
+  });
+}
+
+/// Waits until at most `keep` reductions are under way, beside what is on its way to the host.
+void Reducer::retire_reductions(std::size_t keep) {
+  const auto reductions = [this] {
+    return static_cast<std::size_t>(std::ranges::count(in_flight_, false, &InFlight::arrives));
+  };
+  while (reductions() > keep) retire(in_flight_.size() - 1);
+}
+
+}  // namespace zeropage::reduce
