@@ -19,7 +19,7 @@ namespace zeropage::launch {
 inline bool accepts_hosts(std::string_view input) {
   std::vector<std::string_view> parts;
   for (std::size_t at = input.find("\n\n"); at != input.npos; at = input.find("\n\n")) {
-    parts.push_back(input.substr(0, at + 1));
+    parts.push_back(input.substr(0, at));
     input.remove_prefix(at + 2);
   }
   parts.push_back(input);

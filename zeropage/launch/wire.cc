@@ -40,9 +40,10 @@ std::string pack(const std::vector<std::string>& fields) {
 std::vector<std::string> unpack(std::string_view bytes) {
   std::vector<std::string> fields;
   while (!bytes.empty()) {
-    const std::size_t size = bytes.size() < 4 ? SIZE_MAX : get_number(bytes);
-    if (size > bytes.size() - 4)
+    const std::size_t size = bytes.size() < 4 ? 0 : get_number(bytes);
+    if (bytes.size() < 4 || size > bytes.size() - 4) {
       throw IoError("a message of the launcher is cut off; are both hosts' versions the same?");
+    }
     fields.emplace_back(bytes.substr(4, size));
     bytes.remove_prefix(4 + size);
   }
