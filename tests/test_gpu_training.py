@@ -1,0 +1,231 @@
+"""Training on an accelerator as scripts do it: every stage with everything that may be elsewhere, against the engine on the CPU, whose bits
+it has on the simulated device, under twenty seeds of delays; checkpoints, Init, second streams, and two ranks of the launcher."""
+
+import contextlib
+import copy
+import functools
+import os
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import accelerator
+import pytest
+import simulated_device
+import torch
+from test_launcher import COMMAND, environment
+from torch import nn
+from training import SmallNet, config_of, flat_parameters, small_net, token_batch
+
+import zeropage
+
+pytestmark = pytest.mark.gpu
+
+STEPS = 3
+SEEDS = 20
+SMALL = {"page_numel": 4096}
+
+
+def bound() -> float:
+    """By how much results may differ from the CPU's after a few updates of lr 1e-2."""
+    return 0.0 if accelerator.SIMULATED else 5e-3
+
+
+def delays(seed: int) -> contextlib.AbstractContextManager[None]:
+    return simulated_device.delays(seed) if accelerator.SIMULATED else contextlib.nullcontext()
+
+
+def assert_like(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (found - expected).abs().max().item() <= bound()
+
+
+def sections_of(place: str) -> dict[str, Any]:
+    """What lives elsewhere than on the device, and when it is updated."""
+    zero: dict[str, Any] = {"stage3_max_live_parameters": 9000}
+    own = dict(SMALL)
+    if place != "resident":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": place != "pageable", "ratio": 0.5 if place == "half" else 1.0}
+        own["speculation_bytes"] = 1 << 20 if place == "speculation" else 0
+    if place == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return {"zero_optimization": zero, "zeropage": own}
+
+
+def config_for(stage: int, place: str, precision: str = "fp32", accumulation: int = 1) -> dict[str, Any]:
+    sections = sections_of(place)
+    if precision != "fp32":
+        sections[precision] = {"enabled": True}
+    return config_of(stage, accumulation=accumulation, clipping=0.0, **sections)
+
+
+def make_engine(config: dict[str, Any], device: str | torch.device | None = None, model: nn.Module | None = None) -> Any:
+    return zeropage.initialize(model=model or small_net(), config=config, device=device)[0]
+
+
+def train(engine: Any, steps: range = range(STEPS)) -> torch.Tensor:
+    """Batches that the accumulation steps share; flat fp32 parameters on the CPU."""
+    parts = engine.gradient_accumulation_steps()
+    for step in steps:
+        for part in range(parts):
+            tokens, targets = (x.chunk(parts)[part].to(engine.device, non_blocking=True) for x in token_batch(step))
+            engine.backward(engine(tokens, targets))
+            engine.step()
+    return flat_parameters(engine.module).cpu()
+
+
+@functools.cache
+def on_the_cpu(precision: str, accumulation: int, sharded: bool) -> torch.Tensor:
+    """What every place must give. With accumulation stages 0 and 1 add up otherwise than 2 and 3."""
+    return train(make_engine(config_for(3 if sharded else 0, "resident", precision, accumulation), "cpu"))
+
+
+PLACES = ("resident", "pinned", "pageable", "half", "speculation")
+CASES = [(stage, place) for stage in range(4) for place in PLACES]
+assert len(CASES) == SEEDS
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_delays_change_no_bit(seed: int):
+    """Catches a stream or a host that uses something before it is there, in every stage and place, and what depends on times."""
+    stage, place = CASES[seed]
+    if stage == 3 and place == "half":
+        place = "parameters"
+    precision, accumulation = ("fp32", "bf16")[seed // 2 % 2], 1 + seed % 2
+    with delays(seed):
+        engine = make_engine(config_for(stage, place, precision, accumulation))
+        assert engine.device == accelerator.device()
+        found = train(engine)
+        accelerator.check()
+        engine.destroy()
+    assert_like(found, on_the_cpu(precision, accumulation, stage > 1))
+
+
+@pytest.mark.parametrize("place", ["resident", "parameters"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_checkpoint_goes_from_device_to_cpu_and_back(stage: int, place: str, tmp_path: Path):
+    """Catches state that is saved before it has arrived, or that is read into another place than it is used from."""
+    config = config_for(stage, place if stage == 3 else "resident", "bf16")
+    on_device = make_engine(config)
+    train(on_device, range(2))
+    on_device.save_checkpoint(tmp_path / "device")
+    on_device.destroy()
+    on_cpu = make_engine(config, "cpu")
+    on_cpu.load_checkpoint(tmp_path / "device")
+    train(on_cpu, range(2, 4))
+    on_cpu.save_checkpoint(tmp_path / "cpu")
+    again = make_engine(config)
+    again.load_checkpoint(tmp_path / "cpu")
+    whole = train(make_engine(config, "cpu"), range(6))
+    assert_like(train(again, range(4, 6)), whole)
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("stage", range(4))
+def test_states_go_to_the_host_and_back_between_steps(stage: int, pinned: bool):
+    """Catches state that is moved before its last update, or used before it is back."""
+    config = config_for(stage, "resident", "bf16")
+    engine = make_engine(config)
+    train(engine, range(2))
+    engine.offload_states(pin_memory=pinned)
+    engine.reload_states()
+    assert_like(train(engine, range(2, 4)), train(make_engine(config, "cpu"), range(4)))
+
+
+@pytest.mark.parametrize("place", ["resident", "parameters"])
+def test_a_model_is_built_in_shards(place: str):
+    """Catches values of zero.Init that are made on one device and trained on another."""
+    config = config_for(3, place, "bf16")
+
+    def build(device: str | None) -> Any:
+        torch.manual_seed(0)
+        with zeropage.zero.Init(config_dict_or_path=config):
+            model = SmallNet()
+        return make_engine(config, device, model)
+
+    found = train(build(None))
+    assert_like(found, train(make_engine(config, "cpu", small_net())))
+
+
+class TwoStreams(nn.Module):
+    """Its branches run beside each other, one on a stream of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = small_net()
+        self.left, self.right = nn.Linear(8, 64), nn.Linear(8, 64)
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = targets.float()[:, :1].expand(-1, 8) / 50
+        if tokens.is_cpu:
+            return self.inner(tokens, targets) + (self.left(x) - self.right(x)).square().mean()
+        main, side = torch.accelerator.current_stream(), torch.Stream(tokens.device)
+        side.wait_stream(main)
+        with side:
+            right = self.right(x)
+        left = self.left(x)
+        main.wait_stream(side)
+        for tensor, stream in ((x, side), (right, main)):
+            tensor.record_stream(stream)
+        return self.inner(tokens, targets) + (left - right).square().mean()
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_a_model_with_a_second_stream(stage: int):
+    """Catches gradients and parameters of operators on another stream, used or overwritten before those are done."""
+    torch.manual_seed(1)
+    model = TwoStreams()
+    config = config_for(stage, "resident")
+    expected = train(make_engine(config, "cpu", copy.deepcopy(model)))
+    for seed in range(3):
+        with delays(seed):
+            assert_like(train(make_engine(config, None, copy.deepcopy(model))), expected)
+
+
+SCRIPT = """
+    import sys; sys.path[:0] = {paths!r}
+    import accelerator; accelerator.load_if_told()
+    import torch; torch.set_num_threads(1)
+    import zeropage
+    from training import config_of, flat_parameters, part_of_batch, small_net, token_batch
+
+    rank = int(__import__("os").environ["RANK"])
+    for stage in range(4):
+        config = config_of(stage, clipping=0.0, zero_optimization={{"stage3_max_live_parameters": 9000}}, zeropage={{"page_numel": 4096}})
+        engine, *_ = zeropage.initialize(model=small_net(), config=config)
+        for step in range(3):
+            engine.backward(engine(*(x.to(engine.device) for x in part_of_batch(token_batch(step), 2, rank))))
+            engine.step()
+        torch.save(flat_parameters(engine.module).cpu(), f"{folder}/{{rank}}-{{stage}}.pt")
+        engine.destroy()
+    print("devices", engine.device, torch.distributed.get_backend(), flush=True)
+    accelerator.check()
+"""
+
+
+@pytest.mark.parametrize("gloo", [False, True])
+def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
+    """Catches ranks that share a device by mistake, and collectives that read or write before a stream is through."""
+    if not accelerator.SIMULATED and torch.cuda.device_count() < 2:
+        pytest.skip("NCCL needs two GPUs")
+    here = Path(__file__).resolve().parent
+    script = tmp_path / "train.py"
+    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here), str(here.parent / "python")], folder=str(tmp_path))))
+    extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | ({"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {})
+    env = environment(**extra)
+    if not accelerator.SIMULATED:
+        env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1")
+    done = subprocess.run([COMMAND, "--num_gpus=2", script], env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert f"devices {accelerator.device(rank)}" in done.stdout
+    finals = {(rank, stage): torch.load(tmp_path / f"{rank}-{stage}.pt") for rank in range(2) for stage in range(4)}
+    for key, found in finals.items():
+        assert torch.equal(found, finals[0, 0]), key
+    plain = small_net()
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
+    for step in range(3):
+        optimizer.zero_grad()
+        plain(*token_batch(step)).backward()
+        optimizer.step()
+    assert (finals[0, 0] - flat_parameters(plain)).abs().max() < 5e-3
