@@ -7,9 +7,11 @@
 
 namespace zeropage::checkpoint {
 
-std::string digest64(const std::byte* data, std::int64_t bytes) {
-  return fmt::format("{:016x}", XXH3_64bits(data, static_cast<std::size_t>(bytes)));
+std::uint64_t hash64(const std::byte* data, std::int64_t bytes) {
+  return XXH3_64bits(data, static_cast<std::size_t>(bytes));
 }
+
+std::string digest64(const std::byte* data, std::int64_t bytes) { return fmt::format("{:016x}", hash64(data, bytes)); }
 
 std::string digest128(std::string_view text) {
   const XXH128_hash_t hash = XXH3_128bits(text.data(), text.size());

@@ -9,7 +9,10 @@
 
 namespace zeropage::checkpoint {
 
-/// XXH3, 64 bits, as 16 lower-case hexadecimal digits. Cost: memory speed.
+/// XXH3, 64 bits. Cost: memory speed.
+std::uint64_t hash64(const std::byte* data, std::int64_t bytes);
+
+/// The same as 16 lower-case hexadecimal digits. Cost: memory speed.
 std::string digest64(const std::byte* data, std::int64_t bytes);
 
 /// XXH3, 128 bits, as 32 digits.

@@ -322,6 +322,7 @@ Own read_own(const Settings& settings) {
   own.async_save = settings.flag("zeropage.async_save");
   own.speculation_bytes = settings.optional<std::int64_t>("zeropage.speculation_bytes");
   own.keep_last = settings.integer("zeropage.keep_last");
+  own.replica_check_steps = static_cast<int>(settings.integer("zeropage.replica_check_steps"));
   own.allow_fallback = settings.flag("zeropage.allow_fallback");
   own.preemption_folder = settings.text("zeropage.preemption_folder");
   own.preemption_grace_s = settings.real("zeropage.preemption_grace_s");

@@ -214,7 +214,8 @@ struct Own {
   bool async_save = false;
   std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
   bool allow_fallback = false;
-  std::string preemption_folder;  ///< empty: SIGTERM is left alone
+  int replica_check_steps = 1000;  ///< compare what ranks hold alike every so many steps; 0: never
+  std::string preemption_folder;   ///< empty: SIGTERM is left alone
   double preemption_grace_s = 25.0;
 
   bool operator==(const Own&) const = default;

@@ -36,10 +36,16 @@ std::vector<Section> own_tables() {
            "Checkpoints are written while training goes on, from a copy in host memory, which is kept for the next "
            "one."),
       integer("keep_last", 0, kInForce,
-              "After a save remove all but so many of the newest checkpoints of its folder; 0: keep all.")
+              "After a save remove all but so many of this run's newest checkpoints in its folder; 0: keep all.")
           .at_least(0),
       flag("allow_fallback", false, kInForce,
-           "Where the newest checkpoint is damaged load the one before it, with a warning; every byte is read twice."),
+           "Where the newest checkpoint is damaged or missing load the one before it, with a warning; every byte "
+           "is read twice."),
+      integer(
+          "replica_check_steps", 1000, kInForce,
+          "Compare digests of the parameters that ranks hold alike after every so many steps: a rank whose memory lost "
+          "a bit, or that alone was written to, is named; 0: never.")
+          .between(0, INT32_MAX),
       text("preemption_folder", "", kInForce,
            "SIGTERM ends the run after the step under way: a checkpoint goes into this folder, the exit code is 0."),
       real(

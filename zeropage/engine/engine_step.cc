@@ -8,6 +8,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/engine/engine_impl.h"
+#include "zeropage/engine/replica_check.h"
 #include "zeropage/optim/norm.h"
 
 namespace zeropage::engine {
@@ -106,6 +107,8 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     schedule_->step();
     take_scheduled();
   }
+  const std::int64_t every = config_.own.replica_check_steps;
+  if (every > 0 && global_steps_ % every == 0) compare_replicas(state_, *communicator_, global_steps_);
   return true;
 }
 
