@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <iterator>
 #include <mutex>
 #include <random>
 #include <tuple>
@@ -16,6 +17,7 @@ namespace zeropage::checkpoint {
 namespace {
 
 constexpr int kIdDigits = 32;
+constexpr std::size_t kMaxClaimed = 16;
 constexpr std::int64_t kMaxLockBytes = 4096;
 
 /// The locks of this process, each with the number of its users: the system's locks do not tell two users within one process apart.
@@ -93,6 +95,9 @@ void TrainingRun::claim(FileSystem& files, const std::string& folder) {
         folder, holder(files, path), path));
   }
   claimed_.emplace(path, std::move(lock));
+  // Some trainers save every step into a folder of its own, and each lock is an open file.
+  if (claimed_.size() > kMaxClaimed)
+    claimed_.erase(claimed_.begin()->first == path ? std::next(claimed_.begin()) : claimed_.begin());
 }
 
 }  // namespace zeropage::checkpoint

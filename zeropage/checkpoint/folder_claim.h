@@ -31,7 +31,7 @@ class TrainingRun {
   /// Goes on with the run that saved a step; an empty id (steps of older releases have none) changes nothing.
   void continue_as(const std::string& id);
 
-  /// Makes the folder this process's until the object is gone. Several runs of one process may share a folder. Errors: CheckpointError
+  /// Makes the folder this process's until the object is gone; of more than 16 folders some are let go. Several runs of one process may share a folder. Errors: CheckpointError
   /// when another process has it, naming that process, and what to do; IoError.
   void claim(FileSystem& files, const std::string& folder);
 

@@ -67,6 +67,17 @@ TEST(FolderClaim, RunsOfOneProcessShareAFolder) {
   EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{"a", "b", "c", "latest"}));
 }
 
+// Catches a lock file that stays open for every folder of a trainer that gives each step its own.
+TEST(FolderClaim, ManyFoldersHoldFewLocks) {
+  const TestFolder folder;
+  const auto run = std::make_shared<TrainingRun>();
+  for (int i = 0; i < 20; ++i) save_with(run, folder.path() + "/" + std::to_string(i), "a", 1);
+  int held = 0;
+  for (int i = 0; i < 20; ++i) held += system_files().exists(folder.path() + "/" + std::to_string(i) + "/.lock");
+  EXPECT_EQ(held, 16);
+  EXPECT_TRUE(system_files().exists(folder.path() + "/19/.lock"));
+}
+
 // Catches a job that removes the steps of another, and one that goes on with a run and keeps all of it.
 TEST(FolderClaim, OldStepsAreRemovedByTheirOwnRunAlone) {
   const TestFolder folder;
