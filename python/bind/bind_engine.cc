@@ -89,8 +89,9 @@ std::vector<std::tuple<int, std::int64_t, std::int64_t>> owned_segments(const En
 }
 
 void bind_values(py::module_& module) {
-  py::class_<engine::StepResult>(module, "StepResult", "What the last boundary step did.")
+  py::class_<engine::StepResult>(module, "StepResult", "What the last step did.")
       .def_readonly("applied", &engine::StepResult::applied)
+      .def_readonly("overflow", &engine::StepResult::overflow)
       .def_readonly("gradient_norm", &engine::StepResult::gradient_norm)
       .def_readonly("clip_coefficient", &engine::StepResult::clip_coefficient)
       .def_readonly("overflow_parameter", &engine::StepResult::overflow_parameter)
@@ -120,6 +121,7 @@ void bind_training(py::class_<Engine>& engine) {
           },
           py::arg("loss"), py::arg("retain_graph"), py::arg("scale_by_accumulation"), Unlocked(),
           "Runs the backward of a scalar loss; returns the loss divided by the accumulation steps.")
+      .def("scale", &Engine::scale, py::arg("loss"), "The loss times the loss scale, for its own backward().")
       .def("step", &step, py::arg("update") = py::none(), Unlocked(),
            "Ends a micro step; True when it was an accumulation boundary. `update` is the optimizer, where it is "
            "torch's; else it is called before the update.")
@@ -132,7 +134,9 @@ void bind_training(py::class_<Engine>& engine) {
       .def("is_accumulation_boundary", &Engine::is_accumulation_boundary)
       .def("set_accumulation_boundary", &Engine::set_accumulation_boundary, py::arg("boundary"),
            "None: count micro steps again.")
-      .def("set_accumulation_steps", &Engine::set_accumulation_steps, py::arg("steps"))
+      .def_property("accumulation_steps", &Engine::accumulation_steps, &Engine::set_accumulation_steps)
+      .def_property_readonly("window_is_new", &Engine::window_is_new)
+      .def("set_micro_batch_size", &Engine::set_micro_batch_size, py::arg("samples"), "Of one rank.")
       .def_property(
           "groups", [](Engine& self) { return self.groups(); },
           [](Engine& self, const std::vector<config::OptimizerParams>& groups) { self.groups() = groups; },
@@ -156,8 +160,22 @@ void init_engine(py::module_& module) {
       .def_property_readonly("global_steps", &Engine::global_steps)
       .def_property_readonly("skipped_steps", &Engine::skipped_steps)
       .def_property_readonly("micro_steps", &Engine::micro_steps)
+      .def_property_readonly("global_samples", &Engine::global_samples)
       .def_property_readonly("last_step", &Engine::last_step, py::return_value_policy::copy)
       .def("gather", &Engine::gather, py::arg("parameters"), Unlocked(), "Makes parameters resident; returns a ticket.")
+      .def(
+          "add_parameters",
+          [](Engine& self, std::vector<ParameterTuple> parameters, const std::vector<config::OptimizerParams>& groups) {
+            std::vector<engine::ParameterInput> inputs;
+            for (auto& [name, tensor, group] : parameters)
+              inputs.push_back({std::move(name), std::move(tensor), group});
+            py::gil_scoped_release unlocked;
+            self.add_parameters(inputs, groups);
+          },
+          py::arg("parameters"), py::arg("groups"), "More parameters, as given when the engine was made; all groups.")
+      .def("let_go", &Engine::let_go, py::arg("parameter"), Unlocked(),
+           "Lets go of a parameter's tensor; see swap_tensors.")
+      .def("take", &Engine::take, py::arg("parameter"), py::arg("tensor"), Unlocked(), "Takes the one in its place.")
       .def("release", &Engine::release, py::arg("ticket"), py::arg("modifier_rank"), Unlocked(), "Ends a gather.")
       .def(
           "offload_states",

@@ -33,6 +33,7 @@ from .optimizer import (
 )
 from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
 from .torch_optimizer import configured
+from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .watch import Watch
 
 
@@ -67,11 +68,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._config = config
         self._world = world
         self._micro_batch_size = config.micro_batch_size
-        self._accumulation_steps = config.accumulation_steps
         self._collate_fn = collate_fn
         self._autocast_dtype = self.autocast_dtype()
         self._losses: list[torch.Tensor] = []
-        self._steps_of_losses = 0
         self.training_dataloader = None
         self.device = choose_device(model, world, device)
         self._communicators = make_communicators(config, self.device, world)
@@ -83,9 +82,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self.optimizer = self._make_optimizer(optimizer, model_parameters, lr_scheduler is not None)
         self._core = self._make_core()
         self._broadcast_buffers()
-        zero.register_parameters(model.parameters(), weakref.ref(self._core), self.zero_optimization_stage())
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
+            self.optimizer.on_new_group = weakref.WeakMethod(self._take_new_group)
             if self.zero_optimization_stage() == 3:
                 self.optimizer.parameter_offload = ParameterOffload(model)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
@@ -108,13 +107,27 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         """Runs the backward of a scalar loss; returns the loss divided by the accumulation steps."""
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"backward takes the loss, a scalar tensor; got {type(loss).__name__}")
+        first = self._core.window_is_new
         with self._watch.phase("backward"):
             scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
-        if self._steps_of_losses != self._core.global_steps:
+        if first:
             self._losses.clear()
-            self._steps_of_losses = self._core.global_steps
         self._losses.append(loss.detach())
         return scaled
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """For `engine.scale(loss).backward()`, which does what `engine.backward(loss)` does: the loss times the loss scale of fp16, whose
+        gradients are divided by the accumulation steps on their way.
+
+        Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they reach the
+        parameters; it reduces gradients later. With fp16 it is an error.
+        """
+        if not isinstance(loss, torch.Tensor):
+            raise UsageError(f"scale takes the loss, a scalar tensor; got {type(loss).__name__}")
+        if self._core.window_is_new:
+            self._losses.clear()
+        self._losses.append(loss.detach())
+        return self._core.scale(loss)
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate.
@@ -122,6 +135,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for ReduceLROnPlateau. Raises
         UsageError before the update when that scheduler lacks one, or does not take it.
         """
+        if self.global_rank == 0 and self.optimizer is not None:
+            self._unknown.say()
         if not self._core.is_accumulation_boundary() or self.optimizer is None:
             self._core.step()
             return
@@ -136,7 +151,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._heed_saves_and_signals()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets gradients accumulated so far. `step` does it by itself after an update."""
+        """Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an update."""
         self._core.zero_grad()
 
     def is_gradient_accumulation_boundary(self) -> bool:
@@ -153,18 +168,22 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         yield
 
     def was_step_applied(self) -> bool:
-        """False when the last boundary step was skipped because of an overflow."""
+        """Whether the last `step` updated the parameters: not between boundaries, nor when it was skipped because of an overflow."""
         return self._core.last_step.applied
 
     def get_global_grad_norm(self) -> float | None:
-        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first."""
-        return self._core.last_step.gradient_norm if self.global_steps else None
+        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first, and after a load."""
+        return self._core.last_step.gradient_norm
 
     def mean_loss(self) -> float:
         """The mean of this rank's losses since the last update (of the last update, right after it)."""
         if not self._losses:
-            raise UsageError("there is no loss yet: call backward first")
+            raise UsageError("there is no loss yet: call engine.backward first (loss.backward() does not tell the engine the loss)")
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
+
+    def known_loss(self) -> float | None:
+        """As `mean_loss`; None where the program runs `loss.backward()` itself."""
+        return self.mean_loss() if self._losses else None
 
     def compile(
         self,
@@ -184,6 +203,47 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self.is_compiled = True
 
     is_compiled = False
+
+    # -- more parameters
+
+    def add_parameters(self, parameters: Iterable[torch.Tensor] | None = None, **hyperparameters: Any) -> None:
+        """Trains more parameters: those that the model has got since `initialize` (a new head, an adapter), or `parameters`. Collective,
+        between updates. They get rank 0's values and the configured precision, are a group of the optimizer with these hyperparameters (lr,
+        weight_decay, ...; the others as by default), and are in checkpoints from then on: a run that goes on from one adds them before it
+        loads. Frozen ones cost no optimizer state until they are unfrozen.
+
+        Raises UsageError (nothing is new, or in the middle of an update), PeerError (ranks differ), ConfigError.
+        """
+        added = self._unknown.new() if parameters is None else list(parameters)
+        if not added:
+            raise UsageError("add_parameters: the model has no parameters that the engine does not have; register them in the model first")
+        if self.optimizer is not None:
+            self.optimizer.add_param_group({"params": added, **hyperparameters})
+        else:
+            self._take(added, -1)
+
+    def _take_new_group(self) -> None:
+        groups = self.optimizer.param_groups
+        self._take(groups[-1]["params"], len(groups) - 1)
+
+    def _take(self, parameters: list[torch.Tensor], group: int) -> None:
+        """group: their index in the optimizer; -1: there is none."""
+        name_of = {id(parameter): name for name, parameter in self.module.named_parameters()}
+        known = name_of | {id(parameter): name for name, parameter, _ in self._named}
+        named = [(name_of[id(p)], p, group) for p in parameters if id(p) in name_of]
+        named += [(name, p, group) for name, p in name_others([{"params": parameters}], known)]
+        for _, parameter, _ in named:
+            parameter.data = parameter.data.to(self.device)
+        self._core.add_parameters(named, [] if self.optimizer is None else self.optimizer.engine_groups())
+        self._named = [*self._named, *named]
+        zero.register_parameters([parameter for _, parameter, _ in self._named], self._core, self.zero_optimization_stage())
+        self._unknown.learn(parameters)
+        if self.optimizer is None:
+            return
+        if self.optimizer.shards is not None:
+            self.optimizer.shards.state.extend(self._named, self._core.owned_segments())
+        if self._core.scheduled_lrs():
+            self.optimizer.pull_hyperparameters()
 
     # -- data, memory, end
 
@@ -310,7 +370,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     def _make_optimizer(self, optimizer: Any, model_parameters: Any, client_schedules: bool) -> ZeropageOptimizer | None:
         """The optimizer before it is attached. What the user passes goes before what the configuration names."""
         groups = parameter_groups(self.module, model_parameters)
-        has_parameters = any(group["params"] for group in groups)
+        has_parameters = any(parameter.requires_grad for group in groups for parameter in group["params"])
         if optimizer is not None:
             client = client_optimizer(optimizer, groups, self._config.allow_untested_optimizer)
         elif self._config.optimizer_kind == _C.OptimizerKind.TORCH and has_parameters:
@@ -319,6 +379,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             client = None
         if client is not None:
             groups = client.param_groups
+        if has_parameters:
+            check_groups(self.module, groups)
         if client_schedules:
             self._config.schedule_kind = _C.ScheduleKind.NONE
         kind = self._config.optimizer_kind if client is None else client_kind(client)
@@ -332,10 +394,13 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         groups = [] if self.optimizer is None else self.optimizer.param_groups
         engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
         parameters = name_parameters(self.module, groups)
+        self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         core = _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
         if self.optimizer is not None and self.optimizer.shards is not None:
             self.optimizer.shards.attach(core, self._communicator, parameters, core.owned_segments())
+        zero.register_parameters([parameter for _, parameter, _ in parameters], core, self.zero_optimization_stage())
+        self._named = parameters
         return core
 
     def _broadcast_buffers(self) -> None:

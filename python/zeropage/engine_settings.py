@@ -67,28 +67,29 @@ class EngineSettings:
         return self._micro_batch_size
 
     def gradient_accumulation_steps(self) -> int:
-        return self._accumulation_steps
+        return self._core.accumulation_steps
 
     def get_batch_info(self) -> tuple[int, int, int]:
         """(train batch size, micro batch size, accumulation steps)"""
         return self.train_batch_size(), self.train_micro_batch_size_per_gpu(), self.gradient_accumulation_steps()
 
     def set_train_batch_size(self, train_batch_size: int) -> None:
-        """Changes the accumulation steps; the micro batch size stays."""
+        """Changes the accumulation steps, from now on; the micro batch size stays. A window that is already as long, or longer, ends
+        with its next micro step."""
         per_step = self.train_micro_batch_size_per_gpu() * self.dp_world_size
         if train_batch_size <= 0 or train_batch_size % per_step:
             raise ConfigError(
                 f"train_batch_size {train_batch_size} is not a positive multiple of micro batch {self.train_micro_batch_size_per_gpu()} "
                 f"* {self.dp_world_size} ranks = {per_step}"
             )
-        self._core.set_accumulation_steps(train_batch_size // per_step)
-        self._accumulation_steps = train_batch_size // per_step
+        self._core.accumulation_steps = train_batch_size // per_step
 
     def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
         """Changes the train batch size; the accumulation steps stay."""
         if micro_batch_size <= 0:
             raise ConfigError(f"expected a positive micro batch size, got {micro_batch_size}")
         self._micro_batch_size = micro_batch_size
+        self._core.set_micro_batch_size(micro_batch_size)
 
     # -- optimizer and schedule
 
@@ -173,7 +174,8 @@ class EngineSettings:
 
     @property
     def global_samples(self) -> int:
-        return self.global_steps * self.train_batch_size()
+        """Of all ranks, in all boundary steps, each with the batch it had."""
+        return self._core.global_samples
 
     @property
     def micro_steps(self) -> int:

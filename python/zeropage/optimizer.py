@@ -9,6 +9,7 @@ from torch.optim import optimizer as torch_optimizer
 from . import _C
 from .errors import ConfigError, UsageError
 from .torch_optimizer import ShardUpdate, check_elementwise
+from .unknown_parameters import name_others
 
 Group = dict[str, Any]
 
@@ -35,9 +36,10 @@ _OTHER_NAMES = {"decoupled_weight_decay": "decoupled_decay"}
 
 
 def parameter_groups(model: torch.nn.Module, model_parameters: Any) -> list[Group]:
-    """`model_parameters` (None: all that are trainable; parameters; or groups as dicts) as a list of groups."""
+    """`model_parameters` (None: all of the model's; parameters; or groups as dicts) as a list of groups. Those that are frozen cost
+    nothing until they are unfrozen."""
     if model_parameters is None:
-        return [{"params": [p for p in model.parameters() if p.requires_grad]}]
+        return [{"params": list(model.parameters())}]
     if isinstance(model_parameters, torch.Tensor):
         raise ConfigError("model_parameters is one tensor; expected an iterable of parameters or of groups (dicts with 'params')")
     entries = list(model_parameters)
@@ -172,6 +174,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self.kind = kind
         self.client = client
         self._core: _C.Engine | None = None
+        self.on_new_group: Callable[[], Callable[[], None]] | None = None  # the engine's method, by a weak reference
         super().__init__(groups, defaults)
         if client is not None:
             self.param_groups, self.defaults = client.param_groups, client.defaults
@@ -187,9 +190,16 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return getattr(client, name)
 
     def add_param_group(self, param_group: Group) -> None:
-        if self._core is not None:
-            raise UsageError("parameters cannot be added after `initialize`; pass all groups to it")
+        """After `initialize`: as `engine.add_parameters`, collective, between updates."""
         super().add_param_group(param_group)
+        if self.on_new_group is None:
+            return
+        take = self.on_new_group()
+        try:
+            take()
+        except BaseException:
+            self.param_groups.pop()
+            raise
 
     def attach(self, core: _C.Engine) -> None:
         """Binds the engine that updates. A configured schedule has set its first rates by now."""
@@ -267,7 +277,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     @property
     def overflow(self) -> bool:
         """Whether the last boundary step was skipped because a gradient was inf or nan."""
-        return self._core.global_steps > 0 and not self._core.last_step.applied
+        return self._core.last_step.overflow
 
     @property
     def loss_scale(self) -> float:
@@ -292,16 +302,12 @@ _refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count it
 
 
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:
-    """Every parameter once, as (name, parameter, group); group -1: not updated (frozen, or in no group).
+    """Every parameter once, as (name, parameter, group); group -1: in none.
 
     Parameters of the groups that are not the model's follow after those of the model.
     """
-    group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"] if p.requires_grad}
+    groups = list(groups)
+    group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
     named = list(model.named_parameters())
-    known = {id(parameter) for _, parameter in named}
-    for index, group in enumerate(groups):
-        for position, parameter in enumerate(group["params"]):
-            if id(parameter) not in known:
-                known.add(id(parameter))
-                named.append((f"group{index}.{position}", parameter))
+    named += name_others(groups, {id(parameter): name for name, parameter in named})
     return [(name, parameter, group_of.get(id(parameter), -1)) for name, parameter in named]

@@ -1,5 +1,6 @@
 """What a run shows: the progress line and the memory table. Rank 0 prints."""
 
+import math
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -78,7 +79,8 @@ def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[
     rate = engine.get_lr()[0] if engine.optimizer is not None else 0.0
     scale = engine.loss_scale() if engine.fp16_enabled() else None
     read, written, waited_s = engine._core.disk_traffic()
-    return engine.global_steps, engine.mean_loss(), rate, units_per_sample * engine.train_batch_size(), scale, read + written, waited_s
+    loss = engine.known_loss()
+    return engine.global_steps, math.nan if loss is None else loss, rate, units_per_sample * engine.train_batch_size(), scale, read + written, waited_s
 
 
 def process_bytes() -> int:

@@ -38,6 +38,14 @@ class ShardState:
         self._index_of: dict[int, int] = {}
         self._to_move: set[int] = set()
 
+    def extend(self, parameters: list[tuple[str, torch.Tensor, int]], segments: list[tuple[int, int, int]]) -> None:
+        """The engine has got more parameters. Both lists are of all of them, as for the first ones."""
+        self._names = [name for name, _, _ in parameters]
+        self._index_of = {id(parameter): index for index, (_, parameter, _) in enumerate(parameters)}
+        for segment in (Segment(*each) for each in segments):
+            self._segments[segment.parameter] = segment
+            self._shards.setdefault(segment.parameter, torch.nn.Parameter(torch.empty(0, dtype=torch.float32)))
+
     def groups(self) -> list[dict[str, Any]]:
         """Of the client and of what it wraps, each once."""
         return list({id(group): group for optimizer in self._optimizers.values() for group in optimizer.param_groups}.values())

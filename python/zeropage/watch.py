@@ -116,8 +116,8 @@ class Watch:
 
 def step_events(engine: "ZeropageEngine", seconds: dict[str, float]) -> list[Event]:
     """What monitors are told of the last optimizer step, under DeepSpeed's names. seconds: by phase, where they are taken."""
-    values = {"train_loss": engine.mean_loss(), "lr": engine.get_lr()[0], "grad_norm": engine.get_global_grad_norm()}
+    values = {"train_loss": engine.known_loss(), "lr": engine.get_lr()[0], "grad_norm": engine.get_global_grad_norm()}
     if engine.fp16_enabled():
         values["loss_scale"] = engine.loss_scale()
     values |= {f"elapsed_time_ms_{name}": 1000 * value for name, value in seconds.items()}
-    return [(f"Train/Samples/{name}", value, engine.global_samples) for name, value in values.items()]
+    return [(f"Train/Samples/{name}", value, engine.global_samples) for name, value in values.items() if value is not None]

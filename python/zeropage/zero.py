@@ -7,37 +7,65 @@ edit by one rank the edit of all.
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.utils.weak import WeakIdKeyDictionary
-
 from . import _C
 from .distributed import choose_device, current_world, make_communicators
 from .errors import ConfigError, UsageError
 from .initialize import parse_config
 
-_engine_of_parameter: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> (engine, stage), as long as both live
+_swap_tensors = torch.utils.swap_tensors
+
+_engines: dict[int, tuple[weakref.ref, dict[int, tuple[int, torch.Tensor]], int]] = {}
+"""id of an engine's C++ side -> it, its parameters by their ids, (index in the engine, the object itself, so that no other gets the id), and its
+stage."""
 
 
-def register_parameters(parameters: Iterable[torch.Tensor], engine_reference, stage: int) -> None:
-    """Says which engine (a weak reference to its C++ side) holds these parameters, and at which stage."""
-    for parameter in parameters:
-        _engine_of_parameter[parameter] = (engine_reference, stage)
+def register_parameters(parameters: list[torch.Tensor], core: _C.Engine, stage: int) -> None:
+    """Says which engine (its C++ side) holds these parameters, in the order in which it was given them, and at which stage."""
+    key = id(core)
+    held = {id(parameter): (index, parameter) for index, parameter in enumerate(parameters)}
+    _engines[key] = weakref.ref(core, lambda _: _engines.pop(key, None)), held, stage
+    torch.utils.swap_tensors = swap_tensors
+
+
+def _place_of(parameter: torch.Tensor) -> tuple[_C.Engine, int, int] | None:
+    """The engine that holds a parameter, the parameter's index there, and the engine's stage."""
+    for reference, held, stage in list(_engines.values()):
+        core = reference()
+        if core is not None and id(parameter) in held:
+            return core, held[id(parameter)][0], stage
+    return None
 
 
 def _engine_of(parameter: torch.Tensor) -> _C.Engine | None:
-    reference, _ = _engine_of_parameter.get(parameter, (None, 0))
-    return reference() if reference is not None else None
+    place = _place_of(parameter)
+    return None if place is None else place[0]
+
+
+def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
+    """`torch.utils.swap_tensors`, in the place of torch's once there is an engine: an engine lets go of a parameter meanwhile, and takes the
+    values that have come into its place. With an engine's parameter it touches all of it, on every rank."""
+    places = [(tensor, _place_of(tensor)) for tensor in (t1, t2)]
+    held = [(tensor, place) for tensor, place in places if place is not None]
+    for _, (core, index, _) in held:
+        core.let_go(index)
+    try:
+        _swap_tensors(t1, t2)
+    finally:
+        for tensor, (core, index, _) in held:
+            core.take(index, tensor)
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
     """Whether an engine of stage 3 or an Init scope holds this parameter; small ones, which stay whole, included."""
     if _C.is_deferred(parameter):
         return True
-    reference, stage = _engine_of_parameter.get(parameter, (None, 0))
-    return stage == 3 and reference() is not None
+    place = _place_of(parameter)
+    return place is not None and place[2] == 3
 
 
 class Init:

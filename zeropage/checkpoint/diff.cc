@@ -73,6 +73,7 @@ void compare_training(const TrainingState& a, const TrainingState& b, std::vecto
   number("global_steps", a.global_steps, b.global_steps);
   number("skipped_steps", a.skipped_steps, b.skipped_steps);
   number("micro_steps", a.micro_steps, b.micro_steps);
+  if (a.samples && b.samples) number("samples", *a.samples, *b.samples);
   number("schedule_iteration", a.schedule_iteration.value_or(-1), b.schedule_iteration.value_or(-1));
   const auto scale = [](const TrainingState& state) { return state.loss_scale ? state.loss_scale->scale : 1.0; };
   if (scale(a) != scale(b)) out.push_back(fmt::format("loss_scale: {} | {}", scale(a), scale(b)));

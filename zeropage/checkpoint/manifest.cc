@@ -38,6 +38,7 @@ json training_to_json(const TrainingState& training) {
               {"micro_steps", training.micro_steps},
               {"schedule_iteration", nullptr},
               {"loss_scale", nullptr}};
+  if (training.samples) out["samples"] = *training.samples;
   if (training.schedule_iteration) out["schedule_iteration"] = *training.schedule_iteration;
   if (training.loss_scale) {
     const auto& scale = *training.loss_scale;
@@ -56,6 +57,7 @@ TrainingState training_from_json(const json& value, const std::string& origin) {
   training.skipped_steps = reader.integer("skipped_steps", 0);
   training.consecutive_skips = reader.integer("consecutive_skips", 0);
   training.micro_steps = reader.integer("micro_steps", 0);
+  if (value.contains("samples")) training.samples = reader.integer("samples", 0);
   if (!reader.at("schedule_iteration").is_null())
     training.schedule_iteration = reader.integer("schedule_iteration", -1);
   if (!reader.at("loss_scale").is_null()) {

@@ -64,6 +64,8 @@ struct TrainingState {
   std::int64_t micro_steps = 0;
   std::optional<std::int64_t> schedule_iteration;
   std::optional<optim::LossScaleState> loss_scale;
+  std::optional<std::int64_t>
+      samples;  ///< of all ranks, in all steps; absent in steps of older releases and imported ones
 
   bool operator==(const TrainingState&) const = default;
 };

@@ -116,9 +116,10 @@ std::vector<Section> top_level_tables() {
   }
   Section types{"data_types", "Element types."};
   types.keys = {
-      dtype_key("grad_accum_dtype",
-                "Type in which micro batches' gradients are summed; null: the engine's choice, fp32 "
-                "where gradients are sharded (stages 2 and 3), else the parameters' type."),
+      dtype_key(
+          "grad_accum_dtype",
+          "Type in which gradients are summed; null: fp32. A whole gradient that is only stored (stages 0 and 1, one "
+          "accumulation step) has the parameters' type until two meet in one update."),
       dtype_key("param_dtype", "Must name the enabled precision; null: that."),
       dtype_key("buffer_dtype",
                 "Type of the model's buffers; another type than the enabled precision is not available."),

@@ -24,12 +24,10 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
     throw UsageError(
         "torch_autocast is enabled, but the forward ran without it: call it in the scope of engine.autocast()");
   }
+  const bool first = impl_->core->window_is_new();
   at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
   impl_->watch->end_backward(*this);
-  if (impl_->steps_of_losses != global_steps()) {
-    impl_->losses.clear();
-    impl_->steps_of_losses = global_steps();
-  }
+  if (first) impl_->losses.clear();
   impl_->losses.push_back(loss.detach());
   return scaled;
 }
@@ -54,9 +52,7 @@ void Engine::set_gradient_accumulation_boundary(std::optional<bool> is_boundary)
 }
 NoSync Engine::no_sync() { return {}; }
 bool Engine::was_step_applied() const { return impl_->core->last_step().applied; }
-std::optional<double> Engine::get_global_grad_norm() const {
-  return global_steps() > 0 ? std::optional<double>(impl_->core->last_step().gradient_norm) : std::nullopt;
-}
+std::optional<double> Engine::get_global_grad_norm() const { return impl_->core->last_step().gradient_norm; }
 
 double Engine::mean_loss() const {
   if (impl_->losses.empty()) throw UsageError("there is no loss yet: call backward first");

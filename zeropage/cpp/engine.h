@@ -67,14 +67,17 @@ class Engine {
   /// `exit_code` makes 0 of it.
   void step();
 
-  void zero_grad();  ///< forgets gradients accumulated so far; `step` does it by itself after an update
+  /// Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an update.
+  void zero_grad();
 
   bool is_gradient_accumulation_boundary() const;  ///< whether the next `step` updates the parameters
   void set_gradient_accumulation_boundary(std::optional<bool> is_boundary);  ///< nullopt: count micro steps again
   NoSync no_sync();  ///< several backwards for one `step`, at every stage: gradients accumulate anyway
 
-  bool was_step_applied() const;  ///< false when the last boundary step was skipped because of an overflow
-  std::optional<double> get_global_grad_norm() const;  ///< before clipping, of the last boundary step
+  bool was_step_applied()
+      const;  ///< the last `step` updated: it was at a boundary and was not skipped because of an overflow
+  std::optional<double> get_global_grad_norm()
+      const;                 ///< before clipping, of the last boundary step since the start or load
   double mean_loss() const;  ///< of this rank's losses since the last update (of the last update, right after it)
 
   // -- parameters and memory

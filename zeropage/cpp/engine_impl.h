@@ -32,9 +32,7 @@ class Engine::Impl {
   std::unique_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
   std::int64_t micro_batch_size = 0;
-  std::int64_t accumulation_steps = 1;
   std::vector<at::Tensor> losses;  // since the last update
-  std::int64_t steps_of_losses = 0;
   bool autocast_entered = false;
   std::optional<cpp::Watch> watch;
   std::unique_ptr<cpp::Preemption> preemption;  // last: it ends before the core goes

@@ -51,7 +51,7 @@ std::int64_t Engine::train_batch_size() const {
   return train_micro_batch_size_per_gpu() * gradient_accumulation_steps() * world_size();
 }
 std::int64_t Engine::train_micro_batch_size_per_gpu() const { return impl_->micro_batch_size; }
-std::int64_t Engine::gradient_accumulation_steps() const { return impl_->accumulation_steps; }
+std::int64_t Engine::gradient_accumulation_steps() const { return impl_->core->accumulation_steps(); }
 std::tuple<std::int64_t, std::int64_t, std::int64_t> Engine::get_batch_info() const {
   return {train_batch_size(), train_micro_batch_size_per_gpu(), gradient_accumulation_steps()};
 }
@@ -63,13 +63,13 @@ void Engine::set_train_batch_size(std::int64_t train_batch_size) {
                                   train_batch_size, train_micro_batch_size_per_gpu(), world_size(), per_step));
   }
   impl_->core->set_accumulation_steps(train_batch_size / per_step);
-  impl_->accumulation_steps = train_batch_size / per_step;
 }
 
 void Engine::set_train_micro_batch_size(std::int64_t micro_batch_size) {
   if (micro_batch_size <= 0)
     throw ConfigError(fmt::format("expected a positive micro batch size, got {}", micro_batch_size));
   impl_->micro_batch_size = micro_batch_size;
+  impl_->core->set_micro_batch_size(micro_batch_size);
 }
 
 // -- optimizer, schedule, precision
@@ -139,7 +139,7 @@ bool Engine::zero_gather_16bit_weights_on_model_save() const {
 // -- progress
 
 std::int64_t Engine::global_steps() const { return impl_->core->global_steps(); }
-std::int64_t Engine::global_samples() const { return global_steps() * train_batch_size(); }
+std::int64_t Engine::global_samples() const { return impl_->core->global_samples(); }
 std::int64_t Engine::micro_steps() const { return impl_->core->micro_steps(); }
 std::int64_t Engine::skipped_steps() const { return impl_->core->skipped_steps(); }
 std::optional<std::int64_t> Engine::steps_per_print() const { return impl_->config.steps_per_print; }

@@ -80,7 +80,7 @@ std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model, co
         throw ConfigError(fmt::format("parameter \"{}\" is in groups {} and {}; an optimizer updates it once",
                                       input.name, input.group, g));
       }
-      if (tensor.requires_grad()) input.group = static_cast<int>(g);
+      input.group = static_cast<int>(g);
     }
   }
   return inputs;
@@ -119,7 +119,6 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   impl->config = choose_automatic(impl->config, model, engine::free_memory(impl->device, impl->world.local_size),
                                   *impl->communicator);
   impl->micro_batch_size = impl->config.batch.micro_batch_size;
-  impl->accumulation_steps = impl->config.batch.accumulation_steps;
   const bool first = impl->world.rank == 0;
   if (first && impl->config.dump_state) std::fprintf(stderr, "%s\n", impl->config.effective_json.c_str());
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
@@ -135,7 +134,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   std::vector<ParameterGroup> groups = options.parameter_groups;
   if (groups.empty()) groups.emplace_back().parameters = model.parameters();
   auto inputs = name_parameters(model, groups, impl->aliases);
-  const auto updated = [](const engine::ParameterInput& input) { return input.group >= 0; };
+  const auto updated = [](const auto& input) { return input.group >= 0 && input.tensor.requires_grad(); };
   impl->has_optimizer =
       impl->config.optimizer.kind != config::OptimizerKind::kNone && std::any_of(inputs.begin(), inputs.end(), updated);
   std::vector<config::OptimizerParams> core_groups;

@@ -73,23 +73,27 @@ void MetricsFile::write_step(const Engine& engine, const Parts& parts, double se
   ordered_json all_seconds = {{"whole", seconds}};
   for (const auto& [name, value] : parts) all_seconds[name] = value;
   // dump() writes null for what is not finite, of which JSON knows nothing.
-  ordered_json record = {{"record", "step"},
-                         {"step", engine.global_steps()},
-                         {"samples", engine.global_samples()},
-                         {"time_s", time_s()},
-                         {"loss", engine.mean_loss()},
-                         {"lr", engine.get_lr().front()},
-                         {"grad_norm", engine.get_global_grad_norm().value_or(NAN)},
-                         {"loss_scale", engine.fp16_enabled() ? ordered_json(engine.loss_scale()) : ordered_json()},
-                         {"applied", engine.was_step_applied()},
-                         {"seconds", std::move(all_seconds)},
-                         {"bytes", held_bytes(*core_.ledger(), Tier::kDevice, false)},
-                         {"host_bytes", held_bytes(*core_.ledger(), Tier::kHost, true)},
-                         {"process_bytes", process_bytes()},
-                         {"faults", pager.faults},
-                         {"prefetches", pager.prefetches},
-                         {"evictions", pager.evictions},
-                         {"gathered_bytes", pager.gathered_bytes}};
+  ordered_json record = {
+      {"record", "step"},
+      {"step", engine.global_steps()},
+      {"samples", engine.global_samples()},
+      {"time_s", time_s()},
+      {"loss", engine.mean_loss()},
+      {"lr", engine.get_lr().front()},
+      {"grad_norm", engine.get_global_grad_norm().value_or(NAN)},
+      {"loss_scale", engine.fp16_enabled() ? ordered_json(engine.loss_scale()) : ordered_json()},
+      {"applied", engine.was_step_applied()},
+      {"skipped_steps", engine.skipped_steps()},
+      {"overflow_parameter",
+       core_.last_step().overflow ? ordered_json(core_.last_step().overflow_parameter) : ordered_json()},
+      {"seconds", std::move(all_seconds)},
+      {"bytes", held_bytes(*core_.ledger(), Tier::kDevice, false)},
+      {"host_bytes", held_bytes(*core_.ledger(), Tier::kHost, true)},
+      {"process_bytes", process_bytes()},
+      {"faults", pager.faults},
+      {"prefetches", pager.prefetches},
+      {"evictions", pager.evictions},
+      {"gathered_bytes", pager.gathered_bytes}};
   write(record.dump());
   const std::int64_t step = engine.global_steps();
   if (step == 1 || step == 10 || step % kStepsBetweenPages == 0) write_pages();

@@ -91,6 +91,45 @@ void warn_of_different_software(comm::Communicator& communicator) {
       *difference));
 }
 
+void require_same_writes(comm::Communicator& communicator, const layout::Layout& layout,
+                         const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest) {
+  constexpr std::size_t kDigits = 16;
+  std::string mine;
+  for (const bool page : written) mine.push_back(page ? '1' : '0');
+  const std::string pages = comm::all_gather_small(communicator, mine, comm::Tag{"pages written outside an update", 0});
+  std::vector<int> parameters;
+  for (const auto& page : layout.pages()) {
+    for (int rank = 0; rank < communicator.size(); ++rank) {
+      if (pages[rank * mine.size() + static_cast<std::size_t>(page.index)] == '0') continue;
+      for (const auto& place : page.placements) parameters.push_back(place.parameter);
+      break;
+    }
+  }
+  std::string digests;
+  for (const int parameter : parameters) digests += digest(parameter);
+  const std::string all = comm::all_gather_small(communicator, digests, comm::Tag{"digests of written parameters", 0});
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const auto of_rank = [&](int rank) {
+      return std::string_view(all).substr(rank * digests.size() + i * kDigits, kDigits);
+    };
+    for (int rank = 1; rank < communicator.size(); ++rank) {
+      if (of_rank(rank) == of_rank(0)) continue;
+      const auto page = static_cast<std::size_t>(layout.page_of(parameters[i]));
+      std::vector<int> writers;
+      for (int r = 0; r < communicator.size(); ++r) {
+        if (pages[r * mine.size() + page] == '1') writers.push_back(r);
+      }
+      throw PeerError(
+          fmt::format("parameter '{}' was written outside an update on rank(s) {}, and is not the same on ranks 0 and "
+                      "{}; write it alike on every rank "
+                      "(load_state_dict on all of them), or inside `with zeropage.zero.GatheredParameters(parameters, "
+                      "modifier_rank=0)`, "
+                      "which gives one rank's values to all. Nothing was updated",
+                      layout.parameters()[parameters[i]].name, fmt::join(writers, ", "), rank));
+    }
+  }
+}
+
 std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
   if (one < 0 || other < 0) return std::max(one, other);
   return std::min(one, other);
@@ -119,6 +158,7 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
     verdict.flags.save_failed |= theirs.flags.save_failed;
     verdict.flags.stop_requested |= theirs.flags.stop_requested;
     verdict.flags.calls |= theirs.flags.calls;
+    verdict.flags.wrote |= theirs.flags.wrote;
     verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
     for (std::size_t i = 0; i < mine.received.size(); ++i) {
       if ((part[sizeof(Header) + i / 8] >> (i % 8)) & 1) verdict.received[i] = true;

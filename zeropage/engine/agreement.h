@@ -3,11 +3,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/layout/layout.h"
 
 namespace zeropage::engine {
 
@@ -27,6 +29,7 @@ struct StepFlags {
   bool save_failed = false;     ///< a save in the background has ended with an error
   bool stop_requested = false;  ///< somebody has asked this rank to end
   bool calls = false;           ///< the program has a part in this step: its optimizer, or hooks
+  bool wrote = false;           ///< something wrote parameters outside an update
 };
 
 /// The smaller index of a parameter; -1 is none.
@@ -49,6 +52,12 @@ struct Verdict {
   StepFlags flags;             ///< of any rank
   std::vector<bool> received;  ///< parameters that got a gradient anywhere
 };
+
+/// Collective: two small exchanges. `written`: per page, whether something wrote it on this rank outside an update. `digest(parameter)`: 16
+/// characters that say what this rank has of a parameter; blanks: nothing that it wrote. Errors: PeerError on every rank, when a parameter
+/// of a page that some rank wrote is not the same on all.
+void require_same_writes(comm::Communicator& communicator, const layout::Layout& layout,
+                         const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest);
 
 /// Collective: one small exchange. Norms are added in double in the order of the ranks.
 Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine);

@@ -146,7 +146,7 @@ class Planner {
       const auto* moment = step_.find(kind + "/" + record.name);
       if (moment != nullptr) {
         add_state(moment, page, piece, array);
-      } else if (options_.strict) {
+      } else if (options_.strict && !state_.model.layout()->began_later(page)) {
         problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
                 kind);
       }

@@ -60,6 +60,9 @@ class DiskHome final : public StateHome {
   void abandon() override { cache_.abandon(); }
   io::MoverStats traffic() const override { return cache_.stats(); }
   void observe(const std::shared_ptr<Timeline>& timeline) override { cache_.observe(timeline); }
+  void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) override {
+    rest_->add(page, numel, blocks, offloaded);
+  }
   void unload() override { rest_->unload(); }
   void reload() override { rest_->reload(); }
 
@@ -91,7 +94,7 @@ std::unique_ptr<StateHome> make_state_home(const StateShape& shape, const layout
   StateShape rest = shape;
   std::vector<io::ExtentSpec> pages;
   for (const auto& page : layout.pages()) {
-    const bool here = shape.offloaded[page.index];
+    const bool here = shape.offloaded[page.index] && shape.numel[page.index] > 0;
     pages.push_back({name_of("the optimizer state", layout, page), here ? shape.bytes(page.index) : std::int64_t{0}});
     if (here) rest.numel[page.index] = 0;
   }

@@ -1,7 +1,9 @@
 #include "zeropage/engine/engine.h"
 
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -22,14 +24,14 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       groups_(std::move(groups)),
       state_(inputs, config_, communicator_, device_, ledger_),
       steps_(inputs.size()),
-      accumulation_steps_(config_.batch.accumulation_steps) {
+      window_(config_.batch.accumulation_steps,
+              std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size()) {
   require_one_pass(config_, device_);
-  for (const auto& parameter : state_.layout()->parameters()) {
-    if (parameter.trainable) trainable_numel_ += parameter.numel;
-  }
   reducer_ = std::make_unique<reduce::Reducer>(
       state_.layout(), state_.tensors(), reductions ? watch_.observed(std::move(reductions)) : communicator_, device_,
       ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
+  reducer_->on_pages_begin([this](const std::vector<int>& pages) { begin_training(pages); });
+  reducer_->on_foreign_backward([this] { return note_foreign_backward(); });
   if (timeline() != nullptr) state_.observe(watch_.timeline(), reducer_->disk());
   moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
   transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
@@ -78,9 +80,11 @@ void Engine::before_forward() {
   impl_->require_whole_state("forward");
   impl_->watch_.begin_forward();
   impl_->state_.absorb_replaced();
+  if (c10::GradMode::is_enabled()) impl_->reducer_->begin_forward();
   // Without an optimizer no step ends the pass: each forward is one.
   if (impl_->groups_.empty()) impl_->state_.pager().end_pass();
 }
+at::Tensor Engine::scale(const at::Tensor& loss) { return impl_->scale_loss(loss); }
 at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
   return impl_->backward(loss, options);
 }
@@ -88,13 +92,15 @@ bool Engine::step(const CallerUpdate& update) {
   return impl_->watch_.step([&] { return impl_->step(update); });
 }
 std::vector<OwnedSegment> Engine::owned_segments() const { return engine::owned_segments(impl_->state_); }
-void Engine::zero_grad() { impl_->reducer_->reset(); }
+void Engine::zero_grad() { impl_->zero_grad(); }
 void Engine::wait_for_updates() { impl_->speculation_->wait(); }
-bool Engine::is_accumulation_boundary() const { return impl_->at_boundary(); }
-void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->boundary_ = boundary; }
-void Engine::set_accumulation_steps(std::int64_t steps) {
-  if (steps < 1) throw UsageError(fmt::format("gradient accumulation steps must be at least 1, got {}", steps));
-  impl_->accumulation_steps_ = steps;
+bool Engine::is_accumulation_boundary() const { return impl_->window_.at_boundary(); }
+void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->window_.force(boundary); }
+void Engine::set_accumulation_steps(std::int64_t steps) { impl_->window_.set_steps(steps); }
+std::int64_t Engine::accumulation_steps() const { return impl_->window_.steps(); }
+bool Engine::window_is_new() const { return impl_->window_.is_new(); }
+void Engine::set_micro_batch_size(std::int64_t samples) {
+  impl_->window_.set_micro_batch_samples(samples * impl_->communicator_->size());
 }
 std::vector<config::OptimizerParams>& Engine::groups() { return impl_->groups_; }
 std::vector<double> Engine::scheduled_lrs() const {
@@ -111,7 +117,8 @@ void Engine::set_schedule_iteration(std::int64_t iteration) {
 double Engine::loss_scale() const { return impl_->scale(); }
 std::int64_t Engine::global_steps() const { return impl_->global_steps_; }
 std::int64_t Engine::skipped_steps() const { return impl_->skipped_steps_; }
-std::int64_t Engine::micro_steps() const { return impl_->micro_steps_; }
+std::int64_t Engine::micro_steps() const { return impl_->window_.micro_steps(); }
+std::int64_t Engine::global_samples() const { return impl_->window_.samples(); }
 const StepResult& Engine::last_step() const { return impl_->last_; }
 
 void Engine::offload_states(const StateKinds& which, bool pin_memory) {
@@ -138,7 +145,11 @@ plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
   return plan::model_state_bytes(impl_->state_.counts(), options);
 }
 const comm::Communicator& Engine::communicator() const { return *impl_->communicator_; }
-std::int64_t Engine::trainable_numel() const { return impl_->trainable_numel_; }
+std::int64_t Engine::trainable_numel() const {
+  std::int64_t numel = 0;
+  for (const auto& parameter : impl_->state_.layout()->parameters()) numel += parameter.trainable ? parameter.numel : 0;
+  return numel;
+}
 std::int64_t Engine::page_count() const { return static_cast<std::int64_t>(impl_->state_.layout()->pages().size()); }
 
 }  // namespace zeropage::engine

@@ -54,10 +54,11 @@ struct StateKinds {
   bool parameters = true;
 };
 
-/// What the last boundary step did.
+/// What the last step did.
 struct StepResult {
-  bool applied = false;        ///< false: skipped because of an overflow
-  double gradient_norm = 0.0;  ///< global 2-norm before clipping
+  bool applied = false;                 ///< it was at an accumulation boundary and updated the parameters
+  bool overflow = false;                ///< the last boundary step was skipped because a gradient was not finite
+  std::optional<double> gradient_norm;  ///< of the last boundary step: global 2-norm before clipping
   float clip_coefficient = 1.0f;
   std::string overflow_parameter;  ///< when skipped: the first parameter with inf or nan on any rank
   int pages_ahead = 0;             ///< updates made here beside the backward (zeropage.speculation_bytes) ...
@@ -89,6 +90,10 @@ class Engine {
   /// TimeoutError.
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options = {});
 
+  /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is as good as `backward(loss)`: when its
+  /// gradient comes to the result it is divided by the accumulation steps. Errors: as `backward`, when that backward runs.
+  at::Tensor scale(const at::Tensor& loss);
+
   /// Ends a micro step. At an accumulation boundary: verdict over all ranks, update, next learning rate; returns true. In
   /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
   /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
@@ -98,7 +103,7 @@ class Engine {
   /// training can go on. See caller_update.h for its cost.
   bool step(const CallerUpdate& update = nullptr);
 
-  /// What of the trained parameters this rank updates, in the order of the pages.
+  /// What this rank updates of the parameters that an optimizer has, in the order of the pages.
   std::vector<OwnedSegment> owned_segments() const;
 
   /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in place. Between
@@ -109,7 +114,8 @@ class Engine {
   /// the ranks on which it is empty get a PeerError.
   void end_edit(const std::string& failure = {});
 
-  /// Forgets gradients accumulated so far.
+  /// Forgets gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops micro steps that
+  /// went well: a loop that calls it before each of them would never update.
   void zero_grad();
 
   /// Returns when no update goes on beside the backward any more; step() does not need it. For tests and measurements.
@@ -117,7 +123,10 @@ class Engine {
 
   bool is_accumulation_boundary() const;
   void set_accumulation_boundary(std::optional<bool> boundary);  ///< nullopt: count micro steps again
-  void set_accumulation_steps(std::int64_t steps);
+  void set_accumulation_steps(std::int64_t steps);               ///< from now on; see AccumulationWindow
+  std::int64_t accumulation_steps() const;
+  bool window_is_new() const;                       ///< no backward has run since the last update
+  void set_micro_batch_size(std::int64_t samples);  ///< of one rank; for `global_samples`
 
   /// Hyperparameters in force, one entry per group; write to change them from the next step on.
   std::vector<config::OptimizerParams>& groups();
@@ -130,7 +139,8 @@ class Engine {
   double loss_scale() const;
   std::int64_t global_steps() const;  ///< boundary steps, applied or skipped
   std::int64_t skipped_steps() const;
-  std::int64_t micro_steps() const;  ///< calls of step()
+  std::int64_t micro_steps() const;     ///< calls of step()
+  std::int64_t global_samples() const;  ///< of all ranks, in all boundary steps
   const StepResult& last_step() const;
 
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
@@ -139,6 +149,16 @@ class Engine {
   /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each rank wrote
   /// stands, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);
+
+  /// Collective, between updates: more parameters of the model, or others, on pages of their own, with rank 0's values. `groups`: those of
+  /// now and new ones behind them. Errors: UsageError (in the middle of an update, a name that is there), PeerError (ranks differ),
+  /// ConfigError, as the constructor's.
+  void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
+
+  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: lets go of its tensor, which keeps its values in memory of
+  /// its own; then takes the tensor that has come into its place, with its values. Nothing else may be called in between.
+  void let_go(int parameter);
+  void take(int parameter, const at::Tensor& tensor);
 
   /// Collective. Saves everything that training goes on from; returns the step's path. With zeropage.async_save it returns when
   /// the state is copied, after the save before has ended. Errors: UsageError between the micro steps of an update (gradients

@@ -46,5 +46,54 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
   impl_->tickets_[impl_->next_ticket_] = std::move(pages);
   return impl_->next_ticket_++;
 }
+void Engine::add_parameters(const std::vector<ParameterInput>& inputs,
+                            const std::vector<config::OptimizerParams>& groups) {
+  impl_->require_whole_state("add_parameters");
+  if (!impl_->window_.is_new() || impl_->reducer_->anything_arrived()) {
+    throw UsageError("add_parameters() was called in the middle of an update; call it after the step() that ends one");
+  }
+  std::set<std::string> names;
+  for (const auto& spec : impl_->state_.layout()->parameters()) names.insert(spec.name);
+  std::string facts;
+  for (const auto& input : inputs) {
+    if (!names.insert(input.name).second) {
+      throw UsageError(fmt::format("add_parameters() got '{}', which the engine has already", input.name));
+    }
+    facts += fmt::format("added {} numel={} group={} {}\n", input.name, input.tensor.numel(), input.group,
+                         input.tensor.requires_grad() ? "trainable" : "frozen");
+  }
+  require_same_everywhere(*impl_->communicator_, facts);
+  require_states(impl_->config_.optimizer, groups);
+  impl_->add_parameters(inputs, groups);
+}
+
+void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
+                                  const std::vector<config::OptimizerParams>& groups) {
+  state_.add(inputs);
+  std::vector<at::Tensor> tensors;
+  for (const auto& input : inputs) tensors.push_back(input.tensor);
+  reducer_->add(tensors, state_.offloaded());
+  transit_->grow();
+  speculation_->grow();
+  steps_.resize(state_.tensors().size());
+  for (std::size_t i = groups_.size(); i < groups.size(); ++i) {
+    groups_.push_back(groups[i]);
+    if (schedule_) schedule_->add_group(groups[i].lr);
+  }
+  if (schedule_) take_scheduled();
+  if (config_.own.observe_functions && state_.anything_paged() && !observer_) {
+    observer_ = std::make_unique<paging::FunctionObserver>();
+  }
+}
+
+void Engine::let_go(int parameter) {
+  impl_->moved_->require_none("swap_tensors");
+  impl_->reducer_->replace(parameter, at::Tensor());
+  impl_->state_.let_go(parameter);
+}
+void Engine::take(int parameter, const at::Tensor& tensor) {
+  impl_->state_.take(parameter, tensor);
+  impl_->reducer_->replace(parameter, tensor);
+}
 void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
 }  // namespace zeropage::engine

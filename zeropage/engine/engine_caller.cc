@@ -24,6 +24,7 @@ std::unique_ptr<CallerValues> Engine::Impl::call(const Verdict& verdict, float g
   } catch (...) {
     speculation_->undo();
     reducer_->reset();
+    window_.restart();
     throw;
   }
   return values;
@@ -54,6 +55,7 @@ void Engine::Impl::end_edit(const std::string& failure) {
     }
     write(trained_pages(*state_.layout()), inputs);
   });
+  state_.settle_writes();
 }
 
 std::vector<CallerSegment> Engine::begin_edit() { return impl_->begin_edit(); }

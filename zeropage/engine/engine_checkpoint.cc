@@ -1,4 +1,7 @@
 // Saving an engine's state and going on from a saved one.
+#include <algorithm>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -8,23 +11,53 @@
 namespace zeropage::engine {
 
 checkpoint::TrainingState Engine::Impl::training() const {
-  checkpoint::TrainingState training{global_steps_, skipped_steps_, consecutive_skips_, micro_steps_, {}, {}};
+  checkpoint::TrainingState training{
+      global_steps_, skipped_steps_, consecutive_skips_, window_.micro_steps(), {}, {}, window_.samples()};
   if (schedule_) training.schedule_iteration = schedule_->last_batch_iteration();
   if (scaler_) training.loss_scale = scaler_->state();
   return training;
 }
 
+/// What was frozen when this engine was made, and is trained in the step that is loaded, has state to take it.
+void Engine::Impl::begin_training_of(const checkpoint::Manifest& manifest) {
+  std::set<std::string> trained;
+  for (const auto& record : manifest.parameters) {
+    if (record.trainable) trained.insert(record.name);
+  }
+  std::set<int> pages;
+  const auto& layout = *state_.layout();
+  for (std::size_t i = 0; i < layout.parameters().size(); ++i) {
+    const auto& spec = layout.parameters()[i];
+    if (!spec.trainable && spec.group >= 0 && trained.contains(spec.name))
+      pages.insert(layout.page_of(static_cast<int>(i)));
+  }
+  if (!pages.empty()) reducer_->begin_training({pages.begin(), pages.end()});
+}
+
+/// After a load: what is trained here by now, and was not when the step was saved, has moments of zeros again.
+void Engine::Impl::forget_untrained(const checkpoint::Manifest& manifest) {
+  const auto& layout = *state_.layout();
+  for (const auto& record : manifest.parameters) {
+    const auto named = [&](const auto& spec) { return spec.name == record.name; };
+    const auto found = std::ranges::find_if(layout.parameters(), named);
+    const auto parameter = static_cast<int>(found - layout.parameters().begin());
+    if (record.trainable || found == layout.parameters().end() || !layout.began_later(layout.page_of(parameter)))
+      continue;
+    state_.forget_moments(parameter);
+  }
+}
+
 void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadOptions& options) {
   reducer_->reset();
-  backward_done_ = false;
-  if (options.module_only) return;
+  window_.restart();
   last_ = StepResult{};
+  if (options.module_only) return;
   global_steps_ = training.global_steps;
   skipped_steps_ = training.skipped_steps;
   consecutive_skips_ = training.consecutive_skips;
-  // With another number of accumulation steps the next micro step is again the first of an update.
-  const bool same_count = training.micro_steps % accumulation_steps_ == 0;
-  micro_steps_ = same_count ? training.micro_steps : training.global_steps * accumulation_steps_;
+  window_.set_micro_steps(training.micro_steps);
+  // Steps of before samples were saved: as if all had been like those of now.
+  window_.set_samples(training.samples.value_or(training.global_steps * window_.samples_of_update()));
   if (options.optimizer_states && scaler_ && training.loss_scale) scaler_->set_state(*training.loss_scale);
   if (options.schedule && schedule_ && training.schedule_iteration) {
     schedule_->set_last_batch_iteration(*training.schedule_iteration);
@@ -39,7 +72,11 @@ std::string Engine::save_checkpoint(const SaveOptions& options) {
         "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
         "the step() that ends the update, or forget them with zero_grad()");
   }
-  return save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
+  impl_->state_.absorb_replaced();
+  impl_->compare_writes();
+  auto path = save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
+  impl_->state_.settle_writes();
+  return path;
 }
 
 void Engine::finish_save() {
@@ -63,7 +100,11 @@ std::unique_ptr<checkpoint::Checkpoint> Engine::find_checkpoint(const std::strin
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
   impl_->moved_->require_none("load_checkpoint");
   impl_->speculation_->undo();
+  const bool with_moments = options.optimizer_states && options.parameters && !options.module_only;
+  if (with_moments) impl_->begin_training_of(step.manifest());
   auto report = load_state(impl_->checkpointed(), step, options);
+  if (with_moments) impl_->forget_untrained(step.manifest());
+  impl_->state_.settle_writes();
   impl_->resume(step.manifest().training, options);
   if (!options.module_only) impl_->run_->continue_as(step.manifest().run);
   return report;

@@ -13,6 +13,8 @@
 #include <string>
 #include <string_view>
 
+#include "zeropage/base/log.h"
+#include "zeropage/engine/accumulation.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/background_save.h"
 #include "zeropage/engine/caller_values.h"
@@ -38,10 +40,16 @@ class Engine::Impl {
        std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves);
 
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);
+  at::Tensor scale_loss(const at::Tensor& loss);
   bool step(const CallerUpdate& caller);
+  void zero_grad();
+  void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
+
+  /// Collective. Errors: PeerError, when ranks have written different values into a parameter.
+  void compare_writes();
+
   void release(std::int64_t ticket, int modifier_rank);
 
-  bool at_boundary() const { return boundary_.value_or((micro_steps_ + 1) % accumulation_steps_ == 0); }
   std::vector<CallerSegment> begin_edit();
   void end_edit(const std::string& failure);
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
@@ -50,6 +58,8 @@ class Engine::Impl {
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, run_}; }
   plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
   checkpoint::TrainingState training() const;
+  void begin_training_of(const checkpoint::Manifest& manifest);
+  void forget_untrained(const checkpoint::Manifest& manifest);
   void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
   Timeline* timeline() const { return watch_.timeline().get(); }
 
@@ -68,14 +78,14 @@ class Engine::Impl {
   std::unique_ptr<optim::LrSchedule> schedule_;
   std::unique_ptr<paging::FunctionObserver> observer_;
   std::vector<std::int64_t> steps_;  // per parameter: updates so far
-  std::int64_t accumulation_steps_;
-  std::optional<bool> boundary_;
-  std::int64_t trainable_numel_ = 0;
-  std::int64_t micro_steps_ = 0;
+  AccumulationWindow window_;
   std::int64_t global_steps_ = 0;
   std::int64_t skipped_steps_ = 0;
   std::int64_t consecutive_skips_ = 0;
-  bool backward_done_ = false;
+  bool backward_failed_ = false;  // since the window began
+  std::int64_t backward_begin_ns_ = 0;
+  std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>(this);  // for graphs, which may outlive the engine
+  WarnOnce warn_once_;
   StepResult last_;
   std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
@@ -93,6 +103,10 @@ class Engine::Impl {
   void require_whole_state(std::string_view caller) const;
 
  private:
+  void begin_backward();
+  void end_backward();
+  float note_foreign_backward();
+  void begin_training(const std::vector<int>& pages);
   std::unique_ptr<CallerValues> call(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
   void change(const std::function<void()>& apply);
   Verdict agree(bool calls);

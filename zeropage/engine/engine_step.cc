@@ -1,39 +1,104 @@
 // Backward and step: the verdict over all ranks, the update, or the step that is skipped.
+#include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <fmt/format.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/engine.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/host_error.h"
 #include "zeropage/engine/engine_impl.h"
 #include "zeropage/engine/replica_check.h"
 #include "zeropage/optim/norm.h"
 
 namespace zeropage::engine {
 
-at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
-  require_whole_state("backward");
-  watch_.end_forward();
-  const Span span(timeline(), SpanKind::kBackward, "backward");
+namespace {
+
+void check_loss(const at::Tensor& loss, std::string_view caller) {
   if (!loss.defined() || loss.numel() != 1) {
-    throw UsageError(fmt::format("backward() expects a loss with one element, got {}; reduce it first (loss.mean())",
+    throw UsageError(fmt::format("{}() expects a loss with one element, got {}; reduce it first (loss.mean())", caller,
                                  loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
   }
   if (!loss.requires_grad()) {
-    throw UsageError(
-        "backward() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
-        "under no_grad or inference_mode, or through .detach()?");
+    throw UsageError(fmt::format(
+        "{}() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
+        "under no_grad or inference_mode, or through .detach()?",
+        caller));
   }
-  const double parts = options.scale_by_accumulation ? static_cast<double>(accumulation_steps_) : 1.0;
+}
+
+}  // namespace
+
+void Engine::Impl::begin_backward() {
+  watch_.end_forward();
+  if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
+  const bool boundary = window_.at_boundary();
+  if (boundary) speculation_->expect(divisor(), groups_, steps_);
+  reducer_->begin_backward(boundary, window_.steps() > 1 || !window_.is_new());
+  backward_failed_ = true;
+}
+
+void Engine::Impl::end_backward() {
+  reducer_->end_backward();
+  backward_failed_ = false;
+  window_.note_backward();
+  if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
+}
+
+/// The first gradient of a backward that the engine did not begin: `loss.backward()`. Returns what its gradients are multiplied by.
+float Engine::Impl::note_foreign_backward() {
+  require_whole_state("backward");
+  if (scale() != 1.0) {
+    throw UsageError(fmt::format(
+        "a backward ran that did not go through the engine, so that its gradients lack the loss scale, {}, of "
+        "fp16; call engine.backward(loss), or engine.scale(loss).backward()",
+        scale()));
+  }
+  window_.note_backward();
+  return 1.0F / static_cast<float>(window_.steps());
+}
+
+/// The loss itself is multiplied by the scale; its backward begins and ends as the engine's own does.
+at::Tensor Engine::Impl::scale_loss(const at::Tensor& loss) {
+  require_whole_state("scale");
+  check_loss(loss, "scale");
+  const at::Tensor scaled = at::mul(loss.to(at::kFloat), scale());
+  scaled.register_hook([self = std::weak_ptr<Impl*>(self_)](const at::Tensor& gradient) {
+    try {
+      const auto alive = self.lock();
+      if (!alive) throw UsageError("the engine that scaled this loss was destroyed before the backward");
+      auto& impl = **alive;
+      impl.require_whole_state("backward");
+      impl.begin_backward();
+      torch::autograd::Engine::get_default_engine().queue_callback([self] {
+        try {
+          if (const auto still = self.lock()) (*still)->end_backward();
+        } catch (const Error&) {
+          rethrow_for_host();
+        }
+      });
+      return at::div(gradient, static_cast<double>(impl.window_.steps()));
+    } catch (const Error&) {
+      rethrow_for_host();
+    }
+  });
+  return scaled;
+}
+
+at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
+  require_whole_state("backward");
+  check_loss(loss, "backward");
+  const double parts = options.scale_by_accumulation ? static_cast<double>(window_.steps()) : 1.0;
   at::Tensor divided = parts == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / parts);
   const at::Tensor scaled = scale() == 1.0 ? divided : at::mul(divided.to(at::kFloat), scale());
-  if (at_boundary()) speculation_->expect(divisor(), groups_, steps_);
-  reducer_->begin_backward(at_boundary());
+  begin_backward();
   torch::autograd::backward({scaled}, {}, options.retain_graph);
-  reducer_->end_backward();
-  backward_done_ = true;
+  end_backward();
   return divided.detach();
 }
 
@@ -41,7 +106,9 @@ Verdict Engine::Impl::agree(bool calls) {
   reducer_->finish();
   LocalVerdict mine;
   mine.received = reducer_->received();
-  mine.flags = {background_save_ && background_save_->failed(), stop_requested_, calls};
+  const auto written = state_.written_pages();
+  mine.flags = {background_save_ && background_save_->failed(), stop_requested_, calls,
+                std::ranges::count(written, true) > 0};
   mine.trace_hash = state_.pager().end_pass();
   const auto sum = sum_gradients(state_, *reducer_, communicator_->rank());
   mine.sum_of_squares = sum.sum_of_squares;
@@ -51,6 +118,7 @@ Verdict Engine::Impl::agree(bool calls) {
   Verdict verdict;
   try {
     verdict = agree_on_step(*communicator_, mine);
+    if (verdict.flags.wrote) compare_writes();
   } catch (...) {
     speculation_->undo();
     throw;
@@ -67,21 +135,24 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
         "one to initialize()");
   }
-  if (!backward_done_ && !reducer_->anything_arrived()) {
+  reducer_->take_left_gradients();
+  if (!window_.had_backward() && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
   }
   require_states(config_.optimizer, groups_);
-  const bool boundary = at_boundary();
+  reducer_->end_step();
+  const bool boundary = window_.at_boundary();
   if (boundary && config_.optimizer.kind == config::OptimizerKind::kTorch && !caller) {
     throw UsageError("step() needs the optimizer that the configuration names, which only the Python engine has");
   }
-  ++micro_steps_;
-  backward_done_ = false;
+  window_.end_micro_step();
+  last_.applied = false;
   if (!boundary) return false;
 
   state_.absorb_replaced();
   const Verdict verdict = agree(caller != nullptr);
-  last_.gradient_norm = std::sqrt(verdict.sum_of_squares) / divisor();
+  const double norm = std::sqrt(verdict.sum_of_squares) / divisor();
+  last_.gradient_norm = norm;
   const bool checked =
       scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
   const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
@@ -89,9 +160,10 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     speculation_->undo();
     last_.undone = last_.pages_ahead > 0;
     state_.take_user_writes();
+    last_.overflow = true;
     count_skip(verdict);
   } else {
-    last_.clip_coefficient = optim::clip_coefficient(last_.gradient_norm, config_.gradients.clipping);
+    last_.clip_coefficient = optim::clip_coefficient(norm, config_.gradients.clipping);
     const auto gradient_scale = static_cast<float>(last_.clip_coefficient / divisor());
     const auto from_caller = call(verdict, gradient_scale, caller);
     change([&] { apply(verdict, gradient_scale, from_caller.get()); });
@@ -99,7 +171,9 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     consecutive_skips_ = 0;
   }
   ++global_steps_;
+  state_.settle_writes();
   reducer_->reset();
+  window_.end();
   paging::FunctionObserver::forget(*state_.pager().handle());
   if (observer_ && !paging::FunctionObserver::saw_function(*state_.pager().handle())) observer_.reset();
   if (scaler_) scaler_->update(overflow, last_.overflow_parameter);
@@ -110,6 +184,33 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   const std::int64_t every = config_.own.replica_check_steps;
   if (every > 0 && global_steps_ % every == 0) compare_replicas(state_, *communicator_, global_steps_);
   return true;
+}
+
+void Engine::Impl::zero_grad() {
+  if (window_.ended() > 0 && reducer_->anything_arrived() && !backward_failed_ && communicator_->rank() == 0) {
+    warn_once_.warn(
+        "zero_grad",
+        fmt::format("zero_grad() dropped the gradients of {} micro step(s) that no update had used, and the "
+                    "accumulation of {} begins again: called before every micro step, it prevents every update. step() "
+                    "forgets gradients "
+                    "by itself after an update; leave zero_grad() out",
+                    window_.ended(), window_.steps()));
+  }
+  reducer_->reset();
+  window_.restart();
+  backward_failed_ = false;
+}
+
+void Engine::Impl::compare_writes() {
+  if (communicator_->size() == 1) return;
+  require_same_writes(*communicator_, *state_.layout(), state_.written_pages(),
+                      [this](int parameter) { return state_.digest(parameter); });
+}
+
+/// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from now on.
+void Engine::Impl::begin_training(const std::vector<int>& pages) {
+  for (const int page : pages) state_.begin_training(page);
+  transit_->grow();
 }
 
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
@@ -184,6 +285,11 @@ void Engine::Impl::count_skip(const Verdict& verdict) {
   if (verdict.overflow_parameter >= 0) {
     last_.overflow_parameter = state_.layout()->parameters()[verdict.overflow_parameter].name;
   }
+  if (communicator_->rank() == 0) {
+    log_warn(fmt::format(
+        "step {} was skipped, and nothing has changed: a gradient is inf or nan, first in parameter '{}'{}",
+        global_steps_ + 1, last_.overflow_parameter, scaler_ ? fmt::format("; the loss scale was {}", scale()) : ""));
+  }
   if (config_.own.max_consecutive_skips > 0 && consecutive_skips_ >= config_.own.max_consecutive_skips) {
     throw Error(fmt::format(
         "{} steps in a row were skipped because gradients were not finite, steps {} to {}, in the last one first in "
@@ -191,4 +297,5 @@ void Engine::Impl::count_skip(const Verdict& verdict) {
         consecutive_skips_, global_steps_ + 2 - consecutive_skips_, global_steps_ + 1, last_.overflow_parameter));
   }
 }
+
 }  // namespace zeropage::engine

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -48,12 +49,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   paging::ensure_fallback();
   paging::watch_results(nullptr);  // what is made from here on is no part of a model: an Init scope ends
   check(inputs);
-  for (const auto& input : inputs) {
-    tensors_.push_back(input.tensor);
-    sizes_.push_back(input.tensor.sizes().vec());
-    const bool dense = input.tensor.is_non_overlapping_and_dense();
-    strides_.push_back(dense ? input.tensor.strides().vec() : contiguous_strides(input.tensor.sizes()));
-  }
+  remember(inputs);
   auto parameter_specs = specs(inputs);
   layout::Options options;
   options.world_size = communicator_->size();
@@ -64,24 +60,50 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
                            : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
   options.page_numel =
       std::min({options.page_numel, config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
-  layout_ = std::make_shared<const layout::Layout>(std::move(parameter_specs), options);
+  layout_ = own_layout_ = std::make_shared<layout::Layout>(std::move(parameter_specs), options);
   agree_with_peers();
   allocate();
+  if (parameter_disk_) parameter_disk_->begin_pass({});
+  take_values(0);
+  if (!parameter_disk_) return;
+  parameter_disk_->end_pass();
+  parameter_disk_->commit();
+}
 
+void ModelState::remember(const std::vector<ParameterInput>& inputs) {
+  for (const auto& input : inputs) {
+    tensors_.push_back(input.tensor);
+    sizes_.push_back(input.tensor.sizes().vec());
+    const bool dense = input.tensor.is_non_overlapping_and_dense();
+    strides_.push_back(dense ? input.tensor.strides().vec() : contiguous_strides(input.tensor.sizes()));
+  }
+}
+
+/// Fills the pages from `first_page` on, one after the other, and makes them the homes of their parameters.
+void ModelState::take_values(int first_page) {
+  const auto pages = std::span(layout_->pages()).subspan(static_cast<std::size_t>(first_page));
   std::int64_t largest_bytes = 1;
-  for (const auto& page : layout_->pages()) {
+  for (const auto& page : pages) {
     largest_bytes = std::max(largest_bytes, page.padded_numel * std::max<std::int64_t>(page.element_bytes, 4));
   }
   storages_.resize(tensors_.size());
   auto staging = communicator_->allocate(largest_bytes, "initial values");
-  if (parameter_disk_) parameter_disk_->begin_pass({});
-  for (const auto& page : layout_->pages()) {
+  for (const auto& page : pages) {
     fill_page(page, staging->data());
     rehome(page);
   }
-  if (!parameter_disk_) return;
-  parameter_disk_->end_pass();
-  parameter_disk_->commit();
+  settle_writes();
+}
+
+void ModelState::add(const std::vector<ParameterInput>& inputs) {
+  c10::AutoGradMode no_grad(false);
+  check(inputs);
+  absorb_replaced();
+  const int first_page = static_cast<int>(layout_->pages().size());
+  own_layout_->append(specs(inputs));
+  remember(inputs);
+  allocate_added(first_page);
+  take_values(first_page);
 }
 
 void ModelState::check(const std::vector<ParameterInput>& inputs) const {
@@ -143,6 +165,9 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
 std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<ParameterInput>& inputs) const {
   std::vector<layout::ParameterSpec> specs;
   std::int64_t persistent_numel = 0;
+  if (layout_) {
+    for (const auto& spec : layout_->parameters()) persistent_numel += spec.persistent ? spec.numel : 0;
+  }
   for (const auto& input : inputs) {
     layout::ParameterSpec spec;
     spec.name = input.name;
@@ -150,8 +175,8 @@ std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<Parameter
     const bool floating = input.tensor.is_floating_point();
     spec.dtype = floating ? compute_dtype_ : DType::kOther;
     spec.element_bytes = floating ? element_bytes(compute_dtype_) : static_cast<std::int64_t>(input.tensor.itemsize());
-    spec.trainable = floating && input.group >= 0 && input.tensor.requires_grad();
-    spec.group = spec.trainable ? input.group : -1;
+    spec.group = floating ? input.group : -1;
+    spec.trainable = spec.group >= 0 && input.tensor.requires_grad();
     if (placement_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
         persistent_numel + spec.numel <= config_.zero.model_persistence_threshold_numel) {
       spec.persistent = true;

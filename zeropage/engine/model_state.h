@@ -6,6 +6,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -66,6 +67,15 @@ class ModelState {
   /// Takes back what an update has written to a drive.
   void abandon_step() noexcept;
 
+  /// Collective, between updates: more parameters, on pages of their own, with rank 0's values. Errors: as the constructor's.
+  void add(const std::vector<ParameterInput>& inputs);
+
+  /// All ranks train the parameters of this page from now on: moments are zeros, masters what the parameters are.
+  void begin_training(int page);
+
+  /// The moments of a parameter are zeros again.
+  void forget_moments(int parameter);
+
   /// Where masters and moments are.
   StateHome& home() const { return *home_; }
 
@@ -94,6 +104,20 @@ class ModelState {
   /// What users wrote since the last step becomes part of the state. Nobody may be reading this rank's shards.
   void take_user_writes();
 
+  /// Per page: whether something wrote it on this rank since `settle_writes`: an operator, or data that was replaced.
+  std::vector<bool> written_pages() const;
+
+  /// 16 characters that say what this rank has of a parameter; blanks, when it is sharded and was not written here.
+  std::string digest(int parameter) const;
+
+  /// What users wrote so far is the same on all ranks, or is what an update or a load wrote.
+  void settle_writes();
+
+  /// A tensor that is no longer a parameter's: it keeps the values in memory of its own, and another one takes its place before anything
+  /// else is done with the state. What that one has becomes the parameter's.
+  void let_go(int parameter);
+  void take(int parameter, const at::Tensor& tensor);
+
   /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see Pager::unload.
   void unload_parameters(paging::MemoryPlace host);
   void reload_parameters();
@@ -108,16 +132,22 @@ class ModelState {
   void check(const std::vector<ParameterInput>& inputs) const;
   std::vector<layout::ParameterSpec> specs(const std::vector<ParameterInput>& inputs) const;
   void agree_with_peers() const;
+  std::pair<std::int64_t, std::int64_t> state_size(int page) const;
   void allocate();
   void allocate_whole(std::int64_t bytes);
+  void allocate_added(int first_page);
+  void place_owned(int page);
+  bool is_added(int page) const { return !added_whole_.empty() && page >= added_whole_.front().first_page; }
+  bool to_be_paged(const layout::Page& page) const;
+  void remember(const std::vector<ParameterInput>& inputs);
+  void take_values(int first_page);
   void fill_page(const layout::Page& page, void* staging);
   void fill_state(const layout::Page& page, const at::Tensor& values);
   void rehome(const layout::Page& page);
   void attach(int parameter);
-  void announce_user_write(int page) const {
-    if (before_user_write_) before_user_write_(page);
-  }
-  std::shared_ptr<void> whole_owner() const;
+  void announce_user_write(int page);
+  std::string digest_of_frame(int parameter) const;
+  std::shared_ptr<void> whole_owner(int page) const;
   bool needs_mark(int page) const;
   at::Tensor place_of(int parameter, void* page_start, at::ScalarType type) const;
 
@@ -128,17 +158,26 @@ class ModelState {
   Placement placement_;
   DType compute_dtype_;
   std::vector<at::Tensor> tensors_;
-  std::shared_ptr<const layout::Layout> layout_;
+  std::shared_ptr<layout::Layout> own_layout_;
+  std::shared_ptr<const layout::Layout> layout_;  // the same, for others
   std::shared_ptr<io::PageCache> parameter_disk_;
   std::unique_ptr<paging::Pager> pager_;
   std::shared_ptr<comm::Memory> whole_memory_;
   LedgerEntry whole_entry_;
   std::vector<std::byte*> whole_;
+  struct AddedWhole {
+    int first_page = 0;  // up to those of the next one
+    std::shared_ptr<comm::Memory> memory;
+    LedgerEntry entry;
+  };
+  std::vector<AddedWhole> added_whole_;         // of pages that were added
   std::unique_ptr<paging::DeviceBuffer> away_;  // whole pages, while they are unloaded
   std::vector<bool> offloaded_;
   std::unique_ptr<StateHome> home_;
   std::vector<OwnedRange> owned_;
   std::function<void(int page)> before_user_write_;  // or null
+  std::vector<std::uint32_t> versions_;              // per parameter: of its tensor, when writes were settled
+  std::map<int, std::string> digests_before_;        // of sharded parameters that were written and have left since then
   std::vector<c10::Storage> storages_;               // per parameter: its home
   std::vector<std::vector<std::int64_t>> sizes_;
   std::vector<std::vector<std::int64_t>> strides_;  // per parameter: as laid out in its page

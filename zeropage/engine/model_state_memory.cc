@@ -1,4 +1,5 @@
 // Where the pages of a model's state live: memory and drives, and the host while they are unloaded.
+#include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -10,6 +11,46 @@
 
 namespace zeropage::engine {
 
+/// Elements of a page that this rank updates, and more blocks than their packed states have.
+std::pair<std::int64_t, std::int64_t> ModelState::state_size(int page) const {
+  const auto& spec = layout_->pages()[page];
+  const std::int64_t numel = placement_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
+  const std::int64_t begin = placement_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
+  const auto pieces = static_cast<std::int64_t>(pieces_of(*layout_, page, begin, begin + numel).size());
+  return {numel, numel / optim::kPackedBlockNumel + pieces + 1};
+}
+
+void ModelState::begin_training(int page) {
+  c10::AutoGradMode no_grad(false);
+  own_layout_->begin_training(page);
+  const auto [numel, blocks] = state_size(page);
+  home_->add(page, numel, blocks, offloaded_[page]);
+  const auto& own = owned_[page];
+  const auto& spec = layout_->pages()[page];
+  const HeldParameter held(*this, page, Access::kRead);
+  fill_state(spec, paging::flat_view(held.data(), own.numel, scalar_type_of(spec.dtype), own.device).to(at::kFloat));
+  for (const auto& place : spec.placements) {
+    if (needs_mark(page)) paging::mark(tensors_[place.parameter]);
+  }
+}
+
+void ModelState::forget_moments(int parameter) {
+  const int page = layout_->page_of(parameter);
+  const auto& own = owned_[page];
+  const HeldState held(*home_, page, Access::kWrite);
+  for (const auto& piece : pieces_of(*layout_, page, own.begin, own.begin + own.numel)) {
+    if (piece.parameter != parameter) continue;
+    const std::vector<float> zeros(static_cast<std::size_t>(piece.numel), 0.0F);
+    for (int i = 0; i < config::optimizer_state_count(config_.optimizer); ++i) {
+      if (!held.arrays().is_wide(i)) {
+        held.write(i, piece, zeros.data(), /*key=*/0);
+      } else {
+        paging::flat_view(held.arrays().array(i) + piece.offset, piece.numel, at::kFloat, held.device()).zero_();
+      }
+    }
+  }
+}
+
 void ModelState::allocate() {
   const auto& pages = layout_->pages();
   paging::PagerOptions options;
@@ -20,7 +61,11 @@ void ModelState::allocate() {
   options.host = parameter_host(config_, device_);
   std::vector<bool> paged;
   std::int64_t whole_bytes = 0;
-  offloaded_ = plan::offloaded_pages(*layout_, plan::offloaded_share(config_));
+  const double share = plan::offloaded_share(config_);
+  offloaded_ = plan::offloaded_pages(*layout_, share);
+  for (const auto& page : pages) {
+    if (!page.trainable && page.group >= 0 && share >= 1.0) offloaded_[page.index] = true;  // for when it will be
+  }
   StateShape shape;
   shape.offloaded = offloaded_;
   shape.masters = has_masters();
@@ -30,15 +75,11 @@ void ModelState::allocate() {
     shape.squares[i] = optim::is_sum_of_squares(config_.optimizer.kind, static_cast<int>(i));
   }
   for (const auto& page : pages) {
-    // At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
-    paged.push_back(placement_.shard_parameters && !page.persistent && (communicator_->size() > 1 || options.host));
+    paged.push_back(to_be_paged(page));
     if (!paged.back()) whole_bytes += page.padded_bytes();
-    const std::int64_t own_numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    shape.numel.push_back(page.trainable ? own_numel : 0);
-    const std::int64_t own_begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
-    const auto pieces =
-        static_cast<std::int64_t>(pieces_of(*layout_, page.index, own_begin, own_begin + own_numel).size());
-    shape.blocks.push_back(own_numel / optim::kPackedBlockNumel + pieces + 1);
+    const auto [numel, blocks] = state_size(page.index);
+    shape.numel.push_back(page.trainable ? numel : 0);
+    shape.blocks.push_back(blocks);
   }
   options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
@@ -48,13 +89,50 @@ void ModelState::allocate() {
   home_ = make_state_home(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
-  for (const auto& page : pages) {
-    auto& own = owned_[page.index];
-    own.begin = placement_.shard_optimizer ? communicator_->rank() * page.shard_numel : 0;
-    own.numel = placement_.shard_optimizer ? page.shard_numel : page.padded_numel;
-    own.device = paged[page.index] ? pager_->shard_device() : device_;
-  }
+  for (const auto& page : pages) place_owned(page.index);
   allocate_whole(whole_bytes);
+}
+
+/// At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
+bool ModelState::to_be_paged(const layout::Page& page) const {
+  return placement_.shard_parameters && !page.persistent &&
+         (communicator_->size() > 1 || parameter_host(config_, device_));
+}
+
+/// The range of a page that this rank updates, and on which device.
+void ModelState::place_owned(int page) {
+  auto& own = owned_[page];
+  const auto& spec = layout_->pages()[page];
+  own.begin = placement_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
+  own.numel = placement_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
+  own.device = pager_->paged(page) ? pager_->shard_device() : device_;
+}
+
+/// Memory for the pages from `first_page` on, beside that of the others.
+void ModelState::allocate_added(int first_page) {
+  const auto& pages = layout_->pages();
+  std::vector<bool> paged;
+  std::int64_t whole_bytes = 0;
+  for (const auto& page : pages) {
+    paged.push_back(page.index < first_page ? pager_->paged(page.index) : to_be_paged(page));
+    if (page.index >= first_page && !paged.back()) whole_bytes += page.padded_bytes();
+  }
+  pager_->add_pages(paged);
+  offloaded_.resize(pages.size(), plan::offloaded_share(config_) >= 1.0);
+  whole_.resize(pages.size(), nullptr);
+  owned_.resize(pages.size());
+  auto memory = communicator_->allocate(std::max<std::int64_t>(whole_bytes, 1), "parameters");
+  std::byte* next = memory->data();
+  added_whole_.push_back({first_page, std::move(memory), LedgerEntry(ledger_, MemoryKind::kParameters, whole_bytes)});
+  for (auto page = static_cast<std::size_t>(first_page); page < pages.size(); ++page) {
+    const int index = static_cast<int>(page);
+    place_owned(index);
+    if (!paged[page]) whole_[page] = std::exchange(next, next + pages[page].padded_bytes());
+    owned_[page].parameter =
+        paged[page] ? pager_->shard(index) : whole_[page] + owned_[page].begin * pages[page].element_bytes;
+    const auto [numel, blocks] = state_size(index);
+    home_->add(index, pages[page].trainable ? numel : 0, blocks, offloaded_[page]);
+  }
 }
 
 /// Memory for the pages that are whole, and where every owned range is.
@@ -66,7 +144,7 @@ void ModelState::allocate_whole(std::int64_t bytes) {
     auto& own = owned_[page.index];
     if (pager_->paged(page.index)) {
       own.parameter = pager_->shard(page.index);
-    } else {
+    } else if (!is_added(page.index)) {
       whole_[page.index] = std::exchange(whole, whole + page.padded_bytes());
       own.parameter = whole_[page.index] + own.begin * page.element_bytes;
     }
@@ -74,16 +152,20 @@ void ModelState::allocate_whole(std::int64_t bytes) {
 }
 
 /// The communicator owns mappings that the memory needs, so both must outlive the parameters.
-std::shared_ptr<void> ModelState::whole_owner() const {
+std::shared_ptr<void> ModelState::whole_owner(int page) const {
   using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
-  return std::make_shared<Kept>(communicator_, whole_memory_);
+  auto memory = whole_memory_;
+  for (const auto& added : added_whole_) {
+    if (page >= added.first_page) memory = added.memory;
+  }
+  return std::make_shared<Kept>(communicator_, std::move(memory));
 }
 
 void ModelState::unload_parameters(paging::MemoryPlace host) {
   pager_->unload(host);
   std::int64_t bytes = 0;
   for (const auto& page : layout_->pages()) {
-    if (pager_->paged(page.index)) continue;
+    if (pager_->paged(page.index) || is_added(page.index)) continue;
     bytes += page.padded_bytes();
     for (const auto& place : page.placements) {
       auto* storage = storages_[place.parameter].unsafeGetStorageImpl();
@@ -105,10 +187,10 @@ void ModelState::reload_parameters() {
   paging::copy_bytes(whole_memory_->data(), device_, away_->data(), c10::kCPU, away_->bytes());
   away_.reset();
   for (const auto& page : layout_->pages()) {
-    if (pager_->paged(page.index)) continue;
+    if (pager_->paged(page.index) || is_added(page.index)) continue;
     for (const auto& place : page.placements) {
       auto* storage = storages_[place.parameter].unsafeGetStorageImpl();
-      paging::link_of(storage)->memory = whole_owner();
+      paging::link_of(storage)->memory = whole_owner(page.index);
       paging::fill_storage(storage, whole_[page.index] + place.offset * page.element_bytes);
     }
   }

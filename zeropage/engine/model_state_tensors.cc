@@ -1,11 +1,8 @@
-// The user's tensors: their first values, their new homes, and what users write into them or put in their place.
-#include <ATen/ops/where.h>
+// The user's tensors: their first values and their new homes.
 #include <c10/core/GradMode.h>
 #include <c10/core/TensorImpl.h>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include "zeropage/base/error.h"
 #include "zeropage/engine/model_state.h"
 
 namespace zeropage::engine {
@@ -98,7 +95,7 @@ void ModelState::rehome(const layout::Page& page) {
     const std::int64_t bytes = place.numel * page.element_bytes;
     void* data = paged ? nullptr : whole_[page.index] + offset_bytes;
     storages_[place.parameter] = paging::make_linked_storage(
-        pager_->make_link(page.index, paged ? nullptr : whole_owner()), data, bytes, device_);
+        pager_->make_link(page.index, paged ? nullptr : whole_owner(page.index)), data, bytes, device_);
     if (paged) {
       pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
                     guard_message(layout_->parameters()[place.parameter].name));
@@ -116,53 +113,4 @@ void ModelState::attach(int parameter) {
   if (needs_mark(page.index)) paging::mark(tensor);
 }
 
-void ModelState::absorb_replaced() {
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const int parameter = static_cast<int>(i);
-    const int page = layout_->page_of(parameter);
-    const at::Tensor& tensor = tensors_[i];
-    const auto& name = layout_->parameters()[i].name;
-    c10::StorageImpl* storage = storages_[i].unsafeGetStorageImpl();
-    if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage) {
-      if (needs_mark(page) && !paging::is_marked(tensor)) paging::mark(tensor);
-      if (paging::link_of(storage) == nullptr) {
-        throw UsageError(
-            fmt::format("the memory of parameter '{}' was exchanged under the engine; call share_memory() before "
-                        "zeropage.initialize, or on a copy of the model",
-                        name));
-      }
-      continue;
-    }
-    if (tensor.sizes() != at::IntArrayRef(sizes_[i])) {
-      throw UsageError(
-          fmt::format("parameter '{}' had shape [{}] when the engine was built and was given data of shape [{}]; "
-                      "resize parameters before zeropage.initialize",
-                      name, fmt::join(sizes_[i], ", "), fmt::join(tensor.sizes(), ", ")));
-    }
-    c10::AutoGradMode no_grad(false);
-    const at::Tensor replacement = tensor.detach();
-    attach(parameter);
-    paging::mark(tensor);  // so that the copy below is seen as a write, and faults where it must
-    tensor.detach().copy_(replacement);
-    if (!needs_mark(page)) paging::unmark(tensor);
-  }
-}
-
-void ModelState::take_user_writes() {
-  for (const int page : pager_->take_written()) {
-    announce_user_write(page);
-    follow_user_writes(page, owned_[page].parameter);
-  }
-  pager_->write_back_dirty();
-}
-
-void ModelState::follow_user_writes(int page, std::byte* owned) {
-  const auto& own = owned_[page];
-  const auto& spec = layout_->pages()[page];
-  if (!spec.trainable || !has_masters()) return;
-  HeldState held(*home_, page, Access::kWrite);
-  auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
-  const auto visible = paging::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
-  master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
-}
 }  // namespace zeropage::engine

@@ -18,10 +18,13 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is only
   // stored keeps the type autograd made it in.
   const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
-  policy.accumulation_dtype = config.gradients.accumulation_dtype.value_or(
-      only_stored || !config.fp32_masters ? state.compute_dtype() : DType::kFloat32);
-  const DType made_as = placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype;
-  policy.frame_dtype = config.gradients.communication_dtype.value_or(made_as);
+  const DType adding =
+      config.gradients.accumulation_dtype.value_or(config.fp32_masters ? DType::kFloat32 : state.compute_dtype());
+  const auto frame_dtype = [&](DType made_as) { return config.gradients.communication_dtype.value_or(made_as); };
+  policy.accumulation_dtype =
+      only_stored ? config.gradients.accumulation_dtype.value_or(state.compute_dtype()) : adding;
+  policy.frame_dtype = frame_dtype(placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype);
+  if (policy.accumulation_dtype != adding) policy.adding = reduce::ReduceTypes{adding, frame_dtype(adding)};
   policy.keep = policy.sharded && state.communicator().size() == 1 && plan::keeps_gradients(config);
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);

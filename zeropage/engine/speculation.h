@@ -50,6 +50,9 @@ class Speculation {
   Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Transit& transit,
               c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger);
 
+  /// The state has got more parameters. Between updates.
+  void grow() { received_.resize(state_.tensors().size(), true); }
+
   /// `divisor` as of the update, `groups` and `steps` before it.
   void expect(double divisor, const std::vector<config::OptimizerParams>& groups,
               const std::vector<std::int64_t>& steps);

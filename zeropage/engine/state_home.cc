@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <map>
 #include <utility>
 
 #include "zeropage/base/checked.h"
@@ -66,6 +67,20 @@ class MemoryHome final : public StateHome {
   void abandon() override {}
   io::MoverStats traffic() const override { return {}; }
   void observe(const std::shared_ptr<Timeline>&) override {}
+  void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) override {
+    const auto index = static_cast<std::size_t>(page);
+    const std::size_t count = std::max(pages_.size(), index + 1);
+    shape_.numel.resize(count);
+    shape_.blocks.resize(count);
+    shape_.offloaded.resize(count);
+    pages_.resize(count);
+    shape_.numel[index] = numel;
+    shape_.blocks[index] = blocks;
+    shape_.offloaded[index] = offloaded;
+    if (numel == 0) return;
+    added_[page] = memory_of(page);
+    pages_[index] = shape_.arrays(page, added_[page]->data());
+  }
   void unload() override { move_kept(tiers_[true].place); }
   void reload() override { move_kept(device_); }
 
@@ -74,6 +89,11 @@ class MemoryHome final : public StateHome {
     paging::MemoryPlace place;
     std::unique_ptr<paging::DeviceBuffer> memory;
   };
+
+  std::unique_ptr<paging::DeviceBuffer> memory_of(int page) const {
+    const auto& place = tiers_[shape_.offloaded[static_cast<std::size_t>(page)]].place;
+    return std::make_unique<paging::DeviceBuffer>(shape_.bytes(page), place, ledger_, MemoryKind::kOptimizer);
+  }
 
   void fill_tier(bool offloaded) {
     std::int64_t bytes = 0;
@@ -89,7 +109,7 @@ class MemoryHome final : public StateHome {
     std::byte* next = tiers_[offloaded].memory->data();
     for (std::size_t page = 0; page < pages_.size(); ++page) {
       const auto index = static_cast<int>(page);
-      if (shape_.numel[page] == 0 || shape_.offloaded[page] != offloaded) continue;
+      if (shape_.numel[page] == 0 || shape_.offloaded[page] != offloaded || added_.contains(index)) continue;
       pages_[page] = shape_.arrays(index, std::exchange(next, next + shape_.bytes(index)));
     }
   }
@@ -100,15 +120,23 @@ class MemoryHome final : public StateHome {
     const std::int64_t bytes = kept.memory->bytes();
     auto memory = std::make_unique<paging::DeviceBuffer>(bytes, place, ledger_, MemoryKind::kOptimizer);
     paging::copy_bytes(memory->data(), place.device, kept.memory->data(), kept.place.device, bytes);
+    const c10::Device before = kept.place.device;
     kept.place = place;
     kept.memory = std::move(memory);
     place_arrays(false);
+    for (auto& [page, added] : added_) {
+      if (shape_.offloaded[static_cast<std::size_t>(page)]) continue;
+      const auto old = std::exchange(added, memory_of(page));
+      paging::copy_bytes(added->data(), place.device, old->data(), before, old->bytes());
+      pages_[static_cast<std::size_t>(page)] = shape_.arrays(page, added->data());
+    }
   }
 
   StateShape shape_;
   paging::MemoryPlace device_;
   std::shared_ptr<Ledger> ledger_;
-  std::array<Tier, 2> tiers_;  // of what stays, and of what is offloaded
+  std::array<Tier, 2> tiers_;                                   // of what stays, and of what is offloaded
+  std::map<int, std::unique_ptr<paging::DeviceBuffer>> added_;  // by page, beside the tiers' own
   std::vector<StateArrays> pages_;
 };
 

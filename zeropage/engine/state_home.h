@@ -103,6 +103,9 @@ class StateHome {
   /// From now on that is noted there.
   virtual void observe(const std::shared_ptr<Timeline>& timeline) = 0;
 
+  /// Zero-filled arrays, in memory, for a page that had none, or that is the next one. Outside of a pass.
+  virtual void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) = 0;
+
   /// Moves what is in the device's memory to the host's until `reload`. Pages can be acquired there meanwhile.
   virtual void unload() = 0;
   virtual void reload() = 0;

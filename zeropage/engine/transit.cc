@@ -11,23 +11,34 @@ namespace zeropage::engine {
 
 Transit::Transit(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, paging::MemoryPlace host,
                  const std::shared_ptr<Ledger>& ledger, Travels travels)
-    : state_(state), reducer_(reducer), device_(device), travels_(travels), slot_(state.layout()->pages().size()) {
+    : state_(state),
+      reducer_(reducer),
+      device_(device),
+      host_(host),
+      ledger_(ledger),
+      travels_(travels),
+      slot_(state.layout()->pages().size()) {
   if (!device_.is_cpu()) stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
+  grow();
+}
+
+void Transit::grow() {
+  slot_.resize(state_.layout()->pages().size());
   const auto fill = [&](std::array<Slot, 2>& slots, paging::MemoryPlace place) {
     std::int64_t gradient_bytes = 0;
     std::int64_t parameter_bytes = 0;
-    for (const auto& page : state.layout()->pages()) {
+    for (const auto& page : state_.layout()->pages()) {
       if (!page.trainable || &slots_of(page.index) != &slots) continue;
-      const std::int64_t numel = state.owned(page.index).numel;
+      const std::int64_t numel = state_.owned(page.index).numel;
       if (gradient_travels(page.index)) gradient_bytes = std::max(gradient_bytes, 4 * numel);
       if (parameter_travels(page.index)) parameter_bytes = std::max(parameter_bytes, numel * page.element_bytes);
     }
     for (auto& slot : slots) {
-      slot.gradient = std::make_unique<paging::DeviceBuffer>(gradient_bytes, place, ledger, MemoryKind::kBuffers);
-      slot.parameter = std::make_unique<paging::DeviceBuffer>(parameter_bytes, place, ledger, MemoryKind::kBuffers);
+      slot.gradient = std::make_unique<paging::DeviceBuffer>(gradient_bytes, place, ledger_, MemoryKind::kBuffers);
+      slot.parameter = std::make_unique<paging::DeviceBuffer>(parameter_bytes, place, ledger_, MemoryKind::kBuffers);
     }
   };
-  fill(on_host_, host);
+  fill(on_host_, host_);
   fill(on_device_, device_);
 }
 

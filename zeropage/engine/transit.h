@@ -41,6 +41,9 @@ class Transit {
     std::byte* parameter = nullptr;
   };
 
+  /// Room for pages that are trained since lately. No page may be on its way.
+  void grow();
+
   /// Pages arrive in the order in which they were fetched; at most one is fetched and has not arrived.
   void fetch(int page);
   Place arrive(int page);
@@ -67,6 +70,8 @@ class Transit {
   const ModelState& state_;
   const reduce::Reducer& reducer_;
   c10::Device device_;
+  paging::MemoryPlace host_;
+  std::shared_ptr<Ledger> ledger_;
   Travels travels_;
   std::optional<c10::Stream> stream_;  // absent on the CPU
   std::array<Slot, 2> on_host_;

@@ -130,7 +130,7 @@ void require_states(const config::Optimizer& optimizer, const std::vector<config
 std::vector<OwnedSegment> owned_segments(const ModelState& state) {
   std::vector<OwnedSegment> segments;
   for (const auto& page : state.layout()->pages()) {
-    if (!page.trainable) continue;
+    if (page.group < 0) continue;
     const auto& own = state.owned(page.index);
     for (const auto& segment : state.layout()->segments(page.index, own.begin, own.begin + own.numel)) {
       segments.push_back({segment.parameter, segment.parameter_offset, segment.numel});

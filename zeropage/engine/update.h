@@ -51,7 +51,7 @@ void require_one_pass(const config::Config& config, c10::Device device);
 /// Errors: UsageError when hyperparameters of `groups` ask for state that `optimizer`, as the engine was made for, does not have.
 void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups);
 
-/// What of the trained parameters this rank updates, in the order of the pages.
+/// What this rank updates of the parameters that an optimizer has, also of those that are frozen now; in the order of the pages.
 std::vector<OwnedSegment> owned_segments(const ModelState& state);
 
 /// The step of one parameter.

@@ -36,7 +36,10 @@ class PageCache {
   PageCache(std::string_view what, StoreOptions options, std::vector<ExtentSpec> pages,
             const std::shared_ptr<Ledger>& ledger);
 
-  bool has(int page) const { return extents_[static_cast<std::size_t>(page)] >= 0; }
+  bool has(int page) const {
+    const auto index = static_cast<std::size_t>(page);
+    return index < extents_.size() && extents_[index] >= 0;
+  }
 
   /// Forgets what was announced before. Pages that are not here do not count. Errors: those of Store::read.
   void read_ahead(const std::vector<int>& pages);

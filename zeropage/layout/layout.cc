@@ -13,6 +13,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <map>
 #include <tuple>
 #include <utility>
@@ -72,14 +73,16 @@ void cut_into_shards(Page& page, const Options& options) {
 
 }  // namespace
 
-Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options)
-    : parameters_(std::move(parameters)), options_(options) {
+Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options) : options_(options) {
   check_options(options_);
-  page_of_.reserve(parameters_.size());
-  offset_of_.reserve(parameters_.size());
+  append(std::move(parameters));
+}
+
+void Layout::append(std::vector<ParameterSpec> parameters) {
+  for (const ParameterSpec& spec : parameters) check_parameter(spec);
+  const std::size_t first_page = pages_.size();
   std::map<PageKey, int> open_pages;
-  for (const ParameterSpec& spec : parameters_) {
-    check_parameter(spec);
+  for (const ParameterSpec& spec : parameters) {
     const PageKey key{spec.dtype, spec.element_bytes, spec.group, spec.trainable, spec.persistent};
     const auto open = open_pages.find(key);
     int index = open == open_pages.end() ? -1 : open->second;
@@ -100,7 +103,18 @@ Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options)
     page_of_.push_back(index);
     offset_of_.push_back(offset);
   }
-  for (Page& page : pages_) cut_into_shards(page, options_);
+  for (std::size_t page = first_page; page < pages_.size(); ++page) cut_into_shards(pages_[page], options_);
+  std::ranges::move(parameters, std::back_inserter(parameters_));
+  began_later_.resize(pages_.size());
+}
+
+void Layout::begin_training(int page) {
+  Page& spec = pages_.at(static_cast<std::size_t>(page));
+  if (spec.trainable) return;
+  if (spec.group < 0) throw UsageError(fmt::format("layout: page {} is in no group of the optimizer", page));
+  spec.trainable = true;
+  for (const Placement& placement : spec.placements) parameters_[placement.parameter].trainable = true;
+  began_later_[page] = true;
 }
 
 std::vector<Segment> Layout::segments(int page, std::int64_t begin, std::int64_t end) const {

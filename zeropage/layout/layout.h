@@ -76,6 +76,15 @@ class Layout {
   int page_of(int parameter) const { return page_of_[parameter]; }
   std::int64_t offset_of(int parameter) const { return offset_of_[parameter]; }
 
+  /// Adds parameters, on pages of their own behind the others. Errors: as the constructor's.
+  void append(std::vector<ParameterSpec> parameters);
+
+  /// The parameters of a page in a group of the optimizer are trained from now on. Their places stay.
+  void begin_training(int page);
+
+  /// Whether `begin_training` was called for the page.
+  bool began_later(int page) const { return began_later_[page]; }
+
   /// Segments of `page` in elements [begin, end), ascending; empty parameters have none.
   std::vector<Segment> segments(int page, std::int64_t begin, std::int64_t end) const;
 
@@ -91,6 +100,7 @@ class Layout {
   std::vector<Page> pages_;
   std::vector<int> page_of_;
   std::vector<std::int64_t> offset_of_;
+  std::vector<bool> began_later_;
 };
 
 /// The page size used when the user names none: about a 32nd of the model, between 2^16 and 2^23 elements, so that small

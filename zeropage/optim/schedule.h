@@ -36,6 +36,9 @@ class LrSchedule {
   /// Errors: ConfigError when the kind is kNone or a step size is not positive.
   LrSchedule(const config::Schedule& config, std::vector<double> base_lrs);
 
+  /// One more parameter group, with this rate without a schedule.
+  void add_group(double base_lr) { base_lrs_.push_back(base_lr); }
+
   /// Goes to the next iteration and returns its rates.
   std::vector<double> step();
 

@@ -66,7 +66,7 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
 
 void Pager::place_shards(std::byte* first) {
   for (const auto& page : layout_->pages()) {
-    if (!pages_[page.index].paged || on_disk(page.index)) continue;
+    if (!pages_[page.index].paged || pages_[page.index].added || on_disk(page.index)) continue;
     pages_[page.index].shard = std::exchange(first, first + page.shard_bytes());
   }
 }
@@ -80,10 +80,7 @@ std::byte* Pager::allocate_shards(std::int64_t bytes) {
   shards_ = communicator_->allocate(bytes, "parameter shards");
   const Tier tier = options_.host ? options_.host->tier : Tier::kDevice;
   shards_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, bytes, tier);
-  if (communicator_->one_sided() && !versions_) {
-    const auto cells = static_cast<std::int64_t>(layout_->pages().size() * sizeof(std::uint64_t));
-    versions_ = communicator_->allocate(cells, "page versions");
-  }
+  if (!versions_) allocate_versions();
   return shards_->data();
 }
 

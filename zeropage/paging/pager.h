@@ -80,6 +80,10 @@ class Pager final : public PageTable {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
+  /// Takes in the pages that the layout has got since; `paged` is of all pages. Collective, between passes. Their shards are in memory, also
+  /// where others are on a drive, and stay there while others are unloaded.
+  void add_pages(const std::vector<bool>& paged);
+
   bool paged(int page) const { return pages_[page].paged; }
   bool on_disk(int page) const { return options_.disk != nullptr && options_.disk->has(page); }
 
@@ -156,6 +160,7 @@ class Pager final : public PageTable {
   };
   struct PageState {
     bool paged = false;
+    bool added = false;  ///< by add_pages
     State state = State::kAbsent;
     bool dirty = false;
     bool written = false;
@@ -175,6 +180,7 @@ class Pager final : public PageTable {
   std::unique_lock<std::mutex> lock() const;
   std::int64_t frame_bytes(int page) const { return layout_->pages()[page].padded_bytes(); }
   std::byte* allocate_shards(std::int64_t bytes);
+  void allocate_versions();
   void place_shards(std::byte* first);
   bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page) && !fetch_stream_; }
   void read_ahead();
@@ -205,6 +211,9 @@ class Pager final : public PageTable {
   std::unique_ptr<DeviceBuffer> away_;         // the shards, while they are unloaded
   std::unique_ptr<DeviceBuffer> host_shards_;  // instead, where the communicator has memory of a device
   LedgerEntry shards_entry_;
+  std::vector<std::unique_ptr<comm::Memory>> added_shards_;
+  std::vector<std::unique_ptr<DeviceBuffer>> added_host_shards_;
+  std::vector<LedgerEntry> added_entries_;
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
   std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device

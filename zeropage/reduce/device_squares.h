@@ -35,6 +35,9 @@ class DeviceSquares {
   /// Starts what waits: after it the pieces may change, in the order of the stream that was current when they were added.
   void start();
 
+  /// There are more pages.
+  void grow(std::size_t pages) { pages_.resize(pages); }
+
   void forget(int page);
   void forget_all();
   bool has(int page) const { return !pages_[static_cast<std::size_t>(page)].pieces.empty(); }

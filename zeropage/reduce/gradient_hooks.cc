@@ -32,25 +32,44 @@ class Hook final : public torch::autograd::FunctionPostHook {
 
 struct GradientHooks::Impl {
   struct Installed {
-    NodePtr accumulator;  // kept alive: the parameter itself holds it weakly, and the hook would go with it
-    std::uintptr_t key;
+    NodePtr accumulator = nullptr;  // kept alive: the parameter itself holds it weakly, and the hook would go with it
+    std::uintptr_t key = 0;
+
+    void remove() {
+      if (accumulator != nullptr) accumulator->del_post_hook(key);
+      accumulator = nullptr;
+    }
   };
-  std::vector<Installed> installed;
+  std::shared_ptr<std::function<void(int)>> callback;
+  std::vector<Installed> installed;  // by parameter
 };
 
-GradientHooks::GradientHooks(const std::vector<at::Tensor>& parameters, std::function<void(int)> on_gradient)
-    : impl_(std::make_unique<Impl>()) {
-  auto callback = std::make_shared<std::function<void(int)>>(std::move(on_gradient));
+GradientHooks::GradientHooks(std::function<void(int)> on_gradient) : impl_(std::make_unique<Impl>()) {
+  impl_->callback = std::make_shared<std::function<void(int)>>(std::move(on_gradient));
+}
+
+void GradientHooks::install(const std::vector<at::Tensor>& parameters, const std::vector<bool>& wanted) {
+  impl_->installed.resize(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (!parameters[i].defined() || !parameters[i].requires_grad()) continue;
-    auto accumulator = torch::autograd::impl::grad_accumulator(parameters[i]);
-    const auto key = accumulator->add_post_hook(std::make_unique<Hook>(callback, static_cast<int>(i)));
-    impl_->installed.push_back({std::move(accumulator), key});
+    auto& hook = impl_->installed[i];
+    const auto& parameter = parameters[i];
+    if (!wanted[i] || !parameter.defined() || !parameter.requires_grad() || !parameter.is_leaf()) {
+      hook.remove();
+      continue;
+    }
+    auto accumulator = torch::autograd::impl::try_get_grad_accumulator(parameter);
+    if (accumulator != nullptr && accumulator == hook.accumulator) continue;
+    hook.remove();
+    if (accumulator == nullptr) accumulator = torch::autograd::impl::grad_accumulator(parameter);
+    hook.key = accumulator->add_post_hook(std::make_unique<Hook>(impl_->callback, static_cast<int>(i)));
+    hook.accumulator = std::move(accumulator);
   }
 }
 
-GradientHooks::~GradientHooks() {
-  for (auto& hook : impl_->installed) hook.accumulator->del_post_hook(hook.key);
+void GradientHooks::remove() {
+  for (auto& hook : impl_->installed) hook.remove();
 }
+
+GradientHooks::~GradientHooks() { remove(); }
 
 }  // namespace zeropage::reduce

@@ -42,18 +42,14 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       arrived_(parameters_.size()),
       came_(parameters_.size()),
       received_(parameters_.size()),
-      reducing_(policy.sharded) {
+      waiting_(parameters_.size()),
+      reducing_(policy.sharded),
+      hooks_([this](int parameter) { on_gradient(parameter); }) {
   policy_.offloaded.resize(pages_.size());
+  for (const auto& parameter : layout_->parameters()) may_train_.push_back(parameter.group >= 0);
   for (const auto& page : layout_->pages()) {
-    auto& state = pages_[page.index];
-    state.label = "gradients of " + paging::page_label(*layout_, page.index);
-    const bool offloaded = policy_.sharded && policy_.offloaded[page.index];
-    state.result_device = offloaded ? policy_.host.device : device_;
     if (!page.trainable) continue;
-    state.keeps = may_keep(page.index);
-    state.expected = static_cast<int>(page.placements.size());
-    state.segments = layout_->shard_segments(page.index, communicator_->rank());
-    state.squares.resize(state.segments.size());
+    describe(page.index);
     order_.push_back(page.index);
   }
   std::reverse(order_.begin(), order_.end());
@@ -67,12 +63,22 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
   if (std::ranges::any_of(order_, [this](int page) { return policy_.sharded && travels(page); })) {
     send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
-  hooks_ = std::make_unique<GradientHooks>(parameters_, [this](int parameter) { on_gradient(parameter); });
 }
 
 Reducer::~Reducer() {
-  hooks_.reset();
+  hooks_.remove();
   for (const int page : order_) forget_kept(page);
+}
+
+void Reducer::describe(int page) {
+  auto& state = pages_[page];
+  state.label = "gradients of " + paging::page_label(*layout_, page);
+  const bool offloaded = policy_.sharded && policy_.offloaded[page];
+  state.result_device = offloaded ? policy_.host.device : device_;
+  state.keeps = may_keep(page);
+  state.expected = static_cast<int>(layout_->pages()[page].placements.size());
+  state.segments = layout_->shard_segments(page, communicator_->rank());
+  state.squares.resize(state.segments.size());
 }
 
 DType Reducer::frame_dtype(int page) const {
@@ -118,8 +124,9 @@ bool Reducer::reduces_into_shard(int page) const {
 
 void Reducer::allocate_pool() {
   std::int64_t frame_bytes = 0;
-  for (int index : order_) {
-    frame_bytes += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
+  for (const auto& page : layout_->pages()) {
+    if (page.group < 0) continue;  // else it may be trained later
+    frame_bytes += round_up(page.padded_numel * element_bytes(frame_dtype(page.index)), kMemoryPageBytes);
   }
   // Twice: a page may get gradients again while its first frame is being reduced. Only what is touched costs memory.
   frames_ = communicator_->one_sided()
@@ -145,7 +152,7 @@ void Reducer::allocate_whole_frames() {
 
 void Reducer::on_gradient(int parameter) {
   at::Tensor& gradient = parameters_[parameter].mutable_grad();
-  if (!gradient.defined() || !layout_->parameters()[parameter].trainable) return;
+  if (!gradient.defined() || !may_train_[parameter]) return;
   if (gradient.layout() != c10::kStrided) {
     throw UsageError(
         fmt::format("the gradient of parameter '{}' is sparse; zeropage needs dense gradients: construct the "
@@ -157,7 +164,12 @@ void Reducer::on_gradient(int parameter) {
     auto blocking = enter_blocking();
     lock.lock();
   }
-  store(parameter, gradient);
+  if (!inside_) note_foreign_backward();
+  if (has_no_place(parameter)) {
+    wait_for_place(parameter, gradient);
+  } else {
+    store(parameter, gradient, policy_.pre_scale * factor_);
+  }
   gradient.reset();
   received_[parameter] = true;
   anything_arrived_ = true;
@@ -185,14 +197,15 @@ void Reducer::take_back(int page) {
   }
 }
 
-void Reducer::store(int parameter, const at::Tensor& gradient) {
+void Reducer::store(int parameter, const at::Tensor& gradient, float scale) {
   c10::AutoGradMode no_grad(false);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const int page = layout_->page_of(parameter);
   pages_[page].order.enter(device_);
-  if (!keep(parameter, gradient)) {
+  const auto scaled = [&] { return scale == 1.0f ? gradient : at::mul(gradient, scale); };
+  if (!pages_[page].keeps || !keep(parameter, scaled())) {
     acquire_frame(page);
-    put(parameter, gradient, /*first=*/!arrived_[parameter]);
+    put(parameter, gradient, /*first=*/!arrived_[parameter], scale);
   }
   note_arrival(parameter);
 }
@@ -211,14 +224,14 @@ void Reducer::note_arrival(int parameter) {
 }
 
 /// Into the page's frame: assigned when it is the first one, else added.
-void Reducer::put(int parameter, const at::Tensor& gradient, bool first) {
+void Reducer::put(int parameter, const at::Tensor& gradient, bool first, float scale) {
   const int page = layout_->page_of(parameter);
   const DType dtype = frame_dtype(page);
   const std::int64_t element = element_bytes(dtype);
   const at::Tensor& variable = parameters_[parameter];
   std::byte* target = pages_[page].frame + layout_->offset_of(parameter) * element;
   const comm::Written written = stores_sums() ? watch_parameter(parameter, target, dtype) : comm::Written();
-  if (first && policy_.pre_scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
+  if (first && scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
       dtype_of(gradient.scalar_type()) == dtype && gradient.strides() == variable.strides()) {
     const auto* source = static_cast<const std::byte*>(gradient.const_data_ptr());
     return in_pieces(gradient.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
@@ -226,7 +239,7 @@ void Reducer::put(int parameter, const at::Tensor& gradient, bool first) {
     });
   }
   const auto type = scalar_type_of(dtype);
-  const at::Tensor scaled = policy_.pre_scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), policy_.pre_scale);
+  const at::Tensor scaled = scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), scale);
   const auto move = [&](at::Tensor to, const at::Tensor& from) { first ? to.copy_(from) : to.add_(from); };
   if (written && scaled.is_contiguous() && variable.is_contiguous()) {
     const auto whole = paging::flat_view(target, scaled.numel(), type, device_);
@@ -304,14 +317,22 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
   return parts;
 }
 
-void Reducer::begin_backward(bool boundary) {
+void Reducer::begin_backward(bool boundary, bool adds_up) {
   boundary_ = boundary;
+  inside_ = false;  // a backward before may have ended in an error
+  take_left_gradients();
+  hooks_.install(parameters_, may_train_);
+  inside_ = true;
+  factor_ = 1.0f;
   if (policy_.sharded) return;
+  if (adds_up) widen();
   reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_stands_);
   reduced_ = false;
 }
 
 void Reducer::end_backward() {
+  take_left_gradients();
+  inside_ = false;
   if (reducing_) {
     reduce_rest();
     reduced_ = true;
@@ -328,6 +349,7 @@ void Reducer::forget_backward() {
 }
 
 void Reducer::finish() {
+  take_left_gradients();
   if (backward_open_ || !(policy_.sharded || reduced_)) {
     reduce_rest();
     forget_backward();
@@ -346,10 +368,14 @@ void Reducer::reduce_rest() {
   }
   // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
   const std::size_t bits = order_.size();
-  std::string mine((2 * bits + 7) / 8, '\0');
+  std::string mine((2 * bits + pages_.size() + 7) / 8, '\0');
   for (std::size_t i = 0; i < bits; ++i) {
     if (pages_[order_[i]].touched) set_bit(mine, i);
     if (pages_[order_[i]].arrived > 0) set_bit(mine, bits + i);
+  }
+  for (std::size_t i = 0; i < waiting_.size(); ++i) {
+    if (waiting_[i].defined())
+      set_bit(mine, 2 * bits + static_cast<std::size_t>(layout_->page_of(static_cast<int>(i))));
   }
   const auto parts = exchange(mine, "pages with gradients");
   communicator_->set_checking(false);
@@ -365,6 +391,11 @@ void Reducer::reduce_rest() {
     state.touched = false;
     state.launched = false;
   }
+  std::vector<int> waiting;
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    if (anywhere(2 * bits + page)) waiting.push_back(static_cast<int>(page));
+  }
+  place_waiting(waiting);
   boundary_ ? retire(0) : retire_reductions(0);
   if (reducing_ && any_touched && !order_settled_) settle_order();
   communicator_->set_checking(true);
@@ -408,7 +439,14 @@ void Reducer::reset() {
   device_squares_.forget_all();
   std::fill(arrived_.begin(), arrived_.end(), false);
   std::fill(received_.begin(), received_.end(), false);
+  std::fill(waiting_.begin(), waiting_.end(), at::Tensor());
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (may_train_[i]) parameters_[i].mutable_grad().reset();
+  }
+  waiting_entry_ = LedgerEntry();
   forget_backward();
+  inside_ = false;
+  foreign_task_ = -1;
   reduced_ = false;
   anything_arrived_ = false;
 }
@@ -418,6 +456,8 @@ void Reducer::unload() {
   trim();
   shards_.reset();
   whole_frames_.reset();
+  admitted_frames_.clear();
+  std::erase_if(admitted_shards_, [&](const auto& shard) { return !policy_.offloaded[shard.first]; });
   whole_entry_ = LedgerEntry();
 }
 

@@ -18,6 +18,11 @@
 ///      shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the others from then on.
 ///   6. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
 ///      reduced by `finish`, before the update.
+///   6. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which pages some
+///      wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin to train such a page. And
+///      second gradients where whole frames of 16 bit only store first ones: all ranks take frames of 32 bit from then on.
+///   7. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the forward, or the
+///      program wrote `p.grad` itself) is taken when a backward begins, when it ends, and by `finish`.
 ///
 /// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
 ///
@@ -30,6 +35,7 @@
 #include <array>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -48,6 +54,11 @@
 
 namespace zeropage::reduce {
 
+struct ReduceTypes {
+  DType accumulation_dtype = DType::kFloat32;
+  DType frame_dtype = DType::kFloat32;
+};
+
 struct ReducePolicy {
   bool sharded = false;        ///< stages 2 and 3: reduce in every backward, keep a shard
   bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
@@ -57,7 +68,9 @@ struct ReducePolicy {
   float pre_scale = 1.0f;  ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
-  std::vector<bool> offloaded;                 ///< per page: its shard lives at `host`; empty: none does
+  std::optional<ReduceTypes> adding =
+      {};                       ///< what these two become when whole gradients that were only stored add up after all
+  std::vector<bool> offloaded;  ///< per page: its shard lives at `host`; empty: none does
   paging::MemoryPlace host = c10::Device(c10::kCPU);
   bool squares_before_travel = false;  ///< a first sum is squared on its device before it travels to `host`
 
@@ -86,11 +99,39 @@ class Reducer {
   /// single rank's whole pages are complete as soon as their gradients are, too.
   void listen(std::function<void(int page)> stands, std::function<void(int page)> reopens);
 
-  /// Before a backward. `boundary`: a step follows it, on every rank.
-  void begin_backward(bool boundary);
+  /// From now on calls `begins(pages)`, in the middle of an exchange, when all ranks begin to train these pages: it makes them trainable in
+  /// the layout, and may be collective.
+  void on_pages_begin(std::function<void(const std::vector<int>& pages)> begins) { on_begins_ = std::move(begins); }
+
+  /// From now on calls `foreign()` with the first gradient of a backward that is not between begin_backward and end_backward; its gradients
+  /// are multiplied by what it returns. It may throw, on the thread of that backward.
+  void on_foreign_backward(std::function<float()> foreign) { on_foreign_ = std::move(foreign); }
+
+  /// Collective, between backwards: calls `begins`, and makes room for gradients of these pages.
+  void begin_training(const std::vector<int>& pages);
+
+  /// More parameters: those that the layout has got since. `offloaded`: of all pages, as in the policy. Collective, between updates; gradients
+  /// in hand are forgotten.
+  void add(const std::vector<at::Tensor>& parameters, const std::vector<bool>& offloaded);
+
+  /// The parameter is another tensor from now on, or, undefined, for the moment none.
+  void replace(int parameter, const at::Tensor& tensor);
+
+  /// Before a forward: hooks the parameters' present AccumulateGrad nodes.
+  void begin_forward() { hooks_.install(parameters_, may_train_); }
+
+  /// When a micro step has ended: lets them go.
+  void end_step() { hooks_.remove(); }
+
+  /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may meet others of the same step (the same on
+  /// all ranks). Collective the first time that is so, where whole gradients were only stored.
+  void begin_backward(bool boundary, bool adds_up = false);
 
   /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError, TimeoutError.
   void end_backward();
+
+  /// Takes what autograd, or the program, left in `p.grad`.
+  void take_left_gradients();
 
   /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
   /// that did not go through the engine.
@@ -113,6 +154,9 @@ class Reducer {
   /// The drive that has shards, for who reads them between backwards; null: none does.
   io::PageCache* disk() const { return policy_.disk.get(); }
   bool on_disk(int page) const { return policy_.disk != nullptr && policy_.disk->has(page); }
+
+  /// Whether whole gradients add up in frames that they did not have at the start.
+  bool widened() const { return widened_; }
 
   /// Parameters that received a gradient on this rank since the last reset.
   const std::vector<bool>& received() const { return received_; }
@@ -162,6 +206,10 @@ class Reducer {
     /// Long enough that losses which take turns keep all their pages in the order.
     bool expects_gradients() const { return quiet_backwards < 4; }
   };
+  struct AdmittedFrame {
+    std::unique_ptr<comm::Memory> memory;
+    LedgerEntry entry;
+  };
   static constexpr int kNoPage = -1;
 
   /// Page-locked memory of the host for one sum that is added there.
@@ -177,8 +225,16 @@ class Reducer {
   };
 
   void on_gradient(int parameter);
-  void store(int parameter, const at::Tensor& gradient);
-  void put(int parameter, const at::Tensor& gradient, bool first);
+  bool has_no_place(int parameter) const;
+  void wait_for_place(int parameter, const at::Tensor& gradient);
+  void place_waiting(const std::vector<int>& pages);
+  void widen();
+  void widen_page(int page, std::byte* home, std::byte* frame, DType narrow, paging::FramePool& pool);
+  void admit(int page);
+  void describe(int page);
+  void note_foreign_backward();
+  void store(int parameter, const at::Tensor& gradient, float scale);
+  void put(int parameter, const at::Tensor& gradient, bool first, float scale);
   void forget_squares(int page);
   std::vector<optim::SquaredPiece> squared_pieces(int page, const void* data, DType dtype) const;
   const std::byte* summed_shard(int page) const;
@@ -217,7 +273,11 @@ class Reducer {
   bool reduces_into_shard(int page) const;
   void add_to_shard(int page, const at::Tensor& sum);
   bool travels(int page) const;
-  std::byte* offloaded_shard(int page) const { return offloaded_shards_->data() + pages_[page].shard_offset; }
+  std::byte* offloaded_shard(int page) const {
+    const auto admitted = admitted_shards_.find(page);
+    return admitted != admitted_shards_.end() ? admitted->second->data()
+                                              : offloaded_shards_->data() + pages_[page].shard_offset;
+  }
   std::optional<c10::Event> sent_so_far() const;
   void send(int page, const at::Tensor& sum);
   Slot& next_slot();
@@ -257,13 +317,24 @@ class Reducer {
   std::deque<InFlight> in_flight_;
   std::function<void(int page)> on_stands_;
   std::function<void(int page)> on_reopens_;
+  std::function<void(const std::vector<int>& pages)> on_begins_;
+  std::function<float()> on_foreign_;
+  std::vector<at::Tensor> waiting_;  // per parameter: the fp32 sum of gradients that have no place; mostly undefined
+  LedgerEntry waiting_entry_;
+  std::vector<AdmittedFrame> admitted_frames_;  // of pages that were not trained at the start
+  std::map<int, std::unique_ptr<paging::DeviceBuffer>> admitted_shards_;
+  std::vector<bool> may_train_;  // per parameter: an optimizer has it
+  bool widened_ = false;
+  bool inside_ = false;             // between begin_backward and end_backward
+  std::int64_t foreign_task_ = -1;  // the graph task of the backward that is not, as autograd counts them
+  float factor_ = 1.0f;             // of the gradients of the present backward
   bool anything_arrived_ = false;
   bool backward_open_ = false;  // gradients came that no end_backward has dealt with
   bool reducing_ = false;       // in this backward
   bool reduced_ = false;        // the last backward did
   bool boundary_ = false;       // a step follows this backward
   std::mutex mutex_;
-  std::unique_ptr<GradientHooks> hooks_;
+  GradientHooks hooks_;
 };
 
 }  // namespace zeropage::reduce

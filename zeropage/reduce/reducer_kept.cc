@@ -57,7 +57,7 @@ void Reducer::gather_kept(int page) {
     ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(gradient.nbytes()));
     if (arrived_[place.parameter]) {
       acquire_frame(page);
-      put(place.parameter, gradient, /*first=*/true);
+      put(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);
     } else {
       auto* target = state.result + place.offset * element_bytes(state.result_dtype);
       paging::view_of(target, gradient.sizes(), gradient.strides(), scalar_type_of(state.result_dtype), device_)

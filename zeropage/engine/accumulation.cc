@@ -1,0 +1,45 @@
+#include "zeropage/engine/accumulation.h"
+
+#include <fmt/format.h>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::engine {
+namespace {
+
+std::int64_t at_least_one(std::int64_t value, const char* what) {
+  if (value < 1) throw UsageError(fmt::format("{} must be at least 1, got {}", what, value));
+  return value;
+}
+
+}  // namespace
+
+AccumulationWindow::AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples)
+    : steps_(at_least_one(steps, "gradient accumulation steps")),
+      micro_batch_samples_(at_least_one(micro_batch_samples, "the samples of a micro batch")) {}
+
+void AccumulationWindow::set_steps(std::int64_t steps) { steps_ = at_least_one(steps, "gradient accumulation steps"); }
+
+void AccumulationWindow::set_micro_batch_samples(std::int64_t samples) {
+  micro_batch_samples_ = at_least_one(samples, "the samples of a micro batch");
+}
+
+void AccumulationWindow::end_micro_step() {
+  ++ended_;
+  ++micro_steps_;
+  window_samples_ += micro_batch_samples_;
+  backward_ = false;
+}
+
+void AccumulationWindow::end() {
+  samples_ += window_samples_;
+  restart();
+}
+
+void AccumulationWindow::restart() {
+  ended_ = 0;
+  window_samples_ = 0;
+  backward_ = false;
+}
+
+}  // namespace zeropage::engine

@@ -1,0 +1,76 @@
+/// \file
+/// Where in an accumulation window an engine is. A window is the micro steps whose gradients one update uses:
+///
+///   1. A window begins when the engine is made, after each update (applied or skipped), after a loaded checkpoint, and after
+///      zero_grad(), which drops the gradients of the window it interrupts.
+///   2. Each step() ends a micro step. The one that makes the window as long as the accumulation steps in force is its boundary.
+///   3. force(true) makes the next micro step a boundary, force(false) none, until force(nullopt). A window that ended early does not
+///      shorten the one after it.
+///   4. New accumulation steps hold at once: a window that is already as long, or longer, ends with its next micro step.
+///
+/// The engine owns it; the reducer is told by the engine, and Python asks the engine.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+namespace zeropage::engine {
+
+class AccumulationWindow {
+ public:
+  /// Both at least 1. `micro_batch_samples`: of all ranks, in one micro step.
+  AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples);
+
+  /// Micro steps of a window. Errors of the setters: UsageError for less than 1.
+  std::int64_t steps() const { return steps_; }
+  void set_steps(std::int64_t steps);
+  void set_micro_batch_samples(std::int64_t samples);
+
+  /// nullopt: count micro steps.
+  void force(std::optional<bool> boundary) { forced_ = boundary; }
+
+  /// Whether the next step() ends the window.
+  bool at_boundary() const { return forced_.value_or(ended_ + 1 >= steps_); }
+
+  /// Whether nothing has happened in this window yet.
+  bool is_new() const { return ended_ == 0 && !backward_; }
+
+  /// Micro steps of this window that have ended.
+  std::int64_t ended() const { return ended_; }
+
+  /// A backward has run since the last step().
+  bool had_backward() const { return backward_; }
+  void note_backward() { backward_ = true; }
+
+  /// step() was called.
+  void end_micro_step();
+
+  /// The window has led to an update, applied or skipped: the next one begins.
+  void end();
+
+  /// The window begins again without an update.
+  void restart();
+
+  /// Samples of a window of full length.
+  std::int64_t samples_of_update() const { return steps_ * micro_batch_samples_; }
+
+  /// Samples of all ranks that updates have used or skipped.
+  std::int64_t samples() const { return samples_; }
+  void set_samples(std::int64_t samples) { samples_ = samples; }
+
+  /// Calls of step(), in all windows.
+  std::int64_t micro_steps() const { return micro_steps_; }
+  void set_micro_steps(std::int64_t micro_steps) { micro_steps_ = micro_steps; }
+
+ private:
+  std::int64_t steps_;
+  std::int64_t micro_batch_samples_;
+  std::optional<bool> forced_;
+  std::int64_t ended_ = 0;
+  std::int64_t window_samples_ = 0;
+  bool backward_ = false;
+  std::int64_t samples_ = 0;
+  std::int64_t micro_steps_ = 0;
+};
+
+}  // namespace zeropage::engine

@@ -1,0 +1,82 @@
+#include "zeropage/engine/accumulation.h"
+
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::engine {
+namespace {
+
+/// Runs micro steps up to number `last` and notes those that end a window.
+void run(AccumulationWindow& window, std::vector<std::int64_t>& updates, std::int64_t last) {
+  while (window.micro_steps() < last) {
+    window.note_backward();
+    const bool boundary = window.at_boundary();
+    window.end_micro_step();
+    if (!boundary) continue;
+    updates.push_back(window.micro_steps());
+    window.end();
+  }
+}
+
+// Catches a window that is counted from the start of the run, so that new accumulation steps begin in the middle of one.
+TEST(AccumulationWindow, NewStepsBeginWithTheNextWindow) {
+  AccumulationWindow window(3, 8);
+  std::vector<std::int64_t> updates;
+  run(window, updates, 3);
+  window.set_steps(2);
+  run(window, updates, 7);
+  EXPECT_EQ(updates, (std::vector<std::int64_t>{3, 5, 7}));
+  EXPECT_EQ(window.samples(), 24 + 16 + 16);
+}
+
+// Catches a window that can no longer end because it is longer than the new accumulation steps.
+TEST(AccumulationWindow, FewerStepsEndAWindowThatIsAlreadyLonger) {
+  AccumulationWindow window(4, 1);
+  std::vector<std::int64_t> updates;
+  run(window, updates, 3);
+  window.set_steps(2);
+  run(window, updates, 6);
+  EXPECT_EQ(updates, (std::vector<std::int64_t>{4, 6}));
+}
+
+// Catches an early update that shortens the window after it.
+TEST(AccumulationWindow, AForcedBoundaryLeavesTheNextWindowWhole) {
+  AccumulationWindow window(3, 1);
+  std::vector<std::int64_t> updates;
+  window.force(true);
+  run(window, updates, 1);
+  window.force(std::nullopt);
+  run(window, updates, 4);
+  EXPECT_EQ(updates, (std::vector<std::int64_t>{1, 4}));
+  window.force(false);
+  run(window, updates, 9);
+  window.force(std::nullopt);
+  run(window, updates, 10);
+  EXPECT_EQ(updates, (std::vector<std::int64_t>{1, 4, 10}));
+}
+
+// Catches micro steps whose gradients were dropped and that count all the same.
+TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
+  AccumulationWindow window(2, 5);
+  std::vector<std::int64_t> updates;
+  run(window, updates, 1);
+  EXPECT_FALSE(window.is_new());
+  window.restart();
+  EXPECT_TRUE(window.is_new());
+  run(window, updates, 3);
+  EXPECT_EQ(updates, (std::vector<std::int64_t>{3}));
+  EXPECT_EQ(window.samples(), 10);
+}
+
+TEST(AccumulationWindow, RefusesLessThanOne) {
+  EXPECT_THROW(AccumulationWindow(0, 1), UsageError);
+  AccumulationWindow window(1, 1);
+  EXPECT_THROW(window.set_steps(0), UsageError);
+  EXPECT_THROW(window.set_micro_batch_samples(-1), UsageError);
+}
+
+}  // namespace
+}  // namespace zeropage::engine
