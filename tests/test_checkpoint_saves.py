@@ -78,7 +78,7 @@ def test_a_full_disk_fails_the_save_and_nothing_else(tmp_path, own):
     with contextlib.ExitStack() as limits:
         parameters = run_ranks(2, run)
     assert torch.equal(*parameters)
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"after", "global_step1", "latest"}  # engines may be alive yet
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"after", "global_step1", "latest", "zero_to_fp32.py"}  # engines may be alive yet
     loaded = engine_of(1, stage=0)
     loaded.load_checkpoint(tmp_path)
     assert torch.equal(flat_parameters(loaded.module), parameters[0])
@@ -101,7 +101,7 @@ def test_old_checkpoints_go(tmp_path):
         engine.save_checkpoint(tmp_path, save_latest=step != 0)
     assert (tmp_path / ".lock").exists()  # the folder is this process's until its engine ends
     engine.destroy()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step1", "global_step3", "global_step4", "latest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step1", "global_step3", "global_step4", "latest", "zero_to_fp32.py"]
 
 
 def flip_a_bit(path: Path) -> None:

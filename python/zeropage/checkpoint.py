@@ -19,6 +19,7 @@ from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
 from .preemption import Preemption
+from .utils import zero_to_fp32
 
 
 def _persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -77,6 +78,8 @@ class CheckpointingEngine:
         shards = None if self.optimizer is None else self.optimizer.shards
         states = [] if shards is None else shards.state.tensors_to_save()
         _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
+        if self.global_rank == 0:
+            zero_to_fp32.write_script(folder)
         return True
 
     def wait_for_checkpoint(self) -> None:

@@ -3,17 +3,27 @@
 Reads what `save_checkpoint` has written. `zeropage ckpt export` does the same from the command line.
 """
 
+import argparse
 import os
 import re
+import sys
 from typing import Any
 
 import torch
 
 from .. import _C
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, ZeropageError
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 Path = str | os.PathLike
+_SCRIPT = """#!/usr/bin/env python
+# Writes the model in the newest checkpoint of this folder as fp32: zero_to_fp32.py CHECKPOINTS OUTPUT [--tag TAG]
+import sys
+
+from zeropage.utils.zero_to_fp32 import main
+
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 class LazyTensor:
@@ -83,6 +93,40 @@ def load_state_dict_from_zero_checkpoint(model: torch.nn.Module, checkpoint_dir:
     model = model.cpu()
     model.load_state_dict(state, strict=False)
     return model
+
+
+def write_script(checkpoint_dir: Path) -> None:
+    """Puts zero_to_fp32.py beside the steps, where programs look for it. A failure is a warning: the steps are there without it."""
+    path = os.path.join(os.fspath(checkpoint_dir), "zero_to_fp32.py")
+    try:
+        if os.path.exists(path):
+            return
+        with open(path, "w") as file:
+            file.write(_SCRIPT)
+    except OSError as error:
+        _C.log_warn(f"the checkpoint is saved, but {path} could not be written: {error.strerror}")
+
+
+def main(arguments: list[str]) -> int:
+    """The command line of that script."""
+    parser = argparse.ArgumentParser(prog="zero_to_fp32.py", description="Writes the model in a checkpoint as fp32, in safetensors files.")
+    parser.add_argument("checkpoint_dir", help="the folder that engine.save_checkpoint was given")
+    parser.add_argument("output_dir", help="a folder for the model")
+    parser.add_argument("--max_shard_size", default="5GB", help="of one file (default: 5GB)")
+    parser.add_argument("--safe_serialization", action="store_true", help="is always so: pickles are never written")
+    parser.add_argument("-t", "--tag", help="the step (default: the newest)")
+    parser.add_argument("--exclude_frozen_parameters", action="store_true", help="trainable parameters only")
+    parser.add_argument("-d", "--debug", action="store_true", help="for compatibility: errors say what there is to say")
+    given = parser.parse_args(arguments)
+    try:
+        files = convert_zero_checkpoint_to_fp32_state_dict(
+            given.checkpoint_dir, given.output_dir, given.max_shard_size, tag=given.tag, exclude_frozen_parameters=given.exclude_frozen_parameters
+        )
+    except (ZeropageError, OSError) as error:
+        print(f"zero_to_fp32.py: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(files))
+    return 0
 
 
 def _open(checkpoint_dir: Path, tag: str | int | None) -> _C.Checkpoint:

@@ -1,0 +1,69 @@
+"""What a rank does in test_behaviour.py."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny import PLAIN, Tokens, arguments, ds_config, history, llama, weights_of
+from transformers import LlamaForCausalLM, Trainer
+
+# Every parameter is a page of its own, and only few are resident.
+TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
+
+
+def _trainer(config: dict[str, Any] | None, folder: Path, model: torch.nn.Module | None = None, **changes: Any) -> Trainer:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, **changes}
+    args = arguments(config, folder, **options)
+    return Trainer(model=model or llama(), args=args, train_dataset=Tokens(64), eval_dataset=Tokens(8, seed=2))
+
+
+def checkpoints(folder: str) -> dict[str, Any]:
+    """A run that saves, keeps the best, and is resumed; its folders; and one that saves the model alone."""
+    results = {}
+    for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
+        place = Path(folder) / name
+        saving = {"save_strategy": "steps", "save_steps": 2}
+        whole = _trainer(config, place, max_steps=6, load_best_model_at_end=True, metric_for_best_model="eval_loss", **saving)
+        whole.train()
+        best = {"best": whole.state.best_metric, "best weights": weights_of(whole.model), "best eval": whole.evaluate()["eval_loss"]}
+        resumed = _trainer(config, place, max_steps=6)
+        resumed.train(resume_from_checkpoint=str(place / "checkpoint-2"))
+        alone = _trainer(config, place / "alone", max_steps=2, save_only_model=True, **saving)
+        alone.train()
+        dist.barrier()
+        loaded = LlamaForCausalLM.from_pretrained(place / "alone" / "checkpoint-2") if name == PLAIN else None
+        results[name] = {**best, **history(resumed, "loss"), "resumed": weights_of(resumed.model)}
+        results[name]["alone"] = weights_of(loaded) if loaded is not None else _read(place / "alone" / "checkpoint-2")
+    return results
+
+
+def _read(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+
+
+def generate(folder: str) -> dict[str, Any]:
+    """Generation whose ranks stop at different lengths, with a model that is sharded."""
+    results = {}
+    rank = int(os.environ["RANK"])
+    for name, config in {PLAIN: None, "3": ds_config(3, **TIGHT)}.items():
+        trainer = _trainer(config, Path(folder) / name)
+        trainer.train()
+        model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+        prompt = torch.tensor([[5 + rank, 9, 14]])
+        made = [model.generate(prompt, max_new_tokens=4 + 6 * rank, do_sample=False, synced_gpus=synced)[0].tolist() for synced in (True, False)]
+        results[name] = {"made": made, "lengths": len(made[0])}
+    return results
+
+
+def configured_schedule(folder: str) -> list[float]:
+    """The rates of a schedule whose figures are all "auto"."""
+    config = ds_config(2)
+    params = {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto", "total_num_steps": "auto"}
+    config["scheduler"] = {"type": "WarmupDecayLR", "params": {**params, "warmup_type": "linear"}}
+    trainer = _trainer(config, Path(folder))
+    trainer.train()
+    return history(trainer, "learning_rate")["learning_rate"]
