@@ -155,7 +155,7 @@ class TwoStreams(nn.Module):
     def __init__(self, device: torch.device):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(32, 32, device=device) for _ in range(6))
-        self.side = torch.Stream(device)
+        self.side: torch.Stream | None = None  # streams cannot be copied with a model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         main = torch.accelerator.current_stream()
@@ -182,7 +182,7 @@ def test_a_model_with_a_second_stream(stage: int, offload: bool):
             zero |= {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 3000, "stage3_param_persistence_threshold": 0}
     config = {
         "train_micro_batch_size_per_gpu": 4,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.01}},
         "zero_optimization": zero,
         "zeropage": {"page_numel": 1000},
     }
@@ -190,6 +190,7 @@ def test_a_model_with_a_second_stream(stage: int, offload: bool):
         torch.manual_seed(1)
         model = TwoStreams(device)
         plain = copy.deepcopy(model).to("cpu")
+        model.side = torch.Stream(device)
         optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
         with simulated_device.delays(seed, max_us=2000):
             engine, *_ = zeropage.initialize(model=model, config=config, device=device)
