@@ -80,6 +80,7 @@ def python_goes_on(file: Path, folder: Path, steps: int) -> list[float]:
         engine.step()
         losses.append(engine.mean_loss())
     engine.save_checkpoint(folder)
+    engine.destroy()  # the folder is the next process's
     return losses
 
 
