@@ -210,7 +210,7 @@ def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
         pytest.skip("NCCL needs two GPUs")
     here = Path(__file__).resolve().parent
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here), str(here.parent / "python")], folder=str(tmp_path))))
+    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path))))
     extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | ({"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {})
     env = environment(**extra)
     if not accelerator.SIMULATED:
