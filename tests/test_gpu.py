@@ -200,10 +200,18 @@ ROUNDED = (("fp32", False, False), ("bf16", True, False), ("bf16", False, False)
 ROUNDED_OFFLOADED = (("fp32", False, True), ("int8", False, True))
 
 
+
+def is_slow(name: str, states: str, offload: bool, precision: str) -> bool:
+    """Threads of int8's kernels that meet are threads of the system where kernels are emulated. There one optimizer shows how they are
+    launched, and optim_tests what all of them compute."""
+    return accelerator.SIMULATED and states == "int8" and not offload and (name, precision) != ("AdamW", "bf16")
+
+
+CASES = [(name, *kind, precision) for name in OPTIMIZERS for kind in ROUNDED + ROUNDED_OFFLOADED for precision in ("bf16", "fp16")]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("precision", ("bf16", "fp16"))
-@pytest.mark.parametrize(("states", "masters", "offload"), ROUNDED + ROUNDED_OFFLOADED)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "states", "masters", "offload", "precision"), [c for c in CASES if not is_slow(c[0], c[1], c[3], c[4])])
 def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload, precision, tmp_path):
     """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or writes to it at the
     wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a checkpoint half-way."""
