@@ -66,6 +66,7 @@ TABLE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "utils.groups": (("compat.groups",), {}),
     "utils.logging": (("utils",), {}),
     "utils.nvtx": (("utils",), {}),
+    "utils.tensor_fragment": (("utils",), {}),
     "utils.zero_to_fp32": (("utils.zero_to_fp32",), {}),
     "zero": (_ZERO, {}),
 }
