@@ -202,8 +202,7 @@ ROUNDED_OFFLOADED = (("fp32", False, True), ("int8", False, True))
 
 
 def is_slow(name: str, states: str, offload: bool, precision: str) -> bool:
-    """Threads of int8's kernels that meet are threads of the system where kernels are emulated. There one optimizer shows how they are
-    launched, and optim_tests what all of them compute."""
+    """Where kernels are emulated one optimizer shows how int8's are launched, and optim_tests what all of them compute."""
     return accelerator.SIMULATED and states == "int8" and not offload and (name, precision) != ("AdamW", "bf16")
 
 

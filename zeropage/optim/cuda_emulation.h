@@ -1,14 +1,17 @@
 /// \file
 /// The words of CUDA that our kernels use, for a compiler that knows none of them, and start_kernel as in cuda_launch.h. One
-/// block runs after the other. Threads that do not meet do so, too; others are threads of the system, so that a sanitizer sees
-/// what a missing __syncthreads does. For tests alone.
+/// block runs after the other. Threads that do not meet do so, too; others take turns, each until it meets the rest. Under
+/// ThreadSanitizer they are threads of the system, so that it sees what a missing __syncthreads does. For tests alone.
 #pragma once
+
+#include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <barrier>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <thread>
 #include <type_traits>
 #include <vector>
@@ -27,9 +30,83 @@ struct EmulatedIndex {
 };
 inline thread_local EmulatedIndex blockIdx;
 inline thread_local EmulatedIndex threadIdx;
+#ifdef __SANITIZE_THREAD__
+
 inline thread_local std::barrier<>* emulated_barrier = nullptr;
 
 inline void __syncthreads() { emulated_barrier->arrive_and_wait(); }
+
+inline void run_meeting(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  std::barrier<> barrier(static_cast<std::ptrdiff_t>(threads));
+  std::vector<std::jthread> running;
+  for (unsigned thread = 0; thread < threads; ++thread) {
+    running.emplace_back([&, thread] {
+      emulated_barrier = &barrier;
+      threadIdx.x = thread;
+      for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+        kernel();
+        __syncthreads();
+      }
+    });
+  }
+}
+
+#else
+
+/// The threads of one block: contexts that take turns on one thread of the system.
+struct EmulatedBlock {
+  static constexpr std::size_t kStackBytes = 32 << 10;
+
+  explicit EmulatedBlock(unsigned threads) : contexts(threads), done(threads), stacks(threads * kStackBytes) {}
+
+  ucontext_t scheduler = {};
+  std::vector<ucontext_t> contexts;
+  std::vector<char> done;
+  std::vector<std::byte> stacks;
+  const std::function<void()>* kernel = nullptr;
+};
+
+inline thread_local EmulatedBlock* emulated_block = nullptr;
+
+/// The next thread runs; this one goes on when all have come to a __syncthreads or their end.
+inline void __syncthreads() {
+  const unsigned thread = threadIdx.x;
+  swapcontext(&emulated_block->contexts[thread], &emulated_block->scheduler);
+}
+
+inline void run_emulated_thread() {
+  (*emulated_block->kernel)();
+  emulated_block->done[threadIdx.x] = 1;
+}
+
+inline void run_meeting(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
+  EmulatedBlock block(threads);
+  block.kernel = &kernel;
+  emulated_block = &block;
+  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
+    for (unsigned thread = 0; thread < threads; ++thread) {
+      auto& context = block.contexts[thread];
+      getcontext(&context);
+      context.uc_stack.ss_sp = block.stacks.data() + thread * EmulatedBlock::kStackBytes;
+      context.uc_stack.ss_size = EmulatedBlock::kStackBytes;
+      context.uc_link = &block.scheduler;
+      makecontext(&context, &run_emulated_thread, 0);
+      block.done[thread] = 0;
+    }
+    bool runs = true;
+    while (runs) {
+      runs = false;
+      for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) {
+        if (block.done[threadIdx.x]) continue;
+        runs = true;
+        swapcontext(&block.scheduler, &block.contexts[threadIdx.x]);
+      }
+    }
+  }
+  emulated_block = nullptr;
+}
+
+#endif
 
 /// The largest value of the threads of a warp, for all of them; all threads of the block call it together.
 inline std::uint32_t largest_in_warp(std::uint32_t value) {
@@ -52,18 +129,7 @@ void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, T
     }
     return;
   }
-  std::barrier<> barrier(static_cast<std::ptrdiff_t>(threads));
-  std::vector<std::jthread> running;
-  for (unsigned thread = 0; thread < threads; ++thread) {
-    running.emplace_back([&, thread] {
-      emulated_barrier = &barrier;
-      threadIdx.x = thread;
-      for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-        kernel(argument);
-        __syncthreads();
-      }
-    });
-  }
+  run_meeting(blocks, threads, [&] { kernel(argument); });
 }
 
 }  // namespace zeropage::optim
