@@ -85,6 +85,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
             self.optimizer.on_new_group = weakref.WeakMethod(self._take_new_group)
+            zero.register_optimizer(self._core, self.optimizer)
             if self.zero_optimization_stage() == 3:
                 self.optimizer.parameter_offload = ParameterOffload(model)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)

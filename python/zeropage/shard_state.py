@@ -101,6 +101,13 @@ class ShardState:
             return whole
         return whole.flatten()[segment.offset : segment.offset + segment.numel].clone()
 
+    def local(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
+        """The optimizer's own tensor of a state by the element; None: there is none (yet), or this rank has no elements."""
+        index = self._index_of.get(id(parameter))
+        found = (value for i, prefix, key, value in self._entries() if i == index and prefix + key == name)
+        value = next(found, None)
+        return value if isinstance(value, torch.Tensor) and value.dim() > 0 else None
+
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
         """Bytes of the state's tensors in the memory of the device, and elsewhere, which is the host."""
         bytes_of = [0, 0]

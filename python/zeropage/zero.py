@@ -60,6 +60,22 @@ def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
             core.take(index, tensor)
 
 
+# The engine's C++ side -> its optimizer, as long as both live.
+_optimizer_of_engine: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def register_optimizer(core: _C.Engine, optimizer: Any) -> None:
+    """Says which optimizer an engine has, without keeping either alive."""
+    _optimizer_of_engine[core] = weakref.ref(optimizer)
+
+
+def engine_and_optimizer(parameter: torch.Tensor) -> tuple[_C.Engine | None, Any]:
+    """The C++ side of the engine that holds a parameter, and its optimizer; None: there is none."""
+    core = _engine_of(parameter)
+    reference = None if core is None else _optimizer_of_engine.get(core)
+    return core, None if reference is None else reference()
+
+
 def is_sharded(parameter: torch.Tensor) -> bool:
     """Whether an engine of stage 3 or an Init scope holds this parameter; small ones, which stay whole, included."""
     if _C.is_deferred(parameter):

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
+#include <torch/nn/utils/clip_grad.h>
 
 #include "zeropage/cpp/test_ranks.h"
 
@@ -85,6 +86,23 @@ TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
     EXPECT_NEAR(model.weight.mean().item<double>(), 0.75, 0.01);
     EXPECT_EQ(engine.memory_report().ranks.size(), 2u);
     EXPECT_NE(engine.memory_report().table().find("stage 3"), std::string::npos);
+  });
+}
+
+// Gradients that are not there for a program's own code, or whose change the step does not use.
+TEST(Engine, GradientsAreReadAndChangedByLibtorch) {
+  on_two_ranks([](int rank, const Options& options) {
+    Scale model(1.0);
+    auto engine = initialize(model, Config::from_json(R"({
+      "train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
+      "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})"),
+                             options);
+    engine.backward(model.forward(at::full({4}, 2.0 + 2.0 * rank)));
+    EXPECT_TRUE(model.weight.grad().equal(at::full({4}, 3.0))) << model.weight.grad();
+    EXPECT_DOUBLE_EQ(torch::nn::utils::clip_grad_norm_({model.weight}, 3.0), 6.0);
+    engine.step();
+    EXPECT_NEAR(model.weight.mean().item<double>(), 1.0 - 1.5, 1e-5);
+    EXPECT_FALSE(model.weight.grad().defined());
   });
 }
 

@@ -136,19 +136,13 @@ std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
 }
 
 Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
-  const std::size_t bitmap_bytes = (mine.received.size() + 7) / 8;
-  std::string packed(sizeof(Header) + bitmap_bytes, '\0');
+  std::string packed(sizeof(Header), '\0');
   const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash, mine.flags};
   std::memcpy(packed.data(), &header, sizeof(header));
-  for (std::size_t i = 0; i < mine.received.size(); ++i) {
-    if (mine.received[i])
-      packed[sizeof(Header) + i / 8] = static_cast<char>(packed[sizeof(Header) + i / 8] | (1 << (i % 8)));
-  }
   const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"verdict of the step", 0});
 
   Verdict verdict;
   verdict.traces_agree = true;
-  verdict.received.resize(mine.received.size());
   for (int rank = 0; rank < communicator.size(); ++rank) {
     const char* part = all.data() + rank * packed.size();
     Header theirs;
@@ -160,9 +154,6 @@ Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine
     verdict.flags.calls |= theirs.flags.calls;
     verdict.flags.wrote |= theirs.flags.wrote;
     verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
-    for (std::size_t i = 0; i < mine.received.size(); ++i) {
-      if ((part[sizeof(Header) + i / 8] >> (i % 8)) & 1) verdict.received[i] = true;
-    }
   }
   return verdict;
 }

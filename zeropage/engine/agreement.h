@@ -41,7 +41,6 @@ struct LocalVerdict {
   std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
   std::uint64_t trace_hash = 0;
   StepFlags flags;
-  std::vector<bool> received;  ///< parameters that got a gradient on this rank
 };
 
 /// What all ranks agree on before any state changes.
@@ -49,8 +48,9 @@ struct Verdict {
   double sum_of_squares = 0.0;
   std::int64_t overflow_parameter = -1;  ///< the first on any rank
   bool traces_agree = false;
-  StepFlags flags;             ///< of any rank
-  std::vector<bool> received;  ///< parameters that got a gradient anywhere
+  StepFlags flags;  ///< of any rank
+  std::vector<bool>
+      received;  ///< parameters that got a gradient anywhere; not from this exchange, but from the reducer
 };
 
 /// Collective: two small exchanges. `written`: per page, whether something wrote it on this rank outside an update. `digest(parameter)`: 16

@@ -12,6 +12,7 @@
 #include "zeropage/checkpoint/exchange.h"
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/checkpoint_tensors.h"
+#include "zeropage/engine/state_pieces.h"
 
 namespace zeropage::engine {
 namespace {
@@ -190,12 +191,7 @@ void store_parameters(const CheckpointedState& state, const HeldParameter& held,
 }
 
 void store_state(const HeldState& held, const Transfer& transfer, const at::Tensor& values) {
-  if (!held.arrays().is_wide(transfer.array)) {
-    held.write(transfer.array, transfer.piece, values.to(at::kFloat).const_data_ptr<float>(), /*key=*/0);
-    return;
-  }
-  auto* target = held.arrays().array(transfer.array) + transfer.piece.offset;
-  paging::flat_view(target, values.numel(), at::kFloat, held.device()).copy_(values);
+  store_piece(held, transfer.array, transfer.piece, values);
 }
 
 /// Transfers follow each other page by page, so that each page comes from its home once, and goes back once.

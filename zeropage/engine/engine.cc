@@ -37,6 +37,11 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
   const auto undo_log = undo_log_bytes(config_, state_.counts(), formula(), device_);
   speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *transit_, device_, undo_log, ledger_);
+  gradients_ = std::make_unique<GradientViews>(state_, *reducer_, *communicator_, device_, ledger_,
+                                               config_.zero.max_live_numel * element_bytes(state_.compute_dtype()));
+  reducer_->before_gradients([this] { gradients_->take_back(); });
+  values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
+                                              device_);
   if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
     scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
   if (config_.schedule.kind != config::ScheduleKind::kNone) {

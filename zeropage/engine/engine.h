@@ -30,6 +30,7 @@ class Checkpoint;
 
 namespace zeropage::engine {
 
+class ParameterValues;
 struct SaveOptions;
 struct LoadOptions;
 struct LoadReport;
@@ -85,9 +86,10 @@ class Engine {
   /// parameter.
   void before_forward();
 
-  /// Runs the backward of `loss` (scalar), scaled for fp16 and by the accumulation steps; gradients go to the engine and
-  /// `p.grad` stays empty. Returns the loss divided by the accumulation steps. Errors: those of the graph, PeerError,
-  /// TimeoutError.
+  /// Runs the backward of `loss` (scalar), scaled for fp16 and by the accumulation steps. Gradients go to the engine. From the
+  /// backward that completes an accumulation window until step() `p.grad` is the mean over ranks and micro batches, without the
+  /// loss scale (gradient_views.h); else it is empty. Returns the loss divided by the accumulation steps. Errors: those of the
+  /// graph, PeerError, TimeoutError.
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options = {});
 
   /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is as good as `backward(loss)`: when its
@@ -142,6 +144,10 @@ class Engine {
   std::int64_t micro_steps() const;     ///< calls of step()
   std::int64_t global_samples() const;  ///< of all ranks, in all boundary steps
   const StepResult& last_step() const;
+
+  /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError where nothing
+  /// may be read, as while state is away.
+  ParameterValues& values();
 
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
   std::int64_t gather(const std::vector<at::Tensor>& parameters);

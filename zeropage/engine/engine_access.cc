@@ -1,4 +1,4 @@
-// Access of users to whole parameters: gather and release.
+// Access of users to whole parameters, and to values of parameters.
 #include <fmt/format.h>
 
 #include <utility>
@@ -27,6 +27,11 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
     }
     if (pager.paged(page)) pager.unpin(page);
   }
+}
+
+ParameterValues& Engine::values() {
+  impl_->require_whole_state("values");
+  return *impl_->values_;
 }
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {

@@ -48,6 +48,7 @@ void Engine::Impl::forget_untrained(const checkpoint::Manifest& manifest) {
 }
 
 void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadOptions& options) {
+  gradients_->discard();
   reducer_->reset();
   window_.restart();
   last_ = StepResult{};

@@ -19,9 +19,11 @@
 #include "zeropage/engine/background_save.h"
 #include "zeropage/engine/caller_values.h"
 #include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/gradient_views.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/model_state.h"
 #include "zeropage/engine/moved_states.h"
+#include "zeropage/engine/parameter_values.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/scheduled_groups.h"
 #include "zeropage/engine/speculation.h"
@@ -74,6 +76,8 @@ class Engine::Impl {
   std::unique_ptr<Transit> transit_;
   std::unique_ptr<Speculation> speculation_;
   std::unique_ptr<MovedStates> moved_;
+  std::unique_ptr<GradientViews> gradients_;
+  std::unique_ptr<ParameterValues> values_;
   std::unique_ptr<optim::LossScaler> scaler_;
   std::unique_ptr<optim::LrSchedule> schedule_;
   std::unique_ptr<paging::FunctionObserver> observer_;

@@ -35,6 +35,7 @@ void check_loss(const at::Tensor& loss, std::string_view caller) {
 }  // namespace
 
 void Engine::Impl::begin_backward() {
+  gradients_->take_back();
   watch_.end_forward();
   if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
   const bool boundary = window_.at_boundary();
@@ -45,6 +46,10 @@ void Engine::Impl::begin_backward() {
 
 void Engine::Impl::end_backward() {
   reducer_->end_backward();
+  if (window_.at_boundary()) {
+    reducer_->finish();
+    gradients_->publish(divisor());
+  }
   backward_failed_ = false;
   window_.note_backward();
   if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
@@ -105,7 +110,6 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
 Verdict Engine::Impl::agree(bool calls) {
   reducer_->finish();
   LocalVerdict mine;
-  mine.received = reducer_->received();
   const auto written = state_.written_pages();
   mine.flags = {background_save_ && background_save_->failed(), stop_requested_, calls,
                 std::ranges::count(written, true) > 0};
@@ -123,6 +127,7 @@ Verdict Engine::Impl::agree(bool calls) {
     speculation_->undo();
     throw;
   }
+  verdict.received = reducer_->received_anywhere();
   flags_ = verdict.flags;
   state_.pager().set_trace_agreed(verdict.traces_agree);
   return verdict;
@@ -150,6 +155,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   if (!boundary) return false;
 
   state_.absorb_replaced();
+  gradients_->take_back();
   const Verdict verdict = agree(caller != nullptr);
   const double norm = std::sqrt(verdict.sum_of_squares) / divisor();
   last_.gradient_norm = norm;
@@ -196,6 +202,7 @@ void Engine::Impl::zero_grad() {
                     "by itself after an update; leave zero_grad() out",
                     window_.ended(), window_.steps()));
   }
+  gradients_->discard();
   reducer_->reset();
   window_.restart();
   backward_failed_ = false;

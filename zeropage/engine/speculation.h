@@ -69,6 +69,9 @@ class Speculation {
   /// Puts everything back.
   void undo();
 
+  /// Puts a page back, before its sum or its state changes or is read; the step updates it.
+  void retract(int page);
+
   /// After `settle`: whether a page has its update already; then `finish` is its turn.
   bool is_ahead(int page) const;
   void finish(int page);
@@ -89,7 +92,6 @@ class Speculation {
   };
 
   void offer(int page);
-  void retract(int page);
   bool may_begin(int page) const;
   bool stands(const Ahead& ahead, const UpdateInputs& inputs) const;
   void run(const std::stop_token& stop);

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <utility>
+#include <vector>
 
 namespace zeropage::reduce {
 namespace {
@@ -28,23 +29,43 @@ class Hook final : public torch::autograd::FunctionPostHook {
   int parameter_;
 };
 
+class BeforeHook final : public torch::autograd::FunctionPreHook {
+ public:
+  explicit BeforeHook(std::shared_ptr<std::function<void()>> callback) : callback_(std::move(callback)) {}
+
+  variable_list operator()(const variable_list& gradients) override {
+    (*callback_)();
+    return gradients;
+  }
+
+ private:
+  std::shared_ptr<std::function<void()>> callback_;
+};
+
 }  // namespace
 
 struct GradientHooks::Impl {
   struct Installed {
     NodePtr accumulator = nullptr;  // kept alive: the parameter itself holds it weakly, and the hook would go with it
     std::uintptr_t key = 0;
+    const torch::autograd::FunctionPreHook* before = nullptr;
 
     void remove() {
-      if (accumulator != nullptr) accumulator->del_post_hook(key);
+      if (accumulator != nullptr) {
+        accumulator->del_post_hook(key);
+        std::erase_if(accumulator->pre_hooks(), [&](const auto& each) { return each.get() == before; });
+      }
       accumulator = nullptr;
     }
   };
+  std::shared_ptr<std::function<void()>> before;
   std::shared_ptr<std::function<void(int)>> callback;
   std::vector<Installed> installed;  // by parameter
 };
 
-GradientHooks::GradientHooks(std::function<void(int)> on_gradient) : impl_(std::make_unique<Impl>()) {
+GradientHooks::GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient)
+    : impl_(std::make_unique<Impl>()) {
+  impl_->before = std::make_shared<std::function<void()>>(std::move(before_gradient));
   impl_->callback = std::make_shared<std::function<void(int)>>(std::move(on_gradient));
 }
 
@@ -62,6 +83,9 @@ void GradientHooks::install(const std::vector<at::Tensor>& parameters, const std
     hook.remove();
     if (accumulator == nullptr) accumulator = torch::autograd::impl::grad_accumulator(parameter);
     hook.key = accumulator->add_post_hook(std::make_unique<Hook>(impl_->callback, static_cast<int>(i)));
+    auto before = std::make_unique<BeforeHook>(impl_->before);
+    hook.before = before.get();
+    accumulator->add_pre_hook(std::move(before));
     hook.accumulator = std::move(accumulator);
   }
 }

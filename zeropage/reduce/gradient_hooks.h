@@ -20,9 +20,9 @@ namespace zeropage::reduce {
 /// Hooks on a set of parameters; removed with the object.
 class GradientHooks {
  public:
-  /// `on_gradient(i)` is called with the index into the parameters of `install` whenever parameter i's gradient was accumulated. An
-  /// exception thrown by it ends the backward and reaches its caller.
-  explicit GradientHooks(std::function<void(int)> on_gradient);
+  /// `on_gradient(i)` is called with the index into the parameters of `install` whenever parameter i's gradient was accumulated, and
+  /// `before_gradient()` before each of that. An exception thrown by them ends the backward and reaches its caller.
+  GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient);
   ~GradientHooks();
   GradientHooks(const GradientHooks&) = delete;
   GradientHooks& operator=(const GradientHooks&) = delete;

@@ -42,9 +42,14 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       arrived_(parameters_.size()),
       came_(parameters_.size()),
       received_(parameters_.size()),
+      received_anywhere_(parameters_.size()),
       waiting_(parameters_.size()),
       reducing_(policy.sharded),
-      hooks_([this](int parameter) { on_gradient(parameter); }) {
+      hooks_(
+          [this] {
+            if (before_gradients_) before_gradients_();
+          },
+          [this](int parameter) { on_gradient(parameter); }) {
   policy_.offloaded.resize(pages_.size());
   for (const auto& parameter : layout_->parameters()) may_train_.push_back(parameter.group >= 0);
   for (const auto& page : layout_->pages()) {
@@ -96,19 +101,24 @@ void Reducer::allocate_shards() {
   scratch_ = std::make_unique<paging::DeviceBuffer>(4 * scratch_numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
-std::unique_ptr<paging::DeviceBuffer> Reducer::allocate_shards(bool offloaded) {
+Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
   const auto bytes_of = [&](int index) {
     const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index) && !may_keep(index);
     return counts ? layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype) : 0;
   };
-  std::int64_t bytes = 0;
-  for (int index : order_) bytes += bytes_of(index);
-  auto shards = std::make_unique<paging::DeviceBuffer>(bytes, offloaded ? policy_.host : paging::MemoryPlace(device_),
-                                                       ledger_, MemoryKind::kGradients);
+  ShardMemory shards;
+  for (int index : order_) shards.bytes += bytes_of(index);
+  const auto place = offloaded ? policy_.host : paging::MemoryPlace(device_);
+  if (communicator_->one_sided() && communicator_->size() > 1 && device_.is_cpu()) {
+    shards.shared = communicator_->allocate(std::max<std::int64_t>(shards.bytes, 1), "shards of gradients");
+    shards.entry = LedgerEntry(ledger_, MemoryKind::kGradients, shards.bytes, place.tier);
+  } else {
+    shards.buffer = std::make_unique<paging::DeviceBuffer>(shards.bytes, place, ledger_, MemoryKind::kGradients);
+  }
   std::int64_t offset = 0;
   for (int index : order_) {
     if (policy_.offloaded[index] != offloaded) continue;
-    pages_[index].result = bytes_of(index) == 0 ? nullptr : shards->data() + offset;
+    pages_[index].result = bytes_of(index) == 0 ? nullptr : shards.data() + offset;
     pages_[index].shard_offset = offset;
     pages_[index].result_dtype = policy_.accumulation_dtype;
     offset += bytes_of(index);
@@ -319,6 +329,7 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 
 void Reducer::begin_backward(bool boundary, bool adds_up) {
   boundary_ = boundary;
+  anywhere_known_ = false;
   inside_ = false;  // a backward before may have ended in an error
   take_left_gradients();
   hooks_.install(parameters_, may_train_);
@@ -350,9 +361,11 @@ void Reducer::forget_backward() {
 
 void Reducer::finish() {
   take_left_gradients();
-  if (backward_open_ || !(policy_.sharded || reduced_)) {
+  if (backward_open_ || !anywhere_known_ || !(policy_.sharded || reduced_)) {
+    boundary_ = true;
     reduce_rest();
     forget_backward();
+    reduced_ = true;
   }
   retire(0);
   for (const int page : order_) {
@@ -368,7 +381,9 @@ void Reducer::reduce_rest() {
   }
   // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
   const std::size_t bits = order_.size();
-  std::string mine((2 * bits + pages_.size() + 7) / 8, '\0');
+  const std::size_t first_parameter = 2 * bits + pages_.size();
+  const std::size_t parameters = boundary_ ? received_.size() : 0;
+  std::string mine((first_parameter + parameters + 7) / 8, '\0');
   for (std::size_t i = 0; i < bits; ++i) {
     if (pages_[order_[i]].touched) set_bit(mine, i);
     if (pages_[order_[i]].arrived > 0) set_bit(mine, bits + i);
@@ -377,11 +392,16 @@ void Reducer::reduce_rest() {
     if (waiting_[i].defined())
       set_bit(mine, 2 * bits + static_cast<std::size_t>(layout_->page_of(static_cast<int>(i))));
   }
+  for (std::size_t i = 0; i < parameters; ++i) {
+    if (received_[i]) set_bit(mine, first_parameter + i);
+  }
   const auto parts = exchange(mine, "pages with gradients");
   communicator_->set_checking(false);
   const auto anywhere = [&](std::size_t bit) {
     return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, bit); });
   };
+  for (std::size_t i = 0; i < parameters; ++i) received_anywhere_[i] = anywhere(first_parameter + i);
+  anywhere_known_ = boundary_;
   bool any_touched = false;
   for (std::size_t i = 0; i < bits; ++i) {
     auto& state = pages_[order_[i]];
@@ -444,6 +464,8 @@ void Reducer::reset() {
     if (may_train_[i]) parameters_[i].mutable_grad().reset();
   }
   waiting_entry_ = LedgerEntry();
+  std::fill(received_anywhere_.begin(), received_anywhere_.end(), false);
+  anywhere_known_ = false;
   forget_backward();
   inside_ = false;
   foreign_task_ = -1;
@@ -454,7 +476,7 @@ void Reducer::reset() {
 void Reducer::unload() {
   reset();
   trim();
-  shards_.reset();
+  shards_ = {};
   whole_frames_.reset();
   admitted_frames_.clear();
   std::erase_if(admitted_shards_, [&](const auto& shard) { return !policy_.offloaded[shard.first]; });

@@ -17,12 +17,13 @@
 ///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd made: no frame, no
 ///      shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the others from then on.
 ///   6. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
-///      reduced by `finish`, before the update.
-///   6. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which pages some
+///      reduced by `finish`, after the last backward of an accumulation window or before the update.
+///   7. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which pages some
 ///      wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin to train such a page. And
 ///      second gradients where whole frames of 16 bit only store first ones: all ranks take frames of 32 bit from then on.
-///   7. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the forward, or the
+///   8. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the forward, or the
 ///      program wrote `p.grad` itself) is taken when a backward begins, when it ends, and by `finish`.
+///   9. The exchange after the last backward of a window also says which parameters have received a gradient on any rank.
 ///
 /// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
 ///
@@ -151,6 +152,37 @@ class Reducer {
   /// which waits. Errors: as comm::poll_until.
   std::vector<double> squares(int page);
 
+  /// Whether this rank has a sum of the page.
+  bool has_sum(int page) const { return pages_[page].filled; }
+
+  /// Calls `read(sum)` with this rank's part of a page's sum, flat in its type; only where has_sum.
+  void read_sum(int page, const std::function<void(const at::Tensor& sum)>& read);
+
+  /// True when sums of peers can be read without their help.
+  bool peers_readable(int page) const {
+    return communicator_->one_sided() && communicator_->size() > 1 && device_.is_cpu() && !on_disk(page) &&
+           !admitted_shards_.contains(page);
+  }
+
+  /// The same of a peer's part, a shard; only where peers_readable, and while the peer has a complete sum and leaves it alone.
+  void read_peer_sum(int page, int rank, const std::function<void(const at::Tensor& sum)>& read) const;
+
+  /// As read_sum, to change it: squares are summed again, and listeners are told. Where there was no sum it is zeros. Between a
+  /// backward that reduced (or `finish`) and the step. Errors: IoError.
+  void edit_sum(int page, const std::function<void(const at::Tensor& sum)>& edit);
+
+  /// Whether a parameter counts as one that received a gradient; the same on all ranks.
+  void set_received(int parameter, bool received);
+
+  /// Parameters that received a gradient on any rank since the last reset; after a backward that a step follows, or `finish`.
+  const std::vector<bool>& received_anywhere() const { return received_anywhere_; }
+
+  /// True when this rank has sums of whole pages.
+  bool has_whole_sum() const { return communicator_->size() == 1 || (!policy_.sharded && policy_.whole_result); }
+
+  /// From now on `callback()` is called before autograd adds to any parameter's gradient.
+  void before_gradients(std::function<void()> callback) { before_gradients_ = std::move(callback); }
+
   /// The drive that has shards, for who reads them between backwards; null: none does.
   io::PageCache* disk() const { return policy_.disk.get(); }
   bool on_disk(int page) const { return policy_.disk != nullptr && policy_.disk->has(page); }
@@ -181,9 +213,10 @@ class Reducer {
   static constexpr std::size_t kMaxInFlight = 2;
 
   struct PageState {
-    std::byte* home = nullptr;    ///< whole: the frame that holds micro batches' gradients, then the page's sum
-    std::byte* frame = nullptr;   ///< receiving gradients: `home`, or one of the pool
-    std::byte* result = nullptr;  ///< shard, or where in `home` the result stands
+    std::byte* home = nullptr;     ///< whole: the frame that holds micro batches' gradients, then the page's sum
+    std::byte* frame = nullptr;    ///< receiving gradients: `home`, or one of the pool
+    std::byte* result = nullptr;   ///< shard, or where in `home` the result stands
+    bool result_at_start = false;  ///< of `home`, not at this rank's shard of it
     DType result_dtype = DType::kFloat32;
     std::int64_t shard_offset = 0;  ///< bytes, in the buffer of shards
     paging::StreamOrder order;      ///< of those that write `frame`
@@ -217,6 +250,15 @@ class Reducer {
     std::unique_ptr<paging::DeviceBuffer> memory;
     bool busy = false;
   };
+
+  /// Memory of shards: where peers can read each other's, it is the communicator's.
+  struct ShardMemory {
+    std::unique_ptr<paging::DeviceBuffer> buffer;
+    std::unique_ptr<comm::Memory> shared;
+    LedgerEntry entry;
+    std::int64_t bytes = 0;
+    std::byte* data() const { return buffer ? buffer->data() : shared->data(); }
+  };
   struct InFlight {
     int page = kNoPage;  ///< whose sum is complete after it
     comm::WorkPtr work;
@@ -249,6 +291,8 @@ class Reducer {
   bool keep(int parameter, const at::Tensor& gradient);
   void note_arrival(int parameter);
   void gather_kept(int page);
+  void require_one_piece(int page);
+  void square_again(int page, const at::Tensor& sum);
   void forget_kept(int page);
   bool launch_kept(int page);
   void acquire_frame(int page);
@@ -266,17 +310,18 @@ class Reducer {
   void forget_backward();
   void settle_order();
   std::byte* own_shard(int page) const;
+  at::Tensor sum_view(int page, std::byte* data) const;
   void allocate_pool();
   void allocate_whole_frames();
   void allocate_shards();
-  std::unique_ptr<paging::DeviceBuffer> allocate_shards(bool offloaded);
+  ShardMemory allocate_shards(bool offloaded);
   bool reduces_into_shard(int page) const;
   void add_to_shard(int page, const at::Tensor& sum);
   bool travels(int page) const;
   std::byte* offloaded_shard(int page) const {
     const auto admitted = admitted_shards_.find(page);
     return admitted != admitted_shards_.end() ? admitted->second->data()
-                                              : offloaded_shards_->data() + pages_[page].shard_offset;
+                                              : offloaded_shards_.data() + pages_[page].shard_offset;
   }
   std::optional<c10::Event> sent_so_far() const;
   void send(int page, const at::Tensor& sum);
@@ -292,9 +337,9 @@ class Reducer {
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   ReducePolicy policy_;
-  std::unique_ptr<paging::FramePool> frames_;     // of sharded pages, and for what comes late to whole ones
-  std::unique_ptr<paging::DeviceBuffer> shards_;  // sharded
-  std::unique_ptr<paging::DeviceBuffer> offloaded_shards_;
+  std::unique_ptr<paging::FramePool> frames_;  // of sharded pages, and for what comes late to whole ones
+  ShardMemory shards_;                         // sharded
+  ShardMemory offloaded_shards_;
   std::unique_ptr<comm::Memory> whole_frames_;  // whole
   LedgerEntry whole_entry_;
   std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
@@ -310,6 +355,7 @@ class Reducer {
   std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
   std::vector<bool> came_;     // and some of it came in this backward
   std::vector<bool> received_;
+  std::vector<bool> received_anywhere_;
   std::vector<int> order_;
   std::vector<int> completed_;  // order in which pages completed in the first backward that reduced
   bool order_settled_ = false;
@@ -328,11 +374,13 @@ class Reducer {
   bool inside_ = false;             // between begin_backward and end_backward
   std::int64_t foreign_task_ = -1;  // the graph task of the backward that is not, as autograd counts them
   float factor_ = 1.0f;             // of the gradients of the present backward
+  std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
-  bool backward_open_ = false;  // gradients came that no end_backward has dealt with
-  bool reducing_ = false;       // in this backward
-  bool reduced_ = false;        // the last backward did
-  bool boundary_ = false;       // a step follows this backward
+  bool backward_open_ = false;   // gradients came that no end_backward has dealt with
+  bool reducing_ = false;        // in this backward
+  bool reduced_ = false;         // the last backward did
+  bool boundary_ = false;        // a step follows this backward
+  bool anywhere_known_ = false;  // received_anywhere_ is of all that has arrived
   std::mutex mutex_;
   GradientHooks hooks_;
 };

@@ -94,6 +94,7 @@ bool Reducer::launch_whole(int page, std::byte* frame) {
   if (state.filled) return reduce_through_fp32(page, frame, /*late=*/true);
   const DType dtype = frame_dtype(page);
   state.result = policy_.whole_result ? frame : own_shard(page);
+  state.result_at_start = policy_.whole_result;
   state.result_dtype = dtype;
   if (communicator_->size() == 1) {
     if (stores_sums()) state.squared_numel = spec.shard_numel;  // by store
@@ -135,6 +136,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   // The frame is free when all ranks have read it; at two or more of them it has room for the fp32 sum of one shard.
   if (!late && !policy_.whole_result) {
     state.result = frame;
+    state.result_at_start = true;
     state.result_dtype = DType::kFloat32;
   }
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;

@@ -85,6 +85,7 @@ void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<b
   arrived_.resize(parameters_.size());
   came_.resize(parameters_.size());
   received_.resize(parameters_.size());
+  received_anywhere_.resize(parameters_.size());
   waiting_.resize(parameters_.size());
   kept_.resize(parameters_.size());
   for (std::size_t i = may_train_.size(); i < parameters_.size(); ++i) {
@@ -173,6 +174,7 @@ void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narr
     std::byte* target = policy_.whole_result ? state.home : own_shard(page);
     move(state.result, state.result_dtype, target, policy_.whole_result ? spec.padded_numel : spec.shard_numel);
     state.result = target;
+    state.result_at_start = policy_.whole_result;
     state.result_dtype = frame_dtype(page);
   }
   if (frame == nullptr) {

@@ -1,0 +1,71 @@
+#include "zeropage/engine/engine.h"
+#include "zeropage/engine/parameter_values.h"
+
+// The casters of tensors come after torch's configuration.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "python/bind/bind.h"
+
+namespace zeropage::python {
+namespace {
+
+using engine::Engine;
+using Kind = engine::ValueName::Kind;
+using OptionalTensor = std::optional<at::Tensor>;
+
+OptionalTensor defined(at::Tensor tensor) {
+  return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
+}
+
+}  // namespace
+
+void init_values(py::module_& module) {
+  py::enum_<Kind>(module, "ValueKind", "Which value of a parameter.")
+      .value("PARAMETER", Kind::kParameter)
+      .value("GRADIENT", Kind::kGradient)
+      .value("STATE", Kind::kState);
+  auto engine = py::reinterpret_borrow<py::class_<Engine>>(module.attr("Engine"));
+  engine
+      .def(
+          "full_value",
+          [](Engine& self, const at::Tensor& parameter, Kind kind, const std::string& state) {
+            return defined(self.values().full(parameter, {kind, state}));
+          },
+          py::arg("parameter"), py::arg("kind"), py::arg("state") = "", Unlocked(),
+          "A value in fp32 and the parameter's shape; None: there is none. Collective.")
+      .def(
+          "set_full_value",
+          [](Engine& self, const at::Tensor& parameter, const at::Tensor& value, Kind kind, const std::string& state) {
+            self.values().set_full(parameter, {kind, state}, value);
+          },
+          py::arg("parameter"), py::arg("value"), py::arg("kind"), py::arg("state") = "", Unlocked(), "Collective.")
+      .def(
+          "local_value",
+          [](Engine& self, const at::Tensor& parameter, Kind kind, const std::string& state) {
+            return defined(self.values().local(parameter, {kind, state}));
+          },
+          py::arg("parameter"), py::arg("kind"), py::arg("state") = "", Unlocked(),
+          "This rank's elements of a value, flat in fp32.")
+      .def(
+          "set_local_value",
+          [](Engine& self, const at::Tensor& parameter, const at::Tensor& value, Kind kind, const std::string& state) {
+            self.values().set_local(parameter, {kind, state}, value);
+          },
+          py::arg("parameter"), py::arg("value"), py::arg("kind"), py::arg("state") = "", Unlocked(),
+          "Collective for the parameter itself.")
+      .def(
+          "assemble_value",
+          [](Engine& self, const at::Tensor& parameter, const at::Tensor& piece) {
+            return self.values().assemble(parameter, piece);
+          },
+          py::arg("parameter"), py::arg("piece"), Unlocked(), "The full value of every rank's piece. Collective.")
+      .def(
+          "piece_of_value",
+          [](Engine& self, const at::Tensor& parameter, const at::Tensor& value) {
+            return self.values().piece_of(parameter, value);
+          },
+          py::arg("parameter"), py::arg("value"), Unlocked(), "This rank's elements of a full value, flat in fp32.");
+}
+
+}  // namespace zeropage::python

@@ -1,0 +1,88 @@
+/// \file
+/// Values of one parameter as programs read and write them between steps, wherever and in whatever type they are kept: its fp32
+/// value, its mean gradient, the optimizer's state.
+///
+///   1. Parameters that were replaced (`p.data = ...`) are taken in.
+///   2. What an update beside the backward has done to the parameter's page is undone, so that values are those before the step.
+///   3. Each rank reads or writes its piece: the elements that it updates. A value that users wrote into a 16-bit parameter counts
+///      more than the fp32 master, which follows it at the next step.
+///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the value that it was given, which
+///      must be the same on all ranks.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <string>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/config/config.h"
+#include "zeropage/engine/model_state.h"
+#include "zeropage/reduce/reducer.h"
+
+namespace zeropage::engine {
+
+class GradientViews;
+class Speculation;
+
+/// Which value of a parameter.
+struct ValueName {
+  enum class Kind { kParameter, kGradient, kState };
+  Kind kind = Kind::kParameter;
+  std::string state = {};  ///< of kState: as config::optimizer_state_names, "exp_avg"
+};
+
+class ParameterValues {
+ public:
+  ParameterValues(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Speculation& speculation,
+                  GradientViews& gradients, comm::Communicator& communicator, c10::Device device);
+
+  /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained, or has no
+  /// gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in fp32. Errors: UsageError
+  /// (not a parameter of this engine, a state that the optimizer does not have), PeerError, TimeoutError, IoError.
+  at::Tensor full(const at::Tensor& parameter, const ValueName& name);
+
+  /// Collective; `value` has the parameter's shape, any floating type, and is the same on all ranks. A gradient that is set
+  /// where there was none counts as one. Errors: UsageError (as `full`; another shape; a frozen parameter; a gradient within an
+  /// accumulation window), IoError.
+  void set_full(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
+
+  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as `full`. Not collective.
+  at::Tensor local(const at::Tensor& parameter, const ValueName& name);
+
+  /// `value` has the piece's number of elements. Collective for kParameter, since peers have copies. Errors: as set_full.
+  void set_local(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
+
+  /// The full value of which every rank has its piece: state that an optimizer of the caller's keeps. Collective.
+  at::Tensor assemble(const at::Tensor& parameter, const at::Tensor& piece);
+
+  /// This rank's piece of a full value, flat.
+  at::Tensor piece_of(const at::Tensor& parameter, const at::Tensor& value) const;
+
+ private:
+  int index_of(const at::Tensor& parameter) const;
+  bool is_trained(int parameter) const;
+  const std::string& name_of(int parameter) const;
+  int page_of(int parameter) const;
+  int state_index(const std::string& state) const;
+  void prepare(int parameter);
+  void require_settable(int parameter, const ValueName& name) const;
+
+  at::Tensor read_piece(int parameter, const ValueName& name);
+  at::Tensor read_parameter(int parameter);
+  at::Tensor read_gradient(int parameter);
+  void write_state(int parameter, const ValueName& name, const at::Tensor& flat);
+  void write_gradient(int parameter, const at::Tensor& mean);
+  void set_parameter(int parameter, const at::Tensor& value);
+  at::Tensor assemble(int parameter, const at::Tensor& piece);
+  at::Tensor shaped(int parameter, const at::Tensor& flat) const;
+
+  const config::Config& config_;
+  ModelState& state_;
+  reduce::Reducer& reducer_;
+  Speculation& speculation_;
+  GradientViews& gradients_;
+  comm::Communicator& communicator_;
+  c10::Device device_;
+};
+
+}  // namespace zeropage::engine
