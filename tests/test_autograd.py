@@ -277,11 +277,15 @@ def test_hooks_on_modules_and_parameters():
 
 
 def test_leaf_gradients_are_the_engines():
-    """Catches gradients kept twice: after a backward no parameter has a `.grad` of its own."""
+    """Catches gradients kept twice, and `.grad` where no gradient came: after a backward it is the engine's, and without memory."""
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zero_optimization={"stage": 0}))
         engine.backward(engine.module.tiny.sum() + engine.module.embedding.weight.square().sum())
-        assert all(p.grad is None for p in engine.module.parameters())
+        there = {name: p.grad for name, p in engine.module.named_parameters() if p.grad is not None}
+        assert sorted(there) == ["embedding.weight", "tiny"]
+        with pytest.raises(RuntimeError, match="is not here now"):
+            there["tiny"].numpy()
+        assert torch.equal(there["tiny"], torch.ones(3))
 
     run_ranks(2, run)

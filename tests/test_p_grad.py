@@ -85,7 +85,7 @@ def test_gradient_is_the_mean_in_the_type_of_the_parameter(stage, world, precisi
 
     expected = torch.cat([p.grad.flatten() for p in plain.parameters()])
     first, *others = run_ranks(world, run)
-    torch.testing.assert_close(first, expected, rtol=0, atol=1e-6 if precision == "fp32" else 6e-3)
+    torch.testing.assert_close(first, expected, rtol=0, atol=1e-6 if precision == "fp32" else 3e-2)
     assert all(torch.equal(first, other) for other in others)
 
 

@@ -74,13 +74,14 @@ def test_full_values_are_those_of_plain_training(stage, world, precision):
         return [*seen, everything(engine.module)]
 
     ranks = run_ranks(world, run)
-    rough = dict(rtol=0, atol=2e-5) if precision == "fp32" else dict(rtol=0.1, atol=6e-3)
+    rough = dict(rtol=0, atol=2e-5) if precision == "fp32" else dict(rtol=0.1, atol=6e-2)
     for step in range(2):
         plain.backward(step)
         for name, p in plain.model.named_parameters():
             for found in (rank[step][name] for rank in ranks):
                 assert found["grad"].dtype == found["param"].dtype == torch.float32
                 torch.testing.assert_close(found["grad"], p.grad, **rough)
+                assert (found["grad"] - p.grad).abs().mean() < 2e-3
                 torch.testing.assert_close(found["param"], p.detach(), **(dict(rtol=0, atol=0) if step == 0 else rough))
         plain.optimizer.step()
     for name, p in plain.model.named_parameters():
@@ -116,6 +117,9 @@ def test_what_is_set_is_read_and_used(stage, precision, place, tmp_path):
     if place == "cpu":
         sections["zeropage"] = {"speculation_bytes": 1 << 24}
     values = drawn(model, 3, ("param", "grad", *STATES))
+    kept_as = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    for kinds in values.values():  # stage 0 keeps gradients that do not add up in the type autograd made them in
+        kinds["grad"] = kinds["grad"].to(kept_as).float()
 
     def run(rank, _):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=configuration(stage, **PRECISIONS[precision], **sections))

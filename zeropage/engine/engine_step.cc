@@ -140,6 +140,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
         "one to initialize()");
   }
+  gradients_->take_back();
   reducer_->take_left_gradients();
   if (!window_.had_backward() && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
@@ -155,7 +156,6 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   if (!boundary) return false;
 
   state_.absorb_replaced();
-  gradients_->take_back();
   const Verdict verdict = agree(caller != nullptr);
   const double norm = std::sqrt(verdict.sum_of_squares) / divisor();
   last_.gradient_norm = norm;
