@@ -81,7 +81,7 @@ def test_full_values_are_those_of_plain_training(stage, world, precision):
             for found in (rank[step][name] for rank in ranks):
                 assert found["grad"].dtype == found["param"].dtype == torch.float32
                 torch.testing.assert_close(found["grad"], p.grad, **rough)
-                assert (found["grad"] - p.grad).abs().mean() < 2e-3
+                assert (found["grad"] - p.grad).abs().mean() < 2e-3 + 0.01 * p.grad.abs().max()
                 torch.testing.assert_close(found["param"], p.detach(), **(dict(rtol=0, atol=0) if step == 0 else rough))
         plain.optimizer.step()
     for name, p in plain.model.named_parameters():
