@@ -148,7 +148,7 @@ def optimizer_facts(optimizer: "ZeropageOptimizer | None") -> str:
     lines = [f"optimizer: {optimizer.kind.name} {kind.__module__}.{kind.__qualname__}"]
     for index, group in enumerate(optimizer.param_groups):
         values = ", ".join(f"{key}={_fact(group[key])}" for key in sorted(group) if key != "params")
-        lines.append(f"parameter group {index}: {len(group['params'])} parameters, {values}")
+        lines.append(f"parameter group {index}: {values}")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ def _config(stage: int, **zero: Any) -> dict[str, Any]:
     """Clipping and batch sizes are the program's here; so are optimizer and schedule, unless it makes dummies of them."""
     config = ds_config(stage, stage3_param_persistence_threshold=0, **zero)
     config |= {"gradient_clipping": CLIPPING, "gradient_accumulation_steps": ACCUMULATION}
-    del config["optimizer"], config["scheduler"]
+    del config["optimizer"]
     return config
 
 

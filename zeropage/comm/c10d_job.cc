@@ -21,6 +21,7 @@ namespace {
 using std::chrono::milliseconds;
 using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using BackendType = c10d::ProcessGroup::BackendType;
+using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 BackendPtr make_gloo(const StorePtr& store, const World& world, milliseconds timeout) {
@@ -40,8 +41,8 @@ BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds tim
 #endif
 }
 
-ProcessGroupPtr make_group(const StorePtr& store, const char* name, BackendType type, c10::DeviceType device,
-                           const World& world, milliseconds timeout) {
+GroupPtr make_group(const StorePtr& store, const char* name, BackendType type, c10::DeviceType device,
+                    const World& world, milliseconds timeout) {
   const StorePtr own = c10::make_intrusive<c10d::PrefixStore>(name, store);
   auto group = c10::make_intrusive<c10d::ProcessGroup>(own, world.rank, world.size);
   const bool nccl = type == BackendType::NCCL;

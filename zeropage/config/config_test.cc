@@ -206,7 +206,8 @@ TEST(Config, other_keys) {
       "deterministic_reduction": false, "observe_functions": false, "max_consecutive_skips": 3})");
   EXPECT_EQ(config.steps_per_print, 10);
   EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
-  EXPECT_EQ(config.own, (Own{1, 2, CommunicatorKind::kC10d, false, false, 3, std::nullopt, false, 0, false, "", 25.0}));
+  EXPECT_EQ(config.own,
+            (Own{1, 2, CommunicatorKind::kC10d, false, false, 3, std::nullopt, false, 0, false, 1000, "", 25.0}));
 }
 
 TEST(Config, null_infinity_and_comments) {

@@ -140,7 +140,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
         "one to initialize()");
   }
-  gradients_->take_back();
+  gradients_->take_back();  // first: what `p.grad` shows is in the sums already
   reducer_->take_left_gradients();
   if (!window_.had_backward() && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
