@@ -9,6 +9,18 @@ SIMULATED = not torch.cuda.is_available()
 VARIABLE = "ZEROPAGE_TEST_SIMULATED"  # set: processes that tests start have the accelerator, too
 
 
+class OnDevice(torch.nn.Module):
+    """Moves the batch to the model's device."""
+
+    def __init__(self, model: torch.nn.Module, device: torch.device):
+        super().__init__()
+        self.inner = model.to(device)
+        self.device = device
+
+    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+        return self.inner(*(x.to(self.device) for x in batch))
+
+
 def load() -> None:
     """Makes it torch's accelerator in this process."""
     if not SIMULATED:

@@ -19,22 +19,10 @@ pytestmark = pytest.mark.simulated
 STEPS = 4
 
 
-class OnDevice(nn.Module):
-    """Moves the batch to the model's device."""
-
-    def __init__(self, model: nn.Module, device: torch.device):
-        super().__init__()
-        self.inner = model.to(device)
-        self.device = device
-
-    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        return self.inner(*(x.to(self.device) for x in batch))
-
-
 def make_engine(device: str | torch.device, stage: int, **options: Any) -> Any:
     """An engine for the small net; options as config_of's."""
     options["zeropage"] = {"page_numel": 4096, **options.get("zeropage", {})}
-    model = OnDevice(small_net(), torch.device(device))
+    model = accelerator.OnDevice(small_net(), torch.device(device))
     engine, *_ = zeropage.initialize(model=model, config=config_of(stage, **copy.deepcopy(options)), device=device)
     return engine
 

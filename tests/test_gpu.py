@@ -32,21 +32,9 @@ def device_of(name: str) -> torch.device:
     return accelerator.device() if name == "accelerator" else torch.device(name)
 
 
-class OnDevice(torch.nn.Module):
-    """Moves the batch to the model's device."""
-
-    def __init__(self, model: torch.nn.Module, device: torch.device):
-        super().__init__()
-        self.inner = model.to(device)
-        self.device = device
-
-    def forward(self, *batch: torch.Tensor) -> torch.Tensor:
-        return self.inner(*(x.to(self.device) for x in batch))
-
-
 def train_plain_on(device: torch.device) -> torch.Tensor:
     """torch.optim.AdamW on whole batches; the final parameters."""
-    model = OnDevice(copy.deepcopy(small_net()), device)
+    model = accelerator.OnDevice(copy.deepcopy(small_net()), device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
     for step in range(STEPS):
         optimizer.zero_grad()
@@ -69,7 +57,7 @@ def train_stages(device: str, max_delay_us: int, precision: str = "fp32") -> lis
             config[precision] = {"enabled": True}
         groups = [distributed.new_process_groups(torch_device, True, timedelta(seconds=60), max_delay_us) for _ in range(2)]
         with distributed.thread_rank(*groups):
-            engine, *_ = zeropage.initialize(model=OnDevice(small_net(), torch_device), config=config)
+            engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), torch_device), config=config)
             outcome = train_engine(engine, world.size, world.rank, STEPS)
             finals.append(outcome.parameters.cpu())
             if stage == 3 and world.size > 1:
@@ -98,7 +86,7 @@ def test_one_rank_on_a_gpu(stage: int, kernels: bool):
     device = accelerator.device()
     if accelerator.SIMULATED:
         simulated_device.set_kernels(kernels)
-    engine, *_ = zeropage.initialize(model=OnDevice(small_net(), device), config=config_of(stage))
+    engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), device), config=config_of(stage))
     final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
     assert (final - train_plain_on(device)).abs().max() < BOUND
 
@@ -114,7 +102,7 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
     sections["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "ratio": ratio, "pin_memory": pinned}
     if stage == 3:
         sections["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": pinned}
-    engine, *_ = zeropage.initialize(model=OnDevice(small_net(), device), config=config_of(stage, **sections))
+    engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), device), config=config_of(stage, **sections))
     final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
     assert (final - train_plain_on(device)).abs().max() < BOUND
     engine.offload_states()
@@ -134,7 +122,7 @@ def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
         config["zeropage"]["speculation_bytes"] = log_bytes
         if precision != "fp32":
             config[precision] = {"enabled": True}
-        engine, *_ = zeropage.initialize(model=OnDevice(copy.deepcopy(small_net()), accelerator.device()), config=config)
+        engine, *_ = zeropage.initialize(model=accelerator.OnDevice(copy.deepcopy(small_net()), accelerator.device()), config=config)
         ahead = 0
         for step in range(STEPS):
             engine.backward(engine(*token_batch(step)))
