@@ -4,8 +4,10 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,30 @@ def start_ranks(
 
 
 def run_processes(world: int, module: str, function: str, arguments: str, folder: Path, timeout_s: float = 60) -> list[Any]:
-    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with its error."""
+    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with the errors of all ranks."""
     ranks = start_ranks(world, module, function, arguments, folder)
-    try:
-        errors = [process.communicate(timeout=timeout_s)[1] for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    for rank, process in enumerate(ranks):
-        assert process.returncode == 0, f"rank {rank} failed:\n{errors[rank]}"
+    with ThreadPoolExecutor(world) as readers:
+        errors = [readers.submit(process.communicate) for process in ranks]
+        try:
+            _wait_for(ranks, timeout_s)
+            codes = [process.poll() for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+    said = "\n".join(f"rank {rank}: exit code {code}\n{errors[rank].result()[1]}" for rank, code in enumerate(codes))
+    assert codes == [0] * world, f"a rank failed or did not end within {timeout_s} s (None):\n{said}"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def _wait_for(ranks: list[subprocess.Popen], timeout_s: float) -> None:
+    """Until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what they see of it."""
+    end = time.monotonic() + timeout_s
+    failed = False
+    while time.monotonic() < end:
+        codes = [process.poll() for process in ranks]
+        if None not in codes:
+            return
+        if any(codes) and not failed:
+            failed = True
+            end = min(end, time.monotonic() + 10)
+        time.sleep(0.02)

@@ -21,6 +21,7 @@ from . import _C
 from .errors import ConfigError
 
 _joined = itertools.count()  # communicators are made in the same order on all ranks, so the number is part of their name
+_default_groups = itertools.count()  # the same on all ranks, too
 _this_thread = threading.local()
 
 
@@ -160,7 +161,9 @@ def _store(world: World, timeout: timedelta | None) -> Any:
     if world.size == 1:
         return dist.HashStore()
     timeout_ms = int(timeout.total_seconds() * 1000) if timeout is not None else _C.default_timeout_ms
-    return _C.job_store(world.rank, world.local_rank, world.size, world.local_size, timeout_ms)
+    store = _C.job_store(world.rank, world.local_rank, world.size, world.local_size, timeout_ms)
+    # torch numbers its groups from 0 again after destroy_process_group: the addresses of the groups before are in the store still.
+    return dist.PrefixStore(f"default_group{next(_default_groups)}", store)
 
 
 def new_process_groups(device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0) -> _C.Communicator:

@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 #include <sys/random.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <mutex>
+#include <thread>
 #include <vector>
 
 // torch's headers last: they define macros.
@@ -24,6 +26,7 @@ namespace {
 using std::chrono::milliseconds;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
+constexpr milliseconds kBetweenAttempts(20);
 constexpr const char* kSource =
     "MASTER_ADDR: from --master_addr, the hostfile, Slurm or torchrun; set --master_addr, or MASTER_ADDR, to an "
     "address "
@@ -59,32 +62,60 @@ std::string make_challenge() {
   return text;
 }
 
-/// What is at `key`. Errors: TimeoutError saying what did not happen.
+/// What is at `key`. Errors: TimeoutError saying what did not happen; c10::DistNetworkError when the store was closed meanwhile.
 std::string await_text(c10d::Store& store, const std::string& key, milliseconds timeout, const std::string& missing) {
   try {
     store.wait({key}, timeout);
+  } catch (const c10::DistNetworkError&) {
+    throw;
   } catch (const std::exception&) {
     throw TimeoutError(fmt::format("{} within {} ms; see its output", missing, timeout.count()));
   }
   return text_of(store.get(key));
 }
 
-/// Step 3.
-void prove_token(c10d::Store& store, const World& world, const std::string& token, milliseconds timeout) {
-  if (world.rank != 0) {
-    const std::string challenge = make_challenge();
-    store.set(fmt::format("challenge/{}", world.rank), bytes_of(challenge));
-    const auto answer = await_text(store, fmt::format("answer/{}", world.rank), timeout,
-                                   "rank 0 did not prove that it knows the token");
-    if (answer == hmac_sha256(token, challenge)) return;
-    throw PeerError(
-        "who listens there is not rank 0 of this job: it does not know the job's token (ZEROPAGE_JOB_TOKEN); another "
-        "program has the port: choose another one with --master_port");
-  }
+/// Step 3 on rank 0.
+void answer_ranks(c10d::Store& store, const World& world, const std::string& token, milliseconds timeout) {
   for (int rank = 1; rank < world.size; ++rank) {
     const auto challenge =
         await_text(store, fmt::format("challenge/{}", rank), timeout, fmt::format("rank {} did not come", rank));
     store.set(fmt::format("answer/{}", rank), bytes_of(hmac_sha256(token, challenge)));
+  }
+}
+
+/// Step 3 on the other ranks.
+void check_rank0(c10d::Store& store, const World& world, const std::string& token, milliseconds timeout) {
+  const std::string challenge = make_challenge();
+  store.set(fmt::format("challenge/{}", world.rank), bytes_of(challenge));
+  const auto answer =
+      await_text(store, fmt::format("answer/{}", world.rank), timeout, "rank 0 did not prove that it knows the token");
+  if (answer == hmac_sha256(token, challenge)) return;
+  throw PeerError(
+      "who listens there is not rank 0 of this job: it does not know the job's token (ZEROPAGE_JOB_TOKEN); another "
+      "program has the port: choose another one with --master_port");
+}
+
+/// Steps 2 to 4.
+StorePtr meet(const World& world, const Meeting& meeting, const std::string& token, milliseconds timeout) {
+  const auto end = std::chrono::steady_clock::now() + timeout;
+  const auto remaining = [&] {
+    return std::chrono::duration_cast<milliseconds>(end - std::chrono::steady_clock::now());
+  };
+  while (true) {
+    StorePtr store = connect(world, meeting, std::max(remaining(), milliseconds(1)));
+    if (meeting.is_open) return store;
+    c10d::PrefixStore checked("zeropage/token", store);
+    try {
+      if (world.rank == 0) {
+        answer_ranks(checked, world, token, timeout);
+      } else {
+        check_rank0(checked, world, token, std::max(remaining(), milliseconds(1)));
+      }
+      return store;
+    } catch (const c10::DistNetworkError&) {
+      if (world.rank == 0 || remaining() <= milliseconds(0)) throw;
+      std::this_thread::sleep_for(kBetweenAttempts);
+    }
   }
 }
 
@@ -96,12 +127,7 @@ StorePtr make_store(const World& world, const Meeting& given, const std::string&
   if (on_one_host) ::setenv("GLOO_SOCKET_IFNAME", "lo", /*overwrite=*/0);
   const auto blocking = enter_blocking();
   try {
-    StorePtr store = connect(world, meeting, timeout);
-    if (!token.empty() && !meeting.is_open) {
-      c10d::PrefixStore checked("zeropage/token", store);
-      prove_token(checked, world, token, timeout);
-    }
-    return c10::make_intrusive<c10d::PrefixStore>(meeting.prefix + "zeropage", std::move(store));
+    return c10::make_intrusive<c10d::PrefixStore>(meeting.prefix + "zeropage", meet(world, meeting, token, timeout));
   } catch (...) {
     rethrow_not_joined(world, meeting);
   }

@@ -4,9 +4,11 @@
 ///  1. The meeting's host name is resolved; on one host the ranks meet at the loopback address, whatever the name is, and gloo uses it, too.
 ///  2. Rank 0 listens there and nowhere else (meeting_socket.h says when it must listen at all addresses), unless torchrun's agent does.
 ///     The others try until somebody does.
-///  3. Where the launcher has handed out a token (ZEROPAGE_JOB_TOKEN), each other rank leaves a random challenge in the store, and rank 0
-///     answers it with a digest of token and challenge. A rank believes nothing else of a store before that: whoever else listens at
-///     the address does not know the token.
+///  3. Each other rank writes a random challenge into the store, and rank 0 answers it with a digest of challenge and token
+///     (ZEROPAGE_JOB_TOKEN, which the launcher hands out; else the token is empty). A rank believes nothing else of a store before that:
+///     another program at the address does not know the token.
+///  4. A store that is closed before it has answered was an earlier one of the same job: the script used torch's own process group before
+///     and has destroyed it, and rank 0 did so later than this rank. The rank then connects again, within the timeout.
 ///
 /// torch's store itself authenticates nobody: between hosts, whoever reaches the address can read and write it.
 #pragma once

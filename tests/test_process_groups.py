@@ -1,0 +1,33 @@
+"""Torch's process groups that a script makes and destroys, before and between those of zeropage."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from processes import run_processes
+
+
+def make_and_destroy_groups(late_rank: int) -> list[float]:
+    """One group of torch's own, then three of zeropage; `late_rank` destroys each later than the other. Their sums over the ranks."""
+    import torch.distributed as dist
+    import zeropage.comm as comm
+
+    sums: list[Any] = []
+    for make in (dist.init_process_group, comm.init_distributed, comm.init_distributed, comm.init_distributed):
+        make("gloo")
+        value = torch.tensor(dist.get_rank() + 1.0)
+        dist.all_reduce(value)
+        sums.append(value.item())
+        if dist.get_rank() == late_rank:
+            time.sleep(0.3)
+        dist.destroy_process_group()
+    return sums
+
+
+def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
+    """Catches a rank that meets the others through the store, or by the addresses, of groups that were destroyed before."""
+    for late_rank in (0, 1):
+        arguments = json.dumps({"late_rank": late_rank})
+        assert run_processes(2, "test_process_groups", "make_and_destroy_groups", arguments, tmp_path) == [[3.0] * 4] * 2
