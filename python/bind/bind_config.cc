@@ -2,6 +2,7 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/config/config.h"
+#include "zeropage/config/effective.h"
 
 namespace zeropage::python {
 namespace {
@@ -75,6 +76,9 @@ void init_config(py::module_& module) {
                   "Parses JSON text, checks every key and resolves the batch rule. Raises ConfigError.")
       .def_static("from_file", &Config::from_file, py::arg("path"), py::arg("world_size"),
                   "The same for a file. Raises also IoError.")
+      .def_static("notes", &config::notes, py::arg("text"), py::arg("origin"),
+                  "Lines about values in force that the document does not spell so.")
+      .def_static("notes_of_file", &config::notes_of_file, py::arg("path"))
       .def_property_readonly("train_batch_size", field<&Config::batch, &config::Batch::train_batch_size>())
       .def_property_readonly("micro_batch_size", field<&Config::batch, &config::Batch::micro_batch_size>())
       .def_property_readonly("accumulation_steps", field<&Config::batch, &config::Batch::accumulation_steps>())

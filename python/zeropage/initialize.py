@@ -52,7 +52,11 @@ def initialize(
             raise ConfigError(f"{name} is not available in this version: leave it out")
     world = current_world()
     _check_local_rank(args, world)
-    parsed = parse_config(_config_source(args, config, config_params), world.size)
+    source = _config_source(args, config, config_params)
+    parsed = parse_config(source, world.size)
+    if world.rank == 0:
+        for note in _config_notes(source):
+            _C.log_warn(note)
 
     from .engine import ZeropageEngine
 
@@ -92,20 +96,31 @@ def _config_source(args: Any, config: Any, config_params: Any) -> Any:
 
 def parse_config(source: str | os.PathLike | dict[str, Any], world_size: int) -> _C.Config:
     """Reads a path, a dict or JSON text. Raises ConfigError, IoError."""
+    text, origin = _document(source)
+    return _C.Config.from_file(origin, world_size) if text is None else _C.Config.from_json(text, world_size, origin)
+
+
+def _config_notes(source: str | os.PathLike | dict[str, Any]) -> list[str]:
+    """Lines about values in force that the document spells differently."""
+    text, origin = _document(source)
+    return _C.Config.notes_of_file(origin) if text is None else _C.Config.notes(text, origin)
+
+
+def _document(source: str | os.PathLike | dict[str, Any]) -> tuple[str | None, str]:
+    """(JSON text, what messages call it), or (None, the path of a file)."""
     if isinstance(source, dict):
         try:
-            text = json.dumps(source)
+            return json.dumps(source), "dict"
         except (TypeError, ValueError) as error:
             raise ConfigError(f"the config dict cannot be written as JSON: {error}") from None
-        return _C.Config.from_json(text, world_size, "dict")
     if not isinstance(source, (str, os.PathLike)):
         raise ConfigError(f"the config is a {type(source).__name__}; expected a path, a dict or JSON text")
     path = os.fspath(source)
     if path.lstrip().startswith("{"):
-        return _C.Config.from_json(path, world_size, "JSON text")
+        return path, "JSON text"
     if not os.path.isfile(path):
         raise ConfigError(f"there is no config file {path!r} (looked from {os.getcwd()})")
-    return _C.Config.from_file(path, world_size)
+    return None, path
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

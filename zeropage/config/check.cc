@@ -43,11 +43,14 @@ class Checker {
       fail_at(origin_, line, section.path, "not available in this version; remove the section");
     }
     std::vector<const Member*> inner;
+    std::vector<const Member*> dotted;
     for (const Member& member : node.members) {
       if (const Key* key = section.find(member.name)) {
         read_key(section, *key, member);
       } else if (is_section_path(inner_path(section, member.name))) {
         inner.push_back(&member);
+      } else if (section.path.empty() && member.name.find('.') != std::string::npos) {
+        dotted.push_back(&member);
       } else {
         unknown(section, member);
       }
@@ -55,6 +58,27 @@ class Checker {
     refuse_not_built(section);
     // After the keys, because a key (optimizer.type) may say which section is meant.
     for (const Member* member : inner) read_inner(section, *member);
+    for (const Member* member : dotted) read_dotted(section, *member);
+  }
+
+  /// `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write what they compute: the key of that
+  /// section, instead of what the section says.
+  void read_dotted(const Section& top, const Member& member) {
+    const auto dot = member.name.rfind('.');
+    const std::string path = inner_path(top, member.name.substr(0, dot));
+    const Section* section = is_section_path(path) ? find_section(path, variant(path)) : nullptr;
+    const Key* key = section == nullptr ? nullptr : section->find(member.name.substr(dot + 1));
+    if (key == nullptr) unknown(top, member);
+    const std::string full_path = section->path_of(key->name);
+    auto given = given_.extract(full_path);
+    read_key(*section, *key, {key->name, member.line, member.value});
+    refuse_not_built(*section);
+    if (!given_.contains(full_path)) {  // null, or "auto" that nothing filled in
+      if (!given.empty()) given_.insert(std::move(given));
+      return;
+    }
+    const std::string instead = given.empty() ? "" : fmt::format(" instead of {}", to_text(given.mapped().value));
+    note(member.line, json::printable(member.name), "a name with a dot outside its section sets that key" + instead);
   }
 
   void read_key(const Section& section, const Key& key, const Member& member) {
@@ -62,10 +86,20 @@ class Checker {
     const Node& node = member.value;
     if (node.kind == Kind::kNull) return;
     if (key.infinity_is_absent && node.kind == Kind::kNotFinite && node.text == "Infinity") return;
+    if (node.kind == Kind::kString && node.text == "auto" && !key.auto_is_planned && !key.has_auto_choice()) {
+      note(member.line, path,
+           fmt::format("nothing filled in the value \"auto\"; the default {} is in force", to_text(key.default_value)));
+      return;
+    }
     Converted converted = is_planned(key, node) ? planned_value(path) : convert(key, node);
     if (!converted.error.empty()) fail_at(origin_, member.line, section.path_of(member.name), converted.error);
+    if (!converted.note.empty()) note(member.line, path, converted.note);
     const auto [first, is_new] = given_.emplace(path, Given{std::move(converted.value), member.line, member.name});
     if (!is_new) twice(section, member, first->second);
+  }
+
+  void note(int line, const std::string& path, const std::string& what) {
+    notes_.push_back(fmt::format("{}:{}: {}: {}", origin_, line, path, what));
   }
 
   static bool is_planned(const Key& key, const Node& node) {
@@ -179,6 +213,7 @@ class Checker {
 
   Settings collect() const {
     Settings settings(origin_);
+    settings.notes = notes_;
     for (const Section& section : sections()) {
       if (find_section(section.path, variant(section.path)) != &section) continue;
       for (const Key& key : section.keys) {
@@ -207,6 +242,7 @@ class Checker {
   const Planned& planned_;
   std::map<std::string, Given> given_;
   std::map<std::string, Given> seen_sections_;
+  std::vector<std::string> notes_;
 };
 
 }  // namespace

@@ -368,6 +368,10 @@ Observation read_observation(const Settings& settings) {
   return observation;
 }
 
+std::string read_document(const std::string& path) {
+  return read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes);
+}
+
 }  // namespace
 
 Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned) {
@@ -418,8 +422,13 @@ Config Config::with_planned(const Planned& planned) const {
 }
 
 Config Config::from_file(const std::string& path, int world_size) {
-  const auto text = read_file(path, "the configuration", "check its path", json::kMaxDocumentBytes);
-  return from_json(text, world_size, path);
+  return from_json(read_document(path), world_size, path);
 }
+
+std::vector<std::string> notes(const std::string& json_text, const std::string& origin) {
+  return check(json::parse(json_text, origin), origin).notes;
+}
+
+std::vector<std::string> notes_of_file(const std::string& path) { return notes(read_document(path), path); }
 
 }  // namespace zeropage::config

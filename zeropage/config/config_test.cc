@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "zeropage/base/error.h"
+#include "zeropage/config/effective.h"
 
 namespace zeropage::config {
 namespace {
@@ -208,6 +209,44 @@ TEST(Config, other_keys) {
   EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
   EXPECT_EQ(config.own,
             (Own{1, 2, CommunicatorKind::kC10d, false, false, 3, std::nullopt, false, 0, false, 1000, "", 25.0}));
+}
+
+TEST(Config, auto_that_nothing_filled_in_is_the_default) {
+  const std::string keys = R"("scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+      "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}}, "fp16": {"enabled": "auto"},
+      "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": "auto"})";
+  const Config config = config_with(keys);
+  EXPECT_EQ(config.zero.persistence_threshold_numel, 100'000);
+  EXPECT_EQ(config.schedule.warmup_num_steps, 1000);
+  EXPECT_EQ(config.optimizer.params, OptimizerParams{});
+  EXPECT_EQ(config.precision, Precision::kFp32);
+  const auto lines = notes("{" + keys + "}", "config");
+  ASSERT_EQ(lines.size(), 5u);
+  EXPECT_NE(lines[0].find("config:"), std::string::npos);
+  for (const auto& line : lines)
+    EXPECT_NE(line.find("nothing filled in the value \"auto\""), std::string::npos) << line;
+}
+
+TEST(Config, sizes_with_a_fraction_are_rounded_down) {
+  const std::string keys = R"("zero_optimization": {"stage3_prefetch_bucket_size": 3686.4, "reduce_bucket_size": 1.5})";
+  EXPECT_EQ(config_with(keys).zero.prefetch_bucket_numel, 3686);
+  EXPECT_EQ(config_with(keys).zero.reduce_bucket_numel, 1);
+  const auto lines = notes("{" + keys + "}", "config");
+  ASSERT_EQ(lines.size(), 2u);
+  EXPECT_NE(lines[0].find("rounded down to 3686"), std::string::npos) << lines[0];
+}
+
+TEST(Config, dotted_keys_at_the_top_level_go_before_the_section) {
+  const std::string keys = R"("zero_optimization.reduce_bucket_size": 4096, "zero_optimization": {"stage": 3,
+      "reduce_bucket_size": 9, "stage3_prefetch_bucket_size": 7}, "zero_optimization.stage3_prefetch_bucket_size": 3686.4)";
+  const Config config = config_with(keys);
+  EXPECT_EQ(config.zero.reduce_bucket_numel, 4096);
+  EXPECT_EQ(config.zero.prefetch_bucket_numel, 3686);
+  EXPECT_EQ(config.zero.stage, 3);
+  EXPECT_EQ(config_with(R"("optimizer.params.lr": 0.5, "optimizer": {"type": "SGD"})").optimizer.params.lr, 0.5);
+  const auto lines = notes("{" + keys + "}", "config");
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_NE(lines[0].find("sets that key instead of 9"), std::string::npos) << lines[0];
 }
 
 TEST(Config, null_infinity_and_comments) {

@@ -18,16 +18,16 @@ bool same_text(const std::string& a, const std::string& b) {
   return std::ranges::equal(a, b, [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
 }
 
+bool is_fraction(const Node& node) {
+  return node.kind == Kind::kNumber && !node.integer && std::abs(node.number) < 0x1p63;
+}
+
 std::string hint(const Key& key, const Node& node) {
   const bool wants_number = key.type == Type::kInteger || key.type == Type::kReal;
-  if (node.kind == Kind::kString && same_text(node.text, "auto")) {
-    return fmt::format("; \"auto\" is for a training framework to fill in, write {} for the default",
-                       to_text(key.default_value));
-  }
   if (node.kind == Kind::kString && (wants_number || key.type == Type::kBool)) return "; write it without quotes";
   if (node.kind == Kind::kBool && wants_number) return "; true and false are not numbers";
   if (node.kind == Kind::kNumber && key.type == Type::kInteger && !node.integer) {
-    return std::abs(node.number) < 0x1p63 ? "; it has a fraction" : "; it must fit in 64 bits";
+    return is_fraction(node) ? "; it has a fraction" : "; it must fit in 64 bits";
   }
   if (node.kind == Kind::kNumber && key.type == Type::kBool) return "; write true or false";
   if (node.kind == Kind::kNumber && key.type == Type::kText) return "; write it in quotes";
@@ -89,6 +89,10 @@ Converted convert(const Key& key, const Node& node) {
       break;
     case Type::kInteger:
       if (node.kind == Kind::kNumber && node.integer && key.in_range(node.number)) return {*node.integer, ""};
+      if (key.rounds_down && is_fraction(node) && key.in_range(std::floor(node.number))) {
+        const auto rounded = static_cast<std::int64_t>(std::floor(node.number));
+        return {rounded, "", fmt::format("{} is rounded down to {}", json::describe(node), rounded)};
+      }
       break;
     case Type::kReal:
       if (node.kind == Kind::kNumber && key.in_range(node.number)) return {node.number, ""};

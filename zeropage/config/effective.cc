@@ -75,6 +75,7 @@ std::string describe(const std::string& json_text, const std::string& origin, in
     out += fmt::format("{:<{}}  {:<{}}  {}\n", setting.path, path_width, to_text(setting.value), value_width,
                        source_text(setting));
   }
+  for (const std::string& note : resolved.settings.notes) out += "note: " + note + "\n";
   return out;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "zeropage/config/config.h"
 #include "zeropage/config/settings.h"
@@ -26,6 +27,13 @@ std::string effective_json(const Settings& settings);
 /// from (line of the file, default, derived); keys without effect are listed where the file sets them. world_size 0: batch
 /// sizes stay open. Errors: as from_json.
 std::string describe(const std::string& json_text, const std::string& origin, int world_size);
+
+/// Lines about values in force that the document does not spell so: sizes rounded down, "auto" that nothing filled in, keys with dots.
+/// To be shown once, by one rank. Errors: as from_json, but for rules between keys.
+std::vector<std::string> notes(const std::string& json_text, const std::string& origin);
+
+/// The same for a file. Errors: as from_file, but for rules between keys.
+std::vector<std::string> notes_of_file(const std::string& path);
 
 /// docs/config.md, generated from the tables.
 std::string reference_markdown();

@@ -18,6 +18,10 @@ are matched without regard to case. Keys that are not listed, duplicate keys and
 the line. Keys whose range says so may be `"auto"`: the three batch sizes follow from each other, and the others are chosen from the
 model and free memory when the engine is made ([which stage](which-stage.md)).
 
+What training libraries write is read, with a line on rank 0 that says so: `"auto"` in any other key counts as absent, sizes of
+`zero_optimization` with a fraction are rounded down, and a key such as `"zero_optimization.reduce_bucket_size"` at the top level takes the place
+of that key in its section.
+
 Status:
 - **in force**: does what it says.
 - **accepted**: checked, then without effect, for the reason given.

@@ -96,6 +96,17 @@ Key& Key::or_auto() {
   return *this;
 }
 
+Key& Key::or_fraction() {
+  rounds_down = true;
+  return *this;
+}
+
+bool Key::has_auto_choice() const {
+  if (type == Type::kTexts) return true;
+  if (type != Type::kText) return false;
+  return choices.empty() || std::ranges::any_of(choices, [](const Choice& choice) { return choice.name == "auto"; });
+}
+
 bool Key::in_range(double number) const {
   if (low && (number < *low || (above_low && number == *low))) return false;
   return !high || number < *high || (!below_high && number == *high);

@@ -56,6 +56,7 @@ struct Key {
   bool required = false;
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
   bool infinity_is_absent = false;  ///< Infinity means that the key is not there
+  bool rounds_down = false;         ///< kInteger: a fraction is rounded down, with a note
 
   Key& at_least(double value);
   Key& positive();
@@ -65,7 +66,11 @@ struct Key {
   Key& also_named(std::initializer_list<std::string> names);
   Key& or_one_text();
   Key& must_be_given();
-  Key& or_auto();  ///< sets auto_is_planned
+  Key& or_auto();      ///< sets auto_is_planned
+  Key& or_fraction();  ///< sets rounds_down
+
+  /// Whether the text "auto" is a value of this key like any other.
+  bool has_auto_choice() const;
 
   /// Whether a number lies in the range.
   bool in_range(double number) const;

@@ -57,6 +57,9 @@ class Settings {
   const std::vector<Setting>& all() const { return settings_; }
   const std::string& origin() const { return origin_; }
 
+  /// Lines about values that are in force and that the document does not spell so.
+  std::vector<std::string> notes;
+
   /// Throws ConfigError "origin:line: path: what"; without the line when the document does not set the key.
   [[noreturn]] void fail(const std::string& path, const std::string& what) const;
 

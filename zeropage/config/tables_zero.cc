@@ -18,11 +18,13 @@ std::vector<Key> stage_keys() {
       flag("reduce_scatter", true, kInForce, "false: all-reduce gradients and keep the own slice (more traffic)."),
       integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.")
           .at_least(1)
+          .or_fraction()
           .or_auto(),
       flag("use_multi_rank_bucket_allreduce", true, kAccepted, "Pages always span all ranks."),
       flag("allgather_partitions", true, kAccepted, "Updated pages are always all-gathered in place."),
       integer("allgather_bucket_size", 500'000'000, kInForce, "Most elements of one all-gather after the update.")
           .at_least(1)
+          .or_fraction()
           .or_auto(),
       flag("overlap_comm", true, kInForce,
            "Reduce gradients while the backward before a step runs (stages 2 and 3: every backward); false: stages 0 "
@@ -32,7 +34,8 @@ std::vector<Key> stage_keys() {
            "Master weights are kept in checkpoints, so they are what is loaded."),
       flag("elastic_checkpoint", false, kNotBuilt, "The old format; checkpoints here load at any world size."),
       integer("sub_group_size", 1'000'000'000, kAccepted, "The update goes page by page, never over a larger group.")
-          .at_least(1),
+          .at_least(1)
+          .or_fraction(),
       flag("ignore_unused_parameters", true, kNotBuilt,
            "Parameters without a gradient are left as they are; false: an error."),
       flag("legacy_stage1", false, kNotBuilt, "The first implementation of stage 1, which the reference removed."),
@@ -50,22 +53,27 @@ std::vector<Key> stage3_keys() {
   return {
       integer("stage3_prefetch_bucket_size", 50'000'000, kInForce, "Most elements gathered ahead of use.")
           .at_least(0)
+          .or_fraction()
           .or_auto()
           .also_named({"prefetch_bucket_size"}),
       integer("stage3_param_persistence_threshold", 100'000, kInForce, "Parameters of fewer elements stay gathered.")
           .at_least(0)
+          .or_fraction()
           .also_named({"param_persistence_threshold"}),
       integer("stage3_model_persistence_threshold", INT64_MAX, kInForce,
               "Most elements of all parameters that stay gathered.")
           .at_least(0)
+          .or_fraction()
           .also_named({"model_persistence_threshold"}),
       integer("stage3_max_live_parameters", 1'000'000'000, kInForce, "Most gathered elements at a time.")
           .at_least(0)
+          .or_fraction()
           .or_auto()
           .also_named({"max_live_parameters"}),
       integer("stage3_max_reuse_distance", 1'000'000'000, kInForce,
               "A parameter used again within so many elements stays gathered, where the limit on live ones allows it.")
           .at_least(0)
+          .or_fraction()
           .also_named({"max_reuse_distance"}),
       flag("stage3_gather_16bit_weights_on_model_save", false, kInForce, "Let save_16bit_model gather whole weights.")
           .also_named({"gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"}),
@@ -112,10 +120,13 @@ Section offload_param() {
       device_key(),
       folders_key(),
       integer("buffer_count", 5, kInForce, "For NVMe: pages in memory at a time; 3 at least.").between(0, 1024),
-      integer("buffer_size", 100'000'000, kAccepted, "A buffer holds a page, whatever its size.").at_least(0),
+      integer("buffer_size", 100'000'000, kAccepted, "A buffer holds a page, whatever its size.")
+          .at_least(0)
+          .or_fraction(),
       integer("max_in_cpu", 1'000'000'000, kInForce,
               "For NVMe: elements of each rank's shards that stay in host memory, in whole pages.")
-          .at_least(0),
+          .at_least(0)
+          .or_fraction(),
       flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
   };
   section.switch_key = "device";

@@ -8,6 +8,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
+#include "zeropage/config/effective.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
 #include "zeropage/engine/agreement.h"
@@ -120,6 +121,9 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
                                   *impl->communicator);
   impl->micro_batch_size = impl->config.batch.micro_batch_size;
   const bool first = impl->world.rank == 0;
+  if (first) {
+    for (const std::string& note : config::notes(config.text(), config.origin())) log_warn(note);
+  }
   if (first && impl->config.dump_state) std::fprintf(stderr, "%s\n", impl->config.effective_json.c_str());
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
     log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
