@@ -397,7 +397,7 @@ def test_gathered_parameters_take_the_modifiers_values():
         with zeropage.zero.GatheredParameters(weight, modifier_rank=0):
             if rank == 0:
                 weight.data.fill_(0.5)
-        with zeropage.zero.gathered(engine.parameters()):
+        with zeropage.zero.gathered([*engine.parameters(), None]):  # a bias that a layer lacks
             return weight.detach().numpy().copy()
 
     for values in run_ranks(2, run):

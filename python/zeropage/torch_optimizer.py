@@ -29,7 +29,9 @@ from .shard_state import Segment, ShardState
 
 # Those that torch documents as working element by element.
 ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-_WHOLE_PARAMETERS = ("Adafactor", "LBFGS", "Muon", "SparseAdam")
+# Those that look at whole parameters, whichever library they are from: factored or preconditioned moments, norms of a parameter.
+_WHOLE_PARAMETERS = ("Adafactor", "AdaFactor", "AdafactorBigVision", "CAME", "LBFGS", "Muon", "AdaMuon", "SparseAdam", "Lamb", "LAMB", "Lars", "LARS")
+_WHOLE_PARAMETERS += ("Shampoo", "ScalableShampoo", "SOAP", "Kron", "SM3", "GaLoreAdamW", "GaLoreAdafactor", "Lomo", "AdaLomo")
 
 # (parameter, values, gradient or None)
 Values = tuple[int, torch.Tensor, torch.Tensor | None]
@@ -40,7 +42,7 @@ def check_elementwise(optimizer: torch.optim.Optimizer, allow_untested: bool) ->
     kind = type(optimizer)
     name = f"{kind.__module__}.{kind.__qualname__}"
     known = {getattr(torch.optim, each) for each in ELEMENTWISE}
-    if isinstance(optimizer, tuple(getattr(torch.optim, each) for each in _WHOLE_PARAMETERS if hasattr(torch.optim, each))):
+    if any(base.__name__ in _WHOLE_PARAMETERS for base in kind.__mro__):
         raise ConfigError(f"the optimizer {name} looks at whole parameters, and ranks update parts of them: use one that works by the element")
     if kind not in known and not allow_untested:
         raise ConfigError(

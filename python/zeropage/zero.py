@@ -164,7 +164,8 @@ class Init:
 class GatheredParameters:
     """While inside, the parameters are whole and stay so on every rank that has entered.
 
-    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone.
+    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone, and so is None, which
+        programs pass for a bias that a layer lacks.
     modifier_rank: on leaving every rank takes this rank's values (collective); None: what each rank wrote stands, which
     must be the same everywhere.
     fwd_module: accepted for compatibility; nothing needs it.
@@ -177,7 +178,7 @@ class GatheredParameters:
         fwd_module: torch.nn.Module | None = None,
         enabled: bool = True,
     ):
-        params = [params] if isinstance(params, torch.Tensor) else list(params)
+        params = [params] if isinstance(params, torch.Tensor) else [p for p in params if p is not None]
         wrong = next((p for p in params if not isinstance(p, torch.Tensor)), None)
         if wrong is not None:
             raise UsageError(f"GatheredParameters takes parameters, got {type(wrong).__name__}; for a module pass `module.parameters()`")
