@@ -12,6 +12,7 @@ from zeropage import alias
 # As Accelerate, transformers, PEFT, TRL, Lightning and DeepSpeed's own examples import them.
 NAMES = """
 deepspeed: initialize init_distributed add_config_arguments DeepSpeedEngine __version__ zero comm utils ops runtime checkpointing
+deepspeed: dist log_dist logger DeepSpeedConfigError
 deepspeed: init_inference tp_model_init PipelineModule OnDevice get_accelerator DeepSpeedConfig moe pipe add_tuning_arguments
 deepspeed.accelerator: get_accelerator
 deepspeed.checkpoint.utils: clone_tensors_for_torch_save
@@ -24,6 +25,9 @@ deepspeed.launcher.runner: DEEPSPEED_ENVIRONMENT_NAME
 deepspeed.moe.layer: MoE
 deepspeed.ops.adagrad: DeepSpeedCPUAdagrad
 deepspeed.ops.adam: DeepSpeedCPUAdam FusedAdam
+deepspeed.git_version_info: version torch_info
+deepspeed.ops: __compatible_ops__
+deepspeed.ops.aio: AsyncIOBuilder
 deepspeed.ops.lamb: FusedLamb
 deepspeed.ops.lion: DeepSpeedCPULion FusedLion
 deepspeed.ops.op_builder: CPUAdamBuilder FusedAdamBuilder AsyncIOBuilder UtilsBuilder
@@ -32,8 +36,13 @@ deepspeed.profiling.flops_profiler: FlopsProfiler
 deepspeed.runtime.activation_checkpointing.checkpointing: checkpoint
 deepspeed.runtime.base_optimizer: DeepSpeedOptimizer
 deepspeed.runtime.config: DeepSpeedConfig
+deepspeed.runtime.bf16_optimizer: BF16_Optimizer
+deepspeed.runtime.config_utils: dict_raise_error_on_duplicate_keys
 deepspeed.runtime.engine: DeepSpeedEngine
-deepspeed.runtime.lr_schedules: VALID_LR_SCHEDULES WARMUP_LR
+deepspeed.runtime.fp16.fused_optimizer: FP16_Optimizer
+deepspeed.runtime.zero.parameter_offload: DeepSpeedZeRoOffload
+deepspeed.runtime.lr_schedules: VALID_LR_SCHEDULES WARMUP_LR WARMUP_DECAY_LR WARMUP_COSINE_LR ONE_CYCLE LR_RANGE_TEST TOTAL_NUM_STEPS
+deepspeed.runtime.lr_schedules: LRRangeTest OneCycle WarmupLR WarmupDecayLR WarmupCosineLR WARMUP_TYPE WARMUP_LOG_RATE CYCLE_MIN_LR
 deepspeed.runtime.sequence_parallel.ulysses_sp: UlyssesSPAttentionHF UlyssesSPDataLoaderAdapter
 deepspeed.runtime.utils: see_memory_usage set_random_seed ensure_directory_exists
 deepspeed.runtime.zero.config: ZeroStageEnum
@@ -43,6 +52,11 @@ deepspeed.runtime.zero.stage3: estimate_zero3_model_states_mem_needs_all_live De
 deepspeed.runtime.zero.stage_1_and_2: estimate_zero2_model_states_mem_needs_all_live
 deepspeed.utils: logger log_dist groups RepeatingLoader OnDevice instrument_w_nvtx set_z3_leaf_modules unset_z3_leaf_modules
 deepspeed.utils: get_z3_leaf_modules z3_leaf_module set_z3_leaf_module set_z3_leaf_modules_by_name set_z3_leaf_modules_by_suffix logging
+deepspeed.utils: safe_get_full_fp32_param safe_get_full_grad safe_get_full_optimizer_state safe_set_full_fp32_param safe_set_full_grad
+deepspeed.utils: safe_set_full_optimizer_state safe_get_local_fp32_param safe_get_local_grad safe_get_local_optimizer_state
+deepspeed.utils: safe_set_local_fp32_param safe_set_local_grad safe_set_local_optimizer_state safe_update_full_grad_vectorized
+deepspeed.utils.tensor_fragment: safe_get_full_fp32_param safe_set_full_grad safe_get_local_grad
+deepspeed.utils.torch: required_torch_version
 deepspeed.utils.groups: _get_sequence_parallel_group _get_data_parallel_group _get_data_parallel_world_size
 deepspeed.utils.logging: logger log_dist
 deepspeed.utils.zero_to_fp32: get_fp32_state_dict_from_zero_checkpoint convert_zero_checkpoint_to_fp32_state_dict load_state_dict_from_zero_checkpoint
@@ -77,6 +91,17 @@ def test_what_is_not_built_says_so(tmp_path: Path):
     for name, line in zip(names, said, strict=False):
         assert line.startswith(f"deepspeed.{name.split('.')[-1]} is not available in this version: ")
     assert "no attribute 'no_such_name': this `deepspeed` is zeropage's" in said[-1]
+
+
+def test_versions_and_builders_answer(tmp_path: Path):
+    """Catches an answer about versions, extensions or duplicate keys that a program would take the wrong way for."""
+    program = "import deepspeed, json\nfrom deepspeed.utils.torch import required_torch_version as r\n"
+    program += "assert r(min_version=2.1) and not r(max_version='2.1') and r(min_version='1.13.1') and not r(min_version='99')\n"
+    program += "b = deepspeed.ops.op_builder.CPUAdamBuilder\n"
+    program += "assert deepspeed.ops.__compatible_ops__[b.NAME] and not deepspeed.ops.__compatible_ops__['no_such_op']\n"
+    program += "try: json.loads('{\"a\": 1, \"a\": 2}', object_pairs_hook=deepspeed.runtime.config_utils.dict_raise_error_on_duplicate_keys)\n"
+    program += "except ValueError as error: print(error)\n"
+    assert run(program, tmp_path).startswith("duplicate keys: a")
 
 
 def test_importing_it_is_cheap(tmp_path: Path):

@@ -3,6 +3,7 @@
 #include "python/bind/bind.h"
 #include "zeropage/config/config.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/optim/schedule.h"
 
 namespace zeropage::python {
 namespace {
@@ -124,6 +125,16 @@ void init_config(py::module_& module) {
       .def_property_readonly("deterministic_reduction", field<&Config::own, &config::Own::deterministic_reduction>())
       .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" and wait for with_planned.")
       .def_readonly("effective_json", &Config::effective_json, "Every key with the value in force.");
+
+  using optim::LrSchedule;
+  py::class_<LrSchedule>(module, "LrSchedule", "A learning-rate schedule, for programs that step it themselves.")
+      .def(py::init([](const Config& config, std::vector<double> base_lrs) {
+             return LrSchedule(config.schedule, std::move(base_lrs));
+           }),
+           py::arg("config"), py::arg("base_lrs"), "base_lrs: each group's rate without a schedule. Raises ConfigError.")
+      .def_property("last_batch_iteration", &LrSchedule::last_batch_iteration, &LrSchedule::set_last_batch_iteration)
+      .def_property_readonly("rates", &LrSchedule::lrs, "Of the next step, one per group.")
+      .def_property_readonly("momenta", &LrSchedule::momenta, "beta1 of the next step, one per group, or None.");
 }
 
 }  // namespace zeropage::python

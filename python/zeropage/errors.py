@@ -10,11 +10,11 @@ class ZeropageError(RuntimeError):
     """Base of all errors of the package."""
 
 
-class ConfigError(ZeropageError, ValueError):
-    """The configuration or the arguments cannot be used."""
+class ConfigError(ZeropageError, ValueError, AssertionError):
+    """The configuration or the arguments cannot be used. An AssertionError, too: that is what DeepSpeed raises for most of them."""
 
 
-class UsageError(ZeropageError):
+class UsageError(ZeropageError, AssertionError):
     """The API was called in an order or with objects that make no sense."""
 
 

@@ -23,6 +23,16 @@ class OpBuilder:
         raise UsageError(f"there is no extension {self.NAME!r} to load: nothing compiles at run time, and every kernel is in the engine")
 
 
+class _CompatibleOps(dict):
+    """By a builder's NAME: whether the engine does this work itself."""
+
+    def __missing__(self, name: str) -> bool:
+        return False
+
+
+compatible_ops = _CompatibleOps(dict.fromkeys(_ENGINE_HAS, True))
+
+
 def __getattr__(name: str) -> Any:
     if not name.endswith("Builder") or name.startswith("_"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

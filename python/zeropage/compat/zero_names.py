@@ -62,3 +62,12 @@ _orig_torch_arange = torch.arange
 
 def zero_wrapper_for_fp_tensor_constructor(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
     return fn
+
+
+def dict_raise_error_on_duplicate_keys(ordered_pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.load(object_pairs_hook=...): a ConfigError names the keys that an object has twice."""
+    names = [name for name, _ in ordered_pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"duplicate keys: {', '.join(twice)}; write each once")
+    return dict(ordered_pairs)
