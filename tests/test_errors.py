@@ -119,16 +119,6 @@ def test_configurations_that_cannot_be_used(config, message):
         assert re.search(message, str(failure))
 
 
-def test_a_model_of_two_engines():
-    """Catches two engines that both place and update the same parameters."""
-    model = nn.Linear(2, 2)
-    first, *_ = zeropage.initialize(model=model, config=config_of(2))
-    with pytest.raises(ConfigError, match=r"'weight' belongs to another zeropage engine"):
-        zeropage.initialize(model=model, config=config_of(2))
-    first.destroy()
-    zeropage.initialize(model=nn.Linear(2, 2), config=config_of(2))
-
-
 MISUSES = {
     "not scalar": (lambda engine, model: engine.backward(model(torch.ones(1, 2))), r"one element, got 2.*loss\.mean"),
     "no graph": (lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()), r"does not depend.*no_grad"),

@@ -131,7 +131,8 @@ void init_config(py::module_& module) {
       .def(py::init([](const Config& config, std::vector<double> base_lrs) {
              return LrSchedule(config.schedule, std::move(base_lrs));
            }),
-           py::arg("config"), py::arg("base_lrs"), "base_lrs: each group's rate without a schedule. Raises ConfigError.")
+           py::arg("config"), py::arg("base_lrs"),
+           "base_lrs: each group's rate without a schedule. Raises ConfigError.")
       .def_property("last_batch_iteration", &LrSchedule::last_batch_iteration, &LrSchedule::set_last_batch_iteration)
       .def_property_readonly("rates", &LrSchedule::lrs, "Of the next step, one per group.")
       .def_property_readonly("momenta", &LrSchedule::momenta, "beta1 of the next step, one per group, or None.");

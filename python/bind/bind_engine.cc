@@ -184,6 +184,9 @@ void init_engine(py::module_& module) {
           },
           py::arg("optimizer"), py::arg("gradients"), py::arg("parameters"), py::arg("pin_memory"), Unlocked(),
           "Moves state to the host until reload_states.")
+      .def("keep_parameters_only", &Engine::keep_parameters_only, Unlocked(),
+           "Frees all state but the parameters, which can be read, written and taken over. Only gather and release may "
+           "follow.")
       .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
       .def("wait_for_updates", &Engine::wait_for_updates, Unlocked(),
            "Waits for updates beside the backward; for tests.")

@@ -1,5 +1,6 @@
 #include "zeropage/engine/engine.h"
 #include "zeropage/engine/parameter_values.h"
+#include "zeropage/paging/parameter_link.h"
 
 // The casters of tensors come after torch's configuration.
 #include <pybind11/stl.h>
@@ -18,6 +19,11 @@ OptionalTensor defined(at::Tensor tensor) {
   return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
+bool is_paged(const at::Tensor& parameter) {
+  const auto* link = paging::link_of(parameter.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+  return link != nullptr && link->paged;
+}
+
 }  // namespace
 
 void init_values(py::module_& module) {
@@ -25,6 +31,7 @@ void init_values(py::module_& module) {
       .value("PARAMETER", Kind::kParameter)
       .value("GRADIENT", Kind::kGradient)
       .value("STATE", Kind::kState);
+  module.def("is_paged", &is_paged, py::arg("parameter"), "Whether it is evicted when it is not in use.");
   auto engine = py::reinterpret_borrow<py::class_<Engine>>(module.attr("Engine"));
   engine
       .def(

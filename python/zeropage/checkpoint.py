@@ -75,7 +75,7 @@ class CheckpointingEngine:
         for name, state in random_states(self.device).items():
             tensors[f"host/{self.global_rank}/{name}"] = state
         folder = os.fspath(save_dir)
-        shards = None if self.optimizer is None else self.optimizer.shards
+        shards = self.optimizer.shards if self._has_optimizer else None
         states = [] if shards is None else shards.state.tensors_to_save()
         _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
         if self.global_rank == 0:
@@ -118,7 +118,7 @@ class CheckpointingEngine:
             if self.global_rank == 0:
                 _C.log_warn(f"there is no checkpoint in {os.fspath(load_dir)}: nothing was loaded")
             return None, None
-        with_optimizer = load_optimizer_states and not load_module_only and self.optimizer is not None
+        with_optimizer = load_optimizer_states and not load_module_only and self._has_optimizer
         with_schedule = load_lr_scheduler_states and not load_module_only
         host, problem = self._read(step, load_module_strict and custom_load_fn is None, with_optimizer, with_schedule)
         if custom_load_fn is not None:
@@ -164,10 +164,10 @@ class CheckpointingEngine:
             self._at_exit()  # waits, and raises what went wrong
 
     def _host_state(self, client_state: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
-        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        groups = self.optimizer.param_groups if self._has_optimizer else []
         hyperparameters = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         scheduler = self.lr_scheduler.state_dict() if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict") else None
-        shards = None if self.optimizer is None else self.optimizer.shards
+        shards = self.optimizer.shards if self._has_optimizer else None
         values = None if shards is None else shards.state.values_of_no_parameter()
         return {
             "client": encode(client_state, tensors, "client_state"),
@@ -270,5 +270,5 @@ class CheckpointingEngine:
                     f"{type(self.lr_scheduler).__name__} cannot go on from the state in the checkpoint ({type(error).__name__}: {error}); all "
                     "else is loaded; pass load_lr_scheduler_states=False to keep yours"
                 ) from error
-        elif self.optimizer is not None and self._core.scheduled_lrs():
+        elif self._has_optimizer and self._core.scheduled_lrs():
             self.optimizer.pull_hyperparameters()

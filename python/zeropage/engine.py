@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _C, report, zero
+from . import _C, parameter_holders, report
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
@@ -37,11 +37,14 @@ from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .watch import Watch
 
 
-class _Destroyed:
-    """Stands where the C++ side was."""
+class _Ended:
+    """In the place of the C++ side of an engine that was ended."""
+
+    def __init__(self, reason: str):
+        self._reason = reason
 
     def __getattr__(self, name: str) -> Any:
-        raise UsageError("this engine was destroyed; call zeropage.initialize again")
+        raise UsageError(self._reason)
 
 
 class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleView):
@@ -79,16 +82,20 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if config.dump_state and world.rank == 0:
             print(config.effective_json, file=sys.stderr, flush=True)
         self._place_model(model)
+        self._in_no_sync = False
         self.optimizer = self._make_optimizer(optimizer, model_parameters, lr_scheduler is not None)
+        self._has_optimizer = self.optimizer is not None
         self._core = self._make_core()
         self._broadcast_buffers()
         if self.optimizer is not None:
             self.optimizer.attach(self._core)
             self.optimizer.on_new_group = weakref.WeakMethod(self._take_new_group)
-            zero.register_optimizer(self._core, self.optimizer)
+            parameter_holders.register_optimizer(self._core, self.optimizer)
             if self.zero_optimization_stage() == 3:
                 self.optimizer.parameter_offload = ParameterOffload(model)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
+        if not self._has_optimizer and self.zero_optimization_stage() == 3:
+            self.optimizer = ParameterOffload(model)  # programs look for its lists of hooks
         # A cycle would keep the engine's memory, and what it observes, until garbage is collected.
         self._watch = Watch(weakref.proxy(self), self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
@@ -136,9 +143,11 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for ReduceLROnPlateau. Raises
         UsageError before the update when that scheduler lacks one, or does not take it.
         """
-        if self.global_rank == 0 and self.optimizer is not None:
+        if self._in_no_sync:
+            raise UsageError("engine.step() was called inside of engine.no_sync(); call it after the block")
+        if self.global_rank == 0 and self._has_optimizer:
             self._unknown.say()
-        if not self._core.is_accumulation_boundary() or self.optimizer is None:
+        if not self._core.is_accumulation_boundary() or not self._has_optimizer:
             self._core.step()
             return
         check_step_arguments(self.lr_scheduler if self._client_scheduler else None, lr_kwargs or {})
@@ -165,8 +174,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate anyway."""
-        yield
+        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate anyway. `step` inside of
+        it is a UsageError: its place is after the last backward of the window, which is outside."""
+        if self._in_no_sync:
+            raise UsageError("engine.no_sync() was entered inside of engine.no_sync(); leave the first one before")
+        self._in_no_sync = True
+        try:
+            yield
+        finally:
+            self._in_no_sync = False
 
     def was_step_applied(self) -> bool:
         """Whether the last `step` updated the parameters: not between boundaries, nor when it was skipped because of an overflow."""
@@ -185,6 +201,16 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     def known_loss(self) -> float | None:
         """As `mean_loss`; None where the program runs `loss.backward()` itself."""
         return self.mean_loss() if self._losses else None
+
+    def coalesce_grad_reduction(self) -> AbstractContextManager:
+        """There for programs that run several backwards for one step: as `no_sync`, these add up anyway."""
+        return nullcontext()
+
+    def allreduce_gradients(self, bucket_size: int | None = None) -> None:
+        """Does nothing: every backward has reduced its gradients when it returns, or the last one before `step` has."""
+
+    def _backward_epilogue(self) -> None:
+        """Does nothing, as `allreduce_gradients`: the end of a backward is seen without it."""
 
     def compile(
         self,
@@ -218,7 +244,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         added = self._unknown.new() if parameters is None else list(parameters)
         if not added:
             raise UsageError("add_parameters: the model has no parameters that the engine does not have; register them in the model first")
-        if self.optimizer is not None:
+        if self._has_optimizer:
             self.optimizer.add_param_group({"params": added, **hyperparameters})
         else:
             self._take(added, -1)
@@ -235,11 +261,11 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         named += [(name, p, group) for name, p in name_others([{"params": parameters}], known)]
         for _, parameter, _ in named:
             parameter.data = parameter.data.to(self.device)
-        self._core.add_parameters(named, [] if self.optimizer is None else self.optimizer.engine_groups())
+        self._core.add_parameters(named, self.optimizer.engine_groups() if self._has_optimizer else [])
         self._named = [*self._named, *named]
-        zero.register_parameters([parameter for _, parameter, _ in self._named], self._core, self.zero_optimization_stage())
+        parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
-        if self.optimizer is None:
+        if not self._has_optimizer:
             return
         if self.optimizer.shards is not None:
             self.optimizer.shards.state.extend(self._named, self._core.owned_segments())
@@ -295,7 +321,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
 
     def memory_report(self) -> report.MemoryReport:
         """Bytes of model state of every rank, counted and by the formula. Collective."""
-        shards = None if self.optimizer is None else self.optimizer.shards
+        shards = self.optimizer.shards if self._has_optimizer else None
         torch_states = (0, 0) if shards is None else shards.state.bytes_on(self.device)
         return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage(), torch_states)
 
@@ -340,15 +366,31 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         """Ends `offload_states`. Collective."""
         self._core.reload_states()
 
-    def destroy(self) -> None:
-        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the save's CheckpointError."""
+    def destroy(self, consolidate: bool = False) -> None:
+        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the save's CheckpointError.
+
+        The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until another engine takes
+        them or the model is freed. consolidate: they become whole on every rank instead, plain parameters in the memory of the model.
+        Collective then.
+        """
+        if isinstance(self._core, _Ended):
+            return
+        self.end("this engine was destroyed; call zeropage.initialize again")
+        if consolidate:
+            parameter_holders.consolidate(self.module.parameters())
+
+    def end(self, reason: str) -> None:
+        """As `destroy`; `reason` is the message for whoever uses the engine afterwards, and says what to do."""
+        if isinstance(self._core, _Ended):
+            return
         try:
             self._close_saves()
         finally:
             self._watch.close()
+            self._keep_parameters_only()
             for holder in (self, self.optimizer, self.lr_scheduler):
                 if hasattr(holder, "_core"):
-                    holder._core = _Destroyed()
+                    holder._core = _Ended(reason)
             self._communicator = self._communicators = None
 
     # -- making
@@ -397,10 +439,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         parameters = name_parameters(self.module, groups)
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
+        parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
         core = _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
+        # A peer may still read what an earlier engine has here, which is freed next.
+        _C.require_same_everywhere(self._communicator, "the parameters are taken")
+        self._keep_parameters_only = weakref.finalize(self, core.keep_parameters_only)
+        self._keep_parameters_only.atexit = False
         if self.optimizer is not None and self.optimizer.shards is not None:
             self.optimizer.shards.attach(core, self._communicator, parameters, core.owned_segments())
-        zero.register_parameters([parameter for _, parameter, _ in parameters], core, self.zero_optimization_stage())
+        parameter_holders.register_parameters(self, core, [parameter for _, parameter, _ in parameters])
         self._named = parameters
         return core
 

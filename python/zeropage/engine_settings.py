@@ -103,6 +103,13 @@ class EngineSettings:
             return type(self.optimizer.shards.client).__name__.lower()
         return None if kind == _C.OptimizerKind.NONE else kind.name.lower()
 
+    def optimizer_params(self) -> dict[str, Any] | None:
+        """The section optimizer.params with the values in force; None: there is no such section."""
+        return self.config["optimizer"].get("params")
+
+    def scheduler_params(self) -> dict[str, Any] | None:
+        return self.config["scheduler"].get("params")
+
     def scheduler_name(self) -> str | None:
         kind = self._config.schedule_kind
         return None if kind == _C.ScheduleKind.NONE else kind.name
@@ -165,6 +172,17 @@ class EngineSettings:
     def zero_gather_16bit_weights_on_model_save(self) -> bool:
         return self._config.gather_16bit_weights_on_model_save
 
+    def zero_offload_optimizer(self) -> dict[str, Any] | None:
+        """The section offload_optimizer with the values in force; None: its state stays on the device."""
+        return self._offload("offload_optimizer")
+
+    def zero_offload_param(self) -> dict[str, Any] | None:
+        return self._offload("offload_param")
+
+    def _offload(self, section: str) -> dict[str, Any] | None:
+        found = self.config["zero_optimization"].get(section)
+        return found if found and found["device"] != "none" else None
+
     # -- progress
 
     @property
@@ -188,6 +206,9 @@ class EngineSettings:
 
     def steps_per_print(self) -> int | None:
         return self._config.steps_per_print
+
+    def wall_clock_breakdown(self) -> bool:
+        return self.config["wall_clock_breakdown"]
 
     def dump_state(self) -> bool:
         return self._config.dump_state

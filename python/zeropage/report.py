@@ -76,7 +76,7 @@ def progress(
 
 def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[int, float, float, float, float | None, int, float]:
     """Step, loss, learning rate, units and loss scale of the last optimizer step; bytes to and from the drive so far, and waits for it."""
-    rate = engine.get_lr()[0] if engine.optimizer is not None else 0.0
+    rate = engine.get_lr()[0] if engine._has_optimizer else 0.0
     scale = engine.loss_scale() if engine.fp16_enabled() else None
     read, written, waited_s = engine._core.disk_traffic()
     loss = engine.known_loss()

@@ -7,81 +7,16 @@ edit by one rank the edit of all.
 
 import contextlib
 import os
-import weakref
 from collections.abc import Iterable
 from typing import Any
 
 import torch
+
 from . import _C
 from .distributed import choose_device, current_world, make_communicators
 from .errors import ConfigError, UsageError
 from .initialize import parse_config
-
-_swap_tensors = torch.utils.swap_tensors
-
-_engines: dict[int, tuple[weakref.ref, dict[int, tuple[int, torch.Tensor]], int]] = {}
-"""id of an engine's C++ side -> it, its parameters by their ids, (index in the engine, the object itself, so that no other gets the id), and its
-stage."""
-
-
-def register_parameters(parameters: list[torch.Tensor], core: _C.Engine, stage: int) -> None:
-    """Says which engine (its C++ side) holds these parameters, in the order in which it was given them, and at which stage."""
-    key = id(core)
-    held = {id(parameter): (index, parameter) for index, parameter in enumerate(parameters)}
-    _engines[key] = weakref.ref(core, lambda _: _engines.pop(key, None)), held, stage
-    torch.utils.swap_tensors = swap_tensors
-
-
-def _place_of(parameter: torch.Tensor) -> tuple[_C.Engine, int, int] | None:
-    """The engine that holds a parameter, the parameter's index there, and the engine's stage."""
-    for reference, held, stage in list(_engines.values()):
-        core = reference()
-        if core is not None and id(parameter) in held:
-            return core, held[id(parameter)][0], stage
-    return None
-
-
-def _engine_of(parameter: torch.Tensor) -> _C.Engine | None:
-    place = _place_of(parameter)
-    return None if place is None else place[0]
-
-
-def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
-    """`torch.utils.swap_tensors`, in the place of torch's once there is an engine: an engine lets go of a parameter meanwhile, and takes the
-    values that have come into its place. With an engine's parameter it touches all of it, on every rank."""
-    places = [(tensor, _place_of(tensor)) for tensor in (t1, t2)]
-    held = [(tensor, place) for tensor, place in places if place is not None]
-    for _, (core, index, _) in held:
-        core.let_go(index)
-    try:
-        _swap_tensors(t1, t2)
-    finally:
-        for tensor, (core, index, _) in held:
-            core.take(index, tensor)
-
-
-# The engine's C++ side -> its optimizer, as long as both live.
-_optimizer_of_engine: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def register_optimizer(core: _C.Engine, optimizer: Any) -> None:
-    """Says which optimizer an engine has, without keeping either alive."""
-    _optimizer_of_engine[core] = weakref.ref(optimizer)
-
-
-def engine_and_optimizer(parameter: torch.Tensor) -> tuple[_C.Engine | None, Any]:
-    """The C++ side of the engine that holds a parameter, and its optimizer; None: there is none."""
-    core = _engine_of(parameter)
-    reference = None if core is None else _optimizer_of_engine.get(core)
-    return core, None if reference is None else reference()
-
-
-def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether an engine of stage 3 or an Init scope holds this parameter; small ones, which stay whole, included."""
-    if _C.is_deferred(parameter):
-        return True
-    place = _place_of(parameter)
-    return place is not None and place[2] == 3
+from .parameter_holders import engine_of
 
 
 class Init:
@@ -192,7 +127,7 @@ class GatheredParameters:
         _C.gather_deferred(self._deferred)
         by_engine: dict[_C.Engine, dict[int, torch.Tensor]] = {}
         for parameter in self._params:
-            engine = _engine_of(parameter)
+            engine = engine_of(parameter)
             if engine is not None:
                 by_engine.setdefault(engine, {})[id(parameter)] = parameter
         for engine, parameters in by_engine.items():

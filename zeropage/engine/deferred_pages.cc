@@ -6,6 +6,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -26,6 +27,11 @@ std::string guard_message(const std::string& label) {
       "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: "
       "gather_deferred), or do it after initialize.",
       label);
+}
+
+std::int64_t next_number() {
+  static std::atomic<std::int64_t> made{0};
+  return made++;
 }
 
 }  // namespace
@@ -53,7 +59,8 @@ struct DeferredPages::Report {
 
 DeferredPages::DeferredPages(std::shared_ptr<comm::Communicator> communicator, c10::Device device,
                              const DeferredOptions& options)
-    : communicator_(std::move(communicator)),
+    : number_(next_number()),
+      communicator_(std::move(communicator)),
       device_(device),
       options_(options),
       handle_(std::make_shared<paging::PagerHandle>()) {

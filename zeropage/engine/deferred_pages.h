@@ -48,6 +48,9 @@ class DeferredPages final : public paging::PageTable,
   DeferredPages(const DeferredPages&) = delete;
   DeferredPages& operator=(const DeferredPages&) = delete;
 
+  /// Grows from scope to scope; the scopes of a rank are in the same order on all ranks.
+  std::int64_t number() const { return number_; }
+
   /// Gives the tensor's storage its home here, unless it is small, elsewhere, or in good hands. Errors: PeerError (ranks have made
   /// different tensors), TimeoutError.
   void take(const at::Tensor& result, std::string_view op) override;
@@ -86,6 +89,7 @@ class DeferredPages final : public paging::PageTable,
   void gather(int page, Page& state, const StoragePtr& storage);
   void evict(int page, Page& state, const StoragePtr& storage);
 
+  const std::int64_t number_;
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
   DeferredOptions options_;

@@ -60,7 +60,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
 
 void Engine::Impl::come_to_rest() noexcept {
   try {
-    speculation_->close();
+    if (speculation_) speculation_->close();
     // Copies from and to page-locked memory may be on their way: nobody else knows of them.
     paging::wait_for_device(device_, *communicator_, "the device, before an engine's memory is freed");
   } catch (const std::exception& error) {
@@ -69,6 +69,9 @@ void Engine::Impl::come_to_rest() noexcept {
 }
 
 void Engine::Impl::require_whole_state(std::string_view caller) const {
+  if (parameters_only_) {
+    throw UsageError(fmt::format("{}() was called on an engine that was ended; call initialize() again", caller));
+  }
   moved_->require_none(caller);
   if (failure_.empty()) return;
   throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));

@@ -152,6 +152,10 @@ class Engine {
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
   std::int64_t gather(const std::vector<at::Tensor>& parameters);
 
+  /// Ends training: frees all state but the parameters, which can be read and written as before, and which another engine may take over.
+  /// Other functions than gather, release, let_go and take raise a UsageError or must not be called afterwards. Not collective.
+  void keep_parameters_only();
+
   /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each rank wrote
   /// stands, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);

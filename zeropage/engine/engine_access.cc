@@ -9,7 +9,7 @@
 namespace zeropage::engine {
 
 void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
-  if (modifier_rank >= 0) require_whole_state("release");
+  if (modifier_rank >= 0 && !parameters_only_) require_whole_state("release");
   auto found = tickets_.find(ticket);
   if (found == tickets_.end())
     throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
@@ -35,7 +35,7 @@ ParameterValues& Engine::values() {
 }
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
-  impl_->moved_->require_none("gather");
+  if (!impl_->parameters_only_) impl_->moved_->require_none("gather");
   impl_->state_.absorb_replaced();
   auto& pager = impl_->state_.pager();
   std::set<int> pages;
@@ -92,13 +92,36 @@ void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
 }
 
 void Engine::let_go(int parameter) {
-  impl_->moved_->require_none("swap_tensors");
-  impl_->reducer_->replace(parameter, at::Tensor());
+  if (!impl_->parameters_only_) {
+    impl_->moved_->require_none("swap_tensors");
+    impl_->reducer_->replace(parameter, at::Tensor());
+  }
   impl_->state_.let_go(parameter);
 }
+
 void Engine::take(int parameter, const at::Tensor& tensor) {
   impl_->state_.take(parameter, tensor);
-  impl_->reducer_->replace(parameter, tensor);
+  if (!impl_->parameters_only_) impl_->reducer_->replace(parameter, tensor);
 }
+
+void Engine::keep_parameters_only() { impl_->keep_parameters_only(); }
+
+void Engine::Impl::keep_parameters_only() {
+  if (std::exchange(parameters_only_, true)) return;
+  moved_->move_back();
+  come_to_rest();
+  background_save_.reset();
+  run_.reset();  // another engine may save into the folder
+  // What refers to others is freed before them.
+  values_.reset();
+  gradients_.reset();
+  moved_.reset();
+  speculation_.reset();
+  transit_.reset();
+  reducer_.reset();
+  self_.reset();
+  state_.keep_parameters_only();
+}
+
 void Engine::release(std::int64_t ticket, int modifier_rank) { impl_->release(ticket, modifier_rank); }
 }  // namespace zeropage::engine

@@ -45,6 +45,7 @@ class Engine::Impl {
   at::Tensor scale_loss(const at::Tensor& loss);
   bool step(const CallerUpdate& caller);
   void zero_grad();
+  void keep_parameters_only();
   void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
 
   /// Collective. Errors: PeerError, when ranks have written different values into a parameter.
@@ -95,10 +96,11 @@ class Engine::Impl {
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
   std::unique_ptr<CallerValues> edit_;  // open; else null
-  const std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
+  std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
-  StepFlags flags_;  // what the last verdict said
+  bool parameters_only_ = false;  // since keep_parameters_only: what works on gradients and optimizer state is gone
+  StepFlags flags_;               // what the last verdict said
 
   /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
   void come_to_rest() noexcept;

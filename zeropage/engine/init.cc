@@ -1,6 +1,7 @@
 #include "zeropage/engine/init.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "zeropage/engine/deferred_pages.h"
 #include "zeropage/engine/disk_home.h"
@@ -21,6 +22,25 @@ paging::ParameterLink* deferred_link(const at::Tensor& tensor) {
 
 DeferredPages& pages_of(const paging::ParameterLink& link) {
   return static_cast<DeferredPages&>(*link.handle->pager.load());
+}
+
+struct DeferredTensor {
+  DeferredPages* home = nullptr;
+  int page = 0;
+};
+
+/// The deferred ones among the tensors, each once, in an order that all ranks share: callers may have them in a set, whose order is each
+/// process's own.
+std::vector<DeferredTensor> in_common_order(const std::vector<at::Tensor>& tensors) {
+  std::vector<DeferredTensor> found;
+  for (const auto& tensor : tensors) {
+    if (const auto* link = deferred_link(tensor)) found.push_back({&pages_of(*link), link->page});
+  }
+  const auto key = [](const DeferredTensor& each) { return std::pair(each.home->number(), each.page); };
+  std::ranges::sort(found, {}, key);
+  const auto same = std::ranges::unique(found, {}, key);
+  found.erase(same.begin(), same.end());
+  return found;
 }
 
 }  // namespace
@@ -67,18 +87,13 @@ void settle(const at::Tensor& tensor) {
 }
 
 void gather_deferred(const std::vector<at::Tensor>& tensors) {
-  for (const auto& tensor : tensors) {
-    if (const auto* link = deferred_link(tensor))
-      pages_of(*link).touch(link->page, /*writes=*/false, "a gathered scope");
-  }
+  for (const auto& [home, page] : in_common_order(tensors)) home->touch(page, /*writes=*/false, "a gathered scope");
 }
 
 void release_deferred(const std::vector<at::Tensor>& tensors, int modifier_rank) {
-  for (const auto& tensor : tensors) {
-    const auto* link = deferred_link(tensor);
-    if (link == nullptr) continue;
-    if (modifier_rank >= 0) pages_of(*link).broadcast(link->page, modifier_rank);
-    pages_of(*link).unpin(link->page);
+  for (const auto& [home, page] : in_common_order(tensors)) {
+    if (modifier_rank >= 0) home->broadcast(page, modifier_rank);
+    home->unpin(page);
   }
 }
 

@@ -34,6 +34,11 @@ std::vector<std::int64_t> contiguous_strides(at::IntArrayRef sizes) {
   return strides;
 }
 
+bool is_given_up(const paging::PageTable& holder) {
+  const auto* pager = dynamic_cast<const paging::Pager*>(&holder);
+  return pager != nullptr && pager->given_up();
+}
+
 }  // namespace
 
 ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
@@ -114,7 +119,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   }
   struct Extent {
     std::pair<const void*, std::int64_t>
-        begin;  // storage of a deferred one (else null), and the place in it or the address
+        begin;  // storage of one that may be absent (else null), and the place in it or the address
     std::int64_t end;
     const std::string* name;
   };
@@ -133,8 +138,8 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
                       input.name, tensor.is_complex() ? "complex" : "sparse"));
     }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
-    const bool deferred = link != nullptr && link->deferred;
-    if (link != nullptr && !deferred && link->handle->pager.load() != nullptr) {
+    const auto* holder = link == nullptr ? nullptr : link->handle->pager.load();
+    if (holder != nullptr && !link->deferred && !is_given_up(*holder)) {
       throw ConfigError(
           fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
                       "destroy the other engine first",
@@ -145,10 +150,11 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
           fmt::format("parameter '{}' is float64, which is not supported; call model.float() first", input.name));
     }
     if (tensor.numel() == 0) continue;
-    // A deferred one may be absent, but has its storage to itself.
-    const void* home = deferred ? tensor.storage().unsafeGetStorageImpl() : nullptr;
-    const std::int64_t begin = deferred ? tensor.storage_offset() * static_cast<std::int64_t>(tensor.itemsize())
-                                        : reinterpret_cast<std::intptr_t>(tensor.const_data_ptr());
+    // One of an Init scope or an ended engine may be absent, but has its storage to itself.
+    const bool elsewhere = holder != nullptr && link->paged;
+    const void* home = elsewhere ? tensor.storage().unsafeGetStorageImpl() : nullptr;
+    const std::int64_t begin = elsewhere ? tensor.storage_offset() * static_cast<std::int64_t>(tensor.itemsize())
+                                         : reinterpret_cast<std::intptr_t>(tensor.const_data_ptr());
     extents.push_back({{home, begin}, begin + static_cast<std::int64_t>(tensor.nbytes()), &input.name});
   }
   std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) { return a.begin < b.begin; });

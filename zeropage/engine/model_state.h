@@ -79,6 +79,9 @@ class ModelState {
   /// Where masters and moments are.
   StateHome& home() const { return *home_; }
 
+  /// Frees masters and moments. Nothing but reading parameters and writing them is possible afterwards.
+  void keep_parameters_only();
+
   /// Per page: whether its optimizer state is offloaded.
   const std::vector<bool>& offloaded() const { return offloaded_; }
 

@@ -161,6 +161,11 @@ std::shared_ptr<void> ModelState::whole_owner(int page) const {
   return std::make_shared<Kept>(communicator_, std::move(memory));
 }
 
+void ModelState::keep_parameters_only() {
+  pager_->give_up();
+  home_.reset();
+}
+
 void ModelState::unload_parameters(paging::MemoryPlace host) {
   pager_->unload(host);
   std::int64_t bytes = 0;

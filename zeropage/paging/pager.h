@@ -119,6 +119,13 @@ class Pager final : public PageTable {
     written_back_ = std::move(after);
   }
 
+  /// No engine trains with these pages any more: another one may take their parameters over, which can be read and written until then.
+  void give_up() {
+    given_up_ = true;
+    on_write_back(nullptr, nullptr);  // there is no master that has to follow
+  }
+  bool given_up() const { return given_up_; }
+
   /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
   void drop_stale(const std::vector<int>& updated);
@@ -222,6 +229,7 @@ class Pager final : public PageTable {
   std::vector<PageState> pages_;
   std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;
+  bool given_up_ = false;
   Trace trace_;
   bool trace_agreed_ = false;
   std::int64_t touch_clock_ = 0;

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .. import zero
+from .. import _C, zero
+from ..parameter_holders import engine_of, is_sharded
 from .zero_names import ZeroParamStatus
 
 _ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -28,7 +29,7 @@ def install() -> None:
 
 def _of_paged(name: str, answer: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
     def read(parameter: torch.Tensor) -> Any:
-        if not zero.is_sharded(parameter):
+        if not is_sharded(parameter):
             raise AttributeError(f"{type(parameter).__name__!r} object has no attribute {name!r}: no engine of stage 3 and no zero.Init holds it")
         return answer(parameter)
 
@@ -71,11 +72,27 @@ def _partition(parameter: torch.Tensor) -> Callable[..., None]:
     return partition
 
 
+def _tensor(parameter: torch.Tensor) -> torch.Tensor:
+    """A copy of the elements that this rank holds, flat, in the parameter's type: ranks may hold different numbers of them. There is none
+    before `initialize`. A frozen parameter is gathered for it."""
+    core = engine_of(parameter)
+    if core is None:
+        raise AttributeError("ds_tensor: a parameter in zero.Init has no fixed part on this rank before zeropage.initialize")
+    piece = core.local_value(parameter, _C.ValueKind.PARAMETER)
+    if piece is None:
+        piece = core.piece_of_value(parameter, parameter.detach())
+    part = piece.to(parameter.dtype)
+    part.ds_numel = part.numel()
+    return part
+
+
 _ANSWERS: dict[str, Callable[[torch.Tensor], Any]] = {
     "ds_id": _id,
     "ds_shape": lambda parameter: parameter.shape,
     "ds_numel": lambda parameter: parameter.numel(),
     "ds_status": _status,
+    "ds_persist": lambda parameter: not _C.is_paged(parameter),
+    "ds_tensor": _tensor,
     "ds_active_sub_modules": lambda parameter: set(),
     "all_gather": _all_gather,
     "partition": _partition,

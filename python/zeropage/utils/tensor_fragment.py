@@ -14,7 +14,7 @@ import torch
 
 from .._C import ValueKind
 from ..errors import UsageError
-from ..zero import engine_and_optimizer
+from ..parameter_holders import engine_and_optimizer
 
 
 def safe_get_full_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
