@@ -134,17 +134,32 @@ def test_memory_exchanged_under_the_engine(spoil, message):
     on_ranks(exchange)
 
 
-def test_a_model_outlives_its_engine_with_a_message():
-    """Catches a crash when parameters are used after the engine is gone."""
+def test_a_model_outlives_its_engine():
+    """Catches trained values that go with the engine, and hooks or marks that stay when it is gone."""
 
     def read(engine, rank):
         model = engine.module
+        before = [parameter.detach().clone() for parameter in model.parameters()]
         engine.destroy()
-        with pytest.raises(RuntimeError, match="engine that no longer exists"):
-            model.embedding.weight.sum()
+        assert all(torch.equal(parameter, value) for parameter, value in zip(model.parameters(), before, strict=True))
         assert "Linear" in str(model)
+        model.expand[0](torch.ones(1, model.expand[0].in_features)).sum().backward()
+        assert model.expand[0].weight.grad.abs().sum() > 0
 
     on_ranks(read)
+
+
+def test_parameters_of_another_type_are_refused():
+    """Catches `module.double()` that is undone at the next step without a word."""
+
+    def change(engine, rank):
+        engine.module.double()
+        with pytest.raises(zeropage.errors.UsageError, match="is Double on cpu now"):
+            engine(*token_batch(0))
+        engine.module.float()
+        engine(*token_batch(0))
+
+    on_ranks(change)
 
 
 @pytest.mark.parametrize("modifier_rank", (0, 1))

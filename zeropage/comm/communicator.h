@@ -120,7 +120,7 @@ class Communicator {
 
   /// While true, transports that cannot see what peers do (c10d) compare every collective with the peers' before it
   /// runs. The engine turns it off while all ranks follow the same trace.
-  virtual void set_checking(bool checking) {}
+  virtual void set_checking(bool /*checking*/) {}
 
   /// Makes every present and future wait of every rank fail at once with PeerError carrying `reason` and this rank.
   /// Safe to call from any thread, more than once; the first reason wins.

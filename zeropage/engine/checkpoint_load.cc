@@ -237,7 +237,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   for (const auto& page : state.model.layout()->pages()) {
     if (pager.paged(page.index)) paged.push_back(page.index);
   }
-  pager.drop_stale(paged);
+  const paging::UpdateScope scope(pager, paged);
   const auto mixed =
       fmt::format("{} changed while it was loaded: the model is not to be used, load again", step.path());
   checkpoint::together(state.communicator, mixed, [&] {

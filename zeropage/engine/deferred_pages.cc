@@ -24,8 +24,8 @@ constexpr std::int64_t kShardAlignmentBytes = 64;
 std::string guard_message(const std::string& label) {
   return fmt::format(
       "{} is sharded and not resident now, and this code reads it without going through torch's operators (data_ptr, "
-      "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: "
-      "gather_deferred), or do it after initialize.",
+      "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: `auto "
+      "scope = zeropage::gathered({{p}});`), or do it after initialize.",
       label);
 }
 

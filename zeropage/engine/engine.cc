@@ -82,7 +82,10 @@ Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::Optim
                std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
     : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
                                    std::move(reductions), std::move(saves))) {}
-Engine::~Engine() { impl_->come_to_rest(); }
+Engine::~Engine() {
+  impl_->come_to_rest();
+  impl_->state_.leave_parameters();
+}
 
 void Engine::before_forward() {
   impl_->require_whole_state("forward");

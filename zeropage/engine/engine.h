@@ -78,6 +78,9 @@ class Engine {
   Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
          const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
          std::shared_ptr<comm::Communicator> reductions = nullptr, std::shared_ptr<comm::Communicator> saves = nullptr);
+
+  /// Ends training; not collective. Parameters keep their values. Those that are sharded stay so, and operators gather them as before, on all
+  /// ranks alike, until they are destroyed or another engine takes them over; `make_parameters_whole` before avoids that.
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
@@ -148,6 +151,10 @@ class Engine {
   /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError where nothing
   /// may be read, as while state is away.
   ParameterValues& values();
+
+  /// Collective, last of all: every rank has every parameter in plain memory of its own, also those that were sharded, and what
+  /// offload_states has moved is back. Memory: the sharded parameters, whole. Errors: PeerError, TimeoutError.
+  void make_parameters_whole();
 
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
   std::int64_t gather(const std::vector<at::Tensor>& parameters);

@@ -25,7 +25,7 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
           ->wait();
       pager.paged(page) ? pager.mark_dirty(page) : pager.note_write(page);
     }
-    if (pager.paged(page)) pager.unpin(page);
+    if (pager.paged(page)) pager.unpin_of_scope(page);
   }
 }
 
@@ -47,7 +47,7 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
     pages.insert(link->page);
   }
   for (const int page : pages)
-    if (pager.paged(page)) pager.touch(page, /*writes=*/false, "gathered parameters");
+    if (pager.paged(page)) pager.touch_for_scope(page, "gathered parameters");
   impl_->tickets_[impl_->next_ticket_] = std::move(pages);
   return impl_->next_ticket_++;
 }
@@ -89,6 +89,11 @@ void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
   if (config_.own.observe_functions && state_.anything_paged() && !observer_) {
     observer_ = std::make_unique<paging::FunctionObserver>();
   }
+}
+
+void Engine::make_parameters_whole() {
+  if (!impl_->parameters_only_) impl_->moved_->move_back();
+  impl_->state_.make_whole();
 }
 
 void Engine::let_go(int parameter) {

@@ -35,6 +35,7 @@ void check_loss(const at::Tensor& loss, std::string_view caller) {
 }  // namespace
 
 void Engine::Impl::begin_backward() {
+  state_.require_types();
   gradients_->take_back();
   watch_.end_forward();
   if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
@@ -137,8 +138,8 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   require_whole_state("step");
   if (groups_.empty()) {
     throw UsageError(
-        "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or hand "
-        "one to initialize()");
+        "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or pass "
+        "an object to initialize (C++: Options::optimizer)");
   }
   gradients_->take_back();  // first: what `p.grad` shows is in the sums already
   reducer_->take_left_gradients();
@@ -149,7 +150,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   reducer_->end_step();
   const bool boundary = window_.at_boundary();
   if (boundary && config_.optimizer.kind == config::OptimizerKind::kTorch && !caller) {
-    throw UsageError("step() needs the optimizer that the configuration names, which only the Python engine has");
+    throw UsageError("step() needs the program's optimizer, which this call does not run");
   }
   window_.end_micro_step();
   last_.applied = false;
@@ -263,7 +264,7 @@ void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const Cal
 
 /// Updates pages, each in its turn, and publishes them.
 void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
-  state_.pager().drop_stale(updated);
+  const paging::UpdateScope scope(state_.pager(), updated);
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come

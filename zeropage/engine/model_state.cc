@@ -129,7 +129,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
     if (tensor.device() != device_) {
       throw ConfigError(
           fmt::format("parameter '{}' is on {}, but this rank trains on {}; move the model there first "
-                      "(model.to(\"{}\")); parameters on the meta device need real values",
+                      "(model.to(\"{}\"); C++: module->to(device)); parameters on the meta device need real values",
                       input.name, tensor.device().str(), device_.str(), device_.str()));
     }
     if (tensor.layout() != c10::kStrided || tensor.is_complex()) {
@@ -147,7 +147,9 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
     }
     if (tensor.scalar_type() == at::kDouble) {
       throw ConfigError(
-          fmt::format("parameter '{}' is float64, which is not supported; call model.float() first", input.name));
+          fmt::format("parameter '{}' is float64, which is not supported; call model.float() first (C++: "
+                      "module->to(torch::kFloat))",
+                      input.name));
     }
     if (tensor.numel() == 0) continue;
     // One of an Init scope or an ended engine may be absent, but has its storage to itself.

@@ -101,8 +101,11 @@ class ModelState {
   std::byte* whole_page(int page) const { return whole_[page]; }
 
   /// Takes in parameters whose data was replaced (`p.data = ...`, `p.to(...)`) since the last call, and marks them again. Errors:
-  /// UsageError when the new data has another shape.
+  /// UsageError when the new data has another shape, type or device.
   void absorb_replaced();
+
+  /// Errors: UsageError when a parameter has another type than the engine computes with, or is on another device (`model.to(...)`).
+  void require_types() const;
 
   /// What users wrote since the last step becomes part of the state. Nobody may be reading this rank's shards.
   void take_user_writes();
@@ -115,6 +118,14 @@ class ModelState {
 
   /// What users wrote so far is the same on all ranks, or is what an update or a load wrote.
   void settle_writes();
+
+  /// Collective: gives every sharded parameter memory of its own that holds all of it. Memory: those parameters, whole. Errors: PeerError,
+  /// TimeoutError.
+  void make_whole();
+
+  /// The engine ends: parameters keep their values and owe it nothing. Sharded ones stay so; operators gather them as before, until they are
+  /// destroyed or another engine takes them over.
+  void leave_parameters();
 
   /// A tensor that is no longer a parameter's: it keeps the values in memory of its own, and another one takes its place before anything
   /// else is done with the state. What that one has becomes the parameter's.
@@ -164,7 +175,7 @@ class ModelState {
   std::shared_ptr<layout::Layout> own_layout_;
   std::shared_ptr<const layout::Layout> layout_;  // the same, for others
   std::shared_ptr<io::PageCache> parameter_disk_;
-  std::unique_ptr<paging::Pager> pager_;
+  std::shared_ptr<paging::Pager> pager_;  // and of sharded parameters' storages, when the engine has ended
   std::shared_ptr<comm::Memory> whole_memory_;
   LedgerEntry whole_entry_;
   std::vector<std::byte*> whole_;

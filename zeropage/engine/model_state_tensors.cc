@@ -12,7 +12,7 @@ std::string guard_message(const std::string& name) {
   return fmt::format(
       "parameter '{}' is sharded and not resident now, and this code reads it without going through torch's operators "
       "(data_ptr, numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` "
-      "(C++: Engine::gather), which makes it resident for the scope.",
+      "(C++: `auto scope = engine.gathered({{p}});`), which makes it resident for the scope.",
       name);
 }
 
@@ -111,6 +111,30 @@ void ModelState::attach(int parameter) {
   const auto type = page.dtype == DType::kOther ? tensor.scalar_type() : scalar_type_of(page.dtype);
   tensor.set_data(tensor_over(storages_[parameter], type, device_, tensor.sizes(), strides_[parameter]));
   if (needs_mark(page.index)) paging::mark(tensor);
+}
+
+void ModelState::make_whole() {
+  c10::AutoGradMode no_grad(false);
+  absorb_replaced();
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    if (pager_->paged(layout_->page_of(static_cast<int>(i)))) tensors_[i].set_data(tensors_[i].detach().clone());
+  }
+}
+
+void ModelState::leave_parameters() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    c10::StorageImpl* storage = storages_[i].unsafeGetStorageImpl();
+    auto* link = paging::link_of(storage);
+    const at::Tensor& tensor = tensors_[i];
+    const bool is_home =
+        tensor.defined() && tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage;
+    if (link != nullptr && link->paged) {
+      link->memory = pager_;
+    } else if (is_home) {  // else another engine may have it by now
+      paging::unmark(tensor);
+    }
+  }
+  pager_->give_up();
 }
 
 }  // namespace zeropage::engine

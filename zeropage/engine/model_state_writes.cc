@@ -20,7 +20,26 @@ std::uint32_t version_of(const at::Tensor& tensor) {
 
 }  // namespace
 
+void ModelState::require_types() const {
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const at::Tensor& tensor = tensors_[i];
+    if (!tensor.defined()) continue;  // between let_go and take
+    const DType kept = layout_->pages()[layout_->page_of(static_cast<int>(i))].dtype;
+    const auto type = kept == DType::kOther ? tensor.scalar_type() : scalar_type_of(kept);
+    if (tensor.scalar_type() == type && tensor.device() == device_) continue;
+    throw UsageError(
+        fmt::format("parameter '{}' is {} on {} now, as after model.to(...), .double(), .half() or .cpu(), but this "
+                    "engine keeps it as {} on {}: such a "
+                    "change has no effect once the engine is made. Undo it, and choose types before initialize: by the "
+                    "configuration (bf16, fp16), or "
+                    "by the model's own",
+                    layout_->parameters()[i].name, c10::toString(tensor.scalar_type()), tensor.device().str(),
+                    c10::toString(type), device_.str()));
+  }
+}
+
 void ModelState::absorb_replaced() {
+  require_types();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const int parameter = static_cast<int>(i);
     const int page = layout_->page_of(parameter);

@@ -88,10 +88,11 @@ Pager::~Pager() {
   handle_->pager.store(nullptr);
   for (auto& page : pages_) {
     for (auto& home : page.homes) {
-      release_storage(
-          home.storage.unsafeGetStorageImpl(),
-          "This parameter was sharded by a zeropage engine that no longer exists. Keep the engine alive while "
-          "the model is used, or copy the values out before (zeropage.zero.GatheredParameters).");
+      // Only an engine whose making has failed leaves storages behind.
+      if (const auto storage = home.storage.lock()) {
+        release_storage(storage.get(),
+                        "This parameter was being sharded when the making of its engine failed; build the model anew.");
+      }
     }
   }
 }
@@ -117,11 +118,12 @@ std::unique_ptr<ParameterLink> Pager::make_link(int page, std::shared_ptr<void> 
 void Pager::adopt(int page, std::int64_t offset_bytes, const c10::Storage& storage, std::string message) {
   auto guard = lock();
   release_storage(storage.unsafeGetStorageImpl(), message);
-  pages_[page].homes.push_back(Home{storage, offset_bytes, std::move(message)});
+  pages_[page].homes.push_back(Home{storage.getWeakStorageImpl(), offset_bytes, std::move(message)});
 }
 
 void Pager::touch(int page, bool writes, std::string_view user) {
   auto guard = lock();
+  wait_for_update(guard, page, user);
   auto& state = pages_[page];
   if (away_) {
     throw UsageError(fmt::format(
@@ -133,6 +135,7 @@ void Pager::touch(int page, bool writes, std::string_view user) {
   ++state.pins;
   state.dirty |= writes;
   state.last_touch = ++touch_clock_;
+  if (given_up_) return;  // no step ends a pass any more
   trace_.note(page);
   prefetch();
   read_ahead();
@@ -152,9 +155,7 @@ void Pager::mark_dirty(int page) {
 void Pager::explain_absence(int page, const std::string& cause) {
   auto guard = lock();
   if (pages_[page].state != State::kAbsent) return;
-  for (auto& home : pages_[page].homes) {
-    release_storage(home.storage.unsafeGetStorageImpl(), home.message + " Cause: " + cause);
-  }
+  guard_homes(page, " Cause: " + cause);
 }
 
 void Pager::note_write(int page) {
@@ -227,11 +228,18 @@ void Pager::evict(int page) {
 
 void Pager::drop_frame(int page) {
   auto& state = pages_[page];
-  for (auto& home : state.homes) release_storage(home.storage.unsafeGetStorageImpl(), home.message);
+  guard_homes(page);
   frames_->release(state.frame, state.order.leave());
   state.frame = nullptr;
   state.state = State::kAbsent;
   stats_.live_bytes -= frame_bytes(page);
+}
+
+/// From now on reads of the absent page's parameters that go round the dispatcher raise their message.
+void Pager::guard_homes(int page, const std::string& addition) {
+  for (auto& home : pages_[page].homes) {
+    if (const auto storage = home.storage.lock()) release_storage(storage.get(), home.message + addition);
+  }
 }
 
 void Pager::write_back(int page) {
@@ -299,6 +307,7 @@ void Pager::write_back_dirty() {
 }
 
 void Pager::drop_stale(const std::vector<int>& updated) {
+  wait_for_operators(updated);
   auto guard = lock();
   wait_for_fetches();
   for (int page : updated) {
@@ -337,11 +346,8 @@ void Pager::unload(MemoryPlace host) {
   copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
   shards_.reset();
   shards_entry_ = LedgerEntry();
-  for (const auto& page : pages_) {
-    for (const auto& home : page.homes) {
-      release_storage(home.storage.unsafeGetStorageImpl(),
-                      home.message + " offload_states() has moved it to the host: call reload_states() first.");
-    }
+  for (std::size_t page = 0; page < pages_.size(); ++page) {
+    guard_homes(static_cast<int>(page), " offload_states() has moved it to the host: call reload_states() first.");
   }
 }
 
@@ -352,9 +358,7 @@ void Pager::reload() {
   copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
   place_shards(first);
   away_.reset();
-  for (const auto& page : pages_) {
-    for (const auto& home : page.homes) release_storage(home.storage.unsafeGetStorageImpl(), home.message);
-  }
+  for (std::size_t page = 0; page < pages_.size(); ++page) guard_homes(static_cast<int>(page));
 }
 
 void Pager::trim(bool evict_all) {

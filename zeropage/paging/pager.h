@@ -8,7 +8,8 @@
 ///   3. Eviction chooses the unpinned page whose next use, by the last pass's trace, is farthest (no trace: the least
 ///      recently used). A dirty page's own shard is written back first (see write_back).
 ///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the limit.
-///   5. The optimizer step: end_pass, the verdict, write_back_dirty, drop_stale, then per page update and publish.
+///   5. The optimizer step: end_pass, the verdict, write_back_dirty, drop_stale, then per page update and publish. Another thread may evaluate
+///      the model meanwhile: an UpdateScope waits for its operators, and they wait for the end of the scope.
 ///
 /// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather waits
 /// until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer can
@@ -17,6 +18,9 @@
 ///
 /// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their own. It waits
 /// for what used the frame last and for updates of the shards, and who touches the page for its arrival: on the device, not here.
+///
+/// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same faults. So
+/// the pager itself refers to storages weakly.
 ///
 /// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and from there into
 /// frames. Peers cannot read them by themselves: such pages are gathered collectively on every transport.
@@ -30,6 +34,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
@@ -103,6 +108,10 @@ class Pager final : public PageTable {
   void explain_absence(int page, const std::string& cause) override;
   void note_write(int page) override;
 
+  /// As touch and unpin, for a scope that keeps the page resident while operators and updates go on.
+  void touch_for_scope(int page, std::string_view user);
+  void unpin_of_scope(int page);
+
   /// The frame of a page that is pinned by `touch`, and that its contents were written by other means than operators.
   std::byte* frame(int page) const { return pages_[page].frame; }
   void mark_dirty(int page);
@@ -119,15 +128,14 @@ class Pager final : public PageTable {
     written_back_ = std::move(after);
   }
 
-  /// No engine trains with these pages any more: another one may take their parameters over, which can be read and written until then.
-  void give_up() {
-    given_up_ = true;
-    on_write_back(nullptr, nullptr);  // there is no master that has to follow
-  }
+  /// No engine trains with these pages any more: another one may take their parameters over, which can be read and written until then by
+  /// whoever holds the pager. Operators gather them as before, on all ranks alike, without a prediction.
+  void give_up();
   bool given_up() const { return given_up_; }
 
   /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
+  /// Errors: TimeoutError, when an operator of another thread uses one of the pages for longer than the communicator waits.
   void drop_stale(const std::vector<int>& updated);
   void publish(int page);
 
@@ -159,9 +167,10 @@ class Pager final : public PageTable {
   const std::shared_ptr<PagerHandle>& handle() const { return handle_; }
 
  private:
+  friend class UpdateScope;
   enum class State { kAbsent, kArriving, kResident };
   struct Home {
-    c10::Storage storage;
+    c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     std::int64_t offset_bytes = 0;
     std::string message;
   };
@@ -172,6 +181,7 @@ class Pager final : public PageTable {
     bool dirty = false;
     bool written = false;
     int pins = 0;
+    int scopes = 0;  ///< those of the pins that are scopes'
     std::byte* shard = nullptr;
     std::byte* frame = nullptr;
     StreamOrder order;  ///< of those that use the frame
@@ -202,6 +212,10 @@ class Pager final : public PageTable {
   int choose_victim(std::int64_t needed_after) const;
   void evict(int page);
   void drop_frame(int page);
+  void set_updating(std::optional<std::thread::id> thread);
+  void wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::string_view user);
+  void wait_for_operators(const std::vector<int>& pages);
+  void guard_homes(int page, const std::string& addition = "");
   void write_back(int page);
   void store_own_shard(int page);
   void advance_version(int page);
@@ -232,9 +246,24 @@ class Pager final : public PageTable {
   bool given_up_ = false;
   Trace trace_;
   bool trace_agreed_ = false;
+  std::optional<std::thread::id> updating_;  // the thread of an UpdateScope
   std::int64_t touch_clock_ = 0;
   PagerStats stats_;
   mutable std::mutex mutex_;
+};
+
+/// Around an update, from drop_stale to refresh_pinned. While it lives operators of other threads wait before they use a page, so that none
+/// sees a frame that is dropped or values that are half updated. One at a time.
+class UpdateScope {
+ public:
+  /// Drops the frames of pages that are updated. Errors: as Pager::drop_stale.
+  UpdateScope(Pager& pager, const std::vector<int>& updated);
+  ~UpdateScope();
+  UpdateScope(const UpdateScope&) = delete;
+  UpdateScope& operator=(const UpdateScope&) = delete;
+
+ private:
+  Pager& pager_;
 };
 
 /// "page 3 (blocks.0.attn.weight and 5 more)": how messages name a page.

@@ -78,7 +78,7 @@ void Pager::finish_gather(int page) {
     gather_from_peers(page);
   }
   for (auto& home : state.homes) {
-    fill_storage(home.storage.unsafeGetStorageImpl(), state.frame + home.offset_bytes);
+    if (const auto storage = home.storage.lock()) fill_storage(storage.get(), state.frame + home.offset_bytes);
   }
   state.state = State::kResident;
 }

@@ -1,4 +1,4 @@
-// Pages that come to a pager after it was made.
+// Pages that a pager gets after it was made, and what is left of it when its engine ends.
 #include <atomic>
 #include <utility>
 
@@ -46,6 +46,15 @@ void Pager::add_pages(const std::vector<bool>& paged) {
   for (std::size_t page = first; page < pages_.size(); ++page) {
     if (paged[page]) pages_[page].shard = std::exchange(next, next + layout_->pages()[page].shard_bytes());
   }
+}
+
+void Pager::give_up() {
+  auto guard = lock();
+  handle_->timeline.reset();
+  on_write_back(nullptr, nullptr);  // there is no master that has to follow
+  trace_ = Trace(static_cast<int>(pages_.size()));
+  trace_agreed_ = false;
+  given_up_ = true;
 }
 
 }  // namespace zeropage::paging

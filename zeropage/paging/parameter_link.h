@@ -35,7 +35,7 @@ class PageTable {
   ~PageTable() = default;
 };
 
-/// How links find the page table, which clears it when it goes, since a model may outlive its engine.
+/// How links find the page table, which clears it when it goes.
 struct PagerHandle {
   std::atomic<PageTable*> pager{nullptr};
   std::atomic<bool> functions_seen{false};  ///< a custom autograd.Function took one of its parameters
@@ -45,9 +45,11 @@ struct PagerHandle {
 struct ParameterLink {
   std::shared_ptr<PagerHandle> handle;
   int page = 0;
-  bool paged = false;            ///< false: always resident, only writes are of interest
-  bool deferred = false;         ///< of an Init scope; no engine has taken it over yet
-  std::shared_ptr<void> memory;  ///< what must live as long as the storage: memory of a whole page, a deferred home
+  bool paged = false;     ///< false: always resident, only writes are of interest
+  bool deferred = false;  ///< of an Init scope; no engine has taken it over yet
+  std::shared_ptr<void>
+      memory;  ///< what must live as long as the storage: memory of a whole page, a deferred home, or,
+               ///< when the engine has ended, the pager
 };
 
 /// The dispatch key whose boxed fallback sees operators on parameters. Unused by torch itself; the choice is made only here,
