@@ -1,7 +1,13 @@
 # Finds the installed torch by asking the Python that will import it, so that any wheel (CPU or CUDA, 2.11 and newer)
 # works without its own CMake package, which would demand a CUDA toolkit for CUDA builds.
-# Defines the target zeropage_libtorch (headers, libraries, ABI). Also part of the installed CMake package.
-find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
+# Defines the target zeropage_libtorch (headers, libraries, ABI). Also part of the installed CMake package, which sets zeropage_in_package: then
+# it is not an error that there is no torch, but zeropage_torch_problem says so.
+set(zeropage_torch_problem "")
+if(zeropage_in_package)
+  find_package(Python 3.11 QUIET COMPONENTS Interpreter)
+else()
+  find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
+endif()
 # pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch that
 # the package will be used with.
 foreach(flags "" -E)
@@ -12,7 +18,11 @@ foreach(flags "" -E)
     break()
   endif()
 endforeach()
-if(NOT torch_rc EQUAL 0)
+if(NOT torch_rc EQUAL 0 AND zeropage_in_package)
+  set(zeropage_torch_problem "zeropage found no libtorch: call find_package(Torch) before, or name a Python that has torch by "
+    "-DPython_EXECUTABLE=... (tried: '${Python_EXECUTABLE}')")
+  return()
+elseif(NOT torch_rc EQUAL 0)
   message(FATAL_ERROR "zeropage needs torch 2.11 or newer in ${Python_EXECUTABLE}: ${torch_err}\n"
     "Install torch there first; then, if your installer builds in an environment of its own, say: "
     "pip install --no-build-isolation .")
@@ -23,7 +33,9 @@ list(GET torch_info 2 torch_api_include)
 list(GET torch_info 3 torch_lib)
 list(GET torch_info 4 torch_abi)
 list(GET torch_info 5 ZEROPAGE_TORCH_HAS_CUDA)
-message(STATUS "torch ${ZEROPAGE_TORCH_VERSION} (${torch_lib}), CUDA: ${ZEROPAGE_TORCH_HAS_CUDA}")
+if(NOT zeropage_FIND_QUIETLY)
+  message(STATUS "torch ${ZEROPAGE_TORCH_VERSION} (${torch_lib}), CUDA: ${ZEROPAGE_TORCH_HAS_CUDA}")
+endif()
 
 add_library(zeropage_libtorch INTERFACE)
 target_include_directories(zeropage_libtorch SYSTEM INTERFACE ${torch_include} ${torch_api_include})
