@@ -174,8 +174,8 @@ def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
 def check_package(folder: Path, where: str, command: Path) -> None:
     """Builds the project of the guide against an installed package and trains two ranks."""
     project = ROOT / "tests" / "cpp_package"
-    compiler_cache = "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache"
-    run("cmake", "-S", project, "-B", folder / "build", "-G", "Ninja", where, compiler_cache)
+    settings = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_NO_SYSTEM_FROM_IMPORTED=ON", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    run("cmake", "-S", project, "-B", folder / "build", "-G", "Ninja", where, *settings)
     run("cmake", "--build", folder / "build")
     shown = run(command, "--num_gpus=2", folder / "build" / "train", folder=project)
     losses = [float(line.rsplit("loss ", 1)[1]) for line in shown.splitlines() if "  loss " in line]
@@ -207,8 +207,28 @@ def test_a_project_finds_the_installed_wheel(tmp_path):
     check_package(BUILD / "wheel_package", f"-Dzeropage_DIR={package}", site / "bin" / "zeropage")
 
 
+@pytest.mark.slow
+def test_a_project_that_can_do_without_finds_no_package_without_torch(tmp_path):
+    """Catches a fatal error where a project asks whether the package can be used, and its Python has no torch."""
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(optional LANGUAGES CXX)\nfind_package(zeropage CONFIG QUIET)\n"
+        'message("found: ${zeropage_FOUND} because ${zeropage_NOT_FOUND_MESSAGE}")\n'
+    )
+    run("cmake", "--install", BUILD, "--prefix", tmp_path / "prefix")
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty")
+    named = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", f"-DPython_EXECUTABLE={tmp_path / 'empty' / 'bin' / 'python'}"]
+    shown = run("cmake", "-S", tmp_path, "-B", tmp_path / "build", *named, package=tmp_path)
+    assert re.search("found: (0|FALSE) because zeropage found no libtorch", shown), shown
+
+
 def test_the_guide_shows_the_program_that_is_tested():
     """Catches a guide whose program is no longer the one that works."""
     guide = (ROOT / "docs" / "cpp.md").read_text()
     for name in ("CMakeLists.txt", "train.cc", "ds_config.json"):
         assert (ROOT / "tests" / "cpp_package" / name).read_text() in guide, f"docs/cpp.md shows another {name}"
+
+
+def test_the_libtorch_guide_shows_the_loop_that_is_tested():
+    """Catches a loop in the guide that is not the one compared with plain libtorch."""
+    tested = (ROOT / "zeropage" / "cpp" / "from_libtorch_test.cc").read_text().split("  // ----------\n")[1]
+    assert f"```cpp\n{tested}```" in (ROOT / "docs" / "from-libtorch.md").read_text()

@@ -20,3 +20,4 @@
 #include "zeropage/cpp/init.h"
 #include "zeropage/cpp/plan.h"
 #include "zeropage/cpp/report.h"
+#include "zeropage/cpp/version.h"

@@ -3,7 +3,6 @@
 #include <ATen/Context.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <torch/nn/module.h>
 
 #include <mutex>
 #include <set>
@@ -18,10 +17,9 @@
 namespace zeropage {
 namespace {
 
-cpp::Tensors buffers_of(const torch::nn::Module& module) {
-  cpp::Tensors buffers;
-  for (const auto& buffer : module.named_buffers()) buffers.emplace(buffer.key(), buffer.value());
-  return buffers;
+cpp::Tensors buffers_of(const cpp::ModelTensors& model) {
+  const auto buffers = model.buffers();
+  return {buffers.begin(), buffers.end()};
 }
 
 at::Tensor random_state(c10::Device device) {
@@ -83,8 +81,18 @@ std::string Engine::save_checkpoint(const std::string& save_dir, const SaveOptio
   request.latest = options.save_latest;
   request.exclude_frozen = options.exclude_frozen_parameters;
   request.aliases = impl_->aliases;
-  const cpp::HostState host{
-      options.client_state, optimizer_name(), impl_->core->groups(), buffers_of(*impl_->module), {}, {}};
+  cpp::HostState host{options.client_state, optimizer_name(), impl_->core->groups()};
+  host.buffers = buffers_of(impl_->model);
+  if (impl_->client) {
+    host.options = impl_->client->options();
+    request.caller_state = impl_->client->states();
+    if (!impl_->client->is_saved() && global_rank() == 0) {
+      log_warn(
+          fmt::format("the checkpoint has no state of the optimizer {}: it is LBFGS, or a class that does not save and "
+                      "load as those of torch::optim do",
+                      impl_->client->name()));
+    }
+  }
   request.host_json = cpp::host_state_to_json(host, impl_->config.optimizer.kind, request.host_tensors);
   if (global_rank() != 0) request.host_tensors.clear();
   request.host_tensors.emplace(cpp::random_name(global_rank(), false), random_state(at::kCPU));
@@ -98,13 +106,11 @@ void Engine::save_16bit_model(const std::string& save_dir, const std::string& sa
                               bool exclude_frozen_parameters) {
   engine::NamedTensors tensors;
   std::set<const void*> seen;
-  for (const auto& parameter : impl_->module->named_parameters()) {
-    if (exclude_frozen_parameters && !parameter.value().requires_grad()) continue;
-    if (seen.insert(parameter.value().unsafeGetTensorImpl()).second) {
-      tensors.emplace_back(parameter.key(), parameter.value().detach());
-    }
+  for (const auto& [name, parameter] : impl_->model.parameters()) {
+    if (exclude_frozen_parameters && !parameter.requires_grad()) continue;
+    if (seen.insert(parameter.unsafeGetTensorImpl()).second) tensors.emplace_back(name, parameter.detach());
   }
-  for (const auto& buffer : impl_->module->named_buffers()) tensors.emplace_back(buffer.key(), buffer.value());
+  for (const auto& [name, buffer] : impl_->model.buffers()) tensors.emplace_back(name, buffer);
   engine::save_model_file(*impl_->core, *impl_->communicator, save_dir + "/" + save_filename, tensors);
 }
 
@@ -117,12 +123,21 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
   }
   const bool with_optimizer = options.load_optimizer_states && !options.load_module_only && has_optimizer();
   const bool with_schedule = options.load_lr_scheduler_states && !options.load_module_only;
-  const cpp::Tensors buffers = buffers_of(*impl_->module);
+  const cpp::Tensors buffers = buffers_of(impl_->model);
   checkpoint::Checkpoint& step = *found;
   cpp::HostState host;
+  std::map<int, cpp::ArchiveItems> client_states;
+  const bool with_client = with_optimizer && impl_->client;
   std::string problem;
   try {
-    host = cpp::read_host_state(step, global_rank(), impl_->config.optimizer.kind, impl_->config.optimizer.params);
+    host = cpp::read_host_state(step, global_rank(), impl_->config.optimizer.kind, impl_->config.optimizer.params,
+                                impl_->client ? impl_->client->options() : std::vector<cpp::ArchiveItems>{});
+    if (with_client && !impl_->client->is_saved()) {
+      throw CheckpointError(
+          fmt::format("checkpoints have no state of the optimizer {}; load with load_optimizer_states = false",
+                      impl_->client->name()));
+    }
+    if (with_client) client_states = impl_->client->read(step);
     problem = fmt::format("{}", fmt::join(differences(host, buffers, core.groups().size(), optimizer_name(),
                                                       options.load_module_strict, with_optimizer),
                                           "\n    "));
@@ -142,7 +157,8 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
     if (const auto stored = host.buffers.find(name); stored != host.buffers.end()) buffer.copy_(stored->second);
   }
   if (with_optimizer) {
-    core.groups() = host.groups;
+    if (with_client) impl_->client->load(client_states, host.options);
+    core.groups() = with_client ? impl_->client->engine_groups() : host.groups;
     set_random_state(host.random, at::kCPU);
     if (!device().is_cpu()) set_random_state(host.device_random, device());
   }

@@ -1,5 +1,6 @@
 #include "zeropage/cpp/communicators.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
 #include <fmt/format.h>
 
@@ -79,7 +80,24 @@ comm::World world_of(const Options& options) {
   return {rank, rank, size, size};
 }
 
-at::Device device_of(const Options& options) { return options.device.value_or(at::Device(at::kCPU)); }
+at::Device device_of(const Options& options) {
+  const at::Device device = options.device.value_or(at::Device(at::kCPU));
+  if (device.is_cpu()) return device;
+  if (!c10::impl::hasDeviceGuardImpl(device.type())) {
+    throw ConfigError(
+        fmt::format("Options::device is {}, and the libtorch of this program is built without {}: link one that has "
+                    "it, or leave Options::device out "
+                    "to train on the CPU",
+                    device.str(), c10::DeviceTypeName(device.type())));
+  }
+  const c10::impl::VirtualGuardImpl devices(device.type());
+  const int count = devices.deviceCount();
+  if (count == 0 || device.index() >= count) {
+    throw ConfigError(fmt::format(
+        "Options::device is {}, and this process sees {} such devices (CUDA_VISIBLE_DEVICES?)", device.str(), count));
+  }
+  return device.has_index() ? device : devices.getDevice();
+}
 
 Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options) {
   using enum config::CommunicatorKind;

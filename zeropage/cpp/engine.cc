@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <exception>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
@@ -11,9 +12,27 @@
 
 namespace zeropage {
 
-Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Engine::Engine(std::unique_ptr<Impl> impl) : impl_{std::move(impl)} {}
 Engine::Engine(Engine&&) noexcept = default;
+Engine& Engine::operator=(Engine&&) noexcept = default;
 Engine::~Engine() = default;
+
+Engine::Impl* Engine::Owned::operator->() const {
+  if (!impl) throw UsageError("this zeropage::Engine is empty: release() has ended it, or it was moved from");
+  return impl.get();
+}
+
+void Engine::release() {
+  std::exception_ptr save_failed;
+  try {
+    impl_->core->finish_save();
+  } catch (const CheckpointError&) {
+    save_failed = std::current_exception();
+  }
+  impl_->core->make_parameters_whole();
+  impl_.impl.reset();
+  if (save_failed) std::rethrow_exception(save_failed);
+}
 
 // -- the loop
 
@@ -26,14 +45,48 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
   }
   const bool first = impl_->core->window_is_new();
   at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
+  if (impl_->client) impl_->client->arm();
   impl_->watch->end_backward(*this);
   if (first) impl_->losses.clear();
   impl_->losses.push_back(loss.detach());
   return scaled;
 }
 
+bool Engine::Impl::step() {
+  if (!client) return core->step();
+  core->groups() = client->engine_groups();
+  const bool was_boundary = core->step([this](const auto& segments) { client->update(segments); });
+  if (!core->scheduled_lrs().empty()) client->set_rates(core->groups());
+  return was_boundary;
+}
+
 void Engine::step() {
-  if (!impl_->core->step()) return;
+  if (impl_->client && impl_->client->needs_closure()) {
+    throw UsageError(
+        "LBFGS evaluates the loss itself: call engine.step([&] { return loss_of(batch); }) instead of backward and "
+        "step");
+  }
+  end_step(impl_->step());
+}
+
+at::Tensor Engine::step(const std::function<at::Tensor()>& closure) {
+  if (!impl_->client || !impl_->client->needs_closure()) {
+    throw UsageError(
+        "step(closure) is for LBFGS in Options::optimizer; all others step once per loss: call backward(loss) and "
+        "step()");
+  }
+  const at::Tensor loss = impl_->client->run([&] {
+    zero_grad();
+    const at::Tensor mine = closure();
+    backward(mine);
+    return mean_over_ranks(mine.detach());
+  });
+  end_step(impl_->step());
+  return loss;
+}
+
+void Engine::end_step(bool was_boundary) {
+  if (!was_boundary) return;
   impl_->watch->end_step(*this);
   const std::int64_t every = steps_per_print().value_or(0);
   if (impl_->line && global_steps() % every == 0) impl_->line->update(progress_sample(*this, 1.0));
@@ -68,9 +121,11 @@ Gathered Engine::gathered(const std::vector<at::Tensor>& parameters, std::option
     throw UsageError(fmt::format("gathered: there is no rank {} to take values from; ranks are 0 to {}", *modifier_rank,
                                  world_size() - 1));
   }
-  auto* core = impl_->core.get();  // this object may be moved meanwhile
-  const auto ticket = core->gather(parameters);
-  return Gathered([core, ticket](int modifier) { core->release(ticket, modifier); }, modifier_rank);
+  const auto ticket = impl_->core->gather(parameters);
+  const auto end = [held = std::weak_ptr(impl_->core), ticket](int modifier) {
+    if (const auto core = held.lock()) core->release(ticket, modifier);
+  };
+  return Gathered(end, modifier_rank);
 }
 
 void Engine::print_memory_table() const {

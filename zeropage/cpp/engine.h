@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,8 +45,19 @@ struct OffloadedStates {
 class Engine {
  public:
   class Impl;
+
+  /// Ends training; not collective. The module keeps its values: sharded parameters stay sharded, and operators gather them as before, on all
+  /// ranks alike, until they are destroyed or another `initialize` takes the module over.
   ~Engine();
+
+  /// What is moved from is empty: every call is a UsageError.
   Engine(Engine&&) noexcept;
+  Engine& operator=(Engine&&) noexcept;
+
+  /// Ends training and leaves a module of plain tensors, whole on every rank, in the types that the engine computed with. Collective. The
+  /// engine is empty afterwards. Memory: the sharded parameters, whole. Errors: CheckpointError of a save under way (the module is released
+  /// nevertheless), PeerError, TimeoutError.
+  void release();
 
   // -- the loop
 
@@ -61,11 +73,18 @@ class Engine {
   /// torch_autocast is enabled and no forward was in the scope of `autocast`), those of the graph, PeerError, TimeoutError.
   at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
 
+  /// For `scale(loss).backward()`: the loss times the loss scale of fp16. The backward of the result is as good as `backward(loss)`.
+  at::Tensor scale(const at::Tensor& loss);
+
   /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks apply
   /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With
   /// zeropage.preemption_folder: Preempted on all ranks after the step in which one got SIGTERM, when all have saved;
   /// `exit_code` makes 0 of it.
   void step();
+
+  /// One step of LBFGS (Options::optimizer), which evaluates the loss as often as it needs: `closure` returns the loss of this rank's batch,
+  /// and the engine does the rest, `zero_grad` and `backward` included. Returns the first loss, the mean over ranks. Errors: as `step`.
+  at::Tensor step(const std::function<at::Tensor()>& closure);
 
   /// Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an update.
   void zero_grad();
@@ -86,6 +105,28 @@ class Engine {
   /// dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective); absent: what each
   /// rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the engine's.
   Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
+
+  /// Trains more parameters from now on, as a group of their own: those of a layer that the module got after `initialize`. Collective, between
+  /// updates. They get rank 0's values and the configured precision. With Options::optimizer only `lr` may be given; the object's other
+  /// defaults hold. Errors: UsageError (none given, or in the middle of an update), PeerError (ranks differ), ConfigError.
+  void add_parameters(const ParameterGroup& group);
+
+  /// Full and local values under the names that Python has them by (docs/gradients.md): fp32 values, the mean gradient between the last
+  /// backward of a window and `step`, and states of the optimizer ("exp_avg"). What is returned is new; undefined where there is none. Full
+  /// ones have the parameter's shape and are collective; local ones are this rank's elements, flat. Values that are set must be the same on
+  /// all ranks. Errors: UsageError (not the engine's parameter, no such state, another shape), PeerError, TimeoutError, IoError.
+  at::Tensor safe_get_full_fp32_param(const at::Tensor& parameter);
+  at::Tensor safe_get_full_grad(const at::Tensor& parameter);
+  at::Tensor safe_get_full_optimizer_state(const at::Tensor& parameter, const std::string& state);
+  void safe_set_full_fp32_param(const at::Tensor& parameter, const at::Tensor& value);
+  void safe_set_full_grad(const at::Tensor& parameter, const at::Tensor& value);
+  void safe_set_full_optimizer_state(const at::Tensor& parameter, const at::Tensor& value, const std::string& state);
+  at::Tensor safe_get_local_fp32_param(const at::Tensor& parameter);
+  at::Tensor safe_get_local_grad(const at::Tensor& parameter);
+  at::Tensor safe_get_local_optimizer_state(const at::Tensor& parameter, const std::string& state);
+  void safe_set_local_fp32_param(const at::Tensor& parameter, const at::Tensor& value);  ///< collective
+  void safe_set_local_grad(const at::Tensor& parameter, const at::Tensor& value);
+  void safe_set_local_optimizer_state(const at::Tensor& parameter, const at::Tensor& value, const std::string& state);
 
   DiskTraffic disk_traffic() const;    ///< of this rank, so far
   MemoryReport memory_report() const;  ///< bytes of every rank, counted and by the formula; collective
@@ -128,6 +169,10 @@ class Engine {
   int dp_world_size() const;  ///< as world_size
   int mp_world_size() const;  ///< 1
   at::Device device() const;
+  void barrier();                        ///< returns when all ranks have called it. Errors: PeerError, TimeoutError
+  double mean_over_ranks(double value);  ///< say of a validation loss; collective
+  at::Tensor mean_over_ranks(
+      const at::Tensor& values);  ///< elementwise, of few values, in double on the CPU; collective
 
   std::int64_t train_batch_size() const;
   std::int64_t train_micro_batch_size_per_gpu() const;
@@ -175,11 +220,18 @@ class Engine {
  private:
   friend Engine initialize(torch::nn::Module& model, const Config& config, const Options& options);
   explicit Engine(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  void end_step(bool was_boundary);
+
+  struct Owned {
+    std::unique_ptr<Impl> impl;
+    Impl* operator->() const;  // errors: UsageError when it is empty
+  };
+  Owned impl_;
 };
 
 /// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers are
-/// cast and get rank 0's values. Collective. The module must outlive the engine's use; shared parameters count once.
+/// cast and get rank 0's values. Collective. Shared parameters count once. The engine holds the module, where a shared_ptr does (as that of
+/// torch's ModuleHolder); of a module on the stack it keeps the tensors. So either may end first.
 /// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory; those of
 /// several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at MASTER_ADDR (comm/c10d_job.h).
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.

@@ -12,8 +12,10 @@
 
 #include "zeropage/comm/world.h"
 #include "zeropage/config/config.h"
+#include "zeropage/cpp/client_optimizer.h"
 #include "zeropage/cpp/communicators.h"
 #include "zeropage/cpp/engine.h"
+#include "zeropage/cpp/model_tensors.h"
 #include "zeropage/cpp/preemption.h"
 #include "zeropage/cpp/watch.h"
 #include "zeropage/report/progress.h"
@@ -27,14 +29,18 @@ class Engine::Impl {
   c10::Device device = at::kCPU;
   std::shared_ptr<comm::Communicator> communicator;
   bool has_optimizer = false;
-  torch::nn::Module* module = nullptr;
+  std::unique_ptr<cpp::ClientOptimizer> client;  // null: the engine updates itself
+  cpp::ModelTensors model;
   std::map<std::string, std::vector<std::string>> aliases;  // further names of tied parameters
-  std::unique_ptr<engine::Engine> core;
+  std::shared_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
   std::int64_t micro_batch_size = 0;
   std::vector<at::Tensor> losses;  // since the last update
   bool autocast_entered = false;
   std::optional<cpp::Watch> watch;
+
+  /// One micro step with the rates of now. Returns whether it was at a boundary.
+  bool step();
   std::unique_ptr<cpp::Preemption> preemption;  // last: it ends before the core goes
 };
 

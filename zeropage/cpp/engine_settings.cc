@@ -1,4 +1,5 @@
 // What the engine answers about its configuration and its progress.
+#include <ATen/ATen.h>
 #include <fmt/format.h>
 
 #include "zeropage/base/error.h"
@@ -19,7 +20,7 @@ std::optional<std::string> name_of(OptimizerKind kind) {
     case OptimizerKind::kAdagrad: return "adagrad";
     case OptimizerKind::kSgd: return "sgd";
     case OptimizerKind::kLamb: return "lamb";
-    case OptimizerKind::kTorch: break;  // of Python programs
+    case OptimizerKind::kTorch: break;  // the program's object has its own
   }
   return std::nullopt;
 }
@@ -46,6 +47,21 @@ int Engine::world_size() const { return impl_->world.size; }
 int Engine::dp_world_size() const { return impl_->world.size; }
 int Engine::mp_world_size() const { return 1; }
 at::Device Engine::device() const { return impl_->device; }
+
+void Engine::barrier() { impl_->communicator->barrier({"Engine::barrier"}); }
+
+double Engine::mean_over_ranks(double value) {
+  return mean_over_ranks(at::scalar_tensor(value, at::kDouble)).item<double>();
+}
+
+at::Tensor Engine::mean_over_ranks(const at::Tensor& values) {
+  const at::Tensor mine = values.detach().to(at::kCPU, at::kDouble).contiguous();
+  const std::string_view bytes(static_cast<const char*>(mine.const_data_ptr()), mine.nbytes());
+  std::string all = comm::all_gather_small(*impl_->communicator, bytes, {"Engine::mean_over_ranks"});
+  std::vector<std::int64_t> sizes = mine.sizes().vec();
+  sizes.insert(sizes.begin(), world_size());
+  return at::from_blob(all.data(), sizes, at::kDouble).mean(0);
+}
 
 std::int64_t Engine::train_batch_size() const {
   return train_micro_batch_size_per_gpu() * gradient_accumulation_steps() * world_size();
@@ -76,13 +92,15 @@ void Engine::set_train_micro_batch_size(std::int64_t micro_batch_size) {
 
 bool Engine::has_optimizer() const { return impl_->has_optimizer; }
 std::optional<std::string> Engine::optimizer_name() const {
+  if (impl_->client) return impl_->client->name();
   return has_optimizer() ? name_of(impl_->config.optimizer.kind) : std::nullopt;
 }
 std::optional<std::string> Engine::scheduler_name() const { return name_of(impl_->config.schedule.kind); }
 
 std::vector<double> Engine::get_lr() const {
   std::vector<double> out;
-  for (const auto& group : impl_->core->groups()) out.push_back(group.lr);
+  for (const auto& group : impl_->client ? impl_->client->engine_groups() : impl_->core->groups())
+    out.push_back(group.lr);
   return out;
 }
 
@@ -94,9 +112,11 @@ void Engine::set_lr(const std::vector<double>& lrs) {
     throw UsageError(fmt::format("set_lr got {} rates for {} parameter groups", lrs.size(), groups.size()));
   }
   for (std::size_t i = 0; i < lrs.size(); ++i) groups[i].lr = lrs[i];
+  if (impl_->client) impl_->client->set_rates(groups);
 }
 
 std::vector<std::pair<double, double>> Engine::get_mom() const {
+  if (impl_->client) return impl_->client->momenta();
   std::vector<std::pair<double, double>> out;
   for (const auto& group : impl_->core->groups()) {
     switch (impl_->config.optimizer.kind) {

@@ -95,6 +95,45 @@ json encode_group(config::OptimizerKind kind, const config::OptimizerParams& par
   return dict(std::move(pairs));
 }
 
+json encode_option(const c10::IValue& value) {
+  if (value.isBool()) return value.toBool();
+  if (value.isInt()) return value.toInt();
+  if (value.isDouble()) return value.toDouble();
+  if (value.isString()) return value.toStringRef();
+  if (!value.isTuple()) return nullptr;
+  json items = json::array();
+  for (const auto& item : value.toTupleRef().elements()) items.push_back(encode_option(item));
+  return json{{"tuple", std::move(items)}};
+}
+
+json encode_options(const ArchiveItems& options) {
+  json pairs = json::array();
+  for (const auto& [name, value] : options) pairs.push_back(json::array({name, encode_option(value)}));
+  return dict(std::move(pairs));
+}
+
+/// `stored` in the type that `like` has; what is no such value is refused.
+c10::IValue decode_option(const json& stored, const c10::IValue& like, const std::string& name) {
+  if (like.isBool() && stored.is_boolean()) return stored.get<bool>();
+  if (like.isInt() && stored.is_number()) return stored.get<std::int64_t>();
+  if (like.isDouble() && stored.is_number()) return stored.get<double>();
+  if (like.isNone() || like.isString()) return stored.is_string() ? c10::IValue(stored.get<std::string>()) : like;
+  if (like.isTuple() && stored.is_array() && stored.size() == like.toTupleRef().size()) {
+    std::vector<c10::IValue> items;
+    for (std::size_t i = 0; i < stored.size(); ++i)
+      items.push_back(decode_option(stored[i], like.toTupleRef().elements()[i], name));
+    return c10::ivalue::Tuple::create(std::move(items));
+  }
+  throw CheckpointError(fmt::format("the checkpoint's hyperparameter {} cannot be used: {}", name, stored.dump()));
+}
+
+ArchiveItems decode_options(const json& group, ArchiveItems options) {
+  for (auto& [name, value] : options) {
+    if (const auto found = group.find(name); found != group.end()) value = decode_option(*found, value, name);
+  }
+  return options;
+}
+
 ClientState read_client(const json& value, checkpoint::Checkpoint& step) {
   ClientState client;
   json plain = json::object();
@@ -118,7 +157,10 @@ std::string random_name(int rank, bool device) { return fmt::format("host/{}/{}"
 
 std::string host_state_to_json(const HostState& state, config::OptimizerKind kind, Tensors& tensors) {
   json groups = json::array();
-  for (const auto& params : state.groups) groups.push_back(encode_group(kind, params));
+  for (const auto& options : state.options) groups.push_back(encode_options(options));
+  if (state.options.empty()) {
+    for (const auto& params : state.groups) groups.push_back(encode_group(kind, params));
+  }
   json buffers = json::array();
   json client = encode_client(state.client, tensors);
   for (const auto& [name, buffer] : state.buffers) buffers.push_back(json::array({name, refer_to(buffer, tensors)}));
@@ -131,7 +173,7 @@ std::string host_state_to_json(const HostState& state, config::OptimizerKind kin
 }
 
 HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::OptimizerKind kind,
-                          const config::OptimizerParams& params) {
+                          const config::OptimizerParams& params, const std::vector<ArchiveItems>& options) {
   const json stored = checkpoint::parse_untrusted(step.manifest().host_json, step.path());
   if (!stored.is_object()) throw CheckpointError(step.path() + ": the manifest's host is no object");
   HostState state;
@@ -141,6 +183,9 @@ HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::Optimi
   for (const auto& group : groups) {
     state.groups.push_back(params);
     read_hyperparameters(group, kind, state.groups.back());
+    if (state.options.size() < options.size()) {
+      state.options.push_back(decode_options(group, options[state.options.size()]));
+    }
   }
   if (const json buffers = stored.value("buffers", json()); const json* pairs = pairs_of(buffers)) {
     for (const auto& pair : *pairs) {

@@ -16,6 +16,7 @@
 
 #include "zeropage/checkpoint/load.h"
 #include "zeropage/config/config.h"
+#include "zeropage/cpp/archive_items.h"
 #include "zeropage/cpp/checkpoint.h"
 
 namespace zeropage::cpp {
@@ -26,9 +27,10 @@ struct HostState {
   ClientState client;
   std::optional<std::string> optimizer;  ///< its name; absent: none, or of before checkpoints had it
   std::vector<config::OptimizerParams> groups;
-  Tensors buffers;
-  at::Tensor random;         ///< state of this rank's generator of the CPU; undefined: not there
-  at::Tensor device_random;  ///< the same of its GPU
+  std::vector<ArchiveItems> options{};  ///< instead, of an optimizer object of the program's
+  Tensors buffers{};
+  at::Tensor random{};         ///< state of this rank's generator of the CPU; undefined: not there
+  at::Tensor device_random{};  ///< the same of its GPU
 };
 
 /// The document; tensors that it speaks of go into `tensors` under the names it gives them. Errors: UsageError when the client
@@ -38,8 +40,9 @@ std::string host_state_to_json(const HostState& state, config::OptimizerKind kin
 /// The names of a rank's generators among the tensors.
 std::string random_name(int rank, bool device);
 
-/// Reads it. `params`: what groups have where the checkpoint says nothing. Errors: CheckpointError.
+/// Reads it. `params`: what groups have where the checkpoint says nothing; of an optimizer object `options`, whose types the values get.
+/// Errors: CheckpointError.
 HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::OptimizerKind kind,
-                          const config::OptimizerParams& params);
+                          const config::OptimizerParams& params, const std::vector<ArchiveItems>& options = {});
 
 }  // namespace zeropage::cpp

@@ -6,9 +6,23 @@
 #include <initializer_list>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <tuple>
 #include <utility>
 
 #include "zeropage/base/error.h"
+
+namespace zeropage {
+
+bool ParameterGroup::has_same_options(const ParameterGroup& other) const {
+  const auto options = [](const ParameterGroup& group) {
+    return std::tie(group.lr, group.betas, group.eps, group.weight_decay, group.bias_correction,
+                    group.decoupled_weight_decay, group.momentum, group.dampening, group.nesterov, group.lr_decay,
+                    group.initial_accumulator_value, group.max_coeff, group.min_coeff, group.eps_inside_sqrt);
+  };
+  return options(*this) == options(other);
+}
+
+}  // namespace zeropage
 
 namespace zeropage::cpp {
 namespace {

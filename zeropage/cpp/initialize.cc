@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
+#include <set>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
@@ -96,6 +97,40 @@ void broadcast_buffers(torch::nn::Module& model, comm::Communicator& communicato
   }
 }
 
+/// Errors: ConfigError, also for an optimizer of other tensors than the model's.
+std::unique_ptr<cpp::ClientOptimizer> take_optimizer(torch::nn::Module& model, const Options& options,
+                                                     config::Config& config) {
+  if (!options.parameter_groups.empty()) {
+    throw ConfigError(
+        "Options has both parameter_groups and an optimizer, which has groups of its own: leave parameter_groups out");
+  }
+  auto client = std::make_unique<cpp::ClientOptimizer>(options.optimizer, config);
+  std::set<const void*> given;
+  std::int64_t foreign = 0;
+  for (const auto& group : client->groups()) {
+    for (const auto& parameter : group.parameters) given.insert(parameter.unsafeGetTensorImpl());
+  }
+  std::vector<std::string> left_out;
+  std::set<const void*> own;
+  for (const auto& parameter : model.named_parameters()) {
+    own.insert(parameter.value().unsafeGetTensorImpl());
+    if (parameter.value().requires_grad() && !given.contains(parameter.value().unsafeGetTensorImpl()))
+      left_out.push_back(parameter.key());
+  }
+  for (const void* tensor : given) foreign += !own.contains(tensor);
+  if (foreign > 0 && !left_out.empty()) {
+    throw ConfigError(
+        fmt::format("the optimizer in Options has {} tensors that are not the model's, and {} of the model's "
+                    "parameters are in none of its groups, "
+                    "\"{}\" first: was it made from a copy of the model, or before parameters were replaced? Make it "
+                    "from module->parameters()",
+                    foreign, left_out.size(), left_out.front()));
+  }
+  config.optimizer = {};
+  config.optimizer.kind = config::OptimizerKind::kTorch;
+  return client;
+}
+
 report::Progress printed_steps() {
   report::ProgressOptions options;
   options.plain_interval_s = 0.0;
@@ -110,7 +145,7 @@ report::Progress printed_steps() {
 
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options) {
   auto impl = std::make_unique<Engine::Impl>();
-  impl->module = &model;
+  impl->model = cpp::ModelTensors(model);
   impl->world = cpp::world_of(options);
   impl->config = config::Config::from_json(config.text(), impl->world.size, config.origin());
   require_none_for_python(impl->config);
@@ -128,29 +163,42 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
     log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
   }
-  if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
+  if (options.optimizer) {
+    impl->client = take_optimizer(model, options, impl->config);
+  } else if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
     throw ConfigError(
-        "optimizer.type names an optimizer of PyTorch's that only Python programs have; write one of \"Adam\", "
-        "\"AdamW\", \"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
+        "optimizer.type names an optimizer of PyTorch's, which C++ programs make themselves: pass an object of "
+        "torch::optim as "
+        "Options::optimizer, or write one of \"Adam\", \"AdamW\", \"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
   }
   place_model(model, impl->config, impl->device);
 
-  std::vector<ParameterGroup> groups = options.parameter_groups;
+  std::vector<ParameterGroup> groups = impl->client ? impl->client->groups() : options.parameter_groups;
   if (groups.empty()) groups.emplace_back().parameters = model.parameters();
   auto inputs = name_parameters(model, groups, impl->aliases);
   const auto updated = [](const auto& input) { return input.group >= 0 && input.tensor.requires_grad(); };
   impl->has_optimizer =
       impl->config.optimizer.kind != config::OptimizerKind::kNone && std::any_of(inputs.begin(), inputs.end(), updated);
   std::vector<config::OptimizerParams> core_groups;
-  if (impl->has_optimizer) {
+  if (impl->has_optimizer && impl->client) {
+    core_groups = impl->client->engine_groups();
+  } else if (impl->has_optimizer) {
     core_groups = cpp::hyperparameters(groups, impl->config.optimizer);
     impl->config.optimizer.params = cpp::params_for_state(core_groups);
   } else {
     for (auto& input : inputs) input.group = -1;
   }
-  engine::require_same_everywhere(*impl->communicator, cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
-  impl->core = std::make_unique<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
+  if (!impl->has_optimizer) impl->client.reset();
+  engine::require_same_everywhere(
+      *impl->communicator,
+      impl->client ? impl->client->facts() : cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
+  const auto all_inputs = inputs;
+  impl->core = std::make_shared<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
+  if (impl->client) {
+    impl->client->attach(*impl->core, all_inputs);
+    if (!impl->core->scheduled_lrs().empty()) impl->client->set_rates(impl->core->groups());
+  }
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
   if (!impl->config.own.preemption_folder.empty()) {

@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+namespace torch::optim {
+class Optimizer;
+}
+
 namespace zeropage {
 
 namespace comm {
@@ -33,10 +37,19 @@ struct ParameterGroup {
   std::optional<double> max_coeff{};                  ///< Lamb, as the next two: limits of the trust ratio
   std::optional<double> min_coeff{};
   std::optional<bool> eps_inside_sqrt{};
+
+  /// Whether all but the parameters is the same.
+  bool has_same_options(const ParameterGroup& other) const;
 };
 
 struct Options {
-  std::vector<ParameterGroup> parameter_groups;        ///< what the optimizer updates; empty: all that is trainable
+  std::vector<ParameterGroup> parameter_groups;  ///< what the optimizer updates; empty: all that is trainable
+
+  /// Updates the parameters instead of what the configuration names: one of torch::optim on the module's parameters, or of a class of the
+  /// program's own that treats every element alike ("zero_allow_untested_optimizer": true). The engine calls its `step` once per update with
+  /// the parts that this rank updates; its groups hold stand-ins for them until the engine ends. Memory beside its state: 4 bytes per
+  /// element while it runs. LBFGS runs at stage 0, by `engine.step(closure)`.
+  std::shared_ptr<torch::optim::Optimizer> optimizer{};
   std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
   std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it
   std::shared_ptr<comm::Communicator> saves{};         ///< a third one; zeropage.async_save needs it

@@ -1,0 +1,281 @@
+#include "zeropage/cpp/client_optimizer.h"
+
+#include <ATen/ATen.h>
+#include <cxxabi.h>
+#include <fmt/format.h>
+#include <torch/optim/adagrad.h>
+#include <torch/optim/adam.h>
+#include <torch/optim/adamw.h>
+#include <torch/optim/lbfgs.h>
+#include <torch/optim/rmsprop.h>
+#include <torch/optim/sgd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <typeinfo>
+
+#include "zeropage/base/error.h"
+
+namespace zeropage::cpp {
+namespace {
+
+using torch::optim::Optimizer;
+
+std::string class_of(const Optimizer& optimizer) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> readable(
+      abi::__cxa_demangle(typeid(optimizer).name(), nullptr, nullptr, &status), &std::free);
+  return status == 0 ? readable.get() : typeid(optimizer).name();
+}
+
+std::string short_name(const std::string& class_name) {
+  const auto colon = class_name.rfind(':');
+  std::string name = class_name.substr(colon == std::string::npos ? 0 : colon + 1);
+  std::ranges::transform(name, name.begin(), [](unsigned char letter) { return std::tolower(letter); });
+  return name;
+}
+
+template <class... Kinds>
+bool is_one_of(const Optimizer& optimizer) {
+  return ((typeid(optimizer) == typeid(Kinds)) || ...);
+}
+
+bool is_elementwise(const Optimizer& optimizer) {
+  using namespace torch::optim;
+  return is_one_of<SGD, Adam, AdamW, Adagrad, RMSprop>(optimizer);
+}
+
+void check_lbfgs(const config::Config& config) {
+  const bool whole = config.zero.stage == 0 && config.precision == config::Precision::kFp32;
+  if (whole && config.batch.accumulation_steps == 1 && config.gradients.clipping == 0.0) return;
+  throw ConfigError(fmt::format(
+      "LBFGS looks at whole fp32 parameters and evaluates the loss many times a step: it runs at stage 0, without "
+      "bf16, fp16, gradient "
+      "clipping and accumulation; the configuration has stage {}, {} accumulation steps, gradient_clipping {}{}",
+      config.zero.stage, config.batch.accumulation_steps, config.gradients.clipping,
+      config.precision == config::Precision::kFp32 ? "" : ", 16-bit parameters"));
+}
+
+/// Storage that raises `message` when anything uses it.
+at::Tensor tensor_without_memory(const char* message) {
+  at::Tensor tensor = at::zeros({1});
+  tensor.storage().unsafeGetStorageImpl()->release_data_and_set_meta_custom_data_ptr_error_msg_(message);
+  return tensor;
+}
+
+constexpr const char* kNoMemory =
+    "optimizer.step() was called on an optimizer that a zeropage engine runs, or a tensor of its groups was used: "
+    "engine.step() runs the "
+    "optimizer and forgets gradients, so leave optimizer.step() and optimizer.zero_grad(false) out, and read "
+    "parameters and gradients from "
+    "module->parameters()";
+
+}  // namespace
+
+ClientOptimizer::ClientOptimizer(std::shared_ptr<Optimizer> optimizer, const config::Config& config)
+    : optimizer_(std::move(optimizer)), class_name_(class_of(*optimizer_)), name_(short_name(class_name_)) {
+  needs_closure_ = dynamic_cast<const torch::optim::LBFGS*>(optimizer_.get()) != nullptr;
+  is_torchs_ = is_elementwise(*optimizer_);
+  if (needs_closure_) check_lbfgs(config);
+  if (!is_torchs_ && !needs_closure_ && !config.allow_untested_optimizer) {
+    throw ConfigError(fmt::format(
+        "Options::optimizer is a {}, of which it is not known that it treats every element alike; if it does, write "
+        "\"zero_allow_untested_optimizer\": true in the configuration",
+        class_name_));
+  }
+  const bool fresh_adagrad =
+      is_one_of<torch::optim::Adagrad>(*optimizer_) && std::ranges::all_of(optimizer_->state(), [](const auto& item) {
+        return static_cast<const torch::optim::AdagradParamState&>(*item.second).step() == 0;
+      });
+  if (!optimizer_->state().empty() && !fresh_adagrad) {
+    throw ConfigError(
+        fmt::format("the {} in Options::optimizer has taken steps already, and its state would be lost: pass one that "
+                    "has taken none, and go on from a "
+                    "checkpoint with engine.load_checkpoint",
+                    class_name_));
+  }
+  for (auto& group : optimizer_->param_groups()) whole_.push_back(group.params());
+}
+
+ClientOptimizer::~ClientOptimizer() {
+  for (std::size_t i = 0; i < whole_.size(); ++i) optimizer_->param_groups()[i].params() = whole_[i];
+}
+
+std::vector<ParameterGroup> ClientOptimizer::groups() const {
+  std::vector<ParameterGroup> groups;
+  for (const auto& parameters : whole_) groups.emplace_back().parameters = parameters;
+  return groups;
+}
+
+std::vector<config::OptimizerParams> ClientOptimizer::engine_groups() const {
+  std::vector<config::OptimizerParams> groups;
+  for (const auto& group : optimizer_->param_groups()) {
+    auto& params = groups.emplace_back();
+    try {
+      params.lr = group.options().get_lr();
+    } catch (const c10::Error&) {
+      params.lr = 0.0;  // options of the program's own need not have one
+    }
+  }
+  return groups;
+}
+
+void ClientOptimizer::set_rates(const std::vector<config::OptimizerParams>& groups) {
+  for (std::size_t i = 0; i < groups.size(); ++i) {
+    try {
+      optimizer_->param_groups()[i].options().set_lr(groups[i].lr);
+    } catch (const c10::Error&) {
+      throw UsageError(fmt::format("the options of {} have no learning rate to set: override get_lr and set_lr in them",
+                                   class_name_));
+    }
+  }
+}
+
+std::vector<std::pair<double, double>> ClientOptimizer::momenta() const {
+  std::vector<std::pair<double, double>> out;
+  for (const auto& items : options()) {
+    auto& [first, second] = out.emplace_back(0.0, 0.0);
+    for (const auto& [key, value] : items) {
+      if (key == "momentum" && value.isDouble()) first = value.toDouble();
+      if (key != "betas" || !value.isTuple()) continue;
+      first = value.toTupleRef().elements()[0].toDouble();
+      second = value.toTupleRef().elements()[1].toDouble();
+    }
+  }
+  return out;
+}
+
+std::vector<ArchiveItems> ClientOptimizer::options() const {
+  std::vector<ArchiveItems> all;
+  for (const auto& group : optimizer_->param_groups()) {
+    auto& items = all.emplace_back();
+    try {
+      items = items_of(group.options());
+    } catch (const c10::Error&) {
+      items.clear();  // a class that does not say what it has
+    }
+  }
+  return all;
+}
+
+std::string ClientOptimizer::facts() const {
+  std::string facts = fmt::format("optimizer: {}\n", class_name_);
+  const auto all = options();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    facts += fmt::format("parameter group {}:", i);
+    for (const auto& [key, value] : all[i]) {
+      std::ostringstream text;
+      text << value;
+      facts += fmt::format(" {}={}", key, text.str());
+    }
+    facts += "\n";
+  }
+  return facts;
+}
+
+void ClientOptimizer::attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs) {
+  inputs_ = inputs;
+  if (needs_closure_) return;
+  no_memory_ = tensor_without_memory(kNoMemory);
+  optimizer_->state().clear();
+  for (const auto& segment : core.owned_segments()) {
+    stand_ins_[segment.parameter] = {at::Tensor(), segment, inputs_[segment.parameter].group};
+  }
+  place_stand_ins();
+}
+
+void ClientOptimizer::add_group(const ParameterGroup& group) {
+  ParameterGroup known;
+  known.parameters = group.parameters;
+  known.lr = group.lr;
+  if (needs_closure_ || !known.has_same_options(group)) {
+    throw ConfigError(fmt::format(
+        "add_parameters: {}", needs_closure_
+                                  ? "LBFGS has one group; make another engine"
+                                  : "of the hyperparameters of a group only lr can be given to an optimizer object"));
+  }
+  optimizer_->add_param_group(torch::optim::OptimizerParamGroup(group.parameters));
+  whole_.push_back(group.parameters);
+  if (group.lr) optimizer_->param_groups().back().options().set_lr(*group.lr);
+}
+
+void ClientOptimizer::extend(const engine::Engine& core, const std::vector<engine::ParameterInput>& added) {
+  inputs_.insert(inputs_.end(), added.begin(), added.end());
+  for (const auto& segment : core.owned_segments()) {
+    stand_ins_.try_emplace(segment.parameter, at::Tensor(), segment, inputs_[segment.parameter].group);
+  }
+  place_stand_ins();
+}
+
+/// Makes what is missing of them, and the groups of all.
+void ClientOptimizer::place_stand_ins() {
+  for (auto& group : optimizer_->param_groups()) group.params().clear();
+  for (auto& [parameter, stand_in] : stand_ins_) {
+    if (!stand_in.tensor.defined()) {
+      stand_in.tensor = no_memory_.detach().set_requires_grad(true);
+      begin_state(stand_in);
+    }
+    optimizer_->param_groups()[stand_in.group].params().push_back(stand_in.tensor);
+  }
+  arm();
+}
+
+/// What the constructor of Adagrad makes for the parameters it is given.
+void ClientOptimizer::begin_state(const StandIn& stand_in) {
+  if (!is_one_of<torch::optim::Adagrad>(*optimizer_)) return;
+  const auto& options =
+      static_cast<const torch::optim::AdagradOptions&>(optimizer_->param_groups()[stand_in.group].options());
+  auto state = std::make_unique<torch::optim::AdagradParamState>();
+  state->step(0);
+  state->sum(at::full({stand_in.segment.numel}, options.initial_accumulator_value()));
+  optimizer_->state()[stand_in.tensor.unsafeGetTensorImpl()] = std::move(state);
+}
+
+void ClientOptimizer::arm() {
+  // A rank that updates nothing says so, too.
+  if (stand_ins_.empty() && !needs_closure_) {
+    optimizer_->param_groups()[0].params() = {no_memory_.detach().set_requires_grad(true)};
+    optimizer_->param_groups()[0].params()[0].mutable_grad() = no_memory_;
+  }
+  for (auto& [parameter, stand_in] : stand_ins_) stand_in.tensor.mutable_grad() = no_memory_;
+}
+
+void ClientOptimizer::update(const std::vector<engine::CallerSegment>& segments) {
+  if (needs_closure_) return;  // `run` has changed the parameters
+  c10::AutoGradMode no_grad(false);
+  if (stand_ins_.empty()) optimizer_->param_groups()[0].params().clear();
+  const auto known = stand_ins_.size();
+  for (const auto& segment : segments) {
+    if (stand_ins_.contains(segment.parameter)) continue;  // else: frozen when the engine was made, and trained since
+    stand_ins_[segment.parameter] = {
+        at::Tensor(), {segment.parameter, 0, segment.values.numel()}, inputs_[segment.parameter].group};
+  }
+  if (stand_ins_.size() != known) place_stand_ins();
+  for (const auto& segment : segments) {
+    auto& tensor = stand_ins_.at(segment.parameter).tensor;
+    tensor.set_data(segment.values);
+    tensor.mutable_grad() = segment.gradient;
+  }
+  const auto take_all_back = [&] {
+    for (const auto& segment : segments) take_back(segment);
+    arm();
+  };
+  try {
+    optimizer_->step();
+  } catch (...) {
+    take_all_back();
+    throw;
+  }
+  take_all_back();
+}
+
+/// What the program's class has assigned instead of changing it in place goes to its place, too.
+void ClientOptimizer::take_back(const engine::CallerSegment& segment) {
+  auto& tensor = stand_ins_.at(segment.parameter).tensor;
+  if (tensor.data_ptr() != segment.values.data_ptr())
+    segment.values.copy_(tensor.detach().reshape(segment.values.sizes()));
+  tensor.set_data(no_memory_);
+}
+
+}  // namespace zeropage::cpp

@@ -1,0 +1,116 @@
+/// \file
+/// An optimizer object of the program's (of torch::optim, or a class of its own) that the engine runs, as Python's torch_optimizer.py does:
+///
+///   1. From `attach` on its groups hold stand-ins, one for each parameter of which this rank updates a part. Its state is keyed by them.
+///   2. An update fills the stand-ins with views of fp32 copies of those parts and of their gradients, and calls the object's `step` once.
+///   3. Between updates stand-ins have no memory: an `optimizer.step()` that was left in the program raises an error that says so.
+///   4. At the end the groups get the program's parameters back.
+///
+/// That is exact for optimizers that treat every element alike. LBFGS, which needs all parameters and many evaluations, works on the
+/// program's own parameters instead, at stage 0: see `run`.
+#pragma once
+
+#include "zeropage/paging/torch_config.h"
+
+#include <torch/optim/optimizer.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "zeropage/config/config.h"
+#include "zeropage/cpp/archive_items.h"
+#include "zeropage/cpp/options.h"
+#include "zeropage/engine/caller_update.h"
+#include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/engine.h"
+
+namespace zeropage::cpp {
+
+class ClientOptimizer {
+ public:
+  /// Errors: ConfigError for an optimizer that cannot run here, or of which nobody has said that it can.
+  ClientOptimizer(std::shared_ptr<torch::optim::Optimizer> optimizer, const config::Config& config);
+  ~ClientOptimizer();
+  ClientOptimizer(const ClientOptimizer&) = delete;
+
+  const std::string& name() const { return name_; }  ///< of its class, in small letters: "rmsprop"
+
+  /// Its groups; hyperparameters stay with it.
+  std::vector<ParameterGroup> groups() const;
+
+  /// What the engine and its schedule know of the groups: learning rates, where the options have one.
+  std::vector<config::OptimizerParams> engine_groups() const;
+
+  /// The other way. Errors: UsageError where options have no learning rate.
+  void set_rates(const std::vector<config::OptimizerParams>& groups);
+
+  /// Per group: betas; or momentum and 0.
+  std::vector<std::pair<double, double>> momenta() const;
+
+  /// What must be the same on all ranks, a line per fact.
+  std::string facts() const;
+
+  /// `inputs`: what the engine was given.
+  void attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs);
+
+  /// One more group, with the object's defaults but for the rate; then, when the engine has its parameters, `extend`. Errors: ConfigError.
+  void add_group(const ParameterGroup& group);
+  void extend(const engine::Engine& core, const std::vector<engine::ParameterInput>& added);
+
+  /// The object's own tensor of a state by the element. Undefined: there is none yet, or this rank has no elements.
+  at::Tensor local(const at::Tensor& parameter, const std::string& state) const;
+  void set_local(const at::Tensor& parameter, const std::string& state, const at::Tensor& value);
+
+  /// True of LBFGS: it is run by `run`, and `update` changes nothing.
+  bool needs_closure() const { return needs_closure_; }
+
+  /// One update. Errors: whatever its `step` throws.
+  void update(const std::vector<engine::CallerSegment>& segments);
+
+  /// One step of an optimizer that evaluates the loss itself. `loss`: forward and backward; what it returns is the same on all ranks.
+  at::Tensor run(const std::function<at::Tensor()>& loss) { return optimizer_->step(loss); }
+
+  /// `zero_grad()` of the program's takes the stand-ins' gradients away; without them a `step()` would do nothing, in silence.
+  void arm();
+
+  // -- checkpoints
+
+  /// Whether a checkpoint can hold its state: all of torch::optim but LBFGS; others that save and load as those do.
+  bool is_saved() const;
+
+  std::vector<engine::CallerState> states() const;
+
+  /// Hyperparameters per group, as `states` by name.
+  std::vector<ArchiveItems> options() const;
+
+  /// State of this rank's elements from a checkpoint. Errors: CheckpointError, IoError.
+  std::map<int, ArchiveItems> read(checkpoint::Checkpoint& step) const;
+
+  /// Puts both in place. `options` as this object's own, name by name.
+  void load(const std::map<int, ArchiveItems>& states, const std::vector<ArchiveItems>& options);
+
+ private:
+  struct StandIn {
+    at::Tensor tensor;
+    engine::OwnedSegment segment;
+    int group = 0;
+  };
+  void place_stand_ins();
+  void begin_state(const StandIn& stand_in);
+  void take_back(const engine::CallerSegment& segment);
+
+  std::shared_ptr<torch::optim::Optimizer> optimizer_;
+  std::string class_name_;
+  std::string name_;
+  bool is_torchs_ = false;
+  bool needs_closure_ = false;
+  std::vector<std::vector<at::Tensor>> whole_;  // the program's parameters, by group
+  std::vector<engine::ParameterInput> inputs_;
+  std::map<int, StandIn> stand_ins_;  // by parameter
+  at::Tensor no_memory_;
+};
+
+}  // namespace zeropage::cpp

@@ -1,0 +1,169 @@
+// State of the program's optimizer in checkpoints, as Python's shard_state.py has it: "torch.square_avg/NAME" by the element,
+// "torch_scalar.step/NAME" a tensor and "torch_number.count/NAME" a number of the parameter as a whole.
+#include <ATen/ATen.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "zeropage/base/error.h"
+#include "zeropage/cpp/client_optimizer.h"
+#include "zeropage/engine/checkpoint.h"
+
+namespace zeropage::cpp {
+namespace {
+
+constexpr const char* kElements = "torch";
+constexpr const char* kScalar = "torch_scalar";
+constexpr const char* kNumber = "torch_number";
+
+/// torch counts steps in an integer here, and in an fp32 tensor in Python.
+bool counts_steps(const std::string& key) { return key == "step"; }
+
+at::Tensor number_as_tensor(const c10::IValue& value) {
+  if (value.isInt()) return at::scalar_tensor(value.toInt(), at::kLong);
+  if (value.isBool()) return at::scalar_tensor(value.toBool(), at::kBool);
+  return at::scalar_tensor(value.toDouble(), at::kDouble);
+}
+
+c10::IValue value_of(const std::string& form, const std::string& key, const at::Tensor& tensor, bool is_torchs) {
+  if (form == kElements) return tensor;
+  if (is_torchs && counts_steps(key)) return tensor.item().toLong();
+  if (form == kScalar) return tensor.reshape({});
+  if (tensor.scalar_type() == at::kBool) return tensor.item<bool>();
+  return tensor.is_floating_point() ? c10::IValue(tensor.item<double>()) : c10::IValue(tensor.item<std::int64_t>());
+}
+
+}  // namespace
+
+bool ClientOptimizer::is_saved() const {
+  if (is_torchs_ || needs_closure_) return is_torchs_;
+  torch::serialize::OutputArchive written;
+  optimizer_->save(written);
+  const auto keys = read_back(written).keys();
+  return std::ranges::find(keys, "state") != keys.end() && std::ranges::find(keys, "param_groups") != keys.end();
+}
+
+at::Tensor ClientOptimizer::local(const at::Tensor& parameter, const std::string& state) const {
+  for (const auto& [index, stand_in] : stand_ins_) {
+    if (!inputs_[index].tensor.is_same(parameter)) continue;
+    const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
+    if (found == optimizer_->state().end()) return {};
+    for (const auto& [key, value] : items_of(*found->second)) {
+      if (key == state && value.isTensor() && value.toTensor().dim() > 0) return value.toTensor().detach().flatten();
+    }
+  }
+  return {};
+}
+
+void ClientOptimizer::set_local(const at::Tensor& parameter, const std::string& state, const at::Tensor& value) {
+  std::map<int, ArchiveItems> states;
+  bool was_set = false;
+  for (const auto& [index, stand_in] : stand_ins_) {
+    const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
+    if (found == optimizer_->state().end()) continue;
+    states[index] = items_of(*found->second);
+    if (!inputs_[index].tensor.is_same(parameter)) continue;
+    for (auto& [key, item] : states[index]) {
+      if (key != state || !item.isTensor() || item.toTensor().numel() != value.numel()) continue;
+      item = value.detach().to(at::kFloat).flatten().clone();
+      was_set = true;
+    }
+  }
+  if (!was_set && value.numel() > 0) {
+    throw UsageError(
+        fmt::format("{} has no state '{}' of {} elements of this parameter", class_name_, state, value.numel()));
+  }
+  load(states, options());
+}
+
+std::vector<engine::CallerState> ClientOptimizer::states() const {
+  std::vector<engine::CallerState> states;
+  if (!is_saved()) return states;
+  for (const auto& [parameter, stand_in] : stand_ins_) {
+    const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
+    if (found == optimizer_->state().end()) continue;
+    for (const auto& [key, value] : items_of(*found->second)) {
+      const auto add = [&, offset = stand_in.segment.offset, index = parameter](const char* form, at::Tensor values) {
+        states.push_back({fmt::format("{}.{}", form, key), index, offset, std::move(values)});
+      };
+      const bool is_number = value.isInt() || value.isDouble() || value.isBool();
+      if (value.isNone()) continue;
+      if (value.isTensor() && value.toTensor().dim() > 0 && value.toTensor().numel() == stand_in.segment.numel) {
+        add(kElements, value.toTensor().detach().flatten());
+      } else if (value.isTensor() && value.toTensor().numel() == 1) {
+        add(kScalar, value.toTensor().detach().reshape({}));
+      } else if (is_number && is_torchs_ && counts_steps(key)) {
+        add(kScalar, number_as_tensor(value).to(at::kFloat));
+      } else if (is_number) {
+        add(kNumber, number_as_tensor(value));
+      } else {
+        throw CheckpointError(
+            fmt::format("state '{}' that {} keeps of parameter '{}' is neither by the element ({} here) nor a number: "
+                        "checkpoints cannot hold a {}",
+                        key, class_name_, inputs_[parameter].name, stand_in.segment.numel, value.tagKind()));
+      }
+    }
+  }
+  return states;
+}
+
+std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) const {
+  std::map<std::string, int> parameters;
+  for (const auto& [parameter, stand_in] : stand_ins_) parameters.emplace(inputs_[parameter].name, parameter);
+  std::map<int, ArchiveItems> states;
+  for (const auto& record : step.manifest().tensors) {
+    const auto slash = record.info.name.find('/');
+    if (slash == std::string::npos) continue;
+    const auto parameter = parameters.find(record.info.name.substr(slash + 1));
+    const std::string kind = record.info.name.substr(0, slash);
+    const auto dot = kind.find('.');
+    const std::string form = kind.substr(0, dot);
+    if (parameter == parameters.end() || dot == std::string::npos) continue;
+    if (form != kElements && form != kScalar && form != kNumber) continue;
+    const auto& segment = stand_ins_.at(parameter->second).segment;
+    const auto tensor = form == kElements ? engine::read_range(step, record.info.name, segment.offset, segment.numel)
+                                          : engine::read_range(step, record.info.name, 0, 1);
+    const std::string key = kind.substr(dot + 1);
+    states[parameter->second].emplace_back(key, value_of(form, key, tensor, is_torchs_));
+  }
+  return states;
+}
+
+/// As torch's own optimizers write it, so that their `load` makes states of their own classes.
+void ClientOptimizer::load(const std::map<int, ArchiveItems>& states, const std::vector<ArchiveItems>& options) {
+  torch::serialize::OutputArchive whole;
+  torch::serialize::OutputArchive state_archive(whole.compilation_unit());
+  torch::serialize::OutputArchive groups_archive(whole.compilation_unit());
+  const auto key_of = [&](int parameter) { return std::to_string(parameter + 1); };
+  for (const auto& [parameter, items] : states) {
+    auto archive = archive_of(items, whole);
+    state_archive.write(key_of(parameter), archive);
+  }
+  const auto groups = optimizer_->param_groups().size();
+  groups_archive.write("param_groups/size", at::tensor(static_cast<std::int64_t>(groups)));
+  for (std::size_t i = 0; i < groups; ++i) {
+    torch::serialize::OutputArchive archive(whole.compilation_unit());
+    std::int64_t count = 0;
+    for (const auto& [parameter, stand_in] : stand_ins_) {
+      if (stand_in.group != static_cast<int>(i)) continue;
+      archive.write("params/" + std::to_string(count++), c10::IValue(key_of(parameter)));
+    }
+    archive.write("params/size", at::tensor(count));
+    auto options_archive = archive_of(options[i], whole);
+    archive.write("options", options_archive);
+    groups_archive.write("param_groups/" + std::to_string(i), archive);
+  }
+  whole.write("pytorch_version", c10::IValue("1.5.0"));
+  whole.write("state", state_archive);
+  whole.write("param_groups", groups_archive);
+  auto archive = read_back(whole);
+  optimizer_->state().clear();
+  if (stand_ins_.empty()) optimizer_->param_groups()[0].params().clear();
+  optimizer_->load(archive);
+  arm();
+  for (const auto& [parameter, stand_in] : stand_ins_) {
+    if (!states.contains(parameter)) begin_state(stand_in);
+  }
+}
+
+}  // namespace zeropage::cpp

@@ -1,0 +1,10 @@
+/// \file
+/// Which Zeropage a program runs with.
+#pragma once
+
+namespace zeropage {
+
+/// Of the library, "0.1.0".
+const char* version();
+
+}  // namespace zeropage
