@@ -373,15 +373,20 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         them or the model is freed. consolidate: they become whole on every rank instead, plain parameters in the memory of the model.
         Collective then.
         """
-        if isinstance(self._core, _Ended):
+        if self.has_ended:
             return
         self.end("this engine was destroyed; call zeropage.initialize again")
         if consolidate:
             parameter_holders.consolidate(self.module.parameters())
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was destroyed, or its model given to a later engine."""
+        return isinstance(self._core, _Ended)
+
     def end(self, reason: str) -> None:
         """As `destroy`; `reason` is the message for whoever uses the engine afterwards, and says what to do."""
-        if isinstance(self._core, _Ended):
+        if self.has_ended:
             return
         try:
             self._close_saves()

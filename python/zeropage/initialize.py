@@ -58,6 +58,7 @@ def initialize(
         for note in _config_notes(source):
             _C.log_warn(note)
 
+    from .compat import trainer_again
     from .engine import ZeropageEngine
 
     engine = ZeropageEngine(
@@ -70,6 +71,7 @@ def initialize(
         collate_fn=collate_fn,
         device=device,
     )
+    trainer_again.install()
     if training_data is not None:
         engine.training_dataloader = engine._training_loader(training_data)
     return engine, engine.optimizer, engine.training_dataloader, engine.lr_scheduler

@@ -4,10 +4,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
-from tiny import PLAIN, Tokens, arguments, ds_config, history, llama, weights_of
-from transformers import LlamaForCausalLM, Trainer
+from tiny import PLAIN, VOCABULARY, Tokens, arguments, ds_config, history, llama, llama_config, weights_of
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
 # Every parameter is a page of its own, and only few are resident.
 TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
@@ -17,6 +18,70 @@ def _trainer(config: dict[str, Any] | None, folder: Path, model: torch.nn.Module
     options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, **changes}
     args = arguments(config, folder, **options)
     return Trainer(model=model or llama(), args=args, train_dataset=Tokens(64), eval_dataset=Tokens(8, seed=2))
+
+
+def load_models(folder: str) -> dict[str, Any]:
+    """from_pretrained as it is, and under zero.Init: a whole model, one with a new head, one with an embedding of another size."""
+    place = Path(folder) / "saved"
+    if os.environ["RANK"] == "0":
+        llama().save_pretrained(place)
+    results: dict[str, Any] = {}
+    evaluation = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3, **TIGHT}}
+    for name in (PLAIN, "3"):
+        keep = _args(None if name == PLAIN else ds_config(3, **TIGHT), Path(folder) / name)
+        dist.barrier()
+        torch.manual_seed(7 + int(os.environ["RANK"]))
+        whole = LlamaForCausalLM.from_pretrained(place)
+        headed = LlamaForSequenceClassification.from_pretrained(place, num_labels=3)
+        resized = LlamaForCausalLM.from_pretrained(place)
+        resized.resize_token_embeddings(VOCABULARY + 8, mean_resizing=False)
+        fresh = LlamaForCausalLM._from_config(llama_config())
+        absent = sum(_is_absent(parameter) for parameter in whole.parameters())
+        models = (whole, headed, resized, fresh)
+        if name != PLAIN:  # small parameters have rank 0's values from then on
+            engines = [deepspeed.initialize(model=model, config=evaluation)[0] for model in models]
+            assert all(engine.optimizer.forward_hooks == [] for engine in engines)
+        results[name] = {
+            "absent": absent,
+            "whole": weights_of(whole),
+            "headed": weights_of(headed.model),
+            "head": weights_of(headed.score)["weight"],
+            "resized": weights_of(resized),
+            "fresh": weights_of(fresh),
+        }
+        del keep
+    return results
+
+
+def _args(config: dict[str, Any] | None, folder: Path) -> TrainingArguments:
+    """Who holds them holds the configuration that from_pretrained looks at."""
+    return arguments(config, folder)
+
+
+def _is_absent(parameter: torch.Tensor) -> bool:
+    return getattr(parameter, "ds_status", None) is deepspeed.zero.ZeroParamStatus.NOT_AVAILABLE
+
+
+def again_and_again(folder: str) -> dict[str, Any]:
+    """A Trainer that evaluates, trains, predicts and trains again, and a second one on the same model. Under plain DDP transformers does not
+    sum gradients in a training behind an evaluation, and it has none before a training at stage 2: another Trainer evaluates there."""
+    results = {}
+    for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
+        place = Path(folder) / name
+        first = _trainer(config if name == "3" else None, place)
+        seen = [first.evaluate()["eval_loss"]]
+        if name != "3":
+            first = _trainer(config, place)
+        first.train()
+        seen.append(first.predict(Tokens(8, seed=4)).metrics["test_loss"])
+        again = first if config is not None else _trainer(None, place / "again", first.model)  # whose optimizer is a new one, too
+        again.train()
+        seen.append(again.evaluate()["eval_loss"])
+        second = _trainer(config, place / "second", first.model)
+        second.train()
+        seen.append(second.evaluate()["eval_loss"])
+        results[name] = {"seen": seen, **history(second, "loss"), "weights": weights_of(second.model)}
+    return results
 
 
 def checkpoints(folder: str) -> dict[str, Any]:

@@ -80,7 +80,8 @@ def train_everywhere(folder: str) -> dict[str, Any]:
     for name, make in strategies.items():
         place = Path(folder) / name
         module, trainer = _fit(make(), place, steps=4)
-        results[name] = {"losses": module.losses, "weights": weights_of(module)}
+        validation = trainer.validate(module, _loader(2), verbose=False)[0]["validation"]
+        results[name] = {"losses": module.losses, "validation": validation, "weights": weights_of(module)}
         half, trainer = _fit(make(), place, steps=2)
         trainer.save_checkpoint(place / "half.ckpt")
         rest, _ = _fit(make(), place, steps=4, resume=place / "half.ckpt")

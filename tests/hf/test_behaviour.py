@@ -1,4 +1,4 @@
-"""What programs do with transformers round a training: checkpoints, generation, a schedule of the configuration."""
+"""What programs do with transformers round a training: loading, resizing, evaluating, training again, checkpoints, generation."""
 
 import json
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from processes import run_processes
 from tiny import PLAIN, assert_alike
 
@@ -17,6 +18,38 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 def on_two_ranks(function: str, folder: Path) -> list[Any]:
     return run_processes(2, "behaviour_runs", function, json.dumps({"folder": str(folder)}), folder, timeout_s=240)
+
+
+def test_models_are_loaded_in_shards(tmp_path: Path):
+    """Catches ranks that wait for each other while transformers fills in missing weights, values that differ from the file's or between
+    ranks, and a model that is whole on every rank."""
+    ranks = on_two_ranks("load_models", tmp_path)
+    for rank in ranks:
+        plain, sharded = rank[PLAIN], rank["3"]
+        assert plain["absent"] == 0 and sharded["absent"] >= 8
+        for key in ("whole", "headed"):
+            for name, value in plain[key].items():
+                assert torch.equal(sharded[key][name], value), f"{key}: {name}"
+        for name, value in plain["whole"].items():
+            assert torch.equal(sharded["resized"][name][: len(value)], value), f"resized: {name}"
+        assert sharded["resized"]["model.embed_tokens.weight"].shape == (72, 32)
+        for key in ("head", "resized", "fresh"):
+            _assert_same(sharded[key], ranks[0]["3"][key], key)
+        # Made anew, not left as they came: as wide as transformers makes them.
+        for made in (sharded["head"], sharded["fresh"]["model.embed_tokens.weight"]):
+            assert 0.01 < made.std() < 0.04
+
+
+def _assert_same(actual: Any, expected: Any, what: str) -> None:
+    pairs = [(actual, expected)] if isinstance(actual, torch.Tensor) else [(actual[name], expected[name]) for name in expected]
+    for one, other in pairs:
+        assert torch.equal(one, other), f"{what} differs between ranks"
+
+
+def test_a_trainer_is_used_again_and_again(tmp_path: Path):
+    """Catches an engine that cannot be made after another one, and values, moments or learning rates that go from one training to the next."""
+    for rank in on_two_ranks("again_and_again", tmp_path):
+        assert_alike(rank)
 
 
 def test_checkpoints_of_the_trainer(tmp_path: Path):

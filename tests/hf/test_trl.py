@@ -1,4 +1,4 @@
-"""TRL's supervised fine-tuning, on a model that from_pretrained makes."""
+"""TRL's trainers: supervised fine-tuning, and DPO with a reference model or with its log probabilities computed ahead."""
 
 import json
 from pathlib import Path
@@ -10,10 +10,12 @@ from tiny import assert_alike
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 
-def test_supervised_fine_tuning(tmp_path: Path):
-    """Catches a model made by from_pretrained under zero.Init with other values, and a training that differs from plain DDP."""
+def test_sft_and_dpo(tmp_path: Path):
+    """Catches a model made by from_pretrained under zero.Init with other values, a reference model without an optimizer that is moved
+    or refused, and a model that a destroyed engine held before."""
     folder = tmp_path / "model"
     model = run_processes(1, "trl_runs", "make_model", json.dumps({"folder": str(folder)}), tmp_path, timeout_s=120)[0]
     options = {"model": model, "folder": str(tmp_path)}
     for rank in run_processes(2, "trl_runs", "train_everywhere", json.dumps(options), tmp_path, timeout_s=300):
-        assert_alike(rank)
+        for runs in rank.values():
+            assert_alike(runs)

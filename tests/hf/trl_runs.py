@@ -1,14 +1,16 @@
 """What a rank does in test_trl.py."""
 
 import copy
+import functools
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-from tiny import VOCABULARY, configurations, forget_state, history, llama, weights_of
+import torch
+from datasets import Dataset, load_from_disk
+from tiny import PLAIN, VOCABULARY, configurations, forget_state, history, llama, weights_of
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 _OPTIONS = {
     "per_device_train_batch_size": 2,
@@ -33,6 +35,17 @@ def _words(rule: int, start: int, count: int) -> str:
     return " ".join(f"w{3 + (start + rule * i) % (VOCABULARY - 3)}" for i in range(count))
 
 
+def _preferences() -> Dataset:
+    starts = range(40)
+    return Dataset.from_dict(
+        {
+            "prompt": [_words(5, start, 4) for start in starts],
+            "chosen": [" " + _words(5, start + 20, 5) for start in starts],
+            "rejected": [" " + _words(7, start, 5) for start in starts],
+        }
+    )
+
+
 def make_model(folder: Path) -> str:
     """A model and a tokenizer of words as a folder that from_pretrained reads."""
     vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
@@ -41,6 +54,7 @@ def make_model(folder: Path) -> str:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     fast.save_pretrained(folder)
     llama().save_pretrained(folder)
+    _preferences().save_to_disk(f"{folder}/preferences")  # the main rank hands log probabilities on through its folder
     return str(folder)
 
 
@@ -52,10 +66,34 @@ def _sft(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, A
     return {**history(trainer, "loss", "grad_norm"), "weights": weights_of(trainer.model)}
 
 
+def _dpo(model: str, config: dict[str, Any] | None, folder: Path, precompute: bool) -> dict[str, Any]:
+    data = load_from_disk(f"{model}/preferences")
+    arguments = DPOConfig(
+        str(folder),
+        deepspeed=copy.deepcopy(config),
+        use_cpu=config is None,
+        model_init_kwargs={"dtype": "float32"},
+        precompute_ref_log_probs=precompute,
+        **_OPTIONS,
+    )
+    trainer = DPOTrainer(model, args=arguments, train_dataset=data)
+    trainer.train()
+    return {**history(trainer, "loss", "grad_norm", "rewards/margins"), "weights": weights_of(trainer.model)}
+
+
 def train_everywhere(model: str, folder: str) -> dict[str, dict[str, Any]]:
-    """The trainer with each configuration; the model is made by from_pretrained, under zero.Init at stage 3."""
-    results = {}
-    for name, config in configurations().items():
-        forget_state()
-        results[name] = _sft(model, config, Path(folder) / name)
+    """Each trainer with its configurations: trainer -> configuration -> what was seen."""
+    torch.set_num_threads(1)
+    known = configurations()
+    runs = {
+        "sft": (_sft, list(known)),
+        "dpo": (functools.partial(_dpo, precompute=False), [PLAIN, "2", "3"]),
+        "dpo precomputed": (functools.partial(_dpo, precompute=True), [PLAIN, "3"]),
+    }
+    results: dict[str, dict[str, Any]] = {}
+    for trainer, (train, names) in runs.items():
+        results[trainer] = {}
+        for name in names:
+            forget_state()
+            results[trainer][name] = train(model, known[name], Path(folder) / name)
     return results
