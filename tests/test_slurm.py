@@ -1,6 +1,7 @@
 """Ranks that a real Slurm starts: `srun python train.py` and `srun zeropage train.py`, on one node and on two."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ for step in range(3):
 print("got", json.dumps([engine.global_rank, engine.world_size, losses]), flush=True)
 """
 
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
 
 
@@ -84,3 +86,21 @@ def test_a_killed_rank_ends_the_job(cluster):
     """Catches a rank that waits for one that is gone."""
     done = cluster.run("-N1", "-n2", sys.executable, "train.py", "kill", timeout_s=60)
     assert done.returncode != 0 and "PeerError" in done.stderr and "rank 1" in done.stderr, done.stderr
+
+
+def test_the_batch_script_of_the_examples(cluster):
+    """Catches a script for sbatch that starts no job, or ranks that train alone: two tasks, as the command says."""
+    environment = {"PYTHON": sys.executable, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
+    words = ["--wait", "--nodes=2", "--ntasks-per-node=1", "--output=batch.out", EXAMPLES / "slurm.sh", EXAMPLES / "train_gpt.py"]
+    done = subprocess.run(
+        ["sbatch", *words, "--steps=2", "--result=batch.json"],
+        env={**cluster.environment, **environment},
+        cwd=cluster.folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    said = cluster.folder / "batch.out"
+    assert done.returncode == 0, done.stderr + (said.read_text() if said.exists() else "")
+    result = json.loads((cluster.folder / "batch.json").read_text())
+    assert len(result["bytes"]) == 2 and len(result["losses"]) == 2

@@ -1,0 +1,25 @@
+"""The example for Ray Train, where Ray is installed: it is large, so that tools/setup.sh leaves it out."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "ray_trainer.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason='no ray: pip install "ray[train]"'),
+]
+
+
+def test_ray_starts_the_ranks(tmp_path: Path):
+    """Catches workers of Ray that train alone, or an example that does not run as its first lines say."""
+    command = [sys.executable, str(EXAMPLE), "--workers=2", "--steps=3", f"--output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "losses.json").read_text())
+    assert result["world_size"] == 2 and len(result["losses"]) == 3
