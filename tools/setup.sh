@@ -165,6 +165,17 @@ LIST
     fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
 }
 
+# What tests/architectures builds models of, in a folder that no other test imports from: with diffusers or torchvision beside them, the
+# libraries above behave differently. Without dependencies; torchvision's operators, which are built for another torch, are not used.
+install_architectures() {
+  local folder=.venv/share/architectures
+  local packages="torchvision==0.28.0 diffusers requests urllib3 certifi charset-normalizer"
+  [ -d $folder/diffusers ] && [ -d $folder/torchvision ] && return 0
+  # shellcheck disable=SC2086
+  run "installing $packages for tests/architectures" .venv/bin/python -m pip install -q --no-deps --upgrade --target $folder $packages ||
+    fail "pip could not install $packages. With another index set PIP_INDEX_URL and run this again."
+}
+
 # The package is used where it stands: the venv's import path gets the folder python/, its bin/ the built command.
 link_package() {
   local site
@@ -185,4 +196,5 @@ make_venv
 install_torch
 install_python_packages
 install_libraries
+install_architectures
 link_package

@@ -72,7 +72,16 @@ def on_a_quantized_base(folder: Path) -> dict[str, Any]:
     return results
 
 
-ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop", "schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd")
+ELEMENTWISE = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+    "adagrad",
+    "rmsprop",
+    "schedule_free_adamw",
+    "schedule_free_radam",
+    "schedule_free_sgd",
+)
 
 
 def optimizers(folder: Path) -> dict[str, Any]:
