@@ -31,3 +31,24 @@ def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
     for late_rank in (0, 1):
         arguments = json.dumps({"late_rank": late_rank})
         assert run_processes(2, "test_process_groups", "make_and_destroy_groups", arguments, tmp_path) == [[3.0] * 4] * 2
+
+
+def use_torch_after_initialize(dist_init_required: bool | None) -> list[Any]:
+    """The indices that a DistributedSampler gives this rank and a sum over the ranks; or that there is no default group."""
+    import torch.distributed as dist
+    import zeropage
+
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    zeropage.initialize(model=torch.nn.Linear(2, 2), config=config, dist_init_required=dist_init_required)
+    if not dist.is_initialized():
+        return []
+    value = torch.tensor(dist.get_rank() + 1.0)
+    dist.all_reduce(value)
+    return [list(torch.utils.data.DistributedSampler(range(4), shuffle=False)), value.item()]
+
+
+def test_scripts_use_torchs_collectives_after_initialize(tmp_path: Path):
+    """Catches CPU ranks whose DistributedSampler or all_reduce ends in "Default process group has not been initialized"."""
+    for required, expected in ((None, [[[0, 2], 3.0], [[1, 3], 3.0]]), (False, [[], []])):
+        arguments = json.dumps({"dist_init_required": required})
+        assert run_processes(2, "test_process_groups", "use_torch_after_initialize", arguments, tmp_path) == expected

@@ -49,6 +49,11 @@ def current_world() -> World:
     return World(rank, rank, size, size)
 
 
+def started_by_launcher() -> bool:
+    """Whether this rank is a process that a launcher, mpirun or srun started: not a thread, and not a script that runs by itself."""
+    return getattr(_this_thread, "communicators", None) is None and ("RANK" in os.environ or current_world().size > 1)
+
+
 class Communicators(NamedTuple):
     """What an engine talks through."""
 

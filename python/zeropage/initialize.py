@@ -4,12 +4,14 @@ import argparse
 import json
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from . import _C
-from .distributed import World, current_world
+from .comm import init_distributed
+from .distributed import World, current_world, started_by_launcher
 from .errors import ConfigError, UsageError
 
 
@@ -40,7 +42,9 @@ def initialize(
     config, config_params, args.deepspeed_config: a path, a dict or JSON text; one of them.
     device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the accelerator if there
     is one.
-    distributed_port, dist_init_required: there for compatibility; the launcher's environment says it all.
+    dist_init_required: False: torch's default process group is not made. Otherwise ranks that a launcher started have it afterwards,
+    for DistributedSampler and the script's own collectives, unless it exists already.
+    distributed_port: there for compatibility; the launcher's environment says it.
 
     Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError, PeerError (ranks
     differ), TimeoutError.
@@ -57,6 +61,8 @@ def initialize(
     if world.rank == 0:
         for note in _config_notes(source):
             _C.log_warn(note)
+    if started_by_launcher():
+        init_distributed(timeout=timedelta(milliseconds=parsed.timeout_ms), dist_init_required=dist_init_required)
 
     from .compat import trainer_again
     from .engine import ZeropageEngine
