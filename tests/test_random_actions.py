@@ -1,6 +1,7 @@
 """Random sequences of what programs do between steps, drawn from a seed, against the same sequence in plain PyTorch, at every stage."""
 
 import copy
+import os
 import random
 from typing import Any
 
@@ -13,9 +14,13 @@ import zeropage
 from zeropage.testing import run_ranks
 
 WORLD = 2
-SEQUENCES = 24  # of each stage, in CI
+SEQUENCES = 50  # of each stage, in CI
 STEPS = 6
-ACTIONS = ("freeze", "unfreeze", "accumulate", "learning rate", "edit", "replace", "swap", "add", "save and load", "own backward", "nothing")
+ACTIONS = (
+    "freeze", "unfreeze", "accumulate", "learning rate", "edit", "replace", "swap", "add", "save and load", "own backward", "clip", "generate", "fork",
+    "nothing",
+)  # fmt: skip
+OWN_CLIPPING = 0.1  # of the action "clip", below the engine's
 LAYERS = ("expand.0", "expand.1", "contract.0", "contract.1", "norms.0", "embedding")
 
 
@@ -72,6 +77,14 @@ def change(model: Net, action: str, what: Any) -> None:
                 torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * 0.8, requires_grad=parameter.requires_grad))
     elif action == "add":
         model.heads.append(head(what))
+    elif action == "generate":
+        with torch.no_grad():
+            model(*token_batch(0))
+    elif action == "fork":
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def on_plain(actions: list[tuple[str, Any]]) -> torch.Tensor:
@@ -91,7 +104,7 @@ def on_plain(actions: list[tuple[str, Any]]) -> torch.Tensor:
         for micro in range(accumulation):
             for rank in range(WORLD):
                 (model(*part_of_batch(token_batch(10 * step + micro), WORLD, rank)) / (WORLD * accumulation)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), OWN_CLIPPING if action == "clip" else 0.5)
         optimizer.step()
     return flat_parameters(model)
 
@@ -116,6 +129,8 @@ def on_rank(rank: int, stage: int, actions: list[tuple[str, Any]], folder: Any) 
         for micro in range(engine.gradient_accumulation_steps()):
             loss = engine(*part_of_batch(token_batch(10 * step + micro), WORLD, rank))
             loss.backward() if action == "own backward" else engine.backward(loss)
+            if action == "clip" and engine.is_gradient_accumulation_boundary():
+                torch.nn.utils.clip_grad_norm_(engine.module.parameters(), OWN_CLIPPING)
             engine.step()
     return flat_parameters(engine.module)
 
