@@ -65,17 +65,20 @@ DISTURBANCES = {
 }
 
 
-@pytest.mark.parametrize("preemptible", [False, True], ids=["", "with preemption_folder"])
-def test_children_end_nothing(preemptible, tmp_path):
+OWN = {"": {}, "with preemption_folder": {"preemption_folder": "ckpt"}, "over torch's groups": {"communicator": "c10d"}}
+
+
+@pytest.mark.parametrize("own", OWN.values(), ids=OWN.keys())
+def test_children_end_nothing(own, tmp_path):
     """Catches a child's end, or a signal that is meant for it, that ends the training; and a child that takes part in it."""
     script = tmp_path / "train.py"
     functions = "".join(f"def disturb{i}():{body}\n" for i, body in enumerate(DISTURBANCES.values()))
     script.write_text(TRAINING.format(tests=TESTS, steps=2 * len(DISTURBANCES), functions=functions, count=len(DISTURBANCES)))
-    own = {"timeout_ms": 20_000, **({"preemption_folder": str(tmp_path / "ckpt")} if preemptible else {})}
+    own = {"timeout_ms": 20_000, **own}
     command = [os.environ.get("ZEROPAGE_COMMAND", "zeropage"), "--num_gpus=2", "--no_local_rank", str(script)]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     config = json.dumps(config_of(3, zeropage=own))
-    done = subprocess.run([*command, config], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, config], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"ended at {2 * len(DISTURBANCES)}") == 2, done.stdout + done.stderr
     assert not (tmp_path / "ckpt").exists(), "nobody was asked to end"

@@ -7,9 +7,11 @@
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +25,7 @@ from .errors import ConfigError
 _joined = itertools.count()  # communicators are made in the same order on all ranks, so the number is part of their name
 _default_groups = itertools.count()  # the same on all ranks, too
 _this_thread = threading.local()
+_groups: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's, made here
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,19 @@ def init_process_group(
     if meeting is None:
         meeting = {"store": _store(world, timeout), "rank": world.rank, "world_size": world.size}
     dist.init_process_group(backend, timeout=timeout, **meeting)
+    _remember(dist.group.WORLD)
+
+
+def _remember(*groups: Any) -> None:
+    """A forked child has no threads of a group, and its end would wait for them for ever: there the groups are never destroyed."""
+    if not len(_groups):
+        os.register_at_fork(after_in_child=_keep_groups)
+    _groups.update(groups)
+
+
+def _keep_groups() -> None:
+    for group in _groups:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _store(world: World, timeout: timedelta | None) -> Any:
@@ -180,5 +196,6 @@ def new_process_groups(device: torch.device, deterministic: bool, timeout: timed
 
     data = dist.new_group(timeout=timeout)
     control = dist.new_group(timeout=timeout, backend="gloo")
+    _remember(data, control)
     timeout_ms = int(timeout.total_seconds() * 1000)
     return _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)

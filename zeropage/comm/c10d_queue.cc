@@ -47,7 +47,8 @@ C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds
       store_(control_->getStore()),
       timeout_(timeout),
       rank_(data_->getRank()),
-      size_(data_->getSize()) {}
+      size_(data_->getSize()),
+      owner_(rank_) {}
 
 C10dWorkPtr gather_into(const ProcessGroupPtr& group, at::Tensor whole, at::Tensor shard, milliseconds timeout) {
   c10d::AllgatherOptions options;
@@ -106,6 +107,7 @@ void C10dQueue::wait_until(const std::function<bool()>& ready, const std::string
 }
 
 void C10dQueue::abort(const std::string& reason) {
+  if (owner_.is_forked()) return;
   {
     const std::scoped_lock lock(failure_mutex_);
     if (!failure_.empty()) return;
@@ -219,6 +221,7 @@ void C10dQueue::throw_if_aborted() {
 }
 
 void C10dQueue::throw_if_failed() {
+  owner_.throw_if_forked();
   const std::scoped_lock lock(failure_mutex_);
   if (!failure_.empty()) throw PeerError(failure_);
 }

@@ -24,6 +24,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "zeropage/comm/call.h"
+#include "zeropage/comm/owner_process.h"
 
 namespace zeropage::comm {
 
@@ -62,7 +63,7 @@ class C10dQueue {
   C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);
 
   /// Takes `operation` in, behind a comparison with the peers' when `check`, and hands over what can be. Does not block.
-  /// Errors: PeerError after a failure.
+  /// Errors: PeerError after a failure, UsageError in a forked process.
   std::shared_ptr<C10dOperation> start(C10dOperation operation, bool check);
 
   /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
@@ -98,6 +99,7 @@ class C10dQueue {
   const std::chrono::milliseconds timeout_;
   const int rank_;
   const int size_;
+  const OwnerProcess owner_;
 
   std::deque<std::shared_ptr<C10dOperation>> pending_;  ///< not all stages handed over
   std::uint64_t next_sequence_ = 0;

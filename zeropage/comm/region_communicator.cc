@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <sched.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -40,7 +39,7 @@ class RegionWork final : public Work {
       : communicator_(communicator), operation_(std::move(operation)) {}
 
   ~RegionWork() override {
-    if (operation_->complete || communicator_.is_forked()) return;
+    if (operation_->complete || communicator_.owner_.is_forked()) return;
     try {
       // Its buffers may be gone after this line. An exception that passes means that this rank will not go on: then the
       // peers must learn it now; otherwise they are on their way here.
@@ -76,24 +75,14 @@ RegionCommunicator::RegionCommunicator(std::shared_ptr<ControlBlock> control, in
       size_(control_->size.load(std::memory_order_relaxed)),
       transport_(std::move(transport)),
       timeout_(timeout),
-      owner_pid_(::getpid()),
+      owner_(rank),
       spins_(usable_cores() >= size_ ? kSpins : 0),
       slot_free_at_(kSlots, 0) {}
 
 RegionCommunicator::~RegionCommunicator() {
-  if (is_forked()) return;  // the child ends; the rank has not left
+  if (owner_.is_forked()) return;  // the child ends; the rank has not left
   control_->rank(rank_).left.store(true, std::memory_order_release);
   control_->notify();
-}
-
-bool RegionCommunicator::is_forked() const { return ::getpid() != owner_pid_; }
-
-void RegionCommunicator::throw_if_forked() const {
-  if (!is_forked()) return;
-  throw UsageError(fmt::format(
-      "this process (pid {}) is a fork of rank {} (pid {}) and takes no part in its job: use no engine and no "
-      "sharded parameter in a forked process, or start it by \"spawn\"",
-      ::getpid(), rank_, owner_pid_));
 }
 
 std::unique_ptr<Memory> RegionCommunicator::allocate(std::int64_t bytes, std::string_view label) {
@@ -165,12 +154,12 @@ void RegionCommunicator::barrier(Tag tag) { start(Operation{}, tag)->wait(); }
 void RegionCommunicator::notify() { control_->notify(); }
 
 void RegionCommunicator::abort(std::string_view reason) {
-  if (!is_forked()) control_->abort(rank_, reason);
+  if (!owner_.is_forked()) control_->abort(rank_, reason);
 }
 
 WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
   throw_if_aborted();
-  throw_if_forked();
+  owner_.throw_if_forked();
   if (size_ == 1) {
     run_alone(operation);
     return std::make_unique<FinishedWork>();

@@ -7,14 +7,13 @@
 /// from where it lies when it is in a Memory, through a bounce buffer that fits the cache when it is not.
 #pragma once
 
-#include <sys/types.h>
-
 #include <deque>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/comm/owner_process.h"
 #include "zeropage/comm/region_control.h"
 #include "zeropage/comm/region_memory.h"
 #include "zeropage/comm/region_operation.h"
@@ -82,8 +81,6 @@ class RegionCommunicator final : public Communicator {
   bool finish(Operation& op);
 
   void block(const Wait& wait);
-  bool is_forked() const;
-  void throw_if_forked() const;
   void throw_if_lost(const Wait& wait);
   [[noreturn]] void throw_timeout(const Wait& wait);
   std::string describe_position(int rank) const;
@@ -96,7 +93,7 @@ class RegionCommunicator final : public Communicator {
   const int size_;
   const std::unique_ptr<RegionTransport> transport_;
   const std::chrono::milliseconds timeout_;
-  const pid_t owner_pid_;  ///< after a fork the child owns nothing: it says nothing to the peers
+  const OwnerProcess owner_;
   const int spins_;
 
   std::shared_ptr<RegionTable> memories_ = std::make_shared<RegionTable>();

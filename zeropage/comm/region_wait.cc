@@ -99,7 +99,7 @@ void RegionCommunicator::block(const Wait& wait) {
     if (wait.done()) return;
     pause_core();
   }
-  throw_if_forked();
+  owner_.throw_if_forked();
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();
   auto next_check = begin + kLivenessSlice;
