@@ -7,7 +7,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 
@@ -53,6 +54,19 @@ def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
             rank.wait()
     if any(rank.returncode for rank in ranks):
         raise SystemExit(f"a rank of {sys.argv[0]} failed; its message is above")
+
+
+@contextmanager
+def hogs(count: int) -> Iterator[None]:
+    """`count` processes that do nothing but use a core each, for as long as the block runs. They end with this process, too."""
+    program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
+    busy = [subprocess.Popen([sys.executable, "-I", "-S", "-c", program]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 @dataclass(frozen=True)

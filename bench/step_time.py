@@ -1,18 +1,19 @@
 """Step time of a GPT at 2 and 4 ranks: stage 0 beside DDP, stage 3 beside FSDP2, all in the same processes, taking turns.
 
 The peers run on gloo; ours on shared memory, which is what CPU ranks of one host get, and in rows of their own on gloo. Losses
-are compared before any time is taken. A ratio below 1 means that ours is faster.
+are compared before any time is taken. A ratio below 1 means that ours is faster. With `--hogs 2` two busy processes compete for the
+cores during all of it.
 """
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import systems
 import torch
 import torch.distributed as dist
-from common import emit, is_rank, ratio_figures, run_ranks, take_turns
+from common import emit, hogs, is_rank, ratio_figures, run_ranks, take_turns
 
 TARGETS = {"stage 0": 1.0, "stage 3": 0.6}
 LOSS_TOLERANCE = 1e-5
@@ -29,6 +30,7 @@ class Job:
     rounds: int
     steps: int  # of one block
     on_gloo: bool  # with rows for ours on gloo
+    hogs: int = 0  # busy processes that compete for the cores
 
 
 def jobs() -> list[Job]:
@@ -78,6 +80,7 @@ def measure(job: Job) -> None:
             "step_time",
             model=job.model,
             ranks=job.ranks,
+            hogs=job.hogs,
             ours=name,
             peer=peer,
             **ratio_figures(blocks[name], blocks[peer]),
@@ -94,13 +97,15 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, help="only so many")
     parser.add_argument("--contest", choices=["data parallel", "sharded"], help="only this one")
     parser.add_argument("--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS)  # what a rank is to do
+    parser.add_argument("--hogs", type=int, default=0, help="busy processes that compete for the cores (0)")
     arguments = parser.parse_args()
     if is_rank():
         measure(arguments.job)
         return
-    for job in jobs():
-        if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest")):
-            run_ranks(job.ranks, ["--job", json.dumps(asdict(job))])
+    with hogs(arguments.hogs):
+        for job in jobs():
+            if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest")):
+                run_ranks(job.ranks, ["--job", json.dumps(asdict(replace(job, hogs=arguments.hogs)))])
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 /// c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
 ///
 /// Rules that hold for every implementation:
-///  - All ranks start the same collectives in the same order. Started ones run in that order and never block the
-///    starting thread for long; `Work::wait` is where time is spent.
+///  - All ranks start the same collectives in the same order, and never block the starting thread for long; `Work::wait` is
+///    where time is spent. Started ones may run side by side: none writes to a buffer of another that is not complete.
 ///  - Sums are formed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and rounded
 ///    once at the end: results are bit-identical on every rank and with every implementation.
 ///  - Every wait ends: by completion, by TimeoutError after the communicator's timeout, or by PeerError when a rank died,

@@ -169,7 +169,7 @@ WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
   Call& call = op->call;
   set_tag(call, tag);
   op->sequence = started_;
-  Slot& slot = control_->rank(rank_).slots[started_ % kSlots];
+  Slot& slot = slot_of(rank_, started_);
   const std::int64_t bytes = input_bytes(call, size_);
   if (bytes > kInlineBytes) {
     if (const auto place = memories_->find(op->input, bytes)) {

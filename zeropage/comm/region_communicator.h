@@ -77,6 +77,10 @@ class RegionCommunicator final : public Communicator {
   void advance();
   bool agree(Operation& op);
   void choose_route(Operation& op);
+  void run_steps(Operation& op);
+  Slot& slot_of(int rank, std::uint64_t sequence) const { return control_->rank(rank).slots[sequence % kSlots]; }
+  bool peer_did(int rank, const Operation& op, std::int64_t steps) const;
+  bool peers_did(const Operation& op, std::int64_t steps) const;
   bool peers_reached(std::uint64_t progress) const;
   bool finish(Operation& op);
 
@@ -98,7 +102,7 @@ class RegionCommunicator final : public Communicator {
 
   std::shared_ptr<RegionTable> memories_ = std::make_shared<RegionTable>();
   std::int64_t next_memory_ = 0;
-  std::deque<std::shared_ptr<Operation>> pending_;  ///< started, some own step not done
+  std::deque<std::shared_ptr<Operation>> pending_;  ///< started; begins with one that is not executed
   std::uint64_t started_ = 0;
   std::uint64_t agreed_progress_ = 0;        ///< progress at the end of the last collective agreed on
   std::vector<std::uint64_t> slot_free_at_;  ///< progress that all ranks must reach before a slot is reused

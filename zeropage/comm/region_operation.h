@@ -27,13 +27,14 @@ struct Operation {
   bool agreed = false;
   Route route = Route::kInline;
   std::vector<const std::byte*> peer_inputs;  ///< direct: where each rank's input lies in this process
-  std::uint64_t base = 0;                     ///< `progress` of a rank that has done all earlier collectives
+  std::uint64_t base = 0;                     ///< steps of all earlier collectives
   std::int64_t steps = 0;
 
   std::int64_t step = 0;  ///< steps done by this rank
   bool complete = false;
 
   bool executed() const { return agreed && step == steps; }
+  std::uint64_t end() const { return base + static_cast<std::uint64_t>(steps); }
 };
 
 /// Bytes of the input of one rank (reduce_scatter: the whole buffer).

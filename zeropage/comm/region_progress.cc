@@ -3,25 +3,43 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/region_communicator.h"
 
-// How collectives advance: steps 2 to 5 of the protocol in region_control.h.
+// How collectives advance: steps 2 to 6 of the protocol in region_control.h.
 
 namespace zeropage::comm {
 
-/// Does every own step whose precondition holds, in the order of the collectives.
+/// Does every own step whose precondition holds.
 void RegionCommunicator::advance() {
   throw_if_aborted();
-  while (!pending_.empty()) {
-    Operation& op = *pending_.front();
+  std::size_t at = 0;
+  while (at < pending_.size()) {
+    Operation& op = *pending_[at];
     if (!op.agreed && !agree(op)) return;
-    while (op.step < op.steps) {
-      const bool starts_at_once = op.step == 0 && op.route != Route::kStaged;
-      if (!starts_at_once && !peers_reached(op.base + static_cast<std::uint64_t>(op.step))) return;
-      bytes_moved_ += run_step(op, *control_, rank_);
-      ++op.step;
-      control_->rank(rank_).progress.store(op.base + static_cast<std::uint64_t>(op.step), std::memory_order_release);
+    const bool staged = op.route == Route::kStaged;
+    if (staged && at > 0) return;
+    run_steps(op);
+    if (!op.executed()) {
+      if (staged) return;
+      ++at;
+    } else if (at > 0) {
+      ++at;
+    } else {
+      control_->rank(rank_).progress.store(op.end(), std::memory_order_release);
       control_->notify();
+      pending_.pop_front();
     }
-    pending_.pop_front();
+  }
+}
+
+void RegionCommunicator::run_steps(Operation& op) {
+  while (op.step < op.steps) {
+    const bool ready = op.step > 0                  ? peers_did(op, op.step)
+                       : op.route == Route::kStaged ? peers_reached(op.base)
+                                                    : true;
+    if (!ready) return;
+    bytes_moved_ += run_step(op, *control_, rank_);
+    ++op.step;
+    slot_of(rank_, op.sequence).done.store(op.base + static_cast<std::uint64_t>(op.step), std::memory_order_release);
+    control_->notify();
   }
 }
 
@@ -33,7 +51,7 @@ bool RegionCommunicator::agree(Operation& op) {
       all_started = false;
       continue;
     }
-    const Call& theirs = control_->rank(q).slots[op.sequence % kSlots].call;
+    const Call& theirs = slot_of(q, op.sequence).call;
     if (same_call(op.call, theirs)) continue;
     const std::string message = describe_mismatch(op.sequence, rank_, op.call, q, theirs);
     abort(message);
@@ -44,7 +62,7 @@ bool RegionCommunicator::agree(Operation& op) {
   op.base = agreed_progress_;
   op.steps = count_steps(op, size_);
   op.agreed = true;
-  agreed_progress_ = op.base + static_cast<std::uint64_t>(op.steps);
+  agreed_progress_ = op.end();
   slot_free_at_[op.sequence % kSlots] = agreed_progress_;
   return true;
 }
@@ -56,7 +74,7 @@ void RegionCommunicator::choose_route(Operation& op) {
   op.peer_inputs.assign(static_cast<std::size_t>(size_), nullptr);
   for (int q = 0; q < size_; ++q) {
     if (op.call.kind == OpKind::kBroadcast && q != op.call.root) continue;
-    const Call& call = control_->rank(q).slots[op.sequence % kSlots].call;
+    const Call& call = slot_of(q, op.sequence).call;
     if (call.memory == kPrivate) return;
     const std::byte* address = memories_->address({call.memory, call.memory_offset}, q);
     if (address == nullptr) {
@@ -79,9 +97,20 @@ bool RegionCommunicator::peers_reached(std::uint64_t progress) const {
   return true;
 }
 
+bool RegionCommunicator::peer_did(int q, const Operation& op, std::int64_t steps) const {
+  const std::uint64_t done = slot_of(q, op.sequence).done.load(std::memory_order_acquire);
+  return done >= op.base + static_cast<std::uint64_t>(steps);
+}
+
+bool RegionCommunicator::peers_did(const Operation& op, std::int64_t steps) const {
+  for (int q = 0; q < size_; ++q) {
+    if (q != rank_ && !peer_did(q, op, steps)) return false;
+  }
+  return true;
+}
+
 bool RegionCommunicator::finish(Operation& op) {
-  op.complete =
-      op.executed() && (op.route == Route::kInline || peers_reached(op.base + static_cast<std::uint64_t>(op.steps)));
+  op.complete = op.executed() && (op.route == Route::kInline || peers_did(op, op.steps));
   return op.complete;
 }
 

@@ -55,10 +55,12 @@ std::vector<int> RegionCommunicator::ranks_behind(std::uint64_t progress) const 
 
 /// The ranks that keep `op` from its next step, or from being complete.
 std::vector<int> RegionCommunicator::ranks_missing(const Operation& op) const {
-  if (op.agreed) return ranks_behind(op.base + static_cast<std::uint64_t>(op.step));
+  if (op.agreed && op.step == 0) return ranks_behind(op.base);
   std::vector<int> missing;
   for (int q = 0; q < size_; ++q) {
-    if (control_->rank(q).started.load(std::memory_order_acquire) <= op.sequence) missing.push_back(q);
+    const bool behind = op.agreed ? q != rank_ && !peer_did(q, op, op.step)
+                                  : control_->rank(q).started.load(std::memory_order_acquire) <= op.sequence;
+    if (behind) missing.push_back(q);
   }
   return missing;
 }
@@ -69,9 +71,15 @@ void RegionCommunicator::wait_for(Operation& op) {
     advance();
     return finish(op);
   };
-  // Collectives go in order, so the first that is not done says who is missing.
+  // One that cannot go on may be held up by an earlier one: the first that is not done says who is missing.
   wait.missing = [&] { return ranks_missing(op.executed() ? op : *pending_.front()); };
-  wait.what = [&] { return fmt::format("{} (collective {})", describe_call(op.call), op.sequence); };
+  wait.what = [&] {
+    std::string text = fmt::format("{} (collective {})", describe_call(op.call), op.sequence);
+    if (op.executed() || pending_.front().get() == &op) return text;
+    const Operation& first = *pending_.front();
+    return text + fmt::format(" and the {} before it, first {} (collective {})", op.sequence - first.sequence,
+                              describe_call(first.call), first.sequence);
+  };
   wait.peers_notify = true;
   block(wait);
 }

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <numeric>
 
@@ -180,6 +181,60 @@ TEST(ThreadCommunicator, EveryWaitAdvancesEarlierWorks) {
     c.barrier({"flag is free", 0});
   });
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+/// Two ranks driven by one thread: `start` starts a collective of a rank. Each round polls all works of rank 0, then those of rank 1.
+/// Returns the rounds until all are complete, or 100.
+int rounds_until_complete(std::vector<std::unique_ptr<Communicator>>& ranks, int count,
+                          const std::function<WorkPtr(Communicator&, int)>& start) {
+  std::vector<WorkPtr> works[2];
+  for (std::size_t r = 0; r < 2; ++r) {
+    for (int i = 0; i < count; ++i) works[r].push_back(start(*ranks[r], i));
+  }
+  for (int round = 1; round <= 100; ++round) {
+    bool complete = true;
+    for (auto& of_rank : works) {
+      for (auto& work : of_rank) complete &= work->poll();
+    }
+    if (complete) return round;
+  }
+  return 100;
+}
+
+// Catches ranks that must meet once for every collective although all ranks have started all of them: a rank that shares its core with
+// another program then waits for its turn as many times.
+TEST(ThreadCommunicator, ManyCollectivesTakeAsManyMeetingsAsOne) {
+  constexpr std::int64_t kNumel = 4096;
+  constexpr int kCount = 20;
+  auto ranks = make_thread_communicators(2, kLong);
+  std::unique_ptr<Memory> memories[2];
+  std::thread other([&] { memories[1] = ranks[1]->allocate(kCount * kNumel * 4, "data"); });
+  memories[0] = ranks[0]->allocate(kCount * kNumel * 4, "data");
+  other.join();
+  const auto data = [&](int rank, int i) { return reinterpret_cast<float*>(memories[rank]->data()) + i * kNumel; };
+  const auto sum = [&](Communicator& c, int i) {
+    return c.all_reduce(data(c.rank(), i), kNumel, DType::kFloat32, {"sum", i}, {});
+  };
+  for (int r = 0; r < 2; ++r) std::fill_n(data(r, 0), kCount * kNumel, static_cast<float>(r + 1));
+  const int rounds_of_one = rounds_until_complete(ranks, 1, sum);
+  for (int r = 0; r < 2; ++r) std::fill_n(data(r, 0), kCount * kNumel, static_cast<float>(r + 1));
+  EXPECT_EQ(rounds_until_complete(ranks, kCount, sum), rounds_of_one);
+  for (int r = 0; r < 2; ++r) {
+    EXPECT_TRUE(std::all_of(data(r, 0), data(r, kCount), [](float x) { return x == 3.0f; }));
+  }
+  // One that has to pass through the bounce buffers does not keep those before it from being done.
+  const std::vector<float> own[2] = {std::vector<float>(kNumel, 5.0f), std::vector<float>(kNumel, 5.0f)};
+  std::vector<float> wholes[2] = {std::vector<float>(2 * kNumel), std::vector<float>(2 * kNumel)};
+  const auto mixed = [&](Communicator& c, int i) {
+    if (i != 1) return sum(c, i);
+    return c.all_gather(own[c.rank()].data(), wholes[c.rank()].data(), kNumel * 4, {"staged", i});
+  };
+  EXPECT_LT(rounds_until_complete(ranks, 3, mixed), 10);
+  for (int r = 0; r < 2; ++r) {
+    EXPECT_TRUE(std::all_of(data(r, 0), data(r, 1), [](float x) { return x == 6.0f; }));
+    EXPECT_TRUE(std::all_of(data(r, 2), data(r, 3), [](float x) { return x == 6.0f; }));
+    EXPECT_TRUE(std::all_of(wholes[r].begin(), wholes[r].end(), [](float x) { return x == 5.0f; }));
+  }
 }
 
 // Catches a starting rank that overwrites what slow peers have not read yet.

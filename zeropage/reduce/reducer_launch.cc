@@ -104,7 +104,7 @@ bool Reducer::launch_whole(int page, std::byte* frame) {
     return reduce_through_fp32(page, frame, /*late=*/false);
   }
   const comm::Tag tag{state.label, page};
-  retire_reductions(kMaxInFlight);
+  if (!communicator_->one_sided()) retire_reductions(kMaxInFlight);  // elsewhere reductions in place take no memory
   auto written = watch(page, own_shard(page), dtype);
   in_flight_.push_back({page,
                         policy_.whole_result || !policy_.reduce_scatter
@@ -140,7 +140,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
     state.result_dtype = DType::kFloat32;
   }
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
-  retire_reductions(kMaxInFlight);
+  make_room();
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag, {});
   const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();
