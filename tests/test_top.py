@@ -65,3 +65,9 @@ def test_ranks_that_have_ended():
     assert "no job runs here" in top.table([], {}, {})
     gone = top.Rank(2**22 + 1, 1, "job", 0, 1, "train.py")
     assert "1 of 1 ranks" in top.table([gone], {}, {})
+
+
+def test_a_step_that_took_no_time():
+    """Catches a division by what a damaged file says a step took."""
+    last = step(2)
+    assert top._progress_lines([step(1), {**last, "seconds": {**last["seconds"], "whole": 0}}]) == ["step 2, loss 1.5, 0 ms a step"]

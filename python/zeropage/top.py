@@ -159,7 +159,7 @@ def _progress_lines(steps: list[dict]) -> list[str]:
     last = steps[-1]
     loss = "-" if last["loss"] is None else f"{last['loss']:.4g}"
     text = f"step {last['step']}, loss {loss}, {1000 * last['seconds']['whole']:.0f} ms a step"
-    if len(steps) == 2:
+    if len(steps) == 2 and last["seconds"]["whole"] > 0:
         samples = last["samples"] - steps[0]["samples"]
         text += f", {samples / last['seconds']['whole']:.1f} samples/s"
     return [text]
