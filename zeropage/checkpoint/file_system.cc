@@ -72,6 +72,14 @@ class HeldFileLock : public FileLock {
  public:
   HeldFileLock(std::string path, Descriptor file)
       : path_(std::move(path)), file_(std::move(file)), owner_(::getpid()) {}
+
+  bool on_another_file_system() const override {
+    struct stat folder {
+    }, opened{};
+    const std::string parent = path_.substr(0, path_.rfind('/'));
+    return ::fstat(file_.get(), &opened) == 0 && ::stat(parent.c_str(), &folder) == 0 && folder.st_dev != opened.st_dev;
+  }
+
   ~HeldFileLock() override {
     // A forked child has a copy of the object, and not the lock.
     if (owner_ == ::getpid() && is_named(path_, file_)) ::unlink(path_.c_str());

@@ -46,6 +46,9 @@ class DirectoryLock {
 class FileLock {
  public:
   virtual ~FileLock() = default;
+
+  /// Whether the folder of its path is on another file system than when it was locked: something was mounted there, or unmounted.
+  virtual bool on_another_file_system() const { return false; }
 };
 
 class FileSystem {

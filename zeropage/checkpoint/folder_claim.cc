@@ -86,7 +86,14 @@ void TrainingRun::continue_as(const std::string& id) {
 void TrainingRun::claim(FileSystem& files, const std::string& folder) {
   static Locks& locks = *new Locks;  // never destroyed: engines may live until the process has ended
   const std::string path = fmt::format("{}/{}", files.full_path(folder), kLockName);
-  if (claimed_.contains(path)) return;
+  if (const auto held = claimed_.find(path); held != claimed_.end()) {
+    if (!held->second->on_another_file_system()) return;
+    throw CheckpointError(fmt::format(
+        "{} is on another file system than when this job first saved there: it was unmounted, or something was mounted "
+        "over it. A checkpoint written now would not lie beside the others. Mount it again, or save into another "
+        "folder",
+        folder));
+  }
   auto lock = locks.take(files, path, fmt::format("process {} on {}, run {}", ::getpid(), host_name(), id_));
   if (!lock) {
     throw CheckpointError(fmt::format(

@@ -3,7 +3,7 @@
 /// the folder until it ends, and the second one is refused.
 ///
 ///   1. Before its first save a job locks `<folder>/.lock` and writes into it who it is. The system frees the lock when the process
-///      ends, however it ends.
+///      ends, however it ends. Before later saves it looks whether the folder is still on the file system of that lock.
 ///   2. Every step says in its manifest which run saved it. A job that loads a step goes on with that run; a job that starts anew is a new
 ///      run. Old steps are removed only by their own run.
 ///
@@ -32,7 +32,8 @@ class TrainingRun {
   void continue_as(const std::string& id);
 
   /// Makes the folder this process's until the object is gone; of more than 16 folders some are let go. Several runs of one process may share a folder. Errors: CheckpointError
-  /// when another process has it, naming that process, and what to do; IoError.
+  /// when another process has it, naming that process, and what to do, or when the folder is on another file system than when it was
+  /// claimed; IoError.
   void claim(FileSystem& files, const std::string& folder);
 
  private:
