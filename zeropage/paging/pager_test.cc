@@ -3,7 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
+#include <optional>
 #include <random>
 #include <thread>
 
@@ -224,6 +226,49 @@ TEST(Pager, AFailedGatherIsNamed) {
   EXPECT_TRUE(comm::contains(outcomes[0], "TimeoutError: op needs page 4 (p4)")) << outcomes[0];
   EXPECT_TRUE(comm::contains(outcomes[0], "rank 1")) << outcomes[0];
   EXPECT_EQ(outcomes[1], "");
+}
+
+// Catches a frame that an update drops while an operator of another thread reads it, and an operator that reads what is half updated.
+TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
+  run(1, false, [](comm::Communicator& communicator) {
+    Rank rank(communicator, {});
+    std::atomic<bool> dropped{false};
+    std::atomic<bool> used{false};
+    rank.pager.touch(2, /*writes=*/false, "op");
+    std::thread update([&] {
+      std::optional<UpdateScope> scope(std::in_place, rank.pager, std::vector<int>{2});
+      dropped = true;
+      std::thread evaluation([&] { used = rank.use(2, 1); });
+      std::this_thread::sleep_for(milliseconds(20));
+      EXPECT_FALSE(used);
+      rank.fill_shard(2, 1);
+      rank.pager.publish(2);
+      scope.reset();
+      evaluation.join();
+    });
+    std::this_thread::sleep_for(milliseconds(20));
+    EXPECT_FALSE(dropped);
+    EXPECT_TRUE(rank.holds(2));
+    rank.pager.unpin(2);
+    update.join();
+    EXPECT_TRUE(used) << "the operator came before the update had ended, or never";
+  });
+}
+
+// Catches a scope that keeps a page and makes the update of its own thread wait for ever.
+TEST(Pager, AnUpdateDoesNotWaitForScopes) {
+  run(1, false, [](comm::Communicator& communicator) {
+    Rank rank(communicator, {});
+    rank.pager.touch_for_scope(1, "a scope");
+    {
+      const UpdateScope scope(rank.pager, {1});
+      rank.fill_shard(1, 1);
+      rank.pager.publish(1);
+      rank.pager.refresh_pinned();
+    }
+    EXPECT_TRUE(rank.holds(1, 1));
+    rank.pager.unpin_of_scope(1);
+  });
 }
 
 }  // namespace
