@@ -5,11 +5,12 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from processes import free_port
 
-PROGRAMS = ("slurmctld", "slurmd", "srun", "sinfo", "munged")
+PROGRAMS = ("slurmctld", "slurmd", "srun", "salloc", "scancel", "sinfo", "munged")
 CONFIGURATION = """
 ClusterName=zeropage
 SlurmctldHost={host}(127.0.0.1)
@@ -48,7 +49,7 @@ def why_not() -> str | None:
 
 
 class Slurm:
-    """`run` is srun with this Slurm's configuration."""
+    """`run` is srun, or another program of Slurm, with this Slurm's configuration."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -64,18 +65,18 @@ class Slurm:
         try:
             places = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
             self._start("munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in places.items()))
-            self._await(lambda: (folder / "munge.socket").exists(), "munged")
+            self.await_(lambda: (folder / "munge.socket").exists(), "munged")
             self._start("slurmctld", "-D", "-c")
             for name in ("n1", "n2"):
                 self._start("slurmd", "-D", "-N", name)
-            self._await(self._is_idle, "two idle nodes")
+            self.await_(self._is_idle, "two idle nodes")
         except BaseException:
             self.close()
             raise
 
-    def run(self, *words: str, timeout_s: float = 90, **variables: str) -> subprocess.CompletedProcess:
+    def run(self, *words: str, timeout_s: float = 90, program: str = "srun", **variables: str) -> subprocess.CompletedProcess:
         return subprocess.run(
-            ["srun", *words], env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s
+            [program, *words], env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s
         )
 
     def close(self) -> None:
@@ -95,7 +96,8 @@ class Slurm:
         done = subprocess.run(["sinfo", "-h", "-N", "-o", "%t"], env=self.environment, capture_output=True, text=True, timeout=30)
         return done.stdout.split() == ["idle", "idle"]
 
-    def _await(self, condition, what: str) -> None:
+    def await_(self, condition: Callable[[], bool], what: str) -> None:
+        """Raises RuntimeError with the daemons' logs when it takes more than 40 seconds."""
         end = time.monotonic() + 40
         while not condition():
             if time.monotonic() > end:

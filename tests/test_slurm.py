@@ -29,6 +29,14 @@ for step in range(3):
 print("got", json.dumps([engine.global_rank, engine.world_size, losses]), flush=True)
 """
 
+WAIT = """
+import os, sys, time
+rank, size = (os.environ.get(name) or os.environ[of_srun] for name, of_srun in (("RANK", "SLURM_PROCID"), ("WORLD_SIZE", "SLURM_NTASKS")))
+print("pid", os.getpid(), rank, size, flush=True)
+while sys.argv[1:] == ["wait"]:
+    time.sleep(0.1)
+"""
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_not() or "")
 
@@ -37,6 +45,7 @@ pytestmark = pytest.mark.skipif(slurm.why_not() is not None, reason=slurm.why_no
 def cluster(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slurm")
     (folder / "train.py").write_text(TRAIN.format(tests=str(Path(__file__).resolve().parent)))
+    (folder / "wait.py").write_text(WAIT)
     made = slurm.Slurm(folder)
     yield made
     made.close()
@@ -104,3 +113,40 @@ def test_the_batch_script_of_the_examples(cluster):
     assert done.returncode == 0, done.stderr + (said.read_text() if said.exists() else "")
     result = json.loads((cluster.folder / "batch.json").read_text())
     assert len(result["bytes"]) == 2 and len(result["losses"]) == 2
+
+
+def pids(output: str) -> dict[tuple[str, str], int]:
+    """Process ids by rank and world size, of wait.py."""
+    lines = [line.split()[-4:] for line in output.splitlines() if " ".join(line.split()[-4:]).startswith("pid ")]
+    return {(rank, size): int(pid) for _, pid, rank, size in lines}
+
+
+def test_salloc_zeropage(cluster):
+    """Catches a launcher in an allocation that starts its ranks elsewhere than Slurm has allocated, or as one rank."""
+    done = cluster.run("-N1", "-n2", COMMAND, "-q", "--no_local_rank", "wait.py", program="salloc", VIRTUAL_ENV=sys.prefix)
+    assert done.returncode == 0, done.stderr
+    assert set(pids(done.stdout)) == {("0", "2"), ("1", "2")}, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("launcher", [False, True], ids=["python", "zeropage"])
+def test_scancel_leaves_no_process(cluster, launcher):
+    """Catches ranks that live on, and hold their nodes, when Slurm has cancelled their job."""
+    words = [COMMAND, "-q", "--no_local_rank"] if launcher else [sys.executable]
+    name = f"cancelled-{launcher}"
+    command = ["srun", "-N1", "-n2", "-J", name, *words, "wait.py", "wait"]
+    environment = {**cluster.environment, "VIRTUAL_ENV": sys.prefix}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with open(cluster.folder / "said", "w+") as said:
+        job = subprocess.Popen(command, env=environment, cwd=cluster.folder, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            text = Path(said.name)
+            cluster.await_(lambda: len(pids(text.read_text())) == 2 or job.poll() is not None, "two ranks")
+            ranks = pids(text.read_text()).values()
+            assert len(ranks) == 2, text.read_text()
+            cancelled = cluster.run("-n", name, program="scancel")
+            assert cancelled.returncode == 0, cancelled.stderr
+            assert job.wait(60) != 0, "a job that was cancelled has not succeeded"
+            cluster.await_(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ranks), "the end of all ranks")
+        finally:
+            job.kill()
+            job.wait()
