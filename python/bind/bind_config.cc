@@ -85,6 +85,7 @@ void init_config(py::module_& module) {
       .def_property_readonly("accumulation_steps", field<&Config::batch, &config::Batch::accumulation_steps>())
       .def_readonly("precision", &Config::precision)
       .def_readonly("cast_inputs", &Config::cast_inputs)
+      .def_property_readonly("buffer_dtype", [](const Config& config) { return name_of(config.types.buffers); })
       .def_property_readonly("autocast_dtype", [](const Config& config) { return name_of(config.autocast_dtype); })
       .def_property_readonly("dynamic_loss_scale", field<&Config::loss_scale, &config::LossScale::dynamic>())
       .def_property_readonly("gradient_clipping", field<&Config::gradients, &config::Gradients::clipping>())

@@ -1,12 +1,15 @@
 #include "zeropage/engine/engine.h"
 
 // The casters of tensors come after torch's configuration.
+#include <set>
+
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/engine/data_types.h"
 
 namespace zeropage::python {
 namespace {
@@ -16,17 +19,46 @@ using engine::Engine;
 /// (name, tensor, group index or -1)
 using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
 
+/// Those with a name of `in_fp32` stay fp32.
+std::vector<engine::ParameterInput> inputs_of(std::vector<ParameterTuple> parameters,
+                                              const std::set<std::string>& in_fp32) {
+  std::vector<engine::ParameterInput> inputs;
+  inputs.reserve(parameters.size());
+  for (auto& [name, tensor, group] : parameters) {
+    const bool keep_fp32 = in_fp32.contains(name);
+    inputs.push_back({std::move(name), std::move(tensor), group, keep_fp32});
+  }
+  return inputs;
+}
+
 std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::OptimizerParams> groups,
                                     const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
                                     c10::Device device, std::shared_ptr<comm::Communicator> reductions,
-                                    std::shared_ptr<comm::Communicator> saves) {
-  std::vector<engine::ParameterInput> inputs;
-  inputs.reserve(parameters.size());
-  for (auto& [name, tensor, group] : parameters) inputs.push_back({std::move(name), std::move(tensor), group});
+                                    std::shared_ptr<comm::Communicator> saves, const std::set<std::string>& in_fp32) {
+  auto inputs = inputs_of(std::move(parameters), in_fp32);
   // Not as the guard of py::init, which would enter the instance into pybind's table without the lock.
   py::gil_scoped_release unlocked;
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
                                   std::move(reductions), std::move(saves));
+}
+
+/// (names of parameters that are fp32 whatever the precision, a warning or None)
+std::pair<std::set<std::string>, std::optional<std::string>> settle_types(
+    config::Config& config, const std::vector<std::pair<std::string, at::Tensor>>& parameters,
+    const std::vector<std::string>& declared, bool added) {
+  std::vector<engine::ParameterInput> inputs;
+  for (const auto& [name, tensor] : parameters) inputs.push_back({name, tensor});
+  std::optional<std::string> warning;
+  if (added) {
+    engine::settle_added_types(config, declared, inputs);
+  } else {
+    warning = engine::settle_types(config, declared, inputs);
+  }
+  std::set<std::string> kept;
+  for (const auto& input : inputs) {
+    if (input.keep_fp32) kept.insert(input.name);
+  }
+  return {std::move(kept), std::move(warning)};
 }
 
 /// {"parameters": (bytes now, peak bytes), ...}
@@ -150,12 +182,17 @@ void bind_training(py::class_<Engine>& engine) {
 void init_engine(py::module_& module) {
   bind_values(module);
   module.def(
+      "settle_types", &settle_types, py::arg("config"), py::arg("parameters"), py::arg("declared"),
+      py::arg("added") = false,
+      "Says which parameters stay fp32, and sets the config's precision where it names none. Raises ConfigError.");
+  module.def(
       "require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"), Unlocked(),
       "Collective. Compares a text, a fact per line, over the ranks. Raises PeerError with the first difference.");
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
-           py::arg("device"), py::arg("reductions") = py::none(), py::arg("saves") = py::none())
+           py::arg("device"), py::arg("reductions") = py::none(), py::arg("saves") = py::none(),
+           py::arg("in_fp32") = std::set<std::string>{})
       .def_property_readonly("loss_scale", &Engine::loss_scale)
       .def_property_readonly("global_steps", &Engine::global_steps)
       .def_property_readonly("skipped_steps", &Engine::skipped_steps)
@@ -165,14 +202,14 @@ void init_engine(py::module_& module) {
       .def("gather", &Engine::gather, py::arg("parameters"), Unlocked(), "Makes parameters resident; returns a ticket.")
       .def(
           "add_parameters",
-          [](Engine& self, std::vector<ParameterTuple> parameters, const std::vector<config::OptimizerParams>& groups) {
-            std::vector<engine::ParameterInput> inputs;
-            for (auto& [name, tensor, group] : parameters)
-              inputs.push_back({std::move(name), std::move(tensor), group});
+          [](Engine& self, std::vector<ParameterTuple> parameters, const std::vector<config::OptimizerParams>& groups,
+             const std::set<std::string>& in_fp32) {
+            const auto inputs = inputs_of(std::move(parameters), in_fp32);
             py::gil_scoped_release unlocked;
             self.add_parameters(inputs, groups);
           },
-          py::arg("parameters"), py::arg("groups"), "More parameters, as given when the engine was made; all groups.")
+          py::arg("parameters"), py::arg("groups"), py::arg("in_fp32"),
+          "More parameters, as given when the engine was made; all groups.")
       .def("let_go", &Engine::let_go, py::arg("parameter"), Unlocked(),
            "Lets go of a parameter's tensor; see swap_tensors.")
       .def("take", &Engine::take, py::arg("parameter"), py::arg("tensor"), Unlocked(), "Takes the one in its place.")

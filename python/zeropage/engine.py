@@ -13,6 +13,7 @@ from . import _C, parameter_holders, report
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
+from .data_types import cast_buffers, declared_in_fp32
 from .compat.parameter_offload import ParameterOffload
 from .dataloader import TrainingLoader, make_dataloader
 from .distributed import World, choose_device, make_communicators
@@ -261,7 +262,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         named += [(name, p, group) for name, p in name_others([{"params": parameters}], known)]
         for _, parameter, _ in named:
             parameter.data = parameter.data.to(self.device)
-        self._core.add_parameters(named, self.optimizer.engine_groups() if self._has_optimizer else [])
+        engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
+        self._core.add_parameters(named, engine_groups, self._settle_types(named, added=True))
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
@@ -401,7 +403,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     # -- making
 
     def _place_model(self, model: torch.nn.Module) -> None:
-        """Moves the model to the device and casts its buffers; the engine casts parameters page by page."""
+        """Moves the model to the device; the engine casts parameters page by page."""
         for name, parameter in model.named_parameters():
             if torch.nn.parameter.is_lazy(parameter):
                 raise ConfigError(f"parameter {name!r} has no shape yet; run one batch through the model before zeropage.initialize")
@@ -410,10 +412,6 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         model.to(self.device)
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
             _C.log_warn('fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
-        for buffer in model.buffers():
-            _C.settle(buffer)
-            if buffer.is_floating_point():
-                buffer.data = buffer.data.to(self._parameter_dtype(buffer.dtype))
 
     def _make_optimizer(self, optimizer: Any, model_parameters: Any, client_schedules: bool) -> ZeropageOptimizer | None:
         """The optimizer before it is attached. What the user passes goes before what the configuration names."""
@@ -444,8 +442,12 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         parameters = name_parameters(self.module, groups)
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
+        in_fp32 = self._settle_types(parameters)
+        cast_buffers(self.module, self._config, in_fp32, self._parameter_dtype(torch.float32))
         parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
-        core = _C.Engine(parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:])
+        core = _C.Engine(
+            parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:], in_fp32=in_fp32
+        )
         # A peer may still read what an earlier engine has here, which is freed next.
         _C.require_same_everywhere(self._communicator, "the parameters are taken")
         self._keep_parameters_only = weakref.finalize(self, core.keep_parameters_only)
@@ -455,6 +457,14 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         parameter_holders.register_parameters(self, core, [parameter for _, parameter, _ in parameters])
         self._named = parameters
         return core
+
+    def _settle_types(self, parameters: list[tuple[str, torch.Tensor, int]], added: bool = False) -> set[str]:
+        """Names of the parameters that are fp32 whatever the precision; sets the precision where the configuration names none."""
+        named = [(name, parameter) for name, parameter, _ in parameters]
+        in_fp32, warning = _C.settle_types(self._config, named, declared_in_fp32(self.module), added)
+        if warning and self.global_rank == 0:
+            _C.log_warn(warning)
+        return in_fp32
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""

@@ -45,16 +45,26 @@ Precision read_precision(const Settings& settings) {
   const bool fp16 = settings.flag("fp16.enabled");
   const bool bf16 = settings.flag("bf16.enabled");
   if (fp16 && bf16) settings.fail("bf16.enabled", "expected fp16 or bf16, got both enabled; disable one");
-  const Precision precision = fp16 ? Precision::kFp16 : bf16 ? Precision::kBf16 : Precision::kFp32;
-  const std::string name = fp16 ? "fp16" : bf16 ? "bf16" : "fp32";
-  for (const char* key : {"data_types.param_dtype", "data_types.buffer_dtype"}) {
-    const auto dtype = settings.optional<std::string>(key);
-    if (dtype && *dtype != name) {
-      settings.fail(key, fmt::format("expected \"{}\", the enabled precision, got \"{}\"; remove the key, or enable {}",
-                                     name, *dtype, *dtype == "fp32" ? "neither fp16 nor bf16" : *dtype));
-    }
+  const auto given = settings.optional<std::string>("data_types.param_dtype");
+  const std::string name = fp16 ? "fp16" : bf16 ? "bf16" : given.value_or("fp32");
+  if (given && *given != name) {
+    settings.fail("data_types.param_dtype",
+                  fmt::format("expected \"{}\", the enabled precision, got \"{}\"; remove the key, or enable {}", name,
+                              *given, *given == "fp32" ? "neither fp16 nor bf16" : *given));
   }
-  return precision;
+  return name == "fp16" ? Precision::kFp16 : name == "bf16" ? Precision::kBf16 : Precision::kFp32;
+}
+
+DataTypes read_data_types(const Settings& settings) {
+  DataTypes types;
+  types.named = settings.flag("fp16.enabled") || settings.flag("bf16.enabled") ||
+                settings.flag("torch_autocast.enabled") ||
+                settings.optional<std::string>("data_types.param_dtype").has_value();
+  types.buffers = dtype_of(settings.optional<std::string>("data_types.buffer_dtype"));
+  types.in_fp32 = settings.texts("data_types.keep_in_fp32_modules");
+  types.declared_in_fp32 = types.in_fp32 == std::vector<std::string>{"auto"};
+  if (types.declared_in_fp32) types.in_fp32.clear();
+  return types;
 }
 
 std::optional<DType> read_autocast(const Settings& settings, Precision precision) {
@@ -382,6 +392,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.automatic = read_automatic(settings);
   config.batch = resolve_batch(settings, world_size);
   config.precision = read_precision(settings);
+  config.types = read_data_types(settings);
   config.loss_scale = read_loss_scale(settings);
   config.cast_inputs = config.precision == Precision::kFp16 && settings.flag("fp16.auto_cast");
   config.fp32_masters =

@@ -24,6 +24,16 @@ struct Batch {
 
 enum class Precision { kFp32, kBf16, kFp16 };
 
+/// data_types, beside what gradients have of it.
+struct DataTypes {
+  bool named = false;                     ///< the configuration says what type parameters have
+  std::optional<DType> buffers;           ///< buffer_dtype; absent: each keeps its own
+  bool declared_in_fp32 = true;           ///< keep_in_fp32_modules "auto": what the model declares
+  std::vector<std::string> in_fp32 = {};  ///< else these patterns
+
+  bool operator==(const DataTypes&) const = default;
+};
+
 struct LossScale {
   bool dynamic = true;
   double static_scale = 1.0;  ///< in force when not dynamic
@@ -248,6 +258,7 @@ using Planned = std::map<std::string, std::variant<std::int64_t, std::string>>;
 struct Config {
   Batch batch;
   Precision precision = Precision::kFp32;
+  DataTypes types;
   LossScale loss_scale;
   bool cast_inputs = false;             ///< fp16.auto_cast
   std::optional<DType> autocast_dtype;  ///< torch_autocast: of the forward's operators; the Python engine's

@@ -86,6 +86,19 @@ TEST(Config, gradient_keys_and_types) {
   EXPECT_EQ(gradients, (Gradients{0.5, true, 2.0, true, DType::kFloat32, DType::kBFloat16, true}));
 }
 
+TEST(Config, types_of_the_model) {
+  EXPECT_EQ(config_with("").types, (DataTypes{false, std::nullopt, true, {}}));
+  EXPECT_EQ(config_with(R"("data_types": {"param_dtype": "bf16"})").precision, Precision::kBf16);
+  EXPECT_EQ(config_with(R"("bf16": {"enabled": true},
+      "data_types": {"buffer_dtype": "float32", "keep_in_fp32_modules": ["router", "norm"]})")
+                .types,
+            (DataTypes{true, DType::kFloat32, false, {"router", "norm"}}));
+  EXPECT_EQ(config_with(R"("data_types": {"keep_in_fp32_modules": []})").types,
+            (DataTypes{false, std::nullopt, false, {}}));
+  EXPECT_EQ(config_with(R"("data_types": {"keep_in_fp32_modules": "router"})").types.in_fp32,
+            std::vector<std::string>{"router"});
+}
+
 TEST(Config, zero_keys) {
   const Zero zero = zero_with(R"("stage": 3, "reduce_scatter": false, "overlap_comm": false, "reduce_bucket_size": 5e8,
       "allgather_bucket_size": 2e8, "stage3_prefetch_bucket_size": 3, "stage3_param_persistence_threshold": 4,

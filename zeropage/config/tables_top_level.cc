@@ -120,9 +120,15 @@ std::vector<Section> top_level_tables() {
           "grad_accum_dtype",
           "Type in which gradients are summed; null: fp32. A whole gradient that is only stored (stages 0 and 1, one "
           "accumulation step) has the parameters' type until two meet in one update."),
-      dtype_key("param_dtype", "Must name the enabled precision; null: that."),
-      dtype_key("buffer_dtype",
-                "Type of the model's buffers; another type than the enabled precision is not available."),
+      dtype_key("param_dtype",
+                "Type of parameters: that of the enabled precision section, or instead of one; null and no section: "
+                "bf16 parameters stay bf16, with fp32 masters, and all others are fp32."),
+      dtype_key("buffer_dtype", "Type of floating-point buffers; null: each keeps the type that the model has it in."),
+      texts("keep_in_fp32_modules", {"auto"}, kInForce,
+            "Parameters that are fp32 in a 16-bit model: modules or parameters by name, a run of whole parts between "
+            "dots (a regular expression). auto: what a transformers model declares, and norms with running "
+            "statistics.")
+          .or_one_text(),
   };
   return {std::move(top), std::move(types)};
 }

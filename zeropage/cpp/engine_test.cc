@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
+#include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/utils/clip_grad.h>
 
 #include "zeropage/cpp/test_ranks.h"
@@ -31,6 +32,35 @@ TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
     EXPECT_EQ(model.weight.sum().item<double>(), 4.0);
     EXPECT_EQ(engine.global_rank(), rank);
     EXPECT_EQ(engine.get_batch_info(), std::make_tuple(8, 2, 2));
+  });
+}
+
+struct Normed : torch::nn::Module {
+  Normed()
+      : norm(register_module("norm", torch::nn::BatchNorm1d(4))),
+        weight(register_parameter("weight", at::ones({4}))),
+        table(register_buffer("table", at::ones({4}))) {}
+  at::Tensor forward(const at::Tensor& x) { return (norm(x * weight) * table).to(at::kFloat).square().mean(); }
+  torch::nn::BatchNorm1d norm;
+  at::Tensor weight, table;
+};
+
+// A table of fp32 that is rounded, or a batch norm whose parameters and statistics have types that do not go together.
+TEST(Initialize, TypesOfBuffersAndOfBatchNorms) {
+  on_two_ranks([](int rank, const Options& options) {
+    Normed model;
+    auto engine = initialize(model, Config::from_json(kConfig).with(R"({"bf16": {"enabled": true}})"), options);
+    EXPECT_EQ(model.weight.scalar_type(), at::kBFloat16);
+    EXPECT_EQ(model.table.scalar_type(), at::kFloat);
+    EXPECT_EQ(model.norm->weight.scalar_type(), at::kFloat);
+    engine.backward(model.forward(at::randn({8, 4}).to(at::kBFloat16)));
+    Normed cast;
+    auto other = initialize(cast, Config::from_json(kConfig).with(R"({"bf16": {"enabled": true},
+        "data_types": {"buffer_dtype": "bf16", "keep_in_fp32_modules": []}})"),
+                            options);
+    EXPECT_EQ(cast.table.scalar_type(), at::kBFloat16);
+    EXPECT_EQ(cast.norm->weight.scalar_type(), at::kBFloat16);
+    other.backward(cast.forward(at::randn({8, 4}).to(at::kBFloat16)));
   });
 }
 

@@ -10,10 +10,12 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/cpp/buffers.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/automatic.h"
+#include "zeropage/engine/data_types.h"
 #include "zeropage/engine/init.h"
 
 namespace zeropage {
@@ -38,8 +40,8 @@ config::Config choose_automatic(const config::Config& config, torch::nn::Module&
   return engine::choose_automatic(config, counts, memory, communicator);
 }
 
-/// Moves the model to the device and casts its buffers; the engine casts parameters page by page.
-void place_model(torch::nn::Module& model, const config::Config& config, c10::Device device) {
+/// Moves the model to the device; the engine casts parameters page by page.
+void place_model(torch::nn::Module& model, c10::Device device) {
   for (const auto& parameter : model.named_parameters()) {
     if (parameter.value().is_meta()) {
       throw ConfigError(fmt::format(
@@ -51,10 +53,7 @@ void place_model(torch::nn::Module& model, const config::Config& config, c10::De
   }
   for (auto& buffer : model.buffers()) {
     engine::settle(buffer);
-    const auto dtype =
-        buffer.is_floating_point() ? parameter_type(config.precision, buffer.scalar_type()) : buffer.scalar_type();
-    const at::Tensor placed = buffer.to(device, dtype);
-    if (!placed.is_same(buffer)) buffer.set_data(placed);
+    if (buffer.device() != device) buffer.set_data(buffer.to(device));
   }
 }
 
@@ -171,7 +170,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
         "torch::optim as "
         "Options::optimizer, or write one of \"Adam\", \"AdamW\", \"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
   }
-  place_model(model, impl->config, impl->device);
+  place_model(model, impl->device);
 
   std::vector<ParameterGroup> groups = impl->client ? impl->client->groups() : options.parameter_groups;
   if (groups.empty()) groups.emplace_back().parameters = model.parameters();
@@ -188,6 +187,9 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   } else {
     for (auto& input : inputs) input.group = -1;
   }
+  const auto warning = engine::settle_types(impl->config, cpp::declared_in_fp32(model), inputs);
+  if (first && warning) log_warn(*warning);
+  cpp::cast_buffers(model, impl->config, inputs);
   if (!impl->has_optimizer) impl->client.reset();
   engine::require_same_everywhere(
       *impl->communicator,

@@ -101,7 +101,7 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
           cursor->read_parameter(index, at_bytes, begin, to, bytes);
         });
     if (!page.trainable) continue;
-    for (const auto& [kind, array] : state_arrays(state)) {
+    for (const auto& [kind, array] : state_arrays(state, page.index)) {
       add(kind, at::kFloat,
           [cursor, index = page.index, array = array, piece, at](std::int64_t begin, std::byte* to,
                                                                  std::int64_t bytes) {

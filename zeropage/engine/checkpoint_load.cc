@@ -138,7 +138,7 @@ class Planner {
   }
 
   void add_optimizer(int page, const StatePiece& piece, const checkpoint::ParameterRecord& record) {
-    for (const auto& [kind, array] : state_arrays(state_)) {
+    for (const auto& [kind, array] : state_arrays(state_, page)) {
       if (array == StateArrays::kMaster) {
         add_state(precise(record.name), page, piece, array);
         continue;

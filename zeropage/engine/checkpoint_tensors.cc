@@ -43,9 +43,9 @@ std::vector<std::int64_t> stored_shape(const at::Tensor& tensor) {
   return shape.empty() ? tensor.sizes().vec() : shape;
 }
 
-std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state) {
+std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state, int page) {
   std::vector<std::pair<std::string, int>> arrays;
-  if (state.model.has_masters()) arrays.emplace_back("master", StateArrays::kMaster);
+  if (state.model.has_masters(page)) arrays.emplace_back("master", StateArrays::kMaster);
   const auto names = config::optimizer_state_names(state.config.optimizer.kind);
   for (int i = 0; i < config::optimizer_state_count(state.config.optimizer); ++i) arrays.emplace_back(names[i], i);
   return arrays;

@@ -24,7 +24,7 @@ std::vector<std::int64_t> memory_order(const at::Tensor& tensor);
 std::vector<std::int64_t> stored_shape(const at::Tensor& tensor);
 
 /// The arrays of trained pages by the names they have in checkpoints, where all are fp32: first the master, where there is one.
-std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state);
+std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state, int page);
 
 /// The type of a parameter in its page.
 at::ScalarType page_type(const CheckpointedState& state, const layout::Page& page, int parameter);

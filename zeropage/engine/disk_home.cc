@@ -60,9 +60,7 @@ class DiskHome final : public StateHome {
   void abandon() override { cache_.abandon(); }
   io::MoverStats traffic() const override { return cache_.stats(); }
   void observe(const std::shared_ptr<Timeline>& timeline) override { cache_.observe(timeline); }
-  void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) override {
-    rest_->add(page, numel, blocks, offloaded);
-  }
+  void add(int page, const PageShape& shape) override { rest_->add(page, shape); }
   void unload() override { rest_->unload(); }
   void reload() override { rest_->reload(); }
 
@@ -124,7 +122,8 @@ std::shared_ptr<io::PageCache> make_gradient_disk(const layout::Layout& layout, 
   const auto& offload = config.zero.offload;
   std::vector<io::ExtentSpec> pages;
   for (const auto& page : layout.pages()) {
-    const std::int64_t bytes = page.trainable ? page.shard_numel * gradient_bytes : 0;
+    const bool wide = page.dtype == DType::kFloat32 && !config.gradients.accumulation_dtype;
+    const std::int64_t bytes = page.trainable ? page.shard_numel * (wide ? 4 : gradient_bytes) : 0;
     pages.push_back({name_of("the gradients", layout, page), bytes, /*two_slots=*/false});
   }
   return std::make_shared<io::PageCache>(

@@ -147,13 +147,11 @@ paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().st
 io::MoverStats Engine::disk_traffic() const { return impl_->state_.disk_traffic(impl_->reducer_->disk()); }
 std::vector<paging::PageCounts> Engine::page_counts() const { return impl_->state_.pager().page_counts(); }
 std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->watch_.timeline(); }
-plan::PlacedBytes Engine::formula_bytes() const {
-  return plan::placed_state_bytes(impl_->state_.counts(), impl_->formula());
-}
+plan::PlacedBytes Engine::formula_bytes() const { return impl_->state_.formula_bytes(impl_->formula()); }
 plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
   auto options = impl_->formula();
   options.stage = stage;
-  return plan::model_state_bytes(impl_->state_.counts(), options);
+  return impl_->state_.formula_bytes_on_device(options);
 }
 const comm::Communicator& Engine::communicator() const { return *impl_->communicator_; }
 std::int64_t Engine::trainable_numel() const {

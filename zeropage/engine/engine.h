@@ -39,7 +39,8 @@ struct LoadReport;
 struct ParameterInput {
   std::string name;
   at::Tensor tensor;
-  int group = -1;  ///< index into the groups, -1: no optimizer updates it
+  int group = -1;          ///< index into the groups, -1: no optimizer updates it
+  bool keep_fp32 = false;  ///< it is fp32 whatever the precision; see data_types.h
 };
 
 /// Options of `Engine::backward`.

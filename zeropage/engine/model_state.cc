@@ -39,6 +39,12 @@ bool is_given_up(const paging::PageTable& holder) {
   return pager != nullptr && pager->given_up();
 }
 
+/// What the formula says of pages that stay fp32 in a 16-bit run.
+plan::StateOptions in_fp32(plan::StateOptions options) {
+  options.precision = config::Precision::kFp32;
+  return options;
+}
+
 }  // namespace
 
 ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
@@ -181,8 +187,9 @@ std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<Parameter
     spec.name = input.name;
     spec.numel = input.tensor.numel();
     const bool floating = input.tensor.is_floating_point();
-    spec.dtype = floating ? compute_dtype_ : DType::kOther;
-    spec.element_bytes = floating ? element_bytes(compute_dtype_) : static_cast<std::int64_t>(input.tensor.itemsize());
+    const DType type = input.keep_fp32 ? DType::kFloat32 : compute_dtype_;
+    spec.dtype = floating ? type : DType::kOther;
+    spec.element_bytes = floating ? element_bytes(type) : static_cast<std::int64_t>(input.tensor.itemsize());
     spec.group = floating ? input.group : -1;
     spec.trainable = spec.group >= 0 && input.tensor.requires_grad();
     if (placement_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
@@ -200,13 +207,28 @@ void ModelState::agree_with_peers() const {
   warn_of_different_software(*communicator_);
 }
 
-plan::ParameterCounts ModelState::counts() const {
-  auto counts = plan::count_parameters(*layout_, offloaded_, /*padded=*/false);
+plan::ParameterCounts ModelState::counts(bool kept_fp32) const {
+  const bool mixed = compute_dtype_ != DType::kFloat32;
+  const auto counted = [&](const layout::Page& page) {
+    return mixed && page.dtype == DType::kFloat32 ? kept_fp32 : !kept_fp32;
+  };
+  auto counts = plan::count_parameters(*layout_, offloaded_, /*padded=*/false, counted);
   for (const auto& page : layout_->pages()) {
-    if (!pager_->on_disk(page.index)) continue;
+    if (!pager_->on_disk(page.index) || !counted(page)) continue;
     for (const auto& place : page.placements) counts.disk_numel += place.numel;
   }
   return counts;
+}
+
+plan::PlacedBytes ModelState::formula_bytes(const plan::StateOptions& options) const {
+  const auto bytes = plan::placed_state_bytes(counts(), options);
+  const auto kept = plan::placed_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
+  return {bytes.device + kept.device, bytes.offloaded + kept.offloaded, bytes.disk + kept.disk};
+}
+
+plan::StateBytes ModelState::formula_bytes_on_device(const plan::StateOptions& options) const {
+  return plan::model_state_bytes(counts(), options) +
+         plan::model_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
 }
 
 void ModelState::observe(const std::shared_ptr<Timeline>& timeline, io::PageCache* gradients) {

@@ -85,14 +85,23 @@ class ModelState {
   /// Per page: whether its optimizer state is offloaded.
   const std::vector<bool>& offloaded() const { return offloaded_; }
 
-  /// Elements by kind, for the formula.
-  plan::ParameterCounts counts() const;
+  /// Bytes of one rank by the formula: of the parameters in the precision's type, and of those that stay fp32 in it.
+  plan::PlacedBytes formula_bytes(const plan::StateOptions& options) const;
 
-  /// True when 16-bit parameters have fp32 masters in `home`.
-  bool has_masters() const { return compute_dtype_ != DType::kFloat32 && config_.fp32_masters; }
+  /// The same with everything on the device.
+  plan::StateBytes formula_bytes_on_device(const plan::StateOptions& options) const;
+
+  /// Elements by kind, for the formula; of pages that `options` of this precision describe, or of fp32 pages beside them.
+  plan::ParameterCounts counts(bool kept_fp32 = false) const;
+
+  /// True when the page's parameters are 16-bit and have fp32 masters in `home`, if they are trained.
+  bool has_masters(int page) const {
+    const DType type = layout_->pages()[static_cast<std::size_t>(page)].dtype;
+    return config_.fp32_masters && (type == DType::kBFloat16 || type == DType::kFloat16);
+  }
 
   /// True when a page's parameters are what its update starts from, and no master of theirs is.
-  bool is_own_master(int page) const { return layout_->pages()[page].dtype == DType::kFloat32 || !has_masters(); }
+  bool is_own_master(int page) const { return !has_masters(page); }
 
   /// True when some parameters can be absent.
   bool anything_paged() const;

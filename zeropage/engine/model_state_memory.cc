@@ -24,7 +24,7 @@ void ModelState::begin_training(int page) {
   c10::AutoGradMode no_grad(false);
   own_layout_->begin_training(page);
   const auto [numel, blocks] = state_size(page);
-  home_->add(page, numel, blocks, offloaded_[page]);
+  home_->add(page, {numel, blocks, offloaded_[page], has_masters(page)});
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   const HeldParameter held(*this, page, Access::kRead);
@@ -68,7 +68,6 @@ void ModelState::allocate() {
   }
   StateShape shape;
   shape.offloaded = offloaded_;
-  shape.masters = has_masters();
   shape.states = config::optimizer_state_count(config_.optimizer);
   shape.dtype = config_.state_dtype;
   for (std::size_t i = 0; i < shape.squares.size(); ++i) {
@@ -80,6 +79,7 @@ void ModelState::allocate() {
     const auto [numel, blocks] = state_size(page.index);
     shape.numel.push_back(page.trainable ? numel : 0);
     shape.blocks.push_back(blocks);
+    shape.masters.push_back(has_masters(page.index));
   }
   options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
@@ -131,7 +131,7 @@ void ModelState::allocate_added(int first_page) {
     owned_[page].parameter =
         paged[page] ? pager_->shard(index) : whole_[page] + owned_[page].begin * pages[page].element_bytes;
     const auto [numel, blocks] = state_size(index);
-    home_->add(index, pages[page].trainable ? numel : 0, blocks, offloaded_[page]);
+    home_->add(index, {pages[page].trainable ? numel : 0, blocks, offloaded_[page], has_masters(index)});
   }
 }
 

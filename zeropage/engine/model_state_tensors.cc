@@ -67,10 +67,10 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
 /// `values` [owned numel, fp32]: what the masters start from.
 void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
   const double start = config_.optimizer.params.initial_accumulator_value;
-  if (!has_masters() && start == 0.0) return;
+  if (!has_masters(page.index) && start == 0.0) return;
   HeldState held(*home_, page.index, Access::kWrite);
   const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
-  if (has_masters()) view(held.arrays().master).copy_(values);
+  if (has_masters(page.index)) view(held.arrays().master).copy_(values);
   if (start == 0.0) return;
   if (held.arrays().is_wide(0)) {
     view(held.arrays().states[0]).fill_(start);
@@ -85,7 +85,7 @@ void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) 
 
 bool ModelState::needs_mark(int page) const {
   // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
-  return pager_->paged(page) || (layout_->pages()[page].trainable && has_masters());
+  return pager_->paged(page) || (layout_->pages()[page].trainable && has_masters(page));
 }
 
 void ModelState::rehome(const layout::Page& page) {

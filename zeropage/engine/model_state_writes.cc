@@ -145,7 +145,7 @@ void ModelState::take_user_writes() {
 void ModelState::follow_user_writes(int page, std::byte* owned) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
-  if (!spec.trainable || !has_masters()) return;
+  if (!spec.trainable || !has_masters(page)) return;
   HeldState held(*home_, page, Access::kWrite);
   auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
   const auto visible = paging::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());

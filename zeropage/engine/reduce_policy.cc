@@ -26,6 +26,8 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.frame_dtype = frame_dtype(placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype);
   if (policy.accumulation_dtype != adding) policy.adding = reduce::ReduceTypes{adding, frame_dtype(adding)};
   policy.keep = policy.sharded && state.communicator().size() == 1 && plan::keeps_gradients(config);
+  policy.fp32_sums = !config.gradients.accumulation_dtype;
+  policy.fp32_travel = !config.gradients.communication_dtype;
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
   policy.squares_before_travel = !device.is_cpu();

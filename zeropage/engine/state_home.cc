@@ -67,17 +67,19 @@ class MemoryHome final : public StateHome {
   void abandon() override {}
   io::MoverStats traffic() const override { return {}; }
   void observe(const std::shared_ptr<Timeline>&) override {}
-  void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) override {
+  void add(int page, const PageShape& shape) override {
     const auto index = static_cast<std::size_t>(page);
     const std::size_t count = std::max(pages_.size(), index + 1);
     shape_.numel.resize(count);
     shape_.blocks.resize(count);
     shape_.offloaded.resize(count);
+    shape_.masters.resize(count);
     pages_.resize(count);
-    shape_.numel[index] = numel;
-    shape_.blocks[index] = blocks;
-    shape_.offloaded[index] = offloaded;
-    if (numel == 0) return;
+    shape_.numel[index] = shape.numel;
+    shape_.blocks[index] = shape.blocks;
+    shape_.offloaded[index] = shape.offloaded;
+    shape_.masters[index] = shape.masters;
+    if (shape.numel == 0) return;
     added_[page] = memory_of(page);
     pages_[index] = shape_.arrays(page, added_[page]->data());
   }
@@ -161,7 +163,7 @@ std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::i
 
 std::int64_t StateShape::bytes(int page) const {
   const auto index = static_cast<std::size_t>(page);
-  return (masters ? 4 * numel[index] : 0) + states * state_bytes(dtype, numel[index], blocks[index]);
+  return (masters[index] ? 4 * numel[index] : 0) + states * state_bytes(dtype, numel[index], blocks[index]);
 }
 
 StateArrays StateShape::arrays(int page, std::byte* memory) const {
@@ -170,7 +172,7 @@ StateArrays StateShape::arrays(int page, std::byte* memory) const {
   arrays.memory = {memory, static_cast<std::size_t>(bytes(page))};
   arrays.dtype = dtype;
   arrays.squares = squares;
-  if (masters) arrays.master = reinterpret_cast<float*>(std::exchange(memory, memory + 4 * numel[index]));
+  if (masters[index]) arrays.master = reinterpret_cast<float*>(std::exchange(memory, memory + 4 * numel[index]));
   for (std::size_t i = 0; i < static_cast<std::size_t>(states); ++i) {
     std::byte* data = std::exchange(memory, memory + state_bytes(dtype, numel[index], blocks[index]));
     if (dtype == StateDtype::kFloat32) {

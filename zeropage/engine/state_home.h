@@ -60,12 +60,20 @@ struct StateArrays {
   float* array(int index) const { return index == kMaster ? master : states[index]; }
 };
 
+/// What a home keeps of one page; see StateShape.
+struct PageShape {
+  std::int64_t numel = 0;
+  std::int64_t blocks = 0;
+  bool offloaded = false;
+  bool masters = false;
+};
+
 /// What a home keeps.
 struct StateShape {
   std::vector<std::int64_t> numel;   ///< per page: elements that this rank updates; 0: the page is not trained
   std::vector<std::int64_t> blocks;  ///< per page: of packed states, more than any piece's
   std::vector<bool> offloaded;       ///< per page: it lives on the host
-  bool masters = false;
+  std::vector<bool> masters;         ///< per page: it has some
   int states = 0;
   config::StateDtype dtype = config::StateDtype::kFloat32;
   std::array<bool, config::kMaxOptimizerStates> squares = {};
@@ -104,7 +112,7 @@ class StateHome {
   virtual void observe(const std::shared_ptr<Timeline>& timeline) = 0;
 
   /// Zero-filled arrays, in memory, for a page that had none, or that is the next one. Outside of a pass.
-  virtual void add(int page, std::int64_t numel, std::int64_t blocks, bool offloaded) = 0;
+  virtual void add(int page, const PageShape& shape) = 0;
 
   /// Moves what is in the device's memory to the host's until `reload`. Pages can be acquired there meanwhile.
   virtual void unload() = 0;

@@ -49,7 +49,7 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
   const auto& placements = state.layout()->pages()[page].placements;
   const bool all_received = std::all_of(placements.begin(), placements.end(),
                                         [&](const auto& place) { return inputs.received[place.parameter]; });
-  return state.has_masters() && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
+  return state.has_masters(page) && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
 }
 
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,

@@ -148,10 +148,11 @@ std::vector<bool> offloaded_pages(const layout::Layout& layout, double share) {
   return offloaded;
 }
 
-ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded) {
+ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded,
+                                 const std::function<bool(const layout::Page&)>& counted) {
   ParameterCounts counts;
   for (const layout::Page& page : layout.pages()) {
-    if (page.dtype == DType::kOther) continue;
+    if (page.dtype == DType::kOther || (counted && !counted(page))) continue;
     std::int64_t numel = padded ? page.padded_numel : 0;
     if (!padded) {
       for (const layout::Placement& placement : page.placements) numel += placement.numel;

@@ -20,6 +20,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -36,6 +37,9 @@ struct StateBytes {
   std::int64_t optimizer = 0;
 
   std::int64_t total() const { return parameters + gradients + optimizer; }
+  StateBytes operator+(const StateBytes& other) const {
+    return {parameters + other.parameters, gradients + other.gradients, optimizer + other.optimizer};
+  }
   bool operator==(const StateBytes&) const = default;
 };
 
@@ -92,7 +96,9 @@ bool gradients_on_disk(const config::Config& config);
 
 /// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer state
 /// is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
-ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded);
+/// `counted`: of which pages; empty: of all.
+ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded,
+                                 const std::function<bool(const layout::Page&)>& counted = nullptr);
 
 /// The formula above, all tiers together; a shard is the count divided by the world, rounded up. Errors: ConfigError for
 /// a stage outside 0-3, a world below 1, or sizes beyond 63 bits.

@@ -86,11 +86,6 @@ void Reducer::describe(int page) {
   state.squares.resize(state.segments.size());
 }
 
-DType Reducer::frame_dtype(int page) const {
-  if (policy_.sharded) return policy_.frame_dtype;
-  return layout_->pages()[page].dtype == DType::kFloat32 ? DType::kFloat32 : policy_.accumulation_dtype;
-}
-
 void Reducer::allocate_shards() {
   shards_ = allocate_shards(/*offloaded=*/false);
   offloaded_shards_ = allocate_shards(/*offloaded=*/true);
@@ -104,7 +99,7 @@ void Reducer::allocate_shards() {
 Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
   const auto bytes_of = [&](int index) {
     const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index) && !may_keep(index);
-    return counts ? layout_->pages()[index].shard_numel * element_bytes(policy_.accumulation_dtype) : 0;
+    return counts ? layout_->pages()[index].shard_numel * element_bytes(sum_dtype(index)) : 0;
   };
   ShardMemory shards;
   for (int index : order_) shards.bytes += bytes_of(index);
@@ -120,7 +115,7 @@ Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
     if (policy_.offloaded[index] != offloaded) continue;
     pages_[index].result = bytes_of(index) == 0 ? nullptr : shards.data() + offset;
     pages_[index].shard_offset = offset;
-    pages_[index].result_dtype = policy_.accumulation_dtype;
+    pages_[index].result_dtype = sum_dtype(index);
     offset += bytes_of(index);
   }
   return shards;

@@ -69,6 +69,8 @@ struct ReducePolicy {
   float pre_scale = 1.0f;  ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
+  bool fp32_sums = false;                      ///< those of fp32 pages add up in fp32 whatever the type above,
+  bool fp32_travel = false;                    ///< and travel in fp32
   std::optional<ReduceTypes> adding =
       {};                       ///< what these two become when whole gradients that were only stored add up after all
   std::vector<bool> offloaded;  ///< per page: its shard lives at `host`; empty: none does
@@ -333,6 +335,8 @@ class Reducer {
   void retire_reductions(std::size_t keep);
   void make_room();
   DType frame_dtype(int page) const;
+  DType travel_dtype(int page) const;
+  DType sum_dtype(int page) const;
   std::vector<std::string> exchange(const std::string& mine, std::string_view what);
 
   std::shared_ptr<const layout::Layout> layout_;

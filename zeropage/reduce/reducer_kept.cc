@@ -47,7 +47,7 @@ void Reducer::gather_kept(int page) {
   auto& state = pages_[page];
   if (!std::exchange(state.keeps, false)) return;
   const auto& spec = layout_->pages()[page];
-  state.result_dtype = policy_.accumulation_dtype;
+  state.result_dtype = sum_dtype(page);
   gathered_[page] = std::make_unique<paging::DeviceBuffer>(spec.shard_numel * element_bytes(state.result_dtype),
                                                            device_, ledger_, MemoryKind::kGradients);
   state.result = gathered_[page]->data();

@@ -29,12 +29,29 @@ void Reducer::launch(int page) {
   if (!policy_.overlap) retire(0);
 }
 
+/// Of a frame while it is reduced.
+DType Reducer::travel_dtype(int page) const {
+  const bool wide = policy_.fp32_travel && layout_->pages()[page].dtype == DType::kFloat32;
+  return wide ? DType::kFloat32 : policy_.frame_dtype;
+}
+
+/// Of a shard in which gradients add up.
+DType Reducer::sum_dtype(int page) const {
+  const bool wide = policy_.fp32_sums && layout_->pages()[page].dtype == DType::kFloat32;
+  return wide ? DType::kFloat32 : policy_.accumulation_dtype;
+}
+
+DType Reducer::frame_dtype(int page) const {
+  if (policy_.sharded) return travel_dtype(page);
+  return layout_->pages()[page].dtype == DType::kFloat32 ? DType::kFloat32 : policy_.accumulation_dtype;
+}
+
 /// True: the sum is complete.
 bool Reducer::launch_sharded(int page, std::byte* frame) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
-  const DType dtype = policy_.frame_dtype;
+  const DType dtype = travel_dtype(page);
   if (policy_.reduce_scatter && reduces_into_shard(page)) {
     in_flight_.push_back(
         {page,
@@ -100,7 +117,7 @@ bool Reducer::launch_whole(int page, std::byte* frame) {
     if (stores_sums()) state.squared_numel = spec.shard_numel;  // by store
     return true;
   }
-  if (dtype != policy_.frame_dtype || (dtype != DType::kFloat32 && !policy_.whole_result)) {
+  if (dtype != travel_dtype(page) || (dtype != DType::kFloat32 && !policy_.whole_result)) {
     return reduce_through_fp32(page, frame, /*late=*/false);
   }
   const comm::Tag tag{state.label, page};
@@ -127,9 +144,9 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
     return std::make_shared<paging::DeviceBuffer>(bytes, device_, ledger_, MemoryKind::kBuffers);
   };
   std::shared_ptr<paging::DeviceBuffer> converted;
-  if (policy_.frame_dtype != dtype) {
-    converted = buffer(spec.padded_numel * element_bytes(policy_.frame_dtype));
-    paging::flat_view(converted->data(), spec.padded_numel, scalar_type_of(policy_.frame_dtype), device_)
+  if (travel_dtype(page) != dtype) {
+    converted = buffer(spec.padded_numel * element_bytes(travel_dtype(page)));
+    paging::flat_view(converted->data(), spec.padded_numel, scalar_type_of(travel_dtype(page)), device_)
         .copy_(paging::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
   }
   const auto sum = buffer(4 * spec.shard_numel);
@@ -142,7 +159,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
   make_room();
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
-                                            policy_.frame_dtype, DType::kFloat32, /*accumulate=*/false, tag, {});
+                                            travel_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
   const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
     const auto from = paging::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);

@@ -43,12 +43,12 @@ std::optional<c10::Event> Reducer::sent_so_far() const {
 /// Starts the way of a sum; `page` is complete when the last of in_flight_ is. What `sum` is in may be used again after sent_so_far().
 void Reducer::send(int page, const at::Tensor& sum) {
   auto& state = pages_[page];
-  const auto wide = scalar_type_of(policy_.accumulation_dtype);
+  const auto wide = scalar_type_of(sum_dtype(page));
   const bool as_it_is = sum.scalar_type() == wide || wide == at::kFloat || state.filled;
   const at::Tensor sent = as_it_is ? sum : sum.to(wide);
   const auto type = dtype_of(sent.scalar_type());
   const auto numel = sent.numel();
-  std::byte* target = offloaded_shard(page) + numel * (element_bytes(policy_.accumulation_dtype) - element_bytes(type));
+  std::byte* target = offloaded_shard(page) + numel * (element_bytes(sum_dtype(page)) - element_bytes(type));
   std::function<void()> settle;
   if (state.filled) {
     auto& slot = next_slot();
@@ -91,8 +91,8 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
   const auto view = [](std::byte* data, std::int64_t numel, DType dtype) {
     return paging::flat_view(data, numel, scalar_type_of(dtype), c10::Device(c10::kCPU));
   };
-  const at::Tensor shard = view(offloaded_shard(page), numel, policy_.accumulation_dtype);
-  if (state.result_dtype != policy_.accumulation_dtype) {
+  const at::Tensor shard = view(offloaded_shard(page), numel, sum_dtype(page));
+  if (state.result_dtype != sum_dtype(page)) {
     // Over itself, from the begin on: a piece is read before anything is written where it or a later one is.
     const at::Tensor narrow = view(state.result, numel, state.result_dtype);
     in_pieces(
@@ -101,7 +101,7 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
           shard.narrow(0, begin, count).copy_(narrow.narrow(0, begin, count).clone());
         });
     state.result = offloaded_shard(page);
-    state.result_dtype = policy_.accumulation_dtype;
+    state.result_dtype = sum_dtype(page);
   }
   const at::Tensor added = view(values, numel, type);
   in_pieces(numel, watch(page, state.result, state.result_dtype), [&](std::int64_t begin, std::int64_t count) {

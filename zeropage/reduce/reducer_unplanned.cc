@@ -121,11 +121,11 @@ void Reducer::admit(int page) {
     return;
   }
   if (may_keep(page)) return;  // as autograd makes them
-  const std::int64_t bytes = spec.shard_numel * element_bytes(policy_.accumulation_dtype);
+  const std::int64_t bytes = spec.shard_numel * element_bytes(sum_dtype(page));
   auto shard = std::make_unique<paging::DeviceBuffer>(
       bytes, policy_.offloaded[page] ? policy_.host : paging::MemoryPlace(device_), ledger_, MemoryKind::kGradients);
   state.result = shard->data();
-  state.result_dtype = policy_.accumulation_dtype;
+  state.result_dtype = sum_dtype(page);
   admitted_shards_[page] = std::move(shard);
   if (travels(page)) {
     if (!send_stream_) {
