@@ -311,3 +311,46 @@ def test_odd_parameters(tmp_path, stage):
     run_ranks(2, run)
     parameters = json.loads((tmp_path / "all" / "manifest.json").read_text())["manifest"]["parameters"]
     assert [p["aliases"] for p in parameters if p["name"] == "first.weight"] == [["second.weight"]]
+
+
+class Base(torch.nn.Module):
+    """A base that is frozen, and an adapter."""
+
+    def __init__(self, base_trains: bool = False):
+        super().__init__()
+        self.base = torch.nn.Linear(4, 4).requires_grad_(base_trains)
+        self.adapter = torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.base(x) + self.adapter(x)).square().mean()
+
+
+def stepped(model: torch.nn.Module) -> Any:
+    engine = zeropage.initialize(model=model, config=config_of(0, batch=1))[0]
+    engine.backward(engine(torch.ones(1, 4)))
+    engine.step()
+    return engine
+
+
+def test_frozen_parameters_that_were_left_out_are_listed(tmp_path, capfd):
+    """Catches a strict load that says nothing of a base which the checkpoint does not have."""
+    stepped(Base()).save_checkpoint(tmp_path, exclude_frozen_parameters=True)
+    other = stepped(Base())
+    base = other.module.base.weight.detach().clone()
+    other.load_checkpoint(tmp_path)
+    said = capfd.readouterr().err
+    assert "not in the checkpoint" in said and "base.weight" in said and "adapter" not in said
+    assert torch.equal(other.module.base.weight, base)
+
+
+@pytest.mark.parametrize("exclude", (False, True))
+def test_more_is_trained_than_was_saved(tmp_path, exclude):
+    """Catches advice that would lose the moments of all parameters, where one option keeps those that are there."""
+    saved = stepped(Base())
+    saved.save_checkpoint(tmp_path, exclude_frozen_parameters=exclude)
+    engine = stepped(Base(base_trains=True))
+    with pytest.raises(CheckpointError, match=r"base\.weight.*load_module_strict=False") as caught:
+        engine.load_checkpoint(tmp_path)
+    assert "load_optimizer_states" not in str(caught.value)
+    engine.load_checkpoint(tmp_path, load_module_strict=False)
+    assert torch.equal(engine.module.adapter.weight, saved.module.adapter.weight)

@@ -125,14 +125,11 @@ void bind_imports(py::module_& module) {
              "Writes a step of one shard; `read` returns a tensor by name. Returns its path.");
 }
 
-/// (missing, unexpected)
-std::pair<std::vector<std::string>, std::vector<std::string>> load_checkpoint(Engine& engine, Checkpoint& step,
-                                                                              bool strict, bool parameters,
-                                                                              bool optimizer_states, bool schedule,
-                                                                              bool module_only, std::string problem) {
-  auto report =
-      engine.load_checkpoint(step, {strict, optimizer_states, schedule, parameters, module_only, std::move(problem)});
-  return {std::move(report.missing), std::move(report.unexpected)};
+std::optional<std::string> load_checkpoint(Engine& engine, Checkpoint& step, bool strict, bool parameters,
+                                           bool optimizer_states, bool schedule, bool module_only,
+                                           std::string problem) {
+  return engine.load_checkpoint(step, {strict, optimizer_states, schedule, parameters, module_only, std::move(problem)})
+      .warning();
 }
 
 }  // namespace
@@ -164,7 +161,7 @@ void init_checkpoint(py::module_& module) {
       py::arg("engine"), py::arg("folder"), py::arg("tag"), Unlocked(), "Collective; the opened step, or None.");
   module.def("load_checkpoint", &load_checkpoint, py::arg("engine"), py::arg("step"), py::arg("strict"),
              py::arg("parameters"), py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"),
-             py::arg("problem"), Unlocked(), "Collective; returns (missing, unexpected).");
+             py::arg("problem"), Unlocked(), "Collective; returns a warning about what it left alone, or None.");
   bind_model_files(module);
   bind_imports(module);
 }

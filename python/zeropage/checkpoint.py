@@ -18,16 +18,19 @@ from .checkpoint_random import check_random_states, random_states, restore_rando
 from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
+from .optimizer import put_hyperparameters
 from .preemption import Preemption
 from .utils import zero_to_fp32
+from .wrapped_tensors import inner_of_module
 
 
 def _persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The buffers that a state dict has, by name."""
+    """The buffers that a state dict has, by name, and the tensors in wrapped parameters."""
     for prefix, child in module.named_modules():
         for name, buffer in child._buffers.items():
             if buffer is not None and name not in child._non_persistent_buffers_set:
                 yield (f"{prefix}.{name}" if prefix else name), buffer
+    yield from inner_of_module(module)
 
 
 def _aliases(module: torch.nn.Module) -> dict[str, list[str]]:
@@ -69,7 +72,7 @@ class CheckpointingEngine:
         """
         tag = f"global_step{self.global_steps}" if tag is None else str(tag)
         tensors: Tensors = {}
-        host = json.dumps(self._host_state(client_state or {}, tensors), allow_nan=False)
+        host = json.dumps(self._host_state(client_state or {}, tensors, exclude_frozen_parameters), allow_nan=False)
         if self.global_rank != 0:
             tensors = {}
         for name, state in random_states(self.device).items():
@@ -123,14 +126,14 @@ class CheckpointingEngine:
         host, problem = self._read(step, load_module_strict and custom_load_fn is None, with_optimizer, with_schedule)
         if custom_load_fn is not None:
             self._load_by(custom_load_fn, step)
-        missing, unexpected = _C.load_checkpoint(
+        warning = _C.load_checkpoint(
             self._core, step, load_module_strict, custom_load_fn is None, with_optimizer, with_schedule, load_module_only, problem
         )
         self._apply_host_state(host, custom_load_fn is None, with_optimizer, with_schedule)
         if not load_module_only:
             self._continue_data(host["data"])
-        if (missing or unexpected) and self.global_rank == 0:
-            _C.log_warn(f"{step.path}: not in the checkpoint: {missing}; not in the model: {unexpected}")
+        if warning and self.global_rank == 0:
+            _C.log_warn(f"{step.path}: {warning}")
         return step.path, host["client"]
 
     def _open_saves(self) -> None:
@@ -163,19 +166,22 @@ class CheckpointingEngine:
         if self._at_exit is not None:
             self._at_exit()  # waits, and raises what went wrong
 
-    def _host_state(self, client_state: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    def _host_state(self, client_state: dict[str, Any], tensors: Tensors, exclude_frozen: bool) -> dict[str, Any]:
         groups = self.optimizer.param_groups if self._has_optimizer else []
         hyperparameters = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         scheduler = self.lr_scheduler.state_dict() if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict") else None
         shards = self.optimizer.shards if self._has_optimizer else None
         values = None if shards is None else shards.state.values_of_no_parameter()
+        wrapped = dict(inner_of_module(self.module)) if exclude_frozen else {}
+        buffers = {name: buffer for name, buffer in _persistent_buffers(self.module) if name not in wrapped}
         return {
             "client": encode(client_state, tensors, "client_state"),
             "optimizer": self.optimizer_name(),
             "groups": encode(hyperparameters, tensors, "the optimizer's param_groups"),
             "optimizer_values": encode(values, tensors, "the optimizer's state"),
             "scheduler": encode(scheduler, tensors, "the scheduler's state_dict"),
-            "buffers": encode(dict(_persistent_buffers(self.module)), tensors, "buffers"),
+            "buffers": encode(buffers, tensors, "buffers"),
+            "excluded": list(wrapped),
             "data": self._data_position(),
         }
 
@@ -197,6 +203,7 @@ class CheckpointingEngine:
             if with_optimizer:
                 check_random_states(host["random"])
             host["optimizer"] = stored.get("optimizer")
+            host["excluded"] = stored.get("excluded", [])
             host["data"] = Position(*stored["data"]) if stored.get("data") else None
             if with_optimizer and self.optimizer.shards is not None:
                 host["shards"] = self.optimizer.shards.state.read(step)
@@ -209,7 +216,8 @@ class CheckpointingEngine:
         buffers = dict(_persistent_buffers(self.module))
         stored = host["buffers"]
         if strict:
-            found += [f"buffer '{name}' is in the model, not in the checkpoint" for name in buffers if name not in stored]
+            missing = buffers.keys() - stored.keys() - set(host["excluded"])
+            found += [f"buffer '{name}' is in the model, not in the checkpoint" for name in buffers if name in missing]
             found += [f"buffer '{name}' is in the checkpoint, not in the model" for name in stored if name not in buffers]
         for name, buffer in buffers.items():
             if name in stored and stored[name].shape != buffer.shape:
@@ -255,7 +263,7 @@ class CheckpointingEngine:
                 buffer.data.copy_(host["buffers"][name])
         if with_optimizer:
             for group, stored in zip(self.optimizer.param_groups, host["groups"], strict=True):
-                group.update(stored)
+                put_hyperparameters(group, stored)
             if self.optimizer.shards is not None:
                 self.optimizer.shards.state.replace(host["shards"])
                 self.optimizer.shards.state.replace_values_of_no_parameter(host["optimizer_values"])

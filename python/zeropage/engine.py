@@ -36,6 +36,7 @@ from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
 from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .watch import Watch
+from .wrapped_tensors import inner_of_module, require_plain
 
 
 class _Ended:
@@ -260,7 +261,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         known = name_of | {id(parameter): name for name, parameter, _ in self._named}
         named = [(name_of[id(p)], p, group) for p in parameters if id(p) in name_of]
         named += [(name, p, group) for name, p in name_others([{"params": parameters}], known)]
-        for _, parameter, _ in named:
+        for name, parameter, _ in named:
+            require_plain(name, parameter)
             parameter.data = parameter.data.to(self.device)
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
         self._core.add_parameters(named, engine_groups, self._settle_types(named, added=True))
@@ -468,7 +470,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
 
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
-        for buffer in self.module.buffers():
+        inner = (tensor for _, tensor in inner_of_module(self.module))
+        for buffer in (*self.module.buffers(), *inner):
             whole = buffer.detach().contiguous()
             self._communicator.broadcast(whole, 0)
             buffer.data.copy_(whole)

@@ -10,6 +10,7 @@ from . import _C
 from .errors import ConfigError, UsageError
 from .torch_optimizer import ShardUpdate, check_elementwise
 from .unknown_parameters import name_others
+from .wrapped_tensors import is_wrapped, require_plain
 
 Group = dict[str, Any]
 
@@ -127,6 +128,15 @@ def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
             name = _OTHER_NAMES.get(option, option)
             setattr(params, name, type(getattr(params, name))(value))
     return params
+
+
+def put_hyperparameters(group: Group, loaded: Group) -> None:
+    """Into the dict that is there, which schedulers and the user's object share; a tensor stays the same object."""
+    for key, value in loaded.items():
+        if isinstance(group.get(key), torch.Tensor) and key != "params":
+            group[key].copy_(torch.as_tensor(value))
+        elif key != "params":
+            group[key] = value
 
 
 def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.OptimizerParams:
@@ -272,7 +282,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         if self.shards is not None:
             self.shards.state.load_state_dict(state_dict["state"])
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({key: value for key, value in loaded.items() if key != "params"})
+            put_hyperparameters(group, loaded)
 
     @property
     def overflow(self) -> bool:
@@ -304,10 +314,14 @@ _refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count it
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:
     """Every parameter once, as (name, parameter, group); group -1: in none.
 
-    Parameters of the groups that are not the model's follow after those of the model.
+    Parameters of the groups that are not the model's follow after those of the model. Frozen ones that wrap other tensors are left out
+    (wrapped_tensors.py). Raises ConfigError for such a one that is not frozen.
     """
     groups = list(groups)
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}
     named = list(model.named_parameters())
     named += name_others(groups, {id(parameter): name for name, parameter in named})
-    return [(name, parameter, group_of.get(id(parameter), -1)) for name, parameter in named]
+    kept = [(name, parameter) for name, parameter in named if parameter.requires_grad or not is_wrapped(parameter)]
+    for name, parameter in kept:
+        require_plain(name, parameter)
+    return [(name, parameter, group_of.get(id(parameter), -1)) for name, parameter in kept]

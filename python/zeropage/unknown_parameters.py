@@ -13,6 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from . import _C
 from .errors import ConfigError
+from .wrapped_tensors import is_wrapped
 
 _NAMED = 5  # of many parameters
 _registered = 0
@@ -93,7 +94,8 @@ class UnknownParameters:
             return
         self._looked_at = _registered
         new = self.new()
-        names = [name for name, parameter in self._model.named_parameters() if id(parameter) not in self._known | self._said]
+        named = {id(parameter): name for name, parameter in self._model.named_parameters()}
+        names = [named[id(parameter)] for parameter in new if id(parameter) not in self._said]
         if names:
             self._said.update(map(id, new))
             _say(
@@ -102,8 +104,9 @@ class UnknownParameters:
             )
 
     def new(self) -> list[torch.Tensor]:
-        """The model's parameters that the engine does not have."""
-        return [parameter for parameter in self._model.parameters() if id(parameter) not in self._known]
+        """The model's parameters that the engine does not have; without frozen ones that wrap other tensors, which need none."""
+        missing = (parameter for parameter in self._model.parameters() if id(parameter) not in self._known)
+        return [parameter for parameter in missing if parameter.requires_grad or not is_wrapped(parameter)]
 
     def learn(self, parameters: Iterable[torch.Tensor]) -> None:
         """The engine has these, too, from now on."""

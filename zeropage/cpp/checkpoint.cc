@@ -163,10 +163,8 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
     if (!device().is_cpu()) set_random_state(host.device_random, device());
   }
   if (with_schedule && !core.scheduled_lrs().empty()) core.set_schedule_iteration(core.schedule_iteration());
-  if (global_rank() == 0 && !(report.missing.empty() && report.unexpected.empty())) {
-    log_warn(fmt::format("{}: not in the checkpoint: {}; not in the model: {}", step.path(), report.missing,
-                         report.unexpected));
-  }
+  const auto warning = report.warning();
+  if (global_rank() == 0 && warning) log_warn(fmt::format("{}: {}", step.path(), *warning));
   return LoadedCheckpoint{step.path(), std::move(host.client)};
 }
 

@@ -51,10 +51,14 @@ struct LoadOptions {
   std::string problem;       ///< what the caller found wrong on this rank; not empty: no rank loads anything
 };
 
-/// What a load that was not strict has left alone.
+/// What a load has left alone.
 struct LoadReport {
-  std::vector<std::string> missing;     ///< parameters of the model that the checkpoint does not have
+  std::vector<std::string>
+      missing;  ///< parameters of the model that the checkpoint does not have, also by exclude_frozen
   std::vector<std::string> unexpected;  ///< parameters of the checkpoint that the model does not have
+
+  /// For a warning: the first names of each kind, and how many there are; nullopt: nothing was left alone.
+  std::optional<std::string> warning() const;
 };
 
 /// What of an engine a checkpoint touches.

@@ -61,15 +61,20 @@ class Planner {
         found[i] = record->second;
         used.insert(record->second);
         check_shape(static_cast<int>(i), *record->second);
-      } else if (parameters[i].trainable || !step_.manifest().frozen_excluded) {
+      } else {
         plan_.report.missing.push_back(parameters[i].name);
+        // Left out on purpose: listed, and no reason to refuse.
+        const bool excluded = !parameters[i].trainable && step_.manifest().frozen_excluded;
+        if (options_.strict && !excluded) {
+          problem("'{}' is in the model, not in the checkpoint; pass load_module_strict=False to keep it as it is",
+                  parameters[i].name);
+        }
       }
     }
     for (const auto& record : step_.manifest().parameters) {
       if (!used.contains(&record) && step_.find("value/" + record.name)) plan_.report.unexpected.push_back(record.name);
     }
     if (options_.strict) {
-      for (const auto& name : plan_.report.missing) problem("'{}' is in the model, not in the checkpoint", name);
       for (const auto& name : plan_.report.unexpected) problem("'{}' is in the checkpoint, not in the model", name);
     }
     if (!plan_.problems.empty()) return std::move(plan_);
@@ -148,8 +153,10 @@ class Planner {
       if (moment != nullptr) {
         add_state(moment, page, piece, array);
       } else if (options_.strict && !state_.model.layout()->began_later(page)) {
-        problem("'{}' has no {} in the checkpoint; pass load_optimizer_states=False to start without", record.name,
-                kind);
+        problem(
+            "'{}' has no {} in the checkpoint, in which it was not trained; pass load_module_strict=False to start it "
+            "without, and keep the state of the others",
+            record.name, kind);
       }
     }
   }

@@ -1,0 +1,39 @@
+"""Parameters that are tensor subclasses around other tensors (quantized weights of torchao). Their storage is elsewhere, so the engine cannot
+place them: frozen ones stay whole on every rank, as they are, and their inner tensors are treated like buffers.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .errors import ConfigError
+
+
+def is_wrapped(parameter: torch.Tensor) -> bool:
+    return is_traceable_wrapper_subclass(parameter)
+
+
+def inner_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The plain tensors in a wrapped one, named after its attributes."""
+    if not is_wrapped(tensor):
+        yield name, tensor
+        return
+    for attribute in tensor.__tensor_flatten__()[0]:
+        yield from inner_tensors(f"{name}.{attribute}", getattr(tensor, attribute))
+
+
+def inner_of_module(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of all wrapped parameters of a model."""
+    for name, parameter in module.named_parameters():
+        if is_wrapped(parameter):
+            yield from inner_tensors(name, parameter)
+
+
+def require_plain(name: str, parameter: torch.Tensor) -> None:
+    """Raises ConfigError for a wrapped parameter, of which the engine can have none."""
+    if is_wrapped(parameter):
+        raise ConfigError(
+            f"parameter '{name}' is a {type(parameter).__name__}, a tensor around others, which the engine cannot train: freeze it "
+            "(requires_grad_(False)) and train adapters beside it, or make it a plain tensor"
+        )
