@@ -101,6 +101,14 @@ void init_config(py::module_& module) {
                              field<&Config::zero, &config::Zero::gather_16bit_weights_on_model_save>())
       .def_property_readonly("optimizer_kind", field<&Config::optimizer, &config::Optimizer::kind>())
       .def_property_readonly("optimizer_params", field<&Config::optimizer, &config::Optimizer::params>())
+      .def_property_readonly(
+          "optimizer_states",
+          [](const Config& config) {
+            const auto names = config::optimizer_state_names(config.optimizer.kind);
+            return std::vector<std::string>(names.begin(),
+                                            names.begin() + config::optimizer_state_count(config.optimizer));
+          },
+          "Names of the values per element that the engine keeps for the optimizer.")
       .def(
           "set_optimizer",
           [](Config& config, config::OptimizerKind kind, const config::OptimizerParams& params) {

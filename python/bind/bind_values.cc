@@ -72,7 +72,19 @@ void init_values(py::module_& module) {
           [](Engine& self, const at::Tensor& parameter, const at::Tensor& value) {
             return self.values().piece_of(parameter, value);
           },
-          py::arg("parameter"), py::arg("value"), Unlocked(), "This rank's elements of a full value, flat in fp32.");
+          py::arg("parameter"), py::arg("value"), Unlocked(), "This rank's elements of a full value, flat in fp32.")
+      .def(
+          "updates", [](Engine& self, const at::Tensor& parameter) { return self.values().updates(parameter); },
+          py::arg("parameter"), "How often the parameter has been updated.")
+      .def(
+          "set_updates",
+          [](Engine& self, const at::Tensor& parameter, std::int64_t updates) {
+            self.values().set_updates(parameter, updates);
+          },
+          py::arg("parameter"), py::arg("updates"))
+      .def(
+          "exchange_texts", [](Engine& self, const std::string& mine) { return self.values().exchange_texts(mine); },
+          py::arg("mine"), Unlocked(), "Every rank's text, by rank. Collective.");
 }
 
 }  // namespace zeropage::python

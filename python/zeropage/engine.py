@@ -90,7 +90,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._core = self._make_core()
         self._broadcast_buffers()
         if self.optimizer is not None:
-            self.optimizer.attach(self._core)
+            self.optimizer.attach(self._core, self._config)
             self.optimizer.on_new_group = weakref.WeakMethod(self._take_new_group)
             parameter_holders.register_optimizer(self._core, self.optimizer)
             if self.zero_optimization_stage() == 3:

@@ -1,5 +1,6 @@
 """Parameter groups: from what the user gives to what the engine takes, and the optimizer object that the user gets back."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,11 +9,17 @@ from torch.optim import optimizer as torch_optimizer
 
 from . import _C
 from .errors import ConfigError, UsageError
+from .optimizer_state import EngineState, WholeState, put, take
 from .torch_optimizer import ShardUpdate, check_elementwise
 from .unknown_parameters import name_others
 from .wrapped_tensors import is_wrapped, require_plain
 
 Group = dict[str, Any]
+
+# What hooks on the user's object and on the engine's share.
+_HOOKS = tuple(
+    f"_optimizer_{kind}_{when}_hooks" for kind in ("step", "state_dict", "load_state_dict") for when in ("pre", "post")
+)
 
 _Kind = _C.OptimizerKind
 _TORCH_KINDS = {
@@ -171,10 +178,9 @@ def _fact(value: Any) -> str:
 
 
 class ZeropageOptimizer(torch.optim.Optimizer):
-    """Hyperparameters of the engine's update. The state lives in the engine; `state` stays empty.
+    """Hyperparameters of the engine's update. The state lives in the engine: `state` stays empty, and `state_dict` has it.
 
-    `param_groups` may be read and written as in torch.optim; what is written holds from the next step on. Where the update is an optimizer
-    of torch, `state_dict` has its state too, of the elements that this rank updates.
+    `param_groups` may be read and written as in torch.optim; what is written holds from the next step on.
     """
 
     def __init__(
@@ -188,8 +194,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         super().__init__(groups, defaults)
         if client is not None:
             self.param_groups, self.defaults = client.param_groups, client.defaults
-            self._optimizer_step_pre_hooks = client._optimizer_step_pre_hooks
-            self._optimizer_step_post_hooks = client._optimizer_step_post_hooks
+            for name in _HOOKS:
+                setattr(self, name, getattr(client, name, getattr(self, name)))
         self.shards = ShardUpdate(client) if kind == _Kind.TORCH else None
 
     def __getattr__(self, name: str) -> Any:
@@ -211,14 +217,16 @@ class ZeropageOptimizer(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def attach(self, core: _C.Engine) -> None:
+    def attach(self, core: _C.Engine, config: _C.Config) -> None:
         """Binds the engine that updates. A configured schedule has set its first rates by now."""
-        self._core = core
+        self._core, self._config = core, config
         if core.scheduled_lrs():
             self.pull_hyperparameters()
         if self.client is not None:
             self.client.step = _refuse_step
             self.client._opt_called = True  # schedulers ask for it
+            for name in ("state_dict", "load_state_dict"):
+                setattr(self.client, name, _of_engine(weakref.ref(self), name))
 
     def engine_groups(self) -> list[_C.OptimizerParams]:
         """The groups as the engine takes them."""
@@ -274,15 +282,39 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self._core.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        state = super().state_dict()
-        return state if self.shards is None else {**state, "state": self.shards.state.state_dict()}
+        """As PyTorch's: whole tensors on the host, by position in the groups; nothing of fp32 masters. Collective.
+
+        Memory: the whole state, on every rank; `engine.save_checkpoint` needs none of it.
+        """
+        for hook in self._optimizer_state_dict_pre_hooks.values():
+            hook(self.client or self)
+        taken = take(self.param_groups, self._states())
+        if self.shards is not None:
+            taken["state"] |= self.shards.state.values_of_no_parameter()[""]
+        for hook in self._optimizer_state_dict_post_hooks.values():
+            taken = hook(self.client or self, taken) or taken
+        return taken
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Raises UsageError for tensors of another rank's elements."""
+        """Takes what `state_dict` returns, at any stage and world size, or what PyTorch's optimizer does. Collective; the same on all ranks.
+
+        Raises UsageError, with everything as it was, for the state of another model or optimizer.
+        """
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self.client or self, state_dict) or state_dict
+        put(self.param_groups, self._states(), state_dict)
         if self.shards is not None:
-            self.shards.state.load_state_dict(state_dict["state"])
+            others = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}
+            self.shards.state.replace_values_of_no_parameter({"": others})
         for group, loaded in zip(self.param_groups, state_dict["param_groups"], strict=True):
             put_hyperparameters(group, loaded)
+        for hook in self._optimizer_load_state_dict_post_hooks.values():
+            hook(self.client or self)
+
+    def _states(self) -> EngineState | WholeState:
+        if self.shards is not None:
+            return WholeState(self._core, self.shards.state)
+        return EngineState(self._core, self.kind, self._config)
 
     @property
     def overflow(self) -> bool:
@@ -302,6 +334,18 @@ class ZeropageOptimizer(torch.optim.Optimizer):
 
 
 ZeropageOptimizer.step.hooked = True  # torch.optim.Optimizer would run hooks around every call, skipped steps included
+
+
+def _of_engine(optimizer: Callable[[], ZeropageOptimizer | None], name: str) -> Callable[..., Any]:
+    """A method for the user's object, whose own knows nothing of the state that the engine keeps."""
+
+    def call(*args: Any) -> Any:
+        alive = optimizer()
+        if alive is None:
+            raise UsageError(f"{name}() was called on the optimizer of an engine that has ended")
+        return getattr(alive, name)(*args)
+
+    return call
 
 
 def _refuse_step(*args: Any, **kwargs: Any) -> None:

@@ -103,9 +103,9 @@ class ShardState:
 
     def local(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
         """The optimizer's own tensor of a state by the element; None: there is none (yet), or this rank has no elements."""
-        index = self._index_of.get(id(parameter))
-        found = (value for i, prefix, key, value in self._entries() if i == index and prefix + key == name)
-        value = next(found, None)
+        shard = self._shards.get(self._index_of.get(id(parameter), -1))
+        owner = self._owner(name)
+        value = None if shard is None else self._optimizers[owner].state.get(shard, {}).get(name.removeprefix(owner))
         return value if isinstance(value, torch.Tensor) and value.dim() > 0 else None
 
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
@@ -123,43 +123,49 @@ class ShardState:
                 for key, value in optimizer.state.get(shard, {}).items():
                     yield index, prefix, key, value
 
-    # -- as a state dict, of the elements that this rank updates
+    # -- for state dicts of whole tensors
 
-    def state_dict(self) -> dict[int, State]:
-        """Position of a parameter in the groups -> its state, as in torch; tensors hold this rank's elements."""
-        found: dict[int, State] = {}
-        positions = self._positions()
+    def index_of(self, parameter: torch.Tensor) -> int:
+        return self._index_of[id(parameter)]
+
+    def describe(self) -> dict[int, dict[str, dict[str, Any]]]:
+        """Parameter -> key -> the type of its elements, or its value. Raises UsageError for what is neither by the element nor a number."""
+        found: dict[int, dict[str, dict[str, Any]]] = {}
         for index, prefix, key, value in self._entries():
-            found.setdefault(positions[index], {})[prefix + key] = value
+            tensor = isinstance(value, torch.Tensor)
+            form: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")} if tensor else {}
+            if not (tensor and value.dim() > 0 and value.numel() == self._segments[index].numel):
+                if not isinstance(value, (bool, int, float, type(None))) and not (tensor and value.numel() == 1):
+                    raise UsageError(
+                        f"state '{key}' of parameter '{self._names[index]}' is neither by the element nor a number ({_describe(value)}): a "
+                        "state dict cannot have it"
+                    )
+                form["value"] = value.item() if tensor else value
+            found.setdefault(index, {})[prefix + key] = form
         return found
 
-    def _positions(self) -> dict[int, int]:
-        parameters = [parameter for group in self._client.param_groups for parameter in group["params"]]
-        return {self._index_of[id(parameter)]: position for position, parameter in enumerate(parameters)}
-
-    def load_state_dict(self, states: dict[int, State]) -> None:
-        """Raises UsageError for tensors of another rank's elements."""
-        indices = {position: index for index, position in self._positions().items()}
-        loaded = {indices[position]: state for position, state in states.items()}
-        for index, state in loaded.items():
-            for key, value in state.items():
-                owned = self._segments[index].numel if index in self._segments else 0
-                if isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() != owned:
-                    raise UsageError(
-                        f"state '{key}' of parameter '{self._names[index]}' has {value.numel()} elements, and this rank updates "
-                        f"{owned} of the parameter: it is of another rank or world size; use load_checkpoint"
-                    )
-        self.replace({index: {key: _copy(value) for key, value in state.items()} for index, state in loaded.items()})
+    def put(self, parameter: torch.Tensor, state: State) -> None:
+        """Replaces the state of one parameter by this rank's elements. Tensors that are there stay the same objects."""
+        index = self.index_of(parameter)
+        for key, value in state.items():
+            present = self.local(parameter, key)
+            if isinstance(value, torch.Tensor) and present is not None and present.shape == value.shape:
+                state[key] = present.detach().copy_(value)
+        self._put(index, state)
+        self._to_move.add(index)
 
     def replace(self, states: dict[int, State]) -> None:
-        """`states`: by parameter; keys with the prefix of the optimizer they belong to."""
-        for prefix, optimizer in sorted(self._optimizers.items(), reverse=True):
-            for shard in self._shards.values():
-                optimizer.state.pop(shard, None)
-            for index, state in states.items():
-                own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix) and self._owner(key) == prefix}
-                if own and index in self._shards:
-                    optimizer.state[self._shards[index]] = own
+        """`states`: by parameter, this rank's elements; keys with the prefix of the optimizer they belong to."""
+        for index in self._shards:
+            self._put(index, states.get(index, {}))
+
+    def _put(self, index: int, state: State) -> None:
+        if (shard := self._shards.get(index)) is None:
+            return
+        for prefix, optimizer in self._optimizers.items():
+            optimizer.state.pop(shard, None)
+            if own := {key.removeprefix(prefix): value for key, value in state.items() if self._owner(key) == prefix}:
+                optimizer.state[shard] = own
 
     def _owner(self, key: str) -> str:
         """The longest prefix that the key has."""
@@ -223,10 +229,6 @@ def _wrapped(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[st
     for name, value in vars(optimizer).items():
         if isinstance(value, torch.optim.Optimizer):
             yield from _wrapped(value, f"{prefix}{name}.")
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def _as_tensor(value: Any) -> torch.Tensor:

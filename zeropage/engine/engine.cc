@@ -41,7 +41,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
                                                config_.zero.max_live_numel * element_bytes(state_.compute_dtype()));
   reducer_->before_gradients([this] { gradients_->take_back(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
-                                              device_);
+                                              device_, steps_);
   if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
     scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
   if (config_.schedule.kind != config::ScheduleKind::kNone) {

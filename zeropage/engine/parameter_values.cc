@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/exchange.h"
 #include "zeropage/engine/flat_values.h"
 #include "zeropage/engine/gradient_views.h"
 #include "zeropage/engine/speculation.h"
@@ -20,14 +21,15 @@ namespace zeropage::engine {
 
 ParameterValues::ParameterValues(const config::Config& config, ModelState& state, reduce::Reducer& reducer,
                                  Speculation& speculation, GradientViews& gradients, comm::Communicator& communicator,
-                                 c10::Device device)
+                                 c10::Device device, std::vector<std::int64_t>& updates)
     : config_(config),
       state_(state),
       reducer_(reducer),
       speculation_(speculation),
       gradients_(gradients),
       communicator_(communicator),
-      device_(device) {}
+      device_(device),
+      updates_(updates) {}
 
 at::Tensor ParameterValues::full(const at::Tensor& parameter, const ValueName& name) {
   const c10::AutoGradMode no_grad(false);
@@ -90,6 +92,11 @@ at::Tensor ParameterValues::piece_of(const at::Tensor& parameter, const at::Tens
   const int index = index_of(parameter);
   const auto piece = own_piece(state_, index);
   return flat_value(state_.tensors()[index], value, device_).narrow(0, piece.parameter_offset, piece.numel);
+}
+
+std::vector<std::string> ParameterValues::exchange_texts(const std::string& mine) {
+  communicator_.set_checking(true);  // nothing says that the peers do the same
+  return checkpoint::exchange_texts(communicator_, mine);
 }
 
 int ParameterValues::index_of(const at::Tensor& parameter) const {

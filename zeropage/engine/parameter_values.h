@@ -13,6 +13,7 @@
 #include "zeropage/paging/torch_config.h"
 
 #include <string>
+#include <vector>
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
@@ -34,7 +35,8 @@ struct ValueName {
 class ParameterValues {
  public:
   ParameterValues(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Speculation& speculation,
-                  GradientViews& gradients, comm::Communicator& communicator, c10::Device device);
+                  GradientViews& gradients, comm::Communicator& communicator, c10::Device device,
+                  std::vector<std::int64_t>& updates);
 
   /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained, or has no
   /// gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in fp32. Errors: UsageError
@@ -57,6 +59,14 @@ class ParameterValues {
 
   /// This rank's piece of a full value, flat.
   at::Tensor piece_of(const at::Tensor& parameter, const at::Tensor& value) const;
+
+  /// How often the parameter has been updated, which its next update depends on. What is set must be the same on all ranks. Errors:
+  /// UsageError (not a parameter of this engine).
+  std::int64_t updates(const at::Tensor& parameter) const { return updates_[index_of(parameter)]; }
+  void set_updates(const at::Tensor& parameter, std::int64_t updates) { updates_[index_of(parameter)] = updates; }
+
+  /// Every rank's text, by rank: what they know of state that an optimizer of the caller's keeps. Collective.
+  std::vector<std::string> exchange_texts(const std::string& mine);
 
  private:
   int index_of(const at::Tensor& parameter) const;
@@ -83,6 +93,7 @@ class ParameterValues {
   GradientViews& gradients_;
   comm::Communicator& communicator_;
   c10::Device device_;
+  std::vector<std::int64_t>& updates_;  // of the engine, by parameter
 };
 
 }  // namespace zeropage::engine
