@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/paging/parameter_link.h"
 
 namespace zeropage::python {
 
@@ -15,6 +16,20 @@ void init_init(py::module_& module) {
            py::arg("communicator"), py::arg("device"))
       .def("leave", &Init::leave, "Ends the scope.")
       .def("adopt", &Init::adopt, py::arg("tensor"), Unlocked(), "Takes in a tensor that was made outside.");
+  module.def(
+      "set_profiled",
+      [](bool profiled, const std::vector<at::Tensor>& tensors) {
+        paging::set_profiled(profiled);
+        for (const auto& tensor : tensors) {
+          for (const auto& each : {tensor, tensor.grad()}) {
+            if (each.defined() && paging::is_marked(each)) {
+              paging::guard_again(each.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+            }
+          }
+        }
+      },
+      py::arg("profiled"), py::arg("tensors"), "Whether torch's profiler runs, and what may be absent now.");
+  module.attr("PARAMETER_KEY") = c10::toString(paging::kParameterKey);
   module.def("is_deferred", &engine::is_deferred, py::arg("tensor"),
              "Made in an Init scope, and no engine has it yet.");
   module.def("settle", &engine::settle, py::arg("tensor"), Unlocked(), "Makes a deferred tensor an ordinary one.");

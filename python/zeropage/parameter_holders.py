@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from . import _C
+from .torch_paths import pass_by_mark
 
 if TYPE_CHECKING:
     from .engine import ZeropageEngine
@@ -61,6 +62,12 @@ def register_parameters(engine: "ZeropageEngine", core: _C.Engine, parameters: l
         kept = weakref.ref(in_module)
     _holders[key] = _Holder(weakref.ref(core, lambda _: _holders.pop(key, None)), weakref.ref(engine), kept, held, stage)
     torch.utils.swap_tensors = swap_tensors
+    pass_by_mark(held_parameters)
+
+
+def held_parameters() -> list[torch.Tensor]:
+    """Of all engines."""
+    return [parameter for holder in list(_holders.values()) for _, parameter in holder.parameters.values()]
 
 
 def end_holders(parameters: Iterable[torch.Tensor]) -> None:

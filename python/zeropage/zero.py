@@ -16,7 +16,8 @@ from . import _C
 from .distributed import choose_device, current_world, make_communicators
 from .errors import ConfigError, UsageError
 from .initialize import parse_config
-from .parameter_holders import engine_of
+from .parameter_holders import engine_of, held_parameters
+from .torch_paths import pass_by_mark
 
 
 class Init:
@@ -80,6 +81,7 @@ class Init:
                     self._scope.adopt(parameter)
 
     def __enter__(self) -> "Init":
+        pass_by_mark(held_parameters)
         if self._dtype is not None and self._dtype.is_floating_point:
             self._inside.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(self._dtype)

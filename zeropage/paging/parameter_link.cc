@@ -1,28 +1,36 @@
 #include "zeropage/paging/parameter_link.h"
 
 #include <c10/core/CPUAllocator.h>
-#include <torch/version.h>
 
 namespace zeropage::paging {
 namespace {
 
-#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 12
-// torch 2.11 has no function that removes the access guard of a storage. Its flag is private; an explicit instantiation may
-// name private members, and the friend function that it defines gives access to them.
-void clear_guard(c10::StorageImpl* storage);
-template <auto ThrowFlag, auto RefreshChecks>
+// torch 2.11 has no function that removes the access guard of a storage, and no version has one that takes back the guard against
+// writing. The flags are private; an explicit instantiation may name private members, and the friend functions that it defines give access.
+struct GuardFlags {
+  bool& raises;           // for every pointer
+  bool& raises_on_write;  // for those that may be written through
+};
+GuardFlags flags_of(c10::StorageImpl* storage);
+void refresh_guard(c10::StorageImpl* storage);
+template <auto Raises, auto RaisesOnWrite, auto Refresh>
 struct GuardAccess {
-  friend void clear_guard(c10::StorageImpl* storage) {
-    storage->*ThrowFlag = false;
-    storage->get_extra_meta().custom_data_ptr_error_msg_ = std::nullopt;
-    (storage->*RefreshChecks)();
-  }
+  friend GuardFlags flags_of(c10::StorageImpl* storage) { return {storage->*Raises, storage->*RaisesOnWrite}; }
+  friend void refresh_guard(c10::StorageImpl* storage) { (storage->*Refresh)(); }
 };
 template struct GuardAccess<&c10::StorageImpl::throw_on_immutable_data_ptr_,
+                            &c10::StorageImpl::throw_on_mutable_data_ptr_,
                             &c10::StorageImpl::refresh_has_data_ptr_check>;
-#else
-void clear_guard(c10::StorageImpl* storage) { storage->clear_data_ptr_access_error_msg_(); }
-#endif
+
+void clear_guard(c10::StorageImpl* storage) {
+  const auto flags = flags_of(storage);
+  if (!flags.raises && !flags.raises_on_write) return;
+  flags.raises = flags.raises_on_write = false;
+  storage->get_extra_meta().custom_data_ptr_error_msg_ = std::nullopt;
+  refresh_guard(storage);
+}
+
+std::atomic<bool> profiled_now{false};
 
 void delete_link(void* context) { delete static_cast<ParameterLink*>(context); }
 
@@ -76,7 +84,19 @@ void fill_storage(c10::StorageImpl* storage, void* data) {
 
 void release_storage(c10::StorageImpl* storage, const std::string& message) {
   set_address(storage, nullptr);
+  flags_of(storage).raises_on_write = false;
   storage->release_data_and_set_meta_custom_data_ptr_error_msg_(message);
+  guard_again(storage);
+}
+
+void set_profiled(bool profiled) { profiled_now.store(profiled); }
+
+void guard_again(c10::StorageImpl* storage) {
+  const auto flags = flags_of(storage);
+  if (!flags.raises && !flags.raises_on_write) return;
+  flags.raises_on_write = profiled_now.load(std::memory_order_relaxed);
+  flags.raises = !flags.raises_on_write;
+  refresh_guard(storage);
 }
 
 }  // namespace zeropage::paging

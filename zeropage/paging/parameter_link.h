@@ -79,4 +79,10 @@ void fill_storage(c10::StorageImpl* storage, void* data);
 /// of an absent parameter can be made.
 void release_storage(c10::StorageImpl* storage, const std::string& message);
 
+/// While torch's profiler runs it reads the address in every storage that it meets, and the guard's error ends the step or leaves shapes
+/// out of its records. Until `profiled` is false again guards raise for pointers that may be written through (`data_ptr()`, `.numpy()`)
+/// and give a null pointer for those that may not. Of the process; `guard_again` changes the guard of a storage that is absent already.
+void set_profiled(bool profiled);
+void guard_again(c10::StorageImpl* storage);
+
 }  // namespace zeropage::paging
