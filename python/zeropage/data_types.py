@@ -11,7 +11,7 @@ from . import _C
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def declared_in_fp32(module: torch.nn.Module) -> list[str]:
+def _declared_in_fp32(module: torch.nn.Module) -> list[str]:
     """Names of what stays fp32 in 16 bit: as models of transformers declare it, and norms with running statistics, which need fp32 and
     take inputs of 16 bit."""
     names: list[str] = []
@@ -22,11 +22,28 @@ def declared_in_fp32(module: torch.nn.Module) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str], parameter_dtype: torch.dtype) -> None:
+def parameter_dtype(config: _C.Config, otherwise: torch.dtype) -> torch.dtype:
+    """The type that the precision gives parameters; otherwise: where it is fp32."""
+    return {_C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}.get(config.precision, otherwise)
+
+
+def settle_types(
+    module: torch.nn.Module, config: _C.Config, parameters: list[tuple[str, torch.Tensor, int]], rank: int, added: bool = False
+) -> set[str]:
+    """Names of the parameters that are fp32 whatever the precision. Sets the precision where the configuration names none. added: they come
+    later than the first ones."""
+    named = [(name, parameter) for name, parameter, _ in parameters]
+    in_fp32, warning = _C.settle_types(config, named, _declared_in_fp32(module), added)
+    if warning and rank == 0:
+        _C.log_warn(warning)
+    return in_fp32
+
+
+def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str]) -> None:
     """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics follow the parameters beside
-    them, which torch's kernels want. in_fp32: names of parameters that are; parameter_dtype: of the others."""
+    them, which torch's kernels want. in_fp32: names of parameters that are."""
     follow = {
-        id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype
+        id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype(config, torch.float32)
         for prefix, norm in _norms(module)
         if norm.affine
         for buffer in norm.buffers(recurse=False)

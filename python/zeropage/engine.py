@@ -13,7 +13,7 @@ from . import _C, parameter_holders, report
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
-from .data_types import cast_buffers, declared_in_fp32
+from .data_types import cast_buffers, parameter_dtype, settle_types
 from .compat.parameter_offload import ParameterOffload
 from .dataloader import TrainingLoader, make_dataloader
 from .distributed import World, choose_device, make_communicators
@@ -265,7 +265,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             require_plain(name, parameter)
             parameter.data = parameter.data.to(self.device)
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
-        self._core.add_parameters(named, engine_groups, self._settle_types(named, added=True))
+        self._core.add_parameters(named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True))
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
@@ -444,8 +444,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         parameters = name_parameters(self.module, groups)
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
-        in_fp32 = self._settle_types(parameters)
-        cast_buffers(self.module, self._config, in_fp32, self._parameter_dtype(torch.float32))
+        in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)
+        cast_buffers(self.module, self._config, in_fp32)
         parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
         core = _C.Engine(
             parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:], in_fp32=in_fp32
@@ -460,18 +460,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._named = parameters
         return core
 
-    def _settle_types(self, parameters: list[tuple[str, torch.Tensor, int]], added: bool = False) -> set[str]:
-        """Names of the parameters that are fp32 whatever the precision; sets the precision where the configuration names none."""
-        named = [(name, parameter) for name, parameter, _ in parameters]
-        in_fp32, warning = _C.settle_types(self._config, named, declared_in_fp32(self.module), added)
-        if warning and self.global_rank == 0:
-            _C.log_warn(warning)
-        return in_fp32
-
     def _broadcast_buffers(self) -> None:
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
-        inner = (tensor for _, tensor in inner_of_module(self.module))
-        for buffer in (*self.module.buffers(), *inner):
+        for buffer in (*self.module.buffers(), *(tensor for _, tensor in inner_of_module(self.module))):
             whole = buffer.detach().contiguous()
             self._communicator.broadcast(whole, 0)
             buffer.data.copy_(whole)
@@ -500,10 +491,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
 
     def _cast_input(self, value: Any) -> Any:
         is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
-        return value.to(self._parameter_dtype(value.dtype)) if is_float else value
-
-    def _parameter_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        return {_C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}.get(self._config.precision, dtype)
+        return value.to(parameter_dtype(self._config, value.dtype)) if is_float else value
 
 
 DeepSpeedEngine = ZeropageEngine

@@ -5,6 +5,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/engine/data_types.h"
 #include "zeropage/engine/parameter_values.h"
 
 namespace zeropage {
@@ -99,6 +100,7 @@ void Engine::add_parameters(const ParameterGroup& group) {
     if (parameter.device() != device()) parameter.set_data(parameter.to(device()));
     inputs.push_back({std::move(name), parameter, index});
   }
+  engine::settle_added_types(impl_->config, /*declared=*/{}, inputs);
   impl_->core->add_parameters(inputs, groups);
   for (const auto& input : inputs) impl_->model.add(input.name, input.tensor);
   if (impl_->client) impl_->client->extend(*impl_->core, inputs);
