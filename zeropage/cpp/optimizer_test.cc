@@ -199,6 +199,27 @@ TEST(Optimizer, AStepThatWasLeftInTheLoopIsAnError) {
   });
 }
 
+// A second update on top of the engine's, by an optimizer that the engine was not given.
+TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
+  for (const bool adam : {false, true}) {
+    auto model = make_model();
+    std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
+    if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
+    auto engine =
+        initialize(*model, config_of(adam ? 3 : 2, R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"));
+    const auto said_in = [&](int step, bool with_step) {
+      testing::internal::CaptureStderr();
+      engine.backward(loss_of(model, batch_of(step, 0)));
+      if (with_step) beside->step();
+      engine.step();
+      return testing::internal::GetCapturedStderr().find("left in the loop") != std::string::npos;
+    };
+    EXPECT_FALSE(said_in(0, false));
+    EXPECT_TRUE(said_in(1, true));
+    EXPECT_FALSE(said_in(2, true)) << "once";
+  }
+}
+
 // A loss that each rank evaluates for itself, so that their line searches part ways.
 TEST(Optimizer, LbfgsRunsAtStage0) {
   const auto options_of = [] { return torch::optim::LBFGSOptions(0.5).max_iter(4).line_search_fn("strong_wolfe"); };
