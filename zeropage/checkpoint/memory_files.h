@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/file_system.h"
 
 namespace zeropage::checkpoint {
@@ -51,6 +52,14 @@ class MemoryFiles : public FileSystem {
     }
     for (std::size_t i = 0; i < cut.nodes_.size(); ++i) cut.durable_names_[i] = cut.nodes_[i].names;
     return cut;
+  }
+
+  /// Names and contents of all that is there: the same text for the same tree.
+  std::string tree(std::size_t node = 0) const {
+    if (!nodes_[node].directory) return digest128(nodes_[node].content);
+    std::string text = "{";
+    for (const auto& [name, child] : nodes_[node].names) text += name + ":" + tree(child) + ",";
+    return text + "}";
   }
 
   /// The bytes of a file, to be damaged.
