@@ -9,9 +9,12 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
 
-setup: venv ## everything a newcomer needs: packages, .venv with torch, the build
+setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
+	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
+
+build: venv ## all that can be built: the above, the C++ library, its example, the tests
 	@tools/build.sh $(BUILD)
 
 venv:
@@ -26,13 +29,13 @@ demo: setup ## trains a small language model on two ranks, stages 0 to 3
 demo-infinity: setup ## trains a model whose state is ten times the memory that the process may use
 	@$(BIN)/python examples/demo_infinity.py
 
-demo-cpp: setup ## the same in C++, at stage 2: examples/cpp
+demo-cpp: build ## the same in C++, at stage 2: examples/cpp
 	@$(BIN)/zeropage --num_gpus=2 $(BUILD)/examples/cpp/train_gpt --config examples/ds_config.json --steps 30
 
-test: setup lint ## what CI runs
+test: build lint ## what CI runs
 	@tools/test.sh $(BUILD)
 
-check-torch: setup ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
+check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
 	@$(BIN)/python tools/check_torch.py $(BUILD) $(TORCH_VERSIONS)
 
 bench: setup ## the measurements, one line of JSON each

@@ -4,7 +4,6 @@ add_library(zeropage_mpi_library SHARED zeropage/comm/mpi_library.cc)
 add_library(zeropage::mpi ALIAS zeropage_mpi_library)
 set_target_properties(zeropage_mpi_library PROPERTIES OUTPUT_NAME zeropage_mpi INSTALL_RPATH "\$ORIGIN")
 target_include_directories(zeropage_mpi_library PUBLIC ${PROJECT_SOURCE_DIR})
-target_compile_definitions(zeropage_mpi_library PRIVATE FMT_HEADER_ONLY)
 target_link_options(zeropage_mpi_library PRIVATE -Wl,--no-undefined)
 target_link_libraries(zeropage_mpi_library PRIVATE
   -Wl,--whole-archive $<TARGET_FILE:zeropage_mpi> -Wl,--no-whole-archive $<TARGET_FILE:zeropage_cpp> MPI::MPI_C Threads::Threads)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# build.sh FOLDER: configures (once) and builds everything with the torch of .venv.
+# build.sh FOLDER [TARGET...]: configures (once) and builds the targets, or everything, with the torch of .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1
+targets=("${@:2}")
+[ ${#targets[@]} -gt 0 ] || targets=(all)
 mkdir -p "$folder"
 # Two builds of one folder would write over each other.
 exec 9>"$folder/.lock"
@@ -16,7 +18,7 @@ if [ ! -e "$folder/build.ninja" ]; then
   }
 fi
 started=$SECONDS
-cmake --build "$folder" >"$folder/build.log" 2>&1 9>&- || {
+cmake --build "$folder" --target "${targets[@]}" >"$folder/build.log" 2>&1 9>&- || {
   grep -E -A12 'error|FAILED' "$folder/build.log" | head -n 60 >&2
   echo "build: failed; the first errors are above, all of it in $folder/build.log" >&2
   exit 1

@@ -4,6 +4,7 @@
 #include <ATen/Functions.h>
 
 #include <array>
+#include <cstring>
 
 #include "current.h"
 

@@ -1,5 +1,8 @@
 #include "zeropage/checkpoint/model_file.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>

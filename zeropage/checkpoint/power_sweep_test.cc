@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <iostream>
 
 #include "zeropage/checkpoint/test_sweep.h"

@@ -1,5 +1,7 @@
 #include "zeropage/launch/options.h"
 
+#include <algorithm>
+
 #include <gtest/gtest.h>
 
 #include <CLI/CLI.hpp>

@@ -2,6 +2,7 @@
 /// What one rank says: its two streams cut into lines, the memory of the last ones, and its log file.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 

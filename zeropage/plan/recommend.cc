@@ -1,5 +1,7 @@
 #include "zeropage/plan/recommend.h"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "zeropage/plan/memory_model.h"
