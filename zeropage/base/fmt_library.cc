@@ -2,11 +2,13 @@
 // what is built here must not need one at run time.
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <string>
 
 namespace zeropage {
 
-/// Everything that fmt does for `char` is reached from here.
+/// Everything that fmt does for `char` is reached from these. A function that is missing here is an "undefined reference" when linking.
 extern const auto kFormat = static_cast<std::string (*)(fmt::string_view, fmt::format_args)>(&fmt::vformat);
+extern const auto kPrint = static_cast<void (*)(std::FILE*, fmt::string_view, fmt::format_args)>(&fmt::vprint);
 
 }  // namespace zeropage
