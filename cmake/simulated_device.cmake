@@ -1,6 +1,6 @@
 # The simulated accelerator of the tests (tests/simulated_device): a Python extension beside its package there. Never installed.
 file(GLOB simulated_sources CONFIGURE_DEPENDS tests/simulated_device/*.cc)
-add_library(simulated_device MODULE ${simulated_sources})
+add_library(simulated_device MODULE ${simulated_sources} ${fmt_library})
 set_target_properties(simulated_device PROPERTIES
   OUTPUT_NAME _device PREFIX "" SUFFIX ".so" CXX_VISIBILITY_PRESET hidden JOB_POOL_COMPILE torch
   LIBRARY_OUTPUT_DIRECTORY ${CMAKE_CURRENT_SOURCE_DIR}/tests/simulated_device)

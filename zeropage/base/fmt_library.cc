@@ -6,9 +6,11 @@
 #include <string>
 
 namespace zeropage {
+namespace {
 
 /// Everything that fmt does for `char` is reached from these. A function that is missing here is an "undefined reference" when linking.
-extern const auto kFormat = static_cast<std::string (*)(fmt::string_view, fmt::format_args)>(&fmt::vformat);
-extern const auto kPrint = static_cast<void (*)(std::FILE*, fmt::string_view, fmt::format_args)>(&fmt::vprint);
+[[gnu::used]] const auto kFormat = static_cast<std::string (*)(fmt::string_view, fmt::format_args)>(&fmt::vformat);
+[[gnu::used]] const auto kPrint = static_cast<void (*)(std::FILE*, fmt::string_view, fmt::format_args)>(&fmt::vprint);
 
+}  // namespace
 }  // namespace zeropage
