@@ -3,6 +3,7 @@
 The engine does not need any of it: it talks through communicators of its own.
 """
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -57,13 +58,21 @@ def init_distributed(
     """
     if dist_init_required is False:
         return
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu", None)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.device("cpu") if accelerator is None or os.environ.get("ZEROPAGE_DEVICE") == "cpu" else accelerator
     world = distributed.current_world()
     meeting = None
     if init_method is not None:
         place = {"rank": world.rank if rank < 0 else rank, "world_size": world.size if world_size < 0 else world_size}
         meeting = {"init_method": init_method, **place}
-    distributed.init_process_group(device, world, dist_backend, timeout, meeting)
+    make_default_group(device, world, timeout, dist_backend, meeting)
+
+
+def make_default_group(
+    device: torch.device, world: distributed.World, timeout: timedelta | None, backend: str | None = None, meeting: dict[str, Any] | None = None
+) -> None:
+    """As distributed.init_process_group; Accelerate learns of it, too."""
+    distributed.init_process_group(device, world, backend, timeout, meeting)
     accelerate_on_cpus.tell_backend()
 
 

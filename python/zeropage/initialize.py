@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from . import _C
-from .comm import init_distributed
-from .distributed import World, current_world, started_by_launcher
+from .comm import make_default_group
+from .distributed import World, choose_device, current_world, started_by_launcher
 from .errors import ConfigError, UsageError
 
 
@@ -61,8 +61,9 @@ def initialize(
     if world.rank == 0:
         for note in _config_notes(source):
             _C.log_warn(note)
-    if started_by_launcher():
-        init_distributed(timeout=timedelta(milliseconds=parsed.timeout_ms), dist_init_required=dist_init_required)
+    device = choose_device(model, world, device)
+    if started_by_launcher() and dist_init_required is not False:
+        make_default_group(device, world, timedelta(milliseconds=parsed.timeout_ms))
 
     from .compat import trainer_again
     from .engine import ZeropageEngine
