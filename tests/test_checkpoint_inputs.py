@@ -23,7 +23,7 @@ def save_with(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **chan
     """Saves with other values in what Python adds to the manifest."""
     original = engine._host_state
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_host_state", lambda client, tensors: original(client, tensors) | changes)
+        patch.setattr(engine, "_host_state", lambda *arguments: original(*arguments) | changes)
         engine.save_checkpoint(folder)
 
 

@@ -143,7 +143,7 @@ def test_methods_of_the_engines_optimizer():
 def test_three_betas_do_not_end_initialize():
     """Catches "too many values to unpack" for optimizers that have more betas than Adam."""
     model = nn.Linear(8, 8)
-    optimizer = pytorch_optimizer.CAME(model.parameters())
+    optimizer = pytorch_optimizer.Adan(model.parameters())
     assert len(optimizer.param_groups[0]["betas"]) == 3
     zeropage.initialize(model=model, optimizer=optimizer, config={**settings(0), "train_batch_size": 1})
     assert len(optimizer.param_groups[0]["betas"]) == 3

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from processes import run_processes
 
@@ -52,3 +53,19 @@ def test_scripts_use_torchs_collectives_after_initialize(tmp_path: Path):
     for required, expected in ((None, [[[0, 2], 3.0], [[1, 3], 3.0]]), (False, [[], []])):
         arguments = json.dumps({"dist_init_required": required})
         assert run_processes(2, "test_process_groups", "use_torch_after_initialize", arguments, tmp_path) == expected
+
+
+def end_with_an_error() -> None:
+    import zeropage
+
+    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    zeropage.initialize(model=torch.nn.Linear(2, 2), config=config)
+    raise zeropage.errors.UsageError("what went wrong")
+
+
+def test_errors_are_printed_beside_torchs_groups(tmp_path: Path):
+    """Catches an error whose exit code is right and whose traceback torch's own hook has swallowed."""
+    with pytest.raises(AssertionError) as failed:
+        run_processes(2, "test_process_groups", "end_with_an_error", "{}", tmp_path)
+    assert str(failed.value).count("UsageError: what went wrong") == 2
+    assert "exit code 64" in str(failed.value)

@@ -1,6 +1,7 @@
 """A rank that ends with an error of the package says by its exit code which kind it was: the launcher starts only jobs again that
 lost a rank. docs/launcher.md lists the codes."""
 
+import io
 import sys
 from types import TracebackType
 
@@ -22,6 +23,10 @@ def install() -> None:
         previous(kind, error, traceback)
         code = exit_code(error)
         if code != 1 and not sys.flags.interactive:
+            # torch.distributed's hook around this one collects what is printed, and would lose it.
+            if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
+                sys.__stderr__.write(sys.stderr.getvalue())
+                sys.__stderr__.flush()
             raise SystemExit(code)  # the interpreter takes this for its own end, and still runs what is registered for that
 
     sys.excepthook = hook

@@ -186,7 +186,7 @@ void Reducer::acquire_frame(int page) {
   auto& state = pages_[page];
   if (state.frame != nullptr) return;
   if (!policy_.sharded && communicator_->size() == 1) return take_back(page);
-  make_room();
+  retire_reductions(kMaxInFlight);
   state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
 }
 

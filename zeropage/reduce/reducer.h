@@ -6,7 +6,7 @@
 ///   2. In a backward that reduces (any one when sharded, else that of a boundary micro step), a complete page is reduced while
 ///      the backward goes on: into this rank's fp32 shard, or in place. Pages are reduced in one order that all ranks
 ///      share (first reverse layout order, then the order in which rank 0's first such backward completed them), each as soon
-///      as it and those before it are complete. A rank waits only for reductions that lie a few pages or some MiB back in that
+///      as it and those before it are complete. A rank waits only for reductions that lie a few pages back in that
 ///      order (none, where whole pages are reduced in memory that ranks share), so the one that is furthest behind can always go on.
 ///   3. At the end of such a backward what is left of the order is reduced, with zeros where this rank's graph gave nothing: by
 ///      then all ranks have started the same reductions, whatever their graphs. Then they exchange which pages still hold
@@ -213,9 +213,6 @@ class Reducer {
  private:
   /// Pages that may be waiting for peers: one being reduced and one behind it keep the transport busy.
   static constexpr std::size_t kMaxInFlight = 2;
-  /// Frames of small pages that may be waiting for peers where ranks share memory, in all: the peers may have lost their cores to other
-  /// programs for a while.
-  static constexpr std::int64_t kMaxAheadBytes = 16 << 20;
 
   struct PageState {
     std::byte* home = nullptr;     ///< whole: the frame that holds micro batches' gradients, then the page's sum
@@ -333,7 +330,6 @@ class Reducer {
   Slot& next_slot();
   void add_on_host(int page, std::byte* values, DType type);
   void retire_reductions(std::size_t keep);
-  void make_room();
   DType frame_dtype(int page) const;
   DType travel_dtype(int page) const;
   DType sum_dtype(int page) const;

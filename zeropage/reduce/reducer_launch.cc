@@ -157,7 +157,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
     state.result_dtype = DType::kFloat32;
   }
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
-  make_room();
+  retire_reductions(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             travel_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
   const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();

@@ -117,22 +117,4 @@ void Reducer::retire_reductions(std::size_t keep) {
   while (reductions() > keep) retire(in_flight_.size() - 1);
 }
 
-/// Before another page takes memory for its reduction.
-void Reducer::make_room() {
-  std::size_t keep = kMaxInFlight;
-  if (communicator_->one_sided()) {
-    const auto bytes_of = [this](int page) {
-      return page == kNoPage ? kMaxAheadBytes : layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page));
-    };
-    std::size_t reductions = 0;
-    std::int64_t bytes = 0;
-    for (auto work = in_flight_.rbegin(); work != in_flight_.rend() && bytes < kMaxAheadBytes; ++work) {
-      if (work->arrives) continue;
-      bytes += bytes_of(work->page);
-      keep = std::max(keep, ++reductions);
-    }
-  }
-  retire_reductions(keep);
-}
-
 }  // namespace zeropage::reduce
