@@ -16,7 +16,7 @@ from .checkpoint_model import ModelExports
 from .data_types import cast_buffers, parameter_dtype, settle_types
 from .compat.parameter_offload import ParameterOffload
 from .dataloader import TrainingLoader, make_dataloader
-from .distributed import World, choose_device, make_communicators
+from .distributed import World, make_communicators
 from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
 from .lr_schedules import ConfiguredSchedule, check_step_arguments
@@ -67,7 +67,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         model_parameters: Any = None,
         lr_scheduler: Any = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
-        device: str | torch.device | None = None,
+        device: torch.device,
     ):
         super().__init__(model)
         self._config = config
@@ -77,7 +77,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._autocast_dtype = self.autocast_dtype()
         self._losses: list[torch.Tensor] = []
         self.training_dataloader = None
-        self.device = choose_device(model, world, device)
+        self.device = device
         self._communicators = make_communicators(config, self.device, world)
         self._communicator = self._communicators.parameters
         self._config = config = choose_automatic(config, model, self.device, world, self._communicator)
