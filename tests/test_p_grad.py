@@ -167,7 +167,8 @@ def test_writes_take_effect_in_16_bit(precision, stage):
 @pytest.mark.parametrize("stage", (2, 3))
 @pytest.mark.parametrize("place", ("cpu", "nvme", "few frames"))
 def test_gradients_that_live_elsewhere(place, stage, tmp_path):
-    """Catches updates begun beside the backward with the gradient before it was written, drives that keep it, and written frames given back."""
+    """Catches updates that begin during the backward and use the gradient from before the program wrote it, drives that keep that old gradient,
+    and memory of written gradients that is given back too early."""
     zero = {
         "cpu": {"offload_optimizer": {"device": "cpu"}},
         "nvme": {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}},

@@ -31,7 +31,7 @@ def inner_of_module(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor
 
 
 def require_plain(name: str, parameter: torch.Tensor) -> None:
-    """Raises ConfigError for a wrapped parameter, of which the engine can have none."""
+    """Raises ConfigError for a wrapped parameter; the engine cannot train one."""
     if is_wrapped(parameter):
         raise ConfigError(
             f"parameter '{name}' is a {type(parameter).__name__}, a tensor around others, which the engine cannot train: freeze it "

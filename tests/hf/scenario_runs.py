@@ -100,7 +100,7 @@ def optimizers(folder: Path) -> dict[str, Any]:
 
 
 def saved_half_way(folder: Path) -> dict[str, Any]:
-    """Six steps, of which the second is saved; test_scenarios.py has another number of ranks go on from it."""
+    """Makes six steps and saves after the second; test_scenarios.py resumes from it with another number of ranks."""
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
     return {PLAIN: _train(None, folder / PLAIN, max_steps=6), "3": _train(ds_config(3, **TIGHT), folder / "3", **saving)}
 

@@ -1,4 +1,4 @@
-// The loop of docs/from-libtorch.md, which shows what stands between the two lines of dashes.
+// The training loop of docs/from-libtorch.md: that page shows the lines between the two lines of dashes.
 #include <torch/nn/utils/clip_grad.h>
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/schedulers/step_lr.h>

@@ -3,7 +3,7 @@
 /// value, its mean gradient, the optimizer's state.
 ///
 ///   1. Parameters that were replaced (`p.data = ...`) are taken in.
-///   2. What an update beside the backward has done to the parameter's page is undone, so that values are those before the step.
+///   2. An update that has begun during the backward is undone for the parameter's page, so that values are those before the step.
 ///   3. Each rank reads or writes its piece: the elements that it updates. A value that users wrote into a 16-bit parameter counts
 ///      more than the fp32 master, which follows it at the next step.
 ///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the value that it was given, which
