@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import statistics
 import subprocess
@@ -75,6 +76,11 @@ class Block:
 
     wall_s: float
     cpu_s: float  # all threads of the process: what is left of a time when others use the machine, too
+    sleeps: float  # how often the calling thread gave its core up by itself
+
+
+def _sleeps() -> int:
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 def take_turns(
@@ -92,11 +98,14 @@ def take_turns(
             step = systems[name]
             step()  # what the system before left in the caches is not this one's fault
             barrier()
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu, slept = time.perf_counter(), time.process_time(), _sleeps()
             for _ in range(steps):
                 step()
+            spent_slept = _sleeps() - slept
             barrier()
-            blocks[name].append(Block((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps))
+            blocks[name].append(
+                Block((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps, spent_slept / steps)
+            )
     return blocks
 
 

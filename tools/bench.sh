@@ -12,4 +12,6 @@ for file in bench/*.py; do
   echo "bench: $file"
   .venv/bin/python "$file" || failed+=" $file"
 done
+echo "bench: bench/step_time.py --hogs 2"
+.venv/bin/python bench/step_time.py --hogs 2 || failed+=" bench/step_time.py --hogs 2"
 [ -z "$failed" ] || { echo "bench: failed:$failed" >&2; exit 1; }
