@@ -6,7 +6,7 @@
 //              AdamW and cast back as operators of torch
 // The contestants take turns, on the same memory but for the one said, each round beginning with another one.
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -21,8 +21,8 @@
 #include <vector>
 
 #include "zeropage/engine/host_update.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/norm.h"
-#include "zeropage/paging/device_buffer.h"
 
 namespace zeropage::bench {
 namespace {
@@ -72,14 +72,14 @@ class Floats {
  public:
   Floats(std::int64_t numel, double scale)
       : memory_(numel * 4, c10::Device(at::kCPU), std::make_shared<Ledger>(), MemoryKind::kOptimizer),
-        tensor_(paging::flat_view(memory_.data(), numel, at::kFloat, at::kCPU)) {
+        tensor_(memory::flat_view(memory_.data(), numel, at::kFloat, at::kCPU)) {
     if (scale != 0.0) tensor_.normal_().mul_(scale);
   }
   float* data() { return reinterpret_cast<float*>(memory_.data()); }
   const at::Tensor& tensor() const { return tensor_; }
 
  private:
-  paging::DeviceBuffer memory_;
+  memory::DeviceBuffer memory_;
   at::Tensor tensor_;
 };
 
@@ -146,7 +146,7 @@ void bench_host_step(std::int64_t numel, int rounds) {
   Floats p(numel, 1.0), m(numel, 0.0), v(numel, 0.0);
   Floats halves(numel, 1.0);  // room for two arrays of bf16
   const auto half = [&](std::int64_t begin) {
-    return paging::flat_view(halves.data() + begin / 2, numel, at::kBFloat16, at::kCPU);
+    return memory::flat_view(halves.data() + begin / 2, numel, at::kBFloat16, at::kCPU);
   };
   const at::Tensor gradient = half(0).normal_(0.0, 0.01);
   const at::Tensor parameter = half(numel).copy_(p.tensor());

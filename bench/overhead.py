@@ -1,7 +1,7 @@
 """What the engine costs beside the mathematics: 200 layers of Linear(16, 16), stage 3, against plain PyTorch with fused AdamW.
 
 At one rank nothing is communicated, so the difference is the engine's own work: finding the operators that touch parameters,
-moving gradients, the verdict, the update. The row with two ranks pages for real. Figures are microseconds per layer and step
+moving gradients, the global check, the update. The row with two ranks pages for real. Figures are microseconds per layer and step
 (forward, backward and update), ours minus plain.
 """
 

@@ -18,7 +18,7 @@ import systems
 import torch
 from common import emit, is_rank, run_ranks, take_turns
 
-from zeropage import measure
+from zeropage.tools import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / ".venv" / "bin" / "zeropage"))

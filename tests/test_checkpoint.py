@@ -210,7 +210,7 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
 
 @pytest.mark.parametrize("log_bytes", [0, 1 << 20])
 def test_a_refused_checkpoint_leaves_gradients_in_hand(tmp_path, log_bytes):
-    """Catches a load that forgets gradients, or keeps what was updated beside the backward, and then cannot be carried out."""
+    """Catches a load that forgets gradients, or keeps what was updated overlapped with the backward, and then cannot be carried out."""
     zero = {"offload_optimizer": {"device": "cpu"}}
     settings = config_of(2, zero_optimization=zero, zeropage={"speculation_bytes": log_bytes})
 

@@ -15,9 +15,9 @@ import torch
 from make_deepspeed_checkpoints import ACCUMULATION, ARCHIVE, CASES, SAVED_AFTER, STEPS, WORLD, Model, config_of, groups_of, train
 
 import zeropage
-from zeropage.deepspeed_import import import_step, main
+from zeropage.compat.deepspeed_import import import_step, main
 from zeropage.errors import CheckpointError, ConfigError
-from zeropage.pickle_process import PickleProcess
+from zeropage.compat.pickle_process import PickleProcess
 from zeropage.testing import run_ranks
 
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(Path(__file__).resolve().parents[1] / "build" / "dev" / "zeropage"))

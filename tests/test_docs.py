@@ -131,7 +131,7 @@ def test_messages_are_in_the_sources():
 
 
 def test_links_lead_somewhere():
-    """Catches a page that was renamed, in a text or in the site's navigation."""
+    """Catches a page that was renamed, in a string or in the site's navigation."""
     pages = sorted(DOCS.glob("*.md"))
     broken = []
     for page in [*pages, ROOT / "README.md"]:

@@ -27,7 +27,7 @@ PRECISIONS = {
 OFFLOADS = {
     "device": ({}, {}),
     "host": ({"offload_optimizer": {"device": "cpu"}}, {}),
-    "host, beside the backward": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),
+    "host, overlapped with the backward": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),
 }
 
 
@@ -96,7 +96,7 @@ def state_of(step: Path) -> tuple[dict[str, bytes], list[int]]:
 @pytest.mark.parametrize("stage", range(4))
 def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
     """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a step that one rank's
-    gradient has spoilt, and ranks that count it differently. What the other rank has updated beside the backward is put back."""
+    gradient has spoilt, and ranks that count it differently. What the other rank has updated overlapped with the backward is put back."""
     zero, own = OFFLOADS[offload]
     if stage == 3 and zero:
         zero = zero | {"offload_param": {"device": "cpu"}}

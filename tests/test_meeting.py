@@ -64,7 +64,7 @@ def outputs(*ranks: subprocess.Popen) -> list[tuple[int, str, str]]:
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, *texts) for rank, texts in zip(ranks, said, strict=True)]
+    return [(rank.returncode, *strings) for rank, strings in zip(ranks, said, strict=True)]
 
 
 def engine_listens(port: int) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_monitor import CONFIG, train
 
-from zeropage import run_page
+from zeropage.tools import run_page
 
 FULL = """
 import json, resource, sys, torch, zeropage

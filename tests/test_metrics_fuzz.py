@@ -11,7 +11,8 @@ import time
 import pytest
 from test_run_page import RUN, Page, step
 
-from zeropage import errors, run_page, top
+from zeropage import errors
+from zeropage.tools import run_page, top
 
 SECONDS = float(os.environ.get("ZEROPAGE_FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("ZEROPAGE_FUZZ_SEED", "18"))

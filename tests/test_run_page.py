@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_browser
 
-from zeropage import doctor, errors, run_page
-from zeropage.svg_charts import Chart, Level, nice_ticks
+from zeropage import errors
+from zeropage.tools import doctor, run_page
+from zeropage.tools.svg_charts import Chart, Level, nice_ticks
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
@@ -73,7 +74,7 @@ def write(path: Path, *records: dict, tail: str = "") -> Path:
 
 
 class Page(HTMLParser):
-    """The document as a reader sees it: every tag closed in its order, texts, and what would be fetched."""
+    """The document as a reader sees it: every tag closed in its order, strings, and what would be fetched."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -81,7 +82,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.fetched: list[str] = []
         self.handlers: list[str] = []
-        self.texts: list[str] = []
+        self.strings: list[str] = []
         self.feed(html)
         self.close()
 
@@ -99,7 +100,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        self.strings.append(data)
 
 
 def test_the_page_shows_what_the_file_says(tmp_path):
@@ -113,7 +114,7 @@ def test_the_page_shows_what_the_file_says(tmp_path):
     assert page.fetched == [] and "script" not in page.tags, "the page needs nothing but itself"
     assert not re.search(r"url\(|@import|https?:", html)
     assert 'name="viewport"' in html
-    text = " ".join(page.texts)
+    text = " ".join(page.strings)
     for expected in (
         "0.75",
         "1,000 parameters at stage 3 on 2 ranks",
@@ -228,7 +229,7 @@ def test_a_hostile_file_gives_a_harmless_page(tmp_path):
 def test_all_text_is_escaped_in_one_place():
     """Catches markup that is put together by hand, beside the function that escapes."""
     for name in ("run_page", "svg_charts"):
-        source = (ROOT / "python" / "zeropage" / f"{name}.py").read_text()
+        source = (ROOT / "python" / "zeropage" / "tools" / f"{name}.py").read_text()
         by_hand = [line for line in source.splitlines() if re.search(r"""f["'].*<[a-z/]|["']</?[a-z]""", line) and "doctype" not in line]
         assert by_hand == [], name
 

@@ -1,4 +1,4 @@
-"""Updates that go on beside the backward, before the verdict of their step: the bits of those that wait, whatever happens in between."""
+"""Updates that go on overlapped with the backward, before the global check of their step: the bits of those that wait, whatever happens in between."""
 
 import json
 import random
@@ -94,7 +94,7 @@ def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, lis
 
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "bf16"), (2, "fp16"), (3, "fp32")])
 def test_a_thousand_steps_have_the_same_bits(stage, precision):
-    """Catches an update that is not undone exactly, is done twice, or shows before its verdict."""
+    """Catches an update that is not undone exactly, is done twice, or shows before its global check."""
     waited, steps, none = train(stage, precision, 0)
     assert none == {"ahead": 0, "undone": 0}
     log_bytes = 30_000 if precision == "fp32" else 1 << 20  # for one of the two pages, and for both

@@ -8,7 +8,7 @@ import time
 import pytest
 from test_run_page import RUN, step, write
 
-from zeropage import top
+from zeropage.tools import top
 
 # A rank that burns a processor, has its metrics file open, and has a child with the same environment, as a loader's worker is.
 RANK = """

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "base config layout plan io optim comm checkpoint paging reduce engine report cpp launch python".split()
-TORCH_ROOMS = {"paging", "reduce", "engine", "cpp", "python"}
+ROOMS = "base config layout formula planner io optim comm checkpoint memory paging reduce engine report cpp launch cli python".split()
+TORCH_ROOMS = {"memory", "paging", "reduce", "engine", "cpp", "python"}
 # These never see torch, not even through a room that does.
-TORCH_FREE_ROOMS = {"report", "launch"}
+TORCH_FREE_ROOMS = {"report", "launch", "cli"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
 
@@ -23,7 +23,7 @@ def room_of(path: Path) -> str:
 
 def may_include_torch(path: Path) -> bool:
     room = room_of(path)
-    return room in TORCH_ROOMS or (room == "comm" and path.name.startswith("c10d_"))
+    return room in TORCH_ROOMS or (room == "comm" and "c10d" in path.parts)
 
 
 def problem(path: Path, included: str) -> str | None:
@@ -41,7 +41,7 @@ def problem(path: Path, included: str) -> str | None:
         return f"room {room} comes before {other} and must not know it"
     if room in TORCH_FREE_ROOMS and other in TORCH_ROOMS:
         return f"room {room} is free of torch and {other} is not"
-    if Path(included).name.startswith("c10d_") and not may_include_torch(path):
+    if included.startswith("zeropage/comm/c10d/") and not may_include_torch(path):
         return f"room {room} must not include torch, and {included} does"
     return None
 

@@ -9,7 +9,7 @@ clang=$(command -v clang++ || compgen -c clang++- | sort -V | tail -n 1) || true
 folder=build/fuzz
 mkdir -p "$folder"
 sources=(zeropage/checkpoint/{digest,host_values,manifest,shard_file,tensor_info,untrusted_json}.cc
-  zeropage/base/{checked,json_text,machine_json,read_file,suggest}.cc zeropage/plan/{files,model,model_config,safetensors}.cc
+  zeropage/base/{checked,json_text,machine_json,read_file,suggest}.cc zeropage/planner/{files,model,model_config,safetensors}.cc
   zeropage/launch/{agent_messages,allocation,hostfile,wire}.cc)
 common=(-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY '-DZEROPAGE_VERSION="fuzz"' -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 objects=()

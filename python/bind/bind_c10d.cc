@@ -1,14 +1,14 @@
 // In a file of its own: the header of process groups takes long to compile.
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "python/bind/bind.h"
-#include "zeropage/comm/c10d_communicator.h"
-#include "zeropage/comm/c10d_store.h"
-#include "zeropage/comm/fault_communicator.h"
+#include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/c10d/c10d_store.h"
+#include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/world.h"
 #include "zeropage/config/config.h"
 

@@ -10,7 +10,7 @@
 #include "zeropage/checkpoint/save.h"
 #include "zeropage/checkpoint/steps.h"
 #include "zeropage/engine/engine.h"
-#include "zeropage/engine/imported_step.h"
+#include "zeropage/engine/imported_checkpoint.h"
 #include "zeropage/engine/model_file.h"
 #include "zeropage/report/save_progress.h"
 

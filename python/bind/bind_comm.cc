@@ -1,13 +1,13 @@
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 // The casters of tensors come after torch's configuration.
 #include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
-#include "zeropage/comm/communicator_conformance.h"
-#include "zeropage/comm/fault_communicator.h"
-#include "zeropage/comm/shared_memory_communicator.h"
+#include "zeropage/comm/shm/shared_memory_communicator.h"
+#include "zeropage/comm/testing/communicator_conformance.h"
+#include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
 
 namespace zeropage::python {

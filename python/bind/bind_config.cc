@@ -23,7 +23,7 @@ void bind_enums(py::module_& module) {
       .value("ADAGRAD", config::OptimizerKind::kAdagrad)
       .value("SGD", config::OptimizerKind::kSgd)
       .value("LAMB", config::OptimizerKind::kLamb)
-      .value("TORCH", config::OptimizerKind::kTorch);
+      .value("TORCH", config::OptimizerKind::kClient);
   py::enum_<config::ScheduleKind>(module, "ScheduleKind")
       .value("NONE", config::ScheduleKind::kNone)
       .value("WarmupLR", config::ScheduleKind::kWarmup)
@@ -123,15 +123,16 @@ void init_config(py::module_& module) {
       .def_readonly("allow_untested_optimizer", &Config::allow_untested_optimizer)
       .def_readonly("dump_state", &Config::dump_state)
       .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
-      .def_property_readonly("timeout_ms", field<&Config::own, &config::Own::timeout_ms>())
-      .def_property_readonly("communicator", field<&Config::own, &config::Own::communicator>())
+      .def_property_readonly("timeout_ms", field<&Config::zeropage, &config::Own::timeout_ms>())
+      .def_property_readonly("communicator", field<&Config::zeropage, &config::Own::communicator>())
       .def_property_readonly(
           "parameters_on_disk",
           [](const Config& config) { return config.zero.offload.parameters == config::OffloadDevice::kNvme; })
-      .def_property_readonly("async_save", field<&Config::own, &config::Own::async_save>())
-      .def_property_readonly("preemption_folder", field<&Config::own, &config::Own::preemption_folder>())
-      .def_property_readonly("preemption_grace_s", field<&Config::own, &config::Own::preemption_grace_s>())
-      .def_property_readonly("deterministic_reduction", field<&Config::own, &config::Own::deterministic_reduction>())
+      .def_property_readonly("async_save", field<&Config::zeropage, &config::Own::async_save>())
+      .def_property_readonly("preemption_folder", field<&Config::zeropage, &config::Own::preemption_folder>())
+      .def_property_readonly("preemption_grace_s", field<&Config::zeropage, &config::Own::preemption_grace_s>())
+      .def_property_readonly("deterministic_reduction",
+                             field<&Config::zeropage, &config::Own::deterministic_reduction>())
       .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" and wait for with_planned.")
       .def_readonly("effective_json", &Config::effective_json, "Every key with the value in force.");
 

@@ -101,7 +101,7 @@ std::string transfer_table(const Engine& engine) {
 using SegmentTuple = std::tuple<int, at::Tensor, at::Tensor>;
 using Update = std::function<void(const std::vector<SegmentTuple>&)>;
 
-std::vector<SegmentTuple> tuples_of(const std::vector<engine::CallerSegment>& segments) {
+std::vector<SegmentTuple> tuples_of(const std::vector<engine::ClientSegment>& segments) {
   std::vector<SegmentTuple> tuples;
   for (const auto& segment : segments) tuples.emplace_back(segment.parameter, segment.values, segment.gradient);
   return tuples;
@@ -109,7 +109,7 @@ std::vector<SegmentTuple> tuples_of(const std::vector<engine::CallerSegment>& se
 
 bool step(Engine& engine, const Update& update) {
   if (!update) return engine.step();
-  return engine.step([&](const std::vector<engine::CallerSegment>& segments) { update(tuples_of(segments)); });
+  return engine.step([&](const std::vector<engine::ClientSegment>& segments) { update(tuples_of(segments)); });
 }
 
 std::vector<std::tuple<int, std::int64_t, std::int64_t>> owned_segments(const Engine& engine) {
@@ -129,10 +129,10 @@ void bind_values(py::module_& module) {
       .def_readonly("overflow_parameter", &engine::StepResult::overflow_parameter)
       .def_readonly("pages_ahead", &engine::StepResult::pages_ahead)
       .def_readonly("undone", &engine::StepResult::undone);
-  py::class_<plan::StateBytes>(module, "StateBytes", "Bytes of model state of one rank.")
-      .def_readonly("parameters", &plan::StateBytes::parameters)
-      .def_readonly("gradients", &plan::StateBytes::gradients)
-      .def_readonly("optimizer", &plan::StateBytes::optimizer);
+  py::class_<formula::StateBytes>(module, "StateBytes", "Bytes of model state of one rank.")
+      .def_readonly("parameters", &formula::StateBytes::parameters)
+      .def_readonly("gradients", &formula::StateBytes::gradients)
+      .def_readonly("optimizer", &formula::StateBytes::optimizer);
   py::class_<paging::PagerStats>(module, "PagerStats", "Counters of the pager.")
       .def_readonly("touches", &paging::PagerStats::touches)
       .def_readonly("faults", &paging::PagerStats::faults)
@@ -187,7 +187,7 @@ void init_engine(py::module_& module) {
       "Says which parameters stay fp32, and sets the config's precision where it names none. Raises ConfigError.");
   module.def(
       "require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"), Unlocked(),
-      "Collective. Compares a text, a fact per line, over the ranks. Raises PeerError with the first difference.");
+      "Collective. Compares a string, a fact per line, over the ranks. Raises PeerError with the first difference.");
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
@@ -226,7 +226,7 @@ void init_engine(py::module_& module) {
            "follow.")
       .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
       .def("wait_for_updates", &Engine::wait_for_updates, Unlocked(),
-           "Waits for updates beside the backward; for tests.")
+           "Waits for updates overlapped with the backward; for tests.")
       .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
       .def("measured_bytes", &measured_bytes, py::arg("host") = false,
            "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "

@@ -9,31 +9,32 @@
 #include "zeropage/comm/measure.h"
 #include "zeropage/engine/automatic.h"
 #include "zeropage/io/measure.h"
-#include "zeropage/plan/plan.h"
+#include "zeropage/planner/plan.h"
 
 namespace zeropage::python {
 namespace {
 
-std::pair<std::string, std::string> make_plan(plan::Model model, int num_gpus, int num_nodes, const std::string& device,
+std::pair<std::string, std::string> make_plan(planner::Model model, int num_gpus, int num_nodes,
+                                              const std::string& device,
                                               const std::map<std::string, std::string>& figures,
                                               const std::string& precision, std::int64_t micro_batch,
                                               std::int64_t accumulation_steps, std::int64_t sequence) {
-  plan::Request request;
+  planner::Request request;
   request.model = std::move(model);
   request.devices_per_host = num_gpus;
   request.hosts = num_nodes;
-  if (!device.empty()) request.hardware = plan::read_hardware(device);
-  for (const auto& [name, value] : figures) plan::set_figure(request.hardware.value(), name, value);
-  request.precision = plan::parse_precision(precision);
+  if (!device.empty()) request.hardware = planner::read_hardware(device);
+  for (const auto& [name, value] : figures) planner::set_figure(request.hardware.value(), name, value);
+  request.precision = planner::parse_precision(precision);
   request.micro_batch = micro_batch;
   request.accumulation_steps = accumulation_steps;
   request.sequence = sequence;
-  const plan::Plan made = plan::make_plan(request);
-  return {plan::plan_json(made), plan::format_plan(made)};
+  const planner::Plan made = planner::make_plan(request);
+  return {planner::plan_json(made), planner::format_plan(made)};
 }
 
 config::Config choose_automatic(const config::Config& config, const std::vector<std::int64_t>& numels,
-                                const std::vector<bool>& trainable, const plan::FreeMemory& memory,
+                                const std::vector<bool>& trainable, const formula::FreeMemory& memory,
                                 comm::Communicator& communicator) {
   engine::ModelCounts counts;
   for (std::size_t i = 0; i < numels.size(); ++i) {
@@ -61,16 +62,16 @@ std::tuple<double, double, double> measure_links(comm::Communicator& communicato
 }  // namespace
 
 void init_plan(py::module_& module) {
-  py::class_<plan::Model>(module, "PlanModel", "The model that is planned for.")
-      .def_static("read", &plan::read_model, py::arg("source"),
+  py::class_<planner::Model>(module, "PlanModel", "The model that is planned for.")
+      .def_static("read", &planner::read_model, py::arg("source"),
                   "A count (7B), a safetensors file or index, a config.json. Raises ConfigError, IoError.")
-      .def_static("of_parameters", &plan::model_of_parameters, py::arg("name"), py::arg("numels"), py::arg("trainable"),
-                  "Elements of each parameter, and whether it is trained. Raises ConfigError.");
-  py::class_<plan::FreeMemory>(module, "FreeMemory", "What one rank can still take.")
+      .def_static("of_parameters", &planner::model_of_parameters, py::arg("name"), py::arg("numels"),
+                  py::arg("trainable"), "Elements of each parameter, and whether it is trained. Raises ConfigError.");
+  py::class_<formula::FreeMemory>(module, "FreeMemory", "What one rank can still take.")
       .def(py::init<std::int64_t, std::int64_t, bool>(), py::arg("device_bytes"), py::arg("host_bytes"),
            py::arg("device_is_host"))
-      .def_readonly("device_bytes", &plan::FreeMemory::device_bytes)
-      .def_readonly("host_bytes", &plan::FreeMemory::host_bytes);
+      .def_readonly("device_bytes", &formula::FreeMemory::device_bytes)
+      .def_readonly("host_bytes", &formula::FreeMemory::host_bytes);
   module.def("free_memory", &engine::free_memory, py::arg("device"), py::arg("ranks_of_host"),
              "Of the device, and this rank's part of the host's. Raises IoError.");
   module.def("choose_automatic", &choose_automatic, py::arg("config"), py::arg("numels"), py::arg("trainable"),
@@ -81,7 +82,7 @@ void init_plan(py::module_& module) {
   module.def("measure_links", &measure_links, py::arg("communicator"), py::arg("page_bytes"), py::arg("seconds"),
              py::call_guard<py::gil_scoped_release>(),
              "Bytes per second of gathering and of reducing pages, and seconds of a hop. Collective.");
-  module.def("data_sheet_flops", &plan::data_sheet_flops,
+  module.def("data_sheet_flops", &planner::data_sheet_flops,
              "Dense 16-bit operations per second of known devices, by name.");
   module.def("make_plan", &make_plan, py::arg("model"), py::arg("num_gpus"), py::arg("num_nodes"), py::arg("device"),
              py::arg("figures"), py::arg("precision"), py::arg("micro_batch"), py::arg("accumulation_steps"),

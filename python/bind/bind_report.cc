@@ -50,8 +50,8 @@ void init_report(py::module_& module) {
   module.def(
       "format_memory_table",
       [](int stage, std::vector<report::RankBytes> ranks, std::vector<report::RankBytes> host,
-         const plan::StateBytes& formula, const plan::StateBytes& formula_host,
-         const plan::StateBytes& formula_stage_0) {
+         const formula::StateBytes& formula, const formula::StateBytes& formula_host,
+         const formula::StateBytes& formula_stage_0) {
         return report::format_memory_table(
             {stage, std::move(ranks), std::move(host), {formula, formula_host}, formula_stage_0});
       },

@@ -9,7 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from . import alias, deepspeed_import, doctor, run_page, top
+from . import alias
+from .compat import deepspeed_import
+from .tools import doctor, run_page, top
 from .errors import ZeropageError
 from .exit_codes import exit_code
 

@@ -62,7 +62,7 @@ class CheckpointingEngine:
     ) -> bool:
         """Saves everything that training goes on from, as `save_dir/tag` (default: global_step<N>). Collective; returns True.
 
-        client_state: what the script wants back from `load_checkpoint`: numbers, texts, lists, tuples, dicts, tensors; rank 0's is kept.
+        client_state: what the script wants back from `load_checkpoint`: numbers, strings, lists, tuples, dicts, tensors; rank 0's is kept.
         save_latest: False: loading without a tag does not find it.
 
         With zeropage.async_save it returns when the state is copied; `wait_for_checkpoint` waits for the rest. When that fails the next

@@ -37,7 +37,7 @@ def encode(value: Any, tensors: Tensors, where: str) -> Any:
         return {"dict": pairs}
     raise CheckpointError(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold: make it of numbers, "
-        "texts, lists, tuples, dicts and tensors (checkpoints contain no pickle)"
+        "strings, lists, tuples, dicts and tensors (checkpoints contain no pickle)"
     )
 
 

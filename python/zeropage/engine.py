@@ -35,7 +35,7 @@ from .optimizer import (
 from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
 from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
-from .watch import Watch
+from .step_observer import StepObserver
 from .wrapped_tensors import inner_of_module, require_plain
 
 
@@ -99,7 +99,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if not self._has_optimizer and self.zero_optimization_stage() == 3:
             self.optimizer = ParameterOffload(model)  # programs look for its lists of hooks
         # A cycle would keep the engine's memory, and what it observes, until garbage is collected.
-        self._watch = Watch(weakref.proxy(self), self.config, world.rank)
+        self._observer = StepObserver(weakref.proxy(self), self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
         self._open_saves()
 
@@ -110,7 +110,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._core.before_forward()
         if self._config.cast_inputs:
             args, kwargs = tree_map(self._cast_input, (args, kwargs))
-        with self._watch.phase("forward"), self._autocast():
+        with self._observer.phase("forward"), self._autocast():
             return self.module(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
@@ -118,7 +118,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"backward takes the loss, a scalar tensor; got {type(loss).__name__}")
         first = self._core.window_is_new
-        with self._watch.phase("backward"):
+        with self._observer.phase("backward"):
             scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
         if first:
             self._losses.clear()
@@ -153,11 +153,11 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             self._core.step()
             return
         check_step_arguments(self.lr_scheduler if self._client_scheduler else None, lr_kwargs or {})
-        with self._watch.phase("step"):
+        with self._observer.phase("step"):
             self.optimizer.step()
         if self._client_scheduler and self.lr_scheduler is not None and self._core.last_step.applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
-        self._watch.end_step()
+        self._observer.end_step()
         if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
             self._print_line.update(*report.progress_sample(self, 1.0))
         self._heed_saves_and_signals()
@@ -281,7 +281,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
     @property
     def monitor(self) -> Monitor:
         """Where metrics go; programs may write their own to it."""
-        return self._watch.monitor
+        return self._observer.monitor
 
     def comms_summary(self) -> str:
         """This rank's collectives by operation and size, as `comms_logger` prints them at the end; empty when nothing is observed."""
@@ -395,7 +395,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         try:
             self._close_saves()
         finally:
-            self._watch.close()
+            self._observer.close()
             self._keep_parameters_only()
             for holder in (self, self.optimizer, self.lr_scheduler):
                 if hasattr(holder, "_core"):

@@ -1,7 +1,7 @@
 """Ending when the machine is taken away: SIGTERM lets the step under way end, and then there is a checkpoint and exit code 0.
 
 1. SIGTERM, on any rank, becomes a byte in a pipe (Python's wakeup descriptor), also while the interpreter waits in C++.
-2. A thread reads it and asks the engine to stop. The verdict of the next step tells all ranks.
+2. A thread reads it and asks the engine to stop. The global check of the next step tells all ranks.
 3. After that step every rank saves into `zeropage.preemption_folder` and raises SystemExit(0).
 4. A process that is still there `zeropage.preemption_grace_s` after the signal ends with exit code 75, by which launchers start again; at
    a second SIGTERM it ends at once.
@@ -54,7 +54,7 @@ class Preemption:
         self._old_descriptor = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._old_handler = signal.signal(signal.SIGTERM, lambda signum, frame: None)
         _active.append(self)
-        threading.Thread(target=self._watch, name="zeropage preemption", daemon=True).start()
+        threading.Thread(target=self._observer, name="zeropage preemption", daemon=True).start()
 
     def close(self) -> None:
         """Gives SIGTERM back. A run that is being ended stays watched. Nothing in a forked child, which has given it back already."""

@@ -92,7 +92,7 @@ class ShardState:
             raise ConfigError(
                 f"state '{name}' that the optimizer has of parameter '{self._names[index]}' has the shape {list(value.shape)}, the parameter "
                 f"{list(parameter.shape)}: ranks update parts of parameters, and no part of this state belongs to a part; use an optimizer that "
-                "works by the element"
+                "is elementwise"
             )
         whole = whole.contiguous().clone()
         communicator.broadcast(whole, 0)

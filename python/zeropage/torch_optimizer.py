@@ -43,7 +43,7 @@ def check_elementwise(optimizer: torch.optim.Optimizer, allow_untested: bool) ->
     name = f"{kind.__module__}.{kind.__qualname__}"
     known = {getattr(torch.optim, each) for each in ELEMENTWISE}
     if any(base.__name__ in _WHOLE_PARAMETERS for base in kind.__mro__):
-        raise ConfigError(f"the optimizer {name} looks at whole parameters, and ranks update parts of them: use one that works by the element")
+        raise ConfigError(f"the optimizer {name} looks at whole parameters, and ranks update parts of them: use one that is elementwise")
     if kind not in known and not allow_untested:
         raise ConfigError(
             f"the optimizer is a {name}, of which it is not known that it treats every element alike; if it does, write "

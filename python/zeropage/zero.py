@@ -1,7 +1,7 @@
 """`deepspeed.zero`: models larger than memory, explicit access to parameters, and the names of what is not needed here.
 
 `Init` is for building a model that does not fit on one rank. Operators gather the parameters that they touch by
-themselves. `GatheredParameters` is for code that goes round the dispatcher (raw pointers, `.numpy()`), and to make an
+themselves. `GatheredParameters` is for code that bypasses the dispatcher (raw pointers, `.numpy()`), and to make an
 edit by one rank the edit of all.
 """
 

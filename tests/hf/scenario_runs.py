@@ -85,7 +85,7 @@ ELEMENTWISE = (
 
 
 def optimizers(folder: Path) -> dict[str, Any]:
-    """The names of optimizers that transformers can make here: those that work by the element, and what is said of one that does not."""
+    """The names of optimizers that transformers can make here: those that are elementwise, and what is said of one that does not."""
     config = ds_config(3, **TIGHT)
     del config["optimizer"]
     elementwise: dict[str, Any] = {PLAIN: {}, "3": {}}

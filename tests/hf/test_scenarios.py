@@ -41,7 +41,7 @@ def test_bf16(ranks: list[dict[str, Any]]):
 
 
 def test_optimizers_of_the_trainer(ranks: list[dict[str, Any]]):
-    """Catches a name of transformers' Trainer whose optimizer works by the element and is refused, or trains otherwise."""
+    """Catches a name of transformers' Trainer whose optimizer is elementwise and is refused, or trains otherwise."""
     for rank in ranks:
         runs = rank["optimizers"]["elementwise"]
         assert set(runs["3"]) == set(ELEMENTWISE)

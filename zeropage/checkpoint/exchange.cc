@@ -28,13 +28,13 @@ std::vector<std::string> exchange_texts(comm::Communicator& communicator, const 
   std::string padded = mine;
   padded.resize(longest, '\0');
   const std::string all = comm::all_gather_small(communicator, padded, comm::Tag{"checkpoint records", 0});
-  std::vector<std::string> texts;
-  for (std::size_t rank = 0; rank < sizes.size(); ++rank) texts.push_back(all.substr(rank * longest, sizes[rank]));
-  return texts;
+  std::vector<std::string> strings;
+  for (std::size_t rank = 0; rank < sizes.size(); ++rank) strings.push_back(all.substr(rank * longest, sizes[rank]));
+  return strings;
 }
 
-std::vector<std::string> together(comm::Communicator& communicator, const std::string& what,
-                                  const std::function<std::string()>& work) {
+std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, const std::string& what,
+                                          const std::function<std::string()>& work) {
   std::string mine;
   try {
     mine = kDone + work();

@@ -1,5 +1,5 @@
 /// \file
-/// What ranks tell each other around a checkpoint: texts of any length, and whether all went well.
+/// What ranks tell each other around a checkpoint: strings of any length, and whether all went well.
 #pragma once
 
 #include <functional>
@@ -15,7 +15,7 @@ std::vector<std::string> exchange_texts(comm::Communicator& communicator, const 
 
 /// Collective: runs `work` on every rank and returns every rank's result. When it throws anywhere (any zeropage::Error) every
 /// rank throws CheckpointError with `what` and the failures of all ranks, once all have ended their part.
-std::vector<std::string> together(comm::Communicator& communicator, const std::string& what,
-                                  const std::function<std::string()>& work);
+std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, const std::string& what,
+                                          const std::function<std::string()>& work);
 
 }  // namespace zeropage::checkpoint

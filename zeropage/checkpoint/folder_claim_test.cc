@@ -6,7 +6,7 @@
 #include <fstream>
 
 #include "zeropage/checkpoint/test_checkpoint.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::checkpoint {
 namespace {

@@ -68,13 +68,13 @@ class Checker {
     }
   }
 
-  /// A dict; with `text_keys` one whose keys are all texts.
+  /// A dict; with `text_keys` one whose keys are all strings.
   void dict(const json& given, const std::string& where, bool text_keys = false) const {
     const json* pairs = content_of(given, "dict");
     if (pairs == nullptr || !pairs->is_array()) refuse(where, "a value as checkpoint-format.md has it", given);
     for (const json& pair : *pairs) {
       if (!pair.is_array() || pair.size() != 2 || !is_hashable(pair[0])) refuse(where, "a pair of key and value", pair);
-      if (text_keys && !pair[0].is_string()) refuse(where, "a key that is a text", pair[0]);
+      if (text_keys && !pair[0].is_string()) refuse(where, "a key that is a string", pair[0]);
       value(pair[0], where);
       value(pair[1], where);
     }
@@ -98,7 +98,7 @@ void check_host(const json& host, const std::function<bool(const std::string&)>&
   for (const auto& [key, value] : host.items()) {
     const std::string where = fmt::format("{}, host.{}", origin, zeropage::json::printable(key));
     if (key == "optimizer") {
-      if (!value.is_null() && !value.is_string()) refuse(where, "a text or null", value);
+      if (!value.is_null() && !value.is_string()) refuse(where, "a string or null", value);
     } else if (key == "data") {
       if (!is_position(value)) refuse(where, "null, or an epoch and a number of entries", value);
     } else if (key == "groups") {

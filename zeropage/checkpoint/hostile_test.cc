@@ -11,7 +11,7 @@
 #include "zeropage/base/mutations.h"
 #include "zeropage/checkpoint/fuzz_targets.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::checkpoint {
 namespace {

@@ -4,7 +4,7 @@
 #include <iostream>
 
 #include "zeropage/checkpoint/test_sweep.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::checkpoint {
 namespace {

@@ -142,7 +142,7 @@ std::vector<ParameterRecord> parameters_from_json(const ObjectReader& reader, co
     parameter.name = entry.text("name");
     check_name(parameter.name, origin);
     for (const json& alias : entry.array("aliases")) {
-      if (!alias.is_string()) entry.refuse("aliases", "texts");
+      if (!alias.is_string()) entry.refuse("aliases", "strings");
       parameter.aliases.push_back(alias.get<std::string>());
     }
     parameter.trainable = entry.boolean("trainable");

@@ -102,10 +102,10 @@ TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
       {R"([1,"x",null])", R"({"a":1})", "host.client: expected a value as"},
       {R"([1,"x",null])", R"({"dict":[["a"]]})", "host.client: expected a pair of key and value"},
       {R"([1,"x",null])", R"({"dict":[[[1],2]]})", "host.client: expected a pair of key and value"},
-      {R"("client":[1,"x",null])", R"("optimizer":1)", "host.optimizer: expected a text or null"},
+      {R"("client":[1,"x",null])", R"("optimizer":1)", "host.optimizer: expected a string or null"},
       {R"("client":[1,"x",null])", R"("data":[1,-2])", "host.data: expected null, or an epoch and a number of entries"},
       {R"("client":[1,"x",null])", R"("groups":{"dict":[]})", "host.groups: expected a list"},
-      {R"("client":[1,"x",null])", R"("groups":[{"dict":[[1,2]]}])", "host.groups: expected a key that is a text"},
+      {R"("client":[1,"x",null])", R"("groups":[{"dict":[[1,2]]}])", "host.groups: expected a key that is a string"},
       {R"("client":[1,"x",null])", R"("buffers":[])", "host.buffers: expected a value as"},
       {R"("client":[1,"x",null])", R"("buffers":{"dict":[["a",1]]})", "host.buffers: expected tensors alone"},
   };

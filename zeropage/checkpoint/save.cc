@@ -86,10 +86,10 @@ void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last,
       const bool ours = step.run == run || step.run.empty();  // older releases did not say
       if (!step.latest || !ours || ++kept <= keep_last) continue;
       if (!holds_only_our_files(files, step.path)) continue;
-      const std::string doomed = temporary_path(folder, step.tag);
-      files.rename(step.path, doomed);
+      const std::string expired = temporary_path(folder, step.tag);
+      files.rename(step.path, expired);
       files.sync_directory(folder);  // else a power cut could bring the name back without the content
-      files.remove_all(doomed);
+      files.remove_all(expired);
     }
   } catch (const Error& error) {
     log_warn(fmt::format("an old checkpoint was not removed: {}", error.what()));
@@ -145,7 +145,7 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
   const std::string what = fmt::format("the checkpoint '{}' was not saved in {}", tag, request.folder);
   const auto run = request.run ? request.run : std::make_shared<TrainingRun>();
   std::unique_ptr<TemporaryFolder> temporary;
-  auto answers = together(communicator, what, [&] {
+  auto answers = run_on_all_ranks(communicator, what, [&] {
     if (rank != 0) return std::string();
     files.make_directories(request.folder);
     run->claim(files, request.folder);
@@ -155,7 +155,7 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
     return json{{"tag", tag}, {"path", temporary->path()}}.dump();
   });
   const json place = json::parse(answers.front());
-  const auto ranks = together(communicator, what, [&] {
+  const auto ranks = run_on_all_ranks(communicator, what, [&] {
     if (place["tag"] != tag) {
       throw UsageError(
           fmt::format("rank 0 saves '{}'; every rank must save the same tag", place["tag"].get<std::string>()));
@@ -164,7 +164,7 @@ std::string save(FileSystem& files, comm::Communicator& communicator, SaveReques
     const auto shard = write_shard(files, path, request.tensors, request.manifest.chunk_bytes, request.progress);
     return describe_shard(shard, request.tensors);
   });
-  together(communicator, what, [&] {
+  run_on_all_ranks(communicator, what, [&] {
     if (rank == 0) {
       request.manifest.world_size = communicator.size();
       request.manifest.run = run->id();

@@ -11,7 +11,7 @@
 
 #include "zeropage/checkpoint/steps.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::checkpoint {
 namespace {

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t kMaxHintBytes = 4096;
 
-void read_summary(FileSystem& files, Step& step) {
+void read_summary(FileSystem& files, StepFolder& step) {
   const std::string path = manifest_path(step.path);
   const std::string text = read_text(files, path, kMaxManifestBytes);
   step.claimed = claimed_sequence(text);
@@ -33,8 +33,8 @@ void read_summary(FileSystem& files, Step& step) {
   step.bytes = summary.shard_bytes;
 }
 
-Step describe(FileSystem& files, const std::string& folder, const std::string& name) {
-  Step step;
+StepFolder describe(FileSystem& files, const std::string& folder, const std::string& name) {
+  StepFolder step;
   step.tag = json::escaped(name);
   step.path = fmt::format("{}/{}", folder, name);
   try {
@@ -57,7 +57,7 @@ bool is_step(FileSystem& files, const std::string& path) {
   }
 }
 
-std::string what_to_do(const std::vector<Step>& steps, std::vector<Step>::const_iterator sound) {
+std::string what_to_do(const std::vector<StepFolder>& steps, std::vector<StepFolder>::const_iterator sound) {
   if (sound == steps.end()) return "there is no other to fall back to";
   return fmt::format("the newest sound one is '{}': load it by its tag, or set zeropage.allow_fallback", sound->tag);
 }
@@ -66,8 +66,8 @@ std::string what_to_do(const std::vector<Step>& steps, std::vector<Step>::const_
 
 std::string manifest_path(const std::string& step_path) { return fmt::format("{}/{}", step_path, kManifestName); }
 
-std::vector<Step> list_steps(FileSystem& files, const std::string& folder) {
-  std::vector<Step> steps;
+std::vector<StepFolder> list_steps(FileSystem& files, const std::string& folder) {
+  std::vector<StepFolder> steps;
   for (const auto& name : files.list(folder)) {
     if (name.starts_with('.') || !is_step(files, fmt::format("{}/{}", folder, name))) continue;
     steps.push_back(describe(files, folder, name));

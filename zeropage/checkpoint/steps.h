@@ -11,7 +11,7 @@
 
 namespace zeropage::checkpoint {
 
-struct Step {
+struct StepFolder {
   std::string tag;  ///< printable, also where the name of the directory is not
   std::string path;
   std::string run;             ///< which training saved it; empty: an older release did, or there is a problem
@@ -28,7 +28,7 @@ struct Step {
 
 /// All directories of `folder` that have a manifest or shards, newest first, those with a problem at the end. Reads of each manifest
 /// its summary (manifest_summary.h), and nothing of the shards. Errors: IoError.
-std::vector<Step> list_steps(FileSystem& files, const std::string& folder);
+std::vector<StepFolder> list_steps(FileSystem& files, const std::string& folder);
 
 /// Finds the step to load. With a tag: that one. Without: the one with the highest sequence among those saved as latest; nullopt when
 /// the folder has no step. Errors: CheckpointError for a tag that is not there (with those that are), and, without a tag, when a newer

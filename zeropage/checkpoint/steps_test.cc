@@ -8,7 +8,7 @@
 
 #include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::checkpoint {
 namespace {

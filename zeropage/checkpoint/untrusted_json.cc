@@ -57,7 +57,7 @@ const json& ObjectReader::array(const char* key) const {
 }
 
 std::string ObjectReader::text(const char* key) const {
-  if (!at(key).is_string()) refuse(key, "a text");
+  if (!at(key).is_string()) refuse(key, "a string");
   return at(key).get<std::string>();
 }
 

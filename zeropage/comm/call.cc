@@ -27,8 +27,8 @@ std::uint64_t hash_text(std::string_view text) {  // FNV-1a
 
 /// What a script has most often done when its ranks come to two calls at once.
 const char* usual_cause(const Call& a, const Call& b) {
-  const auto is_one_of = [&](auto... texts) {
-    return ((std::string_view(a.tag_text) == texts || std::string_view(b.tag_text) == texts) || ...);
+  const auto is_one_of = [&](auto... strings) {
+    return ((std::string_view(a.tag_text) == strings || std::string_view(b.tag_text) == strings) || ...);
   };
   if (is_one_of("saving a checkpoint", "checkpoint records", "lengths of checkpoint records")) {
     return "Usual cause: save_checkpoint or load_checkpoint is called by some ranks only; call it on every rank";

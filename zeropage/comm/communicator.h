@@ -44,7 +44,7 @@ using WorkPtr = std::unique_ptr<Work>;
 /// Told what a reduction has put into host memory, in ascending pieces: elements [begin, begin + numel) of this rank's part of the sum
 /// have their final values. That is while they are in the cache, unless a backend formed the sum behind one call: then when it has.
 /// Called by whoever polls or waits or by the transport's thread, before the work is complete; must not throw.
-using Written = std::function<void(std::int64_t begin, std::int64_t numel)>;
+using OnReduced = std::function<void(std::int64_t begin, std::int64_t numel)>;
 
 /// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
 /// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
@@ -92,12 +92,12 @@ class Communicator {
   /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be empty, is
   /// told of every element once where the sum is formed in host memory, and of none where it is not.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
-                                 DType out_dtype, bool accumulate, Tag tag, Written written) = 0;
+                                 DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) = 0;
 
   /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `written` is given by all ranks or
   /// by none, and then numel is a multiple of size: where the sum is formed in host memory it is told of every element of this rank's
   /// part [rank * numel / size, (rank + 1) * numel / size) once, counted from the part's begin, and of none where it is not.
-  virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) = 0;
+  virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) = 0;
 
   /// Copies `data` [bytes] of `root` to every rank.
   virtual WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) = 0;
@@ -140,7 +140,7 @@ class Communicator {
 /// the message, "the gradients' way to the host".
 void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what);
 
-/// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For verdicts and comparisons, not
+/// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For global checks and comparisons, not
 /// for pages. Blocks. Errors: as Work::wait.
 std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
 

@@ -52,7 +52,7 @@ LinkFigures measure_links(Communicator& communicator, std::int64_t page_bytes, d
   const auto reduce = [&] {
     communicator
         .reduce_scatter(whole->data(), shard->data(), shard_bytes / 2, DType::kBFloat16, DType::kFloat32, false,
-                        {"measured reduction"}, /*written=*/{})
+                        {"measured reduction"}, /*on_reduced=*/{})
         ->wait();
   };
   const auto hop = [&] { communicator.all_gather(shard->data(), whole->data(), kFewBytes, {"measured hop"})->wait(); };

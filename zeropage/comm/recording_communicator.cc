@@ -54,14 +54,15 @@ class RecordingCommunicator final : public WrappedCommunicator {
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
-                         bool accumulate, Tag tag, Written written) override {
+                         bool accumulate, Tag tag, OnReduced on_reduced) override {
     return start(SpanKind::kReduce, "reduce_scatter", tag, shard_numel * size() * element_bytes(in_dtype), [&] {
-      return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag, std::move(written));
+      return inner_->reduce_scatter(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag,
+                                    std::move(on_reduced));
     });
   }
-  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, Written written) override {
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
     return start(SpanKind::kReduce, "all_reduce", tag, numel * element_bytes(dtype),
-                 [&] { return inner_->all_reduce(data, numel, dtype, tag, std::move(written)); });
+                 [&] { return inner_->all_reduce(data, numel, dtype, tag, std::move(on_reduced)); });
   }
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
     return start(SpanKind::kExchange, "broadcast", tag, bytes,

@@ -6,8 +6,8 @@
 #include <mutex>
 #include <vector>
 
-#include "zeropage/comm/communicator_conformance.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/communicator_conformance.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::comm {
 namespace {

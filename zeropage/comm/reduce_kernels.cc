@@ -108,14 +108,14 @@ struct Kernels {
 
 template <typename Accumulator>
 void reduce_blocks(const Kernels<Accumulator>& kernels, std::span<const std::byte* const> inputs, std::int64_t in_bytes,
-                   std::byte* out, std::int64_t out_bytes, std::int64_t numel, const Written& written) {
+                   std::byte* out, std::int64_t out_bytes, std::int64_t numel, const OnReduced& on_reduced) {
   alignas(64) Accumulator sum[kBlockNumel];
   for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
     const std::int64_t count = std::min(kBlockNumel, numel - begin);
     kernels.load(sum, inputs[0] + begin * in_bytes, count);
     for (const std::byte* input : inputs.subspan(1)) kernels.add(sum, input + begin * in_bytes, count);
     kernels.store(out + begin * out_bytes, sum, count);
-    if (written) written(begin, count);
+    if (on_reduced) on_reduced(begin, count);
   }
 }
 
@@ -144,15 +144,15 @@ void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const cha
 }
 
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const Written& written) {
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced) {
   check_reducible(in_dtype, out_dtype, accumulate, "reduce_ranks");
   const std::int64_t in_bytes = element_bytes(in_dtype);
   const std::int64_t out_bytes = element_bytes(out_dtype);
   if (in_dtype == DType::kFloat64) {
-    reduce_blocks(choose_fp64_kernels(out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel, written);
+    reduce_blocks(choose_fp64_kernels(out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel, on_reduced);
   } else {
     reduce_blocks(choose_fp32_kernels(in_dtype, out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel,
-                  written);
+                  on_reduced);
   }
 }
 

@@ -17,10 +17,10 @@ namespace zeropage::comm {
 /// inputs: at least one, each [numel, in_dtype], any alignment. out: [numel, out_dtype], out_dtype is in_dtype or fp32;
 /// fp32 when accumulating. `out` may be one of the inputs when the dtypes are equal, and must not overlap them else.
 /// Cost: reads each input once and writes out once (accumulators stay in the L1 cache). After each block of `out`, which is in that
-/// cache then, `written(begin, numel)` is called, unless it is empty.
+/// cache then, `on_reduced(begin, numel)` is called, unless it is empty.
 /// Errors: UsageError for combinations of dtypes that are not listed here.
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const Written& written);
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced);
 
 /// Throws UsageError, naming `what`, unless reduce_ranks supports this combination.
 void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what);

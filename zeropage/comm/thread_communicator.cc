@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
-#include "zeropage/comm/region_communicator.h"
+#include "zeropage/comm/shm/region_communicator.h"
 
 namespace zeropage::comm {
 namespace {

@@ -8,8 +8,8 @@
 #include <numeric>
 
 #include "zeropage/base/blocking.h"
-#include "zeropage/comm/communicator_conformance.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/communicator_conformance.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::comm {
 namespace {

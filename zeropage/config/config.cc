@@ -61,7 +61,7 @@ DataTypes read_data_types(const Settings& settings) {
                 settings.flag("torch_autocast.enabled") ||
                 settings.optional<std::string>("data_types.param_dtype").has_value();
   types.buffers = dtype_of(settings.optional<std::string>("data_types.buffer_dtype"));
-  types.in_fp32 = settings.texts("data_types.keep_in_fp32_modules");
+  types.in_fp32 = settings.strings("data_types.keep_in_fp32_modules");
   types.declared_in_fp32 = types.in_fp32 == std::vector<std::string>{"auto"};
   if (types.declared_in_fp32) types.in_fp32.clear();
   return types;
@@ -95,7 +95,7 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
   gradients.clipping = settings.real("gradient_clipping");
   gradients.prescale = settings.flag("prescale_gradients");
   gradients.predivide_factor = settings.real("gradient_predivide_factor");
-  gradients.sum_instead_of_mean = settings.text("gradient_allreduce_op") == "sum";
+  gradients.sum_instead_of_mean = settings.string("gradient_allreduce_op") == "sum";
   gradients.accumulation_dtype = dtype_of(settings.optional<std::string>("data_types.grad_accum_dtype"));
   gradients.communication_dtype = dtype_of(settings.optional<std::string>("communication_data_type"));
   gradients.check_overflow = precision != Precision::kBf16 || settings.flag("bf16.check_grad_overflow");
@@ -105,7 +105,7 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
 /// The device of `section`, which `deprecated` (a flag of zero_optimization) may ask for, too.
 OffloadDevice read_device(const Settings& settings, const std::string& section, const std::string& deprecated) {
   const std::string path = "zero_optimization." + section + ".device";
-  const std::string& device = settings.text(path);
+  const std::string& device = settings.string(path);
   const std::string old = "zero_optimization." + deprecated;
   if (!settings.flag(old)) {
     return device == "cpu" ? OffloadDevice::kCpu : device == "nvme" ? OffloadDevice::kNvme : OffloadDevice::kNone;
@@ -119,7 +119,7 @@ OffloadDevice read_device(const Settings& settings, const std::string& section, 
 Offload read_offload(const Settings& settings, int stage) {
   const auto key = [](const std::string& name) { return "zero_optimization." + name; };
   const auto folders = [&](const std::string& section, OffloadDevice device) {
-    auto names = settings.texts(key(section + ".nvme_path"));
+    auto names = settings.strings(key(section + ".nvme_path"));
     if (device == OffloadDevice::kNvme && names.empty()) {
       settings.fail(key(section + ".nvme_path"),
                     "expected a folder on the drive, as the device is \"nvme\", got none; name one, or a list of "
@@ -219,14 +219,14 @@ Optimizer read_optimizer(const Settings& settings) {
   if (!type) return optimizer;
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
   const auto known = kKinds.find(*type);
-  optimizer.kind = known == kKinds.end() ? OptimizerKind::kTorch : known->second;
+  optimizer.kind = known == kKinds.end() ? OptimizerKind::kClient : known->second;
   optimizer.params.lr = settings.real(key("lr"));
-  if (optimizer.kind == OptimizerKind::kTorch) return optimizer;
+  if (optimizer.kind == OptimizerKind::kClient) return optimizer;
   optimizer.params.weight_decay = settings.real(key("weight_decay"));
   const bool adam = optimizer.kind == OptimizerKind::kAdam || optimizer.kind == OptimizerKind::kAdamW;
   if (adam || optimizer.kind == OptimizerKind::kLion || optimizer.kind == OptimizerKind::kLamb) {
-    optimizer.params.beta1 = settings.reals(key("betas"))[0];
-    optimizer.params.beta2 = settings.reals(key("betas"))[1];
+    optimizer.params.beta1 = settings.floats(key("betas"))[0];
+    optimizer.params.beta2 = settings.floats(key("betas"))[1];
   }
   if (adam) read_adam(settings, optimizer);
   if (optimizer.kind == OptimizerKind::kLamb) read_lamb(settings, optimizer);
@@ -249,7 +249,7 @@ StateDtype read_state_dtype(const Settings& settings, Precision precision, const
         fmt::format("expected \"bf16\", which bf16.bf16_optimizer_states says, or no such key, got \"{}\"", name));
   }
   if (name == "fp32") return StateDtype::kFloat32;
-  if (optimizer.kind == OptimizerKind::kTorch) {
+  if (optimizer.kind == OptimizerKind::kClient) {
     settings.fail(
         in_bf16 ? "bf16.bf16_optimizer_states" : "zeropage.optimizer_state_dtype",
         "expected an optimizer whose state Zeropage keeps (Adam, AdamW, Lion, Lamb, Adagrad, SGD), got one that "
@@ -265,7 +265,7 @@ StateDtype read_state_dtype(const Settings& settings, Precision precision, const
 void read_warmup(const Settings& settings, Schedule& schedule) {
   const auto key = [](const char* name) { return std::string("scheduler.params.") + name; };
   schedule.warmup_num_steps = settings.integer(key("warmup_num_steps"));
-  schedule.warmup_linear = settings.text(key("warmup_type")) == "linear";
+  schedule.warmup_linear = settings.string(key("warmup_type")) == "linear";
   if (schedule.kind == ScheduleKind::kWarmupCosine) {
     schedule.warmup_min_ratio = settings.real(key("warmup_min_ratio"));
     schedule.cos_min_ratio = settings.real(key("cos_min_ratio"));
@@ -321,7 +321,7 @@ Own read_own(const Settings& settings) {
   Own own;
   own.page_numel = settings.integer("zeropage.page_numel");
   own.timeout_ms = settings.integer("zeropage.timeout_ms");
-  const std::string& communicator = settings.text("zeropage.communicator");
+  const std::string& communicator = settings.string("zeropage.communicator");
   own.communicator = communicator == "c10d"            ? CommunicatorKind::kC10d
                      : communicator == "shared_memory" ? CommunicatorKind::kSharedMemory
                      : communicator == "mpi"           ? CommunicatorKind::kMpi
@@ -334,7 +334,7 @@ Own read_own(const Settings& settings) {
   own.keep_last = settings.integer("zeropage.keep_last");
   own.replica_check_steps = static_cast<int>(settings.integer("zeropage.replica_check_steps"));
   own.allow_fallback = settings.flag("zeropage.allow_fallback");
-  own.preemption_folder = settings.text("zeropage.preemption_folder");
+  own.preemption_folder = settings.string("zeropage.preemption_folder");
   own.preemption_grace_s = settings.real("zeropage.preemption_grace_s");
   return own;
 }
@@ -356,7 +356,7 @@ CommsLog read_comms_log(const Settings& settings) {
   if (settings.flag("comms_logger.prof_all")) return log;
   static const std::set<std::string> kOperations = {"all_gather", "reduce_scatter", "all_reduce", "broadcast",
                                                     "barrier",    "exchange",       "copy"};
-  log.operations = settings.texts("comms_logger.prof_ops");
+  log.operations = settings.strings("comms_logger.prof_ops");
   for (const auto& name : log.operations) {
     if (!kOperations.contains(name)) {
       settings.fail("comms_logger.prof_ops",
@@ -409,7 +409,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.dump_state = settings.flag("dump_state");
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
-  config.own = read_own(settings);
+  config.zeropage = read_own(settings);
   config.observation = read_observation(settings);
   config.python_keys = read_python_keys(settings);
   config.effective_json = effective_json(settings);

@@ -94,8 +94,8 @@ struct Zero {
   bool operator==(const Zero&) const = default;
 };
 
-/// kTorch: one of torch.optim or the program's own, which the Python layer runs on the elements that a rank owns.
-enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb, kTorch };
+/// kClient: one of torch.optim or the program's own, which the Python layer runs on the elements that a rank owns.
+enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb, kClient };
 
 /// Hyperparameters of one parameter group, as torch.optim names them. Each optimizer reads its own.
 struct OptimizerParams {
@@ -140,7 +140,7 @@ constexpr int optimizer_state_count(const Optimizer& optimizer) {
     case OptimizerKind::kLion:
     case OptimizerKind::kAdagrad: return 1;
     case OptimizerKind::kSgd: return optimizer.params.momentum == 0.0 ? 0 : 1;
-    case OptimizerKind::kTorch: return 0;  // it keeps its own
+    case OptimizerKind::kClient: return 0;  // it keeps its own
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
     case OptimizerKind::kLamb:
@@ -155,7 +155,7 @@ constexpr std::array<const char*, kMaxOptimizerStates> optimizer_state_names(Opt
     case OptimizerKind::kLion: return {"exp_avg", nullptr};
     case OptimizerKind::kAdagrad: return {"sum", nullptr};
     case OptimizerKind::kSgd: return {"momentum_buffer", nullptr};
-    case OptimizerKind::kTorch: return {nullptr, nullptr};
+    case OptimizerKind::kClient: return {nullptr, nullptr};
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
     case OptimizerKind::kLamb:
@@ -220,7 +220,7 @@ struct Own {
   bool observe_functions = true;  ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
   std::optional<std::int64_t>
-      speculation_bytes;  ///< of the undo log of updates before their verdict; 0: there are none
+      speculation_bytes;  ///< of the undo log of updates before their global check; 0: there are none
   bool async_save = false;
   std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
   bool allow_fallback = false;
@@ -273,7 +273,7 @@ struct Config {
   bool dump_state = false;
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;
-  Own own;
+  Own zeropage;
   Observation observation;
   std::vector<std::string>
       automatic;  ///< keys that are "auto" and wait for with_planned; sizes of the batch follow from

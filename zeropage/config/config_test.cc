@@ -57,7 +57,7 @@ TEST(Config, defaults_of_tables_and_structs_agree) {
   EXPECT_EQ(read.dump_state, built.dump_state);
   EXPECT_EQ(read.dataloader_drop_last, built.dataloader_drop_last);
   EXPECT_EQ(read.allow_untested_optimizer, built.allow_untested_optimizer);
-  EXPECT_EQ(read.own, built.own);
+  EXPECT_EQ(read.zeropage, built.zeropage);
   EXPECT_EQ(config_with(R"("optimizer": {"type": "AdamW"})").optimizer.params, OptimizerParams{});
 }
 
@@ -220,7 +220,7 @@ TEST(Config, other_keys) {
       "deterministic_reduction": false, "observe_functions": false, "max_consecutive_skips": 3})");
   EXPECT_EQ(config.steps_per_print, 10);
   EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
-  EXPECT_EQ(config.own,
+  EXPECT_EQ(config.zeropage,
             (Own{1, 2, CommunicatorKind::kC10d, false, false, 3, std::nullopt, false, 0, false, 1000, "", 25.0}));
 }
 

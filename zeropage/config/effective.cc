@@ -34,7 +34,7 @@ OrderedJson& place(OrderedJson& root, std::string_view path) {
 
 /// Keys without effect are listed where the document sets them, so that their lines say so.
 bool is_listed(const Setting& setting) {
-  return setting.key->status == Status::kInForce ||
+  return setting.key->status == Status::kSupported ||
          (setting.key->status == Status::kAccepted && setting.source == Source::kDocument);
 }
 
@@ -53,7 +53,7 @@ std::string source_text(const Setting& setting) {
 std::string effective_json(const Settings& settings) {
   OrderedJson root = OrderedJson::object();
   for (const Setting& setting : settings.all()) {
-    if (setting.key->status == Status::kInForce) place(root, setting.path) = to_json(setting.value);
+    if (setting.key->status == Status::kSupported) place(root, setting.path) = to_json(setting.value);
   }
   return root.dump(2);
 }

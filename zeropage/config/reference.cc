@@ -38,7 +38,7 @@ std::string cell(std::string text) {
 
 std::string status_text(Status status) {
   switch (status) {
-    case Status::kInForce: return "in force";
+    case Status::kSupported: return "in force";
     case Status::kAccepted: return "accepted";
     case Status::kNotBuilt: return "not available";
   }

@@ -35,7 +35,7 @@ std::vector<Section> all_tables() {
 
 std::string type_name(Type type) {
   static constexpr std::array<const char*, 7> kNames = {"bool",    "integer", "number", "text",
-                                                        "numbers", "texts",   "section"};
+                                                        "numbers", "strings", "section"};
   return kNames.at(static_cast<std::size_t>(type));
 }
 
@@ -127,11 +127,12 @@ std::string Key::range() const {
 }
 
 std::string Key::expected() const {
-  static constexpr std::array<const char*, 7> kNouns = {
-      "true or false", "an integer", "a number", "a text", "a list of numbers", "a list of texts", "a section {...}"};
+  static constexpr std::array<const char*, 7> kNouns = {"true or false",  "an integer",        "a number",
+                                                        "a string",       "a list of numbers", "a list of strings",
+                                                        "a section {...}"};
   const std::string limits = range();
   if (!choices.empty()) return limits.find(',') == std::string::npos ? limits : "one of " + limits;
-  if (one_text) return "a text or a list of texts";
+  if (one_text) return "a string or a list of strings";
   const std::string noun =
       length == 0 ? kNouns.at(static_cast<std::size_t>(type)) : fmt::format("a list of {} numbers", length);
   return limits.empty() ? noun : noun + " " + limits;
@@ -149,17 +150,17 @@ Key real(std::string name, Value default_value, Status status, std::string doc) 
   return make_key(std::move(name), Type::kReal, std::move(default_value), status, std::move(doc));
 }
 
-Key text(std::string name, Value default_value, Status status, std::string doc) {
+Key string(std::string name, Value default_value, Status status, std::string doc) {
   return make_key(std::move(name), Type::kText, std::move(default_value), status, std::move(doc));
 }
 
-Key reals(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc) {
+Key floats(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc) {
   Key key = make_key(std::move(name), Type::kReals, std::move(default_value), status, std::move(doc));
   key.length = length;
   return key;
 }
 
-Key texts(std::string name, std::vector<std::string> default_value, Status status, std::string doc) {
+Key strings(std::string name, std::vector<std::string> default_value, Status status, std::string doc) {
   return make_key(std::move(name), Type::kTexts, std::move(default_value), status, std::move(doc));
 }
 

@@ -23,13 +23,13 @@ std::string to_text(const Value& value);
 
 enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSection };
 
-/// "bool", "integer", "number", "text", "numbers", "texts", "section".
+/// "bool", "integer", "number", "text", "numbers", "strings", "section".
 std::string type_name(Type type);
 
 enum class Status {
-  kInForce,   ///< does what it says
-  kAccepted,  ///< checked, then without effect, for the reason its documentation gives
-  kNotBuilt,  ///< known; any value but the default is an error
+  kSupported,  ///< does what it says
+  kAccepted,   ///< checked, then without effect, for the reason its documentation gives
+  kNotBuilt,   ///< known; any value but the default is an error
 };
 
 /// One allowed text; matched without regard to case. `also` are other spellings of the same.
@@ -43,7 +43,7 @@ struct Key {
   std::string name;
   Type type = Type::kBool;
   Value default_value;
-  Status status = Status::kInForce;
+  Status status = Status::kSupported;
   std::string doc;
   std::vector<std::string> aliases = {};
   std::vector<Choice> choices = {};
@@ -85,9 +85,9 @@ struct Key {
 Key flag(std::string name, bool default_value, Status status, std::string doc);
 Key integer(std::string name, Value default_value, Status status, std::string doc);
 Key real(std::string name, Value default_value, Status status, std::string doc);
-Key text(std::string name, Value default_value, Status status, std::string doc);
-Key reals(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc);
-Key texts(std::string name, std::vector<std::string> default_value, Status status, std::string doc);
+Key string(std::string name, Value default_value, Status status, std::string doc);
+Key floats(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc);
+Key strings(std::string name, std::vector<std::string> default_value, Status status, std::string doc);
 
 /// A section whose inside is not checked: it may be empty or carry `"enabled": false`; anything else is not built.
 Key switched_section(std::string name, std::string doc);

@@ -34,11 +34,11 @@ class Settings {
   bool flag(const std::string& path) const { return std::get<bool>(at(path).value); }
   std::int64_t integer(const std::string& path) const { return std::get<std::int64_t>(at(path).value); }
   double real(const std::string& path) const { return std::get<double>(at(path).value); }
-  const std::string& text(const std::string& path) const { return std::get<std::string>(at(path).value); }
-  const std::vector<double>& reals(const std::string& path) const {
+  const std::string& string(const std::string& path) const { return std::get<std::string>(at(path).value); }
+  const std::vector<double>& floats(const std::string& path) const {
     return std::get<std::vector<double>>(at(path).value);
   }
-  const std::vector<std::string>& texts(const std::string& path) const {
+  const std::vector<std::string>& strings(const std::string& path) const {
     return std::get<std::vector<std::string>>(at(path).value);
   }
 

@@ -13,7 +13,7 @@ Section elasticity() {
   section.keys = {
       flag("enabled", false, kNotBuilt, "Turns the section on."),
       integer("max_train_batch_size", 2000, kNotBuilt, "Largest batch.").at_least(1),
-      reals("micro_batch_sizes", {2, 4, 6}, 0, kNotBuilt, "Micro batch sizes to choose from.").at_least(1),
+      floats("micro_batch_sizes", {2, 4, 6}, 0, kNotBuilt, "Micro batch sizes to choose from.").at_least(1),
       integer("min_gpus", 1, kNotBuilt, "Smallest world size.").at_least(1),
       integer("max_gpus", 10'000, kNotBuilt, "Largest world size.").at_least(1),
       integer("min_time", 0, kNotBuilt, "Minutes between two changes.").at_least(0),
@@ -32,18 +32,18 @@ Section autotuning() {
   section.keys = {
       flag("enabled", false, kNotBuilt, "Turns the section on."),
       flag("fast", true, kNotBuilt, "Tune the micro batch size only."),
-      text("results_dir", "autotuning_results", kNotBuilt, "Folder of the results."),
-      text("exps_dir", "autotuning_exps", kNotBuilt, "Folder of the trials."),
+      string("results_dir", "autotuning_results", kNotBuilt, "Folder of the results."),
+      string("exps_dir", "autotuning_exps", kNotBuilt, "Folder of the trials."),
       flag("overwrite", true, kNotBuilt, "Replace old results."),
       integer("start_profile_step", 3, kNotBuilt, "First timed step.").at_least(0),
       integer("end_profile_step", 5, kNotBuilt, "Last timed step.").at_least(0),
-      text("metric", "throughput", kNotBuilt, "What is made best.").one_of({{"throughput"}, {"latency"}, {"flops"}}),
-      text("metric_path", {}, kNotBuilt, "File with the program's own figure."),
-      text("tuner_type", "gridsearch", kNotBuilt, "How trials are chosen.")
+      string("metric", "throughput", kNotBuilt, "What is made best.").one_of({{"throughput"}, {"latency"}, {"flops"}}),
+      string("metric_path", {}, kNotBuilt, "File with the program's own figure."),
+      string("tuner_type", "gridsearch", kNotBuilt, "How trials are chosen.")
           .one_of({{"gridsearch"}, {"random"}, {"model_based"}}),
       integer("tuner_early_stopping", 5, kNotBuilt, "Trials without progress before the end.").at_least(0),
       integer("tuner_num_trials", 50, kNotBuilt, "Most trials.").at_least(1),
-      text("model_info_path", {}, kNotBuilt, "File with the figures of the model."),
+      string("model_info_path", {}, kNotBuilt, "File with the figures of the model."),
       integer("mp_size", 1, kNotBuilt, "Ranks of one copy of the model.").at_least(1),
       integer("max_train_batch_size", {}, kNotBuilt, "Largest batch.").at_least(1),
       integer("min_train_batch_size", 1, kNotBuilt, "Smallest batch.").at_least(1),
@@ -80,7 +80,7 @@ Section compile() {
   section.keys.push_back(
       integer("free_activation_threshold", 10'485'760, kNotBuilt, "Bytes from which an activation is freed.")
           .at_least(0));
-  section.keys.push_back(texts("passes", {}, kNotBuilt, "Names of the passes."));
+  section.keys.push_back(strings("passes", {}, kNotBuilt, "Names of the passes."));
   section.switch_key = "deepcompile";
   return section;
 }

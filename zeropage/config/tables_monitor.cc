@@ -18,39 +18,40 @@ Section switched(std::string path, Status status, std::string doc, std::vector<K
 
 std::vector<Key> file_writer_keys() {
   return {
-      text("output_path", "", kInForce, "Folder of the job's folder; empty: the working directory."),
-      text("job_name", "DeepSpeedJobName", kInForce, "The job's folder, which holds the files."),
+      string("output_path", "", kSupported, "Folder of the job's folder; empty: the working directory."),
+      string("job_name", "DeepSpeedJobName", kSupported, "The job's folder, which holds the files."),
   };
 }
 
 Section flops_profiler() {
   return switched(
-      "flops_profiler", kInForce,
+      "flops_profiler", kSupported,
       "Operations of one step by module, and their share of the device's peak, by rank 0 (docs/monitoring.md).",
       {
           real("recompute_fwd_factor", 0.0, kAccepted,
                "What is computed again is counted where it runs, and needs no estimate.")
               .at_least(0),
-          integer("profile_step", 1, kInForce, "The step that is counted, from 1; it is slow.").at_least(1),
-          integer("module_depth", -1, kInForce, "Modules below this depth are not listed; -1: all are.").at_least(-1),
-          integer("top_modules", 1, kInForce, "Modules listed per depth when not detailed.").at_least(0),
-          flag("detailed", true, kInForce, "List every module."),
-          text("output_file", {}, kInForce, "File for the figures; null: stderr."),
+          integer("profile_step", 1, kSupported, "The step that is counted, from 1; it is slow.").at_least(1),
+          integer("module_depth", -1, kSupported, "Modules below this depth are not listed; -1: all are.").at_least(-1),
+          integer("top_modules", 1, kSupported, "Modules listed per depth when not detailed.").at_least(0),
+          flag("detailed", true, kSupported, "List every module."),
+          string("output_file", {}, kSupported, "File for the figures; null: stderr."),
       });
 }
 
 Section comet() {
-  return switched("comet", kNotBuilt, "Metrics to Comet.",
-                  {
-                      integer("samples_log_interval", 100, kNotBuilt, "Samples between two reports.").at_least(1),
-                      text("project", {}, kNotBuilt, "Project."),
-                      text("workspace", {}, kNotBuilt, "Workspace."),
-                      text("api_key", {}, kNotBuilt, "Key of the account."),
-                      text("experiment_name", {}, kNotBuilt, "Name."),
-                      text("experiment_key", {}, kNotBuilt, "Key of an experiment to continue."),
-                      flag("online", true, kNotBuilt, "Send at once."),
-                      text("mode", {}, kNotBuilt, "New or continued.").one_of({{"get"}, {"create"}, {"get_or_create"}}),
-                  });
+  return switched(
+      "comet", kNotBuilt, "Metrics to Comet.",
+      {
+          integer("samples_log_interval", 100, kNotBuilt, "Samples between two reports.").at_least(1),
+          string("project", {}, kNotBuilt, "Project."),
+          string("workspace", {}, kNotBuilt, "Workspace."),
+          string("api_key", {}, kNotBuilt, "Key of the account."),
+          string("experiment_name", {}, kNotBuilt, "Name."),
+          string("experiment_key", {}, kNotBuilt, "Key of an experiment to continue."),
+          flag("online", true, kNotBuilt, "Send at once."),
+          string("mode", {}, kNotBuilt, "New or continued.").one_of({{"get"}, {"create"}, {"get_or_create"}}),
+      });
 }
 
 }  // namespace
@@ -63,29 +64,30 @@ std::vector<Section> monitor_tables() {
       flag("synchronized", true, kAccepted, "The figure is taken where the step waits for the device anyway."),
   };
   Section comms =
-      switched("comms_logger", kInForce,
+      switched("comms_logger", kSupported,
                "Table of rank 0's collectives by operation and size when the engine ends (docs/monitoring.md).",
                {
-                   flag("verbose", false, kInForce, "Print a line for every operation, too."),
-                   flag("prof_all", true, kInForce, "All operations."),
-                   texts("prof_ops", {}, kInForce,
-                         "Without prof_all these: all_gather, reduce_scatter, all_reduce, broadcast, "
-                         "barrier, exchange, copy."),
-                   flag("debug", false, kInForce, "With verbose: name the page and its parameters."),
+                   flag("verbose", false, kSupported, "Print a line for every operation, too."),
+                   flag("prof_all", true, kSupported, "All operations."),
+                   strings("prof_ops", {}, kSupported,
+                           "Without prof_all these: all_gather, reduce_scatter, all_reduce, broadcast, "
+                           "barrier, exchange, copy."),
+                   flag("debug", false, kSupported, "With verbose: name the page and its parameters."),
                });
   return {
       std::move(timers),
       std::move(throughput),
       std::move(comms),
       flops_profiler(),
-      switched("tensorboard", kInForce, "Metrics to TensorBoard, by rank 0 (docs/monitoring.md).", file_writer_keys()),
-      switched("wandb", kInForce, "Metrics to Weights & Biases, by rank 0. WANDB_MODE=offline needs no network.",
+      switched("tensorboard", kSupported, "Metrics to TensorBoard, by rank 0 (docs/monitoring.md).",
+               file_writer_keys()),
+      switched("wandb", kSupported, "Metrics to Weights & Biases, by rank 0. WANDB_MODE=offline needs no network.",
                {
-                   text("group", {}, kInForce, "Group of the run."),
-                   text("team", {}, kInForce, "Team, or user, that the run belongs to."),
-                   text("project", "deepspeed", kInForce, "Project of the run."),
+                   string("group", {}, kSupported, "Group of the run."),
+                   string("team", {}, kSupported, "Team, or user, that the run belongs to."),
+                   string("project", "deepspeed", kSupported, "Project of the run."),
                }),
-      switched("csv_monitor", kInForce, "Metrics to CSV files, one per metric, by rank 0.", file_writer_keys()),
+      switched("csv_monitor", kSupported, "Metrics to CSV files, one per metric, by rank 0.", file_writer_keys()),
       comet(),
   };
 }

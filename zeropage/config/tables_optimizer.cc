@@ -27,20 +27,21 @@ Section params_of(std::vector<std::string> types, std::string doc, std::vector<K
   return section;
 }
 
-Key weight_decay_key(const char* doc) { return real("weight_decay", 0.0, kInForce, doc).at_least(0); }
-Key lr_key(double lr) { return real("lr", lr, kInForce, "Learning rate.").at_least(0); }
+Key weight_decay_key(const char* doc) { return real("weight_decay", 0.0, kSupported, doc).at_least(0); }
+Key lr_key(double lr) { return real("lr", lr, kSupported, "Learning rate.").at_least(0); }
 Key betas_key(double beta1, double beta2, const char* doc) {
-  return reals("betas", {beta1, beta2}, 2, kInForce, doc).from_up_to(0, 1);
+  return floats("betas", {beta1, beta2}, 2, kSupported, doc).from_up_to(0, 1);
 }
 
 std::vector<Key> adam_keys() {
   return {
       lr_key(1e-3),
       betas_key(0.9, 0.999, "Decay of the first and the second moment."),
-      real("eps", 1e-8, kInForce, "Added to the root of the second moment.").at_least(0),
+      real("eps", 1e-8, kSupported, "Added to the root of the second moment.").at_least(0),
       weight_decay_key("Weight decay."),
-      flag("bias_correction", true, kInForce, "Divide the moments by 1 - beta^step."),
-      flag("adam_w_mode", true, kInForce, "Adam only: true: decoupled decay (AdamW); false: L2 added to the gradient."),
+      flag("bias_correction", true, kSupported, "Divide the moments by 1 - beta^step."),
+      flag("adam_w_mode", true, kSupported,
+           "Adam only: true: decoupled decay (AdamW); false: L2 added to the gradient."),
       flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
       flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
       flag("fp32_optimizer_states", true, kNotBuilt, "Moments in fp32."),
@@ -50,10 +51,10 @@ std::vector<Key> adam_keys() {
 std::vector<Key> adagrad_keys() {
   return {
       lr_key(1e-2),
-      real("lr_decay", 0.0, kInForce, "The rate of a step is lr / (1 + steps before * lr_decay).").at_least(0),
+      real("lr_decay", 0.0, kSupported, "The rate of a step is lr / (1 + steps before * lr_decay).").at_least(0),
       weight_decay_key("L2 added to the gradient."),
-      real("initial_accumulator_value", 0.0, kInForce, "What the sum of squares starts with.").at_least(0),
-      real("eps", 1e-10, kInForce, "Added to the root of the sum of squares.").at_least(0),
+      real("initial_accumulator_value", 0.0, kSupported, "What the sum of squares starts with.").at_least(0),
+      real("eps", 1e-10, kSupported, "Added to the root of the sum of squares.").at_least(0),
       flag("amsgrad", false, kNotBuilt, "Not a part of Adagrad."),
       flag("maximize", false, kNotBuilt, "Go up instead of down."),
   };
@@ -63,12 +64,12 @@ std::vector<Key> lamb_keys() {
   return {
       lr_key(1e-3),
       betas_key(0.9, 0.999, "Decay of the first and the second moment."),
-      real("eps", 1e-8, kInForce, "Added to the root of the second moment.").at_least(0),
-      flag("eps_inside_sqrt", false, kInForce, "Add eps to the second moment instead of its root."),
+      real("eps", 1e-8, kSupported, "Added to the root of the second moment.").at_least(0),
+      flag("eps_inside_sqrt", false, kSupported, "Add eps to the second moment instead of its root."),
       weight_decay_key("Weight decay, a part of the direction whose norm is taken."),
-      flag("bias_correction", true, kInForce, "Divide the moments by 1 - beta^step."),
-      real("max_coeff", 10.0, kInForce, "Largest ratio of a parameter's norm to its direction's.").positive(),
-      real("min_coeff", 0.01, kInForce, "Smallest such ratio.").at_least(0),
+      flag("bias_correction", true, kSupported, "Divide the moments by 1 - beta^step."),
+      real("max_coeff", 10.0, kSupported, "Largest ratio of a parameter's norm to its direction's.").positive(),
+      real("min_coeff", 0.01, kSupported, "Smallest such ratio.").at_least(0),
       flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
   };
 }
@@ -76,19 +77,19 @@ std::vector<Key> lamb_keys() {
 std::vector<Key> sgd_keys() {
   return {
       lr_key(1e-3),
-      real("momentum", 0.0, kInForce, "What the momentum keeps at each step; 0: no momentum, and no memory for it.")
+      real("momentum", 0.0, kSupported, "What the momentum keeps at each step; 0: no momentum, and no memory for it.")
           .at_least(0),
-      real("dampening", 0.0, kInForce, "The momentum takes 1 - dampening of the gradient.").at_least(0),
+      real("dampening", 0.0, kSupported, "The momentum takes 1 - dampening of the gradient.").at_least(0),
       weight_decay_key("L2 added to the gradient."),
-      flag("nesterov", false, kInForce, "Nesterov's momentum."),
+      flag("nesterov", false, kSupported, "Nesterov's momentum."),
       flag("maximize", false, kNotBuilt, "Go up instead of down."),
   };
 }
 
-Key maximize_key() { return flag("maximize", false, kInForce, "Go up instead of down."); }
-Key eps_key(double eps) { return real("eps", eps, kInForce, "Added to the denominator.").at_least(0); }
+Key maximize_key() { return flag("maximize", false, kSupported, "Go up instead of down."); }
+Key eps_key(double eps) { return real("eps", eps, kSupported, "Added to the denominator.").at_least(0); }
 Key decoupled_key() {
-  return flag("decoupled_weight_decay", false, kInForce, "Decay the parameter, as AdamW, instead of the gradient.");
+  return flag("decoupled_weight_decay", false, kSupported, "Decay the parameter, as AdamW, instead of the gradient.");
 }
 
 /// Those of torch.optim that Python programs run; names and defaults are torch's.
@@ -97,29 +98,29 @@ std::vector<Section> torch_tables() {
   const auto decay = [] { return weight_decay_key("Weight decay."); };
   return {
       params_of({"RMSprop"}, "Parameters of torch.optim.RMSprop.",
-                {lr_key(1e-2), real("alpha", 0.99, kInForce, "Decay of the mean square.").between(0, 1), eps_key(1e-8),
-                 decay(), real("momentum", 0.0, kInForce, "Momentum.").at_least(0),
-                 flag("centered", false, kInForce, "Divide by the standard deviation."), maximize_key()}),
+                {lr_key(1e-2), real("alpha", 0.99, kSupported, "Decay of the mean square.").between(0, 1),
+                 eps_key(1e-8), decay(), real("momentum", 0.0, kSupported, "Momentum.").at_least(0),
+                 flag("centered", false, kSupported, "Divide by the standard deviation."), maximize_key()}),
       params_of({"Adamax"}, "Parameters of torch.optim.Adamax.",
                 {lr_key(2e-3), moments(), eps_key(1e-8), decay(), maximize_key()}),
       params_of({"Adadelta"}, "Parameters of torch.optim.Adadelta.",
-                {lr_key(1.0), real("rho", 0.9, kInForce, "Decay of the mean squares.").between(0, 1), eps_key(1e-6),
+                {lr_key(1.0), real("rho", 0.9, kSupported, "Decay of the mean squares.").between(0, 1), eps_key(1e-6),
                  decay(), maximize_key()}),
       params_of({"NAdam"}, "Parameters of torch.optim.NAdam.",
                 {lr_key(2e-3), moments(), eps_key(1e-8), decay(),
-                 real("momentum_decay", 4e-3, kInForce, "Decay of the momentum's schedule.").at_least(0),
+                 real("momentum_decay", 4e-3, kSupported, "Decay of the momentum's schedule.").at_least(0),
                  decoupled_key(), maximize_key()}),
       params_of({"RAdam"}, "Parameters of torch.optim.RAdam.",
                 {lr_key(1e-3), moments(), eps_key(1e-8), decay(), decoupled_key(), maximize_key()}),
       params_of({"ASGD"}, "Parameters of torch.optim.ASGD.",
-                {lr_key(1e-2), real("lambd", 1e-4, kInForce, "Decay term.").at_least(0),
-                 real("alpha", 0.75, kInForce, "Power of the rate's decay.").at_least(0),
-                 real("t0", 1e6, kInForce, "Step at which averaging starts.").at_least(0), decay(), maximize_key()}),
+                {lr_key(1e-2), real("lambd", 1e-4, kSupported, "Decay term.").at_least(0),
+                 real("alpha", 0.75, kSupported, "Power of the rate's decay.").at_least(0),
+                 real("t0", 1e6, kSupported, "Step at which averaging starts.").at_least(0), decay(), maximize_key()}),
       params_of(
           {"Rprop"}, "Parameters of torch.optim.Rprop.",
           {lr_key(1e-2),
-           reals("etas", {0.5, 1.2}, 2, kInForce, "Factors by which a step shrinks and grows.").at_least(0),
-           reals("step_sizes", {1e-6, 50}, 2, kInForce, "Smallest and largest step.").at_least(0), maximize_key()}),
+           floats("etas", {0.5, 1.2}, 2, kSupported, "Factors by which a step shrinks and grows.").at_least(0),
+           floats("step_sizes", {1e-6, 50}, 2, kSupported, "Smallest and largest step.").at_least(0), maximize_key()}),
   };
 }
 
@@ -128,7 +129,7 @@ std::vector<Section> torch_tables() {
 std::vector<Section> optimizer_tables() {
   Section optimizer{"optimizer", "The optimizer, when the program passes none."};
   optimizer.keys = {
-      text("type", {}, kInForce, "Name of the optimizer. \"Adam\" means AdamW unless adam_w_mode is false.")
+      string("type", {}, kSupported, "Name of the optimizer. \"Adam\" means AdamW unless adam_w_mode is false.")
           .one_of(optimizer_types()),
       flag("legacy_fusion", false, kNotBuilt, "Fusion of gradients in the 1-bit optimizers."),
   };

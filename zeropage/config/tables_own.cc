@@ -9,59 +9,59 @@ using enum Status;
 std::vector<Section> own_tables() {
   Section own{"zeropage", "Keys of Zeropage's own."};
   own.keys = {
-      integer("page_numel", 0, kInForce, "Elements of one page; 0: chosen from the size of the model.").at_least(0),
-      integer("timeout_ms", 120'000, kInForce, "A rank that waits longer for another one fails, naming it.")
+      integer("page_numel", 0, kSupported, "Elements of one page; 0: chosen from the size of the model.").at_least(0),
+      integer("timeout_ms", 120'000, kSupported, "A rank that waits longer for another one fails, naming it.")
           .between(1, 604'800'000),
-      text("communicator", "auto", kInForce,
-           "How ranks talk; auto: shared memory for CPU ranks on one host, else process groups (C++ programs under "
-           "mpirun: MPI).")
+      string("communicator", "auto", kSupported,
+             "How ranks talk; auto: shared memory for CPU ranks on one host, else process groups (C++ programs under "
+             "mpirun: MPI).")
           .one_of({{"auto"}, {"shared_memory"}, {"c10d"}, {"mpi"}}),
-      flag("deterministic_reduction", true, kInForce,
+      flag("deterministic_reduction", true, kSupported,
            "Sum gradients in rank order on c10d, too, so that results repeat bit for bit."),
-      flag("observe_functions", true, kInForce,
+      flag("observe_functions", true, kSupported,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
-      text("optimizer_state_dtype", {}, kInForce,
-           "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
-           "block of 256 (docs/offload.md).")
+      string("optimizer_state_dtype", {}, kSupported,
+             "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
+             "block of 256 (docs/offload.md).")
           .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
-      integer("speculation_bytes", {}, kInForce,
-              "Undo log per rank with which updates of offloaded optimizer state go on beside the backward "
+      integer("speculation_bytes", {}, kSupported,
+              "Undo log per rank with which updates of offloaded optimizer state go on overlapped with the backward "
               "(docs/offload.md); 0: all wait for the norm. By default a quarter of what all of them would need on a "
               "GPU, 0 on a CPU.")
           .at_least(0),
-      integer("max_consecutive_skips", 0, kInForce,
+      integer("max_consecutive_skips", 0, kSupported,
               "End the run after so many skipped steps in a row; 0: no such limit.")
           .at_least(0),
-      flag("async_save", false, kInForce,
+      flag("async_save", false, kSupported,
            "Checkpoints are written while training goes on, from a copy in host memory, which is kept for the next "
            "one."),
-      integer("keep_last", 0, kInForce,
+      integer("keep_last", 0, kSupported,
               "After a save remove all but so many of this run's newest checkpoints in its folder; 0: keep all.")
           .at_least(0),
-      flag("allow_fallback", false, kInForce,
+      flag("allow_fallback", false, kSupported,
            "Where the newest checkpoint is damaged or missing load the one before it, with a warning; every byte "
            "is read twice."),
       integer(
-          "replica_check_steps", 1000, kInForce,
+          "replica_check_steps", 1000, kSupported,
           "Compare digests of the parameters that ranks hold alike after every so many steps: a rank whose memory lost "
           "a bit, or that alone was written to, is named; 0: never.")
           .between(0, INT32_MAX),
-      text("preemption_folder", "", kInForce,
-           "SIGTERM ends the run after the step under way: a checkpoint goes into this folder, the exit code is 0."),
+      string("preemption_folder", "", kSupported,
+             "SIGTERM ends the run after the step under way: a checkpoint goes into this folder, the exit code is 0."),
       real(
-          "preemption_grace_s", 25.0, kInForce,
+          "preemption_grace_s", 25.0, kSupported,
           "A run that has not ended so long after SIGTERM ends at once with exit code 75; its older checkpoints stand.")
           .positive(),
-      text("metrics_file", {}, kInForce,
-           "Append every step's figures here, a line of JSON each, by rank 0; `zeropage report` draws them."),
+      string("metrics_file", {}, kSupported,
+             "Append every step's figures here, a line of JSON each, by rank 0; `zeropage report` draws them."),
   };
   Section trace{"zeropage.trace", "A timeline of some steps for ui.perfetto.dev (docs/monitoring.md)."};
   trace.keys = {
-      text("file", {}, kInForce,
-           "Path of the traces; rank 3 writes trace.rank3.json for trace.json. The variable ZEROPAGE_TRACE goes "
-           "before."),
-      integer("first_step", 3, kInForce, "First traced step, from 1.").at_least(1),
-      integer("steps", 1, kInForce, "Traced steps.").between(1, 1'000'000),
+      string("file", {}, kSupported,
+             "Path of the traces; rank 3 writes trace.rank3.json for trace.json. The variable ZEROPAGE_TRACE goes "
+             "before."),
+      integer("first_step", 3, kSupported, "First traced step, from 1.").at_least(1),
+      integer("steps", 1, kSupported, "Traced steps.").between(1, 1'000'000),
   };
   return {std::move(own), std::move(trace)};
 }

@@ -9,16 +9,16 @@ using enum Status;
 std::vector<Section> precision_tables() {
   Section fp16{"fp16", "Half precision with a loss scale; not together with bf16."};
   fp16.keys = {
-      flag("enabled", false, kInForce, "Parameters, activations and gradients in fp16, master weights in fp32."),
-      flag("auto_cast", false, kInForce, "Cast floating-point inputs of the forward to fp16."),
-      real("loss_scale", 0.0, kInForce, "A fixed loss scale; 0: dynamic.").at_least(0),
-      integer("initial_scale_power", 16, kInForce, "The dynamic scale starts at 2 to this power.").between(0, 126),
-      integer("loss_scale_window", 1000, kInForce, "Clean steps before the dynamic scale doubles.").at_least(1),
-      integer("hysteresis", 2, kInForce, "Overflows before the dynamic scale halves.").between(1, 1e6),
-      flag("consecutive_hysteresis", false, kInForce, "A clean step refills the hysteresis."),
-      real("min_loss_scale", 1.0, kInForce, "The dynamic scale never goes below; an overflow there ends the run.")
+      flag("enabled", false, kSupported, "Parameters, activations and gradients in fp16, master weights in fp32."),
+      flag("auto_cast", false, kSupported, "Cast floating-point inputs of the forward to fp16."),
+      real("loss_scale", 0.0, kSupported, "A fixed loss scale; 0: dynamic.").at_least(0),
+      integer("initial_scale_power", 16, kSupported, "The dynamic scale starts at 2 to this power.").between(0, 126),
+      integer("loss_scale_window", 1000, kSupported, "Clean steps before the dynamic scale doubles.").at_least(1),
+      integer("hysteresis", 2, kSupported, "Overflows before the dynamic scale halves.").between(1, 1e6),
+      flag("consecutive_hysteresis", false, kSupported, "A clean step refills the hysteresis."),
+      real("min_loss_scale", 1.0, kSupported, "The dynamic scale never goes below; an overflow there ends the run.")
           .at_least(0),
-      flag("fp16_master_weights_and_grads", false, kInForce,
+      flag("fp16_master_weights_and_grads", false, kSupported,
            "Parameters are their own masters, rounded stochastically, and gradients add up in fp16. Not with Lamb or "
            "optimizers that PyTorch runs."),
   };
@@ -26,30 +26,30 @@ std::vector<Section> precision_tables() {
   Section bf16{"bf16", "bfloat16 without a loss scale; not together with fp16."};
   bf16.alias = "bfloat16";
   bf16.keys = {
-      flag("enabled", false, kInForce, "Parameters, activations and gradients in bf16, master weights in fp32."),
-      flag("check_grad_overflow", true, kInForce,
+      flag("enabled", false, kSupported, "Parameters, activations and gradients in bf16, master weights in fp32."),
+      flag("check_grad_overflow", true, kSupported,
            "Skip a step, on all ranks, whose gradients are not finite, at any stage."),
       flag("immediate_grad_update", false, kNotBuilt, "Add gradients to the fp32 sum in the backward hook."),
-      flag("bf16_master_weights_and_grads", false, kInForce,
+      flag("bf16_master_weights_and_grads", false, kSupported,
            "Parameters are their own masters, rounded stochastically, and gradients add up in bf16. Not with Lamb or "
            "optimizers that PyTorch runs."),
       flag(
-          "bf16_optimizer_states", false, kInForce,
+          "bf16_optimizer_states", false, kSupported,
           "Moments in bf16, rounded stochastically, with or without masters: zeropage.optimizer_state_dtype \"bf16\"."),
   };
   bf16.switch_key = "enabled";
   Section autocast{"torch_autocast", "PyTorch's autocast around the forward (the program may use autocast itself)."};
   autocast.keys = {
-      flag("enabled", false, kInForce,
+      flag("enabled", false, kSupported,
            "Run the forward under autocast (C++: in the scope of engine.autocast()); parameters and gradients stay "
            "fp32. Not with fp16 or bf16."),
-      text("dtype", {}, kInForce,
-           "Type of autocast; null: bf16. With fp16 losses are scaled, and steps skipped, as the keys of the section "
-           "fp16 say.")
+      string("dtype", {}, kSupported,
+             "Type of autocast; null: bf16. With fp16 losses are scaled, and steps skipped, as the keys of the section "
+             "fp16 say.")
           .one_of(
               {{"bf16", true, {"bfloat16", "torch.bfloat16"}}, {"fp16", true, {"float16", "half", "torch.float16"}}}),
-      texts("lower_precision_safe_modules", {}, kNotBuilt,
-            "All gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
+      strings("lower_precision_safe_modules", {}, kNotBuilt,
+              "All gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
   };
   autocast.switch_key = "enabled";
   return {std::move(fp16), std::move(bf16), std::move(autocast)};

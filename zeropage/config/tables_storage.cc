@@ -11,12 +11,12 @@ namespace {
 Section checkpoint_writer() {
   Section writer{"checkpoint.writer", "How a checkpoint is written."};
   writer.keys = {
-      text("type", "FAST", kNotBuilt, "Writer.").one_of({{"FAST"}, {"PYTHON"}, {"MOCK"}}),
+      string("type", "FAST", kNotBuilt, "Writer.").one_of({{"FAST"}, {"PYTHON"}, {"MOCK"}}),
       flag("decoupled", false, kNotBuilt, "Write while training goes on."),
       integer("io_buffer_size", 67'108'864, kNotBuilt, "Bytes of the buffer.").at_least(1),
       flag("io_buffer_double", true, kNotBuilt, "Two buffers."),
       flag("show_statistics", false, kNotBuilt, "Print figures."),
-      text("data_parallel", {}, kNotBuilt, "Ranks that write.").one_of({{"replica"}, {"socket"}, {"machine"}}),
+      string("data_parallel", {}, kNotBuilt, "Ranks that write.").one_of({{"replica"}, {"socket"}, {"machine"}}),
       integer("io_multiplier", 1, kNotBuilt, "Writers per rank.").at_least(1),
   };
   writer.presence_not_built = true;
@@ -28,10 +28,10 @@ Section checkpoint_writer() {
 std::vector<Section> storage_tables() {
   Section aio{"aio", "Asynchronous I/O for offload to NVMe."};
   aio.keys = {
-      integer("block_size", 1'048'576, kInForce,
+      integer("block_size", 1'048'576, kSupported,
               "Bytes of one request, rounded up to 4 KiB; zeropage io-bench finds the best.")
           .at_least(1),
-      integer("queue_depth", 8, kInForce, "Requests under way on each drive.").between(1, 1024),
+      integer("queue_depth", 8, kSupported, "Requests under way on each drive.").between(1, 1024),
       integer("intra_op_parallelism", 1, kAccepted,
               "Threads of one transfer; one keeps any number of requests under way.")
           .at_least(1)
@@ -42,7 +42,7 @@ std::vector<Section> storage_tables() {
   };
   Section checkpoint{"checkpoint", "Saving and loading."};
   checkpoint.keys = {
-      text("tag_validation", "Warn", kNotBuilt, "What happens when ranks save under different tags.")
+      string("tag_validation", "Warn", kNotBuilt, "What happens when ranks save under different tags.")
           .one_of({{"Warn"}, {"Ignore"}, {"Fail"}}),
       flag("load_universal", false, kNotBuilt, "Load a universal checkpoint."),
       flag("use_node_local_storage", false, kNotBuilt, "Every host saves to its own disk."),

@@ -11,11 +11,11 @@ namespace {
 constexpr double kMaxBatch = 1e12;
 
 Key batch_key(std::string name, std::string doc) {
-  return integer(std::move(name), {}, kInForce, std::move(doc)).between(1, kMaxBatch).or_auto();
+  return integer(std::move(name), {}, kSupported, std::move(doc)).between(1, kMaxBatch).or_auto();
 }
 
 Key steps_per_print() {
-  Key key = integer("steps_per_print", {}, kInForce,
+  Key key = integer("steps_per_print", {}, kSupported,
                     "Print a progress line every so many steps; null or Infinity: the engine's own pace.");
   key.infinity_is_absent = true;
   return key.at_least(1);
@@ -38,32 +38,32 @@ std::vector<Key> batch_keys() {
 
 std::vector<Key> gradient_keys() {
   return {
-      real("gradient_clipping", 0.0, kInForce,
+      real("gradient_clipping", 0.0, kSupported,
            "Largest global 2-norm of the gradients; 0 does not clip, as PyTorch. DeepSpeed since 2026-06 clips at 1.0 "
            "when the key is absent: write 1.0 to get that.")
           .at_least(0),
       flag(
-          "prescale_gradients", false, kInForce,
+          "prescale_gradients", false, kSupported,
           "Divide gradients by the world size before the reduction instead of after it (against overflow in 16 bits)."),
-      real("gradient_predivide_factor", 1.0, kInForce,
+      real("gradient_predivide_factor", 1.0, kSupported,
            "With prescale_gradients: divide by this before the reduction and by the rest of the world size after it.")
           .positive(),
-      text("gradient_allreduce_op", "mean", kInForce, "How the ranks' gradients become one.")
+      string("gradient_allreduce_op", "mean", kSupported, "How the ranks' gradients become one.")
           .one_of({{"mean"}, {"sum"}}),
       flag("sparse_gradients", false, kNotBuilt, "Exchange embedding gradients as index and value lists."),
       flag("disable_allgather", false, kNotBuilt, "Broadcast updated parameters instead of all-gathering them."),
-      text("communication_data_type", {}, kInForce,
-           "Type of the gradients on the wire; null: the type the gradients have.")
+      string("communication_data_type", {}, kSupported,
+             "Type of the gradients on the wire; null: the type the gradients have.")
           .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
-      text("seq_parallel_communication_data_type", "fp32", kNotBuilt,
-           "Type of the reduction between ranks of one sequence.")
+      string("seq_parallel_communication_data_type", "fp32", kNotBuilt,
+             "Type of the reduction between ranks of one sequence.")
           .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
   };
 }
 
 std::vector<Key> other_keys() {
   return {
-      flag("zero_allow_untested_optimizer", false, kInForce,
+      flag("zero_allow_untested_optimizer", false, kSupported,
            "Accept an optimizer object whose class is not known to treat every element alike; it runs on shards."),
       flag("zero_force_ds_cpu_optimizer", true, kAccepted,
            "Concerns CPU offload only, where there is one optimizer anyway."),
@@ -72,13 +72,13 @@ std::vector<Key> other_keys() {
               "zero_optimization.allgather_bucket_size.")
           .at_least(1),
       steps_per_print(),
-      flag("dump_state", false, kInForce, "Print the effective configuration when the engine starts."),
-      flag("dataloader_drop_last", false, kInForce, "Drop the last batch of an epoch when it is not full."),
-      flag("wall_clock_breakdown", false, kInForce,
+      flag("dump_state", false, kSupported, "Print the effective configuration when the engine starts."),
+      flag("dataloader_drop_last", false, kSupported, "Drop the last batch of an epoch when it is not full."),
+      flag("wall_clock_breakdown", false, kSupported,
            "Print where the time of a step goes every steps_per_print steps (else 10), by rank 0. On a device each "
            "phase waits for it."),
-      flag("memory_breakdown", false, kInForce, "Print memory in use after each phase of the same steps, by rank 0."),
-      text("log_level", {}, kNotBuilt, "Least severe message that is printed."),
+      flag("memory_breakdown", false, kSupported, "Print memory in use after each phase of the same steps, by rank 0."),
+      string("log_level", {}, kNotBuilt, "Least severe message that is printed."),
       integer("vocabulary_size", {}, kNotBuilt, "Warn when a vocabulary is not a multiple of 8.").at_least(1),
       flag("graph_harvesting", false, kNotBuilt, "Capture CUDA graphs of the step."),
       flag("use_data_before_expert_parallelism", false, kNotBuilt, "Order of the mesh dimensions with experts."),
@@ -101,7 +101,7 @@ std::vector<Key> other_keys() {
 }
 
 Key dtype_key(std::string name, std::string doc) {
-  return text(std::move(name), {}, kInForce, std::move(doc))
+  return string(std::move(name), {}, kSupported, std::move(doc))
       .one_of({{"fp32", true, {"float32", "float", "torch.float32", "torch.float"}},
                {"fp16", true, {"float16", "half", "torch.float16", "torch.half"}},
                {"bf16", true, {"bfloat16", "torch.bfloat16"}}});
@@ -124,10 +124,10 @@ std::vector<Section> top_level_tables() {
                 "Type of parameters: that of the enabled precision section, or instead of one; null and no section: "
                 "bf16 parameters stay bf16, with fp32 masters, and all others are fp32."),
       dtype_key("buffer_dtype", "Type of floating-point buffers; null: each keeps the type that the model has it in."),
-      texts("keep_in_fp32_modules", {"auto"}, kInForce,
-            "Parameters that are fp32 in a 16-bit model: modules or parameters by name, a run of whole parts between "
-            "dots (a regular expression). auto: what a transformers model declares, and norms with running "
-            "statistics.")
+      strings("keep_in_fp32_modules", {"auto"}, kSupported,
+              "Parameters that are fp32 in a 16-bit model: modules or parameters by name, a run of whole parts between "
+              "dots (a regular expression). auto: what a transformers model declares, and norms with running "
+              "statistics.")
           .or_one_text(),
   };
   return {std::move(top), std::move(types)};

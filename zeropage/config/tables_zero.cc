@@ -10,23 +10,23 @@ namespace {
 
 std::vector<Key> stage_keys() {
   return {
-      integer("stage", 0, kInForce,
+      integer("stage", 0, kSupported,
               "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.")
           .between(0, 3)
           .or_auto(),
       flag("contiguous_gradients", true, kAccepted, "Gradients always lie in one flat buffer per page."),
-      flag("reduce_scatter", true, kInForce, "false: all-reduce gradients and keep the own slice (more traffic)."),
-      integer("reduce_bucket_size", 500'000'000, kInForce, "Most elements of one gradient reduction.")
+      flag("reduce_scatter", true, kSupported, "false: all-reduce gradients and keep the own slice (more traffic)."),
+      integer("reduce_bucket_size", 500'000'000, kSupported, "Most elements of one gradient reduction.")
           .at_least(1)
           .or_fraction()
           .or_auto(),
       flag("use_multi_rank_bucket_allreduce", true, kAccepted, "Pages always span all ranks."),
       flag("allgather_partitions", true, kAccepted, "Updated pages are always all-gathered in place."),
-      integer("allgather_bucket_size", 500'000'000, kInForce, "Most elements of one all-gather after the update.")
+      integer("allgather_bucket_size", 500'000'000, kSupported, "Most elements of one all-gather after the update.")
           .at_least(1)
           .or_fraction()
           .or_auto(),
-      flag("overlap_comm", true, kInForce,
+      flag("overlap_comm", true, kSupported,
            "Reduce gradients while the backward before a step runs (stages 2 and 3: every backward); false: stages 0 "
            "and 1 reduce in step(), 2 and 3 wait for each reduction. The same bits either way and no more memory, "
            "hence true at every stage; DeepSpeed's default is true at stage 3 only."),
@@ -51,31 +51,31 @@ std::vector<Key> stage_keys() {
 
 std::vector<Key> stage3_keys() {
   return {
-      integer("stage3_prefetch_bucket_size", 50'000'000, kInForce, "Most elements gathered ahead of use.")
+      integer("stage3_prefetch_bucket_size", 50'000'000, kSupported, "Most elements gathered ahead of use.")
           .at_least(0)
           .or_fraction()
           .or_auto()
           .also_named({"prefetch_bucket_size"}),
-      integer("stage3_param_persistence_threshold", 100'000, kInForce, "Parameters of fewer elements stay gathered.")
+      integer("stage3_param_persistence_threshold", 100'000, kSupported, "Parameters of fewer elements stay gathered.")
           .at_least(0)
           .or_fraction()
           .also_named({"param_persistence_threshold"}),
-      integer("stage3_model_persistence_threshold", INT64_MAX, kInForce,
+      integer("stage3_model_persistence_threshold", INT64_MAX, kSupported,
               "Most elements of all parameters that stay gathered.")
           .at_least(0)
           .or_fraction()
           .also_named({"model_persistence_threshold"}),
-      integer("stage3_max_live_parameters", 1'000'000'000, kInForce, "Most gathered elements at a time.")
+      integer("stage3_max_live_parameters", 1'000'000'000, kSupported, "Most gathered elements at a time.")
           .at_least(0)
           .or_fraction()
           .or_auto()
           .also_named({"max_live_parameters"}),
-      integer("stage3_max_reuse_distance", 1'000'000'000, kInForce,
+      integer("stage3_max_reuse_distance", 1'000'000'000, kSupported,
               "A parameter used again within so many elements stays gathered, where the limit on live ones allows it.")
           .at_least(0)
           .or_fraction()
           .also_named({"max_reuse_distance"}),
-      flag("stage3_gather_16bit_weights_on_model_save", false, kInForce, "Let save_16bit_model gather whole weights.")
+      flag("stage3_gather_16bit_weights_on_model_save", false, kSupported, "Let save_16bit_model gather whole weights.")
           .also_named({"gather_16bit_weights_on_model_save", "stage3_gather_fp16_weights_on_model_save"}),
       integer("stage3_module_granularity_threshold", 0, kAccepted, "Parameters are found at operators, not modules.")
           .at_least(0)
@@ -96,21 +96,21 @@ std::vector<Key> later_keys() {
       flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
       integer("mics_shard_size", -1, kNotBuilt, "MiCS: ranks that share one copy of the state.").at_least(-1),
       flag("mics_hierarchical_params_gather", false, kNotBuilt, "MiCS: gather between nodes, then inside."),
-      flag("cpu_offload", false, kInForce, "Deprecated form of offload_optimizer.device \"cpu\"."),
-      flag("cpu_offload_param", false, kInForce, "Deprecated form of offload_param.device \"cpu\"."),
+      flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),
+      flag("cpu_offload_param", false, kSupported, "Deprecated form of offload_param.device \"cpu\"."),
       flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
   };
 }
 
 Key device_key() {
-  return text("device", "none", kInForce, "Where this state lives when it is not in use; none: on the device.")
+  return string("device", "none", kSupported, "Where this state lives when it is not in use; none: on the device.")
       .one_of({{"none"}, {"cpu"}, {"nvme"}})
       .or_auto();
 }
 
 Key folders_key() {
-  return texts("nvme_path", {}, kInForce,
-               "A folder on the drive, or a list of folders, each of which takes its part of every page.")
+  return strings("nvme_path", {}, kSupported,
+                 "A folder on the drive, or a list of folders, each of which takes its part of every page.")
       .or_one_text();
 }
 
@@ -119,15 +119,15 @@ Section offload_param() {
   section.keys = {
       device_key(),
       folders_key(),
-      integer("buffer_count", 5, kInForce, "For NVMe: pages in memory at a time; 3 at least.").between(0, 1024),
+      integer("buffer_count", 5, kSupported, "For NVMe: pages in memory at a time; 3 at least.").between(0, 1024),
       integer("buffer_size", 100'000'000, kAccepted, "A buffer holds a page, whatever its size.")
           .at_least(0)
           .or_fraction(),
-      integer("max_in_cpu", 1'000'000'000, kInForce,
+      integer("max_in_cpu", 1'000'000'000, kSupported,
               "For NVMe: elements of each rank's shards that stay in host memory, in whole pages.")
           .at_least(0)
           .or_fraction(),
-      flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
+      flag("pin_memory", true, kSupported, "Page-locked host memory, where there is a GPU."),
   };
   section.switch_key = "device";
   return section;
@@ -138,14 +138,15 @@ Section offload_optimizer() {
   section.keys = {
       device_key(),
       folders_key(),
-      integer("buffer_count", 4, kInForce, "For NVMe: pages in memory at a time, of 12 bytes per element; 3 at least.")
+      integer("buffer_count", 4, kSupported,
+              "For NVMe: pages in memory at a time, of 12 bytes per element; 3 at least.")
           .between(0, 1024),
-      flag("pin_memory", true, kInForce, "Page-locked host memory, where there is a GPU."),
+      flag("pin_memory", true, kSupported, "Page-locked host memory, where there is a GPU."),
       flag("pipeline_read", false, kAccepted, "The next page always comes while one is updated."),
       flag("pipeline_write", false, kAccepted, "The last page always goes while one is updated."),
       flag("fast_init", false, kAccepted, "State is set up page by page already, and zeros are not written."),
       real(
-          "ratio", 1.0, kInForce,
+          "ratio", 1.0, kSupported,
           "Share of the optimizer state that is offloaded, and of the update that runs on the host, in whole pages; at "
           "every stage.")
           .between(0, 1),
@@ -160,9 +161,10 @@ Section zenflow() {
   Section section{"zero_optimization.zenflow", "ZenFlow: update important gradients at once and others later."};
   section.keys = {
       real("topk_ratio", 0.1, kNotBuilt, "Share of important columns.").between(0, 1),
-      text("select_strategy", "auto", kNotBuilt, "When importance is judged.").one_of({{"auto"}, {"step"}, {"epoch"}}),
-      text("select_interval", "auto", kNotBuilt, "Steps between two judgements."),
-      text("update_interval", "auto", kNotBuilt, "Steps between two late updates."),
+      string("select_strategy", "auto", kNotBuilt, "When importance is judged.")
+          .one_of({{"auto"}, {"step"}, {"epoch"}}),
+      string("select_interval", "auto", kNotBuilt, "Steps between two judgements."),
+      string("update_interval", "auto", kNotBuilt, "Steps between two late updates."),
       flag("overlap_step", false, kNotBuilt, "Run the late update beside the next steps."),
       flag("offload", false, kNotBuilt, "Keep the selected state on the host."),
       real("auto_ratio", 0.99, kNotBuilt, "Threshold of the automatic interval.").between(0, 1),
@@ -192,9 +194,9 @@ std::vector<Section> zero_tables() {
   Section leaf{"zero_optimization.leaf_module",
                "Modules treated as one; parameters are found at operators here, so no module needs this."};
   leaf.keys = {
-      texts("classes", {}, kAccepted, "Class names; without effect."),
-      texts("names", {}, kAccepted, "Module names; without effect."),
-      texts("name_suffixes", {}, kAccepted, "Ends of module names; without effect."),
+      strings("classes", {}, kAccepted, "Class names; without effect."),
+      strings("names", {}, kAccepted, "Module names; without effect."),
+      strings("name_suffixes", {}, kAccepted, "Ends of module names; without effect."),
   };
   return {std::move(zero), offload_param(), offload_optimizer(), zenflow(), std::move(loco), std::move(leaf)};
 }

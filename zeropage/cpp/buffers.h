@@ -2,7 +2,7 @@
 /// Types of a module's buffers, and the modules whose buffers and parameters go together.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <torch/nn/module.h>
 

@@ -241,7 +241,7 @@ void ClientOptimizer::arm() {
   for (auto& [parameter, stand_in] : stand_ins_) stand_in.tensor.mutable_grad() = no_memory_;
 }
 
-void ClientOptimizer::update(const std::vector<engine::CallerSegment>& segments) {
+void ClientOptimizer::update(const std::vector<engine::ClientSegment>& segments) {
   if (needs_closure_) return;  // `run` has changed the parameters
   c10::AutoGradMode no_grad(false);
   if (stand_ins_.empty()) optimizer_->param_groups()[0].params().clear();
@@ -271,7 +271,7 @@ void ClientOptimizer::update(const std::vector<engine::CallerSegment>& segments)
 }
 
 /// What the program's class has assigned instead of changing it in place goes to its place, too.
-void ClientOptimizer::take_back(const engine::CallerSegment& segment) {
+void ClientOptimizer::take_back(const engine::ClientSegment& segment) {
   auto& tensor = stand_ins_.at(segment.parameter).tensor;
   if (tensor.data_ptr() != segment.values.data_ptr())
     segment.values.copy_(tensor.detach().reshape(segment.values.sizes()));

@@ -10,7 +10,7 @@
 /// program's own parameters instead, at stage 0: see `run`.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <torch/optim/optimizer.h>
 
@@ -23,8 +23,8 @@
 #include "zeropage/config/config.h"
 #include "zeropage/cpp/archive_items.h"
 #include "zeropage/cpp/options.h"
-#include "zeropage/engine/caller_update.h"
 #include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/client_update.h"
 #include "zeropage/engine/engine.h"
 
 namespace zeropage::cpp {
@@ -68,7 +68,7 @@ class ClientOptimizer {
   bool needs_closure() const { return needs_closure_; }
 
   /// One update. Errors: whatever its `step` throws.
-  void update(const std::vector<engine::CallerSegment>& segments);
+  void update(const std::vector<engine::ClientSegment>& segments);
 
   /// One step of an optimizer that evaluates the loss itself. `loss`: forward and backward; what it returns is the same on all ranks.
   at::Tensor run(const std::function<at::Tensor()>& loss) { return optimizer_->step(loss); }
@@ -100,7 +100,7 @@ class ClientOptimizer {
   };
   void place_stand_ins();
   void begin_state(const StandIn& stand_in);
-  void take_back(const engine::CallerSegment& segment);
+  void take_back(const engine::ClientSegment& segment);
 
   std::shared_ptr<torch::optim::Optimizer> optimizer_;
   std::string class_name_;

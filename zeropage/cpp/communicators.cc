@@ -9,9 +9,9 @@
 #include <filesystem>
 
 #include "zeropage/base/error.h"
-#include "zeropage/comm/c10d_job.h"
-#include "zeropage/comm/mpi_library.h"
-#include "zeropage/comm/shared_memory_communicator.h"
+#include "zeropage/comm/c10d/c10d_job.h"
+#include "zeropage/comm/mpi/mpi_library.h"
+#include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
 
 namespace zeropage::cpp {
@@ -46,7 +46,7 @@ comm::JoinMpiJob* load_mpi_library() {
 /// What the ranks talk through where the configuration leaves it open. MPI, between hosts, when it has started them.
 config::CommunicatorKind chosen_kind(const config::Config& config, const comm::World& world, at::Device device) {
   using enum config::CommunicatorKind;
-  if (config.own.communicator != kAuto) return config.own.communicator;
+  if (config.zeropage.communicator != kAuto) return config.zeropage.communicator;
   if (!device.is_cpu()) return kC10d;
   if (world.local_size == world.size) return kSharedMemory;
   return environment("RANK") != nullptr ? kC10d : kMpi;
@@ -56,16 +56,16 @@ config::CommunicatorKind chosen_kind(const config::Config& config, const comm::W
 std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
                                          const comm::World& world, at::Device device) {
   using enum config::CommunicatorKind;
-  const std::chrono::milliseconds timeout(config.own.timeout_ms);
+  const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (kind == kMpi) {
     std::shared_ptr<comm::Communicator> joined;
-    load_mpi_library()({world, timeout, /*share_memory=*/config.own.communicator != kMpi}, joined);
+    load_mpi_library()({world, timeout, /*share_memory=*/config.zeropage.communicator != kMpi}, joined);
     return joined;
   }
   if (kind == kC10d) {
     const auto meeting = comm::meeting_from_environment(&environment, world);
     return comm::join_c10d_job(world, meeting, comm::token_from_environment(&environment), next_number(), device,
-                               config.own.deterministic_reduction, timeout);
+                               config.zeropage.deterministic_reduction, timeout);
   }
   const std::string name = comm::segment_name(&environment, next_number());
   return comm::join_shared_memory(name, world.rank, world.size, timeout);
@@ -103,10 +103,10 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   using enum config::CommunicatorKind;
   if (options.communicator) return {options.communicator, options.reductions, options.saves};
   const at::Device device = device_of(options);
-  const std::chrono::milliseconds timeout(config.own.timeout_ms);
+  const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (world.size == 1) {
     const auto alone = [&] { return std::move(comm::make_thread_communicators(1, timeout)[0]); };
-    return {alone(), nullptr, config.own.async_save ? alone() : nullptr};
+    return {alone(), nullptr, config.zeropage.async_save ? alone() : nullptr};
   }
   const auto kind = chosen_kind(config, world, device);
   if (!device.is_cpu() && kind != kC10d) {
@@ -125,7 +125,7 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   Communicators joined{next(), nullptr, nullptr};
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
   if (!joined.parameters->one_sided() || on_disk) joined.gradients = next();
-  if (config.own.async_save) joined.saves = next();
+  if (config.zeropage.async_save) joined.saves = next();
   return joined;
 }
 

@@ -50,7 +50,7 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
   at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
   if (impl_->client) impl_->client->arm();
   impl_->note_parameters();
-  impl_->watch->end_backward(*this);
+  impl_->observer->end_backward(*this);
   if (first) impl_->losses.clear();
   impl_->losses.push_back(loss.detach());
   return scaled;
@@ -120,11 +120,11 @@ at::Tensor Engine::step(const std::function<at::Tensor()>& closure) {
 
 void Engine::end_step(bool was_boundary) {
   if (!was_boundary) return;
-  impl_->watch->end_step(*this);
+  impl_->observer->end_step(*this);
   const std::int64_t every = steps_per_print().value_or(0);
   if (impl_->line && global_steps() % every == 0) impl_->line->update(progress_sample(*this, 1.0));
   impl_->core->check_save();
-  const std::string& folder = impl_->config.own.preemption_folder;
+  const std::string& folder = impl_->config.zeropage.preemption_folder;
   if (folder.empty() || !impl_->core->stop_agreed()) return;
   save_checkpoint(folder);
   wait_for_checkpoint();
@@ -177,7 +177,7 @@ void Engine::reload_states() { impl_->core->reload_states(); }
 
 // -- what a run tells
 
-Monitor& Engine::monitor() { return impl_->watch->monitor(); }
+Monitor& Engine::monitor() { return impl_->observer->monitor(); }
 std::string Engine::comms_summary() const {
   const auto timeline = impl_->core->timeline();
   return timeline ? format_transfers(timeline->transfers()) : "";

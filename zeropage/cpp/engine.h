@@ -233,7 +233,7 @@ class Engine {
 /// cast and get rank 0's values. Collective. Shared parameters count once. The engine holds the module, where a shared_ptr does (as that of
 /// torch's ModuleHolder); of a module on the stack it keeps the tensors. So either may end first.
 /// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory; those of
-/// several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at MASTER_ADDR (comm/c10d_job.h).
+/// several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at MASTER_ADDR (comm/c10d/c10d_job.h).
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
 

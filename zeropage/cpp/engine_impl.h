@@ -17,7 +17,7 @@
 #include "zeropage/cpp/engine.h"
 #include "zeropage/cpp/model_tensors.h"
 #include "zeropage/cpp/preemption.h"
-#include "zeropage/cpp/watch.h"
+#include "zeropage/cpp/step_observer.h"
 #include "zeropage/report/progress.h"
 
 namespace zeropage {
@@ -37,7 +37,7 @@ class Engine::Impl {
   std::int64_t micro_batch_size = 0;
   std::vector<at::Tensor> losses;  // since the last update
   bool autocast_entered = false;
-  std::optional<cpp::Watch> watch;
+  std::optional<cpp::StepObserver> observer;
 
   /// Notices an optimizer of the program's that the engine does not know: it has changed all parameters between the last backward and `step`,
   /// and the engine's update comes on top. Says so once, on rank 0. At stage 3 torch's SGD is not noticed.

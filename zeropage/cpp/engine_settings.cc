@@ -20,7 +20,7 @@ std::optional<std::string> name_of(OptimizerKind kind) {
     case OptimizerKind::kAdagrad: return "adagrad";
     case OptimizerKind::kSgd: return "sgd";
     case OptimizerKind::kLamb: return "lamb";
-    case OptimizerKind::kTorch: break;  // the program's object has its own
+    case OptimizerKind::kClient: break;  // the program's object has its own
   }
   return std::nullopt;
 }

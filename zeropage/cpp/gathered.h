@@ -1,5 +1,5 @@
 /// \file
-/// Parameters that are whole for a while, for code that goes round the dispatcher (data_ptr).
+/// Parameters that are whole for a while, for code that bypasses the dispatcher (data_ptr).
 #pragma once
 
 #include <ATen/core/Tensor.h>

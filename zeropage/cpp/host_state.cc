@@ -40,7 +40,7 @@ const json* content_of(const json& value, const char* kind) {
 
 bool is_pair_with_name(const json& pair) { return pair.is_array() && pair.size() == 2 && pair[0].is_string(); }
 
-/// The pairs of a dict whose keys are texts, or null.
+/// The pairs of a dict whose keys are strings, or null.
 const json* pairs_of(const json& value) {
   const json* pairs = content_of(value, "dict");
   const bool named = pairs && pairs->is_array() && std::all_of(pairs->begin(), pairs->end(), is_pair_with_name);

@@ -7,7 +7,7 @@
 /// JSON lacks {"number": text}.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <map>
 #include <optional>

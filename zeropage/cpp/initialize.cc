@@ -30,7 +30,7 @@ void require_none_for_python(const config::Config& config) {
 }
 
 /// Gives values to what the configuration leaves to the engine.
-config::Config choose_automatic(const config::Config& config, torch::nn::Module& model, plan::FreeMemory memory,
+config::Config choose_automatic(const config::Config& config, torch::nn::Module& model, formula::FreeMemory memory,
                                 comm::Communicator& communicator) {
   engine::ModelCounts counts;
   for (const at::Tensor& parameter : model.parameters()) {
@@ -126,7 +126,7 @@ std::unique_ptr<cpp::ClientOptimizer> take_optimizer(torch::nn::Module& model, c
                     foreign, left_out.size(), left_out.front()));
   }
   config.optimizer = {};
-  config.optimizer.kind = config::OptimizerKind::kTorch;
+  config.optimizer.kind = config::OptimizerKind::kClient;
   return client;
 }
 
@@ -164,7 +164,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   }
   if (options.optimizer) {
     impl->client = take_optimizer(model, options, impl->config);
-  } else if (impl->config.optimizer.kind == config::OptimizerKind::kTorch) {
+  } else if (impl->config.optimizer.kind == config::OptimizerKind::kClient) {
     throw ConfigError(
         "optimizer.type names an optimizer of PyTorch's, which C++ programs make themselves: pass an object of "
         "torch::optim as "
@@ -206,12 +206,12 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   }
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
-  if (!impl->config.own.preemption_folder.empty()) {
+  if (!impl->config.zeropage.preemption_folder.empty()) {
     impl->preemption = std::make_unique<cpp::Preemption>([core = impl->core.get()] { core->request_stop(); },
-                                                         impl->config.own.preemption_grace_s);
+                                                         impl->config.zeropage.preemption_grace_s);
   }
   Engine engine(std::move(impl));
-  engine.impl_->watch.emplace(engine, *engine.impl_->core);
+  engine.impl_->observer.emplace(engine, *engine.impl_->core);
   return engine;
 }
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "zeropage/cpp/watch.h"
+#include "zeropage/cpp/step_observer.h"
 
 namespace zeropage::cpp {
 namespace {
@@ -29,7 +29,7 @@ ordered_json held_bytes(const Ledger& ledger, Tier tier, bool used_only) {
   return out;
 }
 
-ordered_json formula_of(const plan::PlacedBytes& bytes) {
+ordered_json formula_of(const formula::PlacedBytes& bytes) {
   return {{"parameters", bytes.device.parameters + bytes.offloaded.parameters},
           {"gradients", bytes.device.gradients + bytes.offloaded.gradients},
           {"optimizer", bytes.device.optimizer + bytes.offloaded.optimizer}};

@@ -5,35 +5,35 @@
 #include <set>
 
 #include "zeropage/base/error.h"
-#include "zeropage/plan/plan.h"
+#include "zeropage/planner/plan.h"
 
 namespace zeropage {
 namespace {
 
-TrainingPlan plan_for(plan::Model model, const PlanOptions& options) {
-  plan::Request request;
+TrainingPlan plan_for(planner::Model model, const PlanOptions& options) {
+  planner::Request request;
   request.model = std::move(model);
   request.devices_per_host = options.num_gpus;
   request.hosts = options.num_nodes;
-  if (!options.device.empty()) request.hardware = plan::read_hardware(options.device);
+  if (!options.device.empty()) request.hardware = planner::read_hardware(options.device);
   if (!options.figures.empty() && !request.hardware) {
     throw ConfigError("make_plan: figures replace those of a device: name one, as device = \"H100\"");
   }
-  for (const auto& [name, value] : options.figures) plan::set_figure(*request.hardware, name, value);
-  request.precision = plan::parse_precision(options.precision);
+  for (const auto& [name, value] : options.figures) planner::set_figure(*request.hardware, name, value);
+  request.precision = planner::parse_precision(options.precision);
   request.micro_batch = options.micro_batch;
   request.accumulation_steps = options.accumulation_steps;
   request.sequence = options.sequence;
-  const plan::Plan made = plan::make_plan(request);
+  const planner::Plan made = planner::make_plan(request);
   const auto row = made.recommendation.row;
-  return {plan::format_plan(made), plan::plan_json(made), row ? made.rows[*row].config : "",
+  return {planner::format_plan(made), planner::plan_json(made), row ? made.rows[*row].config : "",
           made.recommendation.reason};
 }
 
 }  // namespace
 
 TrainingPlan make_plan(const std::string& model, const PlanOptions& options) {
-  return plan_for(plan::read_model(model), options);
+  return plan_for(planner::read_model(model), options);
 }
 
 TrainingPlan make_plan(const torch::nn::Module& model, const PlanOptions& options) {
@@ -45,7 +45,7 @@ TrainingPlan make_plan(const torch::nn::Module& model, const PlanOptions& option
     numels.push_back(parameter.numel());
     trainable.push_back(parameter.requires_grad());
   }
-  return plan_for(plan::model_of_parameters("module", numels, trainable), options);
+  return plan_for(planner::model_of_parameters("module", numels, trainable), options);
 }
 
 }  // namespace zeropage

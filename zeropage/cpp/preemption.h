@@ -2,7 +2,7 @@
 /// Ending when the machine is taken away, as the Python package does (zeropage.preemption_folder):
 ///
 ///  1. SIGTERM, on any rank, becomes a byte in a pipe.
-///  2. A thread reads it and asks the engine to stop. The verdict of the next step tells all ranks.
+///  2. A thread reads it and asks the engine to stop. The global check of the next step tells all ranks.
 ///  3. After that step every rank saves and `Engine::step` throws Preempted, whose exit code is 0.
 ///  4. A process that is still there `grace_s` after the signal ends with exit code 75; at a second SIGTERM it ends at once.
 #pragma once

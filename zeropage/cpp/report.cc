@@ -9,10 +9,12 @@
 namespace zeropage {
 namespace {
 
-MemoryBytes from_formula(const plan::StateBytes& bytes) {
+MemoryBytes from_formula(const formula::StateBytes& bytes) {
   return {bytes.parameters, bytes.gradients, bytes.optimizer, 0, 0};
 }
-plan::StateBytes to_formula(const MemoryBytes& bytes) { return {bytes.parameters, bytes.gradients, bytes.optimizer}; }
+formula::StateBytes to_formula(const MemoryBytes& bytes) {
+  return {bytes.parameters, bytes.gradients, bytes.optimizer};
+}
 
 std::vector<report::RankBytes> to_rows(const std::vector<MemoryBytes>& ranks) {
   std::vector<report::RankBytes> rows;

@@ -63,8 +63,8 @@ std::optional<std::string> difference_between_ranks(comm::Communicator& communic
   for (int rank = 0; rank < communicator.size(); ++rank) longest = std::max(longest, length_of(rank));
   std::string padded = text;
   padded.resize(longest);
-  const std::string texts = comm::all_gather_small(communicator, padded, comm::Tag{"models and configurations", 0});
-  const auto text_of = [&](int rank) { return texts.substr(rank * longest, length_of(rank)); };
+  const std::string strings = comm::all_gather_small(communicator, padded, comm::Tag{"models and configurations", 0});
+  const auto text_of = [&](int rank) { return strings.substr(rank * longest, length_of(rank)); };
   const int first = different.front();
   return fmt::format("rank(s) {} differ from rank 0; {}", fmt::join(different, ", "),
                      first_difference(first, text_of(first), text_of(0)));
@@ -135,27 +135,27 @@ std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
   return std::min(one, other);
 }
 
-Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
+GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
   std::string packed(sizeof(Header), '\0');
   const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash, mine.flags};
   std::memcpy(packed.data(), &header, sizeof(header));
-  const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"verdict of the step", 0});
+  const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"global check of the step", 0});
 
-  Verdict verdict;
-  verdict.traces_agree = true;
+  GlobalCheck global_check;
+  global_check.traces_agree = true;
   for (int rank = 0; rank < communicator.size(); ++rank) {
     const char* part = all.data() + rank * packed.size();
     Header theirs;
     std::memcpy(&theirs, part, sizeof(theirs));
-    verdict.sum_of_squares += theirs.sum_of_squares;
-    verdict.overflow_parameter = first_parameter(verdict.overflow_parameter, theirs.overflow_parameter);
-    verdict.flags.save_failed |= theirs.flags.save_failed;
-    verdict.flags.stop_requested |= theirs.flags.stop_requested;
-    verdict.flags.calls |= theirs.flags.calls;
-    verdict.flags.wrote |= theirs.flags.wrote;
-    verdict.traces_agree &= theirs.trace_hash == mine.trace_hash;
+    global_check.sum_of_squares += theirs.sum_of_squares;
+    global_check.overflow_parameter = first_parameter(global_check.overflow_parameter, theirs.overflow_parameter);
+    global_check.flags.save_failed |= theirs.flags.save_failed;
+    global_check.flags.stop_requested |= theirs.flags.stop_requested;
+    global_check.flags.calls |= theirs.flags.calls;
+    global_check.flags.wrote |= theirs.flags.wrote;
+    global_check.traces_agree &= theirs.trace_hash == mine.trace_hash;
   }
-  return verdict;
+  return global_check;
 }
 
 }  // namespace zeropage::engine

@@ -1,5 +1,5 @@
 /// \file
-/// What ranks tell each other: that they were started alike, and, once per step, the verdict.
+/// What ranks tell each other: that they were started alike, and, once per step, the global check.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct StepFlags {
 /// The smaller index of a parameter; -1 is none.
 std::int64_t first_parameter(std::int64_t one, std::int64_t other);
 
-/// What one rank brings to the verdict of a step.
+/// What one rank brings to the global check of a step.
 struct LocalVerdict {
   double sum_of_squares = 0.0;           ///< of this rank's part of the summed gradients, unscaled by anything
   std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
@@ -44,7 +44,7 @@ struct LocalVerdict {
 };
 
 /// What all ranks agree on before any state changes.
-struct Verdict {
+struct GlobalCheck {
   double sum_of_squares = 0.0;
   std::int64_t overflow_parameter = -1;  ///< the first on any rank
   bool traces_agree = false;
@@ -60,6 +60,6 @@ void require_same_writes(comm::Communicator& communicator, const layout::Layout&
                          const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest);
 
 /// Collective: one small exchange. Norms are added in double in the order of the ranks.
-Verdict agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine);
+GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine);
 
 }  // namespace zeropage::engine

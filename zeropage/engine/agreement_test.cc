@@ -7,19 +7,19 @@
 #include <limits>
 #include <mutex>
 
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::engine {
 namespace {
 
 constexpr std::chrono::milliseconds kLong{20000};
 
-// Catches texts that are compared by length or by their start only; every rank must see the first line that differs.
+// Catches strings that are compared by length or by their start only; every rank must see the first line that differs.
 TEST(RequireSame, ShowsTheFirstDifferenceOnEveryRank) {
-  const std::vector<std::string> texts = {"lr 1\nstage 2\npage 3\n", "lr 1\nstage 2\npage 3\n", "lr 1\nstage 3\n",
-                                          "lr 2\n"};
+  const std::vector<std::string> strings = {"lr 1\nstage 2\npage 3\n", "lr 1\nstage 2\npage 3\n", "lr 1\nstage 3\n",
+                                            "lr 2\n"};
   const auto outcomes = comm::run_threads(4, kLong, [&](comm::Communicator& communicator) {
-    require_same_everywhere(communicator, texts[communicator.rank()]);
+    require_same_everywhere(communicator, strings[communicator.rank()]);
   });
   for (const auto& outcome : outcomes) {
     EXPECT_TRUE(comm::contains(outcome, "PeerError")) << outcome;
@@ -28,11 +28,11 @@ TEST(RequireSame, ShowsTheFirstDifferenceOnEveryRank) {
   }
 }
 
-// Catches a text that is the start of another one.
+// Catches a string that is the start of another one.
 TEST(RequireSame, SeesAMissingEnd) {
-  const std::vector<std::string> texts = {"one\ntwo\n", "one\n"};
+  const std::vector<std::string> strings = {"one\ntwo\n", "one\n"};
   for (const auto& outcome : comm::run_threads(2, kLong, [&](comm::Communicator& communicator) {
-         require_same_everywhere(communicator, texts[communicator.rank()]);
+         require_same_everywhere(communicator, strings[communicator.rank()]);
        })) {
     EXPECT_TRUE(comm::contains(outcome, "rank 0 has \"two\", rank 1 has \"(nothing)\"")) << outcome;
   }
@@ -46,8 +46,8 @@ TEST(RequireSame, IsSilentOtherwise) {
   }
 }
 
-std::vector<Verdict> verdicts_of(const std::vector<LocalVerdict>& local) {
-  std::vector<Verdict> verdicts(local.size());
+std::vector<GlobalCheck> verdicts_of(const std::vector<LocalVerdict>& local) {
+  std::vector<GlobalCheck> verdicts(local.size());
   for (const auto& outcome :
        comm::run_threads(static_cast<int>(local.size()), kLong, [&](comm::Communicator& communicator) {
          verdicts[communicator.rank()] = agree_on_step(communicator, local[communicator.rank()]);
@@ -66,28 +66,28 @@ TEST(AgreeOnStep, IsTheSameOnEveryRank) {
   }
   local[1].overflow_parameter = 11;
   local[2].overflow_parameter = 3;
-  for (const auto& verdict : verdicts_of(local)) {
-    EXPECT_EQ(verdict.sum_of_squares, (1.0 + 1e8) + 1e16);
-    EXPECT_EQ(verdict.overflow_parameter, 3);  // the model's first, whichever rank has it
-    EXPECT_TRUE(verdict.traces_agree);
+  for (const auto& global_check : verdicts_of(local)) {
+    EXPECT_EQ(global_check.sum_of_squares, (1.0 + 1e8) + 1e16);
+    EXPECT_EQ(global_check.overflow_parameter, 3);  // the model's first, whichever rank has it
+    EXPECT_TRUE(global_check.traces_agree);
   }
 }
 
 // Catches a rank that goes on unchecked although another follows another trace.
 TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
   std::vector<LocalVerdict> local(3);
-  for (auto& verdict : local) verdict.trace_hash = 7;
+  for (auto& global_check : local) global_check.trace_hash = 7;
   local[2].trace_hash = 8;
-  for (const auto& verdict : verdicts_of(local)) EXPECT_FALSE(verdict.traces_agree);
+  for (const auto& global_check : verdicts_of(local)) EXPECT_FALSE(global_check.traces_agree);
 }
 
 // Catches a rank's word that the others do not hear: they would go on without it.
 TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
   std::vector<LocalVerdict> local(3);
   local[1].flags.stop_requested = true;
-  for (const auto& verdict : verdicts_of(local)) {
-    EXPECT_TRUE(verdict.flags.stop_requested);
-    EXPECT_FALSE(verdict.flags.save_failed);
+  for (const auto& global_check : verdicts_of(local)) {
+    EXPECT_TRUE(global_check.flags.stop_requested);
+    EXPECT_FALSE(global_check.flags.save_failed);
   }
 }
 
@@ -95,7 +95,7 @@ TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
 TEST(AgreeOnStep, CarriesWhatIsNotFinite) {
   std::vector<LocalVerdict> local(2);
   local[1].sum_of_squares = std::numeric_limits<double>::quiet_NaN();
-  for (const auto& verdict : verdicts_of(local)) EXPECT_FALSE(std::isfinite(verdict.sum_of_squares));
+  for (const auto& global_check : verdicts_of(local)) EXPECT_FALSE(std::isfinite(global_check.sum_of_squares));
 }
 
 }  // namespace

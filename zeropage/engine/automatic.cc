@@ -42,8 +42,8 @@ std::string text_of(const std::variant<std::int64_t, std::string>& value) {
 
 }  // namespace
 
-plan::FreeMemory free_memory(c10::Device device, int ranks_of_host) {
-  plan::FreeMemory memory;
+formula::FreeMemory free_memory(c10::Device device, int ranks_of_host) {
+  formula::FreeMemory memory;
   memory.host_bytes = available_host_bytes() / ranks_of_host;
   memory.device_is_host = device.is_cpu();
   memory.device_bytes =
@@ -53,7 +53,7 @@ plan::FreeMemory free_memory(c10::Device device, int ranks_of_host) {
   return memory;
 }
 
-config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, plan::FreeMemory memory,
+config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, formula::FreeMemory memory,
                                 comm::Communicator& communicator) {
   if (config.automatic.empty()) return config;
   const std::int64_t mine[] = {memory.device_bytes, memory.host_bytes};
@@ -66,7 +66,7 @@ config::Config choose_automatic(const config::Config& config, const ModelCounts&
     memory.host_bytes = std::min(memory.host_bytes, theirs[1]);
   }
   config::Planned planned;
-  for (const plan::AutoChoice& choice : plan::choose_automatic(
+  for (const formula::AutoChoice& choice : formula::choose_automatic(
            config, communicator.size(), {counts.trainable_numel, counts.frozen_numel}, counts.largest_numel, memory)) {
     planned[choice.path] = choice.value;
     if (communicator.rank() == 0)

@@ -1,18 +1,18 @@
 /// \file
-/// The choices of plan/automatic.h made on running ranks: all with the least memory that any of them has.
+/// The choices of formula/automatic.h made on running ranks: all with the least memory that any of them has.
 #pragma once
 
 #include <c10/core/Device.h>
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
-#include "zeropage/plan/automatic.h"
+#include "zeropage/formula/automatic.h"
 
 namespace zeropage::engine {
 
 /// What a rank can still take: its device's memory, and its part of what the host has available, of which the control group may allow
 /// less. Cost: reads a few small files. Errors: IoError.
-plan::FreeMemory free_memory(c10::Device device, int ranks_of_host);
+formula::FreeMemory free_memory(c10::Device device, int ranks_of_host);
 
 /// What is to be trained. largest_numel: of one parameter.
 struct ModelCounts {
@@ -22,8 +22,8 @@ struct ModelCounts {
 };
 
 /// `config` with values for all that is "auto"; rank 0 says which and why. Collective where there is something to choose. Errors: those of
-/// plan::choose_automatic and of the communicator.
-config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, plan::FreeMemory memory,
+/// formula::choose_automatic and of the communicator.
+config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, formula::FreeMemory memory,
                                 comm::Communicator& communicator);
 
 }  // namespace zeropage::engine

@@ -30,7 +30,7 @@ void BackgroundSave::copy(std::vector<checkpoint::LocalTensor>& tensors) {
   for (const auto& tensor : tensors) total_bytes += bytes_of(tensor);
   if (!copy_ || copy_->bytes() < total_bytes) {
     copy_.reset();
-    copy_ = std::make_unique<paging::DeviceBuffer>(total_bytes, paging::MemoryPlace(c10::kCPU, Tier::kHost), ledger_,
+    copy_ = std::make_unique<memory::DeviceBuffer>(total_bytes, memory::MemoryPlace(c10::kCPU, Tier::kHost), ledger_,
                                                    MemoryKind::kBuffers);
   }
   std::byte* next = copy_->data();

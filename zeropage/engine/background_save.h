@@ -6,7 +6,7 @@
 ///   3. wait() returns when it has ended, and throws its error once. One save at a time.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <atomic>
 #include <exception>
@@ -16,7 +16,7 @@
 #include "zeropage/base/ledger.h"
 #include "zeropage/checkpoint/save.h"
 #include "zeropage/comm/communicator.h"
-#include "zeropage/paging/device_buffer.h"
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::engine {
 
@@ -47,7 +47,7 @@ class BackgroundSave {
   checkpoint::FileSystem& files_;
   std::shared_ptr<comm::Communicator> communicator_;
   std::shared_ptr<Ledger> ledger_;
-  std::unique_ptr<paging::DeviceBuffer> copy_;
+  std::unique_ptr<memory::DeviceBuffer> copy_;
   std::thread thread_;
   std::exception_ptr error_;
   std::atomic<bool> failed_{false};

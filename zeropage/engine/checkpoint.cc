@@ -27,7 +27,7 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
     };
   }
   return [bytes, device](std::int64_t begin, std::byte* out, std::int64_t count) {
-    const auto host = paging::flat_view(bytes + begin, count, at::kByte, device).cpu();
+    const auto host = memory::flat_view(bytes + begin, count, at::kByte, device).cpu();
     std::memcpy(out, host.const_data_ptr(), static_cast<std::size_t>(count));
   };
 }
@@ -43,7 +43,7 @@ class StateCursor {
   /// `count` bytes from `begin` on of a piece in fp32.
   void read(int page, int array, const StatePiece& piece, std::int64_t begin, std::byte* out, std::int64_t count) {
     turn_to(page);
-    if (!held_) held_.emplace(model_.home(), page, Access::kRead);
+    if (!held_) held_.emplace(model_.state_store(), page, Access::kRead);
     const auto& arrays = held_->arrays();
     if (arrays.is_wide(array)) {
       reader_of(arrays.array(array) + piece.offset, held_->device())(begin, out, count);
@@ -192,7 +192,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
                                    parameters[i].trainable, state.updates[i], memory_order(state.model.tensors()[i])});
   }
   request.tensors = local_tensors(state, options);
-  request.keep_last = state.config.own.keep_last;
+  request.keep_last = state.config.zeropage.keep_last;
   request.run = state.run;
   if (background != nullptr) {
     background->start(std::move(request));

@@ -3,7 +3,7 @@
 /// its shard of each page, and reads what it keeps of each page.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <map>
 #include <memory>

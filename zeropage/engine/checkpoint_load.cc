@@ -193,7 +193,7 @@ void store_parameters(const CheckpointedState& state, const HeldParameter& held,
                       const at::Tensor& values) {
   const int page = transfer.page;
   std::byte* kept = state.model.pager().paged(page) ? held.data() : state.model.whole_page(page);
-  paging::flat_view(kept + transfer.offset_bytes, values.numel(), transfer.type, state.model.owned(page).device)
+  memory::flat_view(kept + transfer.offset_bytes, values.numel(), transfer.type, state.model.owned(page).device)
       .copy_(values);
 }
 
@@ -210,7 +210,7 @@ void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const P
       return t.page != first.page || t.is_state != first.is_state;
     });
     if (first.is_state) {
-      const HeldState held(state.model.home(), first.page, Access::kWrite);
+      const HeldState held(state.model.state_store(), first.page, Access::kWrite);
       for (; next != end; ++next) store_state(held, *next, values_of(*next));
     } else {
       const HeldParameter held(state.model, first.page, Access::kWrite);
@@ -228,17 +228,17 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   state.model.absorb_replaced();
   pager.end_pass();
   Plan plan;
-  checkpoint::together(state.communicator, fmt::format("{} was not loaded, and the model is as it was", step.path()),
-                       [&] {
-                         plan = Planner(state, step, options).plan();
-                         if (!options.problem.empty()) plan.problems.push_back(options.problem);
-                         if (!plan.problems.empty())
-                           throw CheckpointError(fmt::format("{}", fmt::join(plan.problems, "\n    ")));
-                         for (const auto& transfer : plan.transfers) {
-                           fetch(step, *transfer.source, transfer.offset, transfer.numel);
-                         }
-                         return std::string();
-                       });
+  checkpoint::run_on_all_ranks(state.communicator,
+                               fmt::format("{} was not loaded, and the model is as it was", step.path()), [&] {
+                                 plan = Planner(state, step, options).plan();
+                                 if (!options.problem.empty()) plan.problems.push_back(options.problem);
+                                 if (!plan.problems.empty())
+                                   throw CheckpointError(fmt::format("{}", fmt::join(plan.problems, "\n    ")));
+                                 for (const auto& transfer : plan.transfers) {
+                                   fetch(step, *transfer.source, transfer.offset, transfer.numel);
+                                 }
+                                 return std::string();
+                               });
   state.model.take_user_writes();
   std::vector<int> paged;
   for (const auto& page : state.model.layout()->pages()) {
@@ -247,7 +247,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   const paging::UpdateScope scope(pager, paged);
   const auto mixed =
       fmt::format("{} changed while it was loaded: the model is not to be used, load again", step.path());
-  checkpoint::together(state.communicator, mixed, [&] {
+  checkpoint::run_on_all_ranks(state.communicator, mixed, [&] {
     apply(state, step, plan);
     return std::string();
   });

@@ -2,7 +2,7 @@
 /// How an engine's tensors look in a checkpoint: types, extents, and the names of the optimizer's state. Saving and loading share it.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <cstdint>
 #include <string>

@@ -8,7 +8,7 @@
 ///   3. Where none is bf16 all are fp32.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <optional>
 #include <string>

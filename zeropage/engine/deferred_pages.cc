@@ -223,12 +223,12 @@ void DeferredPages::make_room(int in_use) {
 void DeferredPages::gather(int page, Page& state, const StoragePtr& storage) {
   Home& home = home_of(storage);
   const std::int64_t part_bytes = shard_bytes(state);
-  at::DataPtr frame = paging::make_owned_buffer(part_bytes * communicator_->size(), device_);
+  at::DataPtr frame = memory::make_owned_buffer(part_bytes * communicator_->size(), device_);
   const void* shard = home.shard.get();
   if (options_.disk) {
     std::byte* own = static_cast<std::byte*>(frame.get()) + communicator_->rank() * part_bytes;
     options_.disk->get(home.on_disk, [&](std::span<std::byte> from, std::int64_t offset) {
-      paging::copy_bytes(own + offset, device_, from.data(), c10::kCPU, static_cast<std::int64_t>(from.size()));
+      memory::copy_bytes(own + offset, device_, from.data(), c10::kCPU, static_cast<std::int64_t>(from.size()));
     });
     shard = own;
   }
@@ -248,11 +248,11 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     if (options_.disk) {
       options_.disk->drop(std::exchange(home.on_disk, {}));
       home.on_disk = options_.disk->put(state.label, length, [&](std::span<std::byte> to, std::int64_t offset) {
-        paging::copy_bytes(to.data(), c10::kCPU, frame + begin + offset, device_, static_cast<std::int64_t>(to.size()));
+        memory::copy_bytes(to.data(), c10::kCPU, frame + begin + offset, device_, static_cast<std::int64_t>(to.size()));
       });
     } else {
-      if (!home.shard) home.shard = paging::make_owned_buffer(part_bytes, device_);
-      paging::copy_bytes(home.shard.get(), frame + begin, length, device_);
+      if (!home.shard) home.shard = memory::make_owned_buffer(part_bytes, device_);
+      memory::copy_bytes(home.shard.get(), frame + begin, length, device_);
     }
     state.dirty = false;
   }

@@ -17,7 +17,7 @@
 /// Pages know their storages only weakly, and a Home keeps the pages object: it lives as long as any of its tensors.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <map>
 #include <memory>
@@ -27,7 +27,7 @@
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/io/scratch.h"
-#include "zeropage/paging/device_buffer.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/parameter_link.h"
 

@@ -11,7 +11,7 @@
 #include <thread>
 #include <vector>
 
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/engine/init.h"
 
 namespace zeropage::engine {

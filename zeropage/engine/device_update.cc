@@ -5,8 +5,8 @@
 
 #include <cmath>
 
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/device_kernels.h"
-#include "zeropage/paging/device_buffer.h"
 #ifdef ZEROPAGE_CUDA_KERNELS
 #include "zeropage/optim/norm_cuda.h"
 #include "zeropage/optim/update_cuda.h"
@@ -70,11 +70,11 @@ void sgd(Views& views, const optim::Step& step) {
 void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, c10::Device device) {
   optim::check(arrays, step);
   const auto view = [&](float* data) {
-    return data == nullptr ? at::Tensor() : paging::flat_view(data, numel, at::kFloat, device);
+    return data == nullptr ? at::Tensor() : memory::flat_view(data, numel, at::kFloat, device);
   };
   Views views{view(arrays.master), view(arrays.states[0]), view(arrays.states[1]), {}};
   views.gradient =
-      paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
+      memory::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
           .to(at::kFloat)
           .mul(step.gradient_scale);
   switch (step.kind) {
@@ -82,13 +82,13 @@ void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const 
     case OptimizerKind::kAdagrad: adagrad(views, step); break;
     case OptimizerKind::kSgd: sgd(views, step); break;
     case OptimizerKind::kNone:
-    case OptimizerKind::kLamb:   // lamb_update.h
-    case OptimizerKind::kTorch:  // update.cc
+    case OptimizerKind::kLamb:    // lamb_update.h
+    case OptimizerKind::kClient:  // update.cc
     case OptimizerKind::kAdam:
     case OptimizerKind::kAdamW: adam(views, step); break;
   }
   if (arrays.parameter_dtype != DType::kFloat32) {
-    paging::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(views.master);
+    memory::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(views.master);
   }
 }
 

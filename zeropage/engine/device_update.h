@@ -3,7 +3,7 @@
 /// them (optim/device_kernels.h), else in torch's operators.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <vector>
 

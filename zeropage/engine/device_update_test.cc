@@ -44,7 +44,7 @@ TEST(UpdateOnDevice, TakesWhatItRounds) {
   EXPECT_EQ(refusal(OptimizerKind::kLion, StateDtype::kFloat32, false, 1.0), "");
   EXPECT_TRUE(says(refusal(OptimizerKind::kLamb, StateDtype::kFloat32, false, 1.0), "need an optimizer among"));
   EXPECT_EQ(refusal(OptimizerKind::kLamb, StateDtype::kFloat32, true, 0.0), "");
-  EXPECT_EQ(refusal(OptimizerKind::kTorch, StateDtype::kFloat32, true, 0.0), "");
+  EXPECT_EQ(refusal(OptimizerKind::kClient, StateDtype::kFloat32, true, 0.0), "");
   EXPECT_FALSE(rounds_on_device(c10::kCPU));
 }
 

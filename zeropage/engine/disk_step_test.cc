@@ -8,7 +8,7 @@
 #include <string>
 
 #include "zeropage/base/error.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/engine/model_state.h"
 
@@ -37,7 +37,7 @@ config::Config make_config(const std::string& folder) {
   offload.optimizer = offload.parameters = config::OffloadDevice::kNvme;
   offload.optimizer_folders = offload.parameter_folders = {folder};
   offload.max_numel_in_cpu = 0;
-  config.own.page_numel = 1;
+  config.zeropage.page_numel = 1;
   return config;
 }
 
@@ -45,22 +45,22 @@ config::Config make_config(const std::string& folder) {
 void write_all(ModelState& state, float value) {
   std::vector<int> pages;
   for (const auto& page : state.layout()->pages()) pages.push_back(page.index);
-  pages = state.home().begin_pass(pages);
+  pages = state.state_store().begin_pass(pages);
   state.parameter_disk()->begin_pass(pages);
   for (const int page : pages) {
-    const HeldState held(state.home(), page, Access::kWrite);
+    const HeldState held(state.state_store(), page, Access::kWrite);
     held.arrays().master[0] = value;
     const HeldParameter parameter(state, page, Access::kWrite);
     parameter.data()[0] = static_cast<std::byte>(value);
   }
-  state.home().end_pass();
+  state.state_store().end_pass();
   state.parameter_disk()->end_pass();
 }
 
 bool all_is(ModelState& state, float value) {
   bool same = true;
   for (const auto& page : state.layout()->pages()) {
-    const HeldState held(state.home(), page.index, Access::kRead);
+    const HeldState held(state.state_store(), page.index, Access::kRead);
     const HeldParameter parameter(state, page.index, Access::kRead);
     same &= held.arrays().master[0] == value && parameter.data()[0] == static_cast<std::byte>(value);
   }

@@ -17,8 +17,8 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
                    const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
                    std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
     : config_(config),
-      watch_(config_.observation, communicator->rank()),
-      communicator_(watch_.observed(std::move(communicator))),
+      recorder_(config_.observation, communicator->rank()),
+      communicator_(recorder_.observed(std::move(communicator))),
       device_(device),
       ledger_(std::make_shared<Ledger>()),
       groups_(std::move(groups)),
@@ -28,18 +28,18 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
               std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size()) {
   require_one_pass(config_, device_);
   reducer_ = std::make_unique<reduce::Reducer>(
-      state_.layout(), state_.tensors(), reductions ? watch_.observed(std::move(reductions)) : communicator_, device_,
-      ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
+      state_.layout(), state_.tensors(), reductions ? recorder_.observed(std::move(reductions)) : communicator_,
+      device_, ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
   reducer_->on_pages_begin([this](const std::vector<int>& pages) { begin_training(pages); });
   reducer_->on_foreign_backward([this] { return note_foreign_backward(); });
-  if (timeline() != nullptr) state_.observe(watch_.timeline(), reducer_->disk());
-  moved_ = std::make_unique<MovedStates>(state_, *reducer_, *communicator_);
-  transit_ = std::make_unique<Transit>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
+  if (timeline() != nullptr) state_.observe(recorder_.timeline(), reducer_->disk());
+  offloader_ = std::make_unique<StateOffloader>(state_, *reducer_, *communicator_);
+  staging_ = std::make_unique<Staging>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
   const auto undo_log = undo_log_bytes(config_, state_.counts(), formula(), device_);
-  speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *transit_, device_, undo_log, ledger_);
+  speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *staging_, device_, undo_log, ledger_);
   gradients_ = std::make_unique<GradientViews>(state_, *reducer_, *communicator_, device_, ledger_,
                                                config_.zero.max_live_numel * element_bytes(state_.compute_dtype()));
-  reducer_->before_gradients([this] { gradients_->take_back(); });
+  reducer_->before_gradients([this] { gradients_->apply_user_writes(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
                                               device_, steps_);
   if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
@@ -50,11 +50,11 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
     const auto warning = optim::schedule_warning(config_.schedule);
     if (warning && communicator_->rank() == 0) log_warn(*warning);
   }
-  if (config_.own.async_save) {
+  if (config_.zeropage.async_save) {
     if (saves == nullptr) throw UsageError("zeropage.async_save needs a communicator of its own for saves; got none");
     background_save_ = std::make_unique<BackgroundSave>(checkpoint::system_files(), std::move(saves), ledger_);
   }
-  if (config_.own.observe_functions && state_.anything_paged())
+  if (config_.zeropage.observe_functions && state_.anything_paged())
     observer_ = std::make_unique<paging::FunctionObserver>();
 }
 
@@ -72,7 +72,7 @@ void Engine::Impl::require_whole_state(std::string_view caller) const {
   if (parameters_only_) {
     throw UsageError(fmt::format("{}() was called on an engine that was ended; call initialize() again", caller));
   }
-  moved_->require_none(caller);
+  offloader_->require_resident(caller);
   if (failure_.empty()) return;
   throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
 }
@@ -89,7 +89,7 @@ Engine::~Engine() {
 
 void Engine::before_forward() {
   impl_->require_whole_state("forward");
-  impl_->watch_.begin_forward();
+  impl_->recorder_.begin_forward();
   impl_->state_.absorb_replaced();
   if (c10::GradMode::is_enabled()) impl_->reducer_->begin_forward();
   // Without an optimizer no step ends the pass: each forward is one.
@@ -99,8 +99,8 @@ at::Tensor Engine::scale(const at::Tensor& loss) { return impl_->scale_loss(loss
 at::Tensor Engine::backward(const at::Tensor& loss, const BackwardOptions& options) {
   return impl_->backward(loss, options);
 }
-bool Engine::step(const CallerUpdate& update) {
-  return impl_->watch_.step([&] { return impl_->step(update); });
+bool Engine::step(const ClientUpdate& update) {
+  return impl_->recorder_.step([&] { return impl_->step(update); });
 }
 std::vector<OwnedSegment> Engine::owned_segments() const { return engine::owned_segments(impl_->state_); }
 void Engine::zero_grad() { impl_->zero_grad(); }
@@ -133,9 +133,9 @@ std::int64_t Engine::global_samples() const { return impl_->window_.samples(); }
 const StepResult& Engine::last_step() const { return impl_->last_; }
 
 void Engine::offload_states(const StateKinds& which, bool pin_memory) {
-  impl_->moved_->move_out(which, {c10::kCPU, Tier::kHost, pin_memory && !impl_->device_.is_cpu()});
+  impl_->offloader_->move_out(which, {c10::kCPU, Tier::kHost, pin_memory && !impl_->device_.is_cpu()});
 }
-void Engine::reload_states() { impl_->moved_->move_back(); }
+void Engine::reload_states() { impl_->offloader_->move_back(); }
 
 void Engine::trim_memory() {
   impl_->state_.pager().trim(/*evict_all=*/true);
@@ -146,9 +146,9 @@ const std::shared_ptr<Ledger>& Engine::ledger() const { return impl_->ledger_; }
 paging::PagerStats Engine::pager_stats() const { return impl_->state_.pager().stats(); }
 io::MoverStats Engine::disk_traffic() const { return impl_->state_.disk_traffic(impl_->reducer_->disk()); }
 std::vector<paging::PageCounts> Engine::page_counts() const { return impl_->state_.pager().page_counts(); }
-std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->watch_.timeline(); }
-plan::PlacedBytes Engine::formula_bytes() const { return impl_->state_.formula_bytes(impl_->formula()); }
-plan::StateBytes Engine::formula_bytes_at_stage(int stage) const {
+std::shared_ptr<const Timeline> Engine::timeline() const { return impl_->recorder_.timeline(); }
+formula::PlacedBytes Engine::formula_bytes() const { return impl_->state_.formula_bytes(impl_->formula()); }
+formula::StateBytes Engine::formula_bytes_at_stage(int stage) const {
   auto options = impl_->formula();
   options.stage = stage;
   return impl_->state_.formula_bytes_on_device(options);

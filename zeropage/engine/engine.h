@@ -8,7 +8,7 @@
 /// Not thread-safe: one thread drives an engine (autograd's own threads aside).
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <array>
 #include <memory>
@@ -20,9 +20,9 @@
 #include "zeropage/base/timeline.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
-#include "zeropage/engine/caller_update.h"
+#include "zeropage/engine/client_update.h"
+#include "zeropage/formula/model_state.h"
 #include "zeropage/paging/pager.h"
-#include "zeropage/plan/model_state.h"
 
 namespace zeropage::checkpoint {
 class Checkpoint;
@@ -63,7 +63,7 @@ struct StepResult {
   std::optional<double> gradient_norm;  ///< of the last boundary step: global 2-norm before clipping
   float clip_coefficient = 1.0f;
   std::string overflow_parameter;  ///< when skipped: the first parameter with inf or nan on any rank
-  int pages_ahead = 0;             ///< updates made here beside the backward (zeropage.speculation_bytes) ...
+  int pages_ahead = 0;             ///< updates made here overlapped with the backward (zeropage.speculation_bytes) ...
   bool undone = false;             ///< ... some of them in vain
 };
 
@@ -100,21 +100,21 @@ class Engine {
   /// gradient comes to the result it is divided by the accumulation steps. Errors: as `backward`, when that backward runs.
   at::Tensor scale(const at::Tensor& loss);
 
-  /// Ends a micro step. At an accumulation boundary: verdict over all ranks, update, next learning rate; returns true. In
+  /// Ends a micro step. At an accumulation boundary: global check over all ranks, update, next learning rate; returns true. In
   /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
   /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
   /// others raise, and their engines refuse everything from then on but reading (UsageError: restart from a checkpoint).
-  /// `update` runs the optimizer where the configuration's is kTorch; elsewhere it is called once before the update, without segments.
+  /// `update` runs the optimizer where the configuration's is kClient; elsewhere it is called once before the update, without segments.
   /// What it throws is thrown here, and a PeerError on the other ranks: then no parameter has changed, gradients are forgotten, and
   /// training can go on. See caller_update.h for its cost.
-  bool step(const CallerUpdate& update = nullptr);
+  bool step(const ClientUpdate& update = nullptr);
 
   /// What this rank updates of the parameters that an optimizer has, in the order of the pages.
   std::vector<OwnedSegment> owned_segments() const;
 
   /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in place. Between
   /// updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
-  std::vector<CallerSegment> begin_edit();
+  std::vector<ClientSegment> begin_edit();
 
   /// Collective. Ends an edit: parameters take the new values on all ranks. Where `failure` is not empty on some rank nothing changes, and
   /// the ranks on which it is empty get a PeerError.
@@ -124,7 +124,7 @@ class Engine {
   /// went well: a loop that calls it before each of them would never update.
   void zero_grad();
 
-  /// Returns when no update goes on beside the backward any more; step() does not need it. For tests and measurements.
+  /// Returns when no update goes on overlapped with the backward any more; step() does not need it. For tests and measurements.
   void wait_for_updates();
 
   bool is_accumulation_boundary() const;
@@ -197,7 +197,7 @@ class Engine {
   bool stop_agreed() const;
 
   /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged, or the newest; null when there is none.
-  /// See find_step in `find_step.h`, which zeropage.allow_fallback concerns. Errors: CheckpointError.
+  /// See find_checkpoint in `find_checkpoint.h`, which zeropage.allow_fallback concerns. Errors: CheckpointError.
   std::unique_ptr<checkpoint::Checkpoint> find_checkpoint(const std::string& folder,
                                                           const std::optional<std::string>& tag);
 
@@ -205,7 +205,7 @@ class Engine {
   LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);
 
   /// Collective. Moves state from the device to the host until `reload_states`; until then the engine trains nothing and its
-  /// parameters cannot be read. Cost: one copy. Errors: see MovedStates.
+  /// parameters cannot be read. Cost: one copy. Errors: see StateOffloader.
   void offload_states(const StateKinds& which, bool pin_memory = true);
   void reload_states();
 
@@ -219,8 +219,8 @@ class Engine {
 
   /// Where time went, in what is observed; null when the configuration asks for nothing of the kind.
   std::shared_ptr<const Timeline> timeline() const;
-  plan::PlacedBytes formula_bytes() const;                   ///< per rank, for this configuration
-  plan::StateBytes formula_bytes_at_stage(int stage) const;  ///< with everything on the device
+  formula::PlacedBytes formula_bytes() const;                   ///< per rank, for this configuration
+  formula::StateBytes formula_bytes_at_stage(int stage) const;  ///< with everything on the device
   const comm::Communicator& communicator() const;
   std::int64_t trainable_numel() const;
   std::int64_t page_count() const;

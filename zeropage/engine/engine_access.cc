@@ -35,7 +35,7 @@ ParameterValues& Engine::values() {
 }
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
-  if (!impl_->parameters_only_) impl_->moved_->require_none("gather");
+  if (!impl_->parameters_only_) impl_->offloader_->require_resident("gather");
   impl_->state_.absorb_replaced();
   auto& pager = impl_->state_.pager();
   std::set<int> pages;
@@ -78,7 +78,7 @@ void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
   std::vector<at::Tensor> tensors;
   for (const auto& input : inputs) tensors.push_back(input.tensor);
   reducer_->add(tensors, state_.offloaded());
-  transit_->grow();
+  staging_->grow();
   speculation_->grow();
   steps_.resize(state_.tensors().size());
   for (std::size_t i = groups_.size(); i < groups.size(); ++i) {
@@ -86,19 +86,19 @@ void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
     if (schedule_) schedule_->add_group(groups[i].lr);
   }
   if (schedule_) take_scheduled();
-  if (config_.own.observe_functions && state_.anything_paged() && !observer_) {
+  if (config_.zeropage.observe_functions && state_.anything_paged() && !observer_) {
     observer_ = std::make_unique<paging::FunctionObserver>();
   }
 }
 
 void Engine::make_parameters_whole() {
-  if (!impl_->parameters_only_) impl_->moved_->move_back();
+  if (!impl_->parameters_only_) impl_->offloader_->move_back();
   impl_->state_.make_whole();
 }
 
 void Engine::let_go(int parameter) {
   if (!impl_->parameters_only_) {
-    impl_->moved_->require_none("swap_tensors");
+    impl_->offloader_->require_resident("swap_tensors");
     impl_->reducer_->replace(parameter, at::Tensor());
   }
   impl_->state_.let_go(parameter);
@@ -113,16 +113,16 @@ void Engine::keep_parameters_only() { impl_->keep_parameters_only(); }
 
 void Engine::Impl::keep_parameters_only() {
   if (std::exchange(parameters_only_, true)) return;
-  moved_->move_back();
+  offloader_->move_back();
   come_to_rest();
   background_save_.reset();
   run_.reset();  // another engine may save into the folder
   // What refers to others is freed before them.
   values_.reset();
   gradients_.reset();
-  moved_.reset();
+  offloader_.reset();
   speculation_.reset();
-  transit_.reset();
+  staging_.reset();
   reducer_.reset();
   self_.reset();
   state_.keep_parameters_only();

@@ -5,7 +5,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/find_step.h"
+#include "zeropage/checkpoint/find_checkpoint.h"
 #include "zeropage/engine/engine_impl.h"
 
 namespace zeropage::engine {
@@ -67,7 +67,7 @@ void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadO
 }
 
 std::string Engine::save_checkpoint(const SaveOptions& options) {
-  impl_->moved_->require_none("save_checkpoint");
+  impl_->offloader_->require_resident("save_checkpoint");
   if (impl_->reducer_->anything_arrived()) {
     throw UsageError(
         "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
@@ -94,12 +94,12 @@ bool Engine::stop_agreed() const { return impl_->flags_.stop_requested; }
 std::unique_ptr<checkpoint::Checkpoint> Engine::find_checkpoint(const std::string& folder,
                                                                 const std::optional<std::string>& tag) {
   finish_save();
-  return checkpoint::find_step(checkpoint::system_files(), *impl_->communicator_, folder, tag,
-                               impl_->config_.own.allow_fallback);
+  return checkpoint::find_checkpoint(checkpoint::system_files(), *impl_->communicator_, folder, tag,
+                                     impl_->config_.zeropage.allow_fallback);
 }
 
 LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options) {
-  impl_->moved_->require_none("load_checkpoint");
+  impl_->offloader_->require_resident("load_checkpoint");
   impl_->speculation_->undo();
   const bool with_moments = options.optimizer_states && options.parameters && !options.module_only;
   if (with_moments) impl_->begin_training_of(step.manifest());

@@ -17,18 +17,18 @@
 #include "zeropage/engine/accumulation.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/background_save.h"
-#include "zeropage/engine/caller_values.h"
 #include "zeropage/engine/checkpoint.h"
+#include "zeropage/engine/client_values.h"
 #include "zeropage/engine/gradient_views.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/model_state.h"
-#include "zeropage/engine/moved_states.h"
 #include "zeropage/engine/parameter_values.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/scheduled_groups.h"
 #include "zeropage/engine/speculation.h"
+#include "zeropage/engine/state_offloader.h"
+#include "zeropage/engine/trace_recorder.h"
 #include "zeropage/engine/update.h"
-#include "zeropage/engine/watch.h"
 #include "zeropage/optim/loss_scale.h"
 #include "zeropage/paging/function_observer.h"
 #include "zeropage/reduce/reducer.h"
@@ -43,7 +43,7 @@ class Engine::Impl {
 
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options);
   at::Tensor scale_loss(const at::Tensor& loss);
-  bool step(const CallerUpdate& caller);
+  bool step(const ClientUpdate& caller);
   void zero_grad();
   void keep_parameters_only();
   void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
@@ -53,30 +53,30 @@ class Engine::Impl {
 
   void release(std::int64_t ticket, int modifier_rank);
 
-  std::vector<CallerSegment> begin_edit();
+  std::vector<ClientSegment> begin_edit();
   void end_edit(const std::string& failure);
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
   double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
   void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, run_}; }
-  plan::StateOptions formula() const { return plan::StateOptions::from_config(config_, communicator_->size()); }
+  formula::StateOptions formula() const { return formula::StateOptions::from_config(config_, communicator_->size()); }
   checkpoint::TrainingState training() const;
   void begin_training_of(const checkpoint::Manifest& manifest);
   void forget_untrained(const checkpoint::Manifest& manifest);
   void resume(const checkpoint::TrainingState& training, const LoadOptions& options);
-  Timeline* timeline() const { return watch_.timeline().get(); }
+  Timeline* timeline() const { return recorder_.timeline().get(); }
 
   config::Config config_;
-  Watch watch_;
+  TraceRecorder recorder_;
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   std::vector<config::OptimizerParams> groups_;
   ModelState state_;
   std::unique_ptr<reduce::Reducer> reducer_;
-  std::unique_ptr<Transit> transit_;
+  std::unique_ptr<Staging> staging_;
   std::unique_ptr<Speculation> speculation_;
-  std::unique_ptr<MovedStates> moved_;
+  std::unique_ptr<StateOffloader> offloader_;
   std::unique_ptr<GradientViews> gradients_;
   std::unique_ptr<ParameterValues> values_;
   std::unique_ptr<optim::LossScaler> scaler_;
@@ -95,12 +95,12 @@ class Engine::Impl {
   std::string failure_;  // of an update that began and did not end; empty while the state is whole
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
-  std::unique_ptr<CallerValues> edit_;  // open; else null
+  std::unique_ptr<ClientValues> edit_;  // open; else null
   std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
   bool parameters_only_ = false;  // since keep_parameters_only: what works on gradients and optimizer state is gone
-  StepFlags flags_;               // what the last verdict said
+  StepFlags flags_;               // what the last global check said
 
   /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
   void come_to_rest() noexcept;
@@ -113,12 +113,12 @@ class Engine::Impl {
   void end_backward();
   float note_foreign_backward();
   void begin_training(const std::vector<int>& pages);
-  std::unique_ptr<CallerValues> call(const Verdict& verdict, float gradient_scale, const CallerUpdate& caller);
+  std::unique_ptr<ClientValues> call(const GlobalCheck& global_check, float gradient_scale, const ClientUpdate& caller);
   void change(const std::function<void()>& apply);
-  Verdict agree(bool calls);
-  void apply(const Verdict& verdict, float gradient_scale, const CallerValues* from_caller);
+  GlobalCheck agree(bool calls);
+  void apply(const GlobalCheck& global_check, float gradient_scale, const ClientValues* from_caller);
   void write(std::vector<int> pages, UpdateInputs& inputs);
-  void count_skip(const Verdict& verdict);
+  void count_skip(const GlobalCheck& global_check);
 };
 
 }  // namespace zeropage::engine

@@ -1,4 +1,4 @@
-// Backward and step: the verdict over all ranks, the update, or the step that is skipped.
+// Backward and step: the global check over all ranks, the update, or the step that is skipped.
 #include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <fmt/format.h>
@@ -36,11 +36,11 @@ void check_loss(const at::Tensor& loss, std::string_view caller) {
 
 void Engine::Impl::begin_backward() {
   state_.require_types();
-  gradients_->take_back();
-  watch_.end_forward();
+  gradients_->apply_user_writes();
+  recorder_.end_forward();
   if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
   const bool boundary = window_.at_boundary();
-  if (boundary) speculation_->expect(divisor(), groups_, steps_);
+  if (boundary) speculation_->begin(divisor(), groups_, steps_);
   reducer_->begin_backward(boundary, window_.steps() > 1 || !window_.is_new());
   backward_failed_ = true;
 }
@@ -108,7 +108,7 @@ at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions&
   return divided.detach();
 }
 
-Verdict Engine::Impl::agree(bool calls) {
+GlobalCheck Engine::Impl::agree(bool calls) {
   reducer_->finish();
   LocalVerdict mine;
   const auto written = state_.written_pages();
@@ -120,28 +120,28 @@ Verdict Engine::Impl::agree(bool calls) {
   mine.overflow_parameter = sum.overflow_parameter;
   last_ = StepResult{};
   last_.pages_ahead = speculation_->close();
-  Verdict verdict;
+  GlobalCheck global_check;
   try {
-    verdict = agree_on_step(*communicator_, mine);
-    if (verdict.flags.wrote) compare_writes();
+    global_check = agree_on_step(*communicator_, mine);
+    if (global_check.flags.wrote) compare_writes();
   } catch (...) {
     speculation_->undo();
     throw;
   }
-  verdict.received = reducer_->received_anywhere();
-  flags_ = verdict.flags;
-  state_.pager().set_trace_agreed(verdict.traces_agree);
-  return verdict;
+  global_check.received = reducer_->received_anywhere();
+  flags_ = global_check.flags;
+  state_.pager().set_trace_agreed(global_check.traces_agree);
+  return global_check;
 }
 
-bool Engine::Impl::step(const CallerUpdate& caller) {
+bool Engine::Impl::step(const ClientUpdate& caller) {
   require_whole_state("step");
   if (groups_.empty()) {
     throw UsageError(
         "step() needs an optimizer: name one in the configuration (\"optimizer\": {\"type\": \"AdamW\", ...}) or pass "
         "an object to initialize (C++: Options::optimizer)");
   }
-  gradients_->take_back();  // first: what `p.grad` shows is in the sums already
+  gradients_->apply_user_writes();  // first: what `p.grad` shows is in the sums already
   reducer_->take_left_gradients();
   if (!window_.had_backward() && !reducer_->anything_arrived()) {
     throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
@@ -149,7 +149,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   require_states(config_.optimizer, groups_);
   reducer_->end_step();
   const bool boundary = window_.at_boundary();
-  if (boundary && config_.optimizer.kind == config::OptimizerKind::kTorch && !caller) {
+  if (boundary && config_.optimizer.kind == config::OptimizerKind::kClient && !caller) {
     throw UsageError("step() needs the program's optimizer, which this call does not run");
   }
   window_.end_micro_step();
@@ -157,23 +157,23 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
   if (!boundary) return false;
 
   state_.absorb_replaced();
-  const Verdict verdict = agree(caller != nullptr);
-  const double norm = std::sqrt(verdict.sum_of_squares) / divisor();
+  const GlobalCheck global_check = agree(caller != nullptr);
+  const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
   last_.gradient_norm = norm;
   const bool checked =
       scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
-  const bool overflow = checked && !std::isfinite(verdict.sum_of_squares);
+  const bool overflow = checked && !std::isfinite(global_check.sum_of_squares);
   if (overflow) {
     speculation_->undo();
     last_.undone = last_.pages_ahead > 0;
     state_.take_user_writes();
     last_.overflow = true;
-    count_skip(verdict);
+    count_skip(global_check);
   } else {
     last_.clip_coefficient = optim::clip_coefficient(norm, config_.gradients.clipping);
     const auto gradient_scale = static_cast<float>(last_.clip_coefficient / divisor());
-    const auto from_caller = call(verdict, gradient_scale, caller);
-    change([&] { apply(verdict, gradient_scale, from_caller.get()); });
+    const auto from_caller = call(global_check, gradient_scale, caller);
+    change([&] { apply(global_check, gradient_scale, from_caller.get()); });
     last_.applied = true;
     consecutive_skips_ = 0;
   }
@@ -188,7 +188,7 @@ bool Engine::Impl::step(const CallerUpdate& caller) {
     schedule_->step();
     take_scheduled();
   }
-  const std::int64_t every = config_.own.replica_check_steps;
+  const std::int64_t every = config_.zeropage.replica_check_steps;
   if (every > 0 && global_steps_ % every == 0) compare_replicas(state_, *communicator_, global_steps_);
   return true;
 }
@@ -218,7 +218,7 @@ void Engine::Impl::compare_writes() {
 /// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from now on.
 void Engine::Impl::begin_training(const std::vector<int>& pages) {
   for (const int page : pages) state_.begin_training(page);
-  transit_->grow();
+  staging_->grow();
 }
 
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
@@ -247,17 +247,17 @@ void Engine::Impl::change(const std::function<void()>& apply) {
   }
 }
 
-void Engine::Impl::apply(const Verdict& verdict, float gradient_scale, const CallerValues* from_caller) {
+void Engine::Impl::apply(const GlobalCheck& global_check, float gradient_scale, const ClientValues* from_caller) {
   const Span span(timeline(), SpanKind::kUpdate, "update");
   for (std::size_t i = 0; i < steps_.size(); ++i) {
-    if (!verdict.received[i]) continue;
+    if (!global_check.received[i]) continue;
     ++steps_[i];
     // As an update in place does: a graph from before this step now raises torch's error instead of using new values.
     state_.tensors()[i].unsafeGetTensorImpl()->bump_version();
   }
   // The program's optimizer may change parameters without a gradient, too.
   const bool all = from_caller != nullptr;
-  const std::vector<bool> changed = all ? std::vector<bool>(steps_.size(), true) : verdict.received;
+  const std::vector<bool> changed = all ? std::vector<bool>(steps_.size(), true) : global_check.received;
   UpdateInputs inputs{config_.optimizer.kind, groups_, steps_, changed, gradient_scale, from_caller};
   write(all ? trained_pages(*state_.layout()) : updated_pages(*state_.layout(), changed), inputs);
 }
@@ -267,12 +267,12 @@ void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   const paging::UpdateScope scope(state_.pager(), updated);
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
-  communicator_->set_checking(false);  // the verdict, the same everywhere, says which gathers come
+  communicator_->set_checking(false);  // the global check, the same everywhere, says which gathers come
   if (inputs.kind == config::OptimizerKind::kLamb) {
-    inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *transit_, updated, inputs, *communicator_);
+    inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *staging_, updated, inputs, *communicator_);
   }
-  last_.undone = speculation_->settle(inputs) < last_.pages_ahead;
-  update_pages(state_, *reducer_, *transit_, std::move(updated), inputs, *speculation_, [&](int page) {
+  last_.undone = speculation_->validate(inputs) < last_.pages_ahead;
+  update_pages(state_, *reducer_, *staging_, std::move(updated), inputs, *speculation_, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
     } else if (owned_in_parts) {
@@ -287,18 +287,18 @@ void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   state_.pager().refresh_pinned();
 }
 
-void Engine::Impl::count_skip(const Verdict& verdict) {
+void Engine::Impl::count_skip(const GlobalCheck& global_check) {
   ++skipped_steps_;
   ++consecutive_skips_;
-  if (verdict.overflow_parameter >= 0) {
-    last_.overflow_parameter = state_.layout()->parameters()[verdict.overflow_parameter].name;
+  if (global_check.overflow_parameter >= 0) {
+    last_.overflow_parameter = state_.layout()->parameters()[global_check.overflow_parameter].name;
   }
   if (communicator_->rank() == 0) {
     log_warn(fmt::format(
         "step {} was skipped, and nothing has changed: a gradient is inf or nan, first in parameter '{}'{}",
         global_steps_ + 1, last_.overflow_parameter, scaler_ ? fmt::format("; the loss scale was {}", scale()) : ""));
   }
-  if (config_.own.max_consecutive_skips > 0 && consecutive_skips_ >= config_.own.max_consecutive_skips) {
+  if (config_.zeropage.max_consecutive_skips > 0 && consecutive_skips_ >= config_.zeropage.max_consecutive_skips) {
     throw Error(fmt::format(
         "{} steps in a row were skipped because gradients were not finite, steps {} to {}, in the last one first in "
         "parameter '{}'; lower the learning rate or look for NaN in the data (zeropage.max_consecutive_skips)",

@@ -2,7 +2,7 @@
 /// A parameter's values as one run of elements, in the order in which the parameter has them in memory: so they lie in pages.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <ATen/ops/empty_strided.h>
 

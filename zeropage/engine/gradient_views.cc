@@ -294,7 +294,7 @@ void GradientViews::drop_frame(int page) {
 /// Elements of a page's frame.
 at::Tensor GradientViews::in_page(int page, std::int64_t begin, std::int64_t numel) const {
   const auto& spec = state_.layout()->pages()[page];
-  return paging::flat_view(pages_[page].frame + begin * spec.element_bytes, numel, scalar_type_of(spec.dtype), device_);
+  return memory::flat_view(pages_[page].frame + begin * spec.element_bytes, numel, scalar_type_of(spec.dtype), device_);
 }
 
 /// Whether `p.grad` is what publish() has made it.
@@ -314,7 +314,7 @@ bool GradientViews::anything_changed() const {
   return false;
 }
 
-void GradientViews::take_back() {
+void GradientViews::apply_user_writes() {
   if (!published_) return;
   const c10::AutoGradMode no_grad(false);
   if (anything_changed()) {
@@ -404,8 +404,8 @@ void GradientViews::hand_over(int parameter) {
   }
   auto* storage = gradient.storage.unsafeGetStorageImpl();
   const auto bytes = static_cast<std::int64_t>(storage->nbytes());
-  auto memory = paging::make_owned_buffer(bytes, device_);
-  paging::copy_bytes(memory.get(), storage->_mutable_data_ptr_no_checks().get(), bytes, device_);
+  auto memory = memory::make_owned_buffer(bytes, device_);
+  memory::copy_bytes(memory.get(), storage->_mutable_data_ptr_no_checks().get(), bytes, device_);
   storage->set_data_ptr_noswap(std::move(memory));
   make_gradient(parameter);
 }

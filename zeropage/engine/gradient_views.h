@@ -17,7 +17,7 @@
 ///   5. Tensors that the program has kept take their values with them, in memory of their own; the next window has new ones.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <memory>
 #include <mutex>
@@ -51,7 +51,7 @@ class GradientViews final : public paging::PageTable {
 
   /// Collective where anything was written. Errors: PeerError and TimeoutError, also when ranks differ in what they have written;
   /// UsageError for an assigned gradient of another shape.
-  void take_back();
+  void apply_user_writes();
 
   /// The same, but what was written is lost: gradients are forgotten.
   void discard();

@@ -1,6 +1,6 @@
 #include "zeropage/engine/host_update.h"
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <ATen/Parallel.h>
 

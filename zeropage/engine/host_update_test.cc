@@ -1,7 +1,7 @@
 #include "zeropage/engine/host_update.h"
 
 #include "zeropage/base/checked.h"
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <ATen/Parallel.h>
 #include <gtest/gtest.h>

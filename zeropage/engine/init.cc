@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "zeropage/engine/deferred_pages.h"
-#include "zeropage/engine/disk_home.h"
+#include "zeropage/engine/disk_state_store.h"
 #include "zeropage/engine/placement.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/scope_allocator.h"

@@ -15,7 +15,7 @@
 /// code until the engine is made; a rank that goes its own way ends in an error that names the tensor and the operator.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <memory>
 #include <vector>

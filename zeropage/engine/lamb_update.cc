@@ -9,8 +9,8 @@
 #include <utility>
 
 #include "zeropage/base/checked.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/lamb.h"
-#include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
@@ -31,7 +31,7 @@ void in_blocks(std::int64_t numel, Call&& call) {
 }
 
 at::Tensor view_of(float* data, std::int64_t numel, c10::Device device) {
-  return paging::flat_view(data, numel, at::kFloat, device);
+  return memory::flat_view(data, numel, at::kFloat, device);
 }
 
 at::Tensor direction_on_device(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step,
@@ -51,7 +51,7 @@ at::Tensor moments_on_device(const optim::Arrays& arrays, std::int64_t numel, co
                              c10::Device device) {
   const auto& params = step.params;
   const auto gradient =
-      paging::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
+      memory::flat_view(const_cast<void*>(arrays.gradient), numel, scalar_type_of(arrays.gradient_dtype), device)
           .to(at::kFloat)
           .mul(step.gradient_scale);
   view_of(arrays.states[0], numel, device).mul_(params.beta1).add_(gradient, 1.0 - params.beta1);
@@ -99,7 +99,7 @@ class SumsOnDevice {
 
 }  // namespace
 
-std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Transit& transit,
+std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
                                 std::vector<int> pages, const UpdateInputs& inputs, comm::Communicator& communicator) {
   c10::AutoGradMode no_grad(false);
   const std::size_t parameters = state.layout()->parameters().size();
@@ -107,14 +107,14 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
   std::vector<LambSums> sums(world * parameters);  // a row for each rank's shards
   SumsOnDevice on_device;
   bool in_parts = false;
-  pages = state.home().begin_pass(std::move(pages));
+  pages = state.state_store().begin_pass(std::move(pages));
   if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
   for (const int index : pages) {
-    transit.fetch(index);
+    staging.fetch(index);
     const auto& page = state.layout()->pages()[static_cast<std::size_t>(index)];
     const auto& own = state.owned(index);
     in_parts |= own.numel < page.padded_numel;
-    const HeldArrays held(state, reducer, transit, index, ParameterUse::kRead);
+    const HeldArrays held(state, reducer, staging, index, ParameterUse::kRead);
     for (std::size_t rank = 0; rank < world; ++rank) {
       const std::int64_t shard_begin = static_cast<std::int64_t>(rank) * page.shard_numel;
       if (shard_begin < own.begin || shard_begin >= own.begin + own.numel) continue;
@@ -133,9 +133,9 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
         }
       }
     }
-    transit.leave(index, {});
+    staging.write_back(index, {});
   }
-  state.home().end_pass();
+  state.state_store().end_pass();
   on_device.fetch_into(sums, communicator);
   if (in_parts) {
     const auto* mine = sums.data() + static_cast<std::size_t>(communicator.rank()) * parameters;
@@ -169,7 +169,7 @@ void lamb_move(const optim::Arrays& arrays, std::int64_t numel, const optim::Ste
   const auto master = view_of(arrays.master, numel, device);
   master.sub_(direction_on_device(arrays, numel, step, device), step.params.lr * ratio);
   if (arrays.parameter_dtype != DType::kFloat32) {
-    paging::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(master);
+    memory::flat_view(arrays.parameter, numel, scalar_type_of(arrays.parameter_dtype), device).copy_(master);
   }
 }
 

@@ -8,7 +8,7 @@
 ///   3. update_page, the second pass, moves the parameters by them.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <vector>
 
@@ -19,7 +19,7 @@ namespace zeropage::engine {
 
 /// Points 1 and 2 for `pages`; the ratio of every parameter that received a gradient. Collective. Errors: PeerError, TimeoutError, and
 /// those of the state's home.
-std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Transit& transit,
+std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
                                 std::vector<int> pages, const UpdateInputs& inputs, comm::Communicator& communicator);
 
 /// Point 3 for one segment, whose arrays lie on `device`.

@@ -2,7 +2,7 @@
 /// The model as one safetensors file, in the types it computes with.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <string>
 #include <utility>

@@ -40,7 +40,7 @@ bool is_given_up(const paging::PageTable& holder) {
 }
 
 /// What the formula says of pages that stay fp32 in a 16-bit run.
-plan::StateOptions in_fp32(plan::StateOptions options) {
+formula::StateOptions in_fp32(formula::StateOptions options) {
   options.precision = config::Precision::kFp32;
   return options;
 }
@@ -66,8 +66,8 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   options.world_size = communicator_->size();
   std::int64_t total_numel = 0;
   for (const auto& spec : parameter_specs) total_numel += spec.numel;
-  options.page_numel = config.own.page_numel > 0
-                           ? config.own.page_numel
+  options.page_numel = config.zeropage.page_numel > 0
+                           ? config.zeropage.page_numel
                            : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
   options.page_numel =
       std::min({options.page_numel, config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
@@ -207,12 +207,12 @@ void ModelState::agree_with_peers() const {
   warn_of_different_software(*communicator_);
 }
 
-plan::ParameterCounts ModelState::counts(bool kept_fp32) const {
+formula::ParameterCounts ModelState::counts(bool kept_fp32) const {
   const bool mixed = compute_dtype_ != DType::kFloat32;
   const auto counted = [&](const layout::Page& page) {
     return mixed && page.dtype == DType::kFloat32 ? kept_fp32 : !kept_fp32;
   };
-  auto counts = plan::count_parameters(*layout_, offloaded_, /*padded=*/false, counted);
+  auto counts = formula::count_parameters(*layout_, offloaded_, /*padded=*/false, counted);
   for (const auto& page : layout_->pages()) {
     if (!pager_->on_disk(page.index) || !counted(page)) continue;
     for (const auto& place : page.placements) counts.disk_numel += place.numel;
@@ -220,27 +220,27 @@ plan::ParameterCounts ModelState::counts(bool kept_fp32) const {
   return counts;
 }
 
-plan::PlacedBytes ModelState::formula_bytes(const plan::StateOptions& options) const {
-  const auto bytes = plan::placed_state_bytes(counts(), options);
-  const auto kept = plan::placed_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
+formula::PlacedBytes ModelState::formula_bytes(const formula::StateOptions& options) const {
+  const auto bytes = formula::placed_state_bytes(counts(), options);
+  const auto kept = formula::placed_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
   return {bytes.device + kept.device, bytes.offloaded + kept.offloaded, bytes.disk + kept.disk};
 }
 
-plan::StateBytes ModelState::formula_bytes_on_device(const plan::StateOptions& options) const {
-  return plan::model_state_bytes(counts(), options) +
-         plan::model_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
+formula::StateBytes ModelState::formula_bytes_on_device(const formula::StateOptions& options) const {
+  return formula::model_state_bytes(counts(), options) +
+         formula::model_state_bytes(counts(/*kept_fp32=*/true), in_fp32(options));
 }
 
 void ModelState::observe(const std::shared_ptr<Timeline>& timeline, io::PageCache* gradients) {
   pager_->observe(timeline);
-  home_->observe(timeline);
+  state_store_->observe(timeline);
   for (auto* disk : {parameter_disk_.get(), gradients}) {
     if (disk != nullptr) disk->observe(timeline);
   }
 }
 
 io::MoverStats ModelState::disk_traffic(const io::PageCache* gradients) const {
-  auto traffic = home_->traffic();
+  auto traffic = state_store_->traffic();
   if (parameter_disk_) traffic += parameter_disk_->stats();
   if (gradients != nullptr) traffic += gradients->stats();
   return traffic;
@@ -250,13 +250,13 @@ void ModelState::commit_step() {
   if (!parameter_disk_ && config_.zero.offload.optimizer != config::OffloadDevice::kNvme) return;
   // Beyond this nothing can fail: either all ranks' drives hold the state after this step, or all hold the one before.
   communicator_->barrier(comm::Tag{"the end of an update"});
-  home_->commit();
+  state_store_->commit();
   if (parameter_disk_) parameter_disk_->commit();
 }
 
 void ModelState::abandon_step() noexcept {
   try {
-    home_->abandon();
+    state_store_->abandon();
     if (parameter_disk_) parameter_disk_->abandon();
   } catch (const Error&) {
     // A drive that does not answer holds nothing that will be used again: the engine has ended.

@@ -3,7 +3,7 @@
 /// from the user's tensors, which keep their identity and get storages that point into the pages.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <functional>
 #include <map>
@@ -14,11 +14,11 @@
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
+#include "zeropage/engine/optimizer_state_store.h"
 #include "zeropage/engine/placement.h"
-#include "zeropage/engine/state_home.h"
+#include "zeropage/formula/model_state.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/pager.h"
-#include "zeropage/plan/model_state.h"
 
 namespace zeropage::engine {
 
@@ -77,7 +77,7 @@ class ModelState {
   void forget_moments(int parameter);
 
   /// Where masters and moments are.
-  StateHome& home() const { return *home_; }
+  OptimizerStateStore& state_store() const { return *state_store_; }
 
   /// Frees masters and moments. Nothing but reading parameters and writing them is possible afterwards.
   void keep_parameters_only();
@@ -86,13 +86,13 @@ class ModelState {
   const std::vector<bool>& offloaded() const { return offloaded_; }
 
   /// Bytes of one rank by the formula: of the parameters in the precision's type, and of those that stay fp32 in it.
-  plan::PlacedBytes formula_bytes(const plan::StateOptions& options) const;
+  formula::PlacedBytes formula_bytes(const formula::StateOptions& options) const;
 
   /// The same with everything on the device.
-  plan::StateBytes formula_bytes_on_device(const plan::StateOptions& options) const;
+  formula::StateBytes formula_bytes_on_device(const formula::StateOptions& options) const;
 
   /// Elements by kind, for the formula; of pages that `options` of this precision describe, or of fp32 pages beside them.
-  plan::ParameterCounts counts(bool kept_fp32 = false) const;
+  formula::ParameterCounts counts(bool kept_fp32 = false) const;
 
   /// True when the page's parameters are 16-bit and have fp32 masters in `home`, if they are trained.
   bool has_masters(int page) const {
@@ -142,7 +142,7 @@ class ModelState {
   void take(int parameter, const at::Tensor& tensor);
 
   /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see Pager::unload.
-  void unload_parameters(paging::MemoryPlace host);
+  void unload_parameters(memory::MemoryPlace host);
   void reload_parameters();
 
   /// From now on `callback(page)` is called before what a user has written becomes part of the state.
@@ -194,9 +194,9 @@ class ModelState {
     LedgerEntry entry;
   };
   std::vector<AddedWhole> added_whole_;         // of pages that were added
-  std::unique_ptr<paging::DeviceBuffer> away_;  // whole pages, while they are unloaded
+  std::unique_ptr<memory::DeviceBuffer> away_;  // whole pages, while they are unloaded
   std::vector<bool> offloaded_;
-  std::unique_ptr<StateHome> home_;
+  std::unique_ptr<OptimizerStateStore> state_store_;
   std::vector<OwnedRange> owned_;
   std::function<void(int page)> before_user_write_;  // or null
   std::vector<std::uint32_t> versions_;              // per parameter: of its tensor, when writes were settled

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
-#include "zeropage/engine/disk_home.h"
+#include "zeropage/engine/disk_state_store.h"
 #include "zeropage/engine/model_state.h"
 
 namespace zeropage::engine {
@@ -24,11 +24,11 @@ void ModelState::begin_training(int page) {
   c10::AutoGradMode no_grad(false);
   own_layout_->begin_training(page);
   const auto [numel, blocks] = state_size(page);
-  home_->add(page, {numel, blocks, offloaded_[page], has_masters(page)});
+  state_store_->add(page, {numel, blocks, offloaded_[page], has_masters(page)});
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   const HeldParameter held(*this, page, Access::kRead);
-  fill_state(spec, paging::flat_view(held.data(), own.numel, scalar_type_of(spec.dtype), own.device).to(at::kFloat));
+  fill_state(spec, memory::flat_view(held.data(), own.numel, scalar_type_of(spec.dtype), own.device).to(at::kFloat));
   for (const auto& place : spec.placements) {
     if (needs_mark(page)) paging::mark(tensors_[place.parameter]);
   }
@@ -37,7 +37,7 @@ void ModelState::begin_training(int page) {
 void ModelState::forget_moments(int parameter) {
   const int page = layout_->page_of(parameter);
   const auto& own = owned_[page];
-  const HeldState held(*home_, page, Access::kWrite);
+  const HeldState held(*state_store_, page, Access::kWrite);
   for (const auto& piece : pieces_of(*layout_, page, own.begin, own.begin + own.numel)) {
     if (piece.parameter != parameter) continue;
     const std::vector<float> zeros(static_cast<std::size_t>(piece.numel), 0.0F);
@@ -45,7 +45,7 @@ void ModelState::forget_moments(int parameter) {
       if (!held.arrays().is_wide(i)) {
         held.write(i, piece, zeros.data(), /*key=*/0);
       } else {
-        paging::flat_view(held.arrays().array(i) + piece.offset, piece.numel, at::kFloat, held.device()).zero_();
+        memory::flat_view(held.arrays().array(i) + piece.offset, piece.numel, at::kFloat, held.device()).zero_();
       }
     }
   }
@@ -61,8 +61,8 @@ void ModelState::allocate() {
   options.host = parameter_host(config_, device_);
   std::vector<bool> paged;
   std::int64_t whole_bytes = 0;
-  const double share = plan::offloaded_share(config_);
-  offloaded_ = plan::offloaded_pages(*layout_, share);
+  const double share = formula::offloaded_share(config_);
+  offloaded_ = formula::offloaded_pages(*layout_, share);
   for (const auto& page : pages) {
     if (!page.trainable && page.group >= 0 && share >= 1.0) offloaded_[page.index] = true;  // for when it will be
   }
@@ -86,7 +86,7 @@ void ModelState::allocate() {
   pager_->on_write_back([this](int page) { announce_user_write(page); },
                         [this](int page, std::byte* shard) { follow_user_writes(page, shard); });
 
-  home_ = make_state_home(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
+  state_store_ = make_optimizer_state_store(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   for (const auto& page : pages) place_owned(page.index);
@@ -118,7 +118,7 @@ void ModelState::allocate_added(int first_page) {
     if (page.index >= first_page && !paged.back()) whole_bytes += page.padded_bytes();
   }
   pager_->add_pages(paged);
-  offloaded_.resize(pages.size(), plan::offloaded_share(config_) >= 1.0);
+  offloaded_.resize(pages.size(), formula::offloaded_share(config_) >= 1.0);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   auto memory = communicator_->allocate(std::max<std::int64_t>(whole_bytes, 1), "parameters");
@@ -131,7 +131,7 @@ void ModelState::allocate_added(int first_page) {
     owned_[page].parameter =
         paged[page] ? pager_->shard(index) : whole_[page] + owned_[page].begin * pages[page].element_bytes;
     const auto [numel, blocks] = state_size(index);
-    home_->add(index, {pages[page].trainable ? numel : 0, blocks, offloaded_[page], has_masters(index)});
+    state_store_->add(index, {pages[page].trainable ? numel : 0, blocks, offloaded_[page], has_masters(index)});
   }
 }
 
@@ -163,10 +163,10 @@ std::shared_ptr<void> ModelState::whole_owner(int page) const {
 
 void ModelState::keep_parameters_only() {
   pager_->give_up();
-  home_.reset();
+  state_store_.reset();
 }
 
-void ModelState::unload_parameters(paging::MemoryPlace host) {
+void ModelState::unload_parameters(memory::MemoryPlace host) {
   pager_->unload(host);
   std::int64_t bytes = 0;
   for (const auto& page : layout_->pages()) {
@@ -180,8 +180,8 @@ void ModelState::unload_parameters(paging::MemoryPlace host) {
       paging::link_of(storage)->memory.reset();
     }
   }
-  away_ = std::make_unique<paging::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
-  paging::copy_bytes(away_->data(), host.device, whole_memory_->data(), device_, bytes);
+  away_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  memory::copy_bytes(away_->data(), host.device, whole_memory_->data(), device_, bytes);
   whole_memory_.reset();
   whole_entry_ = LedgerEntry();
 }
@@ -189,7 +189,7 @@ void ModelState::unload_parameters(paging::MemoryPlace host) {
 void ModelState::reload_parameters() {
   pager_->reload();
   allocate_whole(away_->bytes());
-  paging::copy_bytes(whole_memory_->data(), device_, away_->data(), c10::kCPU, away_->bytes());
+  memory::copy_bytes(whole_memory_->data(), device_, away_->data(), c10::kCPU, away_->bytes());
   away_.reset();
   for (const auto& page : layout_->pages()) {
     if (pager_->paged(page.index) || is_added(page.index)) continue;

@@ -30,13 +30,13 @@ at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::De
 at::Tensor ModelState::place_of(int parameter, void* page_start, at::ScalarType type) const {
   auto* start = static_cast<std::byte*>(page_start) +
                 layout_->offset_of(parameter) * static_cast<std::int64_t>(c10::elementSize(type));
-  return paging::view_of(start, tensors_[parameter].sizes(), strides_[parameter], type, device_);
+  return memory::view_of(start, tensors_[parameter].sizes(), strides_[parameter], type, device_);
 }
 
 void ModelState::fill_page(const layout::Page& page, void* staging) {
   const bool floating = page.dtype != DType::kOther;
   const std::int64_t staged_bytes = page.padded_numel * (floating ? 4 : page.element_bytes);
-  paging::zero_bytes(staging, staged_bytes, device_);
+  memory::zero_bytes(staging, staged_bytes, device_);
   for (const auto& place : page.placements) {
     const auto type = floating ? at::kFloat : tensors_[place.parameter].scalar_type();
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
@@ -49,17 +49,17 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
     const std::int64_t from = pager_->paged(page.index) ? own.begin * page.element_bytes : 0;
     std::byte* target = pager_->paged(page.index) ? held.data() : whole_[page.index];
     const std::int64_t bytes = pager_->paged(page.index) ? page.shard_bytes() : page.padded_bytes();
-    paging::copy_bytes(target, own.device, static_cast<std::byte*>(staging) + from, device_, bytes);
+    memory::copy_bytes(target, own.device, static_cast<std::byte*>(staging) + from, device_, bytes);
     return;
   }
-  auto values = paging::flat_view(staging, page.padded_numel, at::kFloat, device_);
+  auto values = memory::flat_view(staging, page.padded_numel, at::kFloat, device_);
   const auto own_values = values.narrow(0, own.begin, own.numel);
   const auto type = scalar_type_of(page.dtype);
   if (pager_->paged(page.index)) {
-    paging::flat_view(held.data(), page.shard_numel, type, own.device)
+    memory::flat_view(held.data(), page.shard_numel, type, own.device)
         .copy_(values.narrow(0, communicator_->rank() * page.shard_numel, page.shard_numel));
   } else {
-    paging::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
+    memory::flat_view(whole_[page.index], page.padded_numel, type, device_).copy_(values);
   }
   if (page.trainable) fill_state(page, own_values);
 }
@@ -68,8 +68,8 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
 void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
   const double start = config_.optimizer.params.initial_accumulator_value;
   if (!has_masters(page.index) && start == 0.0) return;
-  HeldState held(*home_, page.index, Access::kWrite);
-  const auto view = [&](float* data) { return paging::flat_view(data, values.numel(), at::kFloat, held.device()); };
+  HeldState held(*state_store_, page.index, Access::kWrite);
+  const auto view = [&](float* data) { return memory::flat_view(data, values.numel(), at::kFloat, held.device()); };
   if (has_masters(page.index)) view(held.arrays().master).copy_(values);
   if (start == 0.0) return;
   if (held.arrays().is_wide(0)) {

@@ -122,7 +122,7 @@ std::string ModelState::digest_of_frame(int parameter) const {
   start += layout_->offset_of(parameter) * spec.element_bytes;
   const std::int64_t bytes = layout_->parameters()[parameter].numel * spec.element_bytes;
   if (device_.is_cpu()) return checkpoint::digest64(start, bytes);
-  const auto host = paging::flat_view(start, bytes, at::kByte, device_).cpu();
+  const auto host = memory::flat_view(start, bytes, at::kByte, device_).cpu();
   return checkpoint::digest64(static_cast<const std::byte*>(host.const_data_ptr()), bytes);
 }
 
@@ -146,9 +146,9 @@ void ModelState::follow_user_writes(int page, std::byte* owned) {
   const auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || !has_masters(page)) return;
-  HeldState held(*home_, page, Access::kWrite);
-  auto master = paging::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
-  const auto visible = paging::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
+  HeldState held(*state_store_, page, Access::kWrite);
+  auto master = memory::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
+  const auto visible = memory::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
   master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));
 }
 

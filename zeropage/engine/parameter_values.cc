@@ -125,7 +125,7 @@ int ParameterValues::state_index(const std::string& state) const {
 
 void ParameterValues::prepare(int parameter) {
   state_.absorb_replaced();
-  speculation_.retract(page_of(parameter));
+  speculation_.rollback(page_of(parameter));
 }
 
 void ParameterValues::require_settable(int parameter, const ValueName& name) const {
@@ -149,7 +149,7 @@ at::Tensor ParameterValues::read_piece(int parameter, const ValueName& name) {
   const int index = state_index(name.state);
   const auto piece = own_piece(state_, parameter);
   if (piece.numel == 0) return at::empty({0}, at::TensorOptions().device(device_));
-  return load_piece(HeldState(state_.home(), page_of(parameter), Access::kRead), index, piece).to(device_);
+  return load_piece(HeldState(state_.state_store(), page_of(parameter), Access::kRead), index, piece).to(device_);
 }
 
 /// The parameter is read through torch only where nothing has to be gathered for it.
@@ -166,12 +166,12 @@ at::Tensor ParameterValues::read_parameter(int parameter) {
   if (state_.is_own_master(page)) {
     if (written || !state_.pager().paged(page)) return visible();
     const HeldParameter held(state_, page, Access::kRead);
-    return fp32_copy(paging::flat_view(held.data() + piece.offset * spec.element_bytes, piece.numel,
+    return fp32_copy(memory::flat_view(held.data() + piece.offset * spec.element_bytes, piece.numel,
                                        scalar_type_of(spec.dtype), state_.owned(page).device),
                      device_);
   }
   const auto master =
-      load_piece(HeldState(state_.home(), page, Access::kRead), StateArrays::kMaster, piece).to(device_);
+      load_piece(HeldState(state_.state_store(), page, Access::kRead), StateArrays::kMaster, piece).to(device_);
   if (!written) return master;
   const auto seen = visible();
   return at::where(seen.eq(master.to(scalar_type_of(spec.dtype)).to(at::kFloat)), master, seen);
@@ -203,7 +203,8 @@ void ParameterValues::write_gradient(int parameter, const at::Tensor& mean) {
 void ParameterValues::write_state(int parameter, const ValueName& name, const at::Tensor& flat) {
   const int index = state_index(name.state);
   const auto piece = own_piece(state_, parameter);
-  if (piece.numel > 0) store_piece(HeldState(state_.home(), page_of(parameter), Access::kWrite), index, piece, flat);
+  if (piece.numel > 0)
+    store_piece(HeldState(state_.state_store(), page_of(parameter), Access::kWrite), index, piece, flat);
 }
 
 /// The master gets the exact value. What is written to the parameter is that value rounded, so the master stays when it follows.
@@ -215,7 +216,7 @@ void ParameterValues::set_parameter(int parameter, const at::Tensor& value) {
   const auto piece = own_piece(state_, parameter);
   if (piece.numel == 0) return;
   const auto exact = flat_value(tensor, value, device_).narrow(0, piece.parameter_offset, piece.numel);
-  store_piece(HeldState(state_.home(), page, Access::kWrite), StateArrays::kMaster, piece, exact);
+  store_piece(HeldState(state_.state_store(), page, Access::kWrite), StateArrays::kMaster, piece, exact);
 }
 
 at::Tensor ParameterValues::assemble(int parameter, const at::Tensor& piece) {

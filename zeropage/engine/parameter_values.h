@@ -10,7 +10,7 @@
 ///      must be the same on all ranks.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <string>
 #include <vector>

@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "zeropage/config/config.h"
-#include "zeropage/paging/device_buffer.h"
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::engine {
 
@@ -20,14 +20,14 @@ struct Placement {
 constexpr Placement placement_of_stage(int stage) { return {stage >= 1, stage >= 2, stage >= 3}; }
 
 /// The host's memory, for what `config` offloads of optimizer state and gradients; page-locked where that helps a device.
-inline paging::MemoryPlace optimizer_host(const config::Config& config, c10::Device device) {
+inline memory::MemoryPlace optimizer_host(const config::Config& config, c10::Device device) {
   return {c10::kCPU, Tier::kHost, config.zero.offload.pin_optimizer && !device.is_cpu()};
 }
 
 /// The same for parameter shards; nullopt: they stay on the device.
-inline std::optional<paging::MemoryPlace> parameter_host(const config::Config& config, c10::Device device) {
+inline std::optional<memory::MemoryPlace> parameter_host(const config::Config& config, c10::Device device) {
   if (config.zero.offload.parameters == config::OffloadDevice::kNone) return std::nullopt;
-  return paging::MemoryPlace(c10::kCPU, Tier::kHost, config.zero.offload.pin_parameters && !device.is_cpu());
+  return memory::MemoryPlace(c10::kCPU, Tier::kHost, config.zero.offload.pin_parameters && !device.is_cpu());
 }
 
 }  // namespace zeropage::engine

@@ -1,8 +1,8 @@
 #include "zeropage/engine/reduce_policy.h"
 
-#include "zeropage/engine/disk_home.h"
+#include "zeropage/engine/disk_state_store.h"
 #include "zeropage/engine/placement.h"
-#include "zeropage/plan/model_state.h"
+#include "zeropage/formula/model_state.h"
 
 namespace zeropage::engine {
 
@@ -25,13 +25,13 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
       only_stored ? config.gradients.accumulation_dtype.value_or(state.compute_dtype()) : adding;
   policy.frame_dtype = frame_dtype(placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype);
   if (policy.accumulation_dtype != adding) policy.adding = reduce::ReduceTypes{adding, frame_dtype(adding)};
-  policy.keep = policy.sharded && state.communicator().size() == 1 && plan::keeps_gradients(config);
+  policy.keep = policy.sharded && state.communicator().size() == 1 && formula::keeps_gradients(config);
   policy.fp32_sums = !config.gradients.accumulation_dtype;
   policy.fp32_travel = !config.gradients.communication_dtype;
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
   policy.squares_before_travel = !device.is_cpu();
-  if (!plan::gradients_on_disk(config)) return policy;
+  if (!formula::gradients_on_disk(config)) return policy;
   policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;
 }

@@ -27,7 +27,7 @@ Digests parameter_digests(const ModelState& state, const layout::Page& page) {
   at::Tensor host;
   if (!device.is_cpu()) {
     auto* start = const_cast<std::byte*>(bytes);
-    host = paging::flat_view(start, page.used_numel * page.element_bytes, at::kByte, device).cpu();
+    host = memory::flat_view(start, page.used_numel * page.element_bytes, at::kByte, device).cpu();
     bytes = static_cast<const std::byte*>(host.const_data_ptr());
   }
   Digests digests;

@@ -8,7 +8,7 @@
 ///   3. All ranks raise the same error, which names the ranks that differ from the most, the page and its parameters.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <cstdint>
 

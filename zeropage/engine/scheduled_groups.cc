@@ -17,7 +17,7 @@ void take_scheduled(const optim::LrSchedule& schedule, config::OptimizerKind kin
     if (!momenta) continue;
     // Each optimizer has one of the two; torch's that run by the caller, either.
     if (kind != config::OptimizerKind::kSgd) groups[i].beta1 = (*momenta)[i];
-    if (kind == config::OptimizerKind::kSgd || kind == config::OptimizerKind::kTorch)
+    if (kind == config::OptimizerKind::kSgd || kind == config::OptimizerKind::kClient)
       groups[i].momentum = (*momenta)[i];
   }
 }

@@ -33,23 +33,23 @@ void leave_a_processor() {
 
 }  // namespace
 
-Speculation::Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Transit& transit,
+Speculation::Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Staging& staging,
                          c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger)
     : config_(config),
       state_(state),
       reducer_(reducer),
-      transit_(transit),
+      staging_(staging),
       device_(device),
       log_(log_bytes, optimizer_host(config, device), ledger, MemoryKind::kBuffers),
       received_(state.tensors().size(), true) {
   if (log_bytes == 0) return;
-  reducer.listen([this](int page) { offer(page); }, [this](int page) { retract(page); });
-  state.before_user_write([this](int page) { retract(page); });
+  reducer.listen([this](int page) { enqueue(page); }, [this](int page) { rollback(page); });
+  state.before_user_write([this](int page) { rollback(page); });
   thread_ = std::jthread([this](const std::stop_token& stop) { run(stop); });
 }
 
-void Speculation::expect(double divisor, const std::vector<config::OptimizerParams>& groups,
-                         const std::vector<std::int64_t>& steps) {
+void Speculation::begin(double divisor, const std::vector<config::OptimizerParams>& groups,
+                        const std::vector<std::int64_t>& steps) {
   if (log_.bytes() == 0) return;
   if (parameters_left_) {
     paging::wait_for(*parameters_left_, state_.communicator(), "updated parameters on their way to the device");
@@ -65,23 +65,23 @@ void Speculation::expect(double divisor, const std::vector<config::OptimizerPara
 
 bool Speculation::may_begin(int page) const {
   auto& pager = state_.pager();
-  if (!state_.offloaded()[page] || !state_.home().device(page).is_cpu() || pager.is_written(page)) return false;
+  if (!state_.offloaded()[page] || !state_.state_store().device(page).is_cpu() || pager.is_written(page)) return false;
   if (pager.on_disk(page) || reducer_.on_disk(page)) return false;
   if (state_.is_own_master(page) && !pager.paged(page) && !device_.is_cpu()) return false;
   return std::ranges::all_of(state_.layout()->pages()[page].placements,
-                             [&](const auto& place) { return reducer_.received()[place.parameter]; });
+                             [&](const auto& place) { return reducer_.received_since_reset()[place.parameter]; });
 }
 
-void Speculation::offer(int page) {
+void Speculation::enqueue(int page) {
   if (!may_begin(page)) return;
   const std::lock_guard lock(mutex_);
   if (!open_) return;
-  Offer offer{page, {}};
+  QueuedPage queued{page, {}};
   if (!reducer_.gradient(page).device.is_cpu()) {  // what is on the host has arrived there
-    offer.ready.emplace(device_.type());
-    offer.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    queued.ready.emplace(device_.type());
+    queued.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
   }
-  queue_.push_back(std::move(offer));
+  queue_.push_back(std::move(queued));
   changed_.notify_all();
 }
 
@@ -94,18 +94,18 @@ void Speculation::run(const std::stop_token& stop) {
     stream.reset_stream(c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_));
   std::unique_lock lock(mutex_);
   while (changed_.wait(lock, stop, [&] { return !queue_.empty(); }) && !stop.stop_requested()) {
-    const Offer offer = std::move(queue_.front());
+    const QueuedPage queued = std::move(queue_.front());
     queue_.pop_front();
-    page_at_work_ = offer.page;
+    page_at_work_ = queued.page;
     lock.unlock();
     std::optional<Ahead> ahead;
     bool failed = false;
     try {
-      ahead = update_ahead(offer);
+      ahead = update_ahead(queued);
     } catch (const std::exception& error) {
       failed = true;
-      log_warn(fmt::format("the update of {} beside the backward failed, and is left to the step: {}",
-                           paging::page_label(*state_.layout(), offer.page), error.what()));
+      log_warn(fmt::format("the update of {} overlapped with the backward failed, and is left to the step: {}",
+                           paging::page_label(*state_.layout(), queued.page), error.what()));
     }
     lock.lock();
     page_at_work_ = kNoPage;
@@ -122,19 +122,19 @@ void Speculation::run(const std::stop_token& stop) {
 }
 
 /// Nothing when the log has no room for the page.
-std::optional<Speculation::Ahead> Speculation::update_ahead(const Offer& offer) {
-  const int page = offer.page;
+std::optional<Speculation::Ahead> Speculation::update_ahead(const QueuedPage& queued) {
+  const int page = queued.page;
   const auto& own = state_.owned(page);
   const auto& spec = state_.layout()->pages()[page];
   const auto state_bytes =
-      static_cast<std::int64_t>(HeldState(state_.home(), page, Access::kRead).arrays().memory.size());
+      static_cast<std::int64_t>(HeldState(state_.state_store(), page, Access::kRead).arrays().memory.size());
   const std::int64_t parameter_bytes = own.numel * spec.element_bytes;
   if (used_bytes_ + state_bytes + parameter_bytes > log_.bytes()) return std::nullopt;
 
   const Span span(state_.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page ahead", page);
-  if (offer.ready) paging::wait_for(*offer.ready, state_.communicator(), "a sum of gradients");
-  transit_.fetch(page);
-  const HeldArrays held(state_, reducer_, transit_, page, ParameterUse::kRead);
+  if (queued.ready) paging::wait_for(*queued.ready, state_.communicator(), "a sum of gradients");
+  staging_.fetch(page);
+  const HeldArrays held(state_, reducer_, staging_, page, ParameterUse::kRead);
   Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}, {}};
   copy_host(ahead.old_state, held.state_memory().data(), state_bytes);
   auto arrays = held.arrays();
@@ -171,9 +171,9 @@ void Speculation::wait() {
   changed_.wait(lock, [&] { return queue_.empty() && page_at_work_ == kNoPage; });
 }
 
-void Speculation::retract(int page) {
+void Speculation::rollback(int page) {
   std::unique_lock lock(mutex_);
-  std::erase_if(queue_, [&](const Offer& offer) { return offer.page == page; });
+  std::erase_if(queue_, [&](const QueuedPage& queued) { return queued.page == page; });
   changed_.wait(lock, [&] { return page_at_work_ != page; });
   std::erase_if(ahead_, [&](const Ahead& ahead) {
     if (ahead.page == page) put_back(ahead);
@@ -187,10 +187,10 @@ int Speculation::close() {
   return std::exchange(begun_, 0);
 }
 
-int Speculation::settle(const UpdateInputs& inputs) {
+int Speculation::validate(const UpdateInputs& inputs) {
   last_stood_ = inputs.gradient_scale == gradient_scale_;
   std::erase_if(ahead_, [&](const Ahead& ahead) {
-    if (stands(ahead, inputs)) return false;
+    if (is_still_valid(ahead, inputs)) return false;
     put_back(ahead);
     last_stood_ = false;
     return true;
@@ -198,7 +198,7 @@ int Speculation::settle(const UpdateInputs& inputs) {
   return static_cast<int>(ahead_.size());
 }
 
-bool Speculation::stands(const Ahead& ahead, const UpdateInputs& inputs) const {
+bool Speculation::is_still_valid(const Ahead& ahead, const UpdateInputs& inputs) const {
   if (changed_segments(state_, ahead.page, inputs).segments != ahead.segments) return false;
   if (ahead.old_parameter.empty()) return true;
   const auto& own = state_.owned(ahead.page);
@@ -216,20 +216,20 @@ void Speculation::undo() {
 }
 
 void Speculation::put_back(const Ahead& ahead) {
-  const HeldState held(state_.home(), ahead.page, Access::kWrite);
+  const HeldState held(state_.state_store(), ahead.page, Access::kWrite);
   const auto memory = held.arrays().memory;
   copy_host(memory.data(), ahead.old_state, static_cast<std::int64_t>(memory.size()));
 }
 
 bool Speculation::is_ahead(int page) const { return std::ranges::find(ahead_, page, &Ahead::page) != ahead_.end(); }
 
-void Speculation::finish(int page) {
+void Speculation::commit(int page) {
   const auto ahead = std::ranges::find(ahead_, page, &Ahead::page);
   const auto& own = state_.owned(page);
   const std::int64_t element = state_.layout()->pages()[page].element_bytes;
   for (const auto& segment : ahead->segments) {
-    paging::flat_view(own.parameter + segment.offset * element, segment.numel * element, at::kByte, own.device)
-        .copy_(paging::flat_view(ahead->parameter + segment.offset * element, segment.numel * element, at::kByte,
+    memory::flat_view(own.parameter + segment.offset * element, segment.numel * element, at::kByte, own.device)
+        .copy_(memory::flat_view(ahead->parameter + segment.offset * element, segment.numel * element, at::kByte,
                                  c10::kCPU),
                /*non_blocking=*/true);
   }
@@ -239,13 +239,13 @@ void Speculation::finish(int page) {
   parameters_left_->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
 }
 
-std::int64_t undo_log_bytes(const config::Config& config, const plan::ParameterCounts& counts,
-                            const plan::StateOptions& options, c10::Device device) {
+std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,
+                            const formula::StateOptions& options, c10::Device device) {
   const bool possible =
       optim::takes_one_pass(config.optimizer.kind) && config.zero.offload.optimizer == config::OffloadDevice::kCpu;
   if (!possible) return 0;
-  const std::int64_t by_default = device.is_cpu() ? 0 : plan::default_undo_log_bytes(counts, options);
-  return config.own.speculation_bytes.value_or(by_default);
+  const std::int64_t by_default = device.is_cpu() ? 0 : formula::default_undo_log_bytes(counts, options);
+  return config.zeropage.speculation_bytes.value_or(by_default);
 }
 
 }  // namespace zeropage::engine

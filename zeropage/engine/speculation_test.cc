@@ -1,4 +1,4 @@
-// What of the queue is left when a step begins. The bits of updates beside the backward: transit_test.cc, tests/test_speculation.py.
+// What of the queue is left when a step begins. The bits of updates overlapped with the backward: transit_test.cc, tests/test_speculation.py.
 #include "zeropage/engine/speculation.h"
 
 #include <ATen/ops/sum.h>
@@ -14,22 +14,22 @@ namespace {
 constexpr int kParameters = 16;
 constexpr std::int64_t kNumel = 1 << 19;
 
-// Catches a step that waits for every page that was offered, one after the other, before its verdict.
+// Catches a step that waits for every page that was offered, one after the other, before its global check.
 TEST(Speculation, ClosingWaitsForOnePageOnly) {
   config::Config config;
   config.precision = config::Precision::kBf16;
   config.optimizer.kind = config::OptimizerKind::kAdamW;
   config.zero.stage = 1;
   config.zero.offload = {.optimizer = config::OffloadDevice::kCpu};
-  config.own.page_numel = 1;  // a page per parameter
+  config.zeropage.page_numel = 1;  // a page per parameter
   const TestModel model(std::vector<std::int64_t>(kParameters, kNumel));
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), model.communicator, c10::kCPU, model.ledger,
                           reduce_policy(config, state, model.communicator->rank(), c10::kCPU, model.ledger));
-  Transit transit(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), model.ledger);
-  Speculation speculation(config, state, reducer, transit, c10::kCPU, 14 * kParameters * kNumel, model.ledger);
+  Staging staging(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), model.ledger);
+  Speculation speculation(config, state, reducer, staging, c10::kCPU, 14 * kParameters * kNumel, model.ledger);
   const auto train = [&] {
-    speculation.expect(1.0, {{.lr = 0.01}}, std::vector<std::int64_t>(kParameters, 0));
+    speculation.begin(1.0, {{.lr = 0.01}}, std::vector<std::int64_t>(kParameters, 0));
     reducer.begin_backward(true);
     // Pages are reduced from the last one on: all of them when its gradient has come.
     for (const auto& parameter : model.parameters) torch::autograd::backward({at::sum(parameter)}, {});
@@ -38,7 +38,7 @@ TEST(Speculation, ClosingWaitsForOnePageOnly) {
   EXPECT_LT(speculation.close(), kParameters);
   speculation.undo();
   reducer.reset();
-  speculation.settle({config.optimizer.kind, {}, {}, {}, 1.0F, nullptr});  // a step that went as expected
+  speculation.validate({config.optimizer.kind, {}, {}, {}, 1.0F, nullptr});  // a step that went as expected
   train();
   speculation.wait();
   EXPECT_EQ(speculation.close(), kParameters);

@@ -2,11 +2,11 @@
 /// Whole pieces of a page's state in fp32, whatever type they are kept in.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <ATen/ops/empty.h>
 
-#include "zeropage/engine/state_home.h"
+#include "zeropage/engine/optimizer_state_store.h"
 
 namespace zeropage::engine {
 
@@ -14,7 +14,7 @@ namespace zeropage::engine {
 inline at::Tensor load_piece(const HeldState& held, int index, const StatePiece& piece) {
   const auto& arrays = held.arrays();
   if (arrays.is_wide(index)) {
-    return paging::flat_view(arrays.array(index) + piece.offset, piece.numel, at::kFloat, held.device()).clone();
+    return memory::flat_view(arrays.array(index) + piece.offset, piece.numel, at::kFloat, held.device()).clone();
   }
   const auto values = at::empty({piece.numel}, at::TensorOptions().dtype(at::kFloat));
   held.read(index, piece, 0, values.mutable_data_ptr<float>(), piece.numel);
@@ -25,7 +25,7 @@ inline at::Tensor load_piece(const HeldState& held, int index, const StatePiece&
 inline void store_piece(const HeldState& held, int index, const StatePiece& piece, const at::Tensor& values) {
   const auto& arrays = held.arrays();
   if (arrays.is_wide(index)) {
-    paging::flat_view(arrays.array(index) + piece.offset, piece.numel, at::kFloat, held.device()).copy_(values);
+    memory::flat_view(arrays.array(index) + piece.offset, piece.numel, at::kFloat, held.device()).copy_(values);
   } else {
     held.write(index, piece, values.to(c10::kCPU, at::kFloat).contiguous().const_data_ptr<float>(), /*key=*/0);
   }

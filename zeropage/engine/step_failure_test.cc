@@ -7,8 +7,8 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
-#include "zeropage/comm/fault_communicator.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/engine/engine.h"
 
 namespace zeropage::engine {
@@ -24,7 +24,7 @@ config::Config make_config(int stage, int world) {
   config.zero.stage = stage;
   config.zero.persistence_threshold_numel = 0;
   config.zero.max_live_numel = 4096;
-  config.own.page_numel = 4096;
+  config.zeropage.page_numel = 4096;
   return config;
 }
 

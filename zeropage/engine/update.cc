@@ -10,7 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
-#include "zeropage/engine/caller_values.h"
+#include "zeropage/engine/client_values.h"
 #include "zeropage/engine/device_update.h"
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
@@ -28,9 +28,9 @@ std::vector<Segment> changed_runs(const ChangedSegments& changed) {
 
 /// `values` [numel, fp32] take the place of a range's masters, and parameters are rounded from them.
 void put_values(const optim::Arrays& range, const at::Tensor& values, c10::Device device) {
-  paging::flat_view(range.master, values.numel(), at::kFloat, device).copy_(values);
+  memory::flat_view(range.master, values.numel(), at::kFloat, device).copy_(values);
   if (range.parameter_dtype == DType::kFloat32) return;
-  paging::flat_view(range.parameter, values.numel(), scalar_type_of(range.parameter_dtype), device).copy_(values);
+  memory::flat_view(range.parameter, values.numel(), scalar_type_of(range.parameter_dtype), device).copy_(values);
 }
 
 void run_update(const optim::Arrays& range, const std::vector<Segment>& segments, const std::vector<int>& parameters,
@@ -52,11 +52,11 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
   return state.has_masters(page) && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
 }
 
-void update_page(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
+void update_page(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
   const bool from_caller = inputs.from_caller != nullptr;
-  const HeldArrays held(state, reducer, transit, page, use_of(state, page, inputs), Access::kWrite,
+  const HeldArrays held(state, reducer, staging, page, use_of(state, page, inputs), Access::kWrite,
                         from_caller ? GradientUse::kNone : GradientUse::kRead);
   auto changed = changed_segments(state, page, inputs);
   for (std::size_t i = 0; i < changed.segments.size() && reducer.keeps(page); ++i) {
@@ -67,7 +67,7 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Transi
   } else {
     run_update(held.arrays(), changed.segments, changed.parameters, inputs, held.device());
   }
-  transit.leave(page, changed_runs(changed));
+  staging.write_back(page, changed_runs(changed));
 }
 
 }  // namespace
@@ -179,9 +179,9 @@ ChangedSegments changed_segments(const ModelState& state, int page, const Update
   return changed;
 }
 
-HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page,
+HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page,
                        ParameterUse use, Access states, GradientUse gradient)
-    : place_(transit.arrive(page)), held_(state.home(), page, states) {
+    : place_(staging.wait(page)), held_(state.state_store(), page, states) {
   auto* master = held_.arrays().master;
   const DType dtype = state.layout()->pages()[page].dtype;
   if (state.pager().on_disk(page) && (use != ParameterUse::kRead || dtype == DType::kFloat32)) {
@@ -204,10 +204,10 @@ HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, 
              .parameter_dtype = dtype};
 }
 
-void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
+void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated) {
   c10::AutoGradMode no_grad(false);
-  pages = state.home().begin_pass(std::move(pages));
+  pages = state.state_store().begin_pass(std::move(pages));
   if (reducer.disk() != nullptr && inputs.from_caller == nullptr) reducer.disk()->read_ahead(pages);
   auto* disk = state.parameter_disk();
   if (disk != nullptr) {
@@ -216,20 +216,20 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Trans
     disk->begin_pass(read);
   }
   const auto fetch = [&](std::size_t i) {
-    if (i < pages.size() && !speculation.is_ahead(pages[i])) transit.fetch(pages[i]);
+    if (i < pages.size() && !speculation.is_ahead(pages[i])) staging.fetch(pages[i]);
   };
   fetch(0);
   for (std::size_t i = 0; i < pages.size(); ++i) {
     fetch(i + 1);
     if (speculation.is_ahead(pages[i])) {
-      speculation.finish(pages[i]);
+      speculation.commit(pages[i]);
     } else {
-      update_page(state, reducer, transit, pages[i], inputs);
+      update_page(state, reducer, staging, pages[i], inputs);
     }
     updated(pages[i]);
   }
-  transit.finish();
-  state.home().end_pass();
+  staging.wait_all();
+  state.state_store().end_pass();
   if (disk != nullptr) disk->end_pass();
 }
 

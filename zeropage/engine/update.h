@@ -3,7 +3,7 @@
 /// left untouched, moments and decay included, as PyTorch does.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <functional>
 #include <optional>
@@ -11,15 +11,15 @@
 #include <vector>
 
 #include "zeropage/config/config.h"
-#include "zeropage/engine/caller_update.h"
+#include "zeropage/engine/client_update.h"
 #include "zeropage/engine/model_state.h"
-#include "zeropage/engine/transit.h"
+#include "zeropage/engine/staging.h"
 #include "zeropage/optim/update.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
 
-class CallerValues;
+class ClientValues;
 class Speculation;
 
 /// What this rank's part of the summed gradients amounts to.
@@ -41,7 +41,7 @@ struct UpdateInputs {
   const std::vector<std::int64_t>& steps;  ///< per parameter: updates so far, the coming one included
   const std::vector<bool>& received;
   float gradient_scale = 1.0f;
-  const CallerValues* from_caller = nullptr;  ///< of kTorch: what the caller's optimizer has made
+  const ClientValues* from_caller = nullptr;  ///< of kClient: what the caller's optimizer has made
   std::vector<double> lamb_ratios = {};       ///< of kLamb, per parameter; for update_page
 };
 
@@ -83,14 +83,14 @@ class HeldArrays {
  public:
   /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where it is its own
   /// master. `states`: what becomes of the master and the states.
-  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, int page, ParameterUse use,
+  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page, ParameterUse use,
              Access states = Access::kWrite, GradientUse gradient = GradientUse::kRead);
   const optim::Arrays& arrays() const { return arrays_; }
   c10::Device device() const { return held_.device(); }
   std::span<std::byte> state_memory() const { return held_.arrays().memory; }
 
  private:
-  Transit::Place place_;
+  Staging::Location place_;
   std::optional<HeldParameter> parameter_;  // absent: it came with its place, or nobody needs it
   HeldState held_;
   std::optional<io::HeldPage> gradient_;  // absent: it is in memory
@@ -102,7 +102,7 @@ class HeldArrays {
 /// on a device its kernels or torch's operators (device_update.h); what an optimizer of the caller's has made is put in its place and
 /// rounded. While one is updated the next one's arrays are on their way. Pages that `speculation` has
 /// updated already are finished in their turn.
-void update_pages(const ModelState& state, const reduce::Reducer& reducer, Transit& transit, std::vector<int> pages,
+void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);
 
 }  // namespace zeropage::engine

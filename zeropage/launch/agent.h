@@ -11,7 +11,7 @@
 #include <string_view>
 #include <vector>
 
-#include "zeropage/launch/plan.h"
+#include "zeropage/launch/job_plan.h"
 
 namespace zeropage::launch {
 

@@ -29,7 +29,7 @@ class Fields {
     return value;
   }
   bool flag() { return number() != 0; }
-  std::vector<std::string> texts() { return unpack(text()); }
+  std::vector<std::string> strings() { return unpack(text()); }
   std::vector<int> numbers() {
     Fields list(text());
     std::vector<int> values;
@@ -83,8 +83,8 @@ HostReport decode_report(std::string_view bytes) {
   report.torch = fields.text();
   report.address = fields.text();
   report.network = fields.text();
-  report.errors = fields.texts();
-  report.host.gpus = fields.texts();
+  report.errors = fields.strings();
+  report.host.gpus = fields.strings();
   report.host.cores = fields.numbers();
   report.host.units = fields.numbers();
   report.host.omp_threads_set = fields.flag();
@@ -110,8 +110,8 @@ std::vector<RankPlan> decode_ranks(std::string_view bytes) {
     RankPlan rank;
     rank.rank = fields.number();
     rank.host = fields.text();
-    rank.argv = fields.texts();
-    const std::vector<std::string> env = fields.texts();
+    rank.argv = fields.strings();
+    const std::vector<std::string> env = fields.strings();
     for (std::size_t i = 0; i + 1 < env.size(); i += 2) rank.env.emplace_back(env[i], env[i + 1]);
     rank.cores = fields.numbers();
     ranks.push_back(std::move(rank));

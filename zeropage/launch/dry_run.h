@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "zeropage/launch/plan.h"
+#include "zeropage/launch/job_plan.h"
 #include "zeropage/launch/runners.h"
 
 namespace zeropage::launch {

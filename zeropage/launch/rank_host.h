@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "zeropage/launch/console.h"
+#include "zeropage/launch/job_plan.h"
 #include "zeropage/launch/lines.h"
-#include "zeropage/launch/plan.h"
 
 namespace zeropage::launch {
 

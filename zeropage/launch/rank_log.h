@@ -8,8 +8,8 @@
 
 #include "zeropage/base/descriptor.h"
 #include "zeropage/launch/console.h"
+#include "zeropage/launch/job_plan.h"
 #include "zeropage/launch/lines.h"
-#include "zeropage/launch/plan.h"
 
 namespace zeropage::launch {
 

@@ -35,10 +35,10 @@ std::vector<std::string> merged_environment(const RankPlan& plan) {
   return merged;
 }
 
-/// Pointers into `texts`, null-terminated, as exec wants them.
-std::vector<char*> pointers(std::vector<std::string>& texts) {
+/// Pointers into `strings`, null-terminated, as exec wants them.
+std::vector<char*> pointers(std::vector<std::string>& strings) {
   std::vector<char*> result;
-  for (std::string& text : texts) result.push_back(text.data());
+  for (std::string& text : strings) result.push_back(text.data());
   result.push_back(nullptr);
   return result;
 }

@@ -5,7 +5,7 @@
 #include <signal.h>
 #include <sys/types.h>
 
-#include "zeropage/launch/plan.h"
+#include "zeropage/launch/job_plan.h"
 #include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "zeropage/launch/plan.h"
+#include "zeropage/launch/job_plan.h"
 #include "zeropage/launch/rank_host.h"
 
 namespace zeropage::launch {

@@ -65,7 +65,7 @@ TEST(SumOfSquares, OtherTypesEqualTheirFp32Values) {
   EXPECT_THROW(sum_of_squares(values.data(), DType::kOther, 4), UsageError);
 }
 
-// The step's overflow verdict rests on this: one bad element anywhere must show, and large finite ones must not.
+// The step's overflow global check rests on this: one bad element anywhere must show, and large finite ones must not.
 TEST(SumOfSquares, OnlyBadElementsMakeItBad) {
   for (std::size_t bad = 0; bad < 37; ++bad) {
     std::vector<float> values(37, 3e38F);

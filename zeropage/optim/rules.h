@@ -124,7 +124,7 @@ auto with_rule(const Step& step, Call&& call) {
     case OptimizerKind::kNone:
     case OptimizerKind::kAdam:
     case OptimizerKind::kLamb:
-    case OptimizerKind::kTorch:
+    case OptimizerKind::kClient:
     case OptimizerKind::kAdamW: break;
   }
   return call(AdamRule(step));

@@ -69,7 +69,7 @@ struct Arrays {
 
 /// Whether `update` below is all of an optimizer's step: Lamb takes two passes (lamb.h), and torch's run in Python.
 constexpr bool takes_one_pass(config::OptimizerKind kind) {
-  return kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kTorch;
+  return kind != config::OptimizerKind::kLamb && kind != config::OptimizerKind::kClient;
 }
 
 /// Updates `numel` elements; 16-bit parameters take the nearest value, ties to even. Vectors of the widest kind this

@@ -3,7 +3,7 @@
 /// would hold it there for ever. It asks until the device is done, until a rank has aborted, or until the communicator's timeout.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <string_view>
 

@@ -13,7 +13,7 @@
 ///      (`empty`, `randn`), and after 3 the watcher is shown the results that are new tensors nobody else refers to.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <memory>
 #include <string_view>

@@ -28,7 +28,7 @@ class PrivateFramePool final : public FramePool {
     }
     while (!unused_.empty() && held_bytes_ + bytes > limit_bytes_) drop_one();
     held_bytes_ += bytes;
-    Frame frame{std::make_unique<DeviceBuffer>(bytes, device_, ledger_, kind_), {}, {}};
+    Frame frame{std::make_unique<memory::DeviceBuffer>(bytes, device_, ledger_, kind_), {}, {}};
     if (!device_.is_cpu()) frame.made_on = current_stream(device_);
     return lend(std::move(frame));
   }
@@ -50,7 +50,7 @@ class PrivateFramePool final : public FramePool {
   static constexpr std::size_t kFramesInUse = 4;  // that may be waited for before a new one is made
 
   struct Frame {
-    std::unique_ptr<DeviceBuffer> buffer;
+    std::unique_ptr<memory::DeviceBuffer> buffer;
     std::optional<c10::Event> used;
     std::optional<c10::Stream>
         made_on;  // of a device; torch's allocator hands the memory out again in the order of this one

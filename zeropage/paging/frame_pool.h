@@ -11,7 +11,7 @@
 #include <c10/core/Event.h>
 
 #include "zeropage/comm/communicator.h"
-#include "zeropage/paging/device_buffer.h"
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::paging {
 
@@ -19,7 +19,7 @@ class FramePool {
  public:
   virtual ~FramePool() = default;
 
-  /// Memory for `bytes`, contents undefined, for the device's current stream. Errors: as DeviceBuffer.
+  /// Memory for `bytes`, contents undefined, for the device's current stream. Errors: as memory::DeviceBuffer.
   virtual std::byte* acquire(std::int64_t bytes) = 0;
 
   /// Takes back what `acquire` gave; the memory is kept for the next one, which comes after `used` (see StreamOrder).

@@ -10,7 +10,7 @@
 /// cause as its message, and the function's raw access raises that.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <memory>
 

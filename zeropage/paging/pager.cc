@@ -74,7 +74,7 @@ void Pager::place_shards(std::byte* first) {
 std::byte* Pager::allocate_shards(std::int64_t bytes) {
   if (bytes == 0) return nullptr;
   if (shard_device() != device_) {
-    host_shards_ = std::make_unique<DeviceBuffer>(bytes, *options_.host, ledger_, MemoryKind::kParameters);
+    host_shards_ = std::make_unique<memory::DeviceBuffer>(bytes, *options_.host, ledger_, MemoryKind::kParameters);
     return host_shards_->data();
   }
   shards_ = communicator_->allocate(bytes, "parameter shards");
@@ -235,7 +235,7 @@ void Pager::drop_frame(int page) {
   stats_.live_bytes -= frame_bytes(page);
 }
 
-/// From now on reads of the absent page's parameters that go round the dispatcher raise their message.
+/// From now on reads of the absent page's parameters that bypass the dispatcher raise their message.
 void Pager::guard_homes(int page, const std::string& addition) {
   for (auto& home : pages_[page].homes) {
     if (const auto storage = home.storage.lock()) release_storage(storage.get(), home.message + addition);
@@ -257,7 +257,7 @@ void Pager::store_own_shard(int page) {
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, io::Fill::kZeros).data() : state.shard;
   if (before_write_back_) before_write_back_(page);
   state.order.enter(device_);
-  copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
+  memory::copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
   state.dirty = false;
   ++stats_.write_backs;
   if (written_back_) written_back_(page, shard);
@@ -328,7 +328,7 @@ void Pager::refresh_pinned() {
   }
 }
 
-void Pager::unload(MemoryPlace host) {
+void Pager::unload(memory::MemoryPlace host) {
   auto guard = lock();
   if (!shards_ || options_.host) return;
   for (std::size_t page = 0; page < pages_.size(); ++page) {
@@ -342,8 +342,8 @@ void Pager::unload(MemoryPlace host) {
   }
   frames_->trim();
   const std::int64_t bytes = shards_->bytes();
-  away_ = std::make_unique<DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
-  copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
+  away_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  memory::copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
   shards_.reset();
   shards_entry_ = LedgerEntry();
   for (std::size_t page = 0; page < pages_.size(); ++page) {
@@ -355,7 +355,7 @@ void Pager::reload() {
   auto guard = lock();
   if (!away_) return;
   std::byte* first = allocate_shards(away_->bytes());
-  copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
+  memory::copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
   place_shards(first);
   away_.reset();
   for (std::size_t page = 0; page < pages_.size(); ++page) guard_homes(static_cast<int>(page));

@@ -8,12 +8,12 @@
 ///   3. Eviction chooses the unpinned page whose next use, by the last pass's trace, is farthest (no trace: the least
 ///      recently used). A dirty page's own shard is written back first (see write_back).
 ///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the limit.
-///   5. The optimizer step: end_pass, the verdict, write_back_dirty, drop_stale, then per page update and publish. Another thread may evaluate
+///   5. The optimizer step: end_pass, the global check, write_back_dirty, drop_stale, then per page update and publish. Another thread may evaluate
 ///      the model meanwhile: an UpdateScope waits for its operators, and they wait for the end of the scope.
 ///
 /// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather waits
 /// until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer can
-/// still need the old values: after the step's verdict (all ranks are through their backward), or, for a dirty page that must
+/// still need the old values: after the step's global check (all ranks are through their backward), or, for a dirty page that must
 /// be evicted in the middle of a pass, after a barrier.
 ///
 /// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their own. It waits
@@ -26,7 +26,7 @@
 /// frames. Peers cannot read them by themselves: such pages are gathered collectively on every transport.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <functional>
 #include <memory>
@@ -51,7 +51,7 @@ struct PagerOptions {
   std::int64_t max_live_bytes = INT64_MAX;
   std::int64_t prefetch_bytes = 0;
   std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
-  std::optional<MemoryPlace> host;                    ///< where shards live; absent: on the device
+  std::optional<memory::MemoryPlace> host;            ///< where shards live; absent: on the device
   std::shared_ptr<io::PageCache> disk;  ///< where the shards of the pages it has live instead; null: none do
 };
 
@@ -133,7 +133,7 @@ class Pager final : public PageTable {
   void give_up();
   bool given_up() const { return given_up_; }
 
-  /// After the verdict, in this order. `updated` pages are stale everywhere once the update begins.
+  /// After the global check, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
   /// Errors: TimeoutError, when an operator of another thread uses one of the pages for longer than the communicator waits.
   void drop_stale(const std::vector<int>& updated);
@@ -142,16 +142,16 @@ class Pager final : public PageTable {
   /// After the update: pages that a scope keeps resident (pinned) take the new values.
   void refresh_pinned();
 
-  /// Before the verdict: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass. Returns the
+  /// Before the global check: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass. Returns the
   /// hash of the trace that the next pass is expected to follow.
   std::uint64_t end_pass();
 
-  /// The verdict's answer: whether all ranks expect the same; if not, gathers are checked one by one.
+  /// The global check's answer: whether all ranks expect the same; if not, gathers are checked one by one.
   void set_trace_agreed(bool agreed) { trace_agreed_ = agreed; }
 
   /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards whose home is the host stay. Collective;
   /// nobody may be reading. Errors: UsageError when a page is pinned.
-  void unload(MemoryPlace host);
+  void unload(memory::MemoryPlace host);
   void reload();
 
   /// Returns unused frames to the system, and with `evict_all` evicts every unpinned clean page first.
@@ -229,11 +229,11 @@ class Pager final : public PageTable {
   PagerOptions options_;
   std::shared_ptr<PagerHandle> handle_;
   std::unique_ptr<comm::Memory> shards_;
-  std::unique_ptr<DeviceBuffer> away_;         // the shards, while they are unloaded
-  std::unique_ptr<DeviceBuffer> host_shards_;  // instead, where the communicator has memory of a device
+  std::unique_ptr<memory::DeviceBuffer> away_;         // the shards, while they are unloaded
+  std::unique_ptr<memory::DeviceBuffer> host_shards_;  // instead, where the communicator has memory of a device
   LedgerEntry shards_entry_;
   std::vector<std::unique_ptr<comm::Memory>> added_shards_;
-  std::vector<std::unique_ptr<DeviceBuffer>> added_host_shards_;
+  std::vector<std::unique_ptr<memory::DeviceBuffer>> added_host_shards_;
   std::vector<LedgerEntry> added_entries_;
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;

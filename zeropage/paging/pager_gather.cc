@@ -34,11 +34,11 @@ void Pager::start_gather(int page) {
     // Into its place in the frame, from where it is gathered.
     if (on_disk(page)) {
       shard = state.frame + communicator_->rank() * shard_bytes;
-      copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
+      memory::copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
       options_.disk->release(page, /*changed=*/false);
     } else if (shard_device() != device_) {
       shard = state.frame + communicator_->rank() * shard_bytes;
-      start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
+      memory::start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
       note_fetch(current_stream(device_));
     }
     state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
@@ -55,7 +55,7 @@ void Pager::fetch(int page) {
   if (std::exchange(shards_changed_, false)) given_so_far(device_)->block(*fetch_stream_);
   const c10::StreamGuard guard(*fetch_stream_);
   state.frame = frames_->acquire(frame_bytes(page));
-  start_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page));
+  memory::start_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page));
   state.order.filled_on(*fetch_stream_);
   note_fetch(*fetch_stream_);
 }

@@ -34,7 +34,7 @@ void Pager::add_pages(const std::vector<bool>& paged) {
   std::byte* next = nullptr;
   if (shard_device() != device_) {
     added_host_shards_.push_back(
-        std::make_unique<DeviceBuffer>(bytes, *options_.host, ledger_, MemoryKind::kParameters));
+        std::make_unique<memory::DeviceBuffer>(bytes, *options_.host, ledger_, MemoryKind::kParameters));
     next = added_host_shards_.back()->data();
   } else {
     added_shards_.push_back(communicator_->allocate(bytes, "parameter shards"));

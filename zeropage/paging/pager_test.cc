@@ -9,8 +9,8 @@
 #include <random>
 #include <thread>
 
-#include "zeropage/comm/fault_communicator.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
 
 namespace zeropage::paging {
 namespace {
@@ -125,7 +125,7 @@ TEST_P(PagerOnRanks, UpdatesAreSeenAfterPublishing) {
     for (int version = 0; version < 8; ++version) {
       for (int page : all) EXPECT_TRUE(rank.use(page, version)) << "page " << page << " version " << version;
       rank.pager.end_pass();
-      communicator.barrier({"verdict"});
+      communicator.barrier({"global check"});
       rank.pager.drop_stale(all);
       if (communicator.rank() == 0) std::this_thread::sleep_for(milliseconds(2));  // peers must wait for this owner
       for (int page : all) {
@@ -154,7 +154,7 @@ TEST_P(PagerOnRanks, WrittenPagesKeepTheirValues) {
     EXPECT_TRUE(rank.use(1, 1));
     write(2, 1);
     rank.pager.end_pass();
-    communicator.barrier({"verdict"});
+    communicator.barrier({"global check"});
     rank.pager.write_back_dirty();
     rank.pager.drop_stale({2});
     EXPECT_TRUE(rank.use(2, 1));

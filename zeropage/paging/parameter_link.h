@@ -4,7 +4,7 @@
 /// pointer reads, with no table, no lock and no lifetime to manage: the entry goes when the storage goes.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <c10/core/StorageImpl.h>
 
@@ -75,7 +75,7 @@ at::DataPtr link_storage(c10::StorageImpl* storage, std::unique_ptr<ParameterLin
 /// Points the storage at `data`; its size and link stay.
 void fill_storage(c10::StorageImpl* storage, void* data);
 
-/// Takes the data away: any access that goes round the dispatcher now raises `message`. The size stays, so that views
+/// Takes the data away: any access that bypasses the dispatcher now raises `message`. The size stays, so that views
 /// of an absent parameter can be made.
 void release_storage(c10::StorageImpl* storage, const std::string& message);
 

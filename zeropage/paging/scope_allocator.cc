@@ -1,13 +1,13 @@
 #include "zeropage/paging/scope_allocator.h"
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <mutex>
 
-#include "zeropage/paging/device_buffer.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/parameter_link.h"
 
 namespace zeropage::paging {
@@ -23,7 +23,7 @@ class ScopeAllocator final : public c10::Allocator {
     if (bytes < kSmallestMappingBytes || !c10::impl::tls_is_dispatch_key_included(kParameterKey)) {
       return usual_->allocate(bytes);
     }
-    return make_owned_buffer(static_cast<std::int64_t>(bytes), c10::Device(c10::kCPU));
+    return memory::make_owned_buffer(static_cast<std::int64_t>(bytes), c10::Device(c10::kCPU));
   }
   c10::DeleterFnPtr raw_deleter() const override { return usual_->raw_deleter(); }
   void copy_data(void* target, const void* source, std::size_t bytes) const override {

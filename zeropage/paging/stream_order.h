@@ -3,7 +3,7 @@
 /// anything, and while the stream is the same it costs nothing.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <optional>
 

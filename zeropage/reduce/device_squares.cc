@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/norm.h"
-#include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 
 namespace zeropage::reduce {
@@ -84,7 +84,7 @@ void DeviceSquares::sum_by_kernels(const std::vector<optim::SquaredPiece>& piece
 void DeviceSquares::sum_by_operators(const std::vector<optim::SquaredPiece>& pieces, const at::Tensor& partial) const {
   for (std::size_t i = 0; i < pieces.size(); ++i) {
     const auto values =
-        paging::flat_view(const_cast<void*>(pieces[i].data), pieces[i].numel, scalar_type_of(pieces[i].dtype), device_);
+        memory::flat_view(const_cast<void*>(pieces[i].data), pieces[i].numel, scalar_type_of(pieces[i].dtype), device_);
     auto sum = partial.select(0, static_cast<std::int64_t>(i));
     for (const auto& part : values.split(kOperatorNumel)) {
       sum.add_(part.to(at::kDouble, /*non_blocking=*/false, /*copy=*/true).square_().sum());

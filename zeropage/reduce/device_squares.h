@@ -10,7 +10,7 @@
 /// are none, squares and sums are in double, too, in an order of theirs.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <cstdint>
 #include <optional>

@@ -7,7 +7,7 @@
 /// each forward and backward, `remove` after the step.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <functional>
 #include <memory>

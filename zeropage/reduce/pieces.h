@@ -10,14 +10,14 @@
 
 namespace zeropage::reduce {
 
-/// Calls `move(begin, numel)` and `written(begin, numel)` for one piece after the other; without `written` for all at once.
+/// Calls `move(begin, numel)` and `on_reduced(begin, numel)` for one piece after the other; without `on_reduced` for all at once.
 template <typename Move>
-void in_pieces(std::int64_t total_numel, const comm::Written& written, Move&& move) {
-  if (!written) return move(0, total_numel);
+void in_pieces(std::int64_t total_numel, const comm::OnReduced& on_reduced, Move&& move) {
+  if (!on_reduced) return move(0, total_numel);
   for (std::int64_t begin = 0; begin < total_numel; begin += optim::SquareSum::kBlockNumel) {
     const std::int64_t numel = std::min(optim::SquareSum::kBlockNumel, total_numel - begin);
     move(begin, numel);
-    written(begin, numel);
+    on_reduced(begin, numel);
   }
 }
 

@@ -39,9 +39,9 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       device_squares_(device, *communicator_, pages_.size()),
       kept_(parameters_.size()),
       gathered_(pages_.size()),
-      arrived_(parameters_.size()),
-      came_(parameters_.size()),
-      received_(parameters_.size()),
+      in_frame_(parameters_.size()),
+      arrived_this_backward_(parameters_.size()),
+      received_since_reset_(parameters_.size()),
       received_anywhere_(parameters_.size()),
       waiting_(parameters_.size()),
       reducing_(policy.sharded),
@@ -93,7 +93,7 @@ void Reducer::allocate_shards() {
   for (int index : order_) {
     if (!reduces_into_shard(index)) scratch_numel = std::max(scratch_numel, layout_->pages()[index].shard_numel);
   }
-  scratch_ = std::make_unique<paging::DeviceBuffer>(4 * scratch_numel, device_, ledger_, MemoryKind::kBuffers);
+  scratch_ = std::make_unique<memory::DeviceBuffer>(4 * scratch_numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
 Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
@@ -103,12 +103,12 @@ Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
   };
   ShardMemory shards;
   for (int index : order_) shards.bytes += bytes_of(index);
-  const auto place = offloaded ? policy_.host : paging::MemoryPlace(device_);
+  const auto place = offloaded ? policy_.host : memory::MemoryPlace(device_);
   if (communicator_->one_sided() && communicator_->size() > 1 && device_.is_cpu()) {
     shards.shared = communicator_->allocate(std::max<std::int64_t>(shards.bytes, 1), "shards of gradients");
     shards.entry = LedgerEntry(ledger_, MemoryKind::kGradients, shards.bytes, place.tier);
   } else {
-    shards.buffer = std::make_unique<paging::DeviceBuffer>(shards.bytes, place, ledger_, MemoryKind::kGradients);
+    shards.buffer = std::make_unique<memory::DeviceBuffer>(shards.bytes, place, ledger_, MemoryKind::kGradients);
   }
   std::int64_t offset = 0;
   for (int index : order_) {
@@ -176,29 +176,29 @@ void Reducer::on_gradient(int parameter) {
     store(parameter, gradient, policy_.pre_scale * factor_);
   }
   gradient.reset();
-  received_[parameter] = true;
+  received_since_reset_[parameter] = true;
   anything_arrived_ = true;
   backward_open_ = true;
-  if (reducing_) launch_ready();
+  if (reducing_) start_ready_reductions();
 }
 
 void Reducer::acquire_frame(int page) {
   auto& state = pages_[page];
   if (state.frame != nullptr) return;
-  if (!policy_.sharded && communicator_->size() == 1) return take_back(page);
+  if (!policy_.sharded && communicator_->size() == 1) return reuse_sum_as_accumulator(page);
   retire_reductions(kMaxInFlight);
   state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
 }
 
 /// A single rank's sum is where its gradients came to: more of them are added there, in the order in which they come.
-void Reducer::take_back(int page) {
+void Reducer::reuse_sum_as_accumulator(int page) {
   auto& state = pages_[page];
-  reopen(page);
+  invalidate_sum(page);
   state.frame = state.home;
   state.filled = false;
   for (const auto& place : layout_->pages()[page].placements) {
-    arrived_[place.parameter] = received_[place.parameter];
-    state.arrived += received_[place.parameter] ? 1 : 0;
+    in_frame_[place.parameter] = received_since_reset_[place.parameter];
+    state.in_frame += received_since_reset_[place.parameter] ? 1 : 0;
   }
 }
 
@@ -210,7 +210,7 @@ void Reducer::store(int parameter, const at::Tensor& gradient, float scale) {
   const auto scaled = [&] { return scale == 1.0f ? gradient : at::mul(gradient, scale); };
   if (!pages_[page].keeps || !keep(parameter, scaled())) {
     acquire_frame(page);
-    put(parameter, gradient, /*first=*/!arrived_[parameter], scale);
+    put(parameter, gradient, /*first=*/!in_frame_[parameter], scale);
   }
   note_arrival(parameter);
 }
@@ -219,13 +219,14 @@ void Reducer::note_arrival(int parameter) {
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
   state.touched = true;
-  if (!arrived_[parameter]) {
-    arrived_[parameter] = true;
-    ++state.arrived;
+  if (!in_frame_[parameter]) {
+    in_frame_[parameter] = true;
+    ++state.in_frame;
   }
-  if (came_[parameter]) return;
-  came_[parameter] = true;
-  if (++state.came == state.expected && reducing_ && !order_settled_ && !state.launched) completed_.push_back(page);
+  if (arrived_this_backward_[parameter]) return;
+  arrived_this_backward_[parameter] = true;
+  if (++state.arrived_this_backward == state.expected && reducing_ && !order_settled_ && !state.reduction_started)
+    completed_.push_back(page);
 }
 
 /// Into the page's frame: assigned when it is the first one, else added.
@@ -235,25 +236,25 @@ void Reducer::put(int parameter, const at::Tensor& gradient, bool first, float s
   const std::int64_t element = element_bytes(dtype);
   const at::Tensor& variable = parameters_[parameter];
   std::byte* target = pages_[page].frame + layout_->offset_of(parameter) * element;
-  const comm::Written written = stores_sums() ? watch_parameter(parameter, target, dtype) : comm::Written();
+  const comm::OnReduced on_reduced = stores_sums() ? watch_parameter(parameter, target, dtype) : comm::OnReduced();
   if (first && scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
       dtype_of(gradient.scalar_type()) == dtype && gradient.strides() == variable.strides()) {
     const auto* source = static_cast<const std::byte*>(gradient.const_data_ptr());
-    return in_pieces(gradient.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+    return in_pieces(gradient.numel(), on_reduced, [&](std::int64_t begin, std::int64_t numel) {
       std::memcpy(target + begin * element, source + begin * element, static_cast<std::size_t>(numel * element));
     });
   }
   const auto type = scalar_type_of(dtype);
   const at::Tensor scaled = scale == 1.0f ? gradient : at::mul(gradient.to(at::kFloat), scale);
   const auto move = [&](at::Tensor to, const at::Tensor& from) { first ? to.copy_(from) : to.add_(from); };
-  if (written && scaled.is_contiguous() && variable.is_contiguous()) {
-    const auto whole = paging::flat_view(target, scaled.numel(), type, device_);
-    return in_pieces(scaled.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+  if (on_reduced && scaled.is_contiguous() && variable.is_contiguous()) {
+    const auto whole = memory::flat_view(target, scaled.numel(), type, device_);
+    return in_pieces(scaled.numel(), on_reduced, [&](std::int64_t begin, std::int64_t numel) {
       move(whole.narrow(0, begin, numel), scaled.view(-1).narrow(0, begin, numel));
     });
   }
-  move(paging::view_of(target, variable.sizes(), variable.strides(), type, device_), scaled);
-  if (written) written(0, variable.numel());
+  move(memory::view_of(target, variable.sizes(), variable.strides(), type, device_), scaled);
+  if (on_reduced) on_reduced(0, variable.numel());
 }
 
 /// Zeros where no gradient came; from here on the frame belongs to the reduction.
@@ -261,24 +262,24 @@ void Reducer::consume(int page) {
   auto& state = pages_[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
   for (const auto& place : layout_->pages()[page].placements) {
-    if (!arrived_[place.parameter] && !state.keeps) {
-      paging::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
+    if (!in_frame_[place.parameter] && !state.keeps) {
+      memory::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
       if (stores_sums()) watch_parameter(place.parameter, nullptr, DType::kFloat32);
     }
-    arrived_[place.parameter] = false;
-    came_[place.parameter] = false;
+    in_frame_[place.parameter] = false;
+    arrived_this_backward_[place.parameter] = false;
   }
-  state.arrived = 0;
-  state.came = 0;
+  state.in_frame = 0;
+  state.arrived_this_backward = 0;
 }
 
-void Reducer::launch_ready() {
+void Reducer::start_ready_reductions() {
   retire(SIZE_MAX);  // waits for nothing, but collectives of several stages go on
   for (; next_ < order_.size(); ++next_) {
     const auto& state = pages_[order_[next_]];
     if (!state.expects_gradients()) continue;
-    if (state.came < state.expected) return;
-    launch(order_[next_]);
+    if (state.arrived_this_backward < state.expected) return;
+    start_reduction(order_[next_]);
   }
 }
 
@@ -297,22 +298,22 @@ void Reducer::retire(std::size_t keep) {
   }
 }
 
-void Reducer::listen(std::function<void(int page)> stands, std::function<void(int page)> reopens) {
-  on_stands_ = std::move(stands);
-  on_reopens_ = std::move(reopens);
+void Reducer::listen(std::function<void(int page)> sum_ready, std::function<void(int page)> sum_invalidated) {
+  on_sum_ready_ = std::move(sum_ready);
+  on_sum_invalidated_ = std::move(sum_invalidated);
 }
 
 void Reducer::complete(int page) {
   auto& state = pages_[page];
   state.reducing = false;
-  state.stands = true;
+  state.sum_ready = true;
   if (boundary_) square_where_it_is(page);
-  if (on_stands_) on_stands_(page);
+  if (on_sum_ready_) on_sum_ready_(page);
 }
 
-void Reducer::reopen(int page) {
+void Reducer::invalidate_sum(int page) {
   if (!pages_[page].result_device.is_cpu()) forget_squares(page);
-  if (std::exchange(pages_[page].stands, false) && on_reopens_) on_reopens_(page);
+  if (std::exchange(pages_[page].sum_ready, false) && on_sum_invalidated_) on_sum_invalidated_(page);
 }
 
 std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_view what) {
@@ -332,7 +333,7 @@ void Reducer::begin_backward(bool boundary, bool adds_up) {
   factor_ = 1.0f;
   if (policy_.sharded) return;
   if (adds_up) widen();
-  reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_stands_);
+  reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_sum_ready_);
   reduced_ = false;
 }
 
@@ -347,8 +348,8 @@ void Reducer::end_backward() {
 }
 
 void Reducer::forget_backward() {
-  for (int page : order_) pages_[page].came = 0;
-  std::fill(came_.begin(), came_.end(), false);
+  for (int page : order_) pages_[page].arrived_this_backward = 0;
+  std::fill(arrived_this_backward_.begin(), arrived_this_backward_.end(), false);
   next_ = 0;
   reducing_ = policy_.sharded;
   backward_open_ = false;
@@ -372,23 +373,23 @@ void Reducer::finish() {
 void Reducer::reduce_rest() {
   c10::AutoGradMode no_grad(false);
   for (; reducing_ && next_ < order_.size(); ++next_) {
-    if (pages_[order_[next_]].expects_gradients()) launch(order_[next_]);
+    if (pages_[order_[next_]].expects_gradients()) start_reduction(order_[next_]);
   }
   // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
   const std::size_t bits = order_.size();
   const std::size_t first_parameter = 2 * bits + pages_.size();
-  const std::size_t parameters = boundary_ ? received_.size() : 0;
+  const std::size_t parameters = boundary_ ? received_since_reset_.size() : 0;
   std::string mine((first_parameter + parameters + 7) / 8, '\0');
   for (std::size_t i = 0; i < bits; ++i) {
     if (pages_[order_[i]].touched) set_bit(mine, i);
-    if (pages_[order_[i]].arrived > 0) set_bit(mine, bits + i);
+    if (pages_[order_[i]].in_frame > 0) set_bit(mine, bits + i);
   }
   for (std::size_t i = 0; i < waiting_.size(); ++i) {
     if (waiting_[i].defined())
       set_bit(mine, 2 * bits + static_cast<std::size_t>(layout_->page_of(static_cast<int>(i))));
   }
   for (std::size_t i = 0; i < parameters; ++i) {
-    if (received_[i]) set_bit(mine, first_parameter + i);
+    if (received_since_reset_[i]) set_bit(mine, first_parameter + i);
   }
   const auto parts = exchange(mine, "pages with gradients");
   communicator_->set_checking(false);
@@ -400,11 +401,11 @@ void Reducer::reduce_rest() {
   bool any_touched = false;
   for (std::size_t i = 0; i < bits; ++i) {
     auto& state = pages_[order_[i]];
-    if (anywhere(bits + i)) launch(order_[i]);
+    if (anywhere(bits + i)) start_reduction(order_[i]);
     any_touched |= anywhere(i);
-    state.quiet_backwards = anywhere(i) ? 0 : state.quiet_backwards + 1;
+    state.backwards_without_gradient = anywhere(i) ? 0 : state.backwards_without_gradient + 1;
     state.touched = false;
-    state.launched = false;
+    state.reduction_started = false;
   }
   std::vector<int> waiting;
   for (std::size_t page = 0; page < pages_.size(); ++page) {
@@ -440,10 +441,10 @@ void Reducer::reset() {
   retire(0);
   for (int page : order_) {
     auto& state = pages_[page];
-    reopen(page);
-    state.arrived = 0;
+    invalidate_sum(page);
+    state.in_frame = 0;
     state.filled = false;
-    state.launched = false;
+    state.reduction_started = false;
     state.reducing = false;
     state.touched = false;
     forget_squares(page);
@@ -452,8 +453,8 @@ void Reducer::reset() {
     state.frame = state.home;
   }
   device_squares_.forget_all();
-  std::fill(arrived_.begin(), arrived_.end(), false);
-  std::fill(received_.begin(), received_.end(), false);
+  std::fill(in_frame_.begin(), in_frame_.end(), false);
+  std::fill(received_since_reset_.begin(), received_since_reset_.end(), false);
   std::fill(waiting_.begin(), waiting_.end(), at::Tensor());
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (may_train_[i]) parameters_[i].mutable_grad().reset();

@@ -31,7 +31,7 @@
 /// global norm are summed when the last writer of a gradient has just left it in the cache; see `squares`.
 #pragma once
 
-#include "zeropage/paging/torch_config.h"
+#include "zeropage/memory/torch_config.h"
 
 #include <array>
 #include <deque>
@@ -46,8 +46,8 @@
 #include "zeropage/comm/communicator.h"
 #include "zeropage/io/page_cache.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/norm.h"
-#include "zeropage/paging/device_buffer.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/stream_order.h"
 #include "zeropage/reduce/device_squares.h"
@@ -74,7 +74,7 @@ struct ReducePolicy {
   std::optional<ReduceTypes> adding =
       {};                       ///< what these two become when whole gradients that were only stored add up after all
   std::vector<bool> offloaded;  ///< per page: its shard lives at `host`; empty: none does
-  paging::MemoryPlace host = c10::Device(c10::kCPU);
+  memory::MemoryPlace host = c10::Device(c10::kCPU);
   bool squares_before_travel = false;  ///< a first sum is squared on its device before it travels to `host`
 
   /// Where the shards of the pages it has live instead; null: none do.
@@ -97,10 +97,10 @@ class Reducer {
           const ReducePolicy& policy);
   ~Reducer();
 
-  /// From now on: calls `stands(page)` when a page's sum is complete on this rank (on a device: in the order of the current
-  /// stream), and `reopens(page)` before what stands changes or is forgotten; both on whatever thread a backward runs. With listeners a
+  /// From now on: calls `sum_ready(page)` when a page's sum is complete on this rank (on a device: in the order of the current
+  /// stream), and `sum_invalidated(page)` before that sum changes or is dropped; both on whatever thread a backward runs. With listeners a
   /// single rank's whole pages are complete as soon as their gradients are, too.
-  void listen(std::function<void(int page)> stands, std::function<void(int page)> reopens);
+  void listen(std::function<void(int page)> sum_ready, std::function<void(int page)> sum_invalidated);
 
   /// From now on calls `begins(pages)`, in the middle of an exchange, when all ranks begin to train these pages: it makes them trainable in
   /// the layout, and may be collective.
@@ -136,7 +136,7 @@ class Reducer {
   /// Takes what autograd, or the program, left in `p.grad`.
   void take_left_gradients();
 
-  /// Before the verdict: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
+  /// Before the global check: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
   /// that did not go through the engine.
   void finish();
 
@@ -193,7 +193,7 @@ class Reducer {
   bool widened() const { return widened_; }
 
   /// Parameters that received a gradient on this rank since the last reset.
-  const std::vector<bool>& received() const { return received_; }
+  const std::vector<bool>& received_since_reset() const { return received_since_reset_; }
 
   /// True when anything arrived since the last reset.
   bool anything_arrived() const { return anything_arrived_; }
@@ -223,23 +223,23 @@ class Reducer {
     std::int64_t shard_offset = 0;  ///< bytes, in the buffer of shards
     paging::StreamOrder order;      ///< of those that write `frame`
     c10::Device result_device = c10::kCPU;
-    int arrived = 0;  ///< parameters with a gradient in `frame`
-    int came = 0;     ///< those that got theirs, or more of it, in this backward
+    int in_frame = 0;               ///< parameters with a gradient in `frame`
+    int arrived_this_backward = 0;  ///< those that got theirs, or more of it, in this backward
     int expected = 0;
-    bool touched = false;     ///< this rank gave gradients since the last exchange
-    bool launched = false;    ///< reduced in this backward
-    bool filled = false;      ///< `result`, or the drive, holds a sum
-    bool stands = false;      ///< which listeners know to be complete
-    bool reducing = false;    ///< that is under way
-    bool keeps = false;       ///< gradients in `kept_`, and not in frames
-    int quiet_backwards = 0;  ///< in a row, in which no rank gave gradients
+    bool touched = false;                ///< this rank gave gradients since the last exchange
+    bool reduction_started = false;      ///< reduced in this backward
+    bool filled = false;                 ///< `result`, or the drive, holds a sum
+    bool sum_ready = false;              ///< which listeners know to be complete
+    bool reducing = false;               ///< that is under way
+    bool keeps = false;                  ///< gradients in `kept_`, and not in frames
+    int backwards_without_gradient = 0;  ///< in a row, in which no rank gave gradients
     std::string label;
     std::vector<layout::Segment> segments;  ///< of this rank's shard
     std::vector<optim::SquareSum> squares;  ///< of each of them
     std::int64_t squared_numel = 0;         ///< elements of the shard that these have seen
 
     /// Long enough that losses which take turns keep all their pages in the order.
-    bool expects_gradients() const { return quiet_backwards < 4; }
+    bool expects_gradients() const { return backwards_without_gradient < 4; }
   };
   struct AdmittedFrame {
     std::unique_ptr<comm::Memory> memory;
@@ -249,13 +249,13 @@ class Reducer {
 
   /// Page-locked memory of the host for one sum that is added there.
   struct Slot {
-    std::unique_ptr<paging::DeviceBuffer> memory;
+    std::unique_ptr<memory::DeviceBuffer> memory;
     bool busy = false;
   };
 
   /// Memory of shards: where peers can read each other's, it is the communicator's.
   struct ShardMemory {
-    std::unique_ptr<paging::DeviceBuffer> buffer;
+    std::unique_ptr<memory::DeviceBuffer> buffer;
     std::unique_ptr<comm::Memory> shared;
     LedgerEntry entry;
     std::int64_t bytes = 0;
@@ -286,8 +286,8 @@ class Reducer {
   void square_where_it_is(int page);
   std::size_t segment_at(int page, std::int64_t offset) const;
   void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
-  comm::Written watch(int page, const std::byte* data, DType dtype);
-  comm::Written watch_parameter(int parameter, const std::byte* data, DType dtype);
+  comm::OnReduced watch(int page, const std::byte* data, DType dtype);
+  comm::OnReduced watch_parameter(int parameter, const std::byte* data, DType dtype);
   bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
   bool may_keep(int page) const { return policy_.keep && !policy_.offloaded[page] && !on_disk(page); }
   bool keep(int parameter, const at::Tensor& gradient);
@@ -296,18 +296,18 @@ class Reducer {
   void require_one_piece(int page);
   void square_again(int page, const at::Tensor& sum);
   void forget_kept(int page);
-  bool launch_kept(int page);
+  bool start_kept_reduction(int page);
   void acquire_frame(int page);
-  void take_back(int page);
+  void reuse_sum_as_accumulator(int page);
   void consume(int page);
-  void launch_ready();
-  void launch(int page);
-  bool launch_sharded(int page, std::byte* frame);
-  bool launch_whole(int page, std::byte* frame);
+  void start_ready_reductions();
+  void start_reduction(int page);
+  bool start_sharded_reduction(int page, std::byte* frame);
+  bool start_whole_reduction(int page, std::byte* frame);
   bool reduce_through_fp32(int page, std::byte* frame, bool late);
   void retire(std::size_t keep);
   void complete(int page);
-  void reopen(int page);
+  void invalidate_sum(int page);
   void reduce_rest();
   void forget_backward();
   void settle_order();
@@ -346,7 +346,7 @@ class Reducer {
   ShardMemory offloaded_shards_;
   std::unique_ptr<comm::Memory> whole_frames_;  // whole
   LedgerEntry whole_entry_;
-  std::unique_ptr<paging::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
+  std::unique_ptr<memory::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
   paging::StreamOrder scratch_order_;
   std::optional<c10::Stream> send_stream_;  // of sums that leave the device
   std::array<Slot, 2> slots_;
@@ -354,25 +354,25 @@ class Reducer {
   std::vector<PageState> pages_;
   DeviceSquares device_squares_;  // instead of the pages', for sums on a device and those that left it
   std::vector<at::Tensor> kept_;  // per parameter
-  std::vector<std::unique_ptr<paging::DeviceBuffer>>
-      gathered_;               // per page: its shard, where pages keep and this one does not any more
-  std::vector<bool> arrived_;  // per parameter: its gradient stands in the page's frame
-  std::vector<bool> came_;     // and some of it came in this backward
-  std::vector<bool> received_;
+  std::vector<std::unique_ptr<memory::DeviceBuffer>>
+      gathered_;                             // per page: its shard, where pages keep and this one does not any more
+  std::vector<bool> in_frame_;               // per parameter: its gradient stands in the page's frame
+  std::vector<bool> arrived_this_backward_;  // and some of it came in this backward
+  std::vector<bool> received_since_reset_;
   std::vector<bool> received_anywhere_;
   std::vector<int> order_;
   std::vector<int> completed_;  // order in which pages completed in the first backward that reduced
   bool order_settled_ = false;
   std::size_t next_ = 0;  // first page of order_ that this backward has not come to
   std::deque<InFlight> in_flight_;
-  std::function<void(int page)> on_stands_;
-  std::function<void(int page)> on_reopens_;
+  std::function<void(int page)> on_sum_ready_;
+  std::function<void(int page)> on_sum_invalidated_;
   std::function<void(const std::vector<int>& pages)> on_begins_;
   std::function<float()> on_foreign_;
   std::vector<at::Tensor> waiting_;  // per parameter: the fp32 sum of gradients that have no place; mostly undefined
   LedgerEntry waiting_entry_;
   std::vector<AdmittedFrame> admitted_frames_;  // of pages that were not trained at the start
-  std::map<int, std::unique_ptr<paging::DeviceBuffer>> admitted_shards_;
+  std::map<int, std::unique_ptr<memory::DeviceBuffer>> admitted_shards_;
   std::vector<bool> may_train_;  // per parameter: an optimizer has it
   bool widened_ = false;
   bool inside_ = false;             // between begin_backward and end_backward

@@ -21,13 +21,13 @@ void Reducer::read_peer_sum(int page, int rank, const std::function<void(const a
   const std::int64_t apart = policy_.sharded || state.result_at_start ? 0 : numel * element_bytes(state.result_dtype);
   const std::byte* here = state.result + (rank - communicator_->rank()) * apart;
   const auto* data = rank == communicator_->rank() ? here : communicator_->peer_address(rank, here);
-  read(paging::flat_view(const_cast<std::byte*>(data), numel, scalar_type_of(state.result_dtype), state.result_device));
+  read(memory::flat_view(const_cast<std::byte*>(data), numel, scalar_type_of(state.result_dtype), state.result_device));
 }
 
 void Reducer::edit_sum(int page, const std::function<void(const at::Tensor& sum)>& edit) {
   retire(0);
   auto& state = pages_[page];
-  reopen(page);
+  invalidate_sum(page);
   require_one_piece(page);
   if (!state.filled && !policy_.sharded) {
     state.result = policy_.whole_result ? state.home : own_shard(page);
@@ -68,12 +68,12 @@ at::Tensor Reducer::sum_view(int page, std::byte* data) const {
   const auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const bool whole = !policy_.sharded && policy_.whole_result;
-  return paging::flat_view(data, whole ? spec.padded_numel : spec.shard_numel, scalar_type_of(state.result_dtype),
+  return memory::flat_view(data, whole ? spec.padded_numel : spec.shard_numel, scalar_type_of(state.result_dtype),
                            state.result_device);
 }
 
 void Reducer::set_received(int parameter, bool received) {
-  received_[parameter] = received;
+  received_since_reset_[parameter] = received;
   received_anywhere_[parameter] = received;
   anything_arrived_ |= received;
 }

@@ -25,9 +25,9 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
     own.copy_(gradient);
   }
   if (device_.is_cpu()) {
-    const auto written =
+    const auto on_reduced =
         watch_parameter(parameter, static_cast<const std::byte*>(own.const_data_ptr()), frame_dtype(page));
-    if (written) written(0, own.numel());
+    if (on_reduced) on_reduced(0, own.numel());
   }
   ledger_->add(MemoryKind::kGradients, static_cast<std::int64_t>(own.nbytes()));
   kept_[parameter] = std::move(own);
@@ -35,7 +35,7 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
 }
 
 /// True: the sum is complete.
-bool Reducer::launch_kept(int page) {
+bool Reducer::start_kept_reduction(int page) {
   auto& state = pages_[page];
   state.result_dtype = frame_dtype(page);
   state.squared_numel = layout_->pages()[page].shard_numel;  // by keep; where no gradient came there are no squares
@@ -48,19 +48,19 @@ void Reducer::gather_kept(int page) {
   if (!std::exchange(state.keeps, false)) return;
   const auto& spec = layout_->pages()[page];
   state.result_dtype = sum_dtype(page);
-  gathered_[page] = std::make_unique<paging::DeviceBuffer>(spec.shard_numel * element_bytes(state.result_dtype),
+  gathered_[page] = std::make_unique<memory::DeviceBuffer>(spec.shard_numel * element_bytes(state.result_dtype),
                                                            device_, ledger_, MemoryKind::kGradients);
   state.result = gathered_[page]->data();
   for (const auto& place : spec.placements) {
     const at::Tensor gradient = std::exchange(kept_[place.parameter], at::Tensor());
     if (!gradient.defined()) continue;
     ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(gradient.nbytes()));
-    if (arrived_[place.parameter]) {
+    if (in_frame_[place.parameter]) {
       acquire_frame(page);
       put(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);
     } else {
       auto* target = state.result + place.offset * element_bytes(state.result_dtype);
-      paging::view_of(target, gradient.sizes(), gradient.strides(), scalar_type_of(state.result_dtype), device_)
+      memory::view_of(target, gradient.sizes(), gradient.strides(), scalar_type_of(state.result_dtype), device_)
           .copy_(gradient);
     }
   }

@@ -9,20 +9,20 @@
 
 namespace zeropage::reduce {
 
-void Reducer::launch(int page) {
+void Reducer::start_reduction(int page) {
   auto& state = pages_[page];
   if (state.reducing) retire(0);  // of two reductions of a page the second begins when the first is complete
-  reopen(page);
+  invalidate_sum(page);
   state.reducing = true;
   if (!state.keeps) acquire_frame(page);
   consume(page);
   state.order.enter(device_);
   std::byte* frame = std::exchange(state.frame, nullptr);
-  const bool done = state.keeps       ? launch_kept(page)
-                    : policy_.sharded ? launch_sharded(page, frame)
-                                      : launch_whole(page, frame);
+  const bool done = state.keeps       ? start_kept_reduction(page)
+                    : policy_.sharded ? start_sharded_reduction(page, frame)
+                                      : start_whole_reduction(page, frame);
   state.filled = true;
-  state.launched = true;
+  state.reduction_started = true;
   if (done) complete(page);
   // All ranks have started the same collective, and the rest of this backward follows from the order they share.
   communicator_->set_checking(false);
@@ -47,7 +47,7 @@ DType Reducer::frame_dtype(int page) const {
 }
 
 /// True: the sum is complete.
-bool Reducer::launch_sharded(int page, std::byte* frame) {
+bool Reducer::start_sharded_reduction(int page, std::byte* frame) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
@@ -72,7 +72,7 @@ bool Reducer::launch_sharded(int page, std::byte* frame) {
     scratch_order_.enter(device_);
     communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag, {})->wait();
   }
-  const at::Tensor sum = paging::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
+  const at::Tensor sum = memory::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
   if (!travels(page)) {
     add_to_shard(page, sum);
     frames_->release(frame, paging::given_so_far(device_));
@@ -92,20 +92,20 @@ void Reducer::add_to_shard(int page, const at::Tensor& sum) {
     held.emplace(*policy_.disk, page, /*changes=*/true, state.filled ? io::Fill::kRead : io::Fill::kZeros);
   }
   std::byte* data = held ? held->data() : state.result;
-  auto shard = paging::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
+  auto shard = memory::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
   const bool squared = policy_.squares_before_travel && policy_.offloaded[page] && !state.filled && !held;
   if (squared) square_before_travel(page, sum.to(scalar_type_of(state.result_dtype)));
   const bool seen = held || (state.result_device.is_cpu() && !squared);
-  const auto written = seen ? watch(page, data, state.result_dtype) : comm::Written();
+  const auto on_reduced = seen ? watch(page, data, state.result_dtype) : comm::OnReduced();
   const at::Tensor from = state.filled ? sum.to(state.result_device) : sum;
-  in_pieces(sum.numel(), written, [&](std::int64_t begin, std::int64_t numel) {
+  in_pieces(sum.numel(), on_reduced, [&](std::int64_t begin, std::int64_t numel) {
     auto to = shard.narrow(0, begin, numel);
     const auto piece = from.narrow(0, begin, numel);
     state.filled ? to.add_(piece) : to.copy_(piece);
   });
 }
 
-bool Reducer::launch_whole(int page, std::byte* frame) {
+bool Reducer::start_whole_reduction(int page, std::byte* frame) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   if (state.filled) return reduce_through_fp32(page, frame, /*late=*/true);
@@ -122,12 +122,12 @@ bool Reducer::launch_whole(int page, std::byte* frame) {
   }
   const comm::Tag tag{state.label, page};
   if (!communicator_->one_sided()) retire_reductions(kMaxInFlight);  // elsewhere reductions in place take no memory
-  auto written = watch(page, own_shard(page), dtype);
+  auto on_reduced = watch(page, own_shard(page), dtype);
   in_flight_.push_back({page,
                         policy_.whole_result || !policy_.reduce_scatter
-                            ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, std::move(written))
+                            ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, std::move(on_reduced))
                             : communicator_->reduce_scatter(frame, own_shard(page), spec.shard_numel, dtype, dtype,
-                                                            /*accumulate=*/false, tag, std::move(written)),
+                                                            /*accumulate=*/false, tag, std::move(on_reduced)),
                         {}});
   return false;
 }
@@ -141,13 +141,13 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   const comm::Tag tag{state.label, page};
   const DType dtype = frame_dtype(page);
   const auto buffer = [&](std::int64_t bytes) {
-    return std::make_shared<paging::DeviceBuffer>(bytes, device_, ledger_, MemoryKind::kBuffers);
+    return std::make_shared<memory::DeviceBuffer>(bytes, device_, ledger_, MemoryKind::kBuffers);
   };
-  std::shared_ptr<paging::DeviceBuffer> converted;
+  std::shared_ptr<memory::DeviceBuffer> converted;
   if (travel_dtype(page) != dtype) {
     converted = buffer(spec.padded_numel * element_bytes(travel_dtype(page)));
-    paging::flat_view(converted->data(), spec.padded_numel, scalar_type_of(travel_dtype(page)), device_)
-        .copy_(paging::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
+    memory::flat_view(converted->data(), spec.padded_numel, scalar_type_of(travel_dtype(page)), device_)
+        .copy_(memory::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
   }
   const auto sum = buffer(4 * spec.shard_numel);
   // The frame is free when all ranks have read it; at two or more of them it has room for the fp32 sum of one shard.
@@ -160,11 +160,11 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   retire_reductions(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             travel_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
-  const auto written = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::Written();
+  const auto on_reduced = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::OnReduced();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
-    const auto from = paging::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
-    auto to = paging::flat_view(target, spec.shard_numel, target_type, device_);
-    in_pieces(spec.shard_numel, written, [&](std::int64_t begin, std::int64_t numel) {
+    const auto from = memory::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
+    auto to = memory::flat_view(target, spec.shard_numel, target_type, device_);
+    in_pieces(spec.shard_numel, on_reduced, [&](std::int64_t begin, std::int64_t numel) {
       auto piece = to.narrow(0, begin, numel);
       late ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
     });

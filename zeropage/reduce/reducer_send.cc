@@ -64,7 +64,7 @@ void Reducer::send(int page, const at::Tensor& sum) {
   }
   paging::given_so_far(device_)->block(*send_stream_);
   const c10::StreamGuard guard(*send_stream_);
-  paging::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
+  memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
   if (boundary_ && !state.filled) square_before_travel(page, sent);
@@ -80,7 +80,7 @@ Reducer::Slot& Reducer::next_slot() {
     for (const int page : order_) {
       if (travels(page)) bytes = std::max(bytes, 4 * layout_->pages()[page].shard_numel);
     }
-    slot.memory = std::make_unique<paging::DeviceBuffer>(bytes, policy_.host, ledger_, MemoryKind::kBuffers);
+    slot.memory = std::make_unique<memory::DeviceBuffer>(bytes, policy_.host, ledger_, MemoryKind::kBuffers);
   }
   return slot;
 }
@@ -89,7 +89,7 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
   auto& state = pages_[page];
   const std::int64_t numel = layout_->pages()[page].shard_numel;
   const auto view = [](std::byte* data, std::int64_t numel, DType dtype) {
-    return paging::flat_view(data, numel, scalar_type_of(dtype), c10::Device(c10::kCPU));
+    return memory::flat_view(data, numel, scalar_type_of(dtype), c10::Device(c10::kCPU));
   };
   const at::Tensor shard = view(offloaded_shard(page), numel, sum_dtype(page));
   if (state.result_dtype != sum_dtype(page)) {

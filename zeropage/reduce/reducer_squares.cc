@@ -73,7 +73,7 @@ void Reducer::add_squares(int page, const std::byte* data, DType dtype, std::int
 }
 
 /// For who is about to write this rank's whole shard to `data`.
-comm::Written Reducer::watch(int page, const std::byte* data, DType dtype) {
+comm::OnReduced Reducer::watch(int page, const std::byte* data, DType dtype) {
   forget_squares(page);
   return [=, this](std::int64_t begin, std::int64_t numel) {
     if (begin == 0)
@@ -83,7 +83,7 @@ comm::Written Reducer::watch(int page, const std::byte* data, DType dtype) {
 }
 
 /// For who is about to write a parameter's gradient, where it will not be written again (stores_sums): its squares begin anew.
-comm::Written Reducer::watch_parameter(int parameter, const std::byte* data, DType dtype) {
+comm::OnReduced Reducer::watch_parameter(int parameter, const std::byte* data, DType dtype) {
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
   const std::size_t i = segment_at(page, layout_->offset_of(parameter));

@@ -9,8 +9,8 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
-#include "zeropage/comm/c10d_communicator.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/test_squares.h"
 

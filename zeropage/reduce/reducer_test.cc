@@ -12,8 +12,8 @@
 
 #include <random>
 
-#include "zeropage/comm/fault_communicator.h"
-#include "zeropage/comm/test_ranks.h"
+#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/test_squares.h"
 
@@ -71,7 +71,7 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
       }
     }
   }
-  EXPECT_EQ(reducer.received(), received);
+  EXPECT_EQ(reducer.received_since_reset(), received);
   for (const auto& page : layout.pages()) {
     const std::int64_t begin = policy.whole_result ? 0 : rank * page.shard_numel;
     const std::int64_t end = policy.whole_result ? page.padded_numel : begin + page.shard_numel;
@@ -87,7 +87,7 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
         EXPECT_EQ(sums[segment.parameter], 0);
         continue;
       }
-      const auto values = paging::flat_view(static_cast<std::byte*>(gradient.data), end - begin,
+      const auto values = memory::flat_view(static_cast<std::byte*>(gradient.data), end - begin,
                                             scalar_type_of(gradient.dtype), c10::Device(c10::kCPU))
                               .narrow(0, segment.page_offset - begin, segment.numel);
       ASSERT_TRUE(at::eq(values, sums[segment.parameter]).all().item<bool>())
@@ -182,7 +182,7 @@ TEST(KeptGradients, AreInTheLayoutOfTheParameter) {
   EXPECT_FALSE(reducer.keeps(0));
   const auto sum = reducer.gradient(0);
   ASSERT_EQ(sum.dtype, DType::kFloat32);
-  const auto values = paging::view_of(sum.data, {3, 2}, parameter.strides(), at::kFloat, c10::Device(c10::kCPU));
+  const auto values = memory::view_of(sum.data, {3, 2}, parameter.strides(), at::kFloat, c10::Device(c10::kCPU));
   EXPECT_TRUE(values.equal(at::mul(factors, 2).to(at::kFloat)));
   EXPECT_EQ(reducer.squares(0).at(0), 4.0 * (1 + 4 + 9 + 16 + 25 + 36));
   reducer.reset();

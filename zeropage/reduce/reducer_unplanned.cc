@@ -37,8 +37,8 @@ bool Reducer::has_no_place(int parameter) const {
   const auto& page = layout_->pages()[layout_->page_of(parameter)];
   if (!page.trainable) return true;
   if (policy_.sharded || widened_ || !policy_.adding || page.dtype == DType::kFloat32) return false;
-  if (communicator_->size() == 1) return received_[parameter];
-  return arrived_[parameter] || pages_[page.index].filled;
+  if (communicator_->size() == 1) return received_since_reset_[parameter];
+  return in_frame_[parameter] || pages_[page.index].filled;
 }
 
 void Reducer::wait_for_place(int parameter, const at::Tensor& gradient) {
@@ -67,8 +67,8 @@ void Reducer::place_waiting(const std::vector<int>& pages) {
   }
   waiting_entry_ = LedgerEntry();
   for (const int page : pages) {
-    launch(page);
-    pages_[page].launched = false;
+    start_reduction(page);
+    pages_[page].reduction_started = false;
   }
   retire(0);
 }
@@ -82,9 +82,9 @@ void Reducer::begin_training(const std::vector<int>& pages) {
 void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<bool>& offloaded) {
   reset();
   parameters_.insert(parameters_.end(), parameters.begin(), parameters.end());
-  arrived_.resize(parameters_.size());
-  came_.resize(parameters_.size());
-  received_.resize(parameters_.size());
+  in_frame_.resize(parameters_.size());
+  arrived_this_backward_.resize(parameters_.size());
+  received_since_reset_.resize(parameters_.size());
   received_anywhere_.resize(parameters_.size());
   waiting_.resize(parameters_.size());
   kept_.resize(parameters_.size());
@@ -122,8 +122,8 @@ void Reducer::admit(int page) {
   }
   if (may_keep(page)) return;  // as autograd makes them
   const std::int64_t bytes = spec.shard_numel * element_bytes(sum_dtype(page));
-  auto shard = std::make_unique<paging::DeviceBuffer>(
-      bytes, policy_.offloaded[page] ? policy_.host : paging::MemoryPlace(device_), ledger_, MemoryKind::kGradients);
+  auto shard = std::make_unique<memory::DeviceBuffer>(
+      bytes, policy_.offloaded[page] ? policy_.host : memory::MemoryPlace(device_), ledger_, MemoryKind::kGradients);
   state.result = shard->data();
   state.result_dtype = sum_dtype(page);
   admitted_shards_[page] = std::move(shard);
@@ -134,7 +134,7 @@ void Reducer::admit(int page) {
     for (auto& slot : slots_) slot.memory.reset();  // they are as large as the largest page
   }
   if (reduces_into_shard(page) || scratch_->bytes() >= 4 * spec.shard_numel) return;
-  scratch_ = std::make_unique<paging::DeviceBuffer>(4 * spec.shard_numel, device_, ledger_, MemoryKind::kBuffers);
+  scratch_ = std::make_unique<memory::DeviceBuffer>(4 * spec.shard_numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
 /// Collective: all ranks come here in the same backward, or none does.
@@ -142,7 +142,7 @@ void Reducer::widen() {
   if (policy_.sharded || widened_ || !policy_.adding) return;
   c10::AutoGradMode no_grad(false);
   retire(0);
-  for (const int page : order_) reopen(page);
+  for (const int page : order_) invalidate_sum(page);
   const DType narrow = policy_.accumulation_dtype;
   std::vector<std::pair<std::byte*, std::byte*>> before;  // home and frame of each page of the order
   for (const int page : order_) before.emplace_back(pages_[page].home, pages_[page].frame);
@@ -167,8 +167,8 @@ void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narr
   const DType before = spec.dtype == DType::kFloat32 ? DType::kFloat32 : narrow;
   state.order.enter(device_);
   const auto move = [&](std::byte* from, DType from_type, std::byte* to, std::int64_t numel) {
-    paging::flat_view(to, numel, scalar_type_of(frame_dtype(page)), device_)
-        .copy_(paging::flat_view(from, numel, scalar_type_of(from_type), device_));
+    memory::flat_view(to, numel, scalar_type_of(frame_dtype(page)), device_)
+        .copy_(memory::flat_view(from, numel, scalar_type_of(from_type), device_));
   };
   if (state.filled) {
     std::byte* target = policy_.whole_result ? state.home : own_shard(page);
@@ -180,7 +180,7 @@ void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narr
   if (frame == nullptr) {
     state.frame = nullptr;
   } else if (frame == home) {
-    if (state.arrived > 0) move(home, before, state.home, spec.padded_numel);
+    if (state.in_frame > 0) move(home, before, state.home, spec.padded_numel);
   } else {
     state.frame = frames_->acquire(spec.padded_numel * element_bytes(frame_dtype(page)));
     move(frame, before, state.frame, spec.padded_numel);

@@ -29,8 +29,8 @@ std::vector<std::int64_t> of_kind(const std::vector<RankBytes>& ranks, MemoryKin
 }
 
 std::vector<Row> rows_of(const MemoryTable& table) {
-  const plan::StateBytes& now = table.formula.device;
-  const plan::StateBytes& before = table.formula_stage_0;
+  const formula::StateBytes& now = table.formula.device;
+  const formula::StateBytes& before = table.formula_stage_0;
   Row sum{"model state", std::vector<std::int64_t>(table.ranks.size(), 0), now.total(), before.total()};
   for (MemoryKind kind : kModelState) {
     const std::vector<std::int64_t> values = of_kind(table.ranks, kind);
@@ -47,7 +47,7 @@ std::vector<Row> rows_of(const MemoryTable& table) {
 
 /// What is offloaded, kinds of which there is nothing left out. Nothing is on the host at stage 0.
 std::vector<Row> host_rows_of(const MemoryTable& table) {
-  const plan::StateBytes& formula = table.formula.offloaded;
+  const formula::StateBytes& formula = table.formula.offloaded;
   std::vector<Row> rows;
   const auto add = [&](MemoryKind kind, std::optional<std::int64_t> expected) {
     Row row{fmt::format("host: {}", memory_kind_name(kind)), of_kind(table.host, kind), expected, 0};

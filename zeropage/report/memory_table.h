@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "zeropage/base/ledger.h"
-#include "zeropage/plan/model_state.h"
+#include "zeropage/formula/model_state.h"
 
 namespace zeropage::report {
 
@@ -23,10 +23,10 @@ RankBytes measured_bytes(const Ledger& ledger, Tier tier = Tier::kDevice);
 
 struct MemoryTable {
   int stage = 0;
-  std::vector<RankBytes> ranks;      ///< index = rank
-  std::vector<RankBytes> host;       ///< what is offloaded to the host; empty or nothing but zeros: not shown
-  plan::PlacedBytes formula;         ///< for this stage
-  plan::StateBytes formula_stage_0;  ///< what the same run would hold at stage 0
+  std::vector<RankBytes> ranks;         ///< index = rank
+  std::vector<RankBytes> host;          ///< what is offloaded to the host; empty or nothing but zeros: not shown
+  formula::PlacedBytes formula;         ///< for this stage
+  formula::StateBytes formula_stage_0;  ///< what the same run would hold at stage 0
 };
 
 /// Lines of equal structure, ending in a newline: one row per kind and one for the model state together, then one per kind

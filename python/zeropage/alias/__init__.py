@@ -83,8 +83,8 @@ def remove() -> str:
 
 
 def status() -> str:
-    texts = {"": "there is no package deepspeed", "alias": f"deepspeed {VERSION} is zeropage's", "deepspeed": "deepspeed is DeepSpeed itself"}
-    return f"{texts[active()]} in {sys.prefix}"
+    strings = {"": "there is no package deepspeed", "alias": f"deepspeed {VERSION} is zeropage's", "deepspeed": "deepspeed is DeepSpeed itself"}
+    return f"{strings[active()]} in {sys.prefix}"
 
 
 def main(arguments: list[str]) -> int:

@@ -29,7 +29,7 @@ def get_z3_leaf_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
 def set_z3_leaf_modules(
     model: torch.nn.Module, leaf_module_classes: Iterable[type[torch.nn.Module] | str], raise_if_not_found: bool = True
 ) -> list[torch.nn.Module]:
-    """By class; a text is the class's name."""
+    """By class; a string is the class's name."""
     return _by_class(model, list(leaf_module_classes), True, raise_if_not_found)
 
 

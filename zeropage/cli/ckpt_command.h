@@ -1,0 +1,42 @@
+/// \file
+/// `zeropage ckpt`: looks at checkpoints, and takes models out of them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace CLI {
+class App;
+}
+
+namespace zeropage::cli {
+
+struct CkptCommand {
+  CLI::App* ls = nullptr;
+  CLI::App* verify = nullptr;
+  CLI::App* export_model = nullptr;
+  CLI::App* diff = nullptr;
+  std::string path;   ///< a step, or a folder of steps
+  std::string other;  ///< diff: the second step; export: the folder to write to
+  std::optional<std::string> tag;
+  bool json = false;
+  std::string dtype = "fp32";
+  std::uint64_t max_file_size = 5'000'000'000;
+  bool exclude_frozen = false;
+};
+
+/// What a subcommand prints, and its exit code.
+struct CkptOutcome {
+  std::string text;
+  int code = 0;
+};
+
+/// Adds `ckpt` and its subcommands to `app`; parsing writes into `command`. Returns `ckpt`.
+CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command);
+
+/// Runs the subcommand that was parsed. `verify` of damaged steps and `diff` of different ones return a code other than 0.
+/// Errors: ConfigError, IoError, CheckpointError.
+CkptOutcome run_ckpt_command(const CkptCommand& command);
+
+}  // namespace zeropage::cli

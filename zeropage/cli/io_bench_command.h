@@ -1,0 +1,31 @@
+/// \file
+/// `zeropage io-bench`.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace CLI {
+class App;
+}
+
+namespace zeropage::cli {
+
+struct IoBenchCommand {
+  std::vector<std::string> folders;
+  int size_mib = 256;  ///< moved per measurement
+  int rounds = 2;
+  bool quick = false;  ///< four combinations instead of twenty
+  std::string write;   ///< path of the configuration to write; empty: none
+};
+
+/// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.
+CLI::App* add_io_bench_command(CLI::App& app, IoBenchCommand& command);
+
+/// Measures every combination of block size and depth, hands each line of the chart to `print` as it is done, at last the best
+/// `aio` section; writes the configuration where asked to. Errors: those of io::Store, ConfigError, IoError.
+void run_io_bench(const IoBenchCommand& command, const std::function<void(const std::string&)>& print);
+
+}  // namespace zeropage::cli

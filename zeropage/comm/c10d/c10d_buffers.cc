@@ -1,0 +1,72 @@
+#include "zeropage/comm/c10d/c10d_buffers.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/zeros.h>
+
+#include <string>
+#include <vector>
+
+#include "zeropage/comm/c10d/c10d_dtype.h"
+#include "zeropage/comm/reduce_kernels.h"
+#include "zeropage/comm/shm/mapped_region.h"
+
+namespace zeropage::comm {
+namespace {
+
+class HostMemory final : public Memory {
+ public:
+  HostMemory(std::int64_t bytes, std::string_view label) : region_(-1, bytes, std::string(label).c_str()) {}
+  std::byte* data() const override { return region_.data(); }
+  std::int64_t bytes() const override { return region_.bytes(); }
+  void discard(std::int64_t offset, std::int64_t length) override { region_.discard(offset, length); }
+
+ private:
+  MappedRegion region_;
+};
+
+/// Device memory has no holes: what is discarded is set to zero and stays allocated.
+class DeviceMemory final : public Memory {
+ public:
+  DeviceMemory(std::int64_t bytes, c10::Device device)
+      : tensor_(at::zeros({bytes}, at::TensorOptions().dtype(at::kByte).device(device))) {}
+  std::byte* data() const override { return static_cast<std::byte*>(tensor_.data_ptr()); }
+  std::int64_t bytes() const override { return tensor_.numel(); }
+  void discard(std::int64_t offset, std::int64_t length) override { tensor_.narrow(0, offset, length).zero_(); }
+
+ private:
+  at::Tensor tensor_;
+};
+
+}  // namespace
+
+at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device device) {
+  const auto options = at::TensorOptions().dtype(scalar_type_of(dtype)).device(device);
+  if (numel == 0) return at::empty({0}, options);
+  return at::for_blob(const_cast<void*>(data), {numel}).options(options).target_device(device).make_tensor();
+}
+
+void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced) {
+  if (numel == 0) return;
+  if (received.device().is_cpu()) {
+    std::vector<const std::byte*> inputs;
+    for (std::int64_t r = 0; r < count; ++r) {
+      inputs.push_back(static_cast<const std::byte*>(received.data_ptr()) + r * numel * element_bytes(in_dtype));
+    }
+    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, on_reduced);
+    return;
+  }
+  const at::Tensor terms = received.view(scalar_type_of(in_dtype)).view({count, numel});
+  at::Tensor sum = terms[0].to(in_dtype == DType::kFloat64 ? at::kDouble : at::kFloat, false, true);
+  for (std::int64_t r = 1; r < count; ++r) sum.add_(terms[r]);
+  at::Tensor target = wrap(out, numel, out_dtype, received.device());
+  accumulate ? target.add_(sum) : target.copy_(sum);
+}
+
+std::unique_ptr<Memory> make_private_memory(std::int64_t bytes, c10::Device device, std::string_view label) {
+  if (device.is_cpu()) return std::make_unique<HostMemory>(bytes, label);
+  return std::make_unique<DeviceMemory>(bytes, device);
+}
+
+}  // namespace zeropage::comm

@@ -1,0 +1,26 @@
+/// \file
+/// The buffers of a c10d communicator as tensors: views, local sums, memory.
+#pragma once
+
+#include <memory>
+#include <string_view>
+
+#include <ATen/core/Tensor.h>
+
+#include "zeropage/base/dtype.h"
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::comm {
+
+/// A tensor [numel, dtype] over memory that somebody else owns; kOther becomes uint8.
+at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device device);
+
+/// Sums `count` contributions that lie one after the other in `received` [count * numel, in_dtype, as bytes] into `out`
+/// [numel, out_dtype], by the rules of reduce_ranks; on a device, in the order of its current stream, and without `written`.
+void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced);
+
+/// Zero-filled memory of this rank alone. On the host it costs address space until touched. Errors: IoError.
+std::unique_ptr<Memory> make_private_memory(std::int64_t bytes, c10::Device device, std::string_view label);
+
+}  // namespace zeropage::comm

@@ -1,0 +1,85 @@
+// Ranks as processes that meet over TCP and make process groups without Python, as C++ programs on several hosts do.
+#include "zeropage/comm/c10d/c10d_job.h"
+
+#include <arpa/inet.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+
+#include "zeropage/comm/testing/communicator_conformance.h"
+#include "zeropage/comm/testing/test_ranks.h"
+
+namespace zeropage::comm {
+namespace {
+
+using std::chrono::milliseconds;
+
+/// A port that nobody listens on. Somebody else may take it before the test does; then the test says "address already in use".
+std::uint16_t free_port() {
+  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  const bool bound = ::bind(socket, reinterpret_cast<sockaddr*>(&address), size) == 0 &&
+                     ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) == 0;
+  ::close(socket);
+  if (!bound) throw IoError("no free port");
+  return ntohs(address.sin_port);
+}
+
+using Body = std::function<void(const World&, const Meeting&)>;
+
+/// Runs `body` as ranks 0 to `present` - 1 of `size`. Returns the outcomes.
+std::vector<std::string> run_job(int size, int present, const Body& body) {
+  const Meeting meeting{"127.0.0.1", free_port()};
+  std::vector<std::unique_ptr<RankProcess>> ranks;
+  for (int r = 0; r < present; ++r) {
+    ranks.push_back(std::make_unique<RankProcess>([&, r] { body({r, r, size, size}, meeting); }));
+  }
+  std::vector<std::string> outcomes;
+  for (auto& rank : ranks) outcomes.push_back(rank->outcome());
+  return outcomes;
+}
+
+std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, int number, milliseconds timeout) {
+  const std::string token(32, 'a');
+  return join_c10d_job(world, meeting, token, number, c10::Device(c10::kCPU), /*deterministic_reduction=*/true,
+                       timeout);
+}
+
+class C10dJobConformance : public testing::TestWithParam<int> {};
+
+// Catches groups that are not the ones torch makes for Python, and communicators of one job that mix: the first lives while the
+// second is made and used, and the second outlives it.
+TEST_P(C10dJobConformance, Holds) {
+  const auto outcomes = run_job(GetParam(), GetParam(), [](const World& world, const Meeting& meeting) {
+    auto first = join(world, meeting, 0, milliseconds(20000));
+    const auto second = join(world, meeting, 1, milliseconds(20000));
+    first->barrier({"first"});
+    first.reset();
+    run_conformance(*second);
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, C10dJobConformance, testing::Values(1, 3));
+
+// Catches a rank that waits for ever for one that never comes, and a message that does not say where they should have met.
+TEST(C10dJob, RankThatDoesNotComeIsATimeout) {
+  const auto outcomes =
+      run_job(2, 1, [](const World& world, const Meeting& meeting) { join(world, meeting, 0, milliseconds(1000)); });
+  EXPECT_TRUE(contains(outcomes[0], "TimeoutError: rank 0 of 2 could not join the others at 127.0.0.1:"))
+      << outcomes[0];
+}
+
+// Catches the same where rank 0, to which the others connect, is missing.
+TEST(C10dJob, NobodyListeningIsATimeout) {
+  const auto outcomes = run_job(2, 1, [](const World& world, const Meeting& meeting) {
+    join({1, 1, 2, 2}, meeting, 0, milliseconds(1000));
+  });
+  EXPECT_TRUE(contains(outcomes[0], "TimeoutError: rank 1 of 2 could not join the others at 127.0.0.1:"))
+      << outcomes[0];
+}
+
+}  // namespace
+}  // namespace zeropage::comm

@@ -1,0 +1,61 @@
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <fstream>
+#include <random>
+
+#include "zeropage/base/error.h"
+#include "zeropage/comm/mpi/mpi_communicator.h"
+#include "zeropage/comm/shm/shared_memory_communicator.h"
+
+// 1. All ranks meet in a communicator over MPI.
+// 2. They compare what sharing memory takes: the same running kernel, process ids, /dev/shm and user.
+// 3. Where all agree, rank 0 names a piece of shared memory, and all join that; the communicator over MPI is closed.
+
+namespace zeropage::comm {
+namespace {
+
+/// Alike for ranks that can share memory.
+struct Place {
+  char boot_id[40] = {};
+  std::uint64_t process_ids = 0;
+  std::uint64_t memory_device = 0;
+  std::uint64_t user = 0;
+};
+
+Place place_of_this_process() {
+  Place place;
+  std::ifstream("/proc/sys/kernel/random/boot_id").read(place.boot_id, sizeof(place.boot_id) - 1);
+  struct stat status {};
+  if (stat("/proc/self/ns/pid", &status) == 0) place.process_ids = status.st_ino;
+  if (stat("/dev/shm", &status) == 0) place.memory_device = status.st_dev;
+  place.user = geteuid();
+  return place;
+}
+
+std::string make_job_name() {
+  std::random_device random;
+  return fmt::format("zp-{}-mpi-{:08x}{:08x}", geteuid(), random(), random());
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> join_mpi_job(const std::shared_ptr<MpiRuntime>& runtime,
+                                           std::chrono::milliseconds timeout) {
+  auto over_mpi = make_mpi_communicator(runtime, timeout);
+  const Place mine = place_of_this_process();
+  const std::string places =
+      all_gather_small(*over_mpi, {reinterpret_cast<const char*>(&mine), sizeof(mine)}, {"places of the ranks"});
+  for (int r = 0; r < over_mpi->size(); ++r) {
+    if (std::memcmp(places.data() + static_cast<std::size_t>(r) * sizeof(Place), &mine, sizeof(Place)) != 0) {
+      return over_mpi;
+    }
+  }
+  std::string name = make_job_name();
+  name = all_gather_small(*over_mpi, name, {"name of the job"}).substr(0, name.size());
+  return join_shared_memory(name, over_mpi->rank(), over_mpi->size(), timeout);
+}
+
+}  // namespace zeropage::comm

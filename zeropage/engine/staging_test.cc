@@ -1,0 +1,111 @@
+// The journey of gradients and parameters to an update elsewhere, within one memory.
+#include "zeropage/engine/staging.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/sum.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include "zeropage/engine/reduce_policy.h"
+#include "zeropage/engine/speculation.h"
+#include "zeropage/engine/test_model.h"
+#include "zeropage/engine/update.h"
+
+namespace zeropage::engine {
+namespace {
+
+constexpr int kParameters = 5;
+
+config::Config make_config(config::Precision precision, bool masters) {
+  config::Config config;
+  config.precision = precision;
+  config.optimizer.kind = config::OptimizerKind::kAdamW;
+  config.fp32_masters = masters;
+  config.zero.stage = 1;
+  config.zero.offload = {.optimizer = config::OffloadDevice::kCpu, .optimizer_ratio = 0.6};
+  config.zeropage.page_numel = 1;  // a page per parameter
+  return config;
+}
+
+/// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
+std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t log_bytes = 0,
+                              bool masters = true) {
+  const auto config = make_config(precision, masters);
+  const TestModel model({1000, 2000, 3000, 4000, 5000});
+  const auto& parameters = model.parameters;
+  const auto& communicator = model.communicator;
+  const auto& ledger = model.ledger;
+  ModelState state(model.inputs, config, communicator, c10::kCPU, ledger);
+  reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
+                          reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
+  Staging staging(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
+  EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
+  Speculation speculation(config, state, reducer, staging, c10::kCPU, log_bytes, ledger);
+  const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
+  for (int step = 1; step <= 3; ++step) {
+    std::vector<bool> received(kParameters, true);
+    received.back() = step != 2;
+    // The second step's is undone: the global check says other than this rank has thought.
+    speculation.begin(step == 2 ? 3.0 : 2.0, groups, std::vector<std::int64_t>(kParameters, step - 1));
+    reducer.begin_backward(true);
+    for (int i = 0; i < kParameters; ++i) {
+      if (!received[i]) continue;
+      const auto weights = at::arange(parameters[i].numel()).to(parameters[i].scalar_type());
+      torch::autograd::backward({at::sum(at::mul(at::mul(parameters[i], parameters[i]), weights))}, {});
+    }
+    reducer.end_backward();
+    reducer.finish();
+    speculation.wait();
+    const std::vector<std::int64_t> steps(kParameters, step);
+    std::vector<int> pages;
+    for (int i = 0; i < kParameters; ++i) {
+      if (received[i]) pages.push_back(state.layout()->page_of(i));
+    }
+    const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F};
+    const int ahead = speculation.close();
+    EXPECT_EQ(ahead > 0, log_bytes > 0 && step != 3) << "the step after one that was undone waits";
+    EXPECT_EQ(speculation.validate(update), step == 2 ? 0 : ahead);
+    update_pages(state, reducer, staging, pages, update, speculation, [](int) {});
+    reducer.reset();
+  }
+  c10::AutoGradMode no_grad(false);
+  std::vector<at::Tensor> values;
+  for (const auto& parameter : parameters) values.push_back(parameter.detach().clone());
+  return values;
+}
+
+// Catches slots that are filled again too early, results that do not go home, and parameters that are their own master and do
+// not come along.
+TEST(Staging, TheJourneyChangesNoBit) {
+  for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
+    for (const bool masters : {true, false}) {
+      const auto stayed = train(precision, Travels::kBetweenMemories, 0, masters);
+      const auto travelled = train(precision, Travels::kAlways, 0, masters);
+      for (int i = 0; i < kParameters; ++i) {
+        EXPECT_TRUE(stayed[i].equal(travelled[i])) << i;
+        EXPECT_FALSE(stayed[i].equal(at::ones_like(stayed[i]))) << i << " was not trained";
+      }
+    }
+  }
+}
+
+// Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they
+// are undone, or whose parameters do not come home.
+TEST(Staging, UpdatesAheadOfTheVerdictChangeNoBit) {
+  constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
+  for (const std::int64_t log_bytes : kLogs) {
+    for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
+      const auto waited = train(precision, Travels::kBetweenMemories);
+      const bool is_own_master = precision == config::Precision::kFp32;
+      const auto ahead = train(precision, is_own_master ? Travels::kBetweenMemories : Travels::kAlways, log_bytes);
+      for (int i = 0; i < kParameters; ++i) EXPECT_TRUE(waited[i].equal(ahead[i])) << i;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace zeropage::engine

@@ -1,0 +1,118 @@
+/// \file
+/// How many bytes of model state a rank holds: the formula beside which measured bytes are printed.
+///
+///   kind        fp32      bf16, fp16                      sharded from
+///   parameters  4         2                               stage 3 (persistent parameters never)
+///   gradients   stages 0, 1: the compute type, or with accumulation the accumulation type (fp32 unless configured);
+///               stages 2, 3: fp32, 4 bytes; the compute   stage 2
+///               type where one rank keeps them as made
+///   optimizer   4 k       4 + 4 k (fp32 master)           stage 1
+///
+/// Moments in bf16 take 2 bytes instead of the 4 beside k, in int8 1 and 1/256.
+///
+/// With 16-bit master weights and gradients the 4 of the master go, and gradients are of the compute type everywhere.
+///
+/// k: values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
+/// parameters have parameters only. In fp32 the parameter is its own master.
+///
+/// What is offloaded leaves the device: the optimizer state of offloaded pages, and with it, from stage 2 on, their shards of
+/// gradients, which wait there for the update; offloaded parameters are the sharded ones of stage 3.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <vector>
+
+#include "zeropage/base/dtype.h"
+#include "zeropage/config/config.h"
+#include "zeropage/layout/layout.h"
+
+namespace zeropage::formula {
+
+/// Bytes on one rank.
+struct StateBytes {
+  std::int64_t parameters = 0;
+  std::int64_t gradients = 0;
+  std::int64_t optimizer = 0;
+
+  std::int64_t total() const { return parameters + gradients + optimizer; }
+  StateBytes operator+(const StateBytes& other) const {
+    return {parameters + other.parameters, gradients + other.gradients, optimizer + other.optimizer};
+  }
+  bool operator==(const StateBytes&) const = default;
+};
+
+/// Bytes of one rank that stay on the device, and those that do not.
+struct PlacedBytes {
+  StateBytes device;
+  StateBytes offloaded;  ///< to the host
+  StateBytes disk = {};
+};
+
+/// The type that a model of this precision computes in, and that its parameters have.
+DType compute_dtype(config::Precision precision);
+
+/// Elements of a model, padded or not.
+struct ParameterCounts {
+  std::int64_t trainable_numel = 0;
+  std::int64_t frozen_numel = 0;
+  std::int64_t persistent_numel = 0;  ///< those of the two above that stay whole at stage 3
+  std::int64_t offloaded_numel = 0;   ///< trainable ones whose optimizer state is offloaded
+  std::int64_t disk_numel = 0;        ///< whose parameters live on a drive
+};
+
+/// What decides the bytes beside the counts.
+struct StateOptions {
+  int stage = 0;
+  int world_size = 1;
+  config::Precision precision = config::Precision::kFp32;
+  std::int64_t accumulation_steps = 1;
+  std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
+  DType shard_dtype = DType::kFloat32;  ///< of sharded gradients; published tables count the compute type
+  bool keeps_gradients = true;          ///< see below; of one rank
+  bool fp32_masters = true;             ///< of 16-bit parameters
+  int optimizer_states = 2;             ///< k above
+  config::StateDtype state_dtype = config::StateDtype::kFloat32;
+  bool offload_parameters = false;
+  bool optimizer_on_disk = false;  ///< what is offloaded of it
+  bool gradients_on_disk = false;  ///< the same, of gradients
+
+  /// As `config` says, for `world_size` ranks.
+  static StateOptions from_config(const config::Config& config, int world_size);
+};
+
+/// Per page of `layout`: whether its optimizer state is offloaded. As many trainable pages, from the last one on, as come
+/// closest to `share` of the elements: in a backward the first pages' gradients come last, and their update is waited for.
+std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);
+
+/// The share of the optimizer state that `config` offloads.
+double offloaded_share(const config::Config& config);
+
+/// Whether one rank, where nothing is sharded at stages 2 and 3, leaves gradients in the tensors that autograd makes: no gradients add up,
+/// and the way through frames and shards would round to no other type. Optimizers of torch's see pages in one piece.
+bool keeps_gradients(const config::Config& config);
+
+/// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it has
+/// no room for them either.
+bool gradients_on_disk(const config::Config& config);
+
+/// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer state
+/// is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
+/// `counted`: of which pages; empty: of all.
+ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded,
+                                 const std::function<bool(const layout::Page&)>& counted = nullptr);
+
+/// The formula above, all tiers together; a shard is the count divided by the world, rounded up. Errors: ConfigError for
+/// a stage outside 0-3, a world below 1, or sizes beyond 63 bits.
+StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options);
+
+/// The same bytes by place.
+PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options);
+
+/// The log with which updates of state in host memory go on overlapped with the backward of a device (zeropage.speculation_bytes), where the
+/// configuration does not say how large: a quarter of what all of them would need, which is that state and the new parameters. So a
+/// quarter of the update is hidden for a quarter more memory. Errors: those of model_state_bytes.
+std::int64_t default_undo_log_bytes(const ParameterCounts& counts, const StateOptions& options);
+
+}  // namespace zeropage::formula

@@ -1,0 +1,12 @@
+/// \file
+/// Included first by every torch-facing header: the wheel is built with NDEBUG, and `at::RecordFunction` and others have
+/// a different layout without it. A translation unit without NDEBUG would corrupt torch's callbacks silently.
+#pragma once
+
+#ifndef NDEBUG
+#error "zeropage's torch-facing code must be compiled with -DNDEBUG, as the torch wheel is"
+#endif
+
+#include <ATen/core/Tensor.h>
+
+#include "zeropage/comm/c10d/c10d_dtype.h"

@@ -1,0 +1,51 @@
+/// \file
+/// What the devices, hosts and links of a job can do.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace zeropage::planner {
+
+/// Figures that a program reaches. Rates are in bytes per second and one direction.
+struct Hardware {
+  std::string name;
+  std::int64_t device_bytes = 0;  ///< memory of one device
+  double flops = 0;               ///< of one device, dense, 16 bit
+  double device_memory_rate = 0;  ///< of one device
+  double device_link_rate = 0;    ///< between devices of a host, each
+  double host_link_rate = 0;      ///< between a device and its host
+  double network_rate = 0;        ///< of a host, all its adapters
+  std::int64_t host_bytes = 0;    ///< memory of a host
+  double host_memory_rate = 0;    ///< of a host
+  std::int64_t disk_bytes = 0;    ///< of a host
+  double disk_read_rate = 0;      ///< of a host, all its disks
+  double disk_write_rate = 0;     ///< of a host, all its disks
+  double device_latency_s = 0;    ///< of one hop of a collective inside a host
+  double network_latency_s = 0;   ///< of one hop between hosts
+  double overlap = 1;             ///< share of a transfer that costs a computation beside it nothing
+};
+
+/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names there are.
+Hardware hardware_preset(std::string_view name);
+
+std::vector<std::string> hardware_preset_names();
+
+/// A preset, or a file "*.json" with an object of all figure_names (numbers in bytes, bytes per second, seconds, or strings such as
+/// "25GB/s") and a "name": what `zeropage plan --measure` found. Errors: ConfigError, IoError.
+Hardware read_hardware(const std::string& preset_or_path);
+
+/// Dense 16-bit operations per second of the presets' data sheets, by name.
+std::map<std::string, double> data_sheet_flops();
+
+/// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB", "network_latency" by "14us" or "overlap" by
+/// "0.8". Errors: ConfigError for another name or a value that is not of its kind.
+void set_figure(Hardware& hardware, std::string_view name, std::string_view value);
+
+/// In the order of Hardware.
+std::vector<std::string> figure_names();
+
+}  // namespace zeropage::planner

@@ -1,0 +1,92 @@
+#include "zeropage/planner/memory_model.h"
+
+#include <algorithm>
+
+#include "zeropage/base/checked.h"
+#include "zeropage/layout/layout.h"
+
+namespace zeropage::planner {
+namespace {
+
+constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
+constexpr const char* kWhat = "memory of the plan";
+
+/// Pages of optimizer state that are read ahead, updated and written behind: master and both moments.
+std::int64_t state_buffer_bytes(const Request& request) {
+  const std::int64_t arrays = request.precision == config::Precision::kFp32 ? 2 : 3;
+  const std::int64_t shard_numel = ceil_div(page_numel(request.model), request.world_size());
+  return checked_mul(config::Offload{}.optimizer_buffers * 4 * arrays, shard_numel, kWhat);
+}
+
+/// Gradients on their way.
+std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
+  const std::int64_t page = page_numel(request.model);
+  const std::int64_t world = request.world_size();
+  const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
+  if (placement.stage >= 2)
+    return checked_mul((1 + ahead) * page, element_bytes(formula::compute_dtype(request.precision)), kWhat);
+  const bool sums_in_fp32 =
+      placement.stage == 1 && request.precision != config::Precision::kFp32 && request.accumulation_steps == 1;
+  return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
+}
+
+}  // namespace
+
+std::int64_t page_numel(const Model& model) {
+  return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+}
+
+MemoryEstimate estimate_memory(const Request& request, const Placement& placement) {
+  const Model& model = request.model;
+  const std::int64_t element = element_bytes(formula::compute_dtype(request.precision));
+  const std::int64_t frozen_numel = model.total_numel - model.trainable_numel;
+  MemoryEstimate memory;
+  const bool offload_optimizer = placement.optimizer != Home::kDevice;
+  const config::Offload defaults;
+  formula::ParameterCounts counts{model.trainable_numel, frozen_numel, model.persistent_numel,
+                                  offload_optimizer ? model.trainable_numel : 0};
+  if (placement.parameters == Home::kDisk) {
+    const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kWhat);
+    counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
+  }
+  const formula::StateOptions options{
+      .stage = placement.stage,
+      .world_size = request.world_size(),
+      .precision = request.precision,
+      .accumulation_steps = request.accumulation_steps,
+      .offload_parameters = placement.parameters != Home::kDevice,
+      .optimizer_on_disk = placement.optimizer == Home::kDisk,
+      .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk};
+  const formula::PlacedBytes placed = formula::placed_state_bytes(counts, options);
+  memory.state = placed.device;
+  if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
+    const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
+    memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
+  }
+  memory.buckets = bucket_bytes(request, placement);
+  memory.host += placed.offloaded.optimizer;
+  memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
+  memory.disk += placed.disk.total();
+  if (placement.optimizer == Home::kDisk) memory.host += state_buffer_bytes(request);
+  if (placement.optimizer == Home::kHost) memory.undo_log = formula::default_undo_log_bytes(counts, options);
+  memory.host += memory.undo_log;
+  if (placement.parameters == Home::kDisk) {
+    const std::int64_t shard_numel = ceil_div(page_numel(model), request.world_size());
+    if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;
+    if (placement.optimizer == Home::kDisk) memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
+  }
+  return memory;
+}
+
+std::int64_t activation_bytes(const Request& request, bool checkpointing) {
+  const Shape& shape = request.model.shape;
+  const std::int64_t tokens = checked_mul(request.micro_batch, request.sequence, kWhat);
+  const std::int64_t wider = element_bytes(formula::compute_dtype(request.precision)) / 2;
+  const std::int64_t stream = checked_mul(checked_mul(tokens, shape.hidden, kWhat), wider, kWhat);
+  const std::int64_t layer = checked_mul(34, stream, kWhat);
+  const std::int64_t layers = checkpointing ? checked_add(checked_mul(2 * shape.layers, stream, kWhat), layer, kWhat)
+                                            : checked_mul(shape.layers, layer, kWhat);
+  return checked_add(layers, checked_mul(checked_mul(8, tokens, kWhat), shape.vocabulary, kWhat), kWhat);
+}
+
+}  // namespace zeropage::planner

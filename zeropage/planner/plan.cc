@@ -1,0 +1,132 @@
+#include "zeropage/planner/plan.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "zeropage/base/error.h"
+#include "zeropage/base/json_text.h"
+#include "zeropage/planner/memory_model.h"
+#include "zeropage/planner/recommend.h"
+#include "zeropage/planner/time_model.h"
+
+namespace zeropage::planner {
+namespace {
+
+constexpr std::int64_t kCountMax = 1'000'000'000;
+
+constexpr Placement kPlacements[] = {
+    {0},
+    {1},
+    {1, Home::kHost},
+    {2},
+    {2, Home::kHost},
+    {3},
+    {3, Home::kHost},
+    {3, Home::kHost, Home::kHost},
+    {3, Home::kDisk, Home::kHost},
+    {3, Home::kDisk, Home::kDisk},
+};
+
+void check(const Request& request) {
+  const auto positive = [](const char* what, std::int64_t value) {
+    if (value < 1 || value > kCountMax) {
+      throw ConfigError(fmt::format("plan: {}: expected a number from 1 to {}, got {}", what, kCountMax, value));
+    }
+  };
+  positive("devices per host", request.devices_per_host);
+  positive("hosts", request.hosts);
+  positive("ranks", static_cast<std::int64_t>(request.devices_per_host) * request.hosts);
+  positive("micro batch", request.micro_batch);
+  positive("accumulation steps", request.accumulation_steps);
+  positive("sequence", request.sequence);
+}
+
+/// Whether a rank's bytes find room on its device, and those of a host's ranks in the host and on its disks.
+bool fits(const Request& request, const MemoryEstimate& memory, std::int64_t device_bytes) {
+  const Hardware& hardware = *request.hardware;
+  const auto room = [](std::int64_t bytes) { return kUsable * static_cast<double>(bytes); };
+  const double ranks = request.devices_per_host;
+  return static_cast<double>(device_bytes) <= room(hardware.device_bytes) &&
+         ranks * static_cast<double>(memory.host) <= room(hardware.host_bytes) &&
+         ranks * static_cast<double>(memory.disk) <= room(hardware.disk_bytes);
+}
+
+Variant variant_of(const Request& request, const Placement& placement, const MemoryEstimate& memory,
+                   bool checkpointing) {
+  Variant variant;
+  variant.activations = activation_bytes(request, checkpointing);
+  variant.device_bytes = memory.device_without_activations() + variant.activations;
+  if (request.hardware) {
+    variant.fits = fits(request, memory, variant.device_bytes);
+    variant.time = estimate_time(request, placement, checkpointing);
+  }
+  return variant;
+}
+
+bool is_available(const std::string& text, int world_size) {
+  try {
+    config::Config::from_json(text, world_size, "plan");
+    return true;
+  } catch (const ConfigError&) {
+    return false;
+  }
+}
+
+const char* device_word(Home home) { return home == Home::kHost ? "cpu" : "nvme"; }
+
+}  // namespace
+
+config::Precision parse_precision(const std::string& text) {
+  if (text == "bf16") return config::Precision::kBf16;
+  if (text == "fp16") return config::Precision::kFp16;
+  if (text == "fp32") return config::Precision::kFp32;
+  throw ConfigError(fmt::format("precision: expected bf16, fp16 or fp32, got {}", json::quote(text)));
+}
+
+std::string offload_name(const Placement& placement) {
+  const auto word = [](Home home) { return home == Home::kHost ? "host" : "disk"; };
+  std::string name;
+  if (placement.optimizer != Home::kDevice) name += fmt::format("optimizer: {}", word(placement.optimizer));
+  if (placement.parameters != Home::kDevice) name += fmt::format(", parameters: {}", word(placement.parameters));
+  return name.empty() ? "none" : name;
+}
+
+Plan make_plan(const Request& request) {
+  check(request);
+  Plan plan;
+  plan.request = request;
+  for (const Placement& placement : kPlacements) {
+    Row row;
+    row.placement = placement;
+    row.memory = estimate_memory(request, placement);
+    row.plain = variant_of(request, placement, row.memory, false);
+    row.checkpointed = variant_of(request, placement, row.memory, true);
+    row.config = config_text(request, placement);
+    row.available = is_available(row.config, request.world_size());
+    plan.rows.push_back(std::move(row));
+  }
+  plan.recommendation = recommend(request, plan.rows);
+  return plan;
+}
+
+std::string config_text(const Request& request, const Placement& placement) {
+  using Json = nlohmann::ordered_json;
+  Json zero{{"stage", placement.stage}};
+  const auto add_home = [&](const char* key, Home home) {
+    if (home == Home::kDevice) return;
+    zero[key] = {{"device", device_word(home)}};
+    if (home == Home::kDisk) zero[key]["nvme_path"] = "/local_nvme";
+  };
+  add_home("offload_optimizer", placement.optimizer);
+  add_home("offload_param", placement.parameters);
+  Json document{{"train_micro_batch_size_per_gpu", request.micro_batch},
+                {"gradient_accumulation_steps", request.accumulation_steps}};
+  if (request.precision == config::Precision::kBf16) document["bf16"] = {{"enabled", true}};
+  if (request.precision == config::Precision::kFp16) document["fp16"] = {{"enabled", true}};
+  document["zero_optimization"] = std::move(zero);
+  document["optimizer"] = {{"type", "AdamW"}, {"params", {{"lr", 1e-4}, {"weight_decay", 0.01}}}};
+  return document.dump(2) + "\n";
+}
+
+}  // namespace zeropage::planner

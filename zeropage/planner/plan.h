@@ -1,0 +1,116 @@
+/// \file
+/// What a model takes at every stage with every kind of offload, how fast a step can be, and what to choose.
+///
+///   1. Every row is a Placement: a stage, and the homes of optimizer state and parameters.
+///   2. Bytes by kind come from `model_state_bytes` (state) and memory_model.h (frames, buckets, activations).
+///   3. Where the hardware is known, time comes from time_model.h, and a row fits or not.
+///   4. A row's configuration is written, and read by config::Config: what that refuses is not in this version yet.
+///   5. One row is recommended: stage 1 when everything fits as it is with room to spare, else stage 2, stage 3 when parameters do not fit,
+///      offload only when nothing else does; never what does not run over what does.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "zeropage/config/config.h"
+#include "zeropage/formula/model_state.h"
+#include "zeropage/planner/hardware.h"
+#include "zeropage/planner/model.h"
+
+namespace zeropage::planner {
+
+/// Where a kind of state lives when it is not in use.
+enum class Home { kDevice, kHost, kDisk };
+
+struct Placement {
+  int stage = 0;
+  Home optimizer = Home::kDevice;
+  Home parameters = Home::kDevice;
+
+  bool offloads() const { return optimizer != Home::kDevice || parameters != Home::kDevice; }
+};
+
+struct Request {
+  Model model;
+  int devices_per_host = 1;
+  int hosts = 1;
+  std::optional<Hardware> hardware;
+  config::Precision precision = config::Precision::kBf16;
+  std::int64_t micro_batch = 1;
+  std::int64_t accumulation_steps = 1;
+  std::int64_t sequence = 2048;
+
+  int world_size() const { return devices_per_host * hosts; }
+};
+
+/// Bytes of one rank, by kind; host and disk are this rank's share there.
+struct MemoryEstimate {
+  formula::StateBytes state;  ///< on the device
+  std::int64_t frames = 0;
+  std::int64_t buckets = 0;
+  std::int64_t host = 0;
+  std::int64_t undo_log = 0;  ///< of host: what engines on a GPU take by default
+  std::int64_t disk = 0;
+
+  std::int64_t device_without_activations() const { return state.total() + frames + buckets; }
+};
+
+/// Seconds of one optimizer step.
+struct TimeEstimate {
+  double compute_s = 0;
+  double step_s = 0;
+  std::string limit;  ///< what most of the step waits for
+
+  double efficiency() const { return step_s > 0 ? compute_s / step_s : 0; }
+};
+
+/// A row with or without activation checkpointing.
+struct Variant {
+  std::int64_t activations = 0;
+  std::int64_t device_bytes = 0;     ///< all kinds together
+  std::optional<bool> fits;          ///< absent: hardware unknown
+  std::optional<TimeEstimate> time;  ///< absent: hardware unknown
+};
+
+struct Row {
+  Placement placement;
+  MemoryEstimate memory;
+  Variant plain;
+  Variant checkpointed;
+  bool available = false;  ///< this version runs it
+  std::string config;      ///< its ds_config.json
+};
+
+struct Recommendation {
+  std::optional<std::size_t> row;  ///< index into Plan::rows; absent: nothing fits
+  bool checkpointing = false;
+  std::string reason;
+};
+
+struct Plan {
+  Request request;
+  std::vector<Row> rows;
+  Recommendation recommendation;
+};
+
+/// "bf16", "fp16" or "fp32". Errors: ConfigError for anything else.
+config::Precision parse_precision(const std::string& text);
+
+/// "none", "optimizer: host", "optimizer: disk, parameters: host", ...
+std::string offload_name(const Placement& placement);
+
+/// Cost: milliseconds. Errors: ConfigError for counts below 1 or sizes beyond 63 bits.
+Plan make_plan(const Request& request);
+
+/// The plan for people: a heading, the 16-byte table, rows, notes, the recommendation. Sizes in GB = 10^9 bytes.
+std::string format_plan(const Plan& plan);
+
+/// The plan for programs, one JSON document.
+std::string plan_json(const Plan& plan);
+
+/// The configuration of a row: what the recommendation's --write writes.
+std::string config_text(const Request& request, const Placement& placement);
+
+}  // namespace zeropage::planner

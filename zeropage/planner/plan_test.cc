@@ -1,0 +1,292 @@
+#include "zeropage/planner/plan.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+#include <nlohmann/json.hpp>
+
+#include "zeropage/base/error.h"
+#include "zeropage/config/effective.h"
+#include "zeropage/planner/memory_model.h"
+#include "zeropage/planner/recommend.h"
+#include "zeropage/planner/time_model.h"
+
+namespace zeropage::planner {
+namespace {
+
+Request request(const std::string& model, int devices, const std::string& device = "", int hosts = 1) {
+  Request request;
+  request.model = read_model(model);
+  request.devices_per_host = devices;
+  request.hosts = hosts;
+  if (!device.empty()) request.hardware = hardware_preset(device);
+  return request;
+}
+
+const Row& recommended(const Plan& plan) { return plan.rows.at(plan.recommendation.row.value()); }
+
+bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+TEST(Plan, SevenBillionOnFourPrintsTheKnownTable) {
+  const std::string text = format_plan(make_plan(request("7B", 4)));
+  EXPECT_TRUE(contains(text, "DDP         112 GB")) << text;
+  EXPECT_TRUE(contains(text, "stage 1    49.0 GB")) << text;
+  EXPECT_TRUE(contains(text, "stage 2    38.5 GB")) << text;
+  EXPECT_TRUE(contains(text, "stage 3    28.0 GB  and what is live")) << text;
+  EXPECT_TRUE(contains(text, "7B: 7,000,000,000 parameters")) << text;
+}
+
+// The rows count what the engine holds: gradient shards in fp32.
+TEST(Plan, RowsFollowTheFormulaOfTheEngine) {
+  const Plan plan = make_plan(request("7B", 4));
+  for (const Row& row : plan.rows) {
+    if (row.placement.offloads()) continue;
+    const formula::StateBytes expected =
+        formula::model_state_bytes({7'000'000'000, 0, 0}, {row.placement.stage, 4, config::Precision::kBf16});
+    EXPECT_EQ(row.memory.state, expected);
+    EXPECT_EQ(row.memory.host, 0);
+    EXPECT_EQ(row.plain.device_bytes,
+              expected.total() + row.memory.frames + row.memory.buckets + row.plain.activations);
+  }
+}
+
+// Offload moves bytes, it does not lose any; beside the host's state is the undo log.
+TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
+  const Request r = request("7B", 4);
+  const std::int64_t whole = estimate_memory(r, {3}).state.total();
+  const MemoryEstimate host = estimate_memory(r, {3, Home::kHost, Home::kHost});
+  EXPECT_EQ(host.state.total(), 0);
+  constexpr std::int64_t kUndoLog = (12 + 2) * 1'750'000'000LL / 4;
+  EXPECT_EQ(host.undo_log, kUndoLog);
+  EXPECT_EQ(host.host, whole + kUndoLog);
+  const MemoryEstimate optimizer_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  EXPECT_EQ(optimizer_on_disk.disk, estimate_memory(r, {3}).state.optimizer);
+  const std::int64_t buffers =
+      4 * 12 * ((page_numel(r.model) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
+  EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole + buffers);
+  const MemoryEstimate all_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kDisk});
+  EXPECT_EQ(all_on_disk.disk - optimizer_on_disk.disk,
+            estimate_memory(r, {3}).state.gradients + (7'000'000'000 - 4'000'000'000) / 4 * 2);
+  EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
+}
+
+// 2 s b h per layer and one layer of 34 s b h with checkpointing, against 34 s b h per layer; the head's logits in both.
+TEST(Plan, ActivationsByHand) {
+  Request r = request("7B", 1);
+  r.model.shape = {10, 100, 1000, false};
+  r.micro_batch = 2;
+  r.sequence = 50;
+  EXPECT_EQ(activation_bytes(r, false), 10 * 34 * 100 * 100 + 8 * 100 * 1000);
+  EXPECT_EQ(activation_bytes(r, true), (2 * 10 + 34) * 100 * 100 + 8 * 100 * 1000);
+  r.precision = config::Precision::kFp32;
+  EXPECT_EQ(activation_bytes(r, false), 2 * 10 * 34 * 100 * 100 + 8 * 100 * 1000);
+}
+
+Request simple_hardware() {
+  Request r = request("1B", 2);
+  r.model.shape = {1, 0, 1, false};  // no attention in the count
+  Hardware h;
+  h.flops = 1e12;
+  h.device_memory_rate = 1e12;
+  h.device_link_rate = h.network_rate = 1e9;
+  h.host_link_rate = 1e9;
+  h.host_memory_rate = 1e10;
+  h.disk_read_rate = h.disk_write_rate = 1e9;
+  h.device_bytes = h.host_bytes = h.disk_bytes = 1'000'000'000'000;
+  r.hardware = h;
+  r.micro_batch = 1;
+  r.sequence = 1000;
+  return r;
+}
+
+// The formulas of time_model.h by hand, for 10^9 parameters, 1000 tokens, two ranks, 1 GB/s.
+TEST(TimeModel, StagesByHand) {
+  const Request r = simple_hardware();
+  const double update_s = 30e9 / 1e12;
+  const auto step_s = [&](const Placement& placement) { return estimate_time(r, placement, false).step_s; };
+  EXPECT_NEAR(step_s({0}), 6 + update_s, 1e-9);  // the reduction hides behind the backward
+  EXPECT_NEAR(step_s({1}), 6 + 1 + update_s / 2, 1e-9);
+  EXPECT_NEAR(step_s({2}), 6 + 1 + update_s / 2, 1e-9);              // the reduction hides behind the backward
+  EXPECT_NEAR(step_s({3}), 6 + update_s / 2, 1e-9);                  // everything hides
+  EXPECT_NEAR(step_s({2, Home::kHost}), 6 + 3 + 1, 1e-9);            // 30 bytes * 10^9 at 10 GB/s
+  EXPECT_NEAR(step_s({3, Home::kDisk, Home::kHost}), 6 + 16, 1e-9);  // reads 16 bytes * 10^9 at 1 GB/s
+  EXPECT_NEAR(estimate_time(r, {3}, true).compute_s, 8, 1e-9);
+  EXPECT_EQ(estimate_time(r, {3}, false).limit, "computation");
+  EXPECT_EQ(estimate_time(r, {3, Home::kDisk, Home::kHost}, false).limit, "disk");
+  EXPECT_NEAR(estimate_time(r, {0}, false).efficiency(), 6 / (6 + update_s), 1e-9);
+}
+
+TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {
+  Request r = simple_hardware();
+  r.hardware->device_link_rate = 1e8;
+  const TimeEstimate slow = estimate_time(r, {3}, false);
+  EXPECT_EQ(slow.limit, "gathering parameters");
+  EXPECT_NEAR(slow.step_s, 10 + 20 + 0.015, 1e-9);
+  // Whole gradients travel once a step, beside its last backward, and summed in fp32; shards after every backward.
+  r.accumulation_steps = 3;
+  EXPECT_NEAR(estimate_time(r, {1}, false).step_s, 3 * 2 + 2 * 4 + 20 + 10 + 0.015, 1e-9);
+  EXPECT_NEAR(estimate_time(r, {2}, false).step_s, 3 * 2 + 3 * 10 + 10 + 0.015, 1e-9);
+  r = simple_hardware();
+  r.hosts = 2;
+  r.devices_per_host = 1;
+  r.hardware->network_rate = 1e8;
+  EXPECT_NEAR(estimate_time(r, {3}, false).step_s, 10 + 20 + 0.015, 1e-9);
+}
+
+// Messages that cost nothing, and cores that compute and copy at the same time.
+TEST(TimeModel, HopsAndLackOfOverlap) {
+  Request r = simple_hardware();
+  r.devices_per_host = 2;
+  r.hosts = 3;
+  r.model.largest_numel = 500'000'000;  // two pages, of six ranks: three hops inside hosts and two between them
+  r.hardware->device_latency_s = 1;
+  r.hardware->network_latency_s = 10;
+  r.hardware->overlap = 0.25;
+  const double bytes_s = 2.0 * 5 / 6 / (r.hardware->network_rate / 1e9);
+  const double gather_s = bytes_s + 2 * (3 * 1 + 2 * 10);
+  const double forward_s = gather_s + 0.75 * 2;
+  const double backward_s = 2 * gather_s + 0.75 * 4;
+  EXPECT_NEAR(estimate_time(r, {3}, false).step_s, forward_s + backward_s + 30e9 / 6 / 1e12, 1e-9);
+}
+
+TEST(Recommendation, FollowsTheGuidance) {
+  const auto choice = [](const Request& r) {
+    const Plan plan = make_plan(r);
+    return plan.recommendation.row ? recommended(plan).placement.stage : -1;
+  };
+  EXPECT_EQ(choice(request("350M", 8, "H100")), 1);  // fits as it is
+  EXPECT_EQ(choice(request("7B", 8, "H100")), 2);    // the sweet spot
+  EXPECT_EQ(choice(request("70B", 16, "H100", 4)), 3);
+  EXPECT_EQ(choice(request("350M", 1, "H100")), 0);  // one rank has nothing to shard
+  EXPECT_EQ(choice(request("7B", 4)), 2);            // unknown devices
+  EXPECT_EQ(choice(request("100T", 1, "4090")), -1);
+}
+
+TEST(Recommendation, OffloadOnlyWhenTheDevicesTogetherAreTooSmall) {
+  const Plan plan = make_plan(request("70B", 8, "A100"));
+  ASSERT_TRUE(plan.recommendation.row);
+  EXPECT_TRUE(recommended(plan).placement.offloads());
+  EXPECT_TRUE(contains(plan.recommendation.reason, "ranks would do without")) << plan.recommendation.reason;
+  const bool says_so = contains(plan.recommendation.reason, "does not have this offload yet");
+  EXPECT_EQ(says_so, !recommended(plan).available);
+  EXPECT_GT(ranks_to_fit(plan.request), 8);
+}
+
+// Nothing that does not run may win over something that does.
+TEST(Recommendation, WhatRunsComesFirst) {
+  Plan plan = make_plan(request("70B", 8, "A100"));
+  const std::size_t before = *plan.recommendation.row;
+  std::size_t last = before;
+  for (std::size_t i = 0; i < plan.rows.size(); ++i) {
+    plan.rows[i].available = false;
+    if (plan.rows[i].checkpointed.fits.value()) last = i;
+  }
+  ASSERT_NE(last, before);
+  plan.rows[last].available = true;
+  EXPECT_EQ(recommend(plan.request, plan.rows).row, last);
+}
+
+// What is available is what the configuration accepts, and says why not otherwise.
+TEST(Plan, WrittenConfigurationsAreReadOrRefusedWithWords) {
+  Request r = request("7B", 4, "H100");
+  for (const config::Precision precision :
+       {config::Precision::kBf16, config::Precision::kFp16, config::Precision::kFp32}) {
+    r.precision = precision;
+    r.accumulation_steps = 3;
+    for (const Row& row : make_plan(r).rows) {
+      EXPECT_TRUE(row.available || row.placement.offloads()) << row.config;
+      if (!row.available) {
+        EXPECT_THROW(config::describe(row.config, "plan", 4), ConfigError);
+        continue;
+      }
+      const config::Config config = config::Config::from_json(row.config, 4);
+      EXPECT_EQ(config.zero.stage, row.placement.stage);
+      EXPECT_EQ(config.precision, precision);
+      EXPECT_EQ(config.batch.train_batch_size, 12);
+    }
+  }
+}
+
+TEST(Plan, JsonHasTheSameFigures) {
+  const Plan plan = make_plan(request("7B", 4, "H100"));
+  const auto json = nlohmann::json::parse(plan_json(plan));
+  EXPECT_EQ(json["model"]["parameters"], 7'000'000'000);
+  EXPECT_EQ(json["rows"].size(), plan.rows.size());
+  EXPECT_EQ(json["rows"][0]["plain"]["device_bytes"], plan.rows[0].plain.device_bytes);
+  EXPECT_EQ(json["recommendation"]["row"], *plan.recommendation.row);
+}
+
+TEST(Plan, NonsenseIsAnError) {
+  Request r = request("7B", 0);
+  EXPECT_THROW(make_plan(r), ConfigError);
+  r = request("7B", 1);
+  r.sequence = -1;
+  EXPECT_THROW(make_plan(r), ConfigError);
+  r = request("1e18", 1);
+  r.sequence = r.micro_batch = 1'000'000'000;
+  EXPECT_THROW(make_plan(r), ConfigError);
+}
+
+TEST(Hardware, PresetsAndFigures) {
+  for (const std::string& name : hardware_preset_names()) {
+    Hardware hardware = hardware_preset(name);
+    EXPECT_GT(hardware.device_bytes, 20'000'000'000) << name;
+    EXPECT_GT(hardware.device_latency_s, 0) << name;
+    for (const std::string& figure : figure_names()) {
+      const bool is_number = figure == "overlap" || figure.ends_with("latency");
+      set_figure(hardware, figure, is_number ? "1" : "1GB");
+    }
+    EXPECT_EQ(hardware.disk_bytes, 1'000'000'000);
+    EXPECT_EQ(hardware.disk_write_rate, 1e9);
+  }
+  EXPECT_EQ(hardware_preset("h100").name, "H100");
+  Hardware hardware;
+  EXPECT_THROW(hardware_preset("TPU"), ConfigError);
+  EXPECT_THROW(set_figure(hardware, "colour", "1GB"), ConfigError);
+  const auto figure = [&](const char* name, const char* value) { set_figure(hardware, name, value); };
+  figure("disk", "80GiB");
+  figure("disk_read_rate", "25GB/s");
+  figure("flops", "4e14");
+  figure("network_latency", "14us");
+  figure("overlap", "80%");
+  EXPECT_EQ(hardware.disk_bytes, std::int64_t{80} << 30);
+  EXPECT_EQ(hardware.disk_read_rate, 25e9);
+  EXPECT_EQ(hardware.flops, 4e14);
+  EXPECT_DOUBLE_EQ(hardware.network_latency_s, 14e-6);
+  EXPECT_DOUBLE_EQ(hardware.overlap, 0.8);
+  for (const char* text : {"", "GB", "-1GB", "1 GB", "1QB", "nan", "1e30", "0"}) {
+    EXPECT_THROW(figure("disk", text), ConfigError) << text;
+  }
+  EXPECT_THROW(figure("overlap", "1.5"), ConfigError);
+  EXPECT_THROW(figure("device_latency", "14GB"), ConfigError);
+}
+
+// A file that lacks a figure, which would be taken as 0, or has one that is misspelt.
+TEST(Hardware, FilesHaveAllFigures) {
+  const std::string path =
+      std::filesystem::path(testing::TempDir()) / ("machine_" + std::to_string(::getpid()) + ".json");
+  const auto read = [&](const std::string& text) {
+    std::ofstream(path) << text;
+    return read_hardware(path);
+  };
+  std::string all = R"({"name": "this machine")";
+  for (const std::string& name : figure_names()) {
+    const bool is_number = name == "overlap" || name.ends_with("latency");
+    all += ", \"" + name + (is_number ? "\": 0.5" : "\": \"2GB/s\"");
+  }
+  const Hardware hardware = read(all + "}");
+  EXPECT_EQ(hardware.name, "this machine");
+  EXPECT_EQ(hardware.network_rate, 2e9);
+  EXPECT_EQ(hardware.overlap, 0.5);
+  EXPECT_THROW(read(all + R"(, "colour": 1})"), ConfigError);
+  EXPECT_THROW(read(R"({"name": "half", "flops": 1e12})"), ConfigError);
+  EXPECT_THROW(read("[]"), ConfigError);
+  std::filesystem::remove(path);
+  EXPECT_THROW(read_hardware(path), IoError);
+}
+
+}  // namespace
+}  // namespace zeropage::planner

@@ -1,0 +1,133 @@
+#include "zeropage/planner/time_model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "zeropage/planner/memory_model.h"
+
+namespace zeropage::planner {
+namespace {
+
+constexpr double kUpdateBytes = 30;
+constexpr double kUpdateReadBytes = 16;
+constexpr double kUpdateWriteBytes = 14;
+
+/// Parts of a step that run one after the other; each is named by what it waits for.
+class Clock {
+ public:
+  explicit Clock(double overlap) : overlap_(overlap) {}
+
+  void add(const std::string& name, double seconds) {
+    parts_[name] += seconds;
+    step_s_ += seconds;
+  }
+
+  /// Parts that run at the same time: the slowest counts, and of the others what does not overlap.
+  void add_overlapped(const std::map<std::string, double>& parts) {
+    const auto slowest = std::ranges::max_element(parts, {}, &std::pair<const std::string, double>::second);
+    for (const auto& [name, seconds] : parts) add(name, name == slowest->first ? seconds : (1 - overlap_) * seconds);
+  }
+
+  TimeEstimate result(double compute_s) const {
+    const auto largest = std::ranges::max_element(parts_, {}, &std::pair<const std::string, double>::second);
+    return {compute_s, step_s_, largest->first};
+  }
+
+ private:
+  double overlap_;
+  std::map<std::string, double> parts_;
+  double step_s_ = 0;
+};
+
+/// Seconds of the single pieces of work.
+struct Pieces {
+  double forward_s = 0;
+  double backward_s = 0;  ///< with the recomputation
+  double gather_s = 0;    ///< all parameters once
+  double reduce_s = 0;    ///< reduce-scatter of all gradients
+  double host_out_s = 0;  ///< this rank's gradients to the host
+  double host_in_s = 0;   ///< this rank's parameters from the host
+  double disk_in_s = 0;   ///< this rank's parameters from the disk
+};
+
+Pieces pieces_of(const Request& request, const Placement& placement, bool checkpointing) {
+  const Hardware& hardware = *request.hardware;
+  const Model& model = request.model;
+  const double world = request.world_size();
+  const double tokens = static_cast<double>(request.micro_batch) * static_cast<double>(request.sequence);
+  const double attention = 2.0 * static_cast<double>(model.shape.layers) * static_cast<double>(model.shape.hidden) *
+                           static_cast<double>(request.sequence);
+  const double pass_s = tokens * (static_cast<double>(model.active_numel) + attention) / hardware.flops;
+  const double link =
+      request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
+  const double wire_s = (world - 1) / world / link;
+  const double between_hosts = request.hosts - 1;
+  const double hops_s =
+      (world - 1 - between_hosts) * hardware.device_latency_s + between_hosts * hardware.network_latency_s;
+  const double latency_s =
+      hops_s * std::ceil(static_cast<double>(model.total_numel) / static_cast<double>(page_numel(model)));
+  const auto element = static_cast<double>(element_bytes(formula::compute_dtype(request.precision)));
+  const bool sums_whole = placement.stage < 2 && request.accumulation_steps > 1;
+  const double all_bytes = element * static_cast<double>(model.total_numel);
+  Pieces pieces;
+  pieces.forward_s = 2 * pass_s;
+  pieces.backward_s = (checkpointing ? 6 : 4) * pass_s;
+  pieces.gather_s = all_bytes * wire_s + latency_s;
+  pieces.reduce_s = (sums_whole ? 4 : element) * static_cast<double>(model.trainable_numel) * wire_s + latency_s;
+  pieces.host_out_s = element * static_cast<double>(model.trainable_numel) / world / hardware.host_link_rate;
+  pieces.host_in_s = all_bytes / world / hardware.host_link_rate;
+  pieces.disk_in_s = all_bytes / world * request.devices_per_host / hardware.disk_read_rate;
+  return pieces;
+}
+
+/// `times` micro batches; `reduces`: with the reduction of gradients.
+void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, bool reduces) {
+  const double loads_s = placement.parameters != Home::kDevice ? pieces.host_in_s : 0;
+  const double reads_s = placement.parameters == Home::kDisk ? pieces.disk_in_s : 0;
+  const double gather_s = placement.stage == 3 ? pieces.gather_s : 0;
+  const double reduce_s = reduces ? (placement.stage == 0 ? 2 : 1) * pieces.reduce_s : 0;
+  const double stores_s = reduces && placement.optimizer != Home::kDevice ? pieces.host_out_s : 0;
+  clock.add_overlapped({{"computation", times * pieces.forward_s},
+                        {"gathering parameters", times * gather_s},
+                        {"host link", times * loads_s},
+                        {"disk", times * reads_s}});
+  clock.add_overlapped(
+      {{"computation", times * pieces.backward_s},
+       {gather_s >= reduce_s ? "gathering parameters" : "reducing gradients", times * (gather_s + reduce_s)},
+       {"host link", times * std::max(loads_s, stores_s)},
+       {"disk", times * reads_s}});
+}
+
+void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, const Placement& placement) {
+  const Hardware& hardware = *request.hardware;
+  const double owned =
+      static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
+  if (placement.optimizer == Home::kDevice) {
+    clock.add("update on the device", owned * kUpdateBytes / hardware.device_memory_rate);
+  } else {
+    const double host_s = owned * request.devices_per_host * kUpdateBytes / hardware.host_memory_rate;
+    const double disk_s =
+        placement.optimizer == Home::kDisk
+            ? owned * request.devices_per_host *
+                  std::max(kUpdateReadBytes / hardware.disk_read_rate, kUpdateWriteBytes / hardware.disk_write_rate)
+            : 0;
+    clock.add_overlapped({{"update on the host", host_s}, {"host link", pieces.host_in_s}, {"disk", disk_s}});
+  }
+  if (placement.stage == 1 || placement.stage == 2) clock.add("gathering parameters", pieces.gather_s);
+}
+
+}  // namespace
+
+TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing) {
+  const Pieces pieces = pieces_of(request, placement, checkpointing);
+  const auto times = static_cast<double>(request.accumulation_steps);
+  Clock clock(request.hardware->overlap);
+  const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
+  add_micro_batches(clock, pieces, placement, times - reducing, false);
+  add_micro_batches(clock, pieces, placement, reducing, true);
+  add_boundary(clock, request, pieces, placement);
+  return clock.result(times * (pieces.forward_s + pieces.backward_s));
+}
+
+}  // namespace zeropage::planner
