@@ -47,8 +47,8 @@ def test_what_libraries_write_is_read_and_said_once(capfd):
     said = [line for line in capfd.readouterr().err.splitlines() if "dict:1: " in line]
     for part in (
         'optimizer.params.betas: nothing filled in the value "auto"; the default',
-        'scheduler.params.warmup_num_steps: nothing filled in the value "auto"; the default 1000 is in force',
-        'zero_optimization.stage3_param_persistence_threshold: nothing filled in the value "auto"; the default 100000 is in force',
+        'scheduler.params.warmup_num_steps: nothing filled in the value "auto"; the default 1000 is used',
+        'zero_optimization.stage3_param_persistence_threshold: nothing filled in the value "auto"; the default 100000 is used',
         "zero_optimization.reduce_bucket_size: a name with a dot outside its section sets that key instead of 64",
         "3686.4 is rounded down to 3686",
     ):

@@ -457,7 +457,7 @@ def test_errors_of_a_gather_keep_their_class_and_come_again():
 
 
 def test_steps_per_print_and_dump_state(capsys):
-    """Catches a line that does not come, and a dump without the values in force."""
+    """Catches a line that does not come, and a dump without the effective values."""
     engine, *_ = zeropage.initialize(model=make_model(), config={**CONFIG, "steps_per_print": 2, "dump_state": True})
     for _ in range(4):
         one_step(engine)

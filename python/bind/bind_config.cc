@@ -78,7 +78,7 @@ void init_config(py::module_& module) {
       .def_static("from_file", &Config::from_file, py::arg("path"), py::arg("world_size"),
                   "The same for a file. Raises also IoError.")
       .def_static("notes", &config::notes, py::arg("text"), py::arg("origin"),
-                  "Lines about values in force that the document does not spell so.")
+                  "Lines about effective values that the document does not spell so.")
       .def_static("notes_of_file", &config::notes_of_file, py::arg("path"))
       .def_property_readonly("train_batch_size", field<&Config::batch, &config::Batch::train_batch_size>())
       .def_property_readonly("micro_batch_size", field<&Config::batch, &config::Batch::micro_batch_size>())
@@ -134,7 +134,7 @@ void init_config(py::module_& module) {
       .def_property_readonly("deterministic_reduction",
                              field<&Config::zeropage, &config::Own::deterministic_reduction>())
       .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" and wait for with_planned.")
-      .def_readonly("effective_json", &Config::effective_json, "Every key with the value in force.");
+      .def_readonly("effective_json", &Config::effective_json, "Every key with the effective value.");
 
   using optim::LrSchedule;
   py::class_<LrSchedule>(module, "LrSchedule", "A learning-rate schedule, for programs that step it themselves.")

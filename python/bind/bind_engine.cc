@@ -172,7 +172,7 @@ void bind_training(py::class_<Engine>& engine) {
       .def_property(
           "groups", [](Engine& self) { return self.groups(); },
           [](Engine& self, const std::vector<config::OptimizerParams>& groups) { self.groups() = groups; },
-          "Hyperparameters in force, one entry per group; a copy, to be assigned back.")
+          "Current hyperparameters, one entry per group; a copy, to be assigned back.")
       .def("scheduled_lrs", &Engine::scheduled_lrs, "Rates of the next step by the configured schedule.")
       .def_property("schedule_iteration", &Engine::schedule_iteration, &Engine::set_schedule_iteration);
 }

@@ -104,7 +104,7 @@ class EngineSettings:
         return None if kind == _C.OptimizerKind.NONE else kind.name.lower()
 
     def optimizer_params(self) -> dict[str, Any] | None:
-        """The section optimizer.params with the values in force; None: there is no such section."""
+        """The section optimizer.params with the effective values; None: there is no such section."""
         return self.config["optimizer"].get("params")
 
     def scheduler_params(self) -> dict[str, Any] | None:
@@ -173,7 +173,7 @@ class EngineSettings:
         return self._config.gather_16bit_weights_on_model_save
 
     def zero_offload_optimizer(self) -> dict[str, Any] | None:
-        """The section offload_optimizer with the values in force; None: its state stays on the device."""
+        """The section offload_optimizer with the effective values; None: its state stays on the device."""
         return self._offload("offload_optimizer")
 
     def zero_offload_param(self) -> dict[str, Any] | None:
@@ -215,5 +215,5 @@ class EngineSettings:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every key with the value in force."""
+        """Every key with the effective value."""
         return json.loads(self._config.effective_json)

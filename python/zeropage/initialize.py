@@ -110,7 +110,7 @@ def parse_config(source: str | os.PathLike | dict[str, Any], world_size: int) ->
 
 
 def _config_notes(source: str | os.PathLike | dict[str, Any]) -> list[str]:
-    """Lines about values in force that the document spells differently."""
+    """Lines about effective values that the document spells differently."""
     text, origin = _document(source)
     return _C.Config.notes_of_file(origin) if text is None else _C.Config.notes(text, origin)
 

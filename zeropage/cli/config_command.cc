@@ -9,7 +9,7 @@
 namespace zeropage::cli {
 
 CLI::App* add_config_command(CLI::App& app, ConfigCommand& command) {
-  CLI::App* config = app.add_subcommand("config", "Print the configuration in force, and where each value comes from");
+  CLI::App* config = app.add_subcommand("config", "Print the effective configuration, and where each value comes from");
   config->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
   config->add_option("FILE", command.path, "ds_config.json")->required();
   config

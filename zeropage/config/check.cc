@@ -88,7 +88,7 @@ class Checker {
     if (key.infinity_is_absent && node.kind == Kind::kNotFinite && node.text == "Infinity") return;
     if (node.kind == Kind::kString && node.text == "auto" && !key.auto_is_planned && !key.has_auto_choice()) {
       note(member.line, path,
-           fmt::format("nothing filled in the value \"auto\"; the default {} is in force", to_text(key.default_value)));
+           fmt::format("nothing filled in the value \"auto\"; the default {} is used", to_text(key.default_value)));
       return;
     }
     Converted converted = is_planned(key, node) ? planned_value(path) : convert(key, node);

@@ -1,6 +1,6 @@
 /// \file
 /// The typed configuration: what `ds_config.json` means after parsing, checking, and the batch rule. Everything below the
-/// parser reads this and never JSON. One struct per section in force; the tables in `tables_*.cc` say for every key its
+/// parser reads this and never JSON. One struct per supported section; the tables in `tables_*.cc` say for every key its
 /// type, default, range and one line of documentation.
 #pragma once
 
@@ -36,7 +36,7 @@ struct DataTypes {
 
 struct LossScale {
   bool dynamic = true;
-  double static_scale = 1.0;  ///< in force when not dynamic
+  double static_scale = 1.0;  ///< used when not dynamic
   int initial_power = 16;
   std::int64_t window = 1000;
   int hysteresis = 2;
@@ -279,7 +279,7 @@ struct Config {
       automatic;  ///< keys that are "auto" and wait for with_planned; sizes of the batch follow from
                   ///< each other, the others read as their defaults
   std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
-  std::string effective_json;            ///< every key with the value in force, canonical order: printed and hashed
+  std::string effective_json;            ///< every key with the effective value, canonical order: printed and hashed
 
   /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes unresolved).
   /// `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was expected and the

@@ -61,7 +61,7 @@ TEST(Describe, lists_values_with_their_sources) {
   EXPECT_EQ(listed(listing, "zero_optimization.stage3_max_live_parameters"), "5000 line 5");
   EXPECT_EQ(listed(listing, "zero_optimization.sub_group_size"), "1000000000 line 6 (accepted, no effect)");
   EXPECT_EQ(listed(listing, "scheduler.params.total_num_steps"), "10 line 3");
-  EXPECT_EQ(listed(listing, "scheduler.params.cycle_min_lr"), "") << "keys of another schedule are not in force";
+  EXPECT_EQ(listed(listing, "scheduler.params.cycle_min_lr"), "") << "keys of another schedule do not apply";
   EXPECT_EQ(listed(listing, "graph_harvesting"), "") << "keys that are not built are left out";
 }
 

@@ -23,12 +23,12 @@ What training libraries write is read, with a line on rank 0 that says so: `"aut
 of that key in its section.
 
 Status:
-- **in force**: does what it says.
+- **supported**: does what it says.
 - **accepted**: checked, then without effect, for the reason given.
 - **not available**: known, but not in this version: any value but the default is an error. Inside a section that is switched off
   (`"enabled": false`, `"device": "none"`) it may say anything, since nothing would happen.
 
-`zeropage config FILE --world_size N` prints every value in force and where it came from.
+`zeropage config FILE --world_size N` prints every effective value and where it came from.
 )";
 
 std::string cell(std::string text) {
@@ -38,7 +38,7 @@ std::string cell(std::string text) {
 
 std::string status_text(Status status) {
   switch (status) {
-    case Status::kSupported: return "in force";
+    case Status::kSupported: return "supported";
     case Status::kAccepted: return "accepted";
     case Status::kNotBuilt: return "not available";
   }

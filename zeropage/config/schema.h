@@ -2,7 +2,7 @@
 /// The vocabulary of `ds_config.json`. A key is one row: name, type, default, range, status and one line of
 /// documentation; a section is a list of rows. The rows live in `tables_*.cc`; checking (check.h), the typed Config
 /// (config.cc), the printed configuration (effective.h) and docs/config.md all read them, so adding a key is adding a row
-/// and, when it is in force, reading it in config.cc.
+/// and, when it is supported, reading it in config.cc.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace zeropage::config {
 
-/// A value in force; monostate stands for none (JSON null).
+/// An effective value; monostate stands for none (JSON null).
 using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, std::vector<double>,
                            std::vector<std::string>>;
 

@@ -1,5 +1,5 @@
 /// \file
-/// Every key with its value in force and where the value came from: what checking the document against the tables gives.
+/// Every key with its effective value and where the value came from: what checking the document against the tables gives.
 #pragma once
 
 #include <optional>
@@ -57,7 +57,7 @@ class Settings {
   const std::vector<Setting>& all() const { return settings_; }
   const std::string& origin() const { return origin_; }
 
-  /// Lines about values that are in force and that the document does not spell so.
+  /// Lines about effective values that the document does not spell so.
   std::vector<std::string> notes;
 
   /// Throws ConfigError "origin:line: path: what"; without the line when the document does not set the key.

@@ -215,7 +215,7 @@ class Engine {
   std::int64_t skipped_steps() const;
   std::optional<std::int64_t> steps_per_print() const;
   bool dump_state() const;
-  const std::string& config() const;  ///< every key with the value in force, as JSON
+  const std::string& config() const;  ///< every key with the effective value, as JSON
 
  private:
   friend Engine initialize(torch::nn::Module& model, const Config& config, const Options& options);

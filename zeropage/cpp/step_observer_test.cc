@@ -117,7 +117,7 @@ TEST(Engine, StatesLeaveAndComeBack) {
   });
 }
 
-// A precision that is asked for and not in force, without a word.
+// A precision that is asked for and not applied, without a word.
 TEST(Engine, AutocastIsOfTheForward) {
   Line model;
   auto engine = initialize(model, config_with({{"torch_autocast", {{"enabled", true}}}}));

@@ -67,7 +67,7 @@ bool all_is(ModelState& state, float value) {
   return same;
 }
 
-// Would catch a rank that puts its part of a step in force although another rank's part never came to its drive.
+// Would catch a rank that activates its part of a step although another rank's part never came to its drive.
 TEST(DiskStep, StandsOnAllRanksOrOnNone) {
   const Folder folder;
   const config::Config config = make_config(folder.path());

@@ -134,7 +134,7 @@ class Engine {
   bool window_is_new() const;                       ///< no backward has run since the last update
   void set_micro_batch_size(std::int64_t samples);  ///< of one rank; for `global_samples`
 
-  /// Hyperparameters in force, one entry per group; write to change them from the next step on.
+  /// Current hyperparameters, one entry per group; write to change them from the next step on.
   std::vector<config::OptimizerParams>& groups();
 
   /// Learning rates the configured schedule gives for the next step; empty when there is no schedule.

@@ -77,7 +77,7 @@ TEST_F(PageCacheTest, AbandonGoesBackToTheCommittedState) {
   }
 }
 
-// Would catch an error of a write behind that nobody sees, and one that spoils the state in force.
+// Would catch an error of a write behind that nobody sees, and one that spoils the active state.
 TEST_F(PageCacheTest, AWriteThatFailsBehindIsSeenAtTheEndOfThePass) {
   int failing = 0;
   PageCache cache = make([&](const Request& request) -> std::optional<Fault> {

@@ -160,7 +160,7 @@ void Store::abandon() {
     try {
       mover_->wait(extent.writing);
     } catch (const IoError&) {
-      // Its slot was not in force and will not be.
+      // Its slot was not active and will not be.
     }
   }
   for (Extent& extent : extents_) {

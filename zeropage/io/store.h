@@ -8,7 +8,7 @@
 ///     store.wait(store.write(0, 2));
 ///     store.commit();                               // what was written stands; abandon() instead would take it back
 ///
-/// Every extent has two slots. A write goes to the slot that is not in force, and commit() puts all written slots in force at
+/// Every extent has two slots. A write goes to the inactive slot, and commit() makes all written slots the active ones at
 /// once: until then the previous state is whole, and abandon() goes back to it. Reads see what was written last. Checksums of every
 /// block are kept in memory, compared after every read. The files live as long as the store (job_files.h): they hold nothing that
 /// outlives the process.
@@ -70,7 +70,7 @@ class Store {
   /// Starts to read what was last written to an extent into the front of a buffer. Errors: UsageError (nothing was, or it still moves).
   Ticket read(int extent, int buffer);
 
-  /// Starts to write the front of a buffer to an extent's slot that is not in force. Errors: UsageError (such a write is under way).
+  /// Starts to write the front of a buffer to an extent's inactive slot. Errors: UsageError (such a write is under way).
   Ticket write(int extent, int buffer);
 
   /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit), TimeoutError
@@ -80,7 +80,7 @@ class Store {
   /// Whether wait() would not have to wait.
   bool finished(const Ticket& ticket) const;
 
-  /// Puts everything written since the last commit in force. Errors: UsageError when a write is still under way, or failed: then
+  /// Makes everything written since the last commit the active state. Errors: UsageError when a write is still under way, or failed: then
   /// abandon() is the way on.
   void commit();
 

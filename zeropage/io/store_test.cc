@@ -94,7 +94,7 @@ TEST_P(StoreTest, KeepsEverySizeInEveryFolder) {
   EXPECT_GT(store.stats().written_bytes, 3 * 11 * kBlock);
 }
 
-// Would catch a write that destroys the state in force before its step is committed.
+// Would catch a write that destroys the active state before its step is committed.
 TEST_P(StoreTest, CommitPutsAllInForceAndAbandonNothing) {
   Store store(options(), {{"a", 3 * kBlock}, {"b", kBlock}});
   write(store, 0, 1, 3 * kBlock);
@@ -151,7 +151,7 @@ TEST_P(StoreTest, RefusesWhatMakesNoSense) {
 }
 
 // Would catch a result that nobody reads: EIO of any one request of a read or a write must surface, named, and leave the
-// state in force as it was.
+// active state as it was.
 TEST_P(StoreTest, EveryFailedRequestIsReported) {
   constexpr std::int64_t kBytes = 6 * kBlock;
   for (int failing = 0; failing < 6; ++failing) {
@@ -234,7 +234,7 @@ TEST_P(StoreTest, AFlippedBitIsFoundAndNamed) {
     store.commit();
     const int file = open(fmt::format("/proc/self/fd/{}", store.descriptor(0)).c_str(), O_RDWR);
     ASSERT_GE(file, 0);
-    // Extents lie one after the other, each with two slots of which the first is in force.
+    // Extents lie one after the other, each with two slots and the first is active.
     const std::int64_t where = trial * 1637 % kBytes;
     const std::int64_t offset = 2 * kBytes + where;
     unsigned char byte = 0;

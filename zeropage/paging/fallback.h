@@ -9,7 +9,7 @@
 ///   3. The operator runs, with the key excluded for its inside (one fault check per outermost operator), except under
 ///      functorch transforms, whose wrappers hide parameters until further in.
 ///   4. The pages are unpinned, also when the operator throws. An error in 2 reaches the caller; the operator does not run.
-///   5. While a thread has a watcher, the key is in force for all operators of that thread, also those without tensors
+///   5. While a thread has a watcher, the key is enabled for all operators of that thread, also those without tensors
 ///      (`empty`, `randn`), and after 3 the watcher is shown the results that are new tensors nobody else refers to.
 #pragma once
 

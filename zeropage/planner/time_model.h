@@ -13,7 +13,7 @@
 ///   stage 2       reduce-scatter in every backward, beside it; gather e * P after the update
 ///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO, arXiv 1910.02054: 3 P)
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
-///   host          gradients go there overlapped with the backward, updated parameters come back beside the update
+///   host          gradients go there overlapped with the backward, updated parameters come back overlapped with the update
 ///   disk          max((12 + 4) / read, 14 / write) per element of the shard: reads and writes at a time, streamed
 /// With perfect overlap a phase takes as long as its slowest part; where the hardware overlaps less, as cores that do both do, it takes
 /// that share less one of the other parts, too. efficiency = compute / step.

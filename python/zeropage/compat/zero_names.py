@@ -39,7 +39,7 @@ class ZeroStageEnum(IntEnum):
 
 
 class DeepSpeedConfig:
-    """A configuration read by itself: the three batch sizes, and every key with the value in force as `settings`."""
+    """A configuration read by itself: the three batch sizes, and every key with the effective value as `settings`."""
 
     def __init__(self, config: Any, mpu: Any = None, mesh_device: Any = None):
         if mpu is not None or mesh_device is not None:

@@ -216,7 +216,7 @@ def _details(run: Run) -> Markup:
     return joined(
         [
             tag("details", tag("summary", f"Last {min(_SHOWN_STEPS, len(run.steps))} steps as numbers"), table),
-            tag("details", tag("summary", "Configuration in force"), config),
+            tag("details", tag("summary", "Effective configuration"), config),
         ]
     )
 
