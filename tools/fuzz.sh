@@ -8,9 +8,9 @@ clang=$(command -v clang++ || compgen -c clang++- | sort -V | tail -n 1) || true
 [ -n "$clang" ] || { echo "fuzz: clang++ is missing. Debian, Ubuntu: tools/setup.sh fuzz" >&2; exit 1; }
 folder=build/fuzz
 mkdir -p "$folder"
-sources=(zeropage/checkpoint/{digest,host_values,manifest,shard_file,tensor_info,untrusted_json}.cc
-  zeropage/base/{checked,json_text,machine_json,read_file,suggest}.cc zeropage/planner/{files,model,model_config,safetensors}.cc
-  zeropage/launch/{agent_messages,allocation,hostfile,wire}.cc)
+sources=(zeropage/checkpoint/{host_values,manifest,shard_file,tensor_info,untrusted_json}.cc
+  zeropage/base/{checked,digest,json_text,machine_json,read_file,suggest}.cc zeropage/planner/{files,model,model_config,safetensors}.cc
+  zeropage/comm/world.cc zeropage/launch/{agent_messages,allocation,hostfile,wire}.cc)
 common=(-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY '-DZEROPAGE_VERSION="fuzz"' -fsanitize=address,undefined -fno-sanitize-recover=undefined)
 objects=()
 for source in "${sources[@]}"; do

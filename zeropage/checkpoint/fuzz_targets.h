@@ -8,8 +8,8 @@
 #include <string>
 #include <string_view>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/manifest.h"
 #include "zeropage/checkpoint/shard_file.h"
 

@@ -11,9 +11,9 @@
 #include <string_view>
 
 #include "zeropage/base/checked.h"
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/host_values.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 

@@ -5,8 +5,8 @@
 #include <map>
 #include <nlohmann/json.hpp>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/manifest_summary.h"
 
 namespace zeropage::checkpoint {

@@ -19,8 +19,8 @@
 #include <utility>
 #include <vector>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/file_system.h"
 
 namespace zeropage::checkpoint {

@@ -7,8 +7,8 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 
 namespace zeropage::checkpoint {

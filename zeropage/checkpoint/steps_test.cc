@@ -6,7 +6,7 @@
 #include <filesystem>
 #include <fstream>
 
-#include "zeropage/checkpoint/digest.h"
+#include "zeropage/base/digest.h"
 #include "zeropage/checkpoint/test_checkpoint.h"
 #include "zeropage/comm/testing/test_ranks.h"
 

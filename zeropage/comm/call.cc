@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "zeropage/base/digest.h"
+
 namespace zeropage::comm {
 namespace {
 
@@ -17,12 +19,6 @@ const char* op_name(OpKind kind) {
     case OpKind::kBarrier: return "barrier";
   }
   return "unknown";
-}
-
-std::uint64_t hash_text(std::string_view text) {  // FNV-1a
-  std::uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
 }
 
 /// What a script has most often done when its ranks come to two calls at once.
@@ -46,7 +42,7 @@ const char* usual_cause(const Call& a, const Call& b) {
 
 void set_tag(Call& call, const Tag& tag) {
   call.tag_id = tag.id;
-  call.tag_hash = hash_text(tag.what);
+  call.tag_hash = hash64(tag.what);
   std::memcpy(call.tag_text, tag.what.data(), std::min(tag.what.size(), sizeof(call.tag_text) - 1));
 }
 

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
 
@@ -39,7 +40,7 @@ struct Names {
 constexpr Names kTorchNames{"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"};
 
 // A variable that is there only in the ranks, not in the shell of an allocation, tells who started them.
-constexpr Names kOtherNames[] = {
+constexpr Names kMpiNames[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"},
     {"PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"},
 };
@@ -60,14 +61,17 @@ std::string list_given(const Found& found) {
   return fmt::format("{}", fmt::join(given, ", "));
 }
 
-int to_int(const std::string& text, const Found& found) {
+std::optional<int> number_of(std::string_view text) {
   int value = 0;
   const char* end = text.data() + text.size();
   const auto result = std::from_chars(text.data(), end, value);
-  if (text.empty() || result.ec != std::errc() || result.ptr != end) {
-    throw ConfigError(fmt::format("expected integers in {}: {}", list_given(found), kLaunchHint));
-  }
+  if (text.empty() || result.ec != std::errc() || result.ptr != end) return std::nullopt;
   return value;
+}
+
+int to_int(const std::string& text, const Found& found) {
+  if (const auto value = number_of(text)) return *value;
+  throw ConfigError(fmt::format("expected integers in {}: {}", list_given(found), kLaunchHint));
 }
 
 /// found: rank, local rank, size, local size, then whatever else must be there.
@@ -98,20 +102,6 @@ Found look_up(const Environment& environment, const Names& names) {
           {names.local_size, get(environment, names.local_size)}};
 }
 
-/// The entry of host `node` in Slurm's list of tasks per host: "4(x2),3" is 4, 4, 3. Nothing when it is not in the list.
-std::optional<std::string> tasks_of_node(std::string_view list, int node) {
-  while (!list.empty()) {
-    const std::string_view entry = list.substr(0, list.find(','));
-    list.remove_prefix(std::min(list.size(), entry.size() + 1));
-    const auto repeated = entry.find("(x");
-    int times = 1;
-    if (repeated != std::string_view::npos) std::from_chars(entry.data() + repeated + 2, entry.end(), times);
-    if (node < times) return std::string(entry.substr(0, repeated));
-    node -= times;
-  }
-  return std::nullopt;
-}
-
 /// A number that the ranks of this job share and other jobs hardly have: of the launcher's token, or of what else tells jobs apart.
 std::uint64_t job_digest(const Environment& environment) {
   std::string identity = token_from_environment(environment);
@@ -121,13 +111,46 @@ std::uint64_t job_digest(const Environment& environment) {
       identity += get(environment, name).value_or("") + "|";
     }
   }
-  // FNV-1a: a name needs to be short and to differ, not to be hard to guess (only this user may join).
-  std::uint64_t digest = 14695981039346656037ULL;
-  for (const unsigned char c : identity) digest = (digest ^ c) * 1099511628211ULL;
-  return digest;
+  return hash64(identity);  // it needs to differ, not to be hard to guess: only this user may join
 }
 
 }  // namespace
+
+std::optional<int> tasks_of_node(std::string_view list, int node) {
+  while (!list.empty()) {
+    const std::string_view item = list.substr(0, list.find(','));
+    const std::size_t times = item.find("(x");
+    const auto count = number_of(item.substr(0, times));
+    const auto repeat = times == std::string_view::npos || item.back() != ')'
+                            ? std::optional<int>(1)
+                            : number_of(item.substr(times + 2, item.size() - times - 3));
+    if (!count || !repeat || *repeat < 1) return std::nullopt;
+    if (node < *repeat) return count;
+    node -= *repeat;
+    list.remove_prefix(std::min(item.size() + 1, list.size()));
+  }
+  return std::nullopt;
+}
+
+std::optional<ScheduledWorld> scheduled_world(const Environment& environment) {
+  for (const Names& names : kMpiNames) {
+    if (!environment(names.rank)) continue;
+    Found found = look_up(environment, names);
+    if (found[2].second == "1" && !found[1].second && !found[3].second) {  // alone: some leave these out
+      found[1].second = "0";
+      found[3].second = "1";
+    }
+    return ScheduledWorld{"mpirun", read_world(found)};
+  }
+  if (!environment(kSlurmNames.size) || !environment(kSlurmNames.rank)) return std::nullopt;
+  Found found = look_up(environment, kSlurmNames);
+  const int node = to_int(get(environment, "SLURM_NODEID").value_or("0"), found);
+  if (found[3].second) {
+    const auto tasks = tasks_of_node(*found[3].second, node);
+    found[3].second = tasks ? std::optional(std::to_string(*tasks)) : std::nullopt;
+  }
+  return ScheduledWorld{"srun", read_world(found), node};
+}
 
 World world_from_environment(const Environment& environment) {
   Found found = look_up(environment, kTorchNames);
@@ -138,16 +161,8 @@ World world_from_environment(const Environment& environment) {
     }
     return read_world(found);
   }
-  for (const Names& names : kOtherNames) {
-    if (environment(names.rank)) return read_world(look_up(environment, names));
-  }
-  if (environment(kSlurmNames.size)) {
-    found = look_up(environment, kSlurmNames);
-    const std::string node = get(environment, "SLURM_NODEID").value_or("0");
-    if (found[3].second) found[3].second = tasks_of_node(*found[3].second, to_int(node, found));
-    return read_world(found);
-  }
-  return World{};
+  const auto scheduled = scheduled_world(environment);
+  return scheduled ? scheduled->world : World{};
 }
 
 Meeting meeting_from_environment(const Environment& environment, const World& world) {

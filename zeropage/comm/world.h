@@ -6,6 +6,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <string_view>
 
 namespace zeropage::comm {
 
@@ -27,6 +28,20 @@ using Environment = std::function<const char*(const char*)>;
 /// (OMPI_COMM_WORLD_*), MPICH's and Intel's (PMI_*, MPI_LOCAL*), srun (SLURM_PROCID, SLURM_STEP_*). None: one rank.
 /// Errors: ConfigError when some are missing, are no integers, or contradict each other.
 World world_from_environment(const Environment& environment);
+
+/// What an MPI's launcher or Slurm says of this rank.
+struct ScheduledWorld {
+  std::string starter;  ///< "mpirun" or "srun", for messages
+  World world;
+  std::optional<int> node{};  ///< number of this host; absent: its starter does not say
+};
+
+/// Reads the variables of Open MPI, MPICH, Intel MPI or a Slurm step alone; nothing where there are none, as in the shell of an allocation.
+/// Errors: those of world_from_environment.
+std::optional<ScheduledWorld> scheduled_world(const Environment& environment);
+
+/// The number for host `node` in a list of Slurm's such as "4(x2),3", which is 4, 4, 3. Nothing when the list does not have it.
+std::optional<int> tasks_of_node(std::string_view list, int node);
 
 /// Where ranks of several hosts find each other.
 struct Meeting {

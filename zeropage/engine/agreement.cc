@@ -9,6 +9,7 @@
 #include <sstream>
 #include <string_view>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 
@@ -21,12 +22,6 @@ struct Header {
   std::uint64_t trace_hash;
   StepFlags flags;
 };
-
-std::uint64_t fnv1a(std::string_view text) {
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  for (unsigned char byte : text) hash = (hash ^ byte) * 0x100000001b3ull;
-  return hash;
-}
 
 std::string first_difference(int rank, const std::string& mine, const std::string& rank0) {
   std::istringstream a(mine), b(rank0);
@@ -45,7 +40,7 @@ std::string first_difference(int rank, const std::string& mine, const std::strin
 }  // namespace
 
 std::optional<std::string> difference_between_ranks(comm::Communicator& communicator, const std::string& text) {
-  const std::uint64_t facts[2] = {fnv1a(text), text.size()};
+  const std::uint64_t facts[2] = {hash64(text), text.size()};
   const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
   const std::string all =
       comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});

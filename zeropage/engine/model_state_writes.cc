@@ -6,8 +6,8 @@
 
 #include <utility>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/engine/model_state.h"
 
 namespace zeropage::engine {
@@ -121,9 +121,9 @@ std::string ModelState::digest_of_frame(int parameter) const {
   std::byte* start = pager_->paged(page) ? pager_->frame(page) : whole_[page];
   start += layout_->offset_of(parameter) * spec.element_bytes;
   const std::int64_t bytes = layout_->parameters()[parameter].numel * spec.element_bytes;
-  if (device_.is_cpu()) return checkpoint::digest64(start, bytes);
+  if (device_.is_cpu()) return digest64(start, bytes);
   const auto host = memory::flat_view(start, bytes, at::kByte, device_).cpu();
-  return checkpoint::digest64(static_cast<const std::byte*>(host.const_data_ptr()), bytes);
+  return digest64(static_cast<const std::byte*>(host.const_data_ptr()), bytes);
 }
 
 std::string ModelState::digest(int parameter) const {

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
-#include "zeropage/checkpoint/digest.h"
 
 namespace zeropage::engine {
 namespace {
@@ -32,14 +32,14 @@ Digests parameter_digests(const ModelState& state, const layout::Page& page) {
   }
   Digests digests;
   for (const auto& place : page.placements) {
-    digests.push_back(checkpoint::hash64(bytes + place.offset * page.element_bytes, place.numel * page.element_bytes));
+    digests.push_back(hash64(bytes + place.offset * page.element_bytes, place.numel * page.element_bytes));
   }
   return digests;
 }
 
 std::uint64_t digest_of(const Digests& digests) {
-  return checkpoint::hash64(reinterpret_cast<const std::byte*>(digests.data()),
-                            static_cast<std::int64_t>(digests.size() * sizeof(digests[0])));
+  return hash64(reinterpret_cast<const std::byte*>(digests.data()),
+                static_cast<std::int64_t>(digests.size() * sizeof(digests[0])));
 }
 
 /// Every rank's digests, one rank after the other.

@@ -11,8 +11,8 @@
 #include <cstring>
 #include <utility>
 
+#include "zeropage/base/digest.h"
 #include "zeropage/base/log.h"
-#include "zeropage/checkpoint/digest.h"
 #include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
@@ -141,7 +141,7 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const QueuedPage& qu
   if (state_.is_own_master(page)) {
     copy_host(ahead.parameter, arrays.parameter, parameter_bytes);
     if (!state_.pager().paged(page)) {
-      ahead.old_parameter = checkpoint::digest64(ahead.parameter, parameter_bytes);
+      ahead.old_parameter = digest64(ahead.parameter, parameter_bytes);
     }
   }
   arrays.parameter = ahead.parameter;
@@ -203,7 +203,7 @@ bool Speculation::is_still_valid(const Ahead& ahead, const UpdateInputs& inputs)
   if (ahead.old_parameter.empty()) return true;
   const auto& own = state_.owned(ahead.page);
   const std::int64_t bytes = own.numel * state_.layout()->pages()[ahead.page].element_bytes;
-  return checkpoint::digest64(own.parameter, bytes) == ahead.old_parameter;
+  return digest64(own.parameter, bytes) == ahead.old_parameter;
 }
 
 void Speculation::undo() {

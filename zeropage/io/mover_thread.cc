@@ -7,10 +7,8 @@
 #include <cstring>
 #include <utility>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include "zeropage/base/blocking.h"
+#include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/io/job_files.h"
 
@@ -112,7 +110,7 @@ void MoverThread::request_rest(std::size_t index) {
 void MoverThread::hash_writes() {
   for (const Request& request : batch_) {
     const Part& part = parts_[request.tag];
-    if (request.write) part.block->checksum = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
+    if (request.write) part.block->checksum = hash64(part.memory, part.block->bytes);
   }
 }
 
@@ -120,7 +118,7 @@ void MoverThread::hash_writes() {
 void MoverThread::check_reads() {
   for (Part& part : arrived_) {
     std::string error;
-    const std::uint64_t found = XXH3_64bits(part.memory, static_cast<std::size_t>(part.block->bytes));
+    const std::uint64_t found = hash64(part.memory, part.block->bytes);
     if (found != part.block->checksum) {
       part.moved = 0;  // the block as a whole is meant
       error = message(part, fmt::format("the {} bytes there are not what was written (checksum {:016x}, written "

@@ -27,56 +27,6 @@ std::optional<int> number_in(const Environment& environment, const char* name) {
   return text ? number_of(text) : std::nullopt;
 }
 
-/// The numbers of a task under the names that one starter uses.
-struct Names {
-  const char* starter;
-  const char* rank;
-  const char* size;
-  const char* local_rank;
-  const char* local_size;
-};
-
-constexpr Names kNames[] = {
-    {"mpirun", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
-     "OMPI_COMM_WORLD_LOCAL_SIZE"},
-    {"mpirun", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"},
-};
-
-/// The entry of node `node` in a list such as "4(x2),3".
-std::optional<int> tasks_of_node(std::string_view list, int node) {
-  while (!list.empty()) {
-    const std::string_view item = list.substr(0, list.find(','));
-    const std::size_t times = item.find("(x");
-    const auto count = number_of(item.substr(0, times));
-    const auto repeat = times == std::string_view::npos || item.back() != ')'
-                            ? std::optional<int>(1)
-                            : number_of(item.substr(times + 2, item.size() - times - 3));
-    if (!count || !repeat) return std::nullopt;
-    if (node < *repeat) return count;
-    node -= *repeat;
-    list.remove_prefix(std::min(item.size() + 1, list.size()));
-  }
-  return std::nullopt;
-}
-
-std::optional<Task> slurm_task(const Environment& environment) {
-  const auto size = number_in(environment, "SLURM_STEP_NUM_TASKS");
-  const auto rank = number_in(environment, "SLURM_PROCID");
-  const auto local_rank = number_in(environment, "SLURM_LOCALID");
-  if (!size || *size < 2 || !rank || !local_rank) return std::nullopt;
-  Task task;
-  task.starter = "srun";
-  task.rank = *rank;
-  task.size = *size;
-  task.local_rank = *local_rank;
-  task.node = number_in(environment, "SLURM_NODEID").value_or(0);
-  task.num_nodes = number_in(environment, "SLURM_STEP_NUM_NODES").value_or(1);
-  const char* per_node = environment("SLURM_STEP_TASKS_PER_NODE");
-  task.local_size = tasks_of_node(per_node ? per_node : "", task.node).value_or(0);
-  if (const char* list = environment("SLURM_STEP_NODELIST")) task.first_host = expand_node_list(list).front();
-  return task;
-}
-
 /// The hosts of one item: text with at most one [...] in it.
 void expand_item(std::string_view item, const std::string& list, std::vector<std::string>& hosts) {
   const auto fail = [&] {
@@ -121,28 +71,17 @@ std::vector<std::string> expand_node_list(const std::string& list) {
 }
 
 std::optional<Task> task_of(const Environment& environment) {
-  std::optional<Task> task;
-  for (const Names& names : kNames) {
-    const auto rank = number_in(environment, names.rank), size = number_in(environment, names.size);
-    if (task || !rank || !size || *size < 2) continue;
-    task.emplace();
-    task->starter = names.starter;
-    task->rank = *rank;
-    task->size = *size;
-    task->local_rank = number_in(environment, names.local_rank).value_or(-1);
-    task->local_size = number_in(environment, names.local_size).value_or(0);
-    // Ranks are placed host by host and each host has as many, or the job is on one host.
-    task->node = task->local_size > 0 ? task->rank / task->local_size : 0;
-    task->num_nodes = task->local_size > 0 ? (task->size + task->local_size - 1) / task->local_size : 1;
-  }
-  if (!task) task = slurm_task(environment);
-  if (!task) return std::nullopt;
-  if (task->rank >= task->size || task->local_rank < 0 || task->local_rank >= task->local_size ||
-      task->local_size > task->size) {
-    throw ConfigError(
-        fmt::format("{} says that this is rank {} of {}, and {} of {} on its host, which cannot be; start the ranks "
-                    "with zeropage itself",
-                    task->starter, task->rank, task->size, task->local_rank, task->local_size));
+  const auto scheduled = comm::scheduled_world(environment);
+  if (!scheduled || scheduled->world.size < 2) return std::nullopt;
+  const comm::World& world = scheduled->world;
+  Task task{scheduled->starter, world.rank, world.size, world.local_rank, world.local_size};
+  if (scheduled->node) {
+    task.node = *scheduled->node;
+    task.num_nodes = number_in(environment, "SLURM_STEP_NUM_NODES").value_or(1);
+    if (const char* list = environment("SLURM_STEP_NODELIST")) task.first_host = expand_node_list(list).front();
+  } else {  // ranks are placed host by host and each host has as many, or the job is on one host
+    task.node = world.rank / world.local_size;
+    task.num_nodes = (world.size + world.local_size - 1) / world.local_size;
   }
   return task;
 }
@@ -155,7 +94,7 @@ std::vector<HostSlots> slurm_hosts(const Environment& environment) {
   const char* per_node = environment("SLURM_TASKS_PER_NODE");
   for (std::string& name : expand_node_list(list)) {
     const int node = static_cast<int>(hosts.size());
-    const int slots = gpus ? *gpus : tasks_of_node(per_node ? per_node : "", node).value_or(1);
+    const int slots = gpus ? *gpus : comm::tasks_of_node(per_node ? per_node : "", node).value_or(1);
     hosts.push_back({std::move(name), std::vector<int>(std::clamp(slots, 1, kMaxSlots))});
     std::iota(hosts.back().slots.begin(), hosts.back().slots.end(), 0);
   }

@@ -2,17 +2,16 @@
 /// What a cluster's job manager or an MPI has already decided, as its environment variables tell.
 #pragma once
 
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "zeropage/comm/world.h"
 #include "zeropage/launch/hostfile.h"
 
 namespace zeropage::launch {
 
-/// Looks a variable up; null when it is not set (std::getenv).
-using Environment = std::function<const char*(const char*)>;
+using comm::Environment;
 
 /// One rank of a job that mpirun or srun has started: this process.
 struct Task {

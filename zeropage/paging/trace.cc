@@ -2,19 +2,13 @@
 
 #include <algorithm>
 
+#include "zeropage/base/digest.h"
+
 namespace zeropage::paging {
 namespace {
 
 // A pass longer than this (evaluation for hours between two steps) is remembered by its beginning only.
 constexpr std::size_t kMaxRecorded = 1 << 20;
-
-std::uint64_t fnv1a(const std::vector<int>& sequence) {
-  std::uint64_t hash = 0xcbf29ce484222325ull;
-  for (int value : sequence) {
-    for (int byte = 0; byte < 4; ++byte) hash = (hash ^ ((value >> (8 * byte)) & 0xff)) * 0x100000001b3ull;
-  }
-  return hash;
-}
 
 }  // namespace
 
@@ -37,7 +31,8 @@ void Trace::end_pass() {
     for (auto& uses : uses_) uses.clear();
     predicted_ = recorded_;
     for (std::size_t i = 0; i < predicted_.size(); ++i) uses_[predicted_[i]].push_back(static_cast<std::int64_t>(i));
-    hash_ = fnv1a(predicted_);
+    hash_ = hash64(reinterpret_cast<const std::byte*>(predicted_.data()),
+                   static_cast<std::int64_t>(predicted_.size() * sizeof(int)));
   }
   recorded_.clear();
   position_ = 0;

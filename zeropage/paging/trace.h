@@ -33,7 +33,7 @@ class Trace {
   /// touch the same pages in the same order.
   bool on_course() const { return on_course_ && !predicted_.empty(); }
 
-  /// FNV-1a hash of the predicted sequence; 0 when there is none.
+  /// Hash of the predicted sequence; 0 when there is none.
   std::uint64_t hash() const { return hash_; }
 
  private:
