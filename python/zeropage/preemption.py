@@ -54,7 +54,7 @@ class Preemption:
         self._old_descriptor = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         self._old_handler = signal.signal(signal.SIGTERM, lambda signum, frame: None)
         _active.append(self)
-        threading.Thread(target=self._observer, name="zeropage preemption", daemon=True).start()
+        threading.Thread(target=self._watch, name="zeropage preemption", daemon=True).start()
 
     def close(self) -> None:
         """Gives SIGTERM back. A run that is being ended stays watched. Nothing in a forked child, which has given it back already."""
