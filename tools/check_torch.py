@@ -48,6 +48,8 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
         if entry["file"] in tasks or not any("/torch/include" in word for word in words):
             continue
         words = [re.sub(r"^.*(?=/torch/include)", str(headers), word) for word in words if not word.startswith("-O")]
+        if "-include" in words:  # headers that were precompiled with the torch of the build
+            del words[(at := words.index("-include")) : at + 2]
         name = str(Path(entry["file"]).relative_to(ROOT))
         words[words.index("-o") + 1] = str(objects / (name.replace("/", "_") + ".o"))
         tasks[entry["file"]] = (name, entry["directory"], [*cache, *words, "-O0"])

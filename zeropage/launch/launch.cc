@@ -105,7 +105,7 @@ Place choose_place(const Options& options, const Job& job, Host& host, Port& cla
     place.world_size += slots;
   }
   if (!options.master_addr.empty()) {
-    comm::resolve_host(options.master_addr, std::string("from --master_addr") + kGiveAddress, kResolverPatience);
+    comm::resolve_host(options.master_addr, fmt::format("from --master_addr{}", kGiveAddress), kResolverPatience);
   }
   return place;
 }
