@@ -62,7 +62,7 @@ def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, An
         if step >= WARM_UP_STEPS:
             after.append(end - backward_done)
             host.append(launched_backward - begin + launched - backward_done)
-    for step in range(STEPS):  # without a wait in the middle
+    for _ in range(STEPS):  # without a wait in the middle
         begin = time.perf_counter()
         losses.append(system.backward())
         system.step()
@@ -90,9 +90,9 @@ def profile(system: gpu_systems.System, device: torch.device) -> None:
 
 def run_row(model: str, name: str, device: torch.device, profiled: bool) -> None:
     """The part of one process: one rank of one row."""
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type != "cpu":
-        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", 0)))
+        device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
         torch.accelerator.set_device_index(device.index)
     if "FSDP2" in name or name == "DDP":
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -68,7 +68,7 @@ def measure(rounds: int, steps: int) -> None:
     systems = {"plain": plain_system(batch)}
     systems |= {name: engine_system(batch, zero) for name, zero in SETTINGS.items()}
     losses = {name: [step().item() for _ in range(5)] for name, step in systems.items()}
-    for name, values in losses.items():
+    for values in losses.values():
         torch.testing.assert_close(torch.tensor(values), torch.tensor(losses["plain"]), rtol=1e-5, atol=0)
     blocks = take_turns(systems, rounds, steps)
     if world.rank != 0:

@@ -57,10 +57,10 @@ def train(folder: str, steps: int, layers: int, width: int) -> dict:
     with zeropage.zero.Init(config_dict_or_path=config):
         model = Gpt(shape)
     engine, *_ = zeropage.initialize(model=model, config=config)
-    batch = torch.stack([LibraryText(CONTEXT)[0]])
+    inputs = torch.stack([LibraryText(CONTEXT)[0]])
     losses, seconds, traffic = [], [], [engine._core.disk_traffic()]
     began = time.monotonic()
-    for batch in progress(itertools.repeat(batch, steps), engine, total_steps=steps, unit="tokens", units_per_sample=CONTEXT):
+    for batch in progress(itertools.repeat(inputs, steps), engine, total_steps=steps, unit="tokens", units_per_sample=CONTEXT):
         engine.backward(engine(batch))
         engine.step()
         losses.append(engine.mean_loss())

@@ -65,7 +65,7 @@ class Slurm:
         try:
             places = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
             self._start("munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in places.items()))
-            self.await_(lambda: (folder / "munge.socket").exists(), "munged")
+            self.await_((folder / "munge.socket").exists, "munged")
             self._start("slurmctld", "-D", "-c")
             for name in ("n1", "n2"):
                 self._start("slurmd", "-D", "-N", name)

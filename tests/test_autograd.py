@@ -135,7 +135,7 @@ def per_sample_loss(model, step, rank):
 
 def jacobian_loss(model, step, rank):
     module = module_of(model)
-    return jacrev(lambda x: module(x))(numbers(6, step=step, rank=rank)).square().mean()
+    return jacrev(module)(numbers(6, step=step, rank=rank)).square().mean()
 
 
 def gradient_penalty_loss(model, step, rank):

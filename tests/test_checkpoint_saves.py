@@ -10,7 +10,6 @@ import torch
 from test_checkpoint import assert_same_state, engine_of, train
 from training import flat_parameters
 
-import zeropage
 from zeropage import _C
 from zeropage.errors import CheckpointError, ConfigError, UsageError
 from zeropage.testing import run_ranks

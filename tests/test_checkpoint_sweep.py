@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from training import DAMPING_EPS, LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, part_of_batch, small_net, token_batch
+from training import (
+    DAMPING_EPS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    config_of,
+    flat_parameters,
+    part_of_batch,
+    small_net,
+    token_batch,
+)
 
 import zeropage
 from zeropage.errors import CheckpointError

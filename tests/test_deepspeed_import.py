@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 import torch
-from make_deepspeed_checkpoints import ACCUMULATION, ARCHIVE, CASES, SAVED_AFTER, STEPS, WORLD, Model, config_of, groups_of, train
+from make_deepspeed_checkpoints import (
+    ACCUMULATION,
+    ARCHIVE,
+    CASES,
+    SAVED_AFTER,
+    STEPS,
+    WORLD,
+    Model,
+    config_of,
+    groups_of,
+    train,
+)
 
 import zeropage
 from zeropage.compat.deepspeed_import import import_step, main

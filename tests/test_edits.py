@@ -3,7 +3,16 @@
 import pytest
 import torch
 from torch import nn
-from training import DAMPING_EPS, assert_trains_like_plain, config_of, engine_run, paged_config, part_of_batch, small_net, token_batch
+from training import (
+    DAMPING_EPS,
+    assert_trains_like_plain,
+    config_of,
+    engine_run,
+    paged_config,
+    part_of_batch,
+    small_net,
+    token_batch,
+)
 
 
 def token_loss(model, step: int, rank: int) -> torch.Tensor:

@@ -45,13 +45,13 @@ def complex_model() -> nn.Module:
 
 
 BAD_MODELS = {
-    "no parameters": (lambda: nn.ReLU(), r"no parameters.*registered"),
+    "no parameters": (nn.ReLU, r"no parameters.*registered"),
     "meta device": (lambda: nn.Linear(2, 2, device="meta"), r"weight.*meta.*to_empty"),
     "float64": (lambda: nn.Linear(2, 2).double(), r"weight.*float64.*model\.float\(\)"),
     "complex": (complex_model, r"phase.*complex"),
     "shared memory": (views_of_one_tensor, r"'weight' and 'other'.*share memory.*same Parameter"),
     "lazy": (lambda: nn.LazyLinear(2), r"weight.*(forward|batch)"),
-    "sparse": (lambda: sparse_parameter(), r"weight.*sparse.*dense"),
+    "sparse": (lambda: sparse_parameter(), r"weight.*sparse.*dense"),  # noqa: PLW0108 (it is defined below)
 }
 
 

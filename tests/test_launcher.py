@@ -101,9 +101,10 @@ def is_alive(pid: int) -> bool:
 def supervisor_of(process: subprocess.Popen) -> int:
     """The one child of the launcher."""
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and is_alive(int(entry.name)):
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process.pid:
-                return int(entry.name)
+        if not entry.name.isdigit() or not is_alive(int(entry.name)):
+            continue
+        if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == process.pid:
+            return int(entry.name)
     raise AssertionError("the launcher has no child")
 
 

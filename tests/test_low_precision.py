@@ -8,9 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 from test_checkpoint_everywhere import tensors_of
-from training import LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, part_of_batch, small_net, token_batch, train_ranks
+from torch import nn
+from training import (
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    config_of,
+    flat_parameters,
+    part_of_batch,
+    small_net,
+    token_batch,
+    train_ranks,
+)
 
 import zeropage
 from zeropage.testing import run_ranks

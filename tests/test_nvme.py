@@ -13,7 +13,16 @@ import pytest
 import torch
 from processes import run_processes, start_ranks
 from torch import nn
-from training import Outcome, config_of, flat_parameters, part_of_batch, small_net, token_batch, train_engine, train_ranks
+from training import (
+    Outcome,
+    config_of,
+    flat_parameters,
+    part_of_batch,
+    small_net,
+    token_batch,
+    train_engine,
+    train_ranks,
+)
 
 import zeropage
 from zeropage.errors import IoError, UsageError

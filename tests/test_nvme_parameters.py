@@ -12,7 +12,18 @@ from test_init import is_absent
 from test_nvme import PRECISIONS, Tiny
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from training import SmallNet, config_of, engine_run, flat_parameters, paged_config, part_of_batch, small_net, token_batch, train_engine, train_ranks
+from training import (
+    SmallNet,
+    config_of,
+    engine_run,
+    flat_parameters,
+    paged_config,
+    part_of_batch,
+    small_net,
+    token_batch,
+    train_engine,
+    train_ranks,
+)
 
 import zeropage
 from zeropage.testing import run_ranks

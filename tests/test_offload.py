@@ -7,7 +7,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training import Outcome, config_of, interrupted_run, part_of_batch, small_net, token_batch, train_engine, train_ranks
+from training import (
+    Outcome,
+    config_of,
+    interrupted_run,
+    part_of_batch,
+    small_net,
+    token_batch,
+    train_engine,
+    train_ranks,
+)
 
 import zeropage
 from zeropage import errors

@@ -167,7 +167,7 @@ def test_rates_are_readable_and_writable():
     optimizer.param_groups[0]["weight_decay"] = 0.0
     before = [p.detach().clone() for p in model.parameters()]
     one_step(engine)
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     optimizer.param_groups[0]["lr"] = 1e-3
     one_step(engine)
     assert not torch.equal(before[0], next(model.parameters()))

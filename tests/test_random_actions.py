@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from training import DAMPING_EPS, LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, part_of_batch, small_net, token_batch
+from training import (
+    DAMPING_EPS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    config_of,
+    flat_parameters,
+    part_of_batch,
+    small_net,
+    token_batch,
+)
 
 import zeropage
 from zeropage.testing import run_ranks

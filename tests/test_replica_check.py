@@ -2,7 +2,6 @@
 
 import copy
 import ctypes
-from typing import Any
 
 import pytest
 import torch

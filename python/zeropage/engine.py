@@ -13,8 +13,8 @@ from . import _C, parameter_holders, report
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
-from .data_types import cast_buffers, parameter_dtype, settle_types
 from .compat.parameter_offload import ParameterOffload
+from .data_types import cast_buffers, parameter_dtype, settle_types
 from .dataloader import TrainingLoader, make_dataloader
 from .distributed import World, make_communicators
 from .engine_settings import EngineSettings

@@ -109,8 +109,8 @@ def _candidates(config: PreTrainedConfig, model: nn.Module) -> list[dict[str, tu
     if "decoder_input_ids" in known:
         extra.append("decoder_input_ids")
     found = []
-    for chosen in (wanted, [main], required):
-        chosen = dict.fromkeys([*chosen, *required, *extra])
+    for first in (wanted, [main], required):
+        chosen = dict.fromkeys([*first, *required, *extra])
         if not chosen or any(name not in shapes for name in chosen):
             continue
         for index in range(max(len(shapes[name]) for name in chosen)):

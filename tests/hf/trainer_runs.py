@@ -1,6 +1,5 @@
 """What a rank does in test_trainer.py."""
 
-import os
 from pathlib import Path
 from typing import Any
 

@@ -110,7 +110,7 @@ def _torch_module() -> types.ModuleType:
     module._is_in_bad_fork = lambda: False
     module.device_count = lambda: _loaded.device_count() if _loaded.is_visible() else 0
     module.current_device = _loaded.current_device
-    module.set_device = lambda device: torch.accelerator.set_device_index(device)
+    module.set_device = torch.accelerator.set_device_index
     module.current_stream = lambda device=None: torch.accelerator.current_stream(device)
     module.synchronize = lambda device=None: torch.accelerator.synchronize(device)
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]

@@ -18,6 +18,6 @@ def required_torch_version(min_version: str | float | None = None, max_version: 
     return present >= _numbers(min_version) if min_version is not None else present <= _numbers(max_version)
 
 
-def _numbers(version: str | float) -> tuple[int, ...]:
-    numbers = [int(number) for number in re.findall(r"\d+", str(version).split("+")[0])[:3]]
+def _numbers(given: str | float) -> tuple[int, ...]:
+    numbers = [int(number) for number in re.findall(r"\d+", str(given).split("+")[0])[:3]]
     return tuple(numbers + [0] * (3 - len(numbers)))
