@@ -12,31 +12,38 @@ WITHIN_ROUNDING = "trains, within rounding"
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
 HEAD = """# Architectures that were tried
 
-Every architecture of transformers that has a model class, one model of each module of timm, and models of diffusers: built from the configuration
-class with tiny sizes and random weights, then trained {steps} steps with AdamW at stage 3 on two ranks. Every parameter is a page of its own, sharded over
-the ranks, and nothing stays gathered. "trains": the final parameters are within 1e-5 of plain PyTorch's on the same data in one process. "within
-rounding": they are not, and plain PyTorch itself ends as far away when the last bits of the first weights change; mostly because a batch of two is
-normalized.
+The sweep tried every architecture of transformers that has a model class, one model of each module of timm, and models
+of diffusers. It built each from the configuration class with tiny sizes and random weights, and trained {steps} steps with
+AdamW at stage 3 on two ranks. Every parameter had a page of its own, sharded over the ranks, and no page stayed
+gathered.
+
+- "trains": the final parameters are within 1e-5 of plain PyTorch's on the same data in one process.
+- "trains, within rounding": they are not within 1e-5. But plain PyTorch itself differs as much if the last bits of the
+  first weights change, mostly because the model normalizes over a batch of two.
+
+This command tries all architectures and writes this page. CI tries some of those that train.
 
     .venv/bin/python tests/architectures/sweep.py --results build/architectures.jsonl --write docs/models.md
-
-tries all of them, and writes this page. CI tries some of those that train.
 
 | library | version | train | differ or fail | were not run |
 | --- | --- | --- | --- | --- |
 """
 TABLE = """
+
 ## Results
 
-The model was called with the inputs that the table names; parts of a model that these do not reach received no gradient.
+The sweep called the model with the inputs in the table. Parts of a model that do not use these inputs received no
+gradient.
 
 | architecture | library | class | parameters | inputs | result |
 | --- | --- | --- | --- | --- | --- |
 """
 NOT_RUN = """
+
 ## Not run
 
-Plain PyTorch could not build or run these with sizes that were shrunk by rule, or without packages and data that they need. So nothing is known about them.
+Plain PyTorch could not build or run these with the reduced sizes, or without packages and data that they need. So
+nothing is known about them.
 
 | architecture | library | why |
 | --- | --- | --- |
