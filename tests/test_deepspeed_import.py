@@ -27,8 +27,8 @@ from make_deepspeed_checkpoints import (
 
 import zeropage
 from zeropage.compat.deepspeed_import import import_step, main
-from zeropage.errors import CheckpointError, ConfigError
 from zeropage.compat.pickle_process import PickleProcess
+from zeropage.errors import CheckpointError, ConfigError
 from zeropage.testing import run_ranks
 
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(Path(__file__).resolve().parents[1] / "build" / "dev" / "zeropage"))

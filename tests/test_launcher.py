@@ -122,6 +122,8 @@ def assert_gone(pids: list[int], seconds: float) -> None:
 
 
 def test_environment_and_arguments_reach_the_script_unchanged(script):
+    """Catches a rank without a variable that torchrun sets, and words that a shell would split, expand or take as the
+    launcher's options."""
     path = script(
         """
         import json, os, sys
@@ -149,6 +151,7 @@ def test_environment_and_arguments_reach_the_script_unchanged(script):
 
 
 def test_one_rank_is_left_alone(script):
+    """Catches prefixes, added options or buffering in a job of one rank."""
     path = script("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)")
     done = launch("--no_local_rank", "--master_port", free_port(), path, "x")
     assert (done.returncode, done.stdout) == (0, "out ['x']\n")
@@ -156,6 +159,7 @@ def test_one_rank_is_left_alone(script):
 
 
 def test_module_and_program(tmp_path, script):
+    """Catches `--module` and `--no_python` that start something else, or pass their words in another order."""
     (tmp_path / "a_module.py").write_text("import sys; print(__name__, sys.argv[1:])")
     done = launch("-q", "--module", "a_module", "x", cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("__main__ ['--local_rank=0', 'x']\n", "")
@@ -164,6 +168,7 @@ def test_module_and_program(tmp_path, script):
 
 
 def test_the_virtual_environments_python_is_used(tmp_path, script):
+    """Catches a launcher that takes the Python of PATH though a virtual environment is active."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
     python.write_text('#!/bin/sh\necho "this one" "$@"\n')
@@ -173,6 +178,7 @@ def test_the_virtual_environments_python_is_used(tmp_path, script):
 
 
 def test_cores_are_bound(script):
+    """Catches ranks that run on cores which were not listed, and more ranks than cores bound without an error."""
     cores = sorted(os.sched_getaffinity(0))
     path = script("import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])")
     assert launch("-q", "--bind_core_list", str(cores[0]), path).stdout == f"0 [{cores[0]}] 1\n"
@@ -181,6 +187,7 @@ def test_cores_are_bound(script):
 
 
 def test_lines_are_whole_and_none_is_lost(script):
+    """Catches lines of ranks that are mixed, cut or dropped, and a last line without an end that is lost."""
     path = script(
         """
         import os, sys
@@ -202,6 +209,7 @@ def test_lines_are_whole_and_none_is_lost(script):
 
 
 def test_an_endless_line_does_not_eat_memory(script):
+    """Catches a launcher that keeps a line in memory until it ends."""
     path = script("import sys; [sys.stdout.write('x' * 1_000_000) for _ in range(60)]")
     process = start("--num_gpus", "2", path, stdout=subprocess.PIPE)
     total = peak_kb = 0
@@ -215,6 +223,7 @@ def test_an_endless_line_does_not_eat_memory(script):
 
 
 def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
+    """Catches a launcher that cannot be ended while nobody reads its output."""
     process = start("--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None)
     time.sleep(0.5)  # all pipes are full by now
     process.send_signal(signal.SIGTERM)
@@ -225,6 +234,7 @@ def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
 
 
 def test_a_reader_that_left_ends_the_job(script):
+    """Catches a job that trains for nobody after `zeropage ... | head` has ended."""
     process = start("--num_gpus", "2", script("import time\nwhile True: print('x', flush=True); time.sleep(0.01)"))
     process.stdout.readline()
     process.stdout.close()
@@ -233,6 +243,7 @@ def test_a_reader_that_left_ends_the_job(script):
 
 
 def test_the_first_failure_is_shown_last_and_whole(script):
+    """Catches a traceback that is cut, mixed with those of other ranks, or not the last thing on the screen."""
     path = script(
         """
         import os, sys, time
@@ -256,7 +267,8 @@ def test_the_first_failure_is_shown_last_and_whole(script):
 
 
 def test_the_cause_is_named_even_if_its_victim_ends_before_it(script, tmp_path):
-    # The interpreter of a rank that failed can take longer to end than its peers take to notice.
+    """Catches a launcher that blames the rank that ends first. A failed interpreter can take longer to end than its
+    peers take to notice."""
     path = script(
         f"""
         import os, pathlib, sys, time
@@ -279,6 +291,7 @@ def test_the_cause_is_named_even_if_its_victim_ends_before_it(script, tmp_path):
 
 
 def test_import_error_on_one_rank(script, tmp_path):
+    """Catches a job that waits for the other ranks after one could not import a module."""
     (tmp_path / "half_broken.py").write_text("import os\nif os.environ['RANK'] == '0': import no_such_module_here\n")
     done = launch("--num_gpus", "2", script("import half_broken, time; time.sleep(600)"))
     assert done.returncode == 1
@@ -292,6 +305,7 @@ def test_import_error_on_one_rank(script, tmp_path):
     [("sys.exit(3)", 3, "exit code 3"), ("os.kill(os.getpid(), 9)", 75, "signal 9 (SIGKILL)"), ("os.abort()", 134, "signal 6 (SIGABRT)")],
 )
 def test_exit_codes(script, ranks, how, code, text):
+    """Catches an exit code that hides how a rank failed, or a signal that is not named."""
     last = int(ranks) - 1
     done = launch("--num_gpus", ranks, script(f"import os, sys, time\nif os.environ['RANK'] == '{last}': {how}\ntime.sleep(600)"))
     assert done.returncode == code
@@ -299,6 +313,7 @@ def test_exit_codes(script, ranks, how, code, text):
 
 
 def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
+    """Catches a job that waits for a rank that ignores SIGTERM, and ranks that survive the job."""
     (folder := tmp_path / "pids").mkdir()
     path = script(
         """
@@ -316,7 +331,7 @@ def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
 
 
 def test_a_job_under_nohup_lives_on(script):
-    # `nohup zeropage ... &` and closing the terminal must not end hours of training.
+    """Catches `nohup zeropage ... &` that ends when its terminal is closed."""
     process = start("--num_gpus", "1", script("import time\nprint('on', flush=True)\ntime.sleep(2)\n"),
                     preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
     process.stdout.readline()
@@ -327,6 +342,7 @@ def test_a_job_under_nohup_lives_on(script):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signals_end_everything(script, tmp_path, number, code):
+    """Catches processes of ranks that survive a signal to the launcher, and a wrong exit code."""
     (folder := tmp_path / "pids").mkdir()
     process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
     pids = family(folder, 6)
@@ -339,6 +355,7 @@ def test_signals_end_everything(script, tmp_path, number, code):
 
 
 def test_a_second_signal_kills(script):
+    """Catches a second signal that is ignored while ranks are being ended."""
     path = script("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)")
     process = start("--num_gpus", "2", path)
     process.stdout.readline(), process.stdout.readline()
@@ -351,8 +368,8 @@ def test_a_second_signal_kills(script):
 
 
 def test_ctrl_c_reaches_every_rank_once(script):
-    # The terminal sends the key's signal to the whole foreground group; handing it on once more would interrupt the
-    # ranks while they report the first.
+    """Catches a Ctrl-C that interrupts ranks twice: the terminal sends it to the whole foreground group, and the
+    launcher must not repeat it."""
     path = script(
         """
         import os, signal, time
@@ -395,6 +412,7 @@ def read_until(fd: int, enough) -> str:
 
 
 def test_rank_0s_progress_lives_on_a_terminal(script):
+    """Catches a progress bar of rank 0 that becomes lines, and one of another rank that draws over it."""
     path = script(
         """
         import os, sys, time
@@ -417,6 +435,7 @@ def test_rank_0s_progress_lives_on_a_terminal(script):
 
 
 def test_nothing_survives_kill_9_of_the_launcher(script, tmp_path):
+    """Catches processes of ranks that outlive a launcher that was killed."""
     (folder := tmp_path / "pids").mkdir()
     process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
     pids = family(folder, 6)
@@ -426,6 +445,7 @@ def test_nothing_survives_kill_9_of_the_launcher(script, tmp_path):
 
 
 def test_nothing_survives_kill_9_of_the_supervisor(script, tmp_path):
+    """Catches processes of ranks that outlive the supervisor, and a launcher that does not notice its end."""
     (folder := tmp_path / "pids").mkdir()
     process = start("--num_gpus", "2", script(FAMILY + "    time.sleep(600)\n"), str(folder))
     pids = family(folder, 6)
@@ -435,6 +455,7 @@ def test_nothing_survives_kill_9_of_the_supervisor(script, tmp_path):
 
 
 def test_what_a_finished_job_left_behind_is_ended(script, tmp_path):
+    """Catches processes that a rank started and left running."""
     (folder := tmp_path / "pids").mkdir()
     done = launch("--num_gpus", "2", script(FAMILY), str(folder), stdout=None, stderr=None)
     assert done.returncode == 0
@@ -444,6 +465,7 @@ def test_what_a_finished_job_left_behind_is_ended(script, tmp_path):
 
 
 def test_a_taken_port_is_replaced_and_said(script):
+    """Catches a job that fails because its port is taken, or changes the port silently."""
     path = script("import os; print(os.environ['MASTER_PORT'])")
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = server.getsockname()[1]
@@ -454,6 +476,7 @@ def test_a_taken_port_is_replaced_and_said(script):
 
 
 def test_launchers_started_together_take_different_ports(script):
+    """Catches two jobs on one host that choose the same port."""
     path = script("import os, time; print(os.environ['MASTER_PORT'], flush=True); time.sleep(1)")
     processes = [start("-q", path) for _ in range(10)]
     ports = [int(p.communicate(timeout=DEADLINE_S)[0]) for p in processes]
@@ -461,6 +484,7 @@ def test_launchers_started_together_take_different_ports(script):
 
 
 def test_errors_before_the_start(tmp_path):
+    """Catches an error that is found only after ranks were started, and options that are ignored."""
     done = launch("--num_gpus", "2", str(tmp_path / "missing.py"))
     assert done.returncode == 64 and "does not exist" in done.stderr
     program = tmp_path / "no_interpreter"
@@ -475,6 +499,7 @@ def test_errors_before_the_start(tmp_path):
 
 
 def test_config_prints_what_is_in_force(tmp_path):
+    """Catches a `zeropage config` that prints other values than a run would use, or accepts a misspelt key."""
     path = tmp_path / "ds_config.json"
     path.write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}}')
     done = launch("config", str(path), "--world_size", "2")

@@ -59,6 +59,7 @@ def start_sleepers(hosts, options, script) -> subprocess.Popen:
 
 
 def test_environment_and_arguments_reach_every_host(hosts, options, script, tmp_path):
+    """Catches ranks of other hosts with another environment, folder or arguments than those of the first."""
     path = script(
         """
         import json, os, sys
@@ -84,6 +85,7 @@ def test_environment_and_arguments_reach_every_host(hosts, options, script, tmp_
 
 
 def test_a_failing_rank_ends_the_job_and_is_shown(hosts, options, script):
+    """Catches a failure on another host that does not end the job, or is shown without its host."""
     path = script(
         """
         import os, time
@@ -99,6 +101,7 @@ def test_a_failing_rank_ends_the_job_and_is_shown(hosts, options, script):
 
 
 def test_a_killed_rank(hosts, options, script):
+    """Catches processes that remain on any host after a rank was killed."""
     process = start_sleepers(hosts, options, script)
     rank = min(pid for pid in hosts.processes(0) if made_hosts.name_of(pid).startswith("python"))  # the other is its child
     started = time.monotonic()
@@ -109,6 +112,7 @@ def test_a_killed_rank(hosts, options, script):
 
 @pytest.mark.parametrize("how", ["session", "agent", "cable"])
 def test_a_lost_host_ends_the_job_everywhere(hosts, options, script, how):
+    """Catches a job that hangs, or processes that remain, when a host or its agent is gone."""
     process = start_sleepers(hosts, options, script)
     started = time.monotonic()
     try:
@@ -132,6 +136,7 @@ def test_a_lost_host_ends_the_job_everywhere(hosts, options, script, how):
 
 
 def test_kill_9_of_the_launcher(hosts, options, script):
+    """Catches processes on other hosts that outlive the launcher."""
     process = start_sleepers(hosts, options, script)
     started = time.monotonic()
     process.kill()
@@ -140,6 +145,7 @@ def test_kill_9_of_the_launcher(hosts, options, script):
 
 
 def test_sigterm_ends_everything(hosts, options, script):
+    """Catches a signal that ends only the ranks of the first host."""
     process = start_sleepers(hosts, options, script)
     started = time.monotonic()
     process.terminate()
@@ -148,6 +154,7 @@ def test_sigterm_ends_everything(hosts, options, script):
 
 
 def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
+    """Catches a check that stops at the first host with a problem."""
     (tmp_path / "hostfile").write_text("host0\nhost1\nno-such-host.invalid\n")
     done = launch("--hostfile", str(tmp_path / "hostfile"), "--launcher_args", f"-F {hosts.ssh_config}", "missing.py")
     assert done.returncode == 74
@@ -222,6 +229,7 @@ def torch_version() -> str:
 
 
 def test_restarts_only_what_may_succeed(hosts, options, script):
+    """Catches a restart after an error of the program, and none after a failure that may pass."""
     path = script("import os, sys; print(os.environ['ZEROPAGE_RESTART_COUNT']); sys.exit(75 if os.environ['ZEROPAGE_RESTART_COUNT'] < '2' else 3)")
     done = launch(*options(1, 1), "--num_nodes=1", "--force_multi", "--max_restarts", "5", path)
     assert done.returncode == 3
@@ -230,6 +238,7 @@ def test_restarts_only_what_may_succeed(hosts, options, script):
 
 @pytest.mark.parametrize(("slots", "stage"), [((1, 1), 2), ((1, 1, 1), 3)])
 def test_training_over_gloo(hosts, options, script, slots, stage):
+    """Catches ranks on several hosts that do not find each other, or end with different parameters."""
     path = script(
         f"""
         import hashlib, sys, torch, zeropage

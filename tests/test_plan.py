@@ -13,7 +13,7 @@ GIB = 2**30
 
 
 def test_a_module_is_planned_with_its_parameters():
-    # Would catch: frozen parameters counted as trained, or persistent ones as sharded.
+    """Catches frozen parameters counted as trained, or persistent ones as sharded."""
     model = torch.nn.Sequential(torch.nn.Linear(1000, 500), torch.nn.Linear(500, 1000))
     model[1].weight.requires_grad_(False)
     plan = zeropage.plan(model, num_gpus=2, precision="fp32")
@@ -26,6 +26,7 @@ def test_a_module_is_planned_with_its_parameters():
 
 
 def test_the_recommended_configuration_trains():
+    """Catches a recommended configuration that initialize refuses."""
     plan = zeropage.plan("7B", num_gpus=1, device="H100", device_memory="200GB")
     assert plan.rows[plan.recommendation["row"]]["stage"] == 0
     engine, *_ = zeropage.initialize(model=torch.nn.Linear(4, 4), config=plan.config)
@@ -41,7 +42,7 @@ def layers() -> torch.nn.Module:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 def test_the_plan_counts_what_the_engine_counts(ranks, precision):
-    # Every stage: the predicted bytes of each kind against those that an engine holds, which has padding besides.
+    """Catches a formula that differs from the bytes an engine holds, at any stage; an engine has padding besides."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     rows = [row for row in zeropage.plan(layers(), num_gpus=ranks, precision=precision).rows if row["offload"] == "none"]
     assert [row["stage"] for row in rows] == [0, 1, 2, 3]
@@ -76,11 +77,13 @@ def test_the_plan_counts_what_the_engine_counts(ranks, precision):
     ],
 )
 def test_nonsense_is_an_error_with_words(call, words):
+    """Catches arguments without a meaning that are planned all the same."""
     with pytest.raises(zeropage.errors.ConfigError, match=words):
         call()
 
 
 def test_a_path_is_read(tmp_path):
+    """Catches a folder of a model whose config.json is not found or read wrongly."""
     shape = {"model_type": "gpt2", "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
     (tmp_path / "config.json").write_text(json.dumps(shape))
     assert zeropage.plan(tmp_path).model["parameters"] == 124_439_808
@@ -99,6 +102,7 @@ def test_a_path_is_read(tmp_path):
     ],
 )
 def test_stage_3_estimates_are_the_published_ones(offload, offload_params, zero_init, host_gib, gpu_gib):
+    """Catches estimates for stage 3 that differ from DeepSpeed's documentation."""
     host, gpu, layer = stage3.estimate_zero3_model_states_mem_needs(
         2_851_598_336, 32_899_072, 8, cpu_offload=offload, cpu_offload_params=offload_params, zero_init=zero_init
     )
@@ -108,6 +112,7 @@ def test_stage_3_estimates_are_the_published_ones(offload, offload_params, zero_
 
 
 def test_stage_2_estimates_are_the_published_ones():
+    """Catches estimates for stage 2 that differ from DeepSpeed's documentation."""
     host, gpu = stage_1_and_2.estimate_zero2_model_states_mem_needs(2_851_598_336, 8)
     assert host / GIB == pytest.approx(127.48, rel=0.001)
     assert gpu / GIB == pytest.approx(5.31, abs=0.01)
@@ -117,7 +122,7 @@ def test_stage_2_estimates_are_the_published_ones():
 
 
 def test_estimates_of_a_model_are_printed(capsys):
-    # A shared weight counts once, and the largest layer is a module without its children.
+    """Catches a shared weight that is counted twice, and a largest layer that includes its children."""
     model = torch.nn.Sequential(torch.nn.Embedding(4000, 1000), torch.nn.Linear(1000, 4000, bias=False), torch.nn.Linear(1000, 3000))
     model[1].weight = model[0].weight
     stage3.estimate_zero3_model_states_mem_needs_all_live(model, num_gpus_per_node=2, num_nodes=1)

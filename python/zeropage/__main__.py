@@ -11,9 +11,9 @@ from pathlib import Path
 
 from . import alias
 from .compat import deepspeed_import
-from .tools import doctor, run_page, top
 from .errors import ZeropageError
 from .exit_codes import exit_code
+from .tools import doctor, run_page, top
 
 CMAKE_DIR = Path(__file__).resolve().parent / "share" / "cmake" / "zeropage"
 COMMANDS = {

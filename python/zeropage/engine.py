@@ -33,9 +33,9 @@ from .optimizer import (
     params_for_state,
 )
 from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+from .step_observer import StepObserver
 from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
-from .step_observer import StepObserver
 from .wrapped_tensors import inner_of_module, require_plain
 
 

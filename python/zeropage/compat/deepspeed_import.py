@@ -14,8 +14,8 @@ import torch
 
 from .. import _C
 from ..checkpoint_values import encode
-from .deepspeed_checkpoint import DeepSpeedStep, joined
 from ..errors import CheckpointError, ConfigError, UsageError, ZeropageError
+from .deepspeed_checkpoint import DeepSpeedStep, joined
 from .pickle_process import FOREIGN, PickleProcess, StoredTensor
 
 _HYPERPARAMETERS = (

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .markup import Markup, joined, tag
 from ..report import MEMORY_KINDS, format_bytes
+from .markup import Markup, joined, tag
 from .run_records import Record, Run, read_run
 from .svg_charts import Chart, Level, bars
 
