@@ -128,6 +128,8 @@ scikit_build_core scikit-build-core
 transformers transformers
 tensorboard tensorboard
 clang_format clang-format==14.0.6
+ruff ruff==0.17.6
+pytest_timeout.py pytest-timeout
 LIST
   # Other people's optimizers, for tests. Their dependencies would bring another torch.
   install_missing --no-deps <<'LIST'
