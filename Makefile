@@ -49,7 +49,8 @@ lint: venv ## layers, format, lengths of files, and what ruff finds in Python fi
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format
 	@$(BIN)/ruff check --quiet && echo "ruff: no findings"
 
-format: venv ## rewrites the C++ files in the project's format
+format: venv ## rewrites all files in the project's format
+	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --fix
 
 gpu-bundle: venv ## what a GPU machine without internet lacks, into .gpu-bundle/

@@ -1,13 +1,20 @@
-"""Checks the format of the C++ files and the length of all files. `check_style.py CLANG_FORMAT [--fix]`."""
+"""Checks the format of the C++ files and the length of all files; --width: also of lines of comments, docstrings and Markdown.
+
+check_style.py CLANG_FORMAT [--width] [--fix]; --fix mends all but the length of files.
+"""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import wrap
+
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 SOURCES = {".h", ".cc"}
 COUNTED = SOURCES | {".py", ".sh", ".cmake"}
+TEXTS = COUNTED | {".cu", ".md"}
+GENERATED = {"docs/config.md"}
 
 
 def tracked() -> list[Path]:
@@ -25,6 +32,12 @@ def main() -> int:
     for path in files:
         if path.suffix in COUNTED and (lines := len(path.read_text().splitlines())) > MAX_LINES:
             problems.append(f"{path.relative_to(ROOT)}: {lines} lines; a file has at most {MAX_LINES}: split it by what its parts do")
+        if path.suffix not in TEXTS or str(path.relative_to(ROOT)) in GENERATED:
+            continue
+        if fix:
+            wrap.wrap(path)
+        elif "--width" in sys.argv and (long := wrap.long_lines(path)):
+            problems.append(f"{path.relative_to(ROOT)}:{long[0]}: text beyond {wrap.WIDTH} columns: run `make format`")
     sources = [str(p) for p in files if p.suffix in SOURCES]
     command = [clang_format, "-i"] if fix else [clang_format, "--dry-run", "--Werror", "--ferror-limit=1"]
     done = subprocess.run([*command, *sources], capture_output=True, text=True) if sources else None
