@@ -184,3 +184,13 @@ def test_free_memory_is_this_ranks_part():
     """Catches ranks of one host that each count on all of its memory."""
     alone = automatic.free_memory(torch.device("cpu"), 1)
     assert 0 < automatic.free_memory(torch.device("cpu"), 4).device_bytes < alone.host_bytes / 2
+
+
+def test_a_live_limit_above_every_size(tmp_path):
+    """Catches a limit that overflows when it is counted in bytes, and then keeps nothing resident."""
+    sections = {"zero_optimization": {**CONFIG["zero_optimization"], "stage3_max_live_parameters": 2**62}}
+    own = {**CONFIG["zeropage"], "metrics_file": str(tmp_path / "run.jsonl")}
+    engine = train(2, {**sections, "zeropage": own})
+    engine.destroy()
+    run = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[0])
+    assert run["live_limit_bytes"] == 2**63 - 1

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ROOMS = "base config layout formula planner io optim comm checkpoint memory paging reduce engine report cpp launch cli python".split()
-TORCH_ROOMS = {"memory", "paging", "reduce", "engine", "cpp", "python"}
+ROOMS = "base config layout formula planner io optim comm checkpoint memory paging reduce engine report session cpp launch cli python".split()
+TORCH_ROOMS = {"memory", "paging", "reduce", "engine", "session", "cpp", "python"}
 # These never see torch, not even through a room that does.
 TORCH_FREE_ROOMS = {"report", "launch", "cli"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')

@@ -73,14 +73,6 @@ std::map<std::string, std::pair<std::int64_t, std::int64_t>> measured_bytes(cons
   return out;
 }
 
-std::vector<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t>> page_counts(const Engine& engine) {
-  std::vector<std::tuple<std::string, std::int64_t, std::int64_t, std::int64_t>> out;
-  for (auto& page : engine.page_counts()) {
-    out.emplace_back(std::move(page.label), page.bytes, page.faults, page.evictions);
-  }
-  return out;
-}
-
 std::map<std::string, double> span_seconds(const Engine& engine) {
   std::map<std::string, double> out;
   const auto timeline = engine.timeline();
@@ -239,7 +231,6 @@ void init_engine(py::module_& module) {
             return std::tuple(traffic.read_bytes, traffic.written_bytes, traffic.waiting_s);
           },
           "Bytes read and written by this rank so far, and the seconds in which it stood still for them.")
-      .def("page_counts", &page_counts, "(label, bytes, faults, evictions) of every paged page.")
       .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty when nothing is observed.")
       .def("transfer_table", &transfer_table, "Collectives by operation and size as a table; empty text: not observed.")
       .def(

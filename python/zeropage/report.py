@@ -1,14 +1,13 @@
 """What a run shows: the progress line and the memory table. Rank 0 prints."""
 
 import math
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from . import _C
-from ._C import format_bytes
+from ._C import format_bytes, process_bytes
 
 if TYPE_CHECKING:
     from .engine import ZeropageEngine
@@ -81,9 +80,3 @@ def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[
     read, written, waited_s = engine._core.disk_traffic()
     loss = engine.known_loss()
     return engine.global_steps, math.nan if loss is None else loss, rate, units_per_sample * engine.train_batch_size(), scale, read + written, waited_s
-
-
-def process_bytes() -> int:
-    """Memory of this process that is resident, what it shares included."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <string_view>
 
 namespace zeropage {
@@ -13,6 +14,12 @@ std::int64_t checked_add(std::int64_t a, std::int64_t b, std::string_view what);
 
 /// a * b. Errors: as checked_add.
 std::int64_t checked_mul(std::int64_t a, std::int64_t b, std::string_view what);
+
+/// a * b, and the largest std::int64_t where that is more: for limits that a user may set above anything there is. Both >= 0.
+constexpr std::int64_t saturating_mul(std::int64_t a, std::int64_t b) {
+  constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
+  return b != 0 && a > kMax / b ? kMax : a * b;
+}
 
 /// The smallest multiple of `multiple` (>= 1) that is >= value. Errors: as checked_add.
 std::int64_t checked_round_up(std::int64_t value, std::int64_t multiple, std::string_view what);

@@ -50,7 +50,7 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
   at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
   if (impl_->client) impl_->client->arm();
   impl_->note_parameters();
-  impl_->observer->end_backward(*this);
+  impl_->observer->end_phase("backward");
   if (first) impl_->losses.clear();
   impl_->losses.push_back(loss.detach());
   return scaled;
@@ -118,9 +118,22 @@ at::Tensor Engine::step(const std::function<at::Tensor()>& closure) {
   return loss;
 }
 
+void Engine::Impl::tell_step(double lr) {
+  observer->end_phase("step");
+  if (!observer->has_file() && !observer->prints_times() && !monitor.enabled()) return;
+  const auto loss = known_loss();
+  const auto times = observer->end_step(loss, lr);
+  if (!monitor.enabled()) return;
+  std::vector<Event> events;
+  for (auto& [name, value] : observer->monitored(loss, lr, times)) {
+    events.push_back({std::move(name), value, core->global_samples()});
+  }
+  monitor.write_events(events);
+}
+
 void Engine::end_step(bool was_boundary) {
   if (!was_boundary) return;
-  impl_->observer->end_step(*this);
+  impl_->tell_step(has_optimizer() ? get_lr().front() : 0.0);
   const std::int64_t every = steps_per_print().value_or(0);
   if (impl_->line && global_steps() % every == 0) impl_->line->update(progress_sample(*this, 1.0));
   impl_->core->check_save();
@@ -140,11 +153,17 @@ NoSync Engine::no_sync() { return {}; }
 bool Engine::was_step_applied() const { return impl_->core->last_step().applied; }
 std::optional<double> Engine::get_global_grad_norm() const { return impl_->core->last_step().gradient_norm; }
 
+std::optional<double> Engine::Impl::known_loss() const {
+  if (losses.empty()) return std::nullopt;
+  std::vector<at::Tensor> in_fp32;
+  for (const auto& loss : losses) in_fp32.push_back(loss.to(at::kFloat));
+  return at::stack(in_fp32).mean().item<double>();
+}
+
 double Engine::mean_loss() const {
-  if (impl_->losses.empty()) throw UsageError("there is no loss yet: call backward first");
-  std::vector<at::Tensor> losses;
-  for (const auto& loss : impl_->losses) losses.push_back(loss.to(at::kFloat));
-  return at::stack(losses).mean().item<double>();
+  const auto loss = impl_->known_loss();
+  if (!loss) throw UsageError("there is no loss yet: call backward first");
+  return *loss;
 }
 
 // -- parameters and memory
@@ -177,7 +196,7 @@ void Engine::reload_states() { impl_->core->reload_states(); }
 
 // -- what a run tells
 
-Monitor& Engine::monitor() { return impl_->observer->monitor(); }
+Monitor& Engine::monitor() { return impl_->monitor; }
 std::string Engine::comms_summary() const {
   const auto timeline = impl_->core->timeline();
   return timeline ? format_transfers(timeline->transfers()) : "";

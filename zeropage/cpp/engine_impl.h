@@ -16,9 +16,10 @@
 #include "zeropage/cpp/communicators.h"
 #include "zeropage/cpp/engine.h"
 #include "zeropage/cpp/model_tensors.h"
+#include "zeropage/cpp/monitor.h"
 #include "zeropage/cpp/preemption.h"
-#include "zeropage/cpp/step_observer.h"
 #include "zeropage/report/progress.h"
+#include "zeropage/session/step_observer.h"
 
 namespace zeropage {
 
@@ -37,7 +38,13 @@ class Engine::Impl {
   std::int64_t micro_batch_size = 0;
   std::vector<at::Tensor> losses;  // since the last update
   bool autocast_entered = false;
-  std::optional<cpp::StepObserver> observer;
+  std::optional<session::StepObserver> observer;
+  Monitor monitor;
+
+  /// Tells files, monitors and the log of the optimizer step that has ended.
+  void tell_step(double lr);
+  std::optional<double> known_loss()
+      const;  ///< mean since the last update; absent where the program runs the backward itself
 
   /// Notices an optimizer of the program's that the engine does not know: it has changed all parameters between the last backward and `step`,
   /// and the engine's update comes on top. Says so once, on rank 0. At stage 3 torch's SGD is not noticed.

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <cstdio>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 
 #include "zeropage/base/error.h"
@@ -140,6 +141,14 @@ report::Progress printed_steps() {
                           [](std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); });
 }
 
+/// The section csv_monitor; Errors: IoError.
+Monitor monitor_of(const config::Config& config) {
+  const auto csv = nlohmann::json::parse(config.effective_json).at("csv_monitor");
+  if (!csv.at("enabled").get<bool>()) return {};
+  const std::string folder = csv.at("output_path").get<std::string>();
+  return Monitor((folder.empty() ? "" : folder + "/") + csv.at("job_name").get<std::string>());
+}
+
 }  // namespace
 
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options) {
@@ -210,9 +219,9 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
     impl->preemption = std::make_unique<cpp::Preemption>([core = impl->core.get()] { core->request_stop(); },
                                                          impl->config.zeropage.preemption_grace_s);
   }
-  Engine engine(std::move(impl));
-  engine.impl_->observer.emplace(engine, *engine.impl_->core);
-  return engine;
+  impl->observer.emplace(*impl->core, impl->config, impl->world.rank, impl->world.size, impl->device);
+  if (first) impl->monitor = monitor_of(impl->config);
+  return Engine(std::move(impl));
 }
 
 }  // namespace zeropage

@@ -37,8 +37,9 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   staging_ = std::make_unique<Staging>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
   const auto undo_log = undo_log_bytes(config_, state_.counts(), formula(), device_);
   speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *staging_, device_, undo_log, ledger_);
-  gradients_ = std::make_unique<GradientViews>(state_, *reducer_, *communicator_, device_, ledger_,
-                                               config_.zero.max_live_numel * element_bytes(state_.compute_dtype()));
+  gradients_ = std::make_unique<GradientViews>(
+      state_, *reducer_, *communicator_, device_, ledger_,
+      saturating_mul(config_.zero.max_live_numel, element_bytes(state_.compute_dtype())));
   reducer_->before_gradients([this] { gradients_->apply_user_writes(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
                                               device_, steps_);

@@ -55,7 +55,7 @@ void ModelState::allocate() {
   const auto& pages = layout_->pages();
   paging::PagerOptions options;
   const std::int64_t element = element_bytes(compute_dtype_);
-  options.max_live_bytes = config_.zero.max_live_numel * element;
+  options.max_live_bytes = saturating_mul(config_.zero.max_live_numel, element);
   options.prefetch_bytes = config_.zero.prefetch_bucket_numel * element;
   options.max_reuse_distance_bytes = config_.zero.max_reuse_distance_numel * element;
   options.host = parameter_host(config_, device_);

@@ -1,0 +1,35 @@
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "python/bind/bind.h"
+#include "zeropage/config/config.h"
+#include "zeropage/engine/engine.h"
+#include "zeropage/session/step_observer.h"
+
+namespace zeropage::python {
+
+void init_session(py::module_& module) {
+  using session::StepObserver;
+  using session::StepTimes;
+  py::class_<StepTimes>(module, "StepTimes", "Seconds of an optimizer step, and of its parts by name.")
+      .def_readonly("parts", &StepTimes::parts)
+      .def_readonly("seconds", &StepTimes::seconds);
+  py::class_<StepObserver>(module, "StepObserver",
+                           "wall_clock_breakdown, memory_breakdown and the metrics file of one engine.")
+      .def(py::init<const engine::Engine&, const config::Config&, int, int, c10::Device>(), py::arg("engine"),
+           py::arg("config"), py::arg("rank"), py::arg("world_size"), py::arg("device"), py::keep_alive<1, 2>(),
+           "Opens the metrics file on rank 0. Raises OSError.")
+      .def_property_readonly("prints_times", &StepObserver::prints_times)
+      .def_property_readonly("watches_phases", &StepObserver::watches_phases)
+      .def_property_readonly("has_file", &StepObserver::has_file)
+      .def("end_phase", &StepObserver::end_phase, py::arg("phase"), Unlocked(), "phase: forward, backward or step.")
+      .def("end_step", &StepObserver::end_step, py::arg("loss"), py::arg("lr"),
+           "After an optimizer step, applied or skipped; loss: None where it is not known.")
+      .def("monitored", &StepObserver::monitored, py::arg("loss"), py::arg("lr"), py::arg("times"),
+           "What monitors are told of that step: names and values.")
+      .def("close", &StepObserver::close, "Ends the file.");
+  module.def("process_bytes", &session::process_bytes,
+             "Memory of this process that is resident, what it shares included.");
+}
+
+}  // namespace zeropage::python
