@@ -79,6 +79,17 @@ def no_io_uring(folder: Path) -> None:
     assert libc.syscall(IO_URING_SETUP, 1, None) == -1 and ctypes.get_errno() == errno.EPERM
 
 
+def no_io_uring_by_sysctl(folder: Path) -> None:
+    """The system calls fail with EPERM, too. The setting is the whole machine's, so a test only looks at it."""
+    setting = Path("/proc/sys/kernel/io_uring_disabled")
+    if not setting.exists():
+        raise NotPermittedError("this kernel has no kernel.io_uring_disabled")
+    value = setting.read_text().strip()
+    allowed = libc.syscall(IO_URING_SETUP, 1, None) != -1 or ctypes.get_errno() != errno.EPERM
+    if value == "0" or allowed:
+        raise NotPermittedError(f"kernel.io_uring_disabled is {value}, for the whole machine; it is tried where it is 2")
+
+
 def jumping_clock(folder: Path) -> None:
     """The preloaded clock of the day goes back and forth by an hour from one look to the next."""
     try:
@@ -139,6 +150,7 @@ MACHINES = {
     "64 KiB of /dev/shm": small_shared_memory,
     "no huge pages": no_huge_pages,
     "no io_uring": no_io_uring,
+    "no io_uring by sysctl": no_io_uring_by_sysctl,
     "a clock that jumps": jumping_clock,
     "little memory": little_memory,
     "a mount that goes away": mounted_checkpoints,
@@ -148,7 +160,7 @@ MACHINES = {
 def train(machine: str, folder: Path, rank: int) -> list[float]:
     """The losses of this rank."""
     drive = {"device": "nvme", "nvme_path": str(folder)}
-    zero = {"offload_optimizer": drive} if machine in ("no io_uring", "no huge pages") else {}
+    zero = {"offload_optimizer": drive} if machine.startswith(("no io_uring", "no huge pages")) else {}
     config = config_of(3, zero_optimization=zero, zeropage={"timeout_ms": TIMEOUT_MS})
     engine, *_ = zeropage.initialize(model=small_net(0), config=config)
     losses = []

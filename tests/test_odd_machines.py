@@ -89,7 +89,7 @@ def ranks_on(outcomes: dict[str, dict], machine: str) -> list[dict]:
     return outcomes[machine]["ranks"]
 
 
-@pytest.mark.parametrize("machine", ["64 KiB of /dev/shm", "no huge pages", "no io_uring", "a clock that jumps"])
+@pytest.mark.parametrize("machine", ["64 KiB of /dev/shm", "no huge pages", "no io_uring", "no io_uring by sysctl", "a clock that jumps"])
 def test_training_is_the_same(outcomes, plain_losses, machine):
     """Catches memory of ranks in /dev/shm, a store that needs io_uring or huge pages, and waits that look at the clock of the day."""
     for rank, outcome in enumerate(ranks_on(outcomes, machine)):

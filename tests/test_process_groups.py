@@ -1,13 +1,19 @@
 """Torch's process groups that a script makes and destroys, before and between those of zeropage."""
 
 import json
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from processes import run_processes
+
+from zeropage import distributed
 
 
 def make_and_destroy_groups(late_rank: int) -> list[float]:
@@ -55,6 +61,59 @@ def test_scripts_use_torchs_collectives_after_initialize(tmp_path: Path):
     for required, expected in ((None, [[[0, 2], 3.0], [[1, 3], 3.0]]), (False, [[], []])):
         arguments = json.dumps({"dist_init_required": required})
         assert run_processes(2, "test_process_groups", "use_torch_after_initialize", arguments, tmp_path) == expected
+
+
+@pytest.mark.parametrize(("named", "expected"), [("cpu", "cpu"), ("cpu:0", "cpu"), ("", "cuda:0")])
+def test_the_group_is_for_the_device_that_initialize_would_choose(monkeypatch: pytest.MonkeyPatch, named: str, expected: str):
+    """Catches a default group for an accelerator where ZEROPAGE_DEVICE says that the engines run on the CPU."""
+    import zeropage.comm as comm
+
+    made: list[torch.device] = []
+    monkeypatch.setattr(comm, "make_default_group", lambda device, *_: made.append(device))
+    for name, value in {"is_available": True, "current_accelerator": torch.device("cuda"), "device_count": 1, "set_device_index": None}.items():
+        monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
+    monkeypatch.setenv("ZEROPAGE_DEVICE", named)
+    comm.init_distributed()
+    assert made == [torch.device(expected)]
+
+
+def test_the_group_of_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    """Catches a ZEROPAGE_DEVICE that init_distributed ignores and initialize refuses."""
+    import zeropage.comm as comm
+    from zeropage.errors import ConfigError
+
+    monkeypatch.setenv("ZEROPAGE_DEVICE", "no such")
+    with pytest.raises(ConfigError, match="ZEROPAGE_DEVICE is 'no such'"):
+        comm.init_distributed()
+
+
+@pytest.mark.parametrize("kind", ["store", "file"])
+@pytest.mark.parametrize(("uuids", "expected"), [(("one", "two"), "nccl"), (("one", "one"), "gloo")])
+def test_nccl_is_for_ranks_that_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, uuids: tuple[str, str], expected: str):
+    """Catches ranks that count the GPUs they see: where Slurm shows each rank its own they see one, and would use gloo."""
+    rank_of_thread, backends = threading.local(), {}
+
+    def properties(device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(uuid=uuids[rank_of_thread.rank])
+
+    def init(backend: str, timeout: Any, store: Any, rank: int, world_size: int) -> None:
+        backends[rank] = backend
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.distributed, "init_process_group", init)
+    monkeypatch.setattr(distributed, "_remember", lambda *groups: None)
+    monkeypatch.setattr(torch.distributed, "group", SimpleNamespace(WORLD=None))
+    store = torch.distributed.HashStore()
+
+    def start(rank: int) -> None:
+        rank_of_thread.rank = rank
+        place = {"store": store} if kind == "store" else {"init_method": f"file://{tmp_path}/meeting"}
+        meeting = {**place, "rank": rank, "world_size": 2}
+        distributed.init_process_group(torch.device("cuda:0"), distributed.World(rank, rank, 2, 2), None, timedelta(seconds=20), meeting)
+
+    with ThreadPoolExecutor(2) as ranks:
+        list(ranks.map(start, range(2)))
+    assert backends == {0: expected, 1: expected}
 
 
 def end_with_an_error() -> None:

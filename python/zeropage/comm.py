@@ -3,7 +3,6 @@
 The engine does not need any of it: it talks through communicators of its own.
 """
 
-import os
 from datetime import timedelta
 from typing import Any
 
@@ -55,17 +54,17 @@ def init_distributed(
     dist_init_required: False: does nothing.
     auto_mpi_discovery, distributed_port, verbose, config: there for compatibility; the launcher's environment says who the ranks are,
     and mpirun's is understood as well.
+
+    Raises ConfigError when ZEROPAGE_DEVICE names a device that is not there.
     """
     if dist_init_required is False:
         return
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = torch.device("cpu") if accelerator is None or os.environ.get("ZEROPAGE_DEVICE") == "cpu" else accelerator
     world = distributed.current_world()
     meeting = None
     if init_method is not None:
         place = {"rank": world.rank if rank < 0 else rank, "world_size": world.size if world_size < 0 else world_size}
         meeting = {"init_method": init_method, **place}
-    make_default_group(device, world, timeout, dist_backend, meeting)
+    make_default_group(distributed.choose_device(None, world), world, timeout, dist_backend, meeting)
 
 
 def make_default_group(
@@ -138,5 +137,5 @@ def log_summary(show_straggler: bool = False) -> None:
 
 def initialize_mesh_device(mesh_shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> Any:
     """torch's device mesh of this shape."""
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = distributed.choose_device(None, distributed.current_world())
     return dist.init_device_mesh(device.type, mesh_shape, mesh_dim_names=mesh_dim_names)

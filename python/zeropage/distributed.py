@@ -78,14 +78,15 @@ def thread_rank(
         del _this_thread.communicators
 
 
-def choose_device(model: torch.nn.Module, world: World, wanted: str | torch.device | None = None) -> torch.device:
+def choose_device(model: torch.nn.Module | None, world: World, wanted: str | torch.device | None = None) -> torch.device:
     """The device of this rank: `wanted`, or what ZEROPAGE_DEVICE names, or the accelerator when there is one, else the CPU.
 
     Without an index ranks of a host take one device each, and share them when they are fewer. Ranks that are threads run where their
-    model is unless `wanted` says otherwise. Raises ConfigError when there is no such device.
+    model is (None: on the CPU) unless `wanted` says otherwise. Raises ConfigError when there is no such device.
     """
     if wanted is None and getattr(_this_thread, "communicators", None) is not None:
-        return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        parameters = () if model is None else model.parameters()
+        return next((parameter.device for parameter in parameters), torch.device("cpu"))
     source = "device" if wanted is not None else "ZEROPAGE_DEVICE"
     wanted = wanted if wanted is not None else os.environ.get("ZEROPAGE_DEVICE") or None
     there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -143,8 +144,8 @@ def init_process_group(
     timeout: timedelta | None = None,
     meeting: dict[str, Any] | None = None,
 ) -> None:
-    """Makes torch's default process group unless there is one: nccl when every rank has its own GPU, what torch has for other accelerators
-    on those, else gloo.
+    """Makes torch's default process group unless there is one: nccl when every rank has a GPU of its own, what torch has for other
+    accelerators on those, else gloo.
 
     meeting: torch's arguments that say where the ranks meet; None: as the launcher says.
     """
@@ -152,15 +153,39 @@ def init_process_group(
 
     if dist.is_initialized():
         return
-    if backend is None:
-        own_gpu = device.type == "cuda" and world.local_size <= torch.cuda.device_count()
-        backend = "nccl" if own_gpu else "gloo"
-        if device.type not in ("cpu", "cuda"):
-            backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     if meeting is None:
         meeting = {"store": _store(world, timeout), "rank": world.rank, "world_size": world.size}
+    if backend is None:
+        backend = "gloo"
+        if device.type == "cuda":
+            meeting = _with_store(meeting, timeout)
+            backend = "nccl" if _own_gpus(device, **meeting) else "gloo"
+        elif device.type != "cpu":
+            backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device)}"
     dist.init_process_group(backend, timeout=timeout, **meeting)
     _remember(dist.group.WORLD)
+
+
+def _with_store(meeting: dict[str, Any], timeout: timedelta | None) -> dict[str, Any]:
+    """The same meeting by its store, as torch makes it of an address."""
+    from torch.distributed.rendezvous import rendezvous
+
+    if "init_method" not in meeting:
+        return meeting
+    limit = {} if timeout is None else {"timeout": timeout}
+    store, rank, world_size = next(rendezvous(meeting["init_method"], meeting["rank"], meeting["world_size"], **limit))
+    return {"store": store, "rank": rank, "world_size": world_size}
+
+
+def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> bool:
+    """Whether no two ranks share a GPU. Collective.
+
+    Compares the GPUs' UUIDs: how many GPUs a rank sees, and by which numbers, may differ from rank to rank (Slurm's --gpus-per-task=1).
+    """
+    store.set(f"zeropage/gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
+    keys = [f"zeropage/gpu/{other}" for other in range(world_size)]
+    uuids = store.multi_get(keys) if store.has_extended_api() else [store.get(key) for key in keys]
+    return len(set(uuids)) == world_size
 
 
 def _remember(*groups: Any) -> None:

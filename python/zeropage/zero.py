@@ -86,7 +86,7 @@ class Init:
             self._inside.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(self._dtype)
         if self._enabled:
-            device = choose_device(torch.nn.Module(), self._world)
+            device = choose_device(None, self._world)
             communicator = make_communicators(self._config, device, self._world).parameters
             if device.type != "cpu":
                 self._inside.enter_context(device)  # tensors are made where they are trained

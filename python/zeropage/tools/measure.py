@@ -56,7 +56,7 @@ class Measurement:
         self.dtype = dtype
         self.seconds = seconds
         self.world = distributed.current_world()
-        self.device = distributed.choose_device(nn.Module(), self.world)
+        self.device = distributed.choose_device(None, self.world)
         config = parse_config({"train_micro_batch_size_per_gpu": 1}, self.world.size)
         self.communicator = distributed.make_communicators(config, self.device, self.world).parameters
 
