@@ -82,12 +82,14 @@ def check_two_processes(device: str, precision: str, folder: Path) -> None:
 @pytest.mark.parametrize("kernels", [True, pytest.param(False, marks=pytest.mark.simulated)])
 @pytest.mark.parametrize("stage", range(4))
 def test_one_rank_on_a_gpu(stage: int, kernels: bool):
-    """Catches host-only code in pages, gradients or the update, by kernels of our own and by torch's operators."""
+    """Catches host-only code in pages, gradients or the update, by kernels of our own and by torch's operators; and process groups, which
+    would outlive each engine."""
     device = accelerator.device()
     if accelerator.SIMULATED:
         simulated_device.set_kernels(kernels)
     engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), device), config=config_of(stage))
     final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
+    assert not torch.distributed.is_initialized()
     assert (final - train_plain_on(device)).abs().max() < BOUND
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
+from training import config_of, small_net, train_engine
 
+import zeropage
 from zeropage import distributed
 
 
@@ -44,8 +46,6 @@ def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
 def use_torch_after_initialize(dist_init_required: bool | None) -> list[Any]:
     """The indices that a DistributedSampler gives this rank and a sum over the ranks; or that there is no default group."""
     import torch.distributed as dist
-
-    import zeropage
 
     config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
     zeropage.initialize(model=torch.nn.Linear(2, 2), config=config, dist_init_required=dist_init_required)
@@ -116,9 +116,18 @@ def test_nccl_is_for_ranks_that_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch,
     assert backends == {0: expected, 1: expected}
 
 
-def end_with_an_error() -> None:
-    import zeropage
+def test_one_rank_has_no_groups():
+    """Catches an engine of one rank that makes process groups, which nobody ends, and one that trains otherwise without."""
+    finals = []
+    for communicator in ("auto", "c10d"):
+        engine, *_ = zeropage.initialize(model=small_net(0), config=config_of(2, zeropage={"communicator": communicator}))
+        finals.append(train_engine(engine, 1, 0, 3).parameters)
+        engine.destroy()
+    assert not torch.distributed.is_initialized()
+    assert torch.equal(*finals)
 
+
+def end_with_an_error() -> None:
     config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
     zeropage.initialize(model=torch.nn.Linear(2, 2), config=config)
     raise zeropage.errors.UsageError("what went wrong")

@@ -7,6 +7,7 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/c10d/c10d_store.h"
 #include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/world.h"
@@ -54,6 +55,12 @@ void init_c10d(py::module_& module) {
       "The store of torch.distributed through which the ranks of this job find each other, made at the first call. "
       "Collective then. Raises ConfigError, OSError, PeerError, TimeoutError.");
   module.attr("default_timeout_ms") = config::Own().timeout_ms;
+  module.def(
+      "make_one_rank_communicator",
+      [](c10::Device device, std::int64_t timeout_ms) -> std::shared_ptr<comm::Communicator> {
+        return comm::make_one_rank_communicator(device, std::chrono::milliseconds(timeout_ms));
+      },
+      py::arg("device"), py::arg("timeout_ms"), "A job of one rank on `device`, without process groups.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
              "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control. For "

@@ -122,13 +122,16 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
             f'zeropage.communicator is "shared_memory", which serves CPU ranks of one host; this rank is on {device} with '
             f'{world.local_size} of {world.size} ranks on its host: write "auto" or "c10d"'
         )
-    if config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus:
+    two_sided = config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus
+    if two_sided and world.size > 1:
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
         made = [new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(3 if config.async_save else 2)]
         return Communicators(*made)
 
     def join() -> _C.Communicator:
+        if world.size == 1 and two_sided:
+            return _C.make_one_rank_communicator(device, config.timeout_ms)
         if world.size == 1:
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
         return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)

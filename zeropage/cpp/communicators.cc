@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_job.h"
+#include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/mpi/mpi_library.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
@@ -105,7 +106,10 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   const at::Device device = device_of(options);
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (world.size == 1) {
-    const auto alone = [&] { return std::move(comm::make_thread_communicators(1, timeout)[0]); };
+    const auto alone = [&]() -> std::shared_ptr<comm::Communicator> {
+      if (device.is_cpu()) return std::move(comm::make_thread_communicators(1, timeout)[0]);
+      return comm::make_one_rank_communicator(device, timeout);
+    };
     return {alone(), nullptr, config.zeropage.async_save ? alone() : nullptr};
   }
   const auto kind = chosen_kind(config, world, device);

@@ -1,5 +1,6 @@
 #include "zeropage/comm/c10d/c10d_buffers.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
@@ -44,6 +45,26 @@ at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device d
   const auto options = at::TensorOptions().dtype(scalar_type_of(dtype)).device(device);
   if (numel == 0) return at::empty({0}, options);
   return at::for_blob(const_cast<void*>(data), {numel}).options(options).target_device(device).make_tensor();
+}
+
+c10::Device device_of(const void* pointer, c10::Device device) {
+  if (device.is_cpu()) return device;
+  try {
+    at::globalContext().getAcceleratorHooksInterface(device.type()).getDeviceFromPtr(const_cast<void*>(pointer));
+  } catch (const c10::Error&) {
+    return c10::Device(c10::kCPU);
+  }
+  return device;
+}
+
+void take_own(const at::Tensor& sent, void* out, std::int64_t numel, DType in_dtype, DType out_dtype, bool accumulate,
+              const OnReduced& on_reduced) {
+  const bool in_place = sent.const_data_ptr() == out && in_dtype == out_dtype && !accumulate;
+  if (!in_place) {
+    sum_received(sent, 1, out, numel, in_dtype, out_dtype, accumulate, on_reduced);
+  } else if (on_reduced && sent.device().is_cpu()) {
+    on_reduced(0, numel);
+  }
 }
 
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,

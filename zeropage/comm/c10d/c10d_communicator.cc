@@ -1,6 +1,5 @@
 #include "zeropage/comm/c10d/c10d_communicator.h"
 
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -171,12 +170,7 @@ class C10dCommunicator final : public Communicator {
 
   /// Host values (orders, names) go through the same functions as device buffers.
   Carrier carrier_of(const void* pointer) const {
-    if (device_.is_cpu()) return host_carrier();
-    try {
-      at::globalContext().getAcceleratorHooksInterface(device_.type()).getDeviceFromPtr(const_cast<void*>(pointer));
-    } catch (const c10::Error&) {
-      return host_carrier();
-    }
+    if (device_of(pointer, device_).is_cpu()) return host_carrier();
     return {data_, device_, on_stream_};
   }
 
@@ -214,15 +208,7 @@ class C10dCommunicator final : public Communicator {
                             OnReduced on_reduced) {
     const std::int64_t shard_bytes = shard_numel * element_bytes(in_dtype);
     at::Tensor sent = wrap(whole, shard_bytes * size_, DType::kOther, carrier.device);
-    if (size_ == 1) {
-      const bool in_place = whole == out && in_dtype == out_dtype && !accumulate;
-      if (!in_place) {
-        sum_received(sent, 1, out, shard_numel, in_dtype, out_dtype, accumulate, on_reduced);
-      } else if (on_reduced && sent.device().is_cpu()) {
-        on_reduced(0, shard_numel);
-      }
-      return;
-    }
+    if (size_ == 1) return take_own(sent, out, shard_numel, in_dtype, out_dtype, accumulate, on_reduced);
     // Made when the stage starts, so that collectives that wait in the queue hold no memory.
     auto received = std::make_shared<at::Tensor>();
     add_stage(

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include "zeropage/base/error.h"
+#include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/testing/communicator_conformance.h"
 #include "zeropage/comm/testing/test_ranks.h"
 
@@ -45,6 +47,20 @@ std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, i
   const std::string token(32, 'a');
   return join_c10d_job(world, meeting, token, number, c10::Device(c10::kCPU), /*deterministic_reduction=*/true,
                        timeout);
+}
+
+// Catches what a job of one rank does otherwise than others: sums that are not taken, host values that count as the device's.
+TEST(OneRank, Conformance) {
+  const auto communicator = make_one_rank_communicator(c10::Device(c10::kCPU), milliseconds(20000));
+  run_conformance(*communicator);
+  EXPECT_FALSE(communicator->one_sided());
+}
+
+// Catches a wait that does not end, and an abort that later calls do not see.
+TEST(OneRank, WaitsEnd) {
+  const auto communicator = make_one_rank_communicator(c10::Device(c10::kCPU), milliseconds(50));
+  EXPECT_THROW(communicator->wait_until([] { return false; }, -1, "nothing"), TimeoutError);
+  EXPECT_THROW(communicator->barrier({"after it"}), PeerError);
 }
 
 class C10dJobConformance : public testing::TestWithParam<int> {};

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/finished_work.h"
 #include "zeropage/comm/reduce_kernels.h"
 
 namespace zeropage::comm {
@@ -24,12 +25,6 @@ int usable_cores() {
 void check_numel(std::int64_t numel, const char* what) {
   if (numel < 0) throw UsageError(fmt::format("{}: a size of {} elements; sizes are at least 0", what, numel));
 }
-
-class FinishedWork final : public Work {
- public:
-  bool poll() override { return true; }
-  void wait() override {}
-};
 
 }  // namespace
 
