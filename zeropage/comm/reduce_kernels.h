@@ -12,6 +12,9 @@
 
 namespace zeropage::comm {
 
+/// Where ranks exchange messages, an all_reduce of at most so many bytes is one gather and a local sum: one round of messages instead of two.
+constexpr std::int64_t kSmallReductionBytes = 16384;
+
 /// out[i] = inputs[0][i] + inputs[1][i] + ..., added in that order, in fp32 (fp64 for fp64 inputs), rounded once to
 /// `out_dtype` (to nearest, ties to even; NaN stays NaN). With `accumulate` the sum is added to what `out` holds.
 /// inputs: at least one, each [numel, in_dtype], any alignment. out: [numel, out_dtype], out_dtype is in_dtype or fp32;

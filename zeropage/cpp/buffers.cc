@@ -61,7 +61,7 @@ void cast_buffers(torch::nn::Module& model, const config::Config& config,
                                      [&](const auto& parameter) { return parameter.tensor.is_same(norm.weight); });
     const bool wide = weight == parameters.end() || weight->keep_fp32;
     for (const auto& buffer : norm.buffers) {
-      follow[buffer.unsafeGetTensorImpl()] = wide ? at::kFloat : parameter_type(config.precision, at::kFloat);
+      follow[buffer.unsafeGetTensorImpl()] = wide ? at::kFloat : parameter_type(config.precision);
     }
   }
   for (auto& buffer : model.buffers()) {

@@ -61,14 +61,9 @@ class Engine::Impl {
   std::unique_ptr<cpp::Preemption> preemption;  // last: it ends before the core goes
 };
 
-/// The type the model computes with, where it was made in `given`.
-inline at::ScalarType parameter_type(config::Precision precision, at::ScalarType given) {
-  switch (precision) {
-    case config::Precision::kBf16: return at::kBFloat16;
-    case config::Precision::kFp16: return at::kHalf;
-    case config::Precision::kFp32: break;
-  }
-  return given;
+/// The type the model computes with.
+inline at::ScalarType parameter_type(config::Precision precision) {
+  return scalar_type_of(formula::compute_dtype(precision));
 }
 
 /// Step, loss, learning rate, units and loss scale of the last optimizer step.

@@ -142,11 +142,11 @@ std::optional<at::ScalarType> Engine::autocast_dtype() const {
 }
 std::pair<at::ScalarType, at::ScalarType> Engine::get_data_types() const {
   const auto accumulated = impl_->config.gradients.accumulation_dtype;
-  return {parameter_type(impl_->config.precision, at::kFloat), accumulated ? scalar_type_of(*accumulated) : at::kFloat};
+  return {parameter_type(impl_->config.precision), accumulated ? scalar_type_of(*accumulated) : at::kFloat};
 }
 at::ScalarType Engine::communication_data_type() const {
   const auto sent = impl_->config.gradients.communication_dtype;
-  return sent ? scalar_type_of(*sent) : parameter_type(impl_->config.precision, at::kFloat);
+  return sent ? scalar_type_of(*sent) : parameter_type(impl_->config.precision);
 }
 double Engine::loss_scale() const { return impl_->core->loss_scale(); }
 bool Engine::dynamic_loss_scale() const { return fp16_enabled() && impl_->config.loss_scale.dynamic; }

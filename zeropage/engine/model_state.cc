@@ -15,15 +15,6 @@
 namespace zeropage::engine {
 namespace {
 
-DType compute_dtype_of(config::Precision precision) {
-  switch (precision) {
-    case config::Precision::kBf16: return DType::kBFloat16;
-    case config::Precision::kFp16: return DType::kFloat16;
-    case config::Precision::kFp32: break;
-  }
-  return DType::kFloat32;
-}
-
 std::vector<std::int64_t> contiguous_strides(at::IntArrayRef sizes) {
   std::vector<std::int64_t> strides(sizes.size());
   std::int64_t stride = 1;
@@ -55,7 +46,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
       device_(device),
       ledger_(std::move(ledger)),
       placement_(placement_of_stage(config.zero.stage)),
-      compute_dtype_(compute_dtype_of(config.precision)) {
+      compute_dtype_(formula::compute_dtype(config.precision)) {
   c10::AutoGradMode no_grad(false);
   paging::ensure_fallback();
   paging::watch_results(nullptr);  // what is made from here on is no part of a model: an Init scope ends

@@ -17,9 +17,6 @@
 namespace zeropage::comm {
 namespace {
 
-/// An all_reduce of at most so many bytes is one gather and a local sum: one round of messages instead of two.
-constexpr std::int64_t kSmallBytes = 16384;
-
 class C10dWork final : public Work {
  public:
   C10dWork(C10dQueue& queue, std::shared_ptr<C10dOperation> operation)
@@ -231,7 +228,7 @@ class C10dCommunicator final : public Communicator {
   void add_ordered_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype,
                               OnReduced on_reduced) {
     const std::int64_t bytes = element_bytes(dtype);
-    const std::int64_t slice_numel = numel * bytes <= kSmallBytes ? 0 : numel / size_;
+    const std::int64_t slice_numel = numel * bytes <= kSmallReductionBytes ? 0 : numel / size_;
     auto* begin = static_cast<std::byte*>(data);
     if (slice_numel > 0) {
       std::byte* own = begin + rank_ * slice_numel * bytes;

@@ -17,9 +17,6 @@
 namespace zeropage::comm {
 namespace {
 
-/// An all_reduce of at most so many bytes is one gather and a local sum: one round of messages instead of two.
-constexpr std::int64_t kSmallBytes = 16384;
-
 class MpiWork final : public Work {
  public:
   MpiWork(MpiGroup& group, std::shared_ptr<MpiOperation> operation) : group_(group), operation_(std::move(operation)) {}
@@ -98,7 +95,7 @@ class MpiCommunicator final : public Communicator {
     MpiOperation op = describe(OpKind::kAllReduce, dtype, numel, tag);
     const std::int64_t bytes = numel * element_bytes(dtype);
     auto* begin = static_cast<std::byte*>(data);
-    if (size_ > 1 && bytes > kSmallBytes) {
+    if (size_ > 1 && bytes > kSmallReductionBytes) {
       // Slices differ by at most one element.
       const auto slice = [=, this](int r) { return numel / size_ * r + std::min<std::int64_t>(r, numel % size_); };
       const auto offset = [=](int r) { return slice(r) * element_bytes(dtype); };
