@@ -80,6 +80,7 @@ class CheckpointingEngine:
         folder = os.fspath(save_dir)
         shards = self.optimizer.shards if self._has_optimizer else None
         states = [] if shards is None else shards.state.tensors_to_save()
+        tensors |= {} if shards is None else shards.state.whole_to_save(self.global_rank)
         _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
         if self.global_rank == 0:
             zero_to_fp32.write_script(folder)

@@ -265,14 +265,17 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             require_plain(name, parameter)
             parameter.data = parameter.data.to(self.device)
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
+        shards = self.optimizer.shards if self._has_optimizer else None
+        if shards is not None:
+            shards.note_whole(named, self._config, self._world.size)
         self._core.add_parameters(named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True))
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
         if not self._has_optimizer:
             return
-        if self.optimizer.shards is not None:
-            self.optimizer.shards.state.extend(self._named, self._core.owned_segments())
+        if shards is not None:
+            shards.extend(self._named, self._core.owned_segments())
         if self._core.scheduled_lrs():
             self.optimizer.pull_hyperparameters()
 
@@ -420,9 +423,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         groups = parameter_groups(self.module, model_parameters)
         has_parameters = any(parameter.requires_grad for group in groups for parameter in group["params"])
         if optimizer is not None:
-            client = client_optimizer(optimizer, groups, self._config.allow_untested_optimizer)
+            client = client_optimizer(optimizer, groups)
         elif self._config.optimizer_kind == _C.OptimizerKind.TORCH and has_parameters:
-            client = configured(self.config["optimizer"], groups)
+            client = configured(self.config["optimizer"], groups, self.module)
         else:
             client = None
         if client is not None:
@@ -447,6 +450,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)
         cast_buffers(self.module, self._config, in_fp32)
         parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
+        shards = None if self.optimizer is None else self.optimizer.shards
+        if shards is not None:
+            shards.note_whole(parameters, self._config, self._world.size)
         core = _C.Engine(
             parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:], in_fp32=in_fp32
         )
@@ -454,8 +460,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         _C.require_same_everywhere(self._communicator, "the parameters are taken")
         self._keep_parameters_only = weakref.finalize(self, core.keep_parameters_only)
         self._keep_parameters_only.atexit = False
-        if self.optimizer is not None and self.optimizer.shards is not None:
-            self.optimizer.shards.attach(core, self._communicator, parameters, core.owned_segments())
+        if shards is not None:
+            shards.attach(core, self._communicator, parameters, core.owned_segments())
         parameter_holders.register_parameters(self, core, [parameter for _, parameter, _ in parameters])
         self._named = parameters
         return core

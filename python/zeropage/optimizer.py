@@ -9,8 +9,9 @@ from torch.optim import optimizer as torch_optimizer
 
 from . import _C
 from .errors import ConfigError, UsageError
+from .optimizer_sees import check_steps_alone
 from .optimizer_state import EngineState, WholeState, put, take
-from .torch_optimizer import ShardUpdate, check_elementwise
+from .torch_optimizer import ShardUpdate
 from .unknown_parameters import name_others
 from .wrapped_tensors import is_wrapped, require_plain
 
@@ -65,11 +66,8 @@ def _as_list(params: Any) -> list[torch.Tensor]:
     return [params] if isinstance(params, torch.Tensor) else list(params)
 
 
-def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) -> torch.optim.Optimizer:
-    """The user's optimizer object (made here when it is a callable), fit to be taken over.
-
-    Raises ConfigError for one that cannot run on shards.
-    """
+def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimizer:
+    """The user's optimizer object (made here when it is a callable), fit to be taken over. Raises ConfigError for one that cannot run here."""
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
         optimizer = optimizer(groups[0]["params"] if plain else groups)
@@ -82,7 +80,7 @@ def client_optimizer(optimizer: Any, groups: list[Group], allow_untested: bool) 
         if group.get("differentiable"):
             raise ConfigError(f"param group {index} of the optimizer has differentiable=True, which this version does not have")
     if client_kind(optimizer) == _Kind.TORCH:
-        check_elementwise(optimizer, allow_untested)
+        check_steps_alone(optimizer)
     elif any(state.get("step", 1) != 0 for state in optimizer.state.values()):
         raise ConfigError(
             f"the {type(optimizer).__name__} has taken steps already, and its moments would be lost: pass one that has taken none, and load its "
@@ -313,7 +311,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
 
     def _states(self) -> EngineState | WholeState:
         if self.shards is not None:
-            return WholeState(self._core, self.shards.state)
+            return WholeState(self._core, self.shards.state, self.shards.communicator)
         return EngineState(self._core, self.kind, self._config)
 
     @property

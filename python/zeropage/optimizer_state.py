@@ -5,6 +5,7 @@ functions, and load the same state. Memory: the whole state on the host of every
 masters, too, which are no part of an optimizer's state.
 """
 
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 
 from . import _C
+from .checkpoint_values import decode
 from .errors import UsageError
 from .shard_state import ShardState, State
 
@@ -62,13 +64,14 @@ class EngineState:
 class WholeState:
     """Of an optimizer that PyTorch runs on shards: parts of all ranks are put together, and cut again. Made for one state dict."""
 
-    def __init__(self, core: _C.Engine, shards: ShardState):
+    def __init__(self, core: _C.Engine, shards: ShardState, communicator: _C.Communicator):
         self._core = core
         self._shards = shards
+        self._communicator = communicator
         self._described: dict[str, dict[str, Any]] | None = None
 
     def of(self, parameter: torch.Tensor) -> State:
-        """Collective. Raises UsageError for a state that is neither by the element nor a number."""
+        """Collective. Raises UsageError for a state of parts of it that is neither by the element nor a number."""
         forms = self._describe().get(str(self._shards.index_of(parameter)), {})
         return {key: self._value(parameter, key, form) for key, form in forms.items()}
 
@@ -85,19 +88,36 @@ class WholeState:
         if errors:
             raise UsageError(errors[0])
         self._described = {}
-        for each in reversed(described):
+        for rank, each in reversed(list(enumerate(described))):
+            for forms in each["found"].values():
+                for form in forms.values():
+                    form["rank"] = rank
             self._described.update(each["found"])
         return self._described
 
     def _value(self, parameter: torch.Tensor, key: str, form: dict[str, Any]) -> Any:
+        if "json" in form:
+            return self._from_owner(parameter, key, form)
         if "value" in form:
             return torch.tensor(form["value"], dtype=getattr(torch, form["dtype"])) if "dtype" in form else form["value"]
         part = self._shards.local(parameter, key)
-        flat = torch.empty(0, device=parameter.device) if part is None else part.detach().flatten().float()
+        flat = torch.empty(0, device=parameter.device) if part is None else part.float()
         return self._core.assemble_value(parameter, flat).to("cpu", getattr(torch, form["dtype"]))
+
+    def _from_owner(self, parameter: torch.Tensor, key: str, form: dict[str, Any]) -> Any:
+        """A value that belongs to the whole parameter, from the rank that has it."""
+        received = [torch.empty(shape, dtype=getattr(torch, dtype), device=parameter.device) for shape, dtype in form["tensors"]]
+        if self._communicator.rank == form["rank"]:
+            for mine, tensor in zip(received, self._shards.tensors_of(self._shards.index_of(parameter), key), strict=True):
+                mine.copy_(tensor)
+        for tensor in received:
+            self._communicator.broadcast(tensor, form["rank"])
+        return decode(form["json"], lambda name: received[int(name.removeprefix("host/"))].cpu())
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:
         """Raises UsageError where `put` would fail."""
+        if self._shards.sees_whole(parameter):
+            return
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.numel() != 1:
                 _check_shape(parameter, key, value, label)
@@ -108,9 +128,9 @@ class WholeState:
     def _own(self, parameter: torch.Tensor, key: str, value: Any) -> Any:
         """This rank's elements."""
         if not isinstance(value, torch.Tensor):
-            return value
+            return copy.deepcopy(value)
         by_element = value.shape == parameter.shape and (value.dim() > 0 or key != "step")
-        return self._core.piece_of_value(parameter, value.to(parameter.device)).clone() if by_element else value.clone()
+        return self._shards.cut(parameter, value.to(parameter.device), self._core) if by_element else value.clone()
 
 
 def _check_shape(parameter: torch.Tensor, name: str, value: Any, label: str) -> None:

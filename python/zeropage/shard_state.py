@@ -1,21 +1,28 @@
-"""The state that an optimizer of PyTorch keeps of this rank's shards: taken over from the user's object, counted, saved and loaded.
+"""The state that an optimizer of PyTorch keeps of what this rank updates: taken over from the user's object, counted, saved and loaded.
+
+What it updates of a parameter is a flat part of it, or all of it in its shape (optimizer_sees.py).
 
 An optimizer may wrap others (Lookahead): theirs is state, too, under the name of the attribute that holds them.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from . import _C
+from .checkpoint_values import decode, encode
 from .errors import CheckpointError, ConfigError, UsageError
+from .whole_parameters import Shape, WholeParameters
 
 State = dict[str, Any]
 
 # How a state is called in a checkpoint, before its name: by the element, one tensor per parameter, one number per parameter.
 _ELEMENTS, _SCALAR, _NUMBER = "torch", "torch_scalar", "torch_number"
+# All state of a parameter that the optimizer sees whole: as JSON, and the tensors in it.
+_WHOLE, _PART = "torch_value", "torch_part"
 
 
 @dataclass(frozen=True)
@@ -25,12 +32,28 @@ class Segment:
     parameter: int
     offset: int
     numel: int
+    whole: Shape | None = None  # it is all of the parameter, and the optimizer sees it in this shape
+
+    def has(self, value: Any) -> bool:
+        """Whether a state has a value for each element."""
+        if not isinstance(value, torch.Tensor) or value.dim() == 0:
+            return False
+        return value.numel() == self.numel if self.whole is None else tuple(value.shape) == self.whole.extents
+
+    def flat(self, value: torch.Tensor) -> torch.Tensor:
+        """A state by the element as one run of elements, as the parameter has them in memory."""
+        return value.flatten() if self.whole is None else self.whole.flat(value)
+
+    def shaped(self, flat: torch.Tensor) -> torch.Tensor:
+        """The other way; a view."""
+        return flat if self.whole is None else self.whole.shaped(flat)
 
 
 class ShardState:
-    def __init__(self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment]):
-        """names: of the engine's parameters."""
+    def __init__(self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: WholeParameters):
+        """names: of the engine's parameters. whole: those that the client sees whole."""
         self._client = client
+        self._whole = whole
         self._optimizers = dict(_wrapped(client, ""))
         self._names = names
         self._segments = {segment.parameter: segment for segment in segments}
@@ -38,11 +61,11 @@ class ShardState:
         self._index_of: dict[int, int] = {}
         self._to_move: set[int] = set()
 
-    def extend(self, parameters: list[tuple[str, torch.Tensor, int]], segments: list[tuple[int, int, int]]) -> None:
+    def extend(self, parameters: list[tuple[str, torch.Tensor, int]], segments: list[Segment]) -> None:
         """The engine has got more parameters. Both lists are of all of them, as for the first ones."""
         self._names = [name for name, _, _ in parameters]
         self._index_of = {id(parameter): index for index, (_, parameter, _) in enumerate(parameters)}
-        for segment in (Segment(*each) for each in segments):
+        for segment in segments:
             self._segments[segment.parameter] = segment
             self._shards.setdefault(segment.parameter, torch.nn.Parameter(torch.empty(0, dtype=torch.float32)))
 
@@ -65,12 +88,12 @@ class ShardState:
         self._to_move.remove(index)
         for optimizer in self._optimizers.values():
             state = optimizer.state.get(self._shards[index], {})
-            state.update({key: value.to(device) for key, value in state.items() if isinstance(value, torch.Tensor) and value.dim() > 0})
+            state.update({key: _mapped(value, lambda tensor: tensor if tensor.dim() == 0 else tensor.to(device)) for key, value in state.items()})
 
     def adopt(self, parameters: list[torch.Tensor], communicator: _C.Communicator) -> None:
-        """State keyed by the model's parameters becomes state of this rank's shards: rank 0's values. Collective when there is any.
+        """State keyed by the model's parameters becomes state of what this rank updates of them: rank 0's values. Collective when there is any.
 
-        Raises ConfigError for tensors of which no part belongs to the shard.
+        Raises ConfigError for tensors of which no part belongs to a part of the parameter.
         """
         self._index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
         for optimizer in self._optimizers.values():
@@ -84,11 +107,12 @@ class ShardState:
     def _cut(self, index: int, parameter: torch.Tensor, name: str, value: Any, communicator: _C.Communicator) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        whole = value.detach().to(torch.float32 if value.is_floating_point() else value.dtype)
+        segment = self._segments.get(index)
+        sees_whole = index in self._whole
+        whole = value.detach().to(torch.float32 if value.is_floating_point() and not sees_whole else value.dtype)
         if value.shape == parameter.shape:
-            order = sorted(range(parameter.dim()), key=lambda dim: -parameter.stride(dim))
-            whole = whole.permute(order)
-        elif value.numel() != 1:
+            whole = Shape.of(parameter).flat(whole)
+        elif value.numel() != 1 and not sees_whole:
             raise ConfigError(
                 f"state '{name}' that the optimizer has of parameter '{self._names[index]}' has the shape {list(value.shape)}, the parameter "
                 f"{list(parameter.shape)}: ranks update parts of parameters, and no part of this state belongs to a part; use an optimizer that "
@@ -96,24 +120,38 @@ class ShardState:
             )
         whole = whole.contiguous().clone()
         communicator.broadcast(whole, 0)
-        segment = self._segments.get(index)
         if value.shape != parameter.shape or segment is None:
             return whole
-        return whole.flatten()[segment.offset : segment.offset + segment.numel].clone()
+        return segment.shaped(whole.flatten()[segment.offset : segment.offset + segment.numel].clone())
 
     def local(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
-        """The optimizer's own tensor of a state by the element; None: there is none (yet), or this rank has no elements."""
-        shard = self._shards.get(self._index_of.get(id(parameter), -1))
+        """This rank's elements of a state by the element, flat; None: there is none (yet), or this rank has no elements."""
+        value = self._by_element(parameter, name)
+        return None if value is None else self._segments[self.index_of(parameter)].flat(value.detach())
+
+    def set_local(self, parameter: torch.Tensor, name: str, flat: torch.Tensor) -> None:
+        """Into the optimizer's own tensor. Raises UsageError when there is none of so many elements."""
+        value = self._by_element(parameter, name)
+        if value is None and flat.numel() > 0:
+            raise UsageError(f"the optimizer has no state {name!r} by the element of this parameter; its first step makes its state")
+        if value is None:
+            return
+        if value.numel() != flat.numel():
+            raise UsageError(f"this rank has {value.numel()} elements of the state {name!r}; got {flat.numel()}")
+        value.copy_(self._segments[self.index_of(parameter)].shaped(flat).view_as(value))
+
+    def _by_element(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
+        index = self._index_of.get(id(parameter), -1)
         owner = self._owner(name)
-        value = None if shard is None else self._optimizers[owner].state.get(shard, {}).get(name.removeprefix(owner))
-        return value if isinstance(value, torch.Tensor) and value.dim() > 0 else None
+        value = None if index not in self._shards else self._optimizers[owner].state.get(self._shards[index], {}).get(name.removeprefix(owner))
+        return value if value is not None and self._segments[index].has(value) else None
 
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
         """Bytes of the state's tensors in the memory of the device, and elsewhere, which is the host."""
         bytes_of = [0, 0]
         for _, _, _, value in self._entries():
-            if isinstance(value, torch.Tensor):
-                bytes_of[value.device.type != device.type] += value.nbytes
+            for tensor in _tensors_in(value):
+                bytes_of[tensor.device.type != device.type] += tensor.nbytes
         return bytes_of[0], bytes_of[1]
 
     def _entries(self) -> Iterator[tuple[int, str, str, Any]]:
@@ -129,12 +167,18 @@ class ShardState:
         return self._index_of[id(parameter)]
 
     def describe(self) -> dict[int, dict[str, dict[str, Any]]]:
-        """Parameter -> key -> the type of its elements, or its value. Raises UsageError for what is neither by the element nor a number."""
+        """Parameter -> key -> the type of its elements, or its value, or the JSON of a value that belongs to a whole parameter.
+
+        Raises UsageError for a state of a part of a parameter that is neither by the element nor a number.
+        """
         found: dict[int, dict[str, dict[str, Any]]] = {}
         for index, prefix, key, value in self._entries():
             tensor = isinstance(value, torch.Tensor)
-            form: dict[str, Any] = {"dtype": str(value.dtype).removeprefix("torch.")} if tensor else {}
-            if not (tensor and value.dim() > 0 and value.numel() == self._segments[index].numel):
+            form: dict[str, Any] = {"dtype": _name_of(value.dtype)} if tensor else {}
+            if index in self._whole:
+                tensors: dict[str, torch.Tensor] = {}
+                form = {"json": encode(value, tensors, key), "tensors": [[list(each.shape), _name_of(each.dtype)] for each in tensors.values()]}
+            elif not self._segments[index].has(value):
                 if not isinstance(value, (bool, int, float, type(None))) and not (tensor and value.numel() == 1):
                     raise UsageError(
                         f"state '{key}' of parameter '{self._names[index]}' is neither by the element nor a number ({_describe(value)}): a "
@@ -144,11 +188,28 @@ class ShardState:
             found.setdefault(index, {})[prefix + key] = form
         return found
 
+    def tensors_of(self, index: int, key: str) -> list[torch.Tensor]:
+        """Those of `describe`'s "json", in its order."""
+        owner = self._owner(key)
+        return list(_tensors_in(self._optimizers[owner].state[self._shards[index]][key.removeprefix(owner)]))
+
+    def sees_whole(self, parameter: torch.Tensor) -> bool:
+        """Whether the optimizer sees all of the parameter, on whatever rank."""
+        return self.index_of(parameter) in self._whole
+
+    def full(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
+        """A state by the element of a parameter that is seen whole: its owner's. Collective."""
+        return self._whole.from_owner(self.index_of(parameter), self._by_element(parameter, name))
+
+    def cut(self, parameter: torch.Tensor, value: torch.Tensor, core: _C.Engine) -> torch.Tensor:
+        """What this rank has of a state by the element, from all of it; a new tensor."""
+        return value.clone() if self.sees_whole(parameter) else core.piece_of_value(parameter, value).clone()
+
     def put(self, parameter: torch.Tensor, state: State) -> None:
         """Replaces the state of one parameter by this rank's elements. Tensors that are there stay the same objects."""
         index = self.index_of(parameter)
         for key, value in state.items():
-            present = self.local(parameter, key)
+            present = self._by_element(parameter, key)
             if isinstance(value, torch.Tensor) and present is not None and present.shape == value.shape:
                 state[key] = present.detach().copy_(value)
         self._put(index, state)
@@ -186,16 +247,16 @@ class ShardState:
                 self._optimizers[prefix].state.update(loaded)
 
     def tensors_to_save(self) -> list[tuple[str, int, int, torch.Tensor]]:
-        """(kind, parameter, first element, values); values without dimensions belong to the parameter as a whole.
+        """Of parts of parameters: (kind, parameter, first element, values); values without dimensions belong to the parameter as a whole.
 
         Raises CheckpointError for a state that is neither by the element nor a number.
         """
         tensors = []
         for index, prefix, key, value in self._entries():
-            if value is None:
+            if value is None or index in self._whole:
                 continue
             segment = self._segments[index]
-            by_element = isinstance(value, torch.Tensor) and value.dim() > 0 and value.numel() == segment.numel
+            by_element = segment.has(value)
             if not isinstance(value, (torch.Tensor, bool, int, float)) or not (by_element or _as_tensor(value).numel() == 1):
                 raise CheckpointError(
                     f"state '{key}' that {type(self._client).__name__} keeps of parameter '{self._names[index]}' is neither by the element "
@@ -206,6 +267,20 @@ class ShardState:
             tensors.append((f"{kind}.{prefix}{key}", index, segment.offset, tensor.flatten() if by_element else tensor.reshape(())))
         return tensors
 
+    def whole_to_save(self, rank: int) -> dict[str, torch.Tensor]:
+        """Of the parameters that are seen whole and that this rank owns: what a checkpoint has, by name. Raises CheckpointError."""
+        states: dict[int, State] = {}
+        for index, prefix, key, value in self._entries():
+            if index in self._whole and self._whole.owner(index) == rank:
+                states.setdefault(index, {})[prefix + key] = value
+        saved: dict[str, torch.Tensor] = {}
+        for index, state in states.items():
+            parts: dict[str, torch.Tensor] = {}
+            text = json.dumps(encode(state, parts, f"state of parameter '{self._names[index]}'"), allow_nan=False)
+            saved[f"{_WHOLE}/{self._names[index]}"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+            saved.update({f"{_PART}.{number}/{self._names[index]}": part.detach() for number, part in enumerate(parts.values())})
+        return saved
+
     def read(self, step: _C.Checkpoint) -> dict[int, State]:
         """What a checkpoint has for this rank's elements. Raises CheckpointError, IoError."""
         owned = {self._names[index]: segment for index, segment in self._segments.items()}
@@ -213,14 +288,26 @@ class ShardState:
         for tensor in step.tensor_names():
             kind, _, name = tensor.partition("/")
             form, _, key = kind.partition(".")
-            if form not in (_ELEMENTS, _SCALAR, _NUMBER) or name not in owned:
+            if form not in (_ELEMENTS, _SCALAR, _NUMBER, _WHOLE) or name not in owned:
                 continue
             segment = owned[name]
+            if form == _WHOLE:
+                states[segment.parameter] = self._read_whole(step, segment, name)
+                continue
             whole = form != _ELEMENTS
             value = step.read_range(tensor, 0 if whole else segment.offset, 1 if whole else segment.numel)
-            value = value.item() if form == _NUMBER else value.reshape(()) if form == _SCALAR else value
+            value = value.item() if form == _NUMBER else value.reshape(()) if form == _SCALAR else segment.shaped(value)
             states.setdefault(segment.parameter, {})[key] = value
         return states
+
+    def _read_whole(self, step: _C.Checkpoint, segment: Segment, name: str) -> State:
+        if segment.whole is None:
+            raise CheckpointError(
+                f"the optimizer's state of parameter '{name}' was saved of the parameter as a whole, and {type(self._client).__name__} gets parts "
+                'of it here: write "zeropage": {"optimizer_sees": "parameters"} in the config, or pass load_optimizer_states=False'
+            )
+        text = bytes(step.read_tensor(f"{_WHOLE}/{name}").tolist()).decode()
+        return decode(json.loads(text), lambda part: step.read_tensor(f"{_PART}.{part.removeprefix('host/')}/{name}"))
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[str, torch.optim.Optimizer]]:
@@ -231,10 +318,32 @@ def _wrapped(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[st
             yield from _wrapped(value, f"{prefix}{name}.")
 
 
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """In the order in which `encode` finds them."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _tensors_in(each)
+
+
 def _as_tensor(value: Any) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value.detach()
     return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The value with its tensors changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _mapped(each, change) for key, each in value.items()}
+    return type(value)(_mapped(each, change) for each in value) if type(value) in (list, tuple) else value
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _describe(value: Any) -> str:

@@ -1,8 +1,9 @@
-"""Optimizers of PyTorch on what this rank owns of the parameters.
+"""Optimizers of PyTorch on what this rank updates of the parameters.
 
-The program's optimizer object updates flat fp32 shards in the place of the model's parameters: while one of its methods runs, its groups hold
-this rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards (shard_state.py). `step()` runs once per
-update. That is exact for optimizers that treat every element alike.
+The program's optimizer object updates fp32 shards in the place of the model's parameters: while one of its methods runs, its groups hold this
+rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards (shard_state.py). `step()` runs once per update.
+A shard is a flat part of a parameter where the optimizer treats every element alike, else all of a parameter in its shape
+(optimizer_sees.py).
 
 Its other methods may change weights, too (`eval()` and `train()` of schedulefree). They stay callable on the user's object, which gets
 attributes for them:
@@ -24,35 +25,22 @@ from typing import Any
 import torch
 
 from . import _C
-from .errors import ConfigError, UsageError
+from .errors import UsageError
+from .muon import Muon
+from .optimizer_sees import takes_whole
 from .shard_state import Segment, ShardState
+from .whole_parameters import Shape, Values, WholeParameters
 
-# Those that torch documents as working element by element.
-ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
-# Those that look at whole parameters, whichever library they are from: factored or preconditioned moments, norms of a parameter.
-_WHOLE_PARAMETERS = ("Adafactor", "AdaFactor", "AdafactorBigVision", "CAME", "LBFGS", "Muon", "AdaMuon", "SparseAdam", "Lamb", "LAMB", "Lars", "LARS")
-_WHOLE_PARAMETERS += ("Shampoo", "ScalableShampoo", "SOAP", "Kron", "SM3", "GaLoreAdamW", "GaLoreAdafactor", "Lomo", "AdaLomo")
-
+# (name, parameter, group or -1), as the engine takes it
+NamedParameter = tuple[str, torch.Tensor, int]
 # (parameter, values, gradient or None)
-Values = tuple[int, torch.Tensor, torch.Tensor | None]
+Part = tuple[int, torch.Tensor, torch.Tensor | None]
 
 
-def check_elementwise(optimizer: torch.optim.Optimizer, allow_untested: bool) -> None:
-    """Raises ConfigError for an optimizer that cannot run on shards, or of which nobody has said that it can."""
-    kind = type(optimizer)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    known = {getattr(torch.optim, each) for each in ELEMENTWISE}
-    if any(base.__name__ in _WHOLE_PARAMETERS for base in kind.__mro__):
-        raise ConfigError(f"the optimizer {name} looks at whole parameters, and ranks update parts of them: use one that is elementwise")
-    if kind not in known and not allow_untested:
-        raise ConfigError(
-            f"the optimizer is a {name}, of which it is not known that it treats every element alike; if it does, write "
-            '"zero_allow_untested_optimizer": true in the config'
-        )
-
-
-def configured(section: dict[str, Any], groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of torch.optim that a configuration's section names."""
+def configured(section: dict[str, Any], groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The optimizer, of torch.optim or Muon, that a configuration's section names."""
+    if section["type"] == "Muon":
+        return Muon.configured(section["params"], groups, model)
     return getattr(torch.optim, section["type"])(groups, **{key: value for key, value in section["params"].items() if value is not None})
 
 
@@ -77,18 +65,30 @@ class ShardUpdate:
 
     def __init__(self, client: torch.optim.Optimizer):
         self.client = client
+        self.communicator: _C.Communicator | None = None
+        self._takes_whole: Callable[[dict[str, Any]], bool] | None = None  # not known yet
+        self._whole_names: set[str] = set()  # of parameters that the client sees whole
+        self.whole: WholeParameters | None = None
         self._step = client.step  # a scheduler may have wrapped it
         self._absent = torch.empty(0, dtype=torch.float32)
         self._core: Callable[[], Any] = lambda: None
-        self._filled: dict[int, Values] | None = None  # while a method of the client's works on the shards
+        self._filled: Values | None = None  # while a method of the client's works on the shards
+        self._parts: Values = {}  # then: what this rank updates of the parameters that the client sees whole
         self._groups_before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.state: ShardState | None = None
+
+    def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> None:
+        """Before the engine is given parameters: which of them the client sees whole. Raises ConfigError when it cannot run here."""
+        if self._takes_whole is None:
+            self._takes_whole = takes_whole(self.client, config, world_size)
+        groups = [self._takes_whole(group) for group in self.client.param_groups]
+        self._whole_names |= {name for name, _, group in parameters if group >= 0 and groups[group]}
 
     def attach(
         self,
         core: _C.Engine,
         communicator: _C.Communicator,
-        parameters: list[tuple[str, torch.Tensor, int]],
+        parameters: list[NamedParameter],
         segments: list[tuple[int, int, int]],
     ) -> None:
         """Collective. parameters: as the engine was given them. segments: (parameter, first element, elements) that this rank updates.
@@ -96,23 +96,40 @@ class ShardUpdate:
         State that the client has is taken over: rank 0's, this rank's elements of it. Raises ConfigError when it cannot be cut.
         """
         self._core = weakref.ref(core)
-        self.state = ShardState(self.client, [name for name, _, _ in parameters], [Segment(*segment) for segment in segments])
+        self.communicator = communicator
+        self.whole = WholeParameters(self._core, communicator)
+        self.state = ShardState(self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole)
         self.state.adopt([parameter for _, parameter, _ in parameters], communicator)
         for name in _own_methods(type(self.client)):
             setattr(self.client, name, _method(weakref.ref(self), name))
 
-    def __call__(self, segments: list[Values]) -> None:
+    def extend(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> None:
+        """The engine has got more parameters. Arguments as of `attach`, of all of them."""
+        self.state.extend(parameters, self._segments(parameters, segments))
+
+    def _segments(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> list[Segment]:
+        """What the client updates on this rank. Collective when it sees whole parameters."""
+        tensors = {index: tensor for index, (name, tensor, _) in enumerate(parameters) if name in self._whole_names and tensor.numel() > 0}
+        if tensors:
+            shapes = {index: Shape.of(tensor) for index, tensor in tensors.items()}
+            self.whole.add(shapes, {index: (offset, numel) for index, offset, numel in segments if index in tensors})
+        parts = [Segment(*segment) for segment in segments if segment[0] not in tensors]
+        return parts + [Segment(index, 0, self.whole.shape(index).numel(), self.whole.shape(index)) for index in self.whole.seen()]
+
+    def __call__(self, segments: list[Part]) -> None:
         """One update of all that this rank has."""
         self._groups_before = [(group, dict(group)) for group in self.state.groups()]
         self._fill(segments)
+        failure = ""
         try:
             with torch.no_grad(), self._in_place_of_parameters(list):
                 self._step()
         except BaseException as error:
+            failure = f"{type(error).__name__}: {error}"
             error.add_note("No parameter was changed on any rank, and the gradients of this update are forgotten.")
             raise
         finally:
-            self._take_back()
+            self._take_back(failure)
 
     def undo(self) -> None:
         """After an update that some rank has not ended: the groups are as before it. State that the client has changed stays so."""
@@ -138,30 +155,42 @@ class ShardUpdate:
                 result = method(self.client, *args, **kwargs)
         except BaseException as error:
             if self._filled is not None:
-                self._take_back()
-                core.end_edit(f"{type(error).__name__}: {error}")
+                failure = f"{type(error).__name__}: {error}"
+                self._take_back(failure)
+                core.end_edit(failure)
             raise
         if self._filled is not None:
-            self._take_back()
+            self._take_back("")
             core.end_edit("")
         return result
 
-    def _fill(self, segments: list[Values]) -> None:
-        self._filled = {index: (index, values, gradient) for index, values, gradient in segments}
-        for index, values, gradient in segments:
+    def _fill(self, segments: list[Part]) -> None:
+        """Collective when the client sees whole parameters."""
+        self._parts = {index: (values, gradient) for index, values, gradient in segments if index in self.whole}
+        self._filled = {index: (values, gradient) for index, values, gradient in segments if index not in self.whole}
+        self._filled |= self.whole.gather(self._parts)
+        for index, (values, gradient) in self._filled.items():
             shard = self.state.shard(index)
             shard.data, shard.grad = values, gradient
             self.state.move_to(index, values.device)
 
-    def _take_back(self) -> None:
-        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too."""
-        for index, values, _ in self._filled.values():
+    def _take_back(self, failure: str) -> None:
+        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too. `failure`: of this rank; where
+        there is one nothing of it counts. Collective when the client sees whole parameters; raises PeerError when it has failed elsewhere."""
+        whole = {}
+        for index, (values, _) in self._filled.items():
             shard = self.state.shard(index)
-            if shard.data_ptr() != values.data_ptr():
+            if index in self.whole:
+                whole[index] = shard.detach()
+            elif shard.data_ptr() != values.data_ptr():
                 values.copy_(shard.detach().reshape(values.shape))
             shard.grad = None
             shard.data = self._absent
         self._filled = None
+        parts, self._parts = self._parts, {}
+        if not self.whole.agree(failure):
+            return
+        self.whole.scatter(whole, parts)
 
     @contextmanager
     def _in_place_of_parameters(self, listed: Callable[[list[torch.nn.Parameter]], list[torch.nn.Parameter]]) -> Iterator[None]:

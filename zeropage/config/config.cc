@@ -220,7 +220,8 @@ Optimizer read_optimizer(const Settings& settings) {
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
   const auto known = kKinds.find(*type);
   optimizer.kind = known == kKinds.end() ? OptimizerKind::kClient : known->second;
-  optimizer.params.lr = settings.real(key("lr"));
+  // Muon's two halves have defaults of their own.
+  optimizer.params.lr = settings.optional<double>(key("lr")).value_or(0.02);
   if (optimizer.kind == OptimizerKind::kClient) return optimizer;
   optimizer.params.weight_decay = settings.real(key("weight_decay"));
   const bool adam = optimizer.kind == OptimizerKind::kAdam || optimizer.kind == OptimizerKind::kAdamW;
@@ -345,6 +346,7 @@ std::vector<std::string> read_python_keys(const Settings& settings) {
        {"tensorboard.enabled", "wandb.enabled", "flops_profiler.enabled", "fp16.auto_cast", "dataloader_drop_last"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
+  if (settings.optional<std::string>("zeropage.optimizer_sees")) set.emplace_back("zeropage.optimizer_sees");
   return set;
 }
 

@@ -9,9 +9,9 @@ using enum Status;
 namespace {
 
 std::vector<Choice> optimizer_types() {
-  std::vector<Choice> types = {{"Adam"},   {"AdamW"},    {"Lion"},  {"Adagrad"}, {"SGD"},  {"Lamb"}, {"RMSprop"},
-                               {"Adamax"}, {"Adadelta"}, {"NAdam"}, {"RAdam"},   {"ASGD"}, {"Rprop"}};
-  for (const char* later : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD", "Muon"}) {
+  std::vector<Choice> types = {{"Adam"},   {"AdamW"},    {"Lion"},  {"Adagrad"}, {"SGD"},  {"Lamb"},  {"RMSprop"},
+                               {"Adamax"}, {"Adadelta"}, {"NAdam"}, {"RAdam"},   {"ASGD"}, {"Rprop"}, {"Muon"}};
+  for (const char* later : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD"}) {
     types.push_back({later, false});
   }
   return types;
@@ -86,6 +86,35 @@ std::vector<Key> sgd_keys() {
   };
 }
 
+std::vector<Key> muon_keys() {
+  return {
+      real("lr", {}, kSupported, "Learning rate of both halves; absent: 0.02 of Muon's, 3e-4 of AdamW's.").at_least(0),
+      real("muon_lr", {}, kSupported, "Learning rate of the parameters that Muon updates, in the place of lr.")
+          .at_least(0),
+      real("adam_lr", {}, kSupported, "Learning rate of the others, in the place of lr.").at_least(0),
+      real("momentum", 0.95, kSupported, "Muon: decay of the momentum.").from_up_to(0, 1),
+      weight_decay_key("Decoupled weight decay of both halves."),
+      string("ns_method", "gram", kSupported,
+             "Newton-Schulz iteration; gram: on the Gram matrix, fewer operations; standard: as torch.optim.Muon.")
+          .one_of({{"gram"}, {"standard"}}),
+      integer("ns_steps", 5, kSupported, "Newton-Schulz iterations.").between(1, 99),
+      string("ns_dtype", {}, kSupported,
+             "Type in which they run; absent: bf16 with standard; with gram fp16, on CPUs fp32.")
+          .one_of({{"bf16"}, {"fp16"}, {"fp32"}}),
+      flag("nesterov", true, kSupported, "Muon: Nesterov's momentum."),
+      string("adjust_lr_fn", "original", kSupported,
+             "Muon: factor of the rate; original: sqrt(max(1, rows / columns)); match_rms_adamw: 0.2 sqrt(max(rows, "
+             "columns)).")
+          .one_of({{"original"}, {"match_rms_adamw"}}),
+      flag("per_head_muon", false, kSupported,
+           "Muon: the rows of each attention head by themselves (docs/optimizers.md)."),
+      betas_key(0.9, 0.95, "AdamW: decay of the first and the second moment."),
+      real("eps", 1e-10, kSupported, "AdamW: added to the root of the second moment.").at_least(0),
+      flag("adam_w_mode", true, kSupported, "AdamW's decoupled decay; false: L2 added to the gradient."),
+      flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
+  };
+}
+
 Key maximize_key() { return flag("maximize", false, kSupported, "Go up instead of down."); }
 Key eps_key(double eps) { return real("eps", eps, kSupported, "Added to the denominator.").at_least(0); }
 Key decoupled_key() {
@@ -143,6 +172,7 @@ std::vector<Section> optimizer_tables() {
       params_of({"SGD"}, "Parameters of SGD.", sgd_keys()),
   };
   tables.push_back(params_of({"Lamb"}, "Parameters of Lamb.", lamb_keys()));
+  tables.push_back(params_of({"Muon"}, "Parameters of Muon, and of AdamW for what Muon does not update.", muon_keys()));
   for (Section& section : torch_tables()) tables.push_back(std::move(section));
   return tables;
 }

@@ -24,6 +24,10 @@ std::vector<Section> own_tables() {
              "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
              "block of 256 (docs/offload.md).")
           .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
+      string("optimizer_sees", {}, kSupported,
+             "What the step of the program's optimizer object looks at to update an element: that element, all of its "
+             "parameter, or all parameters of the model; by default it follows from its class (docs/optimizers.md).")
+          .one_of({{"elements"}, {"parameters"}, {"model"}}),
       integer("speculation_bytes", {}, kSupported,
               "Undo log per rank with which updates of offloaded optimizer state go on overlapped with the backward "
               "(docs/offload.md); 0: all wait for the norm. By default a quarter of what all of them would need on a "

@@ -45,7 +45,7 @@ std::vector<Key> stage_keys() {
       flag("override_module_apply", true, kAccepted, "Module.apply works at every stage without being replaced."),
       flag("log_trace_cache_warnings", false, kAccepted, "There is no trace of modules to warn about."),
       flag("enable_sanity_checks", false, kNotBuilt, "Extra checks of the sharded state."),
-      flag("save_muon_momentum_buffer_in_memory", false, kNotBuilt, "For the optimizer Muon."),
+      flag("save_muon_momentum_buffer_in_memory", false, kAccepted, "Muon's momentum stays in memory in any case."),
   };
 }
 

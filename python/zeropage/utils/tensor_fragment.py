@@ -42,6 +42,8 @@ def safe_get_full_optimizer_state(param: torch.nn.Parameter, optim_state_key: st
     core, states = _core_and_states(param)
     if states is None:
         return core.full_value(param, ValueKind.STATE, optim_state_key)
+    if states.sees_whole(param):
+        return states.full(param, optim_state_key)
     piece = states.local(param, optim_state_key)
     # Ranks without elements of the parameter do not know whether it has the state.
     there = core.assemble_value(param, _elements(core, param, piece is not None))
@@ -56,7 +58,7 @@ def safe_set_full_optimizer_state(param: torch.nn.Parameter, value: torch.Tensor
     if states is None:
         core.set_full_value(param, value, ValueKind.STATE, optim_state_key)
     else:
-        _set_local_state(states, param, core.piece_of_value(param, value), optim_state_key)
+        states.set_local(param, optim_state_key, states.cut(param, value, core).flatten() if states.sees_whole(param) else core.piece_of_value(param, value))
 
 
 def safe_get_local_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
@@ -85,7 +87,7 @@ def safe_get_local_optimizer_state(param: torch.nn.Parameter, optim_state_key: s
     if states is None:
         return core.local_value(param, ValueKind.STATE, optim_state_key)
     piece = states.local(param, optim_state_key)
-    return None if piece is None else piece.detach().flatten().to(torch.float32, copy=True)
+    return None if piece is None else piece.to(torch.float32, copy=True)
 
 
 def safe_set_local_optimizer_state(param: torch.nn.Parameter, value: torch.Tensor, optim_state_key: str) -> None:
@@ -94,7 +96,7 @@ def safe_set_local_optimizer_state(param: torch.nn.Parameter, value: torch.Tenso
     if states is None:
         core.set_local_value(param, value, ValueKind.STATE, optim_state_key)
     else:
-        _set_local_state(states, param, value, optim_state_key)
+        states.set_local(param, optim_state_key, value)
 
 
 def safe_update_full_grad_vectorized(
@@ -126,14 +128,3 @@ def _core_and_states(param: torch.nn.Parameter) -> tuple[Any, Any]:
 def _elements(core: Any, param: torch.nn.Parameter, value: float) -> torch.Tensor:
     """As many elements as this rank updates."""
     return torch.full_like(core.piece_of_value(param, torch.zeros(param.shape, device=param.device)), float(value))
-
-
-def _set_local_state(states: Any, param: torch.nn.Parameter, piece: torch.Tensor, key: str) -> None:
-    state = states.local(param, key)
-    if state is None:
-        if piece.numel() == 0:
-            return
-        raise UsageError(f"the optimizer has no state {key!r} by the element of this parameter; its first step makes its state")
-    if state.numel() != piece.numel():
-        raise UsageError(f"this rank has {state.numel()} elements of the state {key!r}; got {piece.numel()}")
-    state.copy_(piece.view_as(state))

@@ -1,0 +1,142 @@
+"""Muon for matrices, AdamW for the rest: what the configuration calls "Muon".
+
+Of a matrix g is the mean gradient, after clipping:
+
+    m = momentum * m + (1 - momentum) * g
+    u = (1 - momentum) * g + momentum * m           without nesterov: u = m
+    p = p * (1 - lr * weight_decay) - lr * adjust(rows, columns) * orthogonal(u)
+
+`orthogonal` is newton_schulz.py. Convolution kernels are matrices of (out, rest); parameters of three dimensions are stacked matrices. With
+ns_method "standard" and bf16 the bits are those of torch.optim.Muon. The engine gives it whole parameters at all stages, each on one rank.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+from .errors import ConfigError
+from .newton_schulz import orthogonal
+
+Group = dict[str, Any]
+
+# Hyperparameters of one half that groups of the other do not have.
+_MUON_KEYS = ("momentum", "nesterov", "ns_method", "ns_steps", "ns_dtype", "adjust_lr_fn")
+_ADAM_KEYS = ("betas", "eps", "adam_w_mode")
+_NOT_MUON = ("embed", "lm_head")
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_CONVOLUTIONS = torch.nn.modules.conv._ConvNd
+# What a model's configuration says of the rows of these layers.
+_HEADS = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads", "v_proj.weight": "num_key_value_heads"}
+
+
+class Muon(torch.optim.Optimizer):
+    """Made by `configured`. Its groups say "use_muon", and "matrices": how many a parameter of the group is, stacked; 0: as its shape says."""
+
+    def __init__(self, groups: list[Group]):
+        super().__init__(groups, {})
+
+    @classmethod
+    def configured(cls, params: Group, groups: list[Group], model: torch.nn.Module) -> "Muon":
+        """params: the section optimizer.params. Each group is split into its two halves. Raises ConfigError."""
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        kernels = {id(parameter) for module in model.modules() if isinstance(module, _CONVOLUTIONS) for parameter in module.parameters(False)}
+        split: dict[tuple[int, bool, int], list[torch.Tensor]] = {}
+        for index, group in enumerate(groups):
+            for parameter in group["params"]:
+                name = names.get(id(parameter), "")
+                use_muon = takes_muon(name, parameter)
+                matrices = 0
+                if use_muon and params["per_head_muon"]:
+                    matrices = heads_of(name, parameter, getattr(model, "config", None))
+                elif use_muon and id(parameter) in kernels:
+                    matrices = 1
+                split.setdefault((index, not use_muon, matrices), []).append(parameter)
+        if params["per_head_muon"] and not any(matrices > 0 for _, _, matrices in split):
+            raise ConfigError(
+                "optimizer.params.per_head_muon is true, and no parameter says how many heads it has: expected parameters named q_proj.weight, "
+                "k_proj.weight or v_proj.weight of a model whose config has num_attention_heads, or an attribute muon_heads of parameters"
+            )
+        return cls([_half(params, groups[key[0]], not key[1], key[2], split[key]) for key in sorted(split)])
+
+    @staticmethod
+    def takes_whole(group: Group) -> bool:
+        """AdamW's half treats every element alike."""
+        return group["use_muon"]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            update = self._muon_step if group["use_muon"] else self._adam_step
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    update(parameter, group)
+
+    def _muon_step(self, parameter: torch.Tensor, group: Group) -> None:
+        state, gradient = self.state[parameter], parameter.grad
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(gradient)
+        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
+        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        matrices = as_matrices(update, group["matrices"])
+        made = [orthogonal(each, group["ns_method"], group["ns_steps"], _DTYPES.get(group["ns_dtype"])) for each in matrices]
+        rate = float(group["lr"])
+        parameter.mul_(1 - rate * group["weight_decay"])
+        made = made[0] if len(made) == 1 else torch.stack(made)
+        parameter.add_(made.reshape(parameter.shape), alpha=-(rate * adjustment(group["adjust_lr_fn"], *matrices[0].shape)))
+
+    def _adam_step(self, parameter: torch.Tensor, group: Group) -> None:
+        state, gradient, decay = self.state[parameter], parameter.grad, group["weight_decay"]
+        if not state:
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        if not group["adam_w_mode"] and decay != 0:
+            gradient, decay = gradient.add(parameter, alpha=decay), 0.0
+        beta1, beta2 = group["betas"]
+        moments = [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]]
+        options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": decay}
+        adamw([parameter], [gradient], *moments, foreach=False, amsgrad=False, maximize=False, **options)
+
+
+def takes_muon(name: str, parameter: torch.Tensor) -> bool:
+    """The parameter's own `use_muon`, or: it is a matrix, or several, and neither an embedding nor the output layer."""
+    own = getattr(parameter, "use_muon", None)
+    return bool(own) if own is not None else parameter.dim() >= 2 and not any(word in name.lower() for word in _NOT_MUON)
+
+
+def heads_of(name: str, parameter: torch.Tensor, config: Any) -> int:
+    """How many attention heads have rows of their own in a parameter; 0: none, or it is not known. Raises ConfigError when they do not fit."""
+    heads = getattr(parameter, "muon_heads", None)
+    for ending, count in _HEADS.items():
+        if heads is None and name.endswith(ending):
+            heads = getattr(config, count, None) or getattr(config, "num_attention_heads", None)
+    if heads and (parameter.dim() != 2 or parameter.shape[0] % heads != 0):
+        raise ConfigError(f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} is not {heads} heads of as many rows each")
+    return heads or 0
+
+
+def as_matrices(update: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The matrices that a parameter is: `count` of its rows in equal parts; 0: of three dimensions a stack, else one of (out, rest)."""
+    if count == 0 and update.dim() == 2:
+        return [update]
+    if count == 0 and update.dim() == 3:
+        return list(update)
+    return list(update.reshape(update.shape[0], -1).chunk(max(count, 1)))
+
+
+def adjustment(kind: str, rows: int, columns: int) -> float:
+    """What the learning rate is multiplied by."""
+    return 0.2 * math.sqrt(max(rows, columns)) if kind == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
+
+
+def _half(params: Group, group: Group, use_muon: bool, matrices: int, parameters: list[torch.Tensor]) -> Group:
+    """One half of a group, with the options of the group before those of the section."""
+    shared, own = params["lr"], params["muon_lr" if use_muon else "adam_lr"]
+    default = 0.02 if use_muon else 3e-4
+    lr = next(each for each in (own, shared, default) if each is not None)
+    options = {key: params[key] for key in (_MUON_KEYS if use_muon else _ADAM_KEYS)}
+    half = {"lr": lr, "weight_decay": params["weight_decay"], **options, "use_muon": use_muon}
+    if use_muon:
+        half["matrices"] = matrices
+    return {**half, **{key: value for key, value in group.items() if key != "params"}, "params": parameters}
