@@ -1,0 +1,110 @@
+"""Muon's step beside torch.optim.Muon's under DDP, and beside AdamW's, at equal tokens; and the bytes of optimizer state on a rank.
+
+All of them train the same model in the same process, in turns. Matrices are Muon's ("standard", in bf16, as torch's), the rest AdamW's.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+import torch
+from common import emit, is_rank, ratio_figures, run_ranks, take_turns
+from systems import ADAMW, MODELS, Gpt, GptConfig, Step, batch_of
+from torch.nn.parallel import DistributedDataParallel
+
+import zeropage
+from zeropage.muon import takes_muon
+
+TARGET = 1.0
+LR = 0.02
+
+
+def of_torch(config: GptConfig, batch: torch.Tensor) -> tuple[Step, Callable[[], int]]:
+    """(step, bytes of state so far)"""
+    model = DistributedDataParallel(Gpt(config), gradient_as_bucket_view=True)
+    named = list(model.module.named_parameters())
+    optimizers = [
+        torch.optim.Muon([p for name, p in named if takes_muon(name, p)], lr=LR),
+        torch.optim.AdamW([p for name, p in named if not takes_muon(name, p)], fused=True, **ADAMW),
+    ]
+
+    def step() -> torch.Tensor:
+        loss = model(batch)
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+    def state_bytes() -> int:
+        return sum(value.nbytes for each in optimizers for state in each.state.values() for value in state.values())
+
+    return step, state_bytes
+
+
+def of_engine(config: GptConfig, batch: torch.Tensor, stage: int, optimizer: dict) -> tuple[Step, Callable[[], int]]:
+    engine = zeropage.initialize(
+        model=Gpt(config),
+        config={"train_micro_batch_size_per_gpu": len(batch), "zero_optimization": {"stage": stage}, "optimizer": optimizer},
+    )[0]
+
+    def step() -> torch.Tensor:
+        loss = engine(batch)
+        engine.backward(loss)
+        engine.step()
+        return loss.detach()
+
+    def state_bytes() -> int:
+        return engine.memory_report().ranks[zeropage.distributed.current_world().rank]["optimizer"]
+
+    return step, state_bytes
+
+
+def measure(size: str, rows: int, stage: int, rounds: int, steps: int) -> None:
+    config, world = MODELS[size], zeropage.distributed.current_world()
+    zeropage.init_distributed()
+    batch = batch_of(config, rows)
+    muon = {"type": "Muon", "params": {"lr": LR, "adam_lr": ADAMW["lr"], "weight_decay": 0.1, "ns_method": "standard"}}
+    made = {
+        "torch": of_torch(config, batch),
+        "muon": of_engine(config, batch, stage, muon),
+        "adamw": of_engine(config, batch, stage, {"type": "AdamW", "params": ADAMW}),
+    }
+    systems = {name: step for name, (step, _) in made.items()}
+    for step in systems.values():
+        step()
+    blocks = take_turns(systems, rounds, steps, torch.distributed.barrier)
+    state = {name: state_bytes() for name, (_, state_bytes) in made.items()}
+    if world.rank != 0:
+        return
+    shared = {"ranks": world.size, "model": size, "rows": rows, "stage": stage}
+    for name, against in (("muon", "torch"), ("muon", "adamw")):
+        emit(
+            "muon",
+            **shared,
+            step=name,
+            beside=against,
+            ms=round(min(block.wall_s for block in blocks[name]) * 1e3, 1),
+            **ratio_figures(blocks[name], blocks[against]),
+            target=TARGET if against == "torch" else None,
+            state_ratio=round(state[name] / state[against], 3),
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="10M")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--steps", type=int, default=3, help="steps of one block")
+    arguments = parser.parse_args()
+    if is_rank():
+        measure(arguments.model, arguments.rows, arguments.stage, arguments.rounds, arguments.steps)
+        return
+    run_ranks(arguments.ranks, sys.argv[1:])
+
+
+if __name__ == "__main__":
+    main()
