@@ -265,17 +265,16 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
             require_plain(name, parameter)
             parameter.data = parameter.data.to(self.device)
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
-        shards = self.optimizer.shards if self._has_optimizer else None
-        if shards is not None:
-            shards.note_whole(named, self._config, self._world.size)
+        if self._has_optimizer:
+            self.optimizer.note_whole(named, self._config, self._world.size)
         self._core.add_parameters(named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True))
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
         if not self._has_optimizer:
             return
-        if shards is not None:
-            shards.extend(self._named, self._core.owned_segments())
+        if self.optimizer.shards is not None:
+            self.optimizer.shards.extend(self._named, self._core.owned_segments())
         if self._core.scheduled_lrs():
             self.optimizer.pull_hyperparameters()
 
@@ -442,17 +441,15 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         return made
 
     def _make_core(self) -> _C.Engine:
-        groups = [] if self.optimizer is None else self.optimizer.param_groups
-        engine_groups = [] if self.optimizer is None else self.optimizer.engine_groups()
+        groups, engine_groups = ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
         parameters = name_parameters(self.module, groups)
+        if self.optimizer is not None:
+            self.optimizer.note_whole(parameters, self._config, self._world.size)
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)
         cast_buffers(self.module, self._config, in_fp32)
         parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
-        shards = None if self.optimizer is None else self.optimizer.shards
-        if shards is not None:
-            shards.note_whole(parameters, self._config, self._world.size)
         core = _C.Engine(
             parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:], in_fp32=in_fp32
         )
@@ -460,8 +457,8 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         _C.require_same_everywhere(self._communicator, "the parameters are taken")
         self._keep_parameters_only = weakref.finalize(self, core.keep_parameters_only)
         self._keep_parameters_only.atexit = False
-        if shards is not None:
-            shards.attach(core, self._communicator, parameters, core.owned_segments())
+        if self.optimizer is not None and self.optimizer.shards is not None:
+            self.optimizer.shards.attach(core, self._communicator, parameters, core.owned_segments())
         parameter_holders.register_parameters(self, core, [parameter for _, parameter, _ in parameters])
         self._named = parameters
         return core
