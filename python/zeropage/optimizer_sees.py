@@ -135,6 +135,7 @@ def _copy_on(optimizer: torch.optim.Optimizer, small: dict[int, Any], groups: li
     """A copy of the object on other parameters, without state; not by its own pickling, which keeps groups and state alone."""
     memo: dict[int, Any] = dict(small)
     memo[id(optimizer.state)] = defaultdict(dict)
+    memo.update({id(value): value for value in vars(optimizer).values() if isinstance(value, torch.nn.Module)})  # a model is not copied
     copied = object.__new__(type(optimizer))
     memo[id(optimizer)] = copied
     attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.startswith("_optimizer_")}

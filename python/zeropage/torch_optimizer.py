@@ -97,7 +97,7 @@ class ShardUpdate:
         """
         self._core = weakref.ref(core)
         self.communicator = communicator
-        self.whole = WholeParameters(self._core, communicator)
+        self.whole = WholeParameters(self._core, communicator, parameters[0][1].device)
         self.state = ShardState(self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole)
         self.state.adopt([parameter for _, parameter, _ in parameters], communicator)
         for name in _own_methods(type(self.client)):

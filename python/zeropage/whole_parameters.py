@@ -69,10 +69,11 @@ Values = dict[int, tuple[torch.Tensor, torch.Tensor | None]]  # parameter -> val
 
 
 class WholeParameters:
-    def __init__(self, core: Callable[[], Any], communicator: _C.Communicator):
-        """core: a weak reference to the engine's C++ side."""
+    def __init__(self, core: Callable[[], Any], communicator: _C.Communicator, device: torch.device):
+        """core: a weak reference to the engine's C++ side. device: the engine's, through whose memory parts travel."""
         self._core = core
         self._communicator = communicator
+        self._device = device
         self._rank = communicator.rank
         self._placed: dict[int, _Placed] = {}
 
@@ -119,15 +120,15 @@ class WholeParameters:
             if not self._placed[index].travels:
                 whole[index] = (values, gradient)
         said = self._say(mine)
-        device = next((values.device for values, _ in mine.values()), torch.device("cpu"))
         for index in self._travelling(said, _WITHOUT_GRADIENT):
             if self.owner(index) == self._rank:
+                device = mine[index][0].device if index in mine else self._device
                 with_gradient = said[index] == _WITH_GRADIENT
                 numel = self.shape(index).numel()
                 whole[index] = (torch.empty(numel, device=device), torch.empty(numel, device=device) if with_gradient else None)
         for which, least in ((0, _WITHOUT_GRADIENT), (1, _WITH_GRADIENT)):
             for chunk in self._chunks(self._travelling(said, least)):
-                for index, (offset, numel), piece in self._exchanged(chunk, lambda placed: placed.parts, lambda index: mine[index][which], device):
+                for index, (offset, numel), piece in self._exchanged(chunk, lambda placed: placed.parts, lambda index: mine[index][which]):
                     if self.owner(index) == self._rank:
                         whole[index][which][offset : offset + numel] = piece
         return {index: tuple(each if each is None else self.shape(index).shaped(each) for each in pair) for index, pair in whole.items()}
@@ -137,12 +138,11 @@ class WholeParameters:
         for index, values in whole.items():
             flat = self.shape(index).flat(values.detach())
             if self._placed[index].travels:
-                whole[index] = flat
+                whole[index] = flat.float()
             elif flat.data_ptr() != mine[index][0].data_ptr():
                 mine[index][0].copy_(flat)
-        device = next((values.device for values, _ in mine.values()), torch.device("cpu"))
         for chunk in self._chunks(self._travelling(self._say(mine), _WITHOUT_GRADIENT)):
-            for index, _, piece in self._exchanged(chunk, _Placed.from_owner, whole.__getitem__, device):
+            for index, _, piece in self._exchanged(chunk, _Placed.from_owner, whole.__getitem__):
                 if index in mine:
                     offset, numel = self._placed[index].parts[self._rank]
                     mine[index][0].copy_(piece[offset : offset + numel])
@@ -153,8 +153,9 @@ class WholeParameters:
             return None if mine is None else mine.detach().float().clone()
         if not any(self._core().exchange_texts("" if mine is None else "there")):
             return None
-        device = None if mine is None else mine.device
-        received = torch.empty(self.shape(index).extents, device=device) if mine is None else mine.detach().float().contiguous().clone()
+        received = torch.empty(self.shape(index).extents, device=self._device)
+        if mine is not None:
+            received.copy_(mine.detach())
         self._communicator.broadcast(received, self.owner(index))
         return received
 
@@ -194,7 +195,6 @@ class WholeParameters:
         chunk: list[int],
         parts_of: Callable[[_Placed], dict[int, tuple[int, int]]],
         own: Callable[[int], torch.Tensor],
-        device: torch.device,
     ) -> Iterator[tuple[int, tuple[int, int], torch.Tensor]]:
         """(parameter, its elements, values) of what every rank has of the parameters of a chunk. Memory: what one rank has. Collective."""
         for rank in range(self._communicator.size):
@@ -202,9 +202,9 @@ class WholeParameters:
             if not pieces:
                 continue
             if rank == self._rank:
-                buffer = torch.cat([own(index).reshape(-1) for index, _ in pieces])
+                buffer = torch.cat([own(index).reshape(-1).to(self._device) for index, _ in pieces])
             else:
-                buffer = torch.empty(sum(numel for _, (_, numel) in pieces), device=device)
+                buffer = torch.empty(sum(numel for _, (_, numel) in pieces), device=self._device)
             self._communicator.broadcast(buffer, rank)
             for (index, part), piece in zip(pieces, buffer.split([numel for _, (_, numel) in pieces]), strict=True):
                 yield index, part, piece
