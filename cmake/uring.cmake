@@ -2,7 +2,7 @@
 set(ZEROPAGE_WITH_URING AUTO CACHE STRING "Build the store with io_uring: AUTO (when liburing is found), ON or OFF")
 if(ZEROPAGE_WITH_URING)
   find_path(URING_INCLUDE liburing.h)
-  find_library(URING_LIBRARY uring)
+  find_library(URING_LIBRARY NAMES liburing.a uring)  # within the libraries: a wheel needs no liburing where it is used
   if(URING_INCLUDE AND URING_LIBRARY)
     message(STATUS "liburing: ${URING_LIBRARY}")
     target_include_directories(zeropage_core SYSTEM PRIVATE ${URING_INCLUDE})
