@@ -9,7 +9,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -52,6 +52,9 @@ lint: venv ## layers, format, lengths of files, and what ruff finds in Python fi
 format: venv ## rewrites all files in the project's format
 	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --fix
+
+wheel: venv ## dist/zeropage-*.whl: the package, the commands and the C++ library, for the torch of .venv
+	@$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps --wheel-dir dist . && ls dist/*.whl
 
 gpu-bundle: venv ## what a GPU machine without internet lacks, into .gpu-bundle/
 	@tools/gpu_bundle.sh

@@ -194,7 +194,8 @@ def test_a_project_finds_the_installed_package():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="without ccache a wheel compiles everything again, for minutes")
 def test_a_project_finds_the_installed_wheel(tmp_path):
-    """Catches a wheel that cannot be built, or that lacks what C++ programs need. Its files are compiled as the build's were, so that
+    """Catches a wheel that cannot be built, that lacks what C++ programs need, or that needs libraries which a machine may not have.
+    Its files are compiled as the build's were, so that
     the compiler's cache has them all."""
     cache = (BUILD / "CMakeCache.txt").read_text()
     compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
@@ -202,6 +203,10 @@ def test_a_project_finds_the_installed_wheel(tmp_path):
     shutil.rmtree(site, ignore_errors=True)  # always the same path, so that the project's own file is in the cache, too
     run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, ROOT, CXX=compiler)
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, next(tmp_path.glob("zeropage-*.whl")))
+    for library in [*site.rglob("zeropage/**/*.so"), site / "bin" / "zeropage"]:
+        needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library))
+        known = r"lib(torch\w*|c10\w*|gomp\S*|stdc\+\+|gcc_s|m|c|rt|dl|pthread)\.so.*|ld-linux.*"
+        assert needed and all(re.fullmatch(known, name) for name in needed), f"{library} needs {needed}"
     package = run(sys.executable, "-m", "zeropage", "--cmake-dir", folder=tmp_path, package=site).strip()
     assert Path(package).is_relative_to(site)
     check_package(BUILD / "wheel_package", f"-Dzeropage_DIR={package}", site / "bin" / "zeropage")

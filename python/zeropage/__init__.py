@@ -9,7 +9,7 @@ import os
 
 import torch  # noqa: F401  (the C++ module needs torch's libraries loaded)
 
-from . import errors, exit_codes
+from . import built_for, errors, exit_codes  # noqa: F401  (built_for first: it refuses another torch)
 from ._C import version as __version__
 from .initialize import add_config_arguments, initialize
 

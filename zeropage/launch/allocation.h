@@ -22,7 +22,7 @@ struct Task {
   int local_size = 1;
   int node = 0;
   int num_nodes = 1;
-  std::string first_host;  ///< of rank 0; empty: not known
+  std::string first_host = {};  ///< of rank 0; empty: not known
 };
 
 /// The task that this process is: variables of OpenMPI (OMPI_*), MPICH and Intel MPI (PMI_*, MPI_LOCAL*), or a Slurm step

@@ -28,8 +28,8 @@ struct ScalePoint {
 };
 
 struct Scaling {
-  std::optional<std::int64_t> global_batch;  ///< samples of a step for strong scaling
-  std::optional<int> stage;                  ///< absent: what is recommended at each point
+  std::optional<std::int64_t> global_batch = {};  ///< samples of a step for strong scaling
+  std::optional<int> stage = {};                  ///< absent: what is recommended at each point
 };
 
 /// Hosts 1, 2, 4, ... up to request.hosts, and that itself; of one host its devices 1, 2, 4, ... Numbers of ranks that do not divide the
