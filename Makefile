@@ -44,10 +44,11 @@ bench: setup ## the measurements, one line of JSON each
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
 
-lint: venv ## layers, format, lengths of files, and what ruff finds in Python files
+lint: venv ## layers, format, lengths of files, and what ruff and mypy find in Python files
 	@$(BIN)/python tools/check_layers.py
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format
 	@$(BIN)/ruff check --quiet && echo "ruff: no findings"
+	@$(BIN)/mypy
 
 format: venv ## rewrites all files in the project's format
 	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet

@@ -129,6 +129,7 @@ transformers transformers
 tensorboard tensorboard
 clang_format clang-format==14.0.6
 ruff ruff==0.17.6
+mypy mypy==2.4.1
 pytest_timeout.py pytest-timeout
 LIST
   # Other people's optimizers, for tests. Their dependencies would bring another torch.
