@@ -125,9 +125,9 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         self._losses.append(loss.detach())
         return scaled
 
-    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+    def scale(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
         """For `engine.scale(loss).backward()`, which does what `engine.backward(loss)` does: the loss times the loss scale of fp16, whose
-        gradients are divided by the accumulation steps on their way.
+        gradients are divided by the accumulation steps on their way. retain_graph: accepted; the backward's own says it.
 
         Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they reach the
         parameters; it reduces gradients later. With fp16 it is an error.
@@ -146,7 +146,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         UsageError before the update when that scheduler lacks one, or does not take it.
         """
         if self._in_no_sync:
-            raise UsageError("engine.step() was called inside of engine.no_sync(); call it after the block")
+            raise UsageError("It is illegal to call Engine.step() inside no_sync context manager: call it after the block")
         if self.global_rank == 0 and self._has_optimizer:
             self._unknown.say()
         if not self._core.is_accumulation_boundary() or not self._has_optimizer:
@@ -179,7 +179,7 @@ class ZeropageEngine(EngineSettings, CheckpointingEngine, ModelExports, ModuleVi
         """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate anyway. `step` inside of
         it is a UsageError: its place is after the last backward of the window, which is outside."""
         if self._in_no_sync:
-            raise UsageError("engine.no_sync() was entered inside of engine.no_sync(); leave the first one before")
+            raise UsageError("no_sync context manager reentry is unsupported: leave the first one before")
         self._in_no_sync = True
         try:
             yield

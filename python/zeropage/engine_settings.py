@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from . import _C
+from .compat.engine_getters import EngineGetters
 from .errors import ConfigError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 _PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}
 
 
-class EngineSettings:
+class EngineSettings(EngineGetters):
     """Getters, in the order of their subjects. Needs `_config`, `_world`, `_core` and `optimizer`."""
 
     # -- ranks

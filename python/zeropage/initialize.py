@@ -39,7 +39,7 @@ def initialize(
     model_parameters: what the optimizer updates, parameters or groups (dicts); None: all that are trainable.
     training_data: a data set; the third result is then a loader of this rank's part of it.
     lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".
-    config, config_params, args.deepspeed_config: a path, a dict or JSON text; one of them.
+    config, config_params, args.deepspeed_config (older: args.deepscale_config): a path, a dict or JSON text; one of them.
     device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the accelerator if there
     is one.
     dist_init_required: False: torch's default process group is not made. Otherwise ranks that a launcher started have it afterwards,
@@ -93,7 +93,8 @@ def _check_local_rank(args: Any, world: World) -> None:
 
 
 def _config_source(args: Any, config: Any, config_params: Any) -> Any:
-    sources = {"config": config, "config_params": config_params, "args.deepspeed_config": getattr(args, "deepspeed_config", None)}
+    sources = {"config": config, "config_params": config_params}
+    sources |= {f"args.{name}": getattr(args, name, None) for name in ("deepspeed_config", "deepscale_config")}
     given = {name: value for name, value in sources.items() if value is not None}
     if len(given) != 1:
         raise ConfigError(

@@ -8,6 +8,7 @@ import torch
 from torch.optim import optimizer as torch_optimizer
 
 from . import _C
+from .compat.leaf_modules import get_z3_leaf_modules
 from .errors import ConfigError, UsageError
 from .optimizer_sees import check_steps_alone
 from .optimizer_state import EngineState, WholeState, put, take
@@ -175,6 +176,20 @@ def _fact(value: Any) -> str:
     return repr(value) if isinstance(value, (bool, int, float, str, type(None))) else type(value).__name__
 
 
+class LossScaleView:
+    """The engine's loss scale, as programs read it of DeepSpeed's loss scaler."""
+
+    def __init__(self, core: _C.Engine, config: _C.Config):
+        self._core = core
+        self.dynamic = config.precision == _C.Precision.FP16 and config.dynamic_loss_scale
+
+    @property
+    def loss_scale(self) -> float:
+        return self._core.loss_scale
+
+    cur_scale = loss_scale
+
+
 class ZeropageOptimizer(torch.optim.Optimizer):
     """Hyperparameters of the engine's update. The state lives in the engine: `state` stays empty, and `state_dict` has it.
 
@@ -329,6 +344,20 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return self._core.loss_scale
 
     cur_scale = loss_scale  # DeepSpeed's name
+
+    @property
+    def loss_scaler(self) -> "LossScaleView":
+        """Of fp16; without it the scale is 1."""
+        return LossScaleView(self._core, self._config)
+
+    def needs_scaler(self) -> bool:
+        """Whether a loss must be scaled: by `engine.backward(loss)`, or `engine.scale(loss).backward()`."""
+        return self._config.precision == _C.Precision.FP16 or self._core.loss_scale != 1.0
+
+    @property
+    def leaf_parameters(self) -> dict[torch.nn.Module, list[torch.nn.Parameter]]:
+        """Of each module that `set_z3_leaf_modules` has marked, at stage 3."""
+        return {module: list(module.parameters()) for module in get_z3_leaf_modules(self.parameter_offload.module)}
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -12,7 +12,6 @@ import argparse
 import importlib.metadata
 import os.path
 import sys
-import sysconfig
 from pathlib import Path
 
 from ..errors import UsageError
@@ -55,6 +54,8 @@ def write_metadata(folder: Path) -> Path:
 
 def install() -> str:
     """Into the Python that runs this. Raises UsageError where DeepSpeed itself is installed."""
+    import sysconfig  # here, because programs that import deepspeed need none of it
+
     if active() == "deepspeed":
         version = importlib.metadata.version("deepspeed")
         raise UsageError(f"DeepSpeed {version} is installed here, and is not replaced: pip uninstall deepspeed first, or use another environment")

@@ -37,6 +37,21 @@ OnebitLamb = _refusing("OnebitLamb", "optimizers that compress their traffic are
 ZeroOneAdam = _refusing("ZeroOneAdam", "optimizers that compress their traffic are not built")
 
 
+_LOSS_SCALER = "the engine scales the loss of fp16, and engine.optimizer.loss_scaler shows its scale; outside an engine use torch.amp.GradScaler"
+LossScalerBase = _refusing("LossScalerBase", _LOSS_SCALER)
+LossScaler = _refusing("LossScaler", _LOSS_SCALER)
+DynamicLossScaler = _refusing("DynamicLossScaler", _LOSS_SCALER)
+CreateLossScaler = _refusing("CreateLossScaler", _LOSS_SCALER)
+_CHECKPOINTS = "engine.save_checkpoint writes checkpoints, and never pickles; zeropage.async_save in the configuration writes beside the training"
+CheckpointEngine = _refusing("CheckpointEngine", _CHECKPOINTS)
+TorchCheckpointEngine = _refusing("TorchCheckpointEngine", _CHECKPOINTS)
+FastCheckpointEngine = _refusing("FastCheckpointEngine", _CHECKPOINTS)
+DecoupledCheckpointEngine = _refusing("DecoupledCheckpointEngine", _CHECKPOINTS)
+create_checkpoint_engine = _refusing("create_checkpoint_engine", _CHECKPOINTS)
+ProgressiveLayerDrop = _refusing("ProgressiveLayerDrop", "progressive layer drop is not built")
+Eigenvalue = _refusing("Eigenvalue", "eigenvalues for quantized training are not built")
+
+
 def is_moe_param(parameter: Any) -> bool:
     """No parameter belongs to an expert of some ranks only."""
     return False

@@ -7,14 +7,16 @@ A parameter that neither holds has none of them: hasattr(parameter, "ds_id") is 
 
 import itertools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .. import _C, zero
+from .. import _C
 from ..parameter_holders import engine_of, is_sharded
-from .zero_names import ZeroParamStatus
+
+if TYPE_CHECKING:
+    from .zero_names import ZeroParamStatus
 
 _ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _next_id = itertools.count()
@@ -42,8 +44,10 @@ def _id(parameter: torch.Tensor) -> int:
     return _ids[parameter]
 
 
-def _status(parameter: torch.Tensor) -> ZeroParamStatus:
+def status_of(parameter: torch.Tensor) -> "ZeroParamStatus":
     """AVAILABLE: the values are in this rank's memory now. Operators fetch them where they are not."""
+    from .zero_names import ZeroParamStatus
+
     try:
         present = parameter.untyped_storage().data_ptr() != 0 or parameter.numel() == 0
     except RuntimeError:  # the guard of an absent parameter
@@ -54,6 +58,8 @@ def _status(parameter: torch.Tensor) -> ZeroParamStatus:
 def _all_gather(parameter: torch.Tensor) -> Callable[..., None]:
     def all_gather(param_list: Iterable[torch.Tensor] | None = None, async_op: bool = False) -> None:
         """Makes the parameter, or those of the list, whole until `partition`; they are there on return."""
+        from .. import zero
+
         for each in [parameter] if param_list is None else list(param_list):
             if each not in _gathered:
                 _gathered[each] = zero.GatheredParameters(each)
@@ -90,7 +96,7 @@ _ANSWERS: dict[str, Callable[[torch.Tensor], Any]] = {
     "ds_id": _id,
     "ds_shape": lambda parameter: parameter.shape,
     "ds_numel": lambda parameter: parameter.numel(),
-    "ds_status": _status,
+    "ds_status": status_of,
     "ds_persist": lambda parameter: not _C.is_paged(parameter),
     "ds_tensor": _tensor,
     "ds_active_sub_modules": lambda parameter: set(),

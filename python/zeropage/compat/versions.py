@@ -7,6 +7,8 @@ import torch
 from ..alias import VERSION as version  # noqa: F401
 from ..errors import UsageError
 
+version_major, version_minor, version_patch = (int(part) for part in version.split("."))
+git_hash = git_branch = "zeropage"
 torch_info = {"version": ".".join(torch.__version__.split(".")[:2]), "cuda_version": torch.version.cuda, "hip_version": torch.version.hip}
 
 

@@ -1,22 +1,25 @@
 """Small helpers that programs import from `deepspeed.runtime.utils`."""
 
+import contextlib
 import gc
 import os
+import random
+import sys
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
+from ..compat import host_memory
 from ..compat.accelerator import get_accelerator
 from ..distributed import current_world
+from ..errors import UsageError
 from ..report import format_bytes
 from ..utils import logger
 
 
 def set_random_seed(seed: int) -> None:
     """Seeds Python, numpy (where it is imported) and torch."""
-    import random
-    import sys
-
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
@@ -34,17 +37,72 @@ def see_memory_usage(message: str, force: bool = False) -> None:
         return
     gc.collect()
     device = get_accelerator()
-    with open("/proc/self/status") as status:
-        resident = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmRSS:"))
     allocated, peak = device.memory_allocated(), device.max_memory_allocated()
+    resident = host_memory.resident_bytes()
     logger.info("%s | device %s, peak %s | host %s", message, format_bytes(allocated), format_bytes(peak), format_bytes(resident))
 
 
-def get_global_norm(norm_list: list[float]) -> float:
-    """The 2-norm of norms of parts."""
-    return sum(norm * norm for norm in norm_list) ** 0.5
+def empty_cache() -> None:
+    """Gives the device's cached memory back, and begins its peaks again."""
+    get_accelerator().empty_cache()
+    get_accelerator().reset_peak_memory_stats()
 
 
 def is_model_parallel_parameter(parameter: Any) -> bool:
     """No parameter is split over ranks of one model."""
     return False
+
+
+def move_to_device(item: Any, device: torch.device | str, criterion_func: Callable[[Any], bool] | None = None) -> Any:
+    """`item`, its lists, tuples and dicts copied, with the tensors that criterion_func names (None: all) on this device."""
+    if isinstance(item, torch.Tensor):
+        return item.to(device) if criterion_func is None or criterion_func(item) else item
+    if isinstance(item, (list, tuple)):
+        return type(item)(move_to_device(each, device, criterion_func) for each in item)
+    if isinstance(item, dict):
+        return {key: move_to_device(value, device, criterion_func) for key, value in item.items()}
+    return item
+
+
+copy_to_device = move_to_device
+
+
+def get_only_unique_item(items: Iterable[Any]) -> Any:
+    """The value that all of them have. Raises UsageError, a RuntimeError, where there are several or none."""
+    found = set(items)
+    if len(found) != 1:
+        raise UsageError(f"expected there to be only one unique element in {items}")
+    return found.pop()
+
+
+def call_to_str(base: str, *args: Any, **kwargs: Any) -> str:
+    """The text of a call: call_to_str("f", 1, key=2) is "f(1, key=2)"."""
+    return f"{base}({', '.join([*map(repr, args), *(f'{key}={value!r}' for key, value in kwargs.items())])})"
+
+
+def mask_nan_or_inf_with_val_inplace(input: torch.Tensor, device: Any = None, val: float = -1.0) -> None:  # noqa: A002
+    """Puts `val` in the place of elements that are inf or nan."""
+    input.masked_fill_(~torch.isfinite(input), val)
+
+
+def get_inactive_params(param_list: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Those of stage 3 whose values are not in this rank's memory."""
+    from ..compat.parameter_view import status_of
+    from ..compat.zero_names import ZeroParamStatus
+    from ..parameter_holders import is_sharded
+
+    return [parameter for parameter in param_list if is_sharded(parameter) and status_of(parameter) is ZeroParamStatus.NOT_AVAILABLE]
+
+
+def noop_decorator(func: Callable[..., Any]) -> Callable[..., Any]:
+    return func
+
+
+noop_context = contextlib.nullcontext
+
+
+class DummyOptim:
+    """In the place of an optimizer for programs that ask an object for its groups: one group of parameters, and no step."""
+
+    def __init__(self, params: Any):
+        self.param_groups = [{"params": params}]

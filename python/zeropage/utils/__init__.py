@@ -11,6 +11,7 @@ from ..distributed import current_world
 from .tensor_fragment import (
     safe_get_full_fp32_param,
     safe_get_full_grad,
+    safe_get_full_model_grads,
     safe_get_full_optimizer_state,
     safe_get_local_fp32_param,
     safe_get_local_grad,
@@ -30,6 +31,7 @@ __all__ = [
     "logger",
     "safe_get_full_fp32_param",
     "safe_get_full_grad",
+    "safe_get_full_model_grads",
     "safe_get_full_optimizer_state",
     "safe_get_local_fp32_param",
     "safe_get_local_grad",

@@ -99,6 +99,12 @@ def safe_set_local_optimizer_state(param: torch.nn.Parameter, value: torch.Tenso
         states.set_local(param, optim_state_key, value)
 
 
+def safe_get_full_model_grads(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """`safe_get_full_grad` of each parameter that has one, by name. Collective. Memory: all gradients in fp32."""
+    gradients = {name: safe_get_full_grad(parameter) for name, parameter in model.named_parameters()}
+    return {name: gradient for name, gradient in gradients.items() if gradient is not None}
+
+
 def safe_update_full_grad_vectorized(
     param_list: Iterable[torch.nn.Parameter], update_func: Callable[[torch.Tensor, torch.nn.Parameter], torch.Tensor]
 ) -> None:

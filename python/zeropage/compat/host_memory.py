@@ -1,0 +1,60 @@
+"""Memory of this process and of its host as the kernel counts it, and time under the names of a device's events."""
+
+import time
+from pathlib import Path
+
+
+def _kib(file: str, key: str) -> int:
+    """The value of a line `key:  123 kB` of a file in /proc."""
+    lines = Path(file).read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def resident_bytes() -> int:
+    """Of this process, pages shared with others included."""
+    return _kib("/proc/self/status", "VmRSS") * 1024
+
+
+def peak_bytes() -> int:
+    """The most that `resident_bytes` has been since the process began, or since `reset_peak`."""
+    return _kib("/proc/self/status", "VmHWM") * 1024
+
+
+def reset_peak() -> None:
+    """Lets `peak_bytes` begin again. Raises OSError where the kernel does not allow it."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def total_bytes() -> int:
+    """Of the host."""
+    return _kib("/proc/meminfo", "MemTotal") * 1024
+
+
+def available_bytes() -> int:
+    """Of the host, without swapping."""
+    return _kib("/proc/meminfo", "MemAvailable") * 1024
+
+
+class HostEvent:
+    """A moment on the host's clock, with the methods of a device's event. What was called before it has ended."""
+
+    def __init__(self, enable_timing: bool = True, **_: object):
+        self._seconds: float | None = None
+
+    def record(self, stream: object = None) -> None:
+        self._seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Returns at once."""
+
+    def wait(self, stream: object = None) -> None:
+        """Returns at once."""
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: "HostEvent") -> float:
+        """Milliseconds from this event to `end`. Raises RuntimeError for one that was not recorded, as torch does."""
+        if self._seconds is None or end._seconds is None:
+            raise RuntimeError("elapsed_time: both events must be recorded before")
+        return (end._seconds - self._seconds) * 1e3

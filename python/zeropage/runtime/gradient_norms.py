@@ -1,0 +1,145 @@
+"""Norms of gradients and their overflow under the names of `deepspeed.runtime.utils`, for programs that clip gradients of their own.
+
+The engine clips by itself ("gradient_clipping") and says its norm (`engine.get_global_grad_norm()`). No tensor is split over ranks here, so each
+function gets whole tensors, and what it communicates makes ranks agree.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..errors import UsageError
+
+
+def get_global_norm(norm_list: list[float]) -> float:
+    """The 2-norm of norms of parts."""
+    return sum(norm * norm for norm in norm_list) ** 0.5
+
+
+def get_weight_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
+    """The norm of all of these tensors; -1 where it is inf or nan. mpu: must be None."""
+    return _finite_or_minus_one(_norm(_tensors(parameters, mpu), norm_type))
+
+
+def get_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
+    """The same of the gradients of these parameters; those without one count nothing."""
+    return get_weight_norm(_gradients(parameters, mpu), norm_type)
+
+
+def clip_grad_norm_(
+    parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2, mpu: Any = None
+) -> torch.Tensor:
+    """Scales the gradients so that their norm is at most `max_norm`; returns the norm before. Collective where torch's default group exists: the
+    norm is the mean of all ranks' norms, so that ranks whose gradients differ scale alike."""
+    gradients = _gradients(parameters, mpu)
+    norm = _norm(gradients, norm_type)
+    if dist.is_initialized():
+        norm = norm / dist.get_world_size()
+        dist.all_reduce(norm)
+    torch.nn.utils.clip_grads_with_norm_([_Holder(gradient) for gradient in gradients], max_norm, norm)
+    return norm
+
+
+def get_global_norm_of_tensors(
+    input_tensors: Iterable[torch.Tensor],
+    norm_type: float = 2,
+    mpu: Any = None,
+    use_graph: bool = False,
+    moe_ep_group: Any = None,
+) -> float:
+    """The norm of all of these tensors; -1 where it is inf or nan. mpu, moe_ep_group: must be None; use_graph: accepted."""
+    if moe_ep_group is not None:
+        raise UsageError("moe_ep_group: expert parallelism is not built; leave it out")
+    return get_weight_norm(input_tensors, norm_type, mpu)
+
+
+def clip_tensors_by_global_norm(
+    input_tensors: Iterable[torch.Tensor],
+    max_norm: float = 1.0,
+    global_norm: float | None = None,
+    mpu: Any = None,
+    eps: float = 1e-6,
+    use_graph: bool = False,
+) -> float:
+    """Scales the tensors so that their norm (`global_norm`, where it is known) is at most `max_norm`; returns the norm before."""
+    tensors = _tensors(input_tensors, mpu)
+    norm = get_weight_norm(tensors) if global_norm is None else global_norm
+    coefficient = max_norm / (norm + eps)
+    if 0 <= coefficient < 1:
+        torch._foreach_mul_(tensors, coefficient)
+    return norm
+
+
+class CheckOverflow:
+    """Looks for inf and nan in gradients, on all ranks where torch's default group exists."""
+
+    def __init__(
+        self,
+        param_groups: Iterable[Iterable[torch.Tensor]] | None = None,
+        mpu: Any = None,
+        zero_reduce_scatter: bool = False,
+        deepspeed: Any = None,
+    ):
+        """param_groups: lists of parameters; mpu: must be None; zero_reduce_scatter, deepspeed: accepted, nothing depends on them."""
+        if mpu is not None:
+            raise UsageError("mpu is not available in this version: leave it out")
+        self.params = [parameter for group in param_groups or () for parameter in group]
+
+    def check(self, param_groups: Iterable[Iterable[torch.Tensor]] | None = None) -> bool:
+        """Whether a gradient of these parameters, on any rank, has such an element. Collective."""
+        return self.has_overflow(self.params if param_groups is None else [p for group in param_groups for p in group])
+
+    def has_overflow(self, params: Iterable[torch.Tensor], has_moe_params: bool | None = None) -> bool:
+        return _on_any_rank(self.has_overflow_serial(params))
+
+    def has_overflow_serial(self, params: Iterable[torch.Tensor]) -> bool:
+        """The same of this rank alone."""
+        return any(self._has_inf_or_nan(parameter.grad) for parameter in params if parameter.grad is not None)
+
+    def check_using_norm(self, norm_group: Iterable[float], reduce_overflow: bool = True) -> bool:
+        """Whether one of these norms is -1, as `get_weight_norm` says overflow; on any rank. Collective."""
+        return _on_any_rank(-1 in list(norm_group))
+
+    @staticmethod
+    def _has_inf_or_nan(x: torch.Tensor, i: Any = None) -> bool:
+        return not bool(torch.isfinite(x).all())
+
+
+class _Holder:
+    """A gradient where torch's clipping looks for it."""
+
+    def __init__(self, gradient: torch.Tensor):
+        self.grad = gradient
+
+
+def _tensors(tensors: torch.Tensor | Iterable[torch.Tensor], mpu: Any) -> list[torch.Tensor]:
+    if mpu is not None:
+        raise UsageError("mpu is not available in this version: leave it out")
+    return [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+
+
+def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor], mpu: Any) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in _tensors(parameters, mpu) if parameter.grad is not None]
+
+
+def _norm(tensors: list[torch.Tensor], norm_type: float) -> torch.Tensor:
+    """In fp32, so that squares of 16-bit values do not overflow."""
+    return torch.nn.utils.get_total_norm([tensor.detach().float() for tensor in tensors], norm_type)
+
+
+def _finite_or_minus_one(norm: torch.Tensor) -> float:
+    value = norm.item()
+    return value if math.isfinite(value) else -1.0
+
+
+def _on_any_rank(here: bool) -> bool:
+    if not dist.is_initialized():
+        return here
+    from ..compat.accelerator import get_accelerator
+
+    flag = torch.tensor([int(here)], device=get_accelerator().current_device_name())
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return bool(flag.item())
