@@ -45,7 +45,7 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
     tasks = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
-        if entry["file"] in tasks or not any("/torch/include" in word for word in words):
+        if entry["file"] in tasks or "cmake_pch" in entry["file"] or not any("/torch/include" in word for word in words):
             continue
         words = [re.sub(r"^.*(?=/torch/include)", str(headers), word) for word in words if not word.startswith("-O")]
         if "-include" in words:  # headers that were precompiled with the torch of the build
