@@ -10,7 +10,8 @@ from ..errors import UsageError
 
 def prefix_sum_inc(weights: list[float]) -> list[float]:
     """[w0, w0 + w1, ...]"""
-    sums, total = [], 0
+    sums: list[float] = []
+    total: float = 0
     for weight in weights:
         total += weight
         sums.append(total)

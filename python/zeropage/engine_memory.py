@@ -1,0 +1,60 @@
+"""The memory that an engine's state takes: what is where, and how it is moved."""
+
+from collections.abc import Iterable
+
+import torch
+
+from . import report
+from .errors import UsageError
+from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
+
+
+class EngineMemory:
+    """The part of the engine that counts and moves model state."""
+
+    def memory_report(self) -> report.MemoryReport:
+        """Bytes of model state of every rank, counted and by the formula. Collective."""
+        shards = self.optimizer.shards if self._has_optimizer else None
+        torch_states = (0, 0) if shards is None else shards.state.bytes_on(self.device)
+        return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage(), torch_states)
+
+    def print_memory_table(self) -> None:
+        """Prints the memory report on rank 0. Collective."""
+        memory = self.memory_report()
+        if self.global_rank == 0:
+            print(memory.table(), end="", flush=True)
+
+    def empty_partition_cache(self) -> None:
+        """Gives cached frames and pages back to the system."""
+        self._core.trim_memory()
+
+    def offload_states(
+        self,
+        include: Iterable[OffloadStateTypeEnum | str] | None = None,
+        device: str = "cpu",
+        pin_memory: bool = True,
+        non_blocking: bool = False,
+    ) -> None:
+        """Moves state to the host until `reload_states`, to make room on the device: optimizer state, gradient buffers and
+        parameters, or those that `include` names. Meanwhile nothing trains and parameters cannot be read. Collective, between
+        updates.
+
+        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state is at its place on return.
+        """
+        if device not in ("cpu", torch.device("cpu"), OffloadDeviceEnum.cpu):
+            raise UsageError(f"offload_states moves state to the host: expected device 'cpu', got {device!r}")
+        states = OffloadStateTypeEnum
+        try:
+            kinds = {states(kind) for kind in (states if include is None else include)}
+        except ValueError as error:
+            raise UsageError(f"offload_states: {error}; expected some of {', '.join(kind.value for kind in states)}") from None
+        self._core.offload_states(
+            optimizer=bool(kinds & {states.optim_states, states.hp_params}),
+            gradients=bool(kinds & {states.lp_grads, states.contiguous_grad_buffer}),
+            parameters=states.lp_params in kinds,
+            pin_memory=pin_memory,
+        )
+
+    def reload_states(self, non_blocking: bool = False) -> None:
+        """Ends `offload_states`. Collective."""
+        self._core.reload_states()
