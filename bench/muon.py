@@ -17,14 +17,16 @@ from zeropage.muon import takes_muon
 
 TARGET = 1.0
 LR = 0.02
+MUON = {"lr": LR, "adam_lr": ADAMW["lr"], "weight_decay": ADAMW["weight_decay"], "betas": [0.9, 0.999], "eps": 1e-8, "ns_method": "standard"}
 
 
 def of_torch(config: GptConfig, batch: torch.Tensor) -> tuple[Step, Callable[[], int]]:
     """(step, bytes of state so far)"""
+    torch.manual_seed(0)
     model = DistributedDataParallel(Gpt(config), gradient_as_bucket_view=True)
     named = list(model.module.named_parameters())
     optimizers = [
-        torch.optim.Muon([p for name, p in named if takes_muon(name, p)], lr=LR),
+        torch.optim.Muon([p for name, p in named if takes_muon(name, p)], lr=LR, weight_decay=ADAMW["weight_decay"]),
         torch.optim.AdamW([p for name, p in named if not takes_muon(name, p)], fused=True, **ADAMW),
     ]
 
@@ -43,6 +45,7 @@ def of_torch(config: GptConfig, batch: torch.Tensor) -> tuple[Step, Callable[[],
 
 
 def of_engine(config: GptConfig, batch: torch.Tensor, stage: int, optimizer: dict) -> tuple[Step, Callable[[], int]]:
+    torch.manual_seed(0)
     engine = zeropage.initialize(
         model=Gpt(config),
         config={"train_micro_batch_size_per_gpu": len(batch), "zero_optimization": {"stage": stage}, "optimizer": optimizer},
@@ -64,15 +67,14 @@ def measure(size: str, rows: int, stage: int, rounds: int, steps: int) -> None:
     config, world = MODELS[size], zeropage.distributed.current_world()
     zeropage.init_distributed()
     batch = batch_of(config, rows)
-    muon = {"type": "Muon", "params": {"lr": LR, "adam_lr": ADAMW["lr"], "weight_decay": 0.1, "ns_method": "standard"}}
     made = {
         "torch": of_torch(config, batch),
-        "muon": of_engine(config, batch, stage, muon),
+        "muon": of_engine(config, batch, stage, {"type": "Muon", "params": MUON}),
         "adamw": of_engine(config, batch, stage, {"type": "AdamW", "params": ADAMW}),
     }
     systems = {name: step for name, (step, _) in made.items()}
-    for step in systems.values():
-        step()
+    losses = {name: torch.stack([step() for _ in range(4)]) for name, step in systems.items()}
+    torch.testing.assert_close(losses["muon"], losses["torch"], rtol=1e-3, atol=0)  # products in bf16
     blocks = take_turns(systems, rounds, steps, torch.distributed.barrier)
     state = {name: state_bytes() for name, (_, state_bytes) in made.items()}
     if world.rank != 0:

@@ -163,6 +163,18 @@ def test_little_travels_twice():
     assert bytes_of("parameters") < 1.15 * bytes_of("elements")
 
 
+def test_pages_are_large_enough():
+    """Catches the default size of pages, which holds a matrix or two, so that almost all of them travel in each update."""
+
+    def run(rank: int, communicator: Any) -> int:
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(32)))
+        engine = zeropage.initialize(model=model, optimizer=Ratio(model.parameters()), config={**settings(1, zeropage={"page_numel": 0}), "train_batch_size": 2})[0]
+        return sum(placed.travels for placed in engine.optimizer.shards.whole._placed.values())
+
+    assert run_ranks(2, run) == [0, 0]
+
+
 @pytest.mark.parametrize("stage", (0, 3))
 def test_what_sums_over_the_model(stage):
     """Catches a norm over the parameters of one rank in the place of all of them, of a class that nobody knows, although Accelerate's key is set."""

@@ -82,7 +82,11 @@ class ShardUpdate:
         if self._takes_whole is None:
             self._takes_whole = takes_whole(self.client, config, world_size)
         groups = [self._takes_whole(group) for group in self.client.param_groups]
-        self._whole_names |= {name for name, _, group in parameters if group >= 0 and groups[group]}
+        whole = {name: tensor.numel() for name, tensor, group in parameters if group >= 0 and groups[group]}
+        self._whole_names |= whole.keys()
+        if whole:
+            total = sum(tensor.numel() for _, tensor, _ in parameters)
+            config.fit_pages_to_whole_parameters(total, max(whole.values()), world_size)
 
     def attach(
         self,
