@@ -9,7 +9,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -34,6 +34,9 @@ demo-cpp: build ## the same in C++, at stage 2: examples/cpp
 
 test: build lint ## what CI runs
 	@tools/test.sh $(BUILD)
+
+test-fast: build ## a minute and a half: C++ tests without torch, and the Python tests that find most
+	@tools/test.sh $(BUILD) fast
 
 check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
 	@$(BIN)/python tools/check_torch.py $(BUILD) $(TORCH_VERSIONS)

@@ -62,7 +62,7 @@ class Browser:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
-        self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=take_descriptors, stderr=subprocess.DEVNULL)  # noqa: PLW1509
+        self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=take_descriptors, stderr=subprocess.DEVNULL)
         for end in (to_browser, their_end, *ends):
             os.close(end)
         self._buffer, self._last_id = b"", 0

@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
-# test.sh FOLDER: the C++ tests of FOLDER, then the Python tests. Runs both even if the first fails, so that one run shows all.
+# test.sh FOLDER [fast]: the C++ tests of FOLDER, then the Python tests. Runs both even if the first fails, so that one run shows all.
+# fast: C++ tests without torch, and the Python tests that find most in little time, both at once.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=$1
 status=0
+export ZEROPAGE_COMMAND=$PWD/$folder/zeropage
+
+if [ "${2:-}" = fast ]; then
+  ctest --test-dir "$folder" -L torch-free --output-on-failure --no-tests=error >"$folder/test-fast.log" 2>&1 &
+  quick=(built_for data_types errors lifetime monitor optimizers options p_grad plan python_api stage_equality wrap)
+  .venv/bin/python -m pytest -q -m "not gpu and not slow" $(printf "tests/test_%s.py " "${quick[@]}") || status=1
+  wait $! || status=1
+  tail -n 25 "$folder/test-fast.log"
+  [ $status = 0 ] && echo "test-fast: all passed" || echo "test-fast: FAILED" >&2
+  exit $status
+fi
 
 ctest --test-dir "$folder" --output-on-failure --no-tests=error || status=1
 
 # 5: no tests were collected, which is a failure here too.
-export ZEROPAGE_COMMAND=$PWD/$folder/zeropage
 .venv/bin/python -m pytest -q -m "not gpu" tests python || status=1
 
 # What is for accelerators, on the simulated one (tests/simulated_device/README.md): in a process of its own, which torch takes to have one.
