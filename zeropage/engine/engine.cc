@@ -42,7 +42,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       saturating_mul(config_.zero.max_live_numel, element_bytes(state_.compute_dtype())));
   reducer_->before_gradients([this] { gradients_->apply_user_writes(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
-                                              device_, steps_);
+                                              device_, steps_, [this] { end_foreign_backward(); });
   if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
     scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
   if (config_.schedule.kind != config::ScheduleKind::kNone) {
@@ -92,7 +92,10 @@ void Engine::before_forward() {
   impl_->require_whole_state("forward");
   impl_->recorder_.begin_forward();
   impl_->state_.absorb_replaced();
-  if (c10::GradMode::is_enabled()) impl_->reducer_->begin_forward();
+  if (c10::GradMode::is_enabled()) {
+    impl_->reducer_->begin_forward();
+    impl_->forward_begun_ = true;
+  }
   // Without an optimizer no step ends the pass: each forward is one.
   if (impl_->groups_.empty()) impl_->state_.pager().end_pass();
 }

@@ -99,8 +99,10 @@ class Engine::Impl {
   std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
-  bool parameters_only_ = false;  // since keep_parameters_only: what works on gradients and optimizer state is gone
-  StepFlags flags_;               // what the last global check said
+  bool parameters_only_ = false;   // since keep_parameters_only: what works on gradients and optimizer state is gone
+  bool forward_begun_ = false;     // before_forward was called since the last micro step: that loss is to be scaled
+  bool foreign_backward_ = false;  // its gradients are not summed over the ranks yet
+  StepFlags flags_;                // what the last global check said
 
   /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
   void come_to_rest() noexcept;
@@ -112,6 +114,7 @@ class Engine::Impl {
   void begin_backward();
   void end_backward();
   float note_foreign_backward();
+  void end_foreign_backward();
   void begin_training(const std::vector<int>& pages);
   std::unique_ptr<ClientValues> call(const GlobalCheck& global_check, float gradient_scale, const ClientUpdate& caller);
   void change(const std::function<void()>& apply);

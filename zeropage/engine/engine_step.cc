@@ -21,8 +21,8 @@ namespace {
 
 void check_loss(const at::Tensor& loss, std::string_view caller) {
   if (!loss.defined() || loss.numel() != 1) {
-    throw UsageError(fmt::format("{}() expects a loss with one element, got {}; reduce it first (loss.mean())", caller,
-                                 loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
+    throw UsageError(fmt::format("{}() expects a scalar tensor, the loss, got {}; reduce it first (loss.mean())",
+                                 caller, loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
   }
   if (!loss.requires_grad()) {
     throw UsageError(fmt::format(
@@ -50,23 +50,42 @@ void Engine::Impl::end_backward() {
   if (window_.at_boundary()) {
     reducer_->finish();
     gradients_->publish(divisor());
+    foreign_backward_ = false;
   }
   backward_failed_ = false;
   window_.note_backward();
   if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
 }
 
-/// The first gradient of a backward that the engine did not begin: `loss.backward()`. Returns what its gradients are multiplied by.
+/// The first gradient of a backward that the engine did not begin: `loss.backward()`. Returns what its gradients are multiplied by: with fp16
+/// by the loss scale, too, where the forward did not go through the engine either, as of one loss of several models. Then gradients too
+/// small for fp16 are lost.
 float Engine::Impl::note_foreign_backward() {
   require_whole_state("backward");
-  if (scale() != 1.0) {
+  if (scale() != 1.0 && forward_begun_) {
     throw UsageError(fmt::format(
-        "a backward ran that did not go through the engine, so that its gradients lack the loss scale, {}, of "
-        "fp16; call engine.backward(loss), or engine.scale(loss).backward()",
+        "Loss scaling is required: a backward ran that did not go through the engine, so that its gradients lack the "
+        "loss scale, {}, of fp16; call engine.backward(loss), or engine.scale(loss).backward()",
         scale()));
   }
+  if (scale() != 1.0 && communicator_->rank() == 0) {
+    warn_once_.warn("unscaled",
+                    "a loss of fp16 was not scaled, since its forward did not go through the engine: its gradients are "
+                    "right but for those too small for fp16; engine.scale(loss) scales one");
+  }
   window_.note_backward();
-  return 1.0F / static_cast<float>(window_.steps());
+  foreign_backward_ = true;
+  return static_cast<float>(scale() / window_.steps());
+}
+
+/// Who asks for gradients is the first to say that such a backward has ended. Collective then.
+void Engine::Impl::end_foreign_backward() {
+  if (gradients_->is_published() || !window_.at_boundary()) return;
+  reducer_->take_left_gradients();
+  if (!foreign_backward_) return;
+  reducer_->finish();
+  gradients_->publish(divisor());
+  foreign_backward_ = false;
 }
 
 /// The loss itself is multiplied by the scale; its backward begins and ends as the engine's own does.
@@ -153,9 +172,11 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
     throw UsageError("step() needs the program's optimizer, which this call does not run");
   }
   window_.end_micro_step();
+  forward_begun_ = false;
   last_.applied = false;
   if (!boundary) return false;
 
+  foreign_backward_ = false;
   state_.absorb_replaced();
   const GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
@@ -203,6 +224,7 @@ void Engine::Impl::zero_grad() {
                     "by itself after an update; leave zero_grad() out",
                     window_.ended(), window_.steps()));
   }
+  foreign_backward_ = false;
   gradients_->discard();
   reducer_->reset();
   window_.restart();
