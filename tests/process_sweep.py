@@ -3,6 +3,7 @@
     1. This process imports torch and the package once. Each rank is a fork of it, which costs a twentieth of a new process.
     2. A job is two ranks at a random stage that train, save every step, and write a log: each loss, and each save that has returned.
     3. Something happens to it at a random moment (`DISTURBANCES`). Then the job is started again, undisturbed, until it has all its steps.
+       Jobs that nothing disturbs say how busy the machine is: all timeouts grow with what they take.
     4. Every loss in every log is plain PyTorch's of that step. A start goes on at least from the last save that had returned on all ranks. A run
        that ends early says why, naming a rank, a path or a signal. Afterwards there is no process, no name in /dev/shm, and no file of
        somebody else's is changed.
@@ -34,6 +35,8 @@ STEPS = 8
 WORLD = 2
 TIMEOUT_MS = 1500
 END_S = 30.0
+QUIET_S = 3.0  # more than an undisturbed job takes on a machine with nothing else to do
+SLOWEST = 8.0  # how many times as long it may take on a busy one
 DISTURBANCES = ("nothing", "kill one", "kill both", "stop one", "end one", "fill the disk")
 
 
@@ -52,9 +55,9 @@ def plain_losses() -> list[float]:
     return losses
 
 
-def train(rank: int, folder: Path, stage: int, fill_at: int) -> None:
+def train(rank: int, folder: Path, stage: int, timeout_ms: int, fill_at: int) -> None:
     """A rank. fill_at: the step from which on no file can grow beyond what it would need."""
-    own = {"timeout_ms": TIMEOUT_MS, "metrics_file": str(folder / "run.jsonl")}
+    own = {"timeout_ms": timeout_ms, "metrics_file": str(folder / "run.jsonl")}
     engine, *_ = zeropage.initialize(model=small_net(0), config=config_of(stage, zeropage=own))
     engine.load_checkpoint(folder / "ckpt")
     with open(folder / f"log{rank}", "a", buffering=1) as log:
@@ -70,7 +73,7 @@ def train(rank: int, folder: Path, stage: int, fill_at: int) -> None:
             log.write(f"saved {engine.global_steps}\n")
 
 
-def start(rank: int, folder: Path, stage: int, meeting: dict[str, str], fill_at: int = -1) -> int:
+def start(rank: int, folder: Path, stage: int, timeout_ms: int, meeting: dict[str, str], fill_at: int = -1) -> int:
     """Its process id."""
     child = os.fork()
     if child:
@@ -80,7 +83,7 @@ def start(rank: int, folder: Path, stage: int, meeting: dict[str, str], fill_at:
         os.environ |= {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         descriptor = os.open(folder / f"err{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, 2)
-        train(rank, folder, stage, fill_at)
+        train(rank, folder, stage, timeout_ms, fill_at)
         code = 0
     except BaseException as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
@@ -110,6 +113,7 @@ class Trial:
     stage: int
     random: random.Random
     expected: list[list[float]]
+    slowness: float  # how many times as long as on a quiet machine all may take
 
     def run(self, disturbance: str) -> None:
         (self.folder / "ckpt").mkdir(parents=True)
@@ -130,20 +134,20 @@ class Trial:
         victim = self.random.randrange(WORLD)
         pids = {rank: pid for pid, rank in children.items()}
         if disturbance.split()[0] in ("kill", "stop", "end"):
-            time.sleep(self.random.uniform(0.0, 1.2))
+            time.sleep(self.random.uniform(0.0, 1.2) * self.slowness)
             number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end": signal.SIGTERM}[disturbance.split()[0]]
             for rank in pids if disturbance == "kill both" else [victim]:
                 os.kill(pids[rank], number)
-        ended = wait_for({pid: rank for pid, rank in children.items() if disturbance != "stop one" or rank != victim}, END_S)
+        ended = wait_for({pid: rank for pid, rank in children.items() if disturbance != "stop one" or rank != victim}, self.end_s)
         if disturbance == "stop one":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[victim], signal.SIGKILL)
-            ended |= wait_for({pids[victim]: victim}, END_S)
+            ended |= wait_for({pids[victim]: victim}, self.end_s)
         for pid, rank in children.items():
             if rank not in ended:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
-        assert len(ended) == WORLD, f"ranks {set(range(WORLD)) - set(ended)} had not ended after {END_S} s"
+        assert len(ended) == WORLD, f"ranks {set(range(WORLD)) - set(ended)} had not ended after {self.end_s} s"
         for rank, status in ended.items():
             if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
                 self.check_error(rank, disturbance)
@@ -151,7 +155,7 @@ class Trial:
             assert not any(ended.values()), self.errors()
 
     def finish(self, disturbance: str) -> None:
-        ended = wait_for(self.start_ranks(), END_S)
+        ended = wait_for(self.start_ranks(), self.end_s)
         assert len(ended) == WORLD and not any(ended.values()), f"started again after {disturbance}: {ended} {self.errors()}"
 
     def start_ranks(self, fill_at: int = -1) -> dict[int, int]:
@@ -162,7 +166,12 @@ class Trial:
             "MASTER_PORT": str(free_port()),
             "ZEROPAGE_JOB_TOKEN": uuid.uuid4().hex,
         }
-        return {start(rank, self.folder, self.stage, meeting, fill_at): rank for rank in range(WORLD)}
+        timeout_ms = int(TIMEOUT_MS * self.slowness)
+        return {start(rank, self.folder, self.stage, timeout_ms, meeting, fill_at): rank for rank in range(WORLD)}
+
+    @property
+    def end_s(self) -> float:
+        return END_S * self.slowness
 
     def check_logs(self) -> int:
         """The last step whose save has returned on all ranks, or from which they have started."""
@@ -205,14 +214,22 @@ def main(seed: int, seconds: float, folder: Path) -> int:
     expected = plain_losses()
     before, end, done = leftovers(), time.monotonic() + seconds, 0
     generator = random.Random(seed)
+    slowness = SLOWEST
     while time.monotonic() < end or done < len(DISTURBANCES):
         disturbance, stage = DISTURBANCES[done % len(DISTURBANCES)], generator.randrange(4)
         place = folder / str(done)
+        trial = Trial(place, stage, random.Random(f"{seed} {done}"), expected, slowness)
+        begin = time.monotonic()
         try:
-            Trial(place, stage, random.Random(f"{seed} {done}"), expected).run(disturbance)
+            trial.run(disturbance)
         except AssertionError as error:
-            print(json.dumps({"seed": seed, "trial": done, "stage": stage, "disturbance": disturbance, "error": str(error)}))
+            fact = {"seed": seed, "trial": done, "stage": stage, "disturbance": disturbance, "slowness": slowness, "error": str(error)}
+            print(json.dumps(fact))
             return 1
+        took = time.monotonic() - begin
+        print(f"trial {done}, stage {stage}, {disturbance}: {took:.1f} s", file=sys.stderr, flush=True)
+        if disturbance == "nothing":
+            slowness = min(SLOWEST, max(1.0, took / QUIET_S))
         shutil.rmtree(place)
         done += 1
     left = sorted(set(leftovers()) - set(before))
