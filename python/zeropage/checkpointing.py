@@ -1,23 +1,36 @@
-"""Activation checkpointing under DeepSpeed's names: `checkpoint` is torch's, with its random states kept.
+"""Activation checkpointing under DeepSpeed's names: `checkpoint` is torch's, with its random states kept, as the section
+"activation_checkpointing" of the configuration, or `configure`, asks for it.
 
-Parameters are fetched again in the recomputation as anywhere else, so nothing has to be configured. What `configure` may ask for beyond that
-and this version lacks is refused.
+Parameters are fetched again in the recomputation as anywhere else. Each rank has activations of its own, so none can be sharded over ranks.
 """
 
+import json
+import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.checkpoint import checkpoint as _torch_checkpoint
 
 from .errors import ConfigError
+from .host_activations import on_host
 
-_configured = False
+
+@dataclass
+class _Settings:
+    cpu_checkpointing: bool = False
+    synchronize_checkpoint_boundary: bool = False
+    profile: bool = False
+
+
+_settings: _Settings | None = None  # None: not configured
 
 
 def configure(
     mpu_: Any = None,
-    deepspeed_config: Any = None,
+    deepspeed_config: str | os.PathLike | dict[str, Any] | None = None,
     partition_activations: bool | None = None,
     contiguous_checkpointing: bool | None = None,
     num_checkpoints: int | None = None,
@@ -25,27 +38,43 @@ def configure(
     synchronize: bool | None = None,
     profile: bool | None = None,
 ) -> None:
-    """Says that checkpointing may be used. `num_checkpoints` sizes the buffers of `contiguous_checkpointing` and has no use alone.
+    """Says how `checkpoint` works from now on. What an argument does not say, deepspeed_config (as for `initialize`) says; then it is off.
 
-    Raises ConfigError for activations that are to be moved or put together, which this version does not do.
+    checkpoint_in_cpu: inputs of checkpointed functions lie in host memory until the backward needs them.
+    synchronize: the device has ended its work when a checkpointed function begins and when it ends. profile: each is a range "checkpoint" in
+    torch's profiles.
+    partition_activations, contiguous_checkpointing, num_checkpoints: accepted; no ranks share activations, and torch places them.
+
+    Raises ConfigError for mpu_, and what `initialize` raises for the configuration.
     """
-    asked = {
-        "mpu_": mpu_,
-        "partition_activations": partition_activations,
-        "contiguous_checkpointing": contiguous_checkpointing,
-        "checkpoint_in_cpu": checkpoint_in_cpu,
-        "synchronize": synchronize,
-        "profile": profile,
-    }
-    for name, value in asked.items():
-        if value:
-            raise ConfigError(f"checkpointing.configure: {name}={value!r} is not available in this version: leave it out")
-    global _configured
-    _configured = True
+    if mpu_ is not None:
+        raise ConfigError("checkpointing.configure: mpu_ is not available in this version: leave it out")
+    section: dict[str, Any] = {}
+    if deepspeed_config is not None:
+        from .initialize import parse_config
+
+        section = json.loads(parse_config(deepspeed_config, world_size=0).effective_json)["activation_checkpointing"]
+    asked = {"cpu_checkpointing": checkpoint_in_cpu, "synchronize_checkpoint_boundary": synchronize, "profile": profile}
+    configure_from({**section, **{name: value for name, value in asked.items() if value is not None}})
+
+
+def configure_from(section: dict[str, Any]) -> None:
+    """As `configure`, with the effective values of the section "activation_checkpointing"."""
+    global _settings
+    _settings = _Settings(**section)
+
+
+def _to_be_observed(settings: _Settings) -> AbstractContextManager:
+    return torch.profiler.record_function("checkpoint") if settings.profile else nullcontext()
+
+
+def _wait(settings: _Settings) -> None:
+    if settings.synchronize_checkpoint_boundary and torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def is_configured() -> bool:
-    return _configured
+    return _settings is not None
 
 
 def reset() -> None:
@@ -54,7 +83,12 @@ def reset() -> None:
 
 def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
     """function(*args), whose activations are computed again in the backward instead of being kept."""
-    return _torch_checkpoint(function, *args, use_reentrant=False)
+    settings = _settings or _Settings()
+    _wait(settings)
+    with _to_be_observed(settings), on_host() if settings.cpu_checkpointing else nullcontext():
+        result = _torch_checkpoint(function, *args, use_reentrant=False)
+    _wait(settings)
+    return result
 
 
 def non_reentrant_checkpoint(function: Callable[..., Any], *args: Any) -> Any:

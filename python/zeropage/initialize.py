@@ -61,6 +61,7 @@ def initialize(
     if world.rank == 0:
         for note in _config_notes(source):
             _C.log_warn(note)
+    _configure_checkpointing(parsed)
     device = choose_device(model, world, device)
     if started_by_launcher() and dist_init_required is not False:
         make_default_group(device, world, timedelta(milliseconds=parsed.timeout_ms))
@@ -90,6 +91,15 @@ def _check_local_rank(args: Any, world: World) -> None:
         raise UsageError(
             f"args.local_rank is {given}, but the environment says LOCAL_RANK={world.local_rank}: launch with `zeropage` or `torchrun`"
         )
+
+
+def _configure_checkpointing(config: _C.Config) -> None:
+    """Applies the section "activation_checkpointing", where it says anything."""
+    section = json.loads(config.effective_json)["activation_checkpointing"]
+    if any(section.values()):
+        from .checkpointing import configure_from
+
+        configure_from(section)
 
 
 def _config_source(args: Any, config: Any, config_params: Any) -> Any:

@@ -50,15 +50,19 @@ std::vector<Section> storage_tables() {
   };
   Section parallel_write{"checkpoint.parallel_write", "Several ranks write at a time."};
   parallel_write.keys = {flag("pipeline_stage", false, kNotBuilt, "Every pipeline stage writes its layers.")};
-  Section activation{"activation_checkpointing",
-                     "The reference's own recomputation; torch.utils.checkpoint works at every stage."};
+  Section activation{
+      "activation_checkpointing",
+      "How `checkpointing.checkpoint` of the Python package works; torch.utils.checkpoint works at every stage."};
   activation.keys = {
-      flag("partition_activations", false, kNotBuilt, "Shard saved activations over tensor-parallel ranks."),
-      integer("number_checkpoints", {}, kNotBuilt, "Number of checkpoints.").at_least(1),
-      flag("contiguous_memory_optimization", false, kNotBuilt, "One buffer for saved activations."),
-      flag("synchronize_checkpoint_boundary", false, kNotBuilt, "Synchronize the device at each checkpoint."),
-      flag("profile", false, kNotBuilt, "Print the time of each checkpoint."),
-      flag("cpu_checkpointing", false, kNotBuilt, "Keep saved activations in host memory."),
+      flag("partition_activations", false, kAccepted, "No ranks share activations that could be sharded over them."),
+      integer("number_checkpoints", {}, kAccepted, "It sizes the buffer of contiguous_memory_optimization.")
+          .at_least(1),
+      flag("contiguous_memory_optimization", false, kAccepted, "torch places saved activations."),
+      flag("synchronize_checkpoint_boundary", false, kSupported,
+           "Wait for the device where a checkpoint begins and ends."),
+      flag("profile", false, kSupported, "Each checkpoint is a range \"checkpoint\" in torch's profiles."),
+      flag("cpu_checkpointing", false, kSupported,
+           "Inputs of checkpointed functions lie in host memory until the backward needs them."),
   };
   return {std::move(aio), std::move(checkpoint), std::move(parallel_write), checkpoint_writer(), std::move(activation)};
 }
