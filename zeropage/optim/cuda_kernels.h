@@ -19,10 +19,9 @@
 namespace zeropage::optim {
 
 constexpr int kThreads = 256;
-constexpr int kPieces = 32;   // kernels take at most 4 KB of arguments
-constexpr int kRunNumel = 8;  // elements of a thread
+constexpr int kPieces = 32;  // kernels take at most 4 KB of arguments
 constexpr std::int64_t kBlockNumel = kThreads * kRunNumel;
-static_assert(kWarpThreads * kRunNumel == kPackedBlockNumel, "a warp has a block of an int8 state");
+static_assert(kWarpNumel == kPackedBlockNumel, "a warp has a block of an int8 state");
 
 template <typename Rule>
 struct Piece {
@@ -53,7 +52,7 @@ static_assert(sizeof(Launch<AdamRule>) <= 4096 && kPieces <= 32);
 struct Place {
   int piece;
   std::int64_t first;  ///< of its elements, within the piece
-  int count;           ///< of them
+  int left;            ///< elements of the piece from there on, as far as they matter; 0: there are none
   bool whole;          ///< see load_run
 };
 
@@ -62,58 +61,59 @@ __device__ Place place_of_thread(const Launch<Rule>& launch) {
   Place place{};
   while (place.piece + 1 < launch.count && blockIdx.x >= launch.first_block[place.piece + 1]) ++place.piece;
   const std::int64_t block = blockIdx.x - launch.first_block[place.piece];
-  place.first = block * kBlockNumel + threadIdx.x * kRunNumel;
+  const int in_warp = static_cast<int>(threadIdx.x) % kWarpThreads * kGroupNumel;
+  place.first = block * kBlockNumel + threadIdx.x / kWarpThreads * kWarpNumel + in_warp;
   const std::int64_t left = launch.pieces[place.piece].numel - place.first;
-  place.count = left <= 0 ? 0 : left < kRunNumel ? static_cast<int>(left) : kRunNumel;
-  place.whole = place.count == kRunNumel && (launch.aligned >> place.piece & 1U) != 0;
+  place.left = left <= 0 ? 0 : left < kWarpNumel ? static_cast<int>(left) : kWarpNumel;
+  place.whole = place.left > offset_of(kRunNumel - 1) && (launch.aligned >> place.piece & 1U) != 0;
   return place;
 }
 
 template <typename Rule, typename Gradient, typename Parameter>
 __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ Launch<Rule> launch) {
-  const auto [index, first, count, whole] = place_of_thread(launch);
-  if (count == 0) return;
+  const auto [index, first, left, whole] = place_of_thread(launch);
+  if (left == 0) return;
   const Piece<Rule>& piece = launch.pieces[index];
   float masters[kRunNumel] = {};
   float gradients[kRunNumel] = {};
   float states[2][kRunNumel] = {};
-  load_run(masters, piece.master, first, count, whole);
-  load_wide<Gradient>(gradients, piece.gradient, first, count, whole);
-  for (int s = 0; s < Rule::kStates; ++s) load_run(states[s], piece.states[s].data, first, count, whole);
+  load_run(masters, piece.master, first, left, whole);
+  load_wide<Gradient>(gradients, piece.gradient, first, left, whole);
+  for (int s = 0; s < Rule::kStates; ++s) load_run(states[s], piece.states[s].data, first, left, whole);
   for (int k = 0; k < kRunNumel; ++k) {
     masters[k] =
         update_element(piece.rule, masters[k], states[0][k], states[1][k], gradients[k] * piece.rule.gradient_scale);
   }
-  store_run(masters, piece.master, first, count, whole);
-  for (int s = 0; s < Rule::kStates; ++s) store_run(states[s], piece.states[s].data, first, count, whole);
+  store_run(masters, piece.master, first, left, whole);
+  for (int s = 0; s < Rule::kStates; ++s) store_run(states[s], piece.states[s].data, first, left, whole);
   // Of fp32 the master is the parameter.
   if constexpr (sizeof(typename Parameter::Element) == 2) {
-    store_narrow<Parameter>(masters, piece.parameter, first, count, whole);
+    store_narrow<Parameter>(masters, piece.parameter, first, left, whole);
   }
 }
 
 inline __device__ void load_as(DType dtype, float (&wide)[kRunNumel], const void* data, const Place& place) {
-  if (dtype == DType::kBFloat16) return load_wide<BFloat16>(wide, data, place.first, place.count, place.whole);
-  if (dtype == DType::kFloat16) return load_wide<Float16>(wide, data, place.first, place.count, place.whole);
-  load_wide<Float32>(wide, data, place.first, place.count, place.whole);
+  if (dtype == DType::kBFloat16) return load_wide<BFloat16>(wide, data, place.first, place.left, place.whole);
+  if (dtype == DType::kFloat16) return load_wide<Float16>(wide, data, place.first, place.left, place.whole);
+  load_wide<Float32>(wide, data, place.first, place.left, place.whole);
 }
 
 inline __device__ void store_at_random(bool bfloat16, const float (&wide)[kRunNumel], void* data, const Place& place,
                                        std::uint64_t key, std::uint64_t index) {
   std::uint16_t values[kRunNumel];
   for (int k = 0; k < kRunNumel; ++k) {
-    const std::uint64_t own = index + static_cast<std::uint64_t>(k);
+    const std::uint64_t own = index + static_cast<std::uint64_t>(offset_of(k));
     const std::uint32_t random = random_bits(key_bits(key, own), static_cast<std::uint32_t>(own));
     values[k] = bfloat16 ? bfloat16_at_random(wide[k], random) : float16_at_random(wide[k], random);
   }
-  store_run(values, data, place.first, place.count, place.whole);
+  store_run(values, data, place.first, place.left, place.whole);
 }
 
 inline __device__ void load_packed(bool squares, float (&wide)[kRunNumel], const PackedState& state,
                                    const Place& place) {
   std::uint8_t codes[kRunNumel] = {};
-  load_run(codes, state.data, place.first, place.count, place.whole);
-  const float scale = place.count == 0 ? 0.0F : block_scale(state.exponents[place.first / kPackedBlockNumel]);
+  load_run(codes, state.data, place.first, place.left, place.whole);
+  const float scale = place.left == 0 ? 0.0F : block_scale(state.exponents[place.first / kPackedBlockNumel]);
   for (int k = 0; k < kRunNumel; ++k) {
     wide[k] = (squares ? SquaresCode::widen(codes[k]) : SignedCode::widen(codes[k])) * scale;
   }
@@ -124,11 +124,11 @@ inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel]
                                     const Place& place, std::uint64_t key, std::uint64_t index) {
   std::uint32_t largest = 0;
   for (int k = 0; k < kRunNumel; ++k) {
-    const std::uint32_t magnitude = k < place.count ? magnitude_bits(wide[k]) : 0;
+    const std::uint32_t magnitude = offset_of(k) < place.left ? magnitude_bits(wide[k]) : 0;
     largest = magnitude > largest ? magnitude : largest;
   }
   const std::uint8_t exponent = shared_exponent(largest_in_warp(largest));
-  if (place.count == 0) return;
+  if (place.left == 0) return;
   const std::int64_t in_block = place.first % kPackedBlockNumel;
   if (in_block == 0) state.exponents[place.first / kPackedBlockNumel] = exponent;
   const std::uint64_t block_index = index - static_cast<std::uint64_t>(in_block);
@@ -136,11 +136,11 @@ inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel]
   std::uint8_t codes[kRunNumel];
   for (int k = 0; k < kRunNumel; ++k) {
     const float scaled = wide[k] * inverse_block_scale(exponent);
-    const std::uint32_t random =
-        random_bits(block_key, static_cast<std::uint32_t>(block_index) + static_cast<std::uint32_t>(in_block + k));
+    const std::uint32_t random = random_bits(
+        block_key, static_cast<std::uint32_t>(block_index) + static_cast<std::uint32_t>(in_block + offset_of(k)));
     codes[k] = squares ? SquaresCode::round(scaled, random) : SignedCode::round(scaled, random);
   }
-  store_run(codes, state.data, place.first, place.count, place.whole);
+  store_run(codes, state.data, place.first, place.left, place.whole);
 }
 
 template <typename Rule>
@@ -168,7 +168,7 @@ __device__ void store_states(const float (&states)[2][kRunNumel], const Launch<R
     } else if (launch.state_dtype == config::StateDtype::kBFloat16) {
       store_at_random(/*bfloat16=*/true, states[s], state.data, place, key, index);
     } else {
-      store_run(states[s], state.data, place.first, place.count, place.whole);
+      store_run(states[s], state.data, place.first, place.left, place.whole);
     }
   }
 }
@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_c
   const bool has_master = piece.master != nullptr;
   load_states(states, launch, piece, place);
   if (has_master) {
-    load_run(values, piece.master, place.first, place.count, place.whole);
+    load_run(values, piece.master, place.first, place.left, place.whole);
   } else {
     load_as(launch.parameter_dtype, values, piece.parameter, place);
   }
@@ -194,14 +194,14 @@ __global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_c
     values[k] =
         update_element(piece.rule, values[k], states[0][k], states[1][k], gradients[k] * piece.rule.gradient_scale);
   }
-  if (has_master) store_run(values, piece.master, place.first, place.count, place.whole);
+  if (has_master) store_run(values, piece.master, place.first, place.left, place.whole);
   if (!has_master) {
     store_at_random(launch.parameter_dtype == DType::kBFloat16, values, piece.parameter, place, piece.rounding_key,
                     index);
   } else if (launch.parameter_dtype == DType::kBFloat16) {
-    store_narrow<BFloat16>(values, piece.parameter, place.first, place.count, place.whole);
+    store_narrow<BFloat16>(values, piece.parameter, place.first, place.left, place.whole);
   } else if (launch.parameter_dtype == DType::kFloat16) {
-    store_narrow<Float16>(values, piece.parameter, place.first, place.count, place.whole);
+    store_narrow<Float16>(values, piece.parameter, place.first, place.left, place.whole);
   }
   store_states(states, launch, piece, place, index);
 }

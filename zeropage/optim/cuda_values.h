@@ -35,54 +35,67 @@ struct Float16 {
   }
 };
 
-/// Elements that one thread reads or writes at once, in accesses of up to 16 bytes.
-template <typename Element, int kNumel>
-struct alignas(sizeof(Element) * kNumel < 16 ? sizeof(Element) * kNumel : 16) Run {
-  Element values[kNumel];
+/// Elements of a thread. They are two groups, so that each access of a warp is one run of memory: 16 bytes of every thread in fp32.
+constexpr int kRunNumel = 8;
+constexpr int kGroupNumel = 4;
+constexpr int kGroupStride = kWarpThreads * kGroupNumel;
+constexpr int kWarpNumel = kWarpThreads * kRunNumel;
+
+/// The distance of a thread's element `k` from its first one.
+inline __device__ constexpr int offset_of(int k) { return k / kGroupNumel * kGroupStride + k % kGroupNumel; }
+
+template <typename Element>
+struct alignas(sizeof(Element) * kGroupNumel) Group {
+  Element values[kGroupNumel];
 };
 
-/// values[0..count) = the elements from `first` on. `whole`: there are kNumel of them, at an address that suits a Run.
-template <typename Element, int kNumel>
-__device__ void load_run(Element (&values)[kNumel], const void* data, std::int64_t first, int count, bool whole) {
+/// values = a thread's elements, of which the first one is `first`; those at a distance of `left` or more are left as they are.
+/// `whole`: there are all of them, and the array begins at a multiple of 16 bytes.
+template <typename Element>
+__device__ void load_run(Element (&values)[kRunNumel], const void* data, std::int64_t first, int left, bool whole) {
   const Element* const from = static_cast<const Element*>(data) + first;
   if (whole) {
-    const Run<Element, kNumel> run = *reinterpret_cast<const Run<Element, kNumel>*>(from);
-    for (int k = 0; k < kNumel; ++k) values[k] = run.values[k];
+    for (int k = 0; k < kRunNumel; k += kGroupNumel) {
+      const auto group = *reinterpret_cast<const Group<Element>*>(from + offset_of(k));
+      for (int j = 0; j < kGroupNumel; ++j) values[k + j] = group.values[j];
+    }
   } else {
-    for (int k = 0; k < kNumel; ++k) {
-      if (k < count) values[k] = from[k];
+    for (int k = 0; k < kRunNumel; ++k) {
+      if (offset_of(k) < left) values[k] = from[offset_of(k)];
     }
   }
 }
 
 /// The other way round.
-template <typename Element, int kNumel>
-__device__ void store_run(const Element (&values)[kNumel], void* data, std::int64_t first, int count, bool whole) {
+template <typename Element>
+__device__ void store_run(const Element (&values)[kRunNumel], void* data, std::int64_t first, int left, bool whole) {
   Element* const to = static_cast<Element*>(data) + first;
   if (whole) {
-    Run<Element, kNumel> run;
-    for (int k = 0; k < kNumel; ++k) run.values[k] = values[k];
-    *reinterpret_cast<Run<Element, kNumel>*>(to) = run;
+    for (int k = 0; k < kRunNumel; k += kGroupNumel) {
+      Group<Element> group;
+      for (int j = 0; j < kGroupNumel; ++j) group.values[j] = values[k + j];
+      *reinterpret_cast<Group<Element>*>(to + offset_of(k)) = group;
+    }
   } else {
-    for (int k = 0; k < kNumel; ++k) {
-      if (k < count) to[k] = values[k];
+    for (int k = 0; k < kRunNumel; ++k) {
+      if (offset_of(k) < left) to[offset_of(k)] = values[k];
     }
   }
 }
 
 /// The same with elements of a type, as fp32.
-template <typename Values, int kNumel>
-__device__ void load_wide(float (&wide)[kNumel], const void* data, std::int64_t first, int count, bool whole) {
-  typename Values::Element values[kNumel] = {};
-  load_run(values, data, first, count, whole);
-  for (int k = 0; k < kNumel; ++k) wide[k] = Values::widen(values[k]);
+template <typename Values>
+__device__ void load_wide(float (&wide)[kRunNumel], const void* data, std::int64_t first, int left, bool whole) {
+  typename Values::Element values[kRunNumel] = {};
+  load_run(values, data, first, left, whole);
+  for (int k = 0; k < kRunNumel; ++k) wide[k] = Values::widen(values[k]);
 }
 
-template <typename Values, int kNumel>
-__device__ void store_narrow(const float (&wide)[kNumel], void* data, std::int64_t first, int count, bool whole) {
-  typename Values::Element values[kNumel];
-  for (int k = 0; k < kNumel; ++k) values[k] = Values::narrow(wide[k]);
-  store_run(values, data, first, count, whole);
+template <typename Values>
+__device__ void store_narrow(const float (&wide)[kRunNumel], void* data, std::int64_t first, int left, bool whole) {
+  typename Values::Element values[kRunNumel];
+  for (int k = 0; k < kRunNumel; ++k) values[k] = Values::narrow(wide[k]);
+  store_run(values, data, first, left, whole);
 }
 
 /// Calls `call` with the type's own struct of those above.
