@@ -1,12 +1,16 @@
 """Compiles every torch-facing file against the headers of other versions of torch.
 
-check_torch.py FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the other headers. The headers
-of a version come from its wheel (530 MB, once) and stay in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to
-build/check-torch, so that a compiler cache makes the next run short.
+check_torch.py [--sample N] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the other headers. The
+headers of a version come from its wheel (530 MB, once) and stay in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to
+build/check-torch, so that a compiler cache makes the next run short. --sample: only N files, others every day, so that all have
+their turn within weeks.
 """
 
+import argparse
+import datetime
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -63,7 +67,7 @@ def compile_one(task: tuple[str, str, list[str]]) -> tuple[str, str]:
     return name, done.stderr if done.returncode else ""
 
 
-def check(build: Path, version: str) -> bool:
+def check(build: Path, version: str, sample: int | None) -> bool:
     headers = headers_of(version)
     objects = ROOT / "build" / "check-torch" / version
     objects.mkdir(parents=True, exist_ok=True)
@@ -71,6 +75,8 @@ def check(build: Path, version: str) -> bool:
     if not tasks:
         print(f"check-torch: {build} has no torch-facing files; configure it first", file=sys.stderr)
         return False
+    if sample is not None:
+        tasks = random.Random(datetime.date.today().toordinal()).sample(tasks, min(sample, len(tasks)))
     # A file takes up to 1.5 GB of compiler memory, so there are no more compilers than cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         failed = [(name, said) for name, said in pool.map(compile_one, tasks) if said]
@@ -81,8 +87,12 @@ def check(build: Path, version: str) -> bool:
 
 
 def main() -> int:
-    build, versions = Path(sys.argv[1]).resolve(), sys.argv[2:]
-    return 0 if all([check(build, version) for version in versions]) else 1
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, help="only so many files, which the date chooses")
+    parser.add_argument("build", type=Path)
+    parser.add_argument("versions", nargs="+")
+    options = parser.parse_args()
+    return 0 if all([check(options.build.resolve(), version, options.sample) for version in options.versions]) else 1
 
 
 if __name__ == "__main__":
