@@ -10,6 +10,7 @@
 #include "python/bind/bind.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/data_types.h"
+#include "zeropage/report/memory_table.h"
 
 namespace zeropage::python {
 namespace {
@@ -223,6 +224,9 @@ void init_engine(py::module_& module) {
       .def("measured_bytes", &measured_bytes, py::arg("host") = false,
            "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "
            "host.")
+      .def(
+          "held_memory", [](const Engine& self) { return report::format_held_memory(*self.ledger()); },
+          "What the engine holds now, by kind, in words.")
       .def_property_readonly("pager_stats", &Engine::pager_stats)
       .def(
           "disk_traffic",

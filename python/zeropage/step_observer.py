@@ -5,8 +5,10 @@ monitors and the flops profiler, which are Python's.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from . import _C
 from .flops import FlopsProfiler
@@ -29,10 +31,16 @@ class StepObserver:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """name: forward, backward or step."""
-        if not self._watches_phases:
-            yield
-            return
+        """name: forward, backward or step. If there is not enough memory for it, the error says what the engine holds."""
+        try:
+            with self._watched_phase(name) if self._watches_phases else nullcontext():
+                yield
+        except torch.OutOfMemoryError as error:
+            error.add_note(f"This engine holds: {self._engine._core.held_memory()}")
+            raise
+
+    @contextmanager
+    def _watched_phase(self, name: str) -> Iterator[None]:
         if self._flops is not None and name != "step":
             with self._flops.count(name):
                 yield

@@ -83,7 +83,8 @@ def delays(seed: int, max_us: int = 2000) -> Iterator[None]:
 @contextlib.contextmanager
 def count() -> Iterator[dict[str, int]]:
     """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device memory, waits of the host
-    for streams, events and devices, fetches (copies to the host, values) and uploads that the host waited for."""
+    for streams, events and devices, fetches (copies to the host, values) and uploads that the host waited for, and waits that polled: the host asked until
+    something was done."""
     counted: dict[str, int] = {}
     before = _loaded.counters()
     yield counted

@@ -113,6 +113,7 @@ bool Machine::query(const PointPtr& point) {
   if (!point->reached()) return false;
   const std::lock_guard lock(mutex_);
   learn(point->clock);
+  ++counters_.polled;
   return true;
 }
 

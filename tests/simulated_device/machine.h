@@ -45,6 +45,8 @@ struct Counters {
   std::int64_t waits = 0;          ///< of the host, for a stream, an event or a device
   std::int64_t fetches = 0;        ///< copies to the host, or values read, that the host waited for
   std::int64_t uploads = 0;        ///< copies from the host that it waited for
+  std::int64_t polled =
+      0;  ///< times that the host asked whether something is done, and it was: one per wait that polls
 };
 
 using PointPtr = std::shared_ptr<const Point>;

@@ -19,6 +19,7 @@ pybind11::dict counters() {
   result["waits"] = counted.waits;
   result["fetches"] = counted.fetches;
   result["uploads"] = counted.uploads;
+  result["polled"] = counted.polled;
   return result;
 }
 

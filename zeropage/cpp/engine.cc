@@ -12,8 +12,23 @@
 #include "zeropage/base/exit_code.h"
 #include "zeropage/base/log.h"
 #include "zeropage/cpp/engine_impl.h"
+#include "zeropage/report/memory_table.h"
 
 namespace zeropage {
+namespace {
+
+/// Runs `work`. An OutOfMemoryError from it names what the engine holds.
+template <typename Work>
+auto naming_memory(const engine::Engine& core, Work&& work) {
+  try {
+    return work();
+  } catch (c10::OutOfMemoryError& error) {
+    error.add_context(fmt::format("This engine holds: {}", report::format_held_memory(*core.ledger())));
+    throw;
+  }
+}
+
+}  // namespace
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_{std::move(impl)} {}
 Engine::Engine(Engine&&) noexcept = default;
@@ -47,7 +62,9 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
         "torch_autocast is enabled, but the forward ran without it: call it in the scope of engine.autocast()");
   }
   const bool first = impl_->core->window_is_new();
-  at::Tensor scaled = impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
+  at::Tensor scaled = naming_memory(*impl_->core, [&] {
+    return impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
+  });
   if (impl_->client) impl_->client->arm();
   impl_->note_parameters();
   impl_->observer->end_phase("backward");
@@ -86,9 +103,10 @@ void Engine::Impl::warn_of_second_update() {
 
 bool Engine::Impl::step() {
   if (core->is_accumulation_boundary()) warn_of_second_update();
-  if (!client) return core->step();
+  if (!client) return naming_memory(*core, [&] { return core->step(); });
   core->groups() = client->engine_groups();
-  const bool was_boundary = core->step([this](const auto& segments) { client->update(segments); });
+  const bool was_boundary =
+      naming_memory(*core, [&] { return core->step([this](const auto& segments) { client->update(segments); }); });
   if (!core->scheduled_lrs().empty()) client->set_rates(core->groups());
   return was_boundary;
 }

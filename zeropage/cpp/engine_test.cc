@@ -191,6 +191,23 @@ TEST(Initialize, TakesWhatEachOptimizerHas) {
   }
 }
 
+// A lack of memory whose error knows bytes and no kinds.
+TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
+  Scale model(1.0);
+  auto engine = initialize(model, Config::from_json(kConfig));
+  const at::Tensor out = model.forward(at::ones({4}));
+  out.register_hook([](const at::Tensor& gradient) -> at::Tensor {
+    TORCH_CHECK_WITH(OutOfMemoryError, false, "no memory is left");
+    return gradient;
+  });
+  try {
+    engine.backward(out);
+    FAIL() << "nothing was thrown";
+  } catch (const c10::OutOfMemoryError& error) {
+    EXPECT_NE(std::string(error.what()).find("This engine holds: parameters "), std::string::npos) << error.what();
+  }
+}
+
 // A changed key that is not checked, or that takes others with it, would train with another configuration than was asked for.
 TEST(Config, CanBeChangedAndIsChecked) {
   const auto config = Config::from_json(kConfig).with(R"({"zero_optimization": {"stage": 1}})");

@@ -57,6 +57,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   }
   if (config_.zeropage.observe_functions && state_.anything_paged())
     observer_ = std::make_unique<paging::FunctionObserver>();
+  memory::release_cached_memory(device_);  // of the parameters as they were, and of what made the pages
 }
 
 void Engine::Impl::come_to_rest() noexcept {
@@ -138,6 +139,7 @@ const StepResult& Engine::last_step() const { return impl_->last_; }
 
 void Engine::offload_states(const StateKinds& which, bool pin_memory) {
   impl_->offloader_->move_out(which, {c10::kCPU, Tier::kHost, pin_memory && !impl_->device_.is_cpu()});
+  memory::release_cached_memory(impl_->device_);
 }
 void Engine::reload_states() { impl_->offloader_->move_back(); }
 

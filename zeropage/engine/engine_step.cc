@@ -163,7 +163,12 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   gradients_->apply_user_writes();  // first: what `p.grad` shows is in the sums already
   reducer_->take_left_gradients();
   if (!window_.had_backward() && !reducer_->anything_arrived()) {
-    throw UsageError("step() was called before backward(): there are no gradients; call engine.backward(loss) first");
+    throw UsageError(
+        fmt::format("step() was called before backward(): there are no gradients; call engine.backward(loss) first{}",
+                    device_.is_cpu()
+                        ? ""
+                        : ". A graph of the device (torch.cuda.graph) that contains the backward runs no hooks when it "
+                          "is replayed, so its gradients do not reach the engine: capture the forward alone"));
   }
   require_states(config_.optimizer, groups_);
   reducer_->end_step();

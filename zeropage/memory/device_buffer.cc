@@ -1,5 +1,6 @@
 #include "zeropage/memory/device_buffer.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <fmt/format.h>
@@ -121,6 +122,10 @@ void start_copy(void* target, c10::Device target_device, const void* source, c10
 
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device) {
   copy_bytes(target, device, source, device, bytes);
+}
+
+void release_cached_memory(c10::Device device) {
+  if (!device.is_cpu()) at::getDeviceAllocator(device.type())->emptyCache();
 }
 
 void zero_bytes(void* target, std::int64_t bytes, c10::Device device) {

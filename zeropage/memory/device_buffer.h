@@ -66,6 +66,10 @@ void start_copy(void* target, c10::Device target_device, const void* source, c10
 /// The same within one device.
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device);
 
+/// Gives memory that torch keeps for later allocations back to the system, where other processes get it. Nothing on the CPU. Cost: waits for
+/// the device.
+void release_cached_memory(c10::Device device);
+
 /// Sets bytes to zero, in the order of the device's current stream.
 void zero_bytes(void* target, std::int64_t bytes, c10::Device device);
 

@@ -1,6 +1,7 @@
 #include "zeropage/report/memory_table.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <optional>
@@ -114,6 +115,20 @@ RankBytes measured_bytes(const Ledger& ledger, Tier tier) {
   }
   bytes[static_cast<int>(MemoryKind::kFrames)] = ledger.peak_bytes(MemoryKind::kFrames, tier);
   return bytes;
+}
+
+std::string format_held_memory(const Ledger& ledger) {
+  std::vector<std::string> parts;
+  for (const Tier tier : {Tier::kDevice, Tier::kHost}) {
+    for (int i = 0; i < kMemoryKinds; ++i) {
+      const auto kind = static_cast<MemoryKind>(i);
+      const std::int64_t bytes = ledger.current_bytes(kind, tier);
+      if (tier == Tier::kHost && bytes == 0) continue;
+      parts.push_back(
+          fmt::format("{}{} {}", memory_kind_name(kind), tier == Tier::kHost ? " offloaded" : "", format_bytes(bytes)));
+    }
+  }
+  return fmt::format("{}", fmt::join(parts, ", "));
 }
 
 std::string format_memory_table(const MemoryTable& table) {

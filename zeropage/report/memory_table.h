@@ -21,6 +21,9 @@ using RankBytes = std::array<std::int64_t, kMemoryKinds>;
 /// The bytes of a ledger as the table shows them.
 RankBytes measured_bytes(const Ledger& ledger, Tier tier = Tier::kDevice);
 
+/// "parameters 1.20 GiB, gradients 0 B, optimizer 0 B, frames 0 B, buffers 3.00 MiB, optimizer offloaded 7.00 GiB": what is held now.
+std::string format_held_memory(const Ledger& ledger);
+
 struct MemoryTable {
   int stage = 0;
   std::vector<RankBytes> ranks;         ///< index = rank

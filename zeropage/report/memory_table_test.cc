@@ -79,5 +79,14 @@ TEST(MemoryTable, Bytes) {
   EXPECT_EQ(format_bytes(INT64_MAX), "8192 PiB");
 }
 
+// A kind that is left out, or that is taken for one of the other memory.
+TEST(HeldMemory, IsNamedByKindAndPlace) {
+  Ledger ledger;
+  ledger.add(MemoryKind::kParameters, 3 * kMiB);
+  ledger.add(MemoryKind::kOptimizer, kMiB, Tier::kHost);
+  EXPECT_EQ(format_held_memory(ledger),
+            "parameters 3.00 MiB, gradients 0 B, optimizer 0 B, frames 0 B, buffers 0 B, optimizer offloaded 1.00 MiB");
+}
+
 }  // namespace
 }  // namespace zeropage::report

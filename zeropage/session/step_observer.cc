@@ -50,16 +50,7 @@ void StepObserver::end_phase(std::string_view phase) const {
 }
 
 std::string StepObserver::memory_line() const {
-  std::vector<std::string> held;
-  for (const Tier tier : {Tier::kDevice, Tier::kHost}) {
-    for (int i = 0; i < kMemoryKinds; ++i) {
-      const auto kind = static_cast<MemoryKind>(i);
-      const std::int64_t bytes = core_.ledger()->current_bytes(kind, tier);
-      if (tier == Tier::kHost && bytes == 0) continue;
-      held.push_back(fmt::format("{}{} {}", memory_kind_name(kind), tier == Tier::kHost ? " offloaded" : "",
-                                 report::format_bytes(bytes)));
-    }
-  }
+  std::vector<std::string> held{report::format_held_memory(*core_.ledger())};
   if (device_.is_cuda()) {
     const auto stats = at::accelerator::getDeviceStats(device_.index());
     const auto& allocated = stats.allocated_bytes[static_cast<std::size_t>(at::CachingAllocator::StatType::AGGREGATE)];
