@@ -138,9 +138,9 @@ def start_row(arguments: list[str], ranks: int, timeout_s: float) -> dict[str, A
 def table(results: list[dict[str, Any]]) -> str:
     """Aligned lines; `of plain` is the ratio of the median step to that of the reference row of the same model and ranks."""
     reference = {(row["model"], row["ranks"]): row.get("ms") for row in results if row["row"] == REFERENCE}
-    lines = [f"{'model':6} {'ranks':>5}  {'row':56} {'ms':>9} {'of plain':>8} {'after bwd':>9} {'peak GB':>8}  losses"]
+    lines = [f"{'model':6} {'ranks':>5}  {'row':72} {'ms':>9} {'of plain':>8} {'after bwd':>9} {'peak GB':>8}  losses"]
     for row in results:
-        head = f"{row['model']:6} {row['ranks']:5}  {row['row']:56}"
+        head = f"{row['model']:6} {row['ranks']:5}  {row['row']:72}"
         if "ms" not in row:
             lines.append(f"{head} {row['error']}")
             continue

@@ -183,15 +183,19 @@ def contestants(model: str) -> dict[str, Callable[[torch.device, torch.Tensor], 
         "stage 3": our({"stage": 3}),
         "plain, autocast": other(plain_autocast),
         "FSDP2": other(fsdp2),
-        "stage 2, optimizer on the host": our({"stage": 2, **host}),
+        "stage 2, optimizer on the host, updated there": our({"stage": 2, **host}, {"offloaded_update": "host"}),
+        "stage 2, optimizer on the host, updated on the device": our({"stage": 2, **host}, {"offloaded_update": "device"}),
         "stage 2": our({"stage": 2}),
         "stage 1": our({"stage": 1}),
-        "stage 2, optimizer on the host, no speculation": our({"stage": 2, **host}, {"speculation_bytes": 0}),
+        "stage 1, optimizer on the host, updated on the device": our({"stage": 1, **host}, {"offloaded_update": "device"}),
+        "stage 2, optimizer on the host, no speculation": our({"stage": 2, **host}, {"offloaded_update": "host", "speculation_bytes": 0}),
         "FSDP2, CPUOffloadPolicy": other(fsdp2, offload=True),
         "stage 3, optimizer and parameters on the host": our({"stage": 3, **host, "offload_param": {"device": "cpu"}}),
     }
     for dtype in ("bf16", "int8"):
-        rows[f"stage 2, optimizer on the host, moments in {dtype}"] = our({"stage": 2, **host}, {"optimizer_state_dtype": dtype})
+        for place, name in (("host", "there"), ("device", "on the device")):
+            own = {"optimizer_state_dtype": dtype, "offloaded_update": place}
+            rows[f"stage 2, optimizer on the host, updated {name}, moments in {dtype}"] = our({"stage": 2, **host}, own)
         rows[f"stage 2, moments in {dtype}"] = our({"stage": 2}, {"optimizer_state_dtype": dtype})
     rows["DeepSpeed, stage 2"] = other(deepspeed, zero={"stage": 2})
     rows["DeepSpeed, stage 2, optimizer on the host"] = other(deepspeed, zero={"stage": 2, **host})

@@ -1,5 +1,5 @@
 """Training on an accelerator as scripts do it: every stage with everything that may be elsewhere, against the engine on the CPU, whose bits
-it has on the simulated device, under twenty seeds of delays; checkpoints, Init, second streams, and two ranks of the launcher."""
+it has on the simulated device, under 24 seeds of delays; checkpoints, Init, second streams, and two ranks of the launcher."""
 
 import contextlib
 import copy
@@ -23,7 +23,7 @@ import zeropage
 pytestmark = pytest.mark.gpu
 
 STEPS = 3
-SEEDS = 20
+SEEDS = 24
 SMALL = {"page_numel": 4096}
 
 
@@ -46,7 +46,7 @@ def sections_of(place: str) -> dict[str, Any]:
     own = dict(SMALL)
     if place != "resident":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": place != "pageable", "ratio": 0.5 if place == "half" else 1.0}
-        own["speculation_bytes"] = 1 << 20 if place == "speculation" else 0
+        own |= {"speculation_bytes": 1 << 20} if place == "speculation" else {"offloaded_update": "device" if place == "streamed" else "host"}
     if place == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {"zero_optimization": zero, "zeropage": own}
@@ -80,7 +80,7 @@ def on_the_cpu(precision: str, accumulation: int, sharded: bool) -> torch.Tensor
     return train(make_engine(config_for(3 if sharded else 0, "resident", precision, accumulation), "cpu"))
 
 
-PLACES = ("resident", "pinned", "pageable", "half", "speculation")
+PLACES = ("resident", "pinned", "pageable", "half", "speculation", "streamed")
 CASES = [(stage, place) for stage in range(4) for place in PLACES]
 assert len(CASES) == SEEDS
 

@@ -318,7 +318,24 @@ Schedule read_schedule(const Settings& settings) {
   return schedule;
 }
 
-Own read_own(const Settings& settings) {
+UpdatePlace read_offloaded_update(const Settings& settings, const Offload& offload) {
+  const std::string key = "zeropage.offloaded_update";
+  const std::string& text = settings.string(key);
+  if (text != "device") return text == "host" ? UpdatePlace::kHost : UpdatePlace::kAuto;
+  if (offload.optimizer == OffloadDevice::kNvme) {
+    settings.fail(key,
+                  "expected \"host\" or \"auto\" with zero_optimization.offload_optimizer.device \"nvme\", whose "
+                  "state is updated on the host, got \"device\"");
+  }
+  if (settings.optional<std::int64_t>("zeropage.speculation_bytes").value_or(0) > 0) {
+    settings.fail(key,
+                  "expected \"host\" or \"auto\" with zeropage.speculation_bytes, which is for updates on the host, "
+                  "got \"device\"; remove one of the two");
+  }
+  return UpdatePlace::kDevice;
+}
+
+Own read_own(const Settings& settings, const Offload& offload) {
   Own own;
   own.page_numel = settings.integer("zeropage.page_numel");
   own.timeout_ms = settings.integer("zeropage.timeout_ms");
@@ -332,6 +349,7 @@ Own read_own(const Settings& settings) {
   own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
   own.async_save = settings.flag("zeropage.async_save");
   own.speculation_bytes = settings.optional<std::int64_t>("zeropage.speculation_bytes");
+  own.offloaded_update = read_offloaded_update(settings, offload);
   own.keep_last = settings.integer("zeropage.keep_last");
   own.replica_check_steps = static_cast<int>(settings.integer("zeropage.replica_check_steps"));
   own.allow_fallback = settings.flag("zeropage.allow_fallback");
@@ -411,7 +429,7 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.dump_state = settings.flag("dump_state");
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
-  config.zeropage = read_own(settings);
+  config.zeropage = read_own(settings, config.zero.offload);
   config.observation = read_observation(settings);
   config.python_keys = read_python_keys(settings);
   config.effective_json = effective_json(settings);

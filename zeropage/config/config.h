@@ -210,6 +210,9 @@ struct Aio {
   bool operator==(const Aio&) const = default;
 };
 
+/// Where optimizer state that is kept on the host is updated; kAuto: engine::is_updated_on_device.
+enum class UpdatePlace : std::uint8_t { kAuto, kHost, kDevice };
+
 /// The section "zeropage": keys of our own.
 struct Own {
   std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
@@ -222,6 +225,7 @@ struct Own {
   std::optional<std::int64_t>
       speculation_bytes;  ///< of the undo log of updates before their global check; 0: there are none
   bool async_save = false;
+  UpdatePlace offloaded_update = UpdatePlace::kAuto;
   std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
   bool allow_fallback = false;
   int replica_check_steps = 1000;  ///< compare what ranks hold alike every so many steps; 0: never

@@ -17,7 +17,9 @@ std::vector<Section> own_tables() {
              "mpirun: MPI).")
           .one_of({{"auto"}, {"shared_memory"}, {"c10d"}, {"mpi"}}),
       flag("deterministic_reduction", true, kSupported,
-           "Sum gradients in rank order on c10d, too, so that results repeat bit for bit."),
+           "Sum gradients over ranks in fp32 and in rank order with NCCL, too, so that results repeat bit for bit; "
+           "false: "
+           "NCCL sums, in an order of its own and in the type that travels (communication_data_type)."),
       flag("observe_functions", true, kSupported,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
       string("optimizer_state_dtype", {}, kSupported,
@@ -33,6 +35,11 @@ std::vector<Section> own_tables() {
               "(docs/offload.md); 0: all wait for the norm. By default a quarter of what all of them would need on a "
               "GPU, 0 on a CPU.")
           .at_least(0),
+      string("offloaded_update", "auto", kSupported,
+             "Where optimizer state of offload_optimizer with the device \"cpu\" is updated: on the host, or on the "
+             "device, where pages of it are copied to and back; auto: on the device, if kernels for that were built, "
+             "pin_memory is true and speculation_bytes is not set (docs/offload.md).")
+          .one_of({{"auto"}, {"host"}, {"device"}}),
       integer("max_consecutive_skips", 0, kSupported,
               "End the run after so many skipped steps in a row; 0: no such limit.")
           .at_least(0),

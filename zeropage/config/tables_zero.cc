@@ -134,7 +134,8 @@ Section offload_param() {
 }
 
 Section offload_optimizer() {
-  Section section{"zero_optimization.offload_optimizer", "Home of the optimizer state, where its update runs, too."};
+  Section section{"zero_optimization.offload_optimizer",
+                  "Home of the optimizer state; zeropage.offloaded_update says where its update runs."};
   section.keys = {
       device_key(),
       folders_key(),

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "zeropage/engine/placement.h"
+#include "zeropage/engine/streamed_state_store.h"
 
 namespace zeropage::engine {
 namespace {
@@ -84,12 +85,17 @@ io::StoreOptions store_options(const config::Config& config, std::vector<std::st
 }
 
 std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape& shape, const layout::Layout& layout,
-                                                                const config::Config& config, int rank,
+                                                                const config::Config& config,
+                                                                const std::shared_ptr<comm::Communicator>& communicator,
                                                                 c10::Device device,
                                                                 const std::shared_ptr<Ledger>& ledger) {
   const auto& offload = config.zero.offload;
   const auto host = optimizer_host(config, device);
-  if (offload.optimizer != config::OffloadDevice::kNvme) return make_memory_state_store(shape, device, host, ledger);
+  if (offload.optimizer != config::OffloadDevice::kNvme) {
+    auto in_memory = make_memory_state_store(shape, device, host, ledger);
+    if (!is_updated_on_device(config, device)) return in_memory;
+    return make_streamed_state_store(std::move(in_memory), shape, device, communicator, ledger);
+  }
   StateShape rest = shape;
   std::vector<io::ExtentSpec> pages;
   for (const auto& page : layout.pages()) {
@@ -97,9 +103,9 @@ std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape
     pages.push_back({name_of("the optimizer state", layout, page), here ? shape.bytes(page.index) : std::int64_t{0}});
     if (here) rest.numel[page.index] = 0;
   }
-  return std::make_unique<DiskStateStore>(
-      shape, disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, rank), std::move(pages),
-      make_memory_state_store(rest, device, host, ledger), ledger);
+  auto options = disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, communicator->rank());
+  return std::make_unique<DiskStateStore>(shape, std::move(options), std::move(pages),
+                                          make_memory_state_store(rest, device, host, ledger), ledger);
 }
 
 std::shared_ptr<io::PageCache> make_parameter_disk(const layout::Layout& layout, const config::Config& config, int rank,

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/optimizer_state_store.h"
 #include "zeropage/io/page_cache.h"
@@ -20,10 +21,11 @@ namespace zeropage::engine {
 /// How `config` wants a store of this rank in `folders` to be.
 io::StoreOptions store_options(const config::Config& config, std::vector<std::string> folders, int rank);
 
-/// Where the optimizer's state of `shape` lives, as `config` says: in memory, or, of the pages that are offloaded, on the drive.
-/// Errors: those of io::Store.
+/// Where the optimizer's state of `shape` lives, as `config` says: in memory (streamed_state_store.h where a device updates what the host
+/// keeps), or, of the pages that are offloaded, on the drive. Errors: those of io::Store.
 std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape& shape, const layout::Layout& layout,
-                                                                const config::Config& config, int rank,
+                                                                const config::Config& config,
+                                                                const std::shared_ptr<comm::Communicator>& communicator,
                                                                 c10::Device device,
                                                                 const std::shared_ptr<Ledger>& ledger);
 

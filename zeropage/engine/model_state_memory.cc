@@ -86,7 +86,7 @@ void ModelState::allocate() {
   pager_->on_write_back([this](int page) { announce_user_write(page); },
                         [this](int page, std::byte* shard) { follow_user_writes(page, shard); });
 
-  state_store_ = make_optimizer_state_store(shape, *layout_, config_, communicator_->rank(), device_, ledger_);
+  state_store_ = make_optimizer_state_store(shape, *layout_, config_, communicator_, device_, ledger_);
   whole_.resize(pages.size(), nullptr);
   owned_.resize(pages.size());
   for (const auto& page : pages) place_owned(page.index);

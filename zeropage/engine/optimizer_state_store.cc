@@ -60,7 +60,11 @@ class MemoryStateStore final : public OptimizerStateStore {
 
   c10::Device device(int page) const override { return tiers_[shape_.offloaded[page]].place.device; }
   std::vector<int> begin_pass(std::vector<int> pages) override { return pages; }
-  StateArrays acquire(int page) override { return pages_[page]; }
+  StateArrays acquire(int page) override {
+    StateArrays arrays = pages_[page];
+    arrays.device = device(page);
+    return arrays;
+  }
   void release(int page, bool changed) override {}
   void end_pass() override {}
   void commit() override {}
@@ -183,6 +187,24 @@ StateArrays StateShape::arrays(int page, std::byte* memory) const {
     }
   }
   return arrays;
+}
+
+StateArrays StateArrays::moved_to(std::byte* target, c10::Device target_device) const {
+  StateArrays moved = *this;
+  const auto move = [&]<typename Element>(Element*& array) {
+    if (array == nullptr) return;
+    void* const place = target + (reinterpret_cast<std::byte*>(array) - memory.data());
+    array = static_cast<Element*>(place);
+  };
+  move(moved.master);
+  for (float*& state : moved.states) move(state);
+  for (auto& state : moved.packed) {
+    move(state.data);
+    move(state.exponents);
+  }
+  moved.memory = {target, memory.size()};
+  moved.device = target_device;
+  return moved;
 }
 
 HeldState::HeldState(OptimizerStateStore& home, int page, Access access)

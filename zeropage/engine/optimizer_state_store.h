@@ -53,11 +53,15 @@ struct StateArrays {
   std::array<optim::PackedState, config::kMaxOptimizerStates> packed = {};  ///< if they are not
   std::array<bool, config::kMaxOptimizerStates> squares = {};               ///< optim::is_sum_of_squares
 
+  c10::Device device = c10::kCPU;    ///< in whose memory they are
   std::span<std::byte> memory = {};  ///< of all of these
 
   /// Whether the master (kMaster) or the state of that index is fp32, in `array`.
   bool is_wide(int index) const { return index == kMaster || dtype == config::StateDtype::kFloat32; }
   float* array(int index) const { return index == kMaster ? master : states[index]; }
+
+  /// The same arrays in a copy of `memory` that begins at `target`.
+  StateArrays moved_to(std::byte* target, c10::Device target_device) const;
 };
 
 /// What a home keeps of one page; see StateShape.
@@ -89,7 +93,7 @@ class OptimizerStateStore {
  public:
   virtual ~OptimizerStateStore() = default;
 
-  /// The device whose memory the arrays of `page` are in while they are held: its update runs there.
+  /// Where the update of `page` runs. In a pass its arrays are in the memory of that device while they are held.
   virtual c10::Device device(int page) const = 0;
 
   /// Returns `pages` in the order in which they are to be acquired, the same on all ranks.
@@ -135,7 +139,7 @@ class HeldState {
   HeldState& operator=(const HeldState&) = delete;
 
   const StateArrays& arrays() const { return arrays_; }
-  c10::Device device() const { return state_store_.device(page_); }
+  c10::Device device() const { return arrays_.device; }
 
   /// Elements [begin, begin + numel) of a piece of a packed state, as fp32 on the host. Waits for the device.
   void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;

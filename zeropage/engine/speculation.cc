@@ -13,6 +13,7 @@
 
 #include "zeropage/base/digest.h"
 #include "zeropage/base/log.h"
+#include "zeropage/engine/streamed_state_store.h"
 #include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
@@ -241,8 +242,9 @@ void Speculation::commit(int page) {
 
 std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,
                             const formula::StateOptions& options, c10::Device device) {
-  const bool possible =
-      optim::takes_one_pass(config.optimizer.kind) && config.zero.offload.optimizer == config::OffloadDevice::kCpu;
+  const bool possible = optim::takes_one_pass(config.optimizer.kind) &&
+                        config.zero.offload.optimizer == config::OffloadDevice::kCpu &&
+                        !is_updated_on_device(config, device);
   if (!possible) return 0;
   const std::int64_t by_default = device.is_cpu() ? 0 : formula::default_undo_log_bytes(counts, options);
   return config.zeropage.speculation_bytes.value_or(by_default);

@@ -126,7 +126,8 @@ class Speculation {
 };
 
 /// Of the log: zeropage.speculation_bytes. Where that is absent, formula::default_undo_log_bytes if optimizer state is offloaded from a
-/// device, and 0 where the device is the CPU: there the backward needs the processors itself. 0 for optimizers of two passes.
+/// device, and 0 where the device is the CPU: there the backward needs the processors itself. 0 for optimizers of two passes, and for updates
+/// on the device.
 std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,
                             const formula::StateOptions& options, c10::Device device);
 

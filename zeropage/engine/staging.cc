@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "zeropage/paging/device_wait.h"
+#include "zeropage/paging/stream_order.h"
 
 namespace zeropage::engine {
 
@@ -65,8 +66,7 @@ void Staging::fetch(int page) {
   slot_[page] = next_slot_;
   next_slot_ = 1 - next_slot_;
   auto& slot = slots_of(page)[slot_[page]];
-  if (slot.written_back)
-    paging::wait_for(*slot.written_back, state_.communicator(), "updated parameters on their way to the device");
+  const c10::Device home = state_.state_store().device(page);
   c10::OptionalStreamGuard guard;
   if (stream_) {
     c10::Event ready(device_.type());
@@ -76,7 +76,6 @@ void Staging::fetch(int page) {
   }
   const auto& own = state_.owned(page);
   const auto gradient = reducer_.gradient(page);
-  const c10::Device home = state_.state_store().device(page);
   if (gradient_travels(page) && gradient.data != nullptr) {
     memory::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
                        own.numel * element_bytes(gradient.dtype));
@@ -92,7 +91,11 @@ Staging::Location Staging::wait(int page) {
   Location place{reducer_.gradient(page).data, state_.owned(page).parameter};
   if (!travels(page)) return place;
   auto& slot = slots_of(page)[slot_[page]];
-  if (slot.fetched) paging::wait_for(*slot.fetched, state_.communicator(), "gradients on their way to the update");
+  if (slot.fetched && state_.state_store().device(page).is_cpu()) {
+    paging::wait_for(*slot.fetched, state_.communicator(), "gradients on their way to the update");
+  } else if (slot.fetched) {
+    slot.fetched->block(paging::current_stream(device_));
+  }
   if (gradient_travels(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
   if (parameter_travels(page)) place.parameter = slot.parameter->data();
   return place;

@@ -15,6 +15,7 @@
 #include "zeropage/engine/host_update.h"
 #include "zeropage/engine/lamb_update.h"
 #include "zeropage/engine/speculation.h"
+#include "zeropage/engine/streamed_state_store.h"
 
 namespace zeropage::engine {
 namespace {
@@ -103,13 +104,19 @@ void require_one_pass(const config::Config& config, c10::Device device) {
         "Adagrad and SGD; leave the key out");
   }
   const auto& offload = config.zero.offload;
-  const bool on_host =
-      device.is_cpu() || (offload.optimizer != config::OffloadDevice::kNone && offload.optimizer_ratio == 1.0);
+  const bool streamed = is_updated_on_device(config, device);
+  if (streamed && config.optimizer.kind == config::OptimizerKind::kClient) {
+    throw ConfigError(
+        "zeropage.offloaded_update: expected \"host\" or \"auto\" with an optimizer that PyTorch runs, which updates "
+        "offloaded state on the host, got \"device\"");
+  }
+  const bool on_host = device.is_cpu() || (offload.optimizer != config::OffloadDevice::kNone &&
+                                           offload.optimizer_ratio == 1.0 && !streamed);
   const bool packed = config.state_dtype != config::StateDtype::kFloat32;
   if ((config.fp32_masters && !packed) || on_host || (one_pass && rounds_on_device(device))) return;
   throw ConfigError(fmt::format(
       "{} are updated on the host, and on GPUs by Zeropage's CUDA kernels, which {}: offload all of the optimizer "
-      "(zero_optimization.offload_optimizer with ratio 1), or leave the key out",
+      "(zero_optimization.offload_optimizer with ratio 1, zeropage.offloaded_update \"host\"), or leave the key out",
       packed ? "moments in bf16 or int8 (bf16.bf16_optimizer_states, zeropage.optimizer_state_dtype)"
              : "parameters without fp32 masters (fp16_master_weights_and_grads, bf16_master_weights_and_grads)",
       one_pass ? "this build does not have for this device" : "do not have this optimizer"));

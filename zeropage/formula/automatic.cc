@@ -89,8 +89,9 @@ class Chooser {
     const bool has_drive = !config_.zero.offload.optimizer_folders.empty();
     counts_.offloaded_numel = counts_.trainable_numel;
     const double there = static_cast<double>(placed_state_bytes(counts_, options_).offloaded.optimizer);
-    const auto undo_log =
-        static_cast<double>(config_.zeropage.speculation_bytes.value_or(default_undo_log_bytes(counts_, options_)));
+    const bool has_log = config_.zeropage.offloaded_update != config::UpdatePlace::kDevice;
+    const auto undo_log = static_cast<double>(
+        has_log ? config_.zeropage.speculation_bytes.value_or(default_undo_log_bytes(counts_, options_)) : 0);
     const bool host_is_small =
         memory_.device_is_host || there + undo_log > kShareOfState * static_cast<double>(memory_.host_bytes);
     if (has_drive && host_is_small) {

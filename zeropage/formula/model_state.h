@@ -82,6 +82,9 @@ struct StateOptions {
   static StateOptions from_config(const config::Config& config, int world_size);
 };
 
+/// Buffers of a device through which optimizer state that the host keeps is updated there: one is filled while the other one is emptied.
+inline constexpr int kStreamBuffers = 2;
+
 /// Per page of `layout`: whether its optimizer state is offloaded. As many trainable pages, from the last one on, as come
 /// closest to `share` of the elements: in a backward the first pages' gradients come last, and their update is waited for.
 std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);

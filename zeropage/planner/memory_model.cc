@@ -4,6 +4,7 @@
 
 #include "zeropage/base/checked.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/planner/time_model.h"
 
 namespace zeropage::planner {
 namespace {
@@ -11,11 +12,11 @@ namespace {
 constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
 constexpr const char* kWhat = "memory of the plan";
 
-/// Pages of optimizer state that are read ahead, updated and written behind: master and both moments.
-std::int64_t state_buffer_bytes(const Request& request) {
-  const std::int64_t arrays = request.precision == config::Precision::kFp32 ? 2 : 3;
-  const std::int64_t shard_numel = ceil_div(page_numel(request.model), request.world_size());
-  return checked_mul(config::Offload{}.optimizer_buffers * 4 * arrays, shard_numel, kWhat);
+/// `pages` pages of optimizer state, as one rank updates them.
+std::int64_t state_buffer_bytes(const Request& request, const Placement& placement, std::int64_t pages) {
+  const std::int64_t ranks = placement.stage == 0 ? 1 : request.world_size();
+  const std::int64_t numel = ceil_div(page_numel(request.model), ranks);
+  return checked_mul(pages * optimizer_element_bytes(request.precision), numel, kWhat);
 }
 
 /// Gradients on their way.
@@ -34,6 +35,10 @@ std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
 
 std::int64_t page_numel(const Model& model) {
   return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+}
+
+std::int64_t optimizer_element_bytes(config::Precision precision) {
+  return precision == config::Precision::kFp32 ? 8 : 12;
 }
 
 MemoryEstimate estimate_memory(const Request& request, const Placement& placement) {
@@ -67,8 +72,14 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   memory.host += placed.offloaded.optimizer;
   memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
   memory.disk += placed.disk.total();
-  if (placement.optimizer == Home::kDisk) memory.host += state_buffer_bytes(request);
-  if (placement.optimizer == Home::kHost) memory.undo_log = formula::default_undo_log_bytes(counts, options);
+  if (placement.optimizer == Home::kDisk) {
+    memory.host += state_buffer_bytes(request, placement, config::Offload{}.optimizer_buffers);
+  }
+  if (is_updated_on_device(request, placement)) {
+    memory.buckets += state_buffer_bytes(request, placement, formula::kStreamBuffers);
+  } else if (placement.optimizer == Home::kHost) {
+    memory.undo_log = formula::default_undo_log_bytes(counts, options);
+  }
   memory.host += memory.undo_log;
   if (placement.parameters == Home::kDisk) {
     const std::int64_t shard_numel = ceil_div(page_numel(model), request.world_size());

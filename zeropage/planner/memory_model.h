@@ -6,7 +6,8 @@
 ///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a rank runs ahead where
 ///                there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards of pages
 ///   state        an optimizer on disk passes through offload_optimizer.buffer_count pages in host memory
-///   undo log     an optimizer in host memory: default_undo_log_bytes
+///   undo log     an optimizer in host memory that is updated there: default_undo_log_bytes
+///   streaming    an optimizer in host memory that is updated on the device: kStreamBuffers pages of it, counted with the buckets
 ///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
 ///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32 and
 ///                their gradient: 8 * s * b * v.
@@ -21,6 +22,9 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
 
 /// Activations of one micro batch on one rank.
 std::int64_t activation_bytes(const Request& request, bool checkpointing);
+
+/// Bytes of optimizer state per element: master and both moments of Adam.
+std::int64_t optimizer_element_bytes(config::Precision precision);
 
 /// Elements of the largest page: a default one, or one of a larger parameter.
 std::int64_t page_numel(const Model& model);

@@ -125,6 +125,9 @@ std::string config_text(const Request& request, const Placement& placement) {
   if (request.precision == config::Precision::kBf16) document["bf16"] = {{"enabled", true}};
   if (request.precision == config::Precision::kFp16) document["fp16"] = {{"enabled", true}};
   document["zero_optimization"] = std::move(zero);
+  if (placement.optimizer == Home::kHost && request.hardware) {
+    document["zeropage"] = {{"offloaded_update", is_updated_on_device(request, placement) ? "device" : "host"}};
+  }
   document["optimizer"] = {{"type", "AdamW"}, {"params", {{"lr", 1e-4}, {"weight_decay", 0.01}}}};
   return document.dump(2) + "\n";
 }

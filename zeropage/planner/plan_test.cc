@@ -119,6 +119,26 @@ TEST(TimeModel, StagesByHand) {
   EXPECT_NEAR(estimate_time(r, {0}, false).efficiency(), 6 / (6 + update_s), 1e-9);
 }
 
+// Beside a link that is fast for the host's memory the state streams through the device: no undo log, two pages of it as buffers.
+TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
+  Request r = simple_hardware();
+  const Placement placement{2, Home::kHost};
+  EXPECT_FALSE(is_updated_on_device(r, placement));
+  const std::int64_t buckets = estimate_memory(r, placement).buckets;
+  r.hardware->host_link_rate = 5e9;
+  EXPECT_TRUE(is_updated_on_device(r, placement));
+  const double device_s =
+      (12 + 2) * 0.5 / 5;  // state, and the gradient that waits on the host, of half of the elements
+  EXPECT_NEAR(estimate_time(r, placement, false).step_s, 6 + 1 + device_s, 1e-9);
+  EXPECT_NEAR(estimate_time(r, {1, Home::kHost}, false).step_s, 6 + 1 + 12 * 0.5 / 5, 1e-9);
+  const MemoryEstimate memory = estimate_memory(r, placement);
+  EXPECT_EQ(memory.undo_log, 0);
+  EXPECT_EQ(memory.buckets - buckets, formula::kStreamBuffers * 12 * page_numel(r.model) / 2);
+  EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "device")"));
+  r.hardware->host_memory_rate = 1e13;
+  EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "host")"));
+}
+
 TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {
   Request r = simple_hardware();
   r.hardware->device_link_rate = 1e8;

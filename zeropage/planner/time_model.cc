@@ -40,6 +40,11 @@ class Clock {
   double step_s_ = 0;
 };
 
+/// Elements whose optimizer state a rank has.
+double owned_numel(const Request& request, const Placement& placement) {
+  return static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
+}
+
 /// Seconds of the single pieces of work.
 struct Pieces {
   double forward_s = 0;
@@ -81,13 +86,32 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   return pieces;
 }
 
-/// `times` micro batches; `reduces`: with the reduction of gradients.
-void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, bool reduces) {
+/// Seconds of an update of optimizer state that the host keeps: on the host, whose memory all of its devices share, and over the link.
+struct HostStateUpdate {
+  double on_host_s = 0;
+  double over_link_s = 0;
+};
+
+HostStateUpdate update_of_host_state(const Request& request, const Placement& placement) {
+  const Hardware& hardware = *request.hardware;
+  const double owned = owned_numel(request, placement);
+  const auto element = static_cast<double>(element_bytes(formula::compute_dtype(request.precision)));
+  const double gradient = placement.stage >= 2 ? element : 0;
+  const double parameter = placement.parameters == Home::kDevice ? 0 : element;
+  const auto state = static_cast<double>(optimizer_element_bytes(request.precision));
+  return {owned * request.devices_per_host * kUpdateBytes / hardware.host_memory_rate,
+          owned * (state + std::max(gradient, parameter)) / hardware.host_link_rate};
+}
+
+/// `times` micro batches; `reduces`: with the reduction of gradients; `on_device`: which the device updates by.
+void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, bool reduces,
+                       bool on_device) {
   const double loads_s = placement.parameters != Home::kDevice ? pieces.host_in_s : 0;
   const double reads_s = placement.parameters == Home::kDisk ? pieces.disk_in_s : 0;
   const double gather_s = placement.stage == 3 ? pieces.gather_s : 0;
   const double reduce_s = reduces ? (placement.stage == 0 ? 2 : 1) * pieces.reduce_s : 0;
-  const double stores_s = reduces && placement.optimizer != Home::kDevice ? pieces.host_out_s : 0;
+  const bool stores = placement.optimizer != Home::kDevice && !(on_device && placement.stage < 2);
+  const double stores_s = reduces && stores ? pieces.host_out_s : 0;
   clock.add_overlapped({{"computation", times * pieces.forward_s},
                         {"gathering parameters", times * gather_s},
                         {"host link", times * loads_s},
@@ -101,31 +125,43 @@ void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& plac
 
 void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, const Placement& placement) {
   const Hardware& hardware = *request.hardware;
-  const double owned =
-      static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
+  const double owned = owned_numel(request, placement);
+  const double device_s = owned * kUpdateBytes / hardware.device_memory_rate;
+  const auto of_host_state = update_of_host_state(request, placement);
   if (placement.optimizer == Home::kDevice) {
-    clock.add("update on the device", owned * kUpdateBytes / hardware.device_memory_rate);
+    clock.add("update on the device", device_s);
+  } else if (is_updated_on_device(request, placement)) {
+    clock.add_overlapped({{"update on the device", device_s}, {"host link", of_host_state.over_link_s}});
   } else {
-    const double host_s = owned * request.devices_per_host * kUpdateBytes / hardware.host_memory_rate;
     const double disk_s =
         placement.optimizer == Home::kDisk
             ? owned * request.devices_per_host *
                   std::max(kUpdateReadBytes / hardware.disk_read_rate, kUpdateWriteBytes / hardware.disk_write_rate)
             : 0;
-    clock.add_overlapped({{"update on the host", host_s}, {"host link", pieces.host_in_s}, {"disk", disk_s}});
+    clock.add_overlapped(
+        {{"update on the host", of_host_state.on_host_s}, {"host link", pieces.host_in_s}, {"disk", disk_s}});
   }
   if (placement.stage == 1 || placement.stage == 2) clock.add("gathering parameters", pieces.gather_s);
 }
 
 }  // namespace
 
+bool is_updated_on_device(const Request& request, const Placement& placement) {
+  if (placement.optimizer != Home::kHost || !request.hardware) return false;
+  const Hardware& hardware = *request.hardware;
+  if (hardware.device_memory_rate * request.devices_per_host <= hardware.host_memory_rate) return false;
+  const auto update = update_of_host_state(request, placement);
+  return update.over_link_s < update.on_host_s;
+}
+
 TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing) {
   const Pieces pieces = pieces_of(request, placement, checkpointing);
   const auto times = static_cast<double>(request.accumulation_steps);
   Clock clock(request.hardware->overlap);
   const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
-  add_micro_batches(clock, pieces, placement, times - reducing, false);
-  add_micro_batches(clock, pieces, placement, reducing, true);
+  const bool on_device = is_updated_on_device(request, placement);
+  add_micro_batches(clock, pieces, placement, times - reducing, false, on_device);
+  add_micro_batches(clock, pieces, placement, reducing, true, on_device);
   add_boundary(clock, request, pieces, placement);
   return clock.result(times * (pieces.forward_s + pieces.backward_s));
 }

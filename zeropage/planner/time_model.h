@@ -14,6 +14,9 @@
 ///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO, arXiv 1910.02054: 3 P)
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
 ///   host          gradients go there overlapped with the backward, updated parameters come back overlapped with the update
+///   device        optimizer state of the host that is updated on the device: 12 bytes per element (fp32: 8) in each direction of the link,
+///                 and a sharded gradient, which waits on the host, back to the device; beside the 30 bytes of the device's memory. A plan
+///                 updates there if that takes less time than on the host
 ///   disk          max((12 + 4) / read, 14 / write) per element of the shard: reads and writes at a time, streamed
 /// With perfect overlap a phase takes as long as its slowest part; where the hardware overlaps less, as cores that do both do, it takes
 /// that share less one of the other parts, too. efficiency = compute / step.
@@ -25,5 +28,9 @@ namespace zeropage::planner {
 
 /// Expects request.hardware. Errors: none.
 TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing);
+
+/// Optimizer state that the host keeps: whether its update takes less time on the device, where all of it is copied to and back, than on
+/// the host, whose memory all of its devices share. False without hardware, and where the device is the host.
+bool is_updated_on_device(const Request& request, const Placement& placement);
 
 }  // namespace zeropage::planner
