@@ -55,7 +55,9 @@ TEST_F(PageCacheTest, KeepsWhatPassesWrite) {
   for (int version = 1; version < 9; ++version) {
     cache.begin_pass(order);
     for (const int page : order) {
-      if (version > 1) EXPECT_TRUE(has(cache, page, version - 1)) << page;
+      if (version > 1) {
+        EXPECT_TRUE(has(cache, page, version - 1)) << page;
+      }
       put(cache, page, version);
     }
     cache.end_pass();
