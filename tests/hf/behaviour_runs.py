@@ -1,6 +1,7 @@
 """What a rank does in test_behaviour.py."""
 
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,50 @@ def _is_absent(parameter: torch.Tensor) -> bool:
     return getattr(parameter, "ds_status", None) is deepspeed.zero.ZeroParamStatus.NOT_AVAILABLE
 
 
+class PeakMemory:
+    """While inside, a thread follows what this process has in memory: pages that two ranks share count half for each, and those of files, which
+    the kernel can drop, not at all."""
+
+    def __enter__(self) -> "PeakMemory":
+        self._begin = self._peak = self._now()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._follow)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.bytes = max(self._peak, self._now()) - self._begin
+
+    def _follow(self) -> None:
+        while not self._ended.wait(0.001):
+            self._peak = max(self._peak, self._now())
+
+    @staticmethod
+    def _now() -> int:
+        with open("/proc/self/smaps_rollup") as sums:
+            return sum(int(line.split()[1]) for line in sums if line.startswith(("Pss_Anon:", "Pss_Shmem:"))) * 1024
+
+
+LARGE = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+
+
+def load_large(folder: str) -> dict[str, int]:
+    """Bytes that from_pretrained under zero.Init takes at its peak, of the model, and of its largest layer."""
+    place = Path(folder) / "saved"
+    if os.environ["RANK"] == "0":
+        llama(**LARGE).save_pretrained(place)
+    keep = _args(ds_config(3, stage3_param_persistence_threshold=0, stage3_max_live_parameters=2**20), Path(folder))
+    deepspeed.init_distributed()
+    dist.barrier()
+    with PeakMemory() as peak:
+        model = LlamaForCausalLM.from_pretrained(place)
+    del keep
+    layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
+    return {"peak": peak.bytes, "model": 4 * sum(parameter.numel() for parameter in model.parameters()), "layer": 4 * layer}
+
+
 def again_and_again(folder: str) -> dict[str, Any]:
     """A Trainer that evaluates, trains, predicts and trains again, and a second one on the same model. Under plain DDP transformers does not
     sum gradients in a training behind an evaluation, and it has none before a training at stage 2: another Trainer evaluates there."""
@@ -101,13 +146,19 @@ def checkpoints(folder: str) -> dict[str, Any]:
         loaded = LlamaForCausalLM.from_pretrained(place / "alone" / "checkpoint-2") if name == PLAIN else None
         results[name] = {**best, **history(resumed, "loss"), "resumed": weights_of(resumed.model)}
         results[name]["alone"] = weights_of(loaded) if loaded is not None else _read(place / "alone" / "checkpoint-2")
+        state = alone.accelerator.get_state_dict(alone.model_wrapped)
+        if os.environ["RANK"] == "0":
+            alone.accelerator.unwrap_model(alone.model_wrapped).save_pretrained(place / "hub", state_dict=state, max_shard_size="20KB")
+        dist.barrier()
+        results[name]["hub"] = _read(place / "hub")
+        assert len(list((place / "hub").glob("model-*-of-*.safetensors"))) > 1 and (place / "hub" / "model.safetensors.index.json").is_file()
     return results
 
 
 def _read(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+    return {name: value.float() for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
 def generate(folder: str) -> dict[str, Any]:

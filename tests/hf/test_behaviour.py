@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from processes import run_processes
+from safetensors.torch import load_file
 from tiny import PLAIN, assert_alike
 
 from zeropage.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -40,6 +41,13 @@ def test_models_are_loaded_in_shards(tmp_path: Path):
             assert 0.01 < made.std() < 0.04
 
 
+def test_a_large_model_is_never_whole_on_a_rank(tmp_path: Path):
+    """Catches from_pretrained under zero.Init that takes more memory than a rank's shard and one layer: the model, made or read whole."""
+    for rank in on_two_ranks("load_large", tmp_path):
+        assert rank["model"] > 120 << 20
+        assert rank["model"] // 4 < rank["peak"] < rank["model"] // 2 + rank["layer"] + (16 << 20), rank
+
+
 def _assert_same(actual: Any, expected: Any, what: str) -> None:
     pairs = [(actual, expected)] if isinstance(actual, torch.Tensor) else [(actual[name], expected[name]) for name in expected]
     for one, other in pairs:
@@ -59,10 +67,14 @@ def test_checkpoints_of_the_trainer(tmp_path: Path):
     for stage in ("2", "3"):
         folder = tmp_path / stage / "checkpoint-4"
         assert (folder / "global_step4").is_dir() and (folder / "latest").is_file() and (folder / "zero_to_fp32.py").is_file()
-        subprocess.run([sys.executable, str(folder / "zero_to_fp32.py"), str(folder), str(tmp_path / f"out{stage}")], check=True, timeout=60)
+        out = tmp_path / f"out{stage}"
+        options = ["--safe_serialization", "--max_shard_size", "30KB", "-t", "global_step4"]
+        subprocess.run([sys.executable, str(folder / "zero_to_fp32.py"), str(folder), str(out), *options], check=True, timeout=60)
         state = get_fp32_state_dict_from_zero_checkpoint(folder)
         assert state["model.embed_tokens.weight"].shape == (64, 32)
-        assert list((tmp_path / f"out{stage}").glob("*.safetensors"))
+        written = {name: value for file in out.glob("model-*-of-*.safetensors") for name, value in load_file(file).items()}
+        assert (out / "model.safetensors.index.json").is_file() and len(list(out.glob("model-*"))) > 1
+        assert written.keys() <= state.keys() and all(torch.equal(value, state[name]) for name, value in written.items())
 
 
 def test_ranks_generate_to_different_lengths(tmp_path: Path):

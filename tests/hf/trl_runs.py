@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
-from tiny import PLAIN, VOCABULARY, configurations, forget_state, history, llama, weights_of
+from tiny import PLAIN, VOCABULARY, configurations, forget_state, history, llama, llama_config, weights_of
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 _OPTIONS = {
     "per_device_train_batch_size": 2,
@@ -46,14 +46,18 @@ def _preferences() -> Dataset:
     )
 
 
-def make_model(folder: Path) -> str:
-    """A model and a tokenizer of words as a folder that from_pretrained reads."""
+def make_model(folder: str) -> str:
+    """A model and a tokenizer of words as a folder that from_pretrained reads; in its folder "reward" a model with one label."""
+    folder = Path(folder)
     vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
     fast.save_pretrained(folder)
     llama().save_pretrained(folder)
+    torch.manual_seed(0)
+    LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(folder / "reward")
+    fast.save_pretrained(folder / "reward")
     _preferences().save_to_disk(f"{folder}/preferences")  # the main rank hands log probabilities on through its folder
     return str(folder)
 
@@ -81,6 +85,39 @@ def _dpo(model: str, config: dict[str, Any] | None, folder: Path, precompute: bo
     return {**history(trainer, "loss", "grad_norm", "rewards/margins"), "weights": weights_of(trainer.model)}
 
 
+def _reward(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+    arguments = RewardConfig(
+        str(folder), max_length=16, deepspeed=copy.deepcopy(config), use_cpu=config is None, model_init_kwargs={"dtype": "float32"}, **_OPTIONS
+    )
+    trainer = RewardTrainer(f"{model}/reward", args=arguments, train_dataset=load_from_disk(f"{model}/preferences"))
+    trainer.train()
+    return {**history(trainer, "loss", "grad_norm", "accuracy", "margin"), "weights": weights_of(trainer.model)}
+
+
+def _even_words(completions: list[str], **_: Any) -> list[float]:
+    """The reward of a completion: the share of its words with an even number."""
+    numbers = [[int(word[1:]) for word in completion.split() if word.startswith("w")] for completion in completions]
+    return [sum(number % 2 == 0 for number in each) / max(len(each), 1) for each in numbers]
+
+
+def _grpo(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """Two completions of every prompt are sampled, with a reference model beside the trained one."""
+    arguments = GRPOConfig(
+        str(folder),
+        num_generations=2,
+        max_completion_length=6,
+        beta=0.1,
+        deepspeed=copy.deepcopy(config),
+        use_cpu=config is None,
+        model_init_kwargs={"dtype": "float32"},
+        **_OPTIONS,
+    )
+    prompts = Dataset.from_dict({"prompt": [_words(5, start, 4) for start in range(40)]})
+    trainer = GRPOTrainer(model, reward_funcs=_even_words, args=arguments, train_dataset=prompts)
+    trainer.train()
+    return {**history(trainer, "loss", "grad_norm", "reward", "kl"), "weights": weights_of(trainer.model)}
+
+
 def train_everywhere(model: str, folder: str) -> dict[str, dict[str, Any]]:
     """Each trainer with its configurations: trainer -> configuration -> what was seen."""
     torch.set_num_threads(1)
@@ -88,6 +125,8 @@ def train_everywhere(model: str, folder: str) -> dict[str, dict[str, Any]]:
     runs = {
         "sft": (_sft, list(known)),
         "dpo": (functools.partial(_dpo, precompute=False), [PLAIN, "2", "3"]),
+        "reward": (_reward, [PLAIN, "2", "3"]),
+        "grpo": (_grpo, [PLAIN, "2", "3"]),
         "dpo precomputed": (functools.partial(_dpo, precompute=True), [PLAIN, "3"]),
     }
     results: dict[str, dict[str, Any]] = {}
