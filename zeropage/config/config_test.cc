@@ -217,11 +217,17 @@ TEST(Config, one_cycle) {
 TEST(Config, other_keys) {
   const Config config = config_with(R"("steps_per_print": 10, "dump_state": true, "dataloader_drop_last": true,
       "zero_allow_untested_optimizer": true, "zeropage": {"page_numel": 1, "timeout_ms": 2, "communicator": "c10d",
-      "deterministic_reduction": false, "observe_functions": false, "max_consecutive_skips": 3})");
+      "deterministic_reduction": false, "observe_functions": false, "max_consecutive_skips": 3,
+      "offloaded_update": "host"})");
   EXPECT_EQ(config.steps_per_print, 10);
   EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
-  EXPECT_EQ(config.zeropage,
-            (Own{1, 2, CommunicatorKind::kC10d, false, false, 3, std::nullopt, false, 0, false, 1000, "", 25.0}));
+  EXPECT_EQ(config.zeropage, (Own{.page_numel = 1,
+                                  .timeout_ms = 2,
+                                  .communicator = CommunicatorKind::kC10d,
+                                  .deterministic_reduction = false,
+                                  .observe_functions = false,
+                                  .max_consecutive_skips = 3,
+                                  .offloaded_update = UpdatePlace::kHost}));
 }
 
 TEST(Config, auto_that_nothing_filled_in_is_the_default) {
