@@ -18,5 +18,6 @@ def train_everywhere(folder: str) -> dict[str, Any]:
             eval_dataset=Tokens(8, seed=2),
         )
         trainer.train()
-        results[name] = {**history(trainer, "loss", "grad_norm", "eval_loss"), "weights": weights_of(trainer.model)}
+        seen = history(trainer, "loss", "grad_norm", "eval_loss", "learning_rate")
+        results[name] = {**seen, "weights": weights_of(trainer.model)}
     return results
