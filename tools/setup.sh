@@ -141,7 +141,7 @@ torchao torchao
 LIST
 }
 
-# What tests/hf trains with, and the small packages that these import. Without their other dependencies: torch among them stays as it is.
+# What tests/hf trains with, Ray (80 MB) for its example, and the small packages that these import. Without their other dependencies: torch among them stays as it is.
 install_libraries() {
   local want=() module package
   while read -r module package; do
@@ -162,6 +162,18 @@ six.py six
 lightning lightning
 torchmetrics torchmetrics
 lightning_utilities lightning-utilities
+ray ray
+jsonschema jsonschema
+jsonschema_specifications jsonschema-specifications
+attrs attrs
+referencing referencing
+rpds rpds-py
+msgpack msgpack
+requests requests
+urllib3 urllib3
+certifi certifi
+charset_normalizer charset-normalizer
+tensorboardX tensorboardX
 LIST
   [ ${#want[@]} = 0 ] && return 0
   run "installing ${want[*]}" .venv/bin/python -m pip install -q --no-deps "${want[@]}" ||
