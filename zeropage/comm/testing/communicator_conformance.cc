@@ -152,7 +152,7 @@ class Told {
   OnReduced listener() {
     return [this](std::int64_t begin, std::int64_t numel) {
       in_order_ &= begin == told_numel_ && numel >= 0 && begin + numel <= numel_;
-      if (!in_order_) return;
+      if (!in_order_ || numel == 0) return;  // memcpy takes no null, not even for nothing
       std::memcpy(seen_.data() + begin * element_, out_ + begin * element_, static_cast<std::size_t>(numel * element_));
       told_numel_ += numel;
     };
