@@ -20,10 +20,28 @@
 #define __device__
 #define __grid_constant__
 #define __launch_bounds__(threads)
+#define ZEROPAGE_UNROLL
 
 using cudaStream_t = void*;
 
 namespace zeropage::optim {
+
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
+
+/// Accesses of memory that is not used again soon.
+template <typename Word>
+Word __ldcs(const Word* from) {
+  return *from;
+}
+template <typename Word>
+void __stcs(Word* to, Word word) {
+  *to = word;
+}
 
 struct EmulatedIndex {
   unsigned x = 0;

@@ -79,12 +79,14 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant_
   float states[2][kRunNumel] = {};
   load_run(masters, piece.master, first, left, whole);
   load_wide<Gradient>(gradients, piece.gradient, first, left, whole);
+  ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) load_run(states[s], piece.states[s].data, first, left, whole);
   for (int k = 0; k < kRunNumel; ++k) {
     masters[k] =
         update_element(piece.rule, masters[k], states[0][k], states[1][k], gradients[k] * piece.rule.gradient_scale);
   }
   store_run(masters, piece.master, first, left, whole);
+  ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) store_run(states[s], piece.states[s].data, first, left, whole);
   // Of fp32 the master is the parameter.
   if constexpr (sizeof(typename Parameter::Element) == 2) {
@@ -146,6 +148,7 @@ inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel]
 template <typename Rule>
 __device__ void load_states(float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
                             const Place& place) {
+  ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) {
     const PackedState& state = piece.states[s];
     if (launch.state_dtype == config::StateDtype::kInt8) {
@@ -160,6 +163,7 @@ __device__ void load_states(float (&states)[2][kRunNumel], const Launch<Rule>& l
 template <typename Rule>
 __device__ void store_states(const float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
                              const Place& place, std::uint64_t index) {
+  ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) {
     const PackedState& state = piece.states[s];
     const std::uint64_t key = state_rounding_key(piece.rounding_key, static_cast<std::size_t>(s));

@@ -19,6 +19,8 @@ constexpr int kWarpThreads = 32;
 #else
 #include <cuda_runtime.h>
 
+#define ZEROPAGE_UNROLL _Pragma("unroll")
+
 #include <string>
 #include <type_traits>
 

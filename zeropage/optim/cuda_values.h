@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "zeropage/base/dtype.h"
 #include "zeropage/optim/convert.h"
@@ -44,20 +45,32 @@ constexpr int kWarpNumel = kWarpThreads * kRunNumel;
 /// The distance of a thread's element `k` from its first one.
 inline __device__ constexpr int offset_of(int k) { return k / kGroupNumel * kGroupStride + k % kGroupNumel; }
 
-template <typename Element>
-struct alignas(sizeof(Element) * kGroupNumel) Group {
-  Element values[kGroupNumel];
+/// What a thread reads or writes at once: a group of elements of so many bytes.
+template <std::size_t kElementBytes>
+struct GroupOf;
+template <>
+struct GroupOf<4> {
+  using Word = uint4;
+};
+template <>
+struct GroupOf<2> {
+  using Word = uint2;
+};
+template <>
+struct GroupOf<1> {
+  using Word = unsigned;
 };
 
 /// values = a thread's elements, of which the first one is `first`; those at a distance of `left` or more are left as they are.
 /// `whole`: there are all of them, and the array begins at a multiple of 16 bytes.
 template <typename Element>
 __device__ void load_run(Element (&values)[kRunNumel], const void* data, std::int64_t first, int left, bool whole) {
+  using Word = typename GroupOf<sizeof(Element)>::Word;
   const Element* const from = static_cast<const Element*>(data) + first;
   if (whole) {
     for (int k = 0; k < kRunNumel; k += kGroupNumel) {
-      const auto group = *reinterpret_cast<const Group<Element>*>(from + offset_of(k));
-      for (int j = 0; j < kGroupNumel; ++j) values[k + j] = group.values[j];
+      const Word word = __ldcs(reinterpret_cast<const Word*>(from + offset_of(k)));
+      std::memcpy(values + k, &word, sizeof(word));
     }
   } else {
     for (int k = 0; k < kRunNumel; ++k) {
@@ -69,12 +82,13 @@ __device__ void load_run(Element (&values)[kRunNumel], const void* data, std::in
 /// The other way round.
 template <typename Element>
 __device__ void store_run(const Element (&values)[kRunNumel], void* data, std::int64_t first, int left, bool whole) {
+  using Word = typename GroupOf<sizeof(Element)>::Word;
   Element* const to = static_cast<Element*>(data) + first;
   if (whole) {
     for (int k = 0; k < kRunNumel; k += kGroupNumel) {
-      Group<Element> group;
-      for (int j = 0; j < kGroupNumel; ++j) group.values[j] = values[k + j];
-      *reinterpret_cast<Group<Element>*>(to + offset_of(k)) = group;
+      Word word;
+      std::memcpy(&word, values + k, sizeof(word));
+      __stcs(reinterpret_cast<Word*>(to + offset_of(k)), word);  // a plain store is merged with those below, and split
     }
   } else {
     for (int k = 0; k < kRunNumel; ++k) {
