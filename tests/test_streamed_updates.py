@@ -8,6 +8,7 @@ import pytest
 import simulated_device
 import torch
 from test_gpu_training import delays
+from torch import nn
 from training import config_of, flat_parameters, small_net, token_batch
 
 import zeropage
@@ -26,13 +27,17 @@ TYPES: dict[str, dict[str, Any]] = {
 }
 
 
-def make_engine(stage: int, streamed: bool, types: str = "bf16", zero: dict[str, Any] | None = None, **options: Any) -> Any:
+def make_engine(
+    stage: int, streamed: bool, types: str = "bf16", zero: dict[str, Any] | None = None, **options: Any
+) -> Any:
     """An engine whose optimizer state is on the host and updated on the device, or resident on the device."""
     sections = {**TYPES[types], **options}
     sections["zeropage"] = {"page_numel": 4096, **sections.get("zeropage", {})}
     sections["zero_optimization"] = dict(zero or {})
     if streamed:
-        sections["zero_optimization"] |= {"offload_optimizer": {"device": "cpu", **sections["zero_optimization"].get("offload_optimizer", {})}}
+        sections["zero_optimization"] |= {
+            "offload_optimizer": {"device": "cpu", **sections["zero_optimization"].get("offload_optimizer", {})}
+        }
         sections["zeropage"] |= {"offloaded_update": "device"}
     try:
         return zeropage.initialize(model=small_net(), config=config_of(stage, **sections))[0]
@@ -76,12 +81,39 @@ def test_bits_are_those_of_resident_state(stage: int, types: str):
         assert_same(streamed, resident)
 
 
+def test_passes_over_some_of_the_pages():
+    """Catches a page that is read before the last pass has written it, in another buffer."""
+
+    def trained(streamed: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layers = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(4))
+        sections: dict[str, Any] = {"zeropage": {"page_numel": 1}, **TYPES["bf16"]}
+        if streamed:
+            sections["zero_optimization"] = {"offload_optimizer": {"device": "cpu"}}
+            sections["zeropage"]["offloaded_update"] = "device"
+        engine, *_ = zeropage.initialize(model=layers, config=config_of(1, clipping=0.0, **sections))
+        for step in range(8):
+            x = torch.randn(4, 64, generator=torch.Generator().manual_seed(step)).to(engine.device, torch.bfloat16)
+            for layer in engine.module if step % 2 == 0 else [engine.module[step // 2]]:
+                x = layer(x)
+            engine.backward(x.float().square().mean())
+            engine.step()
+        return flat_parameters(engine.module).cpu()
+
+    expected = trained(False)
+    for seed in range(3):
+        with delays(seed):
+            assert torch.equal(trained(True), expected), f"seed {seed}"
+
+
 @pytest.mark.parametrize("case", ["accumulation", "half", "pageable", "parameters"])
 def test_bits_of_other_settings(case: str):
     """Catches pages that stay on the device and are taken for others, gradients that are added up elsewhere, and parameters that come from
     and go to the host."""
     options: dict[str, Any] = {"accumulation": 2} if case == "accumulation" else {}
-    zero: dict[str, Any] = {"offload_optimizer": {"ratio": 0.5} if case == "half" else {"pin_memory": case != "pageable"}}
+    zero: dict[str, Any] = {
+        "offload_optimizer": {"ratio": 0.5} if case == "half" else {"pin_memory": case != "pageable"}
+    }
     if case == "parameters":
         zero["offload_param"] = {"device": "cpu"}
     resident = make_engine(3, False, **options)
@@ -159,7 +191,9 @@ def test_parameters_that_are_trained_later():
     """Catches pages that get optimizer state when the buffers are there already, and larger ones than before."""
     engines = []
     for streamed in (False, True):
-        sections: dict[str, Any] = {"zeropage": {"page_numel": 1, **({"offloaded_update": "device"} if streamed else {})}}
+        sections: dict[str, Any] = {
+            "zeropage": {"page_numel": 1, **({"offloaded_update": "device"} if streamed else {})}
+        }
         if streamed:
             sections["zero_optimization"] = {"offload_optimizer": {"device": "cpu"}}
         model = small_net().to(accelerator.device())
@@ -203,7 +237,10 @@ def test_memory_is_two_buffers_on_the_device():
 @pytest.mark.parametrize(
     ("sections", "says"),
     [
-        ({"zeropage": {"offloaded_update": "device"}, "optimizer": {"type": "RAdam", "params": {"lr": 1e-3}}}, "an optimizer that PyTorch runs"),
+        (
+            {"zeropage": {"offloaded_update": "device"}, "optimizer": {"type": "RAdam", "params": {"lr": 1e-3}}},
+            "an optimizer that PyTorch runs",
+        ),
         ({"zeropage": {"offloaded_update": "device", "speculation_bytes": 1}}, "for updates on the host"),
     ],
 )
@@ -214,11 +251,15 @@ def test_what_cannot_be_is_refused(sections: dict[str, Any], says: str):
         zeropage.initialize(model=small_net(), config=config)
 
 
-@pytest.mark.parametrize(("own", "pinned", "streamed"), [({}, True, True), ({"speculation_bytes": 1 << 20}, True, False), ({}, False, False)])
+@pytest.mark.parametrize(
+    ("own", "pinned", "streamed"), [({}, True, True), ({"speculation_bytes": 1 << 20}, True, False), ({}, False, False)]
+)
 def test_what_is_chosen(own: dict[str, Any], pinned: bool, streamed: bool):
     """Catches a default that is not the documented one."""
     if not accelerator.SIMULATED:
         pytest.skip("on a GPU it depends on whether the kernels were built")
     zero = {"offload_optimizer": {"device": "cpu", "pin_memory": pinned}}
-    engine, *_ = zeropage.initialize(model=small_net(), config=config_of(1, zero_optimization=zero, zeropage={"page_numel": 4096, **own}))
+    engine, *_ = zeropage.initialize(
+        model=small_net(), config=config_of(1, zero_optimization=zero, zeropage={"page_numel": 4096, **own})
+    )
     assert (engine.memory_report().host[0]["buffers"] == 0) is streamed  # where the host updates gradients wait there
