@@ -5,6 +5,8 @@ PYTHON ?= python3
 TORCH ?=
 #   TORCH_VERSIONS=2.11.0   what check-torch compiles against
 TORCH_VERSIONS ?= 2.11.0 2.14.1
+#   SAMPLE=20   how many files of them; without it all
+SAMPLE ?=
 BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -39,7 +41,7 @@ test-fast: build ## a minute and a half: C++ tests without torch, and the Python
 	@tools/test.sh $(BUILD) fast
 
 check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
-	@$(BIN)/python tools/check_torch.py $(BUILD) $(TORCH_VERSIONS)
+	@$(BIN)/python tools/check_torch.py $(if $(SAMPLE),--sample $(SAMPLE)) $(BUILD) $(TORCH_VERSIONS)
 
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
