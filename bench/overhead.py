@@ -3,6 +3,10 @@
 At one rank nothing is communicated, so the difference is the engine's own work: finding the operators that touch parameters,
 moving gradients, the global check, the update. The row with two ranks pages for real. Figures are microseconds per layer and step
 (forward, backward and update), ours minus plain.
+
+The rows "virtual gradients" are what `p.grad` costs a program that never looks at it. There is no engine without it to compare with, so
+its cost is bounded from above: backwards of a loss that uses the last layer alone are added to a step. Each of them takes all gradients of
+the model away and shows them again, and does whatever else an engine does per parameter and backward.
 """
 
 import argparse
@@ -19,12 +23,14 @@ import zeropage
 LAYERS = 200
 WIDTH = 16
 TARGET_US = 3.0
+GRADIENTS_TARGET_US = 0.3  # per parameter and step
+BACKWARDS = 20  # that are added
 SETTINGS = {"default settings": {}, "persistence threshold 0": {"stage3_param_persistence_threshold": 0}}
 
 
-def make_model() -> nn.Module:
+def make_model(layers: int = LAYERS) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(LAYERS)))
+    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH) for _ in range(layers)))
 
 
 def plain_system(batch: torch.Tensor):
@@ -41,9 +47,10 @@ def plain_system(batch: torch.Tensor):
     return step
 
 
-def engine_system(batch: torch.Tensor, zero: dict):
+def engine_system(batch: torch.Tensor, zero: dict, layers: int = LAYERS, more_backwards: int = 0):
+    """more_backwards: of the last layer alone."""
     engine, _, _, _ = zeropage.initialize(
-        model=make_model(),
+        model=make_model(layers),
         config={
             "train_micro_batch_size_per_gpu": len(batch),
             "zero_optimization": {"stage": 3, **zero},
@@ -54,10 +61,33 @@ def engine_system(batch: torch.Tensor, zero: dict):
     def step() -> torch.Tensor:
         loss = engine(batch).square().mean()
         engine.backward(loss)
+        for _ in range(more_backwards):
+            engine.backward(engine.module[-1](batch).sum())
         engine.step()
         return loss
 
     return step
+
+
+def measure_gradients(batch: torch.Tensor, stage: int, rounds: int, steps: int) -> None:
+    zero = {"stage": stage}
+    counts = [(layers, more) for layers in (1, LAYERS) for more in (0, BACKWARDS)]
+    blocks = take_turns({count: engine_system(batch, zero, *count) for count in counts}, rounds, steps)
+    seconds = {count: [block.wall_s for block in of_count] for count, of_count in blocks.items()}
+    added = [
+        (many - few) - (many_of_one - few_of_one)
+        for many, few, many_of_one, few_of_one in zip(
+            seconds[LAYERS, BACKWARDS], seconds[LAYERS, 0], seconds[1, BACKWARDS], seconds[1, 0], strict=True
+        )
+    ]
+    of_a_step = [each / BACKWARDS for each in added]
+    emit(
+        "virtual gradients",
+        stage=stage,
+        us_per_parameter_at_most=round(statistics.median(of_a_step) / (2 * (LAYERS - 1)) * 1e6, 3),
+        ratio_at_most=round(statistics.median(step / (step - each) for each, step in zip(of_a_step, seconds[LAYERS, 0], strict=True)), 4),
+        target_us=GRADIENTS_TARGET_US,
+    )
 
 
 def measure(rounds: int, steps: int) -> None:
@@ -85,6 +115,9 @@ def measure(rounds: int, steps: int) -> None:
             plain_us_per_layer=round(min(per_layer_us["plain"]), 2),
             target_us=TARGET_US if world.size == 1 else None,
         )
+    if world.size == 1:
+        for stage in (0, 2, 3):
+            measure_gradients(batch, stage, rounds, max(1, steps // 4))
 
 
 def main() -> None:

@@ -30,6 +30,21 @@ def train(engine, rank: int, first: int) -> None:
         engine.step()
 
 
+def after_training(stage, then, **faults):
+    """What `then([engine], model, rank)` returns on ranks that have trained, and the parameters of AdamW in one process. The list has the only
+    reference to the engine."""
+    models = [small_net() for _ in range(WORLD)]
+
+    def run(rank, communicator):
+        engine, *_ = zeropage.initialize(model=models[rank], config=paged(stage))
+        train(engine, rank, 0)
+        engines = [engine]
+        del engine
+        return then(engines, models[rank], rank)
+
+    return run_ranks(WORLD, run, **faults), train_plain(small_net(), STEPS)
+
+
 def evaluate(engine, rank: int) -> float:
     with torch.no_grad():
         return engine(*part_of_batch(token_batch(99), WORLD, rank)).item()
@@ -90,21 +105,18 @@ def test_engine_after_engine(first, second, destroy, two_sided):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_model_of_a_destroyed_engine(stage):
     """Catches parameters that cannot be read, gathered or copied when their engine was destroyed, or that differ from what was trained."""
-    expected = train_plain(small_net(), STEPS)
-    models = [small_net() for _ in range(WORLD)]
 
-    def run(rank, communicator):
-        engine, *_ = zeropage.initialize(model=models[rank], config=paged(stage))
-        train(engine, rank, 0)
-        engine.destroy()
-        with zeropage.zero.GatheredParameters(list(models[rank].parameters()), modifier_rank=0):
+    def then(engines, model, rank):
+        engines.pop().destroy()
+        with zeropage.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
             if rank == 0 or stage < 3:  # whole parameters are nobody's any more
-                models[rank].tiny.data.add_(1)
-        copied = copy.deepcopy(models[rank])
+                model.tiny.data.add_(1)
+        copied = copy.deepcopy(model)
         copied.tiny.data.sub_(1)
-        return flat_parameters(copied), models[rank].tiny.detach() - copied.tiny.detach()
+        return flat_parameters(copied), model.tiny.detach() - copied.tiny.detach()
 
-    for parameters, added in run_ranks(WORLD, run):
+    outcomes, expected = after_training(stage, then)
+    for parameters, added in outcomes:
         torch.testing.assert_close(parameters, expected, rtol=2e-5, atol=2e-5)
         torch.testing.assert_close(added, torch.ones(3))
 
@@ -112,18 +124,15 @@ def test_the_model_of_a_destroyed_engine(stage):
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_an_engine_that_is_collected_leaves_its_parameters(two_sided):
     """Catches a model of stage 3 that cannot be read, or that a second engine refuses, when its engine went without destroy()."""
-    expected = train_plain(small_net(), STEPS)
-    models = [small_net() for _ in range(WORLD)]
 
-    def run(rank, communicator):
-        engine, *_ = zeropage.initialize(model=models[rank], config=paged(3))
-        train(engine, rank, 0)
-        del engine
-        loss = models[rank](*token_batch(0)).item()
-        later, *_ = zeropage.initialize(model=models[rank], config=without_optimizer(paged(3)))
+    def then(engines, model, rank):
+        engines.clear()
+        loss = model(*token_batch(0)).item()
+        later, *_ = zeropage.initialize(model=model, config=without_optimizer(paged(3)))
         return loss, later(*token_batch(0)).item(), flat_parameters(later.module)
 
-    for loss, later, parameters in run_ranks(WORLD, run, two_sided=two_sided):
+    outcomes, expected = after_training(3, then, two_sided=two_sided)
+    for loss, later, parameters in outcomes:
         assert loss == later
         torch.testing.assert_close(parameters, expected, rtol=2e-5, atol=2e-5)
 
@@ -131,16 +140,13 @@ def test_an_engine_that_is_collected_leaves_its_parameters(two_sided):
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_parameters_are_consolidated_on_request(stage):
     """Catches a destroy(consolidate=True) that leaves parameters in the memory of the engine, or sharded."""
-    expected = train_plain(small_net(), STEPS)
-    models = [small_net() for _ in range(WORLD)]
 
-    def run(rank, communicator):
-        engine, *_ = zeropage.initialize(model=models[rank], config=paged(stage))
-        train(engine, rank, 0)
-        engine.destroy(consolidate=True)
-        return torch.cat([torch.from_numpy(p.detach().numpy().copy()).flatten() for p in models[rank].parameters()])
+    def then(engines, model, rank):
+        engines.pop().destroy(consolidate=True)
+        return torch.cat([torch.from_numpy(p.detach().numpy().copy()).flatten() for p in model.parameters()])
 
-    for parameters in run_ranks(WORLD, run):
+    outcomes, expected = after_training(stage, then)
+    for parameters in outcomes:
         torch.testing.assert_close(parameters, expected, rtol=2e-5, atol=2e-5)
 
 

@@ -205,6 +205,46 @@ def test_hooks_on_the_engines_optimizer():
     assert (hooked.before, hooked.after, engine.skipped_steps) == (2, 2, 1)
 
 
+@pytest.mark.parametrize("clipping", (0.0, 0.1))
+@pytest.mark.parametrize("stage", range(4))
+def test_pre_hooks_see_the_gradients_of_the_update(stage, clipping):
+    """Catches p.grad that is None in a step pre-hook, gradients there that are not clipped, and writes of a hook that the update does not use."""
+    norms: dict[int, list[float]] = {}
+
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.AdamW(parameters, lr=1e-2, eps=1e-4)
+        seen = norms.setdefault(id(optimizer), [])
+        kept = []
+
+        def pre(optimizer: Any, args: Any, kwargs: Any) -> None:
+            parameters = optimizer.param_groups[0]["params"]
+            seen.append(torch.nn.utils.get_total_norm([p.grad for p in parameters]).item())
+            kept.append((parameters[3].grad, parameters[3].grad.clone()))
+            if len(seen) == 2:
+                parameters[0].grad.mul_(0.5)
+            if len(seen) == 3:
+                parameters[-1].grad = None
+            assert all(torch.equal(gradient, value) for gradient, value in kept)
+
+        optimizer.register_step_pre_hook(pre)
+        return optimizer
+
+    model = small_net()
+    optimizer = make(model.parameters())
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        model(*token_batch(step)).backward()
+        if clipping:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clipping)
+        optimizer.step()
+    expected_norms = norms.popitem()[1]
+    outcomes = engine_run(make, stage, gradient_clipping=clipping)
+    for seen in norms.values():
+        assert seen == pytest.approx(expected_norms, rel=1e-4)
+    for parameters, _ in outcomes:
+        assert_close(parameters, flat_parameters(model))
+
+
 @pytest.mark.parametrize("stage", (0, 1, 3))
 @pytest.mark.parametrize("failing", (Counting, torch.optim.AdamW))
 def test_an_error_in_the_step_applies_nothing(stage, failing):

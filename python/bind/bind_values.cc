@@ -19,6 +19,19 @@ OptionalTensor defined(at::Tensor tensor) {
   return tensor.defined() ? OptionalTensor(std::move(tensor)) : std::nullopt;
 }
 
+using Values = engine::ParameterValues;
+
+template <at::Tensor (Values::*get)(const at::Tensor&, const engine::ValueName&)>
+OptionalTensor value_of(Engine& self, const at::Tensor& parameter, Kind kind, const std::string& state) {
+  return defined((self.values().*get)(parameter, {kind, state}));
+}
+
+template <void (Values::*set)(const at::Tensor&, const engine::ValueName&, const at::Tensor&)>
+void set_value_of(Engine& self, const at::Tensor& parameter, const at::Tensor& value, Kind kind,
+                  const std::string& state) {
+  (self.values().*set)(parameter, {kind, state}, value);
+}
+
 bool is_paged(const at::Tensor& parameter) {
   const auto* link = paging::link_of(parameter.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
   return link != nullptr && link->paged;
@@ -34,33 +47,14 @@ void init_values(py::module_& module) {
   module.def("is_paged", &is_paged, py::arg("parameter"), "Whether it is evicted when it is not in use.");
   auto engine = py::reinterpret_borrow<py::class_<Engine>>(module.attr("Engine"));
   engine
-      .def(
-          "full_value",
-          [](Engine& self, const at::Tensor& parameter, Kind kind, const std::string& state) {
-            return defined(self.values().full(parameter, {kind, state}));
-          },
-          py::arg("parameter"), py::arg("kind"), py::arg("state") = "", Unlocked(),
-          "A value in fp32 and the parameter's shape; None: there is none. Collective.")
-      .def(
-          "set_full_value",
-          [](Engine& self, const at::Tensor& parameter, const at::Tensor& value, Kind kind, const std::string& state) {
-            self.values().set_full(parameter, {kind, state}, value);
-          },
-          py::arg("parameter"), py::arg("value"), py::arg("kind"), py::arg("state") = "", Unlocked(), "Collective.")
-      .def(
-          "local_value",
-          [](Engine& self, const at::Tensor& parameter, Kind kind, const std::string& state) {
-            return defined(self.values().local(parameter, {kind, state}));
-          },
-          py::arg("parameter"), py::arg("kind"), py::arg("state") = "", Unlocked(),
-          "This rank's elements of a value, flat in fp32.")
-      .def(
-          "set_local_value",
-          [](Engine& self, const at::Tensor& parameter, const at::Tensor& value, Kind kind, const std::string& state) {
-            self.values().set_local(parameter, {kind, state}, value);
-          },
-          py::arg("parameter"), py::arg("value"), py::arg("kind"), py::arg("state") = "", Unlocked(),
-          "Collective for the parameter itself.")
+      .def("full_value", &value_of<&Values::full>, py::arg("parameter"), py::arg("kind"), py::arg("state") = "",
+           Unlocked(), "A value in fp32 and the parameter's shape; None: there is none. Collective.")
+      .def("set_full_value", &set_value_of<&Values::set_full>, py::arg("parameter"), py::arg("value"), py::arg("kind"),
+           py::arg("state") = "", Unlocked(), "Collective.")
+      .def("local_value", &value_of<&Values::local>, py::arg("parameter"), py::arg("kind"), py::arg("state") = "",
+           Unlocked(), "This rank's elements of a value, flat in fp32.")
+      .def("set_local_value", &set_value_of<&Values::set_local>, py::arg("parameter"), py::arg("value"),
+           py::arg("kind"), py::arg("state") = "", Unlocked(), "Collective for the parameter itself.")
       .def(
           "assemble_value",
           [](Engine& self, const at::Tensor& parameter, const at::Tensor& piece) {

@@ -130,7 +130,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         gradients are divided by the accumulation steps on their way. retain_graph: accepted; the backward's own says it.
 
         Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they reach the
-        parameters; it reduces gradients later. With fp16 it is an error.
+        parameters; stages 0 and 1 reduce them when it ends. With fp16 it is an error.
         """
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"scale takes the loss, a scalar tensor; got {type(loss).__name__}")

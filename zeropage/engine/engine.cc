@@ -31,7 +31,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       state_.layout(), state_.tensors(), reductions ? recorder_.observed(std::move(reductions)) : communicator_,
       device_, ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
   reducer_->on_pages_begin([this](const std::vector<int>& pages) { begin_training(pages); });
-  reducer_->on_foreign_backward([this] { return note_foreign_backward(); });
+  reducer_->on_left_gradients([this] { return program_factor(); });
   if (timeline() != nullptr) state_.observe(recorder_.timeline(), reducer_->disk());
   offloader_ = std::make_unique<StateOffloader>(state_, *reducer_, *communicator_);
   staging_ = std::make_unique<Staging>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
@@ -40,9 +40,9 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   gradients_ = std::make_unique<GradientViews>(
       state_, *reducer_, *communicator_, device_, ledger_,
       saturating_mul(config_.zero.max_live_numel, element_bytes(state_.compute_dtype())));
-  reducer_->before_gradients([this] { gradients_->apply_user_writes(); });
+  reducer_->before_gradients([this] { before_gradient(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
-                                              device_, steps_, [this] { end_foreign_backward(); });
+                                              device_, steps_);
   if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
     scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
   if (config_.schedule.kind != config::ScheduleKind::kNone) {

@@ -6,8 +6,9 @@
 
 namespace zeropage::engine {
 
-/// When it fails the step has not happened, and its gradients are forgotten. Returns what is to be written; null: nothing.
-std::unique_ptr<ClientValues> Engine::Impl::call(const GlobalCheck& global_check, float gradient_scale,
+/// When it fails the step has not happened, and its gradients are forgotten. Returns what is to be written; null: nothing. Where the engine
+/// updates itself the program sees `p.grad` as the update will use it, clipped, and what it writes counts.
+std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, float gradient_scale,
                                                  const ClientUpdate& caller) {
   std::unique_ptr<ClientValues> values;
   if (!global_check.flags.calls) return values;
@@ -17,12 +18,17 @@ std::unique_ptr<ClientValues> Engine::Impl::call(const GlobalCheck& global_check
       if (config_.optimizer.kind == config::OptimizerKind::kClient) {
         values = std::make_unique<ClientValues>(state_, *reducer_, *staging_, global_check.received, gradient_scale,
                                                 ledger_);
+      } else {
+        gradients_->publish(1.0 / gradient_scale);
       }
       if (caller) caller(values ? values->segments() : std::vector<ClientSegment>{});
       require_states(config_.optimizer, groups_);
     });
+    gradients_->apply_user_writes();
+    global_check.received = reducer_->received_anywhere();
   } catch (...) {
     speculation_->undo();
+    gradients_->discard();
     reducer_->reset();
     window_.restart();
     throw;

@@ -1,6 +1,7 @@
 /// \file
-/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions, engine_step.cc runs backward and
-/// step, engine_caller.cc the program's part of a step, engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
+/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions, engine_backward.cc runs
+/// backwards, engine_step.cc the step, engine_client.cc the program's part of a step; engine_checkpoint.cc saves and resumes,
+/// engine_access.cc gives users access to parameters.
 #pragma once
 
 #include "zeropage/engine/engine.h"
@@ -31,6 +32,7 @@
 #include "zeropage/engine/update.h"
 #include "zeropage/optim/loss_scale.h"
 #include "zeropage/paging/function_observer.h"
+#include "zeropage/reduce/backward_end.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
@@ -88,6 +90,8 @@ class Engine::Impl {
   std::int64_t skipped_steps_ = 0;
   std::int64_t consecutive_skips_ = 0;
   bool backward_failed_ = false;  // since the window began
+  bool in_backward_ = false;      // of the engine itself
+  reduce::BackwardEnd other_backward_;
   std::int64_t backward_begin_ns_ = 0;
   std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>(this);  // for graphs, which may outlive the engine
   WarnOnce warn_once_;
@@ -99,10 +103,9 @@ class Engine::Impl {
   std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
-  bool parameters_only_ = false;   // since keep_parameters_only: what works on gradients and optimizer state is gone
-  bool forward_begun_ = false;     // before_forward was called since the last micro step: that loss is to be scaled
-  bool foreign_backward_ = false;  // its gradients are not summed over the ranks yet
-  StepFlags flags_;                // what the last global check said
+  bool parameters_only_ = false;  // since keep_parameters_only: what works on gradients and optimizer state is gone
+  bool forward_begun_ = false;    // before_forward was called since the last micro step: that loss is to be scaled
+  StepFlags flags_;               // what the last global check said
 
   /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
   void come_to_rest() noexcept;
@@ -111,12 +114,14 @@ class Engine::Impl {
   void require_whole_state(std::string_view caller) const;
 
  private:
+  bool open_backward();
   void begin_backward();
   void end_backward();
-  float note_foreign_backward();
-  void end_foreign_backward();
+  void watch_backward(const std::function<void()>& begin);
+  void before_gradient();
+  float program_factor();
   void begin_training(const std::vector<int>& pages);
-  std::unique_ptr<ClientValues> call(const GlobalCheck& global_check, float gradient_scale, const ClientUpdate& caller);
+  std::unique_ptr<ClientValues> call(GlobalCheck& global_check, float gradient_scale, const ClientUpdate& caller);
   void change(const std::function<void()>& apply);
   GlobalCheck agree(bool calls);
   void apply(const GlobalCheck& global_check, float gradient_scale, const ClientValues* from_caller);

@@ -1,131 +1,16 @@
-// Backward and step: the global check over all ranks, the update, or the step that is skipped.
-#include <ATen/ops/div.h>
-#include <ATen/ops/mul.h>
+// The step: the global check over all ranks, the update, or the step that is skipped.
 #include <fmt/format.h>
-#include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/autograd/engine.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "zeropage/base/error.h"
-#include "zeropage/base/host_error.h"
 #include "zeropage/engine/engine_impl.h"
 #include "zeropage/engine/replica_check.h"
 #include "zeropage/optim/norm.h"
 
 namespace zeropage::engine {
-
-namespace {
-
-void check_loss(const at::Tensor& loss, std::string_view caller) {
-  if (!loss.defined() || loss.numel() != 1) {
-    throw UsageError(fmt::format("{}() expects a scalar tensor, the loss, got {}; reduce it first (loss.mean())",
-                                 caller, loss.defined() ? fmt::format("{} elements", loss.numel()) : "nothing"));
-  }
-  if (!loss.requires_grad()) {
-    throw UsageError(fmt::format(
-        "{}() got a loss that does not depend on any parameter that requires a gradient; was the forward run "
-        "under no_grad or inference_mode, or through .detach()?",
-        caller));
-  }
-}
-
-}  // namespace
-
-void Engine::Impl::begin_backward() {
-  state_.require_types();
-  gradients_->apply_user_writes();
-  recorder_.end_forward();
-  if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
-  const bool boundary = window_.at_boundary();
-  if (boundary) speculation_->begin(divisor(), groups_, steps_);
-  reducer_->begin_backward(boundary, window_.steps() > 1 || !window_.is_new());
-  backward_failed_ = true;
-}
-
-void Engine::Impl::end_backward() {
-  reducer_->end_backward();
-  if (window_.at_boundary()) {
-    reducer_->finish();
-    gradients_->publish(divisor());
-    foreign_backward_ = false;
-  }
-  backward_failed_ = false;
-  window_.note_backward();
-  if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
-}
-
-/// The first gradient of a backward that the engine did not begin: `loss.backward()`. Returns what its gradients are multiplied by: with fp16
-/// by the loss scale, too, where the forward did not go through the engine either, as of one loss of several models. Then gradients too
-/// small for fp16 are lost.
-float Engine::Impl::note_foreign_backward() {
-  require_whole_state("backward");
-  if (scale() != 1.0 && forward_begun_) {
-    throw UsageError(fmt::format(
-        "Loss scaling is required: a backward ran that did not go through the engine, so that its gradients lack the "
-        "loss scale, {}, of fp16; call engine.backward(loss), or engine.scale(loss).backward()",
-        scale()));
-  }
-  if (scale() != 1.0 && communicator_->rank() == 0) {
-    warn_once_.warn("unscaled",
-                    "a loss of fp16 was not scaled, since its forward did not go through the engine: its gradients are "
-                    "right but for those too small for fp16; engine.scale(loss) scales one");
-  }
-  window_.note_backward();
-  foreign_backward_ = true;
-  return static_cast<float>(scale() / window_.steps());
-}
-
-/// Who asks for gradients is the first to say that such a backward has ended. Collective then.
-void Engine::Impl::end_foreign_backward() {
-  if (gradients_->is_published() || !window_.at_boundary()) return;
-  reducer_->take_left_gradients();
-  if (!foreign_backward_) return;
-  reducer_->finish();
-  gradients_->publish(divisor());
-  foreign_backward_ = false;
-}
-
-/// The loss itself is multiplied by the scale; its backward begins and ends as the engine's own does.
-at::Tensor Engine::Impl::scale_loss(const at::Tensor& loss) {
-  require_whole_state("scale");
-  check_loss(loss, "scale");
-  const at::Tensor scaled = at::mul(loss.to(at::kFloat), scale());
-  scaled.register_hook([self = std::weak_ptr<Impl*>(self_)](const at::Tensor& gradient) {
-    try {
-      const auto alive = self.lock();
-      if (!alive) throw UsageError("the engine that scaled this loss was destroyed before the backward");
-      auto& impl = **alive;
-      impl.require_whole_state("backward");
-      impl.begin_backward();
-      torch::autograd::Engine::get_default_engine().queue_callback([self] {
-        try {
-          if (const auto still = self.lock()) (*still)->end_backward();
-        } catch (const Error&) {
-          rethrow_for_host();
-        }
-      });
-      return at::div(gradient, static_cast<double>(impl.window_.steps()));
-    } catch (const Error&) {
-      rethrow_for_host();
-    }
-  });
-  return scaled;
-}
-
-at::Tensor Engine::Impl::backward(const at::Tensor& loss, const BackwardOptions& options) {
-  require_whole_state("backward");
-  check_loss(loss, "backward");
-  const double parts = options.scale_by_accumulation ? static_cast<double>(window_.steps()) : 1.0;
-  at::Tensor divided = parts == 1.0 ? loss : at::mul(loss.to(at::kFloat), 1.0 / parts);
-  const at::Tensor scaled = scale() == 1.0 ? divided : at::mul(divided.to(at::kFloat), scale());
-  begin_backward();
-  torch::autograd::backward({scaled}, {}, options.retain_graph);
-  end_backward();
-  return divided.detach();
-}
 
 GlobalCheck Engine::Impl::agree(bool calls) {
   reducer_->finish();
@@ -171,8 +56,10 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
                           "is replayed, so its gradients do not reach the engine: capture the forward alone"));
   }
   require_states(config_.optimizer, groups_);
-  reducer_->end_step();
   const bool boundary = window_.at_boundary();
+  // No gradient of this rank has begun a backward in this micro step; one of a peer may have, and waits for all ranks.
+  if (!boundary && !window_.had_backward()) reducer_->end_backward();
+  reducer_->end_step();
   if (boundary && config_.optimizer.kind == config::OptimizerKind::kClient && !caller) {
     throw UsageError("step() needs the program's optimizer, which this call does not run");
   }
@@ -181,9 +68,8 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   last_.applied = false;
   if (!boundary) return false;
 
-  foreign_backward_ = false;
   state_.absorb_replaced();
-  const GlobalCheck global_check = agree(caller != nullptr);
+  GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
   last_.gradient_norm = norm;
   const bool checked =
@@ -229,7 +115,6 @@ void Engine::Impl::zero_grad() {
                     "by itself after an update; leave zero_grad() out",
                     window_.ended(), window_.steps()));
   }
-  foreign_backward_ = false;
   gradients_->discard();
   reducer_->reset();
   window_.restart();

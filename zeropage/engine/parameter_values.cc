@@ -21,8 +21,7 @@ namespace zeropage::engine {
 
 ParameterValues::ParameterValues(const config::Config& config, ModelState& state, reduce::Reducer& reducer,
                                  Speculation& speculation, GradientViews& gradients, comm::Communicator& communicator,
-                                 c10::Device device, std::vector<std::int64_t>& updates,
-                                 std::function<void()> before_gradients)
+                                 c10::Device device, std::vector<std::int64_t>& updates)
     : config_(config),
       state_(state),
       reducer_(reducer),
@@ -30,14 +29,12 @@ ParameterValues::ParameterValues(const config::Config& config, ModelState& state
       gradients_(gradients),
       communicator_(communicator),
       device_(device),
-      updates_(updates),
-      before_gradients_(std::move(before_gradients)) {}
+      updates_(updates) {}
 
 at::Tensor ParameterValues::full(const at::Tensor& parameter, const ValueName& name) {
   const c10::AutoGradMode no_grad(false);
   const int index = index_of(parameter);
   if (!is_trained(index)) return {};
-  if (name.kind == ValueName::Kind::kGradient) before_gradients_();
   prepare(index);
   if (name.kind == ValueName::Kind::kParameter && state_.is_own_master(page_of(index))) {
     return fp32_copy(state_.tensors()[index].detach(), device_);
@@ -50,7 +47,6 @@ at::Tensor ParameterValues::local(const at::Tensor& parameter, const ValueName& 
   const c10::AutoGradMode no_grad(false);
   const int index = index_of(parameter);
   if (!is_trained(index)) return {};
-  if (name.kind == ValueName::Kind::kGradient) before_gradients_();
   prepare(index);
   return read_piece(index, name);
 }
@@ -58,7 +54,6 @@ at::Tensor ParameterValues::local(const at::Tensor& parameter, const ValueName& 
 void ParameterValues::set_full(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value) {
   const c10::AutoGradMode no_grad(false);
   const int index = index_of(parameter);
-  if (name.kind == ValueName::Kind::kGradient) before_gradients_();
   require_settable(index, name);
   if (value.sizes() != parameter.sizes()) {
     throw UsageError(fmt::format("a full value of parameter '{}' has its shape, [{}]; got [{}]", name_of(index),
@@ -74,7 +69,6 @@ void ParameterValues::set_full(const at::Tensor& parameter, const ValueName& nam
 void ParameterValues::set_local(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value) {
   const c10::AutoGradMode no_grad(false);
   const int index = index_of(parameter);
-  if (name.kind == ValueName::Kind::kGradient) before_gradients_();
   require_settable(index, name);
   const std::int64_t numel = own_piece(state_, index).numel;
   if (value.numel() != numel) {

@@ -12,7 +12,6 @@
 
 #include "zeropage/memory/torch_config.h"
 
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -35,10 +34,9 @@ struct ValueName {
 
 class ParameterValues {
  public:
-  /// `before_gradients` is called before a gradient is read or set, and sums what was not summed yet.
   ParameterValues(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Speculation& speculation,
                   GradientViews& gradients, comm::Communicator& communicator, c10::Device device,
-                  std::vector<std::int64_t>& updates, std::function<void()> before_gradients);
+                  std::vector<std::int64_t>& updates);
 
   /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained, or has no
   /// gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in fp32. Errors: UsageError
@@ -50,8 +48,7 @@ class ParameterValues {
   /// accumulation window), IoError.
   void set_full(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
 
-  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as `full`. Not collective, but
-  /// for the first gradient after a backward that the program ran itself.
+  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as `full`. Not collective.
   at::Tensor local(const at::Tensor& parameter, const ValueName& name);
 
   /// `value` has the piece's number of elements. Collective for kParameter, since peers have copies. Errors: as set_full.
@@ -97,7 +94,6 @@ class ParameterValues {
   comm::Communicator& communicator_;
   c10::Device device_;
   std::vector<std::int64_t>& updates_;  // of the engine, by parameter
-  std::function<void()> before_gradients_;
 };
 
 }  // namespace zeropage::engine

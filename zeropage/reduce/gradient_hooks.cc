@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -61,6 +62,7 @@ struct GradientHooks::Impl {
   std::shared_ptr<std::function<void()>> before;
   std::shared_ptr<std::function<void(int)>> callback;
   std::vector<Installed> installed;  // by parameter
+  std::mutex mutex;                  // a second thread may run a forward of its own
 };
 
 GradientHooks::GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient)
@@ -70,6 +72,7 @@ GradientHooks::GradientHooks(std::function<void()> before_gradient, std::functio
 }
 
 void GradientHooks::install(const std::vector<at::Tensor>& parameters, const std::vector<bool>& wanted) {
+  const std::lock_guard lock(impl_->mutex);
   impl_->installed.resize(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     auto& hook = impl_->installed[i];
@@ -91,6 +94,7 @@ void GradientHooks::install(const std::vector<at::Tensor>& parameters, const std
 }
 
 void GradientHooks::remove() {
+  const std::lock_guard lock(impl_->mutex);
   for (auto& hook : impl_->installed) hook.remove();
 }
 

@@ -2,9 +2,9 @@
 /// Tells the reducer when autograd has finished a parameter's gradient: a post hook on the parameter's AccumulateGrad node,
 /// as c10d's Reducer uses, which runs after the gradient stands in `p.grad`, on whatever thread autograd uses.
 ///
-/// A parameter holds its node weakly, and gets another one after `p.data = ...`, `p.set_(...)`, `requires_grad_(True)` and the like. A
-/// node also remembers the stream it was made on. So nodes are held from a forward to the end of its step, and no longer: `install` before
-/// each forward and backward, `remove` after the step.
+/// A parameter holds its node weakly, and gets another one after `p.data = ...`, `p.set_(...)`, `requires_grad_(True)` and the like: `install`
+/// before each forward and backward, and after each step. A node also remembers the stream it was made on: `remove` lets go of those that
+/// no graph holds.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

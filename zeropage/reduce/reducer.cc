@@ -68,6 +68,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
   if (std::ranges::any_of(order_, [this](int page) { return policy_.sharded && travels(page); })) {
     send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
+  hook_early();
 }
 
 Reducer::~Reducer() {
@@ -169,7 +170,6 @@ void Reducer::on_gradient(int parameter) {
     auto blocking = enter_blocking();
     lock.lock();
   }
-  if (!inside_) note_foreign_backward();
   if (has_no_place(parameter)) {
     wait_for_place(parameter, gradient);
   } else {
@@ -464,7 +464,6 @@ void Reducer::reset() {
   anywhere_known_ = false;
   forget_backward();
   inside_ = false;
-  foreign_task_ = -1;
   reduced_ = false;
   anything_arrived_ = false;
 }

@@ -16,8 +16,8 @@
 ///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the page's.
 ///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd made: no frame, no
 ///      shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the others from then on.
-///   6. Whole pages that no backward reduced (no overlap, or a backward that did not go through the engine) are exchanged and
-///      reduced by `finish`, after the last backward of an accumulation window or before the update.
+///   6. Whole pages that no backward reduced (no overlap, or a backward that the program runs) are exchanged and reduced by `finish`,
+///      after the last backward of an accumulation window or before the update.
 ///   7. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which pages some
 ///      wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin to train such a page. And
 ///      second gradients where whole frames of 16 bit only store first ones: all ranks take frames of 32 bit from then on.
@@ -91,7 +91,7 @@ struct ReducedGradient {
 
 class Reducer {
  public:
-  /// Hooks every trainable parameter of `layout`; parameters[i] belongs to layout->parameters()[i].
+  /// Hooks every parameter of `layout` that an optimizer has; parameters[i] belongs to layout->parameters()[i].
   Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::Tensor> parameters,
           std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
           const ReducePolicy& policy);
@@ -106,9 +106,9 @@ class Reducer {
   /// the layout, and may be collective.
   void on_pages_begin(std::function<void(const std::vector<int>& pages)> begins) { on_begins_ = std::move(begins); }
 
-  /// From now on calls `foreign()` with the first gradient of a backward that is not between begin_backward and end_backward; its gradients
-  /// are multiplied by what it returns. It may throw, on the thread of that backward.
-  void on_foreign_backward(std::function<float()> foreign) { on_foreign_ = std::move(foreign); }
+  /// From now on calls `left()` before it takes gradients that were left in `p.grad` outside of a backward; they are multiplied by what it
+  /// returns. It may throw.
+  void on_left_gradients(std::function<float()> left) { on_left_ = std::move(left); }
 
   /// Collective, between backwards: calls `begins`, and makes room for gradients of these pages.
   void begin_training(const std::vector<int>& pages);
@@ -120,15 +120,19 @@ class Reducer {
   /// The parameter is another tensor from now on, or, undefined, for the moment none.
   void replace(int parameter, const at::Tensor& tensor);
 
-  /// Before a forward: hooks the parameters' present AccumulateGrad nodes.
-  void begin_forward() { hooks_.install(parameters_, may_train_); }
+  /// Before a forward: hooks the parameters' present AccumulateGrad nodes, on a device those of the present stream.
+  void begin_forward();
 
-  /// When a micro step has ended: lets them go.
-  void end_step() { hooks_.remove(); }
+  /// When a micro step has ended: hooks nodes for forwards that the engine is not told of.
+  void end_step() { hook_early(); }
 
   /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may meet others of the same step (the same on
   /// all ranks). Collective the first time that is so, where whole gradients were only stored.
   void begin_backward(bool boundary, bool adds_up = false);
+
+  /// The same at the first gradient of a backward that the program runs, which not all ranks need to have: not collective, and whole
+  /// gradients wait for its end. Its gradients are multiplied by `factor`.
+  void begin_program_backward(bool boundary, float factor);
 
   /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError, TimeoutError.
   void end_backward();
@@ -182,7 +186,7 @@ class Reducer {
   /// True when this rank has sums of whole pages.
   bool has_whole_sum() const { return communicator_->size() == 1 || (!policy_.sharded && policy_.whole_result); }
 
-  /// From now on `callback()` is called before autograd adds to any parameter's gradient.
+  /// From now on `callback()` is called before autograd adds to any parameter's gradient. It may throw, on the thread of that backward.
   void before_gradients(std::function<void()> callback) { before_gradients_ = std::move(callback); }
 
   /// The drive that has shards, for who reads them between backwards; null: none does.
@@ -268,6 +272,7 @@ class Reducer {
     bool arrives = false;          ///< at the host, from the device: no peer is needed for that
   };
 
+  void hook_early();
   void on_gradient(int parameter);
   bool has_no_place(int parameter) const;
   void wait_for_place(int parameter, const at::Tensor& gradient);
@@ -276,7 +281,6 @@ class Reducer {
   void widen_page(int page, std::byte* home, std::byte* frame, DType narrow, paging::FramePool& pool);
   void admit(int page);
   void describe(int page);
-  void note_foreign_backward();
   void store(int parameter, const at::Tensor& gradient, float scale);
   void put(int parameter, const at::Tensor& gradient, bool first, float scale);
   void forget_squares(int page);
@@ -368,16 +372,15 @@ class Reducer {
   std::function<void(int page)> on_sum_ready_;
   std::function<void(int page)> on_sum_invalidated_;
   std::function<void(const std::vector<int>& pages)> on_begins_;
-  std::function<float()> on_foreign_;
+  std::function<float()> on_left_;
   std::vector<at::Tensor> waiting_;  // per parameter: the fp32 sum of gradients that have no place; mostly undefined
   LedgerEntry waiting_entry_;
   std::vector<AdmittedFrame> admitted_frames_;  // of pages that were not trained at the start
   std::map<int, std::unique_ptr<memory::DeviceBuffer>> admitted_shards_;
   std::vector<bool> may_train_;  // per parameter: an optimizer has it
   bool widened_ = false;
-  bool inside_ = false;             // between begin_backward and end_backward
-  std::int64_t foreign_task_ = -1;  // the graph task of the backward that is not, as autograd counts them
-  float factor_ = 1.0f;             // of the gradients of the present backward
+  bool inside_ = false;  // a backward has begun and not ended
+  float factor_ = 1.0f;  // of its gradients
   std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
   bool backward_open_ = false;   // gradients came that no end_backward has dealt with
@@ -387,6 +390,7 @@ class Reducer {
   bool anywhere_known_ = false;  // received_anywhere_ is of all that has arrived
   std::mutex mutex_;
   GradientHooks hooks_;
+  bool hooked_early_ = false;  // before the forward, perhaps on another stream
 };
 
 }  // namespace zeropage::reduce

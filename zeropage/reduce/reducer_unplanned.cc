@@ -2,34 +2,40 @@
 // of backwards that did not go through the engine, and those that no hook saw.
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <torch/csrc/autograd/graph_task.h>
 
 #include <utility>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
-#include "zeropage/base/host_error.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
 
-/// Every left gradient of a parameter that an optimizer has.
-void Reducer::take_left_gradients() {
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    if (may_train_[i] && parameters_[i].grad().defined()) on_gradient(static_cast<int>(i));
-  }
+void Reducer::begin_forward() {
+  if (std::exchange(hooked_early_, false)) hooks_.remove();
+  hooks_.install(parameters_, may_train_);
 }
 
-void Reducer::note_foreign_backward() {
-  const std::int64_t task = torch::autograd::get_current_graph_task_id();
-  if (task >= 0 && task == foreign_task_) return;
-  foreign_task_ = task;
-  try {
-    factor_ = on_foreign_ ? on_foreign_() : 1.0f;
-  } catch (const Error&) {
-    if (task < 0) throw;
-    rethrow_for_host();
+void Reducer::hook_early() {
+  hooks_.install(parameters_, may_train_);
+  hooked_early_ = !device_.is_cpu();
+}
+
+void Reducer::begin_program_backward(bool boundary, float factor) {
+  boundary_ = boundary;
+  anywhere_known_ = false;
+  inside_ = true;
+  factor_ = factor;
+}
+
+/// Every left gradient of a parameter that an optimizer has.
+void Reducer::take_left_gradients() {
+  bool first = !inside_;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    if (!may_train_[i] || !parameters_[i].grad().defined()) continue;
+    if (std::exchange(first, false)) factor_ = on_left_ ? on_left_() : 1.0f;
+    on_gradient(static_cast<int>(i));
   }
 }
 
@@ -100,11 +106,12 @@ void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<b
   for (std::size_t page = first; page < pages_.size(); ++page) {
     if (layout_->pages()[page].trainable) admit(static_cast<int>(page));
   }
+  hook_early();
 }
 
 void Reducer::replace(int parameter, const at::Tensor& tensor) {
-  hooks_.remove();
   parameters_[parameter] = tensor;
+  hook_early();
 }
 
 /// Memory for the gradients of a page that was not trained so far. Collective.
