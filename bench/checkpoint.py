@@ -1,12 +1,13 @@
-"""Measures saves to durable storage: this engine's, torch.save's and torch.distributed.checkpoint's of the same bytes, and plain writes;
-and how long a save in the background holds the training up, beside one copy of the state in memory.
+"""Measures saves to durable storage: this engine's, torch.save's and torch.distributed.checkpoint's of the same bytes,
+and plain writes; and how long a save in the background holds the training up, beside one copy of the state in memory.
 
-The ways take turns in every round, so that a disk or a machine that is slow for a while is slow for all of them. Every save ends with
-an fsync. One rank, so that nobody shares the disk. MB are 10^6 bytes.
+The ways take turns in every round, so that a disk or a machine that is slow for a while is slow for all of them. Every
+save ends with an fsync. One rank, so that nobody shares the disk. MB are 10^6 bytes.
 
     {"state_mb": ..., "save_mb_s": ..., "save_over_fio": ..., "torch_save_time": ..., "stall_over_copy": ...}
 
-save_over_fio: beside fio (direct, 8 requests of 1 MiB under way), where it is installed; save_over_write: beside write() of 1 MiB each.
+save_over_fio: beside fio (direct, 8 requests of 1 MiB under way), where it is installed; save_over_write: beside
+write() of 1 MiB each.
 """
 
 import argparse
@@ -45,7 +46,9 @@ def engine_of(numel: int, asynchronous: bool) -> Any:
 def state_like(numel: int) -> dict[str, torch.Tensor]:
     """Tensors of the sizes that the engine saves: parameters and two moments."""
     layers = range(max(1, numel // 1_000_000))
-    return {f"{kind}/{layer}": torch.rand(1000, 1000) for kind in ("value", "exp_avg", "exp_avg_sq") for layer in layers}
+    return {
+        f"{kind}/{layer}": torch.rand(1000, 1000) for kind in ("value", "exp_avg", "exp_avg_sq") for layer in layers
+    }
 
 
 def sync_tree(folder: Path) -> None:
@@ -82,8 +85,19 @@ def save_by_dcp(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 def fio_seconds(file: Path, size: int) -> float:
     """fio's own time for a new file of so many bytes, its fsync included."""
-    command = ["fio", "--name=write", f"--filename={file}", "--rw=write", "--bs=1M", f"--size={size}", "--ioengine=libaio", "--iodepth=8"]
-    done = subprocess.run([*command, "--direct=1", "--end_fsync=1", "--output-format=json"], capture_output=True, text=True, check=True)
+    command = [
+        "fio",
+        "--name=write",
+        f"--filename={file}",
+        "--rw=write",
+        "--bs=1M",
+        f"--size={size}",
+        "--ioengine=libaio",
+        "--iodepth=8",
+    ]
+    done = subprocess.run(
+        [*command, "--direct=1", "--end_fsync=1", "--output-format=json"], capture_output=True, text=True, check=True
+    )
     file.unlink()
     return json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["job_runtime"] / 1000
 
@@ -143,10 +157,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parameters", type=int, default=20_000_000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="a folder on the disk to be measured; default: the system's temporary one")
+    parser.add_argument(
+        "--folder", type=Path, help="a folder on the disk to be measured; default: the system's temporary one"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zp-bench-", dir=options.folder) as root:
-        result = {"bench": "checkpoint", "parameters": options.parameters, **measure(options.parameters, options.rounds, Path(root))}
+        result = {
+            "bench": "checkpoint",
+            "parameters": options.parameters,
+            **measure(options.parameters, options.rounds, Path(root)),
+        }
     print(json.dumps(result), flush=True)
 
 

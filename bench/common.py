@@ -42,7 +42,8 @@ def start_ranks(size: int, arguments: Sequence[str]) -> list[subprocess.Popen]:
 
 
 def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
-    """Runs this program as `size` ranks until all have ended. Raises SystemExit when one fails, after ending the others."""
+    """Runs this program as `size` ranks until all have ended. Raises SystemExit when one fails, after ending the
+    others."""
     ranks = start_ranks(size, arguments)
     try:
         while any(rank.poll() is None for rank in ranks):
@@ -59,7 +60,8 @@ def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
 
 @contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """`count` processes that do nothing but use a core each, for as long as the block runs. They end with this process, too."""
+    """`count` processes that do nothing but use a core each, for as long as the block runs. They end with this process,
+    too."""
     program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
     busy = [subprocess.Popen([sys.executable, "-I", "-S", "-c", program]) for _ in range(count)]
     try:
@@ -110,7 +112,8 @@ def take_turns(
 
 
 def ratio_figures(ours: Sequence[Block], theirs: Sequence[Block]) -> dict[str, object]:
-    """Wall time: median and quartiles of the paired ratios, ratio of the minima. Processor time: median of the ratios."""
+    """Wall time: median and quartiles of the paired ratios, ratio of the minima. Processor time: median of the
+    ratios."""
     pairs = list(zip(ours, theirs, strict=True))
     low, middle, high = statistics.quantiles([a.wall_s / b.wall_s for a, b in pairs], n=4)
     return {

@@ -1,9 +1,10 @@
 """Step time and memory on GPUs: ours beside plain PyTorch, FSDP2 and DeepSpeed, within a budget of seconds.
 
-Every row runs in processes of its own with a timeout, the most important rows first; what does not fit the budget is named. First
-the machine itself is measured (`gpu_machine.py`). Each row is one line of JSON: `ms` (median) and `ms_min` of a step, `host_ms` that
-the host needs to launch it, `after_backward_ms` from the end of the backward to the end of the step, peak bytes allocated and reserved,
-first and last loss. A table follows. With two or more GPUs all rows run once more with one rank per GPU.
+Every row runs in processes of its own with a timeout, the most important rows first; what does not fit the budget is
+named. First the machine itself is measured (`gpu_machine.py`). Each row is one line of JSON: `ms` (median) and `ms_min`
+of a step, `host_ms` that the host needs to launch it, `after_backward_ms` from the end of the backward to the end of
+the step, peak bytes allocated and reserved, first and last loss. A table follows. With two or more GPUs all rows run
+once more with one rank per GPU.
 """
 
 import argparse
@@ -68,14 +69,26 @@ def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, An
         system.step()
         synchronize(device)
         whole.append(time.perf_counter() - begin)
-    ms = {"ms": statistics.median(whole), "ms_min": min(whole), "host_ms": statistics.median(host), "after_backward_ms": statistics.median(after)}
+    ms = {
+        "ms": statistics.median(whole),
+        "ms_min": min(whole),
+        "host_ms": statistics.median(host),
+        "after_backward_ms": statistics.median(after),
+    }
     first, last = losses[0].float().item(), losses[-1].float().item()
-    return {**{name: round(1e3 * seconds, 3) for name, seconds in ms.items()}, "first_loss": round(first, 5), "last_loss": round(last, 5)}
+    return {
+        **{name: round(1e3 * seconds, 3) for name, seconds in ms.items()},
+        "first_loss": round(first, 5),
+        "last_loss": round(last, 5),
+    }
 
 
 def profile(system: gpu_systems.System, device: torch.device) -> None:
-    """Prints the kernels, launches and synchronisations of three steps, and what the update kernels read and write per second."""
-    activities = [torch.profiler.ProfilerActivity.CPU] + ([torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    """Prints the kernels, launches and synchronisations of three steps, and what the update kernels read and write per
+    second."""
+    activities = [torch.profiler.ProfilerActivity.CPU] + (
+        [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
+    )
     with torch.profiler.profile(activities=activities) as profiled:
         for _ in range(3):
             system.backward()
@@ -84,7 +97,11 @@ def profile(system: gpu_systems.System, device: torch.device) -> None:
     events = profiled.key_averages()
     order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
     print(events.table(sort_by=order, row_limit=40), file=sys.stderr)
-    calls = {event.key: event.count for event in events if "Launch" in event.key or "Synchronize" in event.key or "Memcpy" in event.key}
+    calls = {
+        event.key: event.count
+        for event in events
+        if "Launch" in event.key or "Synchronize" in event.key or "Memcpy" in event.key
+    }
     print(json.dumps({"bench": "gpu_profile", "steps": 3, "calls": calls}), flush=True)
 
 
@@ -114,9 +131,14 @@ def start_row(arguments: list[str], ranks: int, timeout_s: float) -> dict[str, A
     job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     processes = []
     for rank in range(ranks):
-        environ = {**os.environ, **{key: str(value) for key, value in {**job, "RANK": rank, "LOCAL_RANK": rank}.items()}}
+        environ = {
+            **os.environ,
+            **{key: str(value) for key, value in {**job, "RANK": rank, "LOCAL_RANK": rank}.items()},
+        }
         command = [sys.executable, str(Path(__file__)), *arguments]
-        processes.append(subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
     deadline = time.monotonic() + timeout_s
     outputs = []
     try:
@@ -136,7 +158,8 @@ def start_row(arguments: list[str], ranks: int, timeout_s: float) -> dict[str, A
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Aligned lines; `of plain` is the ratio of the median step to that of the reference row of the same model and ranks."""
+    """Aligned lines; `of plain` is the ratio of the median step to that of the reference row of the same model and
+    ranks."""
     reference = {(row["model"], row["ranks"]): row.get("ms") for row in results if row["row"] == REFERENCE}
     lines = [f"{'model':6} {'ranks':>5}  {'row':72} {'ms':>9} {'of plain':>8} {'after bwd':>9} {'peak GB':>8}  losses"]
     for row in results:
@@ -147,7 +170,9 @@ def table(results: list[dict[str, Any]]) -> str:
         plain = reference.get((row["model"], row["ranks"]))
         ratio = f"{row['ms'] / plain:8.3f}" if plain else f"{'':8}"
         peak = f"{row['peak_allocated_bytes'] / 1e9:8.2f}" if "peak_allocated_bytes" in row else f"{'':8}"
-        lines.append(f"{head} {row['ms']:9.2f} {ratio} {row['after_backward_ms']:9.2f} {peak}  {row['first_loss']:.4f} {row['last_loss']:.4f}")
+        lines.append(
+            f"{head} {row['ms']:9.2f} {ratio} {row['after_backward_ms']:9.2f} {peak}  {row['first_loss']:.4f} {row['last_loss']:.4f}"
+        )
     return "\n".join(lines)
 
 
@@ -161,7 +186,12 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[dic
         if ranks > 1:
             rows = {model: ["DDP", *names] for model, names in rows.items()}
         # The rows of all models in turn, so that a short budget has the first rows of each.
-        jobs = [(model, names[i]) for i in range(max(map(len, rows.values()))) for model, names in rows.items() if i < len(names)]
+        jobs = [
+            (model, names[i])
+            for i in range(max(map(len, rows.values())))
+            for model, names in rows.items()
+            if i < len(names)
+        ]
         for model, name in jobs:
             if arguments.rows and name not in arguments.rows:
                 continue
@@ -169,7 +199,15 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[dic
             if left < 5:
                 found = {"error": f"left out: the budget of {arguments.budget_s} s is spent (--budget_s)"}
             else:
-                row = ["--model", model, "--row", name, "--device", device.type, *(["--profile"] if arguments.profile else [])]
+                row = [
+                    "--model",
+                    model,
+                    "--row",
+                    name,
+                    "--device",
+                    device.type,
+                    *(["--profile"] if arguments.profile else []),
+                ]
                 found = start_row(row, ranks, min(ROW_TIMEOUT_S, left))
             results.append({"bench": "gpu", "model": model, "ranks": ranks, "row": name, **found})
             print(json.dumps(results[-1]), flush=True)
@@ -184,7 +222,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, help="only so many ranks; default: one, and one per GPU")
     parser.add_argument("--device", help="default: the accelerator of this machine")
     parser.add_argument("--out", type=Path, help="a folder for gpu.jsonl and gpu.txt, too")
-    parser.add_argument("--profile", action="store_true", help="kernels, launches and synchronisations of each row, on stderr")
+    parser.add_argument(
+        "--profile", action="store_true", help="kernels, launches and synchronisations of each row, on stderr"
+    )
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--row", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

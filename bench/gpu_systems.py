@@ -1,4 +1,5 @@
-"""What `gpu.py` compares: a training step of plain PyTorch, FSDP2, DeepSpeed and ours, all on the same model, batch and first values.
+"""What `gpu.py` compares: a training step of plain PyTorch, FSDP2, DeepSpeed and ours, all on the same model, batch and
+first values.
 
 Each maker returns a `System`: the step in two halves, so that what follows the backward can be timed alone.
 """
@@ -18,8 +19,12 @@ from gpt import Gpt, GptConfig  # noqa: E402
 
 MODELS = {
     "tiny": GptConfig(vocabulary=512, context=32, layers=2, width=64, heads=2, branch_gain=1.0, output_gain=1.0),
-    "350M": GptConfig(vocabulary=50304, context=1024, layers=24, width=1024, heads=16, branch_gain=1.0, output_gain=1.0),
-    "1.3B": GptConfig(vocabulary=50304, context=1024, layers=24, width=2048, heads=16, branch_gain=1.0, output_gain=1.0),
+    "350M": GptConfig(
+        vocabulary=50304, context=1024, layers=24, width=1024, heads=16, branch_gain=1.0, output_gain=1.0
+    ),
+    "1.3B": GptConfig(
+        vocabulary=50304, context=1024, layers=24, width=2048, heads=16, branch_gain=1.0, output_gain=1.0
+    ),
 }
 ROWS_OF_BATCH = {"tiny": 2, "350M": 16, "1.3B": 8}  # sequences per rank and step: 8k to 16k tokens on the large ones
 ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
@@ -29,7 +34,8 @@ SEED = 1234
 
 @dataclass
 class System:
-    """One way to train. `backward()` runs forward and backward and returns the loss; `step()` does the rest of a training step."""
+    """One way to train. `backward()` runs forward and backward and returns the loss; `step()` does the rest of a
+    training step."""
 
     backward: Callable[[], torch.Tensor]
     step: Callable[[], None]
@@ -37,7 +43,8 @@ class System:
 
 
 def model_on(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Gpt:
-    """The model with values that depend on the seed and the device alone. Initialised on the device: the host would take seconds."""
+    """The model with values that depend on the seed and the device alone. Initialised on the device: the host would
+    take seconds."""
     with torch.device("meta"):
         model = Gpt(MODELS[name])
     model = model.to_empty(device=device)
@@ -62,7 +69,8 @@ def batch_on(name: str, device: torch.device, rank: int) -> torch.Tensor:
 
 
 def plain_masters(name: str, device: torch.device, batch: torch.Tensor) -> System:
-    """bf16 parameters with fp32 masters by hand: gradients are converted, clipped, applied by fused AdamW, and rounded back."""
+    """bf16 parameters with fp32 masters by hand: gradients are converted, clipped, applied by fused AdamW, and rounded
+    back."""
     model = model_on(name, device)
     masters = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
     model = model.to(torch.bfloat16)
@@ -150,7 +158,9 @@ def deepspeed(name: str, device: torch.device, batch: torch.Tensor, zero: dict[s
     return System(lambda: _engine_backward(engine, batch), engine.step)
 
 
-def ours(name: str, device: torch.device, batch: torch.Tensor, zero: dict[str, Any], own: dict[str, Any] | None = None) -> System:
+def ours(
+    name: str, device: torch.device, batch: torch.Tensor, zero: dict[str, Any], own: dict[str, Any] | None = None
+) -> System:
     """Ours. own: the section "zeropage" of the configuration."""
     import zeropage
 
@@ -184,11 +194,17 @@ def contestants(model: str) -> dict[str, Callable[[torch.device, torch.Tensor], 
         "plain, autocast": other(plain_autocast),
         "FSDP2": other(fsdp2),
         "stage 2, optimizer on the host, updated there": our({"stage": 2, **host}, {"offloaded_update": "host"}),
-        "stage 2, optimizer on the host, updated on the device": our({"stage": 2, **host}, {"offloaded_update": "device"}),
+        "stage 2, optimizer on the host, updated on the device": our(
+            {"stage": 2, **host}, {"offloaded_update": "device"}
+        ),
         "stage 2": our({"stage": 2}),
         "stage 1": our({"stage": 1}),
-        "stage 1, optimizer on the host, updated on the device": our({"stage": 1, **host}, {"offloaded_update": "device"}),
-        "stage 2, optimizer on the host, no speculation": our({"stage": 2, **host}, {"offloaded_update": "host", "speculation_bytes": 0}),
+        "stage 1, optimizer on the host, updated on the device": our(
+            {"stage": 1, **host}, {"offloaded_update": "device"}
+        ),
+        "stage 2, optimizer on the host, no speculation": our(
+            {"stage": 2, **host}, {"offloaded_update": "host", "speculation_bytes": 0}
+        ),
         "FSDP2, CPUOffloadPolicy": other(fsdp2, offload=True),
         "stage 3, optimizer and parameters on the host": our({"stage": 3, **host, "offload_param": {"device": "cpu"}}),
     }

@@ -1,12 +1,13 @@
-"""GPT-2 of 10 million parameters through transformers' Trainer on 2 CPU ranks: stage 3 over FSDP2 through Accelerate, and what the alias costs.
+"""GPT-2 of 10 million parameters through transformers' Trainer on 2 CPU ranks: stage 3 over FSDP2 through Accelerate,
+and what the alias costs.
 
     bench/hf.py            all of it, a line of JSON
     bench/hf.py --rounds 3 fewer rounds
 
-Each round trains both systems, one after the other in the same processes, each with a new Trainer; rounds begin with the other one. A step is
-timed between the ends of two steps. Accelerate chooses FSDP on GPUs only, so it is told to on CPUs, too (`let_accelerate_shard`). The alias:
-microseconds of a step of a small engine with the names that it gives parameters and without them, and seconds of `import deepspeed` beyond
-`import zeropage` and its engine.
+Each round trains both systems, one after the other in the same processes, each with a new Trainer; rounds begin with
+the other one. A step is timed between the ends of two steps. Accelerate chooses FSDP on GPUs only, so it is told to on
+CPUs, too (`let_accelerate_shard`). The alias: microseconds of a step of a small engine with the names that it gives
+parameters and without them, and seconds of `import deepspeed` beyond `import zeropage` and its engine.
 """
 
 import argparse

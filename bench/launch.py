@@ -21,7 +21,9 @@ BIN = Path(sys.executable).parent
 def start_s(command: list[str], script: str) -> float:
     """Seconds until the script's first statement has run, by the clock that all processes share."""
     started = time.monotonic()
-    done = subprocess.run([*command, script], capture_output=True, text=True, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    done = subprocess.run(
+        [*command, script], capture_output=True, text=True, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
     return float(done.stdout.split()[-1]) - started
 
 
@@ -41,7 +43,9 @@ def main() -> None:
             for name, command in systems.items():
                 times[name].append(start_s(command, script))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    over = {f"{name}_over_python_s": round(medians[name] - medians["python"], 4) for name in systems if name != "python"}
+    over = {
+        f"{name}_over_python_s": round(medians[name] - medians["python"], 4) for name in systems if name != "python"
+    }
     emit("launch", rounds=rounds, **{f"{name}_s": round(value, 4) for name, value in medians.items()}, **over)
 
 

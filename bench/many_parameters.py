@@ -1,10 +1,13 @@
-"""What a parameter costs where there are very many: 1,000 to 100,000 of 16 elements each, stages 0 and 3, one and two ranks.
+"""What a parameter costs where there are very many: 1,000 to 100,000 of 16 elements each, stages 0 and 3, one and two
+ranks.
 
-Every row is one operation in microseconds per parameter, beside plain PyTorch's on one rank where it has such an operation: the same step
-with fused AdamW, torch.save, torch.load. A cost that grows with the square of the number of parameters shows as a figure that grows from
-row to row: at 100,000 it is to be at most twice that at 1,000, and a load at most as long as torch.load.
+Every row is one operation in microseconds per parameter, beside plain PyTorch's on one rank where it has such an
+operation: the same step with fused AdamW, torch.save, torch.load. A cost that grows with the square of the number of
+parameters shows as a figure that grows from row to row: at 100,000 it is to be at most twice that at 1,000, and a load
+at most as long as torch.load.
 
-    {"operation": "load", "parameters": 100000, "ranks": 1, "stage": 3, "us_per_parameter": ..., "torch_us_per_parameter": ..., "ratio": ...}
+    {"operation": "load", "parameters": 100000, "ranks": 1, "stage": 3, "us_per_parameter": ...,
+    "torch_us_per_parameter": ..., "ratio": ...}
 """
 
 import argparse
@@ -31,7 +34,9 @@ class Chain(torch.nn.Module):
 
     def __init__(self, parameters: int):
         super().__init__()
-        self.weights = torch.nn.ParameterList(torch.ones(NUMEL) + 0.001 * (i % 7 - 3) / parameters for i in range(parameters))
+        self.weights = torch.nn.ParameterList(
+            torch.ones(NUMEL) + 0.001 * (i % 7 - 3) / parameters for i in range(parameters)
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for weight in self.weights:
@@ -63,7 +68,11 @@ def plain_seconds(parameters: int, rounds: int, file: Path) -> dict[str, float]:
         torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, file)
 
     step()
-    times = {"step": seconds_of(step, rounds), "save": seconds_of(save, rounds), "load": seconds_of(lambda: torch.load(file), rounds)}
+    times = {
+        "step": seconds_of(step, rounds),
+        "save": seconds_of(save, rounds),
+        "load": seconds_of(lambda: torch.load(file), rounds),
+    }
     file.unlink()
     return times
 
@@ -94,7 +103,8 @@ def engine_seconds(parameters: int, stage: int, rounds: int, folder: Path) -> di
         exported = [folder / f"export{number}" for number in range(rounds)]
         remaining = iter(exported)
         times["export"] = seconds_of(
-            lambda: _C.export_model(_C.Checkpoint(str(folder / "a")), str(next(remaining)), 5_000_000_000, False), rounds
+            lambda: _C.export_model(_C.Checkpoint(str(folder / "a")), str(next(remaining)), 5_000_000_000, False),
+            rounds,
         )
         times["plan"] = seconds_of(lambda: zeropage.plan(exported[0] / "model.safetensors"), rounds)
     return times

@@ -1,6 +1,8 @@
-"""Muon's step beside torch.optim.Muon's under DDP, and beside AdamW's, at equal tokens; and the bytes of optimizer state on a rank.
+"""Muon's step beside torch.optim.Muon's under DDP, and beside AdamW's, at equal tokens; and the bytes of optimizer
+state on a rank.
 
-All of them train the same model in the same process, in turns. Matrices are Muon's ("standard", in bf16, as torch's), the rest AdamW's.
+All of them train the same model in the same process, in turns. Matrices are Muon's ("standard", in bf16, as torch's),
+the rest AdamW's.
 """
 
 import argparse
@@ -17,7 +19,14 @@ from zeropage.muon import takes_muon
 
 TARGET = 1.0
 LR = 0.02
-MUON = {"lr": LR, "adam_lr": ADAMW["lr"], "weight_decay": ADAMW["weight_decay"], "betas": [0.9, 0.999], "eps": 1e-8, "ns_method": "standard"}
+MUON = {
+    "lr": LR,
+    "adam_lr": ADAMW["lr"],
+    "weight_decay": ADAMW["weight_decay"],
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "ns_method": "standard",
+}
 
 
 def of_torch(config: GptConfig, batch: torch.Tensor) -> tuple[Step, Callable[[], int]]:
@@ -48,7 +57,11 @@ def of_engine(config: GptConfig, batch: torch.Tensor, stage: int, optimizer: dic
     torch.manual_seed(0)
     engine = zeropage.initialize(
         model=Gpt(config),
-        config={"train_micro_batch_size_per_gpu": len(batch), "zero_optimization": {"stage": stage}, "optimizer": optimizer},
+        config={
+            "train_micro_batch_size_per_gpu": len(batch),
+            "zero_optimization": {"stage": stage},
+            "optimizer": optimizer,
+        },
     )[0]
 
     def step() -> torch.Tensor:

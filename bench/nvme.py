@@ -1,11 +1,12 @@
-"""The store beside fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's own pre-written file.
+"""The store beside fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's own
+pre-written file.
 
-fio's buffers lie on ordinary pages and, where the system has reserved some (vm.nr_hugepages), on huge ones as the store's do. The
-sides take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio writes. The target is 0.95 of
-fio's rates. Needs fio; without it the bench says so and compares nothing.
+fio's buffers lie on ordinary pages and, where the system has reserved some (vm.nr_hugepages), on huge ones as the
+store's do. The sides take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio
+writes. The target is 0.95 of fio's rates. Needs fio; without it the bench says so and compares nothing.
 
-Then the pipeline of an update: what reading, updating and writing take alone, and together. A drive that cannot read and write at once
-at full speed limits it to what both take together; the target is 0.9 of the longest part.
+Then the pipeline of an update: what reading, updating and writing take alone, and together. A drive that cannot read
+and write at once at full speed limits it to what both take together; the target is 0.9 of the longest part.
 """
 
 import argparse
@@ -51,7 +52,13 @@ class Store:
     def pipeline(self) -> dict[str, float]:
         """Seconds of one pass."""
         self._process.stdin.write("pipeline\n")
-        return dict(zip(("read", "update", "write", "read and write", "pipelined"), map(float, self._line().split()), strict=True))
+        return dict(
+            zip(
+                ("read", "update", "write", "read and write", "pipelined"),
+                map(float, self._line().split()),
+                strict=True,
+            )
+        )
 
     def close(self) -> None:
         self._process.stdin.close()
@@ -65,8 +72,23 @@ def free_huge_pages() -> int:
 
 def run_fio(path: str, traffic: str, block: int, depth: int, size: int, huge: bool = False) -> Rate:
     """One pass of fio over the file. huge: its buffers lie on huge pages."""
-    command = ["fio", "--name=bench", f"--filename={path}", "--ioengine=io_uring", "--direct=1", "--fixedbufs=1", "--registerfiles=1"]
-    command += [f"--rw={traffic}", f"--bs={block}", f"--iodepth={depth}", f"--size={size}", "--allow_file_create=0", "--output-format=json"]
+    command = [
+        "fio",
+        "--name=bench",
+        f"--filename={path}",
+        "--ioengine=io_uring",
+        "--direct=1",
+        "--fixedbufs=1",
+        "--registerfiles=1",
+    ]
+    command += [
+        f"--rw={traffic}",
+        f"--bs={block}",
+        f"--iodepth={depth}",
+        f"--size={size}",
+        "--allow_file_create=0",
+        "--output-format=json",
+    ]
     command += ["--iomem=shmhuge"] * huge
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
@@ -102,7 +124,9 @@ def main() -> None:
 
 def compare(store: Store, options: argparse.Namespace, size: int) -> None:
     sides = [False] + [True] * (free_huge_pages() * (2 << 20) >= 2 * options.block * options.depth)
-    found: dict[tuple[str, bool], list[tuple[Rate, Rate]]] = {(traffic, huge): [] for traffic in ("read", "write") for huge in sides}
+    found: dict[tuple[str, bool], list[tuple[Rate, Rate]]] = {
+        (traffic, huge): [] for traffic in ("read", "write") for huge in sides
+    }
     for _ in range(options.rounds):
         for huge in sides:
             ours = {"write": [store.run("write"), store.run("write")][1]}
@@ -135,7 +159,9 @@ def compare(store: Store, options: argparse.Namespace, size: int) -> None:
 def measure_pipeline(store: Store, rounds: int) -> None:
     store.pipeline()  # the first one makes its pages
     passes = [store.pipeline() for _ in range(rounds)]
-    efficiencies = [max(seconds["read"], seconds["update"], seconds["write"]) / seconds["pipelined"] for seconds in passes]
+    efficiencies = [
+        max(seconds["read"], seconds["update"], seconds["write"]) / seconds["pipelined"] for seconds in passes
+    ]
     of_drive = [max(seconds["read and write"], seconds["update"]) / seconds["pipelined"] for seconds in passes]
     emit(
         "nvme_pipeline",

@@ -1,6 +1,6 @@
-// The store's side of bench/nvme.py: a store whose file fio uses, too. Reads commands, a word a line (read, write, mixed), and answers
-// each with "bytes seconds cpu_seconds"; "pipeline" with the seconds of reading, updating, writing alone, reading with writing, and all
-// three. The first line it prints is the path by which others open its file.
+// The store's side of bench/nvme.py: a store whose file fio uses, too. Reads commands, a word a line (read, write,
+// mixed), and answers each with "bytes seconds cpu_seconds"; "pipeline" with the seconds of reading, updating, writing
+// alone, reading with writing, and all three. The first line it prints is the path by which others open its file.
 #include <fmt/format.h>
 #include <unistd.h>
 

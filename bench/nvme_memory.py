@@ -1,6 +1,8 @@
-"""Memory of a model of 300 million parameters at stage 3 with its state on a drive, against the plan's figure: the target is 1.05 of it.
+"""Memory of a model of 300 million parameters at stage 3 with its state on a drive, against the plan's figure: the
+target is 1.05 of it.
 
-What the engine counts (state, frames, buffers, at their peaks) and what the process takes beyond torch itself, activations included.
+What the engine counts (state, frames, buffers, at their peaks) and what the process takes beyond torch itself,
+activations included.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 // The update kernel against the memory bus and against torch, one line of JSON each:
-//   optim      AdamW in fp32 against a stream of the same reads and writes (4 and 3) without arithmetic, and against torch's
-//              fused AdamW: with tensors of its own, as torch.optim.AdamW(fused=True) has them, and in the engine's memory, which
-//              is on huge pages
-//   host_step  bf16 gradient in, bf16 parameter out, clipped: norm and update of the engine against cast, norm, clip, fused
-//              AdamW and cast back as operators of torch
+//   optim      AdamW in fp32 against a stream of the same reads and writes (4 and 3) without arithmetic, and against
+//              torch's fused AdamW: with tensors of its own, as torch.optim.AdamW(fused=True) has them, and in the
+//              engine's memory, which is on huge pages
+//   host_step  bf16 gradient in, bf16 parameter out, clipped: norm and update of the engine against cast, norm, clip,
+//              fused AdamW and cast back as operators of torch
 // The contestants take turns, on the same memory but for the one said, each round beginning with another one.
 
 #include "zeropage/memory/torch_config.h"
@@ -52,7 +52,8 @@ double quantile(std::vector<double> values, double part) {
   return values[static_cast<std::size_t>(part * static_cast<double>(values.size() - 1) + 0.5)];
 }
 
-/// "NAME": median of the paired ratios theirs / ours, their quartiles, and the ratio of the minima: above 1 we are faster.
+/// "NAME": median of the paired ratios theirs / ours, their quartiles, and the ratio of the minima: above 1 we are
+/// faster.
 std::string speed_figures(const std::string& name, const std::vector<double>& ours, const std::vector<double>& theirs) {
   std::vector<double> ratios;
   for (std::size_t i = 0; i < ours.size(); ++i) ratios.push_back(theirs[i] / ours[i]);
@@ -172,7 +173,8 @@ void bench_host_step(std::int64_t numel, int rounds) {
     const_cast<at::Tensor&>(parameter).copy_(p.tensor());
   };
   const auto seconds = take_turns({ours, operators}, rounds);
-  // Norm 2, update 2 + 24 + 2 (gradient, fp32 state in and out, parameter); cast 6, norm 4, clip 8, update 28, cast back 6.
+  // Norm 2, update 2 + 24 + 2 (gradient, fp32 state in and out, parameter); cast 6, norm 4, clip 8, update 28, cast
+  // back 6.
   const double our_bytes = 30, their_bytes = 52;
   const auto total = static_cast<double>(numel);
   fmt::print(

@@ -1,12 +1,14 @@
-"""What the engine costs beside the mathematics: 200 layers of Linear(16, 16), stage 3, against plain PyTorch with fused AdamW.
+"""What the engine costs beside the mathematics: 200 layers of Linear(16, 16), stage 3, against plain PyTorch with fused
+AdamW.
 
-At one rank nothing is communicated, so the difference is the engine's own work: finding the operators that touch parameters,
-moving gradients, the global check, the update. The row with two ranks pages for real. Figures are microseconds per layer and step
-(forward, backward and update), ours minus plain.
+At one rank nothing is communicated, so the difference is the engine's own work: finding the operators that touch
+parameters, moving gradients, the global check, the update. The row with two ranks pages for real. Figures are
+microseconds per layer and step (forward, backward and update), ours minus plain.
 
-The rows "virtual gradients" are what `p.grad` costs a program that never looks at it. There is no engine without it to compare with, so
-its cost is bounded from above: backwards of a loss that uses the last layer alone are added to a step. Each of them takes all gradients of
-the model away and shows them again, and does whatever else an engine does per parameter and backward.
+The rows "virtual gradients" are what `p.grad` costs a program that never looks at it. There is no engine without it to
+compare with, so its cost is bounded from above: backwards of a loss that uses the last layer alone are added to a step.
+Each of them takes all gradients of the model away and shows them again, and does whatever else an engine does per
+parameter and backward.
 """
 
 import argparse
@@ -85,7 +87,9 @@ def measure_gradients(batch: torch.Tensor, stage: int, rounds: int, steps: int) 
         "virtual gradients",
         stage=stage,
         us_per_parameter_at_most=round(statistics.median(of_a_step) / (2 * (LAYERS - 1)) * 1e6, 3),
-        ratio_at_most=round(statistics.median(step / (step - each) for each, step in zip(of_a_step, seconds[LAYERS, 0], strict=True)), 4),
+        ratio_at_most=round(
+            statistics.median(step / (step - each) for each, step in zip(of_a_step, seconds[LAYERS, 0], strict=True)), 4
+        ),
         target_us=GRADIENTS_TARGET_US,
     )
 

@@ -1,8 +1,9 @@
 """Peak memory of a rank while a 100M-parameter GPT trains in fp32 on 2 ranks, beside DDP with fused AdamW.
 
-Every system runs in fresh processes, from the import of torch to the last step, and the systems take turns. Another process
-samples the ranks' PSS (memory shared by k processes counts 1/k) from smaps_rollup; VmHWM, which counts shared memory in full for
-each process, stands beside. The batch is small, so that model state dominates. A ratio below 1 means that ours needs less.
+Every system runs in fresh processes, from the import of torch to the last step, and the systems take turns. Another
+process samples the ranks' PSS (memory shared by k processes counts 1/k) from smaps_rollup; VmHWM, which counts shared
+memory in full for each process, stands beside. The batch is small, so that model state dominates. A ratio below 1 means
+that ours needs less.
 """
 
 import argparse
@@ -18,7 +19,14 @@ from pathlib import Path
 from common import emit, is_rank, start_ranks
 
 PEER = "DDP"
-TARGETS = {"stage 0": None, "stage 1": 0.85, "stage 2": 0.80, "stage 3": None, "stage 3, a quarter live": 0.75, "FSDP2": None}
+TARGETS = {
+    "stage 0": None,
+    "stage 1": 0.85,
+    "stage 2": 0.80,
+    "stage 3": None,
+    "stage 3, a quarter live": 0.75,
+    "FSDP2": None,
+}
 SAMPLE_S = 0.005
 
 

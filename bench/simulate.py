@@ -1,8 +1,9 @@
-"""What `zeropage simulate` says a step takes, with the figures that `--measure` finds, against steps: stages 0 to 3 on 1, 2, 4 and 8 ranks.
+"""What `zeropage simulate` says a step takes, with the figures that `--measure` finds, against steps: stages 0 to 3 on
+1, 2, 4 and 8 ranks.
 
-The ranks take turns at measuring the machine, as `zeropage plan --measure` does, and at steps of every stage; of each figure and of each
-step the best round counts, so what else the machine does is left out of both. Ranks that are more than the cores share them, which
-measuring sees. A ratio above 1 means that the step took longer than was said.
+The ranks take turns at measuring the machine, as `zeropage plan --measure` does, and at steps of every stage; of each
+figure and of each step the best round counts, so what else the machine does is left out of both. Ranks that are more
+than the cores share them, which measuring sees. A ratio above 1 means that the step took longer than was said.
 """
 
 import argparse
@@ -56,7 +57,9 @@ def simulated_s(model: str, ranks: int, figures: dict) -> dict[int, float]:
         job = ["--num_gpus", str(ranks), "--device", str(folder / "machine.json"), *work, "--json"]
         for stage in STAGES:
             command = [COMMAND, "simulate", str(folder / "config.json"), *job, "--stage", str(stage)]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+            found = json.loads(
+                subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+            )
             seconds[stage] = found["points"][-1]["step_s"]
     return seconds
 
@@ -84,8 +87,17 @@ def measure_steps(model: str) -> None:
             blocks[stage] += of_round
     if rank != 0:
         return
-    machine = best_of(figures) | {"disk": 1e12, "disk_read_rate": 1e9, "disk_write_rate": 1e9}  # nothing is on a disk here
-    emit("machine", model=model, ranks=ranks, **{name: value for name, value in machine.items() if isinstance(value, float)})
+    machine = best_of(figures) | {
+        "disk": 1e12,
+        "disk_read_rate": 1e9,
+        "disk_write_rate": 1e9,
+    }  # nothing is on a disk here
+    emit(
+        "machine",
+        model=model,
+        ranks=ranks,
+        **{name: value for name, value in machine.items() if isinstance(value, float)},
+    )
     for stage, expected_s in simulated_s(model, ranks, machine).items():
         measured_s = min(block.wall_s for block in blocks[stage])
         times = {"measured_ms": round(1e3 * measured_s, 1), "simulated_ms": round(1e3 * expected_s, 1)}

@@ -1,10 +1,11 @@
-"""Step time of a GPT at 2 and 4 ranks: stage 0 beside DDP, stage 3 beside FSDP2, all in the same processes, taking turns.
+"""Step time of a GPT at 2 and 4 ranks: stage 0 beside DDP, stage 3 beside FSDP2, all in the same processes, taking
+turns.
 
-The peers run on gloo; ours on shared memory, which is what CPU ranks of one host get, and in rows of their own on gloo. Losses
-are compared before any time is taken. A ratio below 1 means that ours is faster.
+The peers run on gloo; ours on shared memory, which is what CPU ranks of one host get, and in rows of their own on gloo.
+Losses are compared before any time is taken. A ratio below 1 means that ours is faster.
 
-The contest "shared cores" is short: stages 0 and 3 beside DDP, the small model at 2 ranks, in many blocks of few steps. With `--hogs 2`
-it alone runs, while two busy processes compete for the cores.
+The contest "shared cores" is short: stages 0 and 3 beside DDP, the small model at 2 ranks, in many blocks of few steps.
+With `--hogs 2` it alone runs, while two busy processes compete for the cores.
 """
 
 import argparse
@@ -39,7 +40,8 @@ class Job:
 
 
 def jobs() -> list[Job]:
-    """All of them. The large model goes without rows on gloo at 4 ranks: that many copies of it do not fit a small machine."""
+    """All of them. The large model goes without rows on gloo at 4 ranks: that many copies of it do not fit a small
+    machine."""
     pairs = [(ranks, contest) for ranks in (2, 4) for contest in ("data parallel", "sharded")]
     small = [Job("10M", *pair, rows=4, rounds=11, steps=4, on_gloo=True) for pair in pairs]
     large = [Job("100M", *pair, rows=2, rounds=7, steps=1, on_gloo=pair[0] == 2) for pair in pairs]
@@ -80,7 +82,9 @@ def measure(job: Job) -> None:
     blocks = take_turns(steps, job.rounds, job.steps, barrier=dist.barrier)
     absolute = {
         "ms": {name: round(min(block.wall_s for block in of_name) * 1e3, 1) for name, of_name in blocks.items()},
-        "median_ms": {name: round(median(block.wall_s for block in of_name) * 1e3, 1) for name, of_name in blocks.items()},
+        "median_ms": {
+            name: round(median(block.wall_s for block in of_name) * 1e3, 1) for name, of_name in blocks.items()
+        },
         "sleeps": {name: round(median(block.sleeps for block in of_name), 1) for name, of_name in blocks.items()},
     }
     for name in steps:
@@ -106,7 +110,9 @@ def main() -> None:
     parser.add_argument("--model", choices=systems.MODELS, help="only this one")
     parser.add_argument("--ranks", type=int, help="only so many")
     parser.add_argument("--contest", choices=CONTESTS, help="only this one")
-    parser.add_argument("--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS)  # what a rank is to do
+    parser.add_argument(
+        "--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS
+    )  # what a rank is to do
     parser.add_argument("--hogs", type=int, default=0, help="busy processes that compete for the cores (0)")
     arguments = parser.parse_args()
     if is_rank():
@@ -114,7 +120,11 @@ def main() -> None:
         return
     if arguments.hogs:
         arguments.contest = "shared cores"
-    wanted = [job for job in jobs() if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest"))]
+    wanted = [
+        job
+        for job in jobs()
+        if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest"))
+    ]
     if not wanted:
         parser.error("no contest is of this model and these ranks")
     with hogs(arguments.hogs):

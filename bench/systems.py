@@ -1,4 +1,5 @@
-"""The systems that the benches compare, each on the same model: a step of `torch` peers with their best settings, and ours."""
+"""The systems that the benches compare, each on the same model: a step of `torch` peers with their best settings, and
+ours."""
 
 import sys
 from collections.abc import Callable
@@ -64,7 +65,9 @@ def live_quarter(config: GptConfig) -> dict[str, int]:
     return {"stage3_max_live_parameters": numel // 4}
 
 
-def engine(config: GptConfig, batch: torch.Tensor, stage: int, zero: dict | None = None, communicator: str = "auto") -> Step:
+def engine(
+    config: GptConfig, batch: torch.Tensor, stage: int, zero: dict | None = None, communicator: str = "auto"
+) -> Step:
     """Ours, as configured by default but for `zero`."""
     core, _, _, _ = zeropage.initialize(
         model=Gpt(config),

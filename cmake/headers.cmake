@@ -1,8 +1,10 @@
-# The header libraries: those of the system, or, where one is missing, its pinned source. So no machine needs root or a package manager.
-# Defines zeropage_headers, which has their folders. They are searched last, as the system's are: torch has an fmt of its own.
+# The header libraries: those of the system, or, where one is missing, its pinned source. So no machine needs root or a
+# package manager. Defines zeropage_headers, which has their folders. They are searched last, as the system's are: torch
+# has an fmt of its own.
 #
-# ZEROPAGE_TARBALLS, or the variable of the environment: a folder that has the files below, for machines without network. They are all
-# taken from there then, whatever the system has, and their digests are not looked at: the folder is yours.
+# ZEROPAGE_TARBALLS, or the variable of the environment: a folder that has the files below, for machines without
+# network. They are all taken from there then, whatever the system has, and their digests are not looked at: the folder
+# is yours.
 include(FetchContent)
 if(POLICY CMP0135)  # what is extracted is as new as its extraction
   cmake_policy(SET CMP0135 NEW)

@@ -1,5 +1,5 @@
-# Installs what a C++ program needs: the library, the public headers and the CMake package. A wheel holds the same folders
-# within the Python package (`python -m zeropage --cmake-dir`).
+# Installs what a C++ program needs: the library, the public headers and the CMake package. A wheel holds the same
+# folders within the Python package (`python -m zeropage --cmake-dir`).
 include(CMakePackageConfigHelpers)
 set(root "")
 if(SKBUILD)

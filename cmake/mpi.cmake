@@ -1,4 +1,5 @@
-# The communicator over MPI. It is in a library of its own (mpi_library.cmake): only jobs that talk through MPI need one to run.
+# The communicator over MPI. It is in a library of its own (mpi_library.cmake): only jobs that talk through MPI need one
+# to run.
 set(ZEROPAGE_WITH_MPI AUTO CACHE STRING "Build the communicator over MPI: AUTO (when an MPI is found), ON or OFF")
 if(ZEROPAGE_WITH_MPI STREQUAL "AUTO")
   if(NOT SKBUILD AND NOT ZEROPAGE_SANITIZE)  # sanitizers complain about the insides of MPI

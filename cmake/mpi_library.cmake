@@ -1,5 +1,5 @@
-# libzeropage_mpi.so: the communicator over MPI for C++ programs. zeropage::zeropage loads it when ranks need it; programs that start
-# MPI themselves link zeropage::mpi. What it needs of zeropage it takes from libzeropage.so.
+# libzeropage_mpi.so: the communicator over MPI for C++ programs. zeropage::zeropage loads it when ranks need it;
+# programs that start MPI themselves link zeropage::mpi. What it needs of zeropage it takes from libzeropage.so.
 add_library(zeropage_mpi_library SHARED zeropage/comm/mpi/mpi_library.cc)
 add_library(zeropage::mpi ALIAS zeropage_mpi_library)
 set_target_properties(zeropage_mpi_library PROPERTIES OUTPUT_NAME zeropage_mpi INSTALL_RPATH "\$ORIGIN")

@@ -1,15 +1,15 @@
 # Finds the installed torch by asking the Python that will import it, so that any wheel (CPU or CUDA, 2.11 and newer)
 # works without its own CMake package, which would demand a CUDA toolkit for CUDA builds.
-# Defines the target zeropage_libtorch (headers, libraries, ABI). Also part of the installed CMake package, which sets zeropage_in_package: then
-# it is not an error that there is no torch, but zeropage_torch_problem says so.
+# Defines the target zeropage_libtorch (headers, libraries, ABI). Also part of the installed CMake package, which sets
+# zeropage_in_package: then it is not an error that there is no torch, but zeropage_torch_problem says so.
 set(zeropage_torch_problem "")
 if(zeropage_in_package)
   find_package(Python 3.11 QUIET COMPONENTS Interpreter)
 else()
   find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 endif()
-# pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch that
-# the package will be used with.
+# pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch
+# that the package will be used with.
 foreach(flags "" -E)
   execute_process(
     COMMAND ${Python_EXECUTABLE} ${flags} ${CMAKE_CURRENT_LIST_DIR}/torch_info.py
@@ -44,8 +44,8 @@ target_compile_definitions(zeropage_libtorch INTERFACE NDEBUG _GLIBCXX_USE_CXX11
 target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
 target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
 target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
-# at::parallel_for is a template and runs on one thread in code that is compiled without OpenMP. The runtime must be torch's
-# own, which wheels bring along: with a second one each would have threads of its own.
+# at::parallel_for is a template and runs on one thread in code that is compiled without OpenMP. The runtime must be
+# torch's own, which wheels bring along: with a second one each would have threads of its own.
 target_compile_options(zeropage_libtorch INTERFACE -fopenmp)
 file(GLOB torch_gomp ${torch_lib}/libgomp*.so* ${torch_lib}/../../torch.libs/libgomp*.so*)
 if(torch_gomp)

@@ -1,5 +1,5 @@
-"""Draws docs/report.png, the README's picture of a report: trains a small model on two ranks at stage 3 with a few pages live, makes the
-page and photographs it. Needs the built command and Chromium or Chrome."""
+"""Draws docs/report.png, the README's picture of a report: trains a small model on two ranks at stage 3 with a few
+pages live, makes the page and photographs it. Needs the built command and Chromium or Chrome."""
 
 import json
 import subprocess
@@ -21,7 +21,11 @@ CONFIG = {
         "type": "WarmupCosineLR",
         "params": {"warmup_num_steps": 20, "total_num_steps": 120, "warmup_type": "linear", "cos_min_ratio": 0.1},
     },
-    "zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1_500_000, "stage3_param_persistence_threshold": 1000},
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_max_live_parameters": 1_500_000,
+        "stage3_param_persistence_threshold": 1000,
+    },
 }
 
 
@@ -33,7 +37,14 @@ def main() -> None:
         folder = Path(name)
         own = {"zeropage": {"metrics_file": str(folder / "first.jsonl")}}
         (folder / "config.json").write_text(json.dumps(CONFIG | own))
-        train = [COMMAND, "--num_gpus=2", ROOT / "examples" / "train_gpt.py", "--config", folder / "config.json", "--steps=120"]
+        train = [
+            COMMAND,
+            "--num_gpus=2",
+            ROOT / "examples" / "train_gpt.py",
+            "--config",
+            folder / "config.json",
+            "--steps=120",
+        ]
         subprocess.run(train, check=True)
         subprocess.run([COMMAND, "report", folder / "first.jsonl"], check=True)
         with Browser(browser, folder / "profile") as opened:

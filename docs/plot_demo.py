@@ -16,10 +16,14 @@ def main() -> None:
     stages = sorted(runs)
     figure, (loss_axes, byte_axes) = plt.subplots(1, 2, figsize=(9, 3.2), constrained_layout=True)
     longest = max(stages, key=lambda stage: len(runs[stage]["losses"]))
-    loss_axes.plot(range(1, len(runs[longest]["losses"]) + 1), runs[longest]["losses"], color="#333333", label=f"stage {longest}")
+    loss_axes.plot(
+        range(1, len(runs[longest]["losses"]) + 1), runs[longest]["losses"], color="#333333", label=f"stage {longest}"
+    )
     for stage, marker in zip((s for s in stages if s != longest), "o+x", strict=False):
         losses = runs[stage]["losses"]
-        loss_axes.plot(range(1, len(losses) + 1), losses, marker, markersize=6, fillstyle="none", label=f"stage {stage}")
+        loss_axes.plot(
+            range(1, len(losses) + 1), losses, marker, markersize=6, fillstyle="none", label=f"stage {stage}"
+        )
     loss_axes.set(xlabel="step", ylabel="loss per byte of text (nats)", title="the same losses at every stage")
     loss_axes.legend(frameon=False)
 

@@ -1,4 +1,5 @@
-"""`make demo`: trains the language model on two ranks at stage 2, then shortly at the other stages, and compares them."""
+"""`make demo`: trains the language model on two ranks at stage 2, then shortly at the other stages, and compares
+them."""
 
 import json
 import os
@@ -39,7 +40,12 @@ def train(stage: int, steps: int, result: Path) -> dict:
 def table(rows: list[list[str]]) -> str:
     """First column to the left, the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows)
+    lines = (
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
     return "\n".join(lines)
 
 
@@ -49,7 +55,9 @@ def comparison(runs: dict[int, dict]) -> str:
     rows = [["", *(f"stage {stage}" for stage in stages)]]
     for step in SHOWN_STEPS:
         rows.append([f"loss at step {step}", *(f"{runs[stage]['losses'][step - 1]:.4f}" for stage in stages)])
-    largest = {stage: {kind: max(rank[kind] for rank in runs[stage]["bytes"]) for kind in MEMORY_KINDS} for stage in stages}
+    largest = {
+        stage: {kind: max(rank[kind] for rank in runs[stage]["bytes"]) for kind in MEMORY_KINDS} for stage in stages
+    }
     for kind in MEMORY_KINDS:
         name = "frames (peak)" if kind == "frames" else kind
         rows.append([f"{name} per rank", *(format_bytes(largest[stage][kind]) for stage in stages)])
@@ -67,7 +75,9 @@ def main() -> None:
         for stage in OTHER_STAGES:
             runs[stage] = train(stage, OTHER_STEPS, result)
     losses = runs[MAIN_STAGE]["losses"]
-    print(f"\nOne configuration, four stages, two ranks. At stage {MAIN_STAGE} the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}.\n")
+    print(
+        f"\nOne configuration, four stages, two ranks. At stage {MAIN_STAGE} the loss fell from {losses[0]:.2f} to {losses[-1]:.2f}.\n"
+    )
     print(comparison(runs))
     record = HERE.parent / "runs" / "demo.json"
     record.parent.mkdir(exist_ok=True)

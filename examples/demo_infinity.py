@@ -1,7 +1,7 @@
 """`make demo-infinity`: trains a model whose state is more than ten times the memory that the process may use.
 
-Parameters, gradients and optimizer state live in files of `--folder`. The process, with Python and torch and all their libraries, runs
-under a limit on its memory.
+Parameters, gradients and optimizer state live in files of `--folder`. The process, with Python and torch and all their
+libraries, runs under a limit on its memory.
 """
 
 import argparse
@@ -21,7 +21,9 @@ LIMIT_BYTES = 512 << 20
 CONTEXT = 64
 GRADIENT_BYTES = 4  # fp32
 STATE_BYTES = 2 + GRADIENT_BYTES + 12  # 16-bit parameter, gradient, and master and two moments in fp32
-RESERVED_BYTES = 2 * (2 + 12) + GRADIENT_BYTES + 4  # two places of what a step changes; the model while it is built, in fp32
+RESERVED_BYTES = (
+    2 * (2 + 12) + GRADIENT_BYTES + 4
+)  # two places of what a step changes; the model while it is built, in fp32
 
 
 def config_in(folder: str, width: int) -> dict:
@@ -60,7 +62,9 @@ def train(folder: str, steps: int, layers: int, width: int) -> dict:
     inputs = torch.stack([LibraryText(CONTEXT)[0]])
     losses, seconds, traffic = [], [], [engine._core.disk_traffic()]
     began = time.monotonic()
-    for batch in progress(itertools.repeat(inputs, steps), engine, total_steps=steps, unit="tokens", units_per_sample=CONTEXT):
+    for batch in progress(
+        itertools.repeat(inputs, steps), engine, total_steps=steps, unit="tokens", units_per_sample=CONTEXT
+    ):
         engine.backward(engine(batch))
         engine.step()
         losses.append(engine.mean_loss())
@@ -76,7 +80,9 @@ def report(run: dict, peak_bytes: int, how: str) -> bool:
     state = STATE_BYTES * numel
     # The first step begins without a trace and ends the set-up: rates are those of the others.
     step_s = (run["seconds"][-1] - run["seconds"][0]) / (steps - 1)
-    read, written, waited_s = ((last - first) / (steps - 1) for first, last in zip(run["traffic"][1], run["traffic"][-1], strict=True))
+    read, written, waited_s = (
+        (last - first) / (steps - 1) for first, last in zip(run["traffic"][1], run["traffic"][-1], strict=True)
+    )
     bytes_each = f"{STATE_BYTES} bytes each: parameter 2, gradient {GRADIENT_BYTES}, master and moments 12"
     daily = written * 86400 / step_s
     print(f"""
@@ -94,31 +100,43 @@ endurance      {daily / 1e12:.1f} TB written per day; a drive that may take 600 
 def run_limited(arguments: argparse.Namespace, result: Path) -> bool:
     with memory_limit(LIMIT_BYTES) as limit:
         print(f"demo-infinity: {limit.how}; state in {arguments.folder}", flush=True)
-        command = [sys.executable, __file__, *(f"--{name}={getattr(arguments, name)}" for name in ("folder", "steps", "layers", "width"))]
+        command = [
+            sys.executable,
+            __file__,
+            *(f"--{name}={getattr(arguments, name)}" for name in ("folder", "steps", "layers", "width")),
+        ]
         command.append(f"--result={result}")
         # One pool of malloc: freed memory of one thread serves the others.
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(min(4, os.cpu_count() or 1))}
         done = subprocess.run(command, env=environment, preexec_fn=limit.enter)
         if done.returncode:
-            sys.exit(f"demo-infinity: the training failed with exit code {done.returncode} (-9: it needed more memory); its error is above")
+            sys.exit(
+                f"demo-infinity: the training failed with exit code {done.returncode} (-9: it needed more memory); its error is above"
+            )
         return report(json.loads(result.read_text()), limit.peak_bytes(), limit.how)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default=tempfile.gettempdir(), help="on the drive; a folder in memory shows nothing")
+    parser.add_argument(
+        "--folder", default=tempfile.gettempdir(), help="on the drive; a folder in memory shows nothing"
+    )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--layers", type=int, default=43)
     parser.add_argument("--width", type=int, default=768, help="a multiple of 64")
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.result is not None:
-        arguments.result.write_text(json.dumps(train(arguments.folder, arguments.steps, arguments.layers, arguments.width)))
+        arguments.result.write_text(
+            json.dumps(train(arguments.folder, arguments.steps, arguments.layers, arguments.width))
+        )
         return
     needed = RESERVED_BYTES * 12 * arguments.layers * arguments.width**2
     free = shutil.disk_usage(arguments.folder).free
     if free < needed:
-        sys.exit(f"demo-infinity: needs {needed / 1e9:.0f} GB in {arguments.folder}, {free / 1e9:.0f} are free; name another folder with --folder")
+        sys.exit(
+            f"demo-infinity: needs {needed / 1e9:.0f} GB in {arguments.folder}, {free / 1e9:.0f} are free; name another folder with --folder"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         if not run_limited(arguments, Path(scratch) / "result.json"):
             sys.exit("demo-infinity: this is not what it should show, see above")

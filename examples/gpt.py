@@ -14,8 +14,8 @@ class GptConfig:
     layers: int = 6
     heads: int = 4
     width: int = 192
-    # With Adam a weight moves by about the learning rate per step, whatever its size. At 1e-4 these factors, on small first
-    # values, let a few dozen steps be seen.
+    # With Adam a weight moves by about the learning rate per step, whatever its size. At 1e-4 these factors, on small
+    # first values, let a few dozen steps be seen.
     branch_gain: float = 12.0
     output_gain: float = 8.0
     seed: int = 1
@@ -58,7 +58,8 @@ class Gpt(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Embeddings start small (their norm follows, so only their direction matters) and keep the first logits near 0."""
+        """Embeddings start small (their norm follows, so only their direction matters) and keep the first logits near
+        0."""
         generator = torch.Generator().manual_seed(self.config.seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):

@@ -57,7 +57,9 @@ def main() -> None:
         save_strategy="no",
         report_to="none",
     )
-    shape = LlamaConfig(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    shape = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
     trainer = Trainer(model=LlamaForCausalLM(shape), args=arguments, train_dataset=Text())
     trainer.train()
     trainer.save_model()

@@ -27,8 +27,12 @@ class CgroupLimit(MemoryLimit):
 
     def __init__(self, group: Path, version: int, limit_bytes: int):
         self.group, self.version = group, version
-        self.how = f"a memory cgroup (version {version}) of {limit_bytes >> 20} MiB: a process that needs more is killed"
-        limits = {1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), 2: ("memory.max", "memory.swap.max")}[version]
+        self.how = (
+            f"a memory cgroup (version {version}) of {limit_bytes >> 20} MiB: a process that needs more is killed"
+        )
+        limits = {1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), 2: ("memory.max", "memory.swap.max")}[
+            version
+        ]
         (group / limits[0]).write_text(str(limit_bytes))
         with contextlib.suppress(OSError):  # without swap, or without its accounting, there is nothing to forbid
             (group / limits[1]).write_text(str(limit_bytes if version == 1 else 0))

@@ -17,7 +17,8 @@ CONFIG = Path(__file__).resolve().with_name("ds_config.json")
 
 
 def train_rank(options: dict[str, Any]) -> None:
-    """What every worker of Ray does. Ray has set RANK, WORLD_SIZE and the address where ranks meet, which `initialize` reads."""
+    """What every worker of Ray does. Ray has set RANK, WORLD_SIZE and the address where ranks meet, which `initialize`
+    reads."""
     import ray.train
     from gpt import Gpt, GptConfig
     from text_data import LibraryText

@@ -3,7 +3,8 @@
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
 #SBATCH --output=slurm-%j.out
-# One task is one rank: --ntasks-per-node is the number of GPUs of a node. Options of sbatch in the command have precedence over the lines above:
+# One task is one rank: --ntasks-per-node is the number of GPUs of a node. Options of sbatch in the command have
+# precedence over the lines above:
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 examples/slurm.sh examples/train_gpt.py --steps 60
 #

@@ -21,7 +21,9 @@ from zeropage.utils import RepeatingLoader
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default=Path(__file__).with_name("ds_config.json"), help="ds_config.json by default")
+    parser.add_argument(
+        "--config", default=Path(__file__).with_name("ds_config.json"), help="ds_config.json by default"
+    )
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=1, help="of the model's first values")
     parser.add_argument("--stage", type=int, choices=range(4), help="instead of the configuration's")
@@ -51,13 +53,17 @@ def main() -> None:
     shape = GptConfig(seed=arguments.seed)
     model = Gpt(shape)
 
-    model_engine, optimizer, _, _ = deepspeed.initialize(model=model, config=load_config(arguments.config, arguments.stage))
+    model_engine, optimizer, _, _ = deepspeed.initialize(
+        model=model, config=load_config(arguments.config, arguments.stage)
+    )
 
     losses: list[float] = []
     micro_batches = arguments.steps * model_engine.gradient_accumulation_steps()
     loader = RepeatingLoader(model_engine.deepspeed_io(LibraryText(shape.context)))
     batches = recording(itertools.islice(loader, micro_batches), model_engine, losses)
-    dataloader = progress(batches, model_engine, total_steps=arguments.steps, unit="tokens", units_per_sample=shape.context)
+    dataloader = progress(
+        batches, model_engine, total_steps=arguments.steps, unit="tokens", units_per_sample=shape.context
+    )
 
     for batch in dataloader:
         loss = model_engine(batch)
@@ -72,7 +78,9 @@ def report_end(model_engine, losses: list[float], result: Path | None) -> None:
     if model_engine.global_rank != 0:
         return
     summary = f"stage {memory.stage}: loss {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)}"
-    print(f"\n{summary}\n\n{memory.table()}", file=sys.stderr, flush=True)  # where the progress line goes, so that the order stays
+    print(
+        f"\n{summary}\n\n{memory.table()}", file=sys.stderr, flush=True
+    )  # where the progress line goes, so that the order stays
     if result is not None:
         formula = {kind: getattr(memory.formula, kind) for kind in MEMORY_KINDS[:3]}
         content = {"stage": memory.stage, "losses": losses, "bytes": memory.ranks, "formula": formula}

@@ -1,4 +1,5 @@
-"""The accelerator that tests marked `gpu` run on: a GPU where there is one, else the simulated device (simulated_device/README.md)."""
+"""The accelerator that tests marked `gpu` run on: a GPU where there is one, else the simulated device
+(simulated_device/README.md)."""
 
 import os
 

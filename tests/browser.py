@@ -1,8 +1,10 @@
-"""Pages opened in a headless browser, as a reader would: what its console says, and whether anything sticks out of the window.
+"""Pages opened in a headless browser, as a reader would: what its console says, and whether anything sticks out of the
+window.
 
-1. The browser is started with its DevTools protocol on two pipes, its descriptors 3 and 4: JSON documents that end with a zero byte.
-2. Each page gets a target of its own, a window of the asked width (narrower than browsers' own windows get), and is told to report
-   its console, exceptions and failed requests.
+1. The browser is started with its DevTools protocol on two pipes, its descriptors 3 and 4: JSON documents that end with
+   a zero byte.
+2. Each page gets a target of its own, a window of the asked width (narrower than browsers' own windows get), and is
+   told to report its console, exceptions and failed requests.
 3. When it has loaded, an expression is evaluated in it, or a picture is taken.
 """
 
@@ -36,7 +38,8 @@ def find_browser() -> str | None:
 
 @dataclass(frozen=True)
 class Opened:
-    """complaints: of console, scripts and requests. width: of the window; scrolls_to: of the document; wide: elements that stick out;
+    """complaints: of console, scripts and requests. width: of the window; scrolls_to: of the document; wide: elements
+    that stick out;
     charts: their widths; columns: of charts."""
 
     complaints: list[str]
@@ -55,14 +58,26 @@ class Browser:
         to_browser, self._in = os.pipe()
         self._out, their_end = os.pipe()
         sandbox = ["--no-sandbox"] if os.geteuid() == 0 else []
-        command = [program, "--headless", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe", f"--user-data-dir={folder}", *sandbox]
-        ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_browser, their_end)]  # out of the way of 3 and 4
+        command = [
+            program,
+            "--headless",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--remote-debugging-pipe",
+            f"--user-data-dir={folder}",
+            *sandbox,
+        ]
+        ends = [
+            fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_browser, their_end)
+        ]  # out of the way of 3 and 4
 
         def take_descriptors() -> None:
             os.dup2(ends[0], 3)
             os.dup2(ends[1], 4)
 
-        self._process = subprocess.Popen(command, pass_fds=(3, 4), preexec_fn=take_descriptors, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            command, pass_fds=(3, 4), preexec_fn=take_descriptors, stderr=subprocess.DEVNULL
+        )
         for end in (to_browser, their_end, *ends):
             os.close(end)
         self._buffer, self._last_id = b"", 0
@@ -80,7 +95,9 @@ class Browser:
     def open(self, page: Path, width: int) -> Opened:
         """Opens the page in a window of this width. Raises TimeoutError."""
         session, complaints = self._load(page, width, height=900)
-        found = self._call("Runtime.evaluate", session, expression=_LAYOUT.replace("ASKED", str(width)), returnByValue=True)
+        found = self._call(
+            "Runtime.evaluate", session, expression=_LAYOUT.replace("ASKED", str(width)), returnByValue=True
+        )
         assert "exceptionDetails" not in found, found
         return Opened(complaints, **found["result"]["value"])
 
@@ -94,7 +111,14 @@ class Browser:
         session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Runtime", "Log", "Page", "Network"):
             self._call(f"{domain}.enable", session)
-        self._call("Emulation.setDeviceMetricsOverride", session, width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            session,
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         self._events.clear()
         self._call("Page.navigate", session, url=page.as_uri())
         deadline = time.monotonic() + _TIMEOUT_S

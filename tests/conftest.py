@@ -11,7 +11,9 @@ sys.path.insert(0, str(ROOT / "examples"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpu: runs on an accelerator: a GPU, or the simulated device where there is none")
+    config.addinivalue_line(
+        "markers", "gpu: runs on an accelerator: a GPU, or the simulated device where there is none"
+    )
     config.addinivalue_line("markers", "cuda: needs a GPU of CUDA: what only nvcc, NCCL or CUDA's allocator can show")
     config.addinivalue_line("markers", "simulated: for the simulated device alone")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
@@ -22,27 +24,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("simulated") or item.get_closest_marker("cuda"):
             item.add_marker("gpu")
         if item.get_closest_marker("simulated") and torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="this machine has a GPU, and the simulated device is for those without"))
+            item.add_marker(
+                pytest.mark.skip(reason="this machine has a GPU, and the simulated device is for those without")
+            )
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="there is no GPU of CUDA on this machine"))
 
 
 @pytest.fixture(autouse=True)
 def one_thread_per_rank():
-    """Ranks are threads or processes that share the cores; torch's own threads would only make them wait for each other."""
+    """Ranks are threads or processes that share the cores; torch's own threads would only make them wait for each
+    other."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch):
     """Tests decide themselves which ranks there are."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR", "MASTER_PORT", "ZEROPAGE_JOB_TOKEN"):
+    for name in (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "LOCAL_SIZE",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "ZEROPAGE_JOB_TOKEN",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
 def accelerator_of_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Tests marked `gpu` have an accelerator, and end with a look at what the simulated one has found. From the others it is hidden."""
+    """Tests marked `gpu` have an accelerator, and end with a look at what the simulated one has found. From the others
+    it is hidden."""
     if request.node.get_closest_marker("gpu") is None:
         monkeypatch.setenv("ZEROPAGE_DEVICE", "cpu")
         yield

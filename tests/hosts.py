@@ -66,7 +66,11 @@ class Hosts:
         run("ip", "netns", "add", name)
         run("ip", "link", "add", outside, "type", "veth", "peer", "name", "eth0", "netns", name)
         run("ip", "link", "set", outside, "master", self.bridge, "up")
-        for words in (["addr", "add", f"{self.addresses[i]}/24", "dev", "eth0"], ["link", "set", "eth0", "up"], ["link", "set", "lo", "up"]):
+        for words in (
+            ["addr", "add", f"{self.addresses[i]}/24", "dev", "eth0"],
+            ["link", "set", "eth0", "up"],
+            ["link", "set", "lo", "up"],
+        ):
             run("ip", "-n", name, *words)
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         config = self.folder / f"sshd_config{i}"
@@ -75,12 +79,17 @@ class Hosts:
             f"AuthorizedKeysFile {self.folder}/authorized\nPermitRootLogin yes\nPasswordAuthentication no\n"
         )
         log = (self.folder / f"sshd{i}.log").open("w")
-        self.daemons.append(subprocess.Popen(["ip", "netns", "exec", name, SSHD, "-D", "-e", "-f", str(config)], stderr=log))
+        self.daemons.append(
+            subprocess.Popen(["ip", "netns", "exec", name, SSHD, "-D", "-e", "-f", str(config)], stderr=log)
+        )
 
     def _await_daemons(self) -> None:
         end = time.monotonic() + 20
         for i in range(len(self.names)):
-            while subprocess.run(["ssh", "-F", str(self.ssh_config), f"host{i}", "true"], capture_output=True).returncode != 0:
+            while (
+                subprocess.run(["ssh", "-F", str(self.ssh_config), f"host{i}", "true"], capture_output=True).returncode
+                != 0
+            ):
                 if time.monotonic() > end:
                     raise RuntimeError(f"no sshd on host{i}: {(self.folder / f'sshd{i}.log').read_text()}")
                 time.sleep(0.05)

@@ -1,6 +1,8 @@
-"""Makes tests/deepspeed_checkpoints.tar.xz: checkpoints by a real DeepSpeed on two ranks, and the losses with which it went on.
+"""Makes tests/deepspeed_checkpoints.tar.xz: checkpoints by a real DeepSpeed on two ranks, and the losses with which it
+went on.
 
-The tests need the archive alone. To make it again, in an environment that has torch and deepspeed (DS_BUILD_OPS=0 pip install deepspeed):
+The tests need the archive alone. To make it again, in an environment that has torch and deepspeed (DS_BUILD_OPS=0 pip
+install deepspeed):
 
     python tests/make_deepspeed_checkpoints.py
 """
@@ -62,7 +64,10 @@ def groups_of(model: nn.Module, groups: int) -> Any:
     trained = [p for p in model.parameters() if p.requires_grad]
     if groups == 1:
         return trained
-    return [{"params": [p for p in trained if p.dim() > 1]}, {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in trained if p.dim() > 1]},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
 
 
 def config_of(case: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +121,13 @@ def run_rank(name: str, folder: str) -> None:
 def main() -> None:
     if len(sys.argv) > 1:
         return run_rank(sys.argv[1], sys.argv[2])
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29411"}
+    environment = {
+        **os.environ,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29411",
+    }
     with tempfile.TemporaryDirectory() as root:
         for name in CASES:
             command = [sys.executable, __file__, name, f"{root}/{name}"]
@@ -128,7 +139,11 @@ def main() -> None:
                 script.unlink()  # DeepSpeed's converters
         with tarfile.open(ARCHIVE, "w:xz") as archive:
             for name in CASES:
-                archive.add(f"{root}/{name}", name, filter=lambda info: info.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False))
+                archive.add(
+                    f"{root}/{name}",
+                    name,
+                    filter=lambda info: info.replace(mtime=0, uid=0, gid=0, uname="", gname="", deep=False),
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Ranks in a network namespace of their own, where nobody else uses the loopback interface and its bytes can be counted."""
+"""Ranks in a network namespace of their own, where nobody else uses the loopback interface and its bytes can be
+counted."""
 
 import fcntl
 import pickle

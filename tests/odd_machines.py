@@ -1,7 +1,8 @@
-"""Trains on machines that lack something, one after the other, and prints what became of each (tests/test_odd_machines.py).
+"""Trains on machines that lack something, one after the other, and prints what became of each
+(tests/test_odd_machines.py).
 
-This process imports torch and the package once. For each machine a fork of it makes the machine what it is to be, for itself and its
-children alone, and forks two ranks.
+This process imports torch and the package once. For each machine a fork of it makes the machine what it is to be, for
+itself and its children alone, and forks two ranks.
 
     python odd_machines.py FOLDER MACHINE...
 """
@@ -87,7 +88,9 @@ def no_io_uring_by_sysctl(folder: Path) -> None:
     value = setting.read_text().strip()
     allowed = libc.syscall(IO_URING_SETUP, 1, None) != -1 or ctypes.get_errno() != errno.EPERM
     if value == "0" or allowed:
-        raise NotPermittedError(f"kernel.io_uring_disabled is {value}, for the whole machine; it is tried where it is 2")
+        raise NotPermittedError(
+            f"kernel.io_uring_disabled is {value}, for the whole machine; it is tried where it is 2"
+        )
 
 
 def jumping_clock(folder: Path) -> None:
@@ -221,12 +224,15 @@ def run_machine(machine: str, folder: Path) -> None:
 
 
 def outcome_of(machine: str, folder: Path) -> dict:
-    """{"refused": why} or {"ranks": [per rank {"losses"} or {"error"} or {}], "statuses": of wait, "left": names in "disk"}."""
+    """{"refused": why} or {"ranks": [per rank {"losses"} or {"error"} or {}], "statuses": of wait, "left": names in
+    "disk"}."""
     folder.mkdir()
     os.waitpid(fork(lambda: run_machine(machine, folder)), 0)
     if (folder / "refused").exists():
         return {"refused": (folder / "refused").read_text()}
-    ranks = [json.loads(path.read_text()) if path.exists() else {} for path in (folder / f"rank{r}" for r in range(WORLD))]
+    ranks = [
+        json.loads(path.read_text()) if path.exists() else {} for path in (folder / f"rank{r}" for r in range(WORLD))
+    ]
     left = sorted(path.name for path in (folder / "disk").glob("ckpt/*"))
     return {"ranks": ranks, "statuses": json.loads((folder / "statuses").read_text()), "left": left}
 

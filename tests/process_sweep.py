@@ -1,14 +1,16 @@
-"""Kills, stops, fills disks and starts again, at random from a seed, and compares with plain PyTorch (tests/test_process_sweep.py).
+"""Kills, stops, fills disks and starts again, at random from a seed, and compares with plain PyTorch
+(tests/test_process_sweep.py).
 
-    1. This process imports torch and the package once. Each rank is a fork of it, which costs a twentieth of a new process.
-    2. A job is two ranks at a random stage that train, save every step, and write a log: each loss, and each save that has returned.
-    3. Something happens to it at a random moment (`DISTURBANCES`). Then the job is started again, undisturbed, until it has all its steps.
-       Jobs that nothing disturbs say how busy the machine is: all timeouts grow with what they take.
-    4. Every loss in every log is plain PyTorch's of that step. A start goes on at least from the last save that had returned on all ranks. A run
-       that ends early says why, naming a rank, a path or a signal. Afterwards there is no process, no name in /dev/shm, and no file of
-       somebody else's is changed.
+1. This process imports torch and the package once. Each rank is a fork of it, which costs a twentieth of a new process.
+2. A job is two ranks at a random stage that train, save every step, and write a log: each loss, and each save that has
+   returned.
+3. Something happens to it at a random moment (`DISTURBANCES`). Then the job is started again, undisturbed, until it has
+   all its steps. Jobs that nothing disturbs say how busy the machine is: all timeouts grow with what they take.
+4. Every loss in every log is plain PyTorch's of that step. A start goes on at least from the last save that had
+   returned on all ranks. A run that ends early says why, naming a rank, a path or a signal. Afterwards there is no
+   process, no name in /dev/shm, and no file of somebody else's is changed.
 
-    python process_sweep.py SEED SECONDS FOLDER
+python process_sweep.py SEED SECONDS FOLDER
 """
 
 import contextlib
@@ -138,7 +140,9 @@ class Trial:
             number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "end": signal.SIGTERM}[disturbance.split()[0]]
             for rank in pids if disturbance == "kill both" else [victim]:
                 os.kill(pids[rank], number)
-        ended = wait_for({pid: rank for pid, rank in children.items() if disturbance != "stop one" or rank != victim}, self.end_s)
+        ended = wait_for(
+            {pid: rank for pid, rank in children.items() if disturbance != "stop one" or rank != victim}, self.end_s
+        )
         if disturbance == "stop one":
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pids[victim], signal.SIGKILL)
@@ -156,7 +160,9 @@ class Trial:
 
     def finish(self, disturbance: str) -> None:
         ended = wait_for(self.start_ranks(), self.end_s)
-        assert len(ended) == WORLD and not any(ended.values()), f"started again after {disturbance}: {ended} {self.errors()}"
+        assert len(ended) == WORLD and not any(ended.values()), (
+            f"started again after {disturbance}: {ended} {self.errors()}"
+        )
 
     def start_ranks(self, fill_at: int = -1) -> dict[int, int]:
         meeting = {
@@ -182,7 +188,9 @@ class Trial:
                 kind, *values = line.split()
                 if kind == "loss" and len(values) == 2:
                     expected = self.expected[int(values[0])][rank]
-                    assert abs(float(values[1]) - expected) <= 2e-5 * abs(expected), f"rank {rank}: {line}, expected {expected}"
+                    assert abs(float(values[1]) - expected) <= 2e-5 * abs(expected), (
+                        f"rank {rank}: {line}, expected {expected}"
+                    )
                 elif kind in ("from", "saved"):  # a rank may be killed between its last save and the line that says so
                     last = int(values[0])
             saved.append(last)
@@ -223,7 +231,14 @@ def main(seed: int, seconds: float, folder: Path) -> int:
         try:
             trial.run(disturbance)
         except AssertionError as error:
-            fact = {"seed": seed, "trial": done, "stage": stage, "disturbance": disturbance, "slowness": slowness, "error": str(error)}
+            fact = {
+                "seed": seed,
+                "trial": done,
+                "stage": stage,
+                "disturbance": disturbance,
+                "slowness": slowness,
+                "error": str(error),
+            }
             print(json.dumps(fact))
             return 1
         took = time.monotonic() - begin

@@ -56,8 +56,11 @@ def start_ranks(
     return ranks
 
 
-def run_processes(world: int, module: str, function: str, arguments: str, folder: Path, timeout_s: float = 60) -> list[Any]:
-    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with the errors of all ranks."""
+def run_processes(
+    world: int, module: str, function: str, arguments: str, folder: Path, timeout_s: float = 60
+) -> list[Any]:
+    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with the errors of all
+    ranks."""
     ranks = start_ranks(world, module, function, arguments, folder)
     with ThreadPoolExecutor(world) as readers:
         errors = [readers.submit(process.communicate) for process in ranks]
@@ -73,7 +76,8 @@ def run_processes(world: int, module: str, function: str, arguments: str, folder
 
 
 def _wait_for(ranks: list[subprocess.Popen], timeout_s: float) -> None:
-    """Until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what they see of it."""
+    """Until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what they see
+    of it."""
     end = time.monotonic() + timeout_s
     failed = False
     while time.monotonic() < end:

@@ -53,7 +53,11 @@ class Slurm:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin", "SLURM_CONF": str(folder / "slurm.conf")}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{os.environ['PATH']}:/usr/sbin",
+            "SLURM_CONF": str(folder / "slurm.conf"),
+        }
         self.daemons: list[subprocess.Popen] = []
         (folder / "state").mkdir()
         key = folder / "munge.key"
@@ -63,8 +67,16 @@ class Slurm:
         host = socket.gethostname().split(".")[0]
         (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, host=host, **ports))
         try:
-            places = {"socket": "munge.socket", "key-file": "munge.key", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
-            self._start("munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in places.items()))
+            places = {
+                "socket": "munge.socket",
+                "key-file": "munge.key",
+                "pid-file": "munge.pid",
+                "log-file": "munge.log",
+                "seed-file": "munge.seed",
+            }
+            self._start(
+                "munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in places.items())
+            )
             self.await_((folder / "munge.socket").exists, "munged")
             self._start("slurmctld", "-D", "-c")
             for name in ("n1", "n2"):
@@ -74,9 +86,16 @@ class Slurm:
             self.close()
             raise
 
-    def run(self, *words: str, timeout_s: float = 90, program: str = "srun", **variables: str) -> subprocess.CompletedProcess:
+    def run(
+        self, *words: str, timeout_s: float = 90, program: str = "srun", **variables: str
+    ) -> subprocess.CompletedProcess:
         return subprocess.run(
-            [program, *words], env={**self.environment, **variables}, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s
+            [program, *words],
+            env={**self.environment, **variables},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
 
     def close(self) -> None:
@@ -90,10 +109,14 @@ class Slurm:
 
     def _start(self, *words: str) -> None:
         log = open(self.folder / f"daemon{len(self.daemons)}.log", "w")  # noqa: SIM115
-        self.daemons.append(subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True))
+        self.daemons.append(
+            subprocess.Popen(words, env=self.environment, stdout=log, stderr=log, start_new_session=True)
+        )
 
     def _is_idle(self) -> bool:
-        done = subprocess.run(["sinfo", "-h", "-N", "-o", "%t"], env=self.environment, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(
+            ["sinfo", "-h", "-N", "-o", "%t"], env=self.environment, capture_output=True, text=True, timeout=30
+        )
         return done.stdout.split() == ["idle", "idle"]
 
     def await_(self, condition: Callable[[], bool], what: str) -> None:

@@ -1,4 +1,5 @@
-"""Where in the accumulation window an engine is: changed steps, forced boundaries, errors in between, and what is counted and said."""
+"""Where in the accumulation window an engine is: changed steps, forced boundaries, errors in between, and what is
+counted and said."""
 
 import copy
 import json
@@ -70,13 +71,19 @@ def assert_like_plain(outcomes: list[Any], windows: list[tuple[list[int], int]])
 
 @STAGES
 def test_new_accumulation_steps_begin_with_the_next_window(stage: int):
-    """Catches windows counted from the start of the run, and samples counted as if all updates had the last one's batch."""
+    """Catches windows counted from the start of the run, and samples counted as if all updates had the last one's
+    batch."""
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> Any:
         updated = [micro_step(0), micro_step(1), micro_step(2)]
         engine.set_train_batch_size(4 * WORLD * 2)
         updated += [micro_step(micro) for micro in range(3, 7)]
-        return [i + 1 for i, applied in enumerate(updated) if applied], engine.global_samples, engine.global_steps, engine.micro_steps
+        return (
+            [i + 1 for i, applied in enumerate(updated) if applied],
+            engine.global_samples,
+            engine.global_steps,
+            engine.micro_steps,
+        )
 
     outcomes = on_ranks(micro_config(stage, 3), loop)
     assert [counted for counted, _ in outcomes] == [([3, 5, 7], 56, 3, 7)] * WORLD
@@ -129,7 +136,8 @@ def test_zero_grad_before_every_micro_step_is_said(capfd):
 
 
 def test_what_the_last_step_did(tmp_path):
-    """Catches a step between boundaries that says it updated, and a norm or an overflow of before a loaded checkpoint."""
+    """Catches a step between boundaries that says it updated, and a norm or an overflow of before a loaded
+    checkpoint."""
     config = micro_config(1, 2, fp16={"enabled": True, "initial_scale_power": 4, "hysteresis": 1})
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> None:
@@ -146,12 +154,19 @@ def test_what_the_last_step_did(tmp_path):
         assert not micro_step(4) and engine.optimizer.overflow
         engine.load_checkpoint(tmp_path)
         assert not engine.optimizer.overflow and engine.get_global_grad_norm() is None
-        assert not engine.was_step_applied() and engine.global_samples == 32 and engine.is_gradient_accumulation_boundary() is False
+        assert (
+            not engine.was_step_applied()
+            and engine.global_samples == 32
+            and engine.is_gradient_accumulation_boundary() is False
+        )
 
     on_ranks(config, loop)
 
 
-PRECISIONS = {"fp16": {"fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}}, "bf16": {"bf16": {"enabled": True}}}
+PRECISIONS = {
+    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}},
+    "bf16": {"bf16": {"enabled": True}},
+}
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
@@ -172,7 +187,11 @@ def test_skipped_steps_are_said_and_counted(precision: str, capfd, tmp_path):
     assert len(said) == 1 and "step 2 was skipped" in said[0] and "'expand.1.weight'" in said[0]
     assert ("the loss scale was 16" in said[0]) == (precision == "fp16")
     steps = [record for record in map(json.loads, path.read_text().splitlines()) if record["record"] == "step"]
-    assert [(step["skipped_steps"], step["overflow_parameter"]) for step in steps] == [(0, None), (1, "expand.1.weight"), (1, None)]
+    assert [(step["skipped_steps"], step["overflow_parameter"]) for step in steps] == [
+        (0, None),
+        (1, "expand.1.weight"),
+        (1, None),
+    ]
 
 
 # -- sums in fp32
@@ -216,7 +235,8 @@ def own_backwards(engine: Any) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 @STAGES
 def test_gradients_that_add_up_do_so_in_fp32(stage: int, world: int, loop: Callable[[Any], None]):
-    """Catches sums in bf16 where one accumulation step was configured, and more gradients come all the same: 1.000 instead of 1.250."""
+    """Catches sums in bf16 where one accumulation step was configured, and more gradients come all the same: 1.000
+    instead of 1.250."""
     config = config_of(stage, batch=world, clipping=0.0, bf16={"enabled": True})
     config["optimizer"] = {"type": "SGD", "params": {"lr": 1.0}}
 
@@ -226,4 +246,3 @@ def test_gradients_that_add_up_do_so_in_fp32(stage: int, world: int, loop: Calla
         return -flat_parameters(engine.module)[0].item()
 
     assert run_ranks(world, run) == [1.25] * world
-

@@ -1,4 +1,5 @@
-"""`checkpointing.checkpoint` and the section "activation_checkpointing": gradients are those without it, memory is less."""
+"""`checkpointing.checkpoint` and the section "activation_checkpointing": gradients are those without it, memory is
+less."""
 
 import copy
 from collections.abc import Iterator
@@ -96,8 +97,8 @@ def test_arguments_go_before_the_configuration():
 
 @pytest.mark.gpu
 def test_inputs_go_to_the_host_and_come_back():
-    """Catches inputs of checkpoints that stay on the device, that another stream overwrites, or that the backward reads before they are copied
-    back."""
+    """Catches inputs of checkpoints that stay on the device, that another stream overwrites, or that the backward reads
+    before they are copied back."""
     device = torch.accelerator.current_accelerator().type
     torch.manual_seed(1)
     model = Net()

@@ -37,7 +37,9 @@ class WithHead(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = self.net(tokens, targets)
-        return loss if self.head is None else loss + self.head(self.net.embedding(tokens).float().mean(1)).square().mean()
+        return (
+            loss if self.head is None else loss + self.head(self.net.embedding(tokens).float().mean(1)).square().mean()
+        )
 
     def add_head(self) -> None:
         self.head = copy.deepcopy(HEAD)
@@ -70,7 +72,8 @@ def plain_with_head(steps: int) -> torch.Tensor:
 
 @STAGES
 def test_added_parameters_train_and_are_saved(stage: int, tmp_path):
-    """Catches added parameters that do not train as a new group would, whose memory nobody counts, or that checkpoints lack."""
+    """Catches added parameters that do not train as a new group would, whose memory nobody counts, or that checkpoints
+    lack."""
     config = config_of(stage, batch=8, eps=DAMPING_EPS)
 
     def run(rank: int, communicator: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,7 +119,8 @@ def test_parameters_are_added_between_updates_and_alike():
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_optimizers_of_pytorch_get_unfrozen_and_added_parameters(stage: int, tmp_path):
-    """Catches an optimizer that PyTorch runs and that has no shards of a layer unfrozen or a head added later, or loses its state of them."""
+    """Catches an optimizer that PyTorch runs and that has no shards of a layer unfrozen or a head added later, or loses
+    its state of them."""
     options = {"lr": 1e-3, "eps": 1e-3}
 
     def change(model: WithHead, step: int) -> bool:

@@ -1,4 +1,5 @@
-"""The package `deepspeed` of the alias: the names that other libraries import are there, and what is not built says so. One process."""
+"""The package `deepspeed` of the alias: the names that other libraries import are there, and what is not built says so.
+One process."""
 
 import os
 import subprocess
@@ -73,7 +74,8 @@ def run(program: str, folder: Path) -> str:
 
 
 def test_every_name_is_there(tmp_path: Path):
-    """Catches a name that a library imports and this package lost, as a module or by attribute after `import deepspeed` alone."""
+    """Catches a name that a library imports and this package lost, as a module or by attribute after `import deepspeed`
+    alone."""
     lines = [line.split(": ") for line in NAMES.strip().splitlines()]
     program = "".join(f"from {module} import {', '.join(names.split())}\n" for module, names in lines)
     program += "import deepspeed\n" + "".join(f"{module}.{name}\n" for module, names in lines for name in names.split())
@@ -82,7 +84,15 @@ def test_every_name_is_there(tmp_path: Path):
 
 def test_what_is_not_built_says_so(tmp_path: Path):
     """Catches names that are accepted and do nothing, and a name that is not there and is found."""
-    names = ["PipelineModule", "init_inference", "tp_model_init", "moe.layer.MoE", "zero.TiledLinear", "zero.MiCS_Init", "add_tuning_arguments"]
+    names = [
+        "PipelineModule",
+        "init_inference",
+        "tp_model_init",
+        "moe.layer.MoE",
+        "zero.TiledLinear",
+        "zero.MiCS_Init",
+        "add_tuning_arguments",
+    ]
     program = f"import deepspeed, operator\nfor name in {names}:\n"
     program += "    try: operator.attrgetter(name)(deepspeed)(1, key=2)\n    except deepspeed.errors.ConfigError as error: print(error)\n"
     program += "try: deepspeed.runtime.zero.no_such_name\nexcept AttributeError as error: print(error)\n"
@@ -98,8 +108,10 @@ def test_versions_and_builders_answer(tmp_path: Path):
     program = "import deepspeed, json\nfrom deepspeed.utils.torch import required_torch_version as r\n"
     program += "assert r(min_version=2.1) and not r(max_version='2.1') and r(min_version='1.13.1') and not r(min_version='99')\n"
     program += "b = deepspeed.ops.op_builder.CPUAdamBuilder\n"
-    program += "assert deepspeed.ops.__compatible_ops__[b.NAME] and not deepspeed.ops.__compatible_ops__['no_such_op']\n"
-    program += "try: json.loads('{\"a\": 1, \"a\": 2}', object_pairs_hook=deepspeed.runtime.config_utils.dict_raise_error_on_duplicate_keys)\n"
+    program += (
+        "assert deepspeed.ops.__compatible_ops__[b.NAME] and not deepspeed.ops.__compatible_ops__['no_such_op']\n"
+    )
+    program += 'try: json.loads(\'{"a": 1, "a": 2}\', object_pairs_hook=deepspeed.runtime.config_utils.dict_raise_error_on_duplicate_keys)\n'
     program += "except ValueError as error: print(error)\n"
     assert run(program, tmp_path).startswith("duplicate keys: a")
 
@@ -107,13 +119,21 @@ def test_versions_and_builders_answer(tmp_path: Path):
 def test_importing_it_is_cheap(tmp_path: Path):
     """Catches modules that are imported before anybody asks for them: the alias is to cost 0.05 s over zeropage."""
     program = "import time, zeropage\nimport zeropage.engine, sys\nbegin = time.perf_counter()\nimport deepspeed\nprint(time.perf_counter() - begin)\n"
-    program += "assert not [m for m in sys.modules if m.startswith('deepspeed.') and m != 'deepspeed._names'], sys.modules\n"
+    program += (
+        "assert not [m for m in sys.modules if m.startswith('deepspeed.') and m != 'deepspeed._names'], sys.modules\n"
+    )
     assert min(float(run(program, tmp_path)) for _ in range(3)) < 0.05
 
 
 def test_other_programs_do_not_see_it():
     """Catches an alias that is on the import path without having been asked for."""
-    done = subprocess.run([sys.executable, "-c", "import importlib.util as u; print(u.find_spec('deepspeed'))"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('deepspeed'))"],
+        capture_output=True,
+        text=True,
+    )
     if alias.active() != "":
-        pytest.fail("a package deepspeed is installed in the Python that runs the tests: python -m zeropage alias remove")
+        pytest.fail(
+            "a package deepspeed is installed in the Python that runs the tests: python -m zeropage alias remove"
+        )
     assert done.stdout.strip() == "None"

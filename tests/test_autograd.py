@@ -1,4 +1,5 @@
-"""Autograd's less usual roads at stage 3, as in plain PyTorch: two ranks, a page per parameter, nothing kept gathered."""
+"""Autograd's less usual roads at stage 3, as in plain PyTorch: two ranks, a page per parameter, nothing kept
+gathered."""
 
 import copy
 import ctypes
@@ -68,7 +69,8 @@ class RawNet(nn.Module):
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_functions_that_read_parameters_by_address(two_sided):
-    """Catches kernels that get the address of an absent parameter: Triton and pybind kernels in custom functions work like this."""
+    """Catches kernels that get the address of an absent parameter: Triton and pybind kernels in custom functions work
+    like this."""
     loss_of = lambda model, step, rank: model(numbers(4, 6, step=step, rank=rank))  # noqa: E731
     by_address = engine_run(RawNet(raw=True), loss_of, 2, 4, two_sided=two_sided)
     by_operators = engine_run(RawNet(raw=False), loss_of, 2, 4)
@@ -79,7 +81,9 @@ def test_functions_not_observed_get_the_message():
     """Catches silence when the observer is switched off: the access itself must say what to do."""
     config = paged_config(zeropage={"observe_functions": False})
     with pytest.raises(RuntimeError, match=r"layers\.0\.weight.*GatheredParameters"):
-        engine_run(RawNet(raw=True), lambda model, step, rank: model(numbers(4, 6, step=step, rank=rank)), 2, 1, config=config)
+        engine_run(
+            RawNet(raw=True), lambda model, step, rank: model(numbers(4, 6, step=step, rank=rank)), 2, 1, config=config
+        )
 
 
 def checkpointed(reentrant: bool):
@@ -101,7 +105,8 @@ def checkpointed(reentrant: bool):
 @pytest.mark.parametrize("stage", (2, 3))
 @pytest.mark.parametrize("reentrant", (False, True))
 def test_checkpointing(reentrant, stage, page_numel):
-    """Catches faults inside a backward that runs forwards, and gradients that come again after their page was reduced."""
+    """Catches faults inside a backward that runs forwards, and gradients that come again after their page was
+    reduced."""
     config = paged_config(zero_optimization={"stage": stage}, zeropage={"page_numel": page_numel})
     assert_trains_like_plain(mlp(), checkpointed(reentrant), config=config)
 
@@ -168,8 +173,8 @@ def test_losses(loss_of):
 
 @pytest.mark.parametrize(("cache_enabled", "bound"), [(False, 1e-5), (True, 2e-3)])
 def test_autocast(cache_enabled, bound):
-    """Catches casts of weights that are cached while the weights change or go. torch's cache is one for all threads: a rank that ends
-    its autocast makes the other cast again, whose gradients are then summed in fp32 instead of bf16."""
+    """Catches casts of weights that are cached while the weights change or go. torch's cache is one for all threads: a
+    rank that ends its autocast makes the other cast again, whose gradients are then summed in fp32 instead of bf16."""
 
     def loss_of(model, step, rank):
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
@@ -226,18 +231,23 @@ def test_retained_graph():
         return flat_parameters(engine.module)
 
     base = mlp()
-    doubled = engine_run(base, lambda model, step, rank: 2 * model(numbers(4, 6, step=0, rank=rank)).square().mean(), 2, 1)
+    doubled = engine_run(
+        base, lambda model, step, rank: 2 * model(numbers(4, 6, step=0, rank=rank)).square().mean(), 2, 1
+    )
     for found in run_ranks(2, run):
         assert (found - doubled).abs().max().item() < 1e-6
 
 
 @pytest.mark.parametrize("stage", range(4))
 def test_a_graph_from_before_a_step(stage):
-    """Catches a backward that silently uses parameters which were updated after its forward; torch raises, and so must we."""
+    """Catches a backward that silently uses parameters which were updated after its forward; torch raises, and so must
+    we."""
     base = mlp()
 
     def run(rank, communicator):
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=paged_config(zero_optimization={"stage": stage}))
+        engine, *_ = zeropage.initialize(
+            model=copy.deepcopy(base), config=paged_config(zero_optimization={"stage": stage})
+        )
         losses = [engine(numbers(4, 6, step=step, rank=rank)).square().mean() for step in range(2)]
         engine.backward(losses[0])
         engine.step()
@@ -277,7 +287,8 @@ def test_hooks_on_modules_and_parameters():
 
 
 def test_leaf_gradients_are_the_engines():
-    """Catches gradients kept twice, and `.grad` where no gradient came: after a backward it is the engine's, and without memory."""
+    """Catches gradients kept twice, and `.grad` where no gradient came: after a backward it is the engine's, and
+    without memory."""
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zero_optimization={"stage": 0}))

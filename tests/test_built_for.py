@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "python" / "zeropage"
 
 
 def test_another_torch_is_an_error_that_says_what_to_do(tmp_path):
-    """Catches a C++ module that is loaded beside another torch, where it crashes, and an error without both versions or the command."""
+    """Catches a C++ module that is loaded beside another torch, where it crashes, and an error without both versions or
+    the command."""
     package = tmp_path / "zeropage"
     package.mkdir()
     for file in PACKAGE.iterdir():
@@ -24,7 +25,11 @@ def test_another_torch_is_an_error_that_says_what_to_do(tmp_path):
         (package / file).unlink()
         (package / file).write_text(text)
     done = subprocess.run(
-        [sys.executable, "-c", "import zeropage"], env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", "import zeropage"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == 1
     assert f"built for torch 2.1.7+cpu, and this is torch {torch.__version__}" in done.stderr

@@ -41,8 +41,8 @@ def conformance() -> None:
 
 def wire_bytes(numel: int) -> tuple[float, float]:
     """Bytes per parameter and rank that cross the loopback interface, and that the communicator counts, for one
-    reduce-scatter and one all-gather. Only the barriers around them are counted, too. The least of three times: where a receiver is
-    late TCP sends segments again."""
+    reduce-scatter and one all-gather. Only the barriers around them are counted, too. The least of three times: where a
+    receiver is late TCP sends segments again."""
     dist.init_process_group("gloo")
     communicator = _new_communicator()
     whole = torch.ones(numel)
@@ -62,7 +62,9 @@ def different_calls() -> list[str]:
     dist.init_process_group("gloo")
     errors = []
     communicator = _new_communicator()
-    errors.append(_error_of(communicator.barrier if dist.get_rank() else lambda: communicator.all_gather(torch.ones(10))))
+    errors.append(
+        _error_of(communicator.barrier if dist.get_rank() else lambda: communicator.all_gather(torch.ones(10)))
+    )
     errors.append(_error_of(communicator.barrier))
     communicator = _new_communicator()
     errors.append(_error_of(lambda: communicator.all_gather(torch.ones(10 + dist.get_rank()))))

@@ -1,4 +1,5 @@
-"""Checkpoints: training goes on with the same bits, any world and stage loads any other, and what is refused changes nothing."""
+"""Checkpoints: training goes on with the same bits, any world and stage loads any other, and what is refused changes
+nothing."""
 
 import copy
 import functools
@@ -26,7 +27,9 @@ SCHEDULE = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5, 
 CLIENT = {"epoch": 3, "best": math.inf, "seen": (1, "two", None), "by_id": {7: [True]}, "mean": torch.arange(3.0)}
 
 
-def config(stage: int, precision: str = "fp32", page_numel: int = 10_000, own: Any = None, **sections: Any) -> dict[str, Any]:
+def config(
+    stage: int, precision: str = "fp32", page_numel: int = 10_000, own: Any = None, **sections: Any
+) -> dict[str, Any]:
     own = {"page_numel": page_numel, **(own or {})}
     return config_of(stage, batch=12, zeropage=own, **PRECISIONS[precision], **SCHEDULE, **sections)
 
@@ -75,7 +78,8 @@ def assert_same_state(a: str, b: str) -> None:
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_resume_goes_on_with_the_same_bits(tmp_path, precision, stage):
-    """Catches state that is not saved, not restored, or restored to another place: losses and the full state after it."""
+    """Catches state that is not saved, not restored, or restored to another place: losses and the full state after
+    it."""
 
     def run(rank: int, communicator: Any) -> list[float]:
         engine = engine_of(0, stage=stage, precision=precision)
@@ -100,7 +104,8 @@ def test_resume_goes_on_with_the_same_bits(tmp_path, precision, stage):
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 def test_any_world_and_stage_load_any_other(tmp_path, precision):
-    """Catches segments that are cut or placed wrongly: the full state goes through other worlds, stages and page sizes."""
+    """Catches segments that are cut or placed wrongly: the full state goes through other worlds, stages and page
+    sizes."""
 
     def make(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=2, precision=precision)
@@ -109,10 +114,19 @@ def test_any_world_and_stage_load_any_other(tmp_path, precision):
 
     run_ranks(4, make)
     before = "first"
-    for world, stage, page_numel in ((3, 3, 7_000), (1, 1, 100_000), (6, 3, 3_000), (2, 0, 10_000), (5, 1, 20_000), (8, 2, 9_000)):
+    for world, stage, page_numel in (
+        (3, 3, 7_000),
+        (1, 1, 100_000),
+        (6, 3, 3_000),
+        (2, 0, 10_000),
+        (5, 1, 20_000),
+        (8, 2, 9_000),
+    ):
         after = f"world{world}_stage{stage}"
 
-        def move(rank: int, communicator: Any, before=before, after=after, stage=stage, page_numel=page_numel) -> torch.Tensor:
+        def move(
+            rank: int, communicator: Any, before=before, after=after, stage=stage, page_numel=page_numel
+        ) -> torch.Tensor:
             options = config(stage, precision, page_numel)
             options["train_batch_size"] = 120
             engine, *_ = zeropage.initialize(model=model_of(1), config=options)
@@ -162,7 +176,10 @@ def test_resume_in_new_processes(tmp_path):
         return losses
 
     expected = run_ranks(2, run)
-    assert run_processes(2, "test_checkpoint", "resume_in_process", json.dumps({"folder": str(tmp_path)}), tmp_path) == expected
+    assert (
+        run_processes(2, "test_checkpoint", "resume_in_process", json.dumps({"folder": str(tmp_path)}), tmp_path)
+        == expected
+    )
     assert_same_state(str(tmp_path / "straight"), str(tmp_path / "resumed"))
 
 
@@ -198,7 +215,10 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
             content[-100] ^= 1
             shard.write_bytes(content)
         communicator.barrier()
-        with pytest.raises(CheckpointError, match=r"model is as it was(.|\n)*shard-00001-of-00002.safetensors is damaged between offset 0"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"model is as it was(.|\n)*shard-00001-of-00002.safetensors is damaged between offset 0",
+        ):
             engine.load_checkpoint(tmp_path)
         assert torch.equal(flat_parameters(engine.module), before)
         assert engine.global_steps == 2
@@ -210,7 +230,8 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
 
 @pytest.mark.parametrize("log_bytes", [0, 1 << 20])
 def test_a_refused_checkpoint_leaves_gradients_in_hand(tmp_path, log_bytes):
-    """Catches a load that forgets gradients, or keeps what was updated overlapped with the backward, and then cannot be carried out."""
+    """Catches a load that forgets gradients, or keeps what was updated overlapped with the backward, and then cannot be
+    carried out."""
     zero = {"offload_optimizer": {"device": "cpu"}}
     settings = config_of(2, zero_optimization=zero, zeropage={"speculation_bytes": log_bytes})
 
@@ -246,7 +267,11 @@ def test_differences_are_listed_and_may_be_tolerated(tmp_path):
     other, *_ = zeropage.initialize(model=Other(), config=config_of(2, batch=12))
     with pytest.raises(CheckpointError) as error:
         other.load_checkpoint(tmp_path)
-    for piece in ("'new' is in the model", "'embedding.weight' is in the checkpoint", "buffer 'seen' is in the checkpoint"):
+    for piece in (
+        "'new' is in the model",
+        "'embedding.weight' is in the checkpoint",
+        "buffer 'seen' is in the checkpoint",
+    ):
         assert piece in str(error.value)
     assert other.module.tiny.eq(0).all()
     other.load_checkpoint(tmp_path, load_module_strict=False, load_module_only=True)
@@ -291,12 +316,15 @@ class TiedAndFrozen(torch.nn.Module):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_odd_parameters(tmp_path, stage):
-    """Catches kinds of parameters that are lost, doubled or turned, and frozen ones that are not left alone when excluded."""
+    """Catches kinds of parameters that are lost, doubled or turned, and frozen ones that are not left alone when
+    excluded."""
 
     models = [TiedAndFrozen(value) for value in (1.0, 2.0, 2.0)]
 
     def run(rank: int, communicator: Any) -> None:
-        first, second, third = (zeropage.initialize(model=copy.deepcopy(m), config=config_of(stage, batch=2))[0] for m in models)
+        first, second, third = (
+            zeropage.initialize(model=copy.deepcopy(m), config=config_of(stage, batch=2))[0] for m in models
+        )
         first.backward(first(torch.ones(1, 4)))
         first.step()
         expected = flat_parameters(first.module)

@@ -58,12 +58,16 @@ class TwoTensors(nn.Module):
 def tensors_of(path: Path) -> dict[str, bytes]:
     """Every tensor of a step that belongs to parameters, whole."""
     step = _C.Checkpoint(str(path))
-    return {name: step.read_tensor(name).view(torch.uint8).numpy().tobytes() for name in step.tensor_names() if name[:5] != "host/"}
+    return {
+        name: step.read_tensor(name).view(torch.uint8).numpy().tobytes()
+        for name in step.tensor_names()
+        if name[:5] != "host/"
+    }
 
 
 def test_every_world_and_stage_loads_every_other(memory_folder):
-    """Catches segments that are cut or placed wrongly for some pair of (world, stage); elements that are not loaded keep those of the step
-    before, which are another training's."""
+    """Catches segments that are cut or placed wrongly for some pair of (world, stage); elements that are not loaded
+    keep those of the step before, which are another training's."""
     torch.manual_seed(0)
     model = TwoTensors()
 
@@ -90,7 +94,9 @@ def test_every_world_and_stage_loads_every_other(memory_folder):
             engine.save_checkpoint(memory_folder, tag="again")
             if rank == 0:
                 expected = states[(source_world + source_stage) % 2]
-                assert tensors_of(memory_folder / "again") == expected, f"{source_world}, {source_stage} to {world}, {stage}"
+                assert tensors_of(memory_folder / "again") == expected, (
+                    f"{source_world}, {source_stage} to {world}, {stage}"
+                )
             communicator.barrier()
 
     run_ranks(2, first)
@@ -106,8 +112,8 @@ def test_every_world_and_stage_loads_every_other(memory_folder):
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 @pytest.mark.parametrize("tier", TIERS)
 def test_resume_on_every_tier_goes_on_with_the_same_bits(tmp_path, tier, precision):
-    """Catches state on the host or a drive that is not saved, not restored, or mixed up with what was read ahead; and a save between
-    the micro steps of an update, which nothing could resume."""
+    """Catches state on the host or a drive that is not saved, not restored, or mixed up with what was read ahead; and a
+    save between the micro steps of an update, which nothing could resume."""
     stage, offload = copy.deepcopy(TIERS[tier])
 
     def engine_at(name: str, communicator: Any) -> Any:
@@ -118,7 +124,12 @@ def test_resume_on_every_tier_goes_on_with_the_same_bits(tmp_path, tier, precisi
             if section["device"] == "nvme":
                 section["nvme_path"] = str(folder)
         options = config_of(
-            stage, batch=8, accumulation=2, zero_optimization=sections, zeropage={"page_numel": 1}, **copy.deepcopy(PRECISIONS[precision])
+            stage,
+            batch=8,
+            accumulation=2,
+            zero_optimization=sections,
+            zeropage={"page_numel": 1},
+            **copy.deepcopy(PRECISIONS[precision]),
         )
         return zeropage.initialize(model=copy.deepcopy(models[name]), config=options)[0]
 

@@ -23,7 +23,8 @@ def saved_by(engine: Any, folder: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_the_engine_hands_its_model_out(tmp_path, two_sided):
-    """Catches parameters that are absent, turned, doubled or of other steps, and gathers that only one rank takes part in."""
+    """Catches parameters that are absent, turned, doubled or of other steps, and gathers that only one rank takes part
+    in."""
 
     def run(rank: int, communicator: Any) -> None:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config_of(3, batch=2, **BF16))

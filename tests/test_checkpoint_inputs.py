@@ -1,5 +1,5 @@
-"""Checkpoints whose bytes are as they were saved and whose values make no sense: refused by both save and load, or by name before anything
-has changed."""
+"""Checkpoints whose bytes are as they were saved and whose values make no sense: refused by both save and load, or by
+name before anything has changed."""
 
 import json
 import os
@@ -41,7 +41,8 @@ def save_with(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **chan
     ),
 )
 def test_what_no_reader_could_take_over_is_not_saved(tmp_path, monkeypatch, changes):
-    """Catches a form that Python stumbles over when it loads, and that `ckpt verify`, which uses the same check, calls sound."""
+    """Catches a form that Python stumbles over when it loads, and that `ckpt verify`, which uses the same check, calls
+    sound."""
     engine = engine_of(0, stage=0)
     with pytest.raises(CheckpointError, match=f"host.{next(iter(changes))}: expected"):
         save_with(engine, tmp_path, monkeypatch, **changes)
@@ -49,7 +50,8 @@ def test_what_no_reader_could_take_over_is_not_saved(tmp_path, monkeypatch, chan
 
 
 def test_values_that_fit_nothing_are_refused_before_anything_changes(tmp_path, monkeypatch):
-    """Catches a TypeError or ValueError from within a load, and a model that is half loaded when the generators' states are refused."""
+    """Catches a TypeError or ValueError from within a load, and a model that is half loaded when the generators' states
+    are refused."""
 
     def refused(message: str) -> None:
         engine = engine_of(1, stage=0)
@@ -74,7 +76,8 @@ def test_values_that_fit_nothing_are_refused_before_anything_changes(tmp_path, m
 
 
 def test_a_second_job_is_refused_by_name(tmp_path):
-    """Catches two jobs that remove each other's steps while both end well; and a folder that stays taken when its job has ended."""
+    """Catches two jobs that remove each other's steps while both end well; and a folder that stays taken when its job
+    has ended."""
     script = (
         "import sys, torch, zeropage\n"
         "engine, *_ = zeropage.initialize(model=torch.nn.Linear(2, 2), config={'train_batch_size': 1, 'optimizer': {'type': 'SGD', "
@@ -82,16 +85,26 @@ def test_a_second_job_is_refused_by_name(tmp_path):
         "engine.save_checkpoint(sys.argv[1], 'other')\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     engine = engine_of(0, stage=0, own={"keep_last": 1})
     engine.save_checkpoint(tmp_path, "mine")
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert second.returncode != 0 and f"process {os.getpid()} on " in second.stderr and "Save into another folder" in second.stderr
+    assert (
+        second.returncode != 0
+        and f"process {os.getpid()} on " in second.stderr
+        and "Save into another folder" in second.stderr
+    )
     assert {path.name for path in tmp_path.iterdir()} - {"zero_to_fp32.py"} == {".lock", "latest", "mine"}
     engine.destroy()
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0, second.stderr
     third = engine_of(0, stage=0, own={"keep_last": 1})  # a run of its own: the others' steps stay
     third.save_checkpoint(tmp_path, "new")
-    listed = json.loads(subprocess.run([ZEROPAGE, "ckpt", "ls", "--json", str(tmp_path)], capture_output=True, text=True, timeout=60).stdout)
+    listed = json.loads(
+        subprocess.run(
+            [ZEROPAGE, "ckpt", "ls", "--json", str(tmp_path)], capture_output=True, text=True, timeout=60
+        ).stdout
+    )
     assert [step["tag"] for step in listed] == ["new", "other", "mine"]

@@ -20,7 +20,8 @@ ASYNC = {"async_save": True}
 
 @contextlib.contextmanager
 def files_of_at_most(file_bytes: int):
-    """A disk that takes no file larger than this; a shard of the small net is larger. (Python ignores the signal that comes with it.)"""
+    """A disk that takes no file larger than this; a shard of the small net is larger. (Python ignores the signal that
+    comes with it.)"""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, before[1]))
     try:
@@ -43,7 +44,9 @@ def test_a_save_in_the_background_is_the_state_of_its_step(tmp_path, stage):
 
     run_ranks(2, run)
     for step in (1, 2, 3):
-        assert_same_state(str(tmp_path / "straight" / f"global_step{step}"), str(tmp_path / "behind" / f"global_step{step}"))
+        assert_same_state(
+            str(tmp_path / "straight" / f"global_step{step}"), str(tmp_path / "behind" / f"global_step{step}")
+        )
     assert zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(tmp_path / "behind")
 
 
@@ -60,7 +63,9 @@ def test_a_full_disk_fails_the_save_and_nothing_else(tmp_path, own):
         if rank == 0:
             limits.enter_context(files_of_at_most(100_000))
         communicator.barrier()
-        with pytest.raises(CheckpointError, match=r"'full' was not saved(.|\n)*shard-0000.*File too large; \d+ bytes are needed") as error:
+        with pytest.raises(
+            CheckpointError, match=r"'full' was not saved(.|\n)*shard-0000.*File too large; \d+ bytes are needed"
+        ) as error:
             engine.save_checkpoint(tmp_path, tag="full")
             while own:  # in one of the next steps, on all ranks
                 train(engine, 2, rank, range(1, 2))
@@ -77,7 +82,12 @@ def test_a_full_disk_fails_the_save_and_nothing_else(tmp_path, own):
     with contextlib.ExitStack() as limits:
         parameters = run_ranks(2, run)
     assert torch.equal(*parameters)
-    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {"after", "global_step1", "latest", "zero_to_fp32.py"}  # engines may be alive yet
+    assert {path.name for path in tmp_path.iterdir()} - {".lock"} == {
+        "after",
+        "global_step1",
+        "latest",
+        "zero_to_fp32.py",
+    }  # engines may be alive yet
     loaded = engine_of(1, stage=0)
     loaded.load_checkpoint(tmp_path)
     assert torch.equal(flat_parameters(loaded.module), parameters[0])
@@ -100,7 +110,13 @@ def test_old_checkpoints_go(tmp_path):
         engine.save_checkpoint(tmp_path, save_latest=step != 0)
     assert (tmp_path / ".lock").exists()  # the folder is this process's until its engine ends
     engine.destroy()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["global_step1", "global_step3", "global_step4", "latest", "zero_to_fp32.py"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "global_step1",
+        "global_step3",
+        "global_step4",
+        "latest",
+        "zero_to_fp32.py",
+    ]
 
 
 def flip_a_bit(path: Path) -> None:
@@ -110,7 +126,8 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_only_on_request(tmp_path, capfd):
-    """Catches a fallback that nobody asked for, that goes unnoticed, or that believes a manifest without looking at the shards."""
+    """Catches a fallback that nobody asked for, that goes unnoticed, or that believes a manifest without looking at the
+    shards."""
 
     def run(rank: int, communicator: Any, own: dict[str, Any]) -> tuple[str | None, dict | None]:
         return engine_of(1, stage=3, own=own).load_checkpoint(tmp_path)
@@ -175,4 +192,10 @@ def test_requests_that_make_no_sense(tmp_path):
         convert(tmp_path / "none", tmp_path / "out")
     with pytest.raises(UsageError, match="a communicator of its own"):
         options = _C.Config.from_json('{"train_batch_size": 1, "zeropage": {"async_save": true}}', 1, "dict")
-        _C.Engine([("w", torch.nn.Parameter(torch.zeros(2)), -1)], [], options, _C.make_thread_communicators(1, 1000)[0], torch.device("cpu"))
+        _C.Engine(
+            [("w", torch.nn.Parameter(torch.zeros(2)), -1)],
+            [],
+            options,
+            _C.make_thread_communicators(1, 1000)[0],
+            torch.device("cpu"),
+        )

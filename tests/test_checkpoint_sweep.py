@@ -1,9 +1,11 @@
-"""A training that is killed, stopped, starved of disk and damaged at random, and started again each time, at another stage and tier.
+"""A training that is killed, stopped, starved of disk and damaged at random, and started again each time, at another
+stage and tier.
 
-The oracle is outside of the engine that is under attack: the bits that an undisturbed run has after every step, which plain PyTorch confirms.
-Every start either goes on from the last acknowledged step (or the one after it, when the kill came before the word) with those bits,
-or is refused with the path of what is damaged; then `allow_fallback` goes on from the newest step that is sound. Nothing that others have
-in the folder changes. The seed is fixed; ZEROPAGE_SWEEP_SEED and ZEROPAGE_SWEEP_ROUNDS try others.
+The oracle is outside of the engine that is under attack: the bits that an undisturbed run has after every step, which
+plain PyTorch confirms. Every start either goes on from the last acknowledged step (or the one after it, when the kill
+came before the word) with those bits, or is refused with the path of what is damaged; then `allow_fallback` goes on
+from the newest step that is sound. Nothing that others have in the folder changes. The seed is fixed;
+ZEROPAGE_SWEEP_SEED and ZEROPAGE_SWEEP_ROUNDS try others.
 """
 
 import hashlib
@@ -52,7 +54,8 @@ def digest(values: torch.Tensor) -> str:
 
 
 def worker(folder: str, drive: str, stage: int, tier: str, own: dict[str, Any], file_bytes: int, steps: int) -> None:
-    """Goes on from `folder` and saves after every step, until it is ended; tells on stdout, a line of JSON each, what has happened."""
+    """Goes on from `folder` and saves after every step, until it is ended; tells on stdout, a line of JSON each, what
+    has happened."""
 
     def tell(rank: int, **facts: Any) -> None:
         if rank == 0:
@@ -62,7 +65,9 @@ def worker(folder: str, drive: str, stage: int, tier: str, own: dict[str, Any], 
         zero = json.loads(json.dumps(TIERS[tier]))
         if tier == "drive":
             zero["offload_optimizer"]["nvme_path"] = drive
-        config = config_of(stage, eps=DAMPING_EPS, zero_optimization=zero, zeropage={"page_numel": 4096, "keep_last": 3, **own})
+        config = config_of(
+            stage, eps=DAMPING_EPS, zero_optimization=zero, zeropage={"page_numel": 4096, "keep_last": 3, **own}
+        )
         engine, *_ = zeropage.initialize(model=models[rank], config=config)
         try:
             engine.load_checkpoint(folder)
@@ -99,14 +104,18 @@ class Sweep:
 
     def start(self, own: dict[str, Any], file_bytes: int = 0) -> subprocess.Popen:
         tiers = [tier for tier in TIERS if not (file_bytes and tier == "drive")]  # its files are to have room
-        stage, tier = self.random.choice([(stage, tier) for stage in range(4) for tier in tiers if stage > 0 or tier == "memory"])
+        stage, tier = self.random.choice(
+            [(stage, tier) for stage in range(4) for tier in tiers if stage > 0 or tier == "memory"]
+        )
         arguments = {"folder": str(self.folder), "drive": str(self.drive), "stage": stage, "tier": tier, "own": own}
         arguments |= {"file_bytes": file_bytes, "steps": STEPS}
         self.done.append(f"stage {stage}, {tier}, {own}")
         code = "import json, sys, test_checkpoint_sweep; test_checkpoint_sweep.worker(**json.loads(sys.argv[1]))"
         paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(arguments)], env=environment, stdout=subprocess.PIPE, text=True
+        )
 
     def facts(self, process: subprocess.Popen) -> Iterator[dict[str, Any]]:
         """What the worker tells; what it has saved is checked and kept."""
@@ -127,7 +136,8 @@ class Sweep:
         self.acknowledged = step
 
     def train_and_end(self, ending: str) -> None:
-        """One run: it goes on where the last one ended, and ends by a signal after some saves; "full": no save is possible."""
+        """One run: it goes on where the last one ended, and ends by a signal after some saves; "full": no save is
+        possible."""
         # A shard does not fit, whether a manifest would or not.
         process = self.start({}, file_bytes=self.random.choice([2_000, 20_000, 60_000]) if ending == "full" else 0)
         self.done[-1] += f", {ending}"
@@ -137,7 +147,10 @@ class Sweep:
                 if "loaded" in fact:
                     self.check_loaded(fact)
                 elif "not_saved" in fact:
-                    assert ending == "full" and "rank" in fact["error"] and str(self.folder) in fact["error"], (fact, self.done)
+                    assert ending == "full" and "rank" in fact["error"] and str(self.folder) in fact["error"], (
+                        fact,
+                        self.done,
+                    )
                     assert "bytes are needed" in fact["error"], fact
                 else:
                     assert "saved" in fact, (fact, self.done)
@@ -193,7 +206,8 @@ class Sweep:
             process.kill()
             list(self.facts(process))
             process.wait()
-        # What the message says: without the damaged step, and with nothing that names it, the folder is as good as before.
+        # What the message says: without the damaged step, and with nothing that names it, the folder is as good as
+        # before.
         latest = self.folder / "latest"
         if newest.exists() and self.acknowledged < int(newest.name.removeprefix("global_step")):
             shutil.rmtree(newest)
@@ -219,7 +233,9 @@ def expected_digests() -> list[str]:
     """Of an undisturbed run, whose losses plain PyTorch has, too."""
 
     def run(rank: int, communicator: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
-        engine, *_ = zeropage.initialize(model=models[rank], config=config_of(0, eps=DAMPING_EPS, zeropage={"page_numel": 4096}))
+        engine, *_ = zeropage.initialize(
+            model=models[rank], config=config_of(0, eps=DAMPING_EPS, zeropage={"page_numel": 4096})
+        )
         found, losses = [flat_parameters(engine.module)], []
         for step in range(STEPS):
             loss = engine(*part_of_batch(token_batch(step), WORLD, rank))
@@ -241,10 +257,17 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_nothing_that_was_acknowledged_is_lost(tmp_path):
-    """Catches a step that comes back with other bits, an older one without a word, and a folder that a kill has made useless."""
+    """Catches a step that comes back with other bits, an older one without a word, and a folder that a kill has made
+    useless."""
     foreign = tmp_path / "foreign"
     folder = tmp_path / "checkpoints"
-    for name in ("notes/today.txt", ".theirs.tmp/part", ".x.0123456789abcdef.tmp/letter.txt", "runs/events.out", "README"):
+    for name in (
+        "notes/today.txt",
+        ".theirs.tmp/part",
+        ".x.0123456789abcdef.tmp/letter.txt",
+        "runs/events.out",
+        "README",
+    ):
         path = foreign / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -262,7 +285,11 @@ def test_nothing_that_was_acknowledged_is_lost(tmp_path):
     assert list(facts)[-1]["saved"] == STEPS and process.wait() == 0, sweep.done
     found = content_of(folder)
     assert {name: found.get(name) for name in content_of(foreign)} == content_of(foreign), sweep.done
-    left = [name for name in found if name not in content_of(foreign) and not name.startswith(("global_step", "latest", "zero_to_fp32.py"))]
+    left = [
+        name
+        for name in found
+        if name not in content_of(foreign) and not name.startswith(("global_step", "latest", "zero_to_fp32.py"))
+    ]
     assert left == [], sweep.done
     if shared_memory:
         assert {name for name in set(os.listdir("/dev/shm")) - shared_memory if "zeropage" in name} == set()

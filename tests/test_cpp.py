@@ -42,7 +42,9 @@ def run(*words: object, folder: Path = ROOT, package: Path = ROOT / "python", **
     packages = os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])
     ours = {"PATH": path, "PYTHONPATH": packages, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **MPIRUN}
     environment = {**os.environ, **ours, **variables}
-    done = subprocess.run([str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, f"{words[0]} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
 
@@ -52,7 +54,8 @@ def launch(program: object, *arguments: object, folder: Path = ROOT) -> str:
 
 
 def test_the_example_computes_what_its_python_twin_computes(tmp_path):
-    """Catches a C++ engine that starts from, reduces or updates with other values than Python's: fp32 losses equal bit by bit."""
+    """Catches a C++ engine that starts from, reduces or updates with other values than Python's: fp32 losses equal bit
+    by bit."""
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps(CONFIG))
     results = []
@@ -64,7 +67,9 @@ def test_the_example_computes_what_its_python_twin_computes(tmp_path):
     ours, twin = results
     assert len(ours["losses"]) == 3 and ours["losses"] == twin["losses"]
     state = ("parameters", "gradients", "optimizer")
-    assert [[rank[kind] for kind in state] for rank in ours["bytes"]] == [[rank[kind] for kind in state] for rank in twin["bytes"]]
+    assert [[rank[kind] for kind in state] for rank in ours["bytes"]] == [
+        [rank[kind] for kind in state] for rank in twin["bytes"]
+    ]
 
 
 def python_goes_on(file: Path, folder: Path, steps: int) -> list[float]:
@@ -109,8 +114,8 @@ def losses_under_mpirun(folder: Path, config: dict, program: list[object]) -> li
 
 @needs_mpirun
 def test_mpirun_starts_the_example_without_our_launcher(tmp_path):
-    """Catches ranks that do not find each other, and an MPI that computes other sums than shared memory. The second run believes to
-    be on two hosts; MPI finds out that they share memory."""
+    """Catches ranks that do not find each other, and an MPI that computes other sums than shared memory. The second run
+    believes to be on two hosts; MPI finds out that they share memory."""
     program = BUILD / "examples" / "cpp" / "train_gpt"
     two_hosts = ["env", "OMPI_COMM_WORLD_LOCAL_RANK=0", "OMPI_COMM_WORLD_LOCAL_SIZE=1", program]
     shared = losses_under_mpirun(tmp_path, CONFIG, [program])
@@ -134,13 +139,16 @@ def test_errors_leave_with_their_exit_codes(tmp_path):
     program = BUILD / "examples" / "cpp" / "train_gpt"
     file = tmp_path / "ds_config.json"
     file.write_text('{"train_batch_size": 2, "zero_optimization": {"stage": 9}}')
-    codes = [subprocess.run([program, f"--config={path}"], capture_output=True, timeout=60).returncode for path in (file, "/nowhere")]
+    codes = [
+        subprocess.run([program, f"--config={path}"], capture_output=True, timeout=60).returncode
+        for path in (file, "/nowhere")
+    ]
     assert codes == [64, 74]
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
-    """Catches a C++ program that SIGTERM kills without a checkpoint, an exit code that has it started again, and a metrics file that
-    `zeropage report` cannot read."""
+    """Catches a C++ program that SIGTERM kills without a checkpoint, an exit code that has it started again, and a
+    metrics file that `zeropage report` cannot read."""
     metrics, file, folder = tmp_path / "run.jsonl", tmp_path / "config.json", tmp_path / "saved"
     own = {"preemption_folder": str(folder), "preemption_grace_s": 60, "metrics_file": str(metrics)}
     file.write_text(json.dumps({**CONFIG, "gradient_accumulation_steps": 1, "zeropage": own}))
@@ -148,7 +156,11 @@ def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
-    while time.monotonic() < end and job.poll() is None and not (metrics.exists() and '"record":"step"' in metrics.read_text()):
+    while (
+        time.monotonic() < end
+        and job.poll() is None
+        and not (metrics.exists() and '"record":"step"' in metrics.read_text())
+    ):
         time.sleep(0.05)
     job.terminate()
     _, said = job.communicate(timeout=60)
@@ -164,7 +176,14 @@ def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
     """Catches ranks of several hosts that another launcher started, which would each train alone."""
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps({**CONFIG, "zeropage": {"communicator": "mpi"}}))
-    world = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "first", "MASTER_PORT": "1"}
+    world = {
+        "RANK": "1",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "first",
+        "MASTER_PORT": "1",
+    }
     command = [BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}"]
     done = subprocess.run(command, env={**os.environ, **MPIRUN, **world}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 64
@@ -174,7 +193,11 @@ def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
 def check_package(folder: Path, where: str, command: Path) -> None:
     """Builds the project of the guide against an installed package and trains two ranks."""
     project = ROOT / "tests" / "cpp_package"
-    settings = ["-DCMAKE_CXX_COMPILER_LAUNCHER=ccache", "-DCMAKE_NO_SYSTEM_FROM_IMPORTED=ON", "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror"]
+    settings = [
+        "-DCMAKE_CXX_COMPILER_LAUNCHER=ccache",
+        "-DCMAKE_NO_SYSTEM_FROM_IMPORTED=ON",
+        "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Werror",
+    ]
     run("cmake", "-S", project, "-B", folder / "build", "-G", "Ninja", where, *settings)
     run("cmake", "--build", folder / "build")
     shown = run(command, "--num_gpus=2", folder / "build" / "train", folder=project)
@@ -185,17 +208,20 @@ def check_package(folder: Path, where: str, command: Path) -> None:
 
 @pytest.mark.slow
 def test_a_project_finds_the_installed_package():
-    """Catches a header, a library or a CMake file that is not installed. What it builds stays, so that the next run is short."""
+    """Catches a header, a library or a CMake file that is not installed. What it builds stays, so that the next run is
+    short."""
     folder = BUILD / "cpp_package"
     run("cmake", "--install", BUILD, "--prefix", folder / "prefix")
     check_package(folder, f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}", folder / "prefix" / "bin" / "zeropage")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("ccache") is None, reason="without ccache a wheel compiles everything again, for minutes")
+@pytest.mark.skipif(
+    shutil.which("ccache") is None, reason="without ccache a wheel compiles everything again, for minutes"
+)
 def test_a_project_finds_the_installed_wheel(tmp_path):
-    """Catches a wheel that cannot be built, that lacks what C++ programs need, or that needs libraries which a machine may not have.
-    Its files are compiled as the build's were, so that
+    """Catches a wheel that cannot be built, that lacks what C++ programs need, or that needs libraries which a machine
+    may not have. Its files are compiled as the build's were, so that
     the compiler's cache has them all."""
     cache = (BUILD / "CMakeCache.txt").read_text()
     compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
@@ -221,7 +247,10 @@ def test_a_project_that_can_do_without_finds_no_package_without_torch(tmp_path):
     )
     run("cmake", "--install", BUILD, "--prefix", tmp_path / "prefix")
     run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "empty")
-    named = [f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}", f"-DPython_EXECUTABLE={tmp_path / 'empty' / 'bin' / 'python'}"]
+    named = [
+        f"-DCMAKE_PREFIX_PATH={tmp_path / 'prefix'}",
+        f"-DPython_EXECUTABLE={tmp_path / 'empty' / 'bin' / 'python'}",
+    ]
     shown = run("cmake", "-S", tmp_path, "-B", tmp_path / "build", *named, package=tmp_path)
     assert re.search("found: (0|FALSE) because zeropage found no libtorch", shown), shown
 

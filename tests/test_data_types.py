@@ -1,4 +1,5 @@
-"""Types of parameters and buffers: what the precision section casts, what keeps its type, and what the model or the configuration asks for."""
+"""Types of parameters and buffers: what the precision section casts, what keeps its type, and what the model or the
+configuration asks for."""
 
 import copy
 from typing import Any
@@ -106,10 +107,13 @@ def test_modules_that_stay_fp32(way, stage):
         sections["data_types"] = {"keep_in_fp32_modules": ["router"]}
     for outcome in trained(model, stage, 2, 3, **sections):
         types = {name: p.dtype for name, p in outcome["parameters"].items()}
-        assert types["body.weight"] == torch.bfloat16 and types["router.weight"] == types["router.bias"] == torch.float32
+        assert (
+            types["body.weight"] == torch.bfloat16 and types["router.weight"] == types["router.bias"] == torch.float32
+        )
         assert outcome["counted"]["optimizer"] >= outcome["formula"].optimizer
 
-    # The router alone, on what the body gives it: the oracle is plain PyTorch with a body in bf16 and fp32 masters of it.
+    # The router alone, on what the body gives it: the oracle is plain PyTorch with a body in bf16 and fp32 masters of
+    # it.
     plain = copy.deepcopy(model)
     masters = [p.detach().clone().requires_grad_() for p in plain.body.parameters()]
     plain.body.bfloat16()
@@ -198,11 +202,15 @@ class Normed(nn.Module):
         self.norm = nn.BatchNorm1d(16)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.linear(x.to(self.linear.weight.dtype))).float().square().mean() * self.norm.weight.float().sum()
+        return (
+            self.norm(self.linear(x.to(self.linear.weight.dtype))).float().square().mean()
+            * self.norm.weight.float().sum()
+        )
 
 
 @pytest.mark.parametrize(
-    "cast, sections", ((False, BF16), (True, BF16), (True, {}), (False, {**BF16, "data_types": {"keep_in_fp32_modules": []}}))
+    "cast, sections",
+    ((False, BF16), (True, BF16), (True, {}), (False, {**BF16, "data_types": {"keep_in_fp32_modules": []}})),
 )
 def test_batch_norm_in_bf16(cast, sections):
     """Catches buffers and parameters of a batch norm whose types do not go together, however the model came to bf16."""
@@ -218,7 +226,8 @@ def test_batch_norm_in_bf16(cast, sections):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_a_bf16_model_without_a_precision_section_stays_bf16(stage):
-    """Catches a model that takes twice the memory it was made for, without a word; and one that trains without fp32 masters."""
+    """Catches a model that takes twice the memory it was made for, without a word; and one that trains without fp32
+    masters."""
     torch.manual_seed(0)
     model = Routed().bfloat16()
     model.router.float()
@@ -243,13 +252,16 @@ def test_param_dtype_names_the_precision():
 @pytest.mark.parametrize("stage", (0, 3))
 @pytest.mark.parametrize("named", (True, False))
 def test_types_of_parameters_that_are_added(named, stage):
-    """Catches a head that is added to a model of mixed types and gets a type which neither the model nor the configuration asks for."""
+    """Catches a head that is added to a model of mixed types and gets a type which neither the model nor the
+    configuration asks for."""
     model = Routed() if named else Routed().bfloat16()
     sections = {**BF16, "data_types": {"keep_in_fp32_modules": ["router"]}} if named else {}
 
     def run(rank: int, communicator: Any) -> dict[str, torch.dtype]:
         engine = initialize(copy.deepcopy(model), stage, 2, **sections)
-        head = nn.ModuleDict({"body": nn.Linear(32, 32, dtype=None if named else torch.bfloat16), "router": nn.Linear(32, 4)})
+        head = nn.ModuleDict(
+            {"body": nn.Linear(32, 32, dtype=None if named else torch.bfloat16), "router": nn.Linear(32, 4)}
+        )
         engine.module.add_module("head", head)
         engine.add_parameters()
         for step in range(2):

@@ -1,4 +1,5 @@
-"""Checkpoints made by a real DeepSpeed (tests/make_deepspeed_checkpoints.py) become steps from which training goes on as DeepSpeed's did."""
+"""Checkpoints made by a real DeepSpeed (tests/make_deepspeed_checkpoints.py) become steps from which training goes on
+as DeepSpeed's did."""
 
 import copy
 import json
@@ -59,19 +60,24 @@ def model_with_other_values() -> Model:
 
 @pytest.mark.parametrize("name", CASES)
 def test_training_goes_on_as_it_did(tmp_path, recorded, reader, name):
-    """Catches parts that are joined wrongly, moments at other parameters, and a schedule, scale or counter that starts again."""
+    """Catches parts that are joined wrongly, moments at other parameters, and a schedule, scale or counter that starts
+    again."""
 
     def run(rank: int, communicator: Any) -> list[float]:
         module = copy.deepcopy(model)
         options = {**config_of(case), "zeropage": {"timeout_ms": 20_000}}
         options["zero_optimization"].pop("elastic_checkpoint", None)
-        engine, *_ = zeropage.initialize(model=module, config=options, model_parameters=groups_of(module, case.get("groups", 1)))
+        engine, *_ = zeropage.initialize(
+            model=module, config=options, model_parameters=groups_of(module, case.get("groups", 1))
+        )
         path, client = engine.load_checkpoint(tmp_path)
         assert path == str(tmp_path / f"global_step{SAVED_AFTER}")
         assert client == {"epoch": 3, "best": (1.5, "two")}
         assert (engine.global_steps, engine.module.scale.item()) == (SAVED_AFTER, 1.5)
         losses = train(engine, rank, range(SAVED_AFTER, STEPS))
-        assert engine.loss_scale() == (256 if name == "fp16_stage2" else 1)  # it started at 64, and rises with the updates 4 and 7
+        assert engine.loss_scale() == (
+            256 if name == "fp16_stage2" else 1
+        )  # it started at 64, and rises with the updates 4 and 7
         return losses
 
     case, model = CASES[name], model_with_other_values()
@@ -80,13 +86,15 @@ def test_training_goes_on_as_it_did(tmp_path, recorded, reader, name):
     found = run_ranks(WORLD, run)
     for rank in range(WORLD):
         expected = json.loads((recorded / name / f"losses{rank}.json").read_text())
-        # An update that raises the loss scale DeepSpeed divides by the new one: its last losses come from a gradient of half the size.
+        # An update that raises the loss scale DeepSpeed divides by the new one: its last losses come from a gradient of
+        # half the size.
         comparable = slice(-ACCUMULATION if name == "fp16_stage2" else None)
         assert found[rank][comparable] == pytest.approx(expected[comparable], rel=TOLERANCE[name[:4]])
 
 
 class Exploit:
-    """Unpickled by pickle it would write a file. (subprocess.call; torch.save writes the name that Python 2 had for it.)"""
+    """Unpickled by pickle it would write a file. (subprocess.call; torch.save writes the name that Python 2 had for
+    it.)"""
 
     def __init__(self, path: Path):
         self.path = path
@@ -101,9 +109,14 @@ class Settings:
 
 
 def test_pickles_run_nothing(tmp_path):
-    """Catches code in a file that is run, objects that hide tensors, tensors that are none, and a reader that leaves its caller without an
-    error."""
-    values = {"a": torch.arange(6.0).view(2, 3), "settings": Settings(), "run": Exploit(tmp_path / "made"), "b": [1, (2, None)]}
+    """Catches code in a file that is run, objects that hide tensors, tensors that are none, and a reader that leaves
+    its caller without an error."""
+    values = {
+        "a": torch.arange(6.0).view(2, 3),
+        "settings": Settings(),
+        "run": Exploit(tmp_path / "made"),
+        "b": [1, (2, None)],
+    }
     torch.save(values, tmp_path / "file.pt")
     (tmp_path / "broken.pt").write_bytes((tmp_path / "file.pt").read_bytes()[:-30])
     torch.save({"os": os.getcwd}, tmp_path / "system.pt")
@@ -111,7 +124,11 @@ def test_pickles_run_nothing(tmp_path):
     with PickleProcess() as reader:
         found = reader.open(tmp_path / "file.pt")
         assert torch.equal(found["a"].read(2, 5), torch.tensor([2.0, 3.0, 4.0])) and found["a"].shape == (2, 3)
-        assert found["settings"] == {"foreign class": "test_deepspeed_import.Settings", "arguments": (), "state": {"rate": 3}}
+        assert found["settings"] == {
+            "foreign class": "test_deepspeed_import.Settings",
+            "arguments": (),
+            "state": {"rate": 3},
+        }
         assert found["run"]["foreign class"] == "commands.call" and found["b"] == [1, (2, None)]
         with pytest.raises(CheckpointError, match="reading .*broken.pt: "):
             reader.open(tmp_path / "broken.pt")
@@ -127,11 +144,14 @@ def test_pickles_run_nothing(tmp_path):
 
 
 def test_the_command(tmp_path, recorded):
-    """Catches pickles that are read without being asked for, errors without their exit codes, and a step that other tools do not read."""
+    """Catches pickles that are read without being asked for, errors without their exit codes, and a step that other
+    tools do not read."""
 
     def command(*arguments: str) -> subprocess.CompletedProcess:
         environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
-        return subprocess.run([COMMAND, "ckpt", *arguments], env=environment, capture_output=True, text=True, timeout=60)
+        return subprocess.run(
+            [COMMAND, "ckpt", *arguments], env=environment, capture_output=True, text=True, timeout=60
+        )
 
     source = str(recorded / "bf16_stage3")
     refused = command("import", source, str(tmp_path))
@@ -143,7 +163,8 @@ def test_the_command(tmp_path, recorded):
 
 
 def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
-    """Catches ranks that are missing, other kinds of parallelism, and flat tensors that are too short for their parameters."""
+    """Catches ranks that are missing, other kinds of parallelism, and flat tensors that are too short for their
+    parameters."""
     source = recorded / "fp32_stage2" / f"global_step{SAVED_AFTER}"
     rank0, rank1 = (f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
     model = "mp_rank_00_model_states.pt"
@@ -153,7 +174,9 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
         "saved by 2 ranks, with optimizer states of 1": {rank1: None},
         "only data parallel": {model: lambda state: state.update(mp_world_size=2)},
         "expected a list under 'param_shapes'": {model: lambda state: state.pop("param_shapes")},
-        "'expand.weight' should lie at": {model: lambda state: state["param_shapes"][0].update({"expand.weight": (70, 5)})},
+        "'expand.weight' should lie at": {
+            model: lambda state: state["param_shapes"][0].update({"expand.weight": (70, 5)})
+        },
         "not laid out as DeepSpeed's.*AttributeError": {model: lambda state: state.update(module=[1, 2])},
         "not laid out as DeepSpeed's.*TypeError": {model: lambda state: state.update(buffer_names=5)},
         "not laid out as DeepSpeed's.*IndexError": {model: lambda state: state["param_shapes"].append({"more": (1,)})},
@@ -167,7 +190,8 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
 
 @pytest.mark.parametrize("tag", ["../other", "a/../../other", "..", ".", "", "a\x1b[31m"])
 def test_a_tag_that_leads_out_of_the_folder_is_refused(tmp_path, tag):
-    """Catches a step that is read from elsewhere because `latest`, which somebody else may have written, or --tag names a path."""
+    """Catches a step that is read from elsewhere because `latest`, which somebody else may have written, or --tag names
+    a path."""
     (tmp_path / "other").mkdir()
     folder = tmp_path / "deepspeed"
     folder.mkdir()

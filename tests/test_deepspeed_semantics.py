@@ -1,4 +1,5 @@
-"""What programs written for DeepSpeed rely on beside the loop: schedules, several engines under one loss, no_sync, attributes of parameters, errors."""
+"""What programs written for DeepSpeed rely on beside the loop: schedules, several engines under one loss, no_sync,
+attributes of parameters, errors."""
 
 import copy
 import math
@@ -32,19 +33,28 @@ def rates_of(make, steps: int, rate: float = 0.5) -> list[float]:
 
 def test_schedules_that_programs_make():
     """Catches a schedule class whose rates differ from its documented formula, or that does not set them."""
-    assert rates_of(lambda o: WarmupLR(o, 0.0, 0.1, 4, "linear"), 7) == pytest.approx([0, 0, 0.025, 0.05, 0.075, 0.1, 0.1])
+    assert rates_of(lambda o: WarmupLR(o, 0.0, 0.1, 4, "linear"), 7) == pytest.approx(
+        [0, 0, 0.025, 0.05, 0.075, 0.1, 0.1]
+    )
     assert rates_of(lambda o: WarmupLR(o, 0.0, None, 4, "linear"), 6) == pytest.approx([0, 0, 0.125, 0.25, 0.375, 0.5])
-    assert rates_of(lambda o: WarmupLR(o, 0.0, 0.1, 4), 5) == pytest.approx([0, *[0.1 * math.log(i + 1) / math.log(4) for i in range(4)]])
-    assert rates_of(lambda o: WarmupDecayLR(o, 8, 0.0, 0.1, 4, "linear"), 9)[5:] == pytest.approx([0.1, 0.075, 0.05, 0.025])
+    assert rates_of(lambda o: WarmupLR(o, 0.0, 0.1, 4), 5) == pytest.approx(
+        [0, *[0.1 * math.log(i + 1) / math.log(4) for i in range(4)]]
+    )
+    assert rates_of(lambda o: WarmupDecayLR(o, 8, 0.0, 0.1, 4, "linear"), 9)[5:] == pytest.approx(
+        [0.1, 0.075, 0.05, 0.025]
+    )
     cosine = rates_of(lambda o: WarmupCosineLR(o, 8, 0.0, 4, 0.0, "linear"), 9)
     assert cosine[:5] == pytest.approx([0, 0, 0.125, 0.25, 0.375]) and cosine[8] == pytest.approx(0.0, abs=1e-9)
-    assert rates_of(lambda o: OneCycle(o, 0.0, 0.1, cycle_first_step_size=2), 5) == pytest.approx([0, 0.05, 0.1, 0.05, 0])
+    assert rates_of(lambda o: OneCycle(o, 0.0, 0.1, cycle_first_step_size=2), 5) == pytest.approx(
+        [0, 0.05, 0.1, 0.05, 0]
+    )
     assert rates_of(lambda o: LRRangeTest(o, 0.1, 2, 1.0), 3) == pytest.approx([0.1, 0.15, 0.2])
     assert rates_of(lambda o: LRRangeTest(o, 0.1, 2, 1.0, True), 3) == pytest.approx([0.1, 0.1, 0.2])
 
 
 def test_schedules_have_groups_momenta_and_a_state():
-    """Catches one group's bounds that reach another, a cycle that leaves the momentum, and a schedule that cannot be resumed."""
+    """Catches one group's bounds that reach another, a cycle that leaves the momentum, and a schedule that cannot be
+    resumed."""
     first, second = nn.Linear(1, 1), nn.Linear(1, 1)
     optimizer = torch.optim.AdamW([{"params": first.parameters()}, {"params": second.parameters()}], lr=1.0)
     schedule = WarmupLR(optimizer, [0.0, 0.5], [0.1, 0.7], 2, "linear")
@@ -92,7 +102,8 @@ def test_a_schedule_of_the_program_drives_the_engine(stage):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_several_engines_under_one_loss(stage):
-    """Catches gradients that reach another engine, or are not reduced, when one backward of the program goes through several models."""
+    """Catches gradients that reach another engine, or are not reduced, when one backward of the program goes through
+    several models."""
     plain = [small_net(seed) for seed in range(3)]
     expected = copy.deepcopy(plain)
     optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01) for model in expected]
@@ -128,9 +139,14 @@ def test_several_engines_under_one_loss(stage):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_no_sync_refuses_what_has_no_place_in_it(stage):
     """Catches a step that runs on part of a window's gradients, and a block that stays entered after an error in it."""
-    engine, *_ = zeropage.initialize(model=nn.Linear(2, 2), config={**config_of(stage), "train_batch_size": 2, "gradient_accumulation_steps": 2})
+    engine, *_ = zeropage.initialize(
+        model=nn.Linear(2, 2), config={**config_of(stage), "train_batch_size": 2, "gradient_accumulation_steps": 2}
+    )
     for _ in range(2):
-        with pytest.raises(AssertionError, match=r"It is illegal to call Engine.step\(\) inside no_sync"), engine.no_sync():
+        with (
+            pytest.raises(AssertionError, match=r"It is illegal to call Engine.step\(\) inside no_sync"),
+            engine.no_sync(),
+        ):
             engine.step()
     with engine.no_sync(), pytest.raises(AssertionError, match="no_sync context manager reentry"), engine.no_sync():
         pass
@@ -144,14 +160,17 @@ def test_no_sync_refuses_what_has_no_place_in_it(stage):
 
 
 def test_attributes_of_parameters():
-    """Catches parts of ranks that are not the parameter together, and a parameter that is said to be kept or there when it is not."""
+    """Catches parts of ranks that are not the parameter together, and a parameter that is said to be kept or there when
+    it is not."""
     parameter_view.install()
     models = [nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 1)) for _ in range(WORLD)]
     models[1].load_state_dict(models[0].state_dict())
     expected = [parameter.detach().clone() for parameter in models[0].parameters()]
 
     def run(rank, communicator):
-        config = config_of(3, zero_optimization={"stage3_param_persistence_threshold": 64, "stage3_max_live_parameters": 0})
+        config = config_of(
+            3, zero_optimization={"stage3_param_persistence_threshold": 64, "stage3_max_live_parameters": 0}
+        )
         models[rank][1].weight.requires_grad_(False)
         engine, *_ = zeropage.initialize(model=models[rank], config=config)
         engine.empty_partition_cache()
@@ -178,7 +197,8 @@ def test_attributes_of_parameters():
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_an_engine_without_an_optimizer(stage):
-    """Catches hooks that a library cannot take off and put back on a reference model of stage 3, and an optimizer that does nothing below."""
+    """Catches hooks that a library cannot take off and put back on a reference model of stage 3, and an optimizer that
+    does nothing below."""
     config = {key: value for key, value in config_of(stage).items() if key != "optimizer"}
     model = nn.Linear(2, 2)
     expected = model(torch.ones(1, 2))
@@ -195,7 +215,8 @@ def test_an_engine_without_an_optimizer(stage):
 
 
 def test_errors_are_what_scripts_expect():
-    """Catches a refusal that `except AssertionError`, `except ValueError` or `except RuntimeError` of a program misses."""
+    """Catches a refusal that `except AssertionError`, `except ValueError` or `except RuntimeError` of a program
+    misses."""
     with pytest.raises(AssertionError, match="torch.nn.Module, got NoneType"):
         zeropage.initialize(model=None, config=config_of(0))
     with pytest.raises(AssertionError, match="expected one of config"):

@@ -28,7 +28,14 @@ def test_a_process_beyond_the_limit_is_killed():
 
 def test_a_small_model(tmp_path: Path):
     """Catches a demo that cannot run, and bytes on the drive that are not those of the formula."""
-    command = [sys.executable, str(EXAMPLES / "demo_infinity.py"), f"--folder={tmp_path}", "--layers=6", "--width=256", "--steps=3"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "demo_infinity.py"),
+        f"--folder={tmp_path}",
+        "--layers=6",
+        "--width=256",
+        "--steps=3",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert "this is not what it should show" in done.stderr, done.stderr  # its state is not ten times the limit
     for word in ("model", "memory", "limit", "loss", "read", "written", "drive", "endurance"):

@@ -10,9 +10,9 @@ import zeropage
 
 pytestmark = pytest.mark.simulated
 
-# Master and two moments read and written (24), gradient read (2), parameter written (2), gradient read once more for its norm (2), moved
-# into its place where that is not kept as autograd made it (4), and room for sums of blocks. In fp32 the parameter is the master, and
-# gradients are wider.
+# Master and two moments read and written (24), gradient read (2), parameter written (2), gradient read once more for
+# its norm (2), moved into its place where that is not kept as autograd made it (4), and room for sums of blocks. In
+# fp32 the parameter is the master, and gradients are wider.
 MOST_BYTES = {"bf16": 35, "fp32": 41}
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 

@@ -1,5 +1,5 @@
-"""What the engine asks of a device: when it waits, what it copies, and that nothing is used before it is there. Counted and checked on
-the simulated device (simulated_device/README.md)."""
+"""What the engine asks of a device: when it waits, what it copies, and that nothing is used before it is there. Counted
+and checked on the simulated device (simulated_device/README.md)."""
 
 import copy
 from collections.abc import Iterator
@@ -93,9 +93,12 @@ def test_an_engine_may_end_at_any_time(stage: int, parameters_too: bool, precisi
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offloaded_gradients_have_the_bits_of_the_cpu(stage: int, precision: str, steps: int):
-    """Catches sums that are used before they have arrived, in the wrong type, or added twice or not at all. The update runs on the host in
-    both, so all bits are the same."""
-    sections: dict[str, Any] = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "zeropage": {"offloaded_update": "host"}}
+    """Catches sums that are used before they have arrived, in the wrong type, or added twice or not at all. The update
+    runs on the host in both, so all bits are the same."""
+    sections: dict[str, Any] = {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}},
+        "zeropage": {"offloaded_update": "host"},
+    }
     sections |= {"batch": 8 * steps, "accumulation": steps, "clipping": 0.0}
     if precision == "bf16":
         sections["bf16"] = {"enabled": True}
@@ -137,8 +140,12 @@ def test_offloaded_parameters_are_fetched_ahead():
 
 
 def test_updates_on_the_host_wait_for_what_they_need():
-    """Catches waits per parameter, and more than one per page, which an update on the host needs for the page's gradient."""
-    sections = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "zeropage": {"offloaded_update": "host", "speculation_bytes": 0}}
+    """Catches waits per parameter, and more than one per page, which an update on the host needs for the page's
+    gradient."""
+    sections = {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}},
+        "zeropage": {"offloaded_update": "host", "speculation_bytes": 0},
+    }
     engine = make_engine(accelerator.device(), 1, bf16={"enabled": True}, **sections)
     for step in range(3):
         loss = engine(*token_batch(step))
@@ -156,7 +163,9 @@ def test_a_page_whose_first_parameter_has_no_gradient():
     def trained(device: str | torch.device) -> torch.Tensor:
         torch.manual_seed(0)
         layers = nn.ModuleList(nn.Linear(24, 24) for _ in range(4))
-        config = config_of(1, zero_optimization=zero, zeropage={"offloaded_update": "host"}, bf16={"enabled": True}, clipping=0.0)
+        config = config_of(
+            1, zero_optimization=zero, zeropage={"offloaded_update": "host"}, bf16={"enabled": True}, clipping=0.0
+        )
         engine, *_ = zeropage.initialize(model=layers, config=config, device=device)
         assert engine._core.page_count == 1
         for step in range(4):
@@ -180,7 +189,8 @@ def test_a_page_whose_first_parameter_has_no_gradient():
 
 @pytest.mark.parametrize("stage", [0, 3])
 def test_training_on_another_stream_than_initialize(stage: int, recwarn: pytest.WarningsRecorder):
-    """Catches nodes of autograd that are kept from initialize: torch warns, and makes their stream and the current one wait for each other."""
+    """Catches nodes of autograd that are kept from initialize: torch warns, and makes their stream and the current one
+    wait for each other."""
     engine = make_engine(accelerator.device(), stage)
     expected = train("cpu", stage)
     side = torch.Stream(accelerator.device())
@@ -196,7 +206,8 @@ def test_training_on_another_stream_than_initialize(stage: int, recwarn: pytest.
 
 
 def test_memory_goes_back_to_the_system():
-    """Catches memory that initialize or offload_states frees, and that stays in torch's cache, where no other process gets it."""
+    """Catches memory that initialize or offload_states frees, and that stays in torch's cache, where no other process
+    gets it."""
     torch.accelerator.empty_cache()
     engine = make_engine(accelerator.device(), 0)
     assert torch.accelerator.memory_reserved() == torch.accelerator.memory_allocated()
@@ -257,7 +268,11 @@ def test_a_model_with_a_second_stream(stage: int, offload: bool):
     if offload:
         zero["offload_optimizer"] = {"device": "cpu"}
         if stage == 3:
-            zero |= {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 3000, "stage3_param_persistence_threshold": 0}
+            zero |= {
+                "offload_param": {"device": "cpu"},
+                "stage3_max_live_parameters": 3000,
+                "stage3_param_persistence_threshold": 0,
+            }
     config = {
         "train_micro_batch_size_per_gpu": 4,
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.01}},

@@ -1,4 +1,5 @@
-"""The documentation does what it says: its programs run, its configurations are accepted, its commands work, its links lead somewhere."""
+"""The documentation does what it says: its programs run, its configurations are accepted, its commands work, its links
+lead somewhere."""
 
 import json
 import os
@@ -19,8 +20,13 @@ from zeropage import _C
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
 DOCS = ROOT / "docs"
-# Reference pages and figures have no commands; what mpirun, torchrun, cmake and make do in the others, tests of those do.
-GUIDES = tuple(sorted({page.name for page in DOCS.glob("*.md")} - {"config.md", "checkpoint-format.md", "design.md", "benchmarks.md"}))
+# Reference pages and figures have no commands; what mpirun, torchrun, cmake and make do in the others, tests of those
+# do.
+GUIDES = tuple(
+    sorted(
+        {page.name for page in DOCS.glob("*.md")} - {"config.md", "checkpoint-format.md", "design.md", "benchmarks.md"}
+    )
+)
 GUIDES += ("README.md",)
 FRAGMENTS = {"README.md"}  # whose Python names what the reader has
 SUBCOMMANDS = {"config", "plan", "simulate", "ckpt", "io-bench", "report", "top", "doctor"}
@@ -43,7 +49,8 @@ def commands(page: str) -> list[str]:
 
 @pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "python") and page not in FRAGMENTS])
 def test_programs_run(page, tmp_path, monkeypatch):
-    """Catches a program that does not run as it stands. Those of one page follow each other; configurations lie beside them."""
+    """Catches a program that does not run as it stands. Those of one page follow each other; configurations lie beside
+    them."""
     config = blocks(page, "json")
     if config:
         (tmp_path / "ds_config.json").write_text(config[0])
@@ -86,9 +93,22 @@ def folder(tmp_path_factory) -> Path:
         archive.extractall(folder, filter="data")
     (folder / "bf16_stage3").rename(folder / "deepspeed_checkpoints")
     (folder / "deepspeed").symlink_to(folder / "deepspeed_checkpoints")
-    figures = ("device_memory", "flops", "device_memory_rate", "device_link_rate", "host_link_rate", "network_rate", "host_memory")
+    figures = (
+        "device_memory",
+        "flops",
+        "device_memory_rate",
+        "device_link_rate",
+        "host_link_rate",
+        "network_rate",
+        "host_memory",
+    )
     figures += ("host_memory_rate", "disk", "disk_read_rate", "disk_write_rate")
-    machine = dict.fromkeys(figures, 1e12) | {"name": "mine", "device_latency": 1e-6, "network_latency": 1e-5, "overlap": 0.5}
+    machine = dict.fromkeys(figures, 1e12) | {
+        "name": "mine",
+        "device_latency": 1e-6,
+        "network_latency": 1e-5,
+        "overlap": 0.5,
+    }
     (folder / "machine.json").write_text(json.dumps(machine))
     config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW"}}
     engine, *_ = zeropage.initialize(model=torch.nn.Linear(2, 2), config=config)
@@ -100,7 +120,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_work(line, folder, tmp_path):
-    """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run. A drive is measured in short."""
+    """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run. A drive is measured in
+    short."""
     words = shlex.split(line)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
     while "=" in words[0]:
@@ -124,7 +145,11 @@ def test_messages_are_in_the_sources():
     """Catches advice for a message that is worded otherwise by now, so that nobody would find it."""
     quoted = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 10
-    files = [*(ROOT / "zeropage").rglob("*.cc"), *(ROOT / "python" / "zeropage").rglob("*.py"), *(ROOT / "tools").glob("*.sh")]
+    files = [
+        *(ROOT / "zeropage").rglob("*.cc"),
+        *(ROOT / "python" / "zeropage").rglob("*.py"),
+        *(ROOT / "tools").glob("*.sh"),
+    ]
     # Long messages are split over several literals.
     sources = re.sub(r'"\s*"', "", "\n".join(path.read_text() for path in files)).replace("\\", "")
     assert [message for message in quoted if message not in sources] == []

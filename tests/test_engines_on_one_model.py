@@ -31,8 +31,8 @@ def train(engine, rank: int, first: int) -> None:
 
 
 def after_training(stage, then, **faults):
-    """What `then([engine], model, rank)` returns on ranks that have trained, and the parameters of AdamW in one process. The list has the only
-    reference to the engine."""
+    """What `then([engine], model, rank)` returns on ranks that have trained, and the parameters of AdamW in one
+    process. The list has the only reference to the engine."""
     models = [small_net() for _ in range(WORLD)]
 
     def run(rank, communicator):
@@ -68,8 +68,8 @@ def test_without_an_optimizer_a_model_is_evaluated(stage):
 @pytest.mark.parametrize("destroy", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (2, 2), (3, 3), (2, 3), (3, 2)])
 def test_engine_after_engine(first, second, destroy, two_sided):
-    """Catches values that are lost with an engine, hooks that it leaves behind, and a second engine that is refused: an evaluation
-    without optimizer, then two trainings with fresh moments, as two optimizers of PyTorch in one process."""
+    """Catches values that are lost with an engine, hooks that it leaves behind, and a second engine that is refused: an
+    evaluation without optimizer, then two trainings with fresh moments, as two optimizers of PyTorch in one process."""
     expected = small_net()
     for begin in (0, STEPS):
         optimizer = torch.optim.AdamW(expected.parameters(), lr=1e-2, weight_decay=0.01)
@@ -104,7 +104,8 @@ def test_engine_after_engine(first, second, destroy, two_sided):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_model_of_a_destroyed_engine(stage):
-    """Catches parameters that cannot be read, gathered or copied when their engine was destroyed, or that differ from what was trained."""
+    """Catches parameters that cannot be read, gathered or copied when their engine was destroyed, or that differ from
+    what was trained."""
 
     def then(engines, model, rank):
         engines.pop().destroy()
@@ -123,7 +124,8 @@ def test_the_model_of_a_destroyed_engine(stage):
 
 @pytest.mark.parametrize("two_sided", [False, True])
 def test_an_engine_that_is_collected_leaves_its_parameters(two_sided):
-    """Catches a model of stage 3 that cannot be read, or that a second engine refuses, when its engine went without destroy()."""
+    """Catches a model of stage 3 that cannot be read, or that a second engine refuses, when its engine went without
+    destroy()."""
 
     def then(engines, model, rank):
         engines.clear()
@@ -184,7 +186,9 @@ def nvme(folder):
 
 ELSEWHERE = {
     "bf16": lambda folder: {"bf16": {"enabled": True}},
-    "host": lambda folder: {"zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}},
+    "host": lambda folder: {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}
+    },
     "drive": lambda folder: {"zero_optimization": {"offload_optimizer": nvme(folder), "offload_param": nvme(folder)}},
 }
 
@@ -192,7 +196,8 @@ ELSEWHERE = {
 @pytest.mark.parametrize("destroy", [False, True])
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_an_engine_ends_in_the_middle_of_a_window(kind, destroy, tmp_path):
-    """Catches gradients, updates ahead of the step, or state on a host or a drive that change what a later engine takes over."""
+    """Catches gradients, updates ahead of the step, or state on a host or a drive that change what a later engine takes
+    over."""
     expected = train_plain(small_net(), STEPS)
     models = [small_net() for _ in range(WORLD)]
     bounds = {"rtol": 2e-2, "atol": 3e-2} if kind == "bf16" else {"rtol": 2e-5, "atol": 2e-5}
@@ -216,7 +221,8 @@ def test_an_engine_ends_in_the_middle_of_a_window(kind, destroy, tmp_path):
 
 
 def test_a_destroyed_engine_frees_its_state():
-    """Catches moments, masters and gradients that stay in memory with the parameters that a destroyed engine of stage 3 leaves."""
+    """Catches moments, masters and gradients that stay in memory with the parameters that a destroyed engine of stage 3
+    leaves."""
     models = [small_net() for _ in range(WORLD)]
 
     def run(rank, communicator):

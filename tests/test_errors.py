@@ -1,4 +1,5 @@
-"""What users and machines get wrong: every rank raises, soon, with a message that says what to do, and no step is half applied."""
+"""What users and machines get wrong: every rank raises, soon, with a message that says what to do, and no step is half
+applied."""
 
 import copy
 import json
@@ -20,7 +21,8 @@ from zeropage.testing import run_ranks
 
 
 def errors_on_ranks(function, world: int = 2, timeout_s: float = 20) -> list[BaseException | None]:
-    """What function(rank) raises on each rank. Ranks that fail do not end the others: each must come to its own error."""
+    """What function(rank) raises on each rank. Ranks that fail do not end the others: each must come to its own
+    error."""
 
     def run(rank, communicator):
         try:
@@ -77,7 +79,11 @@ def two_layers(second: nn.Module) -> nn.Module:
 DIFFERENCES = {
     "shape": (lambda: two_layers(nn.Linear(4, 2)), lambda: two_layers(nn.Linear(4, 3)), r"1\.weight"),
     "one more": (lambda: two_layers(nn.ReLU()), lambda: two_layers(nn.LayerNorm(4)), r"1\.weight"),
-    "frozen": (lambda: two_layers(nn.LayerNorm(4)), lambda: two_layers(nn.LayerNorm(4).requires_grad_(False)), r"1\.weight.*frozen"),
+    "frozen": (
+        lambda: two_layers(nn.LayerNorm(4)),
+        lambda: two_layers(nn.LayerNorm(4).requires_grad_(False)),
+        r"1\.weight.*frozen",
+    ),
 }
 
 
@@ -86,7 +92,9 @@ def test_ranks_with_different_models(name):
     """Catches ranks that sum gradients of different parameters. Every rank shows the first difference."""
     make, make_other, difference = DIFFERENCES[name]
     models = [make(), make_other(), make()]
-    failures = errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, batch=6)), world=3)
+    failures = errors_on_ranks(
+        lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, batch=6)), world=3
+    )
     for failure in failures:
         assert isinstance(failure, PeerError)
         assert re.search(rf"rank\(s\) 1 differ from rank 0; rank 0 has .*rank 1 has .*{difference}", str(failure))
@@ -95,7 +103,9 @@ def test_ranks_with_different_models(name):
 def test_ranks_with_different_configurations():
     """Catches ranks that would update with different hyperparameters."""
     models = [small_net(), small_net()]
-    failures = errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, clipping=0.5 + rank)))
+    failures = errors_on_ranks(
+        lambda rank: zeropage.initialize(model=models[rank], config=config_of(2, clipping=0.5 + rank))
+    )
     for failure in failures:
         assert isinstance(failure, PeerError)
         assert re.search(r"rank 0 has .*gradient_clipping.*0\.5.*rank 1 has .*gradient_clipping.*1\.5", str(failure))
@@ -121,10 +131,16 @@ def test_configurations_that_cannot_be_used(config, message):
 
 MISUSES = {
     "not scalar": (lambda engine, model: engine.backward(model(torch.ones(1, 2))), r"one element, got 2.*loss\.mean"),
-    "no graph": (lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()), r"does not depend.*no_grad"),
+    "no graph": (
+        lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()),
+        r"does not depend.*no_grad",
+    ),
     "not a tensor": (lambda engine, model: engine.backward(1.0), r"scalar tensor; got float"),
     "step first": (lambda engine, model: engine.step(), r"before backward.*engine\.backward"),
-    "step twice": (lambda engine, model: (engine.backward(model(torch.ones(1, 2)).sum()), engine.step(), engine.step()), r"before back"),
+    "step twice": (
+        lambda engine, model: (engine.backward(model(torch.ones(1, 2)).sum()), engine.step(), engine.step()),
+        r"before back",
+    ),
     "other tensors": (lambda engine, model: engine._core.gather([torch.ones(2)]), r"not a parameter of this engine"),
     "closed ticket": (lambda engine, model: engine._core.release(77, -1), r"ticket 77 is not open"),
 }
@@ -150,7 +166,10 @@ def test_sparse_gradients(stage):
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1}}, r"loss scale.*in step 2 first in parameter '1\.weight'"),
+        (
+            {"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1}},
+            r"loss scale.*in step 2 first in parameter '1\.weight'",
+        ),
         (
             {"fp16": {"enabled": True, "loss_scale": 1}, "zeropage": {"max_consecutive_skips": 2}},
             r"2 steps in a row.*steps 1 to 2, in the last one first in parameter '1\.weight'",
@@ -158,8 +177,8 @@ def test_sparse_gradients(stage):
     ],
 )
 def test_overflows_without_end(sections, message):
-    """Catches a run that skips every step for ever: all ranks end with an error that names the step, and of the parameters that
-    overflowed the model's first, in whichever rank's part that is."""
+    """Catches a run that skips every step for ever: all ranks end with an error that names the step, and of the
+    parameters that overflowed the model's first, in whichever rank's part that is."""
     base = nn.Sequential(*(nn.Linear(64, 64, bias=False) for _ in range(4)))
 
     def spoil_the_end(gradient):
@@ -170,7 +189,9 @@ def test_overflows_without_end(sections, message):
 
     def run(rank):
         own = {"page_numel": 1, **sections.get("zeropage", {})}
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=config_of(2, **(sections | {"zeropage": own})))
+        engine, *_ = zeropage.initialize(
+            model=copy.deepcopy(base), config=config_of(2, **(sections | {"zeropage": own}))
+        )
         if rank == 0:
             engine.module[1].weight.register_hook(spoil_the_end)
         engine.module[2].weight.register_hook(lambda gradient: gradient * torch.inf)
@@ -208,8 +229,8 @@ def fail_before_step(engine, inputs):
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("failing", (fail_in_forward, fail_in_backward, fail_before_step))
 def test_a_rank_that_fails_leaves_no_half_applied_step(failing, stage):
-    """Catches survivors that wait for ever, or apply a step that the failed rank did not: they raise within the timeout, and hold
-    the parameters of the last step that all ranks took."""
+    """Catches survivors that wait for ever, or apply a step that the failed rank did not: they raise within the
+    timeout, and hold the parameters of the last step that all ranks took."""
     base = small_net()
     timeout_s = 2.0  # waits end after half of it
     before, after = [None, None], [None, None]

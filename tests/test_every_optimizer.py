@@ -1,4 +1,5 @@
-"""Published optimizers, as Accelerate lets them pass: trained as by one process, or refused by name. The oracle is the same class in one process.
+"""Published optimizers, as Accelerate lets them pass: trained as by one process, or refused by name. The oracle is the
+same class in one process.
 
 Some of them by turns (ZEROPAGE_SEED says which); all with
 
@@ -27,9 +28,21 @@ from zeropage.testing import run_ranks
 
 STEPS = 4
 
-# They cannot make a step in plain PyTorch as it is done here: they need a closure, Hessians, the model, or packages that are not there; or
-# they compile for a minute.
-_NOT_PLAIN = {"adahessian", "adalomo", "adammini", "alig", "bsam", "demo", "lbfgs", "lomo", "ranger21", "sophiah", "spectralsphere"}
+# They cannot make a step in plain PyTorch as it is done here: they need a closure, Hessians, the model, or packages
+# that are not there; or they compile for a minute.
+_NOT_PLAIN = {
+    "adahessian",
+    "adalomo",
+    "adammini",
+    "alig",
+    "bsam",
+    "demo",
+    "lbfgs",
+    "lomo",
+    "ranger21",
+    "sophiah",
+    "spectralsphere",
+}
 _NOT_PLAIN |= {"adago", "adamuon", "distributedmuon", "muon", "muonclip", "normuon", "lorarite", "kron", "dash", "asgd"}
 _RANDOM = {"magma"}  # its step draws numbers, which ranks as threads draw from one generator
 
@@ -37,8 +50,18 @@ Make = Callable[[Any], torch.optim.Optimizer]
 
 
 def classes() -> dict[str, Make]:
-    found: dict[str, Make] = {f"pytorch_optimizer.{name}": _maker(name) for name in pytorch_optimizer.get_supported_optimizers() if name not in _NOT_PLAIN | _RANDOM}
-    for module, kind in (("lamb", "Lamb"), ("lars", "Lars"), ("adafactor", "Adafactor"), ("adafactor_bv", "AdafactorBigVision"), ("adopt", "Adopt")):
+    found: dict[str, Make] = {
+        f"pytorch_optimizer.{name}": _maker(name)
+        for name in pytorch_optimizer.get_supported_optimizers()
+        if name not in _NOT_PLAIN | _RANDOM
+    }
+    for module, kind in (
+        ("lamb", "Lamb"),
+        ("lars", "Lars"),
+        ("adafactor", "Adafactor"),
+        ("adafactor_bv", "AdafactorBigVision"),
+        ("adopt", "Adopt"),
+    ):
         found[f"timm.{kind}"] = lambda p, module=module, kind=kind: of_timm(module, kind)(p, lr=1e-3)
     found["timm.NvNovoGrad"] = lambda p: of_timm("nvnovograd", "NvNovoGrad")(p, lr=1e-3)
     found["timm.LaProp"] = lambda p: of_timm("laprop", "LaProp")(p, lr=1e-3)
@@ -68,7 +91,8 @@ def sample() -> list[str]:
 
 
 class Small(nn.Module):
-    """Parameters of one and two dimensions, tall, wide and square; the first in memory is cut by the border of two shards."""
+    """Parameters of one and two dimensions, tall, wide and square; the first in memory is cut by the border of two
+    shards."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +123,12 @@ def plain_run(make: Make, model: nn.Module) -> torch.Tensor:
 def engine_run(make: Make, model: nn.Module, stage: int) -> torch.Tensor | str:
     """The parameters, or what initialize says."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
-    config = {"train_batch_size": 2, "zero_optimization": zero, "zeropage": {"timeout_ms": 20_000}, "zero_allow_untested_optimizer": True}
+    config = {
+        "train_batch_size": 2,
+        "zero_optimization": zero,
+        "zeropage": {"timeout_ms": 20_000},
+        "zero_allow_untested_optimizer": True,
+    }
 
     def run(rank: int, communicator: Any) -> torch.Tensor | str:
         own = copy.deepcopy(model)
@@ -118,7 +147,8 @@ def engine_run(make: Make, model: nn.Module, stage: int) -> torch.Tensor | str:
 
 @pytest.mark.parametrize("name", sample())
 def test_it_trains_as_in_one_process_or_is_refused(name):
-    """Catches an optimizer that trains another model without a word, because it got parts of parameters or of the model."""
+    """Catches an optimizer that trains another model without a word, because it got parts of parameters or of the
+    model."""
     make = classes()[name]
     torch.manual_seed(0)
     model = Small()

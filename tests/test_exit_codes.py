@@ -33,7 +33,8 @@ def test_code_of_an_error(error, code):
 
 
 def test_a_lost_peer_lets_the_launcher_start_the_job_again(tmp_path):
-    """Catches a rank whose PeerError looks like any mistake, a traceback that is lost, and an end without its exit handlers."""
+    """Catches a rank whose PeerError looks like any mistake, a traceback that is lost, and an end without its exit
+    handlers."""
     script = tmp_path / "train.py"
     script.write_text(
         textwrap.dedent(
@@ -50,7 +51,11 @@ def test_a_lost_peer_lets_the_launcher_start_the_job_again(tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "PYTHONPATH": package, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [COMMAND, "--num_gpus=1", "--max_restarts=5", script], env=environment, capture_output=True, text=True, timeout=120
+        [COMMAND, "--num_gpus=1", "--max_restarts=5", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 65, done.stderr
     assert done.stdout.count("left well") == 2
@@ -68,6 +73,8 @@ def test_only_processes_that_a_launcher_started_are_changed():
         importlib.reload(zeropage)
         print(alone, sys.excepthook is before)
     """
-    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")}
+    environment = {
+        key: value for key, value in os.environ.items() if key not in ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+    }
     shown = subprocess.check_output([sys.executable, "-c", textwrap.dedent(script)], env=environment, text=True)
     assert shown.split() == ["True", "False"]

@@ -1,4 +1,5 @@
-"""Forked children of a rank (workers of multiprocessing, os.fork): whatever happens to them, nothing happens to the job."""
+"""Forked children of a rank (workers of multiprocessing, os.fork): whatever happens to them, nothing happens to the
+job."""
 
 import json
 import os
@@ -70,15 +71,20 @@ OWN = {"": {}, "with preemption_folder": {"preemption_folder": "ckpt"}, "over to
 
 @pytest.mark.parametrize("own", OWN.values(), ids=OWN.keys())
 def test_children_end_nothing(own, tmp_path):
-    """Catches a child's end, or a signal that is meant for it, that ends the training; and a child that takes part in it."""
+    """Catches a child's end, or a signal that is meant for it, that ends the training; and a child that takes part in
+    it."""
     script = tmp_path / "train.py"
     functions = "".join(f"def disturb{i}():{body}\n" for i, body in enumerate(DISTURBANCES.values()))
-    script.write_text(TRAINING.format(tests=TESTS, steps=2 * len(DISTURBANCES), functions=functions, count=len(DISTURBANCES)))
+    script.write_text(
+        TRAINING.format(tests=TESTS, steps=2 * len(DISTURBANCES), functions=functions, count=len(DISTURBANCES))
+    )
     own = {"timeout_ms": 20_000, **own}
     command = [os.environ.get("ZEROPAGE_COMMAND", "zeropage"), "--num_gpus=2", "--no_local_rank", str(script)]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     config = json.dumps(config_of(3, zeropage=own))
-    done = subprocess.run([*command, config], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    done = subprocess.run(
+        [*command, config], env=environment, capture_output=True, text=True, timeout=120, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count(f"ended at {2 * len(DISTURBANCES)}") == 2, done.stdout + done.stderr
     assert not (tmp_path / "ckpt").exists(), "nobody was asked to end"

@@ -1,6 +1,7 @@
-"""The stages against each other and plain PyTorch with the model on an accelerator: one rank, and two processes, whose collectives are
-delayed at random. Where there is no GPU the accelerator is the simulated device (simulated_device/README.md); `make gpu-test` runs these
-where there is one. The same two-process runs on the CPU check the test itself, and gloo, everywhere."""
+"""The stages against each other and plain PyTorch with the model on an accelerator: one rank, and two processes, whose
+collectives are delayed at random. Where there is no GPU the accelerator is the simulated device
+(simulated_device/README.md); `make gpu-test` runs these where there is one. The same two-process runs on the CPU check
+the test itself, and gloo, everywhere."""
 
 import copy
 import json
@@ -20,7 +21,8 @@ import zeropage
 from zeropage import distributed, errors
 
 STEPS = 6
-# The largest difference allowed to torch.optim.AdamW after STEPS updates of lr 1e-2: reductions on a GPU add in another order.
+# The largest difference allowed to torch.optim.AdamW after STEPS updates of lr 1e-2: reductions on a GPU add in another
+# order.
 BOUND = 5e-4
 DEVICES = ["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)]
 
@@ -55,7 +57,9 @@ def train_stages(device: str, max_delay_us: int, precision: str = "fp32") -> lis
         config = config_of(stage, **copy.deepcopy(SMALL_PAGES))
         if precision != "fp32":
             config[precision] = {"enabled": True}
-        groups = [distributed.new_process_groups(torch_device, True, timedelta(seconds=60), max_delay_us) for _ in range(2)]
+        groups = [
+            distributed.new_process_groups(torch_device, True, timedelta(seconds=60), max_delay_us) for _ in range(2)
+        ]
         with distributed.thread_rank(*groups):
             engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), torch_device), config=config)
             outcome = train_engine(engine, world.size, world.rank, STEPS)
@@ -82,8 +86,8 @@ def check_two_processes(device: str, precision: str, folder: Path) -> None:
 @pytest.mark.parametrize("kernels", [True, pytest.param(False, marks=pytest.mark.simulated)])
 @pytest.mark.parametrize("stage", range(4))
 def test_one_rank_on_a_gpu(stage: int, kernels: bool):
-    """Catches host-only code in pages, gradients or the update, by kernels of our own and by torch's operators; and process groups, which
-    would outlive each engine."""
+    """Catches host-only code in pages, gradients or the update, by kernels of our own and by torch's operators; and
+    process groups, which would outlive each engine."""
     device = accelerator.device()
     if accelerator.SIMULATED:
         simulated_device.set_kernels(kernels)
@@ -104,7 +108,9 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
     sections["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "ratio": ratio, "pin_memory": pinned}
     if stage == 3:
         sections["zero_optimization"]["offload_param"] = {"device": "cpu", "pin_memory": pinned}
-    engine, *_ = zeropage.initialize(model=accelerator.OnDevice(small_net(), device), config=config_of(stage, **sections))
+    engine, *_ = zeropage.initialize(
+        model=accelerator.OnDevice(small_net(), device), config=config_of(stage, **sections)
+    )
     final = train_engine(engine, 1, 0, STEPS).parameters.cpu()
     assert (final - train_plain_on(device)).abs().max() < BOUND
     engine.offload_states()
@@ -116,7 +122,8 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", (1, 2, 3))
 def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
-    """Catches an update by a gradient, or of a parameter, that has not arrived yet, and a log that is written while values leave it."""
+    """Catches an update by a gradient, or of a parameter, that has not arrived yet, and a log that is written while
+    values leave it."""
 
     def train(log_bytes: int) -> tuple[torch.Tensor, int]:
         config = config_of(stage, clipping=0.0, **copy.deepcopy(SMALL_PAGES))
@@ -124,7 +131,9 @@ def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
         config["zeropage"]["speculation_bytes"] = log_bytes
         if precision != "fp32":
             config[precision] = {"enabled": True}
-        engine, *_ = zeropage.initialize(model=accelerator.OnDevice(copy.deepcopy(small_net()), accelerator.device()), config=config)
+        engine, *_ = zeropage.initialize(
+            model=accelerator.OnDevice(copy.deepcopy(small_net()), accelerator.device()), config=config
+        )
         ahead = 0
         for step in range(STEPS):
             engine.backward(engine(*token_batch(step)))
@@ -149,12 +158,16 @@ def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Pat
 @pytest.mark.parametrize("precision", ("fp32", "bf16", "fp16"))
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_on_the_gpu_follow_torch(name, precision):
-    """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each optimizer beside
-    torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
+    """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each
+    optimizer beside torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
     kind, params, make = OPTIMIZERS[name]
 
     def by_engine(device: torch.device) -> torch.Tensor:
-        sections = {} if precision == "fp32" else {precision: {"enabled": True} | ({"loss_scale": 1} if precision == "fp16" else {})}
+        sections = (
+            {}
+            if precision == "fp32"
+            else {precision: {"enabled": True} | ({"loss_scale": 1} if precision == "fp16" else {})}
+        )
         config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": {"type": kind, "params": params}}
         engine, *_ = zeropage.initialize(model=Vector(), config=config, device=device)
         for step in range(20):
@@ -171,13 +184,15 @@ def test_updates_on_the_gpu_follow_torch(name, precision):
         return model.p.detach().cpu()
 
     expected = by_torch() if precision == "fp32" else by_engine(torch.device("cpu"))
-    # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding turns.
+    # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding
+    # turns.
     bound = {"fp32": 4e-6, "bf16": 2**-6, "fp16": 2**-9}[precision]
     assert (by_engine(accelerator.device()) - expected).abs().max().item() <= bound
 
 
 def initialize_where_rounded(config: dict) -> Any:
-    """An engine whose update rounds at random on the GPU, which takes kernels of our own; skips where the build has none."""
+    """An engine whose update rounds at random on the GPU, which takes kernels of our own; skips where the build has
+    none."""
     try:
         return zeropage.initialize(model=Vector(), config=config, device=accelerator.device())[0]
     except errors.ConfigError as error:
@@ -186,24 +201,38 @@ def initialize_where_rounded(config: dict) -> Any:
 
 
 # Type of the moments, masters, offload.
-ROUNDED = (("fp32", False, False), ("bf16", True, False), ("bf16", False, False), ("int8", True, False), ("int8", False, False))
+ROUNDED = (
+    ("fp32", False, False),
+    ("bf16", True, False),
+    ("bf16", False, False),
+    ("int8", True, False),
+    ("int8", False, False),
+)
 ROUNDED_OFFLOADED = (("fp32", False, True), ("int8", False, True))
 
 
-
 def is_slow(name: str, states: str, offload: bool, precision: str) -> bool:
-    """Where kernels are emulated one optimizer shows how int8's are launched, and optim_tests what all of them compute."""
+    """Where kernels are emulated one optimizer shows how int8's are launched, and optim_tests what all of them
+    compute."""
     return accelerator.SIMULATED and states == "int8" and not offload and (name, precision) != ("AdamW", "bf16")
 
 
-CASES = [(name, *kind, precision) for name in OPTIMIZERS for kind in ROUNDED + ROUNDED_OFFLOADED for precision in ("bf16", "fp16")]
+CASES = [
+    (name, *kind, precision)
+    for name in OPTIMIZERS
+    for kind in ROUNDED + ROUNDED_OFFLOADED
+    for precision in ("bf16", "fp16")
+]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("name", "states", "masters", "offload", "precision"), [c for c in CASES if not is_slow(c[0], c[1], c[3], c[4])])
+@pytest.mark.parametrize(
+    ("name", "states", "masters", "offload", "precision"), [c for c in CASES if not is_slow(c[0], c[1], c[3], c[4])]
+)
 def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload, precision, tmp_path):
-    """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or writes to it at the
-    wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a checkpoint half-way."""
+    """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or
+    writes to it at the wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a
+    checkpoint half-way."""
     kind, params, _ = OPTIMIZERS[name]
     section = {"enabled": True, f"{precision}_master_weights_and_grads": not masters}
     sections = {
@@ -243,4 +272,6 @@ def test_lamb_follows_its_formula_on_a_device(device, precision):
         engine.step()
         lamb_by_hand(p, m, v, gradient.double(), step + 1)
     # Some ulp of the fp32 master, of which a 16-bit parameter is within half a step.
-    torch.testing.assert_close(engine.module.p.detach().cpu().double(), p, atol=3e-6, rtol=0 if precision == "fp32" else 2**-8)
+    torch.testing.assert_close(
+        engine.module.p.detach().cpu().double(), p, atol=3e-6, rtol=0 if precision == "fp32" else 2**-8
+    )

@@ -1,5 +1,6 @@
-"""Training on an accelerator as scripts do it: every stage with everything that may be elsewhere, against the engine on the CPU, whose bits
-it has on the simulated device, under 24 seeds of delays; checkpoints, Init, second streams, and two ranks of the launcher."""
+"""Training on an accelerator as scripts do it: every stage with everything that may be elsewhere, against the engine on
+the CPU, whose bits it has on the simulated device, under 24 seeds of delays; checkpoints, Init, second streams, and two
+ranks of the launcher."""
 
 import contextlib
 import copy
@@ -45,8 +46,16 @@ def sections_of(place: str) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage3_max_live_parameters": 9000}
     own = dict(SMALL)
     if place != "resident":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": place != "pageable", "ratio": 0.5 if place == "half" else 1.0}
-        own |= {"speculation_bytes": 1 << 20} if place == "speculation" else {"offloaded_update": "device" if place == "streamed" else "host"}
+        zero["offload_optimizer"] = {
+            "device": "cpu",
+            "pin_memory": place != "pageable",
+            "ratio": 0.5 if place == "half" else 1.0,
+        }
+        own |= (
+            {"speculation_bytes": 1 << 20}
+            if place == "speculation"
+            else {"offloaded_update": "device" if place == "streamed" else "host"}
+        )
     if place == "parameters":
         zero["offload_param"] = {"device": "cpu", "pin_memory": True}
     return {"zero_optimization": zero, "zeropage": own}
@@ -59,7 +68,9 @@ def config_for(stage: int, place: str, precision: str = "fp32", accumulation: in
     return config_of(stage, accumulation=accumulation, clipping=0.0, **sections)
 
 
-def make_engine(config: dict[str, Any], device: str | torch.device | None = None, model: nn.Module | None = None) -> Any:
+def make_engine(
+    config: dict[str, Any], device: str | torch.device | None = None, model: nn.Module | None = None
+) -> Any:
     return zeropage.initialize(model=model or small_net(), config=config, device=device)[0]
 
 
@@ -87,7 +98,8 @@ assert len(CASES) == SEEDS
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_delays_change_no_bit(seed: int):
-    """Catches a stream or a host that uses something before it is there, in every stage and place, and what depends on times."""
+    """Catches a stream or a host that uses something before it is there, in every stage and place, and what depends on
+    times."""
     stage, place = CASES[seed]
     if stage == 3 and place == "half":
         place = "parameters"
@@ -211,7 +223,9 @@ def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
     here = Path(__file__).resolve().parent
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path))))
-    extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | ({"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {})
+    extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | (
+        {"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {}
+    )
     env = environment(**extra)
     if not accelerator.SIMULATED:
         env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1")

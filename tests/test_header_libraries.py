@@ -1,4 +1,5 @@
-"""A build on a machine that has none of the header libraries, and nobody who could install them (cmake/headers.cmake)."""
+"""A build on a machine that has none of the header libraries, and nobody who could install them
+(cmake/headers.cmake)."""
 
 import re
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = re.findall(r"^header_library\((\S+) (\S+) \S+ (\S+)\n  [0-9a-f]{64}\)$", (ROOT / "cmake" / "headers.cmake").read_text(), re.M)
+ROWS = re.findall(
+    r"^header_library\((\S+) (\S+) \S+ (\S+)\n  [0-9a-f]{64}\)$", (ROOT / "cmake" / "headers.cmake").read_text(), re.M
+)
 FILES = ("base/log.cc", "base/machine_json.cc", "base/digest.cc", "optim/convert.cc")
 TIMEOUT_S = 300
 
@@ -49,14 +52,21 @@ def make_tarballs(folder: Path) -> None:
 
 def cmake(folder: Path, *settings: str, build: str = "true") -> subprocess.CompletedProcess:
     """Configures a torch-free build in a view of the file system without the installed headers, and runs `build`."""
-    words = ["-DZEROPAGE_WITH_TORCH=OFF", "-DZEROPAGE_TESTS=OFF", "-DZEROPAGE_WITH_MPI=OFF", "-DCMAKE_BUILD_TYPE=Debug", *settings]
+    words = [
+        "-DZEROPAGE_WITH_TORCH=OFF",
+        "-DZEROPAGE_TESTS=OFF",
+        "-DZEROPAGE_WITH_MPI=OFF",
+        "-DCMAKE_BUILD_TYPE=Debug",
+        *settings,
+    ]
     script = hide(folder.with_name("hidden")) + f"cmake -S {ROOT} -B {folder} -G Ninja {' '.join(words)} && {build}"
     command = ["unshare", "--mount", "sh", "-c", script]
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
 def test_a_machine_without_the_libraries_builds_from_tarballs(tmp_path):
-    """Catches a library that is still looked for in the system, a wrong folder in its source, and a missing file without its address."""
+    """Catches a library that is still looked for in the system, a wrong folder in its source, and a missing file
+    without its address."""
     if reason := why_not(tmp_path / "hidden"):
         pytest.skip(reason)
     assert {header.split("/")[0] for header, *_ in ROWS} == {"nlohmann", "fmt", "spdlog", "CLI", "xxhash.h", "hwy"}

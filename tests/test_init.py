@@ -45,12 +45,18 @@ def build_and_train(communicator: str, precision: str):
     dtypes = {p.dtype for p in model.parameters()}
     engine, *_ = zeropage.initialize(model=model, config=config)
     initial = flat_parameters(model)
-    return {"absent": absent, "dtypes": dtypes, "initial": initial, "trained": train_engine(engine, 2, rank, STEPS).parameters}
+    return {
+        "absent": absent,
+        "dtypes": dtypes,
+        "initial": initial,
+        "trained": train_engine(engine, 2, rank, STEPS).parameters,
+    }
 
 
 @pytest.mark.parametrize(("communicator", "precision"), [("shared_memory", "fp32"), ("c10d", "bf16")])
 def test_trains_as_if_built_whole_on_rank_0(communicator, precision, tmp_path):
-    """Catches other random numbers than plain construction draws, values of other ranks, masters made from rounded values."""
+    """Catches other random numbers than plain construction draws, values of other ranks, masters made from rounded
+    values."""
     arguments = json.dumps({"communicator": communicator, "precision": precision})
     ranks = run_processes(2, "test_init", "build_and_train", arguments, tmp_path)
     plain = small_net(seed=0)
@@ -95,7 +101,10 @@ def train_under_limit(init: bool):
     """Builds `MostlyFrozen` and trains a step with 432 MiB more address space than torch and a first engine take."""
     torch.set_num_threads(1)
     zero = {"stage3_max_live_parameters": 1 << 22}
-    config = {**config_of(3, batch=2, zero_optimization=zero, zeropage={"page_numel": 1 << 20, "communicator": "c10d"}), "bf16": {"enabled": True}}
+    config = {
+        **config_of(3, batch=2, zero_optimization=zero, zeropage={"page_numel": 1 << 20, "communicator": "c10d"}),
+        "bf16": {"enabled": True},
+    }
     x = torch.ones(1, 1024)
 
     def train(model: nn.Module) -> float:

@@ -26,7 +26,8 @@ def wait_for_files(folder: Path, pattern: str, count: int) -> None:
 
 
 def train_with_a_late_rank(transport: str, folder: str) -> str:
-    """Three ranks; rank 1 waits before its third step until another one has ended. The error that ends this rank's training."""
+    """Three ranks; rank 1 waits before its third step until another one has ended. The error that ends this rank's
+    training."""
     torch.manual_seed(0)
     # The timeout is for ranks that train: importing torch takes longer than that on a busy machine.
     place = Path(folder)

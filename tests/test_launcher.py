@@ -71,8 +71,14 @@ def hear_signals() -> None:
 
 
 def start(*words: str, **options) -> subprocess.Popen:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment(), "text": True,
-               "preexec_fn": hear_signals, **options}
+    options = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "env": environment(),
+        "text": True,
+        "preexec_fn": hear_signals,
+        **options,
+    }
     return subprocess.Popen([COMMAND, *words], **options)
 
 
@@ -174,13 +180,17 @@ def test_the_virtual_environments_python_is_used(tmp_path, script):
     python.write_text('#!/bin/sh\necho "this one" "$@"\n')
     python.chmod(0o755)
     path = script("")
-    assert launch("-q", path, env=environment(VIRTUAL_ENV=str(tmp_path))).stdout == f"this one -u {path} --local_rank=0\n"
+    assert (
+        launch("-q", path, env=environment(VIRTUAL_ENV=str(tmp_path))).stdout == f"this one -u {path} --local_rank=0\n"
+    )
 
 
 def test_cores_are_bound(script):
     """Catches ranks that run on cores which were not listed, and more ranks than cores bound without an error."""
     cores = sorted(os.sched_getaffinity(0))
-    path = script("import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])")
+    path = script(
+        "import os; print(os.environ['RANK'], sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
+    )
     assert launch("-q", "--bind_core_list", str(cores[0]), path).stdout == f"0 [{cores[0]}] 1\n"
     done = launch("--num_gpus", str(len(cores) + 1), "--bind_cores_to_rank", path)
     assert done.returncode == 64 and "start fewer ranks" in done.stderr
@@ -205,7 +215,9 @@ def test_lines_are_whole_and_none_is_lost(script):
         ours = [line.removeprefix(f"[rank {rank}] ") for line in out if line.startswith(f"[rank {rank}] ")]
         assert ours[:3000] == [f"out {rank} {i} " + "x" * (i % 300) for i in range(3000)]
         assert "".join(ours[3000:]) == "y" * 200_000, "a line without an end comes in pieces"
-        assert [line for line in err if line.startswith(f"[rank {rank}] ")] == [f"[rank {rank}] err {rank} {i}" for i in range(3000)]
+        assert [line for line in err if line.startswith(f"[rank {rank}] ")] == [
+            f"[rank {rank}] err {rank} {i}" for i in range(3000)
+        ]
 
 
 def test_an_endless_line_does_not_eat_memory(script):
@@ -224,7 +236,9 @@ def test_an_endless_line_does_not_eat_memory(script):
 
 def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
     """Catches a launcher that cannot be ended while nobody reads its output."""
-    process = start("--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None)
+    process = start(
+        "--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None
+    )
     time.sleep(0.5)  # all pipes are full by now
     process.send_signal(signal.SIGTERM)
     try:
@@ -259,7 +273,9 @@ def test_the_first_failure_is_shown_last_and_whole(script):
     )
     done = launch("--num_gpus", "3", path)
     assert done.returncode == 1
-    shown, found, last = done.stderr.rpartition("zeropage: rank 1 failed first, with exit code 1. The end of its stderr:\n")
+    shown, found, last = done.stderr.rpartition(
+        "zeropage: rank 1 failed first, with exit code 1. The end of its stderr:\n"
+    )
     assert found, done.stderr
     assert last.startswith("Traceback (most recent call last):\n"), "without prefixes, from the start"
     assert "KeyError: 'the cause'" in last and last.endswith("SystemError: it broke\nhere\n")
@@ -302,12 +318,18 @@ def test_import_error_on_one_rank(script, tmp_path):
 @pytest.mark.parametrize("ranks", ["1", "2"])
 @pytest.mark.parametrize(
     ("how", "code", "text"),
-    [("sys.exit(3)", 3, "exit code 3"), ("os.kill(os.getpid(), 9)", 75, "signal 9 (SIGKILL)"), ("os.abort()", 134, "signal 6 (SIGABRT)")],
+    [
+        ("sys.exit(3)", 3, "exit code 3"),
+        ("os.kill(os.getpid(), 9)", 75, "signal 9 (SIGKILL)"),
+        ("os.abort()", 134, "signal 6 (SIGABRT)"),
+    ],
 )
 def test_exit_codes(script, ranks, how, code, text):
     """Catches an exit code that hides how a rank failed, or a signal that is not named."""
     last = int(ranks) - 1
-    done = launch("--num_gpus", ranks, script(f"import os, sys, time\nif os.environ['RANK'] == '{last}': {how}\ntime.sleep(600)"))
+    done = launch(
+        "--num_gpus", ranks, script(f"import os, sys, time\nif os.environ['RANK'] == '{last}': {how}\ntime.sleep(600)")
+    )
     assert done.returncode == code
     assert f"rank {last} failed" in done.stderr and text in done.stderr
 
@@ -332,8 +354,12 @@ def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
 
 def test_a_job_under_nohup_lives_on(script):
     """Catches `nohup zeropage ... &` that ends when its terminal is closed."""
-    process = start("--num_gpus", "1", script("import time\nprint('on', flush=True)\ntime.sleep(2)\n"),
-                    preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start(
+        "--num_gpus",
+        "1",
+        script("import time\nprint('on', flush=True)\ntime.sleep(2)\n"),
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
+    )
     process.stdout.readline()
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=DEADLINE_S)
@@ -356,7 +382,9 @@ def test_signals_end_everything(script, tmp_path, number, code):
 
 def test_a_second_signal_kills(script):
     """Catches a second signal that is ignored while ranks are being ended."""
-    path = script("import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)")
+    path = script(
+        "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)"
+    )
     process = start("--num_gpus", "2", path)
     process.stdout.readline(), process.stdout.readline()
     started = time.monotonic()

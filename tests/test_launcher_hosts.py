@@ -47,7 +47,9 @@ def options(hosts, tmp_path):
 
 
 def assert_hosts_empty(hosts, started: float) -> None:
-    wait_until(lambda: not any(hosts.processes(i) for i in range(3)), max(0.0, started + FEW_SECONDS - time.monotonic()))
+    wait_until(
+        lambda: not any(hosts.processes(i) for i in range(3)), max(0.0, started + FEW_SECONDS - time.monotonic())
+    )
     assert [hosts.processes(i) for i in range(3)] == [[], [], []]
 
 
@@ -68,16 +70,29 @@ def test_environment_and_arguments_reach_every_host(hosts, options, script, tmp_
         print("err", file=sys.stderr)
         """
     )
-    (tmp_path / ".deepspeed_env").write_text("# note\n\nKEY=a secret's \"value\"\n")
+    (tmp_path / ".deepspeed_env").write_text('# note\n\nKEY=a secret\'s "value"\n')
     words = ["a b", "it's", "two\nlines", "", "$HOME", "*", "ünï", "--", "-x", "\udcff"]
-    done = launch(*options(1, 2, 1), "--log_dir", str(tmp_path / "logs"), path, *words, cwd=tmp_path, env=environment(NCCL_X="x y"))
+    done = launch(
+        *options(1, 2, 1),
+        "--log_dir",
+        str(tmp_path / "logs"),
+        path,
+        *words,
+        cwd=tmp_path,
+        env=environment(NCCL_X="x y"),
+    )
     assert done.returncode == 0, done.stderr
     expected = [("host0", 0, 0, 1, 0), ("host1", 1, 0, 2, 1), ("host1", 2, 1, 2, 1), ("host2", 3, 0, 1, 2)]
     lines = sorted(done.stdout.splitlines())
     for line, (host, rank, local_rank, local_size, node) in zip(lines, expected, strict=True):
         assert line.startswith(f"[{host}:{rank}] ")
         values, folder, arguments = json.loads(line.partition("] ")[2])
-        assert values == [*map(str, (rank, local_rank, 4, local_size, node, 3)), hosts.addresses[0], "x y", "a secret's \"value\""]
+        assert values == [
+            *map(str, (rank, local_rank, 4, local_size, node, 3)),
+            hosts.addresses[0],
+            "x y",
+            'a secret\'s "value"',
+        ]
         assert folder == str(tmp_path) and arguments == [f"--local_rank={local_rank}", *words]
     assert done.stderr.count("] err\n") == 4
     logs = sorted((tmp_path / "logs").iterdir())
@@ -103,7 +118,9 @@ def test_a_failing_rank_ends_the_job_and_is_shown(hosts, options, script):
 def test_a_killed_rank(hosts, options, script):
     """Catches processes that remain on any host after a rank was killed."""
     process = start_sleepers(hosts, options, script)
-    rank = min(pid for pid in hosts.processes(0) if made_hosts.name_of(pid).startswith("python"))  # the other is its child
+    rank = min(
+        pid for pid in hosts.processes(0) if made_hosts.name_of(pid).startswith("python")
+    )  # the other is its child
     started = time.monotonic()
     os.kill(rank, signal.SIGKILL)
     assert process.wait(DEADLINE_S) == 75
@@ -119,13 +136,21 @@ def test_a_lost_host_ends_the_job_everywhere(hosts, options, script, how):
         if how == "cable":
             hosts.unplug(1)
         for pid in hosts.processes(1):
-            if how == "session" and pid in hosts.sessions(1) or how == "agent" and made_hosts.name_of(pid) == "zp-supervisor":
+            if (
+                how == "session"
+                and pid in hosts.sessions(1)
+                or how == "agent"
+                and made_hosts.name_of(pid) == "zp-supervisor"
+            ):
                 os.kill(pid, signal.SIGKILL)
         out, err = process.communicate(timeout=DEADLINE_S)
         assert process.returncode == 75, err
         assert "host host1 was lost" in err
         alive = [pid for pid in hosts.processes(1) if pid not in hosts.sessions(1)]
-        wait_until(lambda: not any(made_hosts.name_of(pid) for pid in alive), max(0.0, started + FEW_SECONDS - time.monotonic()))
+        wait_until(
+            lambda: not any(made_hosts.name_of(pid) for pid in alive),
+            max(0.0, started + FEW_SECONDS - time.monotonic()),
+        )
         assert [made_hosts.name_of(pid) for pid in alive if made_hosts.name_of(pid)] == []
         assert time.monotonic() - started < FEW_SECONDS + 1
     finally:
@@ -165,7 +190,8 @@ def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
 
 @pytest.fixture
 def environment_of_host1(hosts, tmp_path):
-    """A script for --venv_script that puts a folder of stand-ins before PATH, on host1 alone; the folder, and the words to use it."""
+    """A script for --venv_script that puts a folder of stand-ins before PATH, on host1 alone; the folder, and the words
+    to use it."""
     folder = tmp_path / "stand-ins"
     folder.mkdir()
     activate = tmp_path / "activate"
@@ -203,7 +229,8 @@ def test_the_venv_scripts_environment_is_used(hosts, options, script, environmen
 
 
 def test_other_versions_are_refused(hosts, options, script, environment_of_host1):
-    """Catches a job whose hosts have different versions of torch or zeropage, and a check that stops at the first difference."""
+    """Catches a job whose hosts have different versions of torch or zeropage, and a check that stops at the first
+    difference."""
     folder, words = environment_of_host1
     write_program(
         folder / "python3",
@@ -230,7 +257,9 @@ def torch_version() -> str:
 
 def test_restarts_only_what_may_succeed(hosts, options, script):
     """Catches a restart after an error of the program, and none after a failure that may pass."""
-    path = script("import os, sys; print(os.environ['ZEROPAGE_RESTART_COUNT']); sys.exit(75 if os.environ['ZEROPAGE_RESTART_COUNT'] < '2' else 3)")
+    path = script(
+        "import os, sys; print(os.environ['ZEROPAGE_RESTART_COUNT']); sys.exit(75 if os.environ['ZEROPAGE_RESTART_COUNT'] < '2' else 3)"
+    )
     done = launch(*options(1, 1), "--num_nodes=1", "--force_multi", "--max_restarts", "5", path)
     assert done.returncode == 3
     assert done.stdout == "[host0:0] 0\n[host0:0] 1\n[host0:0] 2\n"
@@ -278,7 +307,8 @@ def train_gpt(folder: Path, start: list[str], communicator: str = "auto") -> lis
 
 
 def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path):
-    """Catches C++ ranks of several hosts that do not find each other without MPI, or that compute other sums than on one host."""
+    """Catches C++ ranks of several hosts that do not find each other without MPI, or that compute other sums than on
+    one host."""
     alone = train_gpt(tmp_path, [COMMAND, "--num_gpus=2"])
     assert len(alone) == 2
     assert train_gpt(tmp_path, [COMMAND, *options(1, 1)]) == alone

@@ -23,7 +23,14 @@ def test_open_mpi(script, tmp_path, inside):
         done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, env=environment())
     else:
         (tmp_path / "hosts").write_text("localhost slots=2\n")
-        words = ["--hostfile", str(tmp_path / "hosts"), "--force_multi", "--launcher=openmpi", "--launcher_args", " ".join(args)]
+        words = [
+            "--hostfile",
+            str(tmp_path / "hosts"),
+            "--force_multi",
+            "--launcher=openmpi",
+            "--launcher_args",
+            " ".join(args),
+        ]
         done = launch("-q", *words, path, "a b")
     assert done.returncode == 0, done.stderr
     lines = sorted(line.split(" ", 6) for line in done.stdout.splitlines())
@@ -45,6 +52,8 @@ def test_log_dir_dry_run_and_pid_file(script, tmp_path):
 
 
 def test_only_lost_ranks_are_started_again(script):
-    path = script("import os, signal, sys\nif os.environ['ZEROPAGE_RESTART_COUNT'] == '0': os.kill(os.getpid(), 9)\nsys.exit(4)")
+    path = script(
+        "import os, signal, sys\nif os.environ['ZEROPAGE_RESTART_COUNT'] == '0': os.kill(os.getpid(), 9)\nsys.exit(4)"
+    )
     done = launch("--num_gpus=2", "--max_restarts=3", path)
     assert done.returncode == 4 and done.stderr.count("starting the job again") == 1

@@ -8,7 +8,8 @@ from torch import nn
 import zeropage
 from zeropage.testing import run_ranks
 
-# What Accelerate, transformers and TRL make of a configuration with "auto": figures from the model's sizes, and what they do not fill in.
+# What Accelerate, transformers and TRL make of a configuration with "auto": figures from the model's sizes, and what
+# they do not fill in.
 WRITTEN = {
     "train_micro_batch_size_per_gpu": 1,
     "train_batch_size": "auto",
@@ -16,7 +17,10 @@ WRITTEN = {
     "fp16": {"enabled": False, "loss_scale": 0, "initial_scale_power": 16},
     "bf16": {"enabled": False},
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
-    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 1e-3, "warmup_max_lr": 1e-3, "warmup_num_steps": "auto"}},
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": 1e-3, "warmup_max_lr": 1e-3, "warmup_num_steps": "auto"},
+    },
     "zero_optimization": {"stage": 3, "reduce_bucket_size": 64, "stage3_param_persistence_threshold": "auto"},
     "zero_optimization.reduce_bucket_size": 64 * 64,
     "zero_optimization.stage3_prefetch_bucket_size": 0.9 * 64 * 64,
@@ -24,7 +28,8 @@ WRITTEN = {
 
 
 def test_what_libraries_write_is_read_and_said_once(capfd):
-    """Catches a value that a library writes and that ends `initialize`, one that is lost, and a change of values that nobody says."""
+    """Catches a value that a library writes and that ends `initialize`, one that is lost, and a change of values that
+    nobody says."""
     torch.manual_seed(0)
     plain = nn.Linear(4, 4)
     weight = plain.weight.detach().clone()

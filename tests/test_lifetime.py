@@ -25,7 +25,8 @@ WATCHED = {"wall_clock_breakdown": True, "flops_profiler": {"enabled": True}, "c
     ids=("plain", "watched", "torch_optimizer", "offload", "saves"),
 )
 def test_an_engine_ends_with_its_last_reference(more, tmp_path, monkeypatch):
-    """Catches cycles: what an engine holds (memory, callbacks, files on a drive) would stay until garbage is collected."""
+    """Catches cycles: what an engine holds (memory, callbacks, files on a drive) would stay until garbage is
+    collected."""
     monkeypatch.chdir(tmp_path)
     config = {**CONFIG, **more}
     zeropage.initialize(model=nn.Linear(2, 2), config=config)  # whatever is imported late is there now

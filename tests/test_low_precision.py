@@ -1,4 +1,5 @@
-"""bf16 and fp16: the same values and the same skipped steps on all ranks and at all stages, and close to what plain PyTorch does."""
+"""bf16 and fp16: the same values and the same skipped steps on all ranks and at all stages, and close to what plain
+PyTorch does."""
 
 import copy
 import functools
@@ -83,8 +84,8 @@ def test_sharded_stages_have_the_same_bits(precision, stage, world):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", range(4))
 def test_overflow_is_skipped_on_all_ranks(precision, stage, value):
-    """Catches ranks that disagree on a skip: an inf or NaN in one element on one rank must stop all, change nothing and then be
-    forgotten. bf16 is checked only when the configuration says so."""
+    """Catches ranks that disagree on a skip: an inf or NaN in one element on one rank must stop all, change nothing and
+    then be forgotten. bf16 is checked only when the configuration says so."""
     options = {"bf16": {"enabled": True, "check_grad_overflow": True}} if precision == "bf16" else PRECISIONS[precision]
     config = config_of(stage, zeropage={"page_numel": 10_000}, **options)
     outcomes = train_ranks(small_net(), 2, config, STEPS, prepare=Poison(1, POISONED_STEPS, value))
@@ -104,8 +105,9 @@ def state_of(step: Path) -> tuple[dict[str, bytes], list[int]]:
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("stage", range(4))
 def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
-    """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a step that one rank's
-    gradient has spoilt, and ranks that count it differently. What the other rank has updated overlapped with the backward is put back."""
+    """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a
+    step that one rank's gradient has spoilt, and ranks that count it differently. What the other rank has updated
+    overlapped with the backward is put back."""
     zero, own = OFFLOADS[offload]
     if stage == 3 and zero:
         zero = zero | {"offload_param": {"device": "cpu"}}
@@ -134,7 +136,8 @@ def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
 
 
 def test_skipped_steps_change_nothing():
-    """Catches moments, masters or step counts that a skipped step has touched: the run equals one without the skipped batches."""
+    """Catches moments, masters or step counts that a skipped step has touched: the run equals one without the skipped
+    batches."""
     config = config_of(3, **PRECISIONS["fp16 static"])
     skipped = train_ranks(small_net(), 2, config, 2, prepare=Poison(0, (0,)))
     assert skipped[0].applied == [False, True]
@@ -153,8 +156,8 @@ def drop_first_step(engine: Any, rank: int) -> None:
 
 
 def test_dynamic_loss_scale_follows_the_rule():
-    """Catches a scale that is halved late, doubled early or differs between ranks. Window 2: doubled with the third clean step
-    in a row, the fifth, ..."""
+    """Catches a scale that is halved late, doubled early or differs between ranks. Window 2: doubled with the third
+    clean step in a row, the fifth, ..."""
     outcomes = train("fp16 dynamic", 2, poison=Poison(0, POISONED_STEPS))
     scales, scale, good = [], 256.0, 0
     for step in range(STEPS):
@@ -195,9 +198,9 @@ def plain_bf16(steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_bf16_follows_plain_pytorch(stage):
-    """Catches masters that are not kept in fp32, and gradients rounded on the way. fp32 values that differ in the last place are
-    now and then rounded to another bf16 value, and the runs part from there: so few steps, and equal values but for a few, which
-    differ by one unit (2^-7 for values between 1 and 2)."""
+    """Catches masters that are not kept in fp32, and gradients rounded on the way. fp32 values that differ in the last
+    place are now and then rounded to another bf16 value, and the runs part from there: so few steps, and equal values
+    but for a few, which differ by one unit (2^-7 for values between 1 and 2)."""
     config = config_of(stage, **PRECISIONS["bf16"])
     difference = (train_ranks(small_net(), 1, config, 3)[0].parameters - plain_bf16(3)).abs()
     assert (difference > 0).float().mean().item() < 1e-3

@@ -1,4 +1,5 @@
-"""Where ranks meet (MASTER_ADDR, MASTER_PORT): who can reach it, whom a rank believes there, and what is said when nobody is there."""
+"""Where ranks meet (MASTER_ADDR, MASTER_PORT): who can reach it, whom a rank believes there, and what is said when
+nobody is there."""
 
 import os
 import socket
@@ -52,7 +53,13 @@ def listening_addresses() -> list[str]:
 
 def start(rank: int, local_size: int, port: int, timeout_s: float = 20, **variables: str) -> subprocess.Popen:
     """A rank of two."""
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TESTS": str(Path(__file__).parent), **variables}
+    environment = {
+        **os.environ,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TESTS": str(Path(__file__).parent),
+        **variables,
+    }
     local_rank = rank if local_size == 2 else 0
     command = [sys.executable, "-c", MEET, str(rank), str(local_rank), "2", str(local_size), str(timeout_s)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -80,7 +87,8 @@ def engine_listens(port: int) -> list[str]:
 
 
 def test_ranks_of_one_host_cannot_be_reached_from_others(tmp_path):
-    """Catches a store (and gloo's own sockets) of a job on one host that whoever reaches this host can read and write."""
+    """Catches a store (and gloo's own sockets) of a job on one host that whoever reaches this host can read and
+    write."""
     for addresses in run_processes(2, "test_meeting", "engine_listens", '{"port": 0}', tmp_path):
         assert addresses and set(addresses) == {"127.0.0.1"}, addresses
 
@@ -97,7 +105,9 @@ def test_on_several_hosts_only_the_first_hosts_address_is_used():
 def test_a_rank_of_another_job_is_refused():
     """Catches a rank that trains with whoever answers at the address, because two jobs were given the same port."""
     port = free_port()
-    done = outputs(*(start(rank, 1, port, 4, ZEROPAGE_JOB_TOKEN=str(rank) * 32, GLOO_SOCKET_IFNAME="lo") for rank in range(2)))
+    done = outputs(
+        *(start(rank, 1, port, 4, ZEROPAGE_JOB_TOKEN=str(rank) * 32, GLOO_SOCKET_IFNAME="lo") for rank in range(2))
+    )
     assert "PeerError" in done[1][2] and "does not know the job's token" in done[1][2], done
     assert all("sum" not in out for _, out, _ in done)
 
@@ -114,7 +124,8 @@ def test_a_program_that_does_not_know_the_token_is_not_believed():
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.255.255.1"])
 def test_nobody_answers(address, monkeypatch):
-    """Catches minutes of retries and a hundred lines of frames where one line could say who was not there, and what to set."""
+    """Catches minutes of retries and a hundred lines of frames where one line could say who was not there, and what to
+    set."""
     monkeypatch.setenv("MASTER_ADDR", address)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     begin = time.monotonic()
@@ -131,8 +142,12 @@ def test_a_name_that_does_not_resolve(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     monkeypatch.setenv("MASTER_PORT", "29500")
     for rank in (0, 1):
-        with pytest.raises((errors.ConfigError, errors.TimeoutError), match=r"no-such-host\.invalid.*set --master_addr") as caught:
-            distributed.init_process_group(torch.device("cpu"), distributed.World(rank, 0, 2, 1), "gloo", timedelta(seconds=2))
+        with pytest.raises(
+            (errors.ConfigError, errors.TimeoutError), match=r"no-such-host\.invalid.*set --master_addr"
+        ) as caught:
+            distributed.init_process_group(
+                torch.device("cpu"), distributed.World(rank, 0, 2, 1), "gloo", timedelta(seconds=2)
+            )
         assert "\n" not in str(caught.value)
 
 
@@ -149,7 +164,13 @@ def test_the_launcher_says_so_before_ranks_start(script, tmp_path):  # noqa: F81
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("MASTER_PORT", "port"), ("MASTER_PORT", "0"), ("MASTER_PORT", "65536"), ("MASTER_ADDR", "a b"), ("ZEROPAGE_JOB_TOKEN", "x")],
+    [
+        ("MASTER_PORT", "port"),
+        ("MASTER_PORT", "0"),
+        ("MASTER_PORT", "65536"),
+        ("MASTER_ADDR", "a b"),
+        ("ZEROPAGE_JOB_TOKEN", "x"),
+    ],
 )
 def test_variables_that_are_not_what_they_should_be(name, value, monkeypatch):
     """Catches a bare error of Python or torch, or a rank that waits at a place that nobody meant."""
@@ -169,7 +190,14 @@ def test_environment_of_the_launcher(monkeypatch):
                 patch.setenv(name, value)
             return distributed.world_from_environment()
 
-    whole = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "h", "MASTER_PORT": "1"}
+    whole = {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "h",
+        "MASTER_PORT": "1",
+    }
     assert world_of({}) == distributed.World()
     assert world_of(whole) == distributed.World(1, 1, 2, 2)
     for name in whole:

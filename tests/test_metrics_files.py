@@ -1,4 +1,5 @@
-"""Files that monitors append to: on full disks, after kills, and on what is not theirs. Training never ends because of them."""
+"""Files that monitors append to: on full disks, after kills, and on what is not theirs. Training never ends because of
+them."""
 
 import csv
 import json
@@ -37,7 +38,8 @@ def run_limited(folder: Path, steps: int, limit: int) -> subprocess.CompletedPro
 
 
 def test_a_full_disk_ends_no_training(tmp_path):
-    """Catches metrics whose disk is full that end the training, a warning at every step, and half lines in the files."""
+    """Catches metrics whose disk is full that end the training, a warning at every step, and half lines in the
+    files."""
     done = run_limited(tmp_path, steps=30, limit=100)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "steps 30\n"
@@ -45,7 +47,9 @@ def test_a_full_disk_ends_no_training(tmp_path):
     for path in ("run.jsonl", "Train_Samples_lr.csv", "Train_Samples_train_loss.csv", '"tensorboard"'):
         assert sum(path in line for line in warnings) == 1, done.stderr
     assert "lines of metrics could not be written" in done.stderr
-    assert [r["step"] for r in map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines()) if r["record"] == "step"] == [1, 2, 3]
+    assert [
+        r["step"] for r in map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines()) if r["record"] == "step"
+    ] == [1, 2, 3]
     text = (tmp_path / "csv_monitor/DeepSpeedJobName/Train_Samples_train_loss.csv").read_bytes()
     assert text.endswith(b"\r\n") and all(len(row) == 2 for row in csv.reader(text.decode().splitlines()))
 
@@ -75,7 +79,9 @@ def test_a_path_that_cannot_be_used_is_said_at_once(tmp_path):
 def test_a_monitor_of_another_package_ends_no_training(monkeypatch, capfd):
     """Catches a service that is out of reach and ends the training, or is complained of at every step."""
     engine, _ = train({"csv_monitor": {"enabled": True, "output_path": os.devnull[:4] + "/shm/none"}}, steps=0)
-    monkeypatch.setattr(engine.monitor, "_writers", {"wandb": type("Writer", (), {"write_events": lambda self, events: 1 / 0})()})
+    monkeypatch.setattr(
+        engine.monitor, "_writers", {"wandb": type("Writer", (), {"write_events": lambda self, events: 1 / 0})()}
+    )
     for _ in range(3):
         engine.monitor.write_events([("x", 1.0, 1)])
     assert capfd.readouterr().err.count('"wandb": metrics cannot be written: ZeroDivisionError') == 1

@@ -17,8 +17,39 @@ from zeropage.tools import run_page, top
 SECONDS = float(os.environ.get("ZEROPAGE_FUZZ_SECONDS", "3"))
 SEED = int(os.environ.get("ZEROPAGE_FUZZ_SEED", "18"))
 LEAST = 30  # files, however slow the machine
-PIECES = [b"\n", b"\r", b"\0", b'"', b"{", b"}", b"[", b"]", b",", b":", b"null", b"true", b"-", b"1e999", b"NaN", b"Infinity", b"\xff", b"\\u0000"]
-PIECES += [b"\\ud800", b"9" * 30, b"9" * 5000, b"[" * 2000, b"<script>", b'"record"', b'"step"', b'"run"', b'"pages"', b"0.0", b"\xe2\x80\xa8"]
+PIECES = [
+    b"\n",
+    b"\r",
+    b"\0",
+    b'"',
+    b"{",
+    b"}",
+    b"[",
+    b"]",
+    b",",
+    b":",
+    b"null",
+    b"true",
+    b"-",
+    b"1e999",
+    b"NaN",
+    b"Infinity",
+    b"\xff",
+    b"\\u0000",
+]
+PIECES += [
+    b"\\ud800",
+    b"9" * 30,
+    b"9" * 5000,
+    b"[" * 2000,
+    b"<script>",
+    b'"record"',
+    b'"step"',
+    b'"run"',
+    b'"pages"',
+    b"0.0",
+    b"\xe2\x80\xa8",
+]
 
 
 def mutate(content: bytes, generator: random.Random) -> bytes:
@@ -40,8 +71,13 @@ def mutate(content: bytes, generator: random.Random) -> bytes:
 
 
 def test_changed_bytes_give_a_page_or_an_error_of_the_package(tmp_path):
-    """Catches a file that ends a reader with an error of Python, is read for ever, or puts an element of its own into the page."""
-    records = [RUN, *(step(n, loss=None if n == 2 else 1.5) for n in range(1, 5)), {"record": "pages", "pages": [["0", 1, 2, 3]]}]
+    """Catches a file that ends a reader with an error of Python, is read for ever, or puts an element of its own into
+    the page."""
+    records = [
+        RUN,
+        *(step(n, loss=None if n == 2 else 1.5) for n in range(1, 5)),
+        {"record": "pages", "pages": [["0", 1, 2, 3]]},
+    ]
     content = "".join(json.dumps(record) + "\n" for record in records).encode()
     path = tmp_path / "run.jsonl"
     path.write_bytes(content)

@@ -1,5 +1,5 @@
-"""What users do with a model besides calling it works at stage 3 as it does with a plain one: two ranks, a page per parameter,
-nothing kept gathered."""
+"""What users do with a model besides calling it works at stage 3 as it does with a plain one: two ranks, a page per
+parameter, nothing kept gathered."""
 
 import copy
 import io
@@ -71,7 +71,8 @@ def test_reading_a_model():
 
 
 def test_one_rank_alone_reads_and_evaluates():
-    """Catches a gather that waits for ranks which are elsewhere: rank 0 prints a weight and evaluates, rank 1 does not."""
+    """Catches a gather that waits for ranks which are elsewhere: rank 0 prints a weight and evaluates, rank 1 does
+    not."""
     others_are_done = threading.Event()
 
     def read(engine, rank):

@@ -1,4 +1,5 @@
-"""Models of many kinds train at stage 3 as they do in plain PyTorch: two ranks, a page per parameter, nothing kept gathered."""
+"""Models of many kinds train at stage 3 as they do in plain PyTorch: two ranks, a page per parameter, nothing kept
+gathered."""
 
 import copy
 import json
@@ -69,7 +70,10 @@ def weight_normed() -> nn.Module:
 
 
 MODELS = {
-    "three elements": (lambda: nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1), nn.Linear(1, 3, bias=False)), (4, 1)),
+    "three elements": (
+        lambda: nn.Sequential(nn.Linear(1, 3), nn.Tanh(), nn.Linear(3, 1), nn.Linear(1, 3, bias=False)),
+        (4, 1),
+    ),
     "recurrent": (Recurrent, (2, 5, 8)),
     "convolutions": (convolutions, (4, 3, 8, 8)),
     "channels last": (lambda: convolutions(torch.channels_last), (4, 3, 8, 8)),
@@ -82,7 +86,8 @@ MODELS = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_layers(name):
-    """Catches operators whose parameters are not found, gradients in another memory order, views of parameters that lose them."""
+    """Catches operators whose parameters are not found, gradients in another memory order, views of parameters that
+    lose them."""
     make, shape = MODELS[name]
     assert_trains_like_plain(seeded(make), square_loss(*shape))
 
@@ -91,7 +96,11 @@ def test_running_statistics_are_the_modules_own():
     """Catches buffers that are lost or shared when a model is taken over."""
     seen = []
     engine_run(
-        seeded(convolutions), square_loss(4, 3, 8, 8), 2, 3, between=lambda model, step: seen.append(model[1].num_batches_tracked.item())
+        seeded(convolutions),
+        square_loss(4, 3, 8, 8),
+        2,
+        3,
+        between=lambda model, step: seen.append(model[1].num_batches_tracked.item()),
     )
     assert sorted(seen) == [1, 1, 2, 2, 3, 3]
 
@@ -130,7 +139,8 @@ def branch_loss(model, step: int, rank: int) -> torch.Tensor:
 @pytest.mark.parametrize("page_numel", (1, 100_000))
 @pytest.mark.parametrize("stage", range(4))
 def test_parameters_that_some_ranks_or_none_use(stage, page_numel):
-    """Catches a hang when graphs differ, a mean over the ranks that have a gradient only, weight decay on what has no gradient."""
+    """Catches a hang when graphs differ, a mean over the ranks that have a gradient only, weight decay on what has no
+    gradient."""
     model = seeded(Branches)
     config = paged_config(zero_optimization={"stage": stage}, zeropage={"page_numel": page_numel})
     assert_trains_like_plain(model, branch_loss, config=config)
@@ -195,7 +205,9 @@ def train_experts_as_process(timeout_ms: int) -> str:
 
 def test_experts_over_gloo_end_with_a_named_error(tmp_path):
     """Catches a hang, or an error without a name, of real process groups whose ranks gather different pages."""
-    for ended in run_processes(2, "test_models", "train_experts_as_process", json.dumps({"timeout_ms": 3000}), tmp_path):
+    for ended in run_processes(
+        2, "test_models", "train_experts_as_process", json.dumps({"timeout_ms": 3000}), tmp_path
+    ):
         assert re.match(r"(Peer|Timeout)Error: .*", ended)
         assert re.search(r"experts\.\d\.(weight|bias)", ended)
 
@@ -215,7 +227,9 @@ def test_half_of_the_parameters_in_the_optimizer():
             engine.step()
         return flat_parameters(model)
 
-    given = torch.tensor([name.startswith(("expand", "norms")) for name, p in base.named_parameters() for _ in range(p.numel())])
+    given = torch.tensor(
+        [name.startswith(("expand", "norms")) for name, p in base.named_parameters() for _ in range(p.numel())]
+    )
     for after in zeropage.testing.run_ranks(2, run):
         assert torch.equal(before[~given], after[~given])
         assert (before[given] != after[given]).float().mean() > 0.9

@@ -17,7 +17,11 @@ import zeropage
 from zeropage import errors
 from zeropage.testing import run_ranks
 
-CONFIG = {"train_batch_size": 4, "zero_optimization": {"stage": 2}, "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}}}
+CONFIG = {
+    "train_batch_size": 4,
+    "zero_optimization": {"stage": 2},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
+}
 
 
 def train(config: dict, steps: int = 3):
@@ -38,7 +42,8 @@ def rows(path: Path) -> list[list[str]]:
 
 
 def test_csv_files(tmp_path):
-    """Catches another file name, header or x axis than programs that read DeepSpeed's files expect, and ranks that write twice."""
+    """Catches another file name, header or x axis than programs that read DeepSpeed's files expect, and ranks that
+    write twice."""
     section = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}}
 
     def run(rank: int, communicator):

@@ -63,7 +63,8 @@ print("got", json.dumps([losses("auto"), losses("c10d")]), flush=True)
     ids=["Open MPI", "MPICH", "srun", "the nearer launcher wins"],
 )
 def test_its_variables_stand_for_the_launchers(variables, world, monkeypatch):
-    """Catches ranks that each train alone, or that mix up hosts, because who started them calls its variables otherwise."""
+    """Catches ranks that each train alone, or that mix up hosts, because who started them calls its variables
+    otherwise."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert distributed.world_from_environment() == distributed.World(*world)
@@ -79,7 +80,8 @@ def test_ranks_of_several_hosts_need_an_address(monkeypatch):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")
 def test_a_script_trains_under_mpirun(tmp_path: Path):
-    """Catches ranks of `mpirun -n 2 python train.py` that do not find each other, over shared memory and over torch's groups."""
+    """Catches ranks of `mpirun -n 2 python train.py` that do not find each other, over shared memory and over torch's
+    groups."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     environment = {

@@ -1,5 +1,5 @@
-"""Muon by the configuration and as torch's object: one update per step, of whole matrices, the same bits at every stage. The oracle is
-torch.optim.Muon, with torch.optim.AdamW for the rest, in one process."""
+"""Muon by the configuration and as torch's object: one update per step, of whole matrices, the same bits at every
+stage. The oracle is torch.optim.Muon, with torch.optim.AdamW for the rest, in one process."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +18,10 @@ from zeropage.testing import run_ranks
 
 STEPS = 3
 LR, ADAM_LR, DECAY = 0.02, 1e-3, 0.1
-SECTION = {"type": "Muon", "params": {"lr": LR, "adam_lr": ADAM_LR, "weight_decay": DECAY, "ns_method": "standard", "eps": 1e-4}}
+SECTION = {
+    "type": "Muon",
+    "params": {"lr": LR, "adam_lr": ADAM_LR, "weight_decay": DECAY, "ns_method": "standard", "eps": 1e-4},
+}
 
 
 def settings(stage: int, params: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
@@ -36,7 +39,9 @@ def plain_run(steps: int = STEPS, parts: int = 2, **of_muon: Any) -> torch.Tenso
     model = small_net()
     named = list(model.named_parameters())
     muon = torch.optim.Muon([p for name, p in named if is_matrix(name, p)], lr=LR, weight_decay=DECAY, **of_muon)
-    adam = torch.optim.AdamW([p for name, p in named if not is_matrix(name, p)], lr=ADAM_LR, weight_decay=DECAY, betas=(0.9, 0.95), eps=1e-4)
+    adam = torch.optim.AdamW(
+        [p for name, p in named if not is_matrix(name, p)], lr=ADAM_LR, weight_decay=DECAY, betas=(0.9, 0.95), eps=1e-4
+    )
     for step in range(steps):
         model.zero_grad()
         for part in range(parts):
@@ -80,8 +85,8 @@ def expected() -> torch.Tensor:
 
 @pytest.mark.parametrize(("stage", "page_numel"), ((0, 5000), (1, 5000), (2, 1), (3, 5000), (3, 100_000)))
 def test_bits_of_torch(stage, page_numel, expected):
-    """Catches parts of a matrix that are orthogonalised by themselves, a norm of padding, a parameter in the wrong half, and an owner's result
-    that other ranks do not get."""
+    """Catches parts of a matrix that are orthogonalised by themselves, a norm of padding, a parameter in the wrong
+    half, and an owner's result that other ranks do not get."""
     for parameters, _ in engine_run(settings(stage, zeropage={"page_numel": page_numel})):
         assert torch.equal(parameters, expected)
     assert not torch.equal(expected, flat_parameters(small_net()))
@@ -134,10 +139,16 @@ def test_gradients_are_clipped_before(stage):
 
     def norm_of_momentum(engine: Any) -> float:
         state = engine.optimizer.state_dict()["state"].values()
-        return sum((each["momentum_buffer"] / 0.05).square().sum() for each in state if "momentum_buffer" in each).sqrt().item()
+        return (
+            sum((each["momentum_buffer"] / 0.05).square().sum() for each in state if "momentum_buffer" in each)
+            .sqrt()
+            .item()
+        )
 
     free = engine_run(settings(stage), steps=range(1), after=norm_of_momentum)[0][1]
-    clipped = engine_run(settings(stage, clipping=1e-3), steps=range(1), after=lambda e: (norm_of_momentum(e), e.get_global_grad_norm()))[0][1]
+    clipped = engine_run(
+        settings(stage, clipping=1e-3), steps=range(1), after=lambda e: (norm_of_momentum(e), e.get_global_grad_norm())
+    )[0][1]
     assert abs(clipped[0] / (free * 1e-3 / clipped[1]) - 1) < 1e-3
 
 
@@ -166,7 +177,9 @@ def test_it_goes_on_from_a_checkpoint(stage, world, tmp_path):
         engine.load_checkpoint(tmp_path)
 
     config = settings(stage) | {"train_batch_size": 6 if world == 3 else 8}
-    for _, state in engine_run(config, world=world, steps=range(0), before=load, after=lambda engine: engine.optimizer.state_dict()):
+    for _, state in engine_run(
+        config, world=world, steps=range(0), before=load, after=lambda engine: engine.optimizer.state_dict()
+    ):
         for position, each in straight["state"].items():
             assert all(torch.equal(state["state"][position][key], value) for key, value in each.items())
 
@@ -174,7 +187,9 @@ def test_it_goes_on_from_a_checkpoint(stage, world, tmp_path):
 def test_going_on_has_the_same_bits(expected, tmp_path):
     """Catches state that comes back in another form, and from then on trains differently."""
     engine_run(settings(3), steps=range(2), after=lambda engine: engine.save_checkpoint(tmp_path))
-    for parameters, _ in engine_run(settings(3), steps=range(2, STEPS), before=lambda engine: engine.load_checkpoint(tmp_path)):
+    for parameters, _ in engine_run(
+        settings(3), steps=range(2, STEPS), before=lambda engine: engine.load_checkpoint(tmp_path)
+    ):
         assert torch.equal(parameters, expected)
 
 
@@ -190,7 +205,8 @@ def test_state_is_half_on_two_ranks():
 
 
 def test_which_half():
-    """Catches a tagging that differs from DeepSpeed's: matrices, without embeddings and the output layer, unless the parameter says it."""
+    """Catches a tagging that differs from DeepSpeed's: matrices, without embeddings and the output layer, unless the
+    parameter says it."""
     matrix, vector = torch.zeros(4, 4), torch.zeros(4)
     assert takes_muon("layers.0.mlp.weight", matrix) and takes_muon("conv.weight", torch.zeros(4, 3, 2, 2))
     assert not takes_muon("norm.weight", vector)
@@ -202,12 +218,23 @@ def test_which_half():
 
 
 def test_defaults_are_deepspeeds():
-    """Catches other learning rates, momenta or betas than a configuration without them has there; and groups that are not split."""
+    """Catches other learning rates, momenta or betas than a configuration without them has there; and groups that are
+    not split."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Conv2d(3, 4, 2))
     config = {"train_batch_size": 1, "optimizer": {"type": "Muon"}}
     matrices, kernels, vectors = zeropage.initialize(model=model, config=config)[1].param_groups
-    assert (matrices["lr"], matrices["momentum"], matrices["weight_decay"], matrices["ns_method"]) == (0.02, 0.95, 0.0, "gram")
-    assert (vectors["lr"], tuple(vectors["betas"]), vectors["eps"], vectors["weight_decay"]) == (3e-4, (0.9, 0.95), 1e-10, 0.0)
+    assert (matrices["lr"], matrices["momentum"], matrices["weight_decay"], matrices["ns_method"]) == (
+        0.02,
+        0.95,
+        0.0,
+        "gram",
+    )
+    assert (vectors["lr"], tuple(vectors["betas"]), vectors["eps"], vectors["weight_decay"]) == (
+        3e-4,
+        (0.9, 0.95),
+        1e-10,
+        0.0,
+    )
     assert [len(group["params"]) for group in (matrices, kernels, vectors)] == [1, 1, 2]
 
 
@@ -222,7 +249,9 @@ def formula(u: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", ((32, 32), (16, 80), (70, 24)))
-@pytest.mark.parametrize(("method", "dtype", "bound"), (("standard", None, 0.03), ("gram", None, 1e-5), ("standard", torch.float32, 1e-5)))
+@pytest.mark.parametrize(
+    ("method", "dtype", "bound"), (("standard", None, 0.03), ("gram", None, 1e-5), ("standard", torch.float32, 1e-5))
+)
 def test_the_formula(method, dtype, bound, shape):
     """Catches other coefficients, a missing transposition, and rounding that adds up."""
     u = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -250,10 +279,17 @@ class Attention(nn.Module):
 
 
 def test_heads_by_themselves():
-    """Catches heads that are orthogonalised together, or a model without any that is trained as if the key were not there."""
+    """Catches heads that are orthogonalised together, or a model without any that is trained as if the key were not
+    there."""
     model = Attention()
     before = copy.deepcopy(model)
-    config = {"train_batch_size": 1, "optimizer": {"type": "Muon", "params": {"lr": 1.0, "per_head_muon": True, "nesterov": False, "ns_dtype": "fp32"}}}
+    config = {
+        "train_batch_size": 1,
+        "optimizer": {
+            "type": "Muon",
+            "params": {"lr": 1.0, "per_head_muon": True, "nesterov": False, "ns_dtype": "fp32"},
+        },
+    }
     x = torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(0))
     engine = zeropage.initialize(model=model, config=config)[0]
     engine.backward(engine(x))

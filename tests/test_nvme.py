@@ -1,4 +1,5 @@
-"""Optimizer state and parameters on disk: the same bits as in memory, damage that is noticed, and nothing left behind."""
+"""Optimizer state and parameters on disk: the same bits as in memory, damage that is noticed, and nothing left
+behind."""
 
 import copy
 import functools
@@ -46,13 +47,22 @@ class Tiny(nn.Module):
         return (h - targets[:, :1].float().cos()).square().mean()
 
 
-def config(stage: int, folders: Any = None, precision: str = "fp32", parameters: Any = None, **offload: Any) -> dict[str, Any]:
-    """A page per parameter; the optimizer's state in `folders`, or in memory; so are the parameters, with `parameters` more keys."""
+def config(
+    stage: int, folders: Any = None, precision: str = "fp32", parameters: Any = None, **offload: Any
+) -> dict[str, Any]:
+    """A page per parameter; the optimizer's state in `folders`, or in memory; so are the parameters, with `parameters`
+    more keys."""
     zero: dict[str, Any] = {"stage3_max_live_parameters": 512}
     if folders is not None:
         zero["offload_optimizer"] = {"device": "nvme", "nvme_path": folders, "buffer_count": 3, **offload}
     if parameters is not None:
-        zero["offload_param"] = {"device": "nvme", "nvme_path": folders, "buffer_count": 3, "max_in_cpu": 0, **parameters}
+        zero["offload_param"] = {
+            "device": "nvme",
+            "nvme_path": folders,
+            "buffer_count": 3,
+            "max_in_cpu": 0,
+            **parameters,
+        }
     sections = {"aio": {"block_size": 4096, "queue_depth": 4}, "zeropage": {"page_numel": 1}}
     return config_of(stage, zero_optimization=zero, **copy.deepcopy(PRECISIONS[precision]), **sections)
 
@@ -76,7 +86,8 @@ def test_100_steps_on_disk_change_no_bit(stage: int, precision: str, tmp_path: P
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("parameters", [{}, {"max_in_cpu": 400}])
 def test_100_steps_with_parameters_on_disk_change_no_bit(parameters: dict[str, Any], precision: str, tmp_path: Path):
-    """Catches parameters of the step before, of another page, or of which a part stayed unwritten; with some kept in memory, too."""
+    """Catches parameters of the step before, of another page, or of which a part stayed unwritten; with some kept in
+    memory, too."""
     found = train_ranks(Tiny(), 2, config(3, str(tmp_path), precision, parameters), STEPS)[0]
     assert torch.equal(found.parameters, in_memory(3, precision).parameters)
     assert found.losses == in_memory(3, precision).losses
@@ -86,7 +97,8 @@ def test_100_steps_with_parameters_on_disk_change_no_bit(parameters: dict[str, A
 
 @pytest.mark.parametrize("offload", [{"ratio": 0.5}, {"buffer_count": 16}])
 def test_a_part_on_disk_and_more_buffers_than_pages(offload: dict[str, Any], tmp_path: Path):
-    """Catches pages in memory that are looked for on disk, and buffers that keep an old version. Striped over two folders."""
+    """Catches pages in memory that are looked for on disk, and buffers that keep an old version. Striped over two
+    folders."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
@@ -118,7 +130,8 @@ def test_processes_share_a_folder(communicator: str, tmp_path: Path):
 
 @pytest.mark.parametrize(("stage", "precision", "parameters"), [(2, "bf16", None), (3, "bf16", {}), (3, "fp32", {})])
 def test_written_values_and_checkpoints(stage: int, precision: str, parameters: Any, tmp_path: Path):
-    """Catches masters on disk that do not follow what users write, and checkpoints that hold something else than the disk."""
+    """Catches masters on disk that do not follow what users write, and checkpoints that hold something else than the
+    disk."""
     (tmp_path / "disk").mkdir()
     model = small_net()  # once: torch's random generator is shared by threads
 
@@ -166,12 +179,16 @@ def flip(descriptor: int) -> None:
         os.fsync(file.fileno())
 
 
-DAMAGES = [(flip, "are not what was written"), (lambda descriptor: os.ftruncate(descriptor, 4096), "ends before its time")]
+DAMAGES = [
+    (flip, "are not what was written"),
+    (lambda descriptor: os.ftruncate(descriptor, 4096), "ends before its time"),
+]
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)
 def test_a_damaged_drive_stops_the_step(damage: Any, says: str, tmp_path: Path):
-    """Catches damage that is believed: the step must fail with the parameter and the file named, and the engine must not go on."""
+    """Catches damage that is believed: the step must fail with the parameter and the file named, and the engine must
+    not go on."""
     engine, *_ = zeropage.initialize(model=Tiny(), config=config(2, str(tmp_path)))
     train_engine(engine, 1, 0, 2)
     (descriptor,) = files_of_stores(tmp_path)
@@ -274,7 +291,12 @@ def test_the_trace_shows_what_the_drive_does_meanwhile(tmp_path: Path):
             moves.setdefault(event["id"], {"name": event["name"]})[event["ph"]] = event["ts"]
     updates = [(event["ts"], event["ts"] + event["dur"]) for event in events if event.get("name") == "update of a page"]
     assert len(updates) == 8
-    for what in ("read of the optimizer state", "write of the optimizer state", "read of the gradients", "write of the parameters"):
+    for what in (
+        "read of the optimizer state",
+        "write of the optimizer state",
+        "read of the gradients",
+        "write of the parameters",
+    ):
         spans = [(move["b"], move["e"]) for move in moves.values() if move["name"].startswith(what)]
         assert any(begin < end_of and end > begin_of for begin, end in spans for begin_of, end_of in updates), what
     assert any(move["name"].startswith("read of the parameters") for move in moves.values())

@@ -33,7 +33,10 @@ def on_disk(config: dict[str, Any], folder: Path, **parameters: Any) -> dict[str
     """The same training with all sharded state on the drive."""
     config = copy.deepcopy(config)
     drive = {"device": "nvme", "nvme_path": str(folder), "buffer_count": 3}
-    config["zero_optimization"] |= {"offload_optimizer": drive, "offload_param": {**drive, "max_in_cpu": 0, **parameters}}
+    config["zero_optimization"] |= {
+        "offload_optimizer": drive,
+        "offload_param": {**drive, "max_in_cpu": 0, **parameters},
+    }
     return {**config, "aio": {"block_size": 4096, "queue_depth": 4}}
 
 
@@ -54,9 +57,18 @@ def test_what_users_write(live_numel: int, precision: str, tmp_path: Path):
 @pytest.mark.parametrize("optimizer", ["AdamW", "Lamb", "SGD"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_accumulated_gradients_norms_and_optimizers(precision: str, optimizer: str, tmp_path: Path):
-    """Catches gradients that do not add up on the drive, norms of an older gradient, and the second pass of Lamb reading old state."""
+    """Catches gradients that do not add up on the drive, norms of an older gradient, and the second pass of Lamb
+    reading old state."""
     sections = {} if precision == "fp32" else {precision: {"enabled": True}}
-    config = config_of(3, batch=16, accumulation=2, clipping=0.05, zero_optimization={"stage3_max_live_parameters": 9000}, zeropage={"page_numel": 5000}, **sections)
+    config = config_of(
+        3,
+        batch=16,
+        accumulation=2,
+        clipping=0.05,
+        zero_optimization={"stage3_max_live_parameters": 9000},
+        zeropage={"page_numel": 5000},
+        **sections,
+    )
     config["optimizer"] = {"type": optimizer, "params": {"lr": 1e-2}}
     model = small_net()
     expected = train_ranks(model, 2, config, 12)[0]
@@ -71,13 +83,16 @@ class Recomputed(SmallNet):
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         h = self.embedding(tokens)
         for norm, expand, contract in zip(self.norms, self.expand, self.contract, strict=True):
-            h = h + checkpoint(lambda h, norm=norm, expand=expand, contract=contract: contract(expand(norm(h))), h, use_reentrant=False)
+            h = h + checkpoint(
+                lambda h, norm=norm, expand=expand, contract=contract: contract(expand(norm(h))), h, use_reentrant=False
+            )
         return nn.functional.cross_entropy((h @ self.embedding.weight.t()).flatten(0, 1).float(), targets.flatten())
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_evaluation_recomputation_and_reading(world: int, tmp_path: Path):
-    """Catches passes other than a training step that read the drive's pages wrongly or leave them in a state no step expects."""
+    """Catches passes other than a training step that read the drive's pages wrongly or leave them in a state no step
+    expects."""
     torch.manual_seed(0)
     model = Recomputed()
 
@@ -91,7 +106,10 @@ def test_evaluation_recomputation_and_reading(world: int, tmp_path: Path):
                     seen.append(engine(*batch).item())
                 engine.backward(engine(*batch))
                 engine.step()
-                with zeropage.zero.GatheredParameters([engine.module.expand[0].weight], modifier_rank=0), torch.no_grad():
+                with (
+                    zeropage.zero.GatheredParameters([engine.module.expand[0].weight], modifier_rank=0),
+                    torch.no_grad(),
+                ):
                     if rank == 0:
                         engine.module.expand[0].weight.mul_(0.5)
                 seen.append(engine.module.embedding.weight.abs().sum().item())
@@ -122,7 +140,8 @@ class OneHuge(nn.Module):
 
 
 def test_a_parameter_of_fifty_pages(tmp_path: Path):
-    """Catches the reference's "more elements than buffer size": any parameter passes through the buffers, whatever their hints say."""
+    """Catches the reference's "more elements than buffer size": any parameter passes through the buffers, whatever
+    their hints say."""
     config = paged_config(1, zeropage={"page_numel": 1024})
     found = train_ranks(OneHuge(), 2, on_disk(config, tmp_path, buffer_size=1000), 10)[0]
     assert torch.equal(found.parameters, train_ranks(OneHuge(), 2, config, 10)[0].parameters)
@@ -137,7 +156,9 @@ def test_init_puts_what_does_not_fit_on_the_drive(world: int, tmp_path: Path):
     def rank_of(rank: int, communicator: Any) -> Any:
         with zeropage.zero.Init(config_dict_or_path=on_disk(config, tmp_path)):
             model = SmallNet()
-            assert sum(is_absent(parameter) for parameter in model.parameters()) >= 3, "nothing was sharded, so this shows nothing"
+            assert sum(is_absent(parameter) for parameter in model.parameters()) >= 3, (
+                "nothing was sharded, so this shows nothing"
+            )
             with zeropage.zero.GatheredParameters(list(model.parameters()), modifier_rank=0), torch.no_grad():
                 for parameter, value in zip(model.parameters(), whole.parameters(), strict=True):
                     parameter.copy_(value)
@@ -151,7 +172,8 @@ def test_init_puts_what_does_not_fit_on_the_drive(world: int, tmp_path: Path):
 
 
 def test_memory_holds_the_buffers_alone(tmp_path: Path):
-    """Catches parameters or gradients that stay in memory, what grows over 200 steps, and counts that are not those of the formula."""
+    """Catches parameters or gradients that stay in memory, what grows over 200 steps, and counts that are not those of
+    the formula."""
     engine, *_ = zeropage.initialize(model=Tiny(), config=on_disk(paged_config(1), tmp_path))
     train_engine(engine, 1, 0, 3)
     before, descriptors = engine.memory_report(), len(os.listdir("/proc/self/fd"))

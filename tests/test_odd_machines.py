@@ -1,4 +1,5 @@
-"""Machines that lack what most have, or take it away: training is plain PyTorch's there, or ends with an error that says what is wrong."""
+"""Machines that lack what most have, or take it away: training is plain PyTorch's there, or ends with an error that
+says what is wrong."""
 
 import json
 import os
@@ -89,9 +90,12 @@ def ranks_on(outcomes: dict[str, dict], machine: str) -> list[dict]:
     return outcomes[machine]["ranks"]
 
 
-@pytest.mark.parametrize("machine", ["64 KiB of /dev/shm", "no huge pages", "no io_uring", "no io_uring by sysctl", "a clock that jumps"])
+@pytest.mark.parametrize(
+    "machine", ["64 KiB of /dev/shm", "no huge pages", "no io_uring", "no io_uring by sysctl", "a clock that jumps"]
+)
 def test_training_is_the_same(outcomes, plain_losses, machine):
-    """Catches memory of ranks in /dev/shm, a store that needs io_uring or huge pages, and waits that look at the clock of the day."""
+    """Catches memory of ranks in /dev/shm, a store that needs io_uring or huge pages, and waits that look at the clock
+    of the day."""
     for rank, outcome in enumerate(ranks_on(outcomes, machine)):
         assert "losses" in outcome, outcome
         torch.testing.assert_close(outcome["losses"], plain_losses[rank], rtol=2e-5, atol=0)
@@ -105,7 +109,8 @@ def test_a_rank_that_the_kernel_ends_for_its_memory_is_named(outcomes):
 
 
 def test_a_mount_that_goes_away_ends_saving(outcomes):
-    """Catches a checkpoint that is written to the disk below the mount point and acknowledged, where nobody looks for it."""
+    """Catches a checkpoint that is written to the disk below the mount point and acknowledged, where nobody looks for
+    it."""
     ranks = ranks_on(outcomes, "a mount that goes away")
     for outcome in ranks:
         assert outcome.get("error", "").startswith("CheckpointError: "), outcome

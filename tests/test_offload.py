@@ -52,7 +52,9 @@ def without_offload(stage: int, world: int, precision: str, accumulation: int) -
     return train_ranks(small_net(), world, config(stage, {}, **options), STEPS)[0]
 
 
-def assert_same_run(stage: int, world: int, offload: dict[str, Any], precision: str = "fp32", accumulation: int = 1) -> Outcome:
+def assert_same_run(
+    stage: int, world: int, offload: dict[str, Any], precision: str = "fp32", accumulation: int = 1
+) -> Outcome:
     expected = without_offload(stage, world, precision, accumulation)
     options = copy.deepcopy(PRECISIONS[precision]) | {"accumulation": accumulation}
     found = train_ranks(small_net(), world, config(stage, offload, **options), STEPS)[0]
@@ -79,7 +81,9 @@ def test_parameters_on_the_host_change_no_bit(world: int, offload: dict[str, Any
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize(("stage", "offload"), [(0, OPTIMIZER), (1, OPTIMIZER), (2, ratio(0.5)), (3, OPTIMIZER | PARAMETERS)])
+@pytest.mark.parametrize(
+    ("stage", "offload"), [(0, OPTIMIZER), (1, OPTIMIZER), (2, ratio(0.5)), (3, OPTIMIZER | PARAMETERS)]
+)
 def test_low_precision_and_skipped_steps(stage: int, offload: dict[str, Any], precision: str):
     """Catches masters that are not on the host with their moments, and a skipped step that leaves something behind."""
     found = assert_same_run(stage, 2, offload, precision)
@@ -102,7 +106,11 @@ class Tiny(nn.Module):
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """tokens, targets [B, T] -> a mean square."""
-        return (self.layers((tokens[:, :1] + torch.arange(16)).float().sin()) - targets[:, :1].float().cos()).square().mean()
+        return (
+            (self.layers((tokens[:, :1] + torch.arange(16)).float().sin()) - targets[:, :1].float().cos())
+            .square()
+            .mean()
+        )
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -189,7 +197,9 @@ def test_both_tiers_hold_what_the_formula_says(stage: int, offload: dict[str, An
     """Catches a formula, which plans are made from, that is off by more than 2 % in either memory."""
 
     def run(rank: int, communicator: Any):
-        engine, *_ = zeropage.initialize(model=Wide(), config=config(stage, offload, **copy.deepcopy(PRECISIONS["bf16"])))
+        engine, *_ = zeropage.initialize(
+            model=Wide(), config=config(stage, offload, **copy.deepcopy(PRECISIONS["bf16"]))
+        )
         report = engine.memory_report()
         for measured, formula in ((report.ranks, report.formula), (report.host, report.formula_host)):
             for kind in KINDS:
@@ -229,7 +239,9 @@ def test_states_leave_the_device_and_come_back(stage: int, world: int):
                 engine.offload_states()
                 device, host = engine._core.measured_bytes(), engine._core.measured_bytes(host=True)
                 assert {kind: device[kind][0] for kind in KINDS} == dict.fromkeys(KINDS, 0)
-                assert host["optimizer"][0] == before["optimizer"][0] and host["parameters"][0] == before["parameters"][0]
+                assert (
+                    host["optimizer"][0] == before["optimizer"][0] and host["parameters"][0] == before["parameters"][0]
+                )
                 with pytest.raises(errors.UsageError, match="reload_states"):
                     engine(*part_of_batch(token_batch(0), world, rank))
                 with pytest.raises(errors.UsageError, match="reload_states"):

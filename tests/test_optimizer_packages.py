@@ -1,4 +1,5 @@
-"""Optimizers as they are published: schedulefree, pytorch_optimizer, timm, torchao. The oracle is the same package in plain PyTorch."""
+"""Optimizers as they are published: schedulefree, pytorch_optimizer, timm, torchao. The oracle is the same package in
+plain PyTorch."""
 
 import importlib.util
 import sys
@@ -37,13 +38,19 @@ def published(name: str, parameters: Any) -> torch.optim.Optimizer:
         "pytorch_optimizer.AdEMAMix": lambda p: pytorch_optimizer.AdEMAMix(p, lr=1e-3, eps=1e-4),
         "pytorch_optimizer.SPAM": lambda p: pytorch_optimizer.SPAM(p, lr=1e-3, eps=1e-4),
         "pytorch_optimizer.MADGRAD": lambda p: pytorch_optimizer.MADGRAD(p, lr=1e-3, eps=1e-4),
-        "pytorch_optimizer.Lookahead": lambda p: pytorch_optimizer.Lookahead(torch.optim.AdamW(p, lr=1e-3, eps=1e-4), k=2),
+        "pytorch_optimizer.Lookahead": lambda p: pytorch_optimizer.Lookahead(
+            torch.optim.AdamW(p, lr=1e-3, eps=1e-4), k=2
+        ),
         "pytorch_optimizer.QHAdam": lambda p: pytorch_optimizer.QHAdam(p, lr=1e-3, eps=1e-4),
         "timm.MADGRAD": lambda p: of_timm("madgrad", "MADGRAD")(p, lr=1e-3, eps=1e-4, weight_decay=0.01),
         "timm.Adan": lambda p: of_timm("adan", "Adan")(p, lr=1e-3, eps=1e-4),
         "timm.NAdamW": lambda p: of_timm("nadamw", "NAdamW")(p, lr=1e-3, eps=1e-4),
-        "timm.Lookahead": lambda p: of_timm("lookahead", "Lookahead")(of_timm("nadamw", "NAdamW")(p, lr=1e-3, eps=1e-4), k=2),
-        "torch.Adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-4, maximize=True, initial_accumulator_value=0.1),
+        "timm.Lookahead": lambda p: of_timm("lookahead", "Lookahead")(
+            of_timm("nadamw", "NAdamW")(p, lr=1e-3, eps=1e-4), k=2
+        ),
+        "torch.Adagrad": lambda p: torch.optim.Adagrad(
+            p, lr=1e-2, eps=1e-4, maximize=True, initial_accumulator_value=0.1
+        ),
     }
     made = makers[name](parameters)
     if name.startswith("schedulefree"):
@@ -71,7 +78,8 @@ PUBLISHED = (
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_optimizers_train_as_in_plain_pytorch(name):
-    """Catches counts in groups that differ from the number of updates, three betas, state made by the constructor, and wrappers."""
+    """Catches counts in groups that differ from the number of updates, three betas, state made by the constructor, and
+    wrappers."""
 
     def make(parameters: Any) -> torch.optim.Optimizer:
         return published(name, parameters)
@@ -86,7 +94,8 @@ def test_published_optimizers_train_as_in_plain_pytorch(name):
 @pytest.mark.parametrize("stage", (0, 1, 2, 3))
 @pytest.mark.parametrize("bf16", (False, True))
 def test_schedulefree_evaluates_with_its_averages(stage, bf16):
-    """Catches eval() and train() that do not reach the model: what is evaluated and saved would be the training weights."""
+    """Catches eval() and train() that do not reach the model: what is evaluated and saved would be the training
+    weights."""
     model = small_net()
     sections = {"bf16": {"enabled": True}} if bf16 else {}
     evaluated, plain_evaluated = [], []
@@ -119,12 +128,15 @@ def test_schedulefree_evaluates_with_its_averages(stage, bf16):
 
 
 def test_methods_of_the_engines_optimizer():
-    """Catches a loop that calls eval() on what `initialize` returned and gets an AttributeError, and one rank that reads a rate alone."""
+    """Catches a loop that calls eval() on what `initialize` returned and gets an AttributeError, and one rank that
+    reads a rate alone."""
 
     def run(rank: int, communicator: Any) -> tuple[bool, float]:
         model = nn.Linear(8, 8)
         engine, optimizer, *_ = zeropage.initialize(
-            model=model, optimizer=schedulefree.SGDScheduleFree(model.parameters(), lr=0.1), config={**settings(3), "train_batch_size": 2}
+            model=model,
+            optimizer=schedulefree.SGDScheduleFree(model.parameters(), lr=0.1),
+            config={**settings(3), "train_batch_size": 2},
         )
         optimizer.train()
         for _ in range(3):

@@ -1,4 +1,5 @@
-"""State dicts of optimizers: PyTorch's form at every stage, to and from plain PyTorch, and what happens to schedulers."""
+"""State dicts of optimizers: PyTorch's form at every stage, to and from plain PyTorch, and what happens to
+schedulers."""
 
 import copy
 from typing import Any
@@ -67,7 +68,8 @@ def compare(found: dict[str, Any], expected: dict[str, Any]) -> None:
 @pytest.mark.parametrize("stage", (0, 1, 2, 3))
 @pytest.mark.parametrize("name", MAKERS)
 def test_state_dict_is_pytorchs(name, stage):
-    """Catches a state dict without the moments, or with a rank's part of them, from the engine's optimizer or from the user's object."""
+    """Catches a state dict without the moments, or with a rank's part of them, from the engine's optimizer or from the
+    user's object."""
 
     def body(engine: Any, optimizer: Any, train: Any) -> Any:
         assert engine.optimizer.state_dict()["state"] == {}
@@ -82,11 +84,17 @@ def test_state_dict_is_pytorchs(name, stage):
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_it_goes_on_elsewhere(name):
-    """Catches a state that is loaded into other elements, or not at all: stage 3 continues in plain PyTorch, and that at stage 2."""
+    """Catches a state that is loaded into other elements, or not at all: stage 3 continues in plain PyTorch, and that
+    at stage 2."""
 
     def half(engine: Any, optimizer: Any, train: Any) -> Any:
         train(range(2))
-        return engine.optimizer.state_dict(), flat_parameters(engine.module), train(range(2, 4)), flat_parameters(engine.module)
+        return (
+            engine.optimizer.state_dict(),
+            flat_parameters(engine.module),
+            train(range(2, 4)),
+            flat_parameters(engine.module),
+        )
 
     state, at_two, _, at_four = on_ranks(name, 3, half)[0]
     model = small_net()
@@ -109,7 +117,8 @@ def test_it_goes_on_elsewhere(name):
 
 @pytest.mark.parametrize("name", ("AdamW", "RMSprop"))
 def test_a_scheduler_still_drives_the_engine(name):
-    """Catches groups that are exchanged by a load, so that a scheduler on the user's object sets rates that nobody reads."""
+    """Catches groups that are exchanged by a load, so that a scheduler on the user's object sets rates that nobody
+    reads."""
 
     def body(engine: Any, optimizer: Any, train: Any) -> Any:
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)

@@ -12,8 +12,8 @@ from zeropage import errors
 
 STEPS = 100
 NUMEL = 10_007
-# torch's vector code fuses multiply-add where the engine rounds twice. After 100 steps on parameters around 1 that have moved by up to
-# 1, results may differ by this much: 12 fp32 ulp of 1.
+# torch's vector code fuses multiply-add where the engine rounds twice. After 100 steps on parameters around 1 that have
+# moved by up to 1, results may differ by this much: 12 fp32 ulp of 1.
 BOUND = 1.5e-6
 
 # Configured name and parameters, and the same of torch.
@@ -85,7 +85,8 @@ def test_hundred_steps_follow_torch(name):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_objects_are_updated_like_configured_ones(name):
-    """Catches an option of an optimizer object that gets lost on the way to the engine: same bits as by configuration."""
+    """Catches an option of an optimizer object that gets lost on the way to the engine: same bits as by
+    configuration."""
     _, params, make = OPTIMIZERS[name]
     model = Vector()
     client = make(model.parameters(), **{key: value for key, value in params.items() if key != "adam_w_mode"})
@@ -118,7 +119,8 @@ def lamb_by_hand(p: torch.Tensor, m: torch.Tensor, v: torch.Tensor, g: torch.Ten
 
 
 def test_lamb_follows_its_formula():
-    """Catches moments or a ratio that are not the paper's, in double. Parameters reach 3, where an ulp is twice that of 1."""
+    """Catches moments or a ratio that are not the paper's, in double. Parameters reach 3, where an ulp is twice that of
+    1."""
     p = Vector().p.detach().double()
     m, v = torch.zeros_like(p), torch.zeros_like(p)
     for step in range(STEPS):
@@ -128,7 +130,8 @@ def test_lamb_follows_its_formula():
 
 @pytest.mark.parametrize("stage", (0, 1, 3))
 def test_lamb_follows_its_formula_over_ranks(stage):
-    """Catches norms of parts of a parameter instead of all of it: two ranks, pages that cut parameters, against plain PyTorch."""
+    """Catches norms of parts of a parameter instead of all of it: two ranks, pages that cut parameters, against plain
+    PyTorch."""
     steps = 6
     plain = small_net()
     parameters = list(plain.parameters())
@@ -163,7 +166,9 @@ def test_state_takes_the_bytes_of_the_formula(name):
     for precision, master in (("fp32", 0), ("bf16", 1)):
         engine = engine_for(name, numel, **({"bf16": {"enabled": True}} if master else {}))
         memory = engine.memory_report()
-        assert memory.formula.optimizer == memory.ranks[0]["optimizer"] == 4 * numel * (STATES[name] + master), precision
+        assert memory.formula.optimizer == memory.ranks[0]["optimizer"] == 4 * numel * (STATES[name] + master), (
+            precision
+        )
 
 
 def test_threads_do_not_change_results():

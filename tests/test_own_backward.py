@@ -1,5 +1,5 @@
-"""Backwards that the program runs itself, `loss.backward()` and `engine.scale(loss).backward()`: `p.grad` is there when they return, as after
-engine.backward(loss), and what is trained is what plain PyTorch trains."""
+"""Backwards that the program runs itself, `loss.backward()` and `engine.scale(loss).backward()`: `p.grad` is there when
+they return, as after engine.backward(loss), and what is trained is what plain PyTorch trains."""
 
 import copy
 from collections.abc import Callable
@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from training import DAMPING_EPS, LEARNING_RATE, WEIGHT_DECAY, config_of, flat_parameters, part_of_batch, small_net, token_batch
+from training import (
+    DAMPING_EPS,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    config_of,
+    flat_parameters,
+    part_of_batch,
+    small_net,
+    token_batch,
+)
 
 import zeropage
 from zeropage.errors import UsageError
@@ -30,7 +39,9 @@ def by_scale(engine: Any, loss: torch.Tensor) -> None:
 
 
 def configuration(stage: int, accumulation: int = 1, **sections: Any) -> dict[str, Any]:
-    return config_of(stage, clipping=0.0, accumulation=accumulation, eps=DAMPING_EPS, zeropage={"page_numel": 5000}, **sections)
+    return config_of(
+        stage, clipping=0.0, accumulation=accumulation, eps=DAMPING_EPS, zeropage={"page_numel": 5000}, **sections
+    )
 
 
 def plain_optimizer(model: nn.Module) -> torch.optim.Optimizer:
@@ -59,7 +70,9 @@ def assert_gradients(model: nn.Module, expected: list[torch.Tensor | None], atol
     for (name, p), gradient in zip(model.named_parameters(), expected, strict=True):
         assert (p.grad is None) == (gradient is None), name
         if gradient is not None:
-            torch.testing.assert_close(p.grad.float(), gradient, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                p.grad.float(), gradient, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def forget(engine: Any) -> None:
@@ -72,7 +85,8 @@ def forget(engine: Any) -> None:
 @pytest.mark.parametrize("backward", [by_loss, by_scale])
 @PLACES
 def test_torchs_clipping_sees_the_mean(stage: int, world: int, backward: Any, direct: bool):
-    """Catches a p.grad that is None or one rank's own after the program's backward, at the end of a window, and one that is there within it.
+    """Catches a p.grad that is None or one rank's own after the program's backward, at the end of a window, and one
+    that is there within it.
     `direct`: the module is called without the engine, as C++ programs do."""
     steps, accumulation = 3, 2
 
@@ -137,7 +151,8 @@ def test_several_backwards_for_one_step(stage: int, world: int):
 
 
 class Checkpointed(nn.Module):
-    """Three segments that autograd runs as backwards inside of a backward; `seen`: parameters with a p.grad while they are run again."""
+    """Three segments that autograd runs as backwards inside of a backward; `seen`: parameters with a p.grad while they
+    are run again."""
 
     def __init__(self, all_inside: bool):
         super().__init__()
@@ -188,8 +203,8 @@ class Branches(nn.Module):
 
 @STAGES
 def test_a_part_of_the_model_and_a_gradient_of_a_gradient(stage: int):
-    """Catches ranks that wait for each other where each uses its own branch, torch.autograd.grad that counts as a backward, and second
-    derivatives that are lost."""
+    """Catches ranks that wait for each other where each uses its own branch, torch.autograd.grad that counts as a
+    backward, and second derivatives that are lost."""
     torch.manual_seed(0)
     model = Branches()
     x = torch.ones(4, 8)
@@ -230,7 +245,9 @@ def test_an_error_inside_of_a_backward(stage: int, backward: Any):
 
     def run(rank: int, _: Any) -> None:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(NET), config=configuration(stage))
-        handle = engine.module.contract[0].register_forward_hook(lambda module, inputs, output: output.register_hook(fail) and None)
+        handle = engine.module.contract[0].register_forward_hook(
+            lambda module, inputs, output: output.register_hook(fail) and None
+        )
         with pytest.raises(ValueError, match="in the middle"):
             backward(engine, engine(*part_of_batch(token_batch(0), 2, rank)))
         handle.remove()
@@ -275,7 +292,8 @@ def test_an_engine_that_ends_before_the_backward():
 
 
 def test_a_rank_whose_backward_reaches_no_parameter():
-    """Catches ranks that wait without end for one that has no gradients in the first of two micro steps, or in the only one."""
+    """Catches ranks that wait without end for one that has no gradients in the first of two micro steps, or in the only
+    one."""
 
     def run(rank: int, _: Any) -> torch.Tensor:
         model = Branches()
@@ -283,7 +301,7 @@ def test_a_rank_whose_backward_reaches_no_parameter():
             for p in model.parameters():
                 p.fill_(0.1)
         engine, *_ = zeropage.initialize(model=model, config=configuration(2, 2))
-        for step in range(2):
+        for _ in range(2):
             for micro in range(2):
                 if rank == 0 or micro == 0:
                     engine(torch.ones(4, 8), 0).backward()

@@ -1,4 +1,5 @@
-"""`p.grad` between the backward that completes an accumulation window and the step, against plain PyTorch in one process."""
+"""`p.grad` between the backward that completes an accumulation window and the step, against plain PyTorch in one
+process."""
 
 import copy
 import threading
@@ -12,12 +13,18 @@ import zeropage
 from zeropage import errors
 from zeropage.testing import run_ranks
 
-PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": {"fp16": {"enabled": True, "initial_scale_power": 8}}}
+PRECISIONS = {
+    "fp32": {},
+    "bf16": {"bf16": {"enabled": True}},
+    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 8}},
+}
 PLACES = [(0, 2), (1, 2), (2, 2), (3, 2), (0, 1), (2, 1)]
 STEPS = 3
 
 
-def plain_training(model: nn.Module, edit=lambda model, step: None, steps: int = STEPS, backwards: int = 1) -> dict[str, torch.Tensor]:
+def plain_training(
+    model: nn.Module, edit=lambda model, step: None, steps: int = STEPS, backwards: int = 1
+) -> dict[str, torch.Tensor]:
     """AdamW on whole batches; `edit(model, step)` comes between the backward and the step."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=DAMPING_EPS)
@@ -30,7 +37,9 @@ def plain_training(model: nn.Module, edit=lambda model, step: None, steps: int =
     return {name: p.detach() for name, p in model.named_parameters()}
 
 
-def engine_training(model, world, config, edit, steps: int = STEPS, backwards: int = 1, **faults) -> list[dict[str, torch.Tensor]]:
+def engine_training(
+    model, world, config, edit, steps: int = STEPS, backwards: int = 1, **faults
+) -> list[dict[str, torch.Tensor]]:
     accumulation = config["gradient_accumulation_steps"]
 
     def run(rank, _):
@@ -39,7 +48,9 @@ def engine_training(model, world, config, edit, steps: int = STEPS, backwards: i
         for step in range(steps):
             for micro in range(accumulation):
                 for turn in range(backwards):
-                    engine.backward(engine(*part_of_batch(token_batch(step + 10 * turn), world, rank, micro, accumulation)))
+                    engine.backward(
+                        engine(*part_of_batch(token_batch(step + 10 * turn), world, rank, micro, accumulation))
+                    )
                     if micro + 1 == accumulation:
                         edit(engine.module, step)
                 if micro + 1 < accumulation:
@@ -54,7 +65,9 @@ def engine_training(model, world, config, edit, steps: int = STEPS, backwards: i
 def assert_same(found: list[dict[str, torch.Tensor]], expected: dict[str, torch.Tensor], atol: float) -> None:
     for of_rank in found:
         for name, value in expected.items():
-            torch.testing.assert_close(of_rank[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                of_rank[name], value, rtol=0, atol=atol, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def configuration(stage: int, accumulation: int = 1, **sections):
@@ -71,14 +84,21 @@ def test_gradient_is_the_mean_in_the_type_of_the_parameter(stage, world, precisi
     model = small_net()
 
     def run(rank, _):
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=configuration(stage, 2, **PRECISIONS[precision]))
+        engine, *_ = zeropage.initialize(
+            model=copy.deepcopy(model), config=configuration(stage, 2, **PRECISIONS[precision])
+        )
         for micro in range(2):
             assert all(p.grad is None for p in engine.module.parameters())
             engine.backward(engine(*part_of_batch(token_batch(0), world, rank, micro, 2)))
             if micro == 0:
                 engine.step()
         for p in engine.module.parameters():
-            assert (p.grad.shape, p.grad.dtype, p.grad.stride(), p.grad.requires_grad) == (p.shape, p.dtype, p.stride(), False)
+            assert (p.grad.shape, p.grad.dtype, p.grad.stride(), p.grad.requires_grad) == (
+                p.shape,
+                p.dtype,
+                p.stride(),
+                False,
+            )
         vector = torch.nn.utils.parameters_to_vector([p.grad for p in engine.module.parameters()]).clone()
         assert torch.equal(vector, torch.cat([p.grad.flatten() for p in engine.module.parameters()]))
         return vector.float()
@@ -149,7 +169,8 @@ def test_writes_take_effect(edit, stage, world):
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("precision", ("bf16", "fp16"))
 def test_writes_take_effect_in_16_bit(precision, stage):
-    """Catches a scale that is applied twice or not at all, and sums that lose their precision where nothing was written."""
+    """Catches a scale that is applied twice or not at all, and sums that lose their precision where nothing was
+    written."""
     model = small_net()
 
     def touch_and_write(model, step):
@@ -167,8 +188,8 @@ def test_writes_take_effect_in_16_bit(precision, stage):
 @pytest.mark.parametrize("stage", (2, 3))
 @pytest.mark.parametrize("place", ("cpu", "nvme", "few frames"))
 def test_gradients_that_live_elsewhere(place, stage, tmp_path):
-    """Catches updates that begin during the backward and use the gradient from before the program wrote it, drives that keep that old gradient,
-    and memory of written gradients that is given back too early."""
+    """Catches updates that begin during the backward and use the gradient from before the program wrote it, drives that
+    keep that old gradient, and memory of written gradients that is given back too early."""
     zero = {
         "cpu": {"offload_optimizer": {"device": "cpu"}},
         "nvme": {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}},
@@ -182,7 +203,9 @@ def test_gradients_that_live_elsewhere(place, stage, tmp_path):
         clip_one_by_one(model, step)
         write_in_place(model, step)
 
-    config = configuration(stage, zero_optimization=zero, zeropage={"speculation_bytes": 1 << 24} if place == "cpu" else {})
+    config = configuration(
+        stage, zero_optimization=zero, zeropage={"speculation_bytes": 1 << 24} if place == "cpu" else {}
+    )
     assert_same(engine_training(model, 2, config, read_and_write), plain_training(model, read_and_write), atol=3e-5)
 
 
@@ -200,7 +223,8 @@ def test_a_second_backward_adds_to_what_was_written(stage, world):
 
 @pytest.mark.parametrize(("stage", "world"), PLACES)
 def test_kept_gradients_keep_their_values(stage, world):
-    """Catches memory of the next window under a gradient that the program has kept: tensors, detached ones, and views."""
+    """Catches memory of the next window under a gradient that the program has kept: tensors, detached ones, and
+    views."""
 
     def run(rank, _):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(small_net()), config=configuration(stage))
@@ -288,7 +312,9 @@ def test_one_rank_alone_is_told_where_gradients_are_gathered():
         else:
             threading.Event().wait(3)
 
-    with pytest.raises(errors.TimeoutError, match="mean gradients of page .* all of them must touch gradients in the same order"):
+    with pytest.raises(
+        errors.TimeoutError, match="mean gradients of page .* all of them must touch gradients in the same order"
+    ):
         run_ranks(2, run, timeout_s=4.0, two_sided=True)
 
 

@@ -44,7 +44,9 @@ def layers() -> torch.nn.Module:
 def test_the_plan_counts_what_the_engine_counts(ranks, precision):
     """Catches a formula that differs from the bytes an engine holds, at any stage; an engine has padding besides."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    rows = [row for row in zeropage.plan(layers(), num_gpus=ranks, precision=precision).rows if row["offload"] == "none"]
+    rows = [
+        row for row in zeropage.plan(layers(), num_gpus=ranks, precision=precision).rows if row["offload"] == "none"
+    ]
     assert [row["stage"] for row in rows] == [0, 1, 2, 3]
 
     def held(rank, communicator):
@@ -89,7 +91,8 @@ def test_a_path_is_read(tmp_path):
     assert zeropage.plan(tmp_path).model["parameters"] == 124_439_808
 
 
-# The figures that DeepSpeed's documentation prints for a model of 2851M parameters with a largest layer of 32M, one node of 8 GPUs.
+# The figures that DeepSpeed's documentation prints for a model of 2851M parameters with a largest layer of 32M, one
+# node of 8 GPUs.
 @pytest.mark.parametrize(
     ("offload", "offload_params", "zero_init", "host_gib", "gpu_gib"),
     [
@@ -123,7 +126,9 @@ def test_stage_2_estimates_are_the_published_ones():
 
 def test_estimates_of_a_model_are_printed(capsys):
     """Catches a shared weight that is counted twice, and a largest layer that includes its children."""
-    model = torch.nn.Sequential(torch.nn.Embedding(4000, 1000), torch.nn.Linear(1000, 4000, bias=False), torch.nn.Linear(1000, 3000))
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(4000, 1000), torch.nn.Linear(1000, 4000, bias=False), torch.nn.Linear(1000, 3000)
+    )
     model[1].weight = model[0].weight
     stage3.estimate_zero3_model_states_mem_needs_all_live(model, num_gpus_per_node=2, num_nodes=1)
     printed = capsys.readouterr().out

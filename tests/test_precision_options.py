@@ -43,7 +43,9 @@ def test_autocast_is_torchs(stage):
 
 def test_autocast_leaves_fp32():
     """Catches parameters that are cast, and an autocast that stays on behind the forward."""
-    engine = zeropage.initialize(model=torch.nn.Linear(4, 4), config={**config_of(0), "torch_autocast": {"enabled": True}})[0]
+    engine = zeropage.initialize(
+        model=torch.nn.Linear(4, 4), config={**config_of(0), "torch_autocast": {"enabled": True}}
+    )[0]
     out = engine(torch.ones(2, 4))
     assert out.dtype == torch.bfloat16 and engine.module.weight.dtype == torch.float32
     assert not torch.is_autocast_enabled("cpu")
@@ -51,12 +53,18 @@ def test_autocast_leaves_fp32():
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_autocast_to_fp16_scales_losses(stage):
-    """Catches an autocast to fp16 whose small gradients vanish, and one whose overflows are not skipped on all ranks."""
-    scaled = {"torch_autocast": {"enabled": True, "dtype": "fp16"}, "fp16": {"enabled": False, "initial_scale_power": 10, "hysteresis": 1}}
+    """Catches an autocast to fp16 whose small gradients vanish, and one whose overflows are not skipped on all
+    ranks."""
+    scaled = {
+        "torch_autocast": {"enabled": True, "dtype": "fp16"},
+        "fp16": {"enabled": False, "initial_scale_power": 10, "hysteresis": 1},
+    }
     model = small_net()
 
     def run(rank: int, communicator: Any) -> list[float]:
-        engine = zeropage.initialize(model=copy.deepcopy(model), config=config_of(stage, zeropage={"page_numel": 5000}, **scaled))[0]
+        engine = zeropage.initialize(
+            model=copy.deepcopy(model), config=config_of(stage, zeropage={"page_numel": 5000}, **scaled)
+        )[0]
         scales = []
         for step in range(4):
             loss = engine(*part_of_batch(token_batch(step), 2, rank))
@@ -80,7 +88,8 @@ def test_own_masters_have_the_same_bits_whoever_updates(sections):
 
     expected = parameters(2)
     assert torch.equal(parameters(3), expected)
-    # Stages 0 and 1 round sums of gradients at other places: a parameter may come to the next value of 16 bits at each step.
+    # Stages 0 and 1 round sums of gradients at other places: a parameter may come to the next value of 16 bits at each
+    # step.
     assert (parameters(1) - expected).abs().mean().item() < 2e-3
     assert not torch.equal(expected, flat_parameters(small_net()))
 
@@ -103,7 +112,8 @@ def test_own_masters_train_where_rounding_to_nearest_stands_still():
 
 @pytest.mark.parametrize("stage", (0, 2))
 def test_own_masters_take_their_bytes(stage):
-    """Catches masters that are kept all the same, and a formula that counts them: 2 B parameter, 2 B gradient, 8 B of Adam."""
+    """Catches masters that are kept all the same, and a formula that counts them: 2 B parameter, 2 B gradient, 8 B of
+    Adam."""
     model = torch.nn.Linear(256, 256, bias=False)
     engine = zeropage.initialize(model=model, config=config_of(stage, batch=1, **BF16_MASTERS))[0]
     engine.backward(engine.module.weight.float().sum())  # one rank has gradients between backward and step only
@@ -111,7 +121,11 @@ def test_own_masters_take_their_bytes(stage):
     measured = memory.ranks[0]
     numel = 1 << 16
     assert (measured["parameters"], measured["gradients"], measured["optimizer"]) == (2 * numel, 2 * numel, 8 * numel)
-    assert (memory.formula.parameters, memory.formula.gradients, memory.formula.optimizer) == (2 * numel, 2 * numel, 8 * numel)
+    assert (memory.formula.parameters, memory.formula.gradients, memory.formula.optimizer) == (
+        2 * numel,
+        2 * numel,
+        8 * numel,
+    )
 
 
 def test_own_masters_resume(tmp_path):
@@ -135,6 +149,9 @@ def test_own_masters_resume(tmp_path):
 def test_own_masters_and_updates_that_need_masters():
     """Catches Lamb or an optimizer of torch that would work on rounded values."""
     for optimizer in ("Lamb", "RMSprop"):
-        config = {**config_of(0, **BF16_MASTERS), "optimizer": {"type": optimizer, "params": {"weight_decay": WEIGHT_DECAY}}}
+        config = {
+            **config_of(0, **BF16_MASTERS),
+            "optimizer": {"type": optimizer, "params": {"weight_decay": WEIGHT_DECAY}},
+        }
         with pytest.raises(errors.ConfigError, match="master_weights_and_grads"):
             zeropage.initialize(model=small_net(), config=config)

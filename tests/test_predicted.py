@@ -1,5 +1,6 @@
-"""What `zeropage plan` predicts against what engines take: bytes of each kind, and the peak, by the engine's own accounting and by the
-memory of the processes. Each rank is a process that measures one row of the plan after the other."""
+"""What `zeropage plan` predicts against what engines take: bytes of each kind, and the peak, by the engine's own
+accounting and by the memory of the processes. Each rank is a process that measures one row of the plan after the
+other."""
 
 import gc
 import json
@@ -36,7 +37,8 @@ MODELS = {"transformer": transformer, "layers": layers}
 
 
 def rows_of(ranks: int, model: str, precision: str, folder: str) -> list[dict]:
-    """Those that this version runs; on more than two ranks one kind of offload is enough. Parameters on a drive: tests/test_nvme_parameters.py."""
+    """Those that this version runs; on more than two ranks one kind of offload is enough. Parameters on a drive:
+    tests/test_nvme_parameters.py."""
     rows = [row for row in zeropage.plan(MODELS[model](), num_gpus=ranks, precision=precision).rows if row["available"]]
     rows = [row for row in rows if not row["offload"].endswith("parameters: disk")]
     if ranks > 2:
@@ -49,9 +51,10 @@ def rows_of(ranks: int, model: str, precision: str, folder: str) -> list[dict]:
 
 
 def train(model: str, precision: str, config: dict) -> dict:
-    """Three steps. Bytes by kind on device and host; the peak of all together in the last step, looked at whenever a gradient comes (the
-    first backward only guesses the order of pages, and may hold more); and what the process held beyond what it did before, just
-    before the last backward: everything has been touched then, and what is gathered is."""
+    """Three steps. Bytes by kind on device and host; the peak of all together in the last step, looked at whenever a
+    gradient comes (the first backward only guesses the order of pages, and may hold more); and what the process held
+    beyond what it did before, just before the last backward: everything has been touched then, and what is gathered
+    is."""
     gc.collect()
     before = own_memory_bytes()
     module = MODELS[model]()
@@ -67,14 +70,18 @@ def train(model: str, precision: str, config: dict) -> dict:
         if step == 2:
             for parameter in module.parameters():
                 parameter.register_hook(look)
-        out = engine(torch.arange(17).unsqueeze(0)) if model == "transformer" else engine(inputs).float().square().mean()
+        out = (
+            engine(torch.arange(17).unsqueeze(0)) if model == "transformer" else engine(inputs).float().square().mean()
+        )
         engine._communicator.barrier()  # memory that ranks share is shared out among those that use it
         held = own_memory_bytes() - before
         engine._communicator.barrier()
         engine.backward(out)
         del out
         engine.step()
-    device, host = ({kind: peak if kind == "gradients" else now for kind, (now, peak) in tier().items()} for tier in tiers)
+    device, host = (
+        {kind: peak if kind == "gradients" else now for kind, (now, peak) in tier().items()} for tier in tiers
+    )
     engine.destroy()
     return {"device": device, "host": host, "peak": max(seen), "process": held}
 
@@ -90,7 +97,8 @@ def train_rows(ranks: int, model: str, precision: str, folder: str) -> list[dict
     [(1, "layers", "bf16"), (2, "transformer", "fp32"), (4, "layers", "bf16")],
 )
 def test_the_plan_is_what_engines_take(ranks: int, model: str, precision: str, tmp_path: Path) -> None:
-    """Catches a plan that forgets a kind of memory, counts it at the wrong place, or state that an engine keeps twice."""
+    """Catches a plan that forgets a kind of memory, counts it at the wrong place, or state that an engine keeps
+    twice."""
     rows = rows_of(ranks, model, precision, str(tmp_path))
     assert len(rows) >= 5
     arguments = json.dumps({"ranks": ranks, "model": model, "precision": precision, "folder": str(tmp_path)})
@@ -101,8 +109,12 @@ def test_the_plan_is_what_engines_take(ranks: int, model: str, precision: str, t
         for results in by_rank:
             device, host = results[i]["device"], results[i]["host"]
             for kind in KINDS:
-                assert device[kind] == pytest.approx(row[f"{kind}_bytes"], rel=BYTES_TOLERANCE, abs=PADDING), f"{where}: {kind}"
-            tolerance = PEAK_TOLERANCE if "disk" in row["offload"] else BYTES_TOLERANCE  # a disk's buffers are the largest pages
+                assert device[kind] == pytest.approx(row[f"{kind}_bytes"], rel=BYTES_TOLERANCE, abs=PADDING), (
+                    f"{where}: {kind}"
+                )
+            tolerance = (
+                PEAK_TOLERANCE if "disk" in row["offload"] else BYTES_TOLERANCE
+            )  # a disk's buffers are the largest pages
             on_host = row["host_bytes"] - row["undo_log_bytes"]  # which engines on a CPU do without
             assert sum(host.values()) == pytest.approx(on_host, rel=tolerance), where
             predicted = state + row["frames_bytes"] + row["buckets_bytes"] + on_host
@@ -111,5 +123,9 @@ def test_the_plan_is_what_engines_take(ranks: int, model: str, precision: str, t
         later = row["gradients_bytes"] if ranks == 1 and row["stage"] >= 2 else 0
         shares = [results[i]["process"] / (predicted - later) for results in by_rank]
         peaks = [results[i]["peak"] / predicted for results in by_rank]
-        print(f"{ranks} ranks, {model} in {precision}, {where}: of the plan's peak the engines hold {max(peaks):.3f}, processes {shares}")
-        assert sum(shares) / ranks == pytest.approx(1, rel=PEAK_TOLERANCE), f"{where}: the processes, of the plan's peak: {shares}"
+        print(
+            f"{ranks} ranks, {model} in {precision}, {where}: of the plan's peak the engines hold {max(peaks):.3f}, processes {shares}"
+        )
+        assert sum(shares) / ranks == pytest.approx(1, rel=PEAK_TOLERANCE), (
+            f"{where}: the processes, of the plan's peak: {shares}"
+        )

@@ -1,4 +1,5 @@
-"""SIGTERM: the step under way ends, there is a checkpoint, the exit code is 0; and a job that is started again goes on from it."""
+"""SIGTERM: the step under way ends, there is a checkpoint, the exit code is 0; and a job that is started again goes on
+from it."""
 
 import os
 import re
@@ -40,12 +41,31 @@ for step in range(first, {steps}):
 """
 
 
-def launch(tmp_path: Path, *options: str, ranks: int = 2, die_at: int = -1, steps: int = 6, preemptible: bool = False, grace_s: float = 20, after_step="pass"):
+def launch(
+    tmp_path: Path,
+    *options: str,
+    ranks: int = 2,
+    die_at: int = -1,
+    steps: int = 6,
+    preemptible: bool = False,
+    grace_s: float = 20,
+    after_step="pass",
+):
     script = tmp_path / "script.py"
     paths = [str(Path(__file__).resolve().parent)]
-    script.write_text(SCRIPT.format(paths=paths, steps=steps, preemptible=preemptible, grace_s=grace_s, after_step=after_step))
+    script.write_text(
+        SCRIPT.format(paths=paths, steps=steps, preemptible=preemptible, grace_s=grace_s, after_step=after_step)
+    )
     command = os.environ.get("ZEROPAGE_COMMAND", "zeropage")
-    arguments = [command, f"--num_gpus={ranks}", "--no_local_rank", *options, str(script), str(tmp_path / "ckpt"), str(die_at)]
+    arguments = [
+        command,
+        f"--num_gpus={ranks}",
+        "--no_local_rank",
+        *options,
+        str(script),
+        str(tmp_path / "ckpt"),
+        str(die_at),
+    ]
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -54,7 +74,12 @@ def straight_losses(steps: int) -> list[set[str]]:
     """Of the same run without an accident, on ranks that are threads; per step, those of both ranks."""
 
     def run(rank: int, communicator: Any) -> list[str]:
-        return [f"{loss:.9e}" for loss in train_engine(zeropage.initialize(model=models[rank], config=config_of(2))[0], 2, rank, steps).losses]
+        return [
+            f"{loss:.9e}"
+            for loss in train_engine(
+                zeropage.initialize(model=models[rank], config=config_of(2))[0], 2, rank, steps
+            ).losses
+        ]
 
     models = [small_net(0), small_net(0)]
     return [set(losses) for losses in zip(*run_ranks(2, run), strict=True)]
@@ -65,7 +90,9 @@ def test_a_killed_job_is_started_again_and_goes_on_with_the_same_losses(tmp_path
     job = launch(tmp_path, "--max_restarts=1", die_at=3)
     output = job.communicate(timeout=120)[0]
     assert job.returncode == 0, output
-    assert "starting the job again (1 of 1)" in output and "step 4 of 3+" in output and "step 4 of 0+" not in output, output
+    assert "starting the job again (1 of 1)" in output and "step 4 of 3+" in output and "step 4 of 0+" not in output, (
+        output
+    )
     for step, expected in enumerate(straight_losses(6), 1):
         assert set(re.findall(rf"step {step} of \d\+ loss (\S+)", output)) == expected, output
 
@@ -81,7 +108,8 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
 
 @pytest.mark.parametrize("to", ("launcher", "rank"))
 def test_sigterm_saves_and_ends_well(tmp_path, to):
-    """Catches a rank that does not hear of the signal another one got, a step that is cut off, and a wrong exit code."""
+    """Catches a rank that does not hear of the signal another one got, a step that is cut off, and a wrong exit
+    code."""
     job = launch(tmp_path, steps=10_000, preemptible=True, after_step='print("pid", os.getpid(), flush=True)')
     seen = wait_for(job, "[rank 1] pid")
     rank = int(seen.split("[rank 1] pid")[1].split()[0])
@@ -94,7 +122,14 @@ def test_sigterm_saves_and_ends_well(tmp_path, to):
 
 def test_a_run_that_does_not_end_in_time_is_ended(tmp_path):
     """Catches a grace period that only counts while the interpreter runs."""
-    job = launch(tmp_path, ranks=1, steps=2, preemptible=True, grace_s=0.5, after_step='print("ready", flush=True); time.sleep(60)')
+    job = launch(
+        tmp_path,
+        ranks=1,
+        steps=2,
+        preemptible=True,
+        grace_s=0.5,
+        after_step='print("ready", flush=True); time.sleep(60)',
+    )
     wait_for(job, "ready")
     begun = time.monotonic()
     job.send_signal(signal.SIGTERM)

@@ -19,7 +19,8 @@ from zeropage import distributed
 
 
 def make_and_destroy_groups(late_rank: int) -> list[float]:
-    """One group of torch's own, then three of zeropage; `late_rank` destroys each later than the other. Their sums over the ranks."""
+    """One group of torch's own, then three of zeropage; `late_rank` destroys each later than the other. Their sums over
+    the ranks."""
     import torch.distributed as dist
 
     import zeropage.comm as comm
@@ -37,14 +38,18 @@ def make_and_destroy_groups(late_rank: int) -> list[float]:
 
 
 def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
-    """Catches a rank that meets the others through the store, or by the addresses, of groups that were destroyed before."""
+    """Catches a rank that meets the others through the store, or by the addresses, of groups that were destroyed
+    before."""
     for late_rank in (0, 1):
         arguments = json.dumps({"late_rank": late_rank})
-        assert run_processes(2, "test_process_groups", "make_and_destroy_groups", arguments, tmp_path) == [[3.0] * 4] * 2
+        assert (
+            run_processes(2, "test_process_groups", "make_and_destroy_groups", arguments, tmp_path) == [[3.0] * 4] * 2
+        )
 
 
 def use_torch_after_initialize(dist_init_required: bool | None) -> list[Any]:
-    """The indices that a DistributedSampler gives this rank and a sum over the ranks; or that there is no default group."""
+    """The indices that a DistributedSampler gives this rank and a sum over the ranks; or that there is no default
+    group."""
     import torch.distributed as dist
 
     config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
@@ -57,20 +62,28 @@ def use_torch_after_initialize(dist_init_required: bool | None) -> list[Any]:
 
 
 def test_scripts_use_torchs_collectives_after_initialize(tmp_path: Path):
-    """Catches CPU ranks whose DistributedSampler or all_reduce ends in "Default process group has not been initialized"."""
+    """Catches CPU ranks whose DistributedSampler or all_reduce ends in "Default process group has not been
+    initialized"."""
     for required, expected in ((None, [[[0, 2], 3.0], [[1, 3], 3.0]]), (False, [[], []])):
         arguments = json.dumps({"dist_init_required": required})
         assert run_processes(2, "test_process_groups", "use_torch_after_initialize", arguments, tmp_path) == expected
 
 
 @pytest.mark.parametrize(("named", "expected"), [("cpu", "cpu"), ("cpu:0", "cpu"), ("", "cuda:0")])
-def test_the_group_is_for_the_device_that_initialize_would_choose(monkeypatch: pytest.MonkeyPatch, named: str, expected: str):
+def test_the_group_is_for_the_device_that_initialize_would_choose(
+    monkeypatch: pytest.MonkeyPatch, named: str, expected: str
+):
     """Catches a default group for an accelerator where ZEROPAGE_DEVICE says that the engines run on the CPU."""
     import zeropage.comm as comm
 
     made: list[torch.device] = []
     monkeypatch.setattr(comm, "make_default_group", lambda device, *_: made.append(device))
-    for name, value in {"is_available": True, "current_accelerator": torch.device("cuda"), "device_count": 1, "set_device_index": None}.items():
+    for name, value in {
+        "is_available": True,
+        "current_accelerator": torch.device("cuda"),
+        "device_count": 1,
+        "set_device_index": None,
+    }.items():
         monkeypatch.setattr(torch.accelerator, name, lambda *_, value=value: value)
     monkeypatch.setenv("ZEROPAGE_DEVICE", named)
     comm.init_distributed()
@@ -89,8 +102,11 @@ def test_the_group_of_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("kind", ["store", "file"])
 @pytest.mark.parametrize(("uuids", "expected"), [(("one", "two"), "nccl"), (("one", "one"), "gloo")])
-def test_nccl_is_for_ranks_that_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, uuids: tuple[str, str], expected: str):
-    """Catches ranks that count the GPUs they see: where Slurm shows each rank its own they see one, and would use gloo."""
+def test_nccl_is_for_ranks_that_have_a_gpu_each(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, uuids: tuple[str, str], expected: str
+):
+    """Catches ranks that count the GPUs they see: where Slurm shows each rank its own they see one, and would use
+    gloo."""
     rank_of_thread, backends = threading.local(), {}
 
     def properties(device: torch.device) -> SimpleNamespace:
@@ -109,7 +125,9 @@ def test_nccl_is_for_ranks_that_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch,
         rank_of_thread.rank = rank
         place = {"store": store} if kind == "store" else {"init_method": f"file://{tmp_path}/meeting"}
         meeting = {**place, "rank": rank, "world_size": 2}
-        distributed.init_process_group(torch.device("cuda:0"), distributed.World(rank, rank, 2, 2), None, timedelta(seconds=20), meeting)
+        distributed.init_process_group(
+            torch.device("cuda:0"), distributed.World(rank, rank, 2, 2), None, timedelta(seconds=20), meeting
+        )
 
     with ThreadPoolExecutor(2) as ranks:
         list(ranks.map(start, range(2)))
@@ -117,10 +135,13 @@ def test_nccl_is_for_ranks_that_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_one_rank_has_no_groups():
-    """Catches an engine of one rank that makes process groups, which nobody ends, and one that trains otherwise without."""
+    """Catches an engine of one rank that makes process groups, which nobody ends, and one that trains otherwise
+    without."""
     finals = []
     for communicator in ("auto", "c10d"):
-        engine, *_ = zeropage.initialize(model=small_net(0), config=config_of(2, zeropage={"communicator": communicator}))
+        engine, *_ = zeropage.initialize(
+            model=small_net(0), config=config_of(2, zeropage={"communicator": communicator})
+        )
         finals.append(train_engine(engine, 1, 0, 3).parameters)
         engine.destroy()
     assert not torch.distributed.is_initialized()

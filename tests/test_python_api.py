@@ -124,7 +124,10 @@ def assert_same(ours: nn.Module, plain: nn.Module) -> None:
 
 
 def two_groups(model):
-    return [{"params": list(model[0].parameters()), "lr": 3e-2}, {"params": list(model[2].parameters()) + list(model[3].parameters())}]
+    return [
+        {"params": list(model[0].parameters()), "lr": 3e-2},
+        {"params": list(model[2].parameters()) + list(model[3].parameters())},
+    ]
 
 
 @pytest.mark.parametrize("kind", ["object", "callable", "adam", "groups"])
@@ -155,7 +158,9 @@ def test_what_is_no_optimizer_is_refused():
     with pytest.raises(errors.ConfigError, match="list.*torch.optim.Optimizer"):
         zeropage.initialize(model=model, optimizer=list(model.parameters()), config=WITHOUT_OPTIMIZER)
     with pytest.raises(errors.ConfigError, match="differentiable"):
-        zeropage.initialize(model=model, optimizer=torch.optim.Adam(model.parameters(), differentiable=True), config=WITHOUT_OPTIMIZER)
+        zeropage.initialize(
+            model=model, optimizer=torch.optim.Adam(model.parameters(), differentiable=True), config=WITHOUT_OPTIMIZER
+        )
 
 
 def test_rates_are_readable_and_writable():
@@ -198,7 +203,9 @@ def test_torch_schedulers(built_on, recwarn):
     else:
         model = make_model()
         client = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
-        engine, *_ = zeropage.initialize(model=model, optimizer=client, lr_scheduler=make_scheduler(client), config=WITHOUT_OPTIMIZER)
+        engine, *_ = zeropage.initialize(
+            model=model, optimizer=client, lr_scheduler=make_scheduler(client), config=WITHOUT_OPTIMIZER
+        )
         torch.manual_seed(5)
         for _ in range(5):
             engine.backward(engine(torch.randn(8, 4)).square().mean())
@@ -324,7 +331,9 @@ def test_engine_stands_for_its_module():
         engine.global_steps
 
 
-@pytest.mark.parametrize(("section", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), (None, torch.float32)])
+@pytest.mark.parametrize(
+    ("section", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16), (None, torch.float32)]
+)
 def test_precision(section, dtype):
     """Catches parameters that stay in another type, and buffers that do not."""
     config = {**CONFIG, **({section: {"enabled": True}} if section else {})}
@@ -434,7 +443,8 @@ def test_first_failure_is_raised_and_ends_the_others():
 
 
 def test_errors_of_a_gather_keep_their_class_and_come_again():
-    """Catches a failure inside an operator that arrives as a plain RuntimeError, and a page that a failed gather leaves broken."""
+    """Catches a failure inside an operator that arrives as a plain RuntimeError, and a page that a failed gather leaves
+    broken."""
     base = make_model()
     config = {**CONFIG, "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}}
     both_ready = threading.Barrier(2)
@@ -476,5 +486,7 @@ def test_import_is_cheap():
     code = "import time, torch; start = time.perf_counter(); import zeropage; print(time.perf_counter() - start)"
     environment = {"PYTHONPATH": str(Path(zeropage.__file__).parent.parent)}
     command = [sys.executable, "-c", code]
-    seconds = [float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) for _ in range(2)]
+    seconds = [
+        float(subprocess.run(command, env=environment, capture_output=True, check=True).stdout) for _ in range(2)
+    ]
     assert min(seconds) < 0.2

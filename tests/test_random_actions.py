@@ -1,4 +1,5 @@
-"""Random sequences of what programs do between steps, drawn from a seed, against the same sequence in plain PyTorch, at every stage."""
+"""Random sequences of what programs do between steps, drawn from a seed, against the same sequence in plain PyTorch, at
+every stage."""
 
 import copy
 import os
@@ -66,7 +67,11 @@ def draw(seed: int) -> list[tuple[str, Any]]:
     actions = []
     for _ in range(STEPS):
         action = rng.choice(ACTIONS)
-        choice = {"accumulate": rng.choice([1, 2, 4]), "learning rate": rng.choice([1e-3, 5e-3]), "add": rng.randint(1, 9)}
+        choice = {
+            "accumulate": rng.choice([1, 2, 4]),
+            "learning rate": rng.choice([1e-3, 5e-3]),
+            "add": rng.randint(1, 9),
+        }
         actions.append((action, choice.get(action, rng.choice(LAYERS))))
     return actions
 
@@ -83,7 +88,9 @@ def change(model: Net, action: str, what: Any) -> None:
             elif action == "replace":
                 parameter.data = parameter.detach() * 1.1
             else:
-                torch.utils.swap_tensors(parameter, nn.Parameter(parameter.detach() * 0.8, requires_grad=parameter.requires_grad))
+                torch.utils.swap_tensors(
+                    parameter, nn.Parameter(parameter.detach() * 0.8, requires_grad=parameter.requires_grad)
+                )
     elif action == "add":
         model.heads.append(head(what))
     elif action == "generate":
@@ -120,7 +127,9 @@ def on_plain(actions: list[tuple[str, Any]]) -> torch.Tensor:
 
 def on_rank(rank: int, stage: int, actions: list[tuple[str, Any]], folder: Any) -> torch.Tensor:
     own = {"page_numel": random.Random(str(actions)).choice([1, 5000, 1 << 20])}
-    engine, optimizer, *_ = zeropage.initialize(model=Net(), config=config_of(stage, batch=8, eps=DAMPING_EPS, zeropage=own))
+    engine, optimizer, *_ = zeropage.initialize(
+        model=Net(), config=config_of(stage, batch=8, eps=DAMPING_EPS, zeropage=own)
+    )
     for step, (action, what) in enumerate(actions):
         change(engine.module, action, what)
         if action == "add":
@@ -146,12 +155,14 @@ def on_rank(rank: int, stage: int, actions: list[tuple[str, Any]], folder: Any) 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_random_actions(stage: int, tmp_path):
-    """Catches any sequence of freezing, unfreezing, accumulating, editing, exchanging, adding, saving and loading that trains another model than
-    PyTorch. The sequence and its seed are in the message."""
+    """Catches any sequence of freezing, unfreezing, accumulating, editing, exchanging, adding, saving and loading that
+    trains another model than PyTorch. The sequence and its seed are in the message."""
     for seed in range(SEQUENCES * stage, SEQUENCES * (stage + 1)):
         actions = draw(seed)
         expected = on_plain(copy.deepcopy(actions))
-        found = run_ranks(WORLD, lambda rank, _, actions=actions, seed=seed: on_rank(rank, stage, actions, tmp_path / str(seed)))
+        found = run_ranks(
+            WORLD, lambda rank, _, actions=actions, seed=seed: on_rank(rank, stage, actions, tmp_path / str(seed))
+        )
         for rank, parameters in enumerate(found):
             difference = (parameters - expected).abs().max().item()
             assert difference < 2e-5, f"seed {seed}, rank {rank}: {difference} after {actions}"

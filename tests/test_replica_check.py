@@ -1,4 +1,5 @@
-"""A bit that flips in one rank's parameters: found within `zeropage.replica_check_steps` steps, with rank, page and parameter."""
+"""A bit that flips in one rank's parameters: found within `zeropage.replica_check_steps` steps, with rank, page and
+parameter."""
 
 import copy
 import ctypes
@@ -45,7 +46,8 @@ def test_a_flipped_bit_is_found_and_named(name):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_ranks_that_agree_are_left_alone(stage):
-    """Catches padding, or a page that is still under way, taken for a difference; and a check that 0 does not turn off."""
+    """Catches padding, or a page that is still under way, taken for a difference; and a check that 0 does not turn
+    off."""
     model = small_net()
     assert run_ranks(WORLD, lambda rank, communicator: train(model, stage, rank, 1, None)) == [6] * WORLD
     if stage == 0:

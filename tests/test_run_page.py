@@ -104,7 +104,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_shows_what_the_file_says(tmp_path):
-    """Catches figures of another step than the last, of a step that was done twice, and text that breaks the document."""
+    """Catches figures of another step than the last, of a step that was done twice, and text that breaks the
+    document."""
     pages = {"record": "pages", "step": 3, "pages": [["page 0 (<a> & 'b')", 4096, 7, 5], ["page 1 (idle)", 4096, 0, 0]]}
     records = [RUN, step(1), step(2, loss=9.0), RUN, step(2, loss=1.25), step(3, loss=0.75), pages]
     path = write(tmp_path / "first.jsonl", *records, tail='{"record": "st')
@@ -137,14 +138,21 @@ BROWSER = find_browser()
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")
 def test_the_page_in_a_browser(tmp_path):
-    """Catches errors that only a browser finds, requests for what is not in the file, and charts that stick out of a phone."""
-    pages = {"record": "pages", "step": 30, "pages": [[f"page {i} (a.very.long.{'name.' * 12}weight)", 4096, i, i] for i in range(30)]}
+    """Catches errors that only a browser finds, requests for what is not in the file, and charts that stick out of a
+    phone."""
+    pages = {
+        "record": "pages",
+        "step": 30,
+        "pages": [[f"page {i} (a.very.long.{'name.' * 12}weight)", 4096, i, i] for i in range(30)],
+    }
     path = write(tmp_path / "run.jsonl", RUN, *[step(n, loss=3 / n) for n in range(1, 31)], pages)
     page = path.with_suffix(".html")
     page.write_text(run_page.page_of(run_page.read_run(path)))
     broken = tmp_path / "broken.html"
     viewport = "<meta name=viewport content='width=device-width,initial-scale=1'>"
-    broken.write_text(f"{viewport}<script>console.error('said'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>")
+    broken.write_text(
+        f"{viewport}<script>console.error('said'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>"
+    )
     with Browser(BROWSER, tmp_path / "profile") as browser:
         phone, desk, bad = browser.open(page, 390), browser.open(page, 1180), browser.open(broken, 390)
     for opened, width, columns in ((phone, 390, 1), (desk, 1180, 2)):
@@ -207,7 +215,8 @@ def damaged(record: dict, generator: random.Random) -> dict:
 
 
 def test_a_hostile_file_gives_a_harmless_page(tmp_path):
-    """Catches text of the file that becomes an element, an attribute or a script of the page, and values that end the command."""
+    """Catches text of the file that becomes an element, an attribute or a script of the page, and values that end the
+    command."""
     pages = {"record": "pages", "step": 3, "pages": [["page 0", 4096, 7, 5], ["page 1", 4096, 1, 0]]}
     records = [RUN, *map(step, range(1, 5)), pages]
     harmless = set(Page(run_page.page_of(run_page.read_run(write(tmp_path / "run.jsonl", *records)))).tags) | {"circle"}
@@ -230,7 +239,11 @@ def test_all_text_is_escaped_in_one_place():
     """Catches markup that is put together by hand, beside the function that escapes."""
     for name in ("run_page", "svg_charts"):
         source = (ROOT / "python" / "zeropage" / "tools" / f"{name}.py").read_text()
-        by_hand = [line for line in source.splitlines() if re.search(r"""f["'].*<[a-z/]|["']</?[a-z]""", line) and "doctype" not in line]
+        by_hand = [
+            line
+            for line in source.splitlines()
+            if re.search(r"""f["'].*<[a-z/]|["']</?[a-z]""", line) and "doctype" not in line
+        ]
         assert by_hand == [], name
 
 
@@ -238,7 +251,14 @@ def test_torn_lines_are_left_out_and_counted(tmp_path, capsys):
     """Catches a report that one torn line in the middle ends, and one that hides that something is missing."""
     path = tmp_path / "run.jsonl"
     torn = json.dumps(step(2))[:100]
-    lines = [json.dumps(RUN), json.dumps(step(1)), torn + json.dumps(RUN), json.dumps(step(3)), "[1]", '{"record": "step"}']
+    lines = [
+        json.dumps(RUN),
+        json.dumps(step(1)),
+        torn + json.dumps(RUN),
+        json.dumps(step(3)),
+        "[1]",
+        '{"record": "step"}',
+    ]
     path.write_bytes("\n".join(lines).encode() + b'\n\xff\xfe\n{"record": "st')
     assert run_page.main([str(path)]) == 0
     said = capsys.readouterr().err
@@ -285,7 +305,9 @@ def test_axes_have_round_ends(low, high):
 
 def test_doctor_says_what_to_do(monkeypatch):
     """Catches a finding without advice, and a machine that is odd in one way and is not examined at all."""
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20, "total": 64 << 20})())
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1 << 20, "total": 64 << 20})()
+    )
     monkeypatch.setattr(doctor, "_HUGE_PAGES", "/nowhere")
     monkeypatch.setattr(doctor.shutil, "which", lambda name: 1 / 0)
     findings = {finding.name: finding for finding in doctor.examine()}
@@ -303,7 +325,9 @@ def test_commands(tmp_path, capsys):
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
     assert doctor.main(["--json"]) == 0
     assert {finding["level"] for finding in json.loads(capsys.readouterr().out)} <= {"ok", "note", "warning"}
-    alias = subprocess.run([Path(sys.prefix) / "bin" / "ds_report", "--json"], capture_output=True, text=True, timeout=60)
+    alias = subprocess.run(
+        [Path(sys.prefix) / "bin" / "ds_report", "--json"], capture_output=True, text=True, timeout=60
+    )
     assert alias.returncode == 0 and json.loads(alias.stdout), alias.stderr
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
     missing = subprocess.run(

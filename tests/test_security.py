@@ -13,12 +13,15 @@ PLANTED = sorted({*sys.stdlib_module_names, "numpy", "sitecustomize", "torch", "
 
 
 def run(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run([COMMAND, *words], cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [COMMAND, *words], cwd=cwd, env=environment(**variables), capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture
 def planted(tmp_path):
-    """A folder with a module for every name that our commands might import; each notes that it ran, and ends the process."""
+    """A folder with a module for every name that our commands might import; each notes that it ran, and ends the
+    process."""
     folder = tmp_path / "planted"
     folder.mkdir()
     for name in PLANTED:
@@ -62,7 +65,9 @@ def test_the_users_script_has_its_folder(planted, tmp_path):
     assert (done.returncode, done.stdout) == (0, "own module\n"), done.stderr
 
 
-@pytest.mark.parametrize("words", [("config", "/dev/zero"), ("--hostfile", "/dev/zero", "train.py"), ("plan", "config.json")])
+@pytest.mark.parametrize(
+    "words", [("config", "/dev/zero"), ("--hostfile", "/dev/zero", "train.py"), ("plan", "config.json")]
+)
 def test_reads_have_an_end(words, tmp_path):
     """Catches a read of what a user names that ends only with the memory."""
     limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); os.execv(sys.argv[1], sys.argv[1:])"
@@ -78,5 +83,7 @@ def test_reads_have_an_end(words, tmp_path):
 def test_a_configuration_may_come_through_a_pipe(tmp_path):
     """Catches `zeropage config <(...)` that finds nothing, or only the first piece."""
     command = f'{COMMAND} config <(sleep 0.2; echo "{{\\"train_batch_size\\": 4}}")'
-    done = subprocess.run(["bash", "-c", command], env={**os.environ, **environment()}, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, **environment()}, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0 and "train_batch_size" in done.stdout, done.stderr

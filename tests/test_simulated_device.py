@@ -1,4 +1,5 @@
-"""The simulated device itself: what a GPU would do it does, and every kind of fault that it is there to find is found when planted."""
+"""The simulated device itself: what a GPU would do it does, and every kind of fault that it is there to find is found
+when planted."""
 
 import copy
 import subprocess
@@ -285,7 +286,9 @@ print(ctypes.c_float.from_address(x.data_ptr()).value)
 
 def test_a_host_that_reads_device_memory_dies():
     """Catches code of the host that follows a pointer into device memory and gets away with it."""
-    died = subprocess.run([sys.executable, "-c", DIES.format(tests=str(HERE))], capture_output=True, text=True, timeout=60)
+    died = subprocess.run(
+        [sys.executable, "-c", DIES.format(tests=str(HERE))], capture_output=True, text=True, timeout=60
+    )
     assert died.returncode < 0
     assert "the host touches memory of simulated:0" in died.stderr
 
@@ -296,7 +299,9 @@ def test_a_host_that_reads_before_the_copy_has_come():
     host.copy_(tensor(64), non_blocking=True)
     time.sleep(0.1)
     host.sum()
-    finds("the host reads page-locked memory that copy to the host on stream 0 of simulated:0 writes", "it has not waited")
+    finds(
+        "the host reads page-locked memory that copy to the host on stream 0 of simulated:0 writes", "it has not waited"
+    )
 
 
 def test_a_host_that_writes_before_the_copy_has_gone():
@@ -335,14 +340,17 @@ def test_two_streams_and_one_page_locked_block(stream: torch.Stream):
 
 
 def test_page_locked_memory_that_is_freed_too_early():
-    """Catches page-locked memory that goes while a copy from its middle is under way; torch knows of copies of whole tensors alone."""
+    """Catches page-locked memory that goes while a copy from its middle is under way; torch knows of copies of whole
+    tensors alone."""
     there = torch.empty(64, device=DEVICE)
     host = torch.ones(64, pin_memory=True)
     there.copy_(host, non_blocking=True)
     del host
     simulated_device.check()
     host = torch.ones(64, pin_memory=True)
-    middle = torch.frombuffer((__import__("ctypes").c_char * 128).from_address(host.data_ptr() + 64), dtype=torch.float32)
+    middle = torch.frombuffer(
+        (__import__("ctypes").c_char * 128).from_address(host.data_ptr() + 64), dtype=torch.float32
+    )
     there[:32].copy_(middle, non_blocking=True)
     del host, middle
     finds("page-locked memory is freed while copy from the host", "nobody has waited for that")

@@ -80,10 +80,13 @@ def test_two_nodes(cluster, trained):
 
 
 def test_srun_zeropage(cluster, trained):
-    """Catches node names that are no names for the resolver, which cost minutes of retries on every rank; and the launcher under srun."""
+    """Catches node names that are no names for the resolver, which cost minutes of retries on every rank; and the
+    launcher under srun."""
     words = ["-N2", "-n2", COMMAND, "-q", "--no_local_rank"]
     done = cluster.run(*words, "train.py", VIRTUAL_ENV=sys.prefix)
-    assert done.returncode != 0 and "host n1 does not resolve" in done.stderr and "the first host of srun" in done.stderr, done.stderr
+    assert (
+        done.returncode != 0 and "host n1 does not resolve" in done.stderr and "the first host of srun" in done.stderr
+    ), done.stderr
     assert "--master_addr" in done.stderr and "Traceback" not in done.stderr
     address = f"--master_addr=127.0.0.1 --master_port={free_port()}".split()
     done = cluster.run(*words, *address, "train.py", VIRTUAL_ENV=sys.prefix, GLOO_SOCKET_IFNAME="lo")
@@ -100,7 +103,14 @@ def test_a_killed_rank_ends_the_job(cluster):
 def test_the_batch_script_of_the_examples(cluster):
     """Catches a script for sbatch that starts no job, or ranks that train alone: two tasks, as the command says."""
     environment = {"PYTHON": sys.executable, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
-    words = ["--wait", "--nodes=2", "--ntasks-per-node=1", "--output=batch.out", EXAMPLES / "slurm.sh", EXAMPLES / "train_gpt.py"]
+    words = [
+        "--wait",
+        "--nodes=2",
+        "--ntasks-per-node=1",
+        "--output=batch.out",
+        EXAMPLES / "slurm.sh",
+        EXAMPLES / "train_gpt.py",
+    ]
     done = subprocess.run(
         ["sbatch", *words, "--steps=2", "--result=batch.json"],
         env={**cluster.environment, **environment},
@@ -123,7 +133,9 @@ def pids(output: str) -> dict[tuple[str, str], int]:
 
 def test_salloc_zeropage(cluster):
     """Catches a launcher in an allocation that starts its ranks elsewhere than Slurm has allocated, or as one rank."""
-    done = cluster.run("-N1", "-n2", COMMAND, "-q", "--no_local_rank", "wait.py", program="salloc", VIRTUAL_ENV=sys.prefix)
+    done = cluster.run(
+        "-N1", "-n2", COMMAND, "-q", "--no_local_rank", "wait.py", program="salloc", VIRTUAL_ENV=sys.prefix
+    )
     assert done.returncode == 0, done.stderr
     assert set(pids(done.stdout)) == {("0", "2"), ("1", "2")}, done.stdout + done.stderr
 

@@ -10,7 +10,11 @@ WARNING = "ranks run different software"
 
 
 def make_engine() -> None:
-    config = {"train_micro_batch_size_per_gpu": 1, "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}}, "zeropage": {"timeout_ms": 60_000}}
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
+        "zeropage": {"timeout_ms": 60_000},
+    }
     zeropage.initialize(model=torch.nn.Linear(3, 1), config=config)
 
 
@@ -26,4 +30,8 @@ def test_other_instructions_are_said_once(differs, tmp_path):
     assert said[1].count(WARNING) == 0
     assert said[0].count(WARNING) == (1 if differs else 0), said
     if differs:
-        assert "rank(s) 1 differ from rank 0" in said[0] and "CPU capability" in said[0] and "ATEN_CPU_CAPABILITY" in said[0]
+        assert (
+            "rank(s) 1 differ from rank 0" in said[0]
+            and "CPU capability" in said[0]
+            and "ATEN_CPU_CAPABILITY" in said[0]
+        )

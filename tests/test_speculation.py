@@ -1,4 +1,5 @@
-"""Updates that go on overlapped with the backward, before the global check of their step: the bits of those that wait, whatever happens in between."""
+"""Updates that go on overlapped with the backward, before the global check of their step: the bits of those that wait,
+whatever happens in between."""
 
 import json
 import random
@@ -45,14 +46,16 @@ def inputs_of(step: int, rank: int) -> torch.Tensor:
 def settings_of(stage: int, precision: str, log_bytes: int, clipping: float, **sections: Any) -> dict[str, Any]:
     zero = {"offload_optimizer": {"device": "cpu"}, "stage3_max_live_parameters": 5000}
     own = {"page_numel": 1, "speculation_bytes": log_bytes, **sections.pop("zeropage", {})}
-    settings = config_of(stage, clipping=clipping, zero_optimization=zero, zeropage=own, **PRECISIONS[precision], **sections)
+    settings = config_of(
+        stage, clipping=clipping, zero_optimization=zero, zeropage=own, **PRECISIONS[precision], **sections
+    )
     settings["optimizer"]["params"]["lr"] = 1e-3
     return settings
 
 
 def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, list[tuple[bool, float]], dict[str, int]]:
-    """1000 steps of two ranks, of which some overflow on one of them and some are clipped, at random. Parameters, what came of each
-    step, and how many had pages ahead on rank 0 and were undone."""
+    """1000 steps of two ranks, of which some overflow on one of them and some are clipped, at random. Parameters, what
+    came of each step, and how many had pages ahead on rank 0 and were undone."""
     settings = settings_of(stage, precision, log_bytes, clipping=5.0)
     base = Tiny()
 
@@ -72,8 +75,8 @@ def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, lis
         model.layers[1].weight.register_hook(poison)
         steps, counts = [], {"ahead": 0, "undone": 0}
         for step in range(STEPS):
-            # The same draws on all ranks. Large factors clip, and some clip only with what the other rank adds. A NaN is in the gradients
-            # of rank 1 alone.
+            # The same draws on all ranks. Large factors clip, and some clip only with what the other rank adds. A NaN
+            # is in the gradients of rank 1 alone.
             factor = 10.0 ** chance.uniform(-0.9, 0.4)
             bad_rank = chance.choice([0, 1] + 10 * [None]) if precision != "fp32" else None
             poisoned = bad_rank == rank
@@ -158,7 +161,8 @@ def gather(engine: Any, rank: int) -> None:
     ],
 )
 def test_what_happens_between_backward_and_step_changes_no_bit(event, undoes, stage, world, precision):
-    """Catches updates by sums, rates or parameters that are no longer those of the step, and parameters that change before it."""
+    """Catches updates by sums, rates or parameters that are no longer those of the step, and parameters that change
+    before it."""
 
     def train_with(log_bytes: int) -> list[tuple[torch.Tensor, list[float], bool, bool]]:
         base = Tiny()
@@ -193,7 +197,8 @@ def test_what_happens_between_backward_and_step_changes_no_bit(event, undoes, st
 
 
 class ThreeSegments(nn.Module):
-    """One weight in three reentrant segments: its gradient comes in parts, the later ones when the page is reduced already."""
+    """One weight in three reentrant segments: its gradient comes in parts, the later ones when the page is reduced
+    already."""
 
     def __init__(self):
         super().__init__()
@@ -275,7 +280,8 @@ def test_updates_go_on_beside_the_backward(stage, world, tmp_path):
 
 
 def test_the_log_is_in_the_memory_table():
-    """Catches bytes that nobody counts, and a log where nobody asked for one and the processors are needed for the backward."""
+    """Catches bytes that nobody counts, and a log where nobody asked for one and the processors are needed for the
+    backward."""
     zero = {"offload_optimizer": {"device": "cpu"}}
     for asked, log_bytes in (({}, 0), ({"speculation_bytes": 0}, 0), ({"speculation_bytes": 1 << 20}, 1 << 20)):
         settings = config_of(1, zero_optimization=zero, zeropage=asked, bf16={"enabled": True})

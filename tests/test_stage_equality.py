@@ -1,4 +1,5 @@
-"""Stages 0-3 train alike: bit for bit where the order of summation is the same, and as plain PyTorch does within rounding."""
+"""Stages 0-3 train alike: bit for bit where the order of summation is the same, and as plain PyTorch does within
+rounding."""
 
 import functools
 import json
@@ -12,9 +13,9 @@ import zeropage
 
 STEPS = 20
 WORLDS = (1, 2, 4)
-# In 20 steps of AdamW at 1e-2 parameters move by up to 0.2. Sums in another order differ in the last place, which Adam enlarges
-# where a gradient is near zero: plain PyTorch with the batch in 2, 4 or 8 accumulated parts ends up to 8e-5 from plain PyTorch with
-# the whole batch.
+# In 20 steps of AdamW at 1e-2 parameters move by up to 0.2. Sums in another order differ in the last place, which Adam
+# enlarges where a gradient is near zero: plain PyTorch with the batch in 2, 4 or 8 accumulated parts ends up to 8e-5
+# from plain PyTorch with the whole batch.
 ROUNDING = 2e-4
 LARGEST_PAGE_NUMEL = 8192  # SmallNet's largest parameter (64 x 128), a multiple of 2048 x 4 ranks
 
@@ -63,7 +64,8 @@ def test_stage0_follows_plain_pytorch(world):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("world", WORLDS)
 def test_same_bits_as_stage0(world, variant):
-    """Catches any placement, page size, live limit or way of reducing that changes a sum, loses a gradient or reads a stale page."""
+    """Catches any placement, page size, live limit or way of reducing that changes a sum, loses a gradient or reads a
+    stale page."""
     outcome = train_ranks(small_net(), world, config_of_variant(variant), STEPS)[0]
     assert torch.equal(outcome.parameters, stage0_parameters(world))
 
@@ -71,7 +73,8 @@ def test_same_bits_as_stage0(world, variant):
 @pytest.mark.parametrize("world", (2, 4))
 @pytest.mark.parametrize("variant", ("stage3 one live page", "stage3 few live"))
 def test_live_parameters_stay_within_the_limit(world, variant):
-    """Catches an eviction that comes late or never. Counted in bytes of frames, fp32; one operator may need a page more."""
+    """Catches an eviction that comes late or never. Counted in bytes of frames, fp32; one operator may need a page
+    more."""
     limit_bytes = 4 * VARIANTS[variant][1]["stage3_max_live_parameters"]
     for outcome in train_ranks(small_net(), world, config_of_variant(variant), 3):
         assert outcome.pager.evictions > 0 and outcome.pager.faults > outcome.page_count
@@ -91,8 +94,8 @@ TWO_SIDED_VARIANTS = {  # zero_optimization, and how many gathers of a run are s
 @pytest.mark.parametrize("variant", TWO_SIDED_VARIANTS)
 @pytest.mark.parametrize("world", (2, 4))
 def test_same_bits_with_gathers_that_need_all_ranks(world, variant):
-    """Catches prefetches out of order, frames reused before a late gather or reduction is done with them. As over a network:
-    peers' memory is out of reach, and every collective is delayed at random."""
+    """Catches prefetches out of order, frames reused before a late gather or reduction is done with them. As over a
+    network: peers' memory is out of reach, and every collective is delayed at random."""
     zero, prefetches = TWO_SIDED_VARIANTS[variant]
     config = config_of(3, zero_optimization=zero, zeropage={"page_numel": 1})
     outcomes = train_ranks(small_net(), world, config, STEPS, faults={"two_sided": True, "max_delay_us": 100})
@@ -112,9 +115,11 @@ def test_pages_stay_without_a_limit():
 
 @pytest.mark.parametrize("world", (1, 2))
 def test_accumulation(world):
-    """Catches micro batches lost, counted twice or divided wrongly. Stages 0 and 1 sum micro batches before ranks, 2 and 3 ranks
-    before micro batches: so two pairs of equal bits, which agree within rounding."""
-    ended = [train_ranks(small_net(), world, config_of(stage, accumulation=4), STEPS)[0].parameters for stage in range(4)]
+    """Catches micro batches lost, counted twice or divided wrongly. Stages 0 and 1 sum micro batches before ranks, 2
+    and 3 ranks before micro batches: so two pairs of equal bits, which agree within rounding."""
+    ended = [
+        train_ranks(small_net(), world, config_of(stage, accumulation=4), STEPS)[0].parameters for stage in range(4)
+    ]
     assert torch.equal(ended[0], ended[1])
     assert torch.equal(ended[2], ended[3])
     assert (ended[0] - ended[2]).abs().max().item() < ROUNDING

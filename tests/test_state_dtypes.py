@@ -1,4 +1,5 @@
-"""Moments in bf16 and int8: close to torch.optim, the same bits whoever updates, the bytes they should take, and checkpoints."""
+"""Moments in bf16 and int8: close to torch.optim, the same bits whoever updates, the bytes they should take, and
+checkpoints."""
 
 import copy
 from typing import Any
@@ -13,13 +14,16 @@ from zeropage.testing import run_ranks
 
 BF16 = {"bf16": {"enabled": True}}
 NUMEL = 10_007
-# Largest and mean difference allowed to torch.optim with fp32 states after 100 steps, which move parameters by up to 1. Measured: see
-# docs/offload.md.
+# Largest and mean difference allowed to torch.optim with fp32 states after 100 steps, which move parameters by up to 1.
+# Measured: see docs/offload.md.
 BOUNDS = {"bf16": (0.01, 0.001), "int8": (0.15, 0.015)}
 TOLD = {
     "AdamW": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.1}},
     "Adagrad": {"type": "Adagrad", "params": {"lr": 1e-1, "weight_decay": 0.1, "lr_decay": 0.01}},
-    "SGD with momentum": {"type": "SGD", "params": {"lr": 1e-3, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1}},
+    "SGD with momentum": {
+        "type": "SGD",
+        "params": {"lr": 1e-3, "momentum": 0.9, "dampening": 0.1, "weight_decay": 0.1},
+    },
 }
 
 
@@ -94,7 +98,8 @@ def test_the_key_of_deepspeed_is_the_same():
 @pytest.mark.parametrize(("saved", "loaded"), [("bf16", "bf16"), ("int8", "int8"), ("int8", "fp32"), ("fp32", "int8")])
 @pytest.mark.parametrize("stage", (0, 2))
 def test_checkpoints_hold_them_as_fp32(stage, saved, loaded, tmp_path):
-    """Catches states that change by being saved and loaded in their own type, and types that do not load into another."""
+    """Catches states that change by being saved and loaded in their own type, and types that do not load into
+    another."""
 
     model = small_net()  # not by the ranks, which share one generator of random numbers
 
@@ -132,7 +137,8 @@ def test_a_parameter_without_gradient_keeps_its_moments():
 
 
 def test_training_goes_on_with_them():
-    """Catches a loss that does not fall as with fp32 states: 30 steps of the small net, in which it falls from 60 to 1."""
+    """Catches a loss that does not fall as with fp32 states: 30 steps of the small net, in which it falls from 60 to
+    1."""
     losses = {}
     for dtype in ("fp32", *BOUNDS):
         config = settings(2, dtype, **BF16)

@@ -1,4 +1,5 @@
-"""Optimizer state that is kept on the host and updated on the device, against the same state resident on the device: the same bits."""
+"""Optimizer state that is kept on the host and updated on the device, against the same state resident on the device:
+the same bits."""
 
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,8 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("types", TYPES)
 @pytest.mark.parametrize("stage", range(4))
 def test_bits_are_those_of_resident_state(stage: int, types: str):
-    """Catches a page that is updated before its state is there or copied back before it is updated, a buffer that is filled too early, and
-    arrays that lie elsewhere in the buffer than at home."""
+    """Catches a page that is updated before its state is there or copied back before it is updated, a buffer that is
+    filled too early, and arrays that lie elsewhere in the buffer than at home."""
     resident = make_engine(stage, False, types)
     train(resident)
     with delays(seed=stage):
@@ -108,8 +109,8 @@ def test_passes_over_some_of_the_pages():
 
 @pytest.mark.parametrize("case", ["accumulation", "half", "pageable", "parameters"])
 def test_bits_of_other_settings(case: str):
-    """Catches pages that stay on the device and are taken for others, gradients that are added up elsewhere, and parameters that come from
-    and go to the host."""
+    """Catches pages that stay on the device and are taken for others, gradients that are added up elsewhere, and
+    parameters that come from and go to the host."""
     options: dict[str, Any] = {"accumulation": 2} if case == "accumulation" else {}
     zero: dict[str, Any] = {
         "offload_optimizer": {"ratio": 0.5} if case == "half" else {"pin_memory": case != "pageable"}

@@ -1,4 +1,5 @@
-"""`safe_get_*` and `safe_set_*`: values of parameters, gradients and optimizer state against plain PyTorch in one process."""
+"""`safe_get_*` and `safe_set_*`: values of parameters, gradients and optimizer state against plain PyTorch in one
+process."""
 
 import copy
 
@@ -58,7 +59,8 @@ def nvme(folder):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("stage", "world"), [(0, 2), (1, 2), (2, 2), (3, 2), (0, 1), (3, 1)])
 def test_full_values_are_those_of_plain_training(stage, world, precision):
-    """Catches sums instead of means, a loss scale that stays in, masters that are the rounded parameter, and pieces in wrong places."""
+    """Catches sums instead of means, a loss scale that stays in, masters that are the rounded parameter, and pieces in
+    wrong places."""
     plain = Plain(model := small_net())
     plain.optimizer.param_groups[0]["eps"] = 1e-4
     config = configuration(stage, accumulation=2, **PRECISIONS[precision])
@@ -95,7 +97,10 @@ def test_full_values_are_those_of_plain_training(stage, world, precision):
 
 def drawn(model: nn.Module, seed: int, keys) -> dict[str, dict[str, torch.Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    return {name: {key: torch.rand(p.shape, generator=generator) / 8 for key in keys} for name, p in model.named_parameters()}
+    return {
+        name: {key: torch.rand(p.shape, generator=generator) / 8 for key in keys}
+        for name, p in model.named_parameters()
+    }
 
 
 SETTERS = {
@@ -113,7 +118,11 @@ def test_what_is_set_is_read_and_used(stage, precision, place, tmp_path):
     if place != "device" and stage in (0, 1) or (place == "nvme" and stage != 3):
         place = "device"
     world, model = 2, small_net()
-    sections = {"device": {}, "cpu": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "nvme": nvme(tmp_path)}[place]
+    sections = {
+        "device": {},
+        "cpu": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+        "nvme": nvme(tmp_path),
+    }[place]
     if place == "cpu":
         sections["zeropage"] = {"speculation_bytes": 1 << 24}
     values = drawn(model, 3, ("param", "grad", *STATES))
@@ -122,7 +131,9 @@ def test_what_is_set_is_read_and_used(stage, precision, place, tmp_path):
         kinds["grad"] = kinds["grad"].to(kept_as).float()
 
     def run(rank, _):
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=configuration(stage, **PRECISIONS[precision], **sections))
+        engine, *_ = zeropage.initialize(
+            model=copy.deepcopy(model), config=configuration(stage, **PRECISIONS[precision], **sections)
+        )
         engine.backward(engine(*part_of_batch(token_batch(0), world, rank)))
         for name, p in engine.module.named_parameters():
             for key, value in values[name].items():
@@ -155,7 +166,9 @@ def test_local_values_are_the_parts_of_full_ones(stage, precision):
     world, model = 2, small_net()
 
     def run(rank, _):
-        engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=configuration(stage, **PRECISIONS[precision]))
+        engine, *_ = zeropage.initialize(
+            model=copy.deepcopy(model), config=configuration(stage, **PRECISIONS[precision])
+        )
         engine.backward(engine(*part_of_batch(token_batch(0), world, rank)))
         pieces = []
         for p in engine.module.parameters():
@@ -163,7 +176,13 @@ def test_local_values_are_the_parts_of_full_ones(stage, precision):
             utils.safe_set_local_grad(p, utils.safe_get_local_grad(p) * 2)
             for key in STATES:
                 utils.safe_set_local_optimizer_state(p, utils.safe_get_local_optimizer_state(p, key) + 3, key)
-            pieces.append([utils.safe_get_local_fp32_param(p), utils.safe_get_local_grad(p), utils.safe_get_local_optimizer_state(p, "exp_avg")])
+            pieces.append(
+                [
+                    utils.safe_get_local_fp32_param(p),
+                    utils.safe_get_local_grad(p),
+                    utils.safe_get_local_optimizer_state(p, "exp_avg"),
+                ]
+            )
         return pieces, everything(engine.module)
 
     ranks = run_ranks(world, run)
@@ -178,7 +197,8 @@ def test_local_values_are_the_parts_of_full_ones(stage, precision):
 
 
 def test_a_users_write_counts_before_the_next_step():
-    """Catches a master that is read while the 16-bit parameter has another value, on resident, absent and whole pages."""
+    """Catches a master that is read while the 16-bit parameter has another value, on resident, absent and whole
+    pages."""
 
     def run(rank, _):
         config = configuration(3, **PRECISIONS["bf16"], zeropage={"page_numel": 1})
@@ -196,7 +216,8 @@ def test_a_users_write_counts_before_the_next_step():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_state_of_an_optimizer_of_torch(stage):
-    """Catches states that an optimizer object keeps being looked for in the engine, or read from one rank's elements alone."""
+    """Catches states that an optimizer object keeps being looked for in the engine, or read from one rank's elements
+    alone."""
     model = small_net()
     plain = Plain(model, torch.optim.NAdam)
     plain.backward(0)
@@ -232,7 +253,9 @@ def test_vectorized_update_of_gradients():
     def run(rank, _):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config_of(2, clipping=0.0))
         engine.backward(engine(*part_of_batch(token_batch(0), 2, rank)))
-        utils.safe_update_full_grad_vectorized(list(engine.module.parameters()), lambda gradient, p: gradient + 0.1 * p.detach())
+        utils.safe_update_full_grad_vectorized(
+            list(engine.module.parameters()), lambda gradient, p: gradient + 0.1 * p.detach()
+        )
         engine.step()
         return [p.detach().clone() for p in engine.module.parameters()]
 
@@ -258,7 +281,8 @@ def test_norm_and_clipping_follow_a_gradient_that_was_set():
 
 
 def test_what_cannot_be_read_or_set_is_said():
-    """Catches silence about parameters that are not the engine's, unknown states, frozen parameters and windows under way."""
+    """Catches silence about parameters that are not the engine's, unknown states, frozen parameters and windows under
+    way."""
     model = small_net()
     model.embedding.weight.requires_grad_(False)
     engine, *_ = zeropage.initialize(model=model, config=configuration(2, accumulation=2))

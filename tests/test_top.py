@@ -10,7 +10,8 @@ from test_run_page import RUN, step, write
 
 from zeropage.tools import top
 
-# A rank that burns a processor, has its metrics file open, and has a child with the same environment, as a loader's worker is.
+# A rank that burns a processor, has its metrics file open, and has a child with the same environment, as a loader's
+# worker is.
 RANK = """
 import os, subprocess, sys, time
 file = open(sys.argv[1])
@@ -26,13 +27,18 @@ def job(tmp_path):
     """Two processes that look like the ranks of a job; their ids by rank."""
     metrics = tmp_path / "run.jsonl"
     steps = [step(n, loss=1.25) for n in (6, 7)]
-    write(metrics, RUN, *[{**one, "seconds": {**one["seconds"], "whole": 0.5}} for one in steps], tail='{"record": "ste')
+    write(
+        metrics, RUN, *[{**one, "seconds": {**one["seconds"], "whole": 0.5}} for one in steps], tail='{"record": "ste'
+    )
     ranks = []
     for rank in range(2):
         environment = {**os.environ, "ZEROPAGE_JOB_TOKEN": f"job-{os.getpid()}", "RANK": str(rank), "WORLD_SIZE": "2"}
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-c", RANK, metrics, str(os.getpid())], env=environment, stdout=subprocess.PIPE, text=True
+                [sys.executable, "-c", RANK, metrics, str(os.getpid())],
+                env=environment,
+                stdout=subprocess.PIPE,
+                text=True,
             )
         )
     for process in ranks:
@@ -70,4 +76,6 @@ def test_ranks_that_have_ended():
 def test_a_step_that_took_no_time():
     """Catches a division by what a damaged file says a step took."""
     last = step(2)
-    assert top._progress_lines([step(1), {**last, "seconds": {**last["seconds"], "whole": 0}}]) == ["step 2, loss 1.5, 0 ms a step"]
+    assert top._progress_lines([step(1), {**last, "seconds": {**last["seconds"], "whole": 0}}]) == [
+        "step 2, loss 1.5, 0 ms a step"
+    ]

@@ -1,4 +1,5 @@
-"""Optimizers that PyTorch runs on shards, by name, as an object or as a callable; and torch's schedulers on every kind of optimizer."""
+"""Optimizers that PyTorch runs on shards, by name, as an object or as a callable; and torch's schedulers on every kind
+of optimizer."""
 
 import copy
 from typing import Any
@@ -24,7 +25,10 @@ OPTIMIZERS = {
     "RAdam": {"lr": 1e-2},
     "ASGD": {"t0": 5, "lambd": 1e-2},
     "Rprop": {"etas": [0.4, 1.1], "step_sizes": [1e-5, 10]},
-    "Adam": {"lr": 1e-2, "amsgrad": True},  # as objects only: by these names the engine has its own, without such options
+    "Adam": {
+        "lr": 1e-2,
+        "amsgrad": True,
+    },  # as objects only: by these names the engine has its own, without such options
     "SGD": {"lr": 1e-2, "maximize": True},
 }
 CONFIGURED = [name for name in OPTIMIZERS if name not in ("Adam", "SGD")]
@@ -82,7 +86,8 @@ def torch_result(name: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "way, name", [("name", name) for name in CONFIGURED] + [(way, name) for way in ("object", "callable") for name in OPTIMIZERS]
+    "way, name",
+    [("name", name) for name in CONFIGURED] + [(way, name) for way in ("object", "callable") for name in OPTIMIZERS],
 )
 def test_same_bits_as_torch(way, name):
     """Catches a hyperparameter that does not arrive, and shards that are not what the optimizer should see."""
@@ -105,7 +110,16 @@ def test_micro_steps():
     assert torch.equal(found, model.p)
 
 
-def run_net(world: int, stage: int, name: str, steps: range, bf16: bool = False, folder: str | None = None, tag: str = "", save: bool = False):
+def run_net(
+    world: int,
+    stage: int,
+    name: str,
+    steps: range,
+    bf16: bool = False,
+    folder: str | None = None,
+    tag: str = "",
+    save: bool = False,
+):
     """small_net on ranks as threads, from a checkpoint when there is a tag; the parameters."""
     sections = {"bf16": {"enabled": True}} if bf16 else {}
     own = {"zeropage": {"page_numel": 5000}, "zero_optimization": {"stage3_param_persistence_threshold": 100}}
@@ -138,7 +152,8 @@ def test_stages_give_the_same_bits(name, bf16):
 
 @pytest.mark.parametrize("name", ("RMSprop", "NAdam", "Rprop"))
 def test_checkpoints_go_on_at_another_world_and_stage(tmp_path, name):
-    """Catches state that is not saved, or comes back to other elements: stage 0 goes on where stage 3 ended, and one rank where two did."""
+    """Catches state that is not saved, or comes back to other elements: stage 0 goes on where stage 3 ended, and one
+    rank where two did."""
     assert not torch.equal(run_net(2, 3, name, range(2), folder=tmp_path, save=True), run_net(2, 3, name, range(4)))
     straight = run_net(2, 3, name, range(4))
     assert torch.equal(run_net(2, 0, name, range(2, 4), folder=tmp_path, tag="world2"), straight)
@@ -187,7 +202,8 @@ class Signs(torch.optim.Optimizer):
 
 
 def test_own_optimizers_step_once():
-    """Catches a class of somebody's own that is refused where it gets all parameters whole; and groups that count pages."""
+    """Catches a class of somebody's own that is refused where it gets all parameters whole; and groups that count
+    pages."""
     settings = config(zeropage={"page_numel": 1})
     model = nn.ModuleList([Vector(), Vector()])
     model.forward = lambda gradient: model[0](gradient) + model[1](gradient)
@@ -212,12 +228,15 @@ SCHEDULERS = {
 @pytest.mark.parametrize("optimizer", ("AdamW", "RMSprop"))
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_torch_schedulers(name, optimizer):
-    """Catches rates and momenta that a scheduler sets and the update does not use, on the engine's update and on torch's."""
+    """Catches rates and momenta that a scheduler sets and the update does not use, on the engine's update and on
+    torch's."""
     params = {"lr": 1e-3} if optimizer == "AdamW" else {"lr": 1e-3, "momentum": 0.9}
     plateau = name == "ReduceLROnPlateau"
     losses = [1.0, 2.0, 0.5, 3.0, 2.5, 2.0]
     model = Vector()
-    plain = getattr(torch.optim, optimizer)(model.parameters(), **params, **({"weight_decay": 0.0} if optimizer == "AdamW" else {}))
+    plain = getattr(torch.optim, optimizer)(
+        model.parameters(), **params, **({"weight_decay": 0.0} if optimizer == "AdamW" else {})
+    )
     scheduler = SCHEDULERS[name](plain)
     rates = []
     for step, loss in enumerate(losses):
@@ -238,7 +257,8 @@ def test_torch_schedulers(name, optimizer):
 
 @pytest.mark.parametrize("stage", (0, 2))
 def test_its_state_is_in_the_memory_table(stage):
-    """Catches state that nobody counts: momentum, square average and mean of a centered RMSprop, sharded as the stage says."""
+    """Catches state that nobody counts: momentum, square average and mean of a centered RMSprop, sharded as the stage
+    says."""
     model = nn.Linear(128, 128, bias=False)
     config = {**config_of(stage), "optimizer": {"type": "RMSprop", "params": OPTIMIZERS["RMSprop"]}}
 
@@ -256,8 +276,11 @@ def test_its_state_is_in_the_memory_table(stage):
 
 @pytest.mark.parametrize("given", (None, {"loss": 1.0}))
 def test_a_metric_that_is_missing_ends_no_update(given):
-    """Catches ReduceLROnPlateau whose step fails when the parameters are updated already, and an argument that no scheduler takes."""
-    engine = zeropage.initialize(model=Vector(), lr_scheduler=SCHEDULERS["ReduceLROnPlateau"], config=config({"type": "AdamW"}))[0]
+    """Catches ReduceLROnPlateau whose step fails when the parameters are updated already, and an argument that no
+    scheduler takes."""
+    engine = zeropage.initialize(
+        model=Vector(), lr_scheduler=SCHEDULERS["ReduceLROnPlateau"], config=config({"type": "AdamW"})
+    )[0]
     before = engine.module.p.detach().clone()
     engine.backward(engine(gradient_of(0)))
     with pytest.raises(errors.UsageError, match=r"ReduceLROnPlateau.*lr_kwargs.*metrics"):

@@ -1,4 +1,5 @@
-"""Ways into torch that look at dispatch keys themselves: constructors from a tensor, and operators that are dispatched in Python."""
+"""Ways into torch that look at dispatch keys themselves: constructors from a tensor, and operators that are dispatched
+in Python."""
 
 import copy
 import threading
@@ -15,7 +16,14 @@ from training import config_of, flat_parameters
 import zeropage
 from zeropage.testing import run_ranks
 
-IN_SHARDS = config_of(3, batch=2, clipping=0.0, eps=1e-4, zero_optimization={"stage3_max_live_parameters": 2000}, zeropage={"page_numel": 1})
+IN_SHARDS = config_of(
+    3,
+    batch=2,
+    clipping=0.0,
+    eps=1e-4,
+    zero_optimization={"stage3_max_live_parameters": 2000},
+    zeropage={"page_numel": 1},
+)
 
 
 def check_constructors(parameter: torch.Tensor) -> None:
@@ -60,10 +68,18 @@ class Biased(nn.Module):
 
     def attend(self, x: torch.Tensor) -> torch.Tensor:
         query, value = (layer(x).view(1, 2, 8, 8) for layer in (self.first, self.second))
-        return flex_attention(query, query, value, score_mod=lambda score, b, h, i, j: score + self.bias[h, i, j]).square().mean()
+        return (
+            flex_attention(query, query, value, score_mod=lambda score, b, h, i, j: score + self.bias[h, i, j])
+            .square()
+            .mean()
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cond(x.sum() > 0, lambda x: torch.relu(self.first(x)), lambda x: torch.sin(self.second(x)), (x,)).square().mean()
+        return (
+            torch.cond(x.sum() > 0, lambda x: torch.relu(self.first(x)), lambda x: torch.sin(self.second(x)), (x,))
+            .square()
+            .mean()
+        )
 
 
 def inputs(step: int) -> torch.Tensor:
@@ -97,7 +113,13 @@ def make_vit() -> nn.Module:
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=16, patch_size=8, num_labels=8
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        image_size=16,
+        patch_size=8,
+        num_labels=8,
     )
     return ViTForImageClassification(config)
 
@@ -106,7 +128,13 @@ def make_gemma() -> nn.Module:
     from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
     config = Gemma3TextConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, intermediate_size=64, vocab_size=64
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=64,
+        vocab_size=64,
     )
     return Gemma3ForCausalLM(config)
 
@@ -146,7 +174,8 @@ def build_and_train() -> dict[str, torch.Tensor]:
 
 
 def test_models_that_are_built_and_trained_in_shards(tmp_path):
-    """Catches models that cannot be built in zero.Init, since they draw truncated normals, and branches of torch.cond without gradients."""
+    """Catches models that cannot be built in zero.Init, since they draw truncated normals, and branches of torch.cond
+    without gradients."""
     ranks = run_processes(2, "test_torch_paths", "build_and_train", "{}", tmp_path, timeout_s=300)
     for name, (make, loss_of) in MODELS.items():
         torch.manual_seed(0)
@@ -170,7 +199,9 @@ def make_layers() -> nn.Module:
 
 
 def start_profiler() -> torch.profiler.profile:
-    profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, with_stack=True)
+    profiler = torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True, with_stack=True
+    )
     profiler.start()
     return profiler
 
@@ -195,11 +226,16 @@ def profile_step() -> dict[str, Any]:
     if profiler is not None:
         profiler.stop()
     errors = [before, during, error_of_pointer(weight)]
-    return {"errors": errors, "parameters": flat_parameters(engine.module), "shapes": profiler and linear_shapes(profiler)}
+    return {
+        "errors": errors,
+        "parameters": flat_parameters(engine.module),
+        "shapes": profiler and linear_shapes(profiler),
+    }
 
 
 def test_profilers(tmp_path):
-    """Catches a step that ends with 'not resident' under with_stack=True, and shapes of other operators' inputs under record_shapes=True."""
+    """Catches a step that ends with 'not resident' under with_stack=True, and shapes of other operators' inputs under
+    record_shapes=True."""
     plain = make_layers()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01, eps=1e-4)
     profiler = start_profiler()
@@ -209,5 +245,7 @@ def test_profilers(tmp_path):
     ranks = run_processes(2, "test_torch_paths", "profile_step", "{}", tmp_path, timeout_s=120)
     for rank in ranks:
         assert (rank["parameters"] - flat_parameters(plain)).abs().max().item() < 1e-5
-        assert "not resident" in rank["errors"][0] and rank["errors"][1] != "none" and "not resident" in rank["errors"][2]
+        assert (
+            "not resident" in rank["errors"][0] and rank["errors"][1] != "none" and "not resident" in rank["errors"][2]
+        )
     assert ranks[1]["shapes"] == linear_shapes(profiler)

@@ -11,7 +11,11 @@ import zeropage
 from zeropage.testing import run_ranks
 
 DATA = torch.utils.data.TensorDataset(torch.arange(40.0).reshape(40, 1))
-CONFIG = {"train_micro_batch_size_per_gpu": 2, "optimizer": {"type": "SGD", "params": {"lr": 1e-4}}, "zero_optimization": {"stage": 1}}
+CONFIG = {
+    "train_micro_batch_size_per_gpu": 2,
+    "optimizer": {"type": "SGD", "params": {"lr": 1e-4}},
+    "zero_optimization": {"stage": 1},
+}
 
 
 def make_engine(base: nn.Module, **options: Any) -> tuple[Any, Any]:
@@ -19,7 +23,9 @@ def make_engine(base: nn.Module, **options: Any) -> tuple[Any, Any]:
     return engine, loader
 
 
-def train(engine: Any, loader: Any, updates: int, drawn: list[float], save_in: str | None = None, save_after: int = 0) -> None:
+def train(
+    engine: Any, loader: Any, updates: int, drawn: list[float], save_in: str | None = None, save_after: int = 0
+) -> None:
     """`updates` steps over as many epochs as that takes; adds the samples of this rank to `drawn`."""
     begun = engine.global_steps
     while engine.global_steps < begun + updates:
@@ -35,7 +41,8 @@ def train(engine: Any, loader: Any, updates: int, drawn: list[float], save_in: s
 
 @pytest.mark.parametrize("save_after", [4, 10, 13])
 def test_a_loaded_checkpoint_continues_in_the_data(save_after: int, tmp_path):
-    """Catches samples that are drawn twice or never after a restart: in the middle of an epoch, at its end, in the second one."""
+    """Catches samples that are drawn twice or never after a restart: in the middle of an epoch, at its end, in the
+    second one."""
     base = nn.Linear(1, 1)
 
     def run(rank: int, communicator: Any) -> tuple[list[float], list[float]]:
@@ -70,7 +77,8 @@ def test_other_numbers_of_ranks_continue_with_what_is_left(tmp_path):
 
 
 def test_a_rank_that_draws_alone_does_not_change_the_order_of_the_others():
-    """Catches an order that counts how often this rank began to read: ranks would train on the same samples and miss others."""
+    """Catches an order that counts how often this rank began to read: ranks would train on the same samples and miss
+    others."""
     base = nn.Linear(1, 1)
 
     def run(rank: int, communicator: Any) -> list[float]:

@@ -1,5 +1,6 @@
-"""Parameters and gradients that an engine was not told of: unfrozen layers, exchanged data, other optimizers and other backwards, writes by one
-rank. What trains is compared with plain PyTorch, what cannot is an error or is said by name."""
+"""Parameters and gradients that an engine was not told of: unfrozen layers, exchanged data, other optimizers and other
+backwards, writes by one rank. What trains is compared with plain PyTorch, what cannot is an error or is said by
+name."""
 
 import copy
 from collections.abc import Callable
@@ -51,7 +52,11 @@ def plain(model: nn.Module, steps: int, between: Between, accumulation: int = 1)
     for step in range(steps):
         between(model, step)
         optimizer.zero_grad()
-        parts = [part_of_batch(token_batch(step), WORLD, rank, micro, accumulation) for rank in range(WORLD) for micro in range(accumulation)]
+        parts = [
+            part_of_batch(token_batch(step), WORLD, rank, micro, accumulation)
+            for rank in range(WORLD)
+            for micro in range(accumulation)
+        ]
         for part in parts:
             (model(*part) / len(parts)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -60,10 +65,19 @@ def plain(model: nn.Module, steps: int, between: Between, accumulation: int = 1)
 
 
 def trained(
-    model: nn.Module, stage: int, steps: int, between: Between, accumulation: int = 1, backward: Any = None, world: int = WORLD, **sections: Any
+    model: nn.Module,
+    stage: int,
+    steps: int,
+    between: Between,
+    accumulation: int = 1,
+    backward: Any = None,
+    world: int = WORLD,
+    **sections: Any,
 ) -> list[Any]:
     """The same on ranks: (parameters, engine's memory of optimizer state) of each."""
-    config = config_of(stage, batch=4 * WORLD, accumulation=accumulation, eps=DAMPING_EPS, zeropage={"page_numel": 4096}, **sections)
+    config = config_of(
+        stage, batch=4 * WORLD, accumulation=accumulation, eps=DAMPING_EPS, zeropage={"page_numel": 4096}, **sections
+    )
 
     def run(rank: int, communicator: Any) -> Any:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config, model_parameters=None)
@@ -89,7 +103,8 @@ def assert_same(outcomes: list[Any], expected: torch.Tensor, bound: float = 1e-5
 @pytest.mark.parametrize("accumulation", [1, 2])
 @STAGES
 def test_unfrozen_layers_train_and_frozen_ones_stop(stage: int, accumulation: int):
-    """Catches layers whose requires_grad counts only at initialize, moments that do not start at zero, and memory that nobody counts."""
+    """Catches layers whose requires_grad counts only at initialize, moments that do not start at zero, and memory that
+    nobody counts."""
 
     def thaw(model: nn.Module, step: int) -> None:
         if step in (2, 5):
@@ -131,7 +146,9 @@ def test_unfrozen_with_bf16_masters_and_a_checkpoint(tmp_path):
     def run(rank: int, communicator: Any) -> tuple[torch.Tensor, torch.Tensor]:
         ended = []
         for resume in (False, True):
-            engine, *_ = zeropage.initialize(model=frozen_net(), config=config_of(2, batch=8, eps=DAMPING_EPS, **copy.deepcopy(sections)))
+            engine, *_ = zeropage.initialize(
+                model=frozen_net(), config=config_of(2, batch=8, eps=DAMPING_EPS, **copy.deepcopy(sections))
+            )
             if resume:
                 engine.load_checkpoint(tmp_path)
             for step in range(4 if resume else 0, 6):
@@ -234,7 +251,9 @@ def test_an_optimizer_of_another_model_is_refused():
     """Catches updates that go on and train nothing, because the optimizer has a copy's parameters."""
     model = net()
     with pytest.raises(ConfigError, match=r"parameter 0 of group 0.*not one of the model's, and 14 .*'tiny'"):
-        zeropage.initialize(model=model, config={"train_batch_size": 8}, optimizer=torch.optim.AdamW(copy.deepcopy(model).parameters()))
+        zeropage.initialize(
+            model=model, config={"train_batch_size": 8}, optimizer=torch.optim.AdamW(copy.deepcopy(model).parameters())
+        )
     mixed = [*model.expand.parameters(), *copy.deepcopy(model).contract.parameters()]
     with pytest.raises(ConfigError, match="parameter 4 of group 0"):
         zeropage.initialize(model=model, config={"train_batch_size": 8}, model_parameters=mixed)
@@ -246,7 +265,9 @@ def test_parameters_in_no_group_are_said(capfd):
     model.contract.requires_grad_(False)
     groups = [*model.expand.parameters(), *model.norms.parameters(), model.embedding.weight]
     optimizer = {"type": "AdamW", "params": {"lr": 1e-3}}
-    engine, *_ = zeropage.initialize(model=model, config={"train_batch_size": 8, "optimizer": optimizer}, model_parameters=groups)
+    engine, *_ = zeropage.initialize(
+        model=model, config={"train_batch_size": 8, "optimizer": optimizer}, model_parameters=groups
+    )
     assert "1 parameter ('tiny') require gradients and are in no group" in capfd.readouterr().err
     for step in range(3):
         if step == 1:
@@ -270,9 +291,12 @@ class Proxies(nn.Module):
 
 @STAGES
 def test_parameters_outside_the_model(stage: int):
-    """Catches a loss module whose parameters an edit by one rank does not reach, or that nobody can recognize by name."""
+    """Catches a loss module whose parameters an edit by one rank does not reach, or that nobody can recognize by
+    name."""
 
-    def steps(model: nn.Module, proxies: nn.Module, optimizer_step: Callable[[int], None], edits: bool = True) -> torch.Tensor:
+    def steps(
+        model: nn.Module, proxies: nn.Module, optimizer_step: Callable[[int], None], edits: bool = True
+    ) -> torch.Tensor:
         for step in range(3):
             if step == 1:
                 with zeropage.zero.GatheredParameters(list(proxies.parameters()), modifier_rank=0), torch.no_grad():
@@ -298,7 +322,9 @@ def test_parameters_outside_the_model(stage: int):
     def run(rank: int, communicator: Any) -> torch.Tensor:
         model, proxies = net(), Proxies()
         every = [*model.parameters(), *proxies.parameters()]
-        engine, *_ = zeropage.initialize(model=model, config=config_of(stage, batch=8, eps=DAMPING_EPS), model_parameters=every)
+        engine, *_ = zeropage.initialize(
+            model=model, config=config_of(stage, batch=8, eps=DAMPING_EPS), model_parameters=every
+        )
         assert engine._named[-1][0] == "Proxies.centers"
 
         def one(step: int) -> None:
@@ -344,7 +370,8 @@ def test_backwards_that_the_program_runs(stage: int, backward: Any):
 
 @STAGES
 def test_scaled_backward_in_fp16(stage: int):
-    """Catches gradients of fp16 without the loss scale: engine.scale is as good as engine.backward, and loss.backward() is refused."""
+    """Catches gradients of fp16 without the loss scale: engine.scale is as good as engine.backward, and loss.backward()
+    is refused."""
     fp16 = {"fp16": {"enabled": True, "initial_scale_power": 12}}
     ours = trained(net(), stage, 2, lambda model, step: None, backward=by_scale, **copy.deepcopy(fp16))
     theirs = trained(net(), stage, 2, lambda model, step: None, **copy.deepcopy(fp16))
@@ -387,5 +414,7 @@ def test_values_that_only_one_rank_loads(stage: int, precision: dict[str, Any]):
             if step == 1 and rank == 0:
                 engine.module.load_state_dict(third)
 
-    with pytest.raises(PeerError, match=r"parameter '[a-z0-9.]+' was written outside an update on rank\(s\) 0, .* ranks 0 and 1"):
+    with pytest.raises(
+        PeerError, match=r"parameter '[a-z0-9.]+' was written outside an update on rank\(s\) 0, .* ranks 0 and 1"
+    ):
         run_ranks(WORLD, run, timeout_s=20)

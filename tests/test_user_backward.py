@@ -1,4 +1,5 @@
-"""Backwards that the program runs itself, at stages 0 to 3 and with a loss scale: gradients are those of plain PyTorch in one process."""
+"""Backwards that the program runs itself, at stages 0 to 3 and with a loss scale: gradients are those of plain PyTorch
+in one process."""
 
 import copy
 from typing import Any
@@ -31,8 +32,8 @@ def same_on_all_ranks(found: list[Any], expected: dict[str, torch.Tensor], withi
 @pytest.mark.parametrize("models", [1, 3])
 @pytest.mark.parametrize("stage", range(4))
 def test_one_loss_of_several_models_in_fp16(stage: int, models: int):
-    """Catches losses of modules that are called beside their engines, so that nothing scales them, being refused, or gradients that are
-    smaller by the loss scale."""
+    """Catches losses of modules that are called beside their engines, so that nothing scales them, being refused, or
+    gradients that are smaller by the loss scale."""
     plain = [small_net(seed) for seed in range(models)]
     expected = [copy.deepcopy(model) for model in plain]
     sum(model(*token_batch(0)) / (i + 1) for i, model in enumerate(expected)).backward()
@@ -130,7 +131,8 @@ class Checkpointed(nn.Module):
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("stage", range(4))
 def test_a_backward_of_a_tensor_through_a_checkpoint(stage: int, reentrant: bool):
-    """Catches gradients of out.backward(gradient) that are lost, or reduced twice, with a frozen parameter in a checkpoint."""
+    """Catches gradients of out.backward(gradient) that are lost, or reduced twice, with a frozen parameter in a
+    checkpoint."""
     torch.manual_seed(2)
     model, inputs = Checkpointed(reentrant), torch.randn(2, 4, 8)
     plain = copy.deepcopy(model)
@@ -188,7 +190,8 @@ def test_windows_of_backwards_without_a_step(stage: int):
 @pytest.mark.parametrize("precision", [{}, {"bf16": {"enabled": True}}, FP16])
 @pytest.mark.parametrize("stage", range(4))
 def test_parameters_that_are_frozen_by_turns(stage: int, precision: dict[str, Any]):
-    """Catches an engine that waits for, or updates, a parameter that has no gradient in this step but in the next one."""
+    """Catches an engine that waits for, or updates, a parameter that has no gradient in this step but in the next
+    one."""
     engine, *_ = zeropage.initialize(model=small_net(), config=config_of(stage, batch=2, accumulation=2, **precision))
 
     for step in range(2):

@@ -1,4 +1,5 @@
-"""Optimizer objects of programs and of other packages: what PyTorch would give them, the engine gives them. The oracle is plain PyTorch."""
+"""Optimizer objects of programs and of other packages: what PyTorch would give them, the engine gives them. The oracle
+is plain PyTorch."""
 
 import copy
 from collections.abc import Callable
@@ -46,7 +47,8 @@ def engine_run(
     after: Callable[[Any, Any], Any] | None = None,
     **sections: Any,
 ) -> list[tuple[torch.Tensor, Any]]:
-    """(parameters, what `after` returned) of each rank. `between` and `after` get the engine and the user's own optimizer object."""
+    """(parameters, what `after` returned) of each rank. `between` and `after` get the engine and the user's own
+    optimizer object."""
     model = small_net()
 
     def run(rank: int, communicator: Any) -> tuple[torch.Tensor, Any]:
@@ -66,11 +68,15 @@ def engine_run(
 
 def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     difference = (found - expected).abs()
-    assert difference.max().item() < 2e-4 and difference.mean().item() < 2e-6, (difference.max().item(), difference.mean().item())
+    assert difference.max().item() < 2e-4 and difference.mean().item() < 2e-6, (
+        difference.max().item(),
+        difference.mean().item(),
+    )
 
 
 class Counting(torch.optim.Optimizer):
-    """Adam without its second moment; counts steps in the group from the first step on, as many published optimizers do."""
+    """Adam without its second moment; counts steps in the group from the first step on, as many published optimizers
+    do."""
 
     def __init__(self, parameters: Any, lr: Any = 1e-2):
         super().__init__(parameters, {"lr": lr, "beta": 0.9})
@@ -98,8 +104,11 @@ class Counting(torch.optim.Optimizer):
 
 @pytest.mark.parametrize("stage", (0, 1, 2, 3))
 def test_step_runs_once_per_update(stage):
-    """Catches a step per page: counts in groups that run ahead, differently on each rank, and updates that follow them."""
-    outcomes = engine_run(Counting, stage, after=lambda engine, optimizer: (optimizer.calls, optimizer.param_groups[0]["step"]))
+    """Catches a step per page: counts in groups that run ahead, differently on each rank, and updates that follow
+    them."""
+    outcomes = engine_run(
+        Counting, stage, after=lambda engine, optimizer: (optimizer.calls, optimizer.param_groups[0]["step"])
+    )
     expected = plain_run(Counting)
     for parameters, seen in outcomes:
         assert seen == (STEPS, STEPS)
@@ -107,14 +116,17 @@ def test_step_runs_once_per_update(stage):
 
 
 def test_masters_of_bf16_are_what_it_updates():
-    """Catches a step on 16-bit values, or one whose result is not rounded into the parameters: small steps that bf16 cannot see add up."""
+    """Catches a step on 16-bit values, or one whose result is not rounded into the parameters: small steps that bf16
+    cannot see add up."""
 
     def steps_of(dtype: dict[str, Any]) -> torch.Tensor:
         model = nn.Linear(64, 8, bias=False)
         with torch.no_grad():
             model.weight.fill_(1.0)
         optimizer = Counting(model.parameters(), lr=1e-3)
-        engine = zeropage.initialize(model=model, optimizer=optimizer, config={**settings(0), "train_batch_size": 1, **dtype})[0]
+        engine = zeropage.initialize(
+            model=model, optimizer=optimizer, config={**settings(0), "train_batch_size": 1, **dtype}
+        )[0]
         for _ in range(8):
             engine.backward(engine(torch.ones(1, 64, dtype=model.weight.dtype)).float().sum())
             engine.step()
@@ -146,7 +158,8 @@ class Idle(nn.Module):
 
 
 def test_parameters_without_gradient():
-    """Catches a step that does not see them, sees them with a gradient, or a page of theirs for which there is none at all."""
+    """Catches a step that does not see them, sees them with a gradient, or a page of theirs for which there is none at
+    all."""
     model = Idle()
     optimizer = Counting(model.parameters())
     config = {**settings(2, zeropage={"page_numel": 1}), "train_batch_size": 1}
@@ -175,9 +188,13 @@ class Hooked:
 
 
 @pytest.mark.parametrize("stage", (0, 2))
-@pytest.mark.parametrize("make", (Counting, lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-4), lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-4)))
+@pytest.mark.parametrize(
+    "make",
+    (Counting, lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-4), lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-4)),
+)
 def test_hooks_run_once_per_update(make, stage):
-    """Catches hooks that run per page, never (where the engine has the update itself), or too late for what they write."""
+    """Catches hooks that run per page, never (where the engine has the update itself), or too late for what they
+    write."""
     counters: dict[int, Hooked] = {}
 
     def hooked(parameters: Any) -> torch.optim.Optimizer:
@@ -208,7 +225,8 @@ def test_hooks_on_the_engines_optimizer():
 @pytest.mark.parametrize("clipping", (0.0, 0.1))
 @pytest.mark.parametrize("stage", range(4))
 def test_pre_hooks_see_the_gradients_of_the_update(stage, clipping):
-    """Catches p.grad that is None in a step pre-hook, gradients there that are not clipped, and writes of a hook that the update does not use."""
+    """Catches p.grad that is None in a step pre-hook, gradients there that are not clipped, and writes of a hook that
+    the update does not use."""
     norms: dict[int, list[float]] = {}
 
     def make(parameters: Any) -> torch.optim.Optimizer:
@@ -272,7 +290,11 @@ def test_an_error_in_the_step_applies_nothing(stage, failing):
             if step != 1:
                 engine.step()
                 continue
-            expected = (ValueError, "the user's own error") if rank == 1 else (errors.PeerError, "rank 1.*the user's own error")
+            expected = (
+                (ValueError, "the user's own error")
+                if rank == 1
+                else (errors.PeerError, "rank 1.*the user's own error")
+            )
             with pytest.raises(expected[0], match=f"(?s){expected[1]}"):
                 engine.step()
             assert torch.equal(flat_parameters(engine.module), before)
@@ -287,7 +309,8 @@ def test_an_error_in_the_step_applies_nothing(stage, failing):
 
 
 def test_data_that_the_step_replaces():
-    """Catches an optimizer whose `p.data = ...` is lost, because the engine looks only into the memory that it has given."""
+    """Catches an optimizer whose `p.data = ...` is lost, because the engine looks only into the memory that it has
+    given."""
 
     class Replacing(torch.optim.Optimizer):
         def __init__(self, parameters: Any):
@@ -310,11 +333,16 @@ def test_a_rate_that_is_a_tensor(make, stage):
         optimizer.param_groups[0]["lr"].fill_(1e-2 / 2 ** (step + 1))
 
     def of_tensor(parameters: Any) -> torch.optim.Optimizer:
-        return make(parameters, lr=torch.tensor(1e-2), **({"eps": 1e-4, "foreach": False} if make is not Counting else {}))
+        return make(
+            parameters, lr=torch.tensor(1e-2), **({"eps": 1e-4, "foreach": False} if make is not Counting else {})
+        )
 
     expected = plain_run(of_tensor, between=halve)
     for parameters, kept in engine_run(
-        of_tensor, stage, between=halve, after=lambda engine, optimizer: isinstance(optimizer.param_groups[0]["lr"], torch.Tensor)
+        of_tensor,
+        stage,
+        between=halve,
+        after=lambda engine, optimizer: isinstance(optimizer.param_groups[0]["lr"], torch.Tensor),
     ):
         assert kept
         assert_close(parameters, expected)
@@ -325,8 +353,13 @@ def test_a_configured_schedule_fills_the_tensor():
     model = nn.Linear(4, 1)
     rate = torch.tensor(1.0)
     optimizer = Counting(model.parameters(), lr=rate)
-    schedule = {"type": "WarmupLR", "params": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.1, "warmup_num_steps": 10, "warmup_type": "linear"}}
-    engine = zeropage.initialize(model=model, optimizer=optimizer, config={**settings(0, scheduler=schedule), "train_batch_size": 1})[0]
+    schedule = {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": 0.0, "warmup_max_lr": 0.1, "warmup_num_steps": 10, "warmup_type": "linear"},
+    }
+    engine = zeropage.initialize(
+        model=model, optimizer=optimizer, config={**settings(0, scheduler=schedule), "train_batch_size": 1}
+    )[0]
     for _ in range(3):
         engine.backward(engine(torch.ones(1, 4)).sum())
         engine.step()
@@ -343,12 +376,15 @@ def test_step_of_the_object_is_refused():
 
 
 def test_memory_of_a_step():
-    """Catches copies that nobody counts, or that stay: 4 bytes for each element that the rank updates, while the step runs."""
+    """Catches copies that nobody counts, or that stay: 4 bytes for each element that the rank updates, while the step
+    runs."""
     model = nn.Linear(512, 512, bias=False)
 
     def run(rank: int, communicator: Any) -> tuple[int, int]:
         own = copy.deepcopy(model)
-        engine = zeropage.initialize(model=own, optimizer=Counting(own.parameters()), config={**settings(2), "train_batch_size": 2})[0]
+        engine = zeropage.initialize(
+            model=own, optimizer=Counting(own.parameters()), config={**settings(2), "train_batch_size": 2}
+        )[0]
         before = engine._core.measured_bytes()["buffers"]
         engine.backward(engine(torch.ones(1, 512)).sum())
         engine.step()

@@ -1,4 +1,5 @@
-"""What a run tells about itself: times, memory, collectives, operations, the metrics file, the trace, and the stage it chose."""
+"""What a run tells about itself: times, memory, collectives, operations, the metrics file, the trace, and the stage it
+chose."""
 
 import json
 
@@ -47,7 +48,8 @@ def lines_with(text: str, word: str) -> list[str]:
 
 
 def test_wall_clock_and_memory_breakdown(capfd, tmp_path):
-    """Catches lines that come at other steps than those of steps_per_print, from other ranks, or with parts larger than the whole."""
+    """Catches lines that come at other steps than those of steps_per_print, from other ranks, or with parts larger than
+    the whole."""
     csv = {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}
     train_two(5, wall_clock_breakdown=True, memory_breakdown=True, steps_per_print=2, csv_monitor=csv)
     printed = capfd.readouterr().err
@@ -65,7 +67,13 @@ def test_comms_logger(capfd):
     """Catches transfers that are missing from the table, and operations that nobody asked for."""
     train_two(
         2,
-        comms_logger={"enabled": True, "prof_all": False, "prof_ops": ["reduce_scatter", "copy"], "verbose": True, "debug": True},
+        comms_logger={
+            "enabled": True,
+            "prof_all": False,
+            "prof_ops": ["reduce_scatter", "copy"],
+            "verbose": True,
+            "debug": True,
+        },
     )
     printed = capfd.readouterr().err
     table = printed[printed.index("collectives of rank 0") :]
@@ -96,7 +104,10 @@ def test_metrics_file(tmp_path):
     steps = [r for r in records if r["record"] == "step"]
     assert [r["step"] for r in steps] == list(range(1, 12)) and steps[-1]["samples"] == 44
     assert steps[-1]["loss"] < steps[0]["loss"]
-    assert all(r["seconds"]["whole"] >= r["seconds"]["forward"] + r["seconds"]["backward"] + r["seconds"]["step"] for r in steps)
+    assert all(
+        r["seconds"]["whole"] >= r["seconds"]["forward"] + r["seconds"]["backward"] + r["seconds"]["step"]
+        for r in steps
+    )
     assert steps[-1]["faults"] > steps[0]["faults"] > 0 and steps[-1]["evictions"] > 0
     assert steps[0]["bytes"]["optimizer"][0] > 0
     pages = [r for r in records if r["record"] == "pages"]
@@ -117,7 +128,8 @@ def test_not_a_number_is_null(tmp_path):
 
 @pytest.mark.parametrize("by", ["key", "variable"])
 def test_trace(by, tmp_path, monkeypatch):
-    """Catches a trace without what makes the step slow: which operator waited for which page, and how gradients travelled."""
+    """Catches a trace without what makes the step slow: which operator waited for which page, and how gradients
+    travelled."""
     trace = {"first_step": 2, "steps": 2}
     if by == "key":
         trace["file"] = str(tmp_path / "trace.json")
@@ -135,7 +147,9 @@ def test_trace(by, tmp_path, monkeypatch):
         assert any(event["name"].startswith("aten::") and "2.weight" in event["args"]["page"] for event in faults)
         assert any("gradients of page" in event["name"] for event in spans if event["cat"] == "reduce")
         operator = next(event for event in spans if event["cat"] == "operator")
-        assert any(operator["ts"] <= e["ts"] and e["ts"] + e["dur"] <= operator["ts"] + operator["dur"] + 0.01 for e in faults)
+        assert any(
+            operator["ts"] <= e["ts"] and e["ts"] + e["dur"] <= operator["ts"] + operator["dur"] + 0.01 for e in faults
+        )
 
 
 def test_nothing_is_observed_unless_asked_for():
@@ -146,7 +160,8 @@ def test_nothing_is_observed_unless_asked_for():
 
 @pytest.mark.parametrize(("free", "stage"), [(1 << 30, 1), (15_000, 2), (2_000, 3)])
 def test_stage_auto(free, stage, capfd, monkeypatch):
-    """Catches a choice that is not made from this model and this memory, not said, or not written into the configuration."""
+    """Catches a choice that is not made from this model and this memory, not said, or not written into the
+    configuration."""
     monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(free, free, True))
 
     def run(rank: int, communicator):
@@ -160,10 +175,12 @@ def test_stage_auto(free, stage, capfd, monkeypatch):
 
 
 def test_everything_auto(capfd, monkeypatch):
-    """Catches "auto" of offload, buckets or the batch that does not become a value of the engine's configuration, or is not said."""
+    """Catches "auto" of offload, buckets or the batch that does not become a value of the engine's configuration, or is
+    not said."""
     monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(2_500, 1 << 30, False))
     buckets = dict.fromkeys(
-        ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"), "auto"
+        ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),
+        "auto",
     )
     zero = {"stage": "auto", "offload_optimizer": {"device": "auto"}, "offload_param": {"device": "auto"}, **buckets}
 

@@ -1,4 +1,5 @@
-"""Optimizer objects that look at whole parameters: each is owned by one rank at stages 1 to 3. The oracle is the same object in one process."""
+"""Optimizer objects that look at whole parameters: each is owned by one rank at stages 1 to 3. The oracle is the same
+object in one process."""
 
 import copy
 from collections.abc import Callable
@@ -18,7 +19,8 @@ STEPS = 4
 
 
 class Ratio(torch.optim.Optimizer):
-    """Steps of a parameter in proportion to its norm; state of every form: rows, a list with lists, by the element, a number, a count."""
+    """Steps of a parameter in proportion to its norm; state of every form: rows, a list with lists, by the element, a
+    number, a count."""
 
     def __init__(self, parameters: Any, lr: float = 1e-2):
         super().__init__(parameters, {"lr": lr})
@@ -31,14 +33,25 @@ class Ratio(torch.optim.Optimizer):
                     continue
                 state = self.state[p]
                 if not state:
-                    state.update(step=0, momentum=torch.zeros_like(p), rows=torch.zeros(p.shape[:1]), history=[[], "none", torch.zeros(3, 1)])
+                    state.update(
+                        step=0,
+                        momentum=torch.zeros_like(p),
+                        rows=torch.zeros(p.shape[:1]),
+                        history=[[], "none", torch.zeros(3, 1)],
+                    )
                     state["scale"] = torch.tensor(0.0)
                 state["step"] += 1
                 state["momentum"].lerp_(p.grad, 0.1)
                 state["rows"].lerp_(p.grad.reshape(p.shape[0], -1).square().mean(1), 0.5)
                 state["history"][2].add_(p.norm())
                 state["scale"].add_(p.grad.norm())
-                ratio = p.norm() / (state["momentum"].norm() + state["rows"].sum() + state["history"][2].sum() + state["scale"] + state["step"])
+                ratio = p.norm() / (
+                    state["momentum"].norm()
+                    + state["rows"].sum()
+                    + state["history"][2].sum()
+                    + state["scale"]
+                    + state["step"]
+                )
                 p.sub_(state["momentum"] * (group["lr"] * ratio))
 
 
@@ -122,7 +135,8 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize(("stage", "page_numel"), ((0, 5000), (1, 5000), (2, 1), (3, 5000), (3, 100_000)))
 def test_bits_and_state_of_one_process(stage, page_numel):
-    """Catches parts of parameters in the place of whole ones, padding in a norm, state that a rank lacks, and state dicts that lose their form."""
+    """Catches parts of parameters in the place of whole ones, padding in a norm, state that a rank lacks, and state
+    dicts that lose their form."""
     expected, state = plain_run(Ratio)
     for parameters, found in engine_run(Ratio, settings(stage, zeropage={"page_numel": page_numel}), after=state_dict):
         assert torch.equal(parameters, expected)
@@ -132,8 +146,17 @@ def test_bits_and_state_of_one_process(stage, page_numel):
 @pytest.mark.parametrize(("stage", "world"), ((0, 1), (1, 4), (3, 2)))
 def test_checkpoints_at_another_stage_and_world_size(stage, world, tmp_path):
     """Catches state of another owner that is not found, or comes back in another form."""
-    saved = engine_run(Ratio, settings(2), after=lambda engine: (engine.save_checkpoint(tmp_path), state_dict(engine))[1])
-    found = engine_run(Ratio, settings(stage), world, range(0), before=lambda engine: engine.load_checkpoint(tmp_path), after=state_dict)
+    saved = engine_run(
+        Ratio, settings(2), after=lambda engine: (engine.save_checkpoint(tmp_path), state_dict(engine))[1]
+    )
+    found = engine_run(
+        Ratio,
+        settings(stage),
+        world,
+        range(0),
+        before=lambda engine: engine.load_checkpoint(tmp_path),
+        after=state_dict,
+    )
     for parameters, state in found:
         assert torch.equal(parameters, saved[0][0])
         assert_same(state["state"], saved[0][1]["state"])
@@ -143,7 +166,12 @@ def test_checkpoints_at_another_stage_and_world_size(stage, world, tmp_path):
 def test_it_goes_on_with_the_same_bits(form, tmp_path):
     """Catches state that is loaded where the optimizer does not look."""
     expected, _ = plain_run(Ratio)
-    half = engine_run(Ratio, settings(3), steps=range(2), after=lambda engine: (engine.save_checkpoint(tmp_path), state_dict(engine))[1])[0]
+    half = engine_run(
+        Ratio,
+        settings(3),
+        steps=range(2),
+        after=lambda engine: (engine.save_checkpoint(tmp_path), state_dict(engine))[1],
+    )[0]
 
     def load(engine: Any) -> None:
         engine.load_checkpoint(tmp_path, load_optimizer_states=form == "checkpoint")
@@ -155,21 +183,29 @@ def test_it_goes_on_with_the_same_bits(form, tmp_path):
 
 
 def test_little_travels_twice():
-    """Catches parameters that travel to another rank although one has all of them: of this page only the one in the middle does."""
+    """Catches parameters that travel to another rank although one has all of them: of this page only the one in the
+    middle does."""
 
     def bytes_of(sees: str) -> int:
-        return engine_run(Ratio, settings(2, sees, zeropage={"page_numel": 100_000}), after=lambda e: e._communicator.bytes_moved)[0][1]
+        return engine_run(
+            Ratio, settings(2, sees, zeropage={"page_numel": 100_000}), after=lambda e: e._communicator.bytes_moved
+        )[0][1]
 
     assert bytes_of("parameters") < 1.15 * bytes_of("elements")
 
 
 def test_pages_are_large_enough():
-    """Catches the default size of pages, which holds a matrix or two, so that almost all of them travel in each update."""
+    """Catches the default size of pages, which holds a matrix or two, so that almost all of them travel in each
+    update."""
 
     def run(rank: int, communicator: Any) -> int:
         torch.manual_seed(0)
         model = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(32)))
-        engine = zeropage.initialize(model=model, optimizer=Ratio(model.parameters()), config={**settings(1, zeropage={"page_numel": 0}), "train_batch_size": 2})[0]
+        engine = zeropage.initialize(
+            model=model,
+            optimizer=Ratio(model.parameters()),
+            config={**settings(1, zeropage={"page_numel": 0}), "train_batch_size": 2},
+        )[0]
         return sum(placed.travels for placed in engine.optimizer.shards.whole._placed.values())
 
     assert run_ranks(2, run) == [0, 0]
@@ -177,7 +213,8 @@ def test_pages_are_large_enough():
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_what_sums_over_the_model(stage):
-    """Catches a norm over the parameters of one rank in the place of all of them, of a class that nobody knows, although Accelerate's key is set."""
+    """Catches a norm over the parameters of one rank in the place of all of them, of a class that nobody knows,
+    although Accelerate's key is set."""
     config = {**settings(stage, None), "zero_allow_untested_optimizer": True}
     if stage == 0:
         assert torch.equal(engine_run(OverAll, config)[0][0], plain_run(OverAll)[0])
@@ -187,7 +224,8 @@ def test_what_sums_over_the_model(stage):
 
 
 def test_what_nobody_knows():
-    """Catches a class that is run on a guess at stages 1 to 3, a message without a way out, and a refusal where there is no risk."""
+    """Catches a class that is run on a guess at stages 1 to 3, a message without a way out, and a refusal where there
+    is no risk."""
     with pytest.raises(ConfigError, match="Ratio.*optimizer_sees.*elements.*parameters.*model"):
         engine_run(Ratio, settings(1, None), steps=range(0))
     expected, _ = plain_run(Ratio)
@@ -202,9 +240,14 @@ def test_trying_a_copy_leaves_the_object_alone():
     for kind, sums in ((Ratio, False), (OverAll, True)):
         optimizer = kind(model.parameters())
         optimizer.register_step_pre_hook(lambda *given: calls.append(given))
-        before, groups = copy.deepcopy(model.state_dict()), copy.deepcopy([{**group, "params": 0} for group in optimizer.param_groups])
+        before, groups = (
+            copy.deepcopy(model.state_dict()),
+            copy.deepcopy([{**group, "params": 0} for group in optimizer.param_groups]),
+        )
         assert sums_over_model(optimizer) == sums
-        assert not calls and not optimizer.state and [{**group, "params": 0} for group in optimizer.param_groups] == groups
+        assert (
+            not calls and not optimizer.state and [{**group, "params": 0} for group in optimizer.param_groups] == groups
+        )
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -213,7 +256,9 @@ def test_a_step_that_needs_more_is_refused(name):
     """Catches an optimizer that would get no closure, in the middle of the first update."""
     model = nn.Linear(4, 4)
     with pytest.raises(ConfigError, match=f"{name} needs more than gradients"):
-        zeropage.initialize(model=model, optimizer=getattr(torch.optim, name)(model.parameters()), config={"train_batch_size": 1})
+        zeropage.initialize(
+            model=model, optimizer=getattr(torch.optim, name)(model.parameters()), config={"train_batch_size": 1}
+        )
 
 
 def test_layouts_in_memory(tmp_path):

@@ -1,4 +1,5 @@
-"""Bytes that cross the network per step, counted by the system on the loopback interface of a network namespace of our own."""
+"""Bytes that cross the network per step, counted by the system on the loopback interface of a network namespace of our
+own."""
 
 import json
 
@@ -15,8 +16,8 @@ STEPS = 3
 LAYERS, WIDTH = 8, 512
 QUARTER = {"stage3_max_live_parameters": LAYERS * WIDTH * WIDTH // 4}
 RUNS = {f"stage {stage}": (stage, {}) for stage in range(4)} | {"stage 3, a quarter live": (3, QUARTER)}
-# fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3 may
-# gather twice. The rest is for headers, verdicts and versions.
+# fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3
+# may gather twice. The rest is for headers, verdicts and versions.
 LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}
 
 
@@ -70,12 +71,14 @@ def train_all() -> dict[str, tuple[float, bool]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_bytes_on_the_wire(world, tmp_path):
-    """Catches what sends more than it must: gloo's own reduce-scatter, second gathers, copies of whole pages. And sums over gloo
-    whose order is not shared memory's."""
+    """Catches what sends more than it must: gloo's own reduce-scatter, second gathers, copies of whole pages. And sums
+    over gloo whose order is not shared memory's."""
     ranks = run_in_namespace(world, "test_wire_bytes", "train_all", json.dumps({}), tmp_path)
     for rank, results in enumerate(ranks):
         for name, (bytes_per_numel, same_bits) in results.items():
             limit = LIMITS[world]["stage 3" if "stage 3" in name else "other"]
             assert bytes_per_numel <= limit, f"rank {rank} of {world}, {name}"
-            assert bytes_per_numel >= 1, f"rank {rank} of {world}, {name}: hardly anything went over the counted interface"
+            assert bytes_per_numel >= 1, (
+                f"rank {rank} of {world}, {name}: hardly anything went over the counted interface"
+            )
             assert same_bits, f"rank {rank} of {world}, {name}: other parameters than over shared memory"

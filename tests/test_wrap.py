@@ -23,7 +23,8 @@ def words(text: str) -> list[str]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_text_is_wrapped_and_nothing_else(tmp_path, name):
-    """Catches words that are lost or moved, code and tables that are touched, and a second run that changes the file again."""
+    """Catches words that are lost or moved, code and tables that are touched, and a second run that changes the file
+    again."""
     text = CASES[name]
     file = tmp_path / name
     file.write_text(text)

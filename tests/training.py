@@ -61,7 +61,8 @@ def part_of_batch(batch: tuple[torch.Tensor, ...], world: int, rank: int, micro:
 def config_of(
     stage: int, *, batch: int = 8, accumulation: int = 1, clipping: float = 0.5, eps: float = 1e-8, **sections: Any
 ) -> dict[str, Any]:
-    """A configuration with AdamW. Keys of `zero_optimization` and `zeropage` in `sections` are added to the defaults."""
+    """A configuration with AdamW. Keys of `zero_optimization` and `zeropage` in `sections` are added to the
+    defaults."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0, **sections.pop("zero_optimization", {})}
     own = {"timeout_ms": TIMEOUT_MS, **sections.pop("zeropage", {})}
     return {
@@ -123,7 +124,8 @@ def train_engine(engine: Any, world: int, rank: int, steps: int, accumulation: i
 
 
 def interrupted_run(engine: Any, rank: int, folder: Any, resume: bool) -> torch.Tensor:
-    """Six steps of two ranks, saved after three; or the last three of them, from what was saved. Parameters at the end, flat in fp32."""
+    """Six steps of two ranks, saved after three; or the last three of them, from what was saved. Parameters at the end,
+    flat in fp32."""
     if resume:
         engine.load_checkpoint(folder)
     for step in range(3 if resume else 0, 6):
@@ -155,14 +157,18 @@ def train_ranks(
 
     outcomes = run_ranks(world, run, **(faults or {}))
     for rank, outcome in enumerate(outcomes):
-        assert torch.equal(outcome.parameters, outcomes[0].parameters), f"rank {rank} ended with other parameters than rank 0"
+        assert torch.equal(outcome.parameters, outcomes[0].parameters), (
+            f"rank {rank} ended with other parameters than rank 0"
+        )
     return outcomes
 
 
 LossOf = Callable[[Any, int, int], torch.Tensor]
 
 
-def plain_run(model: nn.Module, loss_of: LossOf, world: int, steps: int, between: Callable[[nn.Module, int], None] | None = None):
+def plain_run(
+    model: nn.Module, loss_of: LossOf, world: int, steps: int, between: Callable[[nn.Module, int], None] | None = None
+):
     """`loss_of(model, step, rank)` averaged over the ranks' parts, one after the other in this process, by AdamW."""
     model = copy.deepcopy(model)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -214,7 +220,8 @@ def engine_run(
 def assert_trains_like_plain(
     model: nn.Module, loss_of: LossOf, world: int = 2, steps: int = 4, bound: float = 1e-5, between=None, **options: Any
 ) -> None:
-    """The engine at its hardest against plain PyTorch: every parameter within `bound`, after moving by up to 0.01 per step."""
+    """The engine at its hardest against plain PyTorch: every parameter within `bound`, after moving by up to 0.01 per
+    step."""
     expected = plain_run(model, loss_of, world, steps, between)
     found = engine_run(model, loss_of, world, steps, between, **options)
     assert not torch.equal(expected, flat_parameters(model)), "this run trains nothing"

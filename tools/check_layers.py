@@ -47,11 +47,18 @@ def problem(path: Path, included: str) -> str | None:
 
 
 def main() -> int:
-    files = [p for folder in ("zeropage", "python/bind") for p in sorted((ROOT / folder).rglob("*")) if p.suffix in (".h", ".cc")]
+    files = [
+        p
+        for folder in ("zeropage", "python/bind")
+        for p in sorted((ROOT / folder).rglob("*"))
+        if p.suffix in (".h", ".cc")
+    ]
     problems = []
     for path in files:
         if room_of(path) not in ROOMS:
-            problems.append(f"{path.relative_to(ROOT)}: {room_of(path)} is not a room; the rooms are {', '.join(ROOMS)}")
+            problems.append(
+                f"{path.relative_to(ROOT)}: {room_of(path)} is not a room; the rooms are {', '.join(ROOMS)}"
+            )
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             match = INCLUDE.match(line)

@@ -1,4 +1,5 @@
-"""Checks the format of the C++ files and the length of all files; --width: also of lines of comments, docstrings and Markdown.
+"""Checks the format of the C++ files and the length of all files; --width: also of lines of comments, docstrings and
+Markdown.
 
 check_style.py CLANG_FORMAT [--width] [--fix]; --fix mends all but the length of files.
 """
@@ -20,7 +21,11 @@ GENERATED = {"docs/config.md"}
 def tracked() -> list[Path]:
     """Files of the project: what git knows, and new files that it does not ignore."""
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     return [ROOT / name for name in sorted(set(names.split("\0"))) if name and (ROOT / name).is_file()]
 
@@ -31,7 +36,9 @@ def main() -> int:
     problems = []
     for path in files:
         if path.suffix in COUNTED and (lines := len(path.read_text().splitlines())) > MAX_LINES:
-            problems.append(f"{path.relative_to(ROOT)}: {lines} lines; a file has at most {MAX_LINES}: split it by what its parts do")
+            problems.append(
+                f"{path.relative_to(ROOT)}: {lines} lines; a file has at most {MAX_LINES}: split it by what its parts do"
+            )
         if path.suffix not in TEXTS or str(path.relative_to(ROOT)) in GENERATED:
             continue
         if fix:

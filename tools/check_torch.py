@@ -1,9 +1,9 @@
 """Compiles every torch-facing file against the headers of other versions of torch.
 
-check_torch.py [--sample N] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the other headers. The
-headers of a version come from its wheel (530 MB, once) and stay in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to
-build/check-torch, so that a compiler cache makes the next run short. --sample: only N files, others every day, so that all have
-their turn within weeks.
+check_torch.py [--sample N] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the
+other headers. The headers of a version come from its wheel (530 MB, once) and stay in the user's cache,
+$XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so that a compiler cache makes the next run short. --sample:
+only N files, others every day, so that all have their turn within weeks.
 """
 
 import argparse
@@ -34,11 +34,23 @@ def headers_of(version: str) -> Path:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
             print(f"check-torch: downloading the headers of torch {version} (530 MB, once)", flush=True)
-            command = [sys.executable, "-m", "pip", "download", "-q", f"torch=={version}", "--no-deps", "-d", f"{temporary}/wheel"]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "-q",
+                f"torch=={version}",
+                "--no-deps",
+                "-d",
+                f"{temporary}/wheel",
+            ]
             subprocess.run(command, check=True, timeout=DOWNLOAD_TIMEOUT_S)
             (wheel,) = Path(temporary, "wheel").glob("torch-*.whl")
             with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(f"{temporary}/headers", [name for name in archive.namelist() if name.startswith("torch/include/")])
+                archive.extractall(
+                    f"{temporary}/headers", [name for name in archive.namelist() if name.startswith("torch/include/")]
+                )
             os.rename(f"{temporary}/headers", folder)
     return folder
 
@@ -49,7 +61,11 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
     tasks = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
         words = shlex.split(entry["command"])
-        if entry["file"] in tasks or "cmake_pch" in entry["file"] or not any("/torch/include" in word for word in words):
+        if (
+            entry["file"] in tasks
+            or "cmake_pch" in entry["file"]
+            or not any("/torch/include" in word for word in words)
+        ):
             continue
         words = [re.sub(r"^.*(?=/torch/include)", str(headers), word) for word in words if not word.startswith("-O")]
         if "-include" in words:  # headers that were precompiled with the torch of the build

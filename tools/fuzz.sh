@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# fuzz.sh [SECONDS]: runs libFuzzer with sanitizers on every fuzz/*_fuzz.cc, all at once, for SECONDS, from the corpus in the repository;
-# new inputs go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or takes more than 512 MiB. Needs clang.
+# fuzz.sh [SECONDS]: runs libFuzzer with sanitizers on every fuzz/*_fuzz.cc, all at once, for SECONDS, from the corpus
+# in the repository; new inputs go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or takes more
+# than 512 MiB. Needs clang.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds on a machine with a GPU (gpu_build.sh) and runs bench/gpu.py. Results go to ${OUT:-runs/gpu}: gpu.jsonl and gpu.txt.
+# Builds on a machine with a GPU (gpu_build.sh) and runs bench/gpu.py. Results go to ${OUT:-runs/gpu}: gpu.jsonl and
+# gpu.txt.
 # BUDGET_S: seconds for all rows together (240). Arguments go to bench/gpu.py.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# gpu_build.sh FOLDER: builds for the present GPU alone, with the machine's own Python and torch, without the C++ tests. Installs
-# nothing and asks no network: what the machine lacks comes from .gpu-bundle/ (make gpu-bundle, on a machine that has it).
-# Says whether the CUDA kernels were built, and fails where there is an nvcc and they were not.
+# gpu_build.sh FOLDER: builds for the present GPU alone, with the machine's own Python and torch, without the C++ tests.
+# Installs nothing and asks no network: what the machine lacks comes from .gpu-bundle/ (make gpu-bundle, on a machine
+# that has it). Says whether the CUDA kernels were built, and fails where there is an nvcc and they were not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1

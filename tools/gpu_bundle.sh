@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Gathers what a GPU machine without internet and without apt lacks: the header-only libraries and the test framework, into
-# .gpu-bundle/ (a few MB, ignored by git). Copy it there with the checkout; make gpu-test looks into it.
+# Gathers what a GPU machine without internet and without apt lacks: the header-only libraries and the test framework,
+# into .gpu-bundle/ (a few MB, ignored by git). Copy it there with the checkout; make gpu-test looks into it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=.gpu-bundle

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds on a machine with a GPU (gpu_build.sh) and runs the tests that need one, several at once, each with its own timeout where
-# pytest has the plug-ins xdist and timeout. Results go to ${OUT:-runs/gpu}: tests.xml and tests.log. Arguments go to pytest.
+# Builds on a machine with a GPU (gpu_build.sh) and runs the tests that need one, several at once, each with its own
+# timeout where pytest has the plug-ins xdist and timeout. Results go to ${OUT:-runs/gpu}: tests.xml and tests.log.
+# Arguments go to pytest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=build/gpu

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# setup.sh: brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before it acts, so
-# that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
+# setup.sh: brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before
+# it acts, so that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
 # setup.sh fuzz: only clang with libFuzzer, about 100 MB to download, which nothing but make fuzz needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -107,7 +107,8 @@ install_torch() {
     fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
 }
 
-# install_missing OPTION...: packages from standard input, as lines MODULE PACKAGE; those whose module is there are left alone.
+# install_missing OPTION...: packages from standard input, as lines MODULE PACKAGE; those whose module is there are left
+# alone.
 install_missing() {
   local want=() module package
   while read -r module package; do
@@ -141,7 +142,8 @@ torchao torchao
 LIST
 }
 
-# What tests/hf trains with, Ray (80 MB) for its example, and the small packages that these import. Without their other dependencies: torch among them stays as it is.
+# What tests/hf trains with, Ray (80 MB) for its example, and the small packages that these import. Without their other
+# dependencies: torch among them stays as it is.
 install_libraries() {
   local want=() module package
   while read -r module package; do
@@ -180,8 +182,9 @@ LIST
     fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
 }
 
-# What tests/architectures builds models of, in a folder that no other test imports from: with diffusers or torchvision beside them, the
-# libraries above behave differently. Without dependencies; torchvision's operators, which are built for another torch, are not used.
+# What tests/architectures builds models of, in a folder that no other test imports from: with diffusers or torchvision
+# beside them, the libraries above behave differently. Without dependencies; torchvision's operators, which are built
+# for another torch, are not used.
 install_architectures() {
   local folder=.venv/share/architectures
   local packages="torchvision==0.28.0 diffusers requests urllib3 certifi charset-normalizer"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# test.sh FOLDER [fast]: the C++ tests of FOLDER, then the Python tests. Runs both even if the first fails, so that one run shows all.
+# test.sh FOLDER [fast]: the C++ tests of FOLDER, then the Python tests. Runs both even if the first fails, so that one
+# run shows all.
 # fast: C++ tests without torch, and the Python tests that find most in little time, both at once.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -22,7 +23,8 @@ ctest --test-dir "$folder" --output-on-failure --no-tests=error || status=1
 # 5: no tests were collected, which is a failure here too.
 .venv/bin/python -m pytest -q -m "not gpu" tests python || status=1
 
-# What is for accelerators, on the simulated one (tests/simulated_device/README.md): in a process of its own, which torch takes to have one.
+# What is for accelerators, on the simulated one (tests/simulated_device/README.md): in a process of its own, which
+# torch takes to have one.
 .venv/bin/python -m pytest -q -m "gpu and not cuda" tests || status=1
 
 [ $status = 0 ] && echo "test: all passed" || echo "test: FAILED; the failing tests are named above" >&2

@@ -1,7 +1,7 @@
 """Wraps comments, docstrings and paragraphs of Markdown at the project's width. Used by check_style.py.
 
-A line that is too long hands its last words to the next line of the same paragraph, or to a new line. Words and their order stay; what is
-no plain text (code, tables, links to pictures, headings) stays as it is.
+A line that is too long hands its last words to the next line of the same paragraph, or to a new line. Words and their
+order stay; what is no plain text (code, tables, links to pictures, headings) stays as it is.
 """
 
 import ast
@@ -15,7 +15,12 @@ FENCE = re.compile(r"\s*(```|~~~)")
 
 
 def _markdown_prefix(line: str, in_fence: bool) -> str | None:
-    if in_fence or not line.strip() or line.lstrip().startswith(("|", "#", "!", "[", "<", ">")) or line.startswith("    "):
+    if (
+        in_fence
+        or not line.strip()
+        or line.lstrip().startswith(("|", "#", "!", "[", "<", ">"))
+        or line.startswith("    ")
+    ):
         return None
     indent = re.match(r"\s*", line)[0]
     return indent
@@ -25,7 +30,9 @@ def _docstring_lines(text: str) -> set[int]:
     """Indices of the lines of docstrings."""
     found: set[int] = set()
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node, clean=False):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node, clean=False
+        ):
             found.update(range(node.body[0].lineno - 1, node.body[0].end_lineno or 0))
     return found
 
@@ -52,7 +59,9 @@ def prefixes(path: Path, lines: list[str]) -> list[str | None]:
 def long_lines(path: Path) -> list[int]:
     """Numbers, from 1, of the lines of text that are longer than WIDTH and have a place to break."""
     lines = path.read_text().split("\n")
-    return [n for n, (line, prefix) in enumerate(zip(lines, prefixes(path, lines), strict=True), 1) if _split(line, prefix)]
+    return [
+        n for n, (line, prefix) in enumerate(zip(lines, prefixes(path, lines), strict=True), 1) if _split(line, prefix)
+    ]
 
 
 def _split(line: str, prefix: str | None) -> tuple[str, str] | None:

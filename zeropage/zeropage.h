@@ -9,8 +9,8 @@
 ///       engine.step();
 ///     }
 ///
-/// Ranks are started by `zeropage --num_gpus=2 --no_python ./program`, torchrun, mpirun or srun. docs/cpp.md goes from an empty folder
-/// to two ranks.
+/// Ranks are started by `zeropage --num_gpus=2 --no_python ./program`, torchrun, mpirun or srun. docs/cpp.md goes from
+/// an empty folder to two ranks.
 #pragma once
 
 #include "zeropage/base/error.h"

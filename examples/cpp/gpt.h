@@ -1,6 +1,6 @@
 /// \file
-/// The model of examples/gpt.py in libtorch modules: the same operators in the same order, so that the same values come out to
-/// the last bit.
+/// The model of examples/gpt.py in libtorch modules: the same operators in the same order, so that the same values come
+/// out to the last bit.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -82,7 +82,8 @@ struct GptImpl : nn::Module {
     const at::Tensor inputs = tokens.slice(1, 0, -1);
     const at::Tensor targets = tokens.slice(1, 1);
     const at::Tensor positions = at::arange(inputs.size(1), tokens.options().dtype(at::kLong));
-    // One after the other: the order of operators is the order of their gradients, and C++ does not say which operand is first.
+    // One after the other: the order of operators is the order of their gradients, and C++ does not say which operand
+    // is first.
     const at::Tensor token_vectors = token_embedding(inputs);
     at::Tensor x = embedding_norm(token_vectors + position_embedding(positions));
     for (const auto& block : *blocks) x = block->as<BlockImpl>()->forward(x);

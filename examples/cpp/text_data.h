@@ -1,6 +1,6 @@
 /// \file
-/// The data of examples/text_data.py: the sources of Python's standard library, as bytes, in the order in which the loader of the
-/// Python package gives them to a rank.
+/// The data of examples/text_data.py: the sources of Python's standard library, as bytes, in the order in which the
+/// loader of the Python package gives them to a rank.
 #pragma once
 
 #include <ATen/ATen.h>

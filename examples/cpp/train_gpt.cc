@@ -1,4 +1,5 @@
-// Trains the language model of examples/gpt.py in C++; the same data and configuration, and in fp32 the same losses to the last bit.
+// Trains the language model of examples/gpt.py in C++; the same data and configuration, and in fp32 the same losses to
+// the last bit.
 //
 //     zeropage --num_gpus=2 --no_python build/dev/examples/cpp/train_gpt --config examples/ds_config.json
 #include <zeropage/zeropage.h>

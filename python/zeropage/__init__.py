@@ -1,7 +1,7 @@
 """Zeropage: training models whose state does not fit on one device. A drop-in for the core of DeepSpeed's ZeRO.
 
-    import zeropage as deepspeed
-    model_engine, optimizer, _, _ = deepspeed.initialize(model=model, config="ds_config.json")
+import zeropage as deepspeed
+model_engine, optimizer, _, _ = deepspeed.initialize(model=model, config="ds_config.json")
 """
 
 import importlib
@@ -13,7 +13,12 @@ from . import built_for, errors, exit_codes  # noqa: F401  (built_for first: it 
 from ._C import version as __version__
 from .initialize import add_config_arguments, initialize
 
-if {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_STEP_NUM_TASKS"} & os.environ.keys():  # some launcher has started this process and will look at how it ends
+if {
+    "RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "PMI_RANK",
+    "SLURM_STEP_NUM_TASKS",
+} & os.environ.keys():  # some launcher has started this process and will look at how it ends
     exit_codes.install()
 
 _LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "runtime", "testing", "utils", "zero")

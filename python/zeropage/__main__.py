@@ -1,8 +1,10 @@
-"""`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`, which the commands `zeropage doctor` and so on become, and
+"""`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`, which the commands `zeropage doctor` and so on
+become, and
 
 `python -m zeropage alias install`: programs that import `deepspeed` get this package (`remove`, `status`), and
 
-`python -m zeropage --cmake-dir`: prints where the CMake package of the C++ library is: cmake -DCMAKE_PREFIX_PATH=$(...).
+`python -m zeropage --cmake-dir`: prints where the CMake package of the C++ library is: cmake
+-DCMAKE_PREFIX_PATH=$(...).
 """
 
 import argparse
@@ -40,7 +42,9 @@ def main() -> int:
 
 def print_cmake_dir() -> int:
     parser = argparse.ArgumentParser(prog="python -m zeropage")
-    parser.add_argument("--cmake-dir", action="store_true", required=True, help="print the folder of zeropage-config.cmake")
+    parser.add_argument(
+        "--cmake-dir", action="store_true", required=True, help="print the folder of zeropage-config.cmake"
+    )
     parser.parse_args()
     if not CMAKE_DIR.is_dir():
         hint = "install the package with `pip install .`, or the library with `cmake --install`"

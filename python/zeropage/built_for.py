@@ -1,4 +1,5 @@
-"""The torch that the C++ module was built for. Under one of another minor version it must not be loaded: layouts of classes differ.
+"""The torch that the C++ module was built for. Under one of another minor version it must not be loaded: layouts of
+classes differ.
 
 Importing this module checks that, and must precede the import of the C++ module.
 """

@@ -1,7 +1,7 @@
 """Checkpoints of an engine: the state that C++ keeps goes to disk from there; this adds what only Python has.
 
-That is: buffers, client state, parameter groups, the state of a scheduler object, random generators. Saving is one commit and loading has
-two phases (docs/checkpoint-format.md): what fails leaves the folder, or the engine, as it was.
+That is: buffers, client state, parameter groups, the state of a scheduler object, random generators. Saving is one
+commit and loading has two phases (docs/checkpoint-format.md): what fails leaves the folder, or the engine, as it was.
 """
 
 import json
@@ -42,7 +42,8 @@ def _aliases(module: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def _alike(mine: Any, loaded: Any) -> bool:
-    """Whether a hyperparameter may take the place of another: both numbers, or tuples of them, or not a number either."""
+    """Whether a hyperparameter may take the place of another: both numbers, or tuples of them, or not a number
+    either."""
     if isinstance(mine, (list, tuple)):
         return isinstance(loaded, (list, tuple)) and len(mine) == len(loaded) and all(map(_alike, mine, loaded))
     numbers = (int, float, torch.Tensor)
@@ -60,15 +61,18 @@ class CheckpointingEngine:
         save_latest: bool = True,
         exclude_frozen_parameters: bool = False,
     ) -> bool:
-        """Saves everything that training goes on from, as `save_dir/tag` (default: global_step<N>). Collective; returns True.
+        """Saves everything that training goes on from, as `save_dir/tag` (default: global_step<N>). Collective; returns
+        True.
 
-        client_state: what the script wants back from `load_checkpoint`: numbers, strings, lists, tuples, dicts, tensors; rank 0's is kept.
+        client_state: what the script wants back from `load_checkpoint`: numbers, strings, lists, tuples, dicts,
+        tensors; rank 0's is kept.
         save_latest: False: loading without a tag does not find it.
 
-        With zeropage.async_save it returns when the state is copied; `wait_for_checkpoint` waits for the rest. When that fails the next
-        `step`, save, `wait_for_checkpoint` or `destroy` raises.
+        With zeropage.async_save it returns when the state is copied; `wait_for_checkpoint` waits for the rest. When
+        that fails the next `step`, save, `wait_for_checkpoint` or `destroy` raises.
 
-        Raises CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro steps).
+        Raises CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro
+        steps).
         """
         tag = f"global_step{self.global_steps}" if tag is None else str(tag)
         tensors: Tensors = {}
@@ -81,7 +85,17 @@ class CheckpointingEngine:
         shards = self.optimizer.shards if self._has_optimizer else None
         states = [] if shards is None else shards.state.tensors_to_save()
         tensors |= {} if shards is None else shards.state.whole_to_save(self.global_rank)
-        _C.save_checkpoint(self._core, folder, tag, save_latest, exclude_frozen_parameters, _aliases(self.module), host, tensors, states)
+        _C.save_checkpoint(
+            self._core,
+            folder,
+            tag,
+            save_latest,
+            exclude_frozen_parameters,
+            _aliases(self.module),
+            host,
+            tensors,
+            states,
+        )
         if self.global_rank == 0:
             zero_to_fp32.write_script(folder)
         return True
@@ -100,15 +114,16 @@ class CheckpointingEngine:
         load_module_only: bool = False,
         custom_load_fn: Any = None,
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """Goes on from a step of `load_dir`: the tagged, or the newest. Collective. Returns (its path, its client state), or
-        (None, None) when the folder has no step. Any world size and stage load what any other has saved.
+        """Goes on from a step of `load_dir`: the tagged, or the newest. Collective. Returns (its path, its client
+        state), or (None, None) when the folder has no step. Any world size and stage load what any other has saved.
 
-        load_module_strict: False: parameters and buffers that only one side has are left alone, with a warning that lists them.
-        load_optimizer_states: False: moments, step counts, parameter groups, loss scale and random generators stay as they are, and
-        fp32 masters start from the loaded values.
+        load_module_strict: False: parameters and buffers that only one side has are left alone, with a warning that
+        lists them.
+        load_optimizer_states: False: moments, step counts, parameter groups, loss scale and random generators stay as
+        they are, and fp32 masters start from the loaded values.
         load_module_only: parameters and buffers alone.
-        custom_load_fn: called as custom_load_fn(src=, dst=) to load parameters and buffers: the step's, whole and fp32, into the module.
-        It must do the same on every rank. Not with optimizer states.
+        custom_load_fn: called as custom_load_fn(src=, dst=) to load parameters and buffers: the step's, whole and fp32,
+        into the module. It must do the same on every rank. Not with optimizer states.
 
         Raises CheckpointError on every rank; the engine is then as it was.
         """
@@ -128,7 +143,14 @@ class CheckpointingEngine:
         if custom_load_fn is not None:
             self._load_by(custom_load_fn, step)
         warning = _C.load_checkpoint(
-            self._core, step, load_module_strict, custom_load_fn is None, with_optimizer, with_schedule, load_module_only, problem
+            self._core,
+            step,
+            load_module_strict,
+            custom_load_fn is None,
+            with_optimizer,
+            with_schedule,
+            load_module_only,
+            problem,
         )
         self._apply_host_state(host, custom_load_fn is None, with_optimizer, with_schedule)
         if not load_module_only:
@@ -146,7 +168,9 @@ class CheckpointingEngine:
         if not own.preemption_folder:
             return
         if threading.current_thread() is not threading.main_thread():
-            raise UsageError("zeropage.preemption_folder needs the engine to be made by the main thread, which gets the signals")
+            raise UsageError(
+                "zeropage.preemption_folder needs the engine to be made by the main thread, which gets the signals"
+            )
         self._preemption = Preemption(weakref.ref(self._core), own.preemption_grace_s)
 
     def _heed_saves_and_signals(self) -> None:
@@ -170,7 +194,11 @@ class CheckpointingEngine:
     def _host_state(self, client_state: dict[str, Any], tensors: Tensors, exclude_frozen: bool) -> dict[str, Any]:
         groups = self.optimizer.param_groups if self._has_optimizer else []
         hyperparameters = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-        scheduler = self.lr_scheduler.state_dict() if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict") else None
+        scheduler = (
+            self.lr_scheduler.state_dict()
+            if self._client_scheduler and hasattr(self.lr_scheduler, "state_dict")
+            else None
+        )
         shards = self.optimizer.shards if self._has_optimizer else None
         values = None if shards is None else shards.state.values_of_no_parameter()
         wrapped = dict(inner_of_module(self.module)) if exclude_frozen else {}
@@ -191,7 +219,9 @@ class CheckpointingEngine:
         position = getattr(self.training_dataloader, "position", None)
         return None if position is None else [position.epoch, position.entries]
 
-    def _read(self, step: _C.Checkpoint, strict: bool, with_optimizer: bool, with_schedule: bool) -> tuple[dict[str, Any], str]:
+    def _read(
+        self, step: _C.Checkpoint, strict: bool, with_optimizer: bool, with_schedule: bool
+    ) -> tuple[dict[str, Any], str]:
         """Reads and compares all that Python will take over, and changes nothing. Returns (state, what is wrong)."""
         try:
             stored = json.loads(step.host_json)  # whose form was checked when the step was opened
@@ -219,10 +249,14 @@ class CheckpointingEngine:
         if strict:
             missing = buffers.keys() - stored.keys() - set(host["excluded"])
             found += [f"buffer '{name}' is in the model, not in the checkpoint" for name in buffers if name in missing]
-            found += [f"buffer '{name}' is in the checkpoint, not in the model" for name in stored if name not in buffers]
+            found += [
+                f"buffer '{name}' is in the checkpoint, not in the model" for name in stored if name not in buffers
+            ]
         for name, buffer in buffers.items():
             if name in stored and stored[name].shape != buffer.shape:
-                found.append(f"buffer '{name}' is {list(buffer.shape)} in the model, {list(stored[name].shape)} in the checkpoint")
+                found.append(
+                    f"buffer '{name}' is {list(buffer.shape)} in the model, {list(stored[name].shape)} in the checkpoint"
+                )
         if with_optimizer and len(host["groups"]) != len(self.optimizer.param_groups):
             found.append(
                 f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, the checkpoint {len(host['groups'])}; "
@@ -241,7 +275,9 @@ class CheckpointingEngine:
                 "pass load_optimizer_states=False to start without its state"
             )
         if with_schedule and self._client_scheduler and host["scheduler"] is None:
-            found.append("the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours")
+            found.append(
+                "the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours"
+            )
         return found
 
     def _continue_data(self, position: Position | None) -> None:
@@ -258,7 +294,9 @@ class CheckpointingEngine:
         with torch.no_grad():
             custom_load_fn(src=fp32_state_dict(step), dst=self.module)
 
-    def _apply_host_state(self, host: dict[str, Any], with_buffers: bool, with_optimizer: bool, with_schedule: bool) -> None:
+    def _apply_host_state(
+        self, host: dict[str, Any], with_buffers: bool, with_optimizer: bool, with_schedule: bool
+    ) -> None:
         for name, buffer in _persistent_buffers(self.module):
             if with_buffers and name in host["buffers"]:
                 buffer.data.copy_(host["buffers"][name])

@@ -13,10 +13,13 @@ class ModelExports:
     """The part of the engine that hands its model out. All of it is collective."""
 
     def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
-        """The module's state dict with whole values, on the host of every rank. Parameters are gathered one at a time."""
+        """The module's state dict with whole values, on the host of every rank. Parameters are gathered one at a
+        time."""
         return self._whole_state_dict(exclude_frozen_parameters, keep=True)
 
-    def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor] | None:
+    def _zero3_consolidated_16bit_state_dict(
+        self, exclude_frozen_parameters: bool = False
+    ) -> dict[str, torch.Tensor] | None:
         """The same on rank 0 alone; None on the others."""
         state = self._whole_state_dict(exclude_frozen_parameters, keep=self.global_rank == 0)
         return state if self.global_rank == 0 else None
@@ -26,10 +29,12 @@ class ModelExports:
     def save_16bit_model(
         self, save_dir: str | os.PathLike, save_filename: str = DEFAULT_NAME, exclude_frozen_parameters: bool = False
     ) -> bool:
-        """Writes parameters and buffers as one safetensors file, tied ones once; returns True. In fp32 runs the file is fp32.
+        """Writes parameters and buffers as one safetensors file, tied ones once; returns True. In fp32 runs the file is
+        fp32.
 
-        Parameters are gathered one at a time, so no rank ever holds the model. `zeropage ckpt export` writes fp32 from a checkpoint.
-        Raises UsageError for names that do not end in .safetensors (pickles are never written), CheckpointError on every rank.
+        Parameters are gathered one at a time, so no rank ever holds the model. `zeropage ckpt export` writes fp32 from
+        a checkpoint. Raises UsageError for names that do not end in .safetensors (pickles are never written),
+        CheckpointError on every rank.
         """
         path = os.path.join(os.fspath(save_dir), save_filename)
         tensors = [(name, tensor) for name, tensor in self._state(exclude_frozen_parameters).items()]
@@ -45,7 +50,11 @@ class ModelExports:
         tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
         if not exclude_frozen_parameters:
             return tensors
-        return {name: value for name, value in tensors.items() if not isinstance(value, torch.nn.Parameter) or value.requires_grad}
+        return {
+            name: value
+            for name, value in tensors.items()
+            if not isinstance(value, torch.nn.Parameter) or value.requires_grad
+        }
 
     def _whole_state_dict(self, exclude_frozen_parameters: bool, keep: bool) -> dict[str, torch.Tensor]:
         copies: dict[int, torch.Tensor] = {}

@@ -1,7 +1,8 @@
 """Values of Python as JSON and tensors, without pickle: what `client_state`, schedulers and parameter groups may hold.
 
-None, bool, int, float, str, list, tuple, dict and tensors; numbers of numpy become those of Python. What JSON does not have stands as
-a dict with one key: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"tensor": name}, {"number": "inf"}.
+None, bool, int, float, str, list, tuple, dict and tensors; numbers of numpy become those of Python. What JSON does not
+have stands as a dict with one key: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"tensor": name}, {"number":
+"inf"}.
 """
 
 import math
@@ -16,7 +17,8 @@ _MAX_JSON_INTEGER = 2**63 - 1
 
 
 def encode(value: Any, tensors: Tensors, where: str) -> Any:
-    """`value` as JSON; its tensors go into `tensors` as host/0, host/1, ... Raises CheckpointError naming the place of what cannot be kept."""
+    """`value` as JSON; its tensors go into `tensors` as host/0, host/1, ... Raises CheckpointError naming the place of
+    what cannot be kept."""
     if isinstance(value, torch.Tensor):
         name = f"host/{len(tensors)}"
         tensors[name] = value
@@ -33,7 +35,9 @@ def encode(value: Any, tensors: Tensors, where: str) -> Any:
         items = [encode(item, tensors, f"{where}[{index}]") for index, item in enumerate(value)]
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, dict):
-        pairs = [[encode(k, tensors, f"a key of {where}"), encode(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()]
+        pairs = [
+            [encode(k, tensors, f"a key of {where}"), encode(v, tensors, f"{where}[{k!r}]")] for k, v in value.items()
+        ]
         return {"dict": pairs}
     raise CheckpointError(
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint cannot hold: make it of numbers, "
@@ -55,6 +59,10 @@ def decode(value: Any, read_tensor: Any) -> Any:
             return float(content) if content in ("inf", "-inf", "nan") else int(content)
         if kind == "tuple" and isinstance(content, list):
             return tuple(decode(item, read_tensor) for item in content)
-        if kind == "dict" and isinstance(content, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in content):
+        if (
+            kind == "dict"
+            and isinstance(content, list)
+            and all(isinstance(pair, list) and len(pair) == 2 for pair in content)
+        ):
             return {decode(k, read_tensor): decode(v, read_tensor) for k, v in content}
     raise CheckpointError(f"the checkpoint holds a value that is none: {str(value)[:200]}")

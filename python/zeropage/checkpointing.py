@@ -1,7 +1,8 @@
-"""Activation checkpointing under DeepSpeed's names: `checkpoint` is torch's, with its random states kept, as the section
-"activation_checkpointing" of the configuration, or `configure`, asks for it.
+"""Activation checkpointing under DeepSpeed's names: `checkpoint` is torch's, with its random states kept, as the
+section "activation_checkpointing" of the configuration, or `configure`, asks for it.
 
-Parameters are fetched again in the recomputation as anywhere else. Each rank has activations of its own, so none can be sharded over ranks.
+Parameters are fetched again in the recomputation as anywhere else. Each rank has activations of its own, so none can be
+sharded over ranks.
 """
 
 import json
@@ -38,12 +39,14 @@ def configure(
     synchronize: bool | None = None,
     profile: bool | None = None,
 ) -> None:
-    """Says how `checkpoint` works from now on. What an argument does not say, deepspeed_config (as for `initialize`) says; then it is off.
+    """Says how `checkpoint` works from now on. What an argument does not say, deepspeed_config (as for `initialize`)
+    says; then it is off.
 
     checkpoint_in_cpu: inputs of checkpointed functions lie in host memory until the backward needs them.
-    synchronize: the device has ended its work when a checkpointed function begins and when it ends. profile: each is a range "checkpoint" in
-    torch's profiles.
-    partition_activations, contiguous_checkpointing, num_checkpoints: accepted; no ranks share activations, and torch places them.
+    synchronize: the device has ended its work when a checkpointed function begins and when it ends. profile: each is a
+    range "checkpoint" in torch's profiles.
+    partition_activations, contiguous_checkpointing, num_checkpoints: accepted; no ranks share activations, and torch
+    places them.
 
     Raises ConfigError for mpu_, and what `initialize` raises for the configuration.
     """

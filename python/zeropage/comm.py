@@ -49,11 +49,11 @@ def init_distributed(
     """Makes torch's default process group for scripts that use torch.distributed themselves; engines do not need it.
 
     dist_backend: None: nccl where every rank has a GPU of its own, else gloo.
-    init_method: where the ranks meet, as torch.distributed takes it ("file://...", "tcp://..."); None: where the launcher says.
-    rank, world_size: with init_method; -1: as the environment says.
+    init_method: where the ranks meet, as torch.distributed takes it ("file://...", "tcp://..."); None: where the
+    launcher says. rank, world_size: with init_method; -1: as the environment says.
     dist_init_required: False: does nothing.
-    auto_mpi_discovery, distributed_port, verbose, config: there for compatibility; the launcher's environment says who the ranks are,
-    and mpirun's is understood as well.
+    auto_mpi_discovery, distributed_port, verbose, config: there for compatibility; the launcher's environment says who
+    the ranks are, and mpirun's is understood as well.
 
     Raises ConfigError when ZEROPAGE_DEVICE names a device that is not there.
     """
@@ -68,7 +68,11 @@ def init_distributed(
 
 
 def make_default_group(
-    device: torch.device, world: distributed.World, timeout: timedelta | None, backend: str | None = None, meeting: dict[str, Any] | None = None
+    device: torch.device,
+    world: distributed.World,
+    timeout: timedelta | None,
+    backend: str | None = None,
+    meeting: dict[str, Any] | None = None,
 ) -> None:
     """As distributed.init_process_group; Accelerate learns of it, too."""
     distributed.init_process_group(device, world, backend, timeout, meeting)
@@ -119,13 +123,17 @@ class _Works:
             work.wait()
 
 
-def all_reduce_coalesced(tensors: list[torch.Tensor], op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False) -> _Works | None:
+def all_reduce_coalesced(
+    tensors: list[torch.Tensor], op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+) -> _Works | None:
     """Reduces each tensor in place. async_op: returns what can be waited for."""
     works = [dist.all_reduce(tensor, op, group, async_op) for tensor in tensors]
     return _Works(works) if async_op else None
 
 
-def all_gather_coalesced(outputs: list[torch.Tensor], inputs: list[torch.Tensor], group: Any = None, async_op: bool = False) -> _Works | None:
+def all_gather_coalesced(
+    outputs: list[torch.Tensor], inputs: list[torch.Tensor], group: Any = None, async_op: bool = False
+) -> _Works | None:
     """outputs[i] [ranks * n]: inputs[i] [n] of every rank. async_op: returns what can be waited for."""
     works = [dist.all_gather_into_tensor(out, part, group, async_op) for out, part in zip(outputs, inputs, strict=True)]
     return _Works(works) if async_op else None

@@ -12,8 +12,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _declared_in_fp32(module: torch.nn.Module) -> list[str]:
-    """Names of what stays fp32 in 16 bit: as models of transformers declare it, and norms with running statistics, which need fp32 and
-    take inputs of 16 bit."""
+    """Names of what stays fp32 in 16 bit: as models of transformers declare it, and norms with running statistics,
+    which need fp32 and take inputs of 16 bit."""
     names: list[str] = []
     for _, child in module.named_modules():
         for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
@@ -28,10 +28,14 @@ def parameter_dtype(config: _C.Config, otherwise: torch.dtype) -> torch.dtype:
 
 
 def settle_types(
-    module: torch.nn.Module, config: _C.Config, parameters: list[tuple[str, torch.Tensor, int]], rank: int, added: bool = False
+    module: torch.nn.Module,
+    config: _C.Config,
+    parameters: list[tuple[str, torch.Tensor, int]],
+    rank: int,
+    added: bool = False,
 ) -> set[str]:
-    """Names of the parameters that are fp32 whatever the precision. Sets the precision where the configuration names none. added: they come
-    later than the first ones."""
+    """Names of the parameters that are fp32 whatever the precision. Sets the precision where the configuration names
+    none. added: they come later than the first ones."""
     named = [(name, parameter) for name, parameter, _ in parameters]
     in_fp32, warning = _C.settle_types(config, named, _declared_in_fp32(module), added)
     if warning and rank == 0:
@@ -40,8 +44,8 @@ def settle_types(
 
 
 def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str]) -> None:
-    """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics follow the parameters beside
-    them, which torch's kernels want. in_fp32: names of parameters that are."""
+    """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics follow
+    the parameters beside them, which torch's kernels want. in_fp32: names of parameters that are."""
     follow = {
         id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype(config, torch.float32)
         for prefix, norm in _norms(module)
@@ -56,7 +60,11 @@ def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection
 
 
 def _norms(module: torch.nn.Module) -> Iterator[tuple[str, _NormBase]]:
-    return ((name, child) for name, child in module.named_modules() if isinstance(child, _NormBase) and child.track_running_stats)
+    return (
+        (name, child)
+        for name, child in module.named_modules()
+        if isinstance(child, _NormBase) and child.track_running_stats
+    )
 
 
 def _join(prefix: str, name: str) -> str:

@@ -14,8 +14,8 @@ from .distributed import World
 class RankSampler(Sampler[int]):
     """A random order of the whole data set, the same on all ranks, of which each rank takes every size-th index.
 
-    Each iteration is a new epoch with a new order. All ranks get the same number of indices: what does not divide is left
-    out when `drop_last`, else the order's beginning is repeated (at most size - 1 indices).
+    Each iteration is a new epoch with a new order. All ranks get the same number of indices: what does not divide is
+    left out when `drop_last`, else the order's beginning is repeated (at most size - 1 indices).
     """
 
     def __init__(self, length: int, world: World, drop_last: bool, shuffle: bool = True, seed: int = 0):
@@ -34,7 +34,8 @@ class RankSampler(Sampler[int]):
         self._chosen = epoch
 
     def begin(self, epoch: int, first: int) -> int:
-        """The next iteration is this epoch (unless `set_epoch` chose one) and begins at entry `first` of its order. Returns the epoch."""
+        """The next iteration is this epoch (unless `set_epoch` chose one) and begins at entry `first` of its order.
+        Returns the epoch."""
         self._chosen = epoch if self._chosen is None else self._chosen
         self._first = first
         return self._chosen
@@ -64,10 +65,11 @@ class Position:
 
 
 class TrainingLoader(DataLoader):
-    """The loader that `initialize(training_data=...)` returns. A checkpoint keeps its position, and a loaded one continues there.
+    """The loader that `initialize(training_data=...)` returns. A checkpoint keeps its position, and a loaded one
+    continues there.
 
-    The order of an epoch depends on the micro steps that the engine had made when the epoch began. So a rank that draws a batch by
-    itself does not change the order that it shares with the others.
+    The order of an epoch depends on the micro steps that the engine had made when the epoch began. So a rank that draws
+    a batch by itself does not change the order that it shares with the others.
     """
 
     def __init__(self, progress: Callable[[], int], *args: Any, **options: Any):
@@ -78,7 +80,8 @@ class TrainingLoader(DataLoader):
         self.position: Position | None = None  # None: between two epochs, or not known
 
     def continue_at(self, position: Position | None) -> bool:
-        """The next iteration continues there. False when the data set has an order of its own, which nobody can continue."""
+        """The next iteration continues there. False when the data set has an order of its own, which nobody can
+        continue."""
         if position is None:
             return True
         self._resume = position

@@ -1,7 +1,7 @@
 """Who the ranks are and how they talk to each other.
 
-1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's or srun's;
-   without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
+1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's
+   or srun's; without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
 2. CPU ranks of one host talk through shared memory; everything else through torch process groups: for parameters and
    for gradients, one group each for data and for control.
 """
@@ -22,7 +22,9 @@ import torch
 from . import _C
 from .errors import ConfigError
 
-_joined = itertools.count()  # communicators are made in the same order on all ranks, so the number is part of their name
+_joined = (
+    itertools.count()
+)  # communicators are made in the same order on all ranks, so the number is part of their name
 _default_groups = itertools.count()  # the same on all ranks, too
 _this_thread = threading.local()
 _groups: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's, made here
@@ -39,7 +41,8 @@ class World:
 
 
 def world_from_environment() -> World:
-    """From the variables of the launcher or torchrun, else mpirun's, else srun's. Raises ConfigError when some are missing or wrong."""
+    """From the variables of the launcher or torchrun, else mpirun's, else srun's. Raises ConfigError when some are
+    missing or wrong."""
     return World(*_C.world_from_environment())
 
 
@@ -53,7 +56,8 @@ def current_world() -> World:
 
 
 def started_by_launcher() -> bool:
-    """Whether this rank is a process that a launcher, mpirun or srun started: not a thread, and not a script that runs by itself."""
+    """Whether this rank is a process that a launcher, mpirun or srun started: not a thread, and not a script that runs
+    by itself."""
     return getattr(_this_thread, "communicators", None) is None and ("RANK" in os.environ or current_world().size > 1)
 
 
@@ -69,8 +73,8 @@ class Communicators(NamedTuple):
 def thread_rank(
     communicator: _C.Communicator, reductions: _C.Communicator | None = None, saves: _C.Communicator | None = None
 ) -> Iterator[None]:
-    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through `reductions`, saves
-    in the background through `saves`)."""
+    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through
+    `reductions`, saves in the background through `saves`)."""
     _this_thread.communicators = Communicators(communicator, reductions, saves)
     try:
         yield
@@ -78,11 +82,15 @@ def thread_rank(
         del _this_thread.communicators
 
 
-def choose_device(model: torch.nn.Module | None, world: World, wanted: str | torch.device | None = None) -> torch.device:
-    """The device of this rank: `wanted`, or what ZEROPAGE_DEVICE names, or the accelerator when there is one, else the CPU.
+def choose_device(
+    model: torch.nn.Module | None, world: World, wanted: str | torch.device | None = None
+) -> torch.device:
+    """The device of this rank: `wanted`, or what ZEROPAGE_DEVICE names, or the accelerator when there is one, else the
+    CPU.
 
-    Without an index ranks of a host take one device each, and share them when they are fewer. Ranks that are threads run where their
-    model is (None: on the CPU) unless `wanted` says otherwise. Raises ConfigError when there is no such device.
+    Without an index ranks of a host take one device each, and share them when they are fewer. Ranks that are threads
+    run where their model is (None: on the CPU) unless `wanted` says otherwise. Raises ConfigError when there is no such
+    device.
     """
     if wanted is None and getattr(_this_thread, "communicators", None) is not None:
         parameters = () if model is None else model.parameters()
@@ -100,7 +108,9 @@ def choose_device(model: torch.nn.Module | None, world: World, wanted: str | tor
     if device.type == "cpu":
         return torch.device("cpu")
     if there is None or device.type != there.type:
-        raise ConfigError(f"{source} is {str(wanted)!r}, but what torch finds here is {there.type if there else 'the CPU alone'}: name that")
+        raise ConfigError(
+            f"{source} is {str(wanted)!r}, but what torch finds here is {there.type if there else 'the CPU alone'}: name that"
+        )
     count = torch.accelerator.device_count()
     if device.index is not None and device.index >= count:
         raise ConfigError(f"{source} is {str(wanted)!r}, but there are {count} devices here, counted from 0")
@@ -126,7 +136,10 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     if two_sided and world.size > 1:
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
-        made = [new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(3 if config.async_save else 2)]
+        made = [
+            new_process_groups(device, config.deterministic_reduction, timeout)
+            for _ in range(3 if config.async_save else 2)
+        ]
         return Communicators(*made)
 
     def join() -> _C.Communicator:
@@ -136,7 +149,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
         return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)
 
-    # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on each rank.
+    # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on
+    # each rank.
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
 
 
@@ -147,8 +161,8 @@ def init_process_group(
     timeout: timedelta | None = None,
     meeting: dict[str, Any] | None = None,
 ) -> None:
-    """Makes torch's default process group unless there is one: nccl when every rank has a GPU of its own, what torch has for other
-    accelerators on those, else gloo.
+    """Makes torch's default process group unless there is one: nccl when every rank has a GPU of its own, what torch
+    has for other accelerators on those, else gloo.
 
     meeting: torch's arguments that say where the ranks meet; None: as the launcher says.
     """
@@ -183,7 +197,8 @@ def _with_store(meeting: dict[str, Any], timeout: timedelta | None) -> dict[str,
 def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> bool:
     """Whether no two ranks share a GPU. Collective.
 
-    Compares the GPUs' UUIDs: how many GPUs a rank sees, and by which numbers, may differ from rank to rank (Slurm's --gpus-per-task=1).
+    Compares the GPUs' UUIDs: how many GPUs a rank sees, and by which numbers, may differ from rank to rank (Slurm's
+    --gpus-per-task=1).
     """
     store.set(f"zeropage/gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
     keys = [f"zeropage/gpu/{other}" for other in range(world_size)]
@@ -192,7 +207,8 @@ def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> b
 
 
 def _remember(*groups: Any) -> None:
-    """A forked child has no threads of a group, and its end would wait for them for ever: there the groups are never destroyed."""
+    """A forked child has no threads of a group, and its end would wait for them for ever: there the groups are never
+    destroyed."""
     if not len(_groups):
         os.register_at_fork(after_in_child=_keep_groups)
     _groups.update(groups)
@@ -211,11 +227,14 @@ def _store(world: World, timeout: timedelta | None) -> Any:
         return dist.HashStore()
     timeout_ms = int(timeout.total_seconds() * 1000) if timeout is not None else _C.default_timeout_ms
     store = _C.job_store(world.rank, world.local_rank, world.size, world.local_size, timeout_ms)
-    # torch numbers its groups from 0 again after destroy_process_group: the addresses of the groups before are in the store still.
+    # torch numbers its groups from 0 again after destroy_process_group: the addresses of the groups before are in the
+    # store still.
     return dist.PrefixStore(f"default_group{next(_default_groups)}", store)
 
 
-def new_process_groups(device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0) -> _C.Communicator:
+def new_process_groups(
+    device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0
+) -> _C.Communicator:
     """A communicator over groups of its own, so that its collectives never mix with the script's. Collective.
 
     max_delay_us: for tests; every collective is delayed at random by up to this.

@@ -54,7 +54,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
 
     loss = engine(batch); engine.backward(loss); engine.step()
 
-    Attributes that the engine does not have are the module's; so are parameters, buffers and the state dict, with the module's names.
+    Attributes that the engine does not have are the module's; so are parameters, buffers and the state dict, with the
+    module's names.
     """
 
     def __init__(
@@ -126,11 +127,12 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return scaled
 
     def scale(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-        """For `engine.scale(loss).backward()`, which does what `engine.backward(loss)` does: the loss times the loss scale of fp16, whose
-        gradients are divided by the accumulation steps on their way. retain_graph: accepted; the backward's own says it.
+        """For `engine.scale(loss).backward()`, which does what `engine.backward(loss)` does: the loss times the loss
+        scale of fp16, whose gradients are divided by the accumulation steps on their way. retain_graph: accepted; the
+        backward's own says it.
 
-        Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they reach the
-        parameters; stages 0 and 1 reduce them when it ends. With fp16 it is an error.
+        Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they
+        reach the parameters; stages 0 and 1 reduce them when it ends. With fp16 it is an error.
         """
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"scale takes the loss, a scalar tensor; got {type(loss).__name__}")
@@ -142,11 +144,13 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
         """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate.
 
-        lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for ReduceLROnPlateau. Raises
-        UsageError before the update when that scheduler lacks one, or does not take it.
+        lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for
+        ReduceLROnPlateau. Raises UsageError before the update when that scheduler lacks one, or does not take it.
         """
         if self._in_no_sync:
-            raise UsageError("It is illegal to call Engine.step() inside no_sync context manager: call it after the block")
+            raise UsageError(
+                "It is illegal to call Engine.step() inside no_sync context manager: call it after the block"
+            )
         if self.global_rank == 0 and self._has_optimizer:
             self._unknown.say()
         if not self._core.is_accumulation_boundary() or not self._has_optimizer:
@@ -163,7 +167,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         self._heed_saves_and_signals()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an update."""
+        """Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an
+        update."""
         self._core.zero_grad()
 
     def is_gradient_accumulation_boundary(self) -> bool:
@@ -176,8 +181,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate anyway. `step` inside of
-        it is a UsageError: its place is after the last backward of the window, which is outside."""
+        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate
+        anyway. `step` inside of it is a UsageError: its place is after the last backward of the window, which is
+        outside."""
         if self._in_no_sync:
             raise UsageError("no_sync context manager reentry is unsupported: leave the first one before")
         self._in_no_sync = True
@@ -187,17 +193,21 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             self._in_no_sync = False
 
     def was_step_applied(self) -> bool:
-        """Whether the last `step` updated the parameters: not between boundaries, nor when it was skipped because of an overflow."""
+        """Whether the last `step` updated the parameters: not between boundaries, nor when it was skipped because of an
+        overflow."""
         return self._core.last_step.applied
 
     def get_global_grad_norm(self) -> float | None:
-        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first, and after a load."""
+        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first, and after a
+        load."""
         return self._core.last_step.gradient_norm
 
     def mean_loss(self) -> float:
         """The mean of this rank's losses since the last update (of the last update, right after it)."""
         if not self._losses:
-            raise UsageError("there is no loss yet: call engine.backward first (loss.backward() does not tell the engine the loss)")
+            raise UsageError(
+                "there is no loss yet: call engine.backward first (loss.backward() does not tell the engine the loss)"
+            )
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
 
     def known_loss(self) -> float | None:
@@ -223,7 +233,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
     ) -> None:
         """Compiles the module's forward with torch.compile when it first runs; `compile_kwargs` go to it.
 
-        Raises ConfigError for DeepSpeed's own passes (`schedule`) and compiled autograd, which this version does not have.
+        Raises ConfigError for DeepSpeed's own passes (`schedule`) and compiled autograd, which this version does not
+        have.
         """
         for name, value in (("schedule", schedule), ("compiled_autograd_enabled", compiled_autograd_enabled)):
             if value:
@@ -236,16 +247,19 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
     # -- more parameters
 
     def add_parameters(self, parameters: Iterable[torch.Tensor] | None = None, **hyperparameters: Any) -> None:
-        """Trains more parameters: those that the model has got since `initialize` (a new head, an adapter), or `parameters`. Collective,
-        between updates. They get rank 0's values and the configured precision, are a group of the optimizer with these hyperparameters (lr,
-        weight_decay, ...; the others as by default), and are in checkpoints from then on: a run that goes on from one adds them before it
-        loads. Frozen ones cost no optimizer state until they are unfrozen.
+        """Trains more parameters: those that the model has got since `initialize` (a new head, an adapter), or
+        `parameters`. Collective, between updates. They get rank 0's values and the configured precision, are a group of
+        the optimizer with these hyperparameters (lr, weight_decay, ...; the others as by default), and are in
+        checkpoints from then on: a run that goes on from one adds them before it loads. Frozen ones cost no optimizer
+        state until they are unfrozen.
 
         Raises UsageError (nothing is new, or in the middle of an update), PeerError (ranks differ), ConfigError.
         """
         added = self._unknown.new() if parameters is None else list(parameters)
         if not added:
-            raise UsageError("add_parameters: the model has no parameters that the engine does not have; register them in the model first")
+            raise UsageError(
+                "add_parameters: the model has no parameters that the engine does not have; register them in the model first"
+            )
         if self._has_optimizer:
             self.optimizer.add_param_group({"params": added, **hyperparameters})
         else:
@@ -267,7 +281,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
         if self._has_optimizer:
             self.optimizer.note_whole(named, self._config, self._world.size)
-        self._core.add_parameters(named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True))
+        self._core.add_parameters(
+            named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True)
+        )
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
@@ -286,7 +302,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return self._observer.monitor
 
     def comms_summary(self) -> str:
-        """This rank's collectives by operation and size, as `comms_logger` prints them at the end; empty when nothing is observed."""
+        """This rank's collectives by operation and size, as `comms_logger` prints them at the end; empty when nothing
+        is observed."""
         return self._core.transfer_table()
 
     def deepspeed_io(
@@ -326,11 +343,12 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         )
 
     def destroy(self, consolidate: bool = False) -> None:
-        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the save's CheckpointError.
+        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the
+        save's CheckpointError.
 
-        The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until another engine takes
-        them or the model is freed. consolidate: they become whole on every rank instead, plain parameters in the memory of the model.
-        Collective then.
+        The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until
+        another engine takes them or the model is freed. consolidate: they become whole on every rank instead, plain
+        parameters in the memory of the model. Collective then.
         """
         if self.has_ended:
             return
@@ -363,14 +381,22 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         """Moves the model to the device; the engine casts parameters page by page."""
         for name, parameter in model.named_parameters():
             if torch.nn.parameter.is_lazy(parameter):
-                raise ConfigError(f"parameter {name!r} has no shape yet; run one batch through the model before zeropage.initialize")
+                raise ConfigError(
+                    f"parameter {name!r} has no shape yet; run one batch through the model before zeropage.initialize"
+                )
             if parameter.is_meta:
-                raise ConfigError(f"parameter {name!r} is on the meta device, without values; give it some, say by model.to_empty(...)")
+                raise ConfigError(
+                    f"parameter {name!r} is on the meta device, without values; give it some, say by model.to_empty(...)"
+                )
         model.to(self.device)
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
-            _C.log_warn('fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"')
+            _C.log_warn(
+                'fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16"'
+            )
 
-    def _make_optimizer(self, optimizer: Any, model_parameters: Any, client_schedules: bool) -> ZeropageOptimizer | None:
+    def _make_optimizer(
+        self, optimizer: Any, model_parameters: Any, client_schedules: bool
+    ) -> ZeropageOptimizer | None:
         """The optimizer before it is attached. What the user passes goes before what the configuration names."""
         groups = parameter_groups(self.module, model_parameters)
         has_parameters = any(parameter.requires_grad for group in groups for parameter in group["params"])
@@ -394,7 +420,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return made
 
     def _make_core(self) -> _C.Engine:
-        groups, engine_groups = ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
+        groups, engine_groups = (
+            ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
+        )
         parameters = name_parameters(self.module, groups)
         if self.optimizer is not None:
             self.optimizer.note_whole(parameters, self._config, self._world.size)
@@ -404,7 +432,13 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         cast_buffers(self.module, self._config, in_fp32)
         parameter_holders.end_holders(parameter for _, parameter, _ in parameters)
         core = _C.Engine(
-            parameters, engine_groups, self._config, self._communicator, self.device, *self._communicators[1:], in_fp32=in_fp32
+            parameters,
+            engine_groups,
+            self._config,
+            self._communicator,
+            self.device,
+            *self._communicators[1:],
+            in_fp32=in_fp32,
         )
         # A peer may still read what an earlier engine has here, which is freed next.
         _C.require_same_everywhere(self._communicator, "the parameters are taken")

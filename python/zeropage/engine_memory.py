@@ -35,11 +35,12 @@ class EngineMemory:
         pin_memory: bool = True,
         non_blocking: bool = False,
     ) -> None:
-        """Moves state to the host until `reload_states`, to make room on the device: optimizer state, gradient buffers and
-        parameters, or those that `include` names. Meanwhile nothing trains and parameters cannot be read. Collective, between
-        updates.
+        """Moves state to the host until `reload_states`, to make room on the device: optimizer state, gradient buffers
+        and parameters, or those that `include` names. Meanwhile nothing trains and parameters cannot be read.
+        Collective, between updates.
 
-        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state is at its place on return.
+        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state is at its place on
+        return.
         """
         if device not in ("cpu", torch.device("cpu"), OffloadDeviceEnum.cpu):
             raise UsageError(f"offload_states moves state to the host: expected device 'cpu', got {device!r}")
@@ -47,7 +48,9 @@ class EngineMemory:
         try:
             kinds = {states(kind) for kind in (states if include is None else include)}
         except ValueError as error:
-            raise UsageError(f"offload_states: {error}; expected some of {', '.join(kind.value for kind in states)}") from None
+            raise UsageError(
+                f"offload_states: {error}; expected some of {', '.join(kind.value for kind in states)}"
+            ) from None
         self._core.offload_states(
             optimizer=bool(kinds & {states.optim_states, states.hp_params}),
             gradients=bool(kinds & {states.lp_grads, states.contiguous_grad_buffer}),

@@ -75,8 +75,8 @@ class EngineSettings(EngineGetters):
         return self.train_batch_size(), self.train_micro_batch_size_per_gpu(), self.gradient_accumulation_steps()
 
     def set_train_batch_size(self, train_batch_size: int) -> None:
-        """Changes the accumulation steps, from now on; the micro batch size stays. A window that is already as long, or longer, ends
-        with its next micro step."""
+        """Changes the accumulation steps, from now on; the micro batch size stays. A window that is already as long, or
+        longer, ends with its next micro step."""
         per_step = self.train_micro_batch_size_per_gpu() * self.dp_world_size
         if train_batch_size <= 0 or train_batch_size % per_step:
             raise ConfigError(

@@ -11,7 +11,8 @@ class ZeropageError(RuntimeError):
 
 
 class ConfigError(ZeropageError, ValueError, AssertionError):
-    """The configuration or the arguments cannot be used. An AssertionError, too: that is what DeepSpeed raises for most of them."""
+    """The configuration or the arguments cannot be used. An AssertionError, too: that is what DeepSpeed raises for most
+    of them."""
 
 
 class UsageError(ZeropageError, AssertionError):

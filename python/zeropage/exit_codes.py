@@ -1,5 +1,5 @@
-"""A rank that ends with an error of the package says by its exit code which kind it was: the launcher starts only jobs again that
-lost a rank. docs/launcher.md lists the codes."""
+"""A rank that ends with an error of the package says by its exit code which kind it was: the launcher starts only jobs
+again that lost a rank. docs/launcher.md lists the codes."""
 
 import io
 import sys
@@ -16,7 +16,8 @@ def exit_code(error: BaseException) -> int:
 
 
 def install() -> None:
-    """From now on an uncaught error ends this process with its exit code. The traceback is printed as before, by the hook before this one."""
+    """From now on an uncaught error ends this process with its exit code. The traceback is printed as before, by the
+    hook before this one."""
     previous = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
@@ -27,6 +28,8 @@ def install() -> None:
             if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
                 sys.__stderr__.write(sys.stderr.getvalue())
                 sys.__stderr__.flush()
-            raise SystemExit(code)  # the interpreter takes this for its own end, and still runs what is registered for that
+            raise SystemExit(
+                code
+            )  # the interpreter takes this for its own end, and still runs what is registered for that
 
     sys.excepthook = hook

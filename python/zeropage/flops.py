@@ -1,10 +1,12 @@
-"""`flops_profiler`: operations of one optimizer step, counted from the operators that torch dispatches, and the share of the device's peak.
+"""`flops_profiler`: operations of one optimizer step, counted from the operators that torch dispatches, and the share
+of the device's peak.
 
-    1. In step `profile_step` (counted from 1) the forwards and backwards run under torch's FLOP counter, by module. That step is slow.
+    1. In step `profile_step` (counted from 1) the forwards and backwards run under torch's FLOP counter, by module.
+       That step is slow.
     2. The step after it runs as always, and its time is what the rate is made from.
 
-Matrix products, convolutions and attention are counted, two operations for a multiplication and an addition; the rest is noise.
-What activation checkpointing computes again is dispatched again, and so counted in the backward.
+Matrix products, convolutions and attention are counted, two operations for a multiplication and an addition; the rest
+is noise. What activation checkpointing computes again is dispatched again, and so counted in the backward.
 """
 
 import sys
@@ -54,7 +56,9 @@ class FlopsProfiler:
                     file.write(text)
                 return
             except OSError as error:  # training goes on, and what was measured is shown
-                _C.log_warn(f"flops_profiler.output_file {self._section['output_file']}: cannot be written: {error.strerror}")
+                _C.log_warn(
+                    f"flops_profiler.output_file {self._section['output_file']}: cannot be written: {error.strerror}"
+                )
         sys.stderr.write(text)
 
     def _text(self, seconds: float) -> str:
@@ -94,7 +98,8 @@ class FlopsProfiler:
 
 
 def peak_flops(device: torch.device) -> tuple[str, float] | None:
-    """Name and 16-bit operations per second of a device by its data sheet; None where none is known (CPUs among them)."""
+    """Name and 16-bit operations per second of a device by its data sheet; None where none is known (CPUs among
+    them)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

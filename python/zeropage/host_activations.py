@@ -1,8 +1,10 @@
-"""`cpu_checkpointing`: inputs of checkpointed functions lie in host memory from the forward until shortly before the backward needs them.
+"""`cpu_checkpointing`: inputs of checkpointed functions lie in host memory from the forward until shortly before the
+backward needs them.
 
-1. When a checkpoint saves an input, a stream of its own copies it to page-locked memory; the device's memory is free when the copy has ended.
-2. When the backward asks for one, it is copied back on the same stream, and so is the one that was saved before it, which the backward asks for
-   next. The stream that asks waits for its own, not the host.
+1. When a checkpoint saves an input, a stream of its own copies it to page-locked memory; the device's memory is free
+   when the copy has ended.
+2. When the backward asks for one, it is copied back on the same stream, and so is the one that was saved before it,
+   which the backward asks for next. The stream that asks waits for its own, not the host.
 3. What a rank on a CPU saves is in host memory already.
 """
 
@@ -75,5 +77,6 @@ def _to_device(saved: torch.Tensor | _Saved) -> torch.Tensor:
 
 
 def on_host() -> AbstractContextManager:
-    """While inside, what autograd saves goes to the host. Cost: two copies over the link, and the tensor in page-locked memory."""
+    """While inside, what autograd saves goes to the host. Cost: two copies over the link, and the tensor in page-locked
+    memory."""
     return torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device)

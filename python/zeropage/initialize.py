@@ -34,20 +34,21 @@ def initialize(
     """Wraps a model for training as the configuration says. Collective.
 
     model: its parameters are taken over in place: cast to the configured precision, given rank 0's values, and placed.
-    optimizer: one of torch.optim, or another that treats every element alike ("zero_allow_untested_optimizer"), or a callable
-    (parameters -> optimizer); None: the config's section "optimizer".
+    optimizer: one of torch.optim, or another that treats every element alike ("zero_allow_untested_optimizer"), or a
+    callable (parameters -> optimizer); None: the config's section "optimizer".
     model_parameters: what the optimizer updates, parameters or groups (dicts); None: all that are trainable.
     training_data: a data set; the third result is then a loader of this rank's part of it.
     lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".
-    config, config_params, args.deepspeed_config (older: args.deepscale_config): a path, a dict or JSON text; one of them.
-    device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the accelerator if there
-    is one.
-    dist_init_required: False: torch's default process group is not made. Otherwise ranks that a launcher started have it afterwards,
-    for DistributedSampler and the script's own collectives, unless it exists already.
+    config, config_params, args.deepspeed_config (older: args.deepscale_config): a path, a dict or JSON text; one of
+    them.
+    device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the
+    accelerator if there is one.
+    dist_init_required: False: torch's default process group is not made. Otherwise ranks that a launcher started have
+    it afterwards, for DistributedSampler and the script's own collectives, unless it exists already.
     distributed_port: there for compatibility; the launcher's environment says it.
 
-    Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError, PeerError (ranks
-    differ), TimeoutError.
+    Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError,
+    PeerError (ranks differ), TimeoutError.
     """
     if not isinstance(model, torch.nn.Module):
         raise UsageError(f"initialize(model=...) takes a torch.nn.Module, got {type(model).__name__}")

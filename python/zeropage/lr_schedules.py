@@ -1,4 +1,5 @@
-"""Learning-rate schedules as scheduler objects: the configuration's, and those that programs make. The arithmetic is in C++."""
+"""Learning-rate schedules as scheduler objects: the configuration's, and those that programs make. The arithmetic is in
+C++."""
 
 import inspect
 import json
@@ -18,10 +19,13 @@ VALID_LR_SCHEDULES = [LR_RANGE_TEST, ONE_CYCLE, WARMUP_LR, WARMUP_DECAY_LR, WARM
 
 
 def check_step_arguments(scheduler: Any, arguments: dict[str, Any]) -> None:
-    """Before an update: whether the scheduler object can be stepped after it. None: the configuration's, or none. Raises UsageError."""
+    """Before an update: whether the scheduler object can be stepped after it. None: the configuration's, or none.
+    Raises UsageError."""
     if scheduler is None:
         if arguments:
-            raise UsageError(f"engine.step(lr_kwargs={arguments!r}) is for a scheduler object given to initialize, and there is none: leave it out")
+            raise UsageError(
+                f"engine.step(lr_kwargs={arguments!r}) is for a scheduler object given to initialize, and there is none: leave it out"
+            )
         return
     try:
         inspect.signature(scheduler.step).bind(**arguments)
@@ -45,7 +49,8 @@ class ConfiguredSchedule:
         return self._core.schedule_iteration
 
     def step(self, last_batch_iteration: int | None = None) -> None:
-        """Does nothing without an argument: `engine.step()` advances the schedule with every applied step. With one, jumps."""
+        """Does nothing without an argument: `engine.step()` advances the schedule with every applied step. With one,
+        jumps."""
         if last_batch_iteration is not None:
             self.load_state_dict({"last_batch_iteration": last_batch_iteration})
 
@@ -64,23 +69,31 @@ class ConfiguredSchedule:
 
 
 class _Schedule(torch.optim.lr_scheduler.LRScheduler):
-    """Base of the schedules that programs make and give to `initialize`, or step themselves with an optimizer of torch's.
+    """Base of the schedules that programs make and give to `initialize`, or step themselves with an optimizer of
+    torch's.
 
-    optimizer: its groups get the rates. Parameters have the names, defaults and ranges of the configuration's section "scheduler"; what is wrong
-    with one is a ConfigError. A schedule sets the rates of the first step when it is made.
+    optimizer: its groups get the rates. Parameters have the names, defaults and ranges of the configuration's section
+    "scheduler"; what is wrong with one is a ConfigError. A schedule sets the rates of the first step when it is made.
     """
 
     def __init__(self, optimizer: Any, parameters: dict[str, Any]):
         self.optimizer = optimizer
-        given = {name: value for name, value in parameters.items() if name not in ("self", "optimizer", "__class__") and value is not None}
+        given = {
+            name: value
+            for name, value in parameters.items()
+            if name not in ("self", "optimizer", "__class__") and value is not None
+        }
         per_group = {name: list(value) for name, value in given.items() if isinstance(value, list | tuple)}
         shared = {name: value for name, value in given.items() if name not in per_group}
         rates = [float(group["lr"]) for group in optimizer.param_groups]
         for name, values in per_group.items():
             if len(values) != len(rates):
-                raise ConfigError(f"{name} has {len(values)} values for {len(rates)} parameter groups; expected one, or one per group")
+                raise ConfigError(
+                    f"{name} has {len(values)} values for {len(rates)} parameter groups; expected one, or one per group"
+                )
         self._schedules = [
-            self._make({**shared, **{name: values[group] for name, values in per_group.items()}}, rate) for group, rate in enumerate(rates)
+            self._make({**shared, **{name: values[group] for name, values in per_group.items()}}, rate)
+            for group, rate in enumerate(rates)
         ]
         self._set()
 
@@ -96,7 +109,9 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
     def step(self, last_batch_iteration: int | None = None) -> None:
         """Goes to the next step, or to the one after `last_batch_iteration`, and sets the rates."""
         for schedule in self._schedules:
-            schedule.last_batch_iteration = schedule.last_batch_iteration + 1 if last_batch_iteration is None else last_batch_iteration
+            schedule.last_batch_iteration = (
+                schedule.last_batch_iteration + 1 if last_batch_iteration is None else last_batch_iteration
+            )
         self._set()
 
     def _set(self) -> None:
@@ -191,7 +206,8 @@ class WarmupDecayLR(_Schedule):
 
 
 class WarmupCosineLR(_Schedule):
-    """From warmup_min_ratio to 1 times each group's own rate, then down along a cosine to cos_min_ratio at total_num_steps."""
+    """From warmup_min_ratio to 1 times each group's own rate, then down along a cosine to cos_min_ratio at
+    total_num_steps."""
 
     def __init__(
         self,

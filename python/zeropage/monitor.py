@@ -1,7 +1,8 @@
 """Metrics to TensorBoard, CSV files and Weights & Biases: the sections `tensorboard`, `csv_monitor` and `wandb`.
 
-Rank 0 writes, once per optimizer step, and everything is handed to the system before the step returns: a run that is killed
-loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does. What fails here once the run has begun ends
+Rank 0 writes, once per optimizer step, and everything is handed to the system before the step returns: a run that is
+killed loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does. What fails here once
+the run has begun ends
 nothing: it is said once.
 """
 
@@ -46,7 +47,8 @@ class TensorBoardWriter:
 
 
 class CsvWriter:
-    """A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines `samples,value`.
+    """A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines
+    `samples,value`.
 
     A run that goes on in the same folder appends.
     """
@@ -117,7 +119,8 @@ class Monitor:
         return bool(self._writers)
 
     def write_events(self, events: list[Event]) -> None:
-        """events: (name, value, samples so far). Cost: two system calls for each metric and file. A writer that fails is said once."""
+        """events: (name, value, samples so far). Cost: two system calls for each metric and file. A writer that fails
+        is said once."""
         for name, writer in self._writers.items():
             try:
                 writer.write_events(events)
@@ -136,7 +139,9 @@ class Monitor:
     def _say_failure(self, name: str, error: Exception) -> None:
         if name not in self._failed:
             self._failed.add(name)
-            _C.log_warn(f'"{name}": metrics cannot be written: {type(error).__name__}: {error}; training goes on without them')
+            _C.log_warn(
+                f'"{name}": metrics cannot be written: {type(error).__name__}: {error}; training goes on without them'
+            )
 
 
 def _row(*values: Any) -> str:

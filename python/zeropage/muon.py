@@ -6,8 +6,9 @@ Of a matrix g is the mean gradient, after clipping:
     u = (1 - momentum) * g + momentum * m           without nesterov: u = m
     p = p * (1 - lr * weight_decay) - lr * adjust(rows, columns) * orthogonal(u)
 
-`orthogonal` is newton_schulz.py. Convolution kernels are matrices of (out, rest); parameters of three dimensions are stacked matrices. With
-ns_method "standard" and bf16 the bits are those of torch.optim.Muon. The engine gives it whole parameters at all stages, each on one rank.
+`orthogonal` is newton_schulz.py. Convolution kernels are matrices of (out, rest); parameters of three dimensions are
+stacked matrices. With ns_method "standard" and bf16 the bits are those of torch.optim.Muon. The engine gives it whole
+parameters at all stages, each on one rank.
 """
 
 import math
@@ -28,11 +29,16 @@ _NOT_MUON = ("embed", "lm_head")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CONVOLUTIONS = torch.nn.modules.conv._ConvNd
 # What a model's configuration says of the rows of these layers.
-_HEADS = {"q_proj.weight": "num_attention_heads", "k_proj.weight": "num_key_value_heads", "v_proj.weight": "num_key_value_heads"}
+_HEADS = {
+    "q_proj.weight": "num_attention_heads",
+    "k_proj.weight": "num_key_value_heads",
+    "v_proj.weight": "num_key_value_heads",
+}
 
 
 class Muon(torch.optim.Optimizer):
-    """Made by `configured`. Its groups say "use_muon", and "matrices": how many a parameter of the group is, stacked; 0: as its shape says."""
+    """Made by `configured`. Its groups say "use_muon", and "matrices": how many a parameter of the group is, stacked;
+    0: as its shape says."""
 
     def __init__(self, groups: list[Group]):
         super().__init__(groups, {})
@@ -41,7 +47,12 @@ class Muon(torch.optim.Optimizer):
     def configured(cls, params: Group, groups: list[Group], model: torch.nn.Module) -> "Muon":
         """params: the section optimizer.params. Each group is split into its two halves. Raises ConfigError."""
         names = {id(parameter): name for name, parameter in model.named_parameters()}
-        kernels = {id(parameter) for module in model.modules() if isinstance(module, _CONVOLUTIONS) for parameter in module.parameters(False)}
+        kernels = {
+            id(parameter)
+            for module in model.modules()
+            if isinstance(module, _CONVOLUTIONS)
+            for parameter in module.parameters(False)
+        }
         split: dict[tuple[int, bool, int], list[torch.Tensor]] = {}
         for index, group in enumerate(groups):
             for parameter in group["params"]:
@@ -80,11 +91,15 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
         update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         matrices = as_matrices(update, group["matrices"])
-        made = [orthogonal(each, group["ns_method"], group["ns_steps"], _DTYPES.get(group["ns_dtype"])) for each in matrices]
+        made = [
+            orthogonal(each, group["ns_method"], group["ns_steps"], _DTYPES.get(group["ns_dtype"])) for each in matrices
+        ]
         rate = float(group["lr"])
         parameter.mul_(1 - rate * group["weight_decay"])
         made = made[0] if len(made) == 1 else torch.stack(made)
-        parameter.add_(made.reshape(parameter.shape), alpha=-(rate * adjustment(group["adjust_lr_fn"], *matrices[0].shape)))
+        parameter.add_(
+            made.reshape(parameter.shape), alpha=-(rate * adjustment(group["adjust_lr_fn"], *matrices[0].shape))
+        )
 
     def _adam_step(self, parameter: torch.Tensor, group: Group) -> None:
         state, gradient, decay = self.state[parameter], parameter.grad, group["weight_decay"]
@@ -102,22 +117,28 @@ class Muon(torch.optim.Optimizer):
 def takes_muon(name: str, parameter: torch.Tensor) -> bool:
     """The parameter's own `use_muon`, or: it is a matrix, or several, and neither an embedding nor the output layer."""
     own = getattr(parameter, "use_muon", None)
-    return bool(own) if own is not None else parameter.dim() >= 2 and not any(word in name.lower() for word in _NOT_MUON)
+    return (
+        bool(own) if own is not None else parameter.dim() >= 2 and not any(word in name.lower() for word in _NOT_MUON)
+    )
 
 
 def heads_of(name: str, parameter: torch.Tensor, config: Any) -> int:
-    """How many attention heads have rows of their own in a parameter; 0: none, or it is not known. Raises ConfigError when they do not fit."""
+    """How many attention heads have rows of their own in a parameter; 0: none, or it is not known. Raises ConfigError
+    when they do not fit."""
     heads = getattr(parameter, "muon_heads", None)
     for ending, count in _HEADS.items():
         if heads is None and name.endswith(ending):
             heads = getattr(config, count, None) or getattr(config, "num_attention_heads", None)
     if heads and (parameter.dim() != 2 or parameter.shape[0] % heads != 0):
-        raise ConfigError(f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} is not {heads} heads of as many rows each")
+        raise ConfigError(
+            f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} is not {heads} heads of as many rows each"
+        )
     return heads or 0
 
 
 def as_matrices(update: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """The matrices that a parameter is: `count` of its rows in equal parts; 0: of three dimensions a stack, else one of (out, rest)."""
+    """The matrices that a parameter is: `count` of its rows in equal parts; 0: of three dimensions a stack, else one of
+    (out, rest)."""
     if count == 0 and update.dim() == 2:
         return [update]
     if count == 0 and update.dim() == 3:

@@ -3,9 +3,10 @@
     X = u, transposed when it has more rows than columns, divided by its Frobenius norm
     five times:  A = X X^T,  X = a X + (b A + c A A) X          with (a, b, c) = (3.4445, -4.7750, 2.0315)
 
-"standard" computes just that, operator for operator as torch.optim.Muon. "gram" multiplies the polynomials of the iterations, which are
-functions of A alone, and applies them to X twice, after the second and the last iteration: the same mathematics, and fewer operations where X
-is wide. From the second on A is made from X again, which keeps rounding from adding up.
+"standard" computes just that, operator for operator as torch.optim.Muon. "gram" multiplies the polynomials of the
+iterations, which are functions of A alone, and applies them to X twice, after the second and the last iteration: the
+same mathematics, and fewer operations where X is wide. From the second on A is made from X again, which keeps rounding
+from adding up.
 """
 
 import torch
@@ -16,8 +17,9 @@ _RESTART = 2
 
 
 def orthogonal(u: torch.Tensor, method: str, steps: int, dtype: torch.dtype | None) -> torch.Tensor:
-    """u [rows, columns]. Returns the same shape in the type of the iterations; dtype None: bf16 with "standard", with "gram" fp16, which
-    CPUs compute too slowly, so that they take fp32. Cost: about 6 * steps * rows * columns * min(rows, columns) operations."""
+    """u [rows, columns]. Returns the same shape in the type of the iterations; dtype None: bf16 with "standard", with
+    "gram" fp16, which CPUs compute too slowly, so that they take fp32. Cost: about 6 * steps * rows * columns *
+    min(rows, columns) operations."""
     if method == "gram":
         return _gram(u, steps, dtype or (torch.float32 if u.device.type == "cpu" else torch.float16))
     return _standard(u, steps, dtype or torch.bfloat16)

@@ -1,4 +1,5 @@
-"""Optimizer objects under the names that DeepSpeed gives them. The engine takes them over and runs its own update of the same kind.
+"""Optimizer objects under the names that DeepSpeed gives them. The engine takes them over and runs its own update of
+the same kind.
 
 Outside an engine Adam and Adagrad step as torch's do; Lion and Lamb, which torch does not have, then raise UsageError.
 """
@@ -20,7 +21,8 @@ def _without_amsgrad(amsgrad: bool) -> None:
 
 
 class FusedAdam(torch.optim.Adam):
-    """Adam, or AdamW with `adam_w_mode`. Arguments as of torch.optim.AdamW; `set_grad_none` is there for compatibility."""
+    """Adam, or AdamW with `adam_w_mode`. Arguments as of torch.optim.AdamW; `set_grad_none` is there for
+    compatibility."""
 
     zeropage_kind = _Kind.ADAM
 
@@ -37,14 +39,18 @@ class FusedAdam(torch.optim.Adam):
         set_grad_none: bool = True,
     ):
         _without_amsgrad(amsgrad)
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=adam_w_mode)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=adam_w_mode
+        )
         for group in (self.defaults, *self.param_groups):
             group["bias_correction"] = bias_correction
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """As torch's. Raises UsageError without bias correction, which only the engine leaves out."""
         if not all(group["bias_correction"] for group in self.param_groups):
-            raise UsageError("bias_correction=False works inside an engine only: pass the optimizer to zeropage.initialize")
+            raise UsageError(
+                "bias_correction=False works inside an engine only: pass the optimizer to zeropage.initialize"
+            )
         return super().step(closure)
 
 
@@ -63,9 +69,12 @@ class DeepSpeedCPUAdam(FusedAdam):
         adamw_mode: bool = True,
         fp32_optimizer_states: bool = True,
     ):
-        """fp32_optimizer_states: False is refused; zeropage.optimizer_state_dtype in the configuration asks for smaller moments."""
+        """fp32_optimizer_states: False is refused; zeropage.optimizer_state_dtype in the configuration asks for smaller
+        moments."""
         if not fp32_optimizer_states:
-            raise ConfigError('fp32_optimizer_states=False: write "zeropage": {"optimizer_state_dtype": "bf16"} in the config')
+            raise ConfigError(
+                'fp32_optimizer_states=False: write "zeropage": {"optimizer_state_dtype": "bf16"} in the config'
+            )
         super().__init__(model_params, lr, bias_correction, betas, eps, adamw_mode, weight_decay, amsgrad)
 
 
@@ -74,7 +83,9 @@ class DeepSpeedCPUAdagrad(torch.optim.Adagrad):
 
     zeropage_kind = _Kind.ADAGRAD
 
-    def __init__(self, model_params: Any, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0.0, amsgrad: bool = False):
+    def __init__(
+        self, model_params: Any, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0.0, amsgrad: bool = False
+    ):
         _without_amsgrad(amsgrad)
         super().__init__(model_params, lr=lr, eps=eps, weight_decay=weight_decay)
 
@@ -83,7 +94,9 @@ class _EngineOnly(torch.optim.Optimizer):
     """Hyperparameters of an update that only the engine has."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        raise UsageError(f"{type(self).__name__} works inside an engine only: pass it to zeropage.initialize and call engine.step()")
+        raise UsageError(
+            f"{type(self).__name__} works inside an engine only: pass it to zeropage.initialize and call engine.step()"
+        )
 
 
 class FusedLion(_EngineOnly):
@@ -105,7 +118,9 @@ class FusedLion(_EngineOnly):
 class DeepSpeedCPULion(FusedLion):
     """The same under its other name."""
 
-    def __init__(self, model_params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0):
+    def __init__(
+        self, model_params: Any, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), weight_decay: float = 0.0
+    ):
         super().__init__(model_params, lr, betas, weight_decay)
 
 
@@ -130,6 +145,16 @@ class FusedLamb(_EngineOnly):
     ):
         _without_amsgrad(amsgrad)
         if max_grad_norm:
-            raise ConfigError('max_grad_norm of Lamb: write "gradient_clipping" in the config, which clips the norm of all gradients')
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "bias_correction": bias_correction}
-        super().__init__(params, {**options, "max_coeff": max_coeff, "min_coeff": min_coeff, "eps_inside_sqrt": eps_inside_sqrt})
+            raise ConfigError(
+                'max_grad_norm of Lamb: write "gradient_clipping" in the config, which clips the norm of all gradients'
+            )
+        options = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "bias_correction": bias_correction,
+        }
+        super().__init__(
+            params, {**options, "max_coeff": max_coeff, "min_coeff": min_coeff, "eps_inside_sqrt": eps_inside_sqrt}
+        )

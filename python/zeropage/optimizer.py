@@ -1,4 +1,5 @@
-"""Parameter groups: from what the user gives to what the engine takes, and the optimizer object that the user gets back."""
+"""Parameter groups: from what the user gives to what the engine takes, and the optimizer object that the user gets
+back."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -46,12 +47,14 @@ _OTHER_NAMES = {"decoupled_weight_decay": "decoupled_decay"}
 
 
 def parameter_groups(model: torch.nn.Module, model_parameters: Any) -> list[Group]:
-    """`model_parameters` (None: all of the model's; parameters; or groups as dicts) as a list of groups. Those that are frozen cost
-    nothing until they are unfrozen."""
+    """`model_parameters` (None: all of the model's; parameters; or groups as dicts) as a list of groups. Those that are
+    frozen cost nothing until they are unfrozen."""
     if model_parameters is None:
         return [{"params": list(model.parameters())}]
     if isinstance(model_parameters, torch.Tensor):
-        raise ConfigError("model_parameters is one tensor; expected an iterable of parameters or of groups (dicts with 'params')")
+        raise ConfigError(
+            "model_parameters is one tensor; expected an iterable of parameters or of groups (dicts with 'params')"
+        )
     entries = list(model_parameters)
     if all(isinstance(entry, torch.Tensor) for entry in entries):
         return [{"params": entries}]
@@ -68,7 +71,8 @@ def _as_list(params: Any) -> list[torch.Tensor]:
 
 
 def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimizer:
-    """The user's optimizer object (made here when it is a callable), fit to be taken over. Raises ConfigError for one that cannot run here."""
+    """The user's optimizer object (made here when it is a callable), fit to be taken over. Raises ConfigError for one
+    that cannot run here."""
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
         optimizer = optimizer(groups[0]["params"] if plain else groups)
@@ -79,7 +83,9 @@ def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimiz
         )
     for index, group in enumerate(optimizer.param_groups):
         if group.get("differentiable"):
-            raise ConfigError(f"param group {index} of the optimizer has differentiable=True, which this version does not have")
+            raise ConfigError(
+                f"param group {index} of the optimizer has differentiable=True, which this version does not have"
+            )
     if client_kind(optimizer) == _Kind.TORCH:
         check_steps_alone(optimizer)
     elif any(state.get("step", 1) != 0 for state in optimizer.state.values()):
@@ -111,7 +117,8 @@ def _read(params: _C.OptimizerParams, option: str) -> Any:
 
 
 def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> None:
-    """Writes what a schedule has set: into a tensor where the group has one, and beside betas that only the optimizer knows."""
+    """Writes what a schedule has set: into a tensor where the group has one, and beside betas that only the optimizer
+    knows."""
     value = _read(params, option)
     if isinstance(group[option], torch.Tensor):
         group[option].fill_(value)
@@ -191,7 +198,8 @@ class LossScaleView:
 
 
 class ZeropageOptimizer(torch.optim.Optimizer):
-    """Hyperparameters of the engine's update. The state lives in the engine: `state` stays empty, and `state_dict` has it.
+    """Hyperparameters of the engine's update. The state lives in the engine: `state` stays empty, and `state_dict` has
+    it.
 
     `param_groups` may be read and written as in torch.optim; what is written holds from the next step on.
     """
@@ -199,7 +207,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def __init__(
         self, kind: _C.OptimizerKind, groups: list[Group], defaults: Group, client: torch.optim.Optimizer | None = None
     ):
-        """client: shares its groups and hooks with this one, so that a scheduler or a hook on either drives the engine."""
+        """client: shares its groups and hooks with this one, so that a scheduler or a hook on either drives the
+        engine."""
         self.kind = kind
         self.client = client
         self._core: _C.Engine | None = None
@@ -259,8 +268,9 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:
         """One micro step of the engine with the hyperparameters as they stand. `engine.step()` calls it.
 
-        Hooks run once per update, and not for a step that is skipped. Raises what the user's optimizer or a hook raises before the update
-        (a PeerError on the other ranks): no parameter has changed then, the gradients are forgotten, and training can go on.
+        Hooks run once per update, and not for a step that is skipped. Raises what the user's optimizer or a hook raises
+        before the update (a PeerError on the other ranks): no parameter has changed then, the gradients are forgotten,
+        and training can go on.
         """
         if closure is not None:
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
@@ -285,11 +295,14 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return any((*every, self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks))
 
     def _run_pre_hooks(self, segments: list[Any]) -> None:
-        """As torch.optim.Optimizer does; before anything has changed. What hooks write into groups holds for this update."""
+        """As torch.optim.Optimizer does; before anything has changed. What hooks write into groups holds for this
+        update."""
         for hook in (*torch_optimizer._global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
             result = hook(self.client or self, (), {})
             if result not in (None, ((), {})):
-                raise UsageError(f"a step pre-hook of the optimizer returned {result!r}: the engine's step takes no arguments, return None")
+                raise UsageError(
+                    f"a step pre-hook of the optimizer returned {result!r}: the engine's step takes no arguments, return None"
+                )
         self._core.groups = self.engine_groups()
 
     def _run_post_hooks(self) -> None:
@@ -314,7 +327,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return taken
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` returns, at any stage and world size, or what PyTorch's optimizer does. Collective; the same on all ranks.
+        """Takes what `state_dict` returns, at any stage and world size, or what PyTorch's optimizer does. Collective;
+        the same on all ranks.
 
         Raises UsageError, with everything as it was, for the state of another model or optimizer.
         """
@@ -381,7 +395,9 @@ def _of_engine(optimizer: Callable[[], ZeropageOptimizer | None], name: str) -> 
 
 
 def _refuse_step(*args: Any, **kwargs: Any) -> None:
-    raise UsageError("optimizer.step() was called on an optimizer that an engine runs: engine.step() updates, leave the other call out")
+    raise UsageError(
+        "optimizer.step() was called on an optimizer that an engine runs: engine.step() updates, leave the other call out"
+    )
 
 
 _refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count its calls
@@ -390,8 +406,8 @@ _refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count it
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:
     """Every parameter once, as (name, parameter, group); group -1: in none.
 
-    Parameters of the groups that are not the model's follow after those of the model. Frozen ones that wrap other tensors are left out
-    (wrapped_tensors.py). Raises ConfigError for such a one that is not frozen.
+    Parameters of the groups that are not the model's follow after those of the model. Frozen ones that wrap other
+    tensors are left out (wrapped_tensors.py). Raises ConfigError for such a one that is not frozen.
     """
     groups = list(groups)
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}

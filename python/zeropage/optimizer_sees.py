@@ -1,7 +1,8 @@
-"""What the step of an optimizer object looks at to update an element: that element, all of its parameter, or all parameters of the model.
+"""What the step of an optimizer object looks at to update an element: that element, all of its parameter, or all
+parameters of the model.
 
-The configuration may say it ("zeropage.optimizer_sees"); of some classes it is known; of others a copy of the object is tried on small
-parameters. What follows:
+The configuration may say it ("zeropage.optimizer_sees"); of some classes it is known; of others a copy of the object is
+tried on small parameters. What follows:
 
     sees               stage 0, or one rank         stages 1 to 3
     elements           flat parts of parameters     flat parts: this rank's shards
@@ -33,8 +34,8 @@ class Sees(Enum):
 # Those that torch documents as working element by element.
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 
-# Published classes, by package and name. Whatever is not here is tried, and those that look at parameters are tried, too: with some
-# hyperparameters they sum over the model.
+# Published classes, by package and name. Whatever is not here is tried, and those that look at parameters are tried,
+# too: with some hyperparameters they sum over the model.
 _OF_CLASS = {
     **{f"torch.{name}": Sees.ELEMENTS for name in _ELEMENTWISE},
     **{f"schedulefree.{name}": Sees.ELEMENTS for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")},
@@ -43,9 +44,32 @@ _OF_CLASS = {
     "transformers.Adafactor": Sees.PARAMETERS,
 }
 # Whichever package they are from: they need the loss as a function, or update in the middle of the backward.
-_NOT_ALONE = ("LBFGS", "SparseAdam", "Lomo", "LOMO", "AdaLomo", "AdaLOMO", "SAM", "GSAM", "WSAM", "BSAM", "LookSAM", "GCSAM", "FriendlySAM")
+_NOT_ALONE = (
+    "LBFGS",
+    "SparseAdam",
+    "Lomo",
+    "LOMO",
+    "AdaLomo",
+    "AdaLOMO",
+    "SAM",
+    "GSAM",
+    "WSAM",
+    "BSAM",
+    "LookSAM",
+    "GCSAM",
+    "FriendlySAM",
+)
 # They sum over the model, but not in their first steps, or not with every gradient.
-_OF_MODEL = ("Prodigy", "DAdaptAdam", "DAdaptAdaGrad", "DAdaptAdan", "DAdaptLion", "DAdaptSGD", "DAdaptAdanIP", "DAdaptLionPreprint")
+_OF_MODEL = (
+    "Prodigy",
+    "DAdaptAdam",
+    "DAdaptAdaGrad",
+    "DAdaptAdan",
+    "DAdaptLion",
+    "DAdaptSGD",
+    "DAdaptAdanIP",
+    "DAdaptLionPreprint",
+)
 _TRIED_STEPS = 12
 _LARGEST_EXTENT = 6
 
@@ -59,8 +83,11 @@ def check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
         )
 
 
-def takes_whole(optimizer: torch.optim.Optimizer, config: _C.Config, world_size: int) -> Callable[[dict[str, Any]], bool]:
-    """Whether the optimizer is given whole parameters of a group. Before its first step. Raises ConfigError when it cannot run at this stage."""
+def takes_whole(
+    optimizer: torch.optim.Optimizer, config: _C.Config, world_size: int
+) -> Callable[[dict[str, Any]], bool]:
+    """Whether the optimizer is given whole parameters of a group. Before its first step. Raises ConfigError when it
+    cannot run at this stage."""
     own = getattr(type(optimizer), "takes_whole", None)  # of this package's
     if own is not None:
         return own
@@ -97,20 +124,25 @@ def _known(optimizer: torch.optim.Optimizer, tried: bool) -> Sees | None:
 
 
 def sums_over_model(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update of one parameter depends on the gradients of others: tried with a copy of the object on small parameters.
+    """Whether the update of one parameter depends on the gradients of others: tried with a copy of the object on small
+    parameters.
 
     Cost: milliseconds. False, too, where a copy cannot be tried.
     """
     try:
         with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore")
-            return not all(torch.equal(one, other) for one, other in zip(_tried(optimizer, 1.0), _tried(optimizer, 100.0), strict=True))
+            return not all(
+                torch.equal(one, other)
+                for one, other in zip(_tried(optimizer, 1.0), _tried(optimizer, 100.0), strict=True)
+            )
     except Exception:  # whatever a class that was not made to be copied raises
         return False
 
 
 def _tried(optimizer: torch.optim.Optimizer, others: float) -> Iterator[torch.Tensor]:
-    """Values of one small parameter after each of some steps, in which the gradients of the others are multiplied by `others`."""
+    """Values of one small parameter after each of some steps, in which the gradients of the others are multiplied by
+    `others`."""
     small, groups = {}, []
     for group in optimizer.param_groups:
         shapes = [tuple(min(extent, _LARGEST_EXTENT) for extent in p.shape) for p in group["params"][:2]] * 2
@@ -118,7 +150,9 @@ def _tried(optimizer: torch.optim.Optimizer, others: float) -> Iterator[torch.Te
         small.update({id(p): (groups[-1] or [None])[0] for p in group["params"]})
     copied = _copy_on(optimizer, small, groups)
     step_of = type(optimizer).step
-    step_of = step_of.__wrapped__ if getattr(step_of, "hooked", False) else step_of  # the program's hooks are not for this
+    step_of = (
+        step_of.__wrapped__ if getattr(step_of, "hooked", False) else step_of
+    )  # the program's hooks are not for this
     parameters = [p for group in groups for p in group]
     for step in range(1, _TRIED_STEPS + 1):
         for index, parameter in enumerate(parameters):
@@ -131,14 +165,21 @@ def _random(shape: tuple[int, ...], index: int, step: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1000 * step + index))
 
 
-def _copy_on(optimizer: torch.optim.Optimizer, small: dict[int, Any], groups: list[list[torch.nn.Parameter]]) -> torch.optim.Optimizer:
-    """A copy of the object on other parameters, without state; not by its own pickling, which keeps groups and state alone."""
+def _copy_on(
+    optimizer: torch.optim.Optimizer, small: dict[int, Any], groups: list[list[torch.nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """A copy of the object on other parameters, without state; not by its own pickling, which keeps groups and state
+    alone."""
     memo: dict[int, Any] = dict(small)
     memo[id(optimizer.state)] = defaultdict(dict)
-    memo.update({id(value): value for value in vars(optimizer).values() if isinstance(value, torch.nn.Module)})  # a model is not copied
+    memo.update(
+        {id(value): value for value in vars(optimizer).values() if isinstance(value, torch.nn.Module)}
+    )  # a model is not copied
     copied = object.__new__(type(optimizer))
     memo[id(optimizer)] = copied
-    attributes = {name: value for name, value in vars(optimizer).items() if name != "step" and not name.startswith("_optimizer_")}
+    attributes = {
+        name: value for name, value in vars(optimizer).items() if name != "step" and not name.startswith("_optimizer_")
+    }
     copied.__dict__.update(copy.deepcopy(attributes, memo))
     for group, parameters in zip(copied.param_groups, groups, strict=True):
         group["params"] = parameters

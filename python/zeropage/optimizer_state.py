@@ -1,8 +1,9 @@
-"""State dicts of optimizers in PyTorch's form: {"state": {position: {name: tensor}}, "param_groups": [...]}, with whole tensors.
+"""State dicts of optimizers in PyTorch's form: {"state": {position: {name: tensor}}, "param_groups": [...]}, with whole
+tensors.
 
-What is made at one stage and world size can be loaded at any other, and by plain PyTorch; so can PyTorch's own here. All ranks call these
-functions, and load the same state. Memory: the whole state on the host of every rank. `save_checkpoint` needs none of that, and saves fp32
-masters, too, which are no part of an optimizer's state.
+What is made at one stage and world size can be loaded at any other, and by plain PyTorch; so can PyTorch's own here.
+All ranks call these functions, and load the same state. Memory: the whole state on the host of every rank.
+`save_checkpoint` needs none of that, and saves fp32 masters, too, which are no part of an optimizer's state.
 """
 
 import copy
@@ -44,11 +45,15 @@ class EngineState:
             return
         expected = {"step", *self._names} if self._counts else set(self._names)
         if state.keys() != expected:
-            raise UsageError(f"{label}: the optimizer keeps {sorted(expected)}, the state dict has {sorted(state)}; it is another optimizer's")
+            raise UsageError(
+                f"{label}: the optimizer keeps {sorted(expected)}, the state dict has {sorted(state)}; it is another optimizer's"
+            )
         for name in self._names:
             _check_shape(parameter, name, state[name], label)
         if self._names and self._core.local_value(parameter, _Kind.STATE, self._names[0]) is None:
-            raise UsageError(f"{label} is frozen here and has state in the state dict: unfreeze it before zeropage.initialize, or leave it out")
+            raise UsageError(
+                f"{label} is frozen here and has state in the state dict: unfreeze it before zeropage.initialize, or leave it out"
+            )
 
     def put(self, parameter: torch.Tensor, state: State) -> None:
         """Collective."""
@@ -62,7 +67,8 @@ class EngineState:
 
 
 class WholeState:
-    """Of an optimizer that PyTorch runs on shards: parts of all ranks are put together, and cut again. Made for one state dict."""
+    """Of an optimizer that PyTorch runs on shards: parts of all ranks are put together, and cut again. Made for one
+    state dict."""
 
     def __init__(self, core: _C.Engine, shards: ShardState, communicator: _C.Communicator):
         self._core = core
@@ -99,16 +105,22 @@ class WholeState:
         if "json" in form:
             return self._from_owner(parameter, key, form)
         if "value" in form:
-            return torch.tensor(form["value"], dtype=getattr(torch, form["dtype"])) if "dtype" in form else form["value"]
+            return (
+                torch.tensor(form["value"], dtype=getattr(torch, form["dtype"])) if "dtype" in form else form["value"]
+            )
         part = self._shards.local(parameter, key)
         flat = torch.empty(0, device=parameter.device) if part is None else part.float()
         return self._core.assemble_value(parameter, flat).to("cpu", getattr(torch, form["dtype"]))
 
     def _from_owner(self, parameter: torch.Tensor, key: str, form: dict[str, Any]) -> Any:
         """A value that belongs to the whole parameter, from the rank that has it."""
-        received = [torch.empty(shape, dtype=getattr(torch, dtype), device=parameter.device) for shape, dtype in form["tensors"]]
+        received = [
+            torch.empty(shape, dtype=getattr(torch, dtype), device=parameter.device) for shape, dtype in form["tensors"]
+        ]
         if self._communicator.rank == form["rank"]:
-            for mine, tensor in zip(received, self._shards.tensors_of(self._shards.index_of(parameter), key), strict=True):
+            for mine, tensor in zip(
+                received, self._shards.tensors_of(self._shards.index_of(parameter), key), strict=True
+            ):
                 mine.copy_(tensor)
         for tensor in received:
             self._communicator.broadcast(tensor, form["rank"])
@@ -136,7 +148,9 @@ class WholeState:
 def _check_shape(parameter: torch.Tensor, name: str, value: Any, label: str) -> None:
     shape = list(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
     if shape != list(parameter.shape):
-        raise UsageError(f"{label}: its shape is {list(parameter.shape)}, and the state '{name}' has {shape}; a state dict has whole tensors")
+        raise UsageError(
+            f"{label}: its shape is {list(parameter.shape)}, and the state '{name}' has {shape}; a state dict has whole tensors"
+        )
 
 
 def take(groups: list[Group], states: EngineState | WholeState) -> dict[str, Any]:
@@ -149,14 +163,19 @@ def take(groups: list[Group], states: EngineState | WholeState) -> dict[str, Any
 
 
 def put(groups: list[Group], states: EngineState | WholeState, state_dict: dict[str, Any]) -> None:
-    """Takes the states over, not the groups' hyperparameters. Collective. Raises UsageError, with everything as it was, for the state of another
-    model or optimizer."""
+    """Takes the states over, not the groups' hyperparameters. Collective. Raises UsageError, with everything as it was,
+    for the state of another model or optimizer."""
     counts = [len(group["params"]) for group in groups]
     loaded = [len(group["params"]) for group in state_dict["param_groups"]]
     if counts != loaded:
-        raise UsageError(f"the optimizer has groups of {counts} parameters, the state dict groups of {loaded}: it is another model's or optimizer's")
+        raise UsageError(
+            f"the optimizer has groups of {counts} parameters, the state dict groups of {loaded}: it is another model's or optimizer's"
+        )
     keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-    matched = [(parameter, state_dict["state"].get(key, {})) for (_, parameter), key in zip(_positions(groups), keys, strict=True)]
+    matched = [
+        (parameter, state_dict["state"].get(key, {}))
+        for (_, parameter), key in zip(_positions(groups), keys, strict=True)
+    ]
     for position, (parameter, state) in enumerate(matched):
         states.check(parameter, state, f"parameter {position} of the optimizer")
     for parameter, state in matched:

@@ -1,8 +1,11 @@
 """Which engine holds a parameter, and what becomes of parameters when their engine ends.
 
-1. An engine registers the parameters that it has taken. At stage 3 the module keeps the engine's C++ side from then on: it has the shards.
-2. An engine that is destroyed or collected frees all but the parameters. At stage 3 they stay sharded, and operators fetch them as before.
-3. A later engine first ends those that hold any of its parameters, then takes these over. A C++ side whose parameters are all taken is freed.
+1. An engine registers the parameters that it has taken. At stage 3 the module keeps the engine's C++ side from then on:
+   it has the shards.
+2. An engine that is destroyed or collected frees all but the parameters. At stage 3 they stay sharded, and operators
+   fetch them as before.
+3. A later engine first ends those that hold any of its parameters, then takes these over. A C++ side whose parameters
+   are all taken is freed.
 """
 
 import weakref
@@ -20,7 +23,8 @@ if TYPE_CHECKING:
 
 
 class KeptParameters:
-    """In a module: the C++ side of the engine that has the shards of its parameters. Copies of the module have whole parameters, and none."""
+    """In a module: the C++ side of the engine that has the shards of its parameters. Copies of the module have whole
+    parameters, and none."""
 
     NAME = "_zeropage_kept_parameters"
 
@@ -39,7 +43,9 @@ class _Holder:
     core: weakref.ref  # the engine's C++ side
     engine: weakref.ref
     kept: weakref.ref | None  # the module's KeptParameters; None below stage 3
-    parameters: dict[int, tuple[int, torch.Tensor]]  # by their ids: (index in the engine, the object itself, so that no other gets the id)
+    parameters: dict[
+        int, tuple[int, torch.Tensor]
+    ]  # by their ids: (index in the engine, the object itself, so that no other gets the id)
     stage: int
 
 
@@ -60,7 +66,9 @@ def register_parameters(engine: "ZeropageEngine", core: _C.Engine, parameters: l
     if stage == 3:
         engine.module.__dict__[KeptParameters.NAME] = in_module = KeptParameters(core)
         kept = weakref.ref(in_module)
-    _holders[key] = _Holder(weakref.ref(core, lambda _: _holders.pop(key, None)), weakref.ref(engine), kept, held, stage)
+    _holders[key] = _Holder(
+        weakref.ref(core, lambda _: _holders.pop(key, None)), weakref.ref(engine), kept, held, stage
+    )
     torch.utils.swap_tensors = swap_tensors
     pass_by_mark(held_parameters)
 
@@ -71,7 +79,8 @@ def held_parameters() -> list[torch.Tensor]:
 
 
 def end_holders(parameters: Iterable[torch.Tensor]) -> None:
-    """Ends the engines that hold any of these parameters, which keep their values. Raises what a save under way raises."""
+    """Ends the engines that hold any of these parameters, which keep their values. Raises what a save under way
+    raises."""
     wanted = {id(parameter) for parameter in parameters}
     for holder in list(_holders.values()):
         engine = holder.engine()
@@ -80,7 +89,8 @@ def end_holders(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def consolidate(parameters: Iterable[torch.Tensor]) -> None:
-    """Gives parameters whose engine has ended their values as plain memory of their own, on every rank. Collective at stage 3."""
+    """Gives parameters whose engine has ended their values as plain memory of their own, on every rank. Collective at
+    stage 3."""
     parameters = list(parameters)
     for parameter in parameters:
         parameter.data = parameter.detach().clone()
@@ -123,8 +133,9 @@ def is_sharded(parameter: torch.Tensor) -> bool:
 
 
 def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
-    """`torch.utils.swap_tensors`, in the place of torch's once there is an engine: an engine lets go of a parameter meanwhile, and takes the
-    values that have come into its place. With an engine's parameter it touches all of it, on every rank."""
+    """`torch.utils.swap_tensors`, in the place of torch's once there is an engine: an engine lets go of a parameter
+    meanwhile, and takes the values that have come into its place. With an engine's parameter it touches all of it, on
+    every rank."""
     places = [(tensor, _place_of(tensor)) for tensor in (t1, t2)]
     held = [(tensor, place) for tensor, place in places if place is not None]
     for _, (core, index, _) in held:

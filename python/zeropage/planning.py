@@ -48,10 +48,12 @@ def plan(
 ) -> Plan:
     """Plans without running anything.
 
-    model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (meta tensors will do).
-    num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure --save_machine` wrote;
-    None: bytes only. figures: replace the device's, as the options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s".
-    Raises ConfigError, IoError.
+    model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (meta
+    tensors will do).
+    num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure
+    --save_machine` wrote;
+    None: bytes only. figures: replace the device's, as the options of `zeropage plan` do: device_memory="40GB",
+    network_rate="25GB/s". Raises ConfigError, IoError.
     """
     if figures and device is None:
         raise ConfigError(f"plan: {', '.join(figures)} replaces a figure of a device: name one, as device='H100'")
@@ -77,5 +79,7 @@ def _model_of(model: Any) -> _C.PlanModel:
     parameters = list(model.parameters() if isinstance(model, torch.nn.Module) else model)
     wrong = next((p for p in parameters if not isinstance(p, torch.Tensor)), None)
     if wrong is not None:
-        raise ConfigError(f"plan takes a number, a path, a module or its parameters; got {type(wrong).__name__} among the parameters")
+        raise ConfigError(
+            f"plan takes a number, a path, a module or its parameters; got {type(wrong).__name__} among the parameters"
+        )
     return _C.PlanModel.of_parameters(name, [p.numel() for p in parameters], [p.requires_grad for p in parameters])

@@ -1,12 +1,13 @@
-"""Ending when the machine is taken away: SIGTERM lets the step under way end, and then there is a checkpoint and exit code 0.
+"""Ending when the machine is taken away: SIGTERM lets the step under way end, and then there is a checkpoint and exit
+code 0.
 
 1. SIGTERM, on any rank, becomes a byte in a pipe (Python's wakeup descriptor), also while the interpreter waits in C++.
 2. A thread reads it and asks the engine to stop. The global check of the next step tells all ranks.
 3. After that step every rank saves into `zeropage.preemption_folder` and raises SystemExit(0).
-4. A process that is still there `zeropage.preemption_grace_s` after the signal ends with exit code 75, by which launchers start again; at
-   a second SIGTERM it ends at once.
-5. A forked child (a worker of multiprocessing) has the handler and the descriptor of its parent: both are taken from it before it runs, and
-   SIGTERM waits until then. So ending a child ends nothing else.
+4. A process that is still there `zeropage.preemption_grace_s` after the signal ends with exit code 75, by which
+   launchers start again; at a second SIGTERM it ends at once.
+5. A forked child (a worker of multiprocessing) has the handler and the descriptor of its parent: both are taken from it
+   before it runs, and SIGTERM waits until then. So ending a child ends nothing else.
 """
 
 import os
@@ -57,7 +58,8 @@ class Preemption:
         threading.Thread(target=self._watch, name="zeropage preemption", daemon=True).start()
 
     def close(self) -> None:
-        """Gives SIGTERM back. A run that is being ended stays watched. Nothing in a forked child, which has given it back already."""
+        """Gives SIGTERM back. A run that is being ended stays watched. Nothing in a forked child, which has given it
+        back already."""
         if self in _active:
             _active.remove(self)
             self._give_back()
@@ -80,7 +82,11 @@ class Preemption:
             if self._sigterm():
                 os._exit(128 + signal.SIGTERM)
         except TimeoutError:
-            print(f"zeropage: not ended {self._grace_s:g} s after SIGTERM (zeropage.preemption_grace_s)", file=sys.stderr, flush=True)
+            print(
+                f"zeropage: not ended {self._grace_s:g} s after SIGTERM (zeropage.preemption_grace_s)",
+                file=sys.stderr,
+                flush=True,
+            )
             os._exit(RETRY_EXIT_CODE)
 
     def _sigterm(self) -> bool:

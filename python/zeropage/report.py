@@ -14,17 +14,27 @@ if TYPE_CHECKING:
 
 Batch = TypeVar("Batch")
 
-__all__ = ["MEMORY_KINDS", "MemoryReport", "format_bytes", "gather_memory", "process_bytes", "progress", "progress_sample"]
+__all__ = [
+    "MEMORY_KINDS",
+    "MemoryReport",
+    "format_bytes",
+    "gather_memory",
+    "process_bytes",
+    "progress",
+    "progress_sample",
+]
 
 MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. The formula does not know what
-    an optimizer of PyTorch keeps: that is counted only, once it is there, by the memory that its tensors are in.
+    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. The formula does
+    not know what an optimizer of PyTorch keeps: that is counted only, once it is there, by the memory that its tensors
+    are in.
 
-    ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all the same.
+    ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all
+    the same.
     """
 
     stage: int
@@ -40,8 +50,11 @@ class MemoryReport:
         return _C.format_memory_table(self.stage, device, host, self.formula, self.formula_host, self.formula_stage_0)
 
 
-def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int, torch_states: tuple[int, int] = (0, 0)) -> MemoryReport:
-    """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on the host."""
+def gather_memory(
+    core: _C.Engine, communicator: _C.Communicator, stage: int, torch_states: tuple[int, int] = (0, 0)
+) -> MemoryReport:
+    """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on
+    the host."""
     tiers = [core.measured_bytes(host=host) for host in (False, True)]
     mine = [measured[kind][1 if kind == "frames" else 0] for measured in tiers for kind in MEMORY_KINDS]
     for tier, kept in enumerate(torch_states):
@@ -50,15 +63,23 @@ def gather_memory(core: _C.Engine, communicator: _C.Communicator, stage: int, to
     everyone = list(packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine))))
     ranks = [dict(zip(MEMORY_KINDS, values, strict=False)) for values in everyone]
     host = [dict(zip(MEMORY_KINDS, values[len(MEMORY_KINDS) :], strict=True)) for values in everyone]
-    return MemoryReport(stage, ranks, host, core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0))
+    return MemoryReport(
+        stage, ranks, host, core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0)
+    )
 
 
 def progress(
-    batches: Iterable[Batch], engine: "ZeropageEngine", *, total_steps: int = 0, unit: str = "samples", units_per_sample: float = 1.0
+    batches: Iterable[Batch],
+    engine: "ZeropageEngine",
+    *,
+    total_steps: int = 0,
+    unit: str = "samples",
+    units_per_sample: float = 1.0,
 ) -> Iterator[Batch]:
     """Passes the batches through and shows a progress line after each optimizer step.
 
-    total_steps: for the time left; 0: unknown. units_per_sample: say 128 with `unit="tokens"` for sequences of 128 tokens.
+    total_steps: for the time left; 0: unknown. units_per_sample: say 128 with `unit="tokens"` for sequences of 128
+    tokens.
     """
     line = _C.Progress(total_steps, unit) if engine.global_rank == 0 else None
     shown = engine.global_steps
@@ -73,10 +94,21 @@ def progress(
             line.finish()
 
 
-def progress_sample(engine: "ZeropageEngine", units_per_sample: float) -> tuple[int, float, float, float, float | None, int, float]:
-    """Step, loss, learning rate, units and loss scale of the last optimizer step; bytes to and from the drive so far, and waits for it."""
+def progress_sample(
+    engine: "ZeropageEngine", units_per_sample: float
+) -> tuple[int, float, float, float, float | None, int, float]:
+    """Step, loss, learning rate, units and loss scale of the last optimizer step; bytes to and from the drive so far,
+    and waits for it."""
     rate = engine.get_lr()[0] if engine._has_optimizer else 0.0
     scale = engine.loss_scale() if engine.fp16_enabled() else None
     read, written, waited_s = engine._core.disk_traffic()
     loss = engine.known_loss()
-    return engine.global_steps, math.nan if loss is None else loss, rate, units_per_sample * engine.train_batch_size(), scale, read + written, waited_s
+    return (
+        engine.global_steps,
+        math.nan if loss is None else loss,
+        rate,
+        units_per_sample * engine.train_batch_size(),
+        scale,
+        read + written,
+        waited_s,
+    )

@@ -1,4 +1,5 @@
-"""The state that an optimizer of PyTorch keeps of what this rank updates: taken over from the user's object, counted, saved and loaded.
+"""The state that an optimizer of PyTorch keeps of what this rank updates: taken over from the user's object, counted,
+saved and loaded.
 
 What it updates of a parameter is a flat part of it, or all of it in its shape (optimizer_sees.py).
 
@@ -19,7 +20,8 @@ from .whole_parameters import Shape, WholeParameters
 
 State = dict[str, Any]
 
-# How a state is called in a checkpoint, before its name: by the element, one tensor per parameter, one number per parameter.
+# How a state is called in a checkpoint, before its name: by the element, one tensor per parameter, one number per
+# parameter.
 _ELEMENTS, _SCALAR, _NUMBER = "torch", "torch_scalar", "torch_number"
 # All state of a parameter that the optimizer sees whole: as JSON, and the tensors in it.
 _WHOLE, _PART = "torch_value", "torch_part"
@@ -50,7 +52,9 @@ class Segment:
 
 
 class ShardState:
-    def __init__(self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: WholeParameters):
+    def __init__(
+        self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: WholeParameters
+    ):
         """names: of the engine's parameters. whole: those that the client sees whole."""
         self._client = client
         self._whole = whole
@@ -71,7 +75,9 @@ class ShardState:
 
     def groups(self) -> list[dict[str, Any]]:
         """Of the client and of what it wraps, each once."""
-        return list({id(group): group for optimizer in self._optimizers.values() for group in optimizer.param_groups}.values())
+        return list(
+            {id(group): group for optimizer in self._optimizers.values() for group in optimizer.param_groups}.values()
+        )
 
     def shard(self, index: int) -> torch.nn.Parameter:
         return self._shards[index]
@@ -88,10 +94,16 @@ class ShardState:
         self._to_move.remove(index)
         for optimizer in self._optimizers.values():
             state = optimizer.state.get(self._shards[index], {})
-            state.update({key: _mapped(value, lambda tensor: tensor if tensor.dim() == 0 else tensor.to(device)) for key, value in state.items()})
+            state.update(
+                {
+                    key: _mapped(value, lambda tensor: tensor if tensor.dim() == 0 else tensor.to(device))
+                    for key, value in state.items()
+                }
+            )
 
     def adopt(self, parameters: list[torch.Tensor], communicator: _C.Communicator) -> None:
-        """State keyed by the model's parameters becomes state of what this rank updates of them: rank 0's values. Collective when there is any.
+        """State keyed by the model's parameters becomes state of what this rank updates of them: rank 0's values.
+        Collective when there is any.
 
         Raises ConfigError for tensors of which no part belongs to a part of the parameter.
         """
@@ -125,7 +137,8 @@ class ShardState:
         return segment.shaped(whole.flatten()[segment.offset : segment.offset + segment.numel].clone())
 
     def local(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
-        """This rank's elements of a state by the element, flat; None: there is none (yet), or this rank has no elements."""
+        """This rank's elements of a state by the element, flat; None: there is none (yet), or this rank has no
+        elements."""
         value = self._by_element(parameter, name)
         return None if value is None else self._segments[self.index_of(parameter)].flat(value.detach())
 
@@ -133,7 +146,9 @@ class ShardState:
         """Into the optimizer's own tensor. Raises UsageError when there is none of so many elements."""
         value = self._by_element(parameter, name)
         if value is None and flat.numel() > 0:
-            raise UsageError(f"the optimizer has no state {name!r} by the element of this parameter; its first step makes its state")
+            raise UsageError(
+                f"the optimizer has no state {name!r} by the element of this parameter; its first step makes its state"
+            )
         if value is None:
             return
         if value.numel() != flat.numel():
@@ -143,7 +158,11 @@ class ShardState:
     def _by_element(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
         index = self._index_of.get(id(parameter), -1)
         owner = self._owner(name)
-        value = None if index not in self._shards else self._optimizers[owner].state.get(self._shards[index], {}).get(name.removeprefix(owner))
+        value = (
+            None
+            if index not in self._shards
+            else self._optimizers[owner].state.get(self._shards[index], {}).get(name.removeprefix(owner))
+        )
         return value if value is not None and self._segments[index].has(value) else None
 
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
@@ -167,7 +186,8 @@ class ShardState:
         return self._index_of[id(parameter)]
 
     def describe(self) -> dict[int, dict[str, dict[str, Any]]]:
-        """Parameter -> key -> the type of its elements, or its value, or the JSON of a value that belongs to a whole parameter.
+        """Parameter -> key -> the type of its elements, or its value, or the JSON of a value that belongs to a whole
+        parameter.
 
         Raises UsageError for a state of a part of a parameter that is neither by the element nor a number.
         """
@@ -177,7 +197,10 @@ class ShardState:
             form: dict[str, Any] = {"dtype": _name_of(value.dtype)} if tensor else {}
             if index in self._whole:
                 tensors: dict[str, torch.Tensor] = {}
-                form = {"json": encode(value, tensors, key), "tensors": [[list(each.shape), _name_of(each.dtype)] for each in tensors.values()]}
+                form = {
+                    "json": encode(value, tensors, key),
+                    "tensors": [[list(each.shape), _name_of(each.dtype)] for each in tensors.values()],
+                }
             elif not self._segments[index].has(value):
                 if not isinstance(value, (bool, int, float, type(None))) and not (tensor and value.numel() == 1):
                     raise UsageError(
@@ -247,7 +270,8 @@ class ShardState:
                 self._optimizers[prefix].state.update(loaded)
 
     def tensors_to_save(self) -> list[tuple[str, int, int, torch.Tensor]]:
-        """Of parts of parameters: (kind, parameter, first element, values); values without dimensions belong to the parameter as a whole.
+        """Of parts of parameters: (kind, parameter, first element, values); values without dimensions belong to the
+        parameter as a whole.
 
         Raises CheckpointError for a state that is neither by the element nor a number.
         """
@@ -257,18 +281,23 @@ class ShardState:
                 continue
             segment = self._segments[index]
             by_element = segment.has(value)
-            if not isinstance(value, (torch.Tensor, bool, int, float)) or not (by_element or _as_tensor(value).numel() == 1):
+            if not isinstance(value, (torch.Tensor, bool, int, float)) or not (
+                by_element or _as_tensor(value).numel() == 1
+            ):
                 raise CheckpointError(
                     f"state '{key}' that {type(self._client).__name__} keeps of parameter '{self._names[index]}' is neither by the element "
                     f"({segment.numel} here) nor a number: checkpoints cannot hold {_describe(value)}"
                 )
             kind = _NUMBER if not isinstance(value, torch.Tensor) else _ELEMENTS if by_element else _SCALAR
             tensor = _as_tensor(value)
-            tensors.append((f"{kind}.{prefix}{key}", index, segment.offset, tensor.flatten() if by_element else tensor.reshape(())))
+            tensors.append(
+                (f"{kind}.{prefix}{key}", index, segment.offset, tensor.flatten() if by_element else tensor.reshape(()))
+            )
         return tensors
 
     def whole_to_save(self, rank: int) -> dict[str, torch.Tensor]:
-        """Of the parameters that are seen whole and that this rank owns: what a checkpoint has, by name. Raises CheckpointError."""
+        """Of the parameters that are seen whole and that this rank owns: what a checkpoint has, by name. Raises
+        CheckpointError."""
         states: dict[int, State] = {}
         for index, prefix, key, value in self._entries():
             if index in self._whole and self._whole.owner(index) == rank:
@@ -278,7 +307,9 @@ class ShardState:
             parts: dict[str, torch.Tensor] = {}
             text = json.dumps(encode(state, parts, f"state of parameter '{self._names[index]}'"), allow_nan=False)
             saved[f"{_WHOLE}/{self._names[index]}"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-            saved.update({f"{_PART}.{number}/{self._names[index]}": part.detach() for number, part in enumerate(parts.values())})
+            saved.update(
+                {f"{_PART}.{number}/{self._names[index]}": part.detach() for number, part in enumerate(parts.values())}
+            )
         return saved
 
     def read(self, step: _C.Checkpoint) -> dict[int, State]:

@@ -1,7 +1,8 @@
-"""What a run tells about itself while it trains: `wall_clock_breakdown`, `memory_breakdown`, monitors and the metrics file.
+"""What a run tells about itself while it trains: `wall_clock_breakdown`, `memory_breakdown`, monitors and the metrics
+file.
 
-The C++ core takes the figures of each optimizer step, writes the file and prints (zeropage/session/step_observer.h); here they reach the
-monitors and the flops profiler, which are Python's.
+The C++ core takes the figures of each optimizer step, writes the file and prints (zeropage/session/step_observer.h);
+here they reach the monitors and the flops profiler, which are Python's.
 """
 
 from collections.abc import Iterator
@@ -19,19 +20,29 @@ if TYPE_CHECKING:
 
 
 class StepObserver:
-    """Of one engine, on one rank: `phase` around each forward, backward and step; `end_step` after each optimizer step."""
+    """Of one engine, on one rank: `phase` around each forward, backward and step; `end_step` after each optimizer
+    step."""
 
     def __init__(self, engine: "ZeropageEngine", config: dict[str, Any], rank: int):
         self._engine = engine
-        self._core: _C.StepObserver | None = _C.StepObserver(engine._core, engine._config, rank, engine.world_size, engine.device)
-        self._flops = FlopsProfiler(engine, config["flops_profiler"]) if config["flops_profiler"]["enabled"] and rank == 0 else None
+        self._core: _C.StepObserver | None = _C.StepObserver(
+            engine._core, engine._config, rank, engine.world_size, engine.device
+        )
+        self._flops = (
+            FlopsProfiler(engine, config["flops_profiler"])
+            if config["flops_profiler"]["enabled"] and rank == 0
+            else None
+        )
         self.monitor = Monitor(config, rank)
         self._watches_phases = self._core.watches_phases or self._flops is not None
-        self._watches_steps = self._core.prints_times or self._core.has_file or self._flops is not None or self.monitor.enabled
+        self._watches_steps = (
+            self._core.prints_times or self._core.has_file or self._flops is not None or self.monitor.enabled
+        )
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """name: forward, backward or step. If there is not enough memory for it, the error says what the engine holds."""
+        """name: forward, backward or step. If there is not enough memory for it, the error says what the engine
+        holds."""
         try:
             with self._watched_phase(name) if self._watches_phases else nullcontext():
                 yield
@@ -59,7 +70,9 @@ class StepObserver:
         if self._flops is not None:
             self._flops.end_step(times.seconds)
         if self.monitor.enabled:
-            self.monitor.write_events([(name, value, engine.global_samples) for name, value in self._core.monitored(loss, lr, times)])
+            self.monitor.write_events(
+                [(name, value, engine.global_samples) for name, value in self._core.monitored(loss, lr, times)]
+            )
 
     def close(self) -> None:
         """Ends the files."""

@@ -18,8 +18,9 @@ def run_ranks(
 ) -> list[Any]:
     """Calls `function(rank, communicator)` on `size` threads, each a rank of its own; returns their results by rank.
 
-    `zeropage.initialize` inside uses the rank's communicator. The first exception ends the waits of all ranks and is raised
-    here. Raises TimeoutError when ranks are still at work after `timeout_s`; waits of ranks for each other end after half of it.
+    `zeropage.initialize` inside uses the rank's communicator. The first exception ends the waits of all ranks and is
+    raised here. Raises TimeoutError when ranks are still at work after `timeout_s`; waits of ranks for each other end
+    after half of it.
 
     two_sided: ranks talk as over a network: gathers are collectives, and gradients have communicators of their own.
     max_delay_us: every collective is delayed, before and inside, by up to this at random.

@@ -1,17 +1,17 @@
 """Optimizers of PyTorch on what this rank updates of the parameters.
 
-The program's optimizer object updates fp32 shards in the place of the model's parameters: while one of its methods runs, its groups hold this
-rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards (shard_state.py). `step()` runs once per update.
-A shard is a flat part of a parameter where the optimizer treats every element alike, else all of a parameter in its shape
-(optimizer_sees.py).
+The program's optimizer object updates fp32 shards in the place of the model's parameters: while one of its methods
+runs, its groups hold this rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards
+(shard_state.py). `step()` runs once per update. A shard is a flat part of a parameter where the optimizer treats every
+element alike, else all of a parameter in its shape (optimizer_sees.py).
 
-Its other methods may change weights, too (`eval()` and `train()` of schedulefree). They stay callable on the user's object, which gets
-attributes for them:
+Its other methods may change weights, too (`eval()` and `train()` of schedulefree). They stay callable on the user's
+object, which gets attributes for them:
 
   1. While the method runs, `group["params"]` looks like a list of shards.
   2. The first time that somebody looks into such a list, the shards are filled with copies of the masters.
-  3. Afterwards all ranks put the copies in the place of the masters and publish the parameters. If the method failed on some rank nothing
-     changes anywhere.
+  3. Afterwards all ranks put the copies in the place of the masters and publish the parameters. If the method failed on
+     some rank nothing changes anywhere.
 
 A method that looks at no parameters costs nothing and may be called by one rank alone.
 """
@@ -41,7 +41,9 @@ def configured(section: dict[str, Any], groups: list[dict[str, Any]], model: tor
     """The optimizer, of torch.optim or Muon, that a configuration's section names."""
     if section["type"] == "Muon":
         return Muon.configured(section["params"], groups, model)
-    return getattr(torch.optim, section["type"])(groups, **{key: value for key, value in section["params"].items() if value is not None})
+    return getattr(torch.optim, section["type"])(
+        groups, **{key: value for key, value in section["params"].items() if value is not None}
+    )
 
 
 class _ShardList(list):
@@ -78,7 +80,8 @@ class ShardUpdate:
         self.state: ShardState | None = None
 
     def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> None:
-        """Before the engine is given parameters: which of them the client sees whole. Raises ConfigError when it cannot run here."""
+        """Before the engine is given parameters: which of them the client sees whole. Raises ConfigError when it cannot
+        run here."""
         if self._takes_whole is None:
             self._takes_whole = takes_whole(self.client, config, world_size)
         groups = [self._takes_whole(group) for group in self.client.param_groups]
@@ -95,14 +98,18 @@ class ShardUpdate:
         parameters: list[NamedParameter],
         segments: list[tuple[int, int, int]],
     ) -> None:
-        """Collective. parameters: as the engine was given them. segments: (parameter, first element, elements) that this rank updates.
+        """Collective. parameters: as the engine was given them. segments: (parameter, first element, elements) that
+        this rank updates.
 
-        State that the client has is taken over: rank 0's, this rank's elements of it. Raises ConfigError when it cannot be cut.
+        State that the client has is taken over: rank 0's, this rank's elements of it. Raises ConfigError when it cannot
+        be cut.
         """
         self._core = weakref.ref(core)
         self.communicator = communicator
         self.whole = WholeParameters(self._core, communicator, parameters[0][1].device)
-        self.state = ShardState(self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole)
+        self.state = ShardState(
+            self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole
+        )
         self.state.adopt([parameter for _, parameter, _ in parameters], communicator)
         for name in _own_methods(type(self.client)):
             setattr(self.client, name, _method(weakref.ref(self), name))
@@ -113,12 +120,18 @@ class ShardUpdate:
 
     def _segments(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> list[Segment]:
         """What the client updates on this rank. Collective when it sees whole parameters."""
-        tensors = {index: tensor for index, (name, tensor, _) in enumerate(parameters) if name in self._whole_names and tensor.numel() > 0}
+        tensors = {
+            index: tensor
+            for index, (name, tensor, _) in enumerate(parameters)
+            if name in self._whole_names and tensor.numel() > 0
+        }
         if tensors:
             shapes = {index: Shape.of(tensor) for index, tensor in tensors.items()}
             self.whole.add(shapes, {index: (offset, numel) for index, offset, numel in segments if index in tensors})
         parts = [Segment(*segment) for segment in segments if segment[0] not in tensors]
-        return parts + [Segment(index, 0, self.whole.shape(index).numel(), self.whole.shape(index)) for index in self.whole.seen()]
+        return parts + [
+            Segment(index, 0, self.whole.shape(index).numel(), self.whole.shape(index)) for index in self.whole.seen()
+        ]
 
     def __call__(self, segments: list[Part]) -> None:
         """One update of all that this rank has."""
@@ -136,7 +149,8 @@ class ShardUpdate:
             self._take_back(failure)
 
     def undo(self) -> None:
-        """After an update that some rank has not ended: the groups are as before it. State that the client has changed stays so."""
+        """After an update that some rank has not ended: the groups are as before it. State that the client has changed
+        stays so."""
         for group, before in self._groups_before:
             group.clear()
             group.update(before)
@@ -179,8 +193,9 @@ class ShardUpdate:
             self.state.move_to(index, values.device)
 
     def _take_back(self, failure: str) -> None:
-        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too. `failure`: of this rank; where
-        there is one nothing of it counts. Collective when the client sees whole parameters; raises PeerError when it has failed elsewhere."""
+        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too.
+        `failure`: of this rank; where there is one nothing of it counts. Collective when the client sees whole
+        parameters; raises PeerError when it has failed elsewhere."""
         whole = {}
         for index, (values, _) in self._filled.items():
             shard = self.state.shard(index)
@@ -197,7 +212,9 @@ class ShardUpdate:
         self.whole.scatter(whole, parts)
 
     @contextmanager
-    def _in_place_of_parameters(self, listed: Callable[[list[torch.nn.Parameter]], list[torch.nn.Parameter]]) -> Iterator[None]:
+    def _in_place_of_parameters(
+        self, listed: Callable[[list[torch.nn.Parameter]], list[torch.nn.Parameter]]
+    ) -> Iterator[None]:
         groups = self.state.groups()
         whole = [group["params"] for group in groups]
         for group, parameters in zip(groups, whole, strict=True):

@@ -1,10 +1,12 @@
-"""Ways into torch that look at a tensor's dispatch keys without asking the dispatcher: they are told to pass by the key that marks parameters
-(paging/parameter_link.h), which no kernel of theirs is registered for.
+"""Ways into torch that look at a tensor's dispatch keys without asking the dispatcher: they are told to pass by the key
+that marks parameters (paging/parameter_link.h), which no kernel of theirs is registered for.
 
-  1. `tensor.new(...)` and `tensor.new_tensor(...)` take the highest key for the tensor's device: they get an empty tensor of the same kind.
-  2. Higher-order operators (`torch.cond`, flex_attention) are dispatched in Python, where fallbacks of C++ do not exist: the key falls
-     through. The operators that run inside of them are dispatched as always.
-  3. Profilers read the address in every storage that they meet. While one runs, the guard of an absent parameter lets them.
+  1. `tensor.new(...)` and `tensor.new_tensor(...)` take the highest key for the tensor's device: they get an empty
+     tensor of the same kind.
+  2. Higher-order operators (`torch.cond`, flex_attention) are dispatched in Python, where fallbacks of C++ do not
+     exist: the key falls through. The operators that run inside of them are dispatched as always.
+  3. Profilers read the address in every storage that they meet. While one runs, the guard of an absent parameter lets
+     them.
 """
 
 import functools
@@ -46,7 +48,9 @@ def _of_unmarked(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _and_say(function: Callable[[], None], profiled: bool, held: Callable[[], Iterable[torch.Tensor]]) -> Callable[[], None]:
+def _and_say(
+    function: Callable[[], None], profiled: bool, held: Callable[[], Iterable[torch.Tensor]]
+) -> Callable[[], None]:
     @functools.wraps(function)
     def call() -> None:
         function()

@@ -1,7 +1,7 @@
 """Parameters that a model or an optimizer has and the engine does not train: refused, or said by name.
 
-A module that gets a parameter or a submodule tells torch's registration hooks, which count here. So a step looks through the model
-only when something was registered since it looked last.
+A module that gets a parameter or a submodule tells torch's registration hooks, which count here. So a step looks
+through the model only when something was registered since it looked last.
 """
 
 import gc
@@ -29,11 +29,14 @@ torch_module.register_module_module_registration_hook(_count)
 
 
 def check_groups(model: torch.nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Raises ConfigError for groups with parameters that are not the model's while trained ones of the model are in no group: they were
-    made for another model, or for this one before its parameters were exchanged. With all of the model's in the groups others are welcome."""
+    """Raises ConfigError for groups with parameters that are not the model's while trained ones of the model are in no
+    group: they were made for another model, or for this one before its parameters were exchanged. With all of the
+    model's in the groups others are welcome."""
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
     own = {id(parameter) for parameter in model.parameters()}
-    left_out = [name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in grouped]
+    left_out = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and id(parameter) not in grouped
+    ]
     if not left_out:
         return
     for index, group in enumerate(groups):
@@ -50,8 +53,8 @@ def check_groups(model: torch.nn.Module, groups: list[dict[str, Any]]) -> None:
 
 
 def name_others(groups: Iterable[dict[str, Any]], known: dict[int, str]) -> list[tuple[str, torch.Tensor]]:
-    """Names for the parameters of groups that are not in `known` (id -> name): the one that the group gives, or that of the module that has
-    the parameter, as "ArcLoss.weight", or their place in the groups."""
+    """Names for the parameters of groups that are not in `known` (id -> name): the one that the group gives, or that of
+    the module that has the parameter, as "ArcLoss.weight", or their place in the groups."""
     others = [
         (f"group{index}.{position}", group.get("param_names", ())[position : position + 1], parameter)
         for index, group in enumerate(groups)
@@ -79,13 +82,15 @@ class UnknownParameters:
     def __init__(self, model: torch.nn.Module, trained: list[tuple[str, torch.Tensor, int]]):
         self._model = model
         self._known = {id(parameter) for _, parameter, _ in trained}
-        self._without_group = [(name, p) for name, p, group in trained if group < 0 and not p.requires_grad and p.is_floating_point()]
+        self._without_group = [
+            (name, p) for name, p, group in trained if group < 0 and not p.requires_grad and p.is_floating_point()
+        ]
         self._said: set[int] = set()
         self._looked_at = _registered
 
     def say(self) -> None:
-        """Warns of parameters that are new in the model, and of those that were unfrozen and are in no group, once of each. Cost: a comparison,
-        and one per parameter that is in no group."""
+        """Warns of parameters that are new in the model, and of those that were unfrozen and are in no group, once of
+        each. Cost: a comparison, and one per parameter that is in no group."""
         unfrozen = [name for name, parameter in self._without_group if parameter.requires_grad]
         if unfrozen:
             _say(f"{_list(unfrozen)} require gradients now and are in no group of the optimizer: they are not trained")
@@ -104,7 +109,8 @@ class UnknownParameters:
             )
 
     def new(self) -> list[torch.Tensor]:
-        """The model's parameters that the engine does not have; without frozen ones that wrap other tensors, which need none."""
+        """The model's parameters that the engine does not have; without frozen ones that wrap other tensors, which need
+        none."""
         missing = (parameter for parameter in self._model.parameters() if id(parameter) not in self._known)
         return [parameter for parameter in missing if parameter.requires_grad or not is_wrapped(parameter)]
 
@@ -129,7 +135,8 @@ def _called(group: dict[str, Any], position: int) -> str:
 
 
 def _owners(wanted: set[int]) -> dict[int, str]:
-    """id -> "Class.attribute" of the module that has the parameter; not those that two modules of one class have under one name."""
+    """id -> "Class.attribute" of the module that has the parameter; not those that two modules of one class have under
+    one name."""
     found: dict[int, set[str]] = {}
     for candidate in gc.get_objects():
         if not issubclass(type(candidate), torch.nn.Module):

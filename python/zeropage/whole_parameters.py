@@ -1,14 +1,15 @@
-"""Parameters that the program's optimizer sees whole, where ranks update parts of them: each has an owner, and travels to it within an update.
+"""Parameters that the program's optimizer sees whole, where ranks update parts of them: each has an owner, and travels
+to it within an update.
 
-  1. When parameters are added ranks tell each other which parts they update. A parameter of which one rank has everything is that rank's; the
-     others go, the largest first, to the rank that owns least.
+  1. When parameters are added ranks tell each other which parts they update. A parameter of which one rank has
+     everything is that rank's; the others go, the largest first, to the rank that owns least.
   2. `gather` gives the owner fp32 values and gradient of the whole parameter, in its shape.
   3. The optimizer changes the owner's copies. `agree`: ranks tell each other whether that went well.
   4. `scatter` puts the results into the parts.
 
-Cost per update: each rank receives 12 bytes per element of the parameters that lie on several ranks, and the owner holds 8 bytes per element
-of those that it owns while the optimizer runs. Where every rank has all parameters, as at stage 0, nothing travels, and owners only say who
-saves their state.
+Cost per update: each rank receives 12 bytes per element of the parameters that lie on several ranks, and the owner
+holds 8 bytes per element of those that it owns while the optimizer runs. Where every rank has all parameters, as at
+stage 0, nothing travels, and owners only say who saves their state.
 """
 
 import math
@@ -39,7 +40,9 @@ class Shape:
 
     @staticmethod
     def of(parameter: torch.Tensor) -> "Shape":
-        return Shape(tuple(parameter.shape), tuple(sorted(range(parameter.dim()), key=lambda dim: -parameter.stride(dim))))
+        return Shape(
+            tuple(parameter.shape), tuple(sorted(range(parameter.dim()), key=lambda dim: -parameter.stride(dim)))
+        )
 
     def flat(self, value: torch.Tensor) -> torch.Tensor:
         """A view where `value` lies in memory as the parameter does."""
@@ -78,7 +81,8 @@ class WholeParameters:
         self._placed: dict[int, _Placed] = {}
 
     def add(self, shapes: dict[int, Shape], mine: dict[int, tuple[int, int]]) -> None:
-        """Collective. shapes: of the parameters that the optimizer sees whole, by index; those that are known already stay with their owner.
+        """Collective. shapes: of the parameters that the optimizer sees whole, by index; those that are known already
+        stay with their owner.
         mine: (first element, elements) of each that this rank updates."""
         new = {index: shape for index, shape in shapes.items() if index not in self._placed}
         lines = [f"{index} {mine[index][0]} {mine[index][1]}" for index in new if index in mine]
@@ -111,7 +115,11 @@ class WholeParameters:
 
     def seen(self) -> list[int]:
         """Parameters that the optimizer of this rank updates."""
-        return [index for index, placed in self._placed.items() if (placed.owner == self._rank if placed.travels else self._rank in placed.parts)]
+        return [
+            index
+            for index, placed in self._placed.items()
+            if (placed.owner == self._rank if placed.travels else self._rank in placed.parts)
+        ]
 
     def gather(self, mine: Values) -> Values:
         """mine: flat parts of this rank. Returns what its optimizer updates, whole and in shape. Collective."""
@@ -125,16 +133,25 @@ class WholeParameters:
                 device = mine[index][0].device if index in mine else self._device
                 with_gradient = said[index] == _WITH_GRADIENT
                 numel = self.shape(index).numel()
-                whole[index] = (torch.empty(numel, device=device), torch.empty(numel, device=device) if with_gradient else None)
+                whole[index] = (
+                    torch.empty(numel, device=device),
+                    torch.empty(numel, device=device) if with_gradient else None,
+                )
         for which, least in ((0, _WITHOUT_GRADIENT), (1, _WITH_GRADIENT)):
             for chunk in self._chunks(self._travelling(said, least)):
-                for index, (offset, numel), piece in self._exchanged(chunk, lambda placed: placed.parts, lambda index: mine[index][which]):
+                for index, (offset, numel), piece in self._exchanged(
+                    chunk, lambda placed: placed.parts, lambda index: mine[index][which]
+                ):
                     if self.owner(index) == self._rank:
                         whole[index][which][offset : offset + numel] = piece
-        return {index: tuple(each if each is None else self.shape(index).shaped(each) for each in pair) for index, pair in whole.items()}
+        return {
+            index: tuple(each if each is None else self.shape(index).shaped(each) for each in pair)
+            for index, pair in whole.items()
+        }
 
     def scatter(self, whole: dict[int, torch.Tensor], mine: Values) -> None:
-        """whole: what the optimizer of this rank has made of `gather`'s values, which it may have replaced. Collective."""
+        """whole: what the optimizer of this rank has made of `gather`'s values, which it may have replaced.
+        Collective."""
         for index, values in whole.items():
             flat = self.shape(index).flat(values.detach())
             if self._placed[index].travels:
@@ -160,18 +177,23 @@ class WholeParameters:
         return received
 
     def agree(self, failure: str) -> bool:
-        """Whether all went well, on all ranks. Collective. failure: of this rank; empty: there was none. Raises PeerError where there was one
-        on another rank, and none on this one."""
+        """Whether all went well, on all ranks. Collective. failure: of this rank; empty: there was none. Raises
+        PeerError where there was one on another rank, and none on this one."""
         if not any(placed.travels for placed in self._placed.values()):
             return not failure
-        failures = [f"\n  rank {rank}: {text}" for rank, text in enumerate(self._core().exchange_texts(failure)) if text]
+        failures = [
+            f"\n  rank {rank}: {text}" for rank, text in enumerate(self._core().exchange_texts(failure)) if text
+        ]
         if failures and not failure:
             raise PeerError("the optimizer's step failed, so that no rank has applied it:" + "".join(failures))
         return not failures
 
     def _say(self, mine: Values) -> dict[int, int]:
         """What of each parameter is there on any rank: a rank that has no elements of it does not know."""
-        said = bytes(_ABSENT if i not in mine else _WITHOUT_GRADIENT if mine[i][1] is None else _WITH_GRADIENT for i in self._placed)
+        said = bytes(
+            _ABSENT if i not in mine else _WITHOUT_GRADIENT if mine[i][1] is None else _WITH_GRADIENT
+            for i in self._placed
+        )
         if not any(placed.travels for placed in self._placed.values()):
             return dict(zip(self._placed, said, strict=True))
         every = self._communicator.all_gather_small(said)
@@ -196,9 +218,12 @@ class WholeParameters:
         parts_of: Callable[[_Placed], dict[int, tuple[int, int]]],
         own: Callable[[int], torch.Tensor],
     ) -> Iterator[tuple[int, tuple[int, int], torch.Tensor]]:
-        """(parameter, its elements, values) of what every rank has of the parameters of a chunk. Memory: what one rank has. Collective."""
+        """(parameter, its elements, values) of what every rank has of the parameters of a chunk. Memory: what one rank
+        has. Collective."""
         for rank in range(self._communicator.size):
-            pieces = [(index, parts_of(self._placed[index])[rank]) for index in chunk if rank in parts_of(self._placed[index])]
+            pieces = [
+                (index, parts_of(self._placed[index])[rank]) for index in chunk if rank in parts_of(self._placed[index])
+            ]
             if not pieces:
                 continue
             if rank == self._rank:

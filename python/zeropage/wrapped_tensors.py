@@ -1,5 +1,6 @@
-"""Parameters that are tensor subclasses around other tensors (quantized weights of torchao). Their storage is elsewhere, so the engine cannot
-place them: frozen ones stay whole on every rank, as they are, and their inner tensors are treated like buffers.
+"""Parameters that are tensor subclasses around other tensors (quantized weights of torchao). Their storage is
+elsewhere, so the engine cannot place them: frozen ones stay whole on every rank, as they are, and their inner tensors
+are treated like buffers.
 """
 
 from collections.abc import Iterator

@@ -23,14 +23,15 @@ from .torch_paths import pass_by_mark
 class Init:
     """While inside, tensors that this thread makes are kept within the live limit (`stage3_max_live_parameters`).
 
-    Beyond it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize` takes the
-    model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's values. Ranks must
-    run the same code until then. Does nothing below stage 3, or with one rank unless parameters live on a drive.
+    Beyond it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize`
+    takes the model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's
+    values. Ranks must run the same code until then. Does nothing below stage 3, or with one rank unless parameters live
+    on a drive.
 
     module: its parameters are taken in as if they had been made inside.
     config_dict_or_path, config: as for `initialize`; none: stage 3 with its defaults.
-    dtype: the default type of floating tensors inside. None leaves it: `initialize` casts to the configured precision, and
-    its fp32 masters are then the exact initial values.
+    dtype: the default type of floating tensors inside. None leaves it: `initialize` casts to the configured precision,
+    and its fp32 masters are then the exact initial values.
     mem_efficient_linear, pin_memory: accepted for compatibility; nothing needs them.
     """
 
@@ -73,7 +74,9 @@ class Init:
         self._config = parse_config({"zero_optimization": {"stage": 3}} if source is None else source, world_size=0)
         self._dtype = dtype
         self._world = current_world()
-        self._enabled = enabled and self._config.stage == 3 and (self._world.size > 1 or self._config.parameters_on_disk)
+        self._enabled = (
+            enabled and self._config.stage == 3 and (self._world.size > 1 or self._config.parameters_on_disk)
+        )
         self._inside = contextlib.ExitStack()
         if module is not None and self._enabled:
             with self:
@@ -101,7 +104,8 @@ class Init:
 class GatheredParameters:
     """While inside, the parameters are whole and stay so on every rank that has entered.
 
-    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone, and so is None, which
+    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone,
+    and so is None, which
         programs pass for a bias that a layer lacks.
     modifier_rank: on leaving every rank takes this rank's values (collective); None: what each rank wrote stands, which
     must be the same everywhere.
@@ -118,7 +122,9 @@ class GatheredParameters:
         params = [params] if isinstance(params, torch.Tensor) else [p for p in params if p is not None]
         wrong = next((p for p in params if not isinstance(p, torch.Tensor)), None)
         if wrong is not None:
-            raise UsageError(f"GatheredParameters takes parameters, got {type(wrong).__name__}; for a module pass `module.parameters()`")
+            raise UsageError(
+                f"GatheredParameters takes parameters, got {type(wrong).__name__}; for a module pass `module.parameters()`"
+            )
         self._params = params if enabled else []
         self._modifier_rank = -1 if modifier_rank is None else modifier_rank
         self._tickets: list[tuple[_C.Engine, int]] = []

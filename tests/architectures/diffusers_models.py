@@ -1,4 +1,5 @@
-"""Architectures of diffusers: name -> sizes of the configuration, and inputs of forward. What is not given keeps its default."""
+"""Architectures of diffusers: name -> sizes of the configuration, and inputs of forward. What is not given keeps its
+default."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -44,7 +45,11 @@ def ones(*shape: int) -> Callable[[torch.Generator], torch.Tensor]:
 DENOISER = {"hidden_states": IMAGE, "encoder_hidden_states": TEXT, "timestep": steps}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Input]]] = {
     "UNet2DModel": (
-        {**TWO_BLOCKS, "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
+        {
+            **TWO_BLOCKS,
+            "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+            "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        },
         {"sample": (2, 3, 16, 16), "timestep": steps},
     ),
     "UNet2DConditionModel": (CROSS, {"sample": (2, 4, 16, 16), "timestep": steps, "encoder_hidden_states": TEXT}),
@@ -65,7 +70,10 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Input]]] = {
         {"block_out_channels": (32,)},
         {"sample": (2, 3, 16, 16), "num_frames": lambda generator: 2},
     ),
-    "VQModel": ({"block_out_channels": (16,), "norm_num_groups": 8, "num_vq_embeddings": 32}, {"sample": (2, 3, 16, 16)}),
+    "VQModel": (
+        {"block_out_channels": (16,), "norm_num_groups": 8, "num_vq_embeddings": 32},
+        {"sample": (2, 3, 16, 16)},
+    ),
     "DiTTransformer2DModel": (
         {**HEADS, "sample_size": 8, "norm_num_groups": 8},
         {"hidden_states": IMAGE, "timestep": steps, "class_labels": classes},
@@ -183,7 +191,15 @@ MODELS: dict[str, tuple[dict[str, Any], dict[str, Input]]] = {
         },
     ),
     "WanTransformer3DModel": (
-        {**HEADS, "in_channels": 4, "out_channels": 4, "text_dim": 16, "freq_dim": 16, "ffn_dim": 32, "rope_max_seq_len": 32},
+        {
+            **HEADS,
+            "in_channels": 4,
+            "out_channels": 4,
+            "text_dim": 16,
+            "freq_dim": 16,
+            "ffn_dim": 32,
+            "rope_max_seq_len": 32,
+        },
         {"hidden_states": VIDEO, "encoder_hidden_states": TEXT, "timestep": steps},
     ),
     "MochiTransformer3DModel": (

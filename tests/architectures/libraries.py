@@ -1,4 +1,5 @@
-"""Imports one of the libraries whose architectures are tried, from a folder that no other test sees (tools/setup.sh fills it)."""
+"""Imports one of the libraries whose architectures are tried, from a folder that no other test sees (tools/setup.sh
+fills it)."""
 
 import importlib
 import logging
@@ -16,7 +17,8 @@ FOLDER = Path(sys.prefix) / "share" / "architectures"
 
 
 def _import_torchvision() -> None:
-    """torchvision without its operators, which are built for another torch than one for CPUs. No model here needs them."""
+    """torchvision without its operators, which are built for another torch than one for CPUs. No model here needs
+    them."""
     register = torch.library.register_fake
 
     def without_operators(name: Any, *arguments: Any, **options: Any) -> Any:
@@ -37,7 +39,9 @@ def load(library: str) -> ModuleType:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     if not (FOLDER / "torchvision").is_dir():
-        raise ModuleNotFoundError(f"{FOLDER} has no torchvision: run tools/setup.sh, which installs what the sweep needs there")
+        raise ModuleNotFoundError(
+            f"{FOLDER} has no torchvision: run tools/setup.sh, which installs what the sweep needs there"
+        )
     sys.path.append(str(FOLDER))
     _import_torchvision()
     return importlib.import_module(f"{library}_models")

@@ -77,8 +77,15 @@ def page_of(results: Iterable[Result]) -> str:
 
 
 def trained(most_parameters: int) -> list[tuple[str, str]]:
-    """(library, architecture) of the page's rows that train and have at most so many parameters, in the page's order."""
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    """(library, architecture) of the page's rows that train and have at most so many parameters, in the page's
+    order."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("| ")
+    ]
     return [
-        (row[1], row[0]) for row in rows if len(row) == 6 and row[5] == TRAINS and int(row[3].replace(",", "")) <= most_parameters
+        (row[1], row[0])
+        for row in rows
+        if len(row) == 6 and row[5] == TRAINS and int(row[3].replace(",", "")) <= most_parameters
     ]

@@ -1,4 +1,5 @@
-"""Configurations of transformers with tiny sizes: the same class, its structure as it is, every width, depth and vocabulary small.
+"""Configurations of transformers with tiny sizes: the same class, its structure as it is, every width, depth and
+vocabulary small.
 
 A size is known by its name. What a few classes need beside that is in SPECIAL.
 """
@@ -74,7 +75,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
 def _key_value_heads(given: PreTrainedConfig, value: int) -> int:
     """As many as heads where there are as many, else half of them."""
     heads = next(
-        (found for name in ("num_attention_heads", "n_heads", "num_heads") if (found := value_of(given, name)) is not None), value
+        (
+            found
+            for name in ("num_attention_heads", "n_heads", "num_heads")
+            if (found := value_of(given, name)) is not None
+        ),
+        value,
     )
     return 4 if value == heads else 2
 
@@ -96,7 +102,11 @@ def _shrunk_value(name: str, value: Any) -> Any:
             if re.search(pattern, name):
                 return value if size is None else min(value, size)
         return value
-    if isinstance(value, list | tuple) and value and all(isinstance(item, int) and not isinstance(item, bool) for item in value):
+    if (
+        isinstance(value, list | tuple)
+        and value
+        and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    ):
         for pattern, make in LISTS:
             if re.search(pattern, name):
                 return type(value)(make(value))
@@ -141,7 +151,8 @@ def _of_two_layers(kind: type[PreTrainedConfig], given: PreTrainedConfig) -> dic
 
 
 def tiny(kind: type[PreTrainedConfig], given: PreTrainedConfig | None = None) -> PreTrainedConfig:
-    """The configuration that `given` is (the class's default without one), with tiny sizes. Raises what the class raises."""
+    """The configuration that `given` is (the class's default without one), with tiny sizes. Raises what the class
+    raises."""
     given = given or kind()
     arguments = _arguments(kind, given) | SPECIAL.get(kind.model_type, {})
     if "use_cache" in inspect.signature(kind.__init__).parameters:

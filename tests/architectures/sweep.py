@@ -1,4 +1,5 @@
-"""Other people's architectures, tiny and random, trained three steps at stage 3 on two ranks, beside plain PyTorch in one process.
+"""Other people's architectures, tiny and random, trained three steps at stage 3 on two ranks, beside plain PyTorch in
+one process.
 
     python tests/architectures/sweep.py                         # all that can be built; some ten minutes on two cores
     python tests/architectures/sweep.py --only llama t5         # these
@@ -32,7 +33,8 @@ START_TIMEOUT_S = 300.0
 
 
 def work(library: str) -> None:
-    """A worker: says the names that there are, then tries those it is told, until its input ends. What libraries print goes to stderr."""
+    """A worker: says the names that there are, then tries those it is told, until its input ends. What libraries print
+    goes to stderr."""
     import torch
 
     answers = sys.stdout
@@ -62,7 +64,8 @@ class Worker:
             self._said = [*self._said[-20:], line]
 
     def _answer(self, timeout_s: float) -> Any:
-        """The next line, or None when none comes in time. A worker writes a line at once, so that reading one does not wait."""
+        """The next line, or None when none comes in time. A worker writes a line at once, so that reading one does not
+        wait."""
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         line = self._process.stdout.readline() if ready else b""
         return json.loads(line) if line else None
@@ -98,8 +101,11 @@ def all_names(library: str) -> list[str]:
     return names
 
 
-def sweep(wanted: Iterable[tuple[str, str]], workers: int, told: Callable[[Result], None] = lambda result: None) -> list[Result]:
-    """Tries (library, name) pairs in this order with some workers; the results, each of which `told` was given as it came."""
+def sweep(
+    wanted: Iterable[tuple[str, str]], workers: int, told: Callable[[Result], None] = lambda result: None
+) -> list[Result]:
+    """Tries (library, name) pairs in this order with some workers; the results, each of which `told` was given as it
+    came."""
     waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for pair in wanted:
         waiting.put(pair)
@@ -146,7 +152,9 @@ def main() -> int:
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these architectures; all without it")
     parser.add_argument("--workers", type=int, default=2, help="processes at once; each has two ranks as threads")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="notes results there; what the file has is not tried again")
+    parser.add_argument(
+        "--results", type=Path, metavar="FILE", help="notes results there; what the file has is not tried again"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table of the results there")
     parser.add_argument("--worker", choices=libraries.LIBRARIES, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -156,7 +164,10 @@ def main() -> int:
     results = read_results(options.results)
     known = {(result.library, result.name) for result in results}
     pairs = [
-        (library, name) for library in options.library for name in all_names(library) if not options.only or name in options.only
+        (library, name)
+        for library in options.library
+        for name in all_names(library)
+        if not options.only or name in options.only
     ]
 
     def tell(result: Result) -> None:
@@ -167,7 +178,8 @@ def main() -> int:
 
     results += sweep([pair for pair in pairs if pair not in known], options.workers, tell)
     counts = {
-        kind: sum(result.result == kind for result in results) for kind in dict.fromkeys(result.result for result in results)
+        kind: sum(result.result == kind for result in results)
+        for kind in dict.fromkeys(result.result for result in results)
     }
     print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     if options.write:

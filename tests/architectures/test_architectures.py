@@ -24,7 +24,8 @@ def chosen() -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 def test_architectures_train_like_plain_pytorch():
-    """Catches operators, views and parameters of other people's models that stage 3 does not see, and a page that is not true any more."""
+    """Catches operators, views and parameters of other people's models that stage 3 does not see, and a page that is
+    not true any more."""
     results = sweep(chosen(), workers=2)
     faults = [f"{result.library} {result.name}: {result.detail}" for result in results if result.result == FAULT]
     assert faults == []

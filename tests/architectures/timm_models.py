@@ -29,7 +29,8 @@ def names() -> list[str]:
 
 
 def _smallest(module: str) -> tuple[str, dict[str, Any]]:
-    """The model with the fewest parameters of some with small names, and its arguments; they are built without memory."""
+    """The model with the fewest parameters of some with small names, and its arguments; they are built without
+    memory."""
     listed = timm.list_models(module=module)
     small = sorted((name for name in listed if re.search(SMALL, name)), key=lambda name: not name.startswith("test_"))
     counted = []
@@ -49,11 +50,18 @@ def build(module: str) -> Iterator[tuple[nn.Module, Any]]:
     for size in (64, 128, None):
         try:
             model = timm.create_model(name, num_classes=8, **sizes, **({} if size is None else {"img_size": size}))
-        except (TypeError, AssertionError, ValueError, RuntimeError):  # most convolutional ones have no argument img_size
+        except (
+            TypeError,
+            AssertionError,
+            ValueError,
+            RuntimeError,
+        ):  # most convolutional ones have no argument img_size
             model = timm.create_model(name, num_classes=8, **sizes)
         channels, side, _ = model.default_cfg["input_size"]
 
-        def inputs(seed: int, shape: tuple[int, ...] = (2, channels, size or side, size or side)) -> dict[str, torch.Tensor]:
+        def inputs(
+            seed: int, shape: tuple[int, ...] = (2, channels, size or side, size or side)
+        ) -> dict[str, torch.Tensor]:
             return {"x": torch.randn(shape, generator=torch.Generator().manual_seed(seed))}
 
         yield model, inputs

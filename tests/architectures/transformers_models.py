@@ -86,7 +86,10 @@ def _candidates(config: PreTrainedConfig, model: nn.Module) -> list[dict[str, tu
         "inputs": [("numbers", (2, 8, _first(config, "d_model", default=WIDTH))), text],
         "inputs_embeds": [("numbers", (2, 8, _first(config, "hidden_size", "d_model", default=WIDTH)))],
         "past_values": [
-            ("numbers", (2, _first(config, "context_length", default=32), _first(config, "num_input_channels", default=1)))
+            (
+                "numbers",
+                (2, _first(config, "context_length", default=32), _first(config, "num_input_channels", default=1)),
+            )
         ],
         "attention_mask": [("ones", (2, 8))],
     }
@@ -104,7 +107,9 @@ def _candidates(config: PreTrainedConfig, model: nn.Module) -> list[dict[str, tu
         )
         if name in known
     ]
-    required = [n for n, p in known.items() if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    required = [
+        n for n, p in known.items() if p.default is inspect.Parameter.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+    ]
     extra = [name for name in ("bbox",) if name in known]
     if "decoder_input_ids" in known:
         extra.append("decoder_input_ids")
@@ -134,7 +139,8 @@ def make_inputs(shapes: dict[str, tuple[str, tuple[int, ...]]], vocabulary: int,
 
 
 def build(name: str) -> Iterator[tuple[nn.Module, Any]]:
-    """Models of this type, each with a function (seed) -> inputs; those that are not the first are for when that one does not run."""
+    """Models of this type, each with a function (seed) -> inputs; those that are not the first are for when that one
+    does not run."""
     kind = type(AutoConfig.for_model(name))
     config = tiny(kind)
     vocabulary = min(VOCABULARY, _first(config, "vocab_size", default=VOCABULARY))

@@ -1,4 +1,5 @@
-"""One architecture: built, run in plain PyTorch, and trained three steps by the engine on two ranks, with plain PyTorch beside it."""
+"""One architecture: built, run in plain PyTorch, and trained three steps by the engine on two ranks, with plain PyTorch
+beside it."""
 
 import copy
 import time
@@ -55,7 +56,8 @@ def loss_of_output(output: Any) -> torch.Tensor:
 
 
 def _runs(model: nn.Module, inputs: Callable[[int], dict[str, torch.Tensor]]) -> str:
-    """Nothing if the model runs, twice with the same result; else why not. Without dropout; in eval mode where training is random."""
+    """Nothing if the model runs, twice with the same result; else why not. Without dropout; in eval mode where training
+    is random."""
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
             module.p = 0.0
@@ -95,7 +97,8 @@ def _compare(model: nn.Module, inputs: Callable[[int], dict[str, torch.Tensor]],
 
 
 def _effect_of_rounding(model: nn.Module, loss_of: LossOf, expected: torch.Tensor) -> float:
-    """How far apart plain PyTorch ends from weights that differ in their last bits: a norm over two values, say, makes much of little."""
+    """How far apart plain PyTorch ends from weights that differ in their last bits: a norm over two values, say, makes
+    much of little."""
     differences = []
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

@@ -15,7 +15,8 @@ STEPS = 4
 
 
 def _config(stage: int, **zero: Any) -> dict[str, Any]:
-    """Clipping and batch sizes are the program's here; so are optimizer and schedule, unless it makes dummies of them."""
+    """Clipping and batch sizes are the program's here; so are optimizer and schedule, unless it makes dummies of
+    them."""
     config = ds_config(stage, stage3_param_persistence_threshold=0, **zero)
     config |= {"gradient_clipping": CLIPPING, "gradient_accumulation_steps": ACCUMULATION}
     del config["optimizer"]
@@ -33,7 +34,9 @@ def _prepare(accelerator: Accelerator, config: dict[str, Any] | None) -> tuple[A
     loader = torch.utils.data.DataLoader(Tokens(2 * 2 * ACCUMULATION * STEPS * 2), batch_size=2)
     if config is not None and "optimizer" in config:
         optimizer = DummyOptim(model.parameters(), lr=1e-2, weight_decay=0.01)
-        schedule = DummyScheduler(optimizer, lr_scheduler_callable=lambda made: torch.optim.lr_scheduler.LambdaLR(made, _rate_of_engine))
+        schedule = DummyScheduler(
+            optimizer, lr_scheduler_callable=lambda made: torch.optim.lr_scheduler.LambdaLR(made, _rate_of_engine)
+        )
     else:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate)
@@ -50,7 +53,8 @@ def _rate_of_engine(steps: int) -> float:
 
 
 def train_everywhere(folder: str) -> dict[str, Any]:
-    """Accelerate's own loop with each configuration; then it is saved, two steps are made, and made again from what was saved."""
+    """Accelerate's own loop with each configuration; then it is saved, two steps are made, and made again from what was
+    saved."""
     adamw = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}
     runs = {
         PLAIN: None,

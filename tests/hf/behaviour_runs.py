@@ -15,14 +15,17 @@ from transformers import LlamaForCausalLM, LlamaForSequenceClassification, Train
 TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
 
 
-def _trainer(config: dict[str, Any] | None, folder: Path, model: torch.nn.Module | None = None, **changes: Any) -> Trainer:
+def _trainer(
+    config: dict[str, Any] | None, folder: Path, model: torch.nn.Module | None = None, **changes: Any
+) -> Trainer:
     options = {"eval_strategy": "steps", "eval_steps": 2, "per_device_eval_batch_size": 2, **changes}
     args = arguments(config, folder, **options)
     return Trainer(model=model or llama(), args=args, train_dataset=Tokens(64), eval_dataset=Tokens(8, seed=2))
 
 
 def load_models(folder: str) -> dict[str, Any]:
-    """from_pretrained as it is, and under zero.Init: a whole model, one with a new head, one with an embedding of another size."""
+    """from_pretrained as it is, and under zero.Init: a whole model, one with a new head, one with an embedding of
+    another size."""
     place = Path(folder) / "saved"
     if os.environ["RANK"] == "0":
         llama().save_pretrained(place)
@@ -64,8 +67,8 @@ def _is_absent(parameter: torch.Tensor) -> bool:
 
 
 class PeakMemory:
-    """While inside, a thread follows what this process has in memory: pages that two ranks share count half for each, and those of files, which
-    the kernel can drop, not at all."""
+    """While inside, a thread follows what this process has in memory: pages that two ranks share count half for each,
+    and those of files, which the kernel can drop, not at all."""
 
     def __enter__(self) -> "PeakMemory":
         self._begin = self._peak = self._now()
@@ -104,12 +107,17 @@ def load_large(folder: str) -> dict[str, int]:
         model = LlamaForCausalLM.from_pretrained(place)
     del keep
     layer = sum(parameter.numel() for parameter in model.model.layers[0].parameters())
-    return {"peak": peak.bytes, "model": 4 * sum(parameter.numel() for parameter in model.parameters()), "layer": 4 * layer}
+    return {
+        "peak": peak.bytes,
+        "model": 4 * sum(parameter.numel() for parameter in model.parameters()),
+        "layer": 4 * layer,
+    }
 
 
 def again_and_again(folder: str) -> dict[str, Any]:
-    """A Trainer that evaluates, trains, predicts and trains again, and a second one on the same model. Under plain DDP transformers does not
-    sum gradients in a training behind an evaluation, and it has none before a training at stage 2: another Trainer evaluates there."""
+    """A Trainer that evaluates, trains, predicts and trains again, and a second one on the same model. Under plain DDP
+    transformers does not sum gradients in a training behind an evaluation, and it has none before a training at stage
+    2: another Trainer evaluates there."""
     results = {}
     for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
         place = Path(folder) / name
@@ -119,7 +127,9 @@ def again_and_again(folder: str) -> dict[str, Any]:
             first = _trainer(config, place)
         first.train()
         seen.append(first.predict(Tokens(8, seed=4)).metrics["test_loss"])
-        again = first if config is not None else _trainer(None, place / "again", first.model)  # whose optimizer is a new one, too
+        again = (
+            first if config is not None else _trainer(None, place / "again", first.model)
+        )  # whose optimizer is a new one, too
         again.train()
         seen.append(again.evaluate()["eval_loss"])
         second = _trainer(config, place / "second", first.model)
@@ -135,9 +145,15 @@ def checkpoints(folder: str) -> dict[str, Any]:
     for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
         place = Path(folder) / name
         saving = {"save_strategy": "steps", "save_steps": 2}
-        whole = _trainer(config, place, max_steps=6, load_best_model_at_end=True, metric_for_best_model="eval_loss", **saving)
+        whole = _trainer(
+            config, place, max_steps=6, load_best_model_at_end=True, metric_for_best_model="eval_loss", **saving
+        )
         whole.train()
-        best = {"best": whole.state.best_metric, "best weights": weights_of(whole.model), "best eval": whole.evaluate()["eval_loss"]}
+        best = {
+            "best": whole.state.best_metric,
+            "best weights": weights_of(whole.model),
+            "best eval": whole.evaluate()["eval_loss"],
+        }
         resumed = _trainer(config, place, max_steps=6)
         resumed.train(resume_from_checkpoint=str(place / "checkpoint-2"))
         alone = _trainer(config, place / "alone", max_steps=2, save_only_model=True, **saving)
@@ -148,10 +164,15 @@ def checkpoints(folder: str) -> dict[str, Any]:
         results[name]["alone"] = weights_of(loaded) if loaded is not None else _read(place / "alone" / "checkpoint-2")
         state = alone.accelerator.get_state_dict(alone.model_wrapped)
         if os.environ["RANK"] == "0":
-            alone.accelerator.unwrap_model(alone.model_wrapped).save_pretrained(place / "hub", state_dict=state, max_shard_size="20KB")
+            alone.accelerator.unwrap_model(alone.model_wrapped).save_pretrained(
+                place / "hub", state_dict=state, max_shard_size="20KB"
+            )
         dist.barrier()
         results[name]["hub"] = _read(place / "hub")
-        assert len(list((place / "hub").glob("model-*-of-*.safetensors"))) > 1 and (place / "hub" / "model.safetensors.index.json").is_file()
+        assert (
+            len(list((place / "hub").glob("model-*-of-*.safetensors"))) > 1
+            and (place / "hub" / "model.safetensors.index.json").is_file()
+        )
     return results
 
 
@@ -170,7 +191,10 @@ def generate(folder: str) -> dict[str, Any]:
         trainer.train()
         model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
         prompt = torch.tensor([[5 + rank, 9, 14]])
-        made = [model.generate(prompt, max_new_tokens=4 + 6 * rank, do_sample=False, synced_gpus=synced)[0].tolist() for synced in (True, False)]
+        made = [
+            model.generate(prompt, max_new_tokens=4 + 6 * rank, do_sample=False, synced_gpus=synced)[0].tolist()
+            for synced in (True, False)
+        ]
         results[name] = {"made": made, "lengths": len(made[0])}
     return results
 

@@ -11,12 +11,15 @@ from transformers import Trainer
 
 
 def train_everywhere(folder: str) -> dict[str, Any]:
-    """LoRA on a frozen base with each configuration: what was logged, the base as it is afterwards, and the adapter as it was saved."""
+    """LoRA on a frozen base with each configuration: what was logged, the base as it is afterwards, and the adapter as
+    it was saved."""
     results = {}
     for name, config in configurations().items():
         place = Path(folder) / name
         torch.manual_seed(5)
-        model = get_peft_model(llama(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+        model = get_peft_model(
+            llama(), LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        )
         trainer = Trainer(model=model, args=arguments(config, place), train_dataset=Tokens(64))
         trainer.train()
         trainer.save_model(str(place / "adapter"))

@@ -11,7 +11,9 @@ from transformers import LlamaForCausalLM, Trainer
 TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
 
 
-def _train(config: dict[str, Any] | None, folder: Path, model: torch.nn.Module | None = None, **changes: Any) -> dict[str, Any]:
+def _train(
+    config: dict[str, Any] | None, folder: Path, model: torch.nn.Module | None = None, **changes: Any
+) -> dict[str, Any]:
     trainer = Trainer(model=model or llama(), args=arguments(config, folder, **changes), train_dataset=Tokens(64))
     trainer.train()
     return {**history(trainer, "loss", "grad_norm"), "weights": weights_of(trainer.model)}
@@ -19,7 +21,9 @@ def _train(config: dict[str, Any] | None, folder: Path, model: torch.nn.Module |
 
 def in_bf16(folder: Path) -> dict[str, Any]:
     configs = {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}
-    return {name: _train(config, folder / name, bf16=True, use_cpu=True, max_steps=6) for name, config in configs.items()}
+    return {
+        name: _train(config, folder / name, bf16=True, use_cpu=True, max_steps=6) for name, config in configs.items()
+    }
 
 
 def on_a_drive(folder: Path) -> dict[str, Any]:
@@ -44,7 +48,8 @@ def resized(folder: Path) -> dict[str, Any]:
 
 
 class Quantized(torch.nn.Module):
-    """A linear layer as quantizing libraries make them: codes of uint8 and one scale per row, frozen, with a trained adapter of rank 4."""
+    """A linear layer as quantizing libraries make them: codes of uint8 and one scale per row, frozen, with a trained
+    adapter of rank 4."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -92,14 +97,20 @@ def optimizers(folder: Path) -> dict[str, Any]:
     for name in ELEMENTWISE:
         for row, of_row in ((PLAIN, None), ("3", config)):
             elementwise[row][name] = _train(of_row, folder, optim=name, max_steps=3, warmup_steps=0)
-    adafactor = {row: _train(of_row, folder, optim="adafactor", max_steps=3, warmup_steps=0) for row, of_row in ((PLAIN, None), ("3", config))}
+    adafactor = {
+        row: _train(of_row, folder, optim="adafactor", max_steps=3, warmup_steps=0)
+        for row, of_row in ((PLAIN, None), ("3", config))
+    }
     return {"elementwise": elementwise, "adafactor": adafactor}
 
 
 def saved_half_way(folder: Path) -> dict[str, Any]:
     """Makes six steps and saves after the second; test_scenarios.py resumes from it with another number of ranks."""
     saving = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6}
-    return {PLAIN: _train(None, folder / PLAIN, max_steps=6), "3": _train(ds_config(3, **TIGHT), folder / "3", **saving)}
+    return {
+        PLAIN: _train(None, folder / PLAIN, max_steps=6),
+        "3": _train(ds_config(3, **TIGHT), folder / "3", **saving),
+    }
 
 
 def everything(folder: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""What programs do with transformers round a training: loading, resizing, evaluating, training again, checkpoints, generation."""
+"""What programs do with transformers round a training: loading, resizing, evaluating, training again, checkpoints,
+generation."""
 
 import json
 import subprocess
@@ -22,8 +23,8 @@ def on_two_ranks(function: str, folder: Path) -> list[Any]:
 
 
 def test_models_are_loaded_in_shards(tmp_path: Path):
-    """Catches ranks that wait for each other while transformers fills in missing weights, values that differ from the file's or between
-    ranks, and a model that is whole on every rank."""
+    """Catches ranks that wait for each other while transformers fills in missing weights, values that differ from the
+    file's or between ranks, and a model that is whole on every rank."""
     ranks = on_two_ranks("load_models", tmp_path)
     for rank in ranks:
         plain, sharded = rank[PLAIN], rank["3"]
@@ -42,39 +43,56 @@ def test_models_are_loaded_in_shards(tmp_path: Path):
 
 
 def test_a_large_model_is_never_whole_on_a_rank(tmp_path: Path):
-    """Catches from_pretrained under zero.Init that takes more memory than a rank's shard and one layer: the model, made or read whole."""
+    """Catches from_pretrained under zero.Init that takes more memory than a rank's shard and one layer: the model, made
+    or read whole."""
     for rank in on_two_ranks("load_large", tmp_path):
         assert rank["model"] > 120 << 20
         assert rank["model"] // 4 < rank["peak"] < rank["model"] // 2 + rank["layer"] + (16 << 20), rank
 
 
 def _assert_same(actual: Any, expected: Any, what: str) -> None:
-    pairs = [(actual, expected)] if isinstance(actual, torch.Tensor) else [(actual[name], expected[name]) for name in expected]
+    pairs = (
+        [(actual, expected)]
+        if isinstance(actual, torch.Tensor)
+        else [(actual[name], expected[name]) for name in expected]
+    )
     for one, other in pairs:
         assert torch.equal(one, other), f"{what} differs between ranks"
 
 
 def test_a_trainer_is_used_again_and_again(tmp_path: Path):
-    """Catches an engine that cannot be made after another one, and values, moments or learning rates that go from one training to the next."""
+    """Catches an engine that cannot be made after another one, and values, moments or learning rates that go from one
+    training to the next."""
     for rank in on_two_ranks("again_and_again", tmp_path):
         assert_alike(rank)
 
 
 def test_checkpoints_of_the_trainer(tmp_path: Path):
-    """Catches folders that transformers cannot resume from, a best model that is not the best, and exports that differ from the model."""
+    """Catches folders that transformers cannot resume from, a best model that is not the best, and exports that differ
+    from the model."""
     for rank in on_two_ranks("checkpoints", tmp_path):
         assert_alike(rank)
     for stage in ("2", "3"):
         folder = tmp_path / stage / "checkpoint-4"
-        assert (folder / "global_step4").is_dir() and (folder / "latest").is_file() and (folder / "zero_to_fp32.py").is_file()
+        assert (
+            (folder / "global_step4").is_dir()
+            and (folder / "latest").is_file()
+            and (folder / "zero_to_fp32.py").is_file()
+        )
         out = tmp_path / f"out{stage}"
         options = ["--safe_serialization", "--max_shard_size", "30KB", "-t", "global_step4"]
-        subprocess.run([sys.executable, str(folder / "zero_to_fp32.py"), str(folder), str(out), *options], check=True, timeout=60)
+        subprocess.run(
+            [sys.executable, str(folder / "zero_to_fp32.py"), str(folder), str(out), *options], check=True, timeout=60
+        )
         state = get_fp32_state_dict_from_zero_checkpoint(folder)
         assert state["model.embed_tokens.weight"].shape == (64, 32)
-        written = {name: value for file in out.glob("model-*-of-*.safetensors") for name, value in load_file(file).items()}
+        written = {
+            name: value for file in out.glob("model-*-of-*.safetensors") for name, value in load_file(file).items()
+        }
         assert (out / "model.safetensors.index.json").is_file() and len(list(out.glob("model-*"))) > 1
-        assert written.keys() <= state.keys() and all(torch.equal(value, state[name]) for name, value in written.items())
+        assert written.keys() <= state.keys() and all(
+            torch.equal(value, state[name]) for name, value in written.items()
+        )
 
 
 def test_ranks_generate_to_different_lengths(tmp_path: Path):
@@ -84,6 +102,7 @@ def test_ranks_generate_to_different_lengths(tmp_path: Path):
 
 
 def test_a_schedule_is_filled_in(tmp_path: Path):
-    """Catches "auto" in a schedule that the Trainer fills in and the engine reads otherwise: two steps of warm-up, then down to 0."""
+    """Catches "auto" in a schedule that the Trainer fills in and the engine reads otherwise: two steps of warm-up, then
+    down to 0."""
     for rates in on_two_ranks("configured_schedule", tmp_path):
         assert rates == pytest.approx([0.0, 0.005, 0.01, 0.005])

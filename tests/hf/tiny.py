@@ -14,8 +14,21 @@ PLAIN = "plain"  # a run without `deepspeed`, on the same ranks: DistributedData
 
 
 def llama_config(**changes: Any) -> LlamaConfig:
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return LlamaConfig(vocab_size=VOCABULARY, max_position_embeddings=64, bos_token_id=0, eos_token_id=1, pad_token_id=2, **(sizes | changes))
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+        **(sizes | changes),
+    )
 
 
 def llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
@@ -39,15 +52,25 @@ class Tokens(Dataset):
 
 
 def ds_config(stage: int, **zero: Any) -> dict[str, Any]:
-    """As the guides of transformers write it: "auto" where the Trainer fills in. Without a schedule, so that the Trainer's own runs."""
+    """As the guides of transformers write it: "auto" where the Trainer fills in. Without a schedule, so that the
+    Trainer's own runs."""
     return {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
-        "fp16": {"enabled": "auto", "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000, "hysteresis": 2},
+        "fp16": {
+            "enabled": "auto",
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+        },
         "bf16": {"enabled": "auto"},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
+        },
         "zero_optimization": {
             "stage": stage,
             "reduce_bucket_size": "auto",
@@ -61,7 +84,10 @@ def ds_config(stage: int, **zero: Any) -> dict[str, Any]:
     }
 
 
-OFFLOAD = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "offload_param": {"device": "cpu", "pin_memory": True}}
+OFFLOAD = {
+    "offload_optimizer": {"device": "cpu", "pin_memory": True},
+    "offload_param": {"device": "cpu", "pin_memory": True},
+}
 
 
 def configurations() -> dict[str, dict[str, Any] | None]:
@@ -131,4 +157,10 @@ def _assert_close(actual: Any, expected: Any, where: str, within: float) -> None
     elif isinstance(expected, str):
         assert actual == expected, where
     else:
-        torch.testing.assert_close(torch.as_tensor(actual), torch.as_tensor(expected), rtol=within, atol=within, msg=lambda text: f"{where}: {text}")
+        torch.testing.assert_close(
+            torch.as_tensor(actual),
+            torch.as_tensor(expected),
+            rtol=within,
+            atol=within,
+            msg=lambda text: f"{where}: {text}",
+        )

@@ -13,7 +13,9 @@ def train_everywhere(folder: str) -> dict[str, Any]:
     for name, config in configurations().items():
         trainer = Trainer(
             model=llama(),
-            args=arguments(config, Path(folder) / name, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2),
+            args=arguments(
+                config, Path(folder) / name, eval_strategy="steps", eval_steps=2, per_device_eval_batch_size=2
+            ),
             train_dataset=Tokens(64),
             eval_dataset=Tokens(8, seed=2),
         )

@@ -47,7 +47,8 @@ def _preferences() -> Dataset:
 
 
 def make_model(folder: str) -> str:
-    """A model and a tokenizer of words as a folder that from_pretrained reads; in its folder "reward" a model with one label."""
+    """A model and a tokenizer of words as a folder that from_pretrained reads; in its folder "reward" a model with one
+    label."""
     folder = Path(folder)
     vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
@@ -64,7 +65,14 @@ def make_model(folder: str) -> str:
 
 def _sft(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
     data = Dataset.from_dict({"text": [_words(5, start, 10) for start in range(40)]})
-    arguments = SFTConfig(str(folder), max_length=16, deepspeed=copy.deepcopy(config), use_cpu=config is None, model_init_kwargs={"dtype": "float32"}, **_OPTIONS)
+    arguments = SFTConfig(
+        str(folder),
+        max_length=16,
+        deepspeed=copy.deepcopy(config),
+        use_cpu=config is None,
+        model_init_kwargs={"dtype": "float32"},
+        **_OPTIONS,
+    )
     trainer = SFTTrainer(model, args=arguments, train_dataset=data)
     trainer.train()
     return {**history(trainer, "loss", "grad_norm"), "weights": weights_of(trainer.model)}
@@ -87,7 +95,12 @@ def _dpo(model: str, config: dict[str, Any] | None, folder: Path, precompute: bo
 
 def _reward(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
     arguments = RewardConfig(
-        str(folder), max_length=16, deepspeed=copy.deepcopy(config), use_cpu=config is None, model_init_kwargs={"dtype": "float32"}, **_OPTIONS
+        str(folder),
+        max_length=16,
+        deepspeed=copy.deepcopy(config),
+        use_cpu=config is None,
+        model_init_kwargs={"dtype": "float32"},
+        **_OPTIONS,
     )
     trainer = RewardTrainer(f"{model}/reward", args=arguments, train_dataset=load_from_disk(f"{model}/preferences"))
     trainer.train()

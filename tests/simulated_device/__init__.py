@@ -1,7 +1,8 @@
 """A simulated accelerator: torch device "simulated", two of them. See README.md in this folder.
 
-`load()` makes it torch's accelerator for the rest of the process. `visible` decides whether torch finds it; tests that are not for
-accelerators hide it. `check()` raises what has been found since the last call: races, and memory that was freed too early.
+`load()` makes it torch's accelerator for the rest of the process. `visible` decides whether torch finds it; tests that
+are not for accelerators hide it. `check()` raises what has been found since the last call: races, and memory that was
+freed too early.
 """
 
 import atexit
@@ -46,7 +47,8 @@ def load() -> None:
 
 
 def set_kernels(used: bool) -> None:
-    """Whether engines find kernels of their own for the device, as in a CUDA build; else torch's operators do their work."""
+    """Whether engines find kernels of their own for the device, as in a CUDA build; else torch's operators do their
+    work."""
     from zeropage import _C
 
     _C.set_device_kernels(_loaded.device_type(), _loaded.kernels() if used else None)
@@ -82,9 +84,9 @@ def delays(seed: int, max_us: int = 2000) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count() -> Iterator[dict[str, int]]:
-    """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device memory, waits of the host
-    for streams, events and devices, fetches (copies to the host, values) and uploads that the host waited for, and waits that polled: the host asked until
-    something was done."""
+    """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device
+    memory, waits of the host for streams, events and devices, fetches (copies to the host, values) and uploads that the
+    host waited for, and waits that polled: the host asked until something was done."""
     counted: dict[str, int] = {}
     before = _loaded.counters()
     yield counted
@@ -93,7 +95,8 @@ def count() -> Iterator[dict[str, int]]:
 
 
 def _register_backend() -> None:
-    """What torch.distributed uses for tensors on the device. ZEROPAGE_SIMULATED_GLOO: wait() keeps the host, as Gloo's does."""
+    """What torch.distributed uses for tensors on the device. ZEROPAGE_SIMULATED_GLOO: wait() keeps the host, as Gloo's
+    does."""
     import torch.distributed as dist
 
     def create(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> dist.Backend:

@@ -1,6 +1,6 @@
 /// \file
-/// Memory that has two addresses: one memfd, mapped twice. Through the public address the host may be kept from it; the streams use
-/// the private address.
+/// Memory that has two addresses: one memfd, mapped twice. Through the public address the host may be kept from it; the
+/// streams use the private address.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,6 @@
 /// \file
-/// Vector clocks. An actor is a stream, or the host; it counts its actions. A clock says how much of every actor has happened
-/// before some moment.
+/// Vector clocks. An actor is a stream, or the host; it counts its actions. A clock says how much of every actor has
+/// happened before some moment.
 #pragma once
 
 #include <algorithm>

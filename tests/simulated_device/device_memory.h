@@ -1,7 +1,7 @@
 /// \file
-/// The allocator of device memory: what torch's does on a GPU. A block belongs to the stream that was current when it was made. Freed, it
-/// is poisoned on that stream and handed out again to it at once, last in, first out; streams that were noted for it are waited for
-/// first. Poisoning counts as a write, so freeing what another stream uses is a race.
+/// The allocator of device memory: what torch's does on a GPU. A block belongs to the stream that was current when it
+/// was made. Freed, it is poisoned on that stream and handed out again to it at once, last in, first out; streams that
+/// were noted for it are waited for first. Poisoning counts as a write, so freeing what another stream uses is a race.
 #pragma once
 
 #include <cstddef>

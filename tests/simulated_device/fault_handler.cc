@@ -31,7 +31,8 @@ void say_where(const void* address, int device) {
   backtrace_symbols_fd(frames, backtrace(frames, 64), STDERR_FILENO);
 }
 
-/// Faults are synchronous: the thread is in code that accessed the address, which is none of ours, so it holds none of our locks.
+/// Faults are synchronous: the thread is in code that accessed the address, which is none of ours, so it holds none of
+/// our locks.
 void on_signal(int signal, siginfo_t* info, void* context) {
   auto& machine = Machine::get();
   if (machine.pinned().on_fault(info->si_addr, is_write(context))) return;

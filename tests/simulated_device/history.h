@@ -34,8 +34,8 @@ class History {
   /// Called for a conflict: the earlier access, whether it wrote, and the bytes that both touch.
   using Report = std::function<void(const Access& before, bool wrote, Span bytes)>;
 
-  /// Notes an access by somebody who knows `clock`. A conflict is an access to the same bytes that `clock` does not know, one of
-  /// the two a write.
+  /// Notes an access by somebody who knows `clock`. A conflict is an access to the same bytes that `clock` does not
+  /// know, one of the two a write.
   void note(Span bytes, bool writes, const Access& now, const Clock& clock, const Report& conflict);
 
   /// Forgets all accesses to these bytes.

@@ -1,5 +1,5 @@
-// The engine's own kernels (zeropage/optim/device_kernels.h) on the simulated device: the file that nvcc compiles, emulated on the host,
-// as tasks on streams.
+// The engine's own kernels (zeropage/optim/device_kernels.h) on the simulated device: the file that nvcc compiles,
+// emulated on the host, as tasks on streams.
 #include "kernels.h"
 
 #include <mutex>

@@ -1,12 +1,16 @@
 /// \file
-/// The simulated machine: devices with memory and streams, page-locked host memory, and what is known about the order of accesses.
+/// The simulated machine: devices with memory and streams, page-locked host memory, and what is known about the order
+/// of accesses.
 ///
-///   1. launch() notes which bytes a task reads and writes, compares that with earlier accesses (history.h), and gives the task to its
-///      stream's thread. All knowledge is of launches, so what is found does not depend on when tasks run.
-///   2. A stream knows what it has been given, what the host knew at the launch, and what the events knew that it waited for.
-///   3. The host knows what it has waited for. All host threads count as one: what one of them has waited for, the others know, too. So
-///      two host threads are never reported against each other.
-///   4. The host's own accesses to page-locked memory are found by protecting it (pinned.h); device memory it cannot touch at all.
+///   1. launch() notes which bytes a task reads and writes, compares that with earlier accesses (history.h), and gives
+///      the task to its stream's thread. All knowledge is of launches, so what is found does not depend on when tasks
+///      run.
+///   2. A stream knows what it has been given, what the host knew at the launch, and what the events knew that it
+///      waited for.
+///   3. The host knows what it has waited for. All host threads count as one: what one of them has waited for, the
+///      others know, too. So two host threads are never reported against each other.
+///   4. The host's own accesses to page-locked memory are found by protecting it (pinned.h); device memory it cannot
+///      touch at all.
 #pragma once
 
 #include <array>

@@ -1,12 +1,13 @@
-"""Engines with one wait removed. Each is built and tested on the simulated device, and the tests must fail: they would find that mistake.
+"""Engines with one wait removed. Each is built and tested on the simulated device, and the tests must fail: they would
+find that mistake.
 
     .venv/bin/python tests/simulated_device/mutants.py                  # all; an hour on two cores, for the night
     .venv/bin/python tests/simulated_device/mutants.py --list           # what there is
     .venv/bin/python tests/simulated_device/mutants.py transit          # those whose name has this word
 
-The statements are found in the sources, so new waits are tried without a word here. One that no test can miss, because another statement
-orders the same, is named in EQUIVALENT with the reason. Needs a build (tools/build.sh); of it only one file and the Python module are made
-again, in build/mutants.
+The statements are found in the sources, so new waits are tried without a word here. One that no test can miss, because
+another statement orders the same, is named in EQUIVALENT with the reason. Needs a build (tools/build.sh); of it only
+one file and the Python module are made again, in build/mutants.
 """
 
 import argparse
@@ -23,10 +24,17 @@ ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "dev"
 MADE = ROOT / "build" / "mutants"
 ROOMS = ("paging", "reduce", "engine")
-TESTS = ("tests/test_device_path.py", "tests/test_streamed_updates.py", "tests/test_gpu_training.py", "tests/test_gpu.py")
+TESTS = (
+    "tests/test_device_path.py",
+    "tests/test_streamed_updates.py",
+    "tests/test_gpu_training.py",
+    "tests/test_gpu.py",
+)
 
 # The host waits for a device, a stream waits for another, or memory is kept for one.
-WAIT = re.compile(r"(->|\.)block\(|(->|\.)synchronize\(\)|\bwait_for\(|\bwait_for_stream\(|synchronizeDevice\(|\.enter\(|\.filled_on\(")
+WAIT = re.compile(
+    r"(->|\.)block\(|(->|\.)synchronize\(\)|\bwait_for\(|\bwait_for_stream\(|synchronizeDevice\(|\.enter\(|\.filled_on\("
+)
 
 # Words of the mutant's name -> why nothing can fail.
 EQUIVALENT: dict[str, str] = {}
@@ -65,20 +73,31 @@ def mutants_of(source: Path) -> Iterator[Mutant]:
         begin = after_condition(text, re.compile(r"(\s*//.*\n)*").match(text, begin).end())
         end = text.index(";", found.end()) + 1
         statement = text[begin:end]
-        if re.match(r"\s*(\w[\w:&<>\*]*\s+)+\w+\s*=|\s*return|\s*//|\s*\w+\s*$", statement) or "[&]" in statement or "{" in statement:
+        if (
+            re.match(r"\s*(\w[\w:&<>\*]*\s+)+\w+\s*=|\s*return|\s*//|\s*\w+\s*$", statement)
+            or "[&]" in statement
+            or "{" in statement
+        ):
             continue  # not a statement of its own
         line = text.count("\n", 0, found.start()) + 1
         yield Mutant(source, line, statement, f"{text[:begin]} {{}}{text[end:]}")
 
 
 def all_mutants() -> list[Mutant]:
-    sources = [path for room in ROOMS for path in sorted((ROOT / "zeropage" / room).glob("*.cc")) if not path.stem.endswith("_test")]
+    sources = [
+        path
+        for room in ROOMS
+        for path in sorted((ROOT / "zeropage" / room).glob("*.cc"))
+        if not path.stem.endswith("_test")
+    ]
     return [mutant for source in sources for mutant in mutants_of(source)]
 
 
 def ninja_command(target: str) -> str:
     """What ninja would do last for a target."""
-    listed = subprocess.run(["ninja", "-C", BUILD, "-t", "commands", target], check=True, capture_output=True, text=True)
+    listed = subprocess.run(
+        ["ninja", "-C", BUILD, "-t", "commands", target], check=True, capture_output=True, text=True
+    )
     return listed.stdout.strip().splitlines()[-1]
 
 
@@ -98,7 +117,9 @@ def build(mutant: Mutant, folder: Path) -> None:
     words[words.index("-o") + 1], words[words.index("-c") + 1] = str(made), str(source)
     for option in ("-MT", "-MF"):
         del words[words.index(option) : words.index(option) + 2]
-    words = [word for word in words if word != "-MD" and not word.startswith("-O")]  # what is built once is not optimized
+    words = [
+        word for word in words if word != "-MD" and not word.startswith("-O")
+    ]  # what is built once is not optimized
     subprocess.run(words, cwd=BUILD, check=True)
     module = str(ROOT / "python" / "zeropage" / "_C.so")
     command = ninja_command("zeropage_python").replace(f"-o {module}", f"-o {package / '_C.so'} {made}")

@@ -1,11 +1,12 @@
 // All other operators: a fallback that runs the CPU's kernel as a task on the current stream.
 //
-//   1. Tensors of the device become tensors on the CPU over the same memory (by its private address). CPU tensors are read now.
-//   2. What the operator returns must exist before it runs. In place and out= variants return arguments. For the others the operator runs
-//      on the meta device, which says sizes and types.
+//   1. Tensors of the device become tensors on the CPU over the same memory (by its private address). CPU tensors are
+//      read now.
+//   2. What the operator returns must exist before it runs. In place and out= variants return arguments. For the others
+//      the operator runs on the meta device, which says sizes and types.
 //   3. The task runs the operator on the CPU and copies what it returns into what step 2 made.
-//   4. Where the meta device cannot tell (sizes depend on values, no meta kernel) the calling thread waits for the CPU's results. Only
-//      for operators that make a GPU wait, too, does the host learn from that wait.
+//   4. Where the meta device cannot tell (sizes depend on values, no meta kernel) the calling thread waits for the
+//      CPU's results. Only for operators that make a GPU wait, too, does the host learn from that wait.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>

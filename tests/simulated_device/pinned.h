@@ -1,11 +1,12 @@
 /// \file
-/// Page-locked host memory. What a stream was told to do with it and the host has not waited for is protected: what a stream writes the
-/// host can neither read nor write, what a stream reads the host cannot write. An access all the same is a fault of the processor; its
-/// handler reports a race and lets the host go on. Protection ends when the host has waited, not when the stream is done, so delays do
-/// not matter.
+/// Page-locked host memory. What a stream was told to do with it and the host has not waited for is protected: what a
+/// stream writes the host can neither read nor write, what a stream reads the host cannot write. An access all the same
+/// is a fault of the processor; its handler reports a race and lets the host go on. Protection ends when the host has
+/// waited, not when the stream is done, so delays do not matter.
 ///
-/// The allocator does what torch's does: a freed block is handed out again when the streams that were noted for the block are through.
-/// Streams are noted by the address or the context of a whole block; a copy that begins in the middle of one is not.
+/// The allocator does what torch's does: a freed block is handed out again when the streams that were noted for the
+/// block are through. Streams are noted by the address or the context of a whole block; a copy that begins in the
+/// middle of one is not.
 #pragma once
 
 #include <cstddef>
@@ -74,8 +75,8 @@ class PinnedMemory {
   std::vector<Expected> expected_;
 };
 
-/// Catches faults of the processor: reports accesses of the host to protected page-locked memory, and says where a process dies that
-/// touches device memory. Other faults are passed on.
+/// Catches faults of the processor: reports accesses of the host to protected page-locked memory, and says where a
+/// process dies that touches device memory. Other faults are passed on.
 void install_fault_handler();
 
 }  // namespace simulated_device

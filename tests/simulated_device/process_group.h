@@ -1,6 +1,6 @@
 /// \file
-/// A c10d backend for the simulated device, in the manner of NCCL: collectives run on a stream of their own, after what the current stream
-/// has been given; wait() has the current stream wait for them, and the host goes on.
+/// A c10d backend for the simulated device, in the manner of NCCL: collectives run on a stream of their own, after what
+/// the current stream has been given; wait() has the current stream wait for them, and the host goes on.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>

@@ -1,5 +1,6 @@
 /// \file
-/// A stream: a thread that runs tasks one after the other, some of them after a random delay. Points mark places in its order.
+/// A stream: a thread that runs tasks one after the other, some of them after a random delay. Points mark places in its
+/// order.
 #pragma once
 
 #include <chrono>

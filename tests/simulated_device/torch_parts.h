@@ -15,15 +15,16 @@ namespace simulated_device {
 /// Makes torch know the device as its accelerator. Once per process.
 void register_hooks();
 
-/// Operators that torch would take apart on a device it does not know run by their kernels for the CPU, so that the bits are the CPU's.
+/// Operators that torch would take apart on a device it does not know run by their kernels for the CPU, so that the
+/// bits are the CPU's.
 void prefer_cpu_kernels();
 
 /// Whether torch finds it there (torch.accelerator.is_available). At first it does.
 void set_visible(bool value);
 bool is_visible();
 
-/// A tensor on the CPU over the private address of a tensor's memory: for tasks. Errors: c10::Error when its memory is not the
-/// device's, nor page-locked.
+/// A tensor on the CPU over the private address of a tensor's memory: for tasks. Errors: c10::Error when its memory is
+/// not the device's, nor page-locked.
 at::Tensor inside_view(const at::Tensor& tensor, int device);
 
 /// What a task does with a tensor's memory.

@@ -15,7 +15,8 @@ std::int64_t checked_add(std::int64_t a, std::int64_t b, std::string_view what);
 /// a * b. Errors: as checked_add.
 std::int64_t checked_mul(std::int64_t a, std::int64_t b, std::string_view what);
 
-/// a * b, and the largest std::int64_t where that is more: for limits that a user may set above anything there is. Both >= 0.
+/// a * b, and the largest std::int64_t where that is more: for limits that a user may set above anything there is. Both
+/// >= 0.
 constexpr std::int64_t saturating_mul(std::int64_t a, std::int64_t b) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
   return b != 0 && a > kMax / b ? kMax : a * b;

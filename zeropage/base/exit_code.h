@@ -1,6 +1,6 @@
 /// \file
-/// What the exit code of a process says about how it ended. The launcher, C++ programs and the Python package use the same codes, so
-/// that whoever starts a job can tell what may be started again.
+/// What the exit code of a process says about how it ended. The launcher, C++ programs and the Python package use the
+/// same codes, so that whoever starts a job can tell what may be started again.
 #pragma once
 
 #include <exception>
@@ -21,8 +21,8 @@ class Preempted : public Error {
   using Error::Error;
 };
 
-/// The code for an error that ends a process: one of the above that says what kind it is, `otherwise` for errors that are not
-/// of these kinds.
+/// The code for an error that ends a process: one of the above that says what kind it is, `otherwise` for errors that
+/// are not of these kinds.
 inline int exit_code(const std::exception& error, int otherwise = 1) {
   if (dynamic_cast<const Preempted*>(&error)) return 0;
   if (dynamic_cast<const ConfigError*>(&error) || dynamic_cast<const UsageError*>(&error)) return kConfigExitCode;

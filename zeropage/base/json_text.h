@@ -42,8 +42,8 @@ inline constexpr int kMaxDepth = 64;
 /// syntax, duplicate keys, bad UTF-8, numbers beyond a double, more than kMaxDocumentBytes or kMaxDepth.
 Node parse(std::string_view text, const std::string& origin);
 
-/// The text with control characters (also those of two bytes, U+0080 to U+009F) and bytes that are not UTF-8 escaped: a terminal shows
-/// it and obeys nothing in it. A string that is equal to its escaped form is plain.
+/// The text with control characters (also those of two bytes, U+0080 to U+009F) and bytes that are not UTF-8 escaped: a
+/// terminal shows it and obeys nothing in it. A string that is equal to its escaped form is plain.
 std::string escaped(std::string_view text);
 
 /// The same, shortened when long.

@@ -14,8 +14,8 @@ namespace zeropage {
 enum class MemoryKind : std::uint8_t { kParameters, kGradients, kOptimizer, kFrames, kBuffers };
 inline constexpr int kMemoryKinds = 5;
 
-/// Whose memory it is: the device's, or the host's for state that is offloaded. Where the device is the host both are its RAM,
-/// and are counted apart all the same.
+/// Whose memory it is: the device's, or the host's for state that is offloaded. Where the device is the host both are
+/// its RAM, and are counted apart all the same.
 enum class Tier : std::uint8_t { kDevice, kHost };
 inline constexpr int kTiers = 2;
 

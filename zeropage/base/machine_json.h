@@ -1,6 +1,6 @@
 /// \file
-/// A reader for JSON that programs write: headers of tensors, manifests. The text is not trusted. (json_text.h reads what people
-/// write.)
+/// A reader for JSON that programs write: headers of tensors, manifests. The text is not trusted. (json_text.h reads
+/// what people write.)
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -16,10 +16,11 @@ class SyntaxError : public Error {
   using Error::Error;
 };
 
-/// Parses one document. Two passes: the first looks for bad syntax, bad UTF-8, repeated keys and nesting, and builds nothing; the
-/// second builds the tree. (nlohmann's parser with a callback needs time that grows with the square of an object's size.)
-/// Cost: n log n in the text; memory: the tree, and the keys once. Errors: SyntaxError, also for a key that an object has twice
-/// and for more than `max_depth` levels.
+/// Parses one document. Two passes: the first looks for bad syntax, bad UTF-8, repeated keys and nesting, and builds
+/// nothing; the second builds the tree. (nlohmann's parser with a callback needs time that grows with the square of an
+/// object's size.)
+/// Cost: n log n in the text; memory: the tree, and the keys once. Errors: SyntaxError, also for a key that an object
+/// has twice and for more than `max_depth` levels.
 nlohmann::json parse_machine_json(std::string_view text, int max_depth);
 
 }  // namespace zeropage::json

@@ -46,7 +46,8 @@ TEST(MachineJson, WhatIsNoDocumentIsRefusedWithThePlace) {
   }
 }
 
-// Catches a cost that grows with the square of the number of tensors in a header: 50,000 entries took more than a minute.
+// Catches a cost that grows with the square of the number of tensors in a header: 50,000 entries took more than a
+// minute.
 TEST(MachineJson, ALargeObjectOfObjectsTakesTimeInProportion) {
   std::string text = "{";
   for (int i = 0; i < 50'000; ++i) {

@@ -71,7 +71,8 @@ inline std::string mutated(const std::vector<std::string>& inputs, std::mt19937&
   return text;
 }
 
-/// Runs the seeds, and 20,000 mutations of them. The target returns whether it accepts its input, and throws for a defect.
+/// Runs the seeds, and 20,000 mutations of them. The target returns whether it accepts its input, and throws for a
+/// defect.
 inline void drive_with_mutations(const std::string& name, bool (*target)(std::string_view)) {
   const auto inputs = fuzz_corpus(name);
   EXPECT_GE(inputs.size(), 3u);

@@ -1,5 +1,6 @@
 /// \file
-/// Files as text. Whatever a user names is read through here: it may be endless (/dev/zero), a pipe that nobody writes to, or a folder.
+/// Files as text. Whatever a user names is read through here: it may be endless (/dev/zero), a pipe that nobody writes
+/// to, or a folder.
 #pragma once
 
 #include <chrono>
@@ -11,8 +12,9 @@ namespace zeropage {
 inline constexpr std::size_t kMaxTextBytes = std::size_t{64} << 20;
 inline constexpr std::chrono::milliseconds kPipePatience{10'000};
 
-/// The whole file. `what` and `advice` go into messages: "cannot read the hostfile /a/b: Permission denied; make it readable".
-/// A pipe or terminal has to end within `patience`. Errors: ConfigError when there are more than `max_bytes`; IoError, also for folders.
+/// The whole file. `what` and `advice` go into messages: "cannot read the hostfile /a/b: Permission denied; make it
+/// readable". A pipe or terminal has to end within `patience`. Errors: ConfigError when there are more than
+/// `max_bytes`; IoError, also for folders.
 std::string read_file(const std::string& path, const std::string& what, const std::string& advice,
                       std::size_t max_bytes = kMaxTextBytes, std::chrono::milliseconds patience = kPipePatience);
 

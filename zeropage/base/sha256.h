@@ -1,5 +1,6 @@
 /// \file
-/// SHA-256 (FIPS 180-4), for proofs that two processes know the same secret. Data is checked by xxHash, which is faster.
+/// SHA-256 (FIPS 180-4), for proofs that two processes know the same secret. Data is checked by xxHash, which is
+/// faster.
 #pragma once
 
 #include <array>

@@ -1,8 +1,8 @@
 /// \file
 /// Where the time of one rank goes: spans with a kind, a name and a page, on a clock that ranks share.
 ///
-///   1. What takes time is added when it has ended (`Span`, or `add` for what overlaps). Every span adds to the total of its kind;
-///      a transfer also to that of its operation and size.
+///   1. What takes time is added when it has ended (`Span`, or `add` for what overlaps). Every span adds to the total
+///      of its kind; a transfer also to that of its operation and size.
 ///   2. While a step that the trace was asked for runs, spans are kept one by one, up to a limit.
 ///   3. `end_step` counts steps. After the last traced one the file is written, whole or not at all. When the run ends
 ///      before, the destructor writes what there is.

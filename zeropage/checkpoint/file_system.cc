@@ -67,7 +67,8 @@ bool is_named(const std::string& path, const Descriptor& file) {
          named.st_dev == opened.st_dev;
 }
 
-/// A lock of fcntl: it belongs to the process, so that children do not inherit it, and network file systems have it, too.
+/// A lock of fcntl: it belongs to the process, so that children do not inherit it, and network file systems have it,
+/// too.
 class HeldFileLock : public FileLock {
  public:
   HeldFileLock(std::string path, Descriptor file)

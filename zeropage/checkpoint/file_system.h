@@ -1,6 +1,6 @@
 /// \file
-/// What the checkpoint room asks of files, as a seam: tests put in a file system that fails, stops or loses power at a chosen
-/// operation. Every failure is an IoError that names the operation, the path and the system's reason.
+/// What the checkpoint room asks of files, as a seam: tests put in a file system that fails, stops or loses power at a
+/// chosen operation. Every failure is an IoError that names the operation, the path and the system's reason.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ class WritableFile {
  public:
   virtual ~WritableFile() = default;
 
-  /// Appends all `bytes`, however many calls the system needs. Errors: IoError; for a full disk it says how much was wanted
-  /// and how much is free.
+  /// Appends all `bytes`, however many calls the system needs. Errors: IoError; for a full disk it says how much was
+  /// wanted and how much is free.
   virtual void append(const std::byte* data, std::int64_t bytes) = 0;
 
   /// Makes what was appended durable. After a failure the file is lost: write a new one, never sync again.
@@ -47,7 +47,8 @@ class FileLock {
  public:
   virtual ~FileLock() = default;
 
-  /// Whether the folder of its path is on another file system than when it was locked: something was mounted there, or unmounted.
+  /// Whether the folder of its path is on another file system than when it was locked: something was mounted there, or
+  /// unmounted.
   virtual bool on_another_file_system() const { return false; }
 };
 
@@ -55,8 +56,8 @@ class FileSystem {
  public:
   virtual ~FileSystem() = default;
 
-  /// Creates a file that must not exist, and asks the system for room for `bytes` at once, so that a full disk is found before
-  /// anything is written. Errors: IoError, which says how much is needed and how much is free.
+  /// Creates a file that must not exist, and asks the system for room for `bytes` at once, so that a full disk is found
+  /// before anything is written. Errors: IoError, which says how much is needed and how much is free.
   virtual std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) = 0;
 
   /// Opens a regular file; links, pipes and devices are refused.
@@ -86,9 +87,9 @@ class FileSystem {
   /// Locks a directory against other processes; null when somebody else holds it or it is gone.
   virtual std::unique_ptr<DirectoryLock> try_lock(const std::string& path) = 0;
 
-  /// Locks a file, which is made where it is missing and removed with the object, against other processes, and writes `about` into it
-  /// for them to read. Null when another process has it. Where the file system has no locks the object holds nothing, and a warning
-  /// says so. Within one process lock a path once. Errors: IoError.
+  /// Locks a file, which is made where it is missing and removed with the object, against other processes, and writes
+  /// `about` into it for them to read. Null when another process has it. Where the file system has no locks the object
+  /// holds nothing, and a warning says so. Within one process lock a path once. Errors: IoError.
   virtual std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) = 0;
 
   /// The path from the root on, with links followed: two names of one directory are the same text.

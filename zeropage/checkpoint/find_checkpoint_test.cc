@@ -81,7 +81,8 @@ TEST(FindStep, ATagThatIsSavedAgainMeanwhileFailsOnAllRanks) {
   }
 }
 
-// Catches a step that is put together of the manifest of one and the shards of another, and an error that calls it damaged.
+// Catches a step that is put together of the manifest of one and the shards of another, and an error that calls it
+// damaged.
 TEST(FindStep, AStepThatIsReplacedBeforeItsShardsAreOpenedSaysSo) {
   const TestFolder folder;
   save_alone(system_files(), folder.path(), "a", 1);

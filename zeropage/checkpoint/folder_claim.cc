@@ -20,7 +20,8 @@ constexpr int kIdDigits = 32;
 constexpr std::size_t kMaxClaimed = 16;
 constexpr std::int64_t kMaxLockBytes = 4096;
 
-/// The locks of this process, each with the number of its users: the system's locks do not tell two users within one process apart.
+/// The locks of this process, each with the number of its users: the system's locks do not tell two users within one
+/// process apart.
 class Locks {
  public:
   /// Null when another process has it.

@@ -22,8 +22,8 @@ void save_with(const std::shared_ptr<TrainingRun>& run, const std::string& folde
   save(system_files(), *communicators[0], std::move(request));
 }
 
-// Catches a second job that saves beside the first one, a refusal that does not say who and what to do, and a folder that stays taken
-// after its job was killed.
+// Catches a second job that saves beside the first one, a refusal that does not say who and what to do, and a folder
+// that stays taken after its job was killed.
 TEST(FolderClaim, ASecondProcessIsRefusedUntilTheFirstHasEnded) {
   const TestFolder folder;
   const std::string ready = folder.path() + ".ready";
@@ -50,7 +50,8 @@ TEST(FolderClaim, ASecondProcessIsRefusedUntilTheFirstHasEnded) {
   EXPECT_EQ(newest_content(folder.path()), 2);
 }
 
-// Catches two engines of one process that shut each other out, a lock that ends with the first of them, and a file that stays.
+// Catches two engines of one process that shut each other out, a lock that ends with the first of them, and a file that
+// stays.
 TEST(FolderClaim, RunsOfOneProcessShareAFolder) {
   const TestFolder folder;
   auto one = std::make_shared<TrainingRun>(), two = std::make_shared<TrainingRun>();

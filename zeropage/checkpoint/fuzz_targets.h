@@ -1,6 +1,7 @@
 /// \file
-/// What untrusted bytes reach first: the manifest behind its digest, and the header of a shard. Anything but acceptance or a
-/// CheckpointError is a defect. Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the tests.
+/// What untrusted bytes reach first: the manifest behind its digest, and the header of a shard. Anything but acceptance
+/// or a CheckpointError is a defect. Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the
+/// tests.
 #pragma once
 
 #include <cstdint>

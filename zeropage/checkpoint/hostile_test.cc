@@ -49,8 +49,8 @@ void write_manifest(const std::string& step, const std::string& body) {
   std::ofstream(step + "/manifest.json") << "{\"digest\": \"" << digest128(body) << "\",\n" << body;
 }
 
-// Catches sizes that are believed before they are compared with the file, links that lead out, pipes that block, and JSON that
-// takes many times its size or the whole stack.
+// Catches sizes that are believed before they are compared with the file, links that lead out, pipes that block, and
+// JSON that takes many times its size or the whole stack.
 TEST(Hostile, FilesThatLieAreRefusedWithLittleMemory) {
   const TestFolder folder;
   const std::string step = save_alone(system_files(), folder.path(), "a", 1);

@@ -13,9 +13,10 @@
 
 namespace zeropage::checkpoint {
 
-/// A step whose manifest has been checked. Shard files are opened when they are first needed, and stay open; each is compared with
-/// the manifest then, and every chunk with its digest before its bytes are handed out. So all that is read is one step, whatever others
-/// do to the folder; when they have replaced or removed the step, that is an error that says so. Memory: one chunk per open shard.
+/// A step whose manifest has been checked. Shard files are opened when they are first needed, and stay open; each is
+/// compared with the manifest then, and every chunk with its digest before its bytes are handed out. So all that is
+/// read is one step, whatever others do to the folder; when they have replaced or removed the step, that is an error
+/// that says so. Memory: one chunk per open shard.
 class Checkpoint {
  public:
   /// Reads the manifest once. Errors: IoError, CheckpointError.
@@ -30,7 +31,8 @@ class Checkpoint {
   /// The record of a tensor, or null.
   const TensorRecord* find(const std::string& tensor) const;
 
-  /// Elements [offset, offset + numel) of a flat tensor, from as many shards as they lie in. Reads only the chunks they lie in.
+  /// Elements [offset, offset + numel) of a flat tensor, from as many shards as they lie in. Reads only the chunks they
+  /// lie in.
   /// Errors: IoError and CheckpointError naming file, tensor and offset.
   void read(const TensorRecord& tensor, std::int64_t offset, std::int64_t numel, std::byte* out);
 

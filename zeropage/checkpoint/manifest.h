@@ -50,7 +50,8 @@ struct ParameterRecord {
   std::vector<std::string> aliases;  ///< further names of a tied parameter
   bool trainable = true;
   std::int64_t updates = 0;  ///< optimizer steps it has seen
-  /// The dimensions as they lie in memory, outermost first; its tensors have their extents in this order. Empty: row-major.
+  /// The dimensions as they lie in memory, outermost first; its tensors have their extents in this order. Empty:
+  /// row-major.
   std::vector<std::int64_t> order = {};
 
   bool operator==(const ParameterRecord&) const = default;
@@ -96,7 +97,8 @@ std::string shard_file_name(int rank, int world_size);
 /// The document, with its digest.
 std::string manifest_to_text(const Manifest& manifest);
 
-/// The part of a document that its digest covers, once it has been compared with it. Errors: CheckpointError naming `origin`.
+/// The part of a document that its digest covers, once it has been compared with it. Errors: CheckpointError naming
+/// `origin`.
 std::string_view manifest_body(std::string_view text, const std::string& origin);
 
 /// The digest that a document starts with; empty when it does not.

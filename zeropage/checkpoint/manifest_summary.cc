@@ -16,7 +16,8 @@ namespace {
 
 using nlohmann::json;
 
-/// Builds only the values of a manifest that are neither long lists nor what others put there, and the sizes of the shards.
+/// Builds only the values of a manifest that are neither long lists nor what others put there, and the sizes of the
+/// shards.
 class Scanner : public nlohmann::json_sax<json> {
  public:
   Scanner(const std::string& origin) : origin_(origin) {}

@@ -1,10 +1,10 @@
 /// \file
 /// For tests: a file system in memory that knows what a power cut may leave of it.
 ///
-/// What is durable: the bytes of a file as of its last sync, and the names of a directory as of its last sync. What came after may
-/// be there or not, each piece for itself: of a file nothing, all, a part, or all but a part of what was written since; and every change
-/// of names (a creation, a rename, a removal) happened or did not, whatever came after it. That is weaker than file systems with
-/// a journal, which keep an order.
+/// What is durable: the bytes of a file as of its last sync, and the names of a directory as of its last sync. What
+/// came after may be there or not, each piece for itself: of a file nothing, all, a part, or all but a part of what was
+/// written since; and every change of names (a creation, a rename, a removal) happened or did not, whatever came after
+/// it. That is weaker than file systems with a journal, which keep an order.
 #pragma once
 
 #include <algorithm>
@@ -36,8 +36,8 @@ class MemoryFiles : public FileSystem {
 
   std::size_t pending_names() const { return pending_.size(); }
 
-  /// What is there after a power cut: `kept` says for each pending change of names whether it happened; `random` decides about
-  /// files.
+  /// What is there after a power cut: `kept` says for each pending change of names whether it happened; `random`
+  /// decides about files.
   MemoryFiles after_power_cut(const std::vector<bool>& kept, std::mt19937& random) const {
     MemoryFiles cut;
     cut.nodes_ = nodes_;

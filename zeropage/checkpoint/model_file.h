@@ -1,6 +1,6 @@
 /// \file
-/// The model in a step, without what only training needs: its tensors under the names of a state dict, and its export to
-/// safetensors files that other libraries load.
+/// The model in a step, without what only training needs: its tensors under the names of a state dict, and its export
+/// to safetensors files that other libraries load.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,8 @@ struct ModelTensor {
   bool trainable = false;
 };
 
-/// All parameters that the step holds, in the order of the model, then the buffers of its state dict. Errors: CheckpointError.
+/// All parameters that the step holds, in the order of the model, then the buffers of its state dict. Errors:
+/// CheckpointError.
 std::vector<ModelTensor> model_tensors(const Checkpoint& step);
 
 inline constexpr const char* kModelIndexName = "model.safetensors.index.json";
@@ -34,11 +35,11 @@ struct ExportOptions {
   bool exclude_frozen = false;
 };
 
-/// Writes model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json; tied parameters once, under
-/// their first name. Returns the files' paths. F32 comes from the masters where there are any. Everything read is compared
-/// with its digest. The files are written in a folder with a temporary name and get their names when all are complete and durable, the
-/// index last: an export that was killed leaves nothing that loads. Files that exist are never replaced; after an error those made are
-/// removed. Memory: one chunk per
+/// Writes model.safetensors, or model-00001-of-0000N.safetensors with model.safetensors.index.json; tied parameters
+/// once, under their first name. Returns the files' paths. F32 comes from the masters where there are any. Everything
+/// read is compared with its digest. The files are written in a folder with a temporary name and get their names when
+/// all are complete and durable, the index last: an export that was killed leaves nothing that loads. Files that exist
+/// are never replaced; after an error those made are removed. Memory: one chunk per
 /// shard of the step, and the whole of a tensor that is not row-major. Errors: ConfigError, IoError, CheckpointError.
 std::vector<std::string> export_model(FileSystem& files, Checkpoint& step, const ExportOptions& options);
 

@@ -31,7 +31,8 @@ LocalTensor local_values(TensorInfo info, const std::vector<T>& values) {
 
 constexpr float kFine = 1.0f + 1.0f / 4096;  // not a bf16
 
-/// A bf16 model: "turned" [3, 2] that lies in memory as its transpose, with a master; "frozen"; and a buffer of integers.
+/// A bf16 model: "turned" [3, 2] that lies in memory as its transpose, with a master; "frozen"; and a buffer of
+/// integers.
 std::string save_model(const std::string& folder, const std::string& tag, float frozen) {
   SaveRequest request;
   request.folder = folder;
@@ -148,8 +149,8 @@ std::vector<std::string> visible(FileSystem& files, const std::string& folder) {
   return names;
 }
 
-// Catches an export that looks complete before it is: killed at any operation it must leave no name that a loader would take, or
-// whole files, the index last; and the next export into the same folder works and leaves nothing of it behind.
+// Catches an export that looks complete before it is: killed at any operation it must leave no name that a loader would
+// take, or whole files, the index last; and the next export into the same folder works and leaves nothing of it behind.
 TEST(Export, KilledAtAnyOperationItLeavesNothingThatLoads) {
   for (const std::int64_t max_file_bytes : {std::int64_t{1} << 30, std::int64_t{1}}) {
     const TestFolder source;

@@ -96,8 +96,8 @@ Cuts cuts_of(MemoryFiles& files, std::function<void(const MemoryFiles&)>& before
   return cuts;
 }
 
-// Catches a sync that is missing (each file's, the step's directory's, the folder's), an order in which the old step goes before the
-// new one is safe, and leftovers that hinder the next save.
+// Catches a sync that is missing (each file's, the step's directory's, the folder's), an order in which the old step
+// goes before the new one is safe, and leftovers that hinder the next save.
 TEST(PowerCut, LeavesTheOldOrTheNewStepAndAnAcknowledgedOneAlways) {
   int states = 0;
   std::size_t different = 0;

@@ -1,5 +1,5 @@
-// The power fails before every system call by which a save changes files, on a real file system: ext4 in a file, mounted through a loop
-// device and shut down without its journal being written, which loses what a power cut would.
+// The power fails before every system call by which a save changes files, on a real file system: ext4 in a file,
+// mounted through a loop device and shut down without its journal being written, which loses what a power cut would.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>

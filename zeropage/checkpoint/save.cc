@@ -1,19 +1,20 @@
 /// How a step gets to disk. A step is committed by one rename; until then nothing that was there is touched.
 ///
-///   1. Rank 0 claims the folder (folder_claim.h), removes what dead saves have left, makes `<folder>/.<tag>.<random>.tmp`, locks it,
-///      and tells the name.
+///   1. Rank 0 claims the folder (folder_claim.h), removes what dead saves have left, makes
+///      `<folder>/.<tag>.<random>.tmp`, locks it, and tells the name.
 ///   2. Every rank writes its shard file there, digesting each chunk, and syncs it.
-///   3. The ranks exchange extents and digests, or what failed. After a failure rank 0 removes the directory and every rank
-///      throws. A failed sync is never tried again: the next save writes new files.
+///   3. The ranks exchange extents and digests, or what failed. After a failure rank 0 removes the directory and every
+///      rank throws. A failed sync is never tried again: the next save writes new files.
 ///   4. Rank 0 writes the manifest (synced) and syncs the directory: names and contents are durable, still under the
 ///      temporary name.
-///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two directories
-///      change places instead, in one instant, and the old one is removed.
+///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two
+///      directories change places instead, in one instant, and the old one is removed.
 ///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. Old steps of
-///      this run that are not to be kept get a temporary name, which takes them away in one instant, and are removed. The ranks exchange that all went well.
+///      this run that are not to be kept get a temporary name, which takes them away in one instant, and are removed.
+///      The ranks exchange that all went well.
 ///
-/// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves the old
-/// state or the new one.
+/// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves
+/// the old state or the new one.
 #include "zeropage/checkpoint/save.h"
 
 #include <fmt/format.h>
@@ -77,8 +78,8 @@ void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
   }
 }
 
-/// Steps that were saved beside the line of steps, damaged ones and those of other runs are neither counted nor removed. What cannot
-/// be removed is a warning: the step that was saved is safe.
+/// Steps that were saved beside the line of steps, damaged ones and those of other runs are neither counted nor
+/// removed. What cannot be removed is a warning: the step that was saved is safe.
 void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last, const std::string& run) {
   try {
     std::int64_t kept = 0;

@@ -23,9 +23,10 @@ struct SaveRequest {
   Progress progress;                 ///< of this rank's shard; called by the saving thread
 };
 
-/// Returns the path of the committed step on every rank. A step of the same tag is replaced in the same instant. When anything
-/// fails on any rank (another job saves into the folder, the tag is the name of something else), every rank throws, and what was there before is untouched. Memory: one chunk per rank, and the list of
-/// all segments. Errors: CheckpointError (with the failures of all ranks), PeerError, TimeoutError.
+/// Returns the path of the committed step on every rank. A step of the same tag is replaced in the same instant. When
+/// anything fails on any rank (another job saves into the folder, the tag is the name of something else), every rank
+/// throws, and what was there before is untouched. Memory: one chunk per rank, and the list of all segments. Errors:
+/// CheckpointError (with the failures of all ranks), PeerError, TimeoutError.
 std::string save(FileSystem& files, comm::Communicator& communicator, SaveRequest request);
 
 /// Refuses tags that are no plain name of a directory. Errors: UsageError.

@@ -88,8 +88,8 @@ TEST(Save, WorksWithoutLocksAndThenRemovesNoLeftovers) {
   EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{".other.tmp", "a", "latest"}));
 }
 
-// Catches a save that removes what it has not made: folders of others whose names look like those of dead saves, folders of the right
-// name with files of others, and a folder that has the tag's name.
+// Catches a save that removes what it has not made: folders of others whose names look like those of dead saves,
+// folders of the right name with files of others, and a folder that has the tag's name.
 TEST(Save, RemovesOnlyWhatDeadSavesHaveLeft) {
   const TestFolder folder;
   const std::string dead = ".b.0123456789abcdef.tmp", foreign = ".c.0123456789abcdef.tmp";
@@ -207,7 +207,8 @@ TEST(NewFile, LargeFilesHoldWhatWasAppended) {
   }
 }
 
-// Catches a failure of a write that was under way when others were begun, and a write done in part that is taken for all of it.
+// Catches a failure of a write that was under way when others were begun, and a write done in part that is taken for
+// all of it.
 TEST(NewFile, AFailureUnderWayIsReportedWithItsPlace) {
   const TestFolder folder;
   const auto data = numbered_bytes(40 << 20);
@@ -232,7 +233,8 @@ TEST(Save, TagsThatAreNoNamesAreRefused) {
   }
 }
 
-// Catches a step that one rank believes in and another does not, an error that is lost, and a failure that harms what was
+// Catches a step that one rank believes in and another does not, an error that is lost, and a failure that harms what
+// was
 // there: each operation of a save fails once, on each rank of two.
 TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
   int points = 0;

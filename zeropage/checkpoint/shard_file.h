@@ -1,6 +1,6 @@
 /// \file
-/// One rank's shard file: a safetensors container (8 bytes of header length, a JSON header, the tensors without holes), digested
-/// in chunks of equal size from the first byte of the file to the last.
+/// One rank's shard file: a safetensors container (8 bytes of header length, a JSON header, the tensors without holes),
+/// digested in chunks of equal size from the first byte of the file to the last.
 #pragma once
 
 #include <functional>
@@ -30,9 +30,9 @@ struct LocalTensor {
 /// Told how many bytes of how many are written.
 using Progress = std::function<void(std::int64_t done_bytes, std::int64_t total_bytes)>;
 
-/// Writes and syncs a shard file. Tensors are stored by element size, largest first, so that each is aligned. A segment that is
-/// the whole tensor keeps its shape, others are flat. Memory: one chunk. Errors: IoError, CheckpointError (a header of more
-/// than kMaxHeaderBytes).
+/// Writes and syncs a shard file. Tensors are stored by element size, largest first, so that each is aligned. A segment
+/// that is the whole tensor keeps its shape, others are flat. Memory: one chunk. Errors: IoError, CheckpointError (a
+/// header of more than kMaxHeaderBytes).
 ShardRecord write_shard(FileSystem& files, const std::string& path, std::vector<LocalTensor> tensors,
                         std::int64_t chunk_bytes, const Progress& progress = nullptr);
 
@@ -43,8 +43,9 @@ struct StoredTensor {
   std::int64_t bytes = 0;
 };
 
-/// Parses a header of a file of `file_bytes`; `text` is what follows the 8 bytes of its length. Checks that the extents are
-/// in bounds, without overlap or hole, and as large as dtype and shape say. Errors: CheckpointError naming `origin`.
+/// Parses a header of a file of `file_bytes`; `text` is what follows the 8 bytes of its length. Checks that the extents
+/// are in bounds, without overlap or hole, and as large as dtype and shape say. Errors: CheckpointError naming
+/// `origin`.
 std::map<std::string, StoredTensor> parse_shard_header(std::string_view text, std::int64_t file_bytes,
                                                        const std::string& origin);
 
@@ -56,8 +57,8 @@ class ShardReader {
 
   const std::map<std::string, StoredTensor>& tensors() const { return tensors_; }
 
-  /// Reads [begin, begin + bytes) of the file; `what` is it for messages. The last chunk is kept, so that reads in ascending
-  /// order read each chunk once. Errors: CheckpointError naming file, `what` and offset.
+  /// Reads [begin, begin + bytes) of the file; `what` is it for messages. The last chunk is kept, so that reads in
+  /// ascending order read each chunk once. Errors: CheckpointError naming file, `what` and offset.
   void read(std::int64_t begin, std::byte* out, std::int64_t bytes, const std::string& what);
 
   /// Compares all digests.

@@ -26,14 +26,14 @@ struct StepFolder {
   std::string problem;     ///< why it cannot be used, else empty
 };
 
-/// All directories of `folder` that have a manifest or shards, newest first, those with a problem at the end. Reads of each manifest
-/// its summary (manifest_summary.h), and nothing of the shards. Errors: IoError.
+/// All directories of `folder` that have a manifest or shards, newest first, those with a problem at the end. Reads of
+/// each manifest its summary (manifest_summary.h), and nothing of the shards. Errors: IoError.
 std::vector<StepFolder> list_steps(FileSystem& files, const std::string& folder);
 
-/// Finds the step to load. With a tag: that one. Without: the one with the highest sequence among those saved as latest; nullopt when
-/// the folder has no step. Errors: CheckpointError for a tag that is not there (with those that are), and, without a tag, when a newer
-/// step was there and cannot be used: `latest` names one that is missing, or a manifest that is damaged or missing does not say that it
-/// is older. Each names the newest sound one.
+/// Finds the step to load. With a tag: that one. Without: the one with the highest sequence among those saved as
+/// latest; nullopt when the folder has no step. Errors: CheckpointError for a tag that is not there (with those that
+/// are), and, without a tag, when a newer step was there and cannot be used: `latest` names one that is missing, or a
+/// manifest that is damaged or missing does not say that it is older. Each names the newest sound one.
 std::optional<std::string> choose_step(FileSystem& files, const std::string& folder,
                                        const std::optional<std::string>& tag);
 

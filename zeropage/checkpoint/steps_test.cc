@@ -37,7 +37,8 @@ class Steps : public testing::Test {
   TestFolder folder_;
 };
 
-// Catches an older step that is loaded without a word when the newest is gone: its folder, its manifest, or the right bytes of it.
+// Catches an older step that is loaded without a word when the newest is gone: its folder, its manifest, or the right
+// bytes of it.
 TEST_F(Steps, ANewestThatCannotBeUsedIsAnErrorWhateverLatestSays) {
   for (const auto* latest : {"c", "b"}) {
     set_latest(latest);
@@ -70,8 +71,8 @@ TEST_F(Steps, ADamagedStepThatSaysItIsOlderIsNoHindrance) {
   EXPECT_EQ(newest_content(folder_.path()), 4);
 }
 
-// Catches a kill between the two renames of a commit taken for a loss: the new step is there, and `latest` still names the one before,
-// or nothing.
+// Catches a kill between the two renames of a commit taken for a loss: the new step is there, and `latest` still names
+// the one before, or nothing.
 TEST_F(Steps, ACommitThatWasKilledBeforeLatestLoads) {
   set_latest("b");
   EXPECT_EQ(newest_content(folder_.path()), 3);
@@ -96,7 +97,8 @@ TEST_F(Steps, ASequenceWithoutASuccessorIsRefusedAndSavesGoOn) {
   EXPECT_EQ(newest_content(folder_.path()), 4);
 }
 
-// Catches names that a terminal obeys, or that are no text, in lists and messages; and one such folder that makes all others useless.
+// Catches names that a terminal obeys, or that are no text, in lists and messages; and one such folder that makes all
+// others useless.
 TEST_F(Steps, FolderNamesThatAreNoTagsAreShownEscaped) {
   for (const std::string& name : {std::string("a\x1b[31m"), std::string("a\xff")}) {
     fs::rename(path("a"), path(name));

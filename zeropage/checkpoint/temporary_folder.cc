@@ -54,8 +54,8 @@ void remove_leftovers(FileSystem& files, const std::string& folder) {
 
 TemporaryFolder::TemporaryFolder(FileSystem& files, const std::string& folder, const std::string& name)
     : files_(files) {
-  // Another job may take it for a leftover between the two calls; then the lock is refused, and a new directory is made. Where a
-  // file system has no locks it is always refused, and nobody removes leftovers.
+  // Another job may take it for a leftover between the two calls; then the lock is refused, and a new directory is
+  // made. Where a file system has no locks it is always refused, and nobody removes leftovers.
   for (int attempt = 0; attempt < kLockAttempts && !lock_; ++attempt) {
     if (path_.empty() || !files.exists(path_)) {
       path_ = temporary_path(folder, name);

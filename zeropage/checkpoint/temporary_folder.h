@@ -15,8 +15,8 @@ std::string temporary_path(const std::string& folder, const std::string& name);
 /// Whether every name in a directory is one that a save or an export gives to its files.
 bool holds_only_our_files(FileSystem& files, const std::string& directory);
 
-/// Removes what processes that died have left in `folder`: directories that have such a name, hold only our files and are locked by
-/// nobody. Everything else stays. Errors: IoError.
+/// Removes what processes that died have left in `folder`: directories that have such a name, hold only our files and
+/// are locked by nobody. Everything else stays. Errors: IoError.
 void remove_leftovers(FileSystem& files, const std::string& folder);
 
 /// Such a directory, made and locked. It is removed with the object unless it was committed.

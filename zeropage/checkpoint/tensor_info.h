@@ -19,7 +19,8 @@ struct TensorInfo {
   bool operator==(const TensorInfo&) const = default;
 };
 
-/// Bytes of one element. Errors: CheckpointError for a type that is not in the list above; `where` goes into the message.
+/// Bytes of one element. Errors: CheckpointError for a type that is not in the list above; `where` goes into the
+/// message.
 std::int64_t dtype_bytes(const std::string& dtype, const std::string& where);
 
 /// The type of F32, BF16 and F16, which can be converted into each other; nullopt for others.

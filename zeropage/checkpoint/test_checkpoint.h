@@ -41,7 +41,8 @@ class TestFolder {
   std::string path_;
 };
 
-/// Called before each operation that changes something, with its number from 0; what it throws is the operation's failure.
+/// Called before each operation that changes something, with its number from 0; what it throws is the operation's
+/// failure.
 using FaultHook = std::function<void(int op)>;
 
 /// The real file system with a hook before every changing operation.

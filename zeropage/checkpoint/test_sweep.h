@@ -38,7 +38,8 @@ inline bool acknowledged(const std::string& folder, int rank) {
   return std::filesystem::remove(folder + ".saved" + std::to_string(rank));
 }
 
-/// The old step or the new one, whole; the new one when any rank was told so; and the next save works and leaves nothing behind.
+/// The old step or the new one, whole; the new one when any rank was told so; and the next save works and leaves
+/// nothing behind.
 inline std::string problem_after_crash(const std::string& folder, bool saved) {
   const float found = newest_content(folder);
   if (found != 2 && (found != 1 || saved)) return "found " + std::to_string(found);
@@ -52,7 +53,8 @@ inline std::string problem_after_crash(const std::string& folder, bool saved) {
 
 inline const std::vector<SweepCase> kSweepCases = {{"new", 0}, {"old", 0}, {"new", 1}};
 
-/// The calls by which a save works on files. Those by which ranks wait for each other are left out: how many there are depends on chance.
+/// The calls by which a save works on files. Those by which ranks wait for each other are left out: how many there are
+/// depends on chance.
 inline bool concerns_files(long number) {
   switch (number) {
     case SYS_openat:

@@ -1,6 +1,6 @@
 /// \file
-/// JSON that a checkpoint claims: read with bounds, and every access checked. Errors are CheckpointErrors that name the file
-/// and the key.
+/// JSON that a checkpoint claims: read with bounds, and every access checked. Errors are CheckpointErrors that name the
+/// file and the key.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace zeropage::checkpoint {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-/// Parses one document. Errors: CheckpointError for bad syntax, bad UTF-8, a key that comes twice in an object, more than
-/// kMaxJsonDepth levels.
+/// Parses one document. Errors: CheckpointError for bad syntax, bad UTF-8, a key that comes twice in an object, more
+/// than kMaxJsonDepth levels.
 nlohmann::json parse_untrusted(std::string_view text, const std::string& origin);
 
 /// The integers of a list, each >= 0. `key`: where the list was found, for messages. Errors: CheckpointError.

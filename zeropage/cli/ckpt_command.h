@@ -35,7 +35,8 @@ struct CkptOutcome {
 /// Adds `ckpt` and its subcommands to `app`; parsing writes into `command`. Returns `ckpt`.
 CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command);
 
-/// Runs the subcommand that was parsed. `verify` of damaged steps and `diff` of different ones return a code other than 0.
+/// Runs the subcommand that was parsed. `verify` of damaged steps and `diff` of different ones return a code other than
+/// 0.
 /// Errors: ConfigError, IoError, CheckpointError.
 CkptOutcome run_ckpt_command(const CkptCommand& command);
 

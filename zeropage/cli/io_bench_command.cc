@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kBuffers = 4;
 
-/// A combination this close to the fastest is as good, and the one with the fewest bytes under way is the best of those.
+/// A combination this close to the fastest is as good, and the one with the fewest bytes under way is the best of
+/// those.
 constexpr double kAsGood = 0.97;
 
 /// The best of all rounds.

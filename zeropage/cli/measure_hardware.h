@@ -8,10 +8,13 @@
 
 namespace zeropage::cli {
 
-/// When `command.measure` is set: runs `python -m zeropage.tools.measure` as command.num_gpus ranks of this host and sets `command.device` to the
-/// file of figures that it writes: command.save_machine, or a temporary one. Lines about its progress go to the standard error output.
-/// `argv0`: how this command was called. Cost: about ten seconds. Returns the path of a file to be removed afterwards, or nothing.
-/// Errors: ConfigError when there are several hosts and no --network_rate, or the file exists; IoError when the job fails.
+/// When `command.measure` is set: runs `python -m zeropage.tools.measure` as command.num_gpus ranks of this host and
+/// sets `command.device` to the file of figures that it writes: command.save_machine, or a temporary one. Lines about
+/// its progress go to the standard error output.
+/// `argv0`: how this command was called. Cost: about ten seconds. Returns the path of a file to be removed afterwards,
+/// or nothing.
+/// Errors: ConfigError when there are several hosts and no --network_rate, or the file exists; IoError when the job
+/// fails.
 std::string measure_machine(PlanCommand& command, const std::string& argv0);
 
 }  // namespace zeropage::cli

@@ -4,12 +4,14 @@
 /// c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
 ///
 /// Rules that hold for every implementation:
-///  - All ranks start the same collectives in the same order, and never block the starting thread for long; `Work::wait` is
-///    where time is spent. Started ones may run side by side: none writes to a buffer of another that is not complete.
-///  - Sums are formed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and rounded
-///    once at the end: results are bit-identical on every rank and with every implementation.
-///  - Every wait ends: by completion, by TimeoutError after the communicator's timeout, or by PeerError when a rank died,
-///    aborted, or started another collective. The message names the collective's tag and the ranks that are missing.
+///  - All ranks start the same collectives in the same order, and never block the starting thread for long;
+///    `Work::wait` is where time is spent. Started ones may run side by side: none writes to a buffer of another that
+///    is not complete.
+///  - Sums are formed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and
+///    rounded once at the end: results are bit-identical on every rank and with every implementation.
+///  - Every wait ends: by completion, by TimeoutError after the communicator's timeout, or by PeerError when a rank
+///    died, aborted, or started another collective. The message names the collective's tag and the ranks that are
+///    missing.
 ///  - Calls come from one thread at a time per communicator.
 #pragma once
 
@@ -41,9 +43,10 @@ class Work {
 
 using WorkPtr = std::unique_ptr<Work>;
 
-/// Told what a reduction has put into host memory, in ascending pieces: elements [begin, begin + numel) of this rank's part of the sum
-/// have their final values. That is while they are in the cache, unless a backend formed the sum behind one call: then when it has.
-/// Called by whoever polls or waits or by the transport's thread, before the work is complete; must not throw.
+/// Told what a reduction has put into host memory, in ascending pieces: elements [begin, begin + numel) of this rank's
+/// part of the sum have their final values. That is while they are in the cache, unless a backend formed the sum behind
+/// one call: then when it has. Called by whoever polls or waits or by the transport's thread, before the work is
+/// complete; must not throw.
 using OnReduced = std::function<void(std::int64_t begin, std::int64_t numel)>;
 
 /// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
@@ -89,14 +92,15 @@ class Communicator {
 
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
   /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
-  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be empty, is
-  /// told of every element once where the sum is formed in host memory, and of none where it is not.
+  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be
+  /// empty, is told of every element once where the sum is formed in host memory, and of none where it is not.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) = 0;
 
-  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `written` is given by all ranks or
-  /// by none, and then numel is a multiple of size: where the sum is formed in host memory it is told of every element of this rank's
-  /// part [rank * numel / size, (rank + 1) * numel / size) once, counted from the part's begin, and of none where it is not.
+  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `written` is given by
+  /// all ranks or by none, and then numel is a multiple of size: where the sum is formed in host memory it is told of
+  /// every element of this rank's part [rank * numel / size, (rank + 1) * numel / size) once, counted from the part's
+  /// begin, and of none where it is not.
   virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) = 0;
 
   /// Copies `data` [bytes] of `root` to every rank.
@@ -105,11 +109,12 @@ class Communicator {
   /// Returns when every rank has come.
   virtual void barrier(Tag tag) = 0;
 
-  /// Blocks until `ready()` (a cheap test of memory that a peer writes), with the same timeout, abort and liveness checks as
-  /// every wait. `waiting_for` (a rank, or -1) and `what` go into the message.
+  /// Blocks until `ready()` (a cheap test of memory that a peer writes), with the same timeout, abort and liveness
+  /// checks as every wait. `waiting_for` (a rank, or -1) and `what` go into the message.
   virtual void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) = 0;
 
-  /// From any thread. Errors: PeerError when a rank has aborted. Cost: a look at memory or, over c10d, one question to the store.
+  /// From any thread. Errors: PeerError when a rank has aborted. Cost: a look at memory or, over c10d, one question to
+  /// the store.
   virtual void throw_if_aborted() = 0;
 
   /// After how long a wait ends.
@@ -135,13 +140,13 @@ class Communicator {
   virtual std::string gather_host_bytes(std::string_view mine, Tag tag);
 };
 
-/// Blocks until `ready()`, a cheap test of something that this process brings about: a device, a thread. From any thread. Errors:
-/// TimeoutError after the communicator's timeout, which ends the peers' waits, too; PeerError when a rank has aborted. `what`: for
-/// the message, "the gradients' way to the host".
+/// Blocks until `ready()`, a cheap test of something that this process brings about: a device, a thread. From any
+/// thread. Errors: TimeoutError after the communicator's timeout, which ends the peers' waits, too; PeerError when a
+/// rank has aborted. `what`: for the message, "the gradients' way to the host".
 void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what);
 
-/// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For global checks and comparisons, not
-/// for pages. Blocks. Errors: as Work::wait.
+/// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For global checks and comparisons,
+/// not for pages. Blocks. Errors: as Work::wait.
 std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
 
 }  // namespace zeropage::comm

@@ -108,7 +108,8 @@ Descriptor try_listen(const HostNumber& address, std::uint16_t port) {
   return socket;
 }
 
-/// Whether the kernel has connected the socket with itself, as it may when nobody listens at a port that it also hands out.
+/// Whether the kernel has connected the socket with itself, as it may when nobody listens at a port that it also hands
+/// out.
 bool is_its_own_peer(int socket) {
   sockaddr_storage self{}, peer{};
   socklen_t self_bytes = sizeof(self), peer_bytes = sizeof(peer);

@@ -1,5 +1,6 @@
 /// \file
-/// After a fork the child owns nothing of its parent's rank: it takes part in no collective and says nothing to the peers.
+/// After a fork the child owns nothing of its parent's rank: it takes part in no collective and says nothing to the
+/// peers.
 #pragma once
 
 #include <sys/types.h>

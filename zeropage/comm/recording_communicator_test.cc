@@ -26,7 +26,8 @@ TEST(RecordingCommunicator, ConformanceHolds) {
   for (const std::string& outcome : run_threads(3, kLong, body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches transfers that are counted twice (polled and then waited for), not at all, or with the size of something else.
+// Catches transfers that are counted twice (polled and then waited for), not at all, or with the size of something
+// else.
 TEST(RecordingCommunicator, CountsEachTransferOnce) {
   const auto body = [](Communicator& communicator) {
     const auto timeline = std::make_shared<Timeline>(TimelineOptions{});

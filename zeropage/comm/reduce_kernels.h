@@ -12,15 +12,16 @@
 
 namespace zeropage::comm {
 
-/// Where ranks exchange messages, an all_reduce of at most so many bytes is one gather and a local sum: one round of messages instead of two.
+/// Where ranks exchange messages, an all_reduce of at most so many bytes is one gather and a local sum: one round of
+/// messages instead of two.
 constexpr std::int64_t kSmallReductionBytes = 16384;
 
 /// out[i] = inputs[0][i] + inputs[1][i] + ..., added in that order, in fp32 (fp64 for fp64 inputs), rounded once to
 /// `out_dtype` (to nearest, ties to even; NaN stays NaN). With `accumulate` the sum is added to what `out` holds.
 /// inputs: at least one, each [numel, in_dtype], any alignment. out: [numel, out_dtype], out_dtype is in_dtype or fp32;
 /// fp32 when accumulating. `out` may be one of the inputs when the dtypes are equal, and must not overlap them else.
-/// Cost: reads each input once and writes out once (accumulators stay in the L1 cache). After each block of `out`, which is in that
-/// cache then, `on_reduced(begin, numel)` is called, unless it is empty.
+/// Cost: reads each input once and writes out once (accumulators stay in the L1 cache). After each block of `out`,
+/// which is in that cache then, `on_reduced(begin, numel)` is called, unless it is empty.
 /// Errors: UsageError for combinations of dtypes that are not listed here.
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
                   DType out_dtype, bool accumulate, const OnReduced& on_reduced);

@@ -183,8 +183,8 @@ TEST(ThreadCommunicator, EveryWaitAdvancesEarlierWorks) {
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-/// Two ranks driven by one thread: `start` starts a collective of a rank. Each round polls all works of rank 0, then those of rank 1.
-/// Returns the rounds until all are complete, or 100.
+/// Two ranks driven by one thread: `start` starts a collective of a rank. Each round polls all works of rank 0, then
+/// those of rank 1. Returns the rounds until all are complete, or 100.
 int rounds_until_complete(std::vector<std::unique_ptr<Communicator>>& ranks, int count,
                           const std::function<WorkPtr(Communicator&, int)>& start) {
   std::vector<WorkPtr> works[2];
@@ -201,8 +201,8 @@ int rounds_until_complete(std::vector<std::unique_ptr<Communicator>>& ranks, int
   return 100;
 }
 
-// Catches ranks that must meet once for every collective although all ranks have started all of them: a rank that shares its core with
-// another program then waits for its turn as many times.
+// Catches ranks that must meet once for every collective although all ranks have started all of them: a rank that
+// shares its core with another program then waits for its turn as many times.
 TEST(ThreadCommunicator, ManyCollectivesTakeAsManyMeetingsAsOne) {
   constexpr std::int64_t kNumel = 4096;
   constexpr int kCount = 20;

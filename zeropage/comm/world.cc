@@ -102,7 +102,8 @@ Found look_up(const Environment& environment, const Names& names) {
           {names.local_size, get(environment, names.local_size)}};
 }
 
-/// A number that the ranks of this job share and other jobs hardly have: of the launcher's token, or of what else tells jobs apart.
+/// A number that the ranks of this job share and other jobs hardly have: of the launcher's token, or of what else tells
+/// jobs apart.
 std::uint64_t job_digest(const Environment& environment) {
   std::string identity = token_from_environment(environment);
   if (identity.empty()) {

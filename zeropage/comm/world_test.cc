@@ -94,7 +94,8 @@ TEST(Meeting, TokenHasItsForm) {
   }
 }
 
-// The shell of an allocation has some of Slurm's variables; a program started there is one rank and must not wait for others.
+// The shell of an allocation has some of Slurm's variables; a program started there is one rank and must not wait for
+// others.
 TEST(World, InAnAllocationsShellIsOne) { EXPECT_EQ(world_of({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "8"}}), World{}); }
 
 TEST(World, NamesWhatIsMissingOrWrong) {

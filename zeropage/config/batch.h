@@ -19,7 +19,8 @@ namespace zeropage::config {
 ///     accumulation, or none      micro = 1 where it is "auto"; else nothing: an error
 ///
 /// Every division must be exact. What follows is written into `settings` as derived. With world_size 0 nothing follows:
-/// sizes that are not given stay 0 (accumulation: 1). Errors: ConfigError with the arithmetic and values that would work.
+/// sizes that are not given stay 0 (accumulation: 1). Errors: ConfigError with the arithmetic and values that would
+/// work.
 Batch resolve_batch(Settings& settings, int world_size);
 
 }  // namespace zeropage::config

@@ -61,8 +61,8 @@ class Checker {
     for (const Member* member : dotted) read_dotted(section, *member);
   }
 
-  /// `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write what they compute: the key of that
-  /// section, instead of what the section says.
+  /// `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write what they compute:
+  /// the key of that section, instead of what the section says.
   void read_dotted(const Section& top, const Member& member) {
     const auto dot = member.name.rfind('.');
     const std::string path = inner_path(top, member.name.substr(0, dot));

@@ -2,7 +2,8 @@
 /// Checks a document against the tables.
 ///
 /// 1. Each member of a section is a key of its table, an alias of one, or a section; anything else is an unknown key.
-/// 2. null counts as absent, for keys and sections; so does "auto", with a note, where it is neither planned nor a choice.
+/// 2. null counts as absent, for keys and sections; so does "auto", with a note, where it is neither planned nor a
+///    choice.
 /// 3. A value has its key's type, range and choices.
 /// 4. A key that is not built has its default, unless its section is switched off and cannot do anything.
 /// 5. A key of a section at the top level, its path spelled with dots, goes before what the section says, with a note.

@@ -1,7 +1,7 @@
 /// \file
-/// The typed configuration: what `ds_config.json` means after parsing, checking, and the batch rule. Everything below the
-/// parser reads this and never JSON. One struct per supported section; the tables in `tables_*.cc` say for every key its
-/// type, default, range and one line of documentation.
+/// The typed configuration: what `ds_config.json` means after parsing, checking, and the batch rule. Everything below
+/// the parser reads this and never JSON. One struct per supported section; the tables in `tables_*.cc` say for every
+/// key its type, default, range and one line of documentation.
 #pragma once
 
 #include <array>
@@ -285,9 +285,9 @@ struct Config {
   std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
   std::string effective_json;            ///< every key with the effective value, canonical order: printed and hashed
 
-  /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes unresolved).
-  /// `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was expected and the
-  /// nearest known key. Cost: milliseconds.
+  /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes
+  /// unresolved). `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was
+  /// expected and the nearest known key. Cost: milliseconds.
   static Config from_json(const std::string& text, int world_size, const std::string& origin = "config");
 
   /// The same for a file. Errors: also IoError when it cannot be read.

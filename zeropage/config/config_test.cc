@@ -1,5 +1,5 @@
-/// Would catch: a key that is read into the wrong field or not at all, an alias or deprecated form that stopped working,
-/// defaults of tables and structs that drift apart.
+/// Would catch: a key that is read into the wrong field or not at all, an alias or deprecated form that stopped
+/// working, defaults of tables and structs that drift apart.
 #include "zeropage/config/config.h"
 
 #include <gtest/gtest.h>

@@ -1,8 +1,8 @@
 /// \file
 /// The vocabulary of `ds_config.json`. A key is one row: name, type, default, range, status and one line of
 /// documentation; a section is a list of rows. The rows live in `tables_*.cc`; checking (check.h), the typed Config
-/// (config.cc), the printed configuration (effective.h) and docs/config.md all read them, so adding a key is adding a row
-/// and, when it is supported, reading it in config.cc.
+/// (config.cc), the printed configuration (effective.h) and docs/config.md all read them, so adding a key is adding a
+/// row and, when it is supported, reading it in config.cc.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 /// \file
-/// Every key with its effective value and where the value came from: what checking the document against the tables gives.
+/// Every key with its effective value and where the value came from: what checking the document against the tables
+/// gives.
 #pragma once
 
 #include <optional>

@@ -1,6 +1,6 @@
 /// \file
-/// What objects of torch::optim write into archives, name by name: the one way to read state and hyperparameters of a class that is not
-/// known here, the program's own included.
+/// What objects of torch::optim write into archives, name by name: the one way to read state and hyperparameters of a
+/// class that is not known here, the program's own included.
 #pragma once
 
 #include <ATen/core/ivalue.h>

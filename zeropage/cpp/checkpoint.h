@@ -1,6 +1,6 @@
 /// \file
-/// What Engine::save_checkpoint and Engine::load_checkpoint take and give. The files are Python's as well: either language goes on
-/// from what the other has saved (docs/checkpoint-format.md).
+/// What Engine::save_checkpoint and Engine::load_checkpoint take and give. The files are Python's as well: either
+/// language goes on from what the other has saved (docs/checkpoint-format.md).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -50,7 +50,8 @@ void train(Engine& engine, Scale& model, int steps) {
   }
 }
 
-// State that is not saved, or not put back, trains on along another path: weights, moments, schedule, buffers, client state.
+// State that is not saved, or not put back, trains on along another path: weights, moments, schedule, buffers, client
+// state.
 TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
   const Folder folder;
   on_two_ranks([&](int rank, const Options& options) {

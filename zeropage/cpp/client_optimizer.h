@@ -1,13 +1,17 @@
 /// \file
-/// An optimizer object of the program's (of torch::optim, or a class of its own) that the engine runs, as Python's torch_optimizer.py does:
+/// An optimizer object of the program's (of torch::optim, or a class of its own) that the engine runs, as Python's
+/// torch_optimizer.py does:
 ///
-///   1. From `attach` on its groups hold stand-ins, one for each parameter of which this rank updates a part. Its state is keyed by them.
-///   2. An update fills the stand-ins with views of fp32 copies of those parts and of their gradients, and calls the object's `step` once.
-///   3. Between updates stand-ins have no memory: an `optimizer.step()` that was left in the program raises an error that says so.
+///   1. From `attach` on its groups hold stand-ins, one for each parameter of which this rank updates a part. Its state
+///      is keyed by them.
+///   2. An update fills the stand-ins with views of fp32 copies of those parts and of their gradients, and calls the
+///      object's `step` once.
+///   3. Between updates stand-ins have no memory: an `optimizer.step()` that was left in the program raises an error
+///      that says so.
 ///   4. At the end the groups get the program's parameters back.
 ///
-/// That is exact for optimizers that treat every element alike. LBFGS, which needs all parameters and many evaluations, works on the
-/// program's own parameters instead, at stage 0: see `run`.
+/// That is exact for optimizers that treat every element alike. LBFGS, which needs all parameters and many evaluations,
+/// works on the program's own parameters instead, at stage 0: see `run`.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -56,7 +60,8 @@ class ClientOptimizer {
   /// `inputs`: what the engine was given.
   void attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs);
 
-  /// One more group, with the object's defaults but for the rate; then, when the engine has its parameters, `extend`. Errors: ConfigError.
+  /// One more group, with the object's defaults but for the rate; then, when the engine has its parameters, `extend`.
+  /// Errors: ConfigError.
   void add_group(const ParameterGroup& group);
   void extend(const engine::Engine& core, const std::vector<engine::ParameterInput>& added);
 
@@ -70,10 +75,12 @@ class ClientOptimizer {
   /// One update. Errors: whatever its `step` throws.
   void update(const std::vector<engine::ClientSegment>& segments);
 
-  /// One step of an optimizer that evaluates the loss itself. `loss`: forward and backward; what it returns is the same on all ranks.
+  /// One step of an optimizer that evaluates the loss itself. `loss`: forward and backward; what it returns is the same
+  /// on all ranks.
   at::Tensor run(const std::function<at::Tensor()>& loss) { return optimizer_->step(loss); }
 
-  /// `zero_grad()` of the program's takes the stand-ins' gradients away; without them a `step()` would do nothing, in silence.
+  /// `zero_grad()` of the program's takes the stand-ins' gradients away; without them a `step()` would do nothing, in
+  /// silence.
   void arm();
 
   // -- checkpoints

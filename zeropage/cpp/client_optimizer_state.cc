@@ -1,5 +1,5 @@
-// State of the program's optimizer in checkpoints, as Python's shard_state.py has it: "torch.square_avg/NAME" by the element,
-// "torch_scalar.step/NAME" a tensor and "torch_number.count/NAME" a number of the parameter as a whole.
+// State of the program's optimizer in checkpoints, as Python's shard_state.py has it: "torch.square_avg/NAME" by the
+// element, "torch_scalar.step/NAME" a tensor and "torch_number.count/NAME" a number of the parameter as a whole.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 

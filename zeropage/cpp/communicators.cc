@@ -18,8 +18,8 @@
 namespace zeropage::cpp {
 namespace {
 
-/// Engines are made in the same order on all ranks, so their number is part of the name under which they meet. It counts what
-/// this process did, as the environment says what it is.
+/// Engines are made in the same order on all ranks, so their number is part of the name under which they meet. It
+/// counts what this process did, as the environment says what it is.
 std::int64_t next_number() {
   static std::atomic<std::int64_t> made{0};
   return made++;

@@ -23,8 +23,9 @@ comm::World world_of(const Options& options);
 /// Where the engine runs.
 at::Device device_of(const Options& options);
 
-/// The program's own communicators, else joins the ranks as zeropage.communicator says. "auto": in shared memory on one host; on
-/// several through MPI when mpirun or srun has started them, else, and on GPUs, over c10d at MASTER_ADDR. Collective.
+/// The program's own communicators, else joins the ranks as zeropage.communicator says. "auto": in shared memory on one
+/// host; on several through MPI when mpirun or srun has started them, else, and on GPUs, over c10d at MASTER_ADDR.
+/// Collective.
 /// Errors: ConfigError (what is asked for does not serve these ranks), IoError, PeerError, TimeoutError.
 Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options);
 

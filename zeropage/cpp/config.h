@@ -8,7 +8,8 @@ namespace zeropage {
 
 class Config {
  public:
-  /// Reads a file and checks it. Errors: IoError, ConfigError with key, line, what was expected and the nearest known key.
+  /// Reads a file and checks it. Errors: IoError, ConfigError with key, line, what was expected and the nearest known
+  /// key.
   static Config from_file(const std::string& path);
 
   /// The same for JSON text; `origin` goes into messages.

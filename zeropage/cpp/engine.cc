@@ -73,7 +73,8 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
   return scaled;
 }
 
-/// What an update changes: the count of writes, and, since torch's SGD writes past that, the first element where it is always there.
+/// What an update changes: the count of writes, and, since torch's SGD writes past that, the first element where it is
+/// always there.
 Engine::Impl::Mark Engine::Impl::mark_of(const at::Tensor& parameter) const {
   Mark mark{parameter.is_inference() ? 0 : parameter._version(), 0};
   if (config.zero.stage < 3 && device.is_cpu() && parameter.numel() > 0) {

@@ -1,6 +1,6 @@
 /// \file
-/// The engine of a C++ program: the same core as Python's, and its methods under the same names. The user's module stays what
-/// it is and is called as before; its parameters are taken over in place.
+/// The engine of a C++ program: the same core as Python's, and its methods under the same names. The user's module
+/// stays what it is and is called as before; its parameters are taken over in place.
 ///
 /// Not thread-safe: one thread drives an engine.
 #pragma once
@@ -46,47 +46,51 @@ class Engine {
  public:
   class Impl;
 
-  /// Ends training; not collective. The module keeps its values: sharded parameters stay sharded, and operators gather them as before, on all
-  /// ranks alike, until they are destroyed or another `initialize` takes the module over.
+  /// Ends training; not collective. The module keeps its values: sharded parameters stay sharded, and operators gather
+  /// them as before, on all ranks alike, until they are destroyed or another `initialize` takes the module over.
   ~Engine();
 
   /// What is moved from is empty: every call is a UsageError.
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
-  /// Ends training and leaves a module of plain tensors, whole on every rank, in the types that the engine computed with. Collective. The
-  /// engine is empty afterwards. Memory: the sharded parameters, whole. Errors: CheckpointError of a save under way (the module is released
-  /// nevertheless), PeerError, TimeoutError.
+  /// Ends training and leaves a module of plain tensors, whole on every rank, in the types that the engine computed
+  /// with. Collective. The engine is empty afterwards. Memory: the sharded parameters, whole. Errors: CheckpointError
+  /// of a save under way (the module is released nevertheless), PeerError, TimeoutError.
   void release();
 
   // -- the loop
 
-  /// Takes in parameters that were replaced since the last step (`p.set_data(...)`); without an optimizer it also ends a pass, so
-  /// call it before each forward of an evaluation. Otherwise not needed.
+  /// Takes in parameters that were replaced since the last step (`p.set_data(...)`); without an optimizer it also ends
+  /// a pass, so call it before each forward of an evaluation. Otherwise not needed.
   void before_forward();
 
   /// The scope in which the forward runs when torch_autocast is enabled; without that it changes nothing.
   ///     const auto loss = [&] { auto scope = engine.autocast(); return model->forward(batch); }();
   Autocast autocast();
 
-  /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError (also where
-  /// torch_autocast is enabled and no forward was in the scope of `autocast`), those of the graph, PeerError, TimeoutError.
+  /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError (also
+  /// where torch_autocast is enabled and no forward was in the scope of `autocast`), those of the graph, PeerError,
+  /// TimeoutError.
   at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
 
-  /// For `scale(loss).backward()`: the loss times the loss scale of fp16. The backward of the result is as good as `backward(loss)`.
+  /// For `scale(loss).backward()`: the loss times the loss scale of fp16. The backward of the result is as good as
+  /// `backward(loss)`.
   at::Tensor scale(const at::Tensor& loss);
 
-  /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks apply
-  /// it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With
+  /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks
+  /// apply it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With
   /// zeropage.preemption_folder: Preempted on all ranks after the step in which one got SIGTERM, when all have saved;
   /// `exit_code` makes 0 of it.
   void step();
 
-  /// One step of LBFGS (Options::optimizer), which evaluates the loss as often as it needs: `closure` returns the loss of this rank's batch,
-  /// and the engine does the rest, `zero_grad` and `backward` included. Returns the first loss, the mean over ranks. Errors: as `step`.
+  /// One step of LBFGS (Options::optimizer), which evaluates the loss as often as it needs: `closure` returns the loss
+  /// of this rank's batch, and the engine does the rest, `zero_grad` and `backward` included. Returns the first loss,
+  /// the mean over ranks. Errors: as `step`.
   at::Tensor step(const std::function<at::Tensor()>& closure);
 
-  /// Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an update.
+  /// Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an
+  /// update.
   void zero_grad();
 
   bool is_gradient_accumulation_boundary() const;  ///< whether the next `step` updates the parameters
@@ -101,20 +105,23 @@ class Engine {
 
   // -- parameters and memory
 
-  /// While the result lives these parameters are whole on every rank that holds such a result: for code that goes round the
-  /// dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective); absent: what each
-  /// rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the engine's.
+  /// While the result lives these parameters are whole on every rank that holds such a result: for code that goes round
+  /// the dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective); absent:
+  /// what each rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the
+  /// engine's.
   Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
 
-  /// Trains more parameters from now on, as a group of their own: those of a layer that the module got after `initialize`. Collective, between
-  /// updates. They get rank 0's values and the configured precision. With Options::optimizer only `lr` may be given; the object's other
-  /// defaults hold. Errors: UsageError (none given, or in the middle of an update), PeerError (ranks differ), ConfigError.
+  /// Trains more parameters from now on, as a group of their own: those of a layer that the module got after
+  /// `initialize`. Collective, between updates. They get rank 0's values and the configured precision. With
+  /// Options::optimizer only `lr` may be given; the object's other defaults hold. Errors: UsageError (none given, or in
+  /// the middle of an update), PeerError (ranks differ), ConfigError.
   void add_parameters(const ParameterGroup& group);
 
-  /// Full and local values under the names that Python has them by (docs/gradients.md): fp32 values, the mean gradient between the last
-  /// backward of a window and `step`, and states of the optimizer ("exp_avg"). What is returned is new; undefined where there is none. Full
-  /// ones have the parameter's shape and are collective; local ones are this rank's elements, flat. Values that are set must be the same on
-  /// all ranks. Errors: UsageError (not the engine's parameter, no such state, another shape), PeerError, TimeoutError, IoError.
+  /// Full and local values under the names that Python has them by (docs/gradients.md): fp32 values, the mean gradient
+  /// between the last backward of a window and `step`, and states of the optimizer ("exp_avg"). What is returned is
+  /// new; undefined where there is none. Full ones have the parameter's shape and are collective; local ones are this
+  /// rank's elements, flat. Values that are set must be the same on all ranks. Errors: UsageError (not the engine's
+  /// parameter, no such state, another shape), PeerError, TimeoutError, IoError.
   at::Tensor safe_get_full_fp32_param(const at::Tensor& parameter);
   at::Tensor safe_get_full_grad(const at::Tensor& parameter);
   at::Tensor safe_get_full_optimizer_state(const at::Tensor& parameter, const std::string& state);
@@ -133,8 +140,9 @@ class Engine {
   void print_memory_table() const;     ///< prints it on rank 0; collective
   void empty_partition_cache();        ///< gives cached frames and pages back to the system
 
-  /// Moves state to the host until `reload_states`, to make room on the device. Meanwhile nothing trains and parameters cannot be read.
-  /// Collective, between updates. pin_memory: page-locked host memory, where there is a GPU. Errors: UsageError.
+  /// Moves state to the host until `reload_states`, to make room on the device. Meanwhile nothing trains and parameters
+  /// cannot be read. Collective, between updates. pin_memory: page-locked host memory, where there is a GPU. Errors:
+  /// UsageError.
   void offload_states(const OffloadedStates& include = {}, bool pin_memory = true);
   void reload_states();  ///< ends `offload_states`; collective
 
@@ -145,20 +153,22 @@ class Engine {
 
   // -- checkpoints
 
-  /// Saves everything that training goes on from, as `save_dir/tag`. Collective; returns the step's path. With zeropage.async_save it
-  /// returns when the state is copied; when the rest fails the next `step`, save or `wait_for_checkpoint` throws. Errors:
-  /// CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro steps).
+  /// Saves everything that training goes on from, as `save_dir/tag`. Collective; returns the step's path. With
+  /// zeropage.async_save it returns when the state is copied; when the rest fails the next `step`, save or
+  /// `wait_for_checkpoint` throws. Errors: CheckpointError (on every rank, with the failures of all; training can go
+  /// on), UsageError (between micro steps).
   std::string save_checkpoint(const std::string& save_dir, const SaveOptions& options = {});
 
   void wait_for_checkpoint();  ///< returns when no save is under way. Errors: its CheckpointError
 
-  /// Writes parameters and buffers as one safetensors file in the types the model computes with, tied ones once. Collective; no rank
-  /// ever holds the model. Errors: UsageError (a name that does not end in .safetensors), CheckpointError on every rank.
+  /// Writes parameters and buffers as one safetensors file in the types the model computes with, tied ones once.
+  /// Collective; no rank ever holds the model. Errors: UsageError (a name that does not end in .safetensors),
+  /// CheckpointError on every rank.
   void save_16bit_model(const std::string& save_dir, const std::string& save_filename = "model.safetensors",
                         bool exclude_frozen_parameters = false);
 
-  /// Goes on from a step of `load_dir`; nullopt when there is none. Any world size and stage load what any other has saved.
-  /// Collective. Errors: CheckpointError on every rank; the engine is then as it was.
+  /// Goes on from a step of `load_dir`; nullopt when there is none. Any world size and stage load what any other has
+  /// saved. Collective. Errors: CheckpointError on every rank; the engine is then as it was.
   std::optional<LoadedCheckpoint> load_checkpoint(const std::string& load_dir, const LoadOptions& options = {});
 
   // -- ranks, batch sizes
@@ -229,11 +239,12 @@ class Engine {
   Owned impl_;
 };
 
-/// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers are
-/// cast and get rank 0's values. Collective. Shared parameters count once. The engine holds the module, where a shared_ptr does (as that of
-/// torch's ModuleHolder); of a module on the stack it keeps the tensors. So either may end first.
-/// Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's shared memory; those of
-/// several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at MASTER_ADDR (comm/c10d/c10d_job.h).
+/// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers
+/// are cast and get rank 0's values. Collective. Shared parameters count once. The engine holds the module, where a
+/// shared_ptr does (as that of torch's ModuleHolder); of a module on the stack it keeps the tensors. So either may end
+/// first. Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's
+/// shared memory; those of several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at
+/// MASTER_ADDR (comm/c10d/c10d_job.h).
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
 

@@ -46,8 +46,9 @@ class Engine::Impl {
   std::optional<double> known_loss()
       const;  ///< mean since the last update; absent where the program runs the backward itself
 
-  /// Notices an optimizer of the program's that the engine does not know: it has changed all parameters between the last backward and `step`,
-  /// and the engine's update comes on top. Says so once, on rank 0. At stage 3 torch's SGD is not noticed.
+  /// Notices an optimizer of the program's that the engine does not know: it has changed all parameters between the
+  /// last backward and `step`, and the engine's update comes on top. Says so once, on rank 0. At stage 3 torch's SGD is
+  /// not noticed.
   void note_parameters();
   void warn_of_second_update();
   using Mark = std::pair<std::int64_t, std::int32_t>;

@@ -208,7 +208,8 @@ TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
   }
 }
 
-// A changed key that is not checked, or that takes others with it, would train with another configuration than was asked for.
+// A changed key that is not checked, or that takes others with it, would train with another configuration than was
+// asked for.
 TEST(Config, CanBeChangedAndIsChecked) {
   const auto config = Config::from_json(kConfig).with(R"({"zero_optimization": {"stage": 1}})");
   Scale model(1.0);

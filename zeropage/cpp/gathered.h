@@ -28,7 +28,8 @@ class [[nodiscard]] Gathered {
   int exceptions_;
 };
 
-/// As Engine::gathered, for tensors of an Init scope that no engine has taken over yet; others are left alone. Collective.
+/// As Engine::gathered, for tensors of an Init scope that no engine has taken over yet; others are left alone.
+/// Collective.
 /// Errors: UsageError (no such rank), PeerError, TimeoutError.
 Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
 

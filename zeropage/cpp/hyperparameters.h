@@ -25,7 +25,8 @@ nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const config:
 /// What must be the same on all ranks, for engine::require_same_everywhere: a line per group.
 std::string optimizer_facts(config::OptimizerKind kind, const std::vector<config::OptimizerParams>& groups);
 
-/// The other way; names that are not there, or unknown, change nothing. Errors: CheckpointError for values of another type.
+/// The other way; names that are not there, or unknown, change nothing. Errors: CheckpointError for values of another
+/// type.
 void read_hyperparameters(const nlohmann::json& group, config::OptimizerKind kind, config::OptimizerParams& params);
 
 }  // namespace zeropage::cpp

@@ -20,14 +20,15 @@ class Module;
 
 namespace zeropage {
 
-/// While it lives, tensors that this thread makes are kept within the live limit (`stage3_max_live_parameters`). Beyond it the
-/// least recently used ones are cut into shards, one per rank; operators gather them again. `initialize` takes the model's
-/// parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's values. Ranks must run the
-/// same code until then. Raw pointers into such tensors (`data_ptr`) need `gathered`.
+/// While it lives, tensors that this thread makes are kept within the live limit (`stage3_max_live_parameters`). Beyond
+/// it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize` takes
+/// the model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's
+/// values. Ranks must run the same code until then. Raw pointers into such tensors (`data_ptr`) need `gathered`.
 class Init {
  public:
   /// Does nothing below stage 3, or with one rank; else joins the ranks. `options`: communicator and device, as for
-  /// `initialize`; tensors of other devices are left alone. Collective. Errors: ConfigError, IoError, PeerError, TimeoutError.
+  /// `initialize`; tensors of other devices are left alone. Collective. Errors: ConfigError, IoError, PeerError,
+  /// TimeoutError.
   explicit Init(const Config& config, const Options& options = {});
   ~Init();
   Init(const Init&) = delete;

@@ -42,8 +42,8 @@ struct Matrices : torch::nn::Module {
 
 double first(const at::Tensor& matrix) { return *static_cast<const float*>(matrix.data_ptr()); }
 
-// A scope that shards nothing builds models only as large as memory; parameters that keep this rank's values, or a buffer that
-// stays in shards, make ranks differ or wait for each other.
+// A scope that shards nothing builds models only as large as memory; parameters that keep this rank's values, or a
+// buffer that stays in shards, make ranks differ or wait for each other.
 TEST(Init, ShardsWhatIsMadeInsideAndTheEngineTakesItOver) {
   on_two_ranks([](int rank, const Options& options) {
     std::unique_ptr<Matrices> model;

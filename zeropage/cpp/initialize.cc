@@ -58,8 +58,8 @@ void place_model(torch::nn::Module& model, c10::Device device) {
   }
 }
 
-/// Every parameter once; those of the groups that are not the model's follow after those of the model. `aliases` gets the
-/// further names of tied ones.
+/// Every parameter once; those of the groups that are not the model's follow after those of the model. `aliases` gets
+/// the further names of tied ones.
 std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model, const std::vector<ParameterGroup>& groups,
                                                     std::map<std::string, std::vector<std::string>>& aliases) {
   std::vector<engine::ParameterInput> inputs;

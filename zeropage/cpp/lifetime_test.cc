@@ -27,7 +27,8 @@ torch::nn::Sequential trained_by_libtorch(int from, int to, torch::nn::Sequentia
   return model;
 }
 
-// Trained values that go with the engine, hooks and marks that stay on the parameters, and a module that no second engine takes.
+// Trained values that go with the engine, hooks and marks that stay on the parameters, and a module that no second
+// engine takes.
 TEST(Lifetime, AModuleGoesOnWithoutItsEngine) {
   for (const int stage : {0, 1, 2, 3}) {
     on_two_ranks([stage](int rank, const Options& options) {

@@ -1,5 +1,5 @@
-// A rank that builds and trains a model whose parameters exceed the memory the process may have: `memory_limit init`. Without
-// `init` it builds the model in the plain way, and fails. tests/test_cpp.py runs both.
+// A rank that builds and trains a model whose parameters exceed the memory the process may have: `memory_limit init`.
+// Without `init` it builds the model in the plain way, and fails. tests/test_cpp.py runs both.
 #include <sys/resource.h>
 #include <torch/nn/modules/container/modulelist.h>
 #include <torch/nn/modules/linear.h>

@@ -1,7 +1,7 @@
 /// \file
-/// The named tensors of a program's module, for saving and loading. A module that is held by a shared_ptr (torch's ModuleHolder, as most
-/// are) is held here as well, and asked each time. One that is not, as on the stack, may end before the engine: of that the tensors are
-/// kept that it had in `initialize`.
+/// The named tensors of a program's module, for saving and loading. A module that is held by a shared_ptr (torch's
+/// ModuleHolder, as most are) is held here as well, and asked each time. One that is not, as on the stack, may end
+/// before the engine: of that the tensors are kept that it had in `initialize`.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -21,8 +21,8 @@ struct Event {
   std::int64_t samples = 0;
 };
 
-/// A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines `samples,value`. A run that goes on
-/// in the same folder appends. Rank 0 writes; every value is handed to the system at once.
+/// A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines `samples,value`.
+/// A run that goes on in the same folder appends. Rank 0 writes; every value is handed to the system at once.
 class Monitor {
  public:
   Monitor() = default;  ///< writes nothing

@@ -1,6 +1,6 @@
 /// \file
-/// `zeropage plan` for C++ programs: what a model takes at every stage, how fast it can be, and what to choose. (zeropage::plan is the
-/// namespace of the formulas.)
+/// `zeropage plan` for C++ programs: what a model takes at every stage, how fast it can be, and what to choose.
+/// (zeropage::plan is the namespace of the formulas.)
 #pragma once
 
 #include <cstdint>

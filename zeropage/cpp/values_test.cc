@@ -110,7 +110,7 @@ TEST(Initialize, ADeviceThatIsNotThereIsRefused) {
   } catch (const ConfigError& error) {
     EXPECT_NE(std::string(error.what()).find("Options::device is xla"), std::string::npos) << error.what();
   }
-  EXPECT_STREQ(version(), "0.1.0");
+  EXPECT_STREQ(version(), "0.2.0");
 }
 
 }  // namespace

@@ -4,7 +4,7 @@
 
 namespace zeropage {
 
-/// Of the library, "0.1.0".
+/// Of the library, "0.2.0".
 const char* version();
 
 }  // namespace zeropage

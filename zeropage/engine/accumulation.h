@@ -1,12 +1,14 @@
 /// \file
 /// Where in an accumulation window an engine is. A window is the micro steps whose gradients one update uses:
 ///
-///   1. A window begins when the engine is made, after each update (applied or skipped), after a loaded checkpoint, and after
-///      zero_grad(), which drops the gradients of the window it interrupts.
-///   2. Each step() ends a micro step. The one that makes the window as long as the present accumulation steps is its boundary.
-///   3. force(true) makes the next micro step a boundary, force(false) none, until force(nullopt). A window that ended early does not
-///      shorten the one after it.
-///   4. New accumulation steps hold at once: a window that is already as long, or longer, ends with its next micro step.
+///   1. A window begins when the engine is made, after each update (applied or skipped), after a loaded checkpoint, and
+///      after zero_grad(), which drops the gradients of the window it interrupts.
+///   2. Each step() ends a micro step. The one that makes the window as long as the present accumulation steps is its
+///      boundary.
+///   3. force(true) makes the next micro step a boundary, force(false) none, until force(nullopt). A window that ended
+///      early does not shorten the one after it.
+///   4. New accumulation steps hold at once: a window that is already as long, or longer, ends with its next micro
+///      step.
 ///
 /// The engine owns it; the reducer is told by the engine, and Python asks the engine.
 #pragma once

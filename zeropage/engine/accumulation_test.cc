@@ -21,7 +21,8 @@ void run(AccumulationWindow& window, std::vector<std::int64_t>& updates, std::in
   }
 }
 
-// Catches a window that is counted from the start of the run, so that new accumulation steps begin in the middle of one.
+// Catches a window that is counted from the start of the run, so that new accumulation steps begin in the middle of
+// one.
 TEST(AccumulationWindow, NewStepsBeginWithTheNextWindow) {
   AccumulationWindow window(3, 8);
   std::vector<std::int64_t> updates;

@@ -13,12 +13,12 @@
 
 namespace zeropage::engine {
 
-/// Collective: compares `text` (one fact per line) over the ranks, by hash first. Names the ranks that differ from rank 0 and the first
-/// line that does; nothing when all are alike.
+/// Collective: compares `text` (one fact per line) over the ranks, by hash first. Names the ranks that differ from rank
+/// 0 and the first line that does; nothing when all are alike.
 std::optional<std::string> difference_between_ranks(comm::Communicator& communicator, const std::string& text);
 
-/// Collective: a warning on rank 0 where ranks have other versions of zeropage or of torch and its libraries, or where torch chose other
-/// instructions (AVX2, AVX512) for their processors. Cost: one small exchange.
+/// Collective: a warning on rank 0 where ranks have other versions of zeropage or of torch and its libraries, or where
+/// torch chose other instructions (AVX2, AVX512) for their processors. Cost: one small exchange.
 void warn_of_different_software(comm::Communicator& communicator);
 
 /// Collective: as difference_between_ranks, but a difference is a PeerError on every rank.
@@ -53,9 +53,9 @@ struct GlobalCheck {
       received;  ///< parameters that got a gradient anywhere; not from this exchange, but from the reducer
 };
 
-/// Collective: two small exchanges. `written`: per page, whether something wrote it on this rank outside an update. `digest(parameter)`: 16
-/// characters that say what this rank has of a parameter; blanks: nothing that it wrote. Errors: PeerError on every rank, when a parameter
-/// of a page that some rank wrote is not the same on all.
+/// Collective: two small exchanges. `written`: per page, whether something wrote it on this rank outside an update.
+/// `digest(parameter)`: 16 characters that say what this rank has of a parameter; blanks: nothing that it wrote.
+/// Errors: PeerError on every rank, when a parameter of a page that some rank wrote is not the same on all.
 void require_same_writes(comm::Communicator& communicator, const layout::Layout& layout,
                          const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest);
 

@@ -10,8 +10,8 @@
 
 namespace zeropage::engine {
 
-/// What a rank can still take: its device's memory, and its part of what the host has available, of which the control group may allow
-/// less. Cost: reads a few small files. Errors: IoError.
+/// What a rank can still take: its device's memory, and its part of what the host has available, of which the control
+/// group may allow less. Cost: reads a few small files. Errors: IoError.
 formula::FreeMemory free_memory(c10::Device device, int ranks_of_host);
 
 /// What is to be trained. largest_numel: of one parameter.
@@ -21,8 +21,8 @@ struct ModelCounts {
   std::int64_t largest_numel = 0;
 };
 
-/// `config` with values for all that is "auto"; rank 0 says which and why. Collective where there is something to choose. Errors: those of
-/// formula::choose_automatic and of the communicator.
+/// `config` with values for all that is "auto"; rank 0 says which and why. Collective where there is something to
+/// choose. Errors: those of formula::choose_automatic and of the communicator.
 config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, formula::FreeMemory memory,
                                 comm::Communicator& communicator);
 

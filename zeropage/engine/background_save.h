@@ -31,8 +31,8 @@ class BackgroundSave {
   BackgroundSave(const BackgroundSave&) = delete;
   BackgroundSave& operator=(const BackgroundSave&) = delete;
 
-  /// Waits for the save before, then copies and starts. Cost: one copy of the tensors into memory that is kept for later saves
-  /// (counted as buffers). Errors: those of wait(), IoError when there is no memory.
+  /// Waits for the save before, then copies and starts. Cost: one copy of the tensors into memory that is kept for
+  /// later saves (counted as buffers). Errors: those of wait(), IoError when there is no memory.
   void start(checkpoint::SaveRequest request);
 
   /// True from the moment a save has failed until wait() has thrown its error.

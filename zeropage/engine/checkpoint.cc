@@ -34,8 +34,8 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
 
 constexpr std::int64_t kStateBytes = sizeof(float);
 
-/// Reads state from its home. Pieces are asked for page by page; the page of the last one stays held, so that each page comes from
-/// its home once.
+/// Reads state from its home. Pieces are asked for page by page; the page of the last one stays held, so that each page
+/// comes from its home once.
 class StateCursor {
  public:
   explicit StateCursor(const ModelState& model) : model_(model) {}

@@ -1,6 +1,6 @@
 /// \file
-/// An engine's state as tensors of a checkpoint, and back. The same segments whatever the stage: rank r writes what lies in
-/// its shard of each page, and reads what it keeps of each page.
+/// An engine's state as tensors of a checkpoint, and back. The same segments whatever the stage: rank r writes what
+/// lies in its shard of each page, and reads what it keeps of each page.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -70,15 +70,16 @@ struct CheckpointedState {
   const std::shared_ptr<checkpoint::TrainingRun>& run;
 };
 
-/// Collective. Returns the step's path. `background`: the step is written by it, and this returns when it has its copy; null: now.
+/// Collective. Returns the step's path. `background`: the step is written by it, and this returns when it has its copy;
+/// null: now.
 /// Memory: one chunk, and on devices one more. Errors: as checkpoint::save and BackgroundSave::start.
 std::string save_state(const CheckpointedState& state, const checkpoint::TrainingState& training,
                        const SaveOptions& options, BackgroundSave* background);
 
-/// Collective, in two phases: every rank compares names, shapes and types and reads everything it needs once against the digests;
-/// only when that went well on all ranks, everything is read again into its place. Types may differ: fp32 sources are
-/// rounded, 16-bit ones widened. Memory: the largest segment. Errors: CheckpointError, with the model as it was; or, when files
-/// changed between the phases, with a message that the model is not to be used.
+/// Collective, in two phases: every rank compares names, shapes and types and reads everything it needs once against
+/// the digests; only when that went well on all ranks, everything is read again into its place. Types may differ: fp32
+/// sources are rounded, 16-bit ones widened. Memory: the largest segment. Errors: CheckpointError, with the model as it
+/// was; or, when files changed between the phases, with a message that the model is not to be used.
 LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options);
 
 /// The name of a type in checkpoints. Errors: CheckpointError naming `tensor` for types that they do not hold.

@@ -19,7 +19,8 @@ namespace {
 
 using checkpoint::TensorRecord;
 
-/// One range of a tensor of the checkpoint and where it goes: into what is kept of a page's parameters, or into an array of its state.
+/// One range of a tensor of the checkpoint and where it goes: into what is kept of a page's parameters, or into an
+/// array of its state.
 struct Transfer {
   const TensorRecord* source;
   std::int64_t offset;

@@ -1,5 +1,6 @@
 /// \file
-/// How an engine's tensors look in a checkpoint: types, extents, and the names of the optimizer's state. Saving and loading share it.
+/// How an engine's tensors look in a checkpoint: types, extents, and the names of the optimizer's state. Saving and
+/// loading share it.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -23,7 +24,8 @@ std::vector<std::int64_t> memory_order(const at::Tensor& tensor);
 /// The extents in memory order.
 std::vector<std::int64_t> stored_shape(const at::Tensor& tensor);
 
-/// The arrays of a trained page by the names they have in checkpoints, where all are fp32: first the master, where there is one.
+/// The arrays of a trained page by the names they have in checkpoints, where all are fp32: first the master, where
+/// there is one.
 std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state, int page);
 
 /// The type of a parameter in its page.

@@ -1,5 +1,6 @@
 /// \file
-/// Copies of what this rank updates, for the time in which an optimizer of the program's works on them; see caller_update.h.
+/// Copies of what this rank updates, for the time in which an optimizer of the program's works on them; see
+/// caller_update.h.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -19,8 +20,10 @@ namespace zeropage::engine {
 
 class ClientValues {
  public:
-  /// Copies the masters of all trained pages to the memory in which their optimizer state lives, or to the host's for a drive.
-  /// `received`: parameters that have a gradient, which is multiplied by `gradient_scale`; empty: none has. Errors: IoError.
+  /// Copies the masters of all trained pages to the memory in which their optimizer state lives, or to the host's for a
+  /// drive.
+  /// `received`: parameters that have a gradient, which is multiplied by `gradient_scale`; empty: none has. Errors:
+  /// IoError.
   ClientValues(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
                const std::vector<bool>& received, float gradient_scale, const std::shared_ptr<Ledger>& ledger);
 
@@ -41,8 +44,8 @@ class ClientValues {
 /// Pages with trained parameters.
 std::vector<int> trained_pages(const layout::Layout& layout);
 
-/// Collective: runs `work`, which is the program's and may throw anything. When it throws on some rank, every rank throws: that rank
-/// what it threw, the others a PeerError with what all of them said; `what` begins its message.
+/// Collective: runs `work`, which is the program's and may throw anything. When it throws on some rank, every rank
+/// throws: that rank what it threw, the others a PeerError with what all of them said; `what` begins its message.
 void call_together(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work);
 
 /// The same, of work that has ended: `mine` is empty where it went well.

@@ -1,17 +1,18 @@
 /// \file
 /// The tensors of one Init scope (init.h), each a page of its own.
 ///
-///   1. take: an operator has made a tensor of some size that nobody else refers to. Its storage gets a link to here; its
-///      memory moves into the storage's Home, which goes when the storage goes: a temporary is forgotten without a word.
+///   1. take: an operator has made a tensor of some size that nobody else refers to. Its storage gets a link to here;
+///      its memory moves into the storage's Home, which goes when the storage goes: a temporary is forgotten without a
+///      word.
 ///   2. touch: a resident tensor is pinned. An absent one is gathered first, by all ranks: they run the same operators.
 ///   3. charge: bytes made and gathered count towards the live limit whether or not they have been freed since, so that ranks
-///      whose garbage is collected at different moments still reach the limit at the same operator. There, make_room:
+///      whose garbage is collected at different moments still reach the limit at the same operator. make_room then:
 ///      a. All ranks compare what they have made since the last time, by name and shape.
 ///      b. They exchange the state of every tensor: alive, resident, pinned, written, when last used.
-///      c. Tensors that are alive, resident and not in use everywhere are evicted, those that rank 0 has not used for longest
-///         first, until half of the limit is free. What is left is the new charge.
-///   4. evict: a tensor that was written since its last gather is broadcast by rank 0; each rank keeps its shard of it. The memory
-///      goes, and the storage's guard says why.
+///      c. Tensors that are alive, resident and not in use everywhere are evicted, those that rank 0 has not used for
+///         longest first, until half of the limit is free. What is left is the new charge.
+///   4. evict: a tensor that was written since its last gather is broadcast by rank 0; each rank keeps its shard of it.
+///      The memory goes, and the storage's guard says why.
 ///   5. The engine reads each parameter once (which gathers it) and gives it another storage; that ends its Home.
 ///
 /// Pages know their storages only weakly, and a Home keeps the pages object: it lives as long as any of its tensors.
@@ -51,8 +52,8 @@ class DeferredPages final : public paging::PageTable,
   /// Grows from scope to scope; the scopes of a rank are in the same order on all ranks.
   std::int64_t number() const { return number_; }
 
-  /// Gives the tensor's storage its home here, unless it is small, elsewhere, or in good hands. Errors: PeerError (ranks have made
-  /// different tensors), TimeoutError.
+  /// Gives the tensor's storage its home here, unless it is small, elsewhere, or in good hands. Errors: PeerError
+  /// (ranks have made different tensors), TimeoutError.
   void take(const at::Tensor& result, std::string_view op) override;
 
   void touch(int page, bool writes, std::string_view user) override;

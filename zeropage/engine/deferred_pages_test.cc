@@ -44,8 +44,8 @@ bool absent(const at::Tensor& tensor) {
   return tensor.storage().unsafeGetStorageImpl()->_mutable_data_ptr_no_checks().get() == nullptr;
 }
 
-// Catches tensors that are not found where they are made, a limit that is not kept, shards with other ranks' values or at the
-// wrong place, and tensors that cannot be read after the scope.
+// Catches tensors that are not found where they are made, a limit that is not kept, shards with other ranks' values or
+// at the wrong place, and tensors that cannot be read after the scope.
 TEST(DeferredPages, BeyondTheLimitEveryRankHasAShardOfRank0sValues) {
   const auto outcomes = comm::run_threads(3, kLong, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;

@@ -1,7 +1,7 @@
 /// \file
-/// State on disk, page by page (io/page_cache.h): the optimizer's as a OptimizerStateStore, the shards of parameters and gradients as they are.
-/// Passes over the optimizer's state alternate their direction, so that a pass begins with the pages that the last one left in the
-/// buffers.
+/// State on disk, page by page (io/page_cache.h): the optimizer's as a OptimizerStateStore, the shards of parameters
+/// and gradients as they are. Passes over the optimizer's state alternate their direction, so that a pass begins with
+/// the pages that the last one left in the buffers.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -21,16 +21,16 @@ namespace zeropage::engine {
 /// How `config` wants a store of this rank in `folders` to be.
 io::StoreOptions store_options(const config::Config& config, std::vector<std::string> folders, int rank);
 
-/// Where the optimizer's state of `shape` lives, as `config` says: in memory (streamed_state_store.h where a device updates what the host
-/// keeps), or, of the pages that are offloaded, on the drive. Errors: those of io::Store.
+/// Where the optimizer's state of `shape` lives, as `config` says: in memory (streamed_state_store.h where a device
+/// updates what the host keeps), or, of the pages that are offloaded, on the drive. Errors: those of io::Store.
 std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape& shape, const layout::Layout& layout,
                                                                 const config::Config& config,
                                                                 const std::shared_ptr<comm::Communicator>& communicator,
                                                                 c10::Device device,
                                                                 const std::shared_ptr<Ledger>& ledger);
 
-/// The shards of parameters that `config` wants on the drive: all but persistent pages and the first ones, of which as many stay in
-/// memory as fit max_in_cpu. Null: none. Errors: those of io::Store.
+/// The shards of parameters that `config` wants on the drive: all but persistent pages and the first ones, of which as
+/// many stay in memory as fit max_in_cpu. Null: none. Errors: those of io::Store.
 std::shared_ptr<io::PageCache> make_parameter_disk(const layout::Layout& layout, const config::Config& config, int rank,
                                                    const std::shared_ptr<Ledger>& ledger);
 

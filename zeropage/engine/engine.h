@@ -69,62 +69,68 @@ struct StepResult {
 
 class Engine {
  public:
-  /// Collective. Casts floating parameters to the configured precision, gives every rank rank 0's values, and moves all state
-  /// to its place. Peak memory: the model as given (its shards, when it was made in an Init scope) plus this rank's state plus one page.
+  /// Collective. Casts floating parameters to the configured precision, gives every rank rank 0's values, and moves all
+  /// state to its place. Peak memory: the model as given (its shards, when it was made in an Init scope) plus this
+  /// rank's state plus one page.
   /// Errors: ConfigError (no parameters, wrong device, unsupported dtype, parameters that share memory), PeerError
   /// (ranks differ in configuration or model; the message shows the first difference).
-  /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward gathers
-  /// and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same serves both.
+  /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward
+  /// gathers and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same
+  /// serves both.
   /// `saves`: one for the thread of zeropage.async_save, which needs it.
   Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
          const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
          std::shared_ptr<comm::Communicator> reductions = nullptr, std::shared_ptr<comm::Communicator> saves = nullptr);
 
-  /// Ends training; not collective. Parameters keep their values. Those that are sharded stay so, and operators gather them as before, on all
-  /// ranks alike, until they are destroyed or another engine takes them over; `make_parameters_whole` before avoids that.
+  /// Ends training; not collective. Parameters keep their values. Those that are sharded stay so, and operators gather
+  /// them as before, on all ranks alike, until they are destroyed or another engine takes them over;
+  /// `make_parameters_whole` before avoids that.
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Call before each forward: takes in parameters that were replaced from outside (`p.data = ...`). Cost: nanoseconds per
-  /// parameter.
+  /// Call before each forward: takes in parameters that were replaced from outside (`p.data = ...`). Cost: nanoseconds
+  /// per parameter.
   void before_forward();
 
-  /// Runs the backward of `loss` (scalar), scaled for fp16 and by the accumulation steps. Gradients go to the engine. From the
-  /// backward that completes an accumulation window until step() `p.grad` is the mean over ranks and micro batches, without the
-  /// loss scale (gradient_views.h); else it is empty. Returns the loss divided by the accumulation steps. Errors: those of the
-  /// graph, PeerError, TimeoutError.
+  /// Runs the backward of `loss` (scalar), scaled for fp16 and by the accumulation steps. Gradients go to the engine.
+  /// From the backward that completes an accumulation window until step() `p.grad` is the mean over ranks and micro
+  /// batches, without the loss scale (gradient_views.h); else it is empty. Returns the loss divided by the accumulation
+  /// steps. Errors: those of the graph, PeerError, TimeoutError.
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options = {});
 
-  /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is as good as `backward(loss)`: when its
-  /// gradient comes to the result it is divided by the accumulation steps. Errors: as `backward`, when that backward runs.
+  /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is as good as
+  /// `backward(loss)`: when its gradient comes to the result it is divided by the accumulation steps. Errors: as
+  /// `backward`, when that backward runs.
   at::Tensor scale(const at::Tensor& loss);
 
-  /// Ends a micro step. At an accumulation boundary: global check over all ranks, update, next learning rate; returns true. In
-  /// between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError,
-  /// Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the middle of the update, the
-  /// others raise, and their engines refuse everything from then on but reading (UsageError: restart from a checkpoint).
-  /// `update` runs the optimizer where the configuration's is kClient; elsewhere it is called once before the update, without segments.
-  /// What it throws is thrown here, and a PeerError on the other ranks: then no parameter has changed, gradients are forgotten, and
-  /// training can go on. See caller_update.h for its cost.
+  /// Ends a micro step. At an accumulation boundary: global check over all ranks, update, next learning rate; returns
+  /// true. In between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError,
+  /// TimeoutError, Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the
+  /// middle of the update, the others raise, and their engines refuse everything from then on but reading (UsageError:
+  /// restart from a checkpoint). `update` runs the optimizer where the configuration's is kClient; elsewhere it is
+  /// called once before the update, without segments. What it throws is thrown here, and a PeerError on the other
+  /// ranks: then no parameter has changed, gradients are forgotten, and training can go on. See caller_update.h for its
+  /// cost.
   bool step(const ClientUpdate& update = nullptr);
 
   /// What this rank updates of the parameters that an optimizer has, in the order of the pages.
   std::vector<OwnedSegment> owned_segments() const;
 
-  /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in place. Between
-  /// updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
+  /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in
+  /// place. Between updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
   std::vector<ClientSegment> begin_edit();
 
-  /// Collective. Ends an edit: parameters take the new values on all ranks. Where `failure` is not empty on some rank nothing changes, and
-  /// the ranks on which it is empty get a PeerError.
+  /// Collective. Ends an edit: parameters take the new values on all ranks. Where `failure` is not empty on some rank
+  /// nothing changes, and the ranks on which it is empty get a PeerError.
   void end_edit(const std::string& failure = {});
 
-  /// Forgets gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops micro steps that
-  /// went well: a loop that calls it before each of them would never update.
+  /// Forgets gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops
+  /// micro steps that went well: a loop that calls it before each of them would never update.
   void zero_grad();
 
-  /// Returns when no update goes on overlapped with the backward any more; step() does not need it. For tests and measurements.
+  /// Returns when no update goes on overlapped with the backward any more; step() does not need it. For tests and
+  /// measurements.
   void wait_for_updates();
 
   bool is_accumulation_boundary() const;
@@ -149,45 +155,47 @@ class Engine {
   std::int64_t global_samples() const;  ///< of all ranks, in all boundary steps
   const StepResult& last_step() const;
 
-  /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError where nothing
-  /// may be read, as while state is away.
+  /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError
+  /// where nothing may be read, as while state is away.
   ParameterValues& values();
 
-  /// Collective, last of all: every rank has every parameter in plain memory of its own, also those that were sharded, and what
-  /// offload_states has moved is back. Memory: the sharded parameters, whole. Errors: PeerError, TimeoutError.
+  /// Collective, last of all: every rank has every parameter in plain memory of its own, also those that were sharded,
+  /// and what offload_states has moved is back. Memory: the sharded parameters, whole. Errors: PeerError, TimeoutError.
   void make_parameters_whole();
 
   /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
   std::int64_t gather(const std::vector<at::Tensor>& parameters);
 
-  /// Ends training: frees all state but the parameters, which can be read and written as before, and which another engine may take over.
-  /// Other functions than gather, release, let_go and take raise a UsageError or must not be called afterwards. Not collective.
+  /// Ends training: frees all state but the parameters, which can be read and written as before, and which another
+  /// engine may take over. Other functions than gather, release, let_go and take raise a UsageError or must not be
+  /// called afterwards. Not collective.
   void keep_parameters_only();
 
-  /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each rank wrote
-  /// stands, which must be the same everywhere.
+  /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each
+  /// rank wrote stands, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);
 
-  /// Collective, between updates: more parameters of the model, or others, on pages of their own, with rank 0's values. `groups`: those of
-  /// now and new ones behind them. Errors: UsageError (in the middle of an update, a name that is there), PeerError (ranks differ),
-  /// ConfigError, as the constructor's.
+  /// Collective, between updates: more parameters of the model, or others, on pages of their own, with rank 0's values.
+  /// `groups`: those of now and new ones behind them. Errors: UsageError (in the middle of an update, a name that is
+  /// there), PeerError (ranks differ), ConfigError, as the constructor's.
   void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
 
-  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: lets go of its tensor, which keeps its values in memory of
-  /// its own; then takes the tensor that has come into its place, with its values. Nothing else may be called in between.
+  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: lets go of its tensor, which keeps
+  /// its values in memory of its own; then takes the tensor that has come into its place, with its values. Nothing else
+  /// may be called in between.
   void let_go(int parameter);
   void take(int parameter, const at::Tensor& tensor);
 
-  /// Collective. Saves everything that training goes on from; returns the step's path. With zeropage.async_save it returns when
-  /// the state is copied, after the save before has ended. Errors: UsageError between the micro steps of an update (gradients
-  /// are not kept), CheckpointError, also of the save before; see save_state in `checkpoint.h`.
+  /// Collective. Saves everything that training goes on from; returns the step's path. With zeropage.async_save it
+  /// returns when the state is copied, after the save before has ended. Errors: UsageError between the micro steps of
+  /// an update (gradients are not kept), CheckpointError, also of the save before; see save_state in `checkpoint.h`.
   std::string save_checkpoint(const SaveOptions& options);
 
   /// Returns when no save is under way. Errors: CheckpointError of the one that was.
   void finish_save();
 
-  /// Call at the end of a step, when all bookkeeping is done. Errors: CheckpointError, on every rank at the same step, when
-  /// a save in the background has failed; the step stands, and training can go on.
+  /// Call at the end of a step, when all bookkeeping is done. Errors: CheckpointError, on every rank at the same step,
+  /// when a save in the background has failed; the step stands, and training can go on.
   void check_save();
 
   /// Asks all ranks to end after the next boundary step. From any thread, also from a signal handler.
@@ -196,16 +204,18 @@ class Engine {
   /// Whether the last boundary step has found that some rank was asked to end; the same on all ranks.
   bool stop_agreed() const;
 
-  /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged, or the newest; null when there is none.
-  /// See find_checkpoint in `find_checkpoint.h`, which zeropage.allow_fallback concerns. Errors: CheckpointError.
+  /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged, or the newest; null when
+  /// there is none. See find_checkpoint in `find_checkpoint.h`, which zeropage.allow_fallback concerns. Errors:
+  /// CheckpointError.
   std::unique_ptr<checkpoint::Checkpoint> find_checkpoint(const std::string& folder,
                                                           const std::optional<std::string>& tag);
 
-  /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in `checkpoint.h`.
+  /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in
+  /// `checkpoint.h`.
   LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);
 
-  /// Collective. Moves state from the device to the host until `reload_states`; until then the engine trains nothing and its
-  /// parameters cannot be read. Cost: one copy. Errors: see StateOffloader.
+  /// Collective. Moves state from the device to the host until `reload_states`; until then the engine trains nothing
+  /// and its parameters cannot be read. Cost: one copy. Errors: see StateOffloader.
   void offload_states(const StateKinds& which, bool pin_memory = true);
   void reload_states();
 

@@ -54,7 +54,8 @@ void Engine::Impl::end_backward() {
   if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
 }
 
-/// During a backward that the engine does not run: it begins with `begin`, unless it has begun, and ends as the engine's own.
+/// During a backward that the engine does not run: it begins with `begin`, unless it has begun, and ends as the
+/// engine's own.
 void Engine::Impl::watch_backward(const std::function<void()>& begin) {
   const auto end = [self = std::weak_ptr<Impl*>(self_)] {
     try {
@@ -71,7 +72,8 @@ void Engine::Impl::watch_backward(const std::function<void()>& begin) {
   }
 }
 
-/// On whatever thread autograd uses. Where the engine has not begun this backward the program runs it: `loss.backward()`.
+/// On whatever thread autograd uses. Where the engine has not begun this backward the program runs it:
+/// `loss.backward()`.
 void Engine::Impl::before_gradient() {
   if (in_backward_) return;
   watch_backward([this] {
@@ -80,8 +82,9 @@ void Engine::Impl::before_gradient() {
   });
 }
 
-/// What the gradients of a backward that the program runs are multiplied by: with fp16 by the loss scale, too, where the forward did not go
-/// through the engine either, as of one loss of several models. Then gradients too small for fp16 are lost.
+/// What the gradients of a backward that the program runs are multiplied by: with fp16 by the loss scale, too, where
+/// the forward did not go through the engine either, as of one loss of several models. Then gradients too small for
+/// fp16 are lost.
 float Engine::Impl::program_factor() {
   if (scale() != 1.0 && forward_begun_) {
     throw UsageError(fmt::format(

@@ -6,8 +6,9 @@
 
 namespace zeropage::engine {
 
-/// When it fails the step has not happened, and its gradients are forgotten. Returns what is to be written; null: nothing. Where the engine
-/// updates itself the program sees `p.grad` as the update will use it, clipped, and what it writes counts.
+/// When it fails the step has not happened, and its gradients are forgotten. Returns what is to be written; null:
+/// nothing. Where the engine updates itself the program sees `p.grad` as the update will use it, clipped, and what it
+/// writes counts.
 std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, float gradient_scale,
                                                  const ClientUpdate& caller) {
   std::unique_ptr<ClientValues> values;

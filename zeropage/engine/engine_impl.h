@@ -1,7 +1,7 @@
 /// \file
-/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions, engine_backward.cc runs
-/// backwards, engine_step.cc the step, engine_client.cc the program's part of a step; engine_checkpoint.cc saves and resumes,
-/// engine_access.cc gives users access to parameters.
+/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions,
+/// engine_backward.cc runs backwards, engine_step.cc the step, engine_client.cc the program's part of a step;
+/// engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
 #pragma once
 
 #include "zeropage/engine/engine.h"
@@ -107,10 +107,12 @@ class Engine::Impl {
   bool forward_begun_ = false;    // before_forward was called since the last micro step: that loss is to be scaled
   StepFlags flags_;               // what the last global check said
 
-  /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either way.
+  /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either
+  /// way.
   void come_to_rest() noexcept;
 
-  /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by here.
+  /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by
+  /// here.
   void require_whole_state(std::string_view caller) const;
 
  private:

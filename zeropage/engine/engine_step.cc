@@ -127,14 +127,15 @@ void Engine::Impl::compare_writes() {
                       [this](int parameter) { return state_.digest(parameter); });
 }
 
-/// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from now on.
+/// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from
+/// now on.
 void Engine::Impl::begin_training(const std::vector<int>& pages) {
   for (const int page : pages) state_.begin_training(page);
   staging_->grow();
 }
 
-/// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks have come
-/// different parts of the way.
+/// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks
+/// have come different parts of the way.
 void Engine::Impl::change(const std::function<void()>& apply) {
   const auto fail = [&](const std::exception& error) {
     failure_ = fmt::format(

@@ -1,5 +1,6 @@
 /// \file
-/// A parameter's values as one run of elements, in the order in which the parameter has them in memory: so they lie in pages.
+/// A parameter's values as one run of elements, in the order in which the parameter has them in memory: so they lie in
+/// pages.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

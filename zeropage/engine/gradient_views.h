@@ -1,20 +1,24 @@
 /// \file
-/// `p.grad` as programs see it. Gradients live in the reducer's sums: in shards, in another type, as sums that must still be divided.
-/// Between the backward that completes an accumulation window and the step every parameter has a tensor as its gradient all the same:
+/// `p.grad` as programs see it. Gradients live in the reducer's sums: in shards, in another type, as sums that must
+/// still be divided. Between the backward that completes an accumulation window and the step every parameter has a
+/// tensor as its gradient all the same:
 ///
-///   1. publish(): parameters that received a gradient on any rank get a tensor of their shape and type as `p.grad`. Its storage
-///      carries a ParameterLink to this table, and is empty. Tensors and storages are made once: this sets a pointer.
-///   2. The first operator that touches a gradient faults, as with parameters (paging/fallback.h). The page's mean gradient, without
-///      the loss scale, is put into a frame: from the sum where this rank has it whole, else from the peers' shards where they can
-///      be read, else by a gather, which is collective. Where the sum itself is the mean gradient in the parameter's
-///      type (one rank, no loss scale) the storage points to the sum.
-///   3. Frames stay, within the limit on live parameters: beyond it the one that was touched least recently is given back. What an
-///      operator has written stays until 4.
-///   4. take_back(), before the step or another backward: what was written becomes part of the sum, which keeps its own precision
-///      in elements that were not changed; so do gradients that were assigned (`p.grad = t`), and one that was dropped (`p.grad =
-///      None`) counts as not received. Then `p.grad` is None on all parameters. Ranks come together before the first change of a
-///      sum that a peer may be reading; what they have written must be the same on all of them.
-///   5. Tensors that the program has kept take their values with them, in memory of their own; the next window has new ones.
+///   1. publish(): parameters that received a gradient on any rank get a tensor of their shape and type as `p.grad`.
+///      Its storage carries a ParameterLink to this table, and is empty. Tensors and storages are made once: this sets
+///      a pointer.
+///   2. The first operator that touches a gradient faults, as with parameters (paging/fallback.h). The page's mean
+///      gradient, without the loss scale, is put into a frame: from the sum where this rank has it whole, else from the
+///      peers' shards where they can be read, else by a gather, which is collective. Where the sum itself is the mean
+///      gradient in the parameter's type (one rank, no loss scale) the storage points to the sum.
+///   3. Frames stay, within the limit on live parameters: beyond it the one that was touched least recently is given
+///      back. What an operator has written stays until 4.
+///   4. take_back(), before the step or another backward: what was written becomes part of the sum, which keeps its own
+///      precision in elements that were not changed; so do gradients that were assigned (`p.grad = t`), and one that
+///      was dropped (`p.grad = None`) counts as not received. Then `p.grad` is None on all parameters. Ranks come
+///      together before the first change of a sum that a peer may be reading; what they have written must be the same
+///      on all of them.
+///   5. Tensors that the program has kept take their values with them, in memory of their own; the next window has new
+///      ones.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -49,18 +53,19 @@ class GradientViews final : public paging::PageTable {
   bool is_published() const { return published_; }
   double divisor() const { return divisor_; }
 
-  /// Collective where anything was written. Errors: PeerError and TimeoutError, also when ranks differ in what they have written;
-  /// UsageError for an assigned gradient of another shape.
+  /// Collective where anything was written. Errors: PeerError and TimeoutError, also when ranks differ in what they
+  /// have written; UsageError for an assigned gradient of another shape.
   void apply_user_writes();
 
   /// The same, but what was written is lost: gradients are forgotten.
   void discard();
 
-  /// While published: this rank's piece of a parameter's gradient as programs see it now, `mean` being that of the sum; undefined
-  /// where they have dropped it. May return `mean` itself.
+  /// While published: this rank's piece of a parameter's gradient as programs see it now, `mean` being that of the sum;
+  /// undefined where they have dropped it. May return `mean` itself.
   at::Tensor current(int parameter, const StatePiece& place, const at::Tensor& mean) const;
 
-  /// While published: elements of a parameter's gradient, from `offset` on, were set in the sum to what makes their mean `flat`.
+  /// While published: elements of a parameter's gradient, from `offset` on, were set in the sum to what makes their
+  /// mean `flat`.
   void follow(int parameter, std::int64_t offset, const at::Tensor& flat);
 
   void touch(int page, bool writes, std::string_view user) override;

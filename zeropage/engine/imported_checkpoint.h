@@ -21,9 +21,10 @@ struct ImportedTensor {
   std::vector<std::int64_t> shape;
 };
 
-/// Writes and commits a step of one shard, in one process. `manifest`: tag, stage, parameters, training, config_json, host_json. `read`
-/// is called once for each tensor that has elements, by name, and returns its values, of its type, in any shape. Returns the
-/// step's path. Memory: the largest tensor. Errors: CheckpointError, also for what `read` throws; UsageError for the tag.
+/// Writes and commits a step of one shard, in one process. `manifest`: tag, stage, parameters, training, config_json,
+/// host_json. `read` is called once for each tensor that has elements, by name, and returns its values, of its type, in
+/// any shape. Returns the step's path. Memory: the largest tensor. Errors: CheckpointError, also for what `read`
+/// throws; UsageError for the tag.
 std::string write_imported_step(const std::string& folder, checkpoint::Manifest manifest,
                                 const std::vector<ImportedTensor>& tensors,
                                 const std::function<at::Tensor(const std::string&)>& read);

@@ -1,10 +1,10 @@
 /// \file
 /// Lamb (optim/lamb.h) over sharded pages:
 ///
-///   1. One pass over the pages brings the moments up to date and sums, in double, the squares of every parameter and of its
-///      direction, shard by shard.
-///   2. The ranks gather these sums (16 bytes per parameter) and add them in the order of the ranks, so that all of them, at every stage,
-///      get the same ratios to the bit.
+///   1. One pass over the pages brings the moments up to date and sums, in double, the squares of every parameter and
+///      of its direction, shard by shard.
+///   2. The ranks gather these sums (16 bytes per parameter) and add them in the order of the ranks, so that all of
+///      them, at every stage, get the same ratios to the bit.
 ///   3. update_page, the second pass, moves the parameters by them.
 #pragma once
 
@@ -17,8 +17,8 @@
 
 namespace zeropage::engine {
 
-/// Points 1 and 2 for `pages`; the ratio of every parameter that received a gradient. Collective. Errors: PeerError, TimeoutError, and
-/// those of the state's home.
+/// Points 1 and 2 for `pages`; the ratio of every parameter that received a gradient. Collective. Errors: PeerError,
+/// TimeoutError, and those of the state's home.
 std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
                                 std::vector<int> pages, const UpdateInputs& inputs, comm::Communicator& communicator);
 

@@ -1,6 +1,6 @@
 /// \file
-/// The model's state in its place: the layout of the parameters, the memory of every page, fp32 masters and moments. Built once
-/// from the user's tensors, which keep their identity and get storages that point into the pages.
+/// The model's state in its place: the layout of the parameters, the memory of every page, fp32 masters and moments.
+/// Built once from the user's tensors, which keep their identity and get storages that point into the pages.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -35,9 +35,9 @@ struct OwnedRange {
 
 class ModelState {
  public:
-  /// Collective. Checks the tensors, lays them out, compares layout and configuration with the other ranks, takes rank 0's
-  /// values and re-homes every tensor, page by page: those of an Init scope are gathered and let go one page at a time.
-  /// Ends the Init scope of this thread. Errors: ConfigError, PeerError; see Engine.
+  /// Collective. Checks the tensors, lays them out, compares layout and configuration with the other ranks, takes rank
+  /// 0's values and re-homes every tensor, page by page: those of an Init scope are gathered and let go one page at a
+  /// time. Ends the Init scope of this thread. Errors: ConfigError, PeerError; see Engine.
   ModelState(const std::vector<ParameterInput>& inputs, const config::Config& config,
              std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
 
@@ -53,21 +53,22 @@ class ModelState {
   /// The drive that has parameters; null: none does.
   io::PageCache* parameter_disk() const { return parameter_disk_.get(); }
 
-  /// From now on operators, faults, and what moves to and from drives are added to `timeline`. Before the first of them. `gradients`:
-  /// their drive, or null.
+  /// From now on operators, faults, and what moves to and from drives are added to `timeline`. Before the first of
+  /// them. `gradients`: their drive, or null.
   void observe(const std::shared_ptr<Timeline>& timeline, io::PageCache* gradients);
 
   /// What has moved so far, that of gradients included.
   io::MoverStats disk_traffic(const io::PageCache* gradients) const;
 
-  /// Collective where state lives on a drive: what the update has written there stands from now on, on all ranks or, when this
-  /// fails, on none. Errors: PeerError, TimeoutError.
+  /// Collective where state lives on a drive: what the update has written there stands from now on, on all ranks or,
+  /// when this fails, on none. Errors: PeerError, TimeoutError.
   void commit_step();
 
   /// Takes back what an update has written to a drive.
   void abandon_step() noexcept;
 
-  /// Collective, between updates: more parameters, on pages of their own, with rank 0's values. Errors: as the constructor's.
+  /// Collective, between updates: more parameters, on pages of their own, with rank 0's values. Errors: as the
+  /// constructor's.
   void add(const std::vector<ParameterInput>& inputs);
 
   /// All ranks train the parameters of this page from now on: moments are zeros, masters what the parameters are.
@@ -91,7 +92,8 @@ class ModelState {
   /// The same with everything on the device.
   formula::StateBytes formula_bytes_on_device(const formula::StateOptions& options) const;
 
-  /// Elements by kind, for the formula; of pages that `options` of this precision describe, or of fp32 pages beside them.
+  /// Elements by kind, for the formula; of pages that `options` of this precision describe, or of fp32 pages beside
+  /// them.
   formula::ParameterCounts counts(bool kept_fp32 = false) const;
 
   /// True when the page's parameters are 16-bit and have fp32 masters in `home`, if they are trained.
@@ -109,11 +111,12 @@ class ModelState {
   /// Start of a page that is whole on this rank; null for paged ones.
   std::byte* whole_page(int page) const { return whole_[page]; }
 
-  /// Takes in parameters whose data was replaced (`p.data = ...`, `p.to(...)`) since the last call, and marks them again. Errors:
-  /// UsageError when the new data has another shape, type or device.
+  /// Takes in parameters whose data was replaced (`p.data = ...`, `p.to(...)`) since the last call, and marks them
+  /// again. Errors: UsageError when the new data has another shape, type or device.
   void absorb_replaced();
 
-  /// Errors: UsageError when a parameter has another type than the engine computes with, or is on another device (`model.to(...)`).
+  /// Errors: UsageError when a parameter has another type than the engine computes with, or is on another device
+  /// (`model.to(...)`).
   void require_types() const;
 
   /// What users wrote since the last step becomes part of the state. Nobody may be reading this rank's shards.
@@ -128,20 +131,21 @@ class ModelState {
   /// What users wrote so far is the same on all ranks, or is what an update or a load wrote.
   void settle_writes();
 
-  /// Collective: gives every sharded parameter memory of its own that holds all of it. Memory: those parameters, whole. Errors: PeerError,
-  /// TimeoutError.
+  /// Collective: gives every sharded parameter memory of its own that holds all of it. Memory: those parameters, whole.
+  /// Errors: PeerError, TimeoutError.
   void make_whole();
 
-  /// The engine ends: parameters keep their values and owe it nothing. Sharded ones stay so; operators gather them as before, until they are
-  /// destroyed or another engine takes them over.
+  /// The engine ends: parameters keep their values and owe it nothing. Sharded ones stay so; operators gather them as
+  /// before, until they are destroyed or another engine takes them over.
   void leave_parameters();
 
-  /// A tensor that is no longer a parameter's: it keeps the values in memory of its own, and another one takes its place before anything
-  /// else is done with the state. What that one has becomes the parameter's.
+  /// A tensor that is no longer a parameter's: it keeps the values in memory of its own, and another one takes its
+  /// place before anything else is done with the state. What that one has becomes the parameter's.
   void let_go(int parameter);
   void take(int parameter, const at::Tensor& tensor);
 
-  /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see Pager::unload.
+  /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see
+  /// Pager::unload.
   void unload_parameters(memory::MemoryPlace host);
   void reload_parameters();
 
@@ -206,8 +210,8 @@ class ModelState {
   std::vector<std::vector<std::int64_t>> strides_;  // per parameter: as laid out in its page
 };
 
-/// What this rank updates of a page's parameters, held while this lives: owned(page).parameter, or its place in a buffer of the drive.
-/// One thread. Errors: those of HeldPage.
+/// What this rank updates of a page's parameters, held while this lives: owned(page).parameter, or its place in a
+/// buffer of the drive. One thread. Errors: those of HeldPage.
 class HeldParameter {
  public:
   HeldParameter(const ModelState& state, int page, Access access, io::Fill fill = io::Fill::kRead);

@@ -1,17 +1,18 @@
 /// \file
-/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use. The
-/// update, checkpoints and whatever else touches that state hold one page's arrays at a time and do not know where they
-/// come from.
+/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use.
+/// The update, checkpoints and whatever else touches that state hold one page's arrays at a time and do not know where
+/// they come from.
 ///
-///   1. begin_pass(pages): these will be acquired, each once. A home that is far away starts to read ahead. It says in which
-///      order it wants them.
+///   1. begin_pass(pages): these will be acquired, each once. A home that is far away starts to read ahead. It says in
+///      which order it wants them.
 ///   2. acquire(page): waits until the page's arrays are in memory. They stay where they are until release.
 ///   3. release(page, changed): what changed is on its way home, behind the pages that follow.
-///   4. end_pass(): waits until everything that changed is at home. commit() makes it stand; abandon(), which is for what lives on a
-///      drive, takes it back. A second pass may come before that.
+///   4. end_pass(): waits until everything that changed is at home. commit() makes it stand; abandon(), which is for
+///      what lives on a drive, takes it back. A second pass may come before that.
 ///
-/// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is ahead of it, and
-/// release(changed) returns when it is at home. One page at a time, one thread; in memory two threads may hold different pages.
+/// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is ahead
+/// of it, and release(changed) returns when it is at home. One page at a time, one thread; in memory two threads may
+/// hold different pages.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -123,8 +124,8 @@ class OptimizerStateStore {
   virtual void reload() = 0;
 };
 
-/// Memory: one zero-filled buffer at `device` and one at `host` for the offloaded pages, in which each page's arrays lie one after
-/// the other. Nothing moves but by unload and reload.
+/// Memory: one zero-filled buffer at `device` and one at `host` for the offloaded pages, in which each page's arrays
+/// lie one after the other. Nothing moves but by unload and reload.
 std::unique_ptr<OptimizerStateStore> make_memory_state_store(const StateShape& shape, memory::MemoryPlace device,
                                                              memory::MemoryPlace host, std::shared_ptr<Ledger> ledger);
 
@@ -144,7 +145,8 @@ class HeldState {
   /// Elements [begin, begin + numel) of a piece of a packed state, as fp32 on the host. Waits for the device.
   void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;
 
-  /// All of a piece of a packed state, from the host; values between two that it can hold are rounded by a hash of `key` and place.
+  /// All of a piece of a packed state, from the host; values between two that it can hold are rounded by a hash of
+  /// `key` and place.
   void write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const;
 
  private:

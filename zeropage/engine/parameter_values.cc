@@ -207,7 +207,8 @@ void ParameterValues::write_state(int parameter, const ValueName& name, const at
     store_piece(HeldState(state_.state_store(), page_of(parameter), Access::kWrite), index, piece, flat);
 }
 
-/// The master gets the exact value. What is written to the parameter is that value rounded, so the master stays when it follows.
+/// The master gets the exact value. What is written to the parameter is that value rounded, so the master stays when it
+/// follows.
 void ParameterValues::set_parameter(int parameter, const at::Tensor& value) {
   const int page = page_of(parameter);
   const at::Tensor& tensor = state_.tensors()[parameter];

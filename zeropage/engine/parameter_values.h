@@ -1,13 +1,14 @@
 /// \file
-/// Values of one parameter as programs read and write them between steps, wherever and in whatever type they are kept: its fp32
-/// value, its mean gradient, the optimizer's state.
+/// Values of one parameter as programs read and write them between steps, wherever and in whatever type they are kept:
+/// its fp32 value, its mean gradient, the optimizer's state.
 ///
 ///   1. Parameters that were replaced (`p.data = ...`) are taken in.
-///   2. An update that has begun during the backward is undone for the parameter's page, so that values are those before the step.
-///   3. Each rank reads or writes its piece: the elements that it updates. A value that users wrote into a 16-bit parameter counts
-///      more than the fp32 master, which follows it at the next step.
-///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the value that it was given, which
-///      must be the same on all ranks.
+///   2. An update that has begun during the backward is undone for the parameter's page, so that values are those
+///      before the step.
+///   3. Each rank reads or writes its piece: the elements that it updates. A value that users wrote into a 16-bit
+///      parameter counts more than the fp32 master, which follows it at the next step.
+///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the value that it was
+///      given, which must be the same on all ranks.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -38,20 +39,23 @@ class ParameterValues {
                   GradientViews& gradients, comm::Communicator& communicator, c10::Device device,
                   std::vector<std::int64_t>& updates);
 
-  /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained, or has no
-  /// gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in fp32. Errors: UsageError
-  /// (not a parameter of this engine, a state that the optimizer does not have), PeerError, TimeoutError, IoError.
+  /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained,
+  /// or has no gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in
+  /// fp32. Errors: UsageError (not a parameter of this engine, a state that the optimizer does not have), PeerError,
+  /// TimeoutError, IoError.
   at::Tensor full(const at::Tensor& parameter, const ValueName& name);
 
-  /// Collective; `value` has the parameter's shape, any floating type, and is the same on all ranks. A gradient that is set
-  /// where there was none counts as one. Errors: UsageError (as `full`; another shape; a frozen parameter; a gradient within an
-  /// accumulation window), IoError.
+  /// Collective; `value` has the parameter's shape, any floating type, and is the same on all ranks. A gradient that is
+  /// set where there was none counts as one. Errors: UsageError (as `full`; another shape; a frozen parameter; a
+  /// gradient within an accumulation window), IoError.
   void set_full(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
 
-  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as `full`. Not collective.
+  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as
+  /// `full`. Not collective.
   at::Tensor local(const at::Tensor& parameter, const ValueName& name);
 
-  /// `value` has the piece's number of elements. Collective for kParameter, since peers have copies. Errors: as set_full.
+  /// `value` has the piece's number of elements. Collective for kParameter, since peers have copies. Errors: as
+  /// set_full.
   void set_local(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
 
   /// The full value of which every rank has its piece: state that an optimizer of the caller's keeps. Collective.
@@ -60,8 +64,8 @@ class ParameterValues {
   /// This rank's piece of a full value, flat.
   at::Tensor piece_of(const at::Tensor& parameter, const at::Tensor& value) const;
 
-  /// How often the parameter has been updated, which its next update depends on. What is set must be the same on all ranks. Errors:
-  /// UsageError (not a parameter of this engine).
+  /// How often the parameter has been updated, which its next update depends on. What is set must be the same on all
+  /// ranks. Errors: UsageError (not a parameter of this engine).
   std::int64_t updates(const at::Tensor& parameter) const { return updates_[index_of(parameter)]; }
   void set_updates(const at::Tensor& parameter, std::int64_t updates) { updates_[index_of(parameter)] = updates; }
 

@@ -1,6 +1,6 @@
 /// \file
-/// A stage is a value: which kinds of state are sharded. Everything downstream reads this table and no stage number. Offloaded
-/// state lives in the memories below.
+/// A stage is a value: which kinds of state are sharded. Everything downstream reads this table and no stage number.
+/// Offloaded state lives in the memories below.
 #pragma once
 
 #include <optional>
@@ -19,7 +19,8 @@ struct Placement {
 /// stage 0: nothing (data parallel); 1: optimizer state; 2: and gradients; 3: and parameters.
 constexpr Placement placement_of_stage(int stage) { return {stage >= 1, stage >= 2, stage >= 3}; }
 
-/// The host's memory, for what `config` offloads of optimizer state and gradients; page-locked where that helps a device.
+/// The host's memory, for what `config` offloads of optimizer state and gradients; page-locked where that helps a
+/// device.
 inline memory::MemoryPlace optimizer_host(const config::Config& config, c10::Device device) {
   return {c10::kCPU, Tier::kHost, config.zero.offload.pin_optimizer && !device.is_cpu()};
 }

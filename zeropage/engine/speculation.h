@@ -1,21 +1,25 @@
 /// \file
-/// Updates of offloaded pages that go on overlapped with the backward, before the global check of their step (zeropage.speculation_bytes):
+/// Updates of offloaded pages that go on overlapped with the backward, before the global check of their step
+/// (zeropage.speculation_bytes):
 ///
-///   1. expect: before a backward that a step follows. The step will most likely have the hyperparameters of now, find everything
-///      finite and clip nothing.
-///   2. queued: as soon as a page's sum stands on this rank, its page is queued. A thread of its own takes one after the other: waits until
-///      the sum is in its place, copies the old bits of the state to the undo log, and updates the state. The new parameter goes
-///      to the log, too, and not to its place, where the backward and peers still read.
-///   3. retract: before the sum changes again (gradients that come late, another backward, zero_grad), and before a user's write becomes
-///      part of the state, the old bits are put back.
-///   4. close: when the step begins, no more pages do. What waits in the queue is left to the update after the global check.
-///   5. settle: pages whose update is the one that the global check asks for stand, and `commit` puts each parameter in its place at its
-///      turn. The others are put back, and the step is as if nothing had begun.
+///   1. expect: before a backward that a step follows. The step will most likely have the hyperparameters of now, find
+///      everything finite and clip nothing.
+///   2. queued: as soon as a page's sum stands on this rank, its page is queued. A thread of its own takes one after
+///      the other: waits until the sum is in its place, copies the old bits of the state to the undo log, and updates
+///      the state. The new parameter goes to the log, too, and not to its place, where the backward and peers still
+///      read.
+///   3. retract: before the sum changes again (gradients that come late, another backward, zero_grad), and before a
+///      user's write becomes part of the state, the old bits are put back.
+///   4. close: when the step begins, no more pages do. What waits in the queue is left to the update after the global
+///      check.
+///   5. settle: pages whose update is the one that the global check asks for stand, and `commit` puts each parameter in
+///      its place at its turn. The others are put back, and the step is as if nothing had begun.
 ///
-/// After a step that went another way the next one waits for its global check: clipping tends to last, and costs nothing then. Left
-/// out are pages of which anything lives on a drive, which users have written, of which some parameter got no gradient on this
-/// rank, or that are whole on a device and their own masters: users may write those unnoticed. What does not fit the log waits, too.
-/// An update that fails here leaves nothing behind; the step makes it again, and raises what there is to raise on every rank.
+/// After a step that went another way the next one waits for its global check: clipping tends to last, and costs
+/// nothing then. Left out are pages of which anything lives on a drive, which users have written, of which some
+/// parameter got no gradient on this rank, or that are whole on a device and their own masters: users may write those
+/// unnoticed. What does not fit the log waits, too. An update that fails here leaves nothing behind; the step makes it
+/// again, and raises what there is to raise on every rank.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -125,9 +129,9 @@ class Speculation {
   std::jthread thread_;          // last: it ends before what it uses
 };
 
-/// Of the log: zeropage.speculation_bytes. Where that is absent, formula::default_undo_log_bytes if optimizer state is offloaded from a
-/// device, and 0 where the device is the CPU: there the backward needs the processors itself. 0 for optimizers of two passes, and for updates
-/// on the device.
+/// Of the log: zeropage.speculation_bytes. Where that is absent, formula::default_undo_log_bytes if optimizer state is
+/// offloaded from a device, and 0 where the device is the CPU: there the backward needs the processors itself. 0 for
+/// optimizers of two passes, and for updates on the device.
 std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,
                             const formula::StateOptions& options, c10::Device device);
 

@@ -1,4 +1,5 @@
-// What of the queue is left when a step begins. The bits of updates overlapped with the backward: transit_test.cc, tests/test_speculation.py.
+// What of the queue is left when a step begins. The bits of updates overlapped with the backward: transit_test.cc,
+// tests/test_speculation.py.
 #include "zeropage/engine/speculation.h"
 
 #include <ATen/ops/sum.h>

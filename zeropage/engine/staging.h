@@ -1,14 +1,17 @@
 /// \file
-/// Gradients and parameters of pages whose update runs in another memory than theirs: offloaded pages of a model on a GPU. Two
-/// slots of that memory take turns, so that one page comes while another is updated and a third goes:
+/// Gradients and parameters of pages whose update runs in another memory than theirs: offloaded pages of a model on a
+/// GPU. Two slots of that memory take turns, so that one page comes while another is updated and a third goes:
 ///
-///   1. fetch(page): on a stream of its own, after what the current stream has been given so far, the gradient starts to come;
-///      so does the parameter where it is its own master.
-///   2. wait(page): the calling thread waits for them before an update on the host, the current stream before one on the device.
-///   3. write_back(page, runs): what was updated starts to go home. The current stream waits for it, the thread does not.
+///   1. fetch(page): on a stream of its own, after what the current stream has been given so far, the gradient starts
+///      to come; so does the parameter where it is its own master.
+///   2. wait(page): the calling thread waits for them before an update on the host, the current stream before one on
+///      the device.
+///   3. write_back(page, runs): what was updated starts to go home. The current stream waits for it, the thread does
+///      not.
 ///   4. A slot is filled again by the same stream, so after what left it.
 ///
-/// A page whose arrays are in the memory of its update passes through untouched, which is every page where the device is the CPU.
+/// A page whose arrays are in the memory of its update passes through untouched, which is every page where the device
+/// is the CPU.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

@@ -78,8 +78,8 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
   return values;
 }
 
-// Catches slots that are filled again too early, results that do not go home, and parameters that are their own master and do
-// not come along.
+// Catches slots that are filled again too early, results that do not go home, and parameters that are their own master
+// and do not come along.
 TEST(Staging, TheJourneyChangesNoBit) {
   for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
     for (const bool masters : {true, false}) {

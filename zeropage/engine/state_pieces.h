@@ -21,7 +21,8 @@ inline at::Tensor load_piece(const HeldState& held, int index, const StatePiece&
   return values;
 }
 
-/// Replaces it by `values` [piece.numel], of any type and from any device. Packed states are rounded as by HeldState::write, with key 0.
+/// Replaces it by `values` [piece.numel], of any type and from any device. Packed states are rounded as by
+/// HeldState::write, with key 0.
 inline void store_piece(const HeldState& held, int index, const StatePiece& piece, const at::Tensor& values) {
   const auto& arrays = held.arrays();
   if (arrays.is_wide(index)) {

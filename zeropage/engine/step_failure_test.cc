@@ -49,8 +49,8 @@ at::Tensor loss_of(const std::vector<at::Tensor>& parameters) {
   return loss;
 }
 
-/// Two good steps, then a third in whose update rank 1 is killed. Throws what the third step threw, after a look at what the
-/// engine says afterwards.
+/// Two good steps, then a third in whose update rank 1 is killed. Throws what the third step threw, after a look at
+/// what the engine says afterwards.
 void train_until_death(std::unique_ptr<comm::Communicator> inner) {
   at::set_num_threads(1);
   const int rank = inner->rank();
@@ -79,7 +79,8 @@ void train_until_death(std::unique_ptr<comm::Communicator> inner) {
   throw Error(cause);
 }
 
-// Catches survivors that hang or go on with parameters of which some are a step ahead, and errors that do not say who died.
+// Catches survivors that hang or go on with parameters of which some are a step ahead, and errors that do not say who
+// died.
 TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
   const std::string name = comm::unique_job_name();
   std::vector<std::unique_ptr<comm::RankProcess>> ranks;
@@ -99,7 +100,8 @@ TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
   }
 }
 
-// Catches a hang, or a shard rewritten while peers still read it, when only one rank has written a page that must leave.
+// Catches a hang, or a shard rewritten while peers still read it, when only one rank has written a page that must
+// leave.
 TEST(StepFailure, DirtyPageThatLeavesOnOneRankOnlyIsANamedError) {
   const auto body = [](comm::Communicator& communicator) {
     const auto parameters = make_parameters();

@@ -25,7 +25,8 @@ class TraceRecorder {
   /// Null when nothing is observed.
   const std::shared_ptr<Timeline>& timeline() const { return timeline_; }
 
-  /// A forward begins where the module is called and ends where the backward begins; one without a backward is not noted.
+  /// A forward begins where the module is called and ends where the backward begins; one without a backward is not
+  /// noted.
   void begin_forward();
   void end_forward();
 

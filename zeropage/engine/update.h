@@ -1,6 +1,6 @@
 /// \file
-/// The optimizer's pass over the pages this rank owns, segment by segment: a parameter that received no gradient on any rank is
-/// left untouched, moments and decay included, as PyTorch does.
+/// The optimizer's pass over the pages this rank owns, segment by segment: a parameter that received no gradient on any
+/// rank is left untouched, moments and decay included, as PyTorch does.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -28,7 +28,8 @@ struct GradientSum {
   std::int64_t overflow_parameter = -1;  ///< first parameter with inf or nan in this rank's part
 };
 
-/// From the squares that the reducer has summed on the way. Where every rank holds the whole sum each counts only its shard, so that the ranks' results add up.
+/// From the squares that the reducer has summed on the way. Where every rank holds the whole sum each counts only its
+/// shard, so that the ranks' results add up.
 GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int rank);
 
 /// Where a parameter's gradient is that the reducer keeps (Reducer::keeps), for work on the current stream.
@@ -48,10 +49,12 @@ struct UpdateInputs {
 /// Errors: ConfigError when parameters without fp32 masters, or packed states, meet an update that cannot round them.
 void require_one_pass(const config::Config& config, c10::Device device);
 
-/// Errors: UsageError when hyperparameters of `groups` ask for state that `optimizer`, as the engine was made for, does not have.
+/// Errors: UsageError when hyperparameters of `groups` ask for state that `optimizer`, as the engine was made for, does
+/// not have.
 void require_states(const config::Optimizer& optimizer, const std::vector<config::OptimizerParams>& groups);
 
-/// What this rank updates of the parameters that an optimizer has, also of those that are frozen now; in the order of the pages.
+/// What this rank updates of the parameters that an optimizer has, also of those that are frozen now; in the order of
+/// the pages.
 std::vector<OwnedSegment> owned_segments(const ModelState& state);
 
 /// The step of one parameter.
@@ -81,8 +84,8 @@ enum class GradientUse { kRead, kNone };
 /// What an update of this rank's range of a page works on, held while this lives.
 class HeldArrays {
  public:
-  /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where it is its own
-  /// master. `states`: what becomes of the master and the states.
+  /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where
+  /// it is its own master. `states`: what becomes of the master and the states.
   HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page, ParameterUse use,
              Access states = Access::kWrite, GradientUse gradient = GradientUse::kRead);
   const optim::Arrays& arrays() const { return arrays_; }
@@ -97,11 +100,11 @@ class HeldArrays {
   optim::Arrays arrays_;
 };
 
-/// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls `updated(page)` after
-/// each. Pages whose state is on the host use the fused kernel on all of torch's threads (host_update.h; one pass), those
-/// on a device its kernels or torch's operators (device_update.h); what an optimizer of the caller's has made is put in its place and
-/// rounded. While one is updated the next one's arrays are on their way. Pages that `speculation` has
-/// updated already are finished in their turn.
+/// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls
+/// `updated(page)` after each. Pages whose state is on the host use the fused kernel on all of torch's threads
+/// (host_update.h; one pass), those on a device its kernels or torch's operators (device_update.h); what an optimizer
+/// of the caller's has made is put in its place and rounded. While one is updated the next one's arrays are on their
+/// way. Pages that `speculation` has updated already are finished in their turn.
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);
 

@@ -55,7 +55,8 @@ const std::string kOptimizer = "zero_optimization.offload_optimizer.device";
 const std::string kParameters = "zero_optimization.offload_param.device";
 const std::string kStage = "zero_optimization.stage";
 
-// Offload where memory suffices, which costs time, or none where it does not. 1B parameters take 16 GB, of which 12 the optimizer's.
+// Offload where memory suffices, which costs time, or none where it does not. 1B parameters take 16 GB, of which 12 the
+// optimizer's.
 TEST(Automatic, OffloadsWhatDoesNotFit) {
   auto chosen = choices(kOpenOffload, 1, {40 * kGb, 100 * kGb});
   EXPECT_EQ(chosen[kOptimizer] + chosen[kParameters], "nonenone");

@@ -12,11 +12,11 @@
 ///
 /// With 16-bit master weights and gradients the 4 of the master go, and gradients are of the compute type everywhere.
 ///
-/// k: values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0). Frozen
-/// parameters have parameters only. In fp32 the parameter is its own master.
+/// k: values that the optimizer keeps per parameter (Adam and AdamW 2, Lion and Adagrad 1, SGD 1 with momentum or 0).
+/// Frozen parameters have parameters only. In fp32 the parameter is its own master.
 ///
-/// What is offloaded leaves the device: the optimizer state of offloaded pages, and with it, from stage 2 on, their shards of
-/// gradients, which wait there for the update; offloaded parameters are the sharded ones of stage 3.
+/// What is offloaded leaves the device: the optimizer state of offloaded pages, and with it, from stage 2 on, their
+/// shards of gradients, which wait there for the update; offloaded parameters are the sharded ones of stage 3.
 #pragma once
 
 #include <cstdint>
@@ -82,40 +82,44 @@ struct StateOptions {
   static StateOptions from_config(const config::Config& config, int world_size);
 };
 
-/// Buffers of a device through which optimizer state that the host keeps is updated there: one is filled while the other one is emptied.
+/// Buffers of a device through which optimizer state that the host keeps is updated there: one is filled while the
+/// other one is emptied.
 inline constexpr int kStreamBuffers = 2;
 
-/// Per page of `layout`: whether its optimizer state is offloaded. As many trainable pages, from the last one on, as come
-/// closest to `share` of the elements: in a backward the first pages' gradients come last, and their update is waited for.
+/// Per page of `layout`: whether its optimizer state is offloaded. As many trainable pages, from the last one on, as
+/// come closest to `share` of the elements: in a backward the first pages' gradients come last, and their update is
+/// waited for.
 std::vector<bool> offloaded_pages(const layout::Layout& layout, double share);
 
 /// The share of the optimizer state that `config` offloads.
 double offloaded_share(const config::Config& config);
 
-/// Whether one rank, where nothing is sharded at stages 2 and 3, leaves gradients in the tensors that autograd makes: no gradients add up,
-/// and the way through frames and shards would round to no other type. Optimizers of torch's see pages in one piece.
+/// Whether one rank, where nothing is sharded at stages 2 and 3, leaves gradients in the tensors that autograd makes:
+/// no gradients add up, and the way through frames and shards would round to no other type. Optimizers of torch's see
+/// pages in one piece.
 bool keeps_gradients(const config::Config& config);
 
-/// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it has
-/// no room for them either.
+/// Whether gradients follow the state to the drive: where memory shall hold neither parameters nor optimizer state, it
+/// has no room for them either.
 bool gradients_on_disk(const config::Config& config);
 
-/// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer state
-/// is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
+/// Elements of `layout`, with the padding of its pages or without, of which `offloaded` says which pages' optimizer
+/// state is. Elements of type kOther are not counted: no formula covers them. Cost: linear in pages and parameters.
 /// `counted`: of which pages; empty: of all.
 ParameterCounts count_parameters(const layout::Layout& layout, const std::vector<bool>& offloaded, bool padded,
                                  const std::function<bool(const layout::Page&)>& counted = nullptr);
 
-/// The formula above, all tiers together; a shard is the count divided by the world, rounded up. Errors: ConfigError for
-/// a stage outside 0-3, a world below 1, or sizes beyond 63 bits.
+/// The formula above, all tiers together; a shard is the count divided by the world, rounded up. Errors: ConfigError
+/// for a stage outside 0-3, a world below 1, or sizes beyond 63 bits.
 StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& options);
 
 /// The same bytes by place.
 PlacedBytes placed_state_bytes(const ParameterCounts& counts, const StateOptions& options);
 
-/// The log with which updates of state in host memory go on overlapped with the backward of a device (zeropage.speculation_bytes), where the
-/// configuration does not say how large: a quarter of what all of them would need, which is that state and the new parameters. So a
-/// quarter of the update is hidden for a quarter more memory. Errors: those of model_state_bytes.
+/// The log with which updates of state in host memory go on overlapped with the backward of a device
+/// (zeropage.speculation_bytes), where the configuration does not say how large: a quarter of what all of them would
+/// need, which is that state and the new parameters. So a quarter of the update is hidden for a quarter more memory.
+/// Errors: those of model_state_bytes.
 std::int64_t default_undo_log_bytes(const ParameterCounts& counts, const StateOptions& options);
 
 }  // namespace zeropage::formula

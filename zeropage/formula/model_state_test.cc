@@ -151,7 +151,8 @@ TEST(PlacedState, OffloadsWholePagesFromTheEnd) {
   EXPECT_EQ(count_parameters(layout, offloaded_pages(layout, 0.5), false).offloaded_numel, 2000);
 }
 
-// Would catch plans that count moments of 2 or 1 byte as fp32: masters 4, two moments each of 2, or of 1 and one per 256.
+// Would catch plans that count moments of 2 or 1 byte as fp32: masters 4, two moments each of 2, or of 1 and one per
+// 256.
 TEST(ModelState, PackedMomentsTakeTheirBytes) {
   StateOptions options{.stage = 1, .world_size = 2, .precision = Precision::kBf16};
   const ParameterCounts counts{.trainable_numel = 2000};

@@ -2,8 +2,8 @@
 /// The files of a store: one in each folder, open, without a name, and with their space reserved.
 ///
 /// 1. What jobs that died left in the folder goes: every zeropage-store-* directory whose lock is free.
-/// 2. A directory of a name of its own is made and locked (flock: the system frees it however the process ends). If a sweeper
-///    was faster, the next name is tried.
+/// 2. A directory of a name of its own is made and locked (flock: the system frees it however the process ends). If a
+///    sweeper was faster, the next name is tried.
 /// 3. The file is created in it and unlinked at once, while it is empty: whatever happens later, no byte stays behind.
 /// 4. Its space is reserved, so that a full disk shows here and not at step 10,000.
 /// 5. On the way out the directory is removed. Nothing else in the folder is ever touched.
@@ -33,8 +33,8 @@ class JobDirectory {
 
 class JobFile {
  public:
-  /// Steps 1 to 4. `folder` must exist; `owner` is a word for the directory's name ("rank-3"). Errors: IoError: no such folder, no
-  /// permission, or a full disk (needed and free bytes).
+  /// Steps 1 to 4. `folder` must exist; `owner` is a word for the directory's name ("rank-3"). Errors: IoError: no such
+  /// folder, no permission, or a full disk (needed and free bytes).
   JobFile(const std::string& folder, const std::string& owner, std::int64_t bytes);
 
   /// Reserves more, up to `bytes` in all. Errors: IoError, and the file is as it was.

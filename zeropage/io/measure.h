@@ -1,6 +1,6 @@
 /// \file
-/// How fast a store moves bytes in the pattern of a training step: extent by extent through a few buffers, one being used while
-/// the next is read and the last is written.
+/// How fast a store moves bytes in the pattern of a training step: extent by extent through a few buffers, one being
+/// used while the next is read and the last is written.
 #pragma once
 
 #include <cstdint>
@@ -27,8 +27,8 @@ class MeasuredStore {
  public:
   static constexpr std::int64_t kExtentBytes = 16 << 20;
 
-  /// Makes a store of `extents` extents of kExtentBytes and writes both slots of each once: blocks that were never written are
-  /// read without the drive. `options.buffer_count` buffers take turns. Errors: those of Store.
+  /// Makes a store of `extents` extents of kExtentBytes and writes both slots of each once: blocks that were never
+  /// written are read without the drive. `options.buffer_count` buffers take turns. Errors: those of Store.
   MeasuredStore(StoreOptions options, int extents);
 
   /// Moves every extent once (kMixed: once each way). Errors: those of Store.

@@ -65,7 +65,8 @@ class Mover {
   /// Errors: those of make_queue.
   explicit Mover(Options options);
 
-  /// Waits for what is under way. If that takes longer than the timeout, the thread and what it uses are left to themselves.
+  /// Waits for what is under way. If that takes longer than the timeout, the thread and what it uses are left to
+  /// themselves.
   ~Mover();
   Mover(const Mover&) = delete;
   Mover& operator=(const Mover&) = delete;
@@ -73,8 +74,8 @@ class Mover {
   /// Takes a transfer; returns at once.
   void start(std::shared_ptr<Transfer> transfer);
 
-  /// Returns when it is finished. Errors: what went wrong with it, IoError; TimeoutError when nothing at all completed for the
-  /// timeout; Error after abort().
+  /// Returns when it is finished. Errors: what went wrong with it, IoError; TimeoutError when nothing at all completed
+  /// for the timeout; Error after abort().
   void wait(const std::shared_ptr<Transfer>& transfer);
 
   /// Whether wait() would return or throw at once.

@@ -2,11 +2,12 @@
 /// The thread of a mover (mover.h):
 ///
 /// 1. It sleeps until there is a transfer, or a request under way.
-/// 2. It fills the queue: rests of short requests first, then blocks of pending reads and writes in turns. They are handed over,
-///    and what is being written is hashed meanwhile.
-/// 3. It takes in results: a short one is asked for again from where it ended; a complete read is compared with its checksum when the
-///    next requests have been handed over, so that the drive does not wait for it.
-/// 4. The first error of a transfer is kept, and no further block of it handed over; it is finished when nothing of it is under way.
+/// 2. It fills the queue: rests of short requests first, then blocks of pending reads and writes in turns. They are
+///    handed over, and what is being written is hashed meanwhile.
+/// 3. It takes in results: a short one is asked for again from where it ended; a complete read is compared with its
+///    checksum when the next requests have been handed over, so that the drive does not wait for it.
+/// 4. The first error of a transfer is kept, and no further block of it handed over; it is finished when nothing of it
+///    is under way.
 #pragma once
 
 #include <chrono>
@@ -25,8 +26,8 @@
 
 namespace zeropage::io {
 
-/// Everything the thread touches. It owns itself together with its Mover, so that a drive that never answers costs a thread and
-/// its memory, not the process.
+/// Everything the thread touches. It owns itself together with its Mover, so that a drive that never answers costs a
+/// thread and its memory, not the process.
 class MoverThread {
  public:
   explicit MoverThread(Mover::Options options)

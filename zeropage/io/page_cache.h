@@ -3,10 +3,10 @@
 ///
 ///   1. read_ahead(pages) says what will be asked for next. As many of these as there are buffers for start to come.
 ///   2. acquire(page) waits until it is there; its bytes stay where they are until release.
-///   3. release(page, changed): in a pass (begin_pass to end_pass) what changed is written behind what follows; outside it is written,
-///      and stands, when release returns.
-///   4. end_pass() waits for the writes. commit() makes them stand, abandon() takes them back: until then the pages on the drive can
-///      be had as they were before.
+///   3. release(page, changed): in a pass (begin_pass to end_pass) what changed is written behind what follows; outside
+///      it is written, and stands, when release returns.
+///   4. end_pass() waits for the writes. commit() makes them stand, abandon() takes them back: until then the pages on
+///      the drive can be had as they were before.
 ///
 /// A page that nobody wrote yet is zeros and costs nothing. One thread at a time.
 #pragma once
@@ -23,7 +23,8 @@
 
 namespace zeropage::io {
 
-/// What an acquired page holds: its content; or zeros, since all that matters is written (if it is not, the page is as it was).
+/// What an acquired page holds: its content; or zeros, since all that matters is written (if it is not, the page is as
+/// it was).
 enum class Fill { kRead, kZeros };
 
 class PageCache {
@@ -31,8 +32,8 @@ class PageCache {
   /// One to use, one to read ahead, one to write behind.
   static constexpr int kFewestBuffers = 3;
 
-  /// `pages`: by their numbers; those of 0 bytes are not here. At least three buffers of the size of the largest page, which the
-  /// ledger counts. `what` ("optimizer state") is for the log. Errors: those of Store.
+  /// `pages`: by their numbers; those of 0 bytes are not here. At least three buffers of the size of the largest page,
+  /// which the ledger counts. `what` ("optimizer state") is for the log. Errors: those of Store.
   PageCache(std::string_view what, StoreOptions options, std::vector<ExtentSpec> pages,
             const std::shared_ptr<Ledger>& ledger);
 
@@ -91,7 +92,8 @@ class PageCache {
   bool in_pass_ = false;
 };
 
-/// A page, held while this lives. When it ends because of an error nothing is written. Errors: as acquire and, at the end, release.
+/// A page, held while this lives. When it ends because of an error nothing is written. Errors: as acquire and, at the
+/// end, release.
 class HeldPage {
  public:
   HeldPage(PageCache& cache, int page, bool changes, Fill fill = Fill::kRead);

@@ -45,7 +45,8 @@ class PageCacheTest : public testing::Test {
   TestFolder folder_;
 };
 
-// Would catch pages that come back as another page or version, in passes of either direction and two passes of one step.
+// Would catch pages that come back as another page or version, in passes of either direction and two passes of one
+// step.
 TEST_F(PageCacheTest, KeepsWhatPassesWrite) {
   PageCache cache = make();
   EXPECT_FALSE(cache.has(2));

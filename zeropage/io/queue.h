@@ -1,6 +1,6 @@
 /// \file
-/// Requests to the system and their results: the seam under the store. `make_queue` picks io_uring, or threads where the
-/// system does not permit it; tests put a queue with faults between the two.
+/// Requests to the system and their results: the seam under the store. `make_queue` picks io_uring, or threads where
+/// the system does not permit it; tests put a queue with faults between the two.
 #pragma once
 
 #include <cstddef>
@@ -36,8 +36,8 @@ class Queue {
  public:
   virtual ~Queue() = default;
 
-  /// Hands over `requests`, then waits until something completes, `timeout_ms` at most; appends every result to `done`. One
-  /// system call where the system can. At most the depth of the queue may be under way. Errors: IoError when the
+  /// Hands over `requests`, then waits until something completes, `timeout_ms` at most; appends every result to `done`.
+  /// One system call where the system can. At most the depth of the queue may be under way. Errors: IoError when the
   /// queue itself failed; what became of its requests is then unknown.
   virtual void exchange(std::span<const Request> requests, std::vector<Completion>& done, std::int64_t timeout_ms) = 0;
 
@@ -54,8 +54,9 @@ struct QueueOptions {
   const Arena* arena = nullptr;
 };
 
-/// io_uring with registered files and, where the limit on locked memory allows it, registered buffers; for kAuto threads where the
-/// system refuses io_uring, which describe() then says. Errors: IoError when kUring is asked for and refused.
+/// io_uring with registered files and, where the limit on locked memory allows it, registered buffers; for kAuto
+/// threads where the system refuses io_uring, which describe() then says. Errors: IoError when kUring is asked for and
+/// refused.
 std::unique_ptr<Queue> make_queue(const QueueOptions& options);
 
 /// Puts something between the store and its queue.

@@ -1,7 +1,7 @@
 /// \file
-/// Bytes of any number that are put aside on a drive and fetched again: cut into tiles, which pass through a few small buffers. For
-/// what has no fixed place yet; the state of training lives in pages (page_cache.h). Space is reserved when something is put there,
-/// and used again for what comes after.
+/// Bytes of any number that are put aside on a drive and fetched again: cut into tiles, which pass through a few small
+/// buffers. For what has no fixed place yet; the state of training lives in pages (page_cache.h). Space is reserved
+/// when something is put there, and used again for what comes after.
 #pragma once
 
 #include <cstdint>

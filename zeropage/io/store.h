@@ -8,10 +8,11 @@
 ///     store.wait(store.write(0, 2));
 ///     store.commit();                               // what was written stands; abandon() instead would take it back
 ///
-/// Every extent has two slots. A write goes to the inactive slot, and commit() makes all written slots the active ones at
-/// once: until then the previous state is whole, and abandon() goes back to it. Reads see what was written last. Checksums of every
-/// block are kept in memory, compared after every read. The files live as long as the store (job_files.h): they hold nothing that
-/// outlives the process.
+/// Every extent has two slots. A write goes to the inactive slot, and commit() makes all written slots the active ones
+/// at
+/// once: until then the previous state is whole, and abandon() goes back to it. Reads see what was written last.
+/// Checksums of every block are kept in memory, compared after every read. The files live as long as the store
+/// (job_files.h): they hold nothing that outlives the process.
 ///
 /// One thread drives a store.
 #pragma once
@@ -50,8 +51,8 @@ class Store {
  public:
   using Ticket = std::shared_ptr<Transfer>;
 
-  /// Reserves the space of all extents, twice. Memory: the buffers, and 24 bytes per block and slot. Errors: IoError (folder,
-  /// full disk with needed and free bytes), UsageError (no folder, an extent larger than a buffer).
+  /// Reserves the space of all extents, twice. Memory: the buffers, and 24 bytes per block and slot. Errors: IoError
+  /// (folder, full disk with needed and free bytes), UsageError (no folder, an extent larger than a buffer).
   Store(StoreOptions options, std::vector<ExtentSpec> extents);
   ~Store();
   Store(const Store&) = delete;
@@ -67,24 +68,27 @@ class Store {
   /// Whether anything was written to an extent, and not taken back.
   bool readable(int extent) const;
 
-  /// Starts to read what was last written to an extent into the front of a buffer. Errors: UsageError (nothing was, or it still moves).
+  /// Starts to read what was last written to an extent into the front of a buffer. Errors: UsageError (nothing was, or
+  /// it still moves).
   Ticket read(int extent, int buffer);
 
-  /// Starts to write the front of a buffer to an extent's inactive slot. Errors: UsageError (such a write is under way).
+  /// Starts to write the front of a buffer to an extent's inactive slot. Errors: UsageError (such a write is under
+  /// way).
   Ticket write(int extent, int buffer);
 
-  /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit), TimeoutError
-  /// when the drive completed nothing for the timeout, Error after abort().
+  /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit),
+  /// TimeoutError when the drive completed nothing for the timeout, Error after abort().
   void wait(const Ticket& ticket);
 
   /// Whether wait() would not have to wait.
   bool finished(const Ticket& ticket) const;
 
-  /// Makes everything written since the last commit the active state. Errors: UsageError when a write is still under way, or failed: then
-  /// abandon() is the way on.
+  /// Makes everything written since the last commit the active state. Errors: UsageError when a write is still under
+  /// way, or failed: then abandon() is the way on.
   void commit();
 
-  /// Forgets everything written since the last commit; waits until it no longer moves. Errors: TimeoutError, Error after abort().
+  /// Forgets everything written since the last commit; waits until it no longer moves. Errors: TimeoutError, Error
+  /// after abort().
   void abandon();
 
   /// From any thread: ends every wait in an Error with this reason.

@@ -63,8 +63,8 @@ class StoreTest : public testing::TestWithParam<QueueKind> {
 INSTANTIATE_TEST_SUITE_P(Queues, StoreTest, testing::Values(QueueKind::kUring, QueueKind::kThreads),
                          [](const auto& info) { return info.param == QueueKind::kUring ? "uring" : "threads"; });
 
-// Would catch wrong offsets, blocks that overlap, lost tails: every size around the limits of blocks and alignment, several
-// extents under way at a time, striped over three folders.
+// Would catch wrong offsets, blocks that overlap, lost tails: every size around the limits of blocks and alignment,
+// several extents under way at a time, striped over three folders.
 TEST_P(StoreTest, KeepsEverySizeInEveryFolder) {
   const TestFolder second;
   const TestFolder third;
@@ -114,8 +114,8 @@ TEST_P(StoreTest, CommitPutsAllInForceAndAbandonNothing) {
   }
 }
 
-// Would catch an extent of one slot that is believed after its write was taken back, and space that is not reserved for what is
-// added later, or overlaps with what is there.
+// Would catch an extent of one slot that is believed after its write was taken back, and space that is not reserved for
+// what is added later, or overlaps with what is there.
 TEST_P(StoreTest, GrowsAndTakesExtentsOfOneSlot) {
   Store store(options(), {{"a", kBlock}, {"scratch", 2 * kBlock, /*two_slots=*/false}});
   EXPECT_EQ(store.reserved_bytes(), 4 * kBlock);
@@ -150,8 +150,8 @@ TEST_P(StoreTest, RefusesWhatMakesNoSense) {
                   "/no/such/folder"));
 }
 
-// Would catch a result that nobody reads: EIO of any one request of a read or a write must surface, named, and leave the
-// active state as it was.
+// Would catch a result that nobody reads: EIO of any one request of a read or a write must surface, named, and leave
+// the active state as it was.
 TEST_P(StoreTest, EveryFailedRequestIsReported) {
   constexpr std::int64_t kBytes = 6 * kBlock;
   for (int failing = 0; failing < 6; ++failing) {
@@ -197,8 +197,8 @@ TEST_P(StoreTest, ADiskThatIsFullLaterSaysHowMuchIsFree) {
   EXPECT_TRUE(holds(store, 0, 3, kBlock));
 }
 
-// Would catch short I/O taken for complete: results of any length, also such that direct I/O cannot go on from there, and
-// requests that the system puts off.
+// Would catch short I/O taken for complete: results of any length, also such that direct I/O cannot go on from there,
+// and requests that the system puts off.
 TEST_P(StoreTest, GoesOnAfterShortReadsAndWrites) {
   std::atomic<std::uint32_t> random = 1;
   Store store(options([&](const Request& request) -> std::optional<Fault> {
@@ -225,7 +225,8 @@ TEST_P(StoreTest, AFileThatWasCutIsNamed) {
   EXPECT_TRUE(has(message, "layer 7") && has(message, "ends before its time")) << message;
 }
 
-// Would catch a damaged drive that is believed: any flipped bit in the open file is found by the next read, with its block.
+// Would catch a damaged drive that is believed: any flipped bit in the open file is found by the next read, with its
+// block.
 TEST_P(StoreTest, AFlippedBitIsFoundAndNamed) {
   constexpr std::int64_t kBytes = 4 * kBlock;
   for (int trial = 0; trial < 40; ++trial) {

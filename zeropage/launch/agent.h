@@ -4,7 +4,8 @@
 /// 1. It greets, is asked (kAsk) and reports what the host offers and what is wrong with it.
 /// 2. kStart starts ranks. Their output and their ends go to the launcher, as they come.
 /// 3. When all have ended, and what they left behind too, it says kDone and ends.
-/// 4. When its stdin ends, no beat comes for kBeatPatience, or a signal or kKill arrives, it kills everything it started.
+/// 4. When its stdin ends, no beat comes for kBeatPatience, or a signal or kKill arrives, it kills everything it
+///    started.
 #pragma once
 
 #include <string>
@@ -43,7 +44,8 @@ HostReport decode_report(std::string_view bytes);
 std::string encode(const std::vector<RankPlan>& ranks);
 std::vector<RankPlan> decode_ranks(std::string_view bytes);
 
-/// Runs the agent on stdin and stdout. `argv0`: as in launch. Returns its exit code when nothing of the job is left here.
+/// Runs the agent on stdin and stdout. `argv0`: as in launch. Returns its exit code when nothing of the job is left
+/// here.
 int run_agent(const std::string& argv0);
 
 }  // namespace zeropage::launch

@@ -25,8 +25,8 @@ struct Task {
   std::string first_host = {};  ///< of rank 0; empty: not known
 };
 
-/// The task that this process is: variables of OpenMPI (OMPI_*), MPICH and Intel MPI (PMI_*, MPI_LOCAL*), or a Slurm step
-/// (SLURM_*) with more than one task. Nothing otherwise. Errors: ConfigError when they contradict each other.
+/// The task that this process is: variables of OpenMPI (OMPI_*), MPICH and Intel MPI (PMI_*, MPI_LOCAL*), or a Slurm
+/// step (SLURM_*) with more than one task. Nothing otherwise. Errors: ConfigError when they contradict each other.
 std::optional<Task> task_of(const Environment& environment);
 
 /// The hosts of the Slurm allocation around this process, with a slot per GPU, else per task of a node, else one. Empty

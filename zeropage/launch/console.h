@@ -2,8 +2,8 @@
 /// Where the lines of all ranks come together: the launcher's stdout and stderr.
 ///
 /// 1. Lines of both streams wait in one queue and are written in order, so that no line is ever split by another.
-/// 2. Nothing here blocks: the owner polls `wanted_fd()` for writing and calls `write_some()`. A reader that has stopped
-///    makes the queue grow; at kMaxQueuedBytes the owner stops reading from the ranks, and they wait.
+/// 2. Nothing here blocks: the owner polls `wanted_fd()` for writing and calls `write_some()`. A reader that has
+///    stopped makes the queue grow; at kMaxQueuedBytes the owner stops reading from the ranks, and they wait.
 /// 3. On a terminal the unfinished line of rank 0 (a progress bar, a prompt) is kept visible below all others: erased
 ///    before a line, drawn again after it.
 #pragma once

@@ -24,7 +24,8 @@ std::vector<std::string> compare_reports(const std::vector<std::string>& names, 
 std::vector<JobPlan> plan_fleet(const Options& options, const RunnerContext& context,
                                 const std::vector<HostReport>& reports);
 
-/// Runs the whole job; returns its exit code (see supervise). `python`: the one to use where it exists; empty: found there.
+/// Runs the whole job; returns its exit code (see supervise). `python`: the one to use where it exists; empty: found
+/// there.
 /// Errors: ConfigError, IoError with the failures of all hosts, before any rank is started.
 int run_fleet(const Options& options, const RunnerContext& context, const std::string& python,
               const SuperviseOptions& supervise_options);

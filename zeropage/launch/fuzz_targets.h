@@ -1,7 +1,7 @@
 /// \file
-/// What untrusted bytes reach first in the launcher: hostfiles, filters, Slurm's lists of hosts, and what agents on other hosts say.
-/// Anything but acceptance or an error of the project is a defect. Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same
-/// corpus in the tests.
+/// What untrusted bytes reach first in the launcher: hostfiles, filters, Slurm's lists of hosts, and what agents on
+/// other hosts say. Anything but acceptance or an error of the project is a defect. Driven by libFuzzer (fuzz/, make
+/// fuzz), and by mutations of the same corpus in the tests.
 #pragma once
 
 #include <string>
@@ -51,8 +51,8 @@ inline bool accepts_hosts(std::string_view input) {
   return accepted;
 }
 
-/// `input`: a question, a report or ranks (by the first byte), as the other end of an ssh sends them. What is accepted and packed again
-/// reads as the same.
+/// `input`: a question, a report or ranks (by the first byte), as the other end of an ssh sends them. What is accepted
+/// and packed again reads as the same.
 inline bool accepts_message(std::string_view input) {
   if (input.empty()) return false;
   const auto bytes = input.substr(1);

@@ -2,9 +2,9 @@
 /// Two processes look after a job, so that each can clean up when the other dies:
 ///
 /// 1. The front is what was started. It keeps the process id that is known outside, hands signals on, and waits.
-/// 2. The supervisor, its child, starts the ranks and does all the work. It is in a process group of its own, so that the
-///    terminal's keys do not reach it; the ranks are in the front's, so that they do reach them, and rank 0 can read the
-///    terminal.
+/// 2. The supervisor, its child, starts the ranks and does all the work. It is in a process group of its own, so that
+///    the terminal's keys do not reach it; the ranks are in the front's, so that they do reach them, and rank 0 can
+///    read the terminal.
 /// 3. Front to supervisor there is a pipe. If the front dies, however it dies, the pipe ends, and the supervisor kills
 ///    everything it started. Both adopt orphans: ranks cannot escape by starting sessions of their own.
 /// 4. If the supervisor dies, the kernel kills the ranks (parent-death signal), and the front kills the rest.
@@ -29,8 +29,8 @@ class Guard {
   /// Blocks the signals to hand on and adopts orphans. Errors: IoError.
   Guard();
 
-  /// Runs `supervise` in a process of its own and returns what it returns, or the exit code of the error it throws, when it
-  /// has ended and none of its processes is left. Errors: IoError when no process can be made.
+  /// Runs `supervise` in a process of its own and returns what it returns, or the exit code of the error it throws,
+  /// when it has ended and none of its processes is left. Errors: IoError when no process can be made.
   int run(const std::function<int(const GuardContext&)>& supervise);
 
   /// Whether a signal to end has come.

@@ -56,8 +56,8 @@ int probe_port(int number) {
   return ntohs(address.sin_port);
 }
 
-/// Claims the port among launchers: a name in the kernel's table of local sockets that only one process can hold and that
-/// goes with it, whatever becomes of it. No descriptor if another launcher has it.
+/// Claims the port among launchers: a name in the kernel's table of local sockets that only one process can hold and
+/// that goes with it, whatever becomes of it. No descriptor if another launcher has it.
 Descriptor claim_among_launchers(int number) {
   Descriptor claim(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!claim) throw_errno("cannot make a socket", "raise the limit of open files (ulimit -n)");

@@ -18,15 +18,17 @@ std::vector<std::string> visible_gpus(const std::string& device_folder, const ch
 /// did), else the python3 or python in PATH. Errors: ConfigError when there is none.
 std::string find_python(const std::string& argv0);
 
-/// Python's option without which modules in the current folder hide those that are installed. Every start of Python has it,
-/// but those of the user's own script.
+/// Python's option without which modules in the current folder hide those that are installed. Every start of Python has
+/// it, but those of the user's own script.
 inline constexpr const char* kSafePath = "-P";
 
-/// Checks that the script can be started here: a program with `no_python`, otherwise a file; modules are Python's to find.
+/// Checks that the script can be started here: a program with `no_python`, otherwise a file; modules are Python's to
+/// find.
 /// Errors: ConfigError.
 void check_script(const std::string& script, bool module, bool no_python);
 
-/// The installed torch of `python`, "none" without one. Cost: a start of Python. Errors: IoError when that does not answer.
+/// The installed torch of `python`, "none" without one. Cost: a start of Python. Errors: IoError when that does not
+/// answer.
 std::string torch_version(const std::string& python);
 
 /// Where others reach this host.
@@ -35,8 +37,8 @@ struct HostAddress {
   std::string network;  ///< the interface's name
 };
 
-/// The address at which an ssh from elsewhere came in (`ssh_connection`: $SSH_CONNECTION or null), else the first one that is
-/// no loopback's, else 127.0.0.1.
+/// The address at which an ssh from elsewhere came in (`ssh_connection`: $SSH_CONNECTION or null), else the first one
+/// that is no loopback's, else 127.0.0.1.
 HostAddress host_address(const char* ssh_connection);
 
 /// The program `name` as the shell would find it: itself if it has a slash, else through PATH; empty if there is none.

@@ -5,7 +5,8 @@
 namespace zeropage::launch {
 namespace {
 
-// Catches input that ends the launcher, is read out of bounds, or gives a host name that a shell or ssh takes for something else.
+// Catches input that ends the launcher, is read out of bounds, or gives a host name that a shell or ssh takes for
+// something else.
 TEST(Hostile, MutatedHostfilesAreAcceptedOrRefused) { drive_with_mutations("hosts", accepts_hosts); }
 TEST(Hostile, MutatedMessagesAreAcceptedOrRefused) { drive_with_mutations("message", accepts_message); }
 

@@ -35,8 +35,8 @@ struct Surroundings {
   int num_gpus = 0;  ///< in the machine, whatever CUDA_VISIBLE_DEVICES says
 };
 
-/// Decides. Reads the hostfile. Errors: ConfigError for options, files or variables that cannot be used; IoError when the
-/// hostfile cannot be read.
+/// Decides. Reads the hostfile. Errors: ConfigError for options, files or variables that cannot be used; IoError when
+/// the hostfile cannot be read.
 Job choose_job(const Options& options, const Surroundings& here);
 
 }  // namespace zeropage::launch

@@ -49,7 +49,8 @@ struct JobPlan {
   std::vector<std::string> notices;  ///< lines for the user
 };
 
-/// Number of ranks: as asked, else one per GPU, else 1. Errors: ConfigError when more GPUs are asked for than there are.
+/// Number of ranks: as asked, else one per GPU, else 1. Errors: ConfigError when more GPUs are asked for than there
+/// are.
 int count_ranks(const Options& options, const Host& host);
 
 /// The whole job as ranks of this host alone: slots from 0, meeting at 127.0.0.1 unless --master_addr says otherwise.
@@ -60,8 +61,8 @@ std::vector<std::string> rank_argv(const Options& options, const std::string& py
 
 /// The processes of a place. Each gets
 /// MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE,
-/// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK picks), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its cores when
-/// bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
+/// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK picks), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its cores
+/// when bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
 /// Errors: ConfigError (too few GPUs or cores, a core that may not be used).
 JobPlan plan_job(const Options& options, const Host& host, const Place& place);
 

@@ -2,8 +2,8 @@
 /// The ranks that this process starts itself, and everything that they start.
 ///
 /// 1. Running: until all ranks have ended, or `kill`.
-/// 2. Leftovers: what the ranks started gets a moment to end too (trackers of shared memory, log uploaders clean up when
-///    their parent is gone).
+/// 2. Leftovers: what the ranks started gets a moment to end too (trackers of shared memory, log uploaders clean up
+///    when their parent is gone).
 /// 3. Killing: every descendant is killed, again and again until there is none.
 #pragma once
 

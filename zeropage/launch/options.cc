@@ -155,7 +155,8 @@ void finish_launch_options(const CLI::App& app, Options& options) {
   if (options.module && options.no_python) {
     throw ConfigError("--module runs the script with python -m and --no_python without python; give one of them");
   }
-  // A compiled program gets the user's arguments alone; --no_python asks for the reference's command line, --local_rank=N included.
+  // A compiled program gets the user's arguments alone; --no_python asks for the reference's command line,
+  // --local_rank=N included.
   if (!options.module && !options.no_python && is_compiled(options.script)) {
     options.no_python = options.no_local_rank = true;
   }

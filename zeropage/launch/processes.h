@@ -1,6 +1,7 @@
 /// \file
 /// The family of this process. After `adopt_orphans` a descendant whose parent dies becomes a child of this process, so
-/// that killing children until none is left ends every descendant, whatever sessions or groups they made for themselves.
+/// that killing children until none is left ends every descendant, whatever sessions or groups they made for
+/// themselves.
 #pragma once
 
 #include <sys/types.h>

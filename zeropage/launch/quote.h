@@ -8,8 +8,8 @@
 
 namespace zeropage::launch {
 
-/// `text` as one word of a POSIX shell, whatever bytes it holds (a zero byte cannot be an argument: ConfigError). Words of
-/// letters, digits and harmless signs stay as they are.
+/// `text` as one word of a POSIX shell, whatever bytes it holds (a zero byte cannot be an argument: ConfigError). Words
+/// of letters, digits and harmless signs stay as they are.
 std::string shell_quote(std::string_view text);
 
 /// The words quoted and joined by blanks: a shell that runs it gets exactly `words`.

@@ -1,8 +1,8 @@
 /// \file
 /// The command lines that start a job's processes on other hosts: our own ssh, pdsh, mpirun, srun.
 ///
-/// They are argument lists. Only what ssh and pdsh give to the far end's login shell is text for a shell, and that is made
-/// by shell_quote alone. Values of variables never stand in them: programs that can pass variables on by name read
+/// They are argument lists. Only what ssh and pdsh give to the far end's login shell is text for a shell, and that is
+/// made by shell_quote alone. Values of variables never stand in them: programs that can pass variables on by name read
 /// them from the environment they are started with.
 #pragma once
 

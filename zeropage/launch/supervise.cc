@@ -3,11 +3,12 @@
 /// 1. Running: until a rank fails, a host is lost, all have ended, or the user sends a signal.
 /// 2. Settling: a rank has failed. The others get a moment to fail by themselves, with their own words.
 /// 3. Terminating: what still runs has been sent SIGTERM (or what the user sent) and has some seconds.
-/// 4. Ending: all ranks have ended, or their time is up; each host ends what is left of the job (local_ranks.h). A second
-///    signal of the user, or the death of the front process, leads here at once.
+/// 4. Ending: all ranks have ended, or their time is up; each host ends what is left of the job (local_ranks.h). A
+///    second signal of the user, or the death of the front process, leads here at once.
 ///
 /// Who failed first is decided by when a rank's traceback began, or when it ended if it wrote none: tearing down an
-/// interpreter takes long enough for its peers to fail, and end, because of it. A lost host failed when it was last heard.
+/// interpreter takes long enough for its peers to fail, and end, because of it. A lost host failed when it was last
+/// heard.
 #include "zeropage/launch/supervise.h"
 
 #include <fmt/format.h>

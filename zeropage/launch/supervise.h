@@ -32,9 +32,9 @@ struct HostJob {
 };
 
 /// Starts the ranks, passes their output on and returns the job's exit code when nothing of it is left running: 0, that
-/// of the rank that failed first (128 + N if signal N killed it, kRetryExitCode if that was SIGKILL), kRetryExitCode if a
-/// host was lost first, or 128 + the signal that the user sent (0: after SIGTERM all ranks ended with 0). The caller has
-/// SIGCHLD blocked and is the adopter of orphans. Errors: IoError when a log file cannot be made.
+/// of the rank that failed first (128 + N if signal N killed it, kRetryExitCode if that was SIGKILL), kRetryExitCode if
+/// a host was lost first, or 128 + the signal that the user sent (0: after SIGTERM all ranks ended with 0). The caller
+/// has SIGCHLD blocked and is the adopter of orphans. Errors: IoError when a log file cannot be made.
 int supervise(std::vector<HostJob> jobs, const SuperviseOptions& options);
 
 }  // namespace zeropage::launch

@@ -1,7 +1,8 @@
 /// \file
 /// What the launcher and the agents on other hosts say to each other, over the standard streams of ssh.
 ///
-/// 1. The agent opens with one line, kGreeting. Whatever comes before it on its stdout (a login shell's own words) is not ours.
+/// 1. The agent opens with one line, kGreeting. Whatever comes before it on its stdout (a login shell's own words) is
+///    not ours.
 /// 2. Then both send frames: kind (1 byte), number (4), payload length (4, little-endian), payload.
 /// 3. Launcher: kAsk, kStart, then kSignal and kKill. Agent: kReport, then kOut, kErr and kEnded of its ranks, kNotice,
 ///    and kDone when nothing of the job is left on its host.

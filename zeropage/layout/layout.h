@@ -1,10 +1,10 @@
 /// \file
 /// Where every parameter lies: parameters -> pages -> shards -> segments. Pure arithmetic, no memory.
 ///
-/// A page is a run of whole parameters of one dtype, one optimizer group and one kind (trainable or frozen, persistent or
-/// not), laid out one after the other in a flat buffer of `padded_numel` elements. Rank r's shard of it is elements
-/// [r * shard_numel, (r + 1) * shard_numel). A segment is the part of one parameter that lies in a given range of a page.
-/// All positions are in elements of the page's dtype.
+/// A page is a run of whole parameters of one dtype, one optimizer group and one kind (trainable or frozen, persistent
+/// or not), laid out one after the other in a flat buffer of `padded_numel` elements. Rank r's shard of it is elements
+/// [r * shard_numel, (r + 1) * shard_numel). A segment is the part of one parameter that lies in a given range of a
+/// page. All positions are in elements of the page's dtype.
 #pragma once
 
 #include <cstdint>
@@ -66,7 +66,8 @@ struct Segment {
 
 class Layout {
  public:
-  /// Packs `parameters` in the order given. Cost: linear. Errors: ConfigError when sizes overflow or options make no sense.
+  /// Packs `parameters` in the order given. Cost: linear. Errors: ConfigError when sizes overflow or options make no
+  /// sense.
   Layout(std::vector<ParameterSpec> parameters, const Options& options);
 
   const std::vector<ParameterSpec>& parameters() const { return parameters_; }
@@ -103,9 +104,10 @@ class Layout {
   std::vector<bool> began_later_;
 };
 
-/// The page size used when the user names none: about a 32nd of the model, between 2^16 and 2^23 elements, so that small
-/// models do not become one page and large ones have frames of the size of a transformer block. `networked`, where a page
-/// costs a message or two whatever its size: 2^20 elements or more, if that is at most an eighth of the model.
+/// The page size used when the user names none: about a 32nd of the model, between 2^16 and 2^23 elements, so that
+/// small models do not become one page and large ones have frames of the size of a transformer block. `networked`,
+/// where a page costs a message or two whatever its size: 2^20 elements or more, if that is at most an eighth of the
+/// model.
 std::int64_t default_page_numel(std::int64_t total_numel, bool networked = false);
 
 }  // namespace zeropage::layout

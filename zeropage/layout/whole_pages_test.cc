@@ -5,7 +5,8 @@
 namespace zeropage::layout {
 namespace {
 
-// Would catch pages of a matrix or two, of which most lie on two ranks; and frames that hold a large part of a large model.
+// Would catch pages of a matrix or two, of which most lie on two ranks; and frames that hold a large part of a large
+// model.
 TEST(WholePages, HoldSeveralParametersOfEachRank) {
   EXPECT_EQ(page_numel_for_whole_parameters(100'000'000, 1'000'000, 2, 1), 8'000'000);
   EXPECT_EQ(page_numel_for_whole_parameters(10'000'000, 400'000, 2, 3), 2'500'000);

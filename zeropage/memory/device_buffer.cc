@@ -83,7 +83,8 @@ at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
 
 at::Tensor view_of(void* data, at::IntArrayRef sizes, at::OptionalIntArrayRef strides, at::ScalarType type,
                    c10::Device device) {
-  // The device is named: CUDA cannot tell it from a null pointer, or from one past the end, as those of empty tensors are.
+  // The device is named: CUDA cannot tell it from a null pointer, or from one past the end, as those of empty tensors
+  // are.
   return at::for_blob(data, sizes)
       .strides(strides)
       .options(at::TensorOptions().dtype(type).device(device))

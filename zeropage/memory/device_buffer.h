@@ -1,7 +1,7 @@
 /// \file
 /// Flat memory on a device: page-aligned mappings on the host (so that freeing gives memory back at once, and large
-/// buffers sit on huge pages), page-locked where that is asked for; torch's allocators elsewhere, and for page-locked memory where
-/// we cannot lock (page_lock.h).
+/// buffers sit on huge pages), page-locked where that is asked for; torch's allocators elsewhere, and for page-locked
+/// memory where we cannot lock (page_lock.h).
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -26,8 +26,8 @@ struct PageLock;
 
 class DeviceBuffer {
  public:
-  /// Zero-filled. `kind` says under which name the bytes are counted. Errors: IoError when the host has no memory, or cannot lock it,
-  /// c10::OutOfMemoryError on a device.
+  /// Zero-filled. `kind` says under which name the bytes are counted. Errors: IoError when the host has no memory, or
+  /// cannot lock it, c10::OutOfMemoryError on a device.
   DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_ptr<Ledger> ledger, MemoryKind kind);
   ~DeviceBuffer();
   DeviceBuffer(const DeviceBuffer&) = delete;
@@ -66,8 +66,8 @@ void start_copy(void* target, c10::Device target_device, const void* source, c10
 /// The same within one device.
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device);
 
-/// Gives memory that torch keeps for later allocations back to the system, where other processes get it. Nothing on the CPU. Cost: waits for
-/// the device.
+/// Gives memory that torch keeps for later allocations back to the system, where other processes get it. Nothing on the
+/// CPU. Cost: waits for the device.
 void release_cached_memory(c10::Device device);
 
 /// Sets bytes to zero, in the order of the device's current stream.

@@ -1,6 +1,7 @@
 /// \file
-/// Page-locking of memory that we have mapped ourselves, so that a device copies from and to it while the host does something else. torch's
-/// own allocator of page-locked memory rounds up to powers of two, which for 84 GB of optimizer state is 128 GiB.
+/// Page-locking of memory that we have mapped ourselves, so that a device copies from and to it while the host does
+/// something else. torch's own allocator of page-locked memory rounds up to powers of two, which for 84 GB of optimizer
+/// state is 128 GiB.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -16,8 +17,8 @@ struct PageLock {
   const char* (*describe)(int status) = nullptr;
 };
 
-/// That of this process's accelerator. Null where it has none that we know: then torch's allocator has to do. Cost: nothing after the
-/// first call.
+/// That of this process's accelerator. Null where it has none that we know: then torch's allocator has to do. Cost:
+/// nothing after the first call.
 const PageLock* page_lock();
 
 /// For tests: another one from now on; null: that of the accelerator again.

@@ -40,7 +40,8 @@ class PageLocks : public testing::Test {
   const std::shared_ptr<Ledger> ledger_ = std::make_shared<Ledger>();
 };
 
-// Catches a buffer that is rounded up to a power of two, is locked in part, is not zero, or is unlocked after it is unmapped or never.
+// Catches a buffer that is rounded up to a power of two, is locked in part, is not zero, or is unlocked after it is
+// unmapped or never.
 TEST_F(PageLocks, AreHeldForAsManyBytesAsWereAskedFor) {
   constexpr std::int64_t kBytes = (5 << 20) + 100;
   {

@@ -1,6 +1,6 @@
 /// \file
-/// Included first by every torch-facing header: the wheel is built with NDEBUG, and `at::RecordFunction` and others have
-/// a different layout without it. A translation unit without NDEBUG would corrupt torch's callbacks silently.
+/// Included first by every torch-facing header: the wheel is built with NDEBUG, and `at::RecordFunction` and others
+/// have a different layout without it. A translation unit without NDEBUG would corrupt torch's callbacks silently.
 #pragma once
 
 #ifndef NDEBUG

@@ -48,8 +48,8 @@ constexpr float float_from_float16(std::uint16_t value) {
   return std::bit_cast<float>(sign | (magnitude >= 0x0f800000U ? special : finite));
 }
 
-/// Rounded up with the probability that makes the mean right, if `random` is any 32 bits. NaN and infinity stay. Adding 16 random bits
-/// below those that stay carries as often as it should.
+/// Rounded up with the probability that makes the mean right, if `random` is any 32 bits. NaN and infinity stay. Adding
+/// 16 random bits below those that stay carries as often as it should.
 constexpr std::uint16_t bfloat16_at_random(float value, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t special = (bits >> 16) | ((bits & 0x7fffffffU) > 0x7f800000U ? 0x40U : 0U);
@@ -77,8 +77,9 @@ void to_float32(const void* source, DType source_dtype, float* destination, std:
 /// destination[0..numel) = source rounded to fp32 (a copy), bf16 or fp16; no overlap. Cost and errors: as to_float32.
 void from_float32(const float* source, void* destination, DType destination_dtype, std::int64_t numel);
 
-/// destination[0..numel) = source rounded to bf16 or fp16 at random: up with the probability that makes the mean right. Which way
-/// depends on `key`, on the element's index `first` + i, and on nothing else. NaN and infinity stay. Cost: as from_float32.
+/// destination[0..numel) = source rounded to bf16 or fp16 at random: up with the probability that makes the mean right.
+/// Which way depends on `key`, on the element's index `first` + i, and on nothing else. NaN and infinity stay. Cost: as
+/// from_float32.
 void round_stochastically(const float* source, void* destination, DType destination_dtype, std::int64_t numel,
                           std::uint64_t key, std::int64_t first);
 

@@ -118,7 +118,8 @@ TEST(Convert, ArraysEqualScalarsForAllLengthsAndMisalignments) {
   }
 }
 
-// Would catch rounding at random that goes further than to the next value, moves what needs no rounding, or makes NaN of infinity.
+// Would catch rounding at random that goes further than to the next value, moves what needs no rounding, or makes NaN
+// of infinity.
 TEST(Convert, StochasticRoundingTakesOneOfTheTwoNeighbours) {
   std::mt19937 random(6);
   constexpr int kNumel = 200'000;
@@ -145,7 +146,8 @@ TEST(Convert, StochasticRoundingTakesOneOfTheTwoNeighbours) {
   }
 }
 
-// Would catch random bits that favour a direction: the mean of many roundings of a value is that value, within four deviations.
+// Would catch random bits that favour a direction: the mean of many roundings of a value is that value, within four
+// deviations.
 TEST(Convert, StochasticRoundingIsRightOnAverage) {
   constexpr int kNumel = 1 << 16;
   for (const Format& format : kFormats) {

@@ -1,7 +1,8 @@
 /// \file
-/// The words of CUDA that our kernels use, for a compiler that knows none of them, and start_kernel as in cuda_launch.h. One
-/// block runs after the other. Threads that do not meet do so, too; others take turns, each until it meets the rest. Under
-/// ThreadSanitizer they are threads of the system, so that it sees what a missing __syncthreads does. For tests alone.
+/// The words of CUDA that our kernels use, for a compiler that knows none of them, and start_kernel as in
+/// cuda_launch.h. One block runs after the other. Threads that do not meet do so, too; others take turns, each until it
+/// meets the rest. Under ThreadSanitizer they are threads of the system, so that it sees what a missing __syncthreads
+/// does. For tests alone.
 #pragma once
 
 #include <ucontext.h>

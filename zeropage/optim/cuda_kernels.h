@@ -1,8 +1,8 @@
 /// \file
 /// The update kernels. update_kernel: masters and fp32 states, the fast one, of which there is one per pair of types.
-/// update_rounded_kernel: what is rounded at random, packed states and 16-bit parameters without masters, whose types it looks
-/// up at run time; threads of a block share the exponent of an int8 block. Both give the scalar twin's bits, but for those of
-/// a NaN, which the processor chooses. For update_cuda.cu alone.
+/// update_rounded_kernel: what is rounded at random, packed states and 16-bit parameters without masters, whose types
+/// it looks up at run time; threads of a block share the exponent of an int8 block. Both give the scalar twin's bits,
+/// but for those of a NaN, which the processor chooses. For update_cuda.cu alone.
 #pragma once
 
 #include <cstddef>

@@ -1,13 +1,14 @@
 /// \file
-/// How kernels are started. nvcc runs them on a GPU; other compilers (cuda_emulation.h) on the host, so that tests can compare them with
-/// the host's own functions on any machine. Internal to this room.
+/// How kernels are started. nvcc runs them on a GPU; other compilers (cuda_emulation.h) on the host, so that tests can
+/// compare them with the host's own functions on any machine. Internal to this room.
 #pragma once
 
 #include <cstdint>
 
 namespace zeropage::optim {
 
-/// Whether the threads of a block wait for each other (__syncthreads). Only the emulation asks, for which such threads are dear.
+/// Whether the threads of a block wait for each other (__syncthreads). Only the emulation asks, for which such threads
+/// are dear.
 enum class Threads { kApart, kMeet };
 
 constexpr int kWarpThreads = 32;

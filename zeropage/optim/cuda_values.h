@@ -36,7 +36,8 @@ struct Float16 {
   }
 };
 
-/// Elements of a thread. They are two groups, so that each access of a warp is one run of memory: 16 bytes of every thread in fp32.
+/// Elements of a thread. They are two groups, so that each access of a warp is one run of memory: 16 bytes of every
+/// thread in fp32.
 constexpr int kRunNumel = 8;
 constexpr int kGroupNumel = 4;
 constexpr int kGroupStride = kWarpThreads * kGroupNumel;
@@ -61,7 +62,8 @@ struct GroupOf<1> {
   using Word = unsigned;
 };
 
-/// values = a thread's elements, of which the first one is `first`; those at a distance of `left` or more are left as they are.
+/// values = a thread's elements, of which the first one is `first`; those at a distance of `left` or more are left as
+/// they are.
 /// `whole`: there are all of them, and the array begins at a multiple of 16 bytes.
 template <typename Element>
 __device__ void load_run(Element (&values)[kRunNumel], const void* data, std::int64_t first, int left, bool whole) {

@@ -1,6 +1,6 @@
 /// \file
-/// Which kernels of our own there are for a kind of device. Whoever has some registers them: the CUDA build for GPUs, the tests for their
-/// simulated device. Devices without kernels are updated by torch's operators.
+/// Which kernels of our own there are for a kind of device. Whoever has some registers them: the CUDA build for GPUs,
+/// the tests for their simulated device. Devices without kernels are updated by torch's operators.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 /// \file
-/// The rules of rules.h for one element: what the scalar twin and the CUDA kernels run, from one source. Without fused multiply-add, and
-/// with correctly rounded roots and divisions, both give the same bits. Internal to this room.
+/// The rules of rules.h for one element: what the scalar twin and the CUDA kernels run, from one source. Without fused
+/// multiply-add, and with correctly rounded roots and divisions, both give the same bits. Internal to this room.
 #pragma once
 
 #include <cmath>

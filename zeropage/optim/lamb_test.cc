@@ -30,7 +30,8 @@ std::vector<Step> steps_to_try() {
   return {step_with({}, 1, 1.0F), step_with(decayed), step_with(inside), step_with(uncorrected)};
 }
 
-// Would catch vector code that differs from single elements in one bit, at any length, alignment and type, or writes past its end.
+// Would catch vector code that differs from single elements in one bit, at any length, alignment and type, or writes
+// past its end.
 TEST(Lamb, ElementsDoNotDependOnTheirNeighbours) {
   constexpr double kRatio = 1.7;
   for (const Step& step : steps_to_try()) {

@@ -8,9 +8,10 @@
 
 namespace zeropage::optim {
 
-/// Sum of the squares of fp32, bf16, fp16 or fp64 elements that come in pieces, each square and the sum in double. Element i of
-/// a block of kBlockNumel goes to partial sum i mod 16; these are added in one order, and the blocks in theirs. So the result
-/// depends on the values only: not on the pieces, the machine or threads. Infinity and NaN propagate; fp32 squares cannot overflow.
+/// Sum of the squares of fp32, bf16, fp16 or fp64 elements that come in pieces, each square and the sum in double.
+/// Element i of a block of kBlockNumel goes to partial sum i mod 16; these are added in one order, and the blocks in
+/// theirs. So the result depends on the values only: not on the pieces, the machine or threads. Infinity and NaN
+/// propagate; fp32 squares cannot overflow.
 class SquareSum {
  public:
   static constexpr int kLanes = 16;

@@ -1,4 +1,5 @@
-// Sums of squares as SquareSum defines them: a thread for each of its partial sums, which adds the elements in the same order.
+// Sums of squares as SquareSum defines them: a thread for each of its partial sums, which adds the elements in the same
+// order.
 #include "zeropage/optim/norm_cuda.h"
 
 #include <string>

@@ -36,8 +36,8 @@ std::vector<double> sums_by_kernels(const std::vector<SquaredPiece>& pieces) {
   return sums;
 }
 
-// Would catch a kernel that adds in another order than the host, leaves out elements at the end of a block or a piece, or takes those
-// of the piece beside it; and launches that mix up pieces of two types or beyond what one launch takes.
+// Would catch a kernel that adds in another order than the host, leaves out elements at the end of a block or a piece,
+// or takes those of the piece beside it; and launches that mix up pieces of two types or beyond what one launch takes.
 TEST(NormOnCuda, HasTheHostsBits) {
   const std::vector<std::int64_t> lengths = {1, 15, 16, 0, 17, 511, 512, 65535, 65536, 65537, 150001, 0};
   const auto values = values_of_all_sizes(400000);

@@ -1,6 +1,6 @@
 /// \file
-/// One element of an int8 state (packed_state.h), and the exponent that a block shares: what the host's loops and the CUDA
-/// kernels run, from one source. Internal to this room.
+/// One element of an int8 state (packed_state.h), and the exponent that a block shares: what the host's loops and the
+/// CUDA kernels run, from one source. Internal to this room.
 #pragma once
 
 #include <bit>
@@ -48,7 +48,8 @@ using SquaresCode = Code<5>;
 /// These bits have the order of the magnitudes; NaN is above infinity.
 constexpr std::uint32_t magnitude_bits(float value) { return std::bit_cast<std::uint32_t>(value) & kMagnitude; }
 
-/// Of a block whose largest magnitude has these bits. The largest code is 1.875: what lies above it takes the next exponent.
+/// Of a block whose largest magnitude has these bits. The largest code is 1.875: what lies above it takes the next
+/// exponent.
 constexpr std::uint8_t shared_exponent(std::uint32_t largest_magnitude) {
   const std::uint32_t exponent = (largest_magnitude + 0xfffffU) >> 23;
   return exponent < 254 ? static_cast<std::uint8_t>(exponent) : kInfiniteBlock;

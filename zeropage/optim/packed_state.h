@@ -1,15 +1,16 @@
 /// \file
-/// Optimizer states in fewer than 32 bits. Nothing holds their precise values, so they are rounded stochastically: a second moment that
-/// grows by a thousandth of itself per step would never move if it were rounded to nearest.
+/// Optimizer states in fewer than 32 bits. Nothing holds their precise values, so they are rounded stochastically: a
+/// second moment that grows by a thousandth of itself per step would never move if it were rounded to nearest.
 ///
 ///   bf16   2 bytes per element
-///   int8   1 byte per element, and 1 byte for each block of kPackedBlockNumel elements: the exponent that the block shares. An element is
-///          spaced like a float, as in the dynamic quantization of 8-bit optimizers (Dettmers et al., 2022): 3 bits of mantissa, and
-///          4 bits of exponent below the block's beside a sign; 5 for sums of squares, which have none.
-///          Even steps would round the small second moments of a block to 0, and their parameters would jump.
+///   int8   1 byte per element, and 1 byte for each block of kPackedBlockNumel elements: the exponent that the block
+///          shares. An element is spaced like a float, as in the dynamic quantization of 8-bit optimizers (Dettmers et
+///          al., 2022): 3 bits of mantissa, and 4 bits of exponent below the block's beside a sign; 5 for sums of
+///          squares, which have none. Even steps would round the small second moments of a block to 0, and their
+///          parameters would jump.
 ///
-/// The exponent is the least with which no element lies above the largest code, so a block that is unpacked and packed again does not
-/// change. Sums of squares that are not 0 are never rounded to 0.
+/// The exponent is the least with which no element lies above the largest code, so a block that is unpacked and packed
+/// again does not change. Sums of squares that are not 0 are never rounded to 0.
 #pragma once
 
 #include <cstdint>
@@ -35,8 +36,9 @@ bool is_sum_of_squares(config::OptimizerKind kind, int index);
 /// wide[0..numel) = the state. Exact. Cost: one pass. Errors: none; the type is not fp32.
 void unpack(const PackedState& state, config::StateDtype dtype, bool squares, float* wide, std::int64_t numel);
 
-/// The state = wide[0..numel), rounded up or down at random so that the mean is right, by a hash of `key` and of the element's index
-/// `first` + i. With int8 values from 2^126 on become infinite or NaN, and values below 2^-126 zero. Cost: one pass.
+/// The state = wide[0..numel), rounded up or down at random so that the mean is right, by a hash of `key` and of the
+/// element's index `first` + i. With int8 values from 2^126 on become infinite or NaN, and values below 2^-126 zero.
+/// Cost: one pass.
 void pack(const float* wide, const PackedState& state, config::StateDtype dtype, bool squares, std::int64_t numel,
           std::uint64_t key, std::int64_t first);
 

@@ -48,8 +48,8 @@ TEST(PackedState, IsTheSameWhenPackedAgain) {
   }
 }
 
-// Would catch a code that is too coarse, or scaled by the wrong power of two: one part in 8 of an element, or of the smallest step of its
-// block, 2^-17 of the block's power of two (squares: 2^-33), may be lost.
+// Would catch a code that is too coarse, or scaled by the wrong power of two: one part in 8 of an element, or of the
+// smallest step of its block, 2^-17 of the block's power of two (squares: 2^-33), may be lost.
 TEST(PackedState, KeepsThreeBitsOfEveryElement) {
   for (const bool squares : {false, true}) {
     const std::int64_t numel = 64 * kBlock;
@@ -69,7 +69,8 @@ TEST(PackedState, KeepsThreeBitsOfEveryElement) {
   }
 }
 
-// Would catch rounding that is not right on average: a moment that grows by less than a step per update must grow all the same.
+// Would catch rounding that is not right on average: a moment that grows by less than a step per update must grow all
+// the same.
 TEST(PackedState, IsRightOnAverage) {
   for (const StateDtype dtype : kPackedDtypes) {
     for (const bool squares : {false, true}) {
@@ -139,8 +140,8 @@ std::vector<Step> steps_to_try() {
           {OptimizerKind::kSgd, {.lr = 0.1, .momentum = 0.9}, 3}};
 }
 
-// Would catch vector kernels, or blocks, that treat packed states otherwise than the scalar twin does, and updates that depend on where a
-// range is split.
+// Would catch vector kernels, or blocks, that treat packed states otherwise than the scalar twin does, and updates that
+// depend on where a range is split.
 TEST(PackedUpdate, EqualsTheScalarTwinAndDoesNotDependOnSplits) {
   const std::int64_t numel = 11 * kBlock + 100;
   for (Step step : steps_to_try()) {

@@ -1,6 +1,6 @@
 /// \file
-/// The random bits of stochastic rounding: a hash of what is rounded, so that whoever rounds an element, a GPU's kernels too, rounds
-/// it alike. Internal to this room.
+/// The random bits of stochastic rounding: a hash of what is rounded, so that whoever rounds an element, a GPU's
+/// kernels too, rounds it alike. Internal to this room.
 #pragma once
 
 #include <cstddef>

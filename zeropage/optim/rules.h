@@ -1,6 +1,7 @@
 /// \file
-/// The optimizers of update.h as types: each holds the scalars of one step, prepared in double and rounded to fp32. The scalar
-/// twin (update.cc) and the vector kernels (update_vectors.cc) have one function for each of them. Internal to this room.
+/// The optimizers of update.h as types: each holds the scalars of one step, prepared in double and rounded to fp32. The
+/// scalar twin (update.cc) and the vector kernels (update_vectors.cc) have one function for each of them. Internal to
+/// this room.
 #pragma once
 
 #include <cmath>
@@ -130,8 +131,8 @@ auto with_rule(const Step& step, Call&& call) {
   return call(AdamRule(step));
 }
 
-/// The vector part of `update`: as many whole vectors as `numel` holds. Returns how many elements that is. The types are
-/// checked already.
+/// The vector part of `update`: as many whole vectors as `numel` holds. Returns how many elements that is. The types
+/// are checked already.
 std::int64_t update_vectors(const Arrays& arrays, std::int64_t numel, const Step& step);
 
 /// `update_vectors` by one instruction set.

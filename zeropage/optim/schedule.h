@@ -17,8 +17,8 @@
 /// warmup_min_lr, WarmupCosineLR 0, OneCycle cycle_min_lr with cycle_min_mom, LRRangeTest its minimum. So the first
 /// step of a warm-up from 0 changes nothing but the moments, and neither does the second, since w(0) = 0: the
 /// reference's behaviour, kept.
-/// Not as there: without warmup_max_lr every group warms up to its own rate (DeepSpeed's WarmupLR takes the first group's for
-/// all, its WarmupDecayLR 0.001), and OneCycle leaves beta2 alone (DeepSpeed sets it to 0.99).
+/// Not as there: without warmup_max_lr every group warms up to its own rate (DeepSpeed's WarmupLR takes the first
+/// group's for all, its WarmupDecayLR 0.001), and OneCycle leaves beta2 alone (DeepSpeed sets it to 0.99).
 #pragma once
 
 #include <cstdint>
@@ -59,7 +59,8 @@ class LrSchedule {
   std::int64_t iteration_;
 };
 
-/// What is odd about a schedule that DeepSpeed runs all the same: a warm-up that lasts beyond total_num_steps. Absent: nothing.
+/// What is odd about a schedule that DeepSpeed runs all the same: a warm-up that lasts beyond total_num_steps. Absent:
+/// nothing.
 std::optional<std::string> schedule_warning(const config::Schedule& schedule);
 
 }  // namespace zeropage::optim

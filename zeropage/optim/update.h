@@ -1,6 +1,6 @@
 /// \file
-/// One optimizer step over flat fp32 state, element by element, in one pass over memory: unscale, update, round. Per element,
-/// with g = gradient * gradient_scale:
+/// One optimizer step over flat fp32 state, element by element, in one pass over memory: unscale, update, round. Per
+/// element, with g = gradient * gradient_scale:
 ///
 /// Adam (Kingma and Ba, 2015), AdamW (Loshchilov and Hutter, 2019); states m, v
 ///   decoupled decay:  p = p * (1 - lr * weight_decay)        otherwise:  g = g + weight_decay * p
@@ -21,8 +21,8 @@
 ///
 /// These are the operations of torch.optim (single tensor) in their order; Lion, which torch does not have, follows its
 /// paper. Scalars are prepared in double and rounded to fp32 once. Nothing is fused to multiply-add, where torch's lerp
-/// may: tests/test_optimizers.py states how close the two stay. Results are the same bits on every machine, whatever the
-/// alignment and however a range is split into calls.
+/// may: tests/test_optimizers.py states how close the two stay. Results are the same bits on every machine, whatever
+/// the alignment and however a range is split into calls.
 #pragma once
 
 #include <array>
@@ -63,7 +63,8 @@ struct Arrays {
   /// The same arrays from element `offset` on; with int8 states a multiple of kPackedBlockNumel.
   Arrays from(std::int64_t offset) const;
 
-  /// The same from an element on at which block `block` of the states begins: each parameter's part of a range begins one.
+  /// The same from an element on at which block `block` of the states begins: each parameter's part of a range begins
+  /// one.
   Arrays from_block(std::int64_t offset, std::int64_t block) const;
 };
 

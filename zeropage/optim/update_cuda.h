@@ -1,6 +1,6 @@
 /// \file
-/// The updates of update.h on a GPU: the bits of the scalar twin, for any number of pieces in few launches. There only where the build has
-/// found a CUDA compiler and a torch with CUDA (CMakeLists.txt).
+/// The updates of update.h on a GPU: the bits of the scalar twin, for any number of pieces in few launches. There only
+/// where the build has found a CUDA compiler and a torch with CUDA (CMakeLists.txt).
 #pragma once
 
 #include <vector>
@@ -9,8 +9,9 @@
 
 namespace zeropage::optim {
 
-/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a cudaStream_t). Either all have
-/// masters or none. Cost: one pass over memory. Errors: UsageError as update; Error when CUDA refuses a launch.
+/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a
+/// cudaStream_t). Either all have masters or none. Cost: one pass over memory. Errors: UsageError as update; Error when
+/// CUDA refuses a launch.
 void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream);
 
 }  // namespace zeropage::optim

@@ -67,8 +67,8 @@ void expect_the_twins_bits(State initial, const std::vector<Range>& ranges, cons
                                << dtype_name(initial.parameter_dtype) << ", " << ranges.size() << " pieces";
 }
 
-// Would catch a kernel that differs from the scalar twin in one bit, leaves elements of a block out, takes some of its neighbours', or
-// mixes up two pieces' arrays or hyperparameters.
+// Would catch a kernel that differs from the scalar twin in one bit, leaves elements of a block out, takes some of its
+// neighbours', or mixes up two pieces' arrays or hyperparameters.
 TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   const std::vector<std::int64_t> lengths = {1, 7, 8, 255, 256, 2047, 2048, 2049, 10000};
   for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
@@ -82,7 +82,8 @@ TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   }
 }
 
-// A launch takes 32 pieces. Would catch one that is dropped, or updated twice, where a launch ends; and empty pieces, which have no block.
+// A launch takes 32 pieces. Would catch one that is dropped, or updated twice, where a launch ends; and empty pieces,
+// which have no block.
 TEST(UpdateOnCuda, TakesAnyNumberOfPieces) {
   for (const Step& step : one_pass_steps()) {
     for (const std::size_t count : {0, 1, 31, 32, 33, 64, 70}) {
@@ -170,7 +171,8 @@ std::vector<Kept> all_kept(config::StateDtype states) {
   return all;
 }
 
-// Would catch a kernel that rounds otherwise than the host: by other random bits, another exponent of a block, or in another order.
+// Would catch a kernel that rounds otherwise than the host: by other random bits, another exponent of a block, or in
+// another order.
 TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
   const std::vector<std::int64_t> lengths = {1, 255, 256, 257, 2049};
   for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
@@ -182,8 +184,8 @@ TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
   }
 }
 
-// And blocks of int8, whose threads wait for each other: would catch one that reads the exponent of a block before it is found, or the one
-// of a neighbour. The types are those of the test above, one after the other.
+// And blocks of int8, whose threads wait for each other: would catch one that reads the exponent of a block before it
+// is found, or the one of a neighbour. The types are those of the test above, one after the other.
 TEST(UpdateOnCuda, RoundsBlocksAsTheScalarTwin) {
   const auto types = all_kept(config::StateDtype::kInt8);
   std::size_t next = 0;

@@ -28,8 +28,8 @@ void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t nu
   update_reference(arrays.from(done), numel - done, step);
 }
 
-// Would catch a vector loop of any instruction set that differs from the scalar twin in one bit, at any length, alignment and
-// type. The widest vectors have 16 elements: lengths reach four of them and three more.
+// Would catch a vector loop of any instruction set that differs from the scalar twin in one bit, at any length,
+// alignment and type. The widest vectors have 16 elements: lengths reach four of them and three more.
 TEST(Update, EqualsTheScalarTwinBitForBit) {
   const auto kernels = vector_kernels();
   for (const Step& step : one_pass_steps()) {
@@ -53,7 +53,8 @@ TEST(Update, EqualsTheScalarTwinBitForBit) {
   }
 }
 
-// The same without a master: would catch parameters that are widened or rounded otherwise at some length, alignment or type.
+// The same without a master: would catch parameters that are widened or rounded otherwise at some length, alignment or
+// type.
 TEST(Update, EqualsTheScalarTwinWithoutMasters) {
   for (Step step : one_pass_steps()) {
     step.rounding_key = 5;
@@ -78,7 +79,8 @@ TEST(Update, EqualsTheScalarTwinWithoutMasters) {
   }
 }
 
-// Rounding and widening have corners (ties, subnormals, infinity, NaN): all 65536 gradients, and masters of every exponent.
+// Rounding and widening have corners (ties, subnormals, infinity, NaN): all 65536 gradients, and masters of every
+// exponent.
 TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
   constexpr int kNumel = 1 << 16;
   const Step step{OptimizerKind::kSgd, {.lr = 0.25}};
@@ -123,7 +125,8 @@ TEST(Update, DoesNotDependOnHowARangeIsSplit) {
   }
 }
 
-// Would catch parameters without masters whose update is not that of the widened value, or depends on where a range is split.
+// Would catch parameters without masters whose update is not that of the widened value, or depends on where a range is
+// split.
 TEST(Update, ParametersCanBeTheirOwnMasters) {
   const std::int64_t numel = 5000;
   for (Step step : one_pass_steps()) {

@@ -1,6 +1,6 @@
-// The vector twins of update.cc, by Highway: this file is compiled once per instruction set (foreach_target.h includes it
-// again and again), and the widest set that the processor has is chosen at the first call. Only Highway's headers are used:
-// it would choose at run time with the help of a shared library, which a wheel would have to carry.
+// The vector twins of update.cc, by Highway: this file is compiled once per instruction set (foreach_target.h includes
+// it again and again), and the widest set that the processor has is chosen at the first call. Only Highway's headers
+// are used: it would choose at run time with the help of a shared library, which a wheel would have to carry.
 //
 // Every operation is exactly rounded and none is fused, so all sets and the scalar twin give the same bits.
 

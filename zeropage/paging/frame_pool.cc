@@ -57,7 +57,8 @@ class PrivateFramePool final : public FramePool {
   };
   using Unused = std::multimap<std::int64_t, Frame>;
 
-  /// A frame that is not much larger than asked for, which would waste what the limit grants: the one that was given back first.
+  /// A frame that is not much larger than asked for, which would waste what the limit grants: the one that was given
+  /// back first.
   Unused::iterator find_unused(std::int64_t bytes) {
     const auto first = unused_.lower_bound(bytes);
     const auto end = unused_.upper_bound(bytes + bytes / 4);

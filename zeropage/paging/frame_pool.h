@@ -30,7 +30,8 @@ class FramePool {
 };
 
 /// Frames that only this rank reads and writes: one buffer each, unused ones kept while in use plus unused stays within
-/// `limit_bytes`. Of a device a few unused ones may be kept and another one be made, so that nobody waits for a frame that is still in use.
+/// `limit_bytes`. Of a device a few unused ones may be kept and another one be made, so that nobody waits for a frame
+/// that is still in use.
 std::unique_ptr<FramePool> make_private_frame_pool(c10::Device device, std::int64_t limit_bytes,
                                                    std::shared_ptr<Ledger> ledger, MemoryKind kind);
 

@@ -1,13 +1,13 @@
 /// \file
-/// Parameters in custom `autograd.Function`s. Such a function may read its tensors by raw pointer (Triton, pybind11 kernels),
-/// which no dispatcher sees. During an engine's first step a RecordFunction callback watches for functions that take
-/// parameters:
-///   1. `Function.apply` is recorded with its tensor inputs and a sequence number: the inputs' pages are made resident and
-///      pinned until the forward is over, and remembered under (thread, sequence number).
+/// Parameters in custom `autograd.Function`s. Such a function may read its tensors by raw pointer (Triton, pybind11
+/// kernels), which no dispatcher sees. During an engine's first step a RecordFunction callback watches for functions
+/// that take parameters:
+///   1. `Function.apply` is recorded with its tensor inputs and a sequence number: the inputs' pages are made resident
+///      and pinned until the forward is over, and remembered under (thread, sequence number).
 ///   2. The function's backward node is recorded with the same pair: the pages are pinned again while it runs.
 ///   3. When the first step found no such function the callback goes away, and costs nothing; else it stays.
-/// Torch swallows exceptions of these callbacks. So when a page cannot be gathered, the guard on its storage stays, with the
-/// cause as its message, and the function's raw access raises that.
+/// Torch swallows exceptions of these callbacks. So when a page cannot be gathered, the guard on its storage stays,
+/// with the cause as its message, and the function's raw access raises that.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

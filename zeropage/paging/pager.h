@@ -1,29 +1,33 @@
 /// \file
 /// The pager: keeps the pages of sharded parameters resident while operators use them, and within the live limit.
 ///
-/// A page is absent (only the shards exist), arriving (a gather is under way) or resident (its frame holds all values and the
-/// parameters' storages point into it).
+/// A page is absent (only the shards exist), arriving (a gather is under way) or resident (its frame holds all values
+/// and the parameters' storages point into it).
 ///   1. touch(page): absent -> make room, gather, wait; arriving -> wait; then pin it and record the touch.
 ///   2. unpin(page): when the operator is done. A pinned page is never evicted.
 ///   3. Eviction chooses the unpinned page whose next use, by the last pass's trace, is farthest (no trace: the least
 ///      recently used). A dirty page's own shard is written back first (see write_back).
-///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the limit.
-///   5. The optimizer step: end_pass, the global check, write_back_dirty, drop_stale, then per page update and publish. Another thread may evaluate
-///      the model meanwhile: an UpdateScope waits for its operators, and they wait for the end of the scope.
+///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the
+///      limit.
+///   5. The optimizer step: end_pass, the global check, write_back_dirty, drop_stale, then per page update and publish.
+///      Another thread may evaluate the model meanwhile: an UpdateScope waits for its operators, and they wait for the
+///      end of the scope.
 ///
-/// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather waits
-/// until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer can
-/// still need the old values: after the step's global check (all ranks are through their backward), or, for a dirty page that must
-/// be evicted in the middle of a pass, after a barrier.
+/// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather
+/// waits until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer
+/// can still need the old values: after the step's global check (all ranks are through their backward), or, for a dirty
+/// page that must be evicted in the middle of a pass, after a barrier.
 ///
-/// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their own. It waits
-/// for what used the frame last and for updates of the shards, and who touches the page for its arrival: on the device, not here.
+/// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their
+/// own. It waits for what used the frame last and for updates of the shards, and who touches the page for its arrival:
+/// on the device, not here.
 ///
-/// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same faults. So
-/// the pager itself refers to storages weakly.
+/// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same
+/// faults. So the pager itself refers to storages weakly.
 ///
-/// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and from there into
-/// frames. Peers cannot read them by themselves: such pages are gathered collectively on every transport.
+/// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and
+/// from there into frames. Peers cannot read them by themselves: such pages are gathered collectively on every
+/// transport.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -85,15 +89,15 @@ class Pager final : public PageTable {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
-  /// Takes in the pages that the layout has got since; `paged` is of all pages. Collective, between passes. Their shards are in memory, also
-  /// where others are on a drive, and stay there while others are unloaded.
+  /// Takes in the pages that the layout has got since; `paged` is of all pages. Collective, between passes. Their
+  /// shards are in memory, also where others are on a drive, and stay there while others are unloaded.
   void add_pages(const std::vector<bool>& paged);
 
   bool paged(int page) const { return pages_[page].paged; }
   bool on_disk(int page) const { return options_.disk != nullptr && options_.disk->has(page); }
 
-  /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator unless
-  /// that is the host of another device. Null when it lives on the drive.
+  /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator
+  /// unless that is the host of another device. Null when it lives on the drive.
   std::byte* shard(int page) const { return pages_[page].shard; }
   c10::Device shard_device() const { return options_.host ? options_.host->device : device_; }
 
@@ -128,29 +132,31 @@ class Pager final : public PageTable {
     written_back_ = std::move(after);
   }
 
-  /// No engine trains with these pages any more: another one may take their parameters over, which can be read and written until then by
-  /// whoever holds the pager. Operators gather them as before, on all ranks alike, without a prediction.
+  /// No engine trains with these pages any more: another one may take their parameters over, which can be read and
+  /// written until then by whoever holds the pager. Operators gather them as before, on all ranks alike, without a
+  /// prediction.
   void give_up();
   bool given_up() const { return given_up_; }
 
   /// After the global check, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
-  /// Errors: TimeoutError, when an operator of another thread uses one of the pages for longer than the communicator waits.
+  /// Errors: TimeoutError, when an operator of another thread uses one of the pages for longer than the communicator
+  /// waits.
   void drop_stale(const std::vector<int>& updated);
   void publish(int page);
 
   /// After the update: pages that a scope keeps resident (pinned) take the new values.
   void refresh_pinned();
 
-  /// Before the global check: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass. Returns the
-  /// hash of the trace that the next pass is expected to follow.
+  /// Before the global check: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass.
+  /// Returns the hash of the trace that the next pass is expected to follow.
   std::uint64_t end_pass();
 
   /// The global check's answer: whether all ranks expect the same; if not, gathers are checked one by one.
   void set_trace_agreed(bool agreed) { trace_agreed_ = agreed; }
 
-  /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards whose home is the host stay. Collective;
-  /// nobody may be reading. Errors: UsageError when a page is pinned.
+  /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards whose home is the host stay.
+  /// Collective; nobody may be reading. Errors: UsageError when a page is pinned.
   void unload(memory::MemoryPlace host);
   void reload();
 
@@ -252,8 +258,8 @@ class Pager final : public PageTable {
   mutable std::mutex mutex_;
 };
 
-/// Around an update, from drop_stale to refresh_pinned. While it lives operators of other threads wait before they use a page, so that none
-/// sees a frame that is dropped or values that are half updated. One at a time.
+/// Around an update, from drop_stale to refresh_pinned. While it lives operators of other threads wait before they use
+/// a page, so that none sees a frame that is dropped or values that are half updated. One at a time.
 class UpdateScope {
  public:
   /// Drops the frames of pages that are updated. Errors: as Pager::drop_stale.

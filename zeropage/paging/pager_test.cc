@@ -165,8 +165,8 @@ TEST_P(PagerOnRanks, WrittenPagesKeepTheirValues) {
 
 INSTANTIATE_TEST_SUITE_P(Ranks, PagerOnRanks, testing::Combine(testing::Values(1, 2, 4), testing::Bool()));
 
-// Catches eviction of what is needed next: with room for two of three pages in a known order, Belady's rule gathers each
-// page of the last pass's order at most as often as it must.
+// Catches eviction of what is needed next: with room for two of three pages in a known order, Belady's rule gathers
+// each page of the last pass's order at most as often as it must.
 TEST(Pager, EvictsWhatIsNeededLast) {
   run(1, false, [](comm::Communicator& communicator) {
     Rank rank(communicator, {.max_live_bytes = 2 * kPageBytes});
@@ -228,7 +228,8 @@ TEST(Pager, AFailedGatherIsNamed) {
   EXPECT_EQ(outcomes[1], "");
 }
 
-// Catches a frame that an update drops while an operator of another thread reads it, and an operator that reads what is half updated.
+// Catches a frame that an update drops while an operator of another thread reads it, and an operator that reads what is
+// half updated.
 TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
   run(1, false, [](comm::Communicator& communicator) {
     Rank rank(communicator, {});

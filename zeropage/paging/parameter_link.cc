@@ -5,8 +5,9 @@
 namespace zeropage::paging {
 namespace {
 
-// torch 2.11 has no function that removes the access guard of a storage, and no version has one that takes back the guard against
-// writing. The flags are private; an explicit instantiation may name private members, and the friend functions that it defines give access.
+// torch 2.11 has no function that removes the access guard of a storage, and no version has one that takes back the
+// guard against writing. The flags are private; an explicit instantiation may name private members, and the friend
+// functions that it defines give access.
 struct GuardFlags {
   bool& raises;           // for every pointer
   bool& raises_on_write;  // for those that may be written through

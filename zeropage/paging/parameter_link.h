@@ -17,7 +17,8 @@
 
 namespace zeropage::paging {
 
-/// What those who meet a parameter ask of whoever keeps its page: an engine's pager, or an Init scope (engine/deferred_pages.h).
+/// What those who meet a parameter ask of whoever keeps its page: an engine's pager, or an Init scope
+/// (engine/deferred_pages.h).
 class PageTable {
  public:
   /// Makes the page resident and pins it; `writes` marks it dirty. Errors: TimeoutError and PeerError, with `user` (the
@@ -52,8 +53,8 @@ struct ParameterLink {
                ///< when the engine has ended, the pager
 };
 
-/// The dispatch key whose boxed fallback sees operators on parameters. Unused by torch itself; the choice is made only here,
-/// and `ensure_fallback` tests at start-up that it works.
+/// The dispatch key whose boxed fallback sees operators on parameters. Unused by torch itself; the choice is made only
+/// here, and `ensure_fallback` tests at start-up that it works.
 inline constexpr c10::DispatchKey kParameterKey = c10::DispatchKey::DeferredInit;
 
 /// Makes operators on `tensor` and its aliases visible to the fallback, or not.
@@ -68,8 +69,8 @@ ParameterLink* link_of(c10::StorageImpl* storage);
 c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data, std::int64_t bytes,
                                  c10::Device device);
 
-/// Gives an existing storage a link; its data stays where it is. Returns the pointer that owns the data: from now on the caller
-/// keeps that alive.
+/// Gives an existing storage a link; its data stays where it is. Returns the pointer that owns the data: from now on
+/// the caller keeps that alive.
 at::DataPtr link_storage(c10::StorageImpl* storage, std::unique_ptr<ParameterLink> link);
 
 /// Points the storage at `data`; its size and link stay.
@@ -79,9 +80,10 @@ void fill_storage(c10::StorageImpl* storage, void* data);
 /// of an absent parameter can be made.
 void release_storage(c10::StorageImpl* storage, const std::string& message);
 
-/// While torch's profiler runs it reads the address in every storage that it meets, and the guard's error ends the step or leaves shapes
-/// out of its records. Until `profiled` is false again guards raise for pointers that may be written through (`data_ptr()`, `.numpy()`)
-/// and give a null pointer for those that may not. Of the process; `guard_again` changes the guard of a storage that is absent already.
+/// While torch's profiler runs it reads the address in every storage that it meets, and the guard's error ends the step
+/// or leaves shapes out of its records. Until `profiled` is false again guards raise for pointers that may be written
+/// through (`data_ptr()`, `.numpy()`) and give a null pointer for those that may not. Of the process; `guard_again`
+/// changes the guard of a storage that is absent already.
 void set_profiled(bool profiled);
 void guard_again(c10::StorageImpl* storage);
 

@@ -1,6 +1,6 @@
 /// \file
-/// Which stream used a piece of device memory last, so that who uses it on another one comes after it. On the CPU nothing of this does
-/// anything, and while the stream is the same it costs nothing.
+/// Which stream used a piece of device memory last, so that who uses it on another one comes after it. On the CPU
+/// nothing of this does anything, and while the stream is the same it costs nothing.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -16,7 +16,8 @@ class StreamOrder {
   /// What the device's current stream is given from now on comes after what the streams before it were given.
   void enter(c10::Device device);
 
-  /// `stream` has been given what fills the memory: the next one that enters waits for that alone, and not for what `stream` gets later.
+  /// `stream` has been given what fills the memory: the next one that enters waits for that alone, and not for what
+  /// `stream` gets later.
   void filled_on(const c10::Stream& stream);
 
   /// What has to be over before somebody else uses the memory; nothing where nobody has.

@@ -1,7 +1,8 @@
 /// \file
-/// What the last pass did says what comes next. A pass runs from one optimizer step to the next; the trace is the sequence
-/// of pages its operators touched (runs of the same page count once). During the next pass it predicts the next use of
-/// every page, which is what prefetch and Belady's eviction (evict what is needed last; L. A. Belady, 1966) need.
+/// What the last pass did says what comes next. A pass runs from one optimizer step to the next; the trace is the
+/// sequence of pages its operators touched (runs of the same page count once). During the next pass it predicts the
+/// next use of every page, which is what prefetch and Belady's eviction (evict what is needed last; L. A. Belady, 1966)
+/// need.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +30,8 @@ class Trace {
   const std::vector<int>& predicted() const { return predicted_; }
   std::int64_t position() const { return position_; }
 
-  /// True while every touch of this pass was the predicted one. Ranks that share a trace (equal hash()) and are on course
-  /// touch the same pages in the same order.
+  /// True while every touch of this pass was the predicted one. Ranks that share a trace (equal hash()) and are on
+  /// course touch the same pages in the same order.
   bool on_course() const { return on_course_ && !predicted_.empty(); }
 
   /// Hash of the predicted sequence; 0 when there is none.

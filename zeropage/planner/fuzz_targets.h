@@ -1,6 +1,6 @@
 /// \file
-/// What `zeropage plan` reads of a safetensors file. Anything but acceptance, a ConfigError or an IoError is a defect. Driven by
-/// libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the tests.
+/// What `zeropage plan` reads of a safetensors file. Anything but acceptance, a ConfigError or an IoError is a defect.
+/// Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the tests.
 #pragma once
 
 #include <fmt/format.h>

@@ -26,19 +26,21 @@ struct DataSheet {
   double device_latency_us;
 };
 
-/// Share of a data sheet's rates that programs reach: 790 of 989 TFLOPS were measured in bf16 on an H200, some 360 of 450 GB/s
-/// are usual for NVLink 4 and 25 of 32 GB/s for PCIe 4.
+/// Share of a data sheet's rates that programs reach: 790 of 989 TFLOPS were measured in bf16 on an H200, some 360 of
+/// 450 GB/s are usual for NVLink 4 and 25 of 32 GB/s for PCIe 4.
 constexpr double kReached = 0.8;
 
-// Of a hop of a ring, as NCCL's tuner assumes (src/graph/tuning.cc, protocol "simple"): NVLink 3.4 us, PCIe 5.7 us, network 14 us.
+// Of a hop of a ring, as NCCL's tuner assumes (src/graph/tuning.cc, protocol "simple"): NVLink 3.4 us, PCIe 5.7 us,
+// network 14 us.
 constexpr double kNvlinkUs = 3.4;
 constexpr double kPcieUs = 5.7;
 constexpr double kNetworkUs = 14;
 
-// Devices: NVIDIA's data sheets of each product (SXM where there is one). Hosts: the data sheets of DGX H100/H200 (2 TB, 2 x 8 channels of
-// DDR5-4800, 8 x 400 Gb/s, 8 x 3.84 TB NVMe), DGX A100 (2 x 8 channels of DDR4-3200, 8 x 200 Gb/s), DGX-2 (1.5 TB, 8 x 100 Gb/s; disks
-// at 28 GB/s in ZeRO-Infinity, arXiv 2104.07857). 4090: peers cannot reach each other and meet in host memory; a work station with
-// 128 GiB of DDR5 on two channels, 10 Gb/s, and one PCIe 4 drive.
+// Devices: NVIDIA's data sheets of each product (SXM where there is one). Hosts: the data sheets of DGX H100/H200 (2
+// TB, 2 x 8 channels of DDR5-4800, 8 x 400 Gb/s, 8 x 3.84 TB NVMe), DGX A100 (2 x 8 channels of DDR4-3200, 8 x 200
+// Gb/s), DGX-2 (1.5 TB, 8 x 100 Gb/s; disks at 28 GB/s in ZeRO-Infinity, arXiv 2104.07857). 4090: peers cannot reach
+// each other and meet in host memory; a work station with 128 GiB of DDR5 on two channels, 10 Gb/s, and one PCIe 4
+// drive.
 constexpr DataSheet kSheets[] = {
     {"H100", 79.1, 989, 3350, 450, 64, 400, 2048, 614, 30'720, 52, 28, kNvlinkUs},
     {"H200", 139.8, 989, 4800, 450, 64, 400, 2048, 614, 30'720, 52, 28, kNvlinkUs},

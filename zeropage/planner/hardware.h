@@ -29,20 +29,21 @@ struct Hardware {
   double overlap = 1;             ///< share of a transfer that costs a computation beside it nothing
 };
 
-/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names there are.
+/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names
+/// there are.
 Hardware hardware_preset(std::string_view name);
 
 std::vector<std::string> hardware_preset_names();
 
-/// A preset, or a file "*.json" with an object of all figure_names (numbers in bytes, bytes per second, seconds, or strings such as
-/// "25GB/s") and a "name": what `zeropage plan --measure` found. Errors: ConfigError, IoError.
+/// A preset, or a file "*.json" with an object of all figure_names (numbers in bytes, bytes per second, seconds, or
+/// strings such as "25GB/s") and a "name": what `zeropage plan --measure` found. Errors: ConfigError, IoError.
 Hardware read_hardware(const std::string& preset_or_path);
 
 /// Dense 16-bit operations per second of the presets' data sheets, by name.
 std::map<std::string, double> data_sheet_flops();
 
-/// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB", "network_latency" by "14us" or "overlap" by
-/// "0.8". Errors: ConfigError for another name or a value that is not of its kind.
+/// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB", "network_latency" by "14us"
+/// or "overlap" by "0.8". Errors: ConfigError for another name or a value that is not of its kind.
 void set_figure(Hardware& hardware, std::string_view name, std::string_view value);
 
 /// In the order of Hardware.

@@ -1,16 +1,19 @@
 /// \file
-/// Bytes beside the model state. Sources: this engine's own limits (frames, buckets); activations: Korthikanti et al., "Reducing
-/// Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv 2104.07857).
+/// Bytes beside the model state. Sources: this engine's own limits (frames, buckets); activations: Korthikanti et al.,
+/// "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv
+/// 2104.07857).
 ///
 ///   frames       stage 3: gathered parameters, at most stage3_max_live_parameters, and never more than there are
-///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a rank runs ahead where
-///                there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards of pages
+///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a
+///                rank runs ahead where there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards
+///                of pages
 ///   state        an optimizer on disk passes through offload_optimizer.buffer_count pages in host memory
 ///   undo log     an optimizer in host memory that is updated there: default_undo_log_bytes
-///   streaming    an optimizer in host memory that is updated on the device: kStreamBuffers pages of it, counted with the buckets
+///   streaming    an optimizer in host memory that is updated on the device: kStreamBuffers pages of it, counted with
+///                the buckets
 ///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
-///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32 and
-///                their gradient: 8 * s * b * v.
+///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32
+///                and their gradient: 8 * s * b * v.
 #pragma once
 
 #include "zeropage/planner/plan.h"

@@ -30,8 +30,8 @@ struct Model {
 /// Adds `count` parameters of `numel` elements each. Errors: ConfigError when the sum exceeds 63 bits.
 void add_parameters(Model& model, std::int64_t numel, std::int64_t count = 1, bool trainable = true);
 
-/// "7B", "350M", "1.5T", "7e9", "124439808", "7_000_000_000" as a number. Errors: ConfigError for anything else, zero, or more than
-/// 10^18.
+/// "7B", "350M", "1.5T", "7e9", "124439808", "7_000_000_000" as a number. Errors: ConfigError for anything else, zero,
+/// or more than 10^18.
 std::int64_t parse_count(std::string_view text);
 
 /// A model of which only the number of parameters is known. The shape is guessed: 12 * layers * hidden^2 parameters

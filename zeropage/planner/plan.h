@@ -5,8 +5,8 @@
 ///   2. Bytes by kind come from `model_state_bytes` (state) and memory_model.h (frames, buckets, activations).
 ///   3. Where the hardware is known, time comes from time_model.h, and a row fits or not.
 ///   4. A row's configuration is written, and read by config::Config: what that refuses is not in this version yet.
-///   5. One row is recommended: stage 1 when everything fits as it is with room to spare, else stage 2, stage 3 when parameters do not fit,
-///      offload only when nothing else does; never what does not run over what does.
+///   5. One row is recommended: stage 1 when everything fits as it is with room to spare, else stage 2, stage 3 when
+///      parameters do not fit, offload only when nothing else does; never what does not run over what does.
 #pragma once
 
 #include <cstdint>

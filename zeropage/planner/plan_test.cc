@@ -73,7 +73,8 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 
-// 2 s b h per layer and one layer of 34 s b h with checkpointing, against 34 s b h per layer; the head's logits in both.
+// 2 s b h per layer and one layer of 34 s b h with checkpointing, against 34 s b h per layer; the head's logits in
+// both.
 TEST(Plan, ActivationsByHand) {
   Request r = request("7B", 1);
   r.model.shape = {10, 100, 1000, false};
@@ -119,7 +120,8 @@ TEST(TimeModel, StagesByHand) {
   EXPECT_NEAR(estimate_time(r, {0}, false).efficiency(), 6 / (6 + update_s), 1e-9);
 }
 
-// Beside a link that is fast for the host's memory the state streams through the device: no undo log, two pages of it as buffers.
+// Beside a link that is fast for the host's memory the state streams through the device: no undo log, two pages of it
+// as buffers.
 TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
   Request r = simple_hardware();
   const Placement placement{2, Home::kHost};

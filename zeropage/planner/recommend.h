@@ -8,7 +8,8 @@
 
 namespace zeropage::planner {
 
-/// Share of a memory that a job can fill: the rest is the driver's context, the libraries' workspaces and gaps between blocks.
+/// Share of a memory that a job can fill: the rest is the driver's context, the libraries' workspaces and gaps between
+/// blocks.
 inline constexpr double kUsable = 0.92;
 
 /// One row with its reason, as plan.h says in step 5. Without hardware: stage 2, the place to start.

@@ -17,7 +17,8 @@ std::vector<int> counts_up_to(int largest) {
   return counts;
 }
 
-/// What the plan recommends; of `stage` alone, when it is given, the row without offload that fits, at best without checkpointing.
+/// What the plan recommends; of `stage` alone, when it is given, the row without offload that fits, at best without
+/// checkpointing.
 Recommendation choose(const Plan& plan, std::optional<int> stage) {
   if (!stage) return plan.recommendation;
   Recommendation choice;

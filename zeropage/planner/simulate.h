@@ -32,9 +32,9 @@ struct Scaling {
   std::optional<int> stage = {};                  ///< absent: what is recommended at each point
 };
 
-/// Hosts 1, 2, 4, ... up to request.hosts, and that itself; of one host its devices 1, 2, 4, ... Numbers of ranks that do not divide the
-/// global batch into micro batches are left out. Errors: ConfigError without hardware, for a stage outside 0-3, when no number of ranks
-/// divides the batch, and those of make_plan. Cost: milliseconds.
+/// Hosts 1, 2, 4, ... up to request.hosts, and that itself; of one host its devices 1, 2, 4, ... Numbers of ranks that
+/// do not divide the global batch into micro batches are left out. Errors: ConfigError without hardware, for a stage
+/// outside 0-3, when no number of ranks divides the batch, and those of make_plan. Cost: milliseconds.
 std::vector<ScalePoint> simulate(const Request& request, const Scaling& scaling);
 
 /// The points for people.

@@ -86,7 +86,8 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   return pieces;
 }
 
-/// Seconds of an update of optimizer state that the host keeps: on the host, whose memory all of its devices share, and over the link.
+/// Seconds of an update of optimizer state that the host keeps: on the host, whose memory all of its devices share, and
+/// over the link.
 struct HostStateUpdate {
   double on_host_s = 0;
   double over_link_s = 0;

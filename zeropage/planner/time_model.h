@@ -1,25 +1,29 @@
 /// \file
 /// Seconds of one optimizer step: ZeRO-Infinity's efficiency model (arXiv 2104.07857) with this engine's order of work.
 ///
-/// P parameters, N ranks, e bytes of an element, e_g of a gradient on the wire; collectives move (N - 1) / N of their bytes.
-///   compute       8 * P * tokens with checkpointing (forward 2, recomputation 2, backward 4), else 6; and 12 * layers * hidden * sequence
-///                 per token for attention, a third more with checkpointing (PaLM, arXiv 2204.02311, appendix B)
-///   link          between ranks: the devices' links in a host; across hosts the slower of those and the host's network, since
-///                 a ring crosses each host's border once
-///   latency       a collective of a page has N - 1 hops, one less than the hosts of them through the network and the rest inside hosts (as
-///                 NCCL's tuner counts them); all parameters are P / page such collectives
+/// P parameters, N ranks, e bytes of an element, e_g of a gradient on the wire; collectives move (N - 1) / N of their
+/// bytes.
+///   compute       8 * P * tokens with checkpointing (forward 2, recomputation 2, backward 4), else 6; and 12 * layers
+///                 * hidden * sequence per token for attention, a third more with checkpointing (PaLM, arXiv
+///                 2204.02311, appendix B)
+///   link          between ranks: the devices' links in a host; across hosts the slower of those and the host's
+///                 network, since a ring crosses each host's border once
+///   latency       a collective of a page has N - 1 hops, one less than the hosts of them through the network and the
+///                 rest inside hosts (as NCCL's tuner counts them); all parameters are P / page such collectives
 ///   stage 0       all-reduce beside the last backward of a step: 2 * e_g * P
 ///   stage 1       reduce-scatter e_g * P beside the last backward; gather e * P after the update
 ///   stage 2       reduce-scatter in every backward, beside it; gather e * P after the update
-///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO, arXiv 1910.02054: 3 P)
+///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO,
+///                 arXiv 1910.02054: 3 P)
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
-///   host          gradients go there overlapped with the backward, updated parameters come back overlapped with the update
-///   device        optimizer state of the host that is updated on the device: 12 bytes per element (fp32: 8) in each direction of the link,
-///                 and a sharded gradient, which waits on the host, back to the device; beside the 30 bytes of the device's memory. A plan
-///                 updates there if that takes less time than on the host
+///   host          gradients go there overlapped with the backward, updated parameters come back overlapped with the
+///                 update
+///   device        optimizer state of the host that is updated on the device: 12 bytes per element (fp32: 8) in each
+///                 direction of the link, and a sharded gradient, which waits on the host, back to the device; beside
+///                 the 30 bytes of the device's memory. A plan updates there if that takes less time than on the host
 ///   disk          max((12 + 4) / read, 14 / write) per element of the shard: reads and writes at a time, streamed
-/// With perfect overlap a phase takes as long as its slowest part; where the hardware overlaps less, as cores that do both do, it takes
-/// that share less one of the other parts, too. efficiency = compute / step.
+/// With perfect overlap a phase takes as long as its slowest part; where the hardware overlaps less, as cores that do
+/// both do, it takes that share less one of the other parts, too. efficiency = compute / step.
 #pragma once
 
 #include "zeropage/planner/plan.h"
@@ -29,8 +33,9 @@ namespace zeropage::planner {
 /// Expects request.hardware. Errors: none.
 TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing);
 
-/// Optimizer state that the host keeps: whether its update takes less time on the device, where all of it is copied to and back, than on
-/// the host, whose memory all of its devices share. False without hardware, and where the device is the host.
+/// Optimizer state that the host keeps: whether its update takes less time on the device, where all of it is copied to
+/// and back, than on the host, whose memory all of its devices share. False without hardware, and where the device is
+/// the host.
 bool is_updated_on_device(const Request& request, const Placement& placement);
 
 }  // namespace zeropage::planner

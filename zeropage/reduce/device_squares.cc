@@ -16,7 +16,8 @@
 namespace zeropage::reduce {
 namespace {
 
-/// A thread of a kernel adds 4096 elements one after the other: many must run side by side to read as fast as memory can.
+/// A thread of a kernel adds 4096 elements one after the other: many must run side by side to read as fast as memory
+/// can.
 constexpr std::int64_t kLaunchNumel = 1 << 27;
 
 /// Of temporary doubles.

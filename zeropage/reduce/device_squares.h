@@ -1,13 +1,14 @@
 /// \file
 /// Squares of gradients that are on a device, summed there and fetched once a step:
 ///
-///   1. add(page, pieces): these will be squared, on the stream that is current, behind what it was given so far. Launches wait
-///      until there is enough for one that fills a device.
+///   1. add(page, pieces): these will be squared, on the stream that is current, behind what it was given so far.
+///      Launches wait until there is enough for one that fills a device.
 ///   2. forget(page): what was added of a page is void, because its gradient changes.
-///   3. sums(page): the first one after an `add` starts what still waits, starts all copies to the host, and waits for them once.
+///   3. sums(page): the first one after an `add` starts what still waits, starts all copies to the host, and waits for
+///      them once.
 ///
-/// By kernels of our own (optim/device_kernels.h) the sums have the bits of optim::SquareSum; by torch's operators, where there
-/// are none, squares and sums are in double, too, in an order of theirs.
+/// By kernels of our own (optim/device_kernels.h) the sums have the bits of optim::SquareSum; by torch's operators,
+/// where there are none, squares and sums are in double, too, in an order of theirs.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -29,10 +30,12 @@ class DeviceSquares {
   /// `communicator`: see paging/device_wait.h.
   DeviceSquares(c10::Device device, comm::Communicator& communicator, std::size_t pages);
 
-  /// Replaces what was added of the page. The pieces must stay as they are until `start`, or `sums`. Cost: one read, later.
+  /// Replaces what was added of the page. The pieces must stay as they are until `start`, or `sums`. Cost: one read,
+  /// later.
   void add(int page, std::vector<optim::SquaredPiece> pieces);
 
-  /// Starts what waits: after it the pieces may change, in the order of the stream that was current when they were added.
+  /// Starts what waits: after it the pieces may change, in the order of the stream that was current when they were
+  /// added.
   void start();
 
   /// There are more pages.

@@ -10,7 +10,8 @@
 
 namespace zeropage::reduce {
 
-/// Calls `move(begin, numel)` and `on_reduced(begin, numel)` for one piece after the other; without `on_reduced` for all at once.
+/// Calls `move(begin, numel)` and `on_reduced(begin, numel)` for one piece after the other; without `on_reduced` for
+/// all at once.
 template <typename Move>
 void in_pieces(std::int64_t total_numel, const comm::OnReduced& on_reduced, Move&& move) {
   if (!on_reduced) return move(0, total_numel);

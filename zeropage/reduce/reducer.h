@@ -1,34 +1,41 @@
 /// \file
 /// Gradients on their way from autograd to the update.
 ///
-///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped. A sharded page
-///      (stages 2 and 3) takes a frame when it needs one; a whole page (stages 0 and 1) has its own, in which micro batches add up.
-///   2. In a backward that reduces (any one when sharded, else that of a boundary micro step), a complete page is reduced while
-///      the backward goes on: into this rank's fp32 shard, or in place. Pages are reduced in one order that all ranks
-///      share (first reverse layout order, then the order in which rank 0's first such backward completed them), each as soon
-///      as it and those before it are complete. A rank waits only for reductions that lie a few pages back in that
-///      order (none, where whole pages are reduced in memory that ranks share), so the one that is furthest behind can always go on.
-///   3. At the end of such a backward what is left of the order is reduced, with zeros where this rank's graph gave nothing: by
-///      then all ranks have started the same reductions, whatever their graphs. Then they exchange which pages still hold
-///      gradients (more came after the page was reduced: a tied weight in two reentrant segments), and reduce those.
-///      A page that no rank gave gradients for some backwards leaves the order, to be reduced in this last round if it
-///      gets any, until it does.
-///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the page's.
-///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd made: no frame, no
-///      shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the others from then on.
-///   6. Whole pages that no backward reduced (no overlap, or a backward that the program runs) are exchanged and reduced by `finish`,
-///      after the last backward of an accumulation window or before the update.
-///   7. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which pages some
-///      wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin to train such a page. And
-///      second gradients where whole frames of 16 bit only store first ones: all ranks take frames of 32 bit from then on.
-///   8. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the forward, or the
-///      program wrote `p.grad` itself) is taken when a backward begins, when it ends, and by `finish`.
-///   9. The exchange after the last backward of a window also says which parameters have received a gradient on any rank.
+///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped. A
+///      sharded page (stages 2 and 3) takes a frame when it needs one; a whole page (stages 0 and 1) has its own, in
+///      which micro batches add up.
+///   2. In a backward that reduces (any one when sharded, else that of a boundary micro step), a complete page is
+///      reduced while the backward goes on: into this rank's fp32 shard, or in place. Pages are reduced in one order
+///      that all ranks share (first reverse layout order, then the order in which rank 0's first such backward
+///      completed them), each as soon as it and those before it are complete. A rank waits only for reductions that lie
+///      a few pages back in that order (none, where whole pages are reduced in memory that ranks share), so the one
+///      that is furthest behind can always go on.
+///   3. At the end of such a backward what is left of the order is reduced, with zeros where this rank's graph gave
+///      nothing: by then all ranks have started the same reductions, whatever their graphs. Then they exchange which
+///      pages still hold gradients (more came after the page was reduced: a tied weight in two reentrant segments), and
+///      reduce those. A page that no rank gave gradients for some backwards leaves the order, to be reduced in this
+///      last round if it gets any, until it does.
+///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the
+///      page's.
+///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd
+///      made: no frame, no shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the
+///      others from then on.
+///   6. Whole pages that no backward reduced (no overlap, or a backward that the program runs) are exchanged and
+///      reduced by `finish`, after the last backward of an accumulation window or before the update.
+///   7. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which
+///      pages some wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin
+///      to train such a page. And second gradients where whole frames of 16 bit only store first ones: all ranks take
+///      frames of 32 bit from then on.
+///   8. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the
+///      forward, or the program wrote `p.grad` itself) is taken when a backward begins, when it ends, and by `finish`.
+///   9. The exchange after the last backward of a window also says which parameters have received a gradient on any
+///      rank.
 ///
 /// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
 ///
-/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update. On the host the squares for the
-/// global norm are summed when the last writer of a gradient has just left it in the cache; see `squares`.
+/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update. On the host the
+/// squares for the global norm are summed when the last writer of a gradient has just left it in the cache; see
+/// `squares`.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -81,8 +88,8 @@ struct ReducePolicy {
   std::shared_ptr<io::PageCache> disk = nullptr;
 };
 
-/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are on the drive, or
-/// kept parameter by parameter.
+/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are
+/// on the drive, or kept parameter by parameter.
 struct ReducedGradient {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
@@ -97,24 +104,24 @@ class Reducer {
           const ReducePolicy& policy);
   ~Reducer();
 
-  /// From now on: calls `sum_ready(page)` when a page's sum is complete on this rank (on a device: in the order of the current
-  /// stream), and `sum_invalidated(page)` before that sum changes or is dropped; both on whatever thread a backward runs. With listeners a
-  /// single rank's whole pages are complete as soon as their gradients are, too.
+  /// From now on: calls `sum_ready(page)` when a page's sum is complete on this rank (on a device: in the order of the
+  /// current stream), and `sum_invalidated(page)` before that sum changes or is dropped; both on whatever thread a
+  /// backward runs. With listeners a single rank's whole pages are complete as soon as their gradients are, too.
   void listen(std::function<void(int page)> sum_ready, std::function<void(int page)> sum_invalidated);
 
-  /// From now on calls `begins(pages)`, in the middle of an exchange, when all ranks begin to train these pages: it makes them trainable in
-  /// the layout, and may be collective.
+  /// From now on calls `begins(pages)`, in the middle of an exchange, when all ranks begin to train these pages: it
+  /// makes them trainable in the layout, and may be collective.
   void on_pages_begin(std::function<void(const std::vector<int>& pages)> begins) { on_begins_ = std::move(begins); }
 
-  /// From now on calls `left()` before it takes gradients that were left in `p.grad` outside of a backward; they are multiplied by what it
-  /// returns. It may throw.
+  /// From now on calls `left()` before it takes gradients that were left in `p.grad` outside of a backward; they are
+  /// multiplied by what it returns. It may throw.
   void on_left_gradients(std::function<float()> left) { on_left_ = std::move(left); }
 
   /// Collective, between backwards: calls `begins`, and makes room for gradients of these pages.
   void begin_training(const std::vector<int>& pages);
 
-  /// More parameters: those that the layout has got since. `offloaded`: of all pages, as in the policy. Collective, between updates; gradients
-  /// in hand are forgotten.
+  /// More parameters: those that the layout has got since. `offloaded`: of all pages, as in the policy. Collective,
+  /// between updates; gradients in hand are forgotten.
   void add(const std::vector<at::Tensor>& parameters, const std::vector<bool>& offloaded);
 
   /// The parameter is another tensor from now on, or, undefined, for the moment none.
@@ -126,36 +133,37 @@ class Reducer {
   /// When a micro step has ended: hooks nodes for forwards that the engine is not told of.
   void end_step() { hook_early(); }
 
-  /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may meet others of the same step (the same on
-  /// all ranks). Collective the first time that is so, where whole gradients were only stored.
+  /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may meet others of the
+  /// same step (the same on all ranks). Collective the first time that is so, where whole gradients were only stored.
   void begin_backward(bool boundary, bool adds_up = false);
 
-  /// The same at the first gradient of a backward that the program runs, which not all ranks need to have: not collective, and whole
-  /// gradients wait for its end. Its gradients are multiplied by `factor`.
+  /// The same at the first gradient of a backward that the program runs, which not all ranks need to have: not
+  /// collective, and whole gradients wait for its end. Its gradients are multiplied by `factor`.
   void begin_program_backward(bool boundary, float factor);
 
-  /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError, TimeoutError.
+  /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError,
+  /// TimeoutError.
   void end_backward();
 
   /// Takes what autograd, or the program, left in `p.grad`.
   void take_left_gradients();
 
-  /// Before the global check: everything that arrived is reduced. Collective. Includes end_backward for gradients of a backward
-  /// that did not go through the engine.
+  /// Before the global check: everything that arrived is reduced. Collective. Includes end_backward for gradients of a
+  /// backward that did not go through the engine.
   void finish();
 
   /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard. Null or zeros
   /// when no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
-  /// Whether a page's gradients are kept as autograd made them; then that of a parameter is in the layout of the parameter, and undefined
-  /// where none came.
+  /// Whether a page's gradients are kept as autograd made them; then that of a parameter is in the layout of the
+  /// parameter, and undefined where none came.
   bool keeps(int page) const { return pages_[page].keeps; }
   const at::Tensor& kept(int parameter) const { return kept_[parameter]; }
 
-  /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the order of
-  /// Layout::shard_segments, after `finish`. Empty where there is no sum. On a device those of all pages are fetched by the first call,
-  /// which waits. Errors: as comm::poll_until.
+  /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the
+  /// order of Layout::shard_segments, after `finish`. Empty where there is no sum. On a device those of all pages are
+  /// fetched by the first call, which waits. Errors: as comm::poll_until.
   std::vector<double> squares(int page);
 
   /// Whether this rank has a sum of the page.
@@ -170,23 +178,26 @@ class Reducer {
            !admitted_shards_.contains(page);
   }
 
-  /// The same of a peer's part, a shard; only where peers_readable, and while the peer has a complete sum and leaves it alone.
+  /// The same of a peer's part, a shard; only where peers_readable, and while the peer has a complete sum and leaves it
+  /// alone.
   void read_peer_sum(int page, int rank, const std::function<void(const at::Tensor& sum)>& read) const;
 
-  /// As read_sum, to change it: squares are summed again, and listeners are told. Where there was no sum it is zeros. Between a
-  /// backward that reduced (or `finish`) and the step. Errors: IoError.
+  /// As read_sum, to change it: squares are summed again, and listeners are told. Where there was no sum it is zeros.
+  /// Between a backward that reduced (or `finish`) and the step. Errors: IoError.
   void edit_sum(int page, const std::function<void(const at::Tensor& sum)>& edit);
 
   /// Whether a parameter counts as one that received a gradient; the same on all ranks.
   void set_received(int parameter, bool received);
 
-  /// Parameters that received a gradient on any rank since the last reset; after a backward that a step follows, or `finish`.
+  /// Parameters that received a gradient on any rank since the last reset; after a backward that a step follows, or
+  /// `finish`.
   const std::vector<bool>& received_anywhere() const { return received_anywhere_; }
 
   /// True when this rank has sums of whole pages.
   bool has_whole_sum() const { return communicator_->size() == 1 || (!policy_.sharded && policy_.whole_result); }
 
-  /// From now on `callback()` is called before autograd adds to any parameter's gradient. It may throw, on the thread of that backward.
+  /// From now on `callback()` is called before autograd adds to any parameter's gradient. It may throw, on the thread
+  /// of that backward.
   void before_gradients(std::function<void()> callback) { before_gradients_ = std::move(callback); }
 
   /// The drive that has shards, for who reads them between backwards; null: none does.

@@ -132,9 +132,9 @@ bool Reducer::start_whole_reduction(int page, std::byte* frame) {
   return false;
 }
 
-/// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to the page's
-/// when it came late. Where all ranks need it whole it is gathered at once: a gather that began when this rank happens
-/// to see the sum complete would come at different places of the ranks' sequences.
+/// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to
+/// the page's when it came late. Where all ranks need it whole it is gathered at once: a gather that began when this
+/// rank happens to see the sum complete would come at different places of the ranks' sequences.
 bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];

@@ -1,8 +1,9 @@
 // Sums that leave their device for the host: on a stream of their own, in the type they have.
 //
-//   1. A first sum goes into the memory of its shard. If that is wider, the sum is at its end, and the shard is of the sum's type.
-//   2. What is added later goes into one of two buffers of page-locked memory, and is added up there when it has arrived: the shard
-//      becomes what it would have been, in the type that sums are to have.
+//   1. A first sum goes into the memory of its shard. If that is wider, the sum is at its end, and the shard is of the
+//      sum's type.
+//   2. What is added later goes into one of two buffers of page-locked memory, and is added up there when it has
+//      arrived: the shard becomes what it would have been, in the type that sums are to have.
 //   3. Arrivals are among the works that `retire` looks after. Only the end of a backward before a step waits for them.
 #include <ATen/core/Tensor.h>
 #include <c10/core/StreamGuard.h>
@@ -40,7 +41,8 @@ std::optional<c10::Event> Reducer::sent_so_far() const {
   return paging::given_so_far(device_);
 }
 
-/// Starts the way of a sum; `page` is complete when the last of in_flight_ is. What `sum` is in may be used again after sent_so_far().
+/// Starts the way of a sum; `page` is complete when the last of in_flight_ is. What `sum` is in may be used again after
+/// sent_so_far().
 void Reducer::send(int page, const at::Tensor& sum) {
   auto& state = pages_[page];
   const auto wide = scalar_type_of(sum_dtype(page));

@@ -49,7 +49,8 @@ const std::byte* Reducer::summed_shard(int page) const {
   return state.result + before * element_bytes(state.result_dtype);
 }
 
-/// Index of the segment of this rank's shard that has the element at `offset` of the page or, between segments, is the next.
+/// Index of the segment of this rank's shard that has the element at `offset` of the page or, between segments, is the
+/// next.
 std::size_t Reducer::segment_at(int page, std::int64_t offset) const {
   const auto& segments = pages_[page].segments;
   const auto ends_before = [&](const auto& segment) { return segment.page_offset + segment.numel <= offset; };
@@ -82,7 +83,8 @@ comm::OnReduced Reducer::watch(int page, const std::byte* data, DType dtype) {
   };
 }
 
-/// For who is about to write a parameter's gradient, where it will not be written again (stores_sums): its squares begin anew.
+/// For who is about to write a parameter's gradient, where it will not be written again (stores_sums): its squares
+/// begin anew.
 comm::OnReduced Reducer::watch_parameter(int parameter, const std::byte* data, DType dtype) {
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];

@@ -105,8 +105,9 @@ void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
   torch::autograd::backward({loss});
 }
 
-/// Two backwards with one graph each, of which the second is reduced; then two backwards with two graphs each, as with a weight that
-/// stands in two reentrant checkpoints, of which both are: all but the first graph's gradients come late to whole pages.
+/// Two backwards with one graph each, of which the second is reduced; then two backwards with two graphs each, as with
+/// a weight that stands in two reentrant checkpoints, of which both are: all but the first graph's gradients come late
+/// to whole pages.
 void check_squares(comm::Communicator& communicator, const std::vector<std::int64_t>& numels, const Kind& kind) {
   SCOPED_TRACE(fmt::format("{}, rank {} of {}", kind.name(), communicator.rank(), communicator.size()));
   auto layout = make_layout(numels, kind, communicator.size());
@@ -137,8 +138,8 @@ void check_all(comm::Communicator& communicator) {
   communicator.barrier({"done"});
 }
 
-/// Two backwards that are reduced: the first one's sum is squared by operators before it is copied to its shard, to which the second's
-/// is added.
+/// Two backwards that are reduced: the first one's sum is squared by operators before it is copied to its shard, to
+/// which the second's is added.
 void check_squares_before_travel(comm::Communicator& communicator, const Kind& kind) {
   at::set_num_threads(1);
   const auto& numels = kModels[0];
@@ -160,8 +161,8 @@ void check_squares_before_travel(comm::Communicator& communicator, const Kind& k
 
 class SquaresOnRanks : public testing::TestWithParam<int> {};
 
-// Catches a sum that is read once more for its squares, squares that depend on the pieces in which a transport writes, or miss what
-// lies between two shards, and those of a sum to which something was added later.
+// Catches a sum that is read once more for its squares, squares that depend on the pieces in which a transport writes,
+// or miss what lies between two shards, and those of a sum to which something was added later.
 TEST_P(SquaresOnRanks, AreThoseOfTheStoredSum) {
   for (const auto& outcome : comm::run_threads(GetParam(), kTimeout, check_all)) EXPECT_EQ(outcome, "");
 }
@@ -191,8 +192,8 @@ TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches squares of other elements than a shard's, of a sum that is not rounded as it is stored, and those of a first sum that stay
-// when something is added to it. Within one memory: what a device does with its own operators.
+// Catches squares of other elements than a shard's, of a sum that is not rounded as it is stored, and those of a first
+// sum that stay when something is added to it. Within one memory: what a device does with its own operators.
 TEST(SquaresBeforeTravel, AreThoseOfTheStoredSum) {
   for (const Kind& kind : {Kind{Result::kShard, false},
                            Kind{Result::kShard, true, DType::kBFloat16, DType::kBFloat16, DType::kBFloat16}}) {

@@ -36,8 +36,8 @@ std::shared_ptr<const layout::Layout> make_layout(int world) {
                  .world_size = world, .page_numel = 64, .parameter_alignment_numel = 8, .shard_alignment_numel = 16});
 }
 
-/// What rank's `backward` of `step` does: the gradient of each parameter, 0 when its graph does not reach it. Small whole
-/// numbers, so that every order of summation gives the same. Some steps reach nothing, or a few parameters only.
+/// What rank's `backward` of `step` does: the gradient of each parameter, 0 when its graph does not reach it. Small
+/// whole numbers, so that every order of summation gives the same. Some steps reach nothing, or a few parameters only.
 std::vector<int> graph_of(int rank, int step, int backward) {
   std::mt19937 random(10000 * rank + 100 * step + backward);
   std::vector<int> gradients(kNumels.size());
@@ -153,8 +153,8 @@ ReducePolicy policy_of(bool sharded, bool whole_result, bool reduce_scatter) {
   return policy;
 }
 
-// Catches a kept gradient whose elements are in another order than the parameter's, or of another type than the update reads; and a
-// sum that loses what was kept when more is added to it after it was complete.
+// Catches a kept gradient whose elements are in another order than the parameter's, or of another type than the update
+// reads; and a sum that loses what was kept when more is added to it after it was complete.
 TEST(KeptGradients, AreInTheLayoutOfTheParameter) {
   const auto communicator =
       std::shared_ptr<comm::Communicator>(std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]));

@@ -1,5 +1,5 @@
-// Gradients that nobody has planned for: of pages that were not trained so far, second ones where whole frames only store first ones, those
-// of backwards that did not go through the engine, and those that no hook saw.
+// Gradients that nobody has planned for: of pages that were not trained so far, second ones where whole frames only
+// store first ones, those of backwards that did not go through the engine, and those that no hook saw.
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 

@@ -1,10 +1,11 @@
 /// \file
 /// Files of metrics that grow line by line, over restarts, on disks that may be full.
 ///
-///  1. At open, what a kill cut short at the end of an earlier run is removed, so that the next line is one of its own. Files that do
-///     not begin as ours do are never cut: there a line end is added.
+///  1. At open, what a kill cut short at the end of an earlier run is removed, so that the next line is one of its own.
+///     Files that do not begin as ours do are never cut: there a line end is added.
 ///  2. A line is written whole or not at all: what a full disk took of it is removed again.
-///  3. A line that cannot be written ends nothing. The first one is said with the path and the reason, the number of them at the end.
+///  3. A line that cannot be written ends nothing. The first one is said with the path and the reason, the number of
+///     them at the end.
 #pragma once
 
 #include <cstdint>

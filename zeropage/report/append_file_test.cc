@@ -27,7 +27,8 @@ class Append : public testing::Test {
   const std::string path_ = testing::TempDir() + "zp-append-file";
 };
 
-// Catches the first line of a restart that is written onto a torn one, so that both are lost; and a file of somebody else that is cut.
+// Catches the first line of a restart that is written onto a torn one, so that both are lost; and a file of somebody
+// else that is cut.
 TEST_F(Append, MendsWhatAKillHasTorn) {
   EXPECT_EQ(after_a_line(""), "new\n");
   EXPECT_EQ(after_a_line("head,x\n1,2\n"), "head,x\n1,2\nnew\n");
@@ -39,7 +40,8 @@ TEST_F(Append, MendsWhatAKillHasTorn) {
   EXPECT_EQ(after_a_line(lines + std::string(200'000, '1')), lines + "new\n");
 }
 
-// Catches a full disk that ends the run, and a path that can never work and is complained of only when somebody looks for the file.
+// Catches a full disk that ends the run, and a path that can never work and is complained of only when somebody looks
+// for the file.
 TEST_F(Append, AFullDiskIsSaidOnceAndAWrongPathAtOnce) {
   testing::internal::CaptureStderr();
   {

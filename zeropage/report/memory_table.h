@@ -21,7 +21,8 @@ using RankBytes = std::array<std::int64_t, kMemoryKinds>;
 /// The bytes of a ledger as the table shows them.
 RankBytes measured_bytes(const Ledger& ledger, Tier tier = Tier::kDevice);
 
-/// "parameters 1.20 GiB, gradients 0 B, optimizer 0 B, frames 0 B, buffers 3.00 MiB, optimizer offloaded 7.00 GiB": what is held now.
+/// "parameters 1.20 GiB, gradients 0 B, optimizer 0 B, frames 0 B, buffers 3.00 MiB, optimizer offloaded 7.00 GiB":
+/// what is held now.
 std::string format_held_memory(const Ledger& ledger);
 
 struct MemoryTable {
@@ -32,8 +33,8 @@ struct MemoryTable {
   formula::StateBytes formula_stage_0;  ///< what the same run would hold at stage 0
 };
 
-/// Lines of equal structure, ending in a newline: one row per kind and one for the model state together, then one per kind
-/// that is on the host. Up to four
+/// Lines of equal structure, ending in a newline: one row per kind and one for the model state together, then one per
+/// kind that is on the host. Up to four
 /// ranks have a column each; of more, the smallest and the largest value is shown. The last column is the largest
 /// rank's share of stage 0. Errors: UsageError without ranks.
 std::string format_memory_table(const MemoryTable& table);

@@ -1,6 +1,6 @@
 /// \file
-/// How far a save is, on a terminal: a line that appears when it takes longer than a second, is rewritten, and goes away at its
-/// end. For one rank to show.
+/// How far a save is, on a terminal: a line that appears when it takes longer than a second, is rewritten, and goes
+/// away at its end. For one rank to show.
 ///
 ///     saving global_step120: 43% of 1.25 GB, 3s left
 #pragma once

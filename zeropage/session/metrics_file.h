@@ -1,10 +1,11 @@
 /// \file
-/// The file of zeropage.metrics_file (docs/monitoring.md): what a run was and did, one JSON document a line, for `zeropage report` and
-/// `zeropage top`.
+/// The file of zeropage.metrics_file (docs/monitoring.md): what a run was and did, one JSON document a line, for
+/// `zeropage report` and `zeropage top`.
 ///
-///     {"record": "run", ...}     when an engine begins: configuration, ranks, the formula's bytes; a resumed run appends another
-///     {"record": "step", ...}    after every optimizer step: loss, rate, time and its parts, bytes by kind, counters of the pager
-///     {"record": "pages", ...}   faults and evictions of every page since the engine was made: at steps 1, 10, 100, 200, ... and the end
+///     {"record": "run", ...}     when an engine begins: configuration, ranks, the formula's bytes; a resumed run
+///     appends another {"record": "step", ...}    after every optimizer step: loss, rate, time and its parts, bytes by
+///     kind, counters of the pager {"record": "pages", ...}   faults and evictions of every page since the engine was
+///     made: at steps 1, 10, 100, 200, ... and the end
 ///
 /// Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once; one that cannot
 /// be written ends no training (report/append_file.h).
@@ -28,8 +29,8 @@ class MetricsFile {
   ~MetricsFile();  ///< as close
   MetricsFile(const MetricsFile&) = delete;
 
-  /// loss: absent where the program runs `loss.backward()` itself; lr: of the first group. Cost: two system calls, and every 100 steps
-  /// two more.
+  /// loss: absent where the program runs `loss.backward()` itself; lr: of the first group. Cost: two system calls, and
+  /// every 100 steps two more.
   void write_step(std::optional<double> loss, double lr, const StepTimes& times);
 
   /// Writes the pages and ends the file.

@@ -16,7 +16,8 @@ namespace {
 
 constexpr std::int64_t kStepsPerPrint = 10;  // where steps_per_print is not given
 
-/// Of a step: its three phases; inside them faults, waits for gradients and the update; how long transfers were under way.
+/// Of a step: its three phases; inside them faults, waits for gradients and the update; how long transfers were under
+/// way.
 constexpr std::array kParts = {SpanKind::kForward, SpanKind::kBackward, SpanKind::kStep,   SpanKind::kFault,
                                SpanKind::kWait,    SpanKind::kUpdate,   SpanKind::kGather, SpanKind::kReduce};
 

@@ -1,7 +1,8 @@
 /// \file
-/// What a run tells about itself while it trains: wall_clock_breakdown, memory_breakdown and zeropage.metrics_file. The engine's timeline adds
-/// up where time goes; here the figures of each optimizer step are taken and handed on. Times are those of the host; with
-/// wall_clock_breakdown on a device the end of each phase waits for the device, so that they are the device's, too.
+/// What a run tells about itself while it trains: wall_clock_breakdown, memory_breakdown and zeropage.metrics_file. The
+/// engine's timeline adds up where time goes; here the figures of each optimizer step are taken and handed on. Times
+/// are those of the host; with wall_clock_breakdown on a device the end of each phase waits for the device, so that
+/// they are the device's, too.
 #pragma once
 
 #include <chrono>
@@ -18,7 +19,8 @@
 
 namespace zeropage::session {
 
-/// Of one engine, on one rank: `end_phase` after each forward, backward and step, then `end_step` after each optimizer step.
+/// Of one engine, on one rank: `end_phase` after each forward, backward and step, then `end_step` after each optimizer
+/// step.
 class StepObserver {
  public:
   /// Opens the metrics file on rank 0. `core` must outlive this. Errors: IoError.
@@ -33,8 +35,8 @@ class StepObserver {
   /// phase: "forward", "backward" or "step". On a device it may wait for the device.
   void end_phase(std::string_view phase) const;
 
-  /// After an optimizer step, applied or skipped: writes the file's record and prints times where they are due. loss: absent where the
-  /// program runs `loss.backward()` itself; lr: of the first group. Returns the times of that step.
+  /// After an optimizer step, applied or skipped: writes the file's record and prints times where they are due. loss:
+  /// absent where the program runs `loss.backward()` itself; lr: of the first group. Returns the times of that step.
   StepTimes end_step(std::optional<double> loss, double lr);
 
   /// What monitors are told of that step, under DeepSpeed's names: "Train/Samples/lr" and others.

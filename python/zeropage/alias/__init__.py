@@ -1,11 +1,11 @@
 """`python -m zeropage alias`: makes programs that import `deepspeed` find the package in this folder, or ends that.
 
-    python -m zeropage alias install   adds a distribution of that name to this Python, and the commands deepspeed and ds
-    python -m zeropage alias remove    takes them away (so does pip uninstall deepspeed)
+    python -m zeropage alias install   adds a distribution of that name to this Python, and the commands deepspeed and
+    ds python -m zeropage alias remove    takes them away (so does pip uninstall deepspeed)
     python -m zeropage alias status    says which one is active
 
-The distribution is a path file, metadata for those who ask importlib.metadata for the version, and the list of its files. It never
-replaces DeepSpeed itself.
+The distribution is a path file, metadata for those who ask importlib.metadata for the version, and the list of its
+files. It never replaces DeepSpeed itself.
 """
 
 import argparse
@@ -17,7 +17,9 @@ from pathlib import Path
 from ..errors import UsageError
 
 VERSION = "0.18.9"  # of DeepSpeed; libraries compare it with the newest that they need
-FOLDER = Path(__file__).resolve().parent  # on the import path it makes `import deepspeed` find the folder beside this file
+FOLDER = (
+    Path(__file__).resolve().parent
+)  # on the import path it makes `import deepspeed` find the folder beside this file
 
 _DIST_INFO = f"deepspeed-{VERSION}.dist-info"
 _PATH_FILE = "zeropage_deepspeed.pth"
@@ -58,14 +60,22 @@ def install() -> str:
 
     if active() == "deepspeed":
         version = importlib.metadata.version("deepspeed")
-        raise UsageError(f"DeepSpeed {version} is installed here, and is not replaced: pip uninstall deepspeed first, or use another environment")
+        raise UsageError(
+            f"DeepSpeed {version} is installed here, and is not replaced: pip uninstall deepspeed first, or use another environment"
+        )
     site, scripts = Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("scripts"))
     (site / _PATH_FILE).write_text(f"{FOLDER}\n")
     info = write_metadata(site)
     for name in _COMMANDS:
         (scripts / name).write_text(_SCRIPT)
         (scripts / name).chmod(0o755)
-    files = [site / _PATH_FILE, info / "METADATA", info / "INSTALLER", info / "RECORD", *(scripts / name for name in _COMMANDS)]
+    files = [
+        site / _PATH_FILE,
+        info / "METADATA",
+        info / "INSTALLER",
+        info / "RECORD",
+        *(scripts / name for name in _COMMANDS),
+    ]
     (info / "RECORD").write_text("".join(f"{os.path.relpath(file, site)},,\n" for file in files))
     return f"programs that import deepspeed {VERSION} get zeropage in {sys.prefix}"
 
@@ -84,13 +94,19 @@ def remove() -> str:
 
 
 def status() -> str:
-    strings = {"": "there is no package deepspeed", "alias": f"deepspeed {VERSION} is zeropage's", "deepspeed": "deepspeed is DeepSpeed itself"}
+    strings = {
+        "": "there is no package deepspeed",
+        "alias": f"deepspeed {VERSION} is zeropage's",
+        "deepspeed": "deepspeed is DeepSpeed itself",
+    }
     return f"{strings[active()]} in {sys.prefix}"
 
 
 def main(arguments: list[str]) -> int:
     """The command."""
-    parser = argparse.ArgumentParser(prog="python -m zeropage alias", description="Lets programs that import deepspeed run on zeropage.")
+    parser = argparse.ArgumentParser(
+        prog="python -m zeropage alias", description="Lets programs that import deepspeed run on zeropage."
+    )
     commands = {"install": install, "remove": remove, "status": status}
     parser.add_argument("command", choices=commands)
     print(f"zeropage: {commands[parser.parse_args(arguments).command]()}")

@@ -1,7 +1,8 @@
 """Accelerate on a machine without GPU.
 
-Accelerate looks for a GPU, finds none, asks `init_distributed` for no backend in particular, and then takes the job for one process, whatever
-the launcher has started: each rank would train alone. Told the backend that was chosen, it counts the ranks.
+Accelerate looks for a GPU, finds none, asks `init_distributed` for no backend in particular, and then takes the job for
+one process, whatever the launcher has started: each rank would train alone. Told the backend that was chosen, it counts
+the ranks.
 """
 
 import sys

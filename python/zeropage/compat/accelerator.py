@@ -1,7 +1,8 @@
-"""`get_accelerator()`: the device of this process under the names that DeepSpeed gives its questions. torch answers them.
+"""`get_accelerator()`: the device of this process under the names that DeepSpeed gives its questions. torch answers
+them.
 
-Where torch sees no GPU the device is the CPU: operators have ended when they return, memory is what the process has resident, and streams and
-events, which a CPU does not have, are contexts that do nothing.
+Where torch sees no GPU the device is the CPU: operators have ended when they return, memory is what the process has
+resident, and streams and events, which a CPU does not have, are contexts that do nothing.
 """
 
 import contextlib
@@ -35,7 +36,9 @@ class Accelerator:
         self._module = torch.get_device_module("cpu" if found is None else found)
         self._is_cpu = found is None
         self._compile_backend = "inductor"
-        self._communication_backend_name = "nccl" if self._name == "cuda" else torch.distributed.get_default_backend_for_device(self._name)
+        self._communication_backend_name = (
+            "nccl" if self._name == "cuda" else torch.distributed.get_default_backend_for_device(self._name)
+        )
 
     # -- devices
 
@@ -43,7 +46,7 @@ class Accelerator:
         return True
 
     def device_name(self, device_index: int | None = None) -> str:
-        """"cpu", "cuda" or "cuda:1"."""
+        """ "cpu", "cuda" or "cuda:1"."""
         return self._name if device_index is None or self._is_cpu else f"{self._name}:{device_index}"
 
     def device(self, device_index: int | None = None) -> Any:
@@ -157,7 +160,10 @@ class Accelerator:
         """torch's counters by name; on a CPU allocated_bytes.all.current and .peak alone."""
         if not self._is_cpu:
             return self._module.memory_stats(device_index)
-        return {"allocated_bytes.all.current": host_memory.resident_bytes(), "allocated_bytes.all.peak": host_memory.peak_bytes()}
+        return {
+            "allocated_bytes.all.current": host_memory.resident_bytes(),
+            "allocated_bytes.all.peak": host_memory.peak_bytes(),
+        }
 
     def memory_allocated(self, device_index: int | None = None) -> int:
         """Bytes of live tensors; on a CPU what the process has resident."""
@@ -191,7 +197,8 @@ class Accelerator:
         return host_memory.available_bytes() if self._is_cpu else self._module.mem_get_info(device_index)[0]
 
     def pin_memory(self, tensor: torch.Tensor, align_bytes: int = 1, make_copy: bool = True) -> torch.Tensor:
-        """Page-locked, where there is a GPU. `align_bytes`, `make_copy`: there for compatibility: torch aligns to 64 bytes or more, and copies."""
+        """Page-locked, where there is a GPU. `align_bytes`, `make_copy`: there for compatibility: torch aligns to 64
+        bytes or more, and copies."""
         return tensor if self._is_cpu else tensor.pin_memory()
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
@@ -214,7 +221,9 @@ class Accelerator:
         return torch.default_generator if self._is_cpu else self._module.default_generators[device_index]
 
     def get_rng_state(self, device_index: int | None = None) -> torch.Tensor:
-        return torch.get_rng_state() if self._is_cpu else self._module.get_rng_state(device_index or self.current_device())
+        return (
+            torch.get_rng_state() if self._is_cpu else self._module.get_rng_state(device_index or self.current_device())
+        )
 
     def set_rng_state(self, new_state: torch.Tensor, device_index: int | None = None) -> None:
         if self._is_cpu:
@@ -291,4 +300,6 @@ def is_current_accelerator_supported() -> bool:
 
 def set_accelerator(accel_obj: Any) -> None:
     """Raises UsageError: torch says what the device is."""
-    raise UsageError("set_accelerator: the device is what torch has; ZEROPAGE_DEVICE=cpu in the environment chooses the CPU")
+    raise UsageError(
+        "set_accelerator: the device is what torch has; ZEROPAGE_DEVICE=cpu in the environment chooses the CPU"
+    )

@@ -14,7 +14,13 @@ def clone_tensors_for_torch_save(item: Any, device: torch.device | str = "cpu") 
 
     def clone(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
-            key = (value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride(), value.dtype)
+            key = (
+                value.untyped_storage()._cdata,
+                value.storage_offset(),
+                tuple(value.shape),
+                value.stride(),
+                value.dtype,
+            )
             if key not in clones:
                 clones[key] = value.detach().to(device, copy=True)
             return clones[key]

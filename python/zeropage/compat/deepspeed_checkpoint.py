@@ -1,11 +1,12 @@
 """What lies where in a checkpoint of DeepSpeed's ZeRO stages 1 to 3.
 
-    1. `<tag>/mp_rank_00_model_states.pt` (stages 1, 2) holds the module, the counters and the client state; at stage 3 there is one per rank,
-       `zero_pp_rank_<r>_mp_rank_00_model_states.pt`, with empty parameters and this rank's parts of frozen ones.
-    2. `<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt` holds rank r's part of fp32 masters and moments, flat.
-    3. Stages 1 and 2: the parameters of a group follow each other in the order of `param_shapes`, each with its alignment padding, and
-       the ranks' parts follow each other.
-    4. Stage 3: a rank's flat groups follow each other, and hold of each parameter in turn ceil(numel / ranks) elements.
+1. `<tag>/mp_rank_00_model_states.pt` (stages 1, 2) holds the module, the counters and the client state; at stage 3
+   there is one per rank, `zero_pp_rank_<r>_mp_rank_00_model_states.pt`, with empty parameters and this rank's parts of
+   frozen ones.
+2. `<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt` holds rank r's part of fp32 masters and moments, flat.
+3. Stages 1 and 2: the parameters of a group follow each other in the order of `param_shapes`, each with its alignment
+   padding, and the ranks' parts follow each other.
+4. Stage 3: a rank's flat groups follow each other, and hold of each parameter in turn ceil(numel / ranks) elements.
 """
 
 import re
@@ -31,7 +32,8 @@ Pieces = list[tuple[StoredTensor, int, int]]  # elements [begin, end) of each, o
 
 @dataclass
 class Parameter:
-    """A trained parameter: where its fp32 values and the state of its optimizer lie, and how many updates it has seen."""
+    """A trained parameter: where its fp32 values and the state of its optimizer lie, and how many updates it has
+    seen."""
 
     shape: torch.Size
     master: Pieces
@@ -62,25 +64,34 @@ class DeepSpeedStep:
         self.stage = 3 if "fp32_flat_groups" in self.optimizer else _stage_number(self.optimizer.get("zero_stage"))
         shapes = _member(self.model, "param_shapes", first, list)
         self.aliases = {name: target for model in models for name, target in (model.get("shared_params") or {}).items()}
-        self.parameters = dict(self._sharded(optimizers, shapes) if self.stage == 3 else self._partitioned(optimizers, shapes))
+        self.parameters = dict(
+            self._sharded(optimizers, shapes) if self.stage == 3 else self._partitioned(optimizers, shapes)
+        )
         self.frozen = self._frozen(models)
 
     def _optimizer_files(self) -> list[Path]:
-        found = {int(match[1]): path for path in self.folder.iterdir() if (match := _OPTIMIZER_FILE.fullmatch(path.name))}
+        found = {
+            int(match[1]): path for path in self.folder.iterdir() if (match := _OPTIMIZER_FILE.fullmatch(path.name))
+        }
         if not found:
             raise CheckpointError(
                 f"{self.folder}: expected DeepSpeed's zero_pp_rank_*_mp_rank_00_optim_states.pt, found none; what can be imported are "
                 "checkpoints of ZeRO stages 1 to 3"
             )
         if sorted(found) != list(range(len(found))):
-            raise CheckpointError(f"{self.folder}: there are optimizer states of the ranks {sorted(found)}; some are missing")
+            raise CheckpointError(
+                f"{self.folder}: there are optimizer states of the ranks {sorted(found)}; some are missing"
+            )
         return [found[rank] for rank in range(len(found))]
 
     def _check_parallelism(self) -> None:
         world = self.model.get("dp_world_size", self.world_size)
         if world != self.world_size:
             raise CheckpointError(f"{self.folder}: saved by {world} ranks, with optimizer states of {self.world_size}")
-        other = {"mp_world_size": self.model.get("mp_world_size", 1), **(self.model.get("checkpoint_parallel_dimensions") or {})}
+        other = {
+            "mp_world_size": self.model.get("mp_world_size", 1),
+            **(self.model.get("checkpoint_parallel_dimensions") or {}),
+        }
         if any(degree not in (1, None) for degree in other.values()):
             raise CheckpointError(f"{self.folder}: saved with {other}; only data parallel checkpoints can be imported")
 
@@ -106,7 +117,13 @@ class DeepSpeedStep:
                 def cut(tensors: list[StoredTensor], name=name, begin=begin, numel=numel, extent=extent) -> Pieces:
                     ranks = range(begin // extent, -(-(begin + numel) // extent)) if numel else range(0)
                     return [
-                        _piece(tensors, rank, max(begin - rank * extent, 0), min(begin + numel - rank * extent, extent), name)
+                        _piece(
+                            tensors,
+                            rank,
+                            max(begin - rank * extent, 0),
+                            min(begin + numel - rank * extent, extent),
+                            name,
+                        )
                         for rank in ranks
                     ]
 
@@ -136,7 +153,9 @@ class DeepSpeedStep:
         """`cut`: this parameter's pieces of the ranks' tensors."""
         parameter = Parameter(torch.Size(shape), cut(masters))
         # What has one element of one is a number, as torch's step.
-        per_element = [key for key, value in states[0].items() if isinstance(value, StoredTensor) and len(value.shape) == 1]
+        per_element = [
+            key for key, value in states[0].items() if isinstance(value, StoredTensor) and len(value.shape) == 1
+        ]
         for key in per_element:
             parameter.states[key] = cut([state[key] for state in states])
         parameter.updates = self._updates(states[0])
@@ -162,18 +181,25 @@ class DeepSpeedStep:
             shapes = {name: torch.Size(shape) for name, shape in (self.model.get("frozen_param_shapes") or {}).items()}
             parts = {name: [model["frozen_param_fragments"][name] for model in models] for name in shapes}
             return {name: (shape, _first_elements(parts[name], shape.numel())) for name, shape in shapes.items()}
-        others = {name: value for name, value in self.module.items() if name not in buffers | self.parameters.keys() | self.aliases.keys()}
+        others = {
+            name: value
+            for name, value in self.module.items()
+            if name not in buffers | self.parameters.keys() | self.aliases.keys()
+        }
         return {name: (value.shape, [(value, 0, value.numel())]) for name, value in others.items()}
 
 
 def _member(value: Any, key: str, where: Any, kind: type) -> Any:
     if isinstance(value, dict) and isinstance(value.get(key), kind):
         return value[key]
-    raise CheckpointError(f"{where}: expected a {kind.__name__} under '{key}', as checkpoints of ZeRO stages 1 to 3 have it")
+    raise CheckpointError(
+        f"{where}: expected a {kind.__name__} under '{key}', as checkpoints of ZeRO stages 1 to 3 have it"
+    )
 
 
 def _stage_number(stage: Any) -> int:
-    """Of DeepSpeed's ZeroStageEnum, which comes as what it was made with. Its bf16 optimizer, of stage 1, says nothing."""
+    """Of DeepSpeed's ZeroStageEnum, which comes as what it was made with. Its bf16 optimizer, of stage 1, says
+    nothing."""
     if isinstance(stage, dict) and FOREIGN in stage:
         stage = stage["arguments"][0]
     return stage if isinstance(stage, int) and 1 <= stage <= 2 else 1
@@ -187,7 +213,9 @@ def _group_state(base: Any, group: int) -> dict[str, Any]:
 def _piece(tensors: list[StoredTensor], rank: int, begin: int, end: int, name: str) -> tuple[StoredTensor, int, int]:
     if rank >= len(tensors) or end > tensors[rank].numel():
         there = f"{tensors[rank].numel()} of rank {rank}" if rank < len(tensors) else f"{len(tensors)} ranks"
-        raise CheckpointError(f"'{name}' should lie at [{begin}, {end}) of rank {rank}'s flat tensor; there are {there}")
+        raise CheckpointError(
+            f"'{name}' should lie at [{begin}, {end}) of rank {rank}'s flat tensor; there are {there}"
+        )
     return tensors[rank], begin, end
 
 

@@ -1,6 +1,7 @@
 """`zeropage ckpt import`: a checkpoint of DeepSpeed as a step that `load_checkpoint` goes on from.
 
-Nothing of Python's pickles is believed: another process reads them (pickle_process.py), and what it says is checked here.
+Nothing of Python's pickles is believed: another process reads them (pickle_process.py), and what it says is checked
+here.
 """
 
 import argparse
@@ -18,9 +19,7 @@ from ..errors import CheckpointError, ConfigError, UsageError, ZeropageError
 from .deepspeed_checkpoint import DeepSpeedStep, joined
 from .pickle_process import FOREIGN, PickleProcess, StoredTensor
 
-_HYPERPARAMETERS = (
-    "lr betas eps weight_decay momentum dampening nesterov lr_decay bias_correction decoupled_weight_decay initial_lr".split()
-)
+_HYPERPARAMETERS = "lr betas eps weight_decay momentum dampening nesterov lr_decay bias_correction decoupled_weight_decay initial_lr".split()
 _TAG_LIMIT_BYTES = 4096
 _READ_BY = {"exp_avg", "exp_avg_sq", "sum", "momentum_buffer"}
 
@@ -32,8 +31,12 @@ def main(arguments: list[str]) -> int:
         description="Makes a step of a DeepSpeed checkpoint (ZeRO stages 1 to 3): parameters, fp32 masters, moments, step counts, learning "
         "rate schedule, loss scale, counters and client state.",
     )
-    parser.add_argument("source", metavar="DEEPSPEED", type=Path, help="the folder that was given to DeepSpeed's save_checkpoint")
-    parser.add_argument("output", metavar="FOLDER", type=Path, help="where load_checkpoint will look; made where it is missing")
+    parser.add_argument(
+        "source", metavar="DEEPSPEED", type=Path, help="the folder that was given to DeepSpeed's save_checkpoint"
+    )
+    parser.add_argument(
+        "output", metavar="FOLDER", type=Path, help="where load_checkpoint will look; made where it is missing"
+    )
     parser.add_argument("-t", "--tag", help="which step; else the one that the file `latest` names")
     parser.add_argument("--read_pickle", action="store_true", help="needed: DeepSpeed's files are pickles")
     options = parser.parse_args(arguments)
@@ -71,7 +74,9 @@ def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str,
     sources |= {name: lambda value=value: value for name, value in host.items()}
     tensors = [(name, dtype, list(shape)) for name, (dtype, shape) in types.items()]
     tensors += [(name, value.dtype, list(value.shape)) for name, value in host.items()]
-    notes += sorted({f"optimizer state '{kind}'" for p in step.parameters.values() for kind in p.states if kind not in _READ_BY})
+    notes += sorted(
+        {f"optimizer state '{kind}'" for p in step.parameters.values() for kind in p.states if kind not in _READ_BY}
+    )
     return _C.write_imported_step(str(output), manifest, tensors, lambda name: sources[name]()), notes
 
 
@@ -95,7 +100,9 @@ def _step_folder(source: Path, tag: str | None) -> Path:
     return folder
 
 
-def _tensors(step: DeepSpeedStep) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, tuple[torch.dtype, torch.Size]]]:
+def _tensors(
+    step: DeepSpeedStep,
+) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, tuple[torch.dtype, torch.Size]]]:
     """By name: what reads a tensor, and its type and shape. Nothing is read yet."""
     sources: dict[str, Callable[[], torch.Tensor]] = {}
     types: dict[str, tuple[torch.dtype, torch.Size]] = {}
@@ -135,13 +142,19 @@ def _manifest(step: DeepSpeedStep, tag: str, host: dict[str, torch.Tensor], note
     iteration = int(scheduler["last_batch_iteration"]) if by_count else None
     manifest.training = _C.TrainingState(*counters, 0, micro_steps, iteration, _loss_scale(step))
     manifest.config_json = json.dumps(_without_foreign(config, "ds_config", []), default=str)
-    buffers = {name: step.module[name].read().view(step.module[name].shape) for name in step.model.get("buffer_names") or ()}
-    client = {key: _without_foreign(value, f"client_state['{key}']", notes) for key, value in step.client_state().items()}
+    buffers = {
+        name: step.module[name].read().view(step.module[name].shape) for name in step.model.get("buffer_names") or ()
+    }
+    client = {
+        key: _without_foreign(value, f"client_state['{key}']", notes) for key, value in step.client_state().items()
+    }
     state = {
         "client": encode(_read_all(client), host, "client_state"),
         "optimizer": _optimizer_name(config),
         "groups": encode([_hyperparameters(group) for group in step.base_groups()], host, "param_groups"),
-        "scheduler": encode(None if by_count else _read_all(_without_foreign(scheduler, "lr_scheduler", notes)), host, "lr_scheduler"),
+        "scheduler": encode(
+            None if by_count else _read_all(_without_foreign(scheduler, "lr_scheduler", notes)), host, "lr_scheduler"
+        ),
         "buffers": encode(buffers, host, "buffers"),
     }
     manifest.host_json = json.dumps(state, allow_nan=False)

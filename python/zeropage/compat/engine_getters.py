@@ -1,7 +1,7 @@
 """Getters of DeepSpeed's engine that programs call beside those of `engine_settings.py`.
 
-Most answer with an effective value of the configuration; those about keys without effect, and about features that are not built, with a
-constant.
+Most answer with an effective value of the configuration; those about keys without effect, and about features that are
+not built, with a constant.
 """
 
 from collections.abc import Callable

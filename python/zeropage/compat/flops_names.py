@@ -1,5 +1,6 @@
-"""`deepspeed.profiling.flops_profiler` for programs that count the operations of a model by themselves. torch counts: matrix products, convolutions
-and attention, an addition and a multiplication for two. The section "flops_profiler" of a configuration counts a step of an engine."""
+"""`deepspeed.profiling.flops_profiler` for programs that count the operations of a model by themselves. torch counts:
+matrix products, convolutions and attention, an addition and a multiplication for two. The section "flops_profiler" of a
+configuration counts a step of an engine."""
 
 import sys
 import time
@@ -71,7 +72,8 @@ class FlopsProfiler:
         detailed: bool = True,
         output_file: str | None = None,
     ) -> None:
-        """Writes a line per module down to `module_depth` (-1: all) to a file, or to stdout. The other arguments are accepted."""
+        """Writes a line per module down to `module_depth` (-1: all) to a file, or to stdout. The other arguments are
+        accepted."""
         lines = [
             f"step {profile_step}: {self.get_total_flops(True)}, {self.get_total_params(True)} parameters, {self.get_total_duration(True)}"
         ]
@@ -104,7 +106,8 @@ def get_model_profile(
     ignore_modules: Sequence[type] | None = None,
     mode: str = "forward",
 ) -> tuple[Any, Any, Any]:
-    """(FLOPs, MACs, parameters) of one forward, or of `model.generate` where mode is "generate". input_shape: of ones, in the place of args."""
+    """(FLOPs, MACs, parameters) of one forward, or of `model.generate` where mode is "generate". input_shape: of ones,
+    in the place of args."""
     inputs = [torch.ones(input_shape, dtype=next(model.parameters()).dtype)] if input_shape is not None else list(args)
     call = model.generate if mode == "generate" else model
     for _ in range(warm_up):

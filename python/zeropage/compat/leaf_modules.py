@@ -1,6 +1,8 @@
-"""Leaf modules of stage 3. Operators fetch the parameters that they touch, so no module needs the mark; it is kept and answered for.
+"""Leaf modules of stage 3. Operators fetch the parameters that they touch, so no module needs the mark; it is kept and
+answered for.
 
-Each function returns the modules that it has marked, and raises UsageError when there are none, as a misspelled name would cause.
+Each function returns the modules that it has marked, and raises UsageError when there are none, as a misspelled name
+would cause.
 """
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,5 @@
-"""`deepspeed.monitor`: writers of metrics for programs that make their own. An engine's are made of its configuration (`engine.monitor`)."""
+"""`deepspeed.monitor`: writers of metrics for programs that make their own. An engine's are made of its configuration
+(`engine.monitor`)."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""Names of DeepSpeed that this version has nothing for: they can be imported and named in isinstance; using one raises ConfigError."""
+"""Names of DeepSpeed that this version has nothing for: they can be imported and named in isinstance; using one raises
+ConfigError."""
 
 from typing import Any
 
@@ -14,7 +15,9 @@ def _refusing(name: str, reason: str) -> type:
 
 _PIPELINE = "ranks are data-parallel only; pipelines are not built"
 _EXPERTS = "expert parallelism is not built; a mixture of experts trains as any module, and its experts are paged"
-_INFERENCE = "there are no inference kernels; initialize(model=...) without an optimizer evaluates a model at stages 0 to 3"
+_INFERENCE = (
+    "there are no inference kernels; initialize(model=...) without an optimizer evaluates a model at stages 0 to 3"
+)
 
 PipelineModule = _refusing("PipelineModule", _PIPELINE)
 LayerSpec = _refusing("LayerSpec", _PIPELINE)
@@ -22,14 +25,20 @@ TiedLayerSpec = _refusing("TiedLayerSpec", _PIPELINE)
 PipelineEngine = _refusing("PipelineEngine", _PIPELINE)
 ProcessTopology = _refusing("ProcessTopology", _PIPELINE)
 MoE = _refusing("MoE", _EXPERTS)
-split_params_into_different_moe_groups_for_optimizer = _refusing("split_params_into_different_moe_groups_for_optimizer", _EXPERTS)
+split_params_into_different_moe_groups_for_optimizer = _refusing(
+    "split_params_into_different_moe_groups_for_optimizer", _EXPERTS
+)
 init_inference = _refusing("init_inference", _INFERENCE)
 InferenceEngine = _refusing("InferenceEngine", _INFERENCE)
 DeepSpeedHybridEngine = _refusing("DeepSpeedHybridEngine", _INFERENCE)
 tp_model_init = _refusing("tp_model_init", "tensor parallelism is not built")
-add_tuning_arguments = _refusing("add_tuning_arguments", "arguments for learning-rate tuning are not built; write the section scheduler")
+add_tuning_arguments = _refusing(
+    "add_tuning_arguments", "arguments for learning-rate tuning are not built; write the section scheduler"
+)
 MiCS_Init = _refusing("MiCS_Init", "MiCS is not built")
-TiledLinear = _refusing("TiledLinear", "tiled linear layers are not built; a parameter is a page of its own where it is large")
+TiledLinear = _refusing(
+    "TiledLinear", "tiled linear layers are not built; a parameter is a page of its own where it is large"
+)
 UlyssesSPAttentionHF = _refusing("UlyssesSPAttentionHF", "sequence parallelism is not built")
 UlyssesSPDataLoaderAdapter = _refusing("UlyssesSPDataLoaderAdapter", "sequence parallelism is not built")
 OnebitAdam = _refusing("OnebitAdam", "optimizers that compress their traffic are not built")

@@ -1,4 +1,5 @@
-"""`deepspeed.ops.op_builder`: builders of extensions. The kernels are in the engine; a builder says so, and builds nothing."""
+"""`deepspeed.ops.op_builder`: builders of extensions. The kernels are in the engine; a builder says so, and builds
+nothing."""
 
 from typing import Any
 
@@ -20,7 +21,9 @@ class OpBuilder:
         return f"zeropage.{self.NAME}"
 
     def load(self, verbose: bool = True) -> Any:
-        raise UsageError(f"there is no extension {self.NAME!r} to load: nothing compiles at run time, and every kernel is in the engine")
+        raise UsageError(
+            f"there is no extension {self.NAME!r} to load: nothing compiles at run time, and every kernel is in the engine"
+        )
 
 
 class _CompatibleOps(dict):

@@ -1,6 +1,8 @@
-"""What `engine.optimizer.parameter_offload` is to programs that take DeepSpeed's hooks off a model round a generation and put them back.
+"""What `engine.optimizer.parameter_offload` is to programs that take DeepSpeed's hooks off a model round a generation
+and put them back.
 
-Operators fetch the parameters that they touch, so there are no hooks: the lists are empty, and putting them back does nothing.
+Operators fetch the parameters that they touch, so there are no hooks: the lists are empty, and putting them back does
+nothing.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
-"""What programs read from a parameter of stage 3 under DeepSpeed's names: ds_id, ds_shape, ds_numel, ds_status, ds_persist, ds_tensor,
-all_gather(), partition(), and a few that are always empty.
+"""What programs read from a parameter of stage 3 under DeepSpeed's names: ds_id, ds_shape, ds_numel, ds_status,
+ds_persist, ds_tensor, all_gather(), partition(), and a few that are always empty.
 
-They are properties of torch.nn.Parameter that answer from the engine, or the zero.Init scope, that holds the parameter at the moment.
-A parameter that neither holds has none of them: hasattr(parameter, "ds_id") is False.
+They are properties of torch.nn.Parameter that answer from the engine, or the zero.Init scope, that holds the parameter
+at the moment. A parameter that neither holds has none of them: hasattr(parameter, "ds_id") is False.
 """
 
 import itertools
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _ids: WeakIdKeyDictionary = WeakIdKeyDictionary()
 _next_id = itertools.count()
-_gathered: WeakIdKeyDictionary = WeakIdKeyDictionary()  # parameter -> the GatheredParameters that all_gather() has entered
+_gathered: WeakIdKeyDictionary = (
+    WeakIdKeyDictionary()
+)  # parameter -> the GatheredParameters that all_gather() has entered
 
 
 def install() -> None:
@@ -32,7 +34,9 @@ def install() -> None:
 def _of_paged(name: str, answer: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor], Any]:
     def read(parameter: torch.Tensor) -> Any:
         if not is_sharded(parameter):
-            raise AttributeError(f"{type(parameter).__name__!r} object has no attribute {name!r}: no engine of stage 3 and no zero.Init holds it")
+            raise AttributeError(
+                f"{type(parameter).__name__!r} object has no attribute {name!r}: no engine of stage 3 and no zero.Init holds it"
+            )
         return answer(parameter)
 
     return read
@@ -79,11 +83,13 @@ def _partition(parameter: torch.Tensor) -> Callable[..., None]:
 
 
 def _tensor(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of the elements that this rank holds, flat, in the parameter's type: ranks may hold different numbers of them. There is none
-    before `initialize`. A frozen parameter is gathered for it."""
+    """A copy of the elements that this rank holds, flat, in the parameter's type: ranks may hold different numbers of
+    them. There is none before `initialize`. A frozen parameter is gathered for it."""
     core = engine_of(parameter)
     if core is None:
-        raise AttributeError("ds_tensor: a parameter in zero.Init has no fixed part on this rank before zeropage.initialize")
+        raise AttributeError(
+            "ds_tensor: a parameter in zero.Init has no fixed part on this rank before zeropage.initialize"
+        )
     piece = core.local_value(parameter, _C.ValueKind.PARAMETER)
     if piece is None:
         piece = core.piece_of_value(parameter, parameter.detach())

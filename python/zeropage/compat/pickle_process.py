@@ -1,11 +1,13 @@
 """Reads files of torch.save in a process of its own, so that what is wrong with a pickle stays there.
 
-    1. The process takes requests, lines of JSON, and answers each with a line of JSON; after the line of a `read` come the bytes asked for.
-    2. {"open": path}: torch.load with weights_only=True, which builds tensors and plain values and runs nothing. Whatever class or function
-       else the file names is replaced by a class of this module that only keeps what it is given. The answer is the value, encoded as
-       in `checkpoint_values`; tensors as their number, type and shape.
-    3. {"read": [tensor, begin, end]}: elements of the flattened tensor. Files are mapped, so only what is asked for is read.
-    4. It can write no file, and it ends when its input does.
+1. The process takes requests, lines of JSON, and answers each with a line of JSON; after the line of a `read` come the
+   bytes asked for.
+2. {"open": path}: torch.load with weights_only=True, which builds tensors and plain values and runs nothing. Whatever
+   class or function else the file names is replaced by a class of this module that only keeps what it is given. The
+   answer is the value, encoded as in `checkpoint_values`; tensors as their number, type and shape.
+3. {"read": [tensor, begin, end]}: elements of the flattened tensor. Files are mapped, so only what is asked for is
+   read.
+4. It can write no file, and it ends when its input does.
 """
 
 import json
@@ -62,7 +64,8 @@ class PickleProcess:
         self._process.communicate()
 
     def open(self, path: Path) -> Any:
-        """The value in the file: plain values, `StoredTensor`s, and for objects of other classes a dict with the key `FOREIGN`.
+        """The value in the file: plain values, `StoredTensor`s, and for objects of other classes a dict with the key
+        `FOREIGN`.
 
         Raises CheckpointError for a file that torch refuses, and when the process dies of it.
         """
@@ -92,7 +95,9 @@ class PickleProcess:
         self._fill(memoryview(size), doing)
         length = int.from_bytes(size, "little")
         if length > _ANSWER_LIMIT_BYTES:
-            raise CheckpointError(f"{doing}: the description has {length} bytes; expected at most {_ANSWER_LIMIT_BYTES}")
+            raise CheckpointError(
+                f"{doing}: the description has {length} bytes; expected at most {_ANSWER_LIMIT_BYTES}"
+            )
         text = bytearray(length)
         self._fill(memoryview(text), doing)
         answer = json.loads(text)
@@ -137,12 +142,16 @@ def _plain(value: Any) -> Any:
         if value.layout != torch.strided or value.is_quantized:
             return {FOREIGN: str(value.layout)}
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-            raise CheckpointError(f"a tensor of {list(value.shape)} in {value.untyped_storage().nbytes()} bytes repeats what it has")
+            raise CheckpointError(
+                f"a tensor of {list(value.shape)} in {value.untyped_storage().nbytes()} bytes repeats what it has"
+            )
         return value.detach()
     if isinstance(value, _Foreign):
         return {FOREIGN: type(value).__name__} | {key: _plain(held) for key, held in value.__dict__.items()}
     if isinstance(value, dict):
-        return {(key if isinstance(key, (str, int, float, bool)) else str(key)): _plain(held) for key, held in value.items()}
+        return {
+            (key if isinstance(key, (str, int, float, bool)) else str(key)): _plain(held) for key, held in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value)) if type(value) in (list, tuple) else tuple(map(_plain, value))
     if value is None or isinstance(value, (bool, int, float, str)):

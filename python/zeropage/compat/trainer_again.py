@@ -1,7 +1,8 @@
 """Lets a Trainer of transformers train again, and after an evaluation.
 
-Accelerate destroys a Trainer's engine before each training. transformers would go on with that engine, since it looks like a model that is wrapped
-already. Here it sees its own model in the place of an engine that has ended, and prepares it as for the first training.
+Accelerate destroys a Trainer's engine before each training. transformers would go on with that engine, since it looks
+like a model that is wrapped already. Here it sees its own model in the place of an engine that has ended, and prepares
+it as for the first training.
 """
 
 import functools

@@ -9,7 +9,11 @@ from ..errors import UsageError
 
 version_major, version_minor, version_patch = (int(part) for part in version.split("."))
 git_hash = git_branch = "zeropage"
-torch_info = {"version": ".".join(torch.__version__.split(".")[:2]), "cuda_version": torch.version.cuda, "hip_version": torch.version.hip}
+torch_info = {
+    "version": ".".join(torch.__version__.split(".")[:2]),
+    "cuda_version": torch.version.cuda,
+    "hip_version": torch.version.hip,
+}
 
 
 def required_torch_version(min_version: str | float | None = None, max_version: str | float | None = None) -> bool:

@@ -58,7 +58,8 @@ class DeepSpeedConfig:
         self.train_batch_size = parsed.micro_batch_size * parsed.accumulation_steps * self.world_size
 
     def _configure_train_batch_size(self) -> None:
-        """Computes those of the three batch sizes that are None. Raises ConfigError where they do not fit, or cannot be computed."""
+        """Computes those of the three batch sizes that are None. Raises ConfigError where they do not fit, or cannot be
+        computed."""
         names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given.keys() & set(names[:2]):
@@ -67,10 +68,13 @@ class DeepSpeedConfig:
 
 
 class DeepSpeedZeroConfig:
-    """The section zero_optimization read by itself: each key with its effective value as an attribute, with and without "stage3_"."""
+    """The section zero_optimization read by itself: each key with its effective value as an attribute, with and without
+    "stage3_"."""
 
     def __init__(self, **section: Any):
-        in_force = json.loads(parse_config({"zero_optimization": section}, world_size=0).effective_json)["zero_optimization"]
+        in_force = json.loads(parse_config({"zero_optimization": section}, world_size=0).effective_json)[
+            "zero_optimization"
+        ]
         for name, value in in_force.items():
             setattr(self, name, value)
             setattr(self, name.removeprefix("stage3_"), value)
@@ -90,8 +94,8 @@ class ZeRORuntimeException(UsageError):
     """For programs that catch DeepSpeed's; this version raises its base, among others."""
 
 
-# transformers puts another function here while a model is made inside zero.Init, so that torch.arange keeps its types. zero.Init
-# replaces no constructor of torch, so nobody calls it.
+# transformers puts another function here while a model is made inside zero.Init, so that torch.arange keeps its types.
+# zero.Init replaces no constructor of torch, so nobody calls it.
 _orig_torch_arange = torch.arange
 
 

@@ -1,7 +1,8 @@
-"""Norms of gradients and their overflow under the names of `deepspeed.runtime.utils`, for programs that clip gradients of their own.
+"""Norms of gradients and their overflow under the names of `deepspeed.runtime.utils`, for programs that clip gradients
+of their own.
 
-The engine clips by itself ("gradient_clipping") and says its norm (`engine.get_global_grad_norm()`). No tensor is split over ranks here, so each
-function gets whole tensors, and what it communicates makes ranks agree.
+The engine clips by itself ("gradient_clipping") and says its norm (`engine.get_global_grad_norm()`). No tensor is split
+over ranks here, so each function gets whole tensors, and what it communicates makes ranks agree.
 """
 
 import math
@@ -32,8 +33,8 @@ def get_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: 
 def clip_grad_norm_(
     parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2, mpu: Any = None
 ) -> torch.Tensor:
-    """Scales the gradients so that their norm is at most `max_norm`; returns the norm before. Collective where torch's default group exists: the
-    norm is the mean of all ranks' norms, so that ranks whose gradients differ scale alike."""
+    """Scales the gradients so that their norm is at most `max_norm`; returns the norm before. Collective where torch's
+    default group exists: the norm is the mean of all ranks' norms, so that ranks whose gradients differ scale alike."""
     gradients = _gradients(parameters, mpu)
     norm = _norm(gradients, norm_type)
     if dist.is_initialized():
@@ -50,7 +51,8 @@ def get_global_norm_of_tensors(
     use_graph: bool = False,
     moe_ep_group: Any = None,
 ) -> float:
-    """The norm of all of these tensors; -1 where it is inf or nan. mpu, moe_ep_group: must be None; use_graph: accepted."""
+    """The norm of all of these tensors; -1 where it is inf or nan. mpu, moe_ep_group: must be None; use_graph:
+    accepted."""
     if moe_ep_group is not None:
         raise UsageError("moe_ep_group: expert parallelism is not built; leave it out")
     return get_weight_norm(input_tensors, norm_type, mpu)
@@ -64,7 +66,8 @@ def clip_tensors_by_global_norm(
     eps: float = 1e-6,
     use_graph: bool = False,
 ) -> float:
-    """Scales the tensors so that their norm (`global_norm`, where it is known) is at most `max_norm`; returns the norm before."""
+    """Scales the tensors so that their norm (`global_norm`, where it is known) is at most `max_norm`; returns the norm
+    before."""
     tensors = _tensors(input_tensors, mpu)
     norm = get_weight_norm(tensors) if global_norm is None else global_norm
     coefficient = max_norm / (norm + eps)
@@ -83,7 +86,8 @@ class CheckOverflow:
         zero_reduce_scatter: bool = False,
         deepspeed: Any = None,
     ):
-        """param_groups: lists of parameters; mpu: must be None; zero_reduce_scatter, deepspeed: accepted, nothing depends on them."""
+        """param_groups: lists of parameters; mpu: must be None; zero_reduce_scatter, deepspeed: accepted, nothing
+        depends on them."""
         if mpu is not None:
             raise UsageError("mpu is not available in this version: leave it out")
         self.params = [parameter for group in param_groups or () for parameter in group]

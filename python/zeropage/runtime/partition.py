@@ -19,15 +19,16 @@ def prefix_sum_inc(weights: list[float]) -> list[float]:
 
 
 def partition_uniform(num_items: int, num_parts: int) -> list[int]:
-    """num_parts + 1 bounds: part i is items [bound i, bound i+1). Sizes differ by at most one; the first parts are the larger ones."""
+    """num_parts + 1 bounds: part i is items [bound i, bound i+1). Sizes differ by at most one; the first parts are the
+    larger ones."""
     _check_parts(num_parts)
     small, larger = divmod(num_items, num_parts)
     return [part * small + min(part, larger) for part in range(num_parts + 1)]
 
 
 def partition_balanced(weights: list[float], num_parts: int) -> list[int]:
-    """As `partition_uniform`, for items of these weights: no other split has a lighter heaviest part. Exact: dynamic programming over the items,
-    num_parts * items^2 operations."""
+    """As `partition_uniform`, for items of these weights: no other split has a lighter heaviest part. Exact: dynamic
+    programming over the items, num_parts * items^2 operations."""
     _check_parts(num_parts)
     count = len(weights)
     sums = [0, *prefix_sum_inc(list(weights))]

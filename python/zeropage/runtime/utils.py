@@ -39,7 +39,13 @@ def see_memory_usage(message: str, force: bool = False) -> None:
     device = get_accelerator()
     allocated, peak = device.memory_allocated(), device.max_memory_allocated()
     resident = host_memory.resident_bytes()
-    logger.info("%s | device %s, peak %s | host %s", message, format_bytes(allocated), format_bytes(peak), format_bytes(resident))
+    logger.info(
+        "%s | device %s, peak %s | host %s",
+        message,
+        format_bytes(allocated),
+        format_bytes(peak),
+        format_bytes(resident),
+    )
 
 
 def empty_cache() -> None:
@@ -54,7 +60,8 @@ def is_model_parallel_parameter(parameter: Any) -> bool:
 
 
 def move_to_device(item: Any, device: torch.device | str, criterion_func: Callable[[Any], bool] | None = None) -> Any:
-    """`item`, its lists, tuples and dicts copied, with the tensors that criterion_func names (None: all) on this device."""
+    """`item`, its lists, tuples and dicts copied, with the tensors that criterion_func names (None: all) on this
+    device."""
     if isinstance(item, torch.Tensor):
         return item.to(device) if criterion_func is None or criterion_func(item) else item
     if isinstance(item, (list, tuple)):
@@ -91,7 +98,11 @@ def get_inactive_params(param_list: Iterable[torch.Tensor]) -> list[torch.Tensor
     from ..compat.zero_names import ZeroParamStatus
     from ..parameter_holders import is_sharded
 
-    return [parameter for parameter in param_list if is_sharded(parameter) and status_of(parameter) is ZeroParamStatus.NOT_AVAILABLE]
+    return [
+        parameter
+        for parameter in param_list
+        if is_sharded(parameter) and status_of(parameter) is ZeroParamStatus.NOT_AVAILABLE
+    ]
 
 
 def noop_decorator(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,7 +113,8 @@ noop_context = contextlib.nullcontext
 
 
 class DummyOptim:
-    """In the place of an optimizer for programs that ask an object for its groups: one group of parameters, and no step."""
+    """In the place of an optimizer for programs that ask an object for its groups: one group of parameters, and no
+    step."""
 
     def __init__(self, params: Any):
         self.param_groups = [{"params": params}]

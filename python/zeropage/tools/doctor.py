@@ -80,7 +80,9 @@ def _guarded(check: Callable[[], Finding]) -> Finding:
         return check()
     except Exception as error:  # a machine that is odd in one way shall still be examined in the others
         return Finding(
-            check.__name__.strip("_").replace("_", " "), "warning", f"could not be examined: {type(error).__name__}: {error}"
+            check.__name__.strip("_").replace("_", " "),
+            "warning",
+            f"could not be examined: {type(error).__name__}: {error}",
         )
 
 
@@ -118,7 +120,9 @@ def _nccl() -> Finding:
 
 def _mpi() -> Finding:
     if shutil.which("mpirun") is None:
-        return Finding("MPI", "note", "no mpirun in PATH", "only needed to start ranks with it: apt-get install openmpi-bin")
+        return Finding(
+            "MPI", "note", "no mpirun in PATH", "only needed to start ranks with it: apt-get install openmpi-bin"
+        )
     return Finding("MPI", "ok", f"mpirun is {shutil.which('mpirun')}")
 
 
@@ -174,7 +178,9 @@ def _locked_memory() -> Finding:
 def _huge_pages() -> Finding:
     setting = _read(_HUGE_PAGES)
     if setting is None:
-        return Finding("huge pages", "note", "this kernel has no transparent huge pages", "large buffers will be a little slower")
+        return Finding(
+            "huge pages", "note", "this kernel has no transparent huge pages", "large buffers will be a little slower"
+        )
     chosen = setting[setting.index("[") + 1 : setting.index("]")]
     if chosen == "never":
         return Finding("huge pages", "note", "transparent huge pages are off", f"as root: echo madvise > {_HUGE_PAGES}")
@@ -190,7 +196,10 @@ def _io_uring() -> Finding:
         return Finding("io_uring", "ok", "permitted")
     code = ctypes.get_errno()
     reasons = {
-        errno.ENOSYS: ("this kernel has none", "threads do the work of offload to disk instead; Linux 5.10 or newer has it"),
+        errno.ENOSYS: (
+            "this kernel has none",
+            "threads do the work of offload to disk instead; Linux 5.10 or newer has it",
+        ),
         errno.EPERM: (
             "forbidden here",
             "threads do the work of offload to disk instead; permit it by a seccomp profile with io_uring_setup, io_uring_enter and "

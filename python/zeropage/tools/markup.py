@@ -1,6 +1,7 @@
 """HTML and SVG: `tag` is the one place where text becomes part of a page, and it escapes all of it.
 
-Text of other people (names of parameters, a configuration, whatever a file says) can therefore never become an element or an attribute.
+Text of other people (names of parameters, a configuration, whatever a file says) can therefore never become an element
+or an attribute.
 """
 
 import html
@@ -16,12 +17,15 @@ class Markup(str):
 
 
 def tag(element: str, *content: str, **attributes: object) -> Markup:
-    """An element. content: text, which is escaped, or `Markup`. attributes: `class_` is class, and `text_anchor` is text-anchor.
+    """An element. content: text, which is escaped, or `Markup`. attributes: `class_` is class, and `text_anchor` is
+    text-anchor.
 
     An attribute that is None is left out.
     """
     given = "".join(
-        f' {name.strip("_").replace("_", "-")}="{escaped(str(value))}"' for name, value in attributes.items() if value is not None
+        f' {name.strip("_").replace("_", "-")}="{escaped(str(value))}"'
+        for name, value in attributes.items()
+        if value is not None
     )
     if element in _EMPTY_ELEMENTS:
         return Markup(f"<{element}{given}>")
@@ -34,5 +38,6 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def escaped(text: str) -> str:
-    """Text as markup that shows it. What cannot be shown or written (control characters, lone surrogates) becomes U+FFFD."""
+    """Text as markup that shows it. What cannot be shown or written (control characters, lone surrogates) becomes
+    U+FFFD."""
     return html.escape(_UNPRINTABLE.sub("\ufffd", text))

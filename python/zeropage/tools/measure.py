@@ -1,7 +1,8 @@
 """What a job reaches on this machine: `zeropage plan --measure` starts this module as the ranks of the planned job.
 
 1. All ranks do the same at the same time, so that what they share (cores, memory, links) is shared as in training.
-2. Computation: one transformer layer of the model's width, forward and backward, or as near to it as a fraction of a second goes.
+2. Computation: one transformer layer of the model's width, forward and backward, or as near to it as a fraction of a
+   second goes.
 3. Memory, links between ranks, the link to the host, and the disk (rank 0), each for about a second.
 4. Overlap: the layer again beside gathering, against the two one after the other.
 5. Rank 0 writes the slowest rank's figures under the names of the options of `zeropage plan`.
@@ -94,12 +95,20 @@ class Measurement:
 
 
 def layer_step(measured: Measurement, width: int, batch: int, sequence: int) -> tuple[Callable[[], object], float, int]:
-    """A forward and backward of a layer, its operations and its width: as asked for, or as near as a fraction of a second goes."""
+    """A forward and backward of a layer, its operations and its width: as asked for, or as near as a fraction of a
+    second goes."""
     asked = {"width": max(64, width // 64 * 64), "sequence": sequence, "batch": batch}
     size = {"width": min(256, asked["width"]), "sequence": min(128, sequence), "batch": 1}
     while True:
         layer = Layer(size["width"]).to(measured.device, measured.dtype)
-        x = torch.randn(size["batch"], size["sequence"], size["width"], device=measured.device, dtype=measured.dtype, requires_grad=True)
+        x = torch.randn(
+            size["batch"],
+            size["sequence"],
+            size["width"],
+            device=measured.device,
+            dtype=measured.dtype,
+            requires_grad=True,
+        )
 
         def step(layer=layer, x=x) -> None:
             layer(x).sum().backward()
@@ -213,7 +222,9 @@ def main() -> None:
     parser.add_argument("--disk_folder", default=".")
     options = parser.parse_args()
     measured = Measurement(DTYPES[options.precision])
-    figures = measure(measured, options.width, options.micro_batch, options.sequence) | measure_disk(measured, options.disk_folder)
+    figures = measure(measured, options.width, options.micro_batch, options.sequence) | measure_disk(
+        measured, options.disk_folder
+    )
     if measured.world.rank == 0:
         with open(options.output, "w") as file:
             json.dump(figures, file, indent=2)

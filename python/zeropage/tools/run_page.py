@@ -1,4 +1,5 @@
-"""`zeropage report RUN`: one HTML page about a run, from the file of `zeropage.metrics_file`. It needs no network and no scripts."""
+"""`zeropage report RUN`: one HTML page about a run, from the file of `zeropage.metrics_file`. It needs no network and
+no scripts."""
 
 import argparse
 import json
@@ -84,7 +85,9 @@ def _heading(run: Run) -> Markup:
     begun = f", begun {run.begun} times" if run.begun > 1 else ""
     text = f"{numel} parameters at stage {about['stage']} on {ranks}, {about['device']}{begun}. Zeropage {about['version']}. Figures of rank 0, "
     skipped = f" Of it, {_skipped_text(run)}." if run.skipped else ""
-    return joined([tag("h1", run.path.stem), tag("p", text, "from ", tag("code", run.path.name), ".", skipped, class_="soft")])
+    return joined(
+        [tag("h1", run.path.stem), tag("p", text, "from ", tag("code", run.path.name), ".", skipped, class_="soft")]
+    )
 
 
 def _skipped_text(run: Run) -> str:
@@ -109,7 +112,9 @@ def _tiles(run: Run) -> Markup:
         "engine's peak": _bytes(peak),
         "process": _bytes(last["process_bytes"]),
     }
-    return tag("div", *(tag("div", tag("span", k, class_="soft"), tag("b", v)) for k, v in tiles.items()), class_="tiles")
+    return tag(
+        "div", *(tag("div", tag("span", k, class_="soft"), tag("b", v)) for k, v in tiles.items()), class_="tiles"
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,12 @@ def _figures(run: Run) -> Iterable[_Figure]:
     split = Chart(x[rest], {name: values[rest] for name, values in phases.items()}, _milliseconds, stacked=True).svg()
     note = "host time; between: data and the program's own work"
     yield _Figure("Where a step's time goes", note, "seconds.whole, .forward, .backward, .step", split)
-    waits = {"for pages": "fault", "for gradients": "wait", "gradients under way": "reduce", "pages under way": "gather"}
+    waits = {
+        "for pages": "fault",
+        "for gradients": "wait",
+        "gradients under way": "reduce",
+        "pages under way": "gather",
+    }
     waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds).svg()
     note = "what is under way and not waited for runs beside the computation"
     yield _Figure("Waiting", note, "seconds.fault, .wait, .reduce, .gather", waiting)
@@ -159,8 +169,15 @@ def _memory_figures(run: Run, x: list[int], column: Callable[..., list[float | N
     sources = "bytes, host_bytes (now, peak); lines: formula_bytes, live_limit_bytes of the run record"
     yield _Figure("Memory of the engine", "after each step, by kind", sources, memory)
     counted = [sum(now for tier in ("bytes", "host_bytes") for now, _ in step[tier].values()) for step in run.steps]
-    process = Chart(x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True).svg()
-    yield _Figure("Memory of the process", "the rest: activations, torch, the program", "process_bytes, bytes, host_bytes", process)
+    process = Chart(
+        x, {"the process": column("process_bytes"), "of that counted by the engine": counted}, _bytes, binary=True
+    ).svg()
+    yield _Figure(
+        "Memory of the process",
+        "the rest: activations, torch, the program",
+        "process_bytes, bytes, host_bytes",
+        process,
+    )
 
 
 def _kinds(run: Run) -> list[str]:
@@ -184,7 +201,9 @@ def _pages_section(run: Run) -> Markup:
     if not pages:
         return joined([])
     pages.sort(key=lambda page: -page[2])
-    rows = [(f"{label}, {_bytes(size)}", (faults, evictions)) for label, size, faults, evictions in pages[:_SHOWN_PAGES]]
+    rows = [
+        (f"{label}, {_bytes(size)}", (faults, evictions)) for label, size, faults, evictions in pages[:_SHOWN_PAGES]
+    ]
     note = f"until step {run.pages['step']}; a fault is an operator that had to wait for its page"
     if len(pages) > _SHOWN_PAGES:
         note += f"; the {_SHOWN_PAGES} with most of {len(pages)}"

@@ -1,9 +1,10 @@
-"""Reading the file of `zeropage.metrics_file` without believing it: `zeropage report` and `top` see only records that are whole.
+"""Reading the file of `zeropage.metrics_file` without believing it: `zeropage report` and `top` see only records that
+are whole.
 
-    1. The file is read line by line, and a line may have `_MAX_LINE_BYTES`.
-    2. A line counts if it is JSON and has the fields of its kind of record with their types (`_FIELDS`). Numbers are finite and of a
-       size that can be drawn.
-    3. Every other line is left out and counted: one that a kill or a full disk cut short, or one that somebody else wrote.
+1. The file is read line by line, and a line may have `_MAX_LINE_BYTES`.
+2. A line counts if it is JSON and has the fields of its kind of record with their types (`_FIELDS`). Numbers are finite
+   and of a size that can be drawn.
+3. Every other line is left out and counted: one that a kill or a full disk cut short, or one that somebody else wrote.
 """
 
 import json
@@ -27,7 +28,8 @@ Check = Callable[[Any], bool]
 
 @dataclass
 class Run:
-    """What the file says: the last run of it, its steps in order (of a step done twice the later one), the last page counts."""
+    """What the file says: the last run of it, its steps in order (of a step done twice the later one), the last page
+    counts."""
 
     path: Path
     about: Record
@@ -38,7 +40,8 @@ class Run:
 
 
 def read_run(source: Path) -> Run:
-    """source: a metrics file, or a folder with one *.jsonl. Lines that are no records are left out. Raises ConfigError, IoError."""
+    """source: a metrics file, or a folder with one *.jsonl. Lines that are no records are left out. Raises ConfigError,
+    IoError."""
     path = _metrics_path(source)
     run = Run(path, {})
     steps: dict[int, Record] = {}
@@ -53,7 +56,9 @@ def read_run(source: Path) -> Run:
         else:
             run.pages = record
     if not run.begun:
-        raise ConfigError(f"{path}: expected a file of zeropage.metrics_file, which has a record of the run; got {number} lines without one")
+        raise ConfigError(
+            f"{path}: expected a file of zeropage.metrics_file, which has a record of the run; got {number} lines without one"
+        )
     run.steps = [steps[step] for step in sorted(steps)]
     return run
 
@@ -136,7 +141,11 @@ def _dict_of(is_right: Check, *names: str) -> Check:
 
 
 def _is_config(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("fp16"), dict) and isinstance(value["fp16"].get("enabled"), bool)
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("fp16"), dict)
+        and isinstance(value["fp16"].get("enabled"), bool)
+    )
 
 
 def _is_page(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Charts as inline SVG, without scripts: lines, stacked areas and bars, each with values that show under the pointer.
 
-The drawing is 420 units wide, so that its text stays readable on a phone; colours are the page's variables --c0, --c1, ...
+The drawing is 420 units wide, so that its text stays readable on a phone; colours are the page's variables --c0, --c1,
+...
 """
 
 import math
@@ -27,8 +28,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """x: ascending. series: name -> one value for each x; None leaves a gap. stacked: areas on top of each other. binary: the axis is
-    divided in powers of 1024."""
+    """x: ascending. series: name -> one value for each x; None leaves a gap. stacked: areas on top of each other.
+    binary: the axis is divided in powers of 1024."""
 
     x: Sequence[float]
     series: dict[str, Values]
@@ -51,7 +52,10 @@ class Chart:
             [_or_zero(chart.series[name][i]) if chart.stacked else chart.series[name][i] for name in names]
             for i in range(len(chart.x))
         ]
-        tops = [sum(column) if chart.stacked else max((v for v in column if v is not None), default=None) for column in columns]
+        tops = [
+            sum(column) if chart.stacked else max((v for v in column if v is not None), default=None)
+            for column in columns
+        ]
         shown = [v for v in tops if v is not None] + [level.value for level in chart.levels]
         low = 0.0 if chart.from_zero else min(v for column in columns for v in column if v is not None)
         unit = 1024 ** int(math.log(max(1, *shown), 1024)) if self.binary else 1
@@ -130,7 +134,9 @@ def _axes(scale: _Scale, ticks: list[float], chart: Chart) -> list[Markup]:
         out.append(tag("text", chart.format(tick), x=_LEFT - 6, y=f"{y + 4:.1f}", text_anchor="end"))
     ends = [(chart.x[0], "start"), (chart.x[-1], "end")] if len(chart.x) > 1 else [(chart.x[0], "middle")]
     for value, anchor in ends:
-        out.append(tag("text", f"{chart.x_name} {value:,.12g}", x=f"{scale.x(value):.1f}", y=HEIGHT - 8, text_anchor=anchor))
+        out.append(
+            tag("text", f"{chart.x_name} {value:,.12g}", x=f"{scale.x(value):.1f}", y=HEIGHT - 8, text_anchor=anchor)
+        )
     return out
 
 

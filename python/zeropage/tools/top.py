@@ -1,6 +1,8 @@
-"""`zeropage top`: the jobs of this host as they run: ranks with memory, processor time and I/O, and the step where a metrics file is written.
+"""`zeropage top`: the jobs of this host as they run: ranks with memory, processor time and I/O, and the step where a
+metrics file is written.
 
-    1. A rank is a process whose environment names a rank and a job; of its children (loader workers), which inherit both, the parent counts.
+    1. A rank is a process whose environment names a rank and a job; of its children (loader workers), which inherit
+       both, the parent counts.
     2. Rates are differences between two looks at /proc.
     3. The step comes from the last whole line of the file of `zeropage.metrics_file`, which rank 0 has open.
 
@@ -38,7 +40,8 @@ class Rank:
 
 @dataclass(frozen=True)
 class Usage:
-    """At one moment. Bytes of memory; bytes read from and written to storage, and seconds of processors, since the start."""
+    """At one moment. Bytes of memory; bytes read from and written to storage, and seconds of processors, since the
+    start."""
 
     time_s: float
     resident_bytes: int
@@ -133,7 +136,9 @@ def _usages(ranks: list[Rank]) -> dict[int, Usage]:
 def _rank_of(folder: Path) -> Rank | None:
     try:
         environment = dict(
-            entry.split("=", 1) for entry in (folder / "environ").read_text(errors="replace").split("\0") if "=" in entry
+            entry.split("=", 1)
+            for entry in (folder / "environ").read_text(errors="replace").split("\0")
+            if "=" in entry
         )
         job = next((environment[name] for name in _JOB_NAMES if name in environment), None)
         if job is None or "RANK" not in environment or "WORLD_SIZE" not in environment:

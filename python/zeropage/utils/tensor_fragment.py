@@ -1,10 +1,11 @@
-"""Full and local values of parameters in fp32, their mean gradients, and the optimizer's state, at every stage: DeepSpeed's `safe_*`.
+"""Full and local values of parameters in fp32, their mean gradients, and the optimizer's state, at every stage:
+DeepSpeed's `safe_*`.
 
-"Full" has the parameter's shape and is the same on all ranks; these functions are collective: every rank calls them, for the same
-parameters in the same order. "Local" is flat and holds the elements that this rank updates, all of them at stage 0. Gradients are there
-between the backward that completes an accumulation window and `step()`: the mean over ranks and micro batches, without the loss scale.
-Getters return None where there is nothing: the parameter is frozen, has no gradient now, or no state yet. Everything that is set holds
-from then on: the next step uses it.
+"Full" has the parameter's shape and is the same on all ranks; these functions are collective: every rank calls them,
+for the same parameters in the same order. "Local" is flat and holds the elements that this rank updates, all of them at
+stage 0. Gradients are there between the backward that completes an accumulation window and `step()`: the mean over
+ranks and micro batches, without the loss scale. Getters return None where there is nothing: the parameter is frozen,
+has no gradient now, or no state yet. Everything that is set holds from then on: the next step uses it.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,7 +24,8 @@ def safe_get_full_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
 
 
 def safe_set_full_fp32_param(param: torch.nn.Parameter, value: torch.Tensor) -> None:
-    """value: [param.shape], the same on all ranks. The parameter becomes this value, rounded to its type; the master has it exactly."""
+    """value: [param.shape], the same on all ranks. The parameter becomes this value, rounded to its type; the master
+    has it exactly."""
     _core(param).set_full_value(param, value, ValueKind.PARAMETER)
 
 
@@ -38,7 +40,8 @@ def safe_set_full_grad(param: torch.nn.Parameter, value: torch.Tensor) -> None:
 
 
 def safe_get_full_optimizer_state(param: torch.nn.Parameter, optim_state_key: str) -> torch.Tensor | None:
-    """A new fp32 tensor [param.shape] with a state by the element ("exp_avg"). Raises UsageError for one that the optimizer does not have."""
+    """A new fp32 tensor [param.shape] with a state by the element ("exp_avg"). Raises UsageError for one that the
+    optimizer does not have."""
     core, states = _core_and_states(param)
     if states is None:
         return core.full_value(param, ValueKind.STATE, optim_state_key)
@@ -58,7 +61,11 @@ def safe_set_full_optimizer_state(param: torch.nn.Parameter, value: torch.Tensor
     if states is None:
         core.set_full_value(param, value, ValueKind.STATE, optim_state_key)
     else:
-        states.set_local(param, optim_state_key, states.cut(param, value, core).flatten() if states.sees_whole(param) else core.piece_of_value(param, value))
+        states.set_local(
+            param,
+            optim_state_key,
+            states.cut(param, value, core).flatten() if states.sees_whole(param) else core.piece_of_value(param, value),
+        )
 
 
 def safe_get_local_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
@@ -108,7 +115,8 @@ def safe_get_full_model_grads(model: torch.nn.Module) -> dict[str, torch.Tensor]
 def safe_update_full_grad_vectorized(
     param_list: Iterable[torch.nn.Parameter], update_func: Callable[[torch.Tensor, torch.nn.Parameter], torch.Tensor]
 ) -> None:
-    """Sets the mean gradient of each parameter to `update_func(gradient, parameter)`; those without a gradient are left out.
+    """Sets the mean gradient of each parameter to `update_func(gradient, parameter)`; those without a gradient are left
+    out.
 
     One parameter after the other, so that no rank ever holds more than one full gradient.
     """
@@ -126,7 +134,9 @@ def _core_and_states(param: torch.nn.Parameter) -> tuple[Any, Any]:
     """The engine's C++ side, and where an optimizer of torch keeps its state; None: the engine does."""
     core, optimizer = engine_and_optimizer(param)
     if core is None:
-        raise UsageError("expected a parameter of a model that `zeropage.initialize` was given, and whose engine still exists")
+        raise UsageError(
+            "expected a parameter of a model that `zeropage.initialize` was given, and whose engine still exists"
+        )
     shards = None if optimizer is None else optimizer.shards
     return core, None if shards is None else shards.state
 

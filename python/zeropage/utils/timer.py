@@ -1,6 +1,8 @@
-"""Timers of programs: `deepspeed.utils.timer`. They wait for the device at each end, so that its work counts where it is given.
+"""Timers of programs: `deepspeed.utils.timer`. They wait for the device at each end, so that its work counts where it
+is given.
 
-What the engine itself takes, by phase and without such waits, is in its metrics ("wall_clock_breakdown", docs/monitoring.md).
+What the engine itself takes, by phase and without such waits, is in its metrics ("wall_clock_breakdown",
+docs/monitoring.md).
 """
 
 import statistics
@@ -59,7 +61,8 @@ class Timer:
         return total
 
     def mean(self) -> float:
-        """The mean of the recorded times in milliseconds, without the tenth that is shortest and the tenth that is longest."""
+        """The mean of the recorded times in milliseconds, without the tenth that is shortest and the tenth that is
+        longest."""
         return trim_mean(self._records, 0.1)
 
     def reset(self) -> None:
@@ -168,8 +171,9 @@ class ThroughputTimer:
         monitor_memory: bool = False,
         logging_fn: Callable[[str], None] | None = None,
     ):
-        """config: with `enabled`, or None. batch_size: samples of a micro step. start_step: steps that are not counted. steps_per_output: after so
-        many steps `logging_fn` (None: rank 0's log) gets a line, with the host's memory where `monitor_memory` is set."""
+        """config: with `enabled`, or None. batch_size: samples of a micro step. start_step: steps that are not counted.
+        steps_per_output: after so many steps `logging_fn` (None: rank 0's log) gets a line, with the host's memory
+        where `monitor_memory` is set."""
         self.enabled = getattr(config, "enabled", True)
         self.batch_size = max(batch_size, 1)
         self.start_step, self.steps_per_output, self.monitor_memory = start_step, steps_per_output, monitor_memory

@@ -1,4 +1,5 @@
-"""The model in a checkpoint as fp32, under the names that scripts import from `deepspeed.utils.zero_to_fp32`. One process, no engine.
+"""The model in a checkpoint as fp32, under the names that scripts import from `deepspeed.utils.zero_to_fp32`. One
+process, no engine.
 
 Reads what `save_checkpoint` has written. `zeropage ckpt export` does the same from the command line.
 """
@@ -14,7 +15,18 @@ import torch
 from .. import _C
 from ..errors import CheckpointError, ConfigError, ZeropageError
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_UNITS = {
+    "": 1,
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": 2**20,
+    "GIB": 2**30,
+    "TIB": 2**40,
+}
 Path = str | os.PathLike
 _SCRIPT = """#!/usr/bin/env python
 # Writes the model in the newest checkpoint of this folder as fp32: zero_to_fp32.py CHECKPOINTS OUTPUT [--tag TAG]
@@ -49,14 +61,17 @@ class LazyTensor:
 def get_fp32_state_dict_from_zero_checkpoint(
     checkpoint_dir: Path, tag: str | int | None = None, exclude_frozen_parameters: bool = False, lazy_mode: bool = False
 ) -> dict[str, Any]:
-    """Parameters and buffers of a step (default: the newest) by name, on the host, fp32; tied parameters share one tensor.
+    """Parameters and buffers of a step (default: the newest) by name, on the host, fp32; tied parameters share one
+    tensor.
 
     lazy_mode: `LazyTensor`s, read one by one when asked. Raises CheckpointError.
     """
     return fp32_state_dict(_open(checkpoint_dir, tag), exclude_frozen_parameters, lazy_mode)
 
 
-def fp32_state_dict(step: _C.Checkpoint, exclude_frozen_parameters: bool = False, lazy_mode: bool = False) -> dict[str, Any]:
+def fp32_state_dict(
+    step: _C.Checkpoint, exclude_frozen_parameters: bool = False, lazy_mode: bool = False
+) -> dict[str, Any]:
     """The same of a step that is open already."""
     state: dict[str, Any] = {}
     for entry in _C.model_tensors(step):
@@ -76,18 +91,23 @@ def convert_zero_checkpoint_to_fp32_state_dict(
     tag: str | int | None = None,
     exclude_frozen_parameters: bool = False,
 ) -> list[str]:
-    """Writes the model as safetensors into a folder, in files of at most `max_shard_size` with an index; returns their paths.
+    """Writes the model as safetensors into a folder, in files of at most `max_shard_size` with an index; returns their
+    paths.
 
-    Tied parameters are written once. Memory: a few MB. Raises CheckpointError, ConfigError (safe_serialization=False: nothing here writes
-    pickles), IoError (files that exist are not replaced).
+    Tied parameters are written once. Memory: a few MB. Raises CheckpointError, ConfigError (safe_serialization=False:
+    nothing here writes pickles), IoError (files that exist are not replaced).
     """
     if not safe_serialization:
-        raise ConfigError("safe_serialization=False asks for a pickle, which is never written; leave it out to get safetensors")
+        raise ConfigError(
+            "safe_serialization=False asks for a pickle, which is never written; leave it out to get safetensors"
+        )
     step = _open(checkpoint_dir, tag)
     return _C.export_model(step, os.fspath(output_dir), _bytes_of(max_shard_size), exclude_frozen_parameters)
 
 
-def load_state_dict_from_zero_checkpoint(model: torch.nn.Module, checkpoint_dir: Path, tag: str | int | None = None) -> torch.nn.Module:
+def load_state_dict_from_zero_checkpoint(
+    model: torch.nn.Module, checkpoint_dir: Path, tag: str | int | None = None
+) -> torch.nn.Module:
     """Loads a step into a module that no engine holds, on the host; returns it."""
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag)
     model = model.cpu()
@@ -96,7 +116,8 @@ def load_state_dict_from_zero_checkpoint(model: torch.nn.Module, checkpoint_dir:
 
 
 def write_script(checkpoint_dir: Path) -> None:
-    """Puts zero_to_fp32.py beside the steps, where programs look for it. A failure is a warning: the steps are there without it."""
+    """Puts zero_to_fp32.py beside the steps, where programs look for it. A failure is a warning: the steps are there
+    without it."""
     path = os.path.join(os.fspath(checkpoint_dir), "zero_to_fp32.py")
     try:
         if os.path.exists(path):
@@ -109,7 +130,9 @@ def write_script(checkpoint_dir: Path) -> None:
 
 def main(arguments: list[str]) -> int:
     """The command line of that script."""
-    parser = argparse.ArgumentParser(prog="zero_to_fp32.py", description="Writes the model in a checkpoint as fp32, in safetensors files.")
+    parser = argparse.ArgumentParser(
+        prog="zero_to_fp32.py", description="Writes the model in a checkpoint as fp32, in safetensors files."
+    )
     parser.add_argument("checkpoint_dir", help="the folder that engine.save_checkpoint was given")
     parser.add_argument("output_dir", help="a folder for the model")
     parser.add_argument("--max_shard_size", default="5GB", help="of one file (default: 5GB)")
@@ -120,7 +143,11 @@ def main(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     try:
         files = convert_zero_checkpoint_to_fp32_state_dict(
-            given.checkpoint_dir, given.output_dir, given.max_shard_size, tag=given.tag, exclude_frozen_parameters=given.exclude_frozen_parameters
+            given.checkpoint_dir,
+            given.output_dir,
+            given.max_shard_size,
+            tag=given.tag,
+            exclude_frozen_parameters=given.exclude_frozen_parameters,
         )
     except (ZeropageError, OSError) as error:
         print(f"zero_to_fp32.py: {error}", file=sys.stderr)

@@ -18,12 +18,14 @@ at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device d
 /// Where `pointer` points: to memory of `device`, or of the host.
 c10::Device device_of(const void* pointer, c10::Device device);
 
-/// The sum of one rank's contribution `sent` [numel, in_dtype, as bytes] alone, into `out`, which may be the same memory: as sum_received.
+/// The sum of one rank's contribution `sent` [numel, in_dtype, as bytes] alone, into `out`, which may be the same
+/// memory: as sum_received.
 void take_own(const at::Tensor& sent, void* out, std::int64_t numel, DType in_dtype, DType out_dtype, bool accumulate,
               const OnReduced& on_reduced);
 
 /// Sums `count` contributions that lie one after the other in `received` [count * numel, in_dtype, as bytes] into `out`
-/// [numel, out_dtype], by the rules of reduce_ranks; on a device, in the order of its current stream, and without `on_reduced`.
+/// [numel, out_dtype], by the rules of reduce_ranks; on a device, in the order of its current stream, and without
+/// `on_reduced`.
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
                   DType out_dtype, bool accumulate, const OnReduced& on_reduced);
 

@@ -224,7 +224,8 @@ class C10dCommunicator final : public Communicator {
     bytes_moved_ += shard_bytes * (size_ - 1);
   }
 
-  /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by all.
+  /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by
+  /// all.
   void add_ordered_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype,
                               OnReduced on_reduced) {
     const std::int64_t bytes = element_bytes(dtype);

@@ -17,15 +17,16 @@ class ProcessGroup;
 namespace zeropage::comm {
 
 /// `data` moves buffers that lie on `device`; `control`, a gloo group of the same ranks, moves host values (and host
-/// buffers, when `device` is not the CPU), and its store carries abort reasons. No other communicator uses either. Collective.
+/// buffers, when `device` is not the CPU), and its store carries abort reasons. No other communicator uses either.
+/// Collective.
 ///
-/// Sums: on CPU and gloo, or when `deterministic_reduction`, contributions are exchanged (all-to-all) and summed here in
-/// the order of the ranks, so that bits equal every other communicator's; otherwise NCCL sums. Wire bytes are the same.
-/// A reduce_scatter needs a receive buffer of the size of `whole` while it runs.
+/// Sums: on CPU and gloo, or when `deterministic_reduction`, contributions are exchanged (all-to-all) and summed here
+/// in the order of the ranks, so that bits equal every other communicator's; otherwise NCCL sums. Wire bytes are the
+/// same. A reduce_scatter needs a receive buffer of the size of `whole` while it runs.
 ///
 /// While checking is on (as it is at the start) every collective first exchanges its description (one small message per
-/// rank); ranks that differ get PeerError instead of wrong sums, crashes or hangs. On devices with streams, works order the
-/// current stream instead of blocking, as torch's do. After an error the process groups cannot be used again.
+/// rank); ranks that differ get PeerError instead of wrong sums, crashes or hangs. On devices with streams, works order
+/// the current stream instead of blocking, as torch's do. After an error the process groups cannot be used again.
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout);

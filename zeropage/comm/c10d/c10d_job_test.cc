@@ -15,7 +15,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-/// A port that nobody listens on. Somebody else may take it before the test does; then the test says "address already in use".
+/// A port that nobody listens on. Somebody else may take it before the test does; then the test says "address already
+/// in use".
 std::uint16_t free_port() {
   const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
@@ -49,7 +50,8 @@ std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, i
                        timeout);
 }
 
-// Catches what a job of one rank does otherwise than others: sums that are not taken, host values that count as the device's.
+// Catches what a job of one rank does otherwise than others: sums that are not taken, host values that count as the
+// device's.
 TEST(OneRank, Conformance) {
   const auto communicator = make_one_rank_communicator(c10::Device(c10::kCPU), milliseconds(20000));
   run_conformance(*communicator);
@@ -65,8 +67,8 @@ TEST(OneRank, WaitsEnd) {
 
 class C10dJobConformance : public testing::TestWithParam<int> {};
 
-// Catches groups that are not the ones torch makes for Python, and communicators of one job that mix: the first lives while the
-// second is made and used, and the second outlives it.
+// Catches groups that are not the ones torch makes for Python, and communicators of one job that mix: the first lives
+// while the second is made and used, and the second outlives it.
 TEST_P(C10dJobConformance, Holds) {
   const auto outcomes = run_job(GetParam(), GetParam(), [](const World& world, const Meeting& meeting) {
     auto first = join(world, meeting, 0, milliseconds(20000));
@@ -80,7 +82,8 @@ TEST_P(C10dJobConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, C10dJobConformance, testing::Values(1, 3));
 
-// Catches a rank that waits for ever for one that never comes, and a message that does not say where they should have met.
+// Catches a rank that waits for ever for one that never comes, and a message that does not say where they should have
+// met.
 TEST(C10dJob, RankThatDoesNotComeIsATimeout) {
   const auto outcomes =
       run_job(2, 1, [](const World& world, const Meeting& meeting) { join(world, meeting, 0, milliseconds(1000)); });

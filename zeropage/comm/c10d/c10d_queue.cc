@@ -242,7 +242,8 @@ void C10dQueue::throw_if_aborted_by_peer() {
   throw PeerError(reason);
 }
 
-/// "; missing: rank 1, which last reported collective 7: ...; rank 2 is at collective 9: ...", where `sequence` is what this rank waits in.
+/// "; missing: rank 1, which last reported collective 7: ...; rank 2 is at collective 9: ...", where `sequence` is what
+/// this rank waits in.
 std::string C10dQueue::positions(std::uint64_t sequence) {
   std::string late;
   std::string others;

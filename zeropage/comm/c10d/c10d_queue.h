@@ -62,7 +62,8 @@ class C10dQueue {
  public:
   C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);
 
-  /// Takes `operation` in, behind a comparison with the peers' when `check`, and hands over what can be. Does not block.
+  /// Takes `operation` in, behind a comparison with the peers' when `check`, and hands over what can be. Does not
+  /// block.
   /// Errors: PeerError after a failure, UsageError in a forked process.
   std::shared_ptr<C10dOperation> start(C10dOperation operation, bool check);
 

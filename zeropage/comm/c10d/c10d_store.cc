@@ -62,7 +62,8 @@ std::string make_challenge() {
   return text;
 }
 
-/// What is at `key`. Errors: TimeoutError saying what did not happen; c10::DistNetworkError when the store was closed meanwhile.
+/// What is at `key`. Errors: TimeoutError saying what did not happen; c10::DistNetworkError when the store was closed
+/// meanwhile.
 std::string await_text(c10d::Store& store, const std::string& key, milliseconds timeout, const std::string& missing) {
   try {
     store.wait({key}, timeout);

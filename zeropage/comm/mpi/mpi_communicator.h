@@ -16,8 +16,8 @@
 
 namespace zeropage::comm {
 
-/// Joins all ranks of MPI_COMM_WORLD in the way that is best where they run. On one host they share memory, for which MPI
-/// only carries the name; on several they talk through MPI. Collective.
+/// Joins all ranks of MPI_COMM_WORLD in the way that is best where they run. On one host they share memory, for which
+/// MPI only carries the name; on several they talk through MPI. Collective.
 /// Errors: IoError, TimeoutError, PeerError; all ranks should give up then.
 std::unique_ptr<Communicator> join_mpi_job(const std::shared_ptr<MpiRuntime>& runtime,
                                            std::chrono::milliseconds timeout);
@@ -25,9 +25,9 @@ std::unique_ptr<Communicator> join_mpi_job(const std::shared_ptr<MpiRuntime>& ru
 /// Longer messages go in several: MPI counts in int.
 constexpr std::int64_t kMpiMessageBytes = std::int64_t{1} << 30;
 
-/// All ranks of MPI_COMM_WORLD through messages of MPI, in a communicator of its own. Collective; several are made in the
-/// same order on all ranks. Wire bytes are those of communicator.h; a broadcast goes down a binomial tree. A reduction
-/// receives size - 1 shards into memory of its own before it sums them in the order of the ranks.
+/// All ranks of MPI_COMM_WORLD through messages of MPI, in a communicator of its own. Collective; several are made in
+/// the same order on all ranks. Wire bytes are those of communicator.h; a broadcast goes down a binomial tree. A
+/// reduction receives size - 1 shards into memory of its own before it sums them in the order of the ranks.
 ///
 /// While checking is on (as it is at the start) every collective first exchanges its description (one small message per
 /// rank). After an error the communicator cannot be used again, and MPI is not finalised: mpirun ends the job.

@@ -6,11 +6,11 @@
 ///  2. Stages of one collective follow each other; collectives do not wait for one another: the tag of a message is the
 ///     number of its collective, and messages with one tag arrive in the order of the stages. What is longer than one
 ///     message may be goes in several.
-///  3. MPI's thread (mpi_runtime.h) posts, tests and finishes stages. Callers wait at a condition variable with a deadline;
-///     the messages that have not come say which ranks are missing.
-///  4. The first error ends everything: its text goes to every rank in a control message, for which every rank has a receive
-///     posted at all times. Receives that nothing has matched are cancelled and the others get a short time to finish,
-///     before waits throw and buffers may vanish.
+///  3. MPI's thread (mpi_runtime.h) posts, tests and finishes stages. Callers wait at a condition variable with a
+///     deadline; the messages that have not come say which ranks are missing.
+///  4. The first error ends everything: its text goes to every rank in a control message, for which every rank has a
+///     receive posted at all times. Receives that nothing has matched are cancelled and the others get a short time to
+///     finish, before waits throw and buffers may vanish.
 ///  5. Whoever closes says so in a control message. A rank that still needs it gets an error, a second later, so that
 ///     data that was sent before arrives first. The MPI communicator is freed when all have closed.
 #pragma once

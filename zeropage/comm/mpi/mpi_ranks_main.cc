@@ -1,5 +1,5 @@
-// What each rank does in the tests of the communicator over MPI: `mpirun -n N mpi_ranks SCENARIO`. Every rank prints one
-// line with its outcome.
+// What each rank does in the tests of the communicator over MPI: `mpirun -n N mpi_ranks SCENARIO`. Every rank prints
+// one line with its outcome.
 #include <unistd.h>
 
 #include <csignal>
@@ -26,7 +26,8 @@ void reduce_for_ever(Communicator& c, int steps = -1) {
   for (std::int64_t i = 0; i != steps; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i}, {})->wait();
 }
 
-/// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: meanwhile the others can speak, too.
+/// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: meanwhile the others can speak,
+/// too.
 void speak_to_the_end() { signal(SIGTERM, SIG_IGN); }
 
 void conforms(const Runtime& mpi) {

@@ -6,8 +6,8 @@
 ///  2. The thread runs tasks as they come and lets every poller make progress. While something is under way it naps for
 ///     a fraction of the time since the last progress (at most 1 ms), else for 10 ms at a time: peers' messages still
 ///     arrive, and it costs no measurable processor time.
-///  3. At the end MPI is finalised if this object initialised it and all went well; as always with MPI, that waits for the
-///     other ranks. After a failure it is not: the process ends without, so that mpirun ends the rest of the job.
+///  3. At the end MPI is finalised if this object initialised it and all went well; as always with MPI, that waits for
+///     the other ranks. After a failure it is not: the process ends without, so that mpirun ends the rest of the job.
 #pragma once
 
 #include <condition_variable>
@@ -34,8 +34,8 @@ class MpiPoller {
 class MpiRuntime {
  public:
   /// Initialises MPI unless the program has. Keep the object until the end of main: MPI starts once per process.
-  /// Collective in most implementations. Errors: UsageError (MPI was finalised; the program initialised it with less than
-  /// MPI_THREAD_MULTIPLE, so that this object's thread may not call it), IoError (MPI's own words).
+  /// Collective in most implementations. Errors: UsageError (MPI was finalised; the program initialised it with less
+  /// than MPI_THREAD_MULTIPLE, so that this object's thread may not call it), IoError (MPI's own words).
   static std::shared_ptr<MpiRuntime> start();
   ~MpiRuntime();
   MpiRuntime(const MpiRuntime&) = delete;

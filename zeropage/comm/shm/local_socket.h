@@ -1,5 +1,6 @@
 /// \file
-/// Handing an open file to other processes of this host and user, under a name that the kernel forgets with the process that offers it.
+/// Handing an open file to other processes of this host and user, under a name that the kernel forgets with the process
+/// that offers it.
 #pragma once
 
 #include <sys/types.h>
@@ -12,7 +13,8 @@
 
 namespace zeropage::comm {
 
-/// Offers one file under a name, which is a local socket's in the kernel's own table ("abstract"), not in a file system.
+/// Offers one file under a name, which is a local socket's in the kernel's own table ("abstract"), not in a file
+/// system.
 class FileOffer {
  public:
   /// Errors: PeerError when somebody offers something under this name already, with who that is; IoError.
@@ -25,8 +27,8 @@ class FileOffer {
   Descriptor socket_;
 };
 
-/// Asks for the file under `name`. None: nobody offers one, or nobody has answered within `patience`. Errors: IoError when the name
-/// belongs to another user.
+/// Asks for the file under `name`. None: nobody offers one, or nobody has answered within `patience`. Errors: IoError
+/// when the name belongs to another user.
 Descriptor request_file(const std::string& name, std::chrono::milliseconds patience);
 
 }  // namespace zeropage::comm

@@ -10,13 +10,13 @@
 ///       direct  all inputs lie in shared memory: read them there (all_reduce: sum one slice, then copy the others');
 ///       staged  some input is private: pass through the bounce buffers chunk by chunk, filling one half of the own
 ///               buffer while the peers read the other.
-///  3. A route is a number of steps. `base` of s is the number of steps of all collectives before s. A rank that has done k
-///     steps of s stores base + k in `done` of its slot. A step may begin when every rank has done the step before it;
-///     the first step of an inline or direct collective needs nothing but 2. So a rank that was late does all it can of
-///     all collectives that its peers have started, before it waits for anybody.
-///  4. A staged collective has the bounce buffers for itself: it begins when all ranks have done all earlier collectives
-///     (`progress`, the steps of the collectives up to the first that this rank has not done), and no later one begins
-///     before this rank has done it.
+///  3. A route is a number of steps. `base` of s is the number of steps of all collectives before s. A rank that has
+///     done k steps of s stores base + k in `done` of its slot. A step may begin when every rank has done the step
+///     before it; the first step of an inline or direct collective needs nothing but 2. So a rank that was late does
+///     all it can of all collectives that its peers have started, before it waits for anybody.
+///  4. A staged collective has the bounce buffers for itself: it begins when all ranks have done all earlier
+///     collectives (`progress`, the steps of the collectives up to the first that this rank has not done), and no later
+///     one begins before this rank has done it.
 ///  5. The collective is complete when this rank has done all steps (inline), or all ranks have (direct and staged:
 ///     until then they may be reading this rank's memory).
 ///  6. Slot s % kSlots is written again when the `progress` of all ranks includes s.

@@ -1,5 +1,6 @@
 /// \file
-/// Files in memory that processes of one user and host map together. None has a name in a file system, so none can be left behind.
+/// Files in memory that processes of one user and host map together. None has a name in a file system, so none can be
+/// left behind.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +23,8 @@ enum class Backing {
 /// Creates zero-filled shared memory of `bytes`. Errors: IoError with sizes and what to do.
 SharedFile create_shared_file(Backing backing, std::int64_t bytes);
 
-/// The first kind that can be had, with all its memory reserved, so that touching it later cannot fail. Errors: IoError.
+/// The first kind that can be had, with all its memory reserved, so that touching it later cannot fail. Errors:
+/// IoError.
 SharedFile create_reserved_file(std::int64_t bytes);
 
 /// Opens what a peer created. Errors: IoError when it is missing, belongs to another user, or has fewer bytes.

@@ -22,10 +22,12 @@ struct Fault {
 /// Decides the fate of this rank's `op`-th collective (barriers included, counted from 0).
 using FaultRule = std::function<Fault(std::int64_t op, const Tag& tag)>;
 
-/// A rule that delays each collective, before and inside, by times drawn evenly from [0, max]; the same for the same seed.
+/// A rule that delays each collective, before and inside, by times drawn evenly from [0, max]; the same for the same
+/// seed.
 FaultRule random_delays(std::uint64_t seed, std::chrono::microseconds max);
 
-/// `inner`, with faults. `two_sided`: peers' memory is out of reach, as over a network, so that gathers are collectives.
+/// `inner`, with faults. `two_sided`: peers' memory is out of reach, as over a network, so that gathers are
+/// collectives.
 std::unique_ptr<Communicator> make_fault_communicator(std::unique_ptr<Communicator> inner, FaultRule rule,
                                                       bool two_sided = false);
 

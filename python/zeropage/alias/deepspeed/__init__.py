@@ -1,6 +1,7 @@
 """The names of DeepSpeed for programs that import them, each handed on to `zeropage`. There is no logic here.
 
-`_names.py` is the table; a module that it does not list does not exist, and a name that a module does not have is an error that says so.
+`_names.py` is the table; a module that it does not list does not exist, and a name that a module does not have is an
+error that says so.
 """
 
 import sys

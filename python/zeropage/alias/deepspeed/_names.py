@@ -1,6 +1,7 @@
 """Which name of which module is what in `zeropage`, and the machinery that makes modules of this table.
 
-A line of TABLE: the module's name, where its names are looked for (modules of `zeropage`, in order), and names that have another place.
+A line of TABLE: the module's name, where its names are looked for (modules of `zeropage`, in order), and names that
+have another place.
 """
 
 import importlib
@@ -101,7 +102,10 @@ TABLE: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "runtime.zero.config": (("compat.zero_names",), {}),
     "runtime.zero.offload_config": (("runtime.zero.offload_config",), {}),
     "runtime.zero.partition_parameters": (_ZERO, {}),
-    "runtime.zero.parameter_offload": (("compat.parameter_offload",), {"DeepSpeedZeRoOffload": "compat.parameter_offload:ParameterOffload"}),
+    "runtime.zero.parameter_offload": (
+        ("compat.parameter_offload",),
+        {"DeepSpeedZeRoOffload": "compat.parameter_offload:ParameterOffload"},
+    ),
     "runtime.zero.stage3": (("runtime.zero.stage3",), {"DeepSpeedZeroOptimizer_Stage3": _OPTIMIZER}),
     "runtime.zero.stage_1_and_2": (("runtime.zero.stage_1_and_2",), {"DeepSpeedZeroOptimizer": _OPTIMIZER}),
     "runtime.zero.utils": (("compat.zero_names",), {}),
@@ -153,7 +157,9 @@ def lookup(fullname: str) -> Callable[[str], Any]:
                 return getattr(_zeropage(place), name)
             except AttributeError:
                 continue
-        raise AttributeError(f"module {fullname!r} has no attribute {name!r}: this `deepspeed` is zeropage's, which has no such name")
+        raise AttributeError(
+            f"module {fullname!r} has no attribute {name!r}: this `deepspeed` is zeropage's, which has no such name"
+        )
 
     def find_and_keep(name: str) -> Any:
         found = find(name)

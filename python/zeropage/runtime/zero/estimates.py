@@ -1,6 +1,7 @@
 """DeepSpeed's estimates of memory for model states, with its rules and its layout, so that figures can be compared.
 
-They count neither activations nor buckets, and gradients as DeepSpeed keeps them. `zeropage plan` shows what this engine holds.
+They count neither activations nor buckets, and gradients as DeepSpeed keeps them. `zeropage plan` shows what this
+engine holds.
 """
 
 from collections.abc import Callable

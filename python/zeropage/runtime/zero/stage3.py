@@ -29,10 +29,15 @@ def estimate_zero3_model_states_mem_needs(
 
 
 def estimate_zero3_model_states_mem_needs_all_live(
-    model: torch.nn.Module, num_gpus_per_node: int = 1, num_nodes: int = 1, additional_buffer_factor: float = HOST_HEADROOM
+    model: torch.nn.Module,
+    num_gpus_per_node: int = 1,
+    num_nodes: int = 1,
+    additional_buffer_factor: float = HOST_HEADROOM,
 ) -> None:
     """Prints the estimates for a model, for each kind of offload, with and without zero.Init."""
-    estimate_zero3_model_states_mem_needs_all_cold(*count_params(model), num_gpus_per_node, num_nodes, additional_buffer_factor)
+    estimate_zero3_model_states_mem_needs_all_cold(
+        *count_params(model), num_gpus_per_node, num_nodes, additional_buffer_factor
+    )
 
 
 def estimate_zero3_model_states_mem_needs_all_cold(

@@ -20,10 +20,15 @@ def estimate_zero2_model_states_mem_needs(
 
 
 def estimate_zero2_model_states_mem_needs_all_live(
-    model: torch.nn.Module, num_gpus_per_node: int = 1, num_nodes: int = 1, additional_buffer_factor: float = HOST_HEADROOM
+    model: torch.nn.Module,
+    num_gpus_per_node: int = 1,
+    num_nodes: int = 1,
+    additional_buffer_factor: float = HOST_HEADROOM,
 ) -> None:
     """Prints the estimates for a model, with and without offload."""
-    estimate_zero2_model_states_mem_needs_all_cold(count_params(model)[0], num_gpus_per_node, num_nodes, additional_buffer_factor)
+    estimate_zero2_model_states_mem_needs_all_cold(
+        count_params(model)[0], num_gpus_per_node, num_nodes, additional_buffer_factor
+    )
 
 
 def estimate_zero2_model_states_mem_needs_all_cold(
@@ -33,6 +38,8 @@ def estimate_zero2_model_states_mem_needs_all_cold(
     job = Job(total_params, 0, num_gpus_per_node, num_nodes, additional_buffer_factor)
     lines = []
     for offload in (True, False):
-        needs = estimate_zero2_model_states_mem_needs(total_params, num_gpus_per_node, num_nodes, offload, additional_buffer_factor)
+        needs = estimate_zero2_model_states_mem_needs(
+            total_params, num_gpus_per_node, num_nodes, offload, additional_buffer_factor
+        )
         lines.append((*needs, f"offload_optimizer={'cpu' if offload else 'none'}"))
     show(job, False, lines)
