@@ -5,8 +5,9 @@
 ///      its memory moves into the storage's Home, which goes when the storage goes: a temporary is forgotten without a
 ///      word.
 ///   2. touch: a resident tensor is pinned. An absent one is gathered first, by all ranks: they run the same operators.
-///   3. charge: bytes made and gathered count towards the live limit whether or not they have been freed since, so that ranks
-///      whose garbage is collected at different moments still reach the limit at the same operator. make_room then:
+///   3. charge: bytes made and gathered count towards the live limit whether or not they have been freed since, so that
+///      ranks whose garbage is collected at different moments still reach the limit at the same operator. make_room
+///      then:
 ///      a. All ranks compare what they have made since the last time, by name and shape.
 ///      b. They exchange the state of every tensor: alive, resident, pinned, written, when last used.
 ///      c. Tensors that are alive, resident and not in use everywhere are evicted, those that rank 0 has not used for
