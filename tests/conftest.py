@@ -39,6 +39,15 @@ def one_thread_per_rank():
 
 
 @pytest.fixture(autouse=True)
+def gradients_stay_on():
+    """A test that leaves gradients switched off would fail another one."""
+    yield
+    was_on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    assert was_on, "gradients were switched off when this test ended"
+
+
+@pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch):
     """Tests decide themselves which ranks there are."""
     for name in (

@@ -130,7 +130,10 @@ def test_configurations_that_cannot_be_used(config, message):
 
 
 MISUSES = {
-    "not scalar": (lambda engine, model: engine.backward(model(torch.ones(1, 2))), r"one element, got 2.*loss\.mean"),
+    "not scalar": (
+        lambda engine, model: engine.backward(model(torch.ones(1, 2))),
+        r"a scalar tensor.*got 2.*loss\.mean",
+    ),
     "no graph": (
         lambda engine, model: engine.backward(model(torch.ones(1, 2)).sum().detach()),
         r"does not depend.*no_grad",

@@ -16,11 +16,18 @@ def test_a_taken_port_is_replaced_and_said(script):
     assert f"port {taken} is taken: using {int(done.stdout)}" in done.stderr
 
 
-def test_launchers_started_together_take_different_ports(script):
+def test_launchers_started_together_take_different_ports(script, tmp_path):
     """Catches two jobs on one host that choose the same port."""
-    path = script("import os, time; print(os.environ['MASTER_PORT'], flush=True); time.sleep(1)")
+    may_end = tmp_path / "may_end"  # all jobs run at once, however slowly they start
+    path = script(
+        "import os, time; print(os.environ['MASTER_PORT'], flush=True)\n"
+        f"while not os.path.exists({str(may_end)!r}): time.sleep(0.05)"
+    )
     processes = [start("-q", path) for _ in range(10)]
-    ports = [int(p.communicate(timeout=DEADLINE_S)[0]) for p in processes]
+    ports = [int(p.stdout.readline()) for p in processes]
+    may_end.touch()
+    for process in processes:
+        process.communicate(timeout=DEADLINE_S)
     assert len(set(ports)) == 10
 
 
