@@ -38,7 +38,7 @@ class StreamedStateStore final : public OptimizerStateStore {
         to_host_(new_stream(device)),
         pass_done_(device.type()) {
     for (std::size_t page = 0; page < streamed_.size(); ++page) {
-      if (streamed_[page]) buffer_bytes_ = std::max(buffer_bytes_, shape.bytes(static_cast<int>(page)));
+      if (streamed_[page]) fit_buffers(shape.bytes(static_cast<int>(page)));
     }
     make_buffers();
   }
@@ -94,9 +94,7 @@ class StreamedStateStore final : public OptimizerStateStore {
     if (!shape.offloaded || shape.numel == 0) return;
     const std::int64_t bytes = size_of(host_->acquire(page));
     host_->release(page, /*changed=*/false);
-    if (bytes <= buffer_bytes_) return;
-    buffer_bytes_ = bytes;
-    make_buffers();
+    if (fit_buffers(bytes)) make_buffers();
   }
 
   void unload() override {
@@ -121,6 +119,13 @@ class StreamedStateStore final : public OptimizerStateStore {
   };
 
   bool is_streamed(int page) const { return streamed_[static_cast<std::size_t>(page)]; }
+
+  /// Whether buffers have to grow for a page of so many bytes. A page without state, as of SGD, goes through one, too.
+  bool fit_buffers(std::int64_t bytes) {
+    constexpr std::int64_t kSmallestBytes = 64;
+    const std::int64_t before = std::exchange(buffer_bytes_, std::max({buffer_bytes_, bytes, kSmallestBytes}));
+    return buffer_bytes_ > before;
+  }
 
   void make_buffers() {
     buffers_.clear();
