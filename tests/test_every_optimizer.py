@@ -23,6 +23,7 @@ from torch import nn
 from training import flat_parameters
 
 import zeropage
+from zeropage import optimizer_sees
 from zeropage.errors import ConfigError
 from zeropage.testing import run_ranks
 
@@ -161,3 +162,17 @@ def test_it_trains_as_in_one_process_or_is_refused(name):
                 assert stage > 0 and type(make(model.parameters())).__name__ in found and "optimizer_sees" in found
             else:
                 assert (found - expected).abs().max().item() < 2e-5, f"stage {stage}"
+
+
+def test_a_trial_leaves_the_compiler_as_it_was():
+    """Catches ranks as threads whose trials overlap, after which nothing is compiled any more in this process."""
+    import torch._dynamo.eval_frame as eval_frame
+
+    before = eval_frame._stance
+
+    def run(rank: int, communicator: object) -> None:
+        for _ in range(20):
+            optimizer_sees.sums_over_model(torch.optim.Adagrad([torch.nn.Parameter(torch.ones(4, 4))]))
+
+    run_ranks(2, run)
+    assert eval_frame._stance == before

@@ -13,6 +13,7 @@ tried on small parameters. What follows:
 
 import copy
 import json
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ _OF_MODEL = (
     "DAdaptLionPreprint",
 )
 _TRIED_STEPS = 12
+_one_trial = threading.Lock()  # warnings and the compiler's stance are the process's, and ranks may be threads
 _LARGEST_EXTENT = 6
 
 
@@ -130,7 +132,7 @@ def sums_over_model(optimizer: torch.optim.Optimizer) -> bool:
     Cost: milliseconds. False, too, where a copy cannot be tried.
     """
     try:
-        with warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
+        with _one_trial, warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
             warnings.simplefilter("ignore")
             return not all(
                 torch.equal(one, other)
