@@ -26,7 +26,8 @@ class ModelTensors {
 
   Named parameters() const;  ///< all names, so that tied ones occur more than once
   Named buffers() const;
-  void add(std::string name, const at::Tensor& parameter);  ///< to those of a module that nobody holds
+  torch::nn::Module* module() const { return module_.get(); }  ///< null: nobody holds it
+  void add(std::string name, const at::Tensor& parameter);     ///< to those of a module that nobody holds
 
  private:
   std::shared_ptr<torch::nn::Module> module_;  // null: nobody holds it

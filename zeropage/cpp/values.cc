@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "zeropage/base/error.h"
+#include "zeropage/cpp/buffers.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
 #include "zeropage/engine/data_types.h"
@@ -100,7 +101,9 @@ void Engine::add_parameters(const ParameterGroup& group) {
     if (parameter.device() != device()) parameter.set_data(parameter.to(device()));
     inputs.push_back({std::move(name), parameter, index});
   }
-  engine::settle_added_types(impl_->config, /*declared=*/{}, inputs);
+  auto* module = impl_->model.module();
+  const auto declared = module != nullptr ? cpp::declared_in_fp32(*module) : std::vector<std::string>{};
+  engine::settle_added_types(impl_->config, declared, inputs);
   impl_->core->add_parameters(inputs, groups);
   for (const auto& input : inputs) impl_->model.add(input.name, input.tensor);
   if (impl_->client) impl_->client->extend(*impl_->core, inputs);

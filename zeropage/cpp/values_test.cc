@@ -1,4 +1,5 @@
 // Full and local values, scaled losses and parameters that come later, against plain libtorch.
+#include <torch/nn/modules/batchnorm.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/sgd.h>
 
@@ -97,6 +98,27 @@ TEST(Values, AddedParametersTrain) {
       expect_equal(model->parameters(), expected);
     });
   }
+}
+
+// A norm that comes later in 16 bit, with parameters that torch's kernels refuse beside its statistics.
+TEST(Values, AddedNormsStayInFp32) {
+  on_two_ranks([](int rank, const Options& options) {
+    auto model = make_model();
+    const auto config = Config::from_json(adam_config(2)).with(R"({"bf16": {"enabled": true}})");
+    auto engine = initialize(*model, config, options);
+    torch::nn::BatchNorm1d norm(3);
+    torch::nn::Linear layer(3, 2);
+    model->push_back(norm);
+    model->push_back(layer);
+    auto added = norm->parameters();
+    for (const auto& parameter : layer->parameters()) added.push_back(parameter);
+    engine.add_parameters({.parameters = added});
+    EXPECT_EQ(norm->weight.scalar_type(), at::kFloat);
+    EXPECT_EQ(layer->weight.scalar_type(), at::kBFloat16);
+    engine.backward(model->forward(batch_of(0, rank).to(at::kBFloat16)).square().mean());
+    engine.step();
+    EXPECT_TRUE(engine.was_step_applied());
+  });
 }
 
 // A device that this build does not have, which ends in an assertion of torch's.
