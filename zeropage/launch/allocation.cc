@@ -46,7 +46,8 @@ void expand_item(std::string_view item, const std::string& list, std::vector<std
     const std::string_view first = range.substr(0, range.find('-'));
     const std::string_view last = range.size() == first.size() ? first : range.substr(first.size() + 1);
     const auto low = number_of(first), high = number_of(last);
-    if (!low || !high || *high < *low) throw fail();
+    // Before the first name is made: a range of millions would take seconds to be refused.
+    if (!low || !high || *high < *low || static_cast<std::size_t>(*high - *low) >= kMaxHosts) throw fail();
     for (int number = *low; number <= *high; ++number) {
       add(fmt::format("{}{:0{}}{}", before, number, first.size(), after));
     }

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <map>
 
 #include "zeropage/base/error.h"
@@ -32,6 +33,13 @@ TEST(Allocation, SlurmHostsAndSlots) {
   const auto by_task =
       slurm_hosts(environment({{"SLURM_JOB_NODELIST", "n[1-3]"}, {"SLURM_TASKS_PER_NODE", "2(x2),1"}}));
   EXPECT_EQ(by_task, std::vector<HostSlots>({{"n1", {0, 1}}, {"n2", {0, 1}}, {"n3", {0}}}));
+}
+
+// Catches a range that is refused only after tens of thousands of names were made (found by libFuzzer).
+TEST(Allocation, HugeRangesAreRefusedAtOnce) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (int i = 0; i < 200; ++i) EXPECT_THROW(expand_node_list("gpu[00-0337614]"), ConfigError);
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(1));
 }
 
 TEST(Allocation, Tasks) {
