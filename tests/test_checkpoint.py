@@ -1,5 +1,5 @@
-"""Checkpoints: training goes on with the same bits, any world and stage loads any other, and what is refused changes
-nothing."""
+"""Checkpoints: a resumed training has the same bits, any world size and stage loads any other, and a refused load
+changes nothing."""
 
 import copy
 import functools

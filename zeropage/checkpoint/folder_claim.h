@@ -5,8 +5,8 @@
 ///   1. Before its first save a job locks `<folder>/.lock` and writes into it who it is. The system frees the lock when
 ///      the process ends, however it ends. Before later saves it looks whether the folder is still on the file system
 ///      of that lock.
-///   2. Every step says in its manifest which run saved it. A job that loads a step goes on with that run; a job that
-///      starts anew is a new run. Old steps are removed only by their own run.
+///   2. Every step says in its manifest which run saved it. A job that loads a step continues that run. A job that
+///      starts from nothing is a new run. A run removes only its own old steps.
 ///
 /// Where a file system has no locks, the second rule alone holds.
 #pragma once

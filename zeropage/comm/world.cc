@@ -187,14 +187,12 @@ Meeting meeting_from_environment(const Environment& environment, const World& wo
     throw ConfigError(fmt::format("MASTER_ADDR={}, expected the name or the address of rank 0's host: {}",
                                   json::quote(*address), kMeetingHint));
   }
-  int number = 0;
-  const auto result = std::from_chars(port->data(), port->data() + port->size(), number);
-  if (port->empty() || result.ec != std::errc() || result.ptr != port->data() + port->size() || number < 1 ||
-      number > 65535) {
+  const auto number = number_of(*port);
+  if (!number || *number < 1 || *number > 65535) {
     throw ConfigError(
         fmt::format("MASTER_PORT={}, expected a port from 1 to 65535: {}", json::quote(*port), kMeetingHint));
   }
-  Meeting meeting{*address, static_cast<std::uint16_t>(number)};
+  Meeting meeting{*address, static_cast<std::uint16_t>(*number)};
   // torchrun keeps one store for all attempts of a job, and says so as c10d's own rendezvous understands it.
   meeting.is_open = get(environment, "TORCHELASTIC_USE_AGENT_STORE") == "True";
   if (meeting.is_open) meeting.prefix = get(environment, "TORCHELASTIC_RESTART_COUNT").value_or("0") + "/";

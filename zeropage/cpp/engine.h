@@ -105,10 +105,10 @@ class Engine {
 
   // -- parameters and memory
 
-  /// While the result lives these parameters are whole on every rank that holds such a result: for code that goes round
-  /// the dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective); absent:
-  /// what each rank wrote stands, which must be the same everywhere. Errors: UsageError for tensors that are not the
-  /// engine's.
+  /// These parameters are whole on every rank that holds such a result, until it is destroyed: for code that bypasses
+  /// the dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective). Without
+  /// it each rank keeps the values that it wrote, which must be the same on all ranks. Errors: UsageError for tensors
+  /// that are not the engine's.
   Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
 
   /// Trains more parameters from now on, as a group of their own: those of a layer that the module got after

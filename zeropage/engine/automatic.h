@@ -10,8 +10,8 @@
 
 namespace zeropage::engine {
 
-/// What a rank can still take: its device's memory, and its part of what the host has available, of which the control
-/// group may allow less. Cost: reads a few small files. Errors: IoError.
+/// What a rank can still take: its device's memory, and its part of the host's available memory. The control group may
+/// allow less than the host has. Cost: reads a few small files. Errors: IoError.
 formula::FreeMemory free_memory(c10::Device device, int ranks_of_host);
 
 /// What is to be trained. largest_numel: of one parameter.

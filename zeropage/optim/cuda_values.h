@@ -62,8 +62,7 @@ struct GroupOf<1> {
   using Word = unsigned;
 };
 
-/// values = a thread's elements, of which the first one is `first`; those at a distance of `left` or more are left as
-/// they are.
+/// values = a thread's elements, beginning with element `first`. Values from index `left` on are not changed.
 /// `whole`: there are all of them, and the array begins at a multiple of 16 bytes.
 template <typename Element>
 __device__ void load_run(Element (&values)[kRunNumel], const void* data, std::int64_t first, int left, bool whole) {

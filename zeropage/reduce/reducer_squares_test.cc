@@ -105,9 +105,8 @@ void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
   torch::autograd::backward({loss});
 }
 
-/// Two backwards with one graph each, of which the second is reduced; then two backwards with two graphs each, as with
-/// a weight that stands in two reentrant checkpoints, of which both are: all but the first graph's gradients come late
-/// to whole pages.
+/// Two backwards with one graph each; the second is reduced. Then two backwards with two graphs each, as with a weight
+/// in two reentrant checkpoints; both are reduced. Gradients of all graphs but the first are late for whole pages.
 void check_squares(comm::Communicator& communicator, const std::vector<std::int64_t>& numels, const Kind& kind) {
   SCOPED_TRACE(fmt::format("{}, rank {} of {}", kind.name(), communicator.rank(), communicator.size()));
   auto layout = make_layout(numels, kind, communicator.size());

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..errors import UsageError
+from ..report import process_bytes
 from . import host_memory, op_builder
 
 _TENSORS = {
@@ -161,20 +162,20 @@ class Accelerator:
         if not self._is_cpu:
             return self._module.memory_stats(device_index)
         return {
-            "allocated_bytes.all.current": host_memory.resident_bytes(),
+            "allocated_bytes.all.current": process_bytes(),
             "allocated_bytes.all.peak": host_memory.peak_bytes(),
         }
 
     def memory_allocated(self, device_index: int | None = None) -> int:
         """Bytes of live tensors; on a CPU what the process has resident."""
-        return host_memory.resident_bytes() if self._is_cpu else self._module.memory_allocated(device_index)
+        return process_bytes() if self._is_cpu else self._module.memory_allocated(device_index)
 
     def max_memory_allocated(self, device_index: int | None = None) -> int:
         return host_memory.peak_bytes() if self._is_cpu else self._module.max_memory_allocated(device_index)
 
     def memory_reserved(self, device_index: int | None = None) -> int:
         """Bytes that torch's allocator holds; on a CPU as memory_allocated."""
-        return host_memory.resident_bytes() if self._is_cpu else self._module.memory_reserved(device_index)
+        return process_bytes() if self._is_cpu else self._module.memory_reserved(device_index)
 
     def max_memory_reserved(self, device_index: int | None = None) -> int:
         return host_memory.peak_bytes() if self._is_cpu else self._module.max_memory_reserved(device_index)

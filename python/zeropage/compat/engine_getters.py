@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..utils.timer import SynchronizedWallClockTimer, ThroughputTimer
 
 # getter -> section and key
-_IN_FORCE = {
+_EFFECTIVE = {
     "dataloader_drop_last": "dataloader_drop_last",
     "flops_profiler_detailed": "flops_profiler.detailed",
     "flops_profiler_enabled": "flops_profiler.enabled",
@@ -178,7 +178,7 @@ class EngineGetters:
         return self.data_parallel_group
 
 
-for _name, _place in _IN_FORCE.items():
+for _name, _place in _EFFECTIVE.items():
     setattr(EngineGetters, _name, _getter(_place))
 for _name, _value in {**_FIXED, **dict.fromkeys(_OFF, False)}.items():
     setattr(EngineGetters, _name, _constant(_value))

@@ -1,4 +1,5 @@
-"""Memory of this process and of its host as the kernel counts it, and time under the names of a device's events."""
+"""Peak memory of this process and memory of its host as the kernel counts them, and time under the names of a device's
+events."""
 
 import time
 from pathlib import Path
@@ -10,13 +11,8 @@ def _kib(file: str, key: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def resident_bytes() -> int:
-    """Of this process, pages shared with others included."""
-    return _kib("/proc/self/status", "VmRSS") * 1024
-
-
 def peak_bytes() -> int:
-    """The most that `resident_bytes` has been since the process began, or since `reset_peak`."""
+    """The most that `report.process_bytes` has been since the process began, or since `reset_peak`."""
     return _kib("/proc/self/status", "VmHWM") * 1024
 
 

@@ -53,7 +53,7 @@ def _check_parts(num_parts: int) -> None:
 
 
 class PartitionedTensor:
-    """A tensor of which each rank of a group keeps an even part, flat. Collective, and so is `full`."""
+    """A tensor in even, flat parts: each rank of a group keeps one. Making it and `full` are collective."""
 
     def __init__(self, tensor: torch.Tensor, group: Any, partition_meta: Any = None):
         """partition_meta: there for compatibility; parts are even."""

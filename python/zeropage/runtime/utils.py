@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from ..compat import host_memory
 from ..compat.accelerator import get_accelerator
 from ..distributed import current_world
 from ..errors import UsageError
-from ..report import format_bytes
+from ..report import format_bytes, process_bytes
 from ..utils import logger
 
 
@@ -38,7 +37,7 @@ def see_memory_usage(message: str, force: bool = False) -> None:
     gc.collect()
     device = get_accelerator()
     allocated, peak = device.memory_allocated(), device.max_memory_allocated()
-    resident = host_memory.resident_bytes()
+    resident = process_bytes()
     logger.info(
         "%s | device %s, peak %s | host %s",
         message,

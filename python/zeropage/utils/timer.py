@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..compat import host_memory
 from ..compat.accelerator import get_accelerator
 from ..errors import UsageError
-from ..report import format_bytes
+from ..report import format_bytes, process_bytes
 from . import log_dist
 
 FORWARD_MICRO_TIMER, FORWARD_GLOBAL_TIMER = "fwd_microstep", "fwd"
@@ -208,7 +207,7 @@ class ThroughputTimer:
             and self.steps_per_output
             and self.global_step_count % self.steps_per_output == 0
         ):
-            memory = f", host {format_bytes(host_memory.resident_bytes())}" if self.monitor_memory else ""
+            memory = f", host {format_bytes(process_bytes())}" if self.monitor_memory else ""
             self.logging(
                 f"epoch {self.epoch_count}, step {self.global_step_count}: {self.avg_samples_per_sec():.2f} samples/s{memory}"
             )
