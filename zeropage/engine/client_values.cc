@@ -23,7 +23,7 @@ ClientValues::ClientValues(const ModelState& state, const reduce::Reducer& reduc
   if (reducer.disk() != nullptr) reducer.disk()->read_ahead(with_gradients);
   for (const int page : pages) {
     const auto& own = state.owned(page);
-    const bool any_gradient = std::find(with_gradients.begin(), with_gradients.end(), page) != with_gradients.end();
+    const bool any_gradient = std::ranges::binary_search(with_gradients, page);
     staging.fetch(page);
     const HeldArrays held(state, reducer, staging, page, ParameterUse::kRead, Access::kRead,
                           any_gradient ? GradientUse::kRead : GradientUse::kNone);

@@ -1,7 +1,8 @@
 // Saving an engine's state and going on from a saved one.
-#include <algorithm>
+#include <map>
 #include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -37,13 +38,15 @@ void Engine::Impl::begin_training_of(const checkpoint::Manifest& manifest) {
 /// After a load: what is trained here by now, and was not when the step was saved, has moments of zeros again.
 void Engine::Impl::forget_untrained(const checkpoint::Manifest& manifest) {
   const auto& layout = *state_.layout();
+  std::map<std::string_view, int> began_later;  // mostly empty, and there may be very many parameters
+  for (std::size_t i = 0; i < layout.parameters().size(); ++i) {
+    const auto parameter = static_cast<int>(i);
+    if (layout.began_later(layout.page_of(parameter))) began_later.emplace(layout.parameters()[i].name, parameter);
+  }
+  if (began_later.empty()) return;
   for (const auto& record : manifest.parameters) {
-    const auto named = [&](const auto& spec) { return spec.name == record.name; };
-    const auto found = std::ranges::find_if(layout.parameters(), named);
-    const auto parameter = static_cast<int>(found - layout.parameters().begin());
-    if (record.trainable || found == layout.parameters().end() || !layout.began_later(layout.page_of(parameter)))
-      continue;
-    state_.forget_moments(parameter);
+    const auto found = began_later.find(record.name);
+    if (!record.trainable && found != began_later.end()) state_.forget_moments(found->second);
   }
 }
 
