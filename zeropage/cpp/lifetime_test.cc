@@ -145,12 +145,18 @@ TEST(Lifetime, ASecondThreadEvaluatesDuringTraining) {
         failure = std::current_exception();
       }
     });
-    for (int step = 0; step < 40; ++step) {
-      engine.backward(model->forward(at::full({4, 64}, 0.01 * (step + rank))).square().mean());
-      engine.step();
+    std::exception_ptr error;
+    try {
+      for (int step = 0; step < 40; ++step) {
+        engine.backward(model->forward(at::full({4, 64}, 0.01 * (step + rank))).square().mean());
+        engine.step();
+      }
+    } catch (...) {
+      error = std::current_exception();
     }
     ended = true;
     evaluation.join();
+    if (error) std::rethrow_exception(error);
     if (failure) std::rethrow_exception(failure);
     EXPECT_EQ(engine.global_steps(), 40);
   });

@@ -133,6 +133,7 @@ void Pager::touch(int page, bool writes, std::string_view user) {
   if (state.state != State::kResident) make_resident(page, user);
   state.order.enter(device_);
   ++state.pins;
+  count_pins(1);
   state.dirty |= writes;
   state.last_touch = ++touch_clock_;
   if (given_up_) return;  // no step ends a pass any more
@@ -144,6 +145,7 @@ void Pager::touch(int page, bool writes, std::string_view user) {
 void Pager::unpin(int page) {
   auto guard = lock();
   auto& state = pages_[page];
+  count_pins(-1);
   if (--state.pins == 0) evict_if_far(page);
 }
 

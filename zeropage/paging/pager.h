@@ -175,6 +175,7 @@ class Pager final : public PageTable {
  private:
   friend class UpdateScope;
   enum class State { kAbsent, kArriving, kResident };
+  enum class UpdatePhase { kNone, kAnnounced, kRunning };  ///< see pager_threads.cc
   struct Home {
     c10::weak_intrusive_ptr<c10::StorageImpl> storage;
     std::int64_t offset_bytes = 0;
@@ -218,7 +219,9 @@ class Pager final : public PageTable {
   int choose_victim(std::int64_t needed_after) const;
   void evict(int page);
   void drop_frame(int page);
-  void set_updating(std::optional<std::thread::id> thread);
+  void set_update(UpdatePhase phase);
+  static void count_pins(int count);
+  bool must_wait_for_update() const;
   void wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::string_view user);
   void wait_for_operators(const std::vector<int>& pages);
   void guard_homes(int page, const std::string& addition = "");
@@ -252,7 +255,8 @@ class Pager final : public PageTable {
   bool given_up_ = false;
   Trace trace_;
   bool trace_agreed_ = false;
-  std::optional<std::thread::id> updating_;  // the thread of an UpdateScope
+  UpdatePhase update_phase_ = UpdatePhase::kNone;
+  std::thread::id updating_thread_;  // of the last UpdateScope
   std::int64_t touch_clock_ = 0;
   PagerStats stats_;
   mutable std::mutex mutex_;

@@ -256,6 +256,35 @@ TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
   });
 }
 
+// Catches an operator that waits for an update while the update waits for a page that the operator has pinned: with
+// both it ends in a timeout.
+TEST(Pager, AnOperatorWithTwoPagesFinishesBeforeAnUpdate) {
+  run(1, false, [](comm::Communicator& communicator) {
+    Rank rank(communicator, {});
+    for (const bool first_is_updated : {true, false}) {
+      std::atomic<bool> announced{false};
+      std::atomic<bool> running{false};
+      rank.pager.touch(2, /*writes=*/false, "op");
+      std::thread update([&] {
+        announced = true;
+        const UpdateScope scope(rank.pager, first_is_updated ? std::vector<int>{2, 3} : std::vector<int>{3});
+        running = true;
+        rank.fill_shard(3, 1);
+        rank.pager.publish(3);
+      });
+      while (!announced) std::this_thread::yield();
+      std::this_thread::sleep_for(milliseconds(20));
+      EXPECT_EQ(running, !first_is_updated);
+      rank.pager.touch(3, /*writes=*/false, "op");
+      if (first_is_updated) EXPECT_FALSE(running) << "the update ran while an operator used two of its pages";
+      rank.pager.unpin(3);
+      rank.pager.unpin(2);
+      update.join();
+      EXPECT_TRUE(running);
+    }
+  });
+}
+
 // Catches a scope that keeps a page and makes the update of its own thread wait for ever.
 TEST(Pager, AnUpdateDoesNotWaitForScopes) {
   run(1, false, [](comm::Communicator& communicator) {

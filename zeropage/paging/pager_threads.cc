@@ -1,30 +1,48 @@
-// What keeps the operators of one thread and the update by another apart.
+// Keeps the operators of one thread and the update by another thread apart.
+//   1. The update announces itself (kAnnounced). From now on operators wait that begin. An operator that has pinned a
+//      page already may pin its other pages: the update waits for it, so it must not wait for the update.
+//   2. When no operator uses one of the updated pages, the update runs (kRunning), decided under the pager's lock. All
+//      operators of other threads wait now before they pin a page.
+//   3. The end of the scope lets them go on.
 #include <fmt/format.h>
+
+#include <algorithm>
+#include <string>
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/paging/pager.h"
 
 namespace zeropage::paging {
+namespace {
+
+/// Pages that operators of this thread have pinned, of all pagers. Scopes do not count: updates do not wait for them.
+thread_local int pins_of_thread = 0;
+
+}  // namespace
 
 UpdateScope::UpdateScope(Pager& pager, const std::vector<int>& updated) : pager_(pager) {
-  pager_.set_updating(std::this_thread::get_id());
+  pager_.set_update(Pager::UpdatePhase::kAnnounced);
   try {
     pager_.drop_stale(updated);
   } catch (...) {
-    pager_.set_updating(std::nullopt);
+    pager_.set_update(Pager::UpdatePhase::kNone);
     throw;
   }
 }
 
-UpdateScope::~UpdateScope() { pager_.set_updating(std::nullopt); }
+UpdateScope::~UpdateScope() { pager_.set_update(Pager::UpdatePhase::kNone); }
 
-void Pager::set_updating(std::optional<std::thread::id> thread) {
+void Pager::set_update(UpdatePhase phase) {
   auto guard = lock();
-  updating_ = thread;
+  update_phase_ = phase;
+  updating_thread_ = std::this_thread::get_id();
 }
+
+void Pager::count_pins(int count) { pins_of_thread += count; }
 
 void Pager::touch_for_scope(int page, std::string_view user) {
   touch(page, /*writes=*/false, user);
+  count_pins(-1);
   auto guard = lock();
   ++pages_[page].scopes;
 }
@@ -34,15 +52,21 @@ void Pager::unpin_of_scope(int page) {
     auto guard = lock();
     --pages_[page].scopes;
   }
+  count_pins(1);
   unpin(page);
 }
 
+bool Pager::must_wait_for_update() const {
+  if (update_phase_ == UpdatePhase::kNone || updating_thread_ == std::this_thread::get_id()) return false;
+  return update_phase_ == UpdatePhase::kRunning || pins_of_thread == 0;
+}
+
 void Pager::wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::string_view user) {
-  while (updating_ && *updating_ != std::this_thread::get_id()) {
+  while (must_wait_for_update()) {
     guard.unlock();
     const auto over = [&] {
       const std::unique_lock<std::mutex> free(mutex_, std::try_to_lock);
-      return free.owns_lock() && !updating_;
+      return free.owns_lock() && !must_wait_for_update();
     };
     comm::poll_until(
         *communicator_, over,
@@ -52,15 +76,23 @@ void Pager::wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::
 }
 
 void Pager::wait_for_operators(const std::vector<int>& pages) {
-  for (const int page : pages) {
-    const auto unused = [&] {
-      const std::unique_lock<std::mutex> free(mutex_, std::try_to_lock);
-      return free.owns_lock() && pages_[page].pins == pages_[page].scopes;
-    };
-    comm::poll_until(
-        *communicator_, unused,
-        fmt::format("the end of operators that use {} in another thread, before it is updated", pages_[page].label));
-  }
+  int in_use = -1;
+  const auto unused = [&] {
+    const std::unique_lock<std::mutex> free(mutex_, std::try_to_lock);
+    if (!free.owns_lock()) return false;
+    const auto found =
+        std::find_if(pages.begin(), pages.end(), [&](int page) { return pages_[page].pins != pages_[page].scopes; });
+    if (found != pages.end()) {
+      in_use = *found;
+      return false;
+    }
+    if (update_phase_ == UpdatePhase::kAnnounced) update_phase_ = UpdatePhase::kRunning;
+    return true;
+  };
+  if (unused()) return;
+  const std::string label = in_use < 0 ? "pages" : pages_[in_use].label;
+  comm::poll_until(*communicator_, unused,
+                   fmt::format("the end of operators that use {} in another thread, before it is updated", label));
 }
 
 }  // namespace zeropage::paging
