@@ -11,16 +11,19 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
 
-build: venv ## all that can be built: the above, the C++ library, its example, the tests
+build: venv-tests ## all that can be built: the above, the C++ library, its example, the tests
 	@tools/build.sh $(BUILD)
 
 venv:
 	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup.sh
+
+venv-tests:
+	@PYTHON="$(PYTHON)" TORCH="$(TORCH)" tools/setup.sh tests
 
 install-alias: setup ## programs that import deepspeed get zeropage (python -m zeropage alias remove ends that)
 	@$(BIN)/python -m zeropage alias install
@@ -49,20 +52,20 @@ bench: setup ## the measurements, one line of JSON each
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
 
-lint: venv ## layers, format, lengths of files, and what ruff and mypy find in Python files
+lint: venv-tests ## layers, format, lengths of files, and what ruff and mypy find in Python files
 	@$(BIN)/python tools/check_layers.py
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --width
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: no findings"
 	@$(BIN)/mypy
 
-format: venv ## rewrites all files in the project's format
+format: venv-tests ## rewrites all files in the project's format
 	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --fix
 
-wheel: venv ## dist/zeropage-*.whl: the package, the commands and the C++ library, for the torch of .venv
+wheel: venv-tests ## dist/zeropage-*.whl: the package, the commands and the C++ library, for the torch of .venv
 	@$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps --wheel-dir dist . && ls dist/*.whl
 
-gpu-bundle: venv ## what a GPU machine without internet lacks, into .gpu-bundle/
+gpu-bundle: venv-tests ## what a GPU machine without internet lacks, into .gpu-bundle/
 	@tools/gpu_bundle.sh
 
 gpu-test: ## on a machine with a GPU: uses its own $(PYTHON) and torch, installs nothing

@@ -13,9 +13,9 @@ from pathlib import Path
 from zeropage.report import MEMORY_KINDS, format_bytes
 
 HERE = Path(__file__).resolve().parent
-MAIN_STAGE, MAIN_STEPS = 2, 60
-OTHER_STAGES, OTHER_STEPS = (0, 1, 3), 10
-SHOWN_STEPS = (1, 2, 5, 10)
+MAIN_STAGE, MAIN_STEPS = 2, 24
+OTHER_STAGES, OTHER_STEPS = (0, 1, 3), 5
+SHOWN_STEPS = (1, 2, 5)
 
 
 def train(stage: int, steps: int, result: Path) -> dict:

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # build.sh FOLDER [TARGET...]: configures (once) and builds the targets, or everything, with the torch of .venv.
+# Tests and MPI are configured when everything is built: single targets need neither GoogleTest nor an MPI.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1
@@ -9,17 +10,27 @@ mkdir -p "$folder"
 # Two builds of one folder would write over each other.
 exec 9>"$folder/.lock"
 flock 9
-if [ ! -e "$folder/build.ninja" ]; then
+configure() { # OPTION...
   echo "build: configuring $folder"
-  cmake --preset dev -B "$folder" >"$folder/configure.log" 2>&1 9>&- || {
+  cmake --preset dev -B "$folder" "$@" >"$folder/configure.log" 2>&1 9>&- || {
     tail -n 20 "$folder/configure.log" >&2
     echo "build: cmake failed; its last lines are above, all of them in $folder/configure.log" >&2
     exit 1
   }
+}
+if [ "${targets[0]}" = all ]; then
+  # A folder that was configured by hand keeps what it was configured with.
+  if [ ! -e "$folder/build.ninja" ] || [ -e "$folder/.without-tests" ]; then
+    configure -DZEROPAGE_TESTS=ON -DZEROPAGE_WITH_MPI=AUTO
+    rm -f "$folder/.without-tests"
+  fi
+elif [ ! -e "$folder/build.ninja" ]; then
+  configure -DZEROPAGE_TESTS=OFF -DZEROPAGE_WITH_MPI=OFF
+  touch "$folder/.without-tests"
 fi
 started=$SECONDS
 cmake --build "$folder" --target "${targets[@]}" >"$folder/build.log" 2>&1 9>&- || {
-  grep -E -A12 'error|FAILED' "$folder/build.log" | head -n 60 >&2
+  grep -E -A12 'error:|^FAILED' "$folder/build.log" | head -n 60 >&2
   echo "build: failed; the first errors are above, all of it in $folder/build.log" >&2
   exit 1
 }

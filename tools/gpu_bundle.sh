@@ -11,7 +11,7 @@ where() {
   for folder in /usr/local/include /usr/include; do
     [ -e "$folder/$1" ] && { echo "$folder"; return; }
   done
-  echo "gpu-bundle: there is no $1 in /usr/include; run make setup first" >&2
+  echo "gpu-bundle: there is no $1 in /usr/include; run make build first" >&2
   return 1
 }
 
@@ -23,7 +23,7 @@ for name in nlohmann fmt spdlog CLI gtest hwy; do
 done
 for name in libgtest.a libgtest_main.a; do
   file=$("${CXX:-g++}" -print-file-name="$name")
-  [ -e "$file" ] || { echo "gpu-bundle: there is no $name; run make setup first" >&2; exit 1; }
+  [ -e "$file" ] || { echo "gpu-bundle: there is no $name; run make build first" >&2; exit 1; }
   cp -L "$file" "$bundle/lib/"
 done
 echo "gpu-bundle: $(du -sh "$bundle" | cut -f1) in $bundle/; copy it with the checkout to the GPU machine and run make gpu-test there"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # setup.sh: brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before
 # it acts, so that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
+# setup.sh tests: also what the tests and make lint need: GoogleTest, MPI, Slurm, Hugging Face's libraries, ruff, mypy.
 # setup.sh fuzz: only clang with libFuzzer, about 100 MB to download, which nothing but make fuzz needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,15 +26,19 @@ run() {
   }
 }
 
-# Header or program, and the package that brings it.
-missing_packages() {
+# missing_of_list: from standard input, lines of a header or program and the package that brings it.
+missing_of_list() {
   local probe package
   while read -r probe package; do
     case $probe in
       *.h | *.hpp) [ -e "/usr/include/$probe" ] || [ -e "/usr/local/include/$probe" ] || echo "$package" ;;
       *) command -v "$probe" >/dev/null || echo "$package" ;;
     esac
-  done <<'LIST'
+  done
+}
+
+missing_packages() {
+  missing_of_list <<'LIST'
 g++ g++
 cmake cmake
 ninja ninja-build
@@ -45,6 +50,17 @@ CLI/CLI.hpp libcli11-dev
 fmt/format.h libfmt-dev
 spdlog/spdlog.h libspdlog-dev
 xxhash.h libxxhash-dev
+hwy/highway.h libhwy-dev
+liburing.h liburing-dev
+LIST
+  command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
+  [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+  "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    echo python3-dev
+}
+
+missing_test_packages() {
+  missing_of_list <<'LIST'
 gtest/gtest.h libgtest-dev
 mpicc libopenmpi-dev
 mpirun openmpi-bin
@@ -55,15 +71,9 @@ ssh openssh-client
 /usr/sbin/slurmd slurmd
 srun slurm-client
 /usr/sbin/munged munge
-hwy/highway.h libhwy-dev
-liburing.h liburing-dev
 LIST
   # For the test that opens a report. Ubuntu's package is only a way to a snap, which containers cannot have.
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! grep -q '^ID=debian' /etc/os-release || echo chromium
-  command -v "$python" >/dev/null || { echo python3 python3-venv python3-dev; return; }
-  [ -x .venv/bin/python ] || "$python" -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
-  "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-    echo python3-dev
 }
 
 install_packages() { # PACKAGES: names, separated by blanks
@@ -122,12 +132,17 @@ install_missing() {
 install_python_packages() {
   install_missing <<'LIST'
 numpy numpy
-pytest pytest
 tqdm tqdm
 safetensors safetensors
+tensorboard tensorboard
+LIST
+}
+
+install_test_packages() {
+  install_missing <<'LIST'
+pytest pytest
 scikit_build_core scikit-build-core
 transformers transformers
-tensorboard tensorboard
 clang_format clang-format==14.0.6
 ruff ruff==0.17.6
 mypy mypy==2.4.1
@@ -205,14 +220,22 @@ link_package() {
   [ "$(readlink .venv/bin/zeropage)" = ../../build/dev/zeropage ] || ln -sf ../../build/dev/zeropage .venv/bin/zeropage
 }
 
-if [ "${1:-}" = fuzz ]; then
-  install_clang
-  exit
-fi
-install_packages "$(missing_packages | tr '\n' ' ')"
+case ${1:-} in
+  "") tests= ;;
+  tests) tests=yes ;;
+  fuzz)
+    install_clang
+    exit
+    ;;
+  *) fail "unknown argument: $1. Known are: tests, fuzz" ;;
+esac
+install_packages "$(missing_packages | tr '\n' ' ')${tests:+$(missing_test_packages | tr '\n' ' ')}"
 make_venv
 install_torch
 install_python_packages
-install_libraries
-install_architectures
+if [ "$tests" ]; then
+  install_test_packages
+  install_libraries
+  install_architectures
+fi
 link_package
