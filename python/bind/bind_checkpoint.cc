@@ -76,9 +76,6 @@ void bind_model_files(py::module_& module) {
       "check_save", [](Engine& engine) { engine.check_save(); }, py::arg("engine"), Unlocked(),
       "Raises the CheckpointError of a save that the ranks have seen fail.");
   module.def(
-      "request_stop", [](Engine& engine) { engine.request_stop(); }, py::arg("engine"),
-      "Asks all ranks to end after the next boundary step.");
-  module.def(
       "stop_agreed", [](Engine& engine) { return engine.stop_agreed(); }, py::arg("engine"),
       "Whether the last boundary step found that some rank was asked to end.");
 }

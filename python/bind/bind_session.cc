@@ -4,6 +4,7 @@
 #include "python/bind/bind.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/session/preemption.h"
 #include "zeropage/session/step_observer.h"
 
 namespace zeropage::python {
@@ -28,6 +29,12 @@ void init_session(py::module_& module) {
       .def("monitored", &StepObserver::monitored, py::arg("loss"), py::arg("lr"), py::arg("times"),
            "What monitors are told of that step: names and values.")
       .def("close", &StepObserver::close, "Ends the file.");
+  py::class_<session::Preemption>(module, "Preemption",
+                                  "Watches for SIGTERM until it is deleted (zeropage.preemption_folder).")
+      .def(py::init([](engine::Engine& engine, double grace_s) {
+             return std::make_unique<session::Preemption>([&engine] { engine.request_stop(); }, grace_s);
+           }),
+           py::arg("engine"), py::arg("grace_s"), py::keep_alive<1, 2>(), "grace_s: seconds. Raises OSError.");
   module.def("process_bytes", &session::process_bytes,
              "Memory of this process that is resident, what it shares included.");
 }

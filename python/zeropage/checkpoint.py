@@ -6,7 +6,6 @@ commit and loading has two phases (docs/checkpoint-format.md): what fails leaves
 
 import json
 import os
-import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,6 @@ from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
 from .optimizer import put_hyperparameters
-from .preemption import Preemption
 from .utils import zero_to_fp32
 from .wrapped_tensors import inner_of_module
 
@@ -164,14 +162,7 @@ class CheckpointingEngine:
         own = self._config
         # A process that ends without destroy() does not take the save under way with it.
         self._at_exit = weakref.finalize(self, _C.finish_save, self._core) if own.async_save else None
-        self._preemption = None
-        if not own.preemption_folder:
-            return
-        if threading.current_thread() is not threading.main_thread():
-            raise UsageError(
-                "zeropage.preemption_folder needs the engine to be made by the main thread, which gets the signals"
-            )
-        self._preemption = Preemption(weakref.ref(self._core), own.preemption_grace_s)
+        self._preemption = _C.Preemption(self._core, own.preemption_grace_s) if own.preemption_folder else None
 
     def _heed_saves_and_signals(self) -> None:
         """At the end of a boundary step, alike on all ranks."""
@@ -185,9 +176,7 @@ class CheckpointingEngine:
         raise SystemExit(0)
 
     def _close_saves(self) -> None:
-        if self._preemption is not None:
-            self._preemption.close()
-            self._preemption = None
+        self._preemption = None
         if self._at_exit is not None:
             self._at_exit()  # waits, and raises what went wrong
 

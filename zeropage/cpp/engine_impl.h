@@ -17,8 +17,8 @@
 #include "zeropage/cpp/engine.h"
 #include "zeropage/cpp/model_tensors.h"
 #include "zeropage/cpp/monitor.h"
-#include "zeropage/cpp/preemption.h"
 #include "zeropage/report/progress.h"
+#include "zeropage/session/preemption.h"
 #include "zeropage/session/step_observer.h"
 
 namespace zeropage {
@@ -59,7 +59,7 @@ class Engine::Impl {
 
   /// One micro step with the rates of now. Returns whether it was at a boundary.
   bool step();
-  std::unique_ptr<cpp::Preemption> preemption;  // last: it ends before the core goes
+  std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core goes
 };
 
 /// The type the model computes with.

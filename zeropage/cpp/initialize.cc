@@ -216,8 +216,8 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   broadcast_buffers(model, *impl->communicator);
   if (first && impl->config.steps_per_print.value_or(0) > 0) impl->line.emplace(printed_steps());
   if (!impl->config.zeropage.preemption_folder.empty()) {
-    impl->preemption = std::make_unique<cpp::Preemption>([core = impl->core.get()] { core->request_stop(); },
-                                                         impl->config.zeropage.preemption_grace_s);
+    impl->preemption = std::make_unique<session::Preemption>([core = impl->core.get()] { core->request_stop(); },
+                                                             impl->config.zeropage.preemption_grace_s);
   }
   impl->observer.emplace(*impl->core, impl->config, impl->world.rank, impl->world.size, impl->device);
   if (first) impl->monitor = monitor_of(impl->config);

@@ -1,7 +1,8 @@
-#include "zeropage/cpp/preemption.h"
+#include "zeropage/session/preemption.h"
 
 #include <fmt/format.h>
 #include <poll.h>
+#include <pthread.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,12 +15,13 @@
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/exit_code.h"
 #include "zeropage/base/log.h"
 
-namespace zeropage::cpp {
+namespace zeropage::session {
 namespace {
 
 constexpr char kTerminate = 't';
@@ -27,7 +29,18 @@ constexpr char kClose = 'c';
 
 /// Where the handler writes. A signal handler has nothing but what is global.
 std::atomic<int> signalled_pipe{-1};
-std::atomic<pid_t> watched_pid{-1};  ///< a child that was forked since has the pipe and the handler, and is not meant
+std::atomic<pid_t> watched_pid{-1};  ///< a child that was forked since has the pipe, and is not meant
+struct sigaction handler_before {};  ///< valid while one is active; a fork reads it without a lock
+
+struct Active {
+  std::mutex mutex;
+  std::vector<int> pipes;  ///< of those that are watched for, the oldest first
+};
+
+Active& active() {
+  static auto* one = new Active;  // threads may use it until the process ends
+  return *one;
+}
 
 void send(int pipe, char byte) {
   const int error = errno;
@@ -38,12 +51,47 @@ void send(int pipe, char byte) {
 }
 
 extern "C" void zeropage_on_sigterm(int) {
-  if (::getpid() != watched_pid) {
+  if (::getpid() != watched_pid) {  // a child that was forked without the functions of pthread_atfork
     ::signal(SIGTERM, SIG_DFL);
-    ::raise(SIGTERM);  // comes when this handler has returned
+    ::raise(SIGTERM);  // is delivered when this handler has returned
     return;
   }
   if (const int pipe = signalled_pipe; pipe >= 0) send(pipe, kTerminate);
+}
+
+bool handler_is_ours() {
+  struct sigaction now {};
+  return ::sigaction(SIGTERM, nullptr, &now) == 0 && now.sa_handler == &zeropage_on_sigterm;
+}
+
+extern "C" void zeropage_after_fork_in_child() {
+  if (signalled_pipe < 0) return;
+  signalled_pipe = -1;
+  if (handler_is_ours()) ::sigaction(SIGTERM, &handler_before, nullptr);
+}
+
+void start_watching(int pipe) {
+  static const int registered = ::pthread_atfork(nullptr, nullptr, &zeropage_after_fork_in_child);
+  if (registered != 0) throw IoError(fmt::format("pthread_atfork: {}", std::strerror(registered)));
+  Active& all = active();
+  const std::scoped_lock lock(all.mutex);
+  watched_pid = ::getpid();
+  all.pipes.push_back(pipe);
+  signalled_pipe = pipe;
+  if (handler_is_ours()) return;
+  struct sigaction handler {};
+  handler.sa_handler = &zeropage_on_sigterm;
+  handler.sa_flags = SA_RESTART;
+  ::sigaction(SIGTERM, &handler, &handler_before);
+}
+
+void stop_watching(int pipe) {
+  Active& all = active();
+  const std::scoped_lock lock(all.mutex);
+  std::erase(all.pipes, pipe);
+  signalled_pipe = all.pipes.empty() ? -1 : all.pipes.back();
+  // A handler that the program has installed since stays.
+  if (all.pipes.empty() && handler_is_ours()) ::sigaction(SIGTERM, &handler_before, nullptr);
 }
 
 }  // namespace
@@ -91,18 +139,11 @@ struct Preemption::State {
   std::function<void()> request_stop;
   bool stopping = false;
   const double grace_s;
-  int pipe_before = -1;
-  struct sigaction handler_before {};
 };
 
 Preemption::Preemption(std::function<void()> request_stop, double grace_s)
     : state_(std::make_shared<State>(std::move(request_stop), grace_s)) {
-  watched_pid = ::getpid();
-  state_->pipe_before = signalled_pipe.exchange(state_->ends[1]);
-  struct sigaction handler {};
-  handler.sa_handler = &zeropage_on_sigterm;
-  handler.sa_flags = SA_RESTART;
-  ::sigaction(SIGTERM, &handler, &state_->handler_before);
+  start_watching(state_->ends[1]);
   std::thread([state = state_] { state->watch(); }).detach();
 }
 
@@ -111,9 +152,8 @@ Preemption::~Preemption() {
   const std::scoped_lock lock(state_->mutex);
   state_->request_stop = nullptr;
   if (state_->stopping) return;  // a second signal, and the end of the grace, still find the thread
-  ::sigaction(SIGTERM, &state_->handler_before, nullptr);
-  signalled_pipe = state_->pipe_before;
+  stop_watching(state_->ends[1]);
   send(state_->ends[1], kClose);
 }
 
-}  // namespace zeropage::cpp
+}  // namespace zeropage::session
