@@ -90,6 +90,7 @@ void init_config(py::module_& module) {
       .def_property_readonly("autocast_dtype", [](const Config& config) { return name_of(config.autocast_dtype); })
       .def_property_readonly("dynamic_loss_scale", field<&Config::loss_scale, &config::LossScale::dynamic>())
       .def_property_readonly("gradient_clipping", field<&Config::gradients, &config::Gradients::clipping>())
+      .def_property_readonly("computes_gradient_norm", field<&Config::gradients, &config::Gradients::norm>())
       .def_property_readonly("gradient_predivide_factor",
                              field<&Config::gradients, &config::Gradients::predivide_factor>())
       .def_property_readonly("prescale_gradients", field<&Config::gradients, &config::Gradients::prescale>())
@@ -132,6 +133,8 @@ void init_config(py::module_& module) {
           "Written when a scheduler object is given instead of the config's section.")
       .def_readonly("steps_per_print", &Config::steps_per_print)
       .def_readonly("allow_untested_optimizer", &Config::allow_untested_optimizer)
+      .def_readonly("log_level", &Config::log_level)
+      .def_readonly("disable_python_gc", &Config::disable_python_gc)
       .def_readonly("dump_state", &Config::dump_state)
       .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
       .def_property_readonly("timeout_ms", field<&Config::zeropage, &config::Own::timeout_ms>())

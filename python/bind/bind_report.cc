@@ -68,6 +68,8 @@ void init_report(py::module_& module) {
       .def("write", &report::AppendFile::write, py::arg("line"),
            "With its end. A line that cannot be written is counted; the first is said.")
       .def("close", &report::AppendFile::close, "Says how many lines could not be written.");
+  module.def("set_log_level", &set_log_level, py::arg("level"),
+             "From now on less severe lines are not written, by this process. Raises ConfigError.");
   module.def("log_info", &log_info, py::arg("message"), "One line to stderr.");
   module.def("log_warn", &log_warn, py::arg("message"), "One line to stderr.");
 }

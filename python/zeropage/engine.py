@@ -1,5 +1,6 @@
 """The engine as Python sees it: a module that trains. Placement, reduction and update are in C++ (`_C.Engine`)."""
 
+import gc
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from . import _C, parameter_holders, report
+from . import _C, parameter_holders, python_gc, report
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
@@ -103,6 +104,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         self._observer = StepObserver(weakref.proxy(self), self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
         self._open_saves()
+        self._end_gc_hold = (
+            weakref.finalize(self, python_gc.release, python_gc.hold()) if config.disable_python_gc else None
+        )
 
     # -- the loop
 
@@ -198,8 +202,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return self._core.last_step.applied
 
     def get_global_grad_norm(self) -> float | None:
-        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first, and after a
-        load."""
+        """The 2-norm over all ranks before clipping, of the last boundary step; None before the first, after a load,
+        and with "compute_grad_norm": false."""
         return self._core.last_step.gradient_norm
 
     def mean_loss(self) -> float:
@@ -243,6 +247,11 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         self.is_compiled = True
 
     is_compiled = False
+
+    def collect_python_gc(self) -> int:
+        """Runs Python's cyclic garbage collector, for programs that switched it off ("disable_python_gc"), where all
+        ranks have the time; the number of objects found."""
+        return gc.collect()
 
     # -- more parameters
 
@@ -370,6 +379,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         finally:
             self._observer.close()
             self._keep_parameters_only()
+            if self._end_gc_hold is not None:
+                self._end_gc_hold()
             for holder in (self, self.optimizer, self.lr_scheduler):
                 if hasattr(holder, "_core"):
                     holder._core = _Ended(reason)

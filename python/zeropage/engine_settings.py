@@ -131,6 +131,9 @@ class EngineSettings(EngineGetters):
     def prescale_gradients(self) -> bool:
         return self._config.prescale_gradients
 
+    def zero_compute_grad_norm(self) -> bool:
+        return self._config.computes_gradient_norm
+
     # -- precision
 
     def fp16_enabled(self) -> bool:
@@ -198,7 +201,7 @@ class EngineSettings(EngineGetters):
 
     @property
     def micro_steps(self) -> int:
-        """Calls of `step`."""
+        """Calls of `step`; with "managed_gradient_accumulation": false the backwards before them."""
         return self._core.micro_steps
 
     @property

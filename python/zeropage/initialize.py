@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -59,6 +60,9 @@ def initialize(
     _check_local_rank(args, world)
     source = _config_source(args, config, config_params)
     parsed = parse_config(source, world.size)
+    if parsed.log_level is not None:
+        _C.set_log_level(parsed.log_level)
+        logging.getLogger("zeropage").setLevel(parsed.log_level.upper())
     if world.rank == 0:
         for note in _config_notes(source):
             _C.log_warn(note)

@@ -1,9 +1,13 @@
 #include "zeropage/base/log.h"
 
+#include <fmt/format.h>
 #include <spdlog/logger.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
+#include <map>
 #include <memory>
+
+#include "zeropage/base/error.h"
 
 namespace zeropage {
 namespace {
@@ -21,6 +25,20 @@ spdlog::logger& logger() {
 }
 
 }  // namespace
+
+void set_log_level(const std::string& level) {
+  static const std::map<std::string, spdlog::level::level_enum> kLevels = {{"debug", spdlog::level::debug},
+                                                                           {"info", spdlog::level::info},
+                                                                           {"warning", spdlog::level::warn},
+                                                                           {"error", spdlog::level::err},
+                                                                           {"critical", spdlog::level::critical}};
+  const auto known = kLevels.find(level);
+  if (known == kLevels.end()) {
+    throw ConfigError(fmt::format(
+        "log_level: expected \"debug\", \"info\", \"warning\", \"error\" or \"critical\", got \"{}\"", level));
+  }
+  logger().set_level(known->second);
+}
 
 void log_info(const std::string& message) { logger().info(message); }
 

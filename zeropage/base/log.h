@@ -9,6 +9,10 @@
 
 namespace zeropage {
 
+/// From now on lines less severe than `level`, among "debug", "info", "warning", "error" and "critical", are not
+/// written. Of the whole process. Errors: ConfigError for another name.
+void set_log_level(const std::string& level);
+
 /// Writes one line. Safe from several threads. Cost: a system call. Never throws for lack of a reader.
 void log_info(const std::string& message);
 void log_warn(const std::string& message);

@@ -2,9 +2,12 @@
 
 #include <CLI/CLI.hpp>
 
+#include "zeropage/base/error.h"
+#include "zeropage/base/exit_code.h"
 #include "zeropage/base/json_text.h"
 #include "zeropage/base/read_file.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/config/explain.h"
 
 namespace zeropage::cli {
 
@@ -17,12 +20,21 @@ CLI::App* add_config_command(CLI::App& app, ConfigCommand& command) {
                    "Number of ranks, for the batch sizes; without it they stay as written")
       ->check(CLI::Range(1, 1 << 24))
       ->type_name("N");
+  auto* from = config
+                   ->add_option("--from", command.from,
+                                "deepspeed: say of each key what it means here, other than in DeepSpeed or not")
+                   ->check(CLI::IsMember({"deepspeed"}))
+                   ->type_name("ENGINE");
+  config->add_flag("--json", command.json, "Print JSON")->needs(from);
   return config;
 }
 
-std::string config_listing(const ConfigCommand& command) {
+ConfigOutcome run_config_command(const ConfigCommand& command) {
   const auto text = read_file(command.path, "the configuration", "check its path", json::kMaxDocumentBytes);
-  return config::describe(text, command.path, command.world_size);
+  if (command.from.empty()) return {config::describe(text, command.path, command.world_size)};
+  const auto explanation = config::explain(text, command.path, command.world_size);
+  return {command.json ? config::explanation_json(explanation) : config::explanation_text(explanation, command.path),
+          explanation.count(config::Verdict::kRefused) > 0 ? kConfigExitCode : 0};
 }
 
 }  // namespace zeropage::cli

@@ -13,12 +13,20 @@ namespace zeropage::cli {
 struct ConfigCommand {
   std::string path;
   int world_size = 0;  ///< 0: batch sizes that need it stay open
+  std::string from;    ///< "deepspeed": say of each key what it does here
+  bool json = false;   ///< with `from`
 };
 
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.
 CLI::App* add_config_command(CLI::App& app, ConfigCommand& command);
 
-/// What the command prints. Errors: ConfigError as Config::from_json, IoError when the file cannot be read.
-std::string config_listing(const ConfigCommand& command);
+struct ConfigOutcome {
+  std::string text;
+  int code = 0;  ///< kConfigExitCode when a key is refused
+};
+
+/// What the command prints. Errors: ConfigError as Config::from_json, or with `from` as config::explain; IoError when
+/// the file cannot be read.
+ConfigOutcome run_config_command(const ConfigCommand& command);
 
 }  // namespace zeropage::cli

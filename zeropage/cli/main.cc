@@ -48,7 +48,7 @@ class LauncherFormatter : public CLI::Formatter {
   std::string make_usage(const CLI::App* app, std::string name) const override {
     if (app->get_parent()) return CLI::Formatter::make_usage(app, name);
     return "\nUsage: zeropage [options] SCRIPT [arguments of the script...]\n"
-           "       zeropage config FILE [--world_size N]\n"
+           "       zeropage config FILE [--world_size N] [--from deepspeed]\n"
            "       zeropage plan MODEL [--num_gpus N] [--device NAME] ...\n"
            "       zeropage simulate MODEL --device NAME --num_nodes N ...\n"
            "       zeropage ckpt ls|verify|export|diff|import PATH ...\n"
@@ -84,8 +84,9 @@ int run(int argc, char** argv) {
     return code == 0 ? 0 : zeropage::kConfigExitCode;
   }
   if (config_command->parsed()) {
-    std::fputs(zeropage::cli::config_listing(config).c_str(), stdout);
-    return 0;
+    const auto outcome = zeropage::cli::run_config_command(config);
+    std::fputs(outcome.text.c_str(), stdout);
+    return outcome.code;
   }
   if (plan_command->parsed()) return print_planned(plan, plan, argv[0], zeropage::cli::plan_listing);
   if (simulate_command->parsed()) {

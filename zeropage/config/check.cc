@@ -24,7 +24,9 @@ struct Given {
 
 class Checker {
  public:
-  Checker(const std::string& origin, const Planned& planned) : origin_(origin), planned_(planned) {}
+  /// refused: gets what would end the check, which then goes on; null: the first ends it.
+  Checker(const std::string& origin, const Planned& planned, std::vector<Remark>* refused)
+      : origin_(origin), planned_(planned), refused_(refused) {}
 
   Settings run(const Node& document) {
     if (document.kind != Kind::kObject) {
@@ -34,31 +36,49 @@ class Checker {
     return collect();
   }
 
+  const std::vector<Remark>& unfilled() const { return unfilled_; }
+
  private:
+  template <typename Step>
+  void attempt(const Step& step) {
+    if (refused_ == nullptr) return step();
+    try {
+      step();
+    } catch (const KeyError& error) {
+      refused_->push_back({error.line, error.path, error.problem});
+    }
+  }
+
+  bool is_refused(const std::string& path) const {
+    return refused_ != nullptr &&
+           std::ranges::any_of(*refused_, [&](const Remark& refused) { return refused.path == path; });
+  }
+
   void read_section(const Section& section, const Node& node, int line) {
     if (node.kind != Kind::kObject) {
       fail_at(origin_, line, section.path, "expected a section {...}, got " + json::describe(node));
     }
     if (section.presence_not_built) {
-      fail_at(origin_, line, section.path, "not available in this version; remove the section");
+      fail_at(origin_, line, section.path,
+              fmt::format("{}; remove the section ({})", refusal(section.keys.front().status), section.doc));
     }
     std::vector<const Member*> inner;
     std::vector<const Member*> dotted;
     for (const Member& member : node.members) {
       if (const Key* key = section.find(member.name)) {
-        read_key(section, *key, member);
+        attempt([&] { read_key(section, *key, member); });
       } else if (is_section_path(inner_path(section, member.name))) {
         inner.push_back(&member);
       } else if (section.path.empty() && member.name.find('.') != std::string::npos) {
         dotted.push_back(&member);
       } else {
-        unknown(section, member);
+        attempt([&] { unknown(section, member); });
       }
     }
     refuse_not_built(section);
     // After the keys, because a key (optimizer.type) may say which section is meant.
-    for (const Member* member : inner) read_inner(section, *member);
-    for (const Member* member : dotted) read_dotted(section, *member);
+    for (const Member* member : inner) attempt([&] { read_inner(section, *member); });
+    for (const Member* member : dotted) attempt([&] { read_dotted(section, *member); });
   }
 
   /// `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write what they compute:
@@ -89,6 +109,7 @@ class Checker {
     if (node.kind == Kind::kString && node.text == "auto" && !key.auto_is_planned && !key.has_auto_choice()) {
       note(member.line, path,
            fmt::format("nothing filled in the value \"auto\"; the default {} is used", to_text(key.default_value)));
+      unfilled_.push_back({member.line, path, to_text(key.default_value)});
       return;
     }
     Converted converted = is_planned(key, node) ? planned_value(path) : convert(key, node);
@@ -117,15 +138,22 @@ class Checker {
             fmt::format("the same key as \"{}\" on line {}; give one of them", first.spelled, first.line));
   }
 
-  void refuse_not_built(const Section& section) const {
-    const bool off = !section.switch_key.empty() && is_default(section, *section.find(section.switch_key));
+  bool is_off(const Section& section) const {
+    return !section.switch_key.empty() && is_default(section, *section.find(section.switch_key));
+  }
+
+  void refuse_not_built(const Section& section) {
+    if (is_off(section)) return;
     for (const Key& key : section.keys) {
-      if (key.status != Status::kNotBuilt || off || is_default(section, key)) continue;
-      const Given& given = given_.at(section.path_of(key.name));
+      if (!key.refused() || is_default(section, key)) continue;
+      const Given given = given_.at(section.path_of(key.name));
       const bool has_default = !std::holds_alternative<std::monostate>(key.default_value);
-      fail_at(origin_, given.line, section.path_of(given.spelled),
-              fmt::format("{} is not available in this version; remove the key{} ({})", to_text(given.value),
-                          has_default ? " or set " + to_text(key.default_value) : "", key.doc));
+      attempt([&] {
+        fail_at(origin_, given.line, section.path_of(given.spelled),
+                fmt::format("{} is {}; remove the key{} ({})", to_text(given.value), refusal(key.status),
+                            has_default ? " or set " + to_text(key.default_value) : "", key.doc));
+      });
+      given_.erase(section.path_of(key.name));
     }
   }
 
@@ -152,6 +180,7 @@ class Checker {
       return;
     }
     const Section* section = find_section(path, variant(path));
+    if (section == nullptr && is_refused(path.substr(0, path.rfind('.')) + ".type")) return;
     if (section == nullptr) {
       fail_at(origin_, member.line, path,
               "expected the key \"type\" beside it, got none; it says which parameters these are");
@@ -211,9 +240,14 @@ class Checker {
     fail_at(origin_, member.line, section.path_of(json::printable(member.name)), what);
   }
 
-  Settings collect() const {
+  /// Whether a required key is "auto", which a survey takes for filled in later.
+  bool waits(const std::string& path) const {
+    return refused_ != nullptr &&
+           std::ranges::any_of(unfilled_, [&](const Remark& remark) { return remark.path == path; });
+  }
+
+  Settings collect() {
     Settings settings(origin_);
-    settings.notes = notes_;
     for (const Section& section : sections()) {
       if (find_section(section.path, variant(section.path)) != &section) continue;
       for (const Key& key : section.keys) {
@@ -223,19 +257,63 @@ class Checker {
           settings.add({path, &key, given->second.value, Source::kDocument, given->second.line});
           continue;
         }
-        if (key.required) {
-          fail_at(origin_, given_.at(section.variant_of).line, path,
-                  fmt::format("{} needs this key: expected {}, got nothing", section.variants.front(), key.expected()));
+        if (key.required && !is_refused(path) && !waits(path)) {
+          attempt([&] {
+            fail_at(
+                origin_, given_.at(section.variant_of).line, path,
+                fmt::format("{} needs this key: expected {}, got nothing", section.variants.front(), key.expected()));
+          });
         }
         settings.add({path, &key, key.default_value, Source::kDefault, 0});
       }
     }
     if (given_.contains("allgather_size") && !given_.contains("zero_optimization.allgather_bucket_size")) {
-      settings.fail("allgather_size",
-                    "expected \"zero_optimization\": true beside it, which is deprecated; write "
-                    "zero_optimization.allgather_bucket_size");
+      attempt([&] {
+        settings.fail("allgather_size",
+                      "expected \"zero_optimization\": true beside it, which is deprecated; write "
+                      "zero_optimization.allgather_bucket_size");
+      });
     }
+    note_without_effect();
+    note_defaults(settings);
+    settings.notes = notes_;
     return settings;
+  }
+
+  /// A line for every value that asks for something and changes nothing, and one for all that only repeat a default.
+  void note_without_effect() {
+    std::vector<std::string> repeated;
+    for (const Section& section : sections()) {
+      if (find_section(section.path, variant(section.path)) != &section || is_off(section)) continue;
+      for (const Key& key : section.keys) {
+        const auto given = given_.find(section.path_of(key.name));
+        if (key.status != Status::kAccepted || given == given_.end()) continue;
+        if (given->second.value == key.default_value) {
+          repeated.push_back(given->first);
+        } else {
+          note(given->second.line, given->first,
+               fmt::format("{} has no effect: {}", to_text(given->second.value), key.doc));
+        }
+      }
+    }
+    if (repeated.empty()) return;
+    notes_.push_back(
+        fmt::format("{}: without effect, and as by default: {}; `zeropage config --from deepspeed FILE` says why",
+                    origin_, fmt::join(repeated, ", ")));
+  }
+
+  void note_defaults(const Settings& settings) {
+    const Setting& vocabulary = settings.at("vocabulary_size");
+    if (const auto* size = std::get_if<std::int64_t>(&vocabulary.value); size != nullptr && *size % 8 != 0) {
+      note(vocabulary.line, vocabulary.path,
+           fmt::format("{} is not a multiple of 8: products with it are faster when it is padded to {}", *size,
+                       (*size + 7) / 8 * 8));
+    }
+    if (given_.contains("gradient_clipping") || !settings.flag("zero_optimization.compute_grad_norm")) return;
+    notes_.push_back(fmt::format(
+        "{}: gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at "
+        "1.0 since mid-2026: write \"gradient_clipping\": 1.0 for that, or 0 to say that nothing is clipped",
+        origin_));
   }
 
   const std::string& origin_;
@@ -243,12 +321,22 @@ class Checker {
   std::map<std::string, Given> given_;
   std::map<std::string, Given> seen_sections_;
   std::vector<std::string> notes_;
+  std::vector<Remark>* refused_;
+  std::vector<Remark> unfilled_;
 };
 
 }  // namespace
 
 Settings check(const json::Node& document, const std::string& origin, const Planned& planned) {
-  return Checker(origin, planned).run(document);
+  return Checker(origin, planned, nullptr).run(document);
+}
+
+Survey survey(const json::Node& document, const std::string& origin) {
+  const Planned nothing;
+  std::vector<Remark> refused;
+  Checker checker(origin, nothing, &refused);
+  Settings settings = checker.run(document);
+  return {std::move(settings), std::move(refused), checker.unfilled()};
 }
 
 }  // namespace zeropage::config

@@ -99,6 +99,14 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
   gradients.accumulation_dtype = dtype_of(settings.optional<std::string>("data_types.grad_accum_dtype"));
   gradients.communication_dtype = dtype_of(settings.optional<std::string>("communication_data_type"));
   gradients.check_overflow = precision != Precision::kBf16 || settings.flag("bf16.check_grad_overflow");
+  const std::string norm = "zero_optimization.compute_grad_norm";
+  gradients.norm = settings.flag(norm);
+  if (!gradients.norm && gradients.clipping > 0) {
+    settings.fail(norm,
+                  fmt::format("expected true beside gradient_clipping {}, which needs the norm, got false; remove "
+                              "this key, or set gradient_clipping to 0",
+                              gradients.clipping));
+  }
   return gradients;
 }
 
@@ -407,10 +415,14 @@ std::string read_document(const std::string& path) {
 Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned) {
   if (world_size < 0)
     throw ConfigError(fmt::format("world_size: expected 0 (not known yet) or more, got {}", world_size));
-  Settings settings = check(json::parse(json_text, origin), origin, planned);
+  return resolve(check(json::parse(json_text, origin), origin, planned), world_size);
+}
+
+Resolved resolve(Settings settings, int world_size) {
   Config config;
   config.automatic = read_automatic(settings);
   config.batch = resolve_batch(settings, world_size);
+  config.batch.counted = settings.flag("managed_gradient_accumulation");
   config.precision = read_precision(settings);
   config.types = read_data_types(settings);
   config.loss_scale = read_loss_scale(settings);
@@ -426,6 +438,8 @@ Resolved resolve(const std::string& json_text, const std::string& origin, int wo
   config.schedule = read_schedule(settings);
   config.aio = {settings.integer("aio.block_size"), settings.integer("aio.queue_depth")};
   config.steps_per_print = settings.optional<std::int64_t>("steps_per_print");
+  config.log_level = settings.optional<std::string>("log_level");
+  config.disable_python_gc = settings.flag("disable_python_gc");
   config.dump_state = settings.flag("dump_state");
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");

@@ -20,6 +20,7 @@ struct Batch {
   std::int64_t train_batch_size = 0;  ///< = micro * accumulation * world
   std::int64_t micro_batch_size = 0;
   std::int64_t accumulation_steps = 1;
+  bool counted = true;  ///< managed_gradient_accumulation; false: every step() updates
 };
 
 enum class Precision { kFp32, kBf16, kFp16 };
@@ -54,6 +55,7 @@ struct Gradients {
   std::optional<DType> accumulation_dtype;   ///< data_types.grad_accum_dtype
   std::optional<DType> communication_dtype;  ///< communication_data_type
   bool check_overflow = true;                ///< bf16.check_grad_overflow; always true for fp16 and fp32
+  bool norm = true;                          ///< zero_optimization.compute_grad_norm
 
   bool operator==(const Gradients&) const = default;
 };
@@ -274,6 +276,8 @@ struct Config {
   Schedule schedule;
   Aio aio;
   std::optional<std::int64_t> steps_per_print;
+  std::optional<std::string> log_level;  ///< "debug" to "critical"; absent: leave the process's
+  bool disable_python_gc = false;        ///< the Python engine's
   bool dump_state = false;
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;

@@ -240,14 +240,15 @@ TEST(Config, auto_that_nothing_filled_in_is_the_default) {
   EXPECT_EQ(config.optimizer.params, OptimizerParams{});
   EXPECT_EQ(config.precision, Precision::kFp32);
   const auto lines = notes("{" + keys + "}", "config");
-  ASSERT_EQ(lines.size(), 5u);
+  ASSERT_EQ(lines.size(), 6u);
   EXPECT_NE(lines[0].find("config:"), std::string::npos);
-  for (const auto& line : lines)
-    EXPECT_NE(line.find("nothing filled in the value \"auto\""), std::string::npos) << line;
+  for (std::size_t i = 0; i < 5; ++i)
+    EXPECT_NE(lines[i].find("nothing filled in the value \"auto\""), std::string::npos) << lines[i];
 }
 
 TEST(Config, sizes_with_a_fraction_are_rounded_down) {
-  const std::string keys = R"("zero_optimization": {"stage3_prefetch_bucket_size": 3686.4, "reduce_bucket_size": 1.5})";
+  const std::string keys = R"("gradient_clipping": 1, "zero_optimization": {"stage3_prefetch_bucket_size": 3686.4,
+      "reduce_bucket_size": 1.5})";
   EXPECT_EQ(config_with(keys).zero.prefetch_bucket_numel, 3686);
   EXPECT_EQ(config_with(keys).zero.reduce_bucket_numel, 1);
   const auto lines = notes("{" + keys + "}", "config");
@@ -256,7 +257,8 @@ TEST(Config, sizes_with_a_fraction_are_rounded_down) {
 }
 
 TEST(Config, dotted_keys_at_the_top_level_go_before_the_section) {
-  const std::string keys = R"("zero_optimization.reduce_bucket_size": 4096, "zero_optimization": {"stage": 3,
+  const std::string keys =
+      R"("gradient_clipping": 1, "zero_optimization.reduce_bucket_size": 4096, "zero_optimization": {"stage": 3,
       "reduce_bucket_size": 9, "stage3_prefetch_bucket_size": 7}, "zero_optimization.stage3_prefetch_bucket_size": 3686.4)";
   const Config config = config_with(keys);
   EXPECT_EQ(config.zero.reduce_bucket_numel, 4096);
@@ -266,6 +268,51 @@ TEST(Config, dotted_keys_at_the_top_level_go_before_the_section) {
   const auto lines = notes("{" + keys + "}", "config");
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_NE(lines[0].find("sets that key instead of 9"), std::string::npos) << lines[0];
+}
+
+// Catches a key that is read and changes nothing without a word, and a line for every key that only repeats a default.
+TEST(Config, keys_without_effect_are_said) {
+  const auto lines = notes(R"({"gradient_clipping": 1, "zero_optimization": {"contiguous_gradients": true,
+      "sub_group_size": 1e6, "leaf_module": {"classes": ["Experts"]}, "allgather_partitions": true,
+      "offload_param": {"device": "none", "buffer_size": 7}}})",
+                           "config");
+  ASSERT_EQ(lines.size(), 3u);
+  EXPECT_EQ(lines[0],
+            "config:2: zero_optimization.sub_group_size: 1000000 has no effect: The update goes page by page, never "
+            "over a larger group.");
+  EXPECT_NE(lines[1].find(R"(zero_optimization.leaf_module.classes: ["Experts"] has no effect: )"), std::string::npos);
+  EXPECT_NE(lines[2].find("as by default: zero_optimization.contiguous_gradients, "
+                          "zero_optimization.allgather_partitions;"),
+            std::string::npos)
+      << lines[2];
+}
+
+// Catches a default that is another one than DeepSpeed's, and that nobody says or that is said where it was chosen.
+TEST(Config, absent_clipping_is_said) {
+  const auto lines = notes("{}", "config");
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_NE(lines[0].find(R"(config: gradient_clipping is absent)"), std::string::npos) << lines[0];
+  EXPECT_NE(lines[0].find(R"(write "gradient_clipping": 1.0)"), std::string::npos) << lines[0];
+  EXPECT_TRUE(notes(R"({"gradient_clipping": 0})", "config").empty());
+  EXPECT_TRUE(notes(R"({"zero_optimization": {"compute_grad_norm": false}})", "config").empty());
+}
+
+TEST(Config, odd_vocabularies_are_said) {
+  const auto lines = notes(R"({"gradient_clipping": 0, "vocabulary_size": 50257})", "config");
+  ASSERT_EQ(lines.size(), 1u);
+  EXPECT_NE(lines[0].find("config:1: vocabulary_size: 50257 is not a multiple of 8"), std::string::npos);
+  EXPECT_NE(lines[0].find("padded to 50264"), std::string::npos);
+  EXPECT_TRUE(notes(R"({"gradient_clipping": 0, "vocabulary_size": 50264})", "config").empty());
+}
+
+TEST(Config, keys_of_the_process_and_the_window) {
+  const Config config = config_with(R"("managed_gradient_accumulation": false, "log_level": "WARN",
+      "disable_python_gc": true, "zero_optimization": {"compute_grad_norm": false})");
+  EXPECT_FALSE(config.batch.counted);
+  EXPECT_EQ(config.log_level, "warning");
+  EXPECT_TRUE(config.disable_python_gc);
+  EXPECT_FALSE(config.gradients.norm);
+  EXPECT_TRUE(config_with("").batch.counted);
 }
 
 TEST(Config, null_infinity_and_comments) {

@@ -44,10 +44,10 @@ Converted convert_text(const Key& key, const Node& node) {
   for (const Choice& choice : key.choices) {
     const auto is = [&](const std::string& name) { return same_text(name, node.text); };
     if (is(choice.name) || std::ranges::any_of(choice.also, is)) {
-      if (choice.built) return {choice.name, ""};
-      return {{}, fmt::format("\"{}\" is not available in this version; use {}", choice.name, key.expected())};
+      if (choice.built()) return {choice.name, ""};
+      return {{}, fmt::format("\"{}\" is {}; use {}", choice.name, refusal(choice.status), key.expected())};
     }
-    if (choice.built) names.push_back(choice.name);
+    if (choice.built()) names.push_back(choice.name);
   }
   Converted failed = mismatch(key, node);
   const std::string near = nearest(node.text, names);
@@ -72,12 +72,12 @@ Converted convert_list(const Key& key, const Node& node) {
   return {std::move(words), ""};
 }
 
-Converted convert_switched_section(const Node& node) {
+Converted convert_switched_section(const Key& key, const Node& node) {
   const auto is_off = [](const json::Member& member) {
     return member.name == "enabled" && member.value.kind == Kind::kBool && !member.value.boolean;
   };
   if (node.members.empty() || std::ranges::any_of(node.members, is_off)) return {};
-  return {{}, "not available in this version; remove the section or set \"enabled\": false in it"};
+  return {{}, fmt::format("{}; remove the section or set \"enabled\": false in it ({})", refusal(key.status), key.doc)};
 }
 
 }  // namespace
@@ -106,7 +106,7 @@ Converted convert(const Key& key, const Node& node) {
       if (node.kind == Kind::kArray) return convert_list(key, node);
       break;
     case Type::kSwitchedSection:
-      if (node.kind == Kind::kObject) return convert_switched_section(node);
+      if (node.kind == Kind::kObject) return convert_switched_section(key, node);
       break;
   }
   return mismatch(key, node);

@@ -19,6 +19,9 @@ struct Resolved {
 /// Parses, checks and resolves; what Config::from_json does, with the settings kept. Errors: as there.
 Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned = {});
 
+/// What follows after the check of each key.
+Resolved resolve(Settings settings, int world_size);
+
 /// Every key that applies as nested JSON in table order, two spaces of indentation, absent values as null. Reading it
 /// again gives the same configuration and the same text.
 std::string effective_json(const Settings& settings);

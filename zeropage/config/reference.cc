@@ -24,11 +24,13 @@ of that key in its section.
 
 Status:
 - **supported**: does what it says.
-- **accepted**: checked, then without effect, for the reason given.
+- **accepted**: checked, then without effect, for the reason given, which rank 0 says at the start.
 - **not available**: known, but not in this version: any value but the default is an error. Inside a section that is switched off
   (`"enabled": false`, `"device": "none"`) it may say anything, since nothing would happen.
+- **removed**: as not available; DeepSpeed removed it in 2026, too.
 
-`zeropage config FILE --world_size N` prints every effective value and where it came from.
+`zeropage config FILE --world_size N` prints every effective value and where it came from. `zeropage config --from deepspeed FILE`
+compares the file with what it means in DeepSpeed, key by key.
 )";
 
 std::string cell(std::string text) {
@@ -41,8 +43,16 @@ std::string status_text(Status status) {
     case Status::kSupported: return "supported";
     case Status::kAccepted: return "accepted";
     case Status::kNotBuilt: return "not available";
+    case Status::kRemoved: return "removed";
   }
   return "";
+}
+
+std::string meaning(const Key& key) {
+  std::string text = key.doc;
+  if (!key.differs.empty()) text += fmt::format(" Other than in DeepSpeed: {}.", key.differs);
+  if (!key.other_default.empty()) text += fmt::format(" DeepSpeed's default: {}.", key.other_default);
+  return text;
 }
 
 std::string row(const Key& key) {
@@ -55,7 +65,7 @@ std::string row(const Key& key) {
   const std::string range = key.range();
   const char* automatic = !key.auto_is_planned ? "" : range.empty() ? "\"auto\"" : ", \"auto\"";
   return fmt::format("| {} | {} | {} | {} | {} | {} |\n", names, type_name(key.type), default_text,
-                     cell(range + automatic), status_text(key.status), cell(key.doc));
+                     cell(range + automatic), status_text(key.status), cell(meaning(key)));
 }
 
 std::string title(const Section& section) {

@@ -101,6 +101,16 @@ Key& Key::or_fraction() {
   return *this;
 }
 
+Key& Key::differing(std::string how) {
+  differs = std::move(how);
+  return *this;
+}
+
+Key& Key::deepspeed_default(std::string value) {
+  other_default = std::move(value);
+  return *this;
+}
+
 bool Key::has_auto_choice() const {
   if (type == Type::kTexts) return true;
   if (type != Type::kText) return false;
@@ -116,7 +126,7 @@ std::string Key::range() const {
   if (!choices.empty()) {
     std::vector<std::string> names;
     for (const Choice& choice : choices) {
-      if (choice.built) names.push_back('"' + choice.name + '"');
+      if (choice.built()) names.push_back('"' + choice.name + '"');
     }
     return fmt::format("{}", fmt::join(names, ", "));
   }
@@ -164,8 +174,13 @@ Key strings(std::string name, std::vector<std::string> default_value, Status sta
   return make_key(std::move(name), Type::kTexts, std::move(default_value), status, std::move(doc));
 }
 
-Key switched_section(std::string name, std::string doc) {
-  return make_key(std::move(name), Type::kSwitchedSection, {}, Status::kNotBuilt, std::move(doc));
+Key switched_section(std::string name, Status status, std::string doc) {
+  return make_key(std::move(name), Type::kSwitchedSection, {}, status, std::move(doc));
+}
+
+const char* refusal(Status status) {
+  return status == Status::kRemoved ? "not available in this version, and was removed from DeepSpeed in 2026"
+                                    : "not available in this version";
 }
 
 const Key* Section::find(const std::string& name_or_alias) const {

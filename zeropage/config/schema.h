@@ -30,13 +30,16 @@ enum class Status {
   kSupported,  ///< does what it says
   kAccepted,   ///< checked, then without effect, for the reason its documentation gives
   kNotBuilt,   ///< known; any value but the default is an error
+  kRemoved,    ///< as kNotBuilt; DeepSpeed removed it in 2026
 };
 
 /// One allowed text; matched without regard to case. `also` are other spellings of the same.
 struct Choice {
   std::string name;
-  bool built = true;
+  Status status = Status::kSupported;  ///< else kNotBuilt or kRemoved: an error
   std::vector<std::string> also = {};
+
+  bool built() const { return status == Status::kSupported; }
 };
 
 struct Key {
@@ -57,6 +60,8 @@ struct Key {
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
   bool infinity_is_absent = false;  ///< Infinity means that the key is not there
   bool rounds_down = false;         ///< kInteger: a fraction is rounded down, with a note
+  std::string differs = {};         ///< how the meaning is another one than DeepSpeed's
+  std::string other_default = {};   ///< DeepSpeed's default, where it leads to other results
 
   Key& at_least(double value);
   Key& positive();
@@ -66,8 +71,13 @@ struct Key {
   Key& also_named(std::initializer_list<std::string> names);
   Key& or_one_text();
   Key& must_be_given();
-  Key& or_auto();      ///< sets auto_is_planned
-  Key& or_fraction();  ///< sets rounds_down
+  Key& or_auto();                             ///< sets auto_is_planned
+  Key& or_fraction();                         ///< sets rounds_down
+  Key& differing(std::string how);            ///< sets differs
+  Key& deepspeed_default(std::string value);  ///< sets other_default
+
+  /// Whether any value but the default is an error.
+  bool refused() const { return status == Status::kNotBuilt || status == Status::kRemoved; }
 
   /// Whether the text "auto" is a value of this key like any other.
   bool has_auto_choice() const;
@@ -89,8 +99,11 @@ Key string(std::string name, Value default_value, Status status, std::string doc
 Key floats(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc);
 Key strings(std::string name, std::vector<std::string> default_value, Status status, std::string doc);
 
-/// A section whose inside is not checked: it may be empty or carry `"enabled": false`; anything else is not built.
-Key switched_section(std::string name, std::string doc);
+/// A section whose inside is not checked: it may be empty or carry `"enabled": false`; anything else is refused.
+Key switched_section(std::string name, Status status, std::string doc);
+
+/// "not available in this version"; for kRemoved with "removed from DeepSpeed in 2026".
+const char* refusal(Status status);
 
 struct Section {
   std::string path;  ///< "zero_optimization.offload_param"; "" is the top level
@@ -101,6 +114,7 @@ struct Section {
   std::vector<std::string> variants = {};  ///< ... and the values for which it is the one
   std::string switch_key = {};  ///< while this key has its default the section is off: not-built keys may say anything
   bool presence_not_built = false;  ///< the section's mere presence asks for something that is not built
+  std::string differs = {};         ///< of variants: how what their key selects differs from DeepSpeed's
 
   /// Full path of a key of this section.
   std::string path_of(const std::string& name) const { return path.empty() ? name : path + "." + name; }

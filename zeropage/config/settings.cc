@@ -31,8 +31,9 @@ void Settings::fail(const std::string& path, const std::string& what) const {
 }
 
 void fail_at(const std::string& origin, int line, const std::string& path, const std::string& what) {
-  throw ConfigError(fmt::format("{}{}{}: {}", origin, line > 0 ? fmt::format(":{}", line) : "",
-                                path.empty() ? "" : ": " + path, what));
+  throw KeyError(fmt::format("{}{}{}: {}", origin, line > 0 ? fmt::format(":{}", line) : "",
+                             path.empty() ? "" : ": " + path, what),
+                 line, path, what);
 }
 
 }  // namespace zeropage::config

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "zeropage/base/error.h"
 #include "zeropage/config/config.h"
 #include "zeropage/config/schema.h"
 
@@ -61,7 +62,7 @@ class Settings {
   /// Lines about effective values that the document does not spell so.
   std::vector<std::string> notes;
 
-  /// Throws ConfigError "origin:line: path: what"; without the line when the document does not set the key.
+  /// Throws KeyError "origin:line: path: what"; without the line when the document does not set the key.
   [[noreturn]] void fail(const std::string& path, const std::string& what) const;
 
  private:
@@ -70,7 +71,18 @@ class Settings {
   std::unordered_map<std::string, std::size_t> index_;
 };
 
-/// Throws ConfigError "origin:line: path: what"; line 0 and an empty path are left out.
+/// What is wrong with one key.
+class KeyError : public ConfigError {
+ public:
+  KeyError(const std::string& message, int line, std::string path, std::string what)
+      : ConfigError(message), line(line), path(std::move(path)), problem(std::move(what)) {}
+
+  int line;  ///< 0: the document does not have the key
+  std::string path;
+  std::string problem;
+};
+
+/// Throws KeyError "origin:line: path: what"; line 0 and an empty path are left out.
 [[noreturn]] void fail_at(const std::string& origin, int line, const std::string& path, const std::string& what);
 
 }  // namespace zeropage::config

@@ -11,17 +11,17 @@ namespace {
 Section elasticity() {
   Section section{"elasticity", "Batch sizes that fit many world sizes."};
   section.keys = {
-      flag("enabled", false, kNotBuilt, "Turns the section on."),
-      integer("max_train_batch_size", 2000, kNotBuilt, "Largest batch.").at_least(1),
-      floats("micro_batch_sizes", {2, 4, 6}, 0, kNotBuilt, "Micro batch sizes to choose from.").at_least(1),
-      integer("min_gpus", 1, kNotBuilt, "Smallest world size.").at_least(1),
-      integer("max_gpus", 10'000, kNotBuilt, "Largest world size.").at_least(1),
-      integer("min_time", 0, kNotBuilt, "Minutes between two changes.").at_least(0),
-      flag("prefer_larger_batch", true, kNotBuilt, "Choose the largest batch."),
-      flag("ignore_non_elastic_batch_info", false, kNotBuilt, "Let the batch keys stand beside this section."),
-      real("version", 0.2, kNotBuilt, "Version of the rule.").at_least(0),
-      integer("model_parallel_size", 1, kNotBuilt, "Ranks of one copy of the model.").at_least(1),
-      integer("num_gpus_per_node", 1, kNotBuilt, "Ranks of one host.").at_least(1),
+      flag("enabled", false, kRemoved, "Turns the section on."),
+      integer("max_train_batch_size", 2000, kRemoved, "Largest batch.").at_least(1),
+      floats("micro_batch_sizes", {2, 4, 6}, 0, kRemoved, "Micro batch sizes to choose from.").at_least(1),
+      integer("min_gpus", 1, kRemoved, "Smallest world size.").at_least(1),
+      integer("max_gpus", 10'000, kRemoved, "Largest world size.").at_least(1),
+      integer("min_time", 0, kRemoved, "Minutes between two changes.").at_least(0),
+      flag("prefer_larger_batch", true, kRemoved, "Choose the largest batch."),
+      flag("ignore_non_elastic_batch_info", false, kRemoved, "Let the batch keys stand beside this section."),
+      real("version", 0.2, kRemoved, "Version of the rule.").at_least(0),
+      integer("model_parallel_size", 1, kRemoved, "Ranks of one copy of the model.").at_least(1),
+      integer("num_gpus_per_node", 1, kRemoved, "Ranks of one host.").at_least(1),
   };
   section.switch_key = "enabled";
   return section;
@@ -50,7 +50,7 @@ Section autotuning() {
       integer("max_train_micro_batch_size_per_gpu", 1024, kNotBuilt, "Largest micro batch.").at_least(1),
       integer("min_train_micro_batch_size_per_gpu", 1, kNotBuilt, "Smallest micro batch.").at_least(1),
       integer("num_tuning_micro_batch_sizes", 3, kNotBuilt, "Micro batch sizes to try.").at_least(1),
-      switched_section("arg_mappings", "Program arguments for each key."),
+      switched_section("arg_mappings", kNotBuilt, "Program arguments for each key."),
   };
   section.switch_key = "enabled";
   return section;

@@ -11,9 +11,8 @@ namespace {
 std::vector<Choice> optimizer_types() {
   std::vector<Choice> types = {{"Adam"},   {"AdamW"},    {"Lion"},  {"Adagrad"}, {"SGD"},  {"Lamb"},  {"RMSprop"},
                                {"Adamax"}, {"Adadelta"}, {"NAdam"}, {"RAdam"},   {"ASGD"}, {"Rprop"}, {"Muon"}};
-  for (const char* later : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb", "MuAdam", "MuAdamW", "MuSGD"}) {
-    types.push_back({later, false});
-  }
+  for (const char* removed : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb"}) types.push_back({removed, kRemoved});
+  for (const char* later : {"MuAdam", "MuAdamW", "MuSGD"}) types.push_back({later, kNotBuilt});
   return types;
 }
 
@@ -44,7 +43,8 @@ std::vector<Key> adam_keys() {
            "Adam only: true: decoupled decay (AdamW); false: L2 added to the gradient."),
       flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
       flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
-      flag("fp32_optimizer_states", true, kNotBuilt, "Moments in fp32."),
+      flag("fp32_optimizer_states", true, kNotBuilt,
+           "Moments in fp32; for 16 bits write zeropage.optimizer_state_dtype \"bf16\"."),
   };
 }
 
@@ -160,7 +160,7 @@ std::vector<Section> optimizer_tables() {
   optimizer.keys = {
       string("type", {}, kSupported, "Name of the optimizer. \"Adam\" means AdamW unless adam_w_mode is false.")
           .one_of(optimizer_types()),
-      flag("legacy_fusion", false, kNotBuilt, "Fusion of gradients in the 1-bit optimizers."),
+      flag("legacy_fusion", false, kAccepted, "It concerns optimizers that DeepSpeed removed."),
   };
   std::vector<Section> tables = {
       std::move(optimizer),
@@ -173,6 +173,9 @@ std::vector<Section> optimizer_tables() {
   };
   tables.push_back(params_of({"Lamb"}, "Parameters of Lamb.", lamb_keys()));
   tables.push_back(params_of({"Muon"}, "Parameters of Muon, and of AdamW for what Muon does not update.", muon_keys()));
+  tables.back().differs =
+      "one formula at every stage, with any accumulation and offload; gradients are clipped before they are "
+      "orthogonalized, and \"gram\" runs in fp32 on CPUs";
   for (Section& section : torch_tables()) tables.push_back(std::move(section));
   return tables;
 }

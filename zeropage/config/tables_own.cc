@@ -25,7 +25,7 @@ std::vector<Section> own_tables() {
       string("optimizer_state_dtype", {}, kSupported,
              "Type of the moments, which are rounded stochastically below fp32; int8: a byte per element and one per "
              "block of 256 (docs/offload.md).")
-          .one_of({{"fp32"}, {"bf16", true, {"bfloat16"}}, {"int8"}}),
+          .one_of({{"fp32"}, {"bf16", kSupported, {"bfloat16"}}, {"int8"}}),
       string("optimizer_sees", {}, kSupported,
              "What the step of the program's optimizer object looks at to update an element: that element, all of its "
              "parameter, or all parameters of the model; by default it follows from its class (docs/optimizers.md).")

@@ -9,7 +9,9 @@ using enum Status;
 std::vector<Section> precision_tables() {
   Section fp16{"fp16", "Half precision with a loss scale; not together with bf16."};
   fp16.keys = {
-      flag("enabled", false, kSupported, "Parameters, activations and gradients in fp16, master weights in fp32."),
+      flag("enabled", false, kSupported, "Parameters, activations and gradients in fp16, master weights in fp32.")
+          .differing("gradients are divided by the loss scale that they were made with; DeepSpeed (0.19.8) divides by "
+                     "the new one in a step that raises it"),
       flag("auto_cast", false, kSupported, "Cast floating-point inputs of the forward to fp16."),
       real("loss_scale", 0.0, kSupported, "A fixed loss scale; 0: dynamic.").at_least(0),
       integer("initial_scale_power", 16, kSupported, "The dynamic scale starts at 2 to this power.").between(0, 126),
@@ -28,8 +30,9 @@ std::vector<Section> precision_tables() {
   bf16.keys = {
       flag("enabled", false, kSupported, "Parameters, activations and gradients in bf16, master weights in fp32."),
       flag("check_grad_overflow", true, kSupported,
-           "Skip a step, on all ranks, whose gradients are not finite, at any stage."),
-      flag("immediate_grad_update", false, kNotBuilt, "Add gradients to the fp32 sum in the backward hook."),
+           "Skip a step, on all ranks, whose gradients are not finite, at any stage.")
+          .differing("stage 3 checks, too, where DeepSpeed's does not read this key"),
+      flag("immediate_grad_update", false, kAccepted, "Gradients join the sum as the backward makes them already."),
       flag("bf16_master_weights_and_grads", false, kSupported,
            "Parameters are their own masters, rounded stochastically, and gradients add up in bf16. Not with Lamb or "
            "optimizers that PyTorch runs."),
@@ -46,10 +49,10 @@ std::vector<Section> precision_tables() {
       string("dtype", {}, kSupported,
              "Type of autocast; null: bf16. With fp16 losses are scaled, and steps skipped, as the keys of the section "
              "fp16 say.")
-          .one_of(
-              {{"bf16", true, {"bfloat16", "torch.bfloat16"}}, {"fp16", true, {"float16", "half", "torch.float16"}}}),
-      strings("lower_precision_safe_modules", {}, kNotBuilt,
-              "All gradients are exchanged in the type that autograd makes them in, or communication_data_type."),
+          .one_of({{"bf16", kSupported, {"bfloat16", "torch.bfloat16"}},
+                   {"fp16", kSupported, {"float16", "half", "torch.float16"}}}),
+      strings("lower_precision_safe_modules", {}, kAccepted,
+              "Gradients travel in the type that autograd makes them in, or all in communication_data_type."),
   };
   autocast.switch_key = "enabled";
   return {std::move(fp16), std::move(bf16), std::move(autocast)};

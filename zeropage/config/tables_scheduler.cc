@@ -34,7 +34,8 @@ Key warmup_min_lr() {
 
 Key warmup_max_lr() {
   return real("warmup_max_lr", {}, kSupported, "Learning rate after the warm-up; null: each parameter group's own.")
-      .at_least(0);
+      .at_least(0)
+      .deepspeed_default("the first group's, or 0.001");
 }
 
 Key total_num_steps() {

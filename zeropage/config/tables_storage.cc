@@ -11,15 +11,16 @@ namespace {
 Section checkpoint_writer() {
   Section writer{"checkpoint.writer", "How a checkpoint is written."};
   writer.keys = {
-      string("type", "FAST", kNotBuilt, "Writer.").one_of({{"FAST"}, {"PYTHON"}, {"MOCK"}}),
-      flag("decoupled", false, kNotBuilt, "Write while training goes on."),
-      integer("io_buffer_size", 67'108'864, kNotBuilt, "Bytes of the buffer.").at_least(1),
-      flag("io_buffer_double", true, kNotBuilt, "Two buffers."),
-      flag("show_statistics", false, kNotBuilt, "Print figures."),
-      string("data_parallel", {}, kNotBuilt, "Ranks that write.").one_of({{"replica"}, {"socket"}, {"machine"}}),
-      integer("io_multiplier", 1, kNotBuilt, "Writers per rank.").at_least(1),
+      string("type", "FAST", kAccepted, "There is one writer. \"MOCK\", which writes nothing, is refused.")
+          .one_of({{"FAST"}, {"PYTHON"}, {"MOCK", kNotBuilt}}),
+      flag("decoupled", false, kNotBuilt, "Write while training goes on: zeropage.async_save does that."),
+      integer("io_buffer_size", 67'108'864, kAccepted, "The writer chooses its buffers.").at_least(1),
+      flag("io_buffer_double", true, kAccepted, "The writer chooses its buffers."),
+      flag("show_statistics", false, kAccepted, "A save prints no figures."),
+      string("data_parallel", {}, kAccepted, "Each rank writes what it owns.")
+          .one_of({{"replica"}, {"socket"}, {"machine"}}),
+      integer("io_multiplier", 1, kAccepted, "Each rank has one writer.").at_least(1),
   };
-  writer.presence_not_built = true;
   return writer;
 }
 
@@ -42,14 +43,14 @@ std::vector<Section> storage_tables() {
   };
   Section checkpoint{"checkpoint", "Saving and loading."};
   checkpoint.keys = {
-      string("tag_validation", "Warn", kNotBuilt, "What happens when ranks save under different tags.")
+      string("tag_validation", "Warn", kAccepted, "Ranks that save under different tags are an error in any case.")
           .one_of({{"Warn"}, {"Ignore"}, {"Fail"}}),
-      flag("load_universal", false, kNotBuilt, "Load a universal checkpoint."),
+      flag("load_universal", false, kAccepted, "Every checkpoint loads at any world size and stage."),
       flag("use_node_local_storage", false, kNotBuilt, "Every host saves to its own disk."),
-      flag("checkpoint_serialization", true, kNotBuilt, "Serialize tensors with torch.save."),
+      flag("checkpoint_serialization", true, kAccepted, "Tensors are written as they are in memory, without pickles."),
   };
   Section parallel_write{"checkpoint.parallel_write", "Several ranks write at a time."};
-  parallel_write.keys = {flag("pipeline_stage", false, kNotBuilt, "Every pipeline stage writes its layers.")};
+  parallel_write.keys = {flag("pipeline_stage", false, kAccepted, "Each rank writes what it owns already.")};
   Section activation{
       "activation_checkpointing",
       "How `checkpointing.checkpoint` of the Python package works; torch.utils.checkpoint works at every stage."};

@@ -30,7 +30,11 @@ std::vector<Key> batch_keys() {
                 "Samples of one forward and backward on one rank, which the program's loop makes. \"auto\": it follows "
                 "from the other two; 1 when neither is a number."),
       batch_key("gradient_accumulation_steps", "Micro batches per optimizer step."),
-      flag("managed_gradient_accumulation", true, kNotBuilt, "false: every step() is an accumulation boundary."),
+      flag("managed_gradient_accumulation", true, kSupported,
+           "false: every step() updates, after as many backwards as the program runs; each counts as a micro batch. "
+           "Losses are still divided by gradient_accumulation_steps, unless backward(scale_wrt_gas=False) says "
+           "otherwise.")
+          .differing("the same numbers; stages 0 and 1, too, reduce gradients at the end of every backward"),
       integer("data_parallel_size", {}, kNotBuilt, "Ranks of the data-parallel mesh dimension.").at_least(1),
       integer("sequence_parallel_size", 1, kNotBuilt, "Ranks that share one sequence.").at_least(1),
   };
@@ -41,7 +45,8 @@ std::vector<Key> gradient_keys() {
       real("gradient_clipping", 0.0, kSupported,
            "Largest global 2-norm of the gradients; 0 does not clip, as PyTorch. DeepSpeed since 2026-06 clips at 1.0 "
            "when the key is absent: write 1.0 to get that.")
-          .at_least(0),
+          .at_least(0)
+          .deepspeed_default("1.0"),
       flag(
           "prescale_gradients", false, kSupported,
           "Divide gradients by the world size before the reduction instead of after it (against overflow in 16 bits)."),
@@ -50,13 +55,13 @@ std::vector<Key> gradient_keys() {
           .positive(),
       string("gradient_allreduce_op", "mean", kSupported, "How the ranks' gradients become one.")
           .one_of({{"mean"}, {"sum"}}),
-      flag("sparse_gradients", false, kNotBuilt, "Exchange embedding gradients as index and value lists."),
-      flag("disable_allgather", false, kNotBuilt, "Broadcast updated parameters instead of all-gathering them."),
+      flag("sparse_gradients", false, kRemoved, "Exchange embedding gradients as index and value lists."),
+      flag("disable_allgather", false, kAccepted, "Updated parameters are always all-gathered: the same values."),
       string("communication_data_type", {}, kSupported,
              "Type of the gradients on the wire; null: the type the gradients have.")
           .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
-      string("seq_parallel_communication_data_type", "fp32", kNotBuilt,
-             "Type of the reduction between ranks of one sequence.")
+      string("seq_parallel_communication_data_type", "fp32", kAccepted,
+             "No ranks share a sequence, so nothing travels in this type.")
           .one_of({{"fp32"}, {"fp16"}, {"bf16"}}),
   };
 }
@@ -78,33 +83,38 @@ std::vector<Key> other_keys() {
            "Print where the time of a step goes every steps_per_print steps (else 10), by rank 0. On a device each "
            "phase waits for it."),
       flag("memory_breakdown", false, kSupported, "Print memory in use after each phase of the same steps, by rank 0."),
-      string("log_level", {}, kNotBuilt, "Least severe message that is printed."),
-      integer("vocabulary_size", {}, kNotBuilt, "Warn when a vocabulary is not a multiple of 8.").at_least(1),
-      flag("graph_harvesting", false, kNotBuilt, "Capture CUDA graphs of the step."),
-      flag("use_data_before_expert_parallelism", false, kNotBuilt, "Order of the mesh dimensions with experts."),
-      switched_section("amp", "Mixed precision by NVIDIA Apex; use fp16 or bf16."),
-      switched_section("nebula", "The Nebula checkpoint service."),
-      switched_section("datastates_ckpt", "The DataStates checkpoint engine."),
-      switched_section("pipeline", "Pipeline parallelism."),
-      switched_section("tensor_parallel", "Tensor parallelism."),
-      switched_section("expert_parallel", "Expert parallelism."),
-      switched_section("hybrid_engine", "Switching between training and generation kernels."),
-      switched_section("sparse_attention", "Block-sparse attention kernels."),
-      switched_section("curriculum_learning", "Sequence length curriculum."),
-      switched_section("data_efficiency", "Data sampling and token dropping."),
-      switched_section("progressive_layer_drop", "Dropping layers at random while training."),
-      switched_section("eigenvalue", "Eigenvalues for quantized training."),
-      switched_section("quantize_training", "Quantized training."),
-      switched_section("compression_training", "Pruning and quantization while training."),
-      switched_section("weight_quantization", "Quantized weights at load time."),
+      string("log_level", {}, kSupported,
+             "Least severe message that this process prints; null: leave it, \"info\" at first.")
+          .one_of({{"debug"}, {"info"}, {"warning", kSupported, {"warn"}}, {"error"}, {"critical"}}),
+      flag("disable_python_gc", false, kSupported,
+           "Python's cyclic garbage collector runs once when the engine is made, and then only when "
+           "engine.collect_python_gc() is called, until the last such engine ends. C++ programs have none."),
+      integer("vocabulary_size", {}, kSupported, "Warn when a vocabulary is not a multiple of 8.").at_least(1),
+      flag("graph_harvesting", false, kRemoved, "Capture CUDA graphs of the step."),
+      flag("use_data_before_expert_parallelism", false, kAccepted, "There are no groups of experts to order."),
+      switched_section("amp", kRemoved, "Mixed precision by NVIDIA Apex; use fp16 or bf16."),
+      switched_section("nebula", kRemoved, "The Nebula checkpoint service."),
+      switched_section("datastates_ckpt", kNotBuilt, "The DataStates checkpoint engine."),
+      switched_section("pipeline", kNotBuilt, "Pipeline parallelism."),
+      switched_section("tensor_parallel", kNotBuilt, "Tensor parallelism."),
+      switched_section("expert_parallel", kNotBuilt, "Expert parallelism."),
+      switched_section("hybrid_engine", kNotBuilt, "Switching between training and generation kernels."),
+      switched_section("sparse_attention", kRemoved, "Block-sparse attention kernels."),
+      switched_section("curriculum_learning", kRemoved, "Sequence length curriculum."),
+      switched_section("data_efficiency", kNotBuilt, "Data sampling and token dropping."),
+      switched_section("progressive_layer_drop", kRemoved, "Dropping layers at random while training."),
+      switched_section("eigenvalue", kRemoved, "Eigenvalues for quantized training."),
+      switched_section("quantize_training", kRemoved, "Quantized training."),
+      switched_section("compression_training", kRemoved, "Pruning and quantization while training."),
+      switched_section("weight_quantization", kNotBuilt, "Quantized weights at load time."),
   };
 }
 
 Key dtype_key(std::string name, std::string doc) {
   return string(std::move(name), {}, kSupported, std::move(doc))
-      .one_of({{"fp32", true, {"float32", "float", "torch.float32", "torch.float"}},
-               {"fp16", true, {"float16", "half", "torch.float16", "torch.half"}},
-               {"bf16", true, {"bfloat16", "torch.bfloat16"}}});
+      .one_of({{"fp32", kSupported, {"float32", "float", "torch.float32", "torch.float"}},
+               {"fp16", kSupported, {"float16", "half", "torch.float16", "torch.half"}},
+               {"bf16", kSupported, {"bfloat16", "torch.bfloat16"}}});
 }
 
 }  // namespace
@@ -119,7 +129,8 @@ std::vector<Section> top_level_tables() {
       dtype_key(
           "grad_accum_dtype",
           "Type in which gradients are summed; null: fp32. A whole gradient that is only stored (stages 0 and 1, one "
-          "accumulation step) has the parameters' type until two meet in one update."),
+          "accumulation step) has the parameters' type until two meet in one update.")
+          .deepspeed_default("the parameters' type; null means fp32 here"),
       dtype_key("param_dtype",
                 "Type of parameters: that of the enabled precision section, or instead of one; null and no section: "
                 "bf16 parameters stay bf16, with fp32 masters, and all others are fp32."),

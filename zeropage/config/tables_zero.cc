@@ -32,20 +32,26 @@ std::vector<Key> stage_keys() {
            "hence true at every stage; DeepSpeed's default is true at stage 3 only."),
       flag("load_from_fp32_weights", true, kAccepted,
            "Master weights are kept in checkpoints, so they are what is loaded."),
-      flag("elastic_checkpoint", false, kNotBuilt, "The old format; checkpoints here load at any world size."),
+      flag("elastic_checkpoint", false, kAccepted, "Checkpoints load at any world size and stage."),
       integer("sub_group_size", 1'000'000'000, kAccepted, "The update goes page by page, never over a larger group.")
-          .at_least(1)
+          .at_least(0)
           .or_fraction(),
       flag("ignore_unused_parameters", true, kNotBuilt,
            "Parameters without a gradient are left as they are; false: an error."),
-      flag("legacy_stage1", false, kNotBuilt, "The first implementation of stage 1, which the reference removed."),
+      flag("legacy_stage1", false, kNotBuilt, "The first implementation of stage 1, which DeepSpeed refuses, too."),
       flag("round_robin_gradients", false, kAccepted, "Every page is spread evenly over all ranks already."),
       flag("memory_efficient_linear", true, kAccepted, "Linear layers keep no gathered copy of their weights here."),
-      flag("pipeline_loading_checkpoint", false, kNotBuilt, "Load the pieces of a checkpoint in turns."),
+      flag("pipeline_loading_checkpoint", false, kAccepted, "Each rank reads only what it keeps of a checkpoint."),
       flag("override_module_apply", true, kAccepted, "Module.apply works at every stage without being replaced."),
       flag("log_trace_cache_warnings", false, kAccepted, "There is no trace of modules to warn about."),
-      flag("enable_sanity_checks", false, kNotBuilt, "Extra checks of the sharded state."),
+      flag("enable_sanity_checks", false, kAccepted,
+           "Ranks always compare what they are about to do, and what they hold alike (zeropage.replica_check_steps)."),
       flag("save_muon_momentum_buffer_in_memory", false, kAccepted, "Muon's momentum stays in memory in any case."),
+      flag("compute_grad_norm", true, kSupported,
+           "false: no norm of the gradients, which get_global_grad_norm() says; not with gradient_clipping. Where no "
+           "step can be skipped (fp32; bf16 without check_grad_overflow) gradients are then read once less.")
+          .differing("works at every stage and with offload, too"),
+      flag("parameter_alignment", false, kAccepted, "Every parameter starts at a multiple of 64 elements of its page."),
   };
 }
 
@@ -94,8 +100,8 @@ std::vector<Key> later_keys() {
       flag("zero_quantized_weights", false, kNotBuilt, "ZeRO++: gather parameters in 8 bits."),
       flag("zero_quantized_nontrainable_weights", false, kNotBuilt, "ZeRO++: the same for frozen parameters."),
       flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
-      integer("mics_shard_size", -1, kNotBuilt, "MiCS: ranks that share one copy of the state.").at_least(-1),
-      flag("mics_hierarchical_params_gather", false, kNotBuilt, "MiCS: gather between nodes, then inside."),
+      integer("mics_shard_size", -1, kRemoved, "MiCS: ranks that share one copy of the state.").at_least(-1),
+      flag("mics_hierarchical_params_gather", false, kRemoved, "MiCS: gather between nodes, then inside."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),
       flag("cpu_offload_param", false, kSupported, "Deprecated form of offload_param.device \"cpu\"."),
       flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
@@ -150,9 +156,11 @@ Section offload_optimizer() {
           "ratio", 1.0, kSupported,
           "Share of the optimizer state that is offloaded, and of the update that runs on the host, in whole pages; at "
           "every stage.")
-          .between(0, 1),
-      flag("super_offload", false, kNotBuilt, "SuperOffload."),
-      real("cpuadam_cores_perc", 0.8, kNotBuilt, "Share of the cores for SuperOffload.").between(0, 1),
+          .between(0, 1)
+          .differing("works at every stage, not at stage 3 only"),
+      flag("super_offload", false, kAccepted,
+           "Updates of offloaded state overlap with the backward without it (zeropage.speculation_bytes)."),
+      real("cpuadam_cores_perc", 0.8, kAccepted, "A rank's threads update, OMP_NUM_THREADS of them.").between(0, 1),
   };
   section.switch_key = "device";
   return section;
@@ -188,8 +196,8 @@ std::vector<Section> zero_tables() {
   }
   Section loco{"zero_optimization.zeropp_loco_param", "ZeRO++: error feedback of quantized gradients."};
   loco.keys = {
-      real("err_beta", 0.8, kNotBuilt, "Moving average of the error.").between(0, 1),
-      integer("reset_T", 1024, kNotBuilt, "Steps after which the error is reset.").at_least(1),
+      real("err_beta", 0.8, kRemoved, "Moving average of the error.").between(0, 1),
+      integer("reset_T", 1024, kRemoved, "Steps after which the error is reset.").at_least(1),
   };
   loco.presence_not_built = true;
   Section leaf{"zero_optimization.leaf_module",

@@ -164,6 +164,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
                                   *impl->communicator);
   impl->micro_batch_size = impl->config.batch.micro_batch_size;
   const bool first = impl->world.rank == 0;
+  if (impl->config.log_level) set_log_level(*impl->config.log_level);
   if (first) {
     for (const std::string& note : config::notes(config.text(), config.origin())) log_warn(note);
   }

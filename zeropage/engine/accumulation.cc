@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "zeropage/base/error.h"
 
 namespace zeropage::engine {
@@ -14,9 +16,10 @@ std::int64_t at_least_one(std::int64_t value, const char* what) {
 
 }  // namespace
 
-AccumulationWindow::AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples)
+AccumulationWindow::AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples, bool counted)
     : steps_(at_least_one(steps, "gradient accumulation steps")),
-      micro_batch_samples_(at_least_one(micro_batch_samples, "the samples of a micro batch")) {}
+      micro_batch_samples_(at_least_one(micro_batch_samples, "the samples of a micro batch")),
+      counted_(counted) {}
 
 void AccumulationWindow::set_steps(std::int64_t steps) { steps_ = at_least_one(steps, "gradient accumulation steps"); }
 
@@ -25,10 +28,12 @@ void AccumulationWindow::set_micro_batch_samples(std::int64_t samples) {
 }
 
 void AccumulationWindow::end_micro_step() {
-  ++ended_;
-  ++micro_steps_;
-  window_samples_ += micro_batch_samples_;
-  backward_ = false;
+  // A step without a backward uses what the program left in p.grad: one micro batch.
+  const std::int64_t micro_steps = counted_ ? 1 : std::max<std::int64_t>(backwards_, 1);
+  ended_ += micro_steps;
+  micro_steps_ += micro_steps;
+  window_samples_ += micro_steps * micro_batch_samples_;
+  backwards_ = 0;
 }
 
 void AccumulationWindow::end() {
@@ -39,7 +44,7 @@ void AccumulationWindow::end() {
 void AccumulationWindow::restart() {
   ended_ = 0;
   window_samples_ = 0;
-  backward_ = false;
+  backwards_ = 0;
 }
 
 }  // namespace zeropage::engine

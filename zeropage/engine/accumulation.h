@@ -9,6 +9,8 @@
 ///      early does not shorten the one after it.
 ///   4. New accumulation steps hold at once: a window that is already as long, or longer, ends with its next micro
 ///      step.
+///   5. Where micro steps are not counted (managed_gradient_accumulation false) every step() is a boundary, and each
+///      backward before it a micro step.
 ///
 /// The engine owns it; the reducer is told by the engine, and Python asks the engine.
 #pragma once
@@ -20,8 +22,8 @@ namespace zeropage::engine {
 
 class AccumulationWindow {
  public:
-  /// Both at least 1. `micro_batch_samples`: of all ranks, in one micro step.
-  AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples);
+  /// Both at least 1. `micro_batch_samples`: of all ranks, in one micro step. `counted`: see 5.
+  AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples, bool counted = true);
 
   /// Micro steps of a window. Errors of the setters: UsageError for less than 1.
   std::int64_t steps() const { return steps_; }
@@ -32,17 +34,17 @@ class AccumulationWindow {
   void force(std::optional<bool> boundary) { forced_ = boundary; }
 
   /// Whether the next step() ends the window.
-  bool at_boundary() const { return forced_.value_or(ended_ + 1 >= steps_); }
+  bool at_boundary() const { return forced_.value_or(!counted_ || ended_ + 1 >= steps_); }
 
   /// Whether nothing has happened in this window yet.
-  bool is_new() const { return ended_ == 0 && !backward_; }
+  bool is_new() const { return ended_ == 0 && backwards_ == 0; }
 
   /// Micro steps of this window that have ended.
   std::int64_t ended() const { return ended_; }
 
   /// A backward has run since the last step().
-  bool had_backward() const { return backward_; }
-  void note_backward() { backward_ = true; }
+  bool had_backward() const { return backwards_ > 0; }
+  void note_backward() { ++backwards_; }
 
   /// step() was called.
   void end_micro_step();
@@ -60,7 +62,7 @@ class AccumulationWindow {
   std::int64_t samples() const { return samples_; }
   void set_samples(std::int64_t samples) { samples_ = samples; }
 
-  /// Calls of step(), in all windows.
+  /// Calls of step(), in all windows; not counted: backwards before them.
   std::int64_t micro_steps() const { return micro_steps_; }
   void set_micro_steps(std::int64_t micro_steps) { micro_steps_ = micro_steps; }
 
@@ -68,9 +70,10 @@ class AccumulationWindow {
   std::int64_t steps_;
   std::int64_t micro_batch_samples_;
   std::optional<bool> forced_;
+  bool counted_;
   std::int64_t ended_ = 0;
   std::int64_t window_samples_ = 0;
-  bool backward_ = false;
+  std::int64_t backwards_ = 0;  ///< since the last step()
   std::int64_t samples_ = 0;
   std::int64_t micro_steps_ = 0;
 };

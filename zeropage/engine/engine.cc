@@ -25,7 +25,8 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       state_(inputs, config_, communicator_, device_, ledger_),
       steps_(inputs.size()),
       window_(config_.batch.accumulation_steps,
-              std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size()) {
+              std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size(),
+              config_.batch.counted) {
   require_one_pass(config_, device_);
   reducer_ = std::make_unique<reduce::Reducer>(
       state_.layout(), state_.tensors(), reductions ? recorder_.observed(std::move(reductions)) : communicator_,
@@ -43,8 +44,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   reducer_->before_gradients([this] { before_gradient(); });
   values_ = std::make_unique<ParameterValues>(config_, state_, *reducer_, *speculation_, *gradients_, *communicator_,
                                               device_, steps_);
-  if (config_.precision == config::Precision::kFp16 || config_.autocast_dtype == DType::kFloat16)
-    scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
+  if (scales_losses(config_)) scaler_ = std::make_unique<optim::LossScaler>(config_.loss_scale);
   if (config_.schedule.kind != config::ScheduleKind::kNone) {
     schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
     take_scheduled();

@@ -33,7 +33,8 @@ bool Engine::Impl::open_backward() {
   recorder_.end_forward();
   if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
   const bool boundary = window_.at_boundary();
-  if (boundary) speculation_->begin(divisor(), groups_, steps_);
+  // Where micro steps are not counted nobody knows which backward is the last.
+  if (boundary && config_.batch.counted) speculation_->begin(divisor(), groups_, steps_);
   backward_failed_ = true;
   return boundary;
 }

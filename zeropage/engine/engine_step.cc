@@ -71,10 +71,8 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   state_.absorb_replaced();
   GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
-  last_.gradient_norm = norm;
-  const bool checked =
-      scaler_ != nullptr || (config_.precision == config::Precision::kBf16 && config_.gradients.check_overflow);
-  const bool overflow = checked && !std::isfinite(global_check.sum_of_squares);
+  if (config_.gradients.norm) last_.gradient_norm = norm;
+  const bool overflow = checks_overflow(config_) && !std::isfinite(global_check.sum_of_squares);
   if (overflow) {
     speculation_->undo();
     last_.undone = last_.pages_ahead > 0;

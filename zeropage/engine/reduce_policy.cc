@@ -6,6 +6,15 @@
 
 namespace zeropage::engine {
 
+bool scales_losses(const config::Config& config) {
+  return config.precision == config::Precision::kFp16 || config.autocast_dtype == DType::kFloat16;
+}
+
+bool checks_overflow(const config::Config& config) {
+  if (config.precision == config::Precision::kBf16) return config.gradients.check_overflow;
+  return scales_losses(config);
+}
+
 reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
                                    const std::shared_ptr<Ledger>& ledger) {
   const Placement placement = placement_of_stage(config.zero.stage);
@@ -30,7 +39,8 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.fp32_travel = !config.gradients.communication_dtype;
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
-  policy.squares_before_travel = !device.is_cpu();
+  policy.squares = config.gradients.norm || checks_overflow(config);
+  policy.squares_before_travel = policy.squares && !device.is_cpu();
   if (!formula::gradients_on_disk(config)) return policy;
   policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;

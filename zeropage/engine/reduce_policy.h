@@ -11,6 +11,12 @@
 
 namespace zeropage::engine {
 
+/// Whether losses are multiplied by a scale: fp16, of the model or of autocast.
+bool scales_losses(const config::Config& config);
+
+/// Whether a step whose gradients are not finite is skipped: with a loss scale, and in bf16 unless switched off.
+bool checks_overflow(const config::Config& config);
+
 /// `rank`: this one. Makes the place on a drive where gradients shall live there. Errors: those of io::Store.
 reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
                                    const std::shared_ptr<Ledger>& ledger);

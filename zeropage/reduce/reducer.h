@@ -82,6 +82,7 @@ struct ReducePolicy {
       {};                       ///< what these two become when whole gradients that were only stored add up after all
   std::vector<bool> offloaded;  ///< per page: its shard lives at `host`; empty: none does
   memory::MemoryPlace host = c10::Device(c10::kCPU);
+  bool squares = true;                 ///< false: nobody asks for them, and none are summed
   bool squares_before_travel = false;  ///< a first sum is squared on its device before it travels to `host`
 
   /// Where the shards of the pages it has live instead; null: none do.
@@ -162,7 +163,8 @@ class Reducer {
   const at::Tensor& kept(int parameter) const { return kept_[parameter]; }
 
   /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the
-  /// order of Layout::shard_segments, after `finish`. Empty where there is no sum. On a device those of all pages are
+  /// order of Layout::shard_segments, after `finish`. Empty where there is no sum, and without policy.squares. On a
+  /// device those of all pages are
   /// fetched by the first call, which waits. Errors: as comm::poll_until.
   std::vector<double> squares(int page);
 

@@ -31,6 +31,7 @@ std::vector<optim::SquaredPiece> Reducer::squared_pieces(int page, const void* d
 /// Of this rank's whole shard, as it will be stored, before `shard` is used for something else.
 void Reducer::square_before_travel(int page, const at::Tensor& shard) {
   forget_squares(page);
+  if (!policy_.squares) return;
   device_squares_.add(page, squared_pieces(page, shard.const_data_ptr(), dtype_of(shard.scalar_type())));
   device_squares_.start();
 }
@@ -38,7 +39,7 @@ void Reducer::square_before_travel(int page, const at::Tensor& shard) {
 /// A sum that is on the device, and of which nobody has summed the squares.
 void Reducer::square_where_it_is(int page) {
   const auto& state = pages_[page];
-  if (!state.filled || state.result_device.is_cpu() || device_squares_.has(page)) return;
+  if (!policy_.squares || !state.filled || state.result_device.is_cpu() || device_squares_.has(page)) return;
   device_squares_.add(page, squared_pieces(page, summed_shard(page), state.result_dtype));
 }
 
@@ -60,6 +61,7 @@ std::size_t Reducer::segment_at(int page, std::int64_t offset) const {
 
 /// Elements [begin, begin + numel) of this rank's shard, which stand at `data`.
 void Reducer::add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel) {
+  if (!policy_.squares) return;
   auto& state = pages_[page];
   const std::int64_t first = communicator_->rank() * layout_->pages()[page].shard_numel + begin;
   const std::int64_t last = first + numel;
@@ -76,6 +78,7 @@ void Reducer::add_squares(int page, const std::byte* data, DType dtype, std::int
 /// For who is about to write this rank's whole shard to `data`.
 comm::OnReduced Reducer::watch(int page, const std::byte* data, DType dtype) {
   forget_squares(page);
+  if (!policy_.squares) return {};
   return [=, this](std::int64_t begin, std::int64_t numel) {
     if (begin == 0)
       forget_squares(page);  // those of a writer before, which was still at work when this one was announced
@@ -86,6 +89,7 @@ comm::OnReduced Reducer::watch(int page, const std::byte* data, DType dtype) {
 /// For who is about to write a parameter's gradient, where it will not be written again (stores_sums): its squares
 /// begin anew.
 comm::OnReduced Reducer::watch_parameter(int parameter, const std::byte* data, DType dtype) {
+  if (!policy_.squares) return {};
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
   const std::size_t i = segment_at(page, layout_->offset_of(parameter));
@@ -99,6 +103,7 @@ comm::OnReduced Reducer::watch_parameter(int parameter, const std::byte* data, D
 
 std::vector<double> Reducer::squares(int page) {
   const auto& state = pages_[page];
+  if (!policy_.squares) return {};
   if (device_squares_.has(page)) return device_squares_.sums(page);
   if (!state.filled) return {};
   std::vector<double> sums;
