@@ -23,5 +23,6 @@ void init_session(py::module_& module);
 void init_values(py::module_& module);
 void init_checkpoint(py::module_& module);
 void init_init(py::module_& module);
+void init_kernels(py::module_& module);
 
 }  // namespace zeropage::python

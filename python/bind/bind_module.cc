@@ -42,6 +42,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_values(module);
   init_checkpoint(module);
   init_init(module);
+  init_kernels(module);
   module.def(
       "set_device_kernels",
       [](int device_type, const std::optional<py::capsule>& kernels) {

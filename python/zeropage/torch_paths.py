@@ -5,7 +5,8 @@ that marks parameters (paging/parameter_link.h), which no kernel of theirs is re
      tensor of the same kind.
   2. Higher-order operators (`torch.cond`, flex_attention) are dispatched in Python, where fallbacks of C++ do not
      exist: the key falls through. The operators that run inside of them are dispatched as always.
-  3. Profilers read the address in every storage that they meet. While one runs, the guard of an absent parameter lets
+  3. Compiled code has kernels that read addresses, which no dispatcher sees (compiled_graphs.py).
+  4. Profilers read the address in every storage that they meet. While one runs, the guard of an absent parameter lets
      them.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 
 from . import _C
+from .compiled_graphs import fetch_in_compiled_code
 
 _KEY = torch._C._parse_dispatch_key(_C.PARAMETER_KEY)
 
@@ -30,6 +32,7 @@ def pass_by_mark(held: Callable[[], Iterable[torch.Tensor]]) -> None:
         operator.fallthrough(_KEY)
     for name in ("new", "new_tensor"):
         setattr(torch.Tensor, name, _of_unmarked(getattr(torch.Tensor, name)))
+    fetch_in_compiled_code(held)
     profiler = torch.autograd.profiler
     profiler._run_on_profiler_start = _and_say(profiler._run_on_profiler_start, True, held)
     profiler._run_on_profiler_stop = _and_say(profiler._run_on_profiler_stop, False, held)

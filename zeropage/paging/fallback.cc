@@ -7,7 +7,6 @@
 #include <ATen/ops/add.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
-#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <mutex>
@@ -16,6 +15,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/host_error.h"
 #include "zeropage/paging/parameter_link.h"
+#include "zeropage/paging/pinned_pages.h"
 
 namespace zeropage::paging {
 namespace {
@@ -23,55 +23,11 @@ namespace {
 std::atomic<std::int64_t> fallback_calls{0};  // for the self-test
 thread_local std::shared_ptr<ResultWatcher> watcher_of_thread;
 
-/// The pages that one operator uses, pinned until it is done.
-class PinnedPages {
- public:
-  void use(const at::Tensor& tensor, bool writes, const c10::OperatorHandle& op) {
-    if (!tensor.defined() || !tensor.unsafeGetTensorImpl()->has_storage()) return;
-    ParameterLink* link = link_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
-    if (link == nullptr || (!link->paged && !writes)) return;
-    PageTable* pager = link->handle->pager.load(std::memory_order_acquire);
-    if (pager == nullptr) return;
-    if (!link->paged) {
-      pager->note_write(link->page);
-      return;
-    }
-    if (timeline_ == nullptr && link->handle->timeline) begin(*link, op);
-    pager->touch(link->page, writes, op.schema().name());
-    pinned_.emplace_back(link->handle, link->page);
-  }
-
-  ~PinnedPages() {
-    if (timeline_ != nullptr) timeline_->add(SpanKind::kOperator, name_, page_, begin_ns_);
-    for (auto& [handle, page] : pinned_) {
-      // The operator may have given the storage other memory, and so ended the last page of an Init scope.
-      if (PageTable* pager = handle->pager.load(std::memory_order_acquire)) pager->unpin(page);
-    }
-  }
-
- private:
-  void begin(const ParameterLink& link, const c10::OperatorHandle& op) {
-    timeline_ = link.handle->timeline;
-    name_ = op.schema().name();
-    page_ = link.page;
-    begin_ns_ = Timeline::now_ns();
-  }
-
-  c10::SmallVector<std::pair<std::shared_ptr<PagerHandle>, int>, 4> pinned_;
-  std::shared_ptr<Timeline> timeline_;  // observed: of the first page, as the next three
-  std::string_view name_;
-  int page_ = -1;
-  std::int64_t begin_ns_ = 0;
-};
-
 void use_value(const c10::IValue& value, bool writes, const c10::OperatorHandle& op, PinnedPages& pages) {
   if (value.isTensor()) {
-    const at::Tensor& tensor = value.toTensor();
-    if (tensor.defined() && is_marked(tensor)) pages.use(tensor, writes, op);
+    pages.use(value.toTensor(), writes, op.schema().name());
   } else if (value.isTensorList()) {
-    for (const at::Tensor& tensor : value.toTensorVector()) {
-      if (tensor.defined() && is_marked(tensor)) pages.use(tensor, writes, op);
-    }
+    for (const at::Tensor& tensor : value.toTensorVector()) pages.use(tensor, writes, op.schema().name());
   } else if (value.isList()) {
     for (const auto& element : value.toListRef()) use_value(element, writes, op, pages);
   }

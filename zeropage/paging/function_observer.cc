@@ -18,6 +18,8 @@ struct PageUse {
 };
 using PageUses = std::vector<PageUse>;
 
+thread_local bool pass_by_next = false;
+
 /// Process-wide, since RecordFunction callbacks are plain functions.
 struct ObserverState {
   std::mutex mutex;
@@ -79,6 +81,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& function
   }
   // Operators (the fallback sees them) have a name, and what else torch records by hand has no sequence number.
   if (function.operator_name().has_value() || function.seqNr() < 0) return nullptr;
+  if (std::exchange(pass_by_next, false)) return nullptr;
   PageUses uses = pages_of(function.inputs());
   if (uses.empty()) return nullptr;
   for (auto& use : uses) use.handle->functions_seen.store(true);
@@ -119,5 +122,9 @@ void FunctionObserver::forget(const PagerHandle& pager) {
   std::lock_guard<std::mutex> lock(state.mutex);
   std::erase_if(state.forwards, [&](const auto& entry) { return entry.second.front().handle.get() == &pager; });
 }
+
+UnobservedFunction::UnobservedFunction() { pass_by_next = true; }
+
+UnobservedFunction::~UnobservedFunction() { pass_by_next = false; }
 
 }  // namespace zeropage::paging

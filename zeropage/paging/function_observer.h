@@ -6,6 +6,8 @@
 ///      and pinned until the forward is over, and remembered under (thread, sequence number).
 ///   2. The function's backward node is recorded with the same pair: the pages are pinned again while it runs.
 ///   3. When the first step found no such function the callback goes away, and costs nothing; else it stays.
+/// Compiled graphs are such functions, too. Those whose operators and kernels fetch parameters by themselves are called
+/// within an UnobservedFunction (python/zeropage/compiled_graphs.py), and get nothing pinned here.
 /// Torch swallows exceptions of these callbacks. So when a page cannot be gathered, the guard on its storage stays,
 /// with the cause as its message, and the function's raw access raises that.
 #pragma once
@@ -31,6 +33,15 @@ class FunctionObserver {
 
   /// Forgets forwards of this pager whose backward never came; called at the end of a step.
   static void forget(const PagerHandle& pager);
+};
+
+/// While one of these exists, the next custom function that this thread calls, and its backward, are passed by.
+class UnobservedFunction {
+ public:
+  UnobservedFunction();
+  ~UnobservedFunction();
+  UnobservedFunction(const UnobservedFunction&) = delete;
+  UnobservedFunction& operator=(const UnobservedFunction&) = delete;
 };
 
 }  // namespace zeropage::paging

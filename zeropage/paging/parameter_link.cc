@@ -66,6 +66,12 @@ ParameterLink* link_of(c10::StorageImpl* storage) {
   return static_cast<ParameterLink*>(data.get_context());
 }
 
+bool is_paged(const at::Tensor& tensor) {
+  if (!tensor.defined() || !is_marked(tensor) || !tensor.unsafeGetTensorImpl()->has_storage()) return false;
+  const ParameterLink* link = link_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+  return link != nullptr && link->paged;
+}
+
 c10::Storage make_linked_storage(std::unique_ptr<ParameterLink> link, void* data, std::int64_t bytes,
                                  c10::Device device) {
   return c10::Storage(c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), bytes,

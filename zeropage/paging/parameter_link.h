@@ -62,6 +62,9 @@ void mark(const at::Tensor& tensor);
 void unmark(const at::Tensor& tensor);
 inline bool is_marked(const at::Tensor& tensor) { return tensor.key_set().has(kParameterKey); }
 
+/// Whether `tensor` is a parameter of a sharded page, or an alias of one. Costs a few pointer reads.
+bool is_paged(const at::Tensor& tensor);
+
 /// The link of a storage, or null when it is not a parameter's.
 ParameterLink* link_of(c10::StorageImpl* storage);
 

@@ -1,0 +1,103 @@
+#include "zeropage/memory/torch_config.h"
+
+// The casters of tensors come after torch's configuration.
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/python_variable.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "python/bind/bind.h"
+#include "zeropage/paging/function_observer.h"
+#include "zeropage/paging/pinned_pages.h"
+
+namespace zeropage::python {
+namespace {
+
+struct Use {
+  at::Tensor tensor;
+  bool writes;
+};
+
+/// Python's callable, called with positional and named arguments as they are.
+py::object forward(const py::object& callable, const py::args& arguments, const py::kwargs& named) {
+  PyObject* result = PyObject_Call(callable.ptr(), arguments.ptr(), named.empty() ? nullptr : named.ptr());
+  if (result == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+/// A callable that reads its tensors by address: their pages are pinned while it runs.
+class PinnedCall {
+ public:
+  PinnedCall(py::object callable, std::string name, std::vector<bool> written)
+      : callable_(std::move(callable)), name_(std::move(name)), written_(std::move(written)) {}
+
+  py::object call(const py::args& arguments, const py::kwargs& named) {
+    std::vector<Use> uses;
+    std::size_t position = 0;
+    collect(arguments, position, uses);
+    for (const auto& [key, value] : named) collect_one(value, position, uses);
+    if (uses.empty()) return forward(callable_, arguments, named);
+    paging::PinnedPages pages;
+    {
+      py::gil_scoped_release unlocked;
+      for (const auto& use : uses) pages.use(use.tensor, use.writes, name_);
+    }
+    return forward(callable_, arguments, named);
+  }
+
+ private:
+  /// Tensors of a list or tuple, the inner ones included, are counted one after the other.
+  void collect(const py::handle& sequence, std::size_t& position, std::vector<Use>& uses) {
+    for (const auto& value : sequence) collect_one(value, position, uses);
+  }
+
+  void collect_one(const py::handle& value, std::size_t& position, std::vector<Use>& uses) {
+    if (py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value)) {
+      collect(value, position, uses);
+      return;
+    }
+    const std::size_t index = position++;
+    if (!THPVariable_Check(value.ptr())) return;
+    const at::Tensor& tensor = THPVariable_Unpack(value.ptr());
+    if (paging::is_marked(tensor)) uses.push_back({tensor, index < written_.size() && written_[index]});
+  }
+
+  py::object callable_;
+  std::string name_;
+  std::vector<bool> written_;
+};
+
+/// A callable whose custom function finds the pages that it needs by itself.
+class UnobservedCall {
+ public:
+  explicit UnobservedCall(py::object callable) : callable_(std::move(callable)) {}
+
+  py::object call(const py::args& arguments, const py::kwargs& named) {
+    const paging::UnobservedFunction scope;
+    return forward(callable_, arguments, named);
+  }
+
+ private:
+  py::object callable_;
+};
+
+}  // namespace
+
+void init_kernels(py::module_& module) {
+  py::class_<PinnedCall>(module, "PinnedCall",
+                         "Calls a kernel that reads its tensors by address, with the pages of parameters resident.")
+      .def(py::init<py::object, std::string, std::vector<bool>>(), py::arg("callable"), py::arg("name"),
+           py::arg("written"), "written: by position, whether the kernel writes the argument.")
+      .def("__call__", &PinnedCall::call);
+  module.def("is_paged", &paging::is_paged, py::arg("tensor"),
+             "Whether a tensor is a sharded parameter, or an alias of one: absent when nothing uses it.");
+  py::class_<UnobservedCall>(module, "UnobservedCall", py::dynamic_attr(),
+                             "Calls what runs one custom function that needs no page before its operators do.")
+      .def(py::init<py::object>(), py::arg("callable"))
+      .def("__call__", &UnobservedCall::call);
+}
+
+}  // namespace zeropage::python
