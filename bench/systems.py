@@ -48,9 +48,12 @@ def ddp(config: GptConfig, batch: torch.Tensor) -> Step:
     return _plain_step(model, torch.optim.AdamW(model.parameters(), fused=True, **ADAMW), batch)
 
 
-def fsdp2(config: GptConfig, batch: torch.Tensor) -> Step:
-    """`fully_shard` of every block and of the rest, fused AdamW."""
+def fsdp2(config: GptConfig, batch: torch.Tensor, compiled: bool = False) -> Step:
+    """`fully_shard` of every block and of the rest, fused AdamW. compiled: every block by itself, as PyTorch advises:
+    the hooks between them cannot be compiled."""
     model = Gpt(config)
+    for block in model.blocks if compiled else ():
+        block.compile(fullgraph=True)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
@@ -65,9 +68,9 @@ def live_quarter(config: GptConfig) -> dict[str, int]:
     return {"stage3_max_live_parameters": numel // 4}
 
 
-def engine(
+def make_engine(
     config: GptConfig, batch: torch.Tensor, stage: int, zero: dict | None = None, communicator: str = "auto"
-) -> Step:
+) -> zeropage.ZeropageEngine:
     """Ours, as configured by default but for `zero`."""
     core, _, _, _ = zeropage.initialize(
         model=Gpt(config),
@@ -78,7 +81,10 @@ def engine(
             "zeropage": {"communicator": communicator},
         },
     )
+    return core
 
+
+def engine_step(core: zeropage.ZeropageEngine, batch: torch.Tensor) -> Step:
     def step() -> torch.Tensor:
         loss = core(batch)
         core.backward(loss)
@@ -86,3 +92,8 @@ def engine(
         return loss.detach()
 
     return step
+
+
+def engine(config: GptConfig, batch: torch.Tensor, stage: int, **settings: object) -> Step:
+    """A step of `make_engine`, which takes the settings."""
+    return engine_step(make_engine(config, batch, stage, **settings), batch)

@@ -4,7 +4,7 @@ import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,10 +15,11 @@ from torch.utils.checkpoint import checkpoint
 from training import config_of, flat_parameters, part_of_batch, token_batch
 
 import zeropage
-from zeropage.compiled_graphs import _hook_inductor
+from zeropage.compiled_graphs import _hook_inductor, _pin_in_kernels
 from zeropage.testing import run_ranks
 
 WORLD, STEPS, BLOCKS, WIDTH = 2, 3, 8, 32
+LIVE_NUMEL = 2 * 4 * WIDTH * WIDTH + 1000  # any two parameters, and no more
 ROUNDING = 2e-5  # of parameters after STEPS steps at a learning rate of 1e-2
 
 
@@ -84,12 +85,12 @@ class Outcome:
 
 
 def config_of_case(case: Case) -> dict[str, Any]:
-    """A page for every parameter; room for any two and no more."""
+    """A page for every parameter."""
     return config_of(
         case.stage,
         accumulation=case.accumulation,
         eps=1e-4,
-        zero_optimization={"stage3_max_live_parameters": 2 * 4 * WIDTH * WIDTH + 1000},
+        zero_optimization={"stage3_max_live_parameters": LIVE_NUMEL},
         zeropage={"page_numel": 1, "timeout_ms": 120_000},
     )
 
@@ -256,7 +257,7 @@ def train_unusual_code() -> dict[str, Any]:
     model.compile(fullgraph=True)
     with torch.no_grad():
         found["loss without gradients"] = engine(*token_batch(0)).item()
-    found["evaluation peak"] = engine._core.pager_stats.peak_live_bytes
+    found["peak without gradients"] = engine._core.pager_stats.peak_live_bytes
     engine.destroy()
 
     torch._dynamo.reset()
@@ -283,8 +284,50 @@ def test_code_that_cannot_be_followed(tmp_path):
     for found in ranks:
         assert (found["C++ wrapper"]["parameters"] - expected).abs().max().item() < ROUNDING
         assert (found["by address"] - expected).abs().max().item() < ROUNDING
+        assert 0 < found["peak without gradients"] <= 4 * LIVE_NUMEL
         assert found["loss without gradients"] == pytest.approx(plain(*token_batch(0)).item(), abs=1e-5)
         assert torch.equal(found["halved twice"], torch.full((64,), 0.25))
+
+
+class Launcher:
+    """What a kernel of Triton that Inductor has generated looks like; `run` reads an address."""
+
+    mutated_arg_names = ("in_out_ptr0",)
+
+    def __init__(self):
+        self.fn = SimpleNamespace(arg_names=["in_ptr0", "in_out_ptr0", "xnumel", "XBLOCK"])
+
+    def run(self, weight: torch.Tensor, bias: torch.Tensor, count: int, stream: int) -> None:
+        ctypes.c_byte.from_address(weight.data_ptr())
+        (ctypes.c_float * count).from_address(bias.data_ptr())[0] = 0.25
+
+
+GENERATED = """
+triton_0 = async_compile.triton('triton_0', '''...''')
+async_compile.wait(globals())
+def call(args):
+    weight, bias = args
+    triton_0.run(weight, bias, 64, stream=0)
+"""
+
+
+def test_kernels_of_triton():
+    """Catches absent pages, and lost writes, in what is called with `kernel.run(...)`."""
+
+    def run(rank: int, communicator: Any) -> list[float]:
+        layer = nn.Linear(64, 64)
+        engine = zeropage.initialize(model=layer, config=config_of(3, zeropage={"page_numel": 1}))[0]
+        scope = {"triton_0": Launcher(), "async_compile": SimpleNamespace(triton=None, wait=lambda scope: None)}
+        exec(GENERATED.split("globals())")[1], scope)
+        graph = SimpleNamespace(current_callable=scope["call"], source_code=GENERATED)
+        assert _pin_in_kernels(graph) is None and _pin_in_kernels(graph) is None
+        assert scope["triton_0"].mutated_arg_names == Launcher.mutated_arg_names
+        graph.current_callable([layer.weight, layer.bias])
+        engine.module(torch.zeros(1, 64))
+        with zeropage.zero.GatheredParameters([layer.bias]), torch.no_grad():
+            return layer.bias[:1].tolist()
+
+    assert run_ranks(2, run) == [[0.25]] * 2
 
 
 @dataclass

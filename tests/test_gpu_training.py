@@ -113,6 +113,21 @@ def test_delays_change_no_bit(seed: int):
     assert_like(found, on_the_cpu(precision, accumulation, stage > 1))
 
 
+def test_compiled_code_fetches_its_pages():
+    """Catches compiled code that keeps all pages on the device, or uses one before it has arrived."""
+    peaks = []
+    for compiled in (False, True):
+        with delays(3):
+            engine = make_engine(config_for(3, "parameters"))
+            if compiled:
+                engine.compile(backend="aot_eager", compile_kwargs={"fullgraph": True})
+            assert_like(train(engine), on_the_cpu("fp32", 1, True))
+            accelerator.check()
+            peaks.append(engine._core.pager_stats.peak_live_bytes)
+            engine.destroy()
+    assert 0 < peaks[1] <= 1.1 * peaks[0]
+
+
 @pytest.mark.parametrize("place", ["resident", "parameters"])
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_checkpoint_goes_from_device_to_cpu_and_back(stage: int, place: str, tmp_path: Path):

@@ -16,10 +16,10 @@ Torch imports its compiler when it is first used; the hooks come then.
 """
 
 import ast
+import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
-import inspect
 import logging
 import re
 import sys
@@ -227,5 +227,14 @@ def _fetches(function: Any) -> bool:
         elif isinstance(current, types.FunctionType):
             if not current.__code__.co_filename.startswith(_WRAPPERS):
                 return False
-            todo += [getattr(current, "__wrapped__", None), *inspect.getclosurevars(current).nonlocals.values()]
+            todo += [getattr(current, "__wrapped__", None), *_enclosed(current)]
     return found
+
+
+def _enclosed(function: types.FunctionType) -> list[Any]:
+    """The values of its closure, but for those that are not there yet."""
+    values = []
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):
+            values.append(cell.cell_contents)
+    return values
