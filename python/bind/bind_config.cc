@@ -1,8 +1,13 @@
 #include <pybind11/stl.h>
 
+#include <cctype>
+#include <string>
+#include <vector>
+
 #include "python/bind/bind.h"
 #include "zeropage/config/config.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/config/optimizers.h"
 #include "zeropage/layout/whole_pages.h"
 #include "zeropage/optim/schedule.h"
 
@@ -16,15 +21,13 @@ void bind_enums(py::module_& module) {
       .value("FP32", config::Precision::kFp32)
       .value("BF16", config::Precision::kBf16)
       .value("FP16", config::Precision::kFp16);
-  py::enum_<config::OptimizerKind>(module, "OptimizerKind")
-      .value("NONE", config::OptimizerKind::kNone)
-      .value("ADAM", config::OptimizerKind::kAdam)
-      .value("ADAMW", config::OptimizerKind::kAdamW)
-      .value("LION", config::OptimizerKind::kLion)
-      .value("ADAGRAD", config::OptimizerKind::kAdagrad)
-      .value("SGD", config::OptimizerKind::kSgd)
-      .value("LAMB", config::OptimizerKind::kLamb)
-      .value("TORCH", config::OptimizerKind::kClient);
+  py::enum_<config::OptimizerKind> kinds(module, "OptimizerKind");
+  kinds.value("NONE", config::OptimizerKind::kNone).value("TORCH", config::OptimizerKind::kClient);
+  for (const auto& entry : config::optimizer_entries()) {
+    std::string name = config::optimizer_name(entry.kind);
+    for (char& letter : name) letter = static_cast<char>(std::toupper(static_cast<unsigned char>(letter)));
+    kinds.value(name.c_str(), entry.kind);
+  }
   py::enum_<config::ScheduleKind>(module, "ScheduleKind")
       .value("NONE", config::ScheduleKind::kNone)
       .value("WarmupLR", config::ScheduleKind::kWarmup)
@@ -57,21 +60,29 @@ void init_config(py::module_& module) {
   py::class_<config::OptimizerParams>(module, "OptimizerParams", "Hyperparameters of one parameter group.")
       .def(py::init<>())
       .def(py::init<const config::OptimizerParams&>())
-      .def_readwrite("lr", &config::OptimizerParams::lr)
-      .def_readwrite("beta1", &config::OptimizerParams::beta1)
-      .def_readwrite("beta2", &config::OptimizerParams::beta2)
-      .def_readwrite("eps", &config::OptimizerParams::eps)
-      .def_readwrite("weight_decay", &config::OptimizerParams::weight_decay)
-      .def_readwrite("bias_correction", &config::OptimizerParams::bias_correction)
-      .def_readwrite("decoupled_decay", &config::OptimizerParams::decoupled_decay)
-      .def_readwrite("momentum", &config::OptimizerParams::momentum)
-      .def_readwrite("dampening", &config::OptimizerParams::dampening)
-      .def_readwrite("nesterov", &config::OptimizerParams::nesterov)
-      .def_readwrite("max_coeff", &config::OptimizerParams::max_coeff)
-      .def_readwrite("min_coeff", &config::OptimizerParams::min_coeff)
-      .def_readwrite("eps_inside_sqrt", &config::OptimizerParams::eps_inside_sqrt)
-      .def_readwrite("lr_decay", &config::OptimizerParams::lr_decay)
-      .def_readwrite("initial_accumulator_value", &config::OptimizerParams::initial_accumulator_value);
+      .def(
+          "__getitem__",
+          [](const config::OptimizerParams& params, const std::string& name) {
+            return config::find_hyperparameter(name).get(params);
+          },
+          py::arg("name"), "By the name that torch.optim gives it. Raises ConfigError for another name.")
+      .def(
+          "__setitem__",
+          [](config::OptimizerParams& params, const std::string& name, const config::HyperparameterValue& value) {
+            config::find_hyperparameter(name).set(params, value);
+          },
+          py::arg("name"), py::arg("value"));
+  module.def("optimizer_name", &config::optimizer_name, py::arg("kind"), "\"adamw\"; empty for NONE and TORCH.");
+  module.def(
+      "hyperparameter_names",
+      [](config::OptimizerKind kind) {
+        std::vector<std::string> names;
+        const auto* entry = config::find_optimizer(kind);
+        if (entry == nullptr) return names;
+        for (const auto& hyperparameter : entry->hyperparameters) names.emplace_back(hyperparameter.name);
+        return names;
+      },
+      py::arg("kind"), "Those of the optimizer, under the names that torch.optim gives them; none for NONE and TORCH.");
 
   py::class_<Config>(module, "Config", "The typed configuration (see docs/config.md).")
       .def_static("from_json", &Config::from_json, py::arg("text"), py::arg("world_size"), py::arg("origin"),

@@ -102,7 +102,7 @@ class EngineSettings(EngineGetters):
         kind = self._config.optimizer_kind
         if kind == _C.OptimizerKind.TORCH:
             return type(self.optimizer.shards.client).__name__.lower()
-        return None if kind == _C.OptimizerKind.NONE else kind.name.lower()
+        return _C.optimizer_name(kind) or None
 
     def optimizer_params(self) -> dict[str, Any] | None:
         """The section optimizer.params with the effective values; None: there is no such section."""

@@ -32,18 +32,12 @@ _TORCH_KINDS = {
     torch.optim.SGD: _Kind.SGD,
 }
 
-# The hyperparameters of each kind under the names that torch.optim gives them. "betas" stands for beta1 and beta2.
-_ADAM_OPTIONS = ("lr", "betas", "eps", "weight_decay", "bias_correction", "decoupled_weight_decay")
-_OPTIONS = {
-    _Kind.ADAM: _ADAM_OPTIONS,
-    _Kind.ADAMW: _ADAM_OPTIONS,
-    _Kind.LION: ("lr", "betas", "weight_decay"),
-    _Kind.ADAGRAD: ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps"),
-    _Kind.SGD: ("lr", "momentum", "dampening", "weight_decay", "nesterov"),
-    _Kind.LAMB: ("lr", "betas", "eps", "weight_decay", "bias_correction", "max_coeff", "min_coeff", "eps_inside_sqrt"),
-    _Kind.TORCH: ("lr", "betas", "momentum"),  # what schedules drive
-}
-_OTHER_NAMES = {"decoupled_weight_decay": "decoupled_decay"}
+_SCHEDULED = ("lr", "betas", "momentum")  # what schedules drive
+
+
+def _options(kind: _C.OptimizerKind) -> list[str] | tuple[str, ...]:
+    """The hyperparameters that the engine knows of an optimizer, under the names that torch.optim gives them."""
+    return _SCHEDULED if kind == _Kind.TORCH else _C.hyperparameter_names(kind)
 
 
 def parameter_groups(model: torch.nn.Module, model_parameters: Any) -> list[Group]:
@@ -109,17 +103,13 @@ def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
 
 def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
     """The hyperparameters of `params` under the names that torch.optim uses."""
-    return {option: _read(params, option) for option in _OPTIONS[kind] if kind != _Kind.TORCH}
-
-
-def _read(params: _C.OptimizerParams, option: str) -> Any:
-    return (params.beta1, params.beta2) if option == "betas" else getattr(params, _OTHER_NAMES.get(option, option))
+    return {name: params[name] for name in _C.hyperparameter_names(kind)}
 
 
 def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> None:
     """Writes what a schedule has set: into a tensor where the group has one, and beside betas that only the optimizer
     knows."""
-    value = _read(params, option)
+    value = params[option]
     if isinstance(group[option], torch.Tensor):
         group[option].fill_(value)
     elif option == "betas":
@@ -131,15 +121,13 @@ def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> Non
 def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
     """The other way. An option that the group lacks keeps its default."""
     params = _C.OptimizerParams()
-    for option in _OPTIONS[kind]:
+    for option in _options(kind):
         value = group.get(option)
         if option == "betas" and value is not None:
             betas = list(value) if isinstance(value, (tuple, list)) else [value]  # optimizers have one to three
-            params.beta1 = float(betas[0])
-            params.beta2 = float(betas[1]) if len(betas) > 1 else params.beta2
+            params[option] = (float(betas[0]), float(betas[1]) if len(betas) > 1 else params[option][1])
         elif value is not None:
-            name = _OTHER_NAMES.get(option, option)
-            setattr(params, name, type(getattr(params, name))(value))
+            params[option] = value if isinstance(value, bool) else float(value)
     return params
 
 
@@ -158,9 +146,9 @@ def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.Optimize
     Raises ConfigError when groups start with different sums of squares.
     """
     every = [_to_params(kind, group) for group in groups]
-    if len({params.initial_accumulator_value for params in every}) > 1:
+    if len({params["initial_accumulator_value"] for params in every}) > 1:
         raise ConfigError("param groups have different initial_accumulator_value; give all of them the same")
-    return max(every, key=lambda params: params.momentum)
+    return max(every, key=lambda params: params["momentum"])
 
 
 def optimizer_facts(optimizer: "ZeropageOptimizer | None") -> str:
@@ -262,7 +250,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
     def pull_hyperparameters(self) -> None:
         """Takes over what a configured schedule has set."""
         for group, params in zip(self.param_groups, self._core.groups, strict=True):
-            for option in {"lr", "betas", "momentum"}.intersection(_OPTIONS[self.kind]).intersection(group):
+            for option in set(_SCHEDULED).intersection(_options(self.kind)).intersection(group):
                 _set_scheduled(group, option, params)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:

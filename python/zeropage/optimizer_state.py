@@ -29,7 +29,7 @@ class EngineState:
         self._core = core
         self._names = config.optimizer_states
         self._counts = kind != _C.OptimizerKind.SGD  # PyTorch's keeps no "step"
-        self._start = config.optimizer_params.initial_accumulator_value
+        self._start = config.optimizer_params["initial_accumulator_value"]
 
     def of(self, parameter: torch.Tensor) -> State:
         """Empty before the first update. Collective."""

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <map>
 #include <set>
 
 #include "zeropage/base/error.h"
@@ -12,6 +11,7 @@
 #include "zeropage/config/batch.h"
 #include "zeropage/config/check.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/config/optimizers.h"
 
 namespace zeropage::config {
 namespace {
@@ -181,70 +181,48 @@ Zero read_zero(const Settings& settings) {
   return zero;
 }
 
-void read_adam(const Settings& settings, Optimizer& optimizer) {
+void check_optimizer(const Settings& settings, const Optimizer& optimizer) {
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  optimizer.params.eps = settings.real(key("eps"));
-  optimizer.params.bias_correction = settings.flag(key("bias_correction"));
-  optimizer.params.decoupled_decay = settings.flag(key("adam_w_mode"));
-  if (optimizer.kind == OptimizerKind::kAdamW && !optimizer.params.decoupled_decay) {
+  const OptimizerParams& params = optimizer.params;
+  if (optimizer.kind == OptimizerKind::kAdamW && !params.decoupled_decay) {
     settings.fail(key("adam_w_mode"),
                   "expected true, as type \"AdamW\" says, got false; write type \"Adam\" for L2 in the gradient");
   }
-}
-
-void read_sgd(const Settings& settings, Optimizer& optimizer) {
-  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  OptimizerParams& sgd = optimizer.params;
-  sgd.momentum = settings.real(key("momentum"));
-  sgd.dampening = settings.real(key("dampening"));
-  sgd.nesterov = settings.flag(key("nesterov"));
-  if (sgd.nesterov && (sgd.momentum == 0.0 || sgd.dampening != 0.0)) {
+  if (params.nesterov && (params.momentum == 0.0 || params.dampening != 0.0)) {
     settings.fail(key("nesterov"),
                   "expected a momentum above 0 and no dampening beside it; set momentum, or nesterov to false");
   }
+  if (optimizer.kind == OptimizerKind::kLamb && params.min_coeff > params.max_coeff) {
+    settings.fail(key("min_coeff"),
+                  fmt::format("expected at most max_coeff, {}, got {}", params.max_coeff, params.min_coeff));
+  }
 }
 
-void read_lamb(const Settings& settings, Optimizer& optimizer) {
-  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  OptimizerParams& lamb = optimizer.params;
-  lamb.eps = settings.real(key("eps"));
-  lamb.eps_inside_sqrt = settings.flag(key("eps_inside_sqrt"));
-  lamb.bias_correction = settings.flag(key("bias_correction"));
-  lamb.max_coeff = settings.real(key("max_coeff"));
-  lamb.min_coeff = settings.real(key("min_coeff"));
-  if (lamb.min_coeff > lamb.max_coeff) {
-    settings.fail(key("min_coeff"),
-                  fmt::format("expected at most max_coeff, {}, got {}", lamb.max_coeff, lamb.min_coeff));
+HyperparameterValue read_hyperparameter(const Settings& settings, const Hyperparameter& hyperparameter) {
+  const std::string path = "optimizer.params." + hyperparameter.key.name;
+  switch (hyperparameter.key.type) {
+    case Type::kBool: return settings.flag(path);
+    case Type::kReals: return std::pair(settings.floats(path)[0], settings.floats(path)[1]);
+    default: return settings.real(path);
   }
 }
 
 Optimizer read_optimizer(const Settings& settings) {
-  static const std::map<std::string, OptimizerKind> kKinds = {
-      {"Adam", OptimizerKind::kAdam}, {"AdamW", OptimizerKind::kAdamW},     {"Lion", OptimizerKind::kLion},
-      {"Lamb", OptimizerKind::kLamb}, {"Adagrad", OptimizerKind::kAdagrad}, {"SGD", OptimizerKind::kSgd}};
   Optimizer optimizer;
   const auto type = settings.optional<std::string>("optimizer.type");
   if (!type) return optimizer;
-  const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
-  const auto known = kKinds.find(*type);
-  optimizer.kind = known == kKinds.end() ? OptimizerKind::kClient : known->second;
-  // Muon's two halves have defaults of their own.
-  optimizer.params.lr = settings.optional<double>(key("lr")).value_or(0.02);
-  if (optimizer.kind == OptimizerKind::kClient) return optimizer;
-  optimizer.params.weight_decay = settings.real(key("weight_decay"));
-  const bool adam = optimizer.kind == OptimizerKind::kAdam || optimizer.kind == OptimizerKind::kAdamW;
-  if (adam || optimizer.kind == OptimizerKind::kLion || optimizer.kind == OptimizerKind::kLamb) {
-    optimizer.params.beta1 = settings.floats(key("betas"))[0];
-    optimizer.params.beta2 = settings.floats(key("betas"))[1];
+  const OptimizerEntry* entry = find_optimizer(*type);
+  if (entry == nullptr) {
+    optimizer.kind = OptimizerKind::kClient;
+    // Muon's two halves have defaults of their own.
+    optimizer.params.lr = settings.optional<double>("optimizer.params.lr").value_or(0.02);
+    return optimizer;
   }
-  if (adam) read_adam(settings, optimizer);
-  if (optimizer.kind == OptimizerKind::kLamb) read_lamb(settings, optimizer);
-  if (optimizer.kind == OptimizerKind::kSgd) read_sgd(settings, optimizer);
-  if (optimizer.kind == OptimizerKind::kAdagrad) {
-    optimizer.params.eps = settings.real(key("eps"));
-    optimizer.params.lr_decay = settings.real(key("lr_decay"));
-    optimizer.params.initial_accumulator_value = settings.real(key("initial_accumulator_value"));
+  optimizer.kind = entry->kind;
+  for (const auto& hyperparameter : entry->hyperparameters) {
+    hyperparameter.set(optimizer.params, read_hyperparameter(settings, hyperparameter));
   }
+  check_optimizer(settings, optimizer);
   return optimizer;
 }
 
@@ -261,8 +239,9 @@ StateDtype read_state_dtype(const Settings& settings, Precision precision, const
   if (optimizer.kind == OptimizerKind::kClient) {
     settings.fail(
         in_bf16 ? "bf16.bf16_optimizer_states" : "zeropage.optimizer_state_dtype",
-        "expected an optimizer whose state Zeropage keeps (Adam, AdamW, Lion, Lamb, Adagrad, SGD), got one that "
-        "PyTorch runs, which keeps its own");
+        fmt::format("expected an optimizer whose state Zeropage keeps ({}), got one that PyTorch runs, which keeps its "
+                    "own",
+                    optimizer_types()));
   }
   if (name == "int8" && optimizer.kind == OptimizerKind::kLamb) {
     // Its norms are summed shard by shard, also where one rank has them all and blocks do not end with shards.

@@ -137,34 +137,10 @@ enum class StateDtype { kFloat32, kBFloat16, kInt8 };
 inline constexpr std::int64_t kStateBlockNumel = 256;
 
 /// How many `optimizer` keeps. kNone counts as AdamW: that is what a program without a configured optimizer gets.
-constexpr int optimizer_state_count(const Optimizer& optimizer) {
-  switch (optimizer.kind) {
-    case OptimizerKind::kLion:
-    case OptimizerKind::kAdagrad: return 1;
-    case OptimizerKind::kSgd: return optimizer.params.momentum == 0.0 ? 0 : 1;
-    case OptimizerKind::kClient: return 0;  // it keeps its own
-    case OptimizerKind::kNone:
-    case OptimizerKind::kAdam:
-    case OptimizerKind::kLamb:
-    case OptimizerKind::kAdamW: break;
-  }
-  return 2;
-}
+int optimizer_state_count(const Optimizer& optimizer);
 
 /// What these values are called, in their order, as torch.optim has it. Null behind the last.
-constexpr std::array<const char*, kMaxOptimizerStates> optimizer_state_names(OptimizerKind kind) {
-  switch (kind) {
-    case OptimizerKind::kLion: return {"exp_avg", nullptr};
-    case OptimizerKind::kAdagrad: return {"sum", nullptr};
-    case OptimizerKind::kSgd: return {"momentum_buffer", nullptr};
-    case OptimizerKind::kClient: return {nullptr, nullptr};
-    case OptimizerKind::kNone:
-    case OptimizerKind::kAdam:
-    case OptimizerKind::kLamb:
-    case OptimizerKind::kAdamW: break;
-  }
-  return {"exp_avg", "exp_avg_sq"};
-}
+std::array<const char*, kMaxOptimizerStates> optimizer_state_names(OptimizerKind kind);
 
 enum class ScheduleKind { kNone, kWarmup, kWarmupDecay, kWarmupCosine, kOneCycle, kLrRangeTest };
 
@@ -224,14 +200,14 @@ struct Own {
       true;                       ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
   bool observe_functions = true;  ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
-  std::optional<std::int64_t>
-      speculation_bytes;  ///< of the undo log of updates before their global check; 0: there are none
+  std::optional<std::int64_t> speculation_bytes =
+      {};  ///< of the undo log of updates before their global check; 0: there are none
   bool async_save = false;
   UpdatePlace offloaded_update = UpdatePlace::kAuto;
   std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
   bool allow_fallback = false;
-  int replica_check_steps = 1000;  ///< compare what ranks hold alike every so many steps; 0: never
-  std::string preemption_folder;   ///< empty: SIGTERM is left alone
+  int replica_check_steps = 1000;      ///< compare what ranks hold alike every so many steps; 0: never
+  std::string preemption_folder = {};  ///< empty: SIGTERM is left alone
   double preemption_grace_s = 25.0;
 
   bool operator==(const Own&) const = default;

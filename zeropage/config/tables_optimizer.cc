@@ -1,5 +1,6 @@
 /// \file
 /// optimizer and optimizer.params.
+#include "zeropage/config/optimizers.h"
 #include "zeropage/config/tables.h"
 
 namespace zeropage::config {
@@ -8,9 +9,12 @@ using enum Status;
 
 namespace {
 
-std::vector<Choice> optimizer_types() {
-  std::vector<Choice> types = {{"Adam"},   {"AdamW"},    {"Lion"},  {"Adagrad"}, {"SGD"},  {"Lamb"},  {"RMSprop"},
-                               {"Adamax"}, {"Adadelta"}, {"NAdam"}, {"RAdam"},   {"ASGD"}, {"Rprop"}, {"Muon"}};
+std::vector<Choice> types_by_name() {
+  std::vector<Choice> types;
+  for (const auto& entry : optimizer_entries()) types.push_back({entry.type});
+  for (const char* torch : {"RMSprop", "Adamax", "Adadelta", "NAdam", "RAdam", "ASGD", "Rprop", "Muon"}) {
+    types.push_back({torch});
+  }
   for (const char* removed : {"OneBitAdam", "ZeroOneAdam", "OneBitLamb"}) types.push_back({removed, kRemoved});
   for (const char* later : {"MuAdam", "MuAdamW", "MuSGD"}) types.push_back({later, kNotBuilt});
   return types;
@@ -32,58 +36,20 @@ Key betas_key(double beta1, double beta2, const char* doc) {
   return floats("betas", {beta1, beta2}, 2, kSupported, doc).from_up_to(0, 1);
 }
 
-std::vector<Key> adam_keys() {
-  return {
-      lr_key(1e-3),
-      betas_key(0.9, 0.999, "Decay of the first and the second moment."),
-      real("eps", 1e-8, kSupported, "Added to the root of the second moment.").at_least(0),
-      weight_decay_key("Weight decay."),
-      flag("bias_correction", true, kSupported, "Divide the moments by 1 - beta^step."),
-      flag("adam_w_mode", true, kSupported,
-           "Adam only: true: decoupled decay (AdamW); false: L2 added to the gradient."),
-      flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
-      flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
-      flag("fp32_optimizer_states", true, kNotBuilt,
-           "Moments in fp32; for 16 bits write zeropage.optimizer_state_dtype \"bf16\"."),
-  };
-}
-
-std::vector<Key> adagrad_keys() {
-  return {
-      lr_key(1e-2),
-      real("lr_decay", 0.0, kSupported, "The rate of a step is lr / (1 + steps before * lr_decay).").at_least(0),
-      weight_decay_key("L2 added to the gradient."),
-      real("initial_accumulator_value", 0.0, kSupported, "What the sum of squares starts with.").at_least(0),
-      real("eps", 1e-10, kSupported, "Added to the root of the sum of squares.").at_least(0),
-      flag("amsgrad", false, kNotBuilt, "Not a part of Adagrad."),
-      flag("maximize", false, kNotBuilt, "Go up instead of down."),
-  };
-}
-
-std::vector<Key> lamb_keys() {
-  return {
-      lr_key(1e-3),
-      betas_key(0.9, 0.999, "Decay of the first and the second moment."),
-      real("eps", 1e-8, kSupported, "Added to the root of the second moment.").at_least(0),
-      flag("eps_inside_sqrt", false, kSupported, "Add eps to the second moment instead of its root."),
-      weight_decay_key("Weight decay, a part of the direction whose norm is taken."),
-      flag("bias_correction", true, kSupported, "Divide the moments by 1 - beta^step."),
-      real("max_coeff", 10.0, kSupported, "Largest ratio of a parameter's norm to its direction's.").positive(),
-      real("min_coeff", 0.01, kSupported, "Smallest such ratio.").at_least(0),
-      flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
-  };
-}
-
-std::vector<Key> sgd_keys() {
-  return {
-      lr_key(1e-3),
-      real("momentum", 0.0, kSupported, "What the momentum keeps at each step; 0: no momentum, and no memory for it.")
-          .at_least(0),
-      real("dampening", 0.0, kSupported, "The momentum takes 1 - dampening of the gradient.").at_least(0),
-      weight_decay_key("L2 added to the gradient."),
-      flag("nesterov", false, kSupported, "Nesterov's momentum."),
-      flag("maximize", false, kNotBuilt, "Go up instead of down."),
-  };
+/// Those of the engine's own optimizers.
+std::vector<Section> engine_tables() {
+  std::vector<Section> tables;
+  for (const auto& entry : optimizer_entries()) {
+    if (!tables.empty() && tables.back().doc == entry.doc) {
+      tables.back().variants.push_back(entry.type);
+      continue;
+    }
+    std::vector<Key> keys;
+    for (const auto& hyperparameter : entry.hyperparameters) keys.push_back(hyperparameter.key);
+    keys.insert(keys.end(), entry.other_keys.begin(), entry.other_keys.end());
+    tables.push_back(params_of({entry.type}, entry.doc, std::move(keys)));
+  }
+  return tables;
 }
 
 std::vector<Key> muon_keys() {
@@ -159,19 +125,11 @@ std::vector<Section> optimizer_tables() {
   Section optimizer{"optimizer", "The optimizer, when the program passes none."};
   optimizer.keys = {
       string("type", {}, kSupported, "Name of the optimizer. \"Adam\" means AdamW unless adam_w_mode is false.")
-          .one_of(optimizer_types()),
+          .one_of(types_by_name()),
       flag("legacy_fusion", false, kAccepted, "It concerns optimizers that DeepSpeed removed."),
   };
-  std::vector<Section> tables = {
-      std::move(optimizer),
-      params_of({"Adam", "AdamW"}, "Parameters of Adam and AdamW.", adam_keys()),
-      params_of({"Lion"}, "Parameters of Lion.",
-                {lr_key(1e-4), betas_key(0.9, 0.99, "Weight of the momentum in the direction, and its decay."),
-                 weight_decay_key("Decoupled weight decay.")}),
-      params_of({"Adagrad"}, "Parameters of Adagrad.", adagrad_keys()),
-      params_of({"SGD"}, "Parameters of SGD.", sgd_keys()),
-  };
-  tables.push_back(params_of({"Lamb"}, "Parameters of Lamb.", lamb_keys()));
+  std::vector<Section> tables = {std::move(optimizer)};
+  for (Section& section : engine_tables()) tables.push_back(std::move(section));
   tables.push_back(params_of({"Muon"}, "Parameters of Muon, and of AdamW for what Muon does not update.", muon_keys()));
   tables.back().differs =
       "one formula at every stage, with any accumulation and offload; gradients are clipped before they are "

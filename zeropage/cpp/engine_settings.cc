@@ -3,27 +3,13 @@
 #include <fmt/format.h>
 
 #include "zeropage/base/error.h"
+#include "zeropage/config/optimizers.h"
 #include "zeropage/cpp/engine_impl.h"
 
 namespace zeropage {
 namespace {
 
-using config::OptimizerKind;
 using config::ScheduleKind;
-
-std::optional<std::string> name_of(OptimizerKind kind) {
-  switch (kind) {
-    case OptimizerKind::kNone: break;
-    case OptimizerKind::kAdam: return "adam";
-    case OptimizerKind::kAdamW: return "adamw";
-    case OptimizerKind::kLion: return "lion";
-    case OptimizerKind::kAdagrad: return "adagrad";
-    case OptimizerKind::kSgd: return "sgd";
-    case OptimizerKind::kLamb: return "lamb";
-    case OptimizerKind::kClient: break;  // the program's object has its own
-  }
-  return std::nullopt;
-}
 
 std::optional<std::string> name_of(ScheduleKind kind) {
   switch (kind) {
@@ -93,7 +79,7 @@ void Engine::set_train_micro_batch_size(std::int64_t micro_batch_size) {
 bool Engine::has_optimizer() const { return impl_->has_optimizer; }
 std::optional<std::string> Engine::optimizer_name() const {
   if (impl_->client) return impl_->client->name();
-  return has_optimizer() ? name_of(impl_->config.optimizer.kind) : std::nullopt;
+  return has_optimizer() ? std::optional(config::optimizer_name(impl_->config.optimizer.kind)) : std::nullopt;
 }
 std::optional<std::string> Engine::scheduler_name() const { return name_of(impl_->config.schedule.kind); }
 
@@ -118,12 +104,10 @@ void Engine::set_lr(const std::vector<double>& lrs) {
 std::vector<std::pair<double, double>> Engine::get_mom() const {
   if (impl_->client) return impl_->client->momenta();
   std::vector<std::pair<double, double>> out;
+  const auto* entry = config::find_optimizer(impl_->config.optimizer.kind);
   for (const auto& group : impl_->core->groups()) {
-    switch (impl_->config.optimizer.kind) {
-      case OptimizerKind::kSgd: out.emplace_back(group.momentum, 0.0); break;
-      case OptimizerKind::kAdagrad: out.emplace_back(0.0, 0.0); break;
-      default: out.emplace_back(group.beta1, group.beta2);
-    }
+    const bool has_betas = entry != nullptr && entry->find("betas") != nullptr;
+    out.emplace_back(has_betas ? group.beta1 : group.momentum, has_betas ? group.beta2 : 0.0);
   }
   return out;
 }

@@ -11,6 +11,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/config/effective.h"
+#include "zeropage/config/optimizers.h"
 #include "zeropage/cpp/buffers.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
@@ -175,10 +176,10 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (options.optimizer) {
     impl->client = take_optimizer(model, options, impl->config);
   } else if (impl->config.optimizer.kind == config::OptimizerKind::kClient) {
-    throw ConfigError(
-        "optimizer.type names an optimizer of PyTorch's, which C++ programs make themselves: pass an object of "
-        "torch::optim as "
-        "Options::optimizer, or write one of \"Adam\", \"AdamW\", \"Lion\", \"Adagrad\", \"SGD\", \"Lamb\"");
+    throw ConfigError(fmt::format(
+        "optimizer.type names an optimizer of PyTorch's, which C++ programs make themselves: pass an object "
+        "of torch::optim as Options::optimizer, or write one of {}",
+        config::optimizer_types()));
   }
   place_model(model, impl->device);
 

@@ -3,12 +3,14 @@
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/config/optimizers.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/client_values.h"
 #include "zeropage/engine/device_update.h"
@@ -99,9 +101,14 @@ GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int
 void require_one_pass(const config::Config& config, c10::Device device) {
   const bool one_pass = optim::takes_one_pass(config.optimizer.kind);
   if (!config.fp32_masters && !one_pass) {
+    std::vector<std::string> types;
+    for (const auto& entry : config::optimizer_entries()) {
+      if (optim::takes_one_pass(entry.kind)) types.emplace_back(entry.type);
+    }
     throw ConfigError(
-        "fp16_master_weights_and_grads and bf16_master_weights_and_grads need an optimizer among Adam, AdamW, Lion, "
-        "Adagrad and SGD; leave the key out");
+        fmt::format("fp16_master_weights_and_grads and bf16_master_weights_and_grads need an optimizer among {}; leave "
+                    "the key out",
+                    fmt::join(types, ", ")));
   }
   const auto& offload = config.zero.offload;
   const bool streamed = is_updated_on_device(config, device);
