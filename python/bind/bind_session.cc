@@ -4,6 +4,7 @@
 #include "python/bind/bind.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/session/memory_report.h"
 #include "zeropage/session/preemption.h"
 #include "zeropage/session/step_observer.h"
 
@@ -35,6 +36,16 @@ void init_session(py::module_& module) {
              return std::make_unique<session::Preemption>([&engine] { engine.request_stop(); }, grace_s);
            }),
            py::arg("engine"), py::arg("grace_s"), py::keep_alive<1, 2>(), "grace_s: seconds. Raises OSError.");
+  module.def(
+      "gather_memory",
+      [](const engine::Engine& engine, comm::Communicator& communicator, std::array<std::int64_t, 2> client_state) {
+        auto ranks = session::gather_memory(engine, communicator, client_state);
+        return std::pair(std::move(ranks.device), std::move(ranks.host));
+      },
+      py::arg("engine"), py::arg("communicator"), py::arg("client_state"), Unlocked(),
+      "Collective. Per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers: on the device, and "
+      "of "
+      "what is offloaded. client_state: bytes that an optimizer of PyTorch keeps, on the device and on the host.");
   module.def("process_bytes", &session::process_bytes,
              "Memory of this process that is resident, what it shares included.");
 }

@@ -1,7 +1,6 @@
 """What a run shows: the progress line and the memory table. Rank 0 prints."""
 
 import math
-import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -55,14 +54,10 @@ def gather_memory(
 ) -> MemoryReport:
     """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on
     the host."""
-    tiers = [core.measured_bytes(host=host) for host in (False, True)]
-    mine = [measured[kind][1 if kind == "frames" else 0] for measured in tiers for kind in MEMORY_KINDS]
-    for tier, kept in enumerate(torch_states):
-        mine[tier * len(MEMORY_KINDS) + MEMORY_KINDS.index("optimizer")] += kept
-    packing = struct.Struct(f"<{len(mine)}q")
-    everyone = list(packing.iter_unpack(communicator.all_gather_small(packing.pack(*mine))))
-    ranks = [dict(zip(MEMORY_KINDS, values, strict=False)) for values in everyone]
-    host = [dict(zip(MEMORY_KINDS, values[len(MEMORY_KINDS) :], strict=True)) for values in everyone]
+    ranks, host = (
+        [dict(zip(MEMORY_KINDS, row, strict=True)) for row in tier]
+        for tier in _C.gather_memory(core, communicator, torch_states)
+    )
     return MemoryReport(
         stage, ranks, host, core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0)
     )

@@ -18,6 +18,7 @@
 
 #include <torch/optim/optimizer.h>
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -68,6 +69,9 @@ class ClientOptimizer {
   /// The object's own tensor of a state by the element. Undefined: there is none yet, or this rank has no elements.
   at::Tensor local(const at::Tensor& parameter, const std::string& state) const;
   void set_local(const at::Tensor& parameter, const std::string& state, const at::Tensor& value);
+
+  /// Bytes of its state's tensors in the memory of the device, and elsewhere, which is the host.
+  std::array<std::int64_t, 2> bytes_on(c10::Device device) const;
 
   /// True of LBFGS: it is run by `run`, and `update` changes nothing.
   bool needs_closure() const { return needs_closure_; }

@@ -55,6 +55,18 @@ at::Tensor ClientOptimizer::local(const at::Tensor& parameter, const std::string
   return {};
 }
 
+std::array<std::int64_t, 2> ClientOptimizer::bytes_on(c10::Device device) const {
+  std::array<std::int64_t, 2> bytes = {0, 0};
+  for (const auto& [parameter, state] : optimizer_->state()) {
+    for (const auto& [key, value] : items_of(*state)) {
+      if (!value.isTensor()) continue;
+      const at::Tensor tensor = value.toTensor();
+      bytes[tensor.device().type() == device.type() ? 0 : 1] += static_cast<std::int64_t>(tensor.nbytes());
+    }
+  }
+  return bytes;
+}
+
 void ClientOptimizer::set_local(const at::Tensor& parameter, const std::string& state, const at::Tensor& value) {
   std::map<int, ArchiveItems> states;
   bool was_set = false;

@@ -107,6 +107,27 @@ TEST(Optimizer, ObjectsTrainAsInPlainLibtorch) {
   }
 }
 
+// Catches a memory table that leaves out what an object keeps.
+TEST(Optimizer, TheMemoryTableHasTheStateOfAnObject) {
+  for (const int stage : {0, 2}) {
+    on_two_ranks([stage](int rank, const Options& options) {
+      auto model = make_model();
+      Options with_object = options;
+      with_object.optimizer =
+          std::make_shared<torch::optim::Adam>(model->parameters(), torch::optim::AdamOptions(0.01));
+      auto engine = initialize(*model, config_of(stage), with_object);
+      const auto before = engine.memory_report();
+      train(engine, model, 0, 1, rank);
+      const auto after = engine.memory_report();
+      std::int64_t kept = 0;
+      std::int64_t numel = 0;
+      for (int of = 0; of < 2; ++of) kept += after.ranks[of].optimizer - before.ranks[of].optimizer;
+      for (const auto& parameter : model->parameters()) numel += parameter.numel();
+      EXPECT_EQ(kept, 2 * 4 * numel * (stage == 0 ? 2 : 1)) << "two fp32 moments, on each rank or shared out";
+    });
+  }
+}
+
 // State that does not go on, or that only the same stage can load.
 TEST(Optimizer, StateGoesOnFromACheckpoint) {
   for (const auto& [name, make] : optimizers()) {

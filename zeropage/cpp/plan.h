@@ -17,7 +17,7 @@ namespace zeropage {
 struct PlanOptions {
   int num_gpus = 1;                              ///< devices of a host
   int num_nodes = 1;                             ///< hosts
-  std::string device;                            ///< "H100", ..., or a file of figures; empty: bytes only
+  std::string device = {};                       ///< "H100", ..., or a file of figures; empty: bytes only
   std::map<std::string, std::string> figures{};  ///< instead of the device's: {"device_memory", "40GB"}
   std::string precision = "bf16";
   std::int64_t micro_batch = 1;

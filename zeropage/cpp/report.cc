@@ -1,10 +1,11 @@
 #include "zeropage/cpp/report.h"
 
-#include <cstring>
+#include <array>
 #include <utility>
 
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/report/memory_table.h"
+#include "zeropage/session/memory_report.h"
 
 namespace zeropage {
 namespace {
@@ -24,17 +25,9 @@ std::vector<report::RankBytes> to_rows(const std::vector<MemoryBytes>& ranks) {
   return rows;
 }
 
-/// Every rank's bytes of one tier. Collective.
-std::vector<MemoryBytes> gather_tier(const Ledger& ledger, Tier tier, comm::Communicator& communicator) {
-  const report::RankBytes mine = report::measured_bytes(ledger, tier);
-  const std::string_view packed(reinterpret_cast<const char*>(mine.data()), sizeof(mine));
-  const std::string everyone = comm::all_gather_small(communicator, packed, {"memory report"});
+std::vector<MemoryBytes> from_rows(const std::vector<report::RankBytes>& rows) {
   std::vector<MemoryBytes> ranks;
-  for (int rank = 0; rank < communicator.size(); ++rank) {
-    report::RankBytes bytes;
-    std::memcpy(bytes.data(), everyone.data() + rank * sizeof(bytes), sizeof(bytes));
-    ranks.push_back({bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]});
-  }
+  for (const auto& bytes : rows) ranks.push_back({bytes[0], bytes[1], bytes[2], bytes[3], bytes[4]});
   return ranks;
 }
 
@@ -53,8 +46,11 @@ std::string MemoryReport::table() const {
 MemoryReport Engine::memory_report() const {
   MemoryReport out;
   out.stage = zero_optimization_stage();
-  out.ranks = gather_tier(*impl_->core->ledger(), Tier::kDevice, *impl_->communicator);
-  out.host = gather_tier(*impl_->core->ledger(), Tier::kHost, *impl_->communicator);
+  const std::array<std::int64_t, 2> nothing = {0, 0};
+  const auto ranks = session::gather_memory(*impl_->core, *impl_->communicator,
+                                            impl_->client ? impl_->client->bytes_on(impl_->device) : nothing);
+  out.ranks = from_rows(ranks.device);
+  out.host = from_rows(ranks.host);
   out.formula = from_formula(impl_->core->formula_bytes().device);
   out.formula_host = from_formula(impl_->core->formula_bytes().offloaded);
   out.formula_stage_0 = from_formula(impl_->core->formula_bytes_at_stage(0));

@@ -47,7 +47,9 @@ TEST(Values, AreThoseOfPlainLibtorch) {
           engine.safe_set_full_optimizer_state(parameter, moved, "exp_avg");
           EXPECT_TRUE(engine.safe_get_full_optimizer_state(parameter, "exp_avg").equal(moved));
           const at::Tensor local = engine.safe_get_local_optimizer_state(parameter, "exp_avg");
-          if (local.defined()) EXPECT_TRUE(local.eq(0.5).all().item<bool>());
+          if (local.defined()) {
+            EXPECT_TRUE(local.eq(0.5).all().item<bool>());
+          }
         }
         EXPECT_DOUBLE_EQ(engine.mean_over_ranks(1.0 + rank), 1.5);
         engine.barrier();
