@@ -11,7 +11,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -57,6 +57,9 @@ lint: venv-tests ## layers, format, lengths of files, and what ruff and mypy fin
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --width
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: no findings"
 	@$(BIN)/mypy
+
+stubs: build ## python/zeropage/_C.pyi, the signatures of the C++ module, from what is built
+	@$(BIN)/stubgen -q -m zeropage._C -o python && $(BIN)/ruff format --quiet python/zeropage/_C.pyi
 
 format: venv-tests ## rewrites all files in the project's format
 	@$(BIN)/ruff check --quiet --fix && $(BIN)/ruff format --quiet

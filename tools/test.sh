@@ -18,7 +18,7 @@ if [ "${2:-}" = fast ]; then
   exit $status
 fi
 
-ctest --test-dir "$folder" --output-on-failure --no-tests=error || status=1
+ctest --test-dir "$folder" --progress --output-on-failure --no-tests=error || status=1
 
 # 5: no tests were collected, which is a failure here too.
 .venv/bin/python -m pytest -q -m "not gpu" tests python || status=1

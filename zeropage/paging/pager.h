@@ -55,8 +55,8 @@ struct PagerOptions {
   std::int64_t max_live_bytes = INT64_MAX;
   std::int64_t prefetch_bytes = 0;
   std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
-  std::optional<memory::MemoryPlace> host;            ///< where shards live; absent: on the device
-  std::shared_ptr<io::PageCache> disk;  ///< where the shards of the pages it has live instead; null: none do
+  std::optional<memory::MemoryPlace> host = {};       ///< where shards live; absent: on the device
+  std::shared_ptr<io::PageCache> disk = {};  ///< where the shards of the pages it has live instead; null: none do
 };
 
 /// Counters since the pager was made.

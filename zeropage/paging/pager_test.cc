@@ -276,7 +276,7 @@ TEST(Pager, AnOperatorWithTwoPagesFinishesBeforeAnUpdate) {
       std::this_thread::sleep_for(milliseconds(20));
       EXPECT_EQ(running, !first_is_updated);
       rank.pager.touch(3, /*writes=*/false, "op");
-      if (first_is_updated) EXPECT_FALSE(running) << "the update ran while an operator used two of its pages";
+      EXPECT_EQ(running, !first_is_updated) << "the update ran while an operator used two of its pages";
       rank.pager.unpin(3);
       rank.pager.unpin(2);
       update.join();

@@ -80,7 +80,9 @@ void expect_sums(const Reducer& reducer, const layout::Layout& layout, const Red
       if (reducer.keeps(page.index)) {
         const at::Tensor& kept = reducer.kept(segment.parameter);
         EXPECT_EQ(kept.defined(), received[segment.parameter]);
-        if (kept.defined()) EXPECT_TRUE(at::eq(kept, sums[segment.parameter]).all().item<bool>());
+        if (kept.defined()) {
+          EXPECT_TRUE(at::eq(kept, sums[segment.parameter]).all().item<bool>());
+        }
         continue;
       }
       if (gradient.data == nullptr) {
@@ -138,7 +140,9 @@ TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
       expect_squares(reducer, *layout, what.policy, rank);
       for (const auto& parameter : parameters) EXPECT_FALSE(parameter.grad().defined());
       reducer.reset();
-      if (policy.keep) EXPECT_EQ(ledger->current_bytes(MemoryKind::kGradients), 0);
+      if (policy.keep) {
+        EXPECT_EQ(ledger->current_bytes(MemoryKind::kGradients), 0);
+      }
     }
     communicator.barrier({"done"});
   };

@@ -2,10 +2,12 @@
 /// The file of zeropage.metrics_file (docs/monitoring.md): what a run was and did, one JSON document a line, for
 /// `zeropage report` and `zeropage top`.
 ///
-///     {"record": "run", ...}     when an engine begins: configuration, ranks, the formula's bytes; a resumed run
-///     appends another {"record": "step", ...}    after every optimizer step: loss, rate, time and its parts, bytes by
-///     kind, counters of the pager {"record": "pages", ...}   faults and evictions of every page since the engine was
-///     made: at steps 1, 10, 100, 200, ... and the end
+/// - {"record": "run", ...} when an engine is made: configuration, ranks, the formula's bytes. A resumed run appends
+///   another one.
+/// - {"record": "step", ...} after every optimizer step: loss, rate, time and its parts, bytes by kind, the pager's
+///   counters.
+/// - {"record": "pages", ...}: faults and evictions of every page since the engine was made, at steps 1, 10, 100, 200,
+///   ... and at the end.
 ///
 /// Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once; one that cannot
 /// be written ends no training (report/append_file.h).

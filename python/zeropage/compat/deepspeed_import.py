@@ -136,11 +136,11 @@ def _manifest(step: DeepSpeedStep, tag: str, host: dict[str, torch.Tensor], note
     config = step.model.get("ds_config") or {}
     scheduler = step.model.get("lr_scheduler")
     by_count = isinstance(scheduler, dict) and scheduler.keys() == {"last_batch_iteration"}
-    counters = [_count(step, key) for key in ("global_steps", "skipped_steps")]
+    global_steps, skipped_steps = (_count(step, key) for key in ("global_steps", "skipped_steps"))
     accumulation = config.get("gradient_accumulation_steps", 1)
-    micro_steps = counters[0] * accumulation if isinstance(accumulation, int) else 0
+    micro_steps = global_steps * accumulation if isinstance(accumulation, int) else 0
     iteration = int(scheduler["last_batch_iteration"]) if by_count else None
-    manifest.training = _C.TrainingState(*counters, 0, micro_steps, iteration, _loss_scale(step))
+    manifest.training = _C.TrainingState(global_steps, skipped_steps, 0, micro_steps, iteration, _loss_scale(step))
     manifest.config_json = json.dumps(_without_foreign(config, "ds_config", []), default=str)
     buffers = {
         name: step.module[name].read().view(step.module[name].shape) for name in step.model.get("buffer_names") or ()
