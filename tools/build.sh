@@ -34,5 +34,9 @@ cmake --build "$folder" --target "${targets[@]}" >"$folder/build.log" 2>&1 9>&- 
   echo "build: failed; the first errors are above, all of it in $folder/build.log" >&2
   exit 1
 }
+if [ "${ZEROPAGE_WARNINGS:-}" = error ] && grep -E -A6 'warning:' "$folder/build.log" | head -n 60 >&2; then
+  echo "build: warnings are errors here (ZEROPAGE_WARNINGS=error); the first are above, all of them in $folder/build.log" >&2
+  exit 1
+fi
 # A build with nothing to do is not worth a line.
 [ $((SECONDS - started)) -lt 2 ] || echo "build: $folder is up to date ($((SECONDS - started)) s)"
