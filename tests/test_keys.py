@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ import zeropage
 from zeropage.errors import ConfigError
 from zeropage.testing import run_ranks
 
+COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(Path(__file__).parent.parent / "build" / "dev" / "zeropage"))
 WORLD = 2
 STAGES = pytest.mark.parametrize("stage", [0, 1, 2, 3])
 NO_NORM = {"compute_grad_norm": False}
@@ -263,3 +265,28 @@ def test_no_norm_and_clipping_exclude_each_other():
     """Catches clipping that is dropped without a word."""
     with pytest.raises(ConfigError, match=r"compute_grad_norm: expected true beside gradient_clipping 0.5"):
         one_rank(zero_optimization=NO_NORM)
+
+
+# -- zeropage config --from deepspeed
+
+
+def compare(text: str, folder: Path, *options: str) -> subprocess.CompletedProcess:
+    (folder / "ds_config.json").write_text(text)
+    command = [str(Path(COMMAND).absolute()), "config", "--from", "deepspeed", "ds_config.json", *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_a_file_is_compared_with_deepspeed(tmp_path):
+    """Catches a comparison that stops at the first refused key, or that returns 0 for a file that would not train."""
+    fine = compare('{"train_batch_size": 8, "gradient_clipping": 1.0}', tmp_path, "--world_size", "2")
+    assert fine.returncode == 0 and fine.stdout.splitlines()[-1].startswith("2 in force with the same meaning, 0 ")
+    text = '{"train_batch_size": 8, "amp": {"enabled": true}, "zero_optimization": {"stage": 4, "sub_group_size": 1}}'
+    refused = compare(text, tmp_path, "--json")
+    verdicts = {key["key"]: key["verdict"] for key in json.loads(refused.stdout)["keys"]}
+    assert refused.returncode == 64
+    assert verdicts == {
+        "train_batch_size": "in force: same meaning",
+        "amp": "refused",
+        "zero_optimization.stage": "refused",
+        "zero_optimization.sub_group_size": "without effect",
+    }

@@ -204,6 +204,26 @@ def test_state_is_half_on_two_ranks():
     assert sum(parts) < 1.02 * whole[0] and max(parts) < 0.56 * whole[0]
 
 
+@pytest.mark.parametrize("offloaded", (False, True))
+@pytest.mark.parametrize("stage", range(4))
+def test_the_memory_table_says_what_is_kept(stage, offloaded):
+    """Catches a formula of the memory table without Muon's momenta, or with those of all ranks, and bytes that are
+    counted at another place than the formula has them."""
+    zero = {"offload_optimizer": {"device": "cpu"}} if offloaded else {}
+
+    def optimizer_bytes(engine: Any) -> tuple[float, int, str]:
+        memory = engine.memory_report()
+        counted = memory.host if offloaded else memory.ranks
+        formula = memory.formula_host if offloaded else memory.formula
+        other = memory.ranks if offloaded else memory.host
+        assert all(rank["optimizer"] == 0 for rank in other)
+        return sum(rank["optimizer"] for rank in counted) / len(counted), formula.optimizer, memory.table()
+
+    for _, (counted, formula, table) in engine_run(settings(stage, zero_optimization=zero), after=optimizer_bytes):
+        assert counted == pytest.approx(formula, rel=0.02) and formula > 4 * 36_000 / 2
+        assert "optimizer" in table
+
+
 def test_which_half():
     """Catches a tagging that differs from DeepSpeed's: matrices, without embeddings and the output layer, unless the
     parameter says it."""

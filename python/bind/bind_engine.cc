@@ -125,7 +125,8 @@ void bind_values(py::module_& module) {
   py::class_<formula::StateBytes>(module, "StateBytes", "Bytes of model state of one rank.")
       .def_readonly("parameters", &formula::StateBytes::parameters)
       .def_readonly("gradients", &formula::StateBytes::gradients)
-      .def_readonly("optimizer", &formula::StateBytes::optimizer);
+      .def_readwrite("optimizer", &formula::StateBytes::optimizer,
+                     "Written to add what an optimizer of PyTorch keeps.");
   py::class_<paging::PagerStats>(module, "PagerStats", "Counters of the pager.")
       .def_readonly("touches", &paging::PagerStats::touches)
       .def_readonly("faults", &paging::PagerStats::faults)

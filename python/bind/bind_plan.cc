@@ -17,6 +17,7 @@ namespace {
 std::pair<std::string, std::string> make_plan(planner::Model model, int num_gpus, int num_nodes,
                                               const std::string& device,
                                               const std::map<std::string, std::string>& figures,
+                                              const std::string& optimizer, std::int64_t optimizer_bytes,
                                               const std::string& precision, std::int64_t micro_batch,
                                               std::int64_t accumulation_steps, std::int64_t sequence) {
   planner::Request request;
@@ -25,6 +26,7 @@ std::pair<std::string, std::string> make_plan(planner::Model model, int num_gpus
   request.hosts = num_nodes;
   if (!device.empty()) request.hardware = planner::read_hardware(device);
   for (const auto& [name, value] : figures) planner::set_figure(request.hardware.value(), name, value);
+  request.optimizer = planner::planned_optimizer(optimizer, optimizer_bytes);
   request.precision = planner::parse_precision(precision);
   request.micro_batch = micro_batch;
   request.accumulation_steps = accumulation_steps;
@@ -65,8 +67,12 @@ void init_plan(py::module_& module) {
   py::class_<planner::Model>(module, "PlanModel", "The model that is planned for.")
       .def_static("read", &planner::read_model, py::arg("source"),
                   "A count (7B), a safetensors file or index, a config.json. Raises ConfigError, IoError.")
-      .def_static("of_parameters", &planner::model_of_parameters, py::arg("name"), py::arg("numels"),
-                  py::arg("trainable"), "Elements of each parameter, and whether it is trained. Raises ConfigError.");
+      .def_static(
+          "of_parameters", &planner::model_of_parameters, py::arg("name"), py::arg("numels"), py::arg("trainable"),
+          py::arg("muon"),
+          "Elements of each parameter, whether it is trained, and whether Muon updates it. Raises ConfigError.");
+  module.def("takes_muon", &planner::takes_muon, py::arg("name"), py::arg("dimensions"),
+             "Whether Muon updates a parameter that does not say so itself.");
   py::class_<formula::FreeMemory>(module, "FreeMemory", "What one rank can still take.")
       .def(py::init<std::int64_t, std::int64_t, bool>(), py::arg("device_bytes"), py::arg("host_bytes"),
            py::arg("device_is_host"))
@@ -85,8 +91,9 @@ void init_plan(py::module_& module) {
   module.def("data_sheet_flops", &planner::data_sheet_flops,
              "Dense 16-bit operations per second of known devices, by name.");
   module.def("make_plan", &make_plan, py::arg("model"), py::arg("num_gpus"), py::arg("num_nodes"), py::arg("device"),
-             py::arg("figures"), py::arg("precision"), py::arg("micro_batch"), py::arg("accumulation_steps"),
-             py::arg("sequence"), "The plan as JSON and as text. Figures need a device. Raises ConfigError.");
+             py::arg("figures"), py::arg("optimizer"), py::arg("optimizer_bytes"), py::arg("precision"),
+             py::arg("micro_batch"), py::arg("accumulation_steps"), py::arg("sequence"),
+             "The plan as JSON and as text. Figures need a device. Raises ConfigError.");
 }
 
 }  // namespace zeropage::python

@@ -386,6 +386,7 @@ class PlanModel:
         name: str,
         numels: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         trainable: collections.abc.Sequence[bool],
+        muon: collections.abc.Sequence[bool],
     ) -> PlanModel: ...
     @staticmethod
     def read(source: str) -> PlanModel: ...
@@ -447,11 +448,10 @@ class ScheduleKind:
     def value(self) -> int: ...
 
 class StateBytes:
+    optimizer: int
     def __init__(self, *args, **kwargs) -> None: ...
     @property
     def gradients(self) -> int: ...
-    @property
-    def optimizer(self) -> int: ...
     @property
     def parameters(self) -> int: ...
 
@@ -609,6 +609,8 @@ def make_plan(
     num_nodes: typing.SupportsInt | typing.SupportsIndex,
     device: str,
     figures: collections.abc.Mapping[str, str],
+    optimizer: str,
+    optimizer_bytes: typing.SupportsInt | typing.SupportsIndex,
     precision: str,
     micro_batch: typing.SupportsInt | typing.SupportsIndex,
     accumulation_steps: typing.SupportsInt | typing.SupportsIndex,
@@ -664,6 +666,7 @@ def settle_types(
     added: bool = ...,
 ) -> tuple[set[str], str | None]: ...
 def stop_agreed(engine: Engine) -> bool: ...
+def takes_muon(name: str, dimensions: typing.SupportsInt | typing.SupportsIndex) -> bool: ...
 def world_from_environment() -> tuple: ...
 def write_imported_step(
     folder: str,

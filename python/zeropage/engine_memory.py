@@ -15,8 +15,16 @@ class EngineMemory:
     def memory_report(self) -> report.MemoryReport:
         """Bytes of model state of every rank, counted and by the formula. Collective."""
         shards = self.optimizer.shards if self._has_optimizer else None
-        torch_states = (0, 0) if shards is None else shards.state.bytes_on(self.device)
-        return report.gather_memory(self._core, self._communicator, self.zero_optimization_stage(), torch_states)
+        stage = self.zero_optimization_stage()
+        if shards is None:
+            return report.gather_memory(self._core, self._communicator, stage)
+        offloaded = self.zero_offload_optimizer() is not None
+        device, host = shards.state.bytes_on(self.device)
+        if offloaded and self.device.type == "cpu":  # one memory: what lies where follows from the configuration
+            device, host = 0, device + host
+        return report.gather_memory(
+            self._core, self._communicator, stage, (device, host), shards.formula_bytes(self._named), offloaded
+        )
 
     def print_memory_table(self) -> None:
         """Prints the memory report on rank 0. Collective."""

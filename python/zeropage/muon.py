@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
+from . import _C
 from .errors import ConfigError
 from .newton_schulz import orthogonal
 
@@ -25,7 +26,6 @@ Group = dict[str, Any]
 # Hyperparameters of one half that groups of the other do not have.
 _MUON_KEYS = ("momentum", "nesterov", "ns_method", "ns_steps", "ns_dtype", "adjust_lr_fn")
 _ADAM_KEYS = ("betas", "eps", "adam_w_mode")
-_NOT_MUON = ("embed", "lm_head")
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CONVOLUTIONS = torch.nn.modules.conv._ConvNd
 # What a model's configuration says of the rows of these layers.
@@ -76,6 +76,11 @@ class Muon(torch.optim.Optimizer):
         """AdamW's half treats every element alike."""
         return group["use_muon"]
 
+    @staticmethod
+    def kept_bytes(group: Group) -> int:
+        """Per element of the group's parameters: its momentum, or both moments, in fp32."""
+        return 4 if group["use_muon"] else 8
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
@@ -117,9 +122,7 @@ class Muon(torch.optim.Optimizer):
 def takes_muon(name: str, parameter: torch.Tensor) -> bool:
     """The parameter's own `use_muon`, or: it is a matrix, or several, and neither an embedding nor the output layer."""
     own = getattr(parameter, "use_muon", None)
-    return (
-        bool(own) if own is not None else parameter.dim() >= 2 and not any(word in name.lower() for word in _NOT_MUON)
-    )
+    return bool(own) if own is not None else _C.takes_muon(name, parameter.dim())
 
 
 def heads_of(name: str, parameter: torch.Tensor, config: Any) -> int:

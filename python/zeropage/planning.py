@@ -10,6 +10,7 @@ import torch
 
 from . import _C
 from .errors import ConfigError
+from .muon import takes_muon
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def plan(
     num_gpus: int = 1,
     num_nodes: int = 1,
     device: str | os.PathLike | None = None,
+    optimizer: str = "AdamW",
+    optimizer_bytes: int = 8,
     precision: str = "bf16",
     micro_batch: int = 1,
     accumulation_steps: int = 1,
@@ -52,8 +55,9 @@ def plan(
     tensors will do).
     num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure
     --save_machine` wrote;
-    None: bytes only. figures: replace the device's, as the options of `zeropage plan` do: device_memory="40GB",
-    network_rate="25GB/s". Raises ConfigError, IoError.
+    None: bytes only. optimizer: AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or "whole" for an object that looks at
+    whole parameters and keeps `optimizer_bytes` per trained element. figures: replace the device's, as the options of
+    `zeropage plan` do: device_memory="40GB", network_rate="25GB/s". Raises ConfigError, IoError.
     """
     if figures and device is None:
         raise ConfigError(f"plan: {', '.join(figures)} replaces a figure of a device: name one, as device='H100'")
@@ -63,6 +67,8 @@ def plan(
         num_nodes,
         os.fspath(device or ""),
         {name: str(value) for name, value in figures.items()},
+        optimizer,
+        optimizer_bytes,
         precision,
         micro_batch,
         accumulation_steps,
@@ -76,10 +82,16 @@ def _model_of(model: Any) -> _C.PlanModel:
     if isinstance(model, (str, int, os.PathLike)):
         return _C.PlanModel.read(os.fspath(model) if isinstance(model, os.PathLike) else str(model))
     name = type(model).__name__ if isinstance(model, torch.nn.Module) else "parameters"
-    parameters = list(model.parameters() if isinstance(model, torch.nn.Module) else model)
+    named = model.named_parameters() if isinstance(model, torch.nn.Module) else (("", each) for each in model)
+    names, parameters = map(list, zip(*named, strict=True)) if (named := list(named)) else ([], [])
     wrong = next((p for p in parameters if not isinstance(p, torch.Tensor)), None)
     if wrong is not None:
         raise ConfigError(
             f"plan takes a number, a path, a module or its parameters; got {type(wrong).__name__} among the parameters"
         )
-    return _C.PlanModel.of_parameters(name, [p.numel() for p in parameters], [p.requires_grad for p in parameters])
+    return _C.PlanModel.of_parameters(
+        name,
+        [p.numel() for p in parameters],
+        [p.requires_grad for p in parameters],
+        [takes_muon(each, p) for each, p in zip(names, parameters, strict=True)],
+    )

@@ -28,9 +28,9 @@ MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. The formula does
-    not know what an optimizer of PyTorch keeps: that is counted only, once it is there, by the memory that its tensors
-    are in.
+    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. Of what an
+    optimizer of PyTorch keeps the formula knows Muon's: that of other ones is counted only, once it is there, by the
+    memory that its tensors are in.
 
     ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all
     the same.
@@ -50,17 +50,24 @@ class MemoryReport:
 
 
 def gather_memory(
-    core: _C.Engine, communicator: _C.Communicator, stage: int, torch_states: tuple[int, int] = (0, 0)
+    core: _C.Engine,
+    communicator: _C.Communicator,
+    stage: int,
+    torch_states: tuple[int, int] = (0, 0),
+    torch_formula: int = 0,
+    offloaded: bool = False,
 ) -> MemoryReport:
     """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on
-    the host."""
+    the host. torch_formula: the same of all ranks together by its formula, on the host if `offloaded`."""
     ranks, host = (
         [dict(zip(MEMORY_KINDS, row, strict=True)) for row in tier]
         for tier in _C.gather_memory(core, communicator, torch_states)
     )
-    return MemoryReport(
-        stage, ranks, host, core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0)
-    )
+    formula, formula_host, stage_0 = core.formula_bytes(), core.formula_host_bytes(), core.formula_bytes_at_stage(0)
+    own_formula = -(-torch_formula // (communicator.size if stage > 0 else 1))
+    (formula_host if offloaded else formula).optimizer += own_formula
+    stage_0.optimizer += torch_formula
+    return MemoryReport(stage, ranks, host, formula, formula_host, stage_0)
 
 
 def progress(

@@ -114,6 +114,18 @@ class ShardUpdate:
         for name in _own_methods(type(self.client)):
             setattr(self.client, name, _method(weakref.ref(self), name))
 
+    def formula_bytes(self, parameters: list[NamedParameter]) -> int:
+        """What the client keeps of all parameters, on all ranks together; 0 where no formula says it."""
+        kept = getattr(type(self.client), "kept_bytes", None)
+        if kept is None:
+            return 0
+        groups = self.client.param_groups
+        return sum(
+            tensor.numel() * kept(groups[group])
+            for _, tensor, group in parameters
+            if group >= 0 and tensor.requires_grad
+        )
+
     def extend(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> None:
         """The engine has got more parameters. Arguments as of `attach`, of all of them."""
         self.state.extend(parameters, self._segments(parameters, segments))

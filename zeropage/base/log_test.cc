@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "zeropage/base/error.h"
+
 namespace zeropage {
 namespace {
 
@@ -13,6 +15,23 @@ TEST(Log, WritesTheMessageAsItIsToStderr) {
   const std::string text = testing::internal::GetCapturedStderr();
   EXPECT_NE(text.find("zeropage info: 100 % of {} and {:d}\n"), std::string::npos) << text;
   EXPECT_NE(text.find("zeropage warning: careful\n"), std::string::npos) << text;
+}
+
+// Would catch a level that hides what is as severe as it, or that cannot be lowered again.
+TEST(Log, LessSevereLinesAreNotWritten) {
+  testing::internal::CaptureStderr();
+  set_log_level("warning");
+  log_info("quiet");
+  log_warn("loud");
+  set_log_level("error");
+  log_warn("quiet, too");
+  set_log_level("info");
+  log_info("back");
+  const std::string text = testing::internal::GetCapturedStderr();
+  EXPECT_EQ(text.find("quiet"), std::string::npos) << text;
+  EXPECT_NE(text.find("loud"), std::string::npos) << text;
+  EXPECT_NE(text.find("back"), std::string::npos) << text;
+  EXPECT_THROW(set_log_level("loud"), ConfigError);
 }
 
 TEST(Log, WarnOnceWarnsOncePerKeyAndObject) {

@@ -27,6 +27,7 @@ planner::Request request_of(const PlanCommand& command) {
       if (!value.empty()) planner::set_figure(*request.hardware, name, value);
     }
   }
+  request.optimizer = planner::planned_optimizer(command.optimizer, command.optimizer_bytes);
   request.precision = planner::parse_precision(command.precision);
   request.micro_batch = command.micro_batch;
   request.accumulation_steps = command.accumulation_steps;
@@ -63,6 +64,11 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
                                                 : "SIZE");
   }
   plan->add_flag("--json", command.json, "Print JSON");
+  plan->add_option("--optimizer", command.optimizer,
+                   "AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or whole: an object that looks at whole parameters")
+      ->type_name("NAME");
+  plan->add_option("--optimizer_bytes", command.optimizer_bytes, "Of whole: bytes that it keeps per trained element")
+      ->type_name("N");
   plan->add_option("--precision", command.precision, "bf16, fp16 or fp32")->type_name("NAME");
   plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
   plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");

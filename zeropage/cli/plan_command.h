@@ -22,6 +22,8 @@ struct PlanCommand {
   std::string disk_folder;                     ///< to be measured; empty: the working one
   std::string save_machine;                    ///< path of the measured figures; empty: they are not kept
   std::map<std::string, std::string> figures;  ///< that replace the device's, by planner::figure_names
+  std::string optimizer = "AdamW";
+  std::int64_t optimizer_bytes = 8;  ///< of the optimizer "whole", per trained element
   std::string precision = "bf16";
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;

@@ -20,6 +20,7 @@ TrainingPlan plan_for(planner::Model model, const PlanOptions& options) {
     throw ConfigError("make_plan: figures replace those of a device: name one, as device = \"H100\"");
   }
   for (const auto& [name, value] : options.figures) planner::set_figure(*request.hardware, name, value);
+  request.optimizer = planner::planned_optimizer(options.optimizer, options.optimizer_bytes);
   request.precision = planner::parse_precision(options.precision);
   request.micro_batch = options.micro_batch;
   request.accumulation_steps = options.accumulation_steps;
@@ -39,13 +40,16 @@ TrainingPlan make_plan(const std::string& model, const PlanOptions& options) {
 TrainingPlan make_plan(const torch::nn::Module& model, const PlanOptions& options) {
   std::vector<std::int64_t> numels;
   std::vector<bool> trainable;
+  std::vector<bool> muon;
   std::set<const void*> seen;
-  for (const at::Tensor& parameter : model.parameters()) {
+  for (const auto& named : model.named_parameters()) {
+    const at::Tensor& parameter = named.value();
     if (!seen.insert(parameter.unsafeGetTensorImpl()).second) continue;
     numels.push_back(parameter.numel());
     trainable.push_back(parameter.requires_grad());
+    muon.push_back(planner::takes_muon(named.key(), parameter.dim()));
   }
-  return plan_for(planner::model_of_parameters("module", numels, trainable), options);
+  return plan_for(planner::model_of_parameters("module", numels, trainable, muon), options);
 }
 
 }  // namespace zeropage

@@ -19,6 +19,8 @@ struct PlanOptions {
   int num_nodes = 1;                             ///< hosts
   std::string device = {};                       ///< "H100", ..., or a file of figures; empty: bytes only
   std::map<std::string, std::string> figures{};  ///< instead of the device's: {"device_memory", "40GB"}
+  std::string optimizer = "AdamW";               ///< AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon or whole
+  std::int64_t optimizer_bytes = 8;              ///< of whole: bytes that it keeps per trained element
   std::string precision = "bf16";
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;

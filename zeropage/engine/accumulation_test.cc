@@ -72,6 +72,20 @@ TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
   EXPECT_EQ(window.samples(), 10);
 }
 
+// Catches a step() that does not update where the program decides, and backwards that are not counted as micro steps.
+TEST(AccumulationWindow, EveryStepEndsAWindowThatIsNotCounted) {
+  AccumulationWindow window(4, 5, /*counted=*/false);
+  for (const int backwards : {1, 3, 0}) {
+    for (int i = 0; i < backwards; ++i) window.note_backward();
+    EXPECT_TRUE(window.at_boundary());
+    EXPECT_EQ(window.is_new(), backwards == 0);
+    window.end_micro_step();
+    window.end();
+  }
+  EXPECT_EQ(window.micro_steps(), 1 + 3 + 1);
+  EXPECT_EQ(window.samples(), 5 * 5);
+}
+
 TEST(AccumulationWindow, RefusesLessThanOne) {
   EXPECT_THROW(AccumulationWindow(0, 1), UsageError);
   AccumulationWindow window(1, 1);

@@ -4,6 +4,7 @@
 
 #include "zeropage/base/checked.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/layout/whole_pages.h"
 #include "zeropage/planner/time_model.h"
 
 namespace zeropage::planner {
@@ -15,13 +16,13 @@ constexpr const char* kWhat = "memory of the plan";
 /// `pages` pages of optimizer state, as one rank updates them.
 std::int64_t state_buffer_bytes(const Request& request, const Placement& placement, std::int64_t pages) {
   const std::int64_t ranks = placement.stage == 0 ? 1 : request.world_size();
-  const std::int64_t numel = ceil_div(page_numel(request.model), ranks);
-  return checked_mul(pages * optimizer_element_bytes(request.precision), numel, kWhat);
+  const std::int64_t numel = ceil_div(page_numel(request, placement.stage), ranks);
+  return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kWhat);
 }
 
 /// Gradients on their way.
 std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
-  const std::int64_t page = page_numel(request.model);
+  const std::int64_t page = page_numel(request, placement.stage);
   const std::int64_t world = request.world_size();
   const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
   if (placement.stage >= 2)
@@ -31,14 +32,35 @@ std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
 }
 
-}  // namespace
-
-std::int64_t page_numel(const Model& model) {
-  return std::min(model.total_numel, std::max(layout::default_page_numel(model.total_numel), model.largest_numel));
+/// What an optimizer of PyTorch keeps, and what it is given while it updates: where the masters are.
+void add_torch_optimizer(const Request& request, const Placement& placement, MemoryEstimate& memory) {
+  if (!request.optimizer.by_torch) return;
+  const int world = request.world_size();
+  const std::int64_t kept = kept_bytes(request.optimizer, request.model, placement.stage, world);
+  // Sums of several ranks are fp32 in the place of the 16-bit gradients of the page.
+  const bool fp32_gradients = request.precision == config::Precision::kFp32 || request.accumulation_steps > 1 ||
+                              placement.stage >= 2 || (placement.stage == 1 && world > 1);
+  const std::int64_t given =
+      checked_mul(fp32_gradients ? 4 : 8, updated_numel(request.model.trainable_numel, placement.stage, world), kWhat);
+  memory.update = given;
+  if (placement.optimizer == Home::kDevice) {
+    memory.state.optimizer += kept;
+  } else {
+    memory.host += kept + given;
+  }
 }
 
-std::int64_t optimizer_element_bytes(config::Precision precision) {
-  return precision == config::Precision::kFp32 ? 8 : 12;
+}  // namespace
+
+std::int64_t page_numel(const Request& request, int stage) {
+  const Model& model = request.model;
+  std::int64_t numel = layout::default_page_numel(model.total_numel);
+  if (request.optimizer.by_torch) {
+    const std::int64_t fitted =
+        layout::page_numel_for_whole_parameters(model.total_numel, model.largest_numel, request.world_size(), stage);
+    if (fitted > 0) numel = fitted;
+  }
+  return std::min(model.total_numel, std::max(numel, model.largest_numel));
 }
 
 MemoryEstimate estimate_memory(const Request& request, const Placement& placement) {
@@ -59,6 +81,8 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
       .world_size = request.world_size(),
       .precision = request.precision,
       .accumulation_steps = request.accumulation_steps,
+      .keeps_gradients = !request.optimizer.by_torch,
+      .optimizer_states = request.optimizer.states,
       .offload_parameters = placement.parameters != Home::kDevice,
       .optimizer_on_disk = placement.optimizer == Home::kDisk,
       .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk};
@@ -77,12 +101,13 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   }
   if (is_updated_on_device(request, placement)) {
     memory.buckets += state_buffer_bytes(request, placement, formula::kStreamBuffers);
-  } else if (placement.optimizer == Home::kHost) {
+  } else if (placement.optimizer == Home::kHost && !request.optimizer.by_torch) {
     memory.undo_log = formula::default_undo_log_bytes(counts, options);
   }
   memory.host += memory.undo_log;
+  add_torch_optimizer(request, placement, memory);
   if (placement.parameters == Home::kDisk) {
-    const std::int64_t shard_numel = ceil_div(page_numel(model), request.world_size());
+    const std::int64_t shard_numel = ceil_div(page_numel(request, placement.stage), request.world_size());
     if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;
     if (placement.optimizer == Home::kDisk) memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
   }

@@ -11,6 +11,7 @@
 ///   undo log     an optimizer in host memory that is updated there: default_undo_log_bytes
 ///   streaming    an optimizer in host memory that is updated on the device: kStreamBuffers pages of it, counted with
 ///                the buckets
+///   update       what an optimizer of PyTorch is given: planned_optimizer.h
 ///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
 ///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32
 ///                and their gradient: 8 * s * b * v.
@@ -26,10 +27,8 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
 /// Activations of one micro batch on one rank.
 std::int64_t activation_bytes(const Request& request, bool checkpointing);
 
-/// Bytes of optimizer state per element: master and both moments of Adam.
-std::int64_t optimizer_element_bytes(config::Precision precision);
-
-/// Elements of the largest page: a default one, or one of a larger parameter.
-std::int64_t page_numel(const Model& model);
+/// Elements of the largest page at a stage: a default one, or one of a larger parameter, or one for an optimizer that
+/// looks at whole parameters.
+std::int64_t page_numel(const Request& request, int stage);
 
 }  // namespace zeropage::planner

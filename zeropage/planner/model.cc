@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -63,6 +64,17 @@ void add_parameters(Model& model, std::int64_t numel, std::int64_t count, bool t
   if (numel < config::Zero{}.persistence_threshold_numel) model.persistent_numel += all_numel;
 }
 
+void add_matrices(Model& model, std::int64_t numel, std::int64_t count, bool trainable) {
+  add_parameters(model, numel, count, trainable);
+  if (trainable) model.muon_numel += numel * count;
+}
+
+bool takes_muon(std::string_view name, std::int64_t dimensions) {
+  std::string lower(name);
+  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return dimensions >= 2 && lower.find("embed") == lower.npos && lower.find("lm_head") == lower.npos;
+}
+
 std::int64_t parse_count(std::string_view text) {
   std::string digits;
   std::ranges::copy_if(text, std::back_inserter(digits), [](char c) { return c != '_' && c != ','; });
@@ -86,18 +98,22 @@ Model model_of_count(std::string name, std::int64_t total_numel) {
   model.shape = guess_shape(total_numel);
   const std::int64_t largest_numel = model.shape.hidden * std::max(4 * model.shape.hidden, model.shape.vocabulary);
   model.largest_numel = std::min(total_numel, largest_numel);
+  // Of two embeddings, as of models of this size; of a small one they would be more than all.
+  model.muon_numel = std::max<std::int64_t>(0, total_numel - 2 * model.shape.vocabulary * model.shape.hidden);
   return model;
 }
 
-Model model_of_parameters(std::string name, const std::vector<std::int64_t>& numels,
-                          const std::vector<bool>& trainable) {
-  if (numels.size() != trainable.size()) {
-    throw ConfigError(fmt::format("model {}: expected as many trainable flags as parameters, got {} and {}", name,
-                                  trainable.size(), numels.size()));
+Model model_of_parameters(std::string name, const std::vector<std::int64_t>& numels, const std::vector<bool>& trainable,
+                          const std::vector<bool>& muon) {
+  if (numels.size() != trainable.size() || numels.size() != muon.size()) {
+    throw ConfigError(fmt::format("model {}: expected as many flags as parameters, got {}, {} and {}", name,
+                                  trainable.size(), muon.size(), numels.size()));
   }
   Model model;
   model.name = std::move(name);
-  for (std::size_t i = 0; i < numels.size(); ++i) add_parameters(model, numels[i], 1, trainable[i]);
+  for (std::size_t i = 0; i < numels.size(); ++i) {
+    (muon[i] ? add_matrices : add_parameters)(model, numels[i], 1, trainable[i]);
+  }
   if (model.total_numel == 0) throw ConfigError(fmt::format("model {}: expected parameters, got none", model.name));
   model.active_numel = model.total_numel;
   model.shape = guess_shape(model.total_numel);

@@ -99,16 +99,16 @@ void add_llama(const Document& document, const LlamaFamily& family, Model& model
 
   const bool tied = document.flag("tie_word_embeddings", false);
   add_parameters(model, product(vocabulary, hidden), tied ? 1 : 2);
-  add_parameters(model, product(hidden, query), 2 * layers);  // query and output
-  add_parameters(model, product(hidden, key), 2 * layers);    // key and value
+  add_matrices(model, product(hidden, query), 2 * layers);  // query and output
+  add_matrices(model, product(hidden, key), 2 * layers);    // key and value
   if (bias) {
     add_parameters(model, query, layers);
     add_parameters(model, key, 2 * layers);
     if (!family.qkv_bias) add_parameters(model, hidden, layers);
   }
   if (family.query_key_norm) add_parameters(model, head_dim, 2 * layers);
-  add_parameters(model, product(hidden, width), product(3 * layers, experts));
-  if (family.experts_key) add_parameters(model, product(hidden, experts), layers);
+  add_matrices(model, product(hidden, width), product(3 * layers, experts));
+  if (family.experts_key) add_matrices(model, product(hidden, experts), layers);
   add_parameters(model, hidden, 2 * layers + 1);
 
   model.active_numel = model.total_numel;
@@ -127,12 +127,13 @@ void add_gpt2(const Document& document, Model& model) {
   const std::int64_t layers = model.shape.layers = document.integer("n_layer");
   const std::int64_t vocabulary = model.shape.vocabulary = document.integer("vocab_size");
   const std::int64_t width = document.integer("n_inner", 4 * hidden);
-  add_parameters(model, product(vocabulary, hidden), document.flag("tie_word_embeddings", true) ? 1 : 2);
-  add_parameters(model, product(document.integer("n_positions"), hidden));
-  add_parameters(model, product(hidden, 3 * hidden), layers);
+  add_matrices(model, product(vocabulary, hidden));  // wte, like wpe: no "embed" in its name
+  if (!document.flag("tie_word_embeddings", true)) add_parameters(model, product(vocabulary, hidden));
+  add_matrices(model, product(document.integer("n_positions"), hidden));
+  add_matrices(model, product(hidden, 3 * hidden), layers);
   add_parameters(model, 3 * hidden, layers);
-  add_parameters(model, product(hidden, hidden), layers);
-  add_parameters(model, product(hidden, width), 2 * layers);
+  add_matrices(model, product(hidden, hidden), layers);
+  add_matrices(model, product(hidden, width), 2 * layers);
   add_parameters(model, width, layers);
   add_parameters(model, hidden, 2 * layers);      // biases of both projections back to the residual stream
   add_parameters(model, hidden, 4 * layers + 2);  // layer norms
@@ -146,13 +147,13 @@ void add_gpt_neox(const Document& document, Model& model) {
   const std::int64_t vocabulary = model.shape.vocabulary = document.integer("vocab_size");
   const std::int64_t width = document.integer("intermediate_size");
   add_parameters(model, product(vocabulary, hidden), document.flag("tie_word_embeddings", false) ? 1 : 2);
-  add_parameters(model, product(hidden, 3 * hidden), layers);
-  add_parameters(model, product(hidden, hidden), layers);
+  add_matrices(model, product(hidden, 3 * hidden), layers);
+  add_matrices(model, product(hidden, hidden), layers);
   if (document.flag("attention_bias", true)) {
     add_parameters(model, 3 * hidden, layers);
     add_parameters(model, hidden, layers);
   }
-  add_parameters(model, product(hidden, width), 2 * layers);
+  add_matrices(model, product(hidden, width), 2 * layers);
   add_parameters(model, width, layers);
   add_parameters(model, hidden, layers);
   add_parameters(model, hidden, 4 * layers + 2);

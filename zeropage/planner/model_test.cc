@@ -37,15 +37,31 @@ TEST(GuessedShape, IsNearKnownModels) {
 }
 
 TEST(ModelOfParameters, CountsFrozenSmallAndLargest) {
-  const Model model = model_of_parameters("m", {1'000'000, 500, 200'000}, {true, true, false});
+  const Model model = model_of_parameters("m", {1'000'000, 500, 200'000}, {true, true, false}, {true, false, true});
   EXPECT_EQ(model.total_numel, 1'200'500);
   EXPECT_EQ(model.trainable_numel, 1'000'500);
   EXPECT_EQ(model.persistent_numel, 500);
   EXPECT_EQ(model.largest_numel, 1'000'000);
-  EXPECT_THROW(model_of_parameters("m", {}, {}), ConfigError);
-  EXPECT_THROW(model_of_parameters("m", {1}, {}), ConfigError);
-  EXPECT_THROW(model_of_parameters("m", {-1}, {true}), ConfigError);
-  EXPECT_THROW(model_of_parameters("m", {INT64_MAX, INT64_MAX}, {true, true}), ConfigError);
+  EXPECT_EQ(model.muon_numel, 1'000'000) << "the frozen matrix has no optimizer";
+  EXPECT_THROW(model_of_parameters("m", {}, {}, {}), ConfigError);
+  EXPECT_THROW(model_of_parameters("m", {1}, {}, {true}), ConfigError);
+  EXPECT_THROW(model_of_parameters("m", {-1}, {true}, {true}), ConfigError);
+  EXPECT_THROW(model_of_parameters("m", {INT64_MAX, INT64_MAX}, {true, true}, {false, false}), ConfigError);
+}
+
+// Catches a rule for Muon's half that is another one than DeepSpeed's, and embeddings that are counted with it.
+TEST(Muon, UpdatesMatricesButEmbeddings) {
+  EXPECT_TRUE(takes_muon("layers.0.mlp.up_proj.weight", 2));
+  EXPECT_TRUE(takes_muon("conv.weight", 4));
+  EXPECT_FALSE(takes_muon("layers.0.norm.weight", 1));
+  EXPECT_FALSE(takes_muon("model.Embed_tokens.weight", 2));
+  EXPECT_FALSE(takes_muon("lm_head.weight", 2));
+  const Model llama = parse_model_config(
+      R"({"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+      "num_attention_heads": 4, "vocab_size": 1000})",
+      "m", "config.json");
+  EXPECT_EQ(llama.muon_numel, 2 * (4 * 64 * 64 + 3 * 64 * 128));
+  EXPECT_EQ(llama.total_numel - llama.muon_numel, 2 * 1000 * 64 + 5 * 64);
 }
 
 TEST(ReadModel, ACountOrAnErrorThatNamesTheWays) {

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <nlohmann/json.hpp>
 
 #include "zeropage/base/error.h"
@@ -56,7 +58,8 @@ Variant variant_of(const Request& request, const Placement& placement, const Mem
                    bool checkpointing) {
   Variant variant;
   variant.activations = activation_bytes(request, checkpointing);
-  variant.device_bytes = memory.device_without_activations() + variant.activations;
+  const std::int64_t update = placement.optimizer == Home::kDevice ? memory.update : 0;
+  variant.device_bytes = memory.state.total() + std::max(memory.frames + memory.buckets + variant.activations, update);
   if (request.hardware) {
     variant.fits = fits(request, memory, variant.device_bytes);
     variant.time = estimate_time(request, placement, checkpointing);
@@ -125,10 +128,18 @@ std::string config_text(const Request& request, const Placement& placement) {
   if (request.precision == config::Precision::kBf16) document["bf16"] = {{"enabled", true}};
   if (request.precision == config::Precision::kFp16) document["fp16"] = {{"enabled", true}};
   document["zero_optimization"] = std::move(zero);
-  if (placement.optimizer == Home::kHost && request.hardware) {
+  if (placement.optimizer == Home::kHost && request.hardware && !request.optimizer.by_torch) {
     document["zeropage"] = {{"offloaded_update", is_updated_on_device(request, placement) ? "device" : "host"}};
   }
-  document["optimizer"] = {{"type", "AdamW"}, {"params", {{"lr", 1e-4}, {"weight_decay", 0.01}}}};
+  if (request.optimizer.type == "whole") {
+    document["zeropage"]["optimizer_sees"] = "parameters";
+    return document.dump(2) + "\n";
+  }
+  Json params{{"lr", request.optimizer.is_muon() ? 0.02 : 1e-4}};
+  if (request.optimizer.is_muon()) params["adam_lr"] = 3e-4;
+  if (request.optimizer.type == "SGD") params["momentum"] = 0.9;
+  if (request.optimizer.type != "Adagrad" && request.optimizer.type != "SGD") params["weight_decay"] = 0.01;
+  document["optimizer"] = {{"type", request.optimizer.type}, {"params", std::move(params)}};
   return document.dump(2) + "\n";
 }
 

@@ -18,6 +18,7 @@
 #include "zeropage/formula/model_state.h"
 #include "zeropage/planner/hardware.h"
 #include "zeropage/planner/model.h"
+#include "zeropage/planner/planned_optimizer.h"
 
 namespace zeropage::planner {
 
@@ -37,6 +38,7 @@ struct Request {
   int devices_per_host = 1;
   int hosts = 1;
   std::optional<Hardware> hardware;
+  PlannedOptimizer optimizer = {};
   config::Precision precision = config::Precision::kBf16;
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;
@@ -50,6 +52,8 @@ struct MemoryEstimate {
   formula::StateBytes state;  ///< on the device
   std::int64_t frames = 0;
   std::int64_t buckets = 0;
+  std::int64_t update = 0;  ///< what an optimizer of PyTorch is given while it updates, instead of frames, buckets and
+                            ///< activations; of host where its masters are not on the device
   std::int64_t host = 0;
   std::int64_t undo_log = 0;  ///< of host: what engines on a GPU take by default
   std::int64_t disk = 0;

@@ -64,8 +64,7 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   EXPECT_EQ(host.host, whole + kUndoLog);
   const MemoryEstimate optimizer_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kHost});
   EXPECT_EQ(optimizer_on_disk.disk, estimate_memory(r, {3}).state.optimizer);
-  const std::int64_t buffers =
-      4 * 12 * ((page_numel(r.model) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
+  const std::int64_t buffers = 4 * 12 * ((page_numel(r, 3) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
   EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole + buffers);
   const MemoryEstimate all_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kDisk});
   EXPECT_EQ(all_on_disk.disk - optimizer_on_disk.disk,
@@ -135,10 +134,70 @@ TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
   EXPECT_NEAR(estimate_time(r, {1, Home::kHost}, false).step_s, 6 + 1 + 12 * 0.5 / 5, 1e-9);
   const MemoryEstimate memory = estimate_memory(r, placement);
   EXPECT_EQ(memory.undo_log, 0);
-  EXPECT_EQ(memory.buckets - buckets, formula::kStreamBuffers * 12 * page_numel(r.model) / 2);
+  EXPECT_EQ(memory.buckets - buckets, formula::kStreamBuffers * 12 * page_numel(r, 2) / 2);
   EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "device")"));
   r.hardware->host_memory_rate = 1e13;
   EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "host")"));
+}
+
+/// 10^9 parameters of which Muon updates 600 million, on two ranks.
+Request muon_request() {
+  Request r = simple_hardware();
+  r.optimizer = planned_optimizer("muon");
+  r.model.muon_numel = 600'000'000;
+  return r;
+}
+
+// The bytes of planned_optimizer.h by hand: masters of the engine's, and what Muon keeps of a rank's half.
+TEST(Plan, MuonKeepsLessThanAdamW) {
+  Request r = muon_request();
+  constexpr std::int64_t kKept = 4 * 300'000'000LL + 8 * 200'000'000LL;
+  EXPECT_EQ(estimate_memory(r, {0}).state.optimizer, 4'000'000'000 + 2 * kKept);
+  EXPECT_EQ(estimate_memory(r, {2}).state.optimizer, 2'000'000'000 + kKept);
+  EXPECT_EQ(estimate_memory(r, {0}).update, 8 * 1'000'000'000LL) << "gradients are in 16 bit";
+  EXPECT_EQ(estimate_memory(r, {1}).update, 4 * 500'000'000LL);
+  EXPECT_EQ(estimate_memory(r, {2}).update, 4 * 500'000'000LL);
+  const MemoryEstimate host = estimate_memory(r, {2, Home::kHost});
+  EXPECT_EQ(host.state.optimizer, 0);
+  EXPECT_EQ(host.undo_log, 0);
+  EXPECT_EQ(host.host, 4'000'000'000LL + kKept + host.update);
+  r.optimizer = planned_optimizer("whole", 12);
+  EXPECT_EQ(estimate_memory(r, {2}).state.optimizer, 2'000'000'000 + 12 * 500'000'000LL);
+  r.optimizer = planned_optimizer("Lion");
+  EXPECT_EQ(estimate_memory(r, {2}).state.optimizer, 8 * 500'000'000LL);
+  EXPECT_THROW(planned_optimizer("Shampoo?"), ConfigError);
+  EXPECT_THROW(planned_optimizer("whole", -1), ConfigError);
+}
+
+TEST(TimeModel, MuonsProductsAndParts) {
+  Request r = muon_request();
+  r.model.shape.hidden = 1000;
+  Request adamw = r;
+  adamw.optimizer = {};
+  const auto difference_s = [&](const Placement& placement) {
+    return estimate_time(r, placement, false).step_s - estimate_time(adamw, placement, false).step_s;
+  };
+  constexpr double kProducts = 22.0 * 1000 * 600e6 / 1e12;
+  EXPECT_NEAR(difference_s({0}), kProducts + 16e9 / 1e12, 1e-6);
+  EXPECT_NEAR(difference_s({2}), (kProducts + 16e9 / 1e12) / 2 + 12 * 0.25 * 600e6 / 1e9, 1e-6);
+}
+
+// Catches a written configuration that trains with another optimizer than the planned one.
+TEST(Plan, WritesTheOptimizer) {
+  Request r = request("7B", 4);
+  for (const char* name : {"AdamW", "Adam", "Lamb", "Lion", "Adagrad", "SGD", "Muon", "whole"}) {
+    r.optimizer = planned_optimizer(name);
+    const Plan plan = make_plan(r);
+    const auto config = config::Config::from_json(plan.rows[0].config, 4);
+    EXPECT_TRUE(plan.rows[0].available) << name;
+    EXPECT_EQ(contains(plan.rows[0].config, std::string("\"") + name + '"'), r.optimizer.type != "whole") << name;
+    EXPECT_EQ(contains(plan.rows[0].config, "optimizer_sees"), r.optimizer.type == "whole");
+    if (!r.optimizer.by_torch) {
+      EXPECT_EQ(config::optimizer_state_count(config.optimizer), r.optimizer.states) << name;
+    }
+  }
+  r.optimizer = planned_optimizer("Muon");
+  EXPECT_TRUE(contains(format_plan(make_plan(r)), "Muon updates ")) << format_plan(make_plan(r));
 }
 
 TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {

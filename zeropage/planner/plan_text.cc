@@ -34,6 +34,14 @@ std::string heading(const Request& request) {
   text += fmt::format("\n{} rank(s) on {} host(s){}, {}, micro batch {} x {} tokens, {} accumulation step(s)\n",
                       request.world_size(), request.hosts, request.hardware ? ", " + request.hardware->name : "",
                       precision, request.micro_batch, count(request.sequence), request.accumulation_steps);
+  if (request.optimizer.is_muon()) {
+    text += fmt::format("Muon updates {} of them, AdamW the others.\n", count(model.muon_numel));
+  } else if (request.optimizer.type == "whole") {
+    text += fmt::format("An optimizer that looks at whole parameters and keeps {} bytes per element.\n",
+                        request.optimizer.element_bytes);
+  } else if (request.optimizer.type != "AdamW") {
+    text += fmt::format("The optimizer is {}.\n", request.optimizer.type);
+  }
   if (model.shape.guessed) {
     text += fmt::format(
         "Activations and time assume {} layers of width {}: the shape is guessed from the number of parameters.\n",
@@ -46,7 +54,7 @@ std::string heading(const Request& request) {
 std::string published_table(const Plan& plan) {
   const Request& request = plan.request;
   const Model& model = request.model;
-  if (request.precision == config::Precision::kFp32) return "";
+  if (request.precision == config::Precision::kFp32 || request.optimizer.states != 2) return "";
   const DType element = request.precision == config::Precision::kBf16 ? DType::kBFloat16 : DType::kFloat16;
   std::string text =
       "\nModel state per rank by the published formula, 16 bytes per parameter (2 parameters, 2 gradients, 12 "

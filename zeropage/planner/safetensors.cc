@@ -52,8 +52,13 @@ std::int64_t count_of(const Json& value) {
   return value.is_number_unsigned() && value.get<std::uint64_t>() <= INT64_MAX ? value.get<std::int64_t>() : -1;
 }
 
+struct Entry {
+  std::int64_t numel = 0;
+  std::int64_t dimensions = 0;
+};
+
 /// Elements of one entry, checked against `data_bytes`, the size of what follows the header.
-std::int64_t tensor_numel(const fs::path& path, const std::string& name, const Json& tensor, std::int64_t data_bytes) {
+Entry entry_of(const fs::path& path, const std::string& name, const Json& tensor, std::int64_t data_bytes) {
   const auto bad = [&](const std::string& what) { fail(path, fmt::format("tensor {}: {}", json::quote(name), what)); };
   if (!tensor.is_object() || !tensor.contains("dtype") || !tensor["dtype"].is_string() || !tensor.contains("shape") ||
       !tensor["shape"].is_array() || !tensor.contains("data_offsets") || !tensor["data_offsets"].is_array() ||
@@ -76,11 +81,11 @@ std::int64_t tensor_numel(const fs::path& path, const std::string& name, const J
   if (checked_mul(numel, bits / 8, "tensor " + json::quote(name)) != end - begin) {
     bad(fmt::format("{} elements of {} do not take the {} bytes between the data_offsets", numel, dtype, end - begin));
   }
-  return numel;
+  return {numel, static_cast<std::int64_t>(tensor["shape"].size())};
 }
 
-/// Tensor name -> elements.
-std::map<std::string, std::int64_t> read_header(const fs::path& path) {
+/// By the name of the tensor.
+std::map<std::string, Entry> read_header(const fs::path& path) {
   const std::string start = read_start(path, kLengthBytes);
   const std::uintmax_t file_bytes = fs::file_size(path);
   std::uintmax_t header_bytes = 0;
@@ -95,32 +100,34 @@ std::map<std::string, std::int64_t> read_header(const fs::path& path) {
   }
   const Json header = parse_object(read_start(path, kLengthBytes + header_bytes).substr(kLengthBytes), path);
   const auto data_bytes = static_cast<std::int64_t>(file_bytes - kLengthBytes - header_bytes);
-  std::map<std::string, std::int64_t> numels;
+  std::map<std::string, Entry> entries;
   for (const auto& [name, tensor] : header.items()) {
-    if (name != "__metadata__") numels[name] = tensor_numel(path, name, tensor, data_bytes);
+    if (name != "__metadata__") entries[name] = entry_of(path, name, tensor, data_bytes);
   }
-  return numels;
+  return entries;
 }
 
-Model model_of(const fs::path& path, const std::vector<std::int64_t>& numels) {
-  return model_of_parameters(path.filename().string(), numels, std::vector<bool>(numels.size(), true));
+Model model_of(const fs::path& path, const std::map<std::string, Entry>& entries) {
+  std::vector<std::int64_t> numels;
+  std::vector<bool> muon;
+  for (const auto& [name, entry] : entries) {
+    numels.push_back(entry.numel);
+    muon.push_back(takes_muon(name, entry.dimensions));
+  }
+  return model_of_parameters(path.filename().string(), numels, std::vector<bool>(numels.size(), true), muon);
 }
 
 }  // namespace
 
-Model read_safetensors(const fs::path& path) {
-  std::vector<std::int64_t> numels;
-  for (const auto& [name, numel] : read_header(path)) numels.push_back(numel);
-  return model_of(path, numels);
-}
+Model read_safetensors(const fs::path& path) { return model_of(path, read_header(path)); }
 
 Model read_safetensors_index(const fs::path& path) {
   const Json index = parse_object(read_file(path, kHeaderBytesMax), path);
   if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
     fail(path, "expected an index with a \"weight_map\" from tensor names to files");
   }
-  std::map<std::string, std::map<std::string, std::int64_t>> files;
-  std::vector<std::int64_t> numels;
+  std::map<std::string, std::map<std::string, Entry>> files;
+  std::map<std::string, Entry> entries;
   for (const auto& [name, file] : index["weight_map"].items()) {
     const std::string file_name = file.is_string() ? file.get<std::string>() : "";
     if (file_name.empty() || fs::path(file_name).filename() != file_name || file_name == "..") {
@@ -133,9 +140,9 @@ Model read_safetensors_index(const fs::path& path) {
       fail(path, fmt::format("tensor {} is not in {}, where the index looks for it", json::quote(name),
                              json::quote(file_name)));
     }
-    numels.push_back(found->second);
+    entries[name] = found->second;
   }
-  return model_of(path, numels);
+  return model_of(path, entries);
 }
 
 }  // namespace zeropage::planner

@@ -12,6 +12,9 @@ namespace {
 constexpr double kUpdateBytes = 30;
 constexpr double kUpdateReadBytes = 16;
 constexpr double kUpdateWriteBytes = 14;
+constexpr double kCopyBytes = 16;      ///< of masters for an optimizer of PyTorch, there and back
+constexpr double kBorderShare = 0.25;  ///< of elements in parameters on the border of two shards
+constexpr double kExchangeBytes = 12;  ///< per element of these
 
 /// Parts of a step that run one after the other; each is named by what it waits for.
 class Clock {
@@ -45,6 +48,26 @@ double owned_numel(const Request& request, const Placement& placement) {
   return static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
 }
 
+double update_bytes(const Request& request) { return kUpdateBytes + (request.optimizer.by_torch ? kCopyBytes : 0); }
+
+/// Seconds of the products of Muon's update.
+double products_s(const Request& request, const Placement& placement) {
+  if (!request.optimizer.is_muon()) return 0;
+  const double share = placement.stage == 0 ? 1.0 : 1.0 / request.world_size();
+  return share * static_cast<double>(request.model.muon_numel) *
+         muon_operations(static_cast<double>(request.model.shape.hidden)) / request.hardware->flops;
+}
+
+/// Seconds in which parameters on the borders of shards travel to their owner and back.
+double exchange_s(const Request& request, const Placement& placement) {
+  if (!request.optimizer.by_torch || placement.stage == 0 || request.world_size() == 1) return 0;
+  const Hardware& hardware = *request.hardware;
+  const double link =
+      request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
+  const std::int64_t whole = request.optimizer.is_muon() ? request.model.muon_numel : request.model.trainable_numel;
+  return kExchangeBytes * kBorderShare * static_cast<double>(whole) / link;
+}
+
 /// Seconds of the single pieces of work.
 struct Pieces {
   double forward_s = 0;
@@ -70,8 +93,8 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   const double between_hosts = request.hosts - 1;
   const double hops_s =
       (world - 1 - between_hosts) * hardware.device_latency_s + between_hosts * hardware.network_latency_s;
-  const double latency_s =
-      hops_s * std::ceil(static_cast<double>(model.total_numel) / static_cast<double>(page_numel(model)));
+  const double latency_s = hops_s * std::ceil(static_cast<double>(model.total_numel) /
+                                              static_cast<double>(page_numel(request, placement.stage)));
   const auto element = static_cast<double>(element_bytes(formula::compute_dtype(request.precision)));
   const bool sums_whole = placement.stage < 2 && request.accumulation_steps > 1;
   const double all_bytes = element * static_cast<double>(model.total_numel);
@@ -99,8 +122,8 @@ HostStateUpdate update_of_host_state(const Request& request, const Placement& pl
   const auto element = static_cast<double>(element_bytes(formula::compute_dtype(request.precision)));
   const double gradient = placement.stage >= 2 ? element : 0;
   const double parameter = placement.parameters == Home::kDevice ? 0 : element;
-  const auto state = static_cast<double>(optimizer_element_bytes(request.precision));
-  return {owned * request.devices_per_host * kUpdateBytes / hardware.host_memory_rate,
+  const auto state = static_cast<double>(engine_element_bytes(request.optimizer, request.precision));
+  return {owned * request.devices_per_host * update_bytes(request) / hardware.host_memory_rate,
           owned * (state + std::max(gradient, parameter)) / hardware.host_link_rate};
 }
 
@@ -127,7 +150,7 @@ void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& plac
 void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, const Placement& placement) {
   const Hardware& hardware = *request.hardware;
   const double owned = owned_numel(request, placement);
-  const double device_s = owned * kUpdateBytes / hardware.device_memory_rate;
+  const double device_s = owned * update_bytes(request) / hardware.device_memory_rate + products_s(request, placement);
   const auto of_host_state = update_of_host_state(request, placement);
   if (placement.optimizer == Home::kDevice) {
     clock.add("update on the device", device_s);
@@ -142,13 +165,14 @@ void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, co
     clock.add_overlapped(
         {{"update on the host", of_host_state.on_host_s}, {"host link", pieces.host_in_s}, {"disk", disk_s}});
   }
+  if (const double seconds = exchange_s(request, placement); seconds > 0) clock.add("parts of parameters", seconds);
   if (placement.stage == 1 || placement.stage == 2) clock.add("gathering parameters", pieces.gather_s);
 }
 
 }  // namespace
 
 bool is_updated_on_device(const Request& request, const Placement& placement) {
-  if (placement.optimizer != Home::kHost || !request.hardware) return false;
+  if (placement.optimizer != Home::kHost || !request.hardware || request.optimizer.by_torch) return false;
   const Hardware& hardware = *request.hardware;
   if (hardware.device_memory_rate * request.devices_per_host <= hardware.host_memory_rate) return false;
   const auto update = update_of_host_state(request, placement);
