@@ -7,6 +7,7 @@
 
 #include "python/bind/bind.h"
 #include "zeropage/checkpoint/model_file.h"
+#include "zeropage/checkpoint/optimizer_state.h"
 #include "zeropage/checkpoint/save.h"
 #include "zeropage/checkpoint/steps.h"
 #include "zeropage/engine/engine.h"
@@ -80,6 +81,20 @@ void bind_model_files(py::module_& module) {
       "Whether the last boundary step found that some rank was asked to end.");
 }
 
+/// form, key, the name of the tensor or None, then the count of updates
+using StateTuple = std::tuple<std::string, std::string, std::optional<std::string>, std::optional<std::int64_t>>;
+
+std::vector<StateTuple> states_for_object(const checkpoint::SavedOptimizerStates& saved, const std::string& parameter,
+                                          bool is_torchs) {
+  std::vector<StateTuple> states;
+  for (auto& entry : saved.for_object(parameter, is_torchs)) {
+    std::optional<std::string> tensor;
+    if (entry.tensor != nullptr) tensor = entry.tensor->info.name;
+    states.emplace_back(checkpoint::form_name(entry.form), std::move(entry.key), std::move(tensor), entry.updates);
+  }
+  return states;
+}
+
 /// name, type, shape
 using ImportedTensorTuple = std::tuple<std::string, at::ScalarType, std::vector<std::int64_t>>;
 
@@ -147,6 +162,13 @@ void init_checkpoint(py::module_& module) {
            "A run of elements of a flat tensor, on the host.")
       .def("read_tensor", &engine::read_tensor, py::arg("name"), Unlocked(), "A whole tensor, on the host.")
       .def("verify", &Checkpoint::verify, Unlocked(), "Compares every byte with its digest.");
+  py::class_<checkpoint::SavedOptimizerStates>(module, "SavedOptimizerStates",
+                                               "What a step has of the optimizer's state, whoever saved it.")
+      .def(py::init<const Checkpoint&>(), py::arg("step"), py::keep_alive<1, 2>())
+      .def("for_object", &states_for_object, py::arg("parameter"), py::arg("is_torchs"),
+           "(form, key, name of the tensor or None, then the count of updates) of all that an object has to read. "
+           "Raises "
+           "CheckpointError.");
   module.def("save_checkpoint", &save_checkpoint, py::arg("engine"), py::arg("folder"), py::arg("tag"),
              py::arg("latest"), py::arg("exclude_frozen"), py::arg("aliases"), py::arg("host_json"),
              py::arg("host_tensors"), py::arg("caller_state"), Unlocked(), "Collective; returns the step's path.");

@@ -17,7 +17,7 @@ from .checkpoint_random import check_random_states, random_states, restore_rando
 from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
 from .errors import CheckpointError, UsageError, ZeropageError
-from .optimizer import put_hyperparameters
+from .optimizer import NOT_OF_ENGINE, put_hyperparameters
 from .utils import zero_to_fp32
 from .wrapped_tensors import inner_of_module
 
@@ -227,6 +227,9 @@ class CheckpointingEngine:
             host["data"] = Position(*stored["data"]) if stored.get("data") else None
             if with_optimizer and self.optimizer.shards is not None:
                 host["shards"] = self.optimizer.shards.state.read(step)
+                for group, loaded in zip(self.optimizer.param_groups, host["groups"], strict=False):
+                    # An engine of C++ may have saved, whose groups do not have them.
+                    loaded.update({key: False for key in NOT_OF_ENGINE if key in group and key not in loaded})
             return host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
         except ZeropageError as error:
             return {}, str(error)
@@ -258,6 +261,14 @@ class CheckpointingEngine:
                     for key in group.keys() & loaded.keys()
                     if not _alike(group[key], loaded[key])
                 ]
+        if with_optimizer and self.optimizer.shards is None:
+            found += [
+                f"the checkpoint's parameter group {index} has {key}=True, which the engine's own update does not have; make the optimizer with it, "
+                "or pass load_optimizer_states=False"
+                for index, loaded in enumerate(host["groups"])
+                for key in NOT_OF_ENGINE
+                if loaded.get(key)
+            ]
         if with_optimizer and host["optimizer"] not in (None, self.optimizer_name()):
             found.append(
                 f"the optimizer is {self.optimizer_name()}, that of the checkpoint {host['optimizer']}; "

@@ -32,6 +32,8 @@ _TORCH_KINDS = {
     torch.optim.SGD: _Kind.SGD,
 }
 
+# Options of torch.optim's classes that the engine's own update does not have: with them PyTorch runs the object.
+NOT_OF_ENGINE = ("amsgrad", "maximize")
 _SCHEDULED = ("lr", "betas", "momentum")  # what schedules drive
 
 
@@ -94,7 +96,7 @@ def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimiz
 
 def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
     """What the engine calls an optimizer: TORCH, unless the engine has the same update itself."""
-    special = any(group.get(option) for group in optimizer.param_groups for option in ("amsgrad", "maximize"))
+    special = any(group.get(option) for group in optimizer.param_groups for option in NOT_OF_ENGINE)
     if special:
         return _Kind.TORCH
     named = getattr(type(optimizer), "zeropage_kind", None)  # those of ops.py
@@ -119,7 +121,13 @@ def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> Non
 
 
 def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
-    """The other way. An option that the group lacks keeps its default."""
+    """The other way. An option that the group lacks keeps its default. Raises UsageError for one that the engine's own
+    update does not have."""
+    if kind != _Kind.TORCH and (switched_on := [option for option in NOT_OF_ENGINE if group.get(option)]):
+        raise UsageError(
+            f"a param group has {switched_on[0]}=True, which the engine's own update does not have: give it to the optimizer before "
+            "zeropage.initialize, and PyTorch runs the optimizer"
+        )
     params = _C.OptimizerParams()
     for option in _options(kind):
         value = group.get(option)

@@ -314,21 +314,22 @@ class ShardState:
 
     def read(self, step: _C.Checkpoint) -> dict[int, State]:
         """What a checkpoint has for this rank's elements. Raises CheckpointError, IoError."""
-        owned = {self._names[index]: segment for index, segment in self._segments.items()}
+        saved = _C.SavedOptimizerStates(step)
+        is_torchs = type(self._client).__module__.startswith("torch.optim.")
         states: dict[int, State] = {}
-        for tensor in step.tensor_names():
-            kind, _, name = tensor.partition("/")
-            form, _, key = kind.partition(".")
-            if form not in (_ELEMENTS, _SCALAR, _NUMBER, _WHOLE) or name not in owned:
-                continue
-            segment = owned[name]
-            if form == _WHOLE:
-                states[segment.parameter] = self._read_whole(step, segment, name)
-                continue
-            whole = form != _ELEMENTS
-            value = step.read_range(tensor, 0 if whole else segment.offset, 1 if whole else segment.numel)
-            value = value.item() if form == _NUMBER else value.reshape(()) if form == _SCALAR else segment.shaped(value)
-            states.setdefault(segment.parameter, {})[key] = value
+        for index, segment in self._segments.items():
+            name = self._names[index]
+            for form, key, tensor, updates in saved.for_object(name, is_torchs):
+                if form == _WHOLE:
+                    states[index] = self._read_whole(step, segment, name)
+                    continue
+                if tensor is None:
+                    value = torch.tensor(float(updates))
+                elif form == _ELEMENTS:
+                    value = segment.shaped(step.read_range(tensor, segment.offset, segment.numel))
+                else:
+                    value = step.read_range(tensor, 0, 1).reshape(())
+                states.setdefault(index, {})[key] = value.item() if form == _NUMBER else value
         return states
 
     def _read_whole(self, step: _C.Checkpoint, segment: Segment, name: str) -> State:

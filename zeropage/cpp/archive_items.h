@@ -15,6 +15,9 @@ namespace zeropage::cpp {
 
 using ArchiveItems = std::vector<std::pair<std::string, c10::IValue>>;
 
+/// The option that tells AdamW from Adam, as Python's torch.optim calls it. Objects here have none: it is their class.
+inline constexpr const char* kDecoupled = "decoupled_weight_decay";
+
 /// What was written, to be read. Cost: a copy.
 inline torch::serialize::InputArchive read_back(torch::serialize::OutputArchive& written) {
   std::stringstream bytes;

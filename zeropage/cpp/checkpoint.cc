@@ -63,6 +63,12 @@ std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tens
                     "to start without its state",
                     optimizer.value_or("absent"), *host.optimizer));
   }
+  if (with_optimizer && !host.cannot_follow.empty()) {
+    found.push_back(
+        fmt::format("the checkpoint's parameter groups have {}, which {} here cannot do; use the optimizer that saved, "
+                    "or load with load_optimizer_states = false",
+                    host.cannot_follow, optimizer.value_or("no optimizer")));
+  }
   if (with_optimizer && host.groups.size() != groups) {
     found.push_back(
         fmt::format("the optimizer has {} parameter groups, the checkpoint {}; load with load_optimizer_states = false "

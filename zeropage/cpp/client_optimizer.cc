@@ -155,6 +155,9 @@ std::vector<ArchiveItems> ClientOptimizer::options() const {
     } catch (const c10::Error&) {
       items.clear();  // a class that does not say what it has
     }
+    if (is_one_of<torch::optim::Adam, torch::optim::AdamW>(*optimizer_)) {
+      items.emplace_back(kDecoupled, is_one_of<torch::optim::AdamW>(*optimizer_));
+    }
   }
   return all;
 }

@@ -6,15 +6,14 @@
 #include <algorithm>
 
 #include "zeropage/base/error.h"
+#include "zeropage/checkpoint/optimizer_state.h"
 #include "zeropage/cpp/client_optimizer.h"
 #include "zeropage/engine/checkpoint.h"
 
 namespace zeropage::cpp {
 namespace {
 
-constexpr const char* kElements = "torch";
-constexpr const char* kScalar = "torch_scalar";
-constexpr const char* kNumber = "torch_number";
+using checkpoint::StateForm;
 
 /// torch counts steps in an integer here, and in an fp32 tensor in Python.
 bool counts_steps(const std::string& key) { return key == "step"; }
@@ -25,10 +24,10 @@ at::Tensor number_as_tensor(const c10::IValue& value) {
   return at::scalar_tensor(value.toDouble(), at::kDouble);
 }
 
-c10::IValue value_of(const std::string& form, const std::string& key, const at::Tensor& tensor, bool is_torchs) {
-  if (form == kElements) return tensor;
+c10::IValue value_of(StateForm form, const std::string& key, const at::Tensor& tensor, bool is_torchs) {
+  if (form == StateForm::kElements) return tensor;
   if (is_torchs && counts_steps(key)) return tensor.item().toLong();
-  if (form == kScalar) return tensor.reshape({});
+  if (form == StateForm::kScalar) return tensor.reshape({});
   if (tensor.scalar_type() == at::kBool) return tensor.item<bool>();
   return tensor.is_floating_point() ? c10::IValue(tensor.item<double>()) : c10::IValue(tensor.item<std::int64_t>());
 }
@@ -95,19 +94,19 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
     const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
     if (found == optimizer_->state().end()) continue;
     for (const auto& [key, value] : items_of(*found->second)) {
-      const auto add = [&, offset = stand_in.segment.offset, index = parameter](const char* form, at::Tensor values) {
-        states.push_back({fmt::format("{}.{}", form, key), index, offset, std::move(values)});
+      const auto add = [&, offset = stand_in.segment.offset, index = parameter](StateForm form, at::Tensor values) {
+        states.push_back({fmt::format("{}.{}", checkpoint::form_name(form), key), index, offset, std::move(values)});
       };
       const bool is_number = value.isInt() || value.isDouble() || value.isBool();
       if (value.isNone()) continue;
       if (value.isTensor() && value.toTensor().dim() > 0 && value.toTensor().numel() == stand_in.segment.numel) {
-        add(kElements, value.toTensor().detach().flatten());
+        add(StateForm::kElements, value.toTensor().detach().flatten());
       } else if (value.isTensor() && value.toTensor().numel() == 1) {
-        add(kScalar, value.toTensor().detach().reshape({}));
+        add(StateForm::kScalar, value.toTensor().detach().reshape({}));
       } else if (is_number && is_torchs_ && counts_steps(key)) {
-        add(kScalar, number_as_tensor(value).to(at::kFloat));
+        add(StateForm::kScalar, number_as_tensor(value).to(at::kFloat));
       } else if (is_number) {
-        add(kNumber, number_as_tensor(value));
+        add(StateForm::kNumber, number_as_tensor(value));
       } else {
         throw CheckpointError(
             fmt::format("state '{}' that {} keeps of parameter '{}' is neither by the element ({} here) nor a number: "
@@ -120,23 +119,25 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
 }
 
 std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) const {
-  std::map<std::string, int> parameters;
-  for (const auto& [parameter, stand_in] : stand_ins_) parameters.emplace(inputs_[parameter].name, parameter);
+  const checkpoint::SavedOptimizerStates saved(step);
   std::map<int, ArchiveItems> states;
-  for (const auto& record : step.manifest().tensors) {
-    const auto slash = record.info.name.find('/');
-    if (slash == std::string::npos) continue;
-    const auto parameter = parameters.find(record.info.name.substr(slash + 1));
-    const std::string kind = record.info.name.substr(0, slash);
-    const auto dot = kind.find('.');
-    const std::string form = kind.substr(0, dot);
-    if (parameter == parameters.end() || dot == std::string::npos) continue;
-    if (form != kElements && form != kScalar && form != kNumber) continue;
-    const auto& segment = stand_ins_.at(parameter->second).segment;
-    const auto tensor = form == kElements ? engine::read_range(step, record.info.name, segment.offset, segment.numel)
-                                          : engine::read_range(step, record.info.name, 0, 1);
-    const std::string key = kind.substr(dot + 1);
-    states[parameter->second].emplace_back(key, value_of(form, key, tensor, is_torchs_));
+  for (const auto& [parameter, stand_in] : stand_ins_) {
+    const auto& segment = stand_in.segment;
+    const auto& name = inputs_[parameter].name;
+    for (const auto& entry : saved.for_object(name, is_torchs_)) {
+      if (entry.form == StateForm::kWhole) {
+        throw CheckpointError(fmt::format(
+            "the optimizer's state of '{}' was saved of the parameter as a whole, and {} gets parts of it: load with "
+            "load_optimizer_states = false",
+            name, class_name_));
+      }
+      const bool by_element = entry.form == StateForm::kElements;
+      const auto tensor = entry.tensor == nullptr
+                              ? at::scalar_tensor(*entry.updates, at::kLong)
+                              : engine::read_range(step, entry.tensor->info.name, by_element ? segment.offset : 0,
+                                                   by_element ? segment.numel : 1);
+      states[parameter].emplace_back(entry.key, value_of(entry.form, entry.key, tensor, is_torchs_));
+    }
   }
   return states;
 }

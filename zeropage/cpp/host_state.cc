@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -127,11 +128,29 @@ c10::IValue decode_option(const json& stored, const c10::IValue& like, const std
   throw CheckpointError(fmt::format("the checkpoint's hyperparameter {} cannot be used: {}", name, stored.dump()));
 }
 
+/// `group` must be an object.
 ArchiveItems decode_options(const json& group, ArchiveItems options) {
   for (auto& [name, value] : options) {
-    if (const auto found = group.find(name); found != group.end()) value = decode_option(*found, value, name);
+    if (const auto found = group.find(name); found != group.end()) {
+      value = decode_option(*found, value, name);
+    } else if (name == "amsgrad") {
+      value = false;  // the engine's own update has saved, which has no such thing
+    }
   }
   return options;
+}
+
+/// What the group asks of an object with these options that it cannot do. An Adam does not become an AdamW.
+std::string object_cannot_follow(const json& group, const ArchiveItems& options) {
+  std::set<std::string> known;
+  for (const auto& [name, value] : options) {
+    known.insert(name);
+    const auto stored = group.find(name);
+    if (name == kDecoupled && stored != group.end() && stored->is_boolean() && stored->get<bool>() != value.toBool()) {
+      return name;
+    }
+  }
+  return cannot_follow(group, known);
 }
 
 ClientState read_client(const json& value, checkpoint::Checkpoint& step) {
@@ -181,11 +200,14 @@ HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::Optimi
   if (const json name = stored.value("optimizer", json()); name.is_string()) state.optimizer = name.get<std::string>();
   const json groups = decode(stored.value("groups", json::array()));
   for (const auto& group : groups) {
+    if (!group.is_object()) throw CheckpointError(step.path() + ": a parameter group is no dict");
     state.groups.push_back(params);
     read_hyperparameters(group, kind, state.groups.back());
-    if (state.options.size() < options.size()) {
-      state.options.push_back(decode_options(group, options[state.options.size()]));
-    }
+    const auto index = state.groups.size() - 1;
+    const auto problem = index < options.size() ? object_cannot_follow(group, options[index])
+                                                : cannot_follow(group, hyperparameter_names(kind));
+    if (!problem.empty()) state.cannot_follow = fmt::format("{}={}", problem, group.at(problem).dump());
+    if (index < options.size()) state.options.push_back(decode_options(group, options[index]));
   }
   if (const json buffers = stored.value("buffers", json()); const json* pairs = pairs_of(buffers)) {
     for (const auto& pair : *pairs) {

@@ -30,6 +30,7 @@ struct HostState {
   std::optional<std::string> optimizer;  ///< its name; absent: none, or of before checkpoints had it
   std::vector<config::OptimizerParams> groups;
   std::vector<ArchiveItems> options{};  ///< instead, of an optimizer object of the program's
+  std::string cannot_follow{};          ///< a hyperparameter that the optimizer of now cannot take over; empty: none
   Tensors buffers{};
   at::Tensor random{};         ///< state of this rank's generator of the CPU; undefined: not there
   at::Tensor device_random{};  ///< the same of its GPU

@@ -84,6 +84,26 @@ nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const Optimiz
   return out;
 }
 
+std::set<std::string> hyperparameter_names(config::OptimizerKind kind) {
+  std::set<std::string> names;
+  const auto* entry = config::find_optimizer(kind);
+  if (entry == nullptr) return names;
+  for (const auto& hyperparameter : entry->hyperparameters) names.insert(hyperparameter.name);
+  return names;
+}
+
+std::string cannot_follow(const nlohmann::json& group, const std::set<std::string>& known) {
+  static const std::set<std::string> harmless = {"foreach", "fused", "capturable", "differentiable"};
+  if (!group.is_object()) return "";
+  for (const auto& [name, value] : group.items()) {
+    const bool usual = name == "bias_correction";  // the only switch that is on by default
+    if (value.is_boolean() && value.get<bool>() != usual && !known.contains(name) && !harmless.contains(name)) {
+      return name;
+    }
+  }
+  return "";
+}
+
 std::string optimizer_facts(config::OptimizerKind kind, const std::vector<OptimizerParams>& groups) {
   std::string facts;
   for (std::size_t i = 0; i < groups.size(); ++i) {

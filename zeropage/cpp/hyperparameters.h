@@ -3,6 +3,7 @@
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,14 @@ nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const config:
 
 /// What must be the same on all ranks, for engine::require_same_everywhere: a line per group.
 std::string optimizer_facts(config::OptimizerKind kind, const std::vector<config::OptimizerParams>& groups);
+
+/// Their names alone.
+std::set<std::string> hyperparameter_names(config::OptimizerKind kind);
+
+/// What a group of a checkpoint asks of the update, and an optimizer whose hyperparameters are `known` cannot do
+/// ("maximize"). Empty: nothing. Names that only say how an update is computed ("foreach"), and values that are no
+/// switches, ask nothing.
+std::string cannot_follow(const nlohmann::json& group, const std::set<std::string>& known);
 
 /// The other way; names that are not there, or unknown, change nothing. Errors: CheckpointError for values of another
 /// type.

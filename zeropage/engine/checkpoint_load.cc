@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/exchange.h"
+#include "zeropage/checkpoint/optimizer_state.h"
 #include "zeropage/engine/checkpoint.h"
 #include "zeropage/engine/checkpoint_tensors.h"
 #include "zeropage/engine/state_pieces.h"
@@ -36,15 +37,23 @@ struct Transfer {
 struct Plan {
   std::vector<Transfer> transfers;
   std::vector<std::pair<int, std::int64_t>> updates;  ///< parameter, optimizer steps
+  std::vector<int> without_state;                     ///< trained parameters whose moments begin anew
   LoadReport report;
   std::vector<std::string> problems;
 };
 
+/// Reads a range of a tensor into memory of its own.
+at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::int64_t offset, std::int64_t numel) {
+  auto values = at::empty({numel}, at::TensorOptions().dtype(type_of(source.info)));
+  step.read(source, offset, numel, static_cast<std::byte*>(values.mutable_data_ptr()));
+  return values;
+}
+
 /// Compares the checkpoint with the model and lists what this rank has to read.
 class Planner {
  public:
-  Planner(const CheckpointedState& state, const checkpoint::Checkpoint& step, const LoadOptions& options)
-      : state_(state), step_(step), options_(options) {
+  Planner(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options)
+      : state_(state), step_(step), options_(options), saved_states_(step) {
     for (const auto& record : step.manifest().parameters) {
       records_[record.name] = &record;
       for (const auto& alias : record.aliases) records_.emplace(alias, &record);
@@ -78,6 +87,7 @@ class Planner {
     if (options_.strict) {
       for (const auto& name : plan_.report.unexpected) problem("'{}' is in the checkpoint, not in the model", name);
     }
+    if (with_optimizer()) check_states(found);
     if (!plan_.problems.empty()) return std::move(plan_);
     for (const auto& page : state_.model.layout()->pages()) add_page(page, found);
     return std::move(plan_);
@@ -97,13 +107,41 @@ class Planner {
       return;
     }
     const auto expected = stored_shape(state_.model.tensors()[parameter]);
-    for (const std::string kind : {"value", "master", "exp_avg", "exp_avg_sq", "sum", "momentum_buffer"}) {
-      const auto* tensor = step_.find(kind + "/" + record.name);
+    std::vector<const TensorRecord*> stored = {step_.find("value/" + record.name), step_.find("master/" + record.name)};
+    for (const auto& kind : state_names()) stored.push_back(saved_states_.for_engine(record, kind));
+    for (const auto* tensor : stored) {
       if (tensor == nullptr || tensor->info.shape == expected) continue;
       problem("'{}' has the shape [{}] in the model, [{}] in the checkpoint", record.name, fmt::join(expected, ", "),
               fmt::join(tensor->info.shape, ", "));
       return;
     }
+  }
+
+  /// What the engine's update keeps of a parameter.
+  std::vector<std::string> state_names() const {
+    const auto names = config::optimizer_state_names(state_.config.optimizer.kind);
+    return {names.begin(), names.begin() + config::optimizer_state_count(state_.config.optimizer)};
+  }
+
+  /// State of an optimizer object that the engine's own update cannot go on with.
+  void check_states(const std::vector<const checkpoint::ParameterRecord*>& found) {
+    if (state_.config.optimizer.kind == config::OptimizerKind::kClient) return;
+    const auto names = state_names();
+    for (const auto* record : found) {
+      if (record == nullptr) continue;
+      const auto state = saved_states_.unknown_to_engine(*record, names);
+      if (!state) continue;
+      problem(
+          "the state of '{}' was saved by an optimizer object that keeps more than the engine's own update: {}; give "
+          "the engine the same object, or load without optimizer states (load_optimizer_states=False)",
+          record->name, *state);
+      return;
+    }
+  }
+
+  std::int64_t updates_of(const checkpoint::ParameterRecord& record) {
+    return saved_states_.updates(
+        record, [&](const TensorRecord& count) { return fetch(step_, count, 0, 1).to(at::kDouble).item().toLong(); });
   }
 
   /// `offset_bytes`: from the start of what is kept of the page.
@@ -138,7 +176,7 @@ class Planner {
     }
     for (const auto& place : page.placements) {
       if (page.trainable && found[place.parameter] != nullptr && with_optimizer()) {
-        plan_.updates.emplace_back(place.parameter, found[place.parameter]->updates);
+        plan_.updates.emplace_back(place.parameter, updates_of(*found[place.parameter]));
       }
     }
   }
@@ -150,9 +188,12 @@ class Planner {
         continue;
       }
       if (!with_optimizer()) return;
-      const auto* moment = step_.find(kind + "/" + record.name);
+      const auto* moment = saved_states_.for_engine(record, kind);
       if (moment != nullptr) {
         add_state(moment, page, piece, array);
+      } else if (saved_states_.may_begin(record)) {
+        plan_.without_state.push_back(piece.parameter);
+        return;
       } else if (options_.strict && !state_.model.layout()->began_later(page)) {
         problem(
             "'{}' has no {} in the checkpoint, in which it was not trained; pass load_module_strict=False to start it "
@@ -171,18 +212,12 @@ class Planner {
   }
 
   const CheckpointedState& state_;
-  const checkpoint::Checkpoint& step_;
+  checkpoint::Checkpoint& step_;
   const LoadOptions& options_;
+  const checkpoint::SavedOptimizerStates saved_states_;
   std::map<std::string, const checkpoint::ParameterRecord*> records_;
   Plan plan_;
 };
-
-/// Reads what a transfer needs into memory of its own.
-at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::int64_t offset, std::int64_t numel) {
-  auto values = at::empty({numel}, at::TensorOptions().dtype(type_of(source.info)));
-  step.read(source, offset, numel, static_cast<std::byte*>(values.mutable_data_ptr()));
-  return values;
-}
 
 const TensorRecord& record_of(const checkpoint::Checkpoint& step, const std::string& name) {
   const auto* record = step.find(name);
@@ -218,6 +253,7 @@ void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const P
       for (; next != end; ++next) store_parameters(state, held, *next, values_of(*next));
     }
   }
+  for (const int parameter : plan.without_state) state.model.forget_moments(parameter);
   for (const auto& [parameter, updates] : plan.updates) state.updates[static_cast<std::size_t>(parameter)] = updates;
 }
 

@@ -1,4 +1,5 @@
 // Where the pages of a model's state live: memory and drives, and the host while they are unloaded.
+#include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
 
@@ -8,6 +9,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/engine/disk_state_store.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/engine/state_pieces.h"
 
 namespace zeropage::engine {
 
@@ -40,13 +42,9 @@ void ModelState::forget_moments(int parameter) {
   const HeldState held(*state_store_, page, Access::kWrite);
   for (const auto& piece : pieces_of(*layout_, page, own.begin, own.begin + own.numel)) {
     if (piece.parameter != parameter) continue;
-    const std::vector<float> zeros(static_cast<std::size_t>(piece.numel), 0.0F);
     for (int i = 0; i < config::optimizer_state_count(config_.optimizer); ++i) {
-      if (!held.arrays().is_wide(i)) {
-        held.write(i, piece, zeros.data(), /*key=*/0);
-      } else {
-        memory::flat_view(held.arrays().array(i) + piece.offset, piece.numel, at::kFloat, held.device()).zero_();
-      }
+      const double start = i == 0 ? config_.optimizer.params.initial_accumulator_value : 0.0;
+      store_piece(held, i, piece, at::full({piece.numel}, start, at::kFloat));
     }
   }
 }
