@@ -6,6 +6,7 @@
 
 #include <filesystem>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -18,7 +19,7 @@ using nlohmann::json;
 
 struct Line : torch::nn::Module {
   Line() : weight(register_parameter("weight", at::ones({8, 8}))) {}
-  at::Tensor forward() { return at::ones({4, 8}).matmul(weight).square().mean(); }
+  at::Tensor forward() { return at::ones({4, 8}, weight.scalar_type()).matmul(weight).square().mean(); }
   at::Tensor weight;
 };
 
@@ -84,6 +85,30 @@ TEST(StepObserver, WritesWhatPythonWrites) {
   EXPECT_GT(last["seconds"]["update"], 0.0);
   EXPECT_GT(last["bytes"]["optimizer"][0], 0);
   EXPECT_EQ(records[5]["pages"].size(), 1u);
+}
+
+// A step that was skipped and looks like one that was applied.
+TEST(StepObserver, TellsOfSkippedSteps) {
+  const Folder folder;
+  const auto config =
+      config_with({{"bf16", {{"enabled", true}}}, {"zeropage", {{"metrics_file", folder.path / "skipped.jsonl"}}}});
+  on_two_ranks([&](int rank, const Options& options) {
+    Line model;
+    auto engine = initialize(model, config, options);
+    for (const double factor : {1.0, rank == 1 ? std::numeric_limits<double>::infinity() : 1.0, 1.0}) {
+      engine.backward(model.forward() * factor);
+      engine.step();
+    }
+    EXPECT_EQ(engine.skipped_steps(), 1);
+  });
+  std::ifstream lines(folder.path / "skipped.jsonl");
+  std::vector<json> told;
+  for (std::string line; std::getline(lines, line);) {
+    const auto record = json::parse(line);
+    if (record["record"] == "step")
+      told.push_back({record["applied"], record["skipped_steps"], record["overflow_parameter"]});
+  }
+  EXPECT_EQ(told, (std::vector<json>{{true, 0, nullptr}, {false, 1, "weight"}, {true, 1, nullptr}}));
 }
 
 // Collectives that are counted, but that nobody can ask for.
