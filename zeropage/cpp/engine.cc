@@ -3,9 +3,7 @@
 #include <ATen/ops/stack.h>
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdio>
-#include <cstring>
 #include <exception>
 
 #include "zeropage/base/error.h"
@@ -66,44 +64,13 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
     return impl_->core->backward(loss, {retain_graph, scale_wrt_gas});
   });
   if (impl_->client) impl_->client->arm();
-  impl_->note_parameters();
   impl_->observer->end_phase("backward");
   if (first) impl_->losses.clear();
   impl_->losses.push_back(loss.detach());
   return scaled;
 }
 
-/// What an update changes: the count of writes, and, since torch's SGD writes past that, the first element where it is
-/// always there.
-Engine::Impl::Mark Engine::Impl::mark_of(const at::Tensor& parameter) const {
-  Mark mark{parameter.is_inference() ? 0 : parameter._version(), 0};
-  if (config.zero.stage < 3 && device.is_cpu() && parameter.numel() > 0) {
-    std::memcpy(&mark.second, parameter.const_data_ptr(), std::min(sizeof(mark.second), parameter.itemsize()));
-  }
-  return mark;
-}
-
-void Engine::Impl::note_parameters() {
-  if (warned_of_second_update || (client && client->needs_closure())) return;
-  marks.clear();
-  for (const auto& parameter : trained) marks.push_back(mark_of(parameter));
-}
-
-void Engine::Impl::warn_of_second_update() {
-  bool all = !marks.empty();
-  for (std::size_t i = 0; all && i < marks.size(); ++i) {
-    all = !trained[i].grad().defined() || mark_of(trained[i]) != marks[i];
-  }
-  marks.clear();
-  if (!all || world.rank != 0) return;
-  warned_of_second_update = true;
-  log_warn(
-      "all parameters were changed between backward() and engine.step(): was optimizer.step() left in the loop? The "
-      "engine's own update comes on top of it: leave the call out, or pass the optimizer as Options::optimizer");
-}
-
 bool Engine::Impl::step() {
-  if (core->is_accumulation_boundary()) warn_of_second_update();
   if (!client) return naming_memory(*core, [&] { return core->step(); });
   core->groups() = client->engine_groups();
   const bool was_boundary =

@@ -46,17 +46,6 @@ class Engine::Impl {
   std::optional<double> known_loss()
       const;  ///< mean since the last update; absent where the program runs the backward itself
 
-  /// Notices an optimizer of the program's that the engine does not know: it has changed all parameters between the
-  /// last backward and `step`, and the engine's update comes on top. Says so once, on rank 0. At stage 3 torch's SGD is
-  /// not noticed.
-  void note_parameters();
-  void warn_of_second_update();
-  using Mark = std::pair<std::int64_t, std::int32_t>;
-  Mark mark_of(const at::Tensor& parameter) const;
-  std::vector<at::Tensor> trained;  // what the engine updates
-  std::vector<Mark> marks;          // of these, after the last backward; empty: none since the last step
-  bool warned_of_second_update = false;
-
   /// One micro step with the rates of now. Returns whether it was at a boundary.
   bool step();
   std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core goes

@@ -208,9 +208,6 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   const auto all_inputs = inputs;
   impl->core = std::make_shared<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
-  for (const auto& input : all_inputs) {
-    if (impl->has_optimizer && updated(input)) impl->trained.push_back(input.tensor);
-  }
   if (impl->client) {
     impl->client->attach(*impl->core, all_inputs);
     if (!impl->core->scheduled_lrs().empty()) impl->client->set_rates(impl->core->groups());

@@ -223,21 +223,33 @@ TEST(Optimizer, AStepThatWasLeftInTheLoopIsAnError) {
 // A second update on top of the engine's, by an optimizer that the engine was not given.
 TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
   for (const bool adam : {false, true}) {
-    auto model = make_model();
-    std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
-    if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
-    auto engine =
-        initialize(*model, config_of(adam ? 3 : 2, R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"));
-    const auto said_in = [&](int step, bool with_step) {
-      testing::internal::CaptureStderr();
-      engine.backward(loss_of(model, batch_of(step, 0)));
-      if (with_step) beside->step();
-      engine.step();
-      return testing::internal::GetCapturedStderr().find("left in the loop") != std::string::npos;
-    };
-    EXPECT_FALSE(said_in(0, false));
-    EXPECT_TRUE(said_in(1, true));
-    EXPECT_FALSE(said_in(2, true)) << "once";
+    for (const int stage : {0, 1, 2, 3}) {
+      SCOPED_TRACE(fmt::format("{} at stage {}", adam ? "Adam" : "SGD", stage));
+      std::vector<int> said;
+      for (const int from : {0, 1, 2}) {  // in none of the steps, in the last, in both
+        testing::internal::CaptureStderr();
+        on_two_ranks([&](int rank, const Options& options) {
+          auto model = make_model();
+          std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
+          if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
+          auto engine = initialize(
+              *model, config_of(stage, R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"), options);
+          for (int step = 0; step < 2; ++step) {
+            engine.backward(loss_of(model, batch_of(step, rank)));
+            if (step + from >= 2) beside->step();
+            engine.step();
+          }
+        });
+        const std::string log = testing::internal::GetCapturedStderr();
+        int times = 0;
+        for (auto at = log.find("left in the loop"); at != std::string::npos;
+             at = log.find("left in the loop", at + 1)) {
+          ++times;
+        }
+        said.push_back(times);
+      }
+      EXPECT_EQ(said, (std::vector<int>{0, 1, 1})) << "once, and only where there is one";
+    }
   }
 }
 

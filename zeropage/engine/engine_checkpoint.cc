@@ -54,6 +54,7 @@ void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadO
   gradients_->discard();
   reducer_->reset();
   window_.restart();
+  second_update_.forget();
   last_ = StepResult{};
   if (options.module_only) return;
   global_steps_ = training.global_steps;

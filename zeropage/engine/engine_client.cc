@@ -63,6 +63,7 @@ void Engine::Impl::end_edit(const std::string& failure) {
     write(trained_pages(*state_.layout()), inputs);
   });
   state_.settle_writes();
+  second_update_.forget();
 }
 
 std::vector<ClientSegment> Engine::begin_edit() { return impl_->begin_edit(); }

@@ -26,6 +26,7 @@
 #include "zeropage/engine/parameter_values.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/scheduled_groups.h"
+#include "zeropage/engine/second_update.h"
 #include "zeropage/engine/speculation.h"
 #include "zeropage/engine/state_offloader.h"
 #include "zeropage/engine/trace_recorder.h"
@@ -92,6 +93,7 @@ class Engine::Impl {
   bool backward_failed_ = false;  // since the window began
   bool in_backward_ = false;      // of the engine itself
   reduce::BackwardEnd other_backward_;
+  SecondUpdate second_update_{state_};
   std::int64_t backward_begin_ns_ = 0;
   std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>(this);  // for graphs, which may outlive the engine
   WarnOnce warn_once_;
@@ -129,6 +131,7 @@ class Engine::Impl {
   void apply(const GlobalCheck& global_check, float gradient_scale, const ClientValues* from_caller);
   void write(std::vector<int> pages, UpdateInputs& inputs);
   void count_skip(const GlobalCheck& global_check);
+  void warn_of_second_update();
 };
 
 }  // namespace zeropage::engine

@@ -67,6 +67,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   forward_begun_ = false;
   last_.applied = false;
   if (!boundary) return false;
+  warn_of_second_update();
 
   state_.absorb_replaced();
   GlobalCheck global_check = agree(caller != nullptr);
@@ -103,6 +104,15 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   return true;
 }
 
+void Engine::Impl::warn_of_second_update() {
+  if (!second_update_.happened() || communicator_->rank() != 0) return;
+  warn_once_.warn(
+      "second update",
+      "parameters were changed between backward() and engine.step(): was optimizer.step() left in the loop? "
+      "The engine's own update comes on top of it: leave the call out, or give the optimizer to initialize "
+      "(C++: Options::optimizer)");
+}
+
 void Engine::Impl::zero_grad() {
   if (window_.ended() > 0 && reducer_->anything_arrived() && !backward_failed_ && communicator_->rank() == 0) {
     warn_once_.warn(
@@ -117,6 +127,7 @@ void Engine::Impl::zero_grad() {
   reducer_->reset();
   window_.restart();
   backward_failed_ = false;
+  second_update_.forget();
 }
 
 void Engine::Impl::compare_writes() {
