@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import zeropage
-from zeropage.errors import CheckpointError
+from zeropage.errors import CheckpointError, UsageError
 from zeropage.testing import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -152,6 +152,8 @@ def test_options_that_the_engines_update_does_not_have(tmp_path, option):
         engine.save_checkpoint(tmp_path / name)
     with pytest.raises(CheckpointError, match=f"{option}=True, which the engine's own update does not have"):
         usual.load_checkpoint(tmp_path / "special")
+    with pytest.raises(UsageError, match=f"{option}=True, which the engine's own update does not have"):
+        usual.optimizer.load_state_dict(special.optimizer.state_dict())
     special.load_checkpoint(tmp_path / "usual")
     for engine in (special, usual):
         engine.backward(loss_of(engine, batch_of(2, 0)))
@@ -160,5 +162,5 @@ def test_options_that_the_engines_update_does_not_have(tmp_path, option):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     usual.optimizer.param_groups[0][option] = True
     usual.backward(loss_of(usual, batch_of(2, 0)))
-    with pytest.raises(zeropage.errors.UsageError, match=f"{option}=True, which the engine's own update does not have"):
+    with pytest.raises(UsageError, match=f"{option}=True, which the engine's own update does not have"):
         usual.step()

@@ -1,6 +1,8 @@
 """How long an engine lives."""
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 import zeropage
+from zeropage import errors
 
 CONFIG = {"train_batch_size": 1, "optimizer": {"type": "AdamW"}}
 WATCHED = {"wall_clock_breakdown": True, "flops_profiler": {"enabled": True}, "csv_monitor": {"enabled": True}}
@@ -41,3 +44,12 @@ def test_an_engine_ends_with_its_last_reference(more, tmp_path, monkeypatch):
         assert core() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_an_engine_is_not_copied(copying):
+    """Catches an error that speaks of a class inside of the engine, and two engines that share one memory."""
+    engine, *_ = zeropage.initialize(model=nn.Linear(2, 2), config=CONFIG)
+    with pytest.raises(errors.UsageError, match=r"copy\.deepcopy\(engine\.module\)"):
+        copying(engine)
+    assert isinstance(copy.deepcopy(engine.module), nn.Linear)

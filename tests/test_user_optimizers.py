@@ -375,6 +375,28 @@ def test_step_of_the_object_is_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_another_optimizer_in_the_loop_is_said(stage, capfd):
+    """Catches a second update on top of the engine's, by an optimizer that the engine was not given, in silence; and a
+    warning where there is none."""
+
+    def run(rank: int, also: bool) -> None:
+        engine, *_ = zeropage.initialize(model=small_net(), config=config_of(stage, zeropage={"page_numel": 5000}))
+        beside = torch.optim.SGD(engine.module.parameters(), lr=1e-2)
+        for step in range(3):
+            engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
+            if also:
+                beside.step()
+            engine.step()
+            with torch.no_grad():
+                engine.module.contract[0].weight.clamp_(-1.0, 1.0)  # between updates programs may write
+
+    run_ranks(2, lambda rank, _: run(rank, False))
+    assert "left in the loop" not in capfd.readouterr().err
+    run_ranks(2, lambda rank, _: run(rank, True))
+    assert capfd.readouterr().err.count("left in the loop") == 1
+
+
 def test_memory_of_a_step():
     """Catches copies that nobody counts, or that stay: 4 bytes for each element that the rank updates, while the step
     runs."""

@@ -330,6 +330,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self.client or self, state_dict) or state_dict
+        for loaded in state_dict["param_groups"]:
+            _to_params(self.kind, loaded)  # refuses what the engine's update does not have
         put(self.param_groups, self._states(), state_dict)
         if self.shards is not None:
             others = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}

@@ -12,9 +12,10 @@ constexpr std::size_t kNoted = 8;
 /// As pager and marks know it, which have seen the operators.
 bool SecondUpdate::is_written(int parameter) const {
   const int page = state_.layout()->page_of(parameter);
-  if (state_.pager().is_written(page)) return true;
+  auto& pager = state_.pager();
+  if (pager.is_written(page)) return true;
   // A sharded one that was written and has left since has a digest.
-  return state_.pager().paged(page) && state_.digest(parameter).front() != ' ';
+  return pager.paged(page) && state_.digest(parameter).front() != ' ';
 }
 
 SecondUpdate::Mark SecondUpdate::mark_of(int parameter) const {

@@ -24,7 +24,7 @@ namespace zeropage::engine {
 
 class SecondUpdate {
  public:
-  explicit SecondUpdate(const ModelState& state) : state_(state) {}
+  explicit SecondUpdate(ModelState& state) : state_(state) {}
 
   /// Gradients of a window are complete. Cost: a few parameters, whatever the model.
   void note();
@@ -45,7 +45,7 @@ class SecondUpdate {
   Mark mark_of(int parameter) const;
   bool is_written(int parameter) const;
 
-  const ModelState& state_;
+  ModelState& state_;
   std::vector<Mark> marks_;
 };
 
