@@ -51,6 +51,13 @@ def _alike(mine: Any, loaded: Any) -> bool:
 class CheckpointingEngine:
     """The part of the engine that saves and loads."""
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Of copy and pickle. Raises UsageError: ranks, memory and files belong to one engine."""
+        raise UsageError(
+            "an engine cannot be copied or pickled: copy its model (copy.deepcopy(engine.module)), or save with "
+            "engine.save_checkpoint(folder)"
+        )
+
     def save_checkpoint(
         self,
         save_dir: str | os.PathLike,

@@ -108,13 +108,6 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             weakref.finalize(self, python_gc.release, python_gc.hold()) if config.disable_python_gc else None
         )
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Of copy and pickle. Raises UsageError: ranks, memory and files belong to one engine."""
-        raise UsageError(
-            "an engine cannot be copied or pickled: copy its model (copy.deepcopy(engine.module)), or save with "
-            "engine.save_checkpoint(folder)"
-        )
-
     # -- the loop
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
