@@ -68,6 +68,7 @@ class Case:
     adapter_rank: int = 0
     accumulation: int = 1
     options: dict[str, Any] | None = None
+    communicator: str = "auto"
 
     def model(self) -> Net:
         torch.manual_seed(0)
@@ -82,6 +83,7 @@ class Outcome:
     graphs: int
     breaks: int
     late: int  # graphs compiled after the first step
+    prefetches: int
 
 
 def config_of_case(case: Case) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def config_of_case(case: Case) -> dict[str, Any]:
         accumulation=case.accumulation,
         eps=1e-4,
         zero_optimization={"stage3_max_live_parameters": LIVE_NUMEL},
-        zeropage={"page_numel": 1, "timeout_ms": 120_000},
+        zeropage={"page_numel": 1, "timeout_ms": 120_000, "communicator": case.communicator},
     )
 
 
@@ -124,8 +126,10 @@ def train(case: Case) -> Outcome:
             losses.append(loss.item())
         first = first or dynamo.counters["stats"]["unique_graphs"]
     graphs = dynamo.counters["stats"]["unique_graphs"]
-    peak = engine._core.pager_stats.peak_live_bytes
-    outcome = Outcome(losses, flat_parameters(model), peak, graphs, len(dynamo.counters["graph_break"]), graphs - first)
+    breaks, pager = len(dynamo.counters["graph_break"]), engine._core.pager_stats
+    outcome = Outcome(
+        losses, flat_parameters(model), pager.peak_live_bytes, graphs, breaks, graphs - first, pager.prefetches
+    )
     engine.destroy()
     return outcome
 
@@ -163,13 +167,14 @@ WAYS = {
     "before initialize": Case("inductor", where="before"),
     "blocks": Case("inductor", where="blocks"),
     "engine": Case("inductor", where="engine"),
+    "gloo": Case("inductor", communicator="c10d"),
 }
 
 
 @pytest.mark.slow
 def test_pages_are_fetched_where_compiled_code_uses_them(tmp_path):
     """Catches graphs that keep all their parameters resident, graph breaks and compilations caused by pages that move,
-    and other bits than those of stage 0."""
+    other bits than those of stage 0, and collective gathers that start only when compiled code waits for them."""
     ranks = run_cases(WAYS, tmp_path)
     expected = train_plainly(Case())
     for outcomes in ranks:
@@ -180,7 +185,8 @@ def test_pages_are_fetched_where_compiled_code_uses_them(tmp_path):
             assert outcome.peak_bytes <= 1.1 * eager.peak_bytes, name
             assert (outcome.breaks, outcome.late) == (0, 0), name
             assert outcome.graphs == {"eager": 0, "blocks": 1}.get(name, 1), name
-        for name in ("inductor", "before initialize", "engine"):
+        assert outcomes["gloo"].prefetches > 0
+        for name in ("inductor", "before initialize", "engine", "gloo"):
             assert outcomes[name].losses == outcomes["inductor, stage 0"].losses, name
             assert torch.equal(outcomes[name].parameters, outcomes["inductor, stage 0"].parameters), name
 
