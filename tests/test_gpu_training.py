@@ -113,6 +113,21 @@ def test_delays_change_no_bit(seed: int):
     assert_like(found, on_the_cpu(precision, accumulation, stage > 1))
 
 
+@pytest.mark.parametrize("place", ("resident", "pinned"))
+@pytest.mark.parametrize("stage", range(4))
+def test_no_norm_is_computed_on_the_device(stage: int, place: str):
+    """Catches an update that waits for squares that nobody sums, and a norm of what the device left there."""
+    config = config_for(stage, place, "bf16")
+    config["zero_optimization"]["compute_grad_norm"] = False
+    config["bf16"]["check_grad_overflow"] = False
+    engine = make_engine(config)
+    found = train(engine)
+    assert engine.get_global_grad_norm() is None
+    accelerator.check()
+    engine.destroy()
+    assert_like(found, on_the_cpu("bf16", 1, stage > 1))
+
+
 def test_compiled_code_fetches_its_pages():
     """Catches compiled code that keeps all pages on the device, or uses one before it has arrived."""
     peaks = []
