@@ -265,6 +265,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   state.model.absorb_replaced();
   pager.end_pass();
   Plan plan;
+  const paging::UpdateScope scope(pager, {});  // before any rank changes its shards
   checkpoint::run_on_all_ranks(state.communicator,
                                fmt::format("{} was not loaded, and the model is as it was", step.path()), [&] {
                                  plan = Planner(state, step, options).plan();
@@ -281,7 +282,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   for (const auto& page : state.model.layout()->pages()) {
     if (pager.paged(page.index)) paged.push_back(page.index);
   }
-  const paging::UpdateScope scope(pager, paged);
+  pager.drop_stale(paged);
   const auto mixed =
       fmt::format("{} changed while it was loaded: the model is not to be used, load again", step.path());
   checkpoint::run_on_all_ranks(state.communicator, mixed, [&] {

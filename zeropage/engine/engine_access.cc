@@ -1,20 +1,31 @@
 // Access of users to whole parameters, and to values of parameters.
 #include <fmt/format.h>
 
+#include <mutex>
 #include <utility>
+#include <vector>
 
 #include "zeropage/base/error.h"
 #include "zeropage/engine/engine_impl.h"
 
 namespace zeropage::engine {
+namespace {
+
+std::mutex tickets_mutex;  // of all engines: scopes may be opened and ended on several threads
+
+}  // namespace
 
 void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
   if (modifier_rank >= 0 && !parameters_only_) require_whole_state("release");
-  auto found = tickets_.find(ticket);
-  if (found == tickets_.end())
-    throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
-  const auto pages = std::move(found->second);
-  tickets_.erase(found);
+  std::set<int> pages;
+  {
+    const std::scoped_lock lock(tickets_mutex);
+    const auto found = tickets_.find(ticket);
+    if (found == tickets_.end())
+      throw UsageError(fmt::format("gather ticket {} is not open; release each ticket once", ticket));
+    pages = std::move(found->second);
+    tickets_.erase(found);
+  }
   auto& pager = state_.pager();
   for (int page : pages) {
     if (modifier_rank >= 0) {
@@ -46,11 +57,22 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
     }
     pages.insert(link->page);
   }
-  for (const int page : pages)
-    if (pager.paged(page)) pager.touch_for_scope(page, "gathered parameters");
+  std::vector<int> kept;
+  try {
+    for (const int page : pages) {
+      if (!pager.paged(page)) continue;
+      pager.touch_for_scope(page, "gathered parameters");
+      kept.push_back(page);
+    }
+  } catch (...) {
+    for (const int page : kept) pager.unpin_of_scope(page);
+    throw;
+  }
+  const std::scoped_lock lock(tickets_mutex);
   impl_->tickets_[impl_->next_ticket_] = std::move(pages);
   return impl_->next_ticket_++;
 }
+
 void Engine::add_parameters(const std::vector<ParameterInput>& inputs,
                             const std::vector<config::OptimizerParams>& groups) {
   impl_->require_whole_state("add_parameters");

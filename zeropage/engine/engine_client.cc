@@ -50,6 +50,7 @@ std::vector<ClientSegment> Engine::Impl::begin_edit() {
 void Engine::Impl::end_edit(const std::string& failure) {
   if (!edit_) throw UsageError("end_edit() was called without begin_edit()");
   const auto values = std::move(edit_);
+  const paging::UpdateScope scope(state_.pager(), {});  // before any rank changes its shards
   require_success_everywhere(*communicator_,
                              "a method of the optimizer failed, so that no rank has changed parameters:", failure);
   change([&] {

@@ -70,6 +70,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   warn_of_second_update();
 
   state_.absorb_replaced();
+  const paging::UpdateScope scope(state_.pager(), {});  // before any rank changes its shards
   GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
   if (config_.gradients.norm) last_.gradient_norm = norm;
@@ -184,9 +185,9 @@ void Engine::Impl::apply(const GlobalCheck& global_check, float gradient_scale, 
   write(all ? trained_pages(*state_.layout()) : updated_pages(*state_.layout(), changed), inputs);
 }
 
-/// Updates pages, each in its turn, and publishes them.
+/// Updates pages, each in its turn, and publishes them. In an UpdateScope.
 void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
-  const paging::UpdateScope scope(state_.pager(), updated);
+  state_.pager().drop_stale(updated);
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   communicator_->set_checking(false);  // the global check, the same everywhere, says which gathers come

@@ -187,6 +187,8 @@ void Pager::make_resident(int page, std::string_view user) {
     if (pages_[page].state == State::kAbsent) {
       make_room(frame_bytes(page));
       start_gather(page);
+    } else if (!pages_[page].gather && !copied_from_peers(page) && !(fetch_stream_ && !on_disk(page))) {
+      start_gather(page);  // stale, and kept by a scope
     }
     finish_gather(page);
   } catch (const PeerError& error) {
@@ -277,6 +279,7 @@ void Pager::advance_version(int page) {
 }
 
 void Pager::evict_if_far(int page) {
+  if (pages_[page].state != State::kResident) return;  // an update has dropped it, and a scope ends
   if (options_.max_reuse_distance_bytes == INT64_MAX || pages_[page].dirty || !trace_.on_course()) return;
   const std::int64_t use = std::min<std::int64_t>(trace_.next_use(page), trace_.predicted().size());
   std::int64_t distance_bytes = 0;
@@ -309,11 +312,18 @@ void Pager::write_back_dirty() {
 }
 
 void Pager::drop_stale(const std::vector<int>& updated) {
-  wait_for_operators(updated);
   auto guard = lock();
   wait_for_fetches();
   for (int page : updated) {
-    if (pages_[page].state == State::kResident) drop_frame(page);
+    auto& state = pages_[page];
+    if (state.state != State::kResident) continue;
+    // Programs have the address of what a scope keeps: the new values arrive in the same frame.
+    const bool stays = state.scopes > 0 && (!fetch_stream_ || on_disk(page));
+    if (stays) {
+      state.state = State::kArriving;
+    } else {
+      drop_frame(page);
+    }
   }
 }
 
@@ -326,7 +336,13 @@ void Pager::refresh_pinned() {
   auto guard = lock();
   for (std::size_t page = 0; page < pages_.size(); ++page) {
     const auto& state = pages_[page];
-    if (state.pins > 0 && state.state == State::kAbsent) make_resident(static_cast<int>(page), "a gathered scope");
+    const bool fetched = fetch_stream_ && !on_disk(static_cast<int>(page));
+    const bool stale = state.state == State::kArriving && !state.gather && !fetched;
+    if (stale && state.pins == 0) {
+      drop_frame(static_cast<int>(page));  // its scope has ended meanwhile
+    } else if (state.pins > 0 && state.state != State::kResident) {
+      make_resident(static_cast<int>(page), "a gathered scope");
+    }
   }
 }
 

@@ -11,7 +11,7 @@
 ///      limit.
 ///   5. The optimizer step: end_pass, the global check, write_back_dirty, drop_stale, then per page update and publish.
 ///      Another thread may evaluate the model meanwhile: an UpdateScope waits for its operators, and they wait for the
-///      end of the scope.
+///      end of the scope. A page that a scope keeps stays in its frame, and gets the new values there.
 ///
 /// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather
 /// waits until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer
@@ -140,12 +140,11 @@ class Pager final : public PageTable {
 
   /// After the global check, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
-  /// Errors: TimeoutError, when an operator of another thread uses one of the pages for longer than the communicator
-  /// waits.
+  /// In an UpdateScope, up to refresh_pinned. What a scope keeps is not dropped: it is arriving until then.
   void drop_stale(const std::vector<int>& updated);
   void publish(int page);
 
-  /// After the update: pages that a scope keeps resident (pinned) take the new values.
+  /// After the update: pages that a scope keeps resident (pinned) take the new values, in the memory that they have.
   void refresh_pinned();
 
   /// Before the global check: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass.
@@ -262,11 +261,13 @@ class Pager final : public PageTable {
   mutable std::mutex mutex_;
 };
 
-/// Around an update, from drop_stale to refresh_pinned. While it lives operators of other threads wait before they use
-/// a page, so that none sees a frame that is dropped or values that are half updated. One at a time.
+/// Around an update, from before its global check to refresh_pinned. While it lives operators of other threads wait
+/// before they use a page, so that none sees a frame that is dropped or values that are half updated: no rank changes a
+/// shard before all ranks have one. One at a time.
 class UpdateScope {
  public:
-  /// Drops the frames of pages that are updated. Errors: as Pager::drop_stale.
+  /// Waits for the operators of other threads; then drop_stale. Errors: TimeoutError, when one uses a page for longer
+  /// than the communicator waits.
   UpdateScope(Pager& pager, const std::vector<int>& updated);
   ~UpdateScope();
   UpdateScope(const UpdateScope&) = delete;

@@ -15,14 +15,15 @@ void Pager::start_gather(int page) {
   auto& state = pages_[page];
   const std::int64_t bytes = frame_bytes(page);
   const bool fetched = fetch_stream_ && !on_disk(page);
+  const bool kept = state.frame != nullptr;  // stale: see drop_stale
   if (fetched) {
     fetch(page);
   } else {
-    state.frame = frames_->acquire(bytes);
+    if (!kept) state.frame = frames_->acquire(bytes);
     state.order.enter(device_);
   }
   state.state = State::kArriving;
-  stats_.live_bytes += bytes;
+  if (!kept) stats_.live_bytes += bytes;
   stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
   stats_.gathered_bytes += bytes;
   if (fetched) return;

@@ -261,27 +261,55 @@ TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
 TEST(Pager, AnOperatorWithTwoPagesFinishesBeforeAnUpdate) {
   run(1, false, [](comm::Communicator& communicator) {
     Rank rank(communicator, {});
-    for (const bool first_is_updated : {true, false}) {
-      std::atomic<bool> announced{false};
-      std::atomic<bool> running{false};
-      rank.pager.touch(2, /*writes=*/false, "op");
-      std::thread update([&] {
-        announced = true;
-        const UpdateScope scope(rank.pager, first_is_updated ? std::vector<int>{2, 3} : std::vector<int>{3});
-        running = true;
-        rank.fill_shard(3, 1);
-        rank.pager.publish(3);
-      });
-      while (!announced) std::this_thread::yield();
-      std::this_thread::sleep_for(milliseconds(20));
-      EXPECT_EQ(running, !first_is_updated);
-      rank.pager.touch(3, /*writes=*/false, "op");
-      EXPECT_EQ(running, !first_is_updated) << "the update ran while an operator used two of its pages";
-      rank.pager.unpin(3);
-      rank.pager.unpin(2);
-      update.join();
-      EXPECT_TRUE(running);
+    std::atomic<bool> announced{false};
+    std::atomic<bool> running{false};
+    rank.pager.touch(2, /*writes=*/false, "op");
+    std::thread update([&] {
+      announced = true;
+      const UpdateScope scope(rank.pager, {});
+      running = true;
+    });
+    while (!announced) std::this_thread::yield();
+    std::this_thread::sleep_for(milliseconds(20));
+    rank.pager.touch(3, /*writes=*/false, "op");
+    EXPECT_FALSE(running) << "the update ran while an operator used two pages";
+    rank.pager.unpin(3);
+    rank.pager.unpin(2);
+    update.join();
+    EXPECT_TRUE(running);
+  });
+}
+
+// Catches memory that a program has the address of, and that an update frees, gives to another page, or leaves at the
+// values of before; and a page whose scope ends in the middle of an update.
+TEST_P(PagerOnRanks, AScopeKeepsItsMemoryInAnUpdate) {
+  const auto [world, two_sided] = GetParam();
+  run(world, two_sided, [](comm::Communicator& communicator) {
+    Rank rank(communicator, {.max_reuse_distance_bytes = kPageBytes});
+    for (int page = 0; page < kPages; ++page) rank.use(page);
+    rank.pager.end_pass();
+    for (const int page : {1, 4}) rank.pager.touch_for_scope(page, "a scope");
+    const std::byte* address = rank.pager.frame(1);
+    const auto live_bytes = rank.pager.stats().live_bytes;
+    for (int version = 1; version < 4; ++version) {
+      const UpdateScope scope(rank.pager, {});
+      communicator.barrier({"global check"});
+      rank.pager.drop_stale({1, 4});
+      EXPECT_EQ(rank.pager.frame(1), address);
+      EXPECT_TRUE(rank.holds(1, version - 1)) << "nobody changes it before all ranks have published";
+      for (const int page : {1, 4}) {
+        rank.fill_shard(page, version);
+        rank.pager.publish(page);
+      }
+      if (version == 3) rank.pager.unpin_of_scope(4);
+      rank.pager.refresh_pinned();
+      EXPECT_EQ(rank.pager.frame(1), address);
+      EXPECT_TRUE(rank.holds(1, version));
     }
+    EXPECT_TRUE(rank.use(4, 3));
+    rank.pager.unpin_of_scope(1);
+    EXPECT_LE(rank.pager.stats().live_bytes, live_bytes);
+    communicator.barrier({"done"});
   });
 }
 

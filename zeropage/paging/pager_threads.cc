@@ -1,8 +1,9 @@
 // Keeps the operators of one thread and the update by another thread apart.
 //   1. The update announces itself (kAnnounced). From now on operators wait that begin. An operator that has pinned a
 //      page already may pin its other pages: the update waits for it, so it must not wait for the update.
-//   2. When no operator uses one of the updated pages, the update runs (kRunning), decided under the pager's lock. All
-//      operators of other threads wait now before they pin a page.
+//   2. When no operator uses a page, the update runs (kRunning), decided under the pager's lock. All operators of other
+//      threads wait now before they pin a page. So far every rank is before the global check: what a rank changes after
+//      it, no other one is reading.
 //   3. The end of the scope lets them go on.
 #include <fmt/format.h>
 
@@ -23,6 +24,7 @@ thread_local int pins_of_thread = 0;
 UpdateScope::UpdateScope(Pager& pager, const std::vector<int>& updated) : pager_(pager) {
   pager_.set_update(Pager::UpdatePhase::kAnnounced);
   try {
+    pager_.wait_for_operators(updated);
     pager_.drop_stale(updated);
   } catch (...) {
     pager_.set_update(Pager::UpdatePhase::kNone);
@@ -75,24 +77,24 @@ void Pager::wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::
   }
 }
 
-void Pager::wait_for_operators(const std::vector<int>& pages) {
-  int in_use = -1;
+/// Whatever is updated: each page may be.
+void Pager::wait_for_operators(const std::vector<int>& /*pages*/) {
+  std::string in_use;
   const auto unused = [&] {
     const std::unique_lock<std::mutex> free(mutex_, std::try_to_lock);
     if (!free.owns_lock()) return false;
-    const auto found =
-        std::find_if(pages.begin(), pages.end(), [&](int page) { return pages_[page].pins != pages_[page].scopes; });
-    if (found != pages.end()) {
-      in_use = *found;
+    const auto found = std::ranges::find_if(pages_, [](const auto& page) { return page.pins != page.scopes; });
+    if (found != pages_.end()) {
+      in_use = found->label;
       return false;
     }
     if (update_phase_ == UpdatePhase::kAnnounced) update_phase_ = UpdatePhase::kRunning;
     return true;
   };
   if (unused()) return;
-  const std::string label = in_use < 0 ? "pages" : pages_[in_use].label;
   comm::poll_until(*communicator_, unused,
-                   fmt::format("the end of operators that use {} in another thread, before it is updated", label));
+                   fmt::format("the end of operators that use {} in another thread, before an update",
+                               in_use.empty() ? "pages" : in_use));
 }
 
 }  // namespace zeropage::paging
