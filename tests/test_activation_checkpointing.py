@@ -111,6 +111,27 @@ def test_inputs_go_to_the_host_and_come_back():
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("cpu_checkpointing", [False, True])
+def test_dropout_is_the_same_in_the_recomputation(cpu_checkpointing: bool):
+    """Catches random states of a device that the recomputation does not find as the forward did: dropout then leaves
+    other elements out, and gradients belong to another loss."""
+    device = torch.accelerator.current_accelerator().type
+    checkpointing.configure(checkpoint_in_cpu=cpu_checkpointing)
+    torch.manual_seed(1)
+    model = Net(dropout=0.5).to(device)
+    batch = torch.randn(64, WIDTH, device=device)
+    torch.manual_seed(2)
+    recomputed = torch.autograd.grad(model(batch), list(model.parameters()))
+    torch.manual_seed(2)
+    x = batch
+    for layer in model.layers:
+        x = layer(x)
+    plain = torch.autograd.grad(x.square().mean(), list(model.parameters()))
+    for one, other in zip(recomputed, plain, strict=True):
+        assert torch.equal(one.cpu(), other.cpu())
+
+
+@pytest.mark.gpu
 def test_two_backwards_of_a_kept_graph():
     """Catches an input that the second backward of a graph does not find."""
     device = torch.accelerator.current_accelerator().type

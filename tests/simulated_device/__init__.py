@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import torch
 
-__all__ = ["check", "count", "delays", "is_loaded", "load", "set_kernels", "visible"]
+__all__ = ["check", "count", "delays", "is_loaded", "load", "set_kernels", "take_starts", "visible"]
 
 NAME = "simulated"
 _loaded = None
@@ -86,12 +86,19 @@ def delays(seed: int, max_us: int = 2000) -> Iterator[None]:
 def count() -> Iterator[dict[str, int]]:
     """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device
     memory, waits of the host for streams, events and devices, fetches (copies to the host, values) and uploads that the
-    host waited for, and waits that polled: the host asked until something was done."""
+    host waited for, waits that polled: the host asked until something was done, and update_launches of the engine's
+    kernels, as far as they have run."""
     counted: dict[str, int] = {}
     before = _loaded.counters()
     yield counted
     torch.accelerator.current_stream()
     counted.update({name: value - before[name] for name, value in _loaded.counters().items()})
+
+
+def take_starts() -> list[str]:
+    """The collectives that this process has started since the last call, in order: "backend 2: allgather of 64 bytes".
+    Backends are numbered as they were made."""
+    return _loaded.take_starts()
 
 
 def _register_backend() -> None:
@@ -111,6 +118,8 @@ def _torch_module() -> types.ModuleType:
     module = types.ModuleType(f"torch.{NAME}")
     module.is_available = _loaded.is_visible
     module.is_initialized = lambda: True
+    module._initialized = True  # else torch's checkpoint does not keep the random states of the device
+    module.device = torch.accelerator.device_index
     module._is_in_bad_fork = lambda: False
     module.device_count = lambda: _loaded.device_count() if _loaded.is_visible() else 0
     module.current_device = _loaded.current_device

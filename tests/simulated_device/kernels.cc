@@ -2,6 +2,7 @@
 // emulated on the host, as tasks on streams.
 #include "kernels.h"
 
+#include <atomic>
 #include <mutex>
 
 #include "machine.h"
@@ -54,6 +55,8 @@ void translate_states(Arrays& arrays, std::int64_t numel, Translation& translati
   }
 }
 
+std::atomic<std::int64_t> launched_updates = 0;
+
 void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {
   auto& stream = *static_cast<Stream*>(native_stream);
   Translation translation(stream.device);
@@ -74,7 +77,9 @@ void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {
     // Emulated blocks share what their warps compare with those of other streams.
     static std::mutex one_kernel;
     const std::lock_guard lock(one_kernel);
+    const auto before = zeropage::optim::emulated_launches;
     zeropage::optim::update_on_cuda(translated, nullptr);
+    launched_updates += zeropage::optim::emulated_launches - before;
   });
 }
 
@@ -95,6 +100,8 @@ void square(const std::vector<SquaredPiece>& pieces, double* lanes, double* bloc
 }
 
 }  // namespace
+
+std::int64_t update_launches() { return launched_updates; }
 
 const zeropage::optim::DeviceKernels* kernels() {
   static constexpr zeropage::optim::DeviceKernels kKernels{&update, &square};

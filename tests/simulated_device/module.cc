@@ -20,6 +20,7 @@ pybind11::dict counters() {
   result["fetches"] = counted.fetches;
   result["uploads"] = counted.uploads;
   result["polled"] = counted.polled;
+  result["update_launches"] = update_launches();
   return result;
 }
 
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_device, m) {
       "drain", [] { Machine::get().drain(); }, unlocked);
   m.def("default_generator", [](int device) { return default_generator(device); });
   m.def("make_backend", &make_backend);
+  m.def("take_starts", &take_starts);
   m.def("kernels", [] { return pybind11::capsule(static_cast<const void*>(kernels())); });
   m.def("device_type", [] { return static_cast<int>(kType); });
   m.def("device_count", [] { return kDevices; });

@@ -278,12 +278,20 @@ bool writes_into_nothing(const c10::FunctionSchema& schema, const Stack& argumen
   return false;
 }
 
+/// Random numbers of the device come by a generator, for which each random operator but a few has an argument.
+bool draws_unseen(const c10::OperatorHandle& op) {
+  const auto is_generator = [](const c10::Argument& argument) { return argument.name() == "generator"; };
+  return op.hasTag(at::Tag::nondeterministic_seeded) && std::ranges::none_of(op.schema().arguments(), is_generator);
+}
+
 void fallback(const c10::OperatorHandle& op, Stack* stack) {
   Machine::get().rethrow();
   const auto& schema = op.schema();
   const auto count = schema.arguments().size();
   const Stack arguments(stack->end() - static_cast<std::ptrdiff_t>(count), stack->end());
   Call call{op, toString(schema.operator_name()), device_of_call(arguments), {}, {}};
+  TORCH_CHECK(!draws_unseen(op), "simulated device: ", call.name,
+              " would draw from the CPU's random numbers; write it in random.cc, as native_dropout");
   const c10::DeviceGuard guard(c10::Device(kType, static_cast<c10::DeviceIndex>(call.device)));
   for (std::size_t i = 0; i < count; ++i) call.host.push_back(for_the_cpu(call, arguments[i], schema.arguments()[i]));
 

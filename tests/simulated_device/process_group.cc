@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <utility>
 
 #include "current.h"
 #include "torch_parts.h"
@@ -54,13 +55,32 @@ class StreamWork final : public c10d::Work {
   const Tensors results_;
 };
 
+/// What the backends of this process were told to do, in the order of the calls.
+struct Starts {
+  std::mutex mutex;
+  std::vector<std::string> entries;
+  int backends = 0;
+
+  static Starts& get() {
+    static auto* starts = new Starts();
+    return *starts;
+  }
+};
+
 class StreamBackend final : public c10d::Backend {
  public:
   StreamBackend(c10::intrusive_ptr<c10d::Backend> gloo, bool host_waits)
-      : c10d::Backend(gloo->getRank(), gloo->getSize()), gloo_(std::move(gloo)), host_waits_(host_waits) {}
+      : c10d::Backend(gloo->getRank(), gloo->getSize()), gloo_(std::move(gloo)), host_waits_(host_waits) {
+    const std::lock_guard lock(Starts::get().mutex);
+    number_ = Starts::get().backends++;
+  }
 
   const std::string getBackendName() const override { return host_waits_ ? "gloo" : "simulated"; }
-  void abort() override { gloo_->abort(); }
+  void abort() override {
+    gloo_->abort();
+    if (stream_ != nullptr) Machine::get().wait(Machine::get().record(*stream_));  // as NCCL's, which ends its kernels
+  }
+  void eagerConnectSingleDevice(at::Device) override { note_start("connect"); }
 
   WorkPtr broadcast(Tensors& tensors, const c10d::BroadcastOptions& options) override {
     return run("broadcast", tensors, tensors,
@@ -91,6 +111,7 @@ class StreamBackend final : public c10d::Backend {
   template <typename Start>
   WorkPtr run(const std::string& name, const Tensors& in, const Tensors& out, Start start) {
     const int device = out[0].device().index();
+    note_start(name + " of " + std::to_string(in[0].nbytes()) + " bytes");
     std::vector<Use> uses;
     Tensors inside_in;
     Tensors inside_out;
@@ -117,12 +138,23 @@ class StreamBackend final : public c10d::Backend {
     return c10::make_intrusive<StreamWork>(machine.record(*stream_), outcome, device, host_waits_, out);
   }
 
+  void note_start(const std::string& what) const {
+    const std::lock_guard lock(Starts::get().mutex);
+    Starts::get().entries.push_back("backend " + std::to_string(number_) + ": " + what);
+  }
+
   const c10::intrusive_ptr<c10d::Backend> gloo_;
   const bool host_waits_;
+  int number_ = 0;  ///< in the order in which backends were made
   Stream* stream_ = nullptr;
 };
 
 }  // namespace
+
+std::vector<std::string> take_starts() {
+  const std::lock_guard lock(Starts::get().mutex);
+  return std::exchange(Starts::get().entries, {});
+}
 
 c10::intrusive_ptr<c10d::Backend> make_backend(const c10::intrusive_ptr<c10d::Backend>& gloo, bool host_waits) {
   return c10::make_intrusive<StreamBackend>(gloo, host_waits);

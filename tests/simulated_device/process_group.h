@@ -5,9 +5,16 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <string>
+#include <vector>
+
 namespace simulated_device {
 
 /// `gloo` moves the bytes. `host_waits`: in the manner of Gloo instead, whose wait() returns when all is done.
 c10::intrusive_ptr<c10d::Backend> make_backend(const c10::intrusive_ptr<c10d::Backend>& gloo, bool host_waits);
+
+/// The collectives that this process has started since the last call, in order: "backend 2: allgather of 64 bytes".
+/// Backends are numbered as they were made.
+std::vector<std::string> take_starts();
 
 }  // namespace simulated_device

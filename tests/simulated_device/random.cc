@@ -2,9 +2,11 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Functions.h>
+#include <torch/library.h>
 
 #include <array>
 #include <cstring>
+#include <tuple>
 
 #include "current.h"
 
@@ -57,6 +59,17 @@ struct GeneratorImpl final : c10::GeneratorImpl {
   std::uint64_t seed_ = c10::default_rng_seed_val;
   std::uint64_t count_ = 0;
 };
+
+/// Torch's for the CPU draws from the CPU's random numbers; these have to be the device's.
+std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
+  const bool drops = train.value_or(true);
+  const double kept = drops ? 1.0 - p : 1.0;
+  at::Tensor mask = at::empty_like(input, input.options().dtype(at::kBool));
+  drops ? mask.bernoulli_(kept) : mask.fill_(true);
+  return {input.mul(mask).mul_(kept == 0.0 ? 0.0 : 1.0 / kept), mask};
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) { library.impl("native_dropout", &native_dropout); }
 
 }  // namespace
 

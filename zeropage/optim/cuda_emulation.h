@@ -138,10 +138,14 @@ inline std::uint32_t largest_in_warp(std::uint32_t value) {
   return largest;
 }
 
+/// How often this thread has started a kernel.
+inline thread_local std::int64_t emulated_launches = 0;
+
 /// Returns when all threads have run. Nothing is ever in the memory of a GPU, and `stream` is not looked at.
 template <typename Argument>
 void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, Threads how,
                   const std::type_identity_t<Argument>& argument, cudaStream_t stream) {
+  ++emulated_launches;
   if (how == Threads::kApart) {
     for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
       for (threadIdx.x = 0; threadIdx.x < threads; ++threadIdx.x) kernel(argument);
