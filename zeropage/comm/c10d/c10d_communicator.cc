@@ -305,6 +305,8 @@ class C10dCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout) {
+  // Not with the first collective, behind which the host would wait inside of the backend for ranks that come later.
+  if (!device.is_cpu() && data->getSize() > 1) data->getBackend(device.type())->eagerConnectSingleDevice(device);
   return std::make_unique<C10dCommunicator>(std::move(data), std::move(control), device, deterministic_reduction,
                                             timeout);
 }

@@ -26,7 +26,9 @@ namespace zeropage::comm {
 ///
 /// While checking is on (as it is at the start) every collective first exchanges its description (one small message per
 /// rank); ranks that differ get PeerError instead of wrong sums, crashes or hangs. On devices with streams, works order
-/// the current stream instead of blocking, as torch's do. After an error the process groups cannot be used again.
+/// the current stream instead of blocking, as torch's do, and a collective starts when it is called, so that ranks that
+/// make the same calls start the collectives of several communicators in the same order. After an error the process
+/// groups cannot be used again.
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout);

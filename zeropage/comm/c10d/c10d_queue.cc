@@ -61,7 +61,11 @@ std::shared_ptr<C10dOperation> C10dQueue::start(C10dOperation operation, bool ch
   operation.sequence = next_sequence_++;
   if (check && size_ > 1) {
     publish_position(operation);
-    operation.stages.insert(operation.stages.begin(), make_check(operation));
+    if (!operation.stages.empty() && operation.stages.front().on_stream) {
+      operation.check = make_check(operation);
+    } else {
+      operation.stages.insert(operation.stages.begin(), make_check(operation));
+    }
   }
   auto shared = std::make_shared<C10dOperation>(std::move(operation));
   pending_.push_back(shared);
@@ -72,7 +76,7 @@ std::shared_ptr<C10dOperation> C10dQueue::start(C10dOperation operation, bool ch
 bool C10dQueue::poll(C10dOperation& operation) {
   if (operation.complete) return true;
   advance();
-  operation.complete = operation.all_started() && collect(operation, true);
+  operation.complete = operation.all_started() && passed(operation) && collect(operation, true);
   return operation.complete;
 }
 
@@ -160,6 +164,7 @@ void C10dQueue::advance() {
     while (!operation.all_started()) {
       if (!collect(operation, false)) return;
       try {
+        if (operation.started == 0 && operation.check.start) operation.check_work = operation.check.start();
         operation.work = operation.stages[operation.started++].start();
       } catch (...) {
         rethrow(operation);
@@ -178,19 +183,38 @@ bool C10dQueue::collect(C10dOperation& operation, bool final_stage) {
   return true;
 }
 
-/// Blocks until the stage that runs is done, or orders the stream behind it.
+/// Whether the check that runs beside the stages has shown that all ranks do the same.
+bool C10dQueue::passed(C10dOperation& operation) {
+  if (!operation.check_work) return true;
+  if (!operation.check_work->isCompleted()) return false;
+  try {
+    std::exchange(operation.check_work, {})->wait();
+    operation.check.finish();
+  } catch (...) {
+    rethrow(operation);
+  }
+  return true;
+}
+
+/// Blocks until the check has passed and the stage that runs is done, or orders the stream behind it.
 void C10dQueue::block(C10dOperation& operation) {
-  if (!operation.work || operation.stages[operation.started - 1].on_stream) return;
+  if (operation.check_work) block(operation, *operation.check_work);
+  if (!passed(operation)) return;
+  if (operation.work && !operation.stages[operation.started - 1].on_stream) block(operation, *operation.work);
+}
+
+/// Blocks until `work` of `operation` is complete.
+void C10dQueue::block(C10dOperation& operation, c10d::Work& work) {
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();
   bool said_where = false;
-  while (!operation.work->isCompleted()) {
+  while (!work.isCompleted()) {
     try {
-      operation.work->wait(kSlice);
+      work.wait(kSlice);
     } catch (const std::exception&) {
-      if (operation.work->isCompleted()) return;  // finish_stage says what it was
+      if (work.isCompleted()) return;  // finish_stage says what it was
     }
-    if (operation.work->isCompleted()) return;
+    if (work.isCompleted()) return;
     if (!std::exchange(said_where, true))
       publish_position(operation);  // who has not come this far by the timeout is late
     throw_if_aborted();

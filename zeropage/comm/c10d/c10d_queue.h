@@ -2,12 +2,16 @@
 /// The collectives that one rank has started on c10d process groups, in order.
 ///
 ///  1. A collective is a list of stages, each one call on a process group and what to do with its result here. Checked
-///     collectives begin with an exchange of their descriptions.
+///     collectives begin with an exchange of their descriptions (the check).
 ///  2. Process groups match calls of ranks by their order. Hence a stage is only handed over when all stages of earlier
 ///     collectives have been: every rank hands over the same calls in the same order, however often it polls.
 ///  3. A stage is handed over when the one before it in the same collective is complete; single-stage collectives
 ///     therefore run side by side.
-///  4. The first error ends everything: it is written to the store of the process group, where the others, who look
+///  4. Backends that order a device's streams (NCCL) may wait for ever where ranks start the collectives of two
+///     communicators in different orders. So what starts there depends on the rank's calls alone, and not on what it
+///     sees end: such a stage waits neither for the check, which runs beside it, nor for the stage before it. A
+///     result is used when its check has passed. Where it fails, the abort ends what has started.
+///  5. The first error ends everything: it is written to the store of the process group, where the others, who look
 ///     there while they wait, find it; and the process groups are told to abort.
 #pragma once
 
@@ -41,8 +45,10 @@ struct C10dOperation {
   Call call;
   std::uint64_t sequence = 0;
   std::vector<C10dStage> stages;
+  C10dStage check;          ///< beside the stages; `start` is empty where there is none, or where it is the first stage
   std::size_t started = 0;  ///< stages handed over
-  C10dWorkPtr work;         ///< of the last stage that was, until it is complete
+  C10dWorkPtr check_work;   ///< until it has passed
+  C10dWorkPtr work;         ///< of the last stage that was handed over, until it is complete
   bool complete = false;
 
   bool all_started() const { return started == stages.size(); }
@@ -87,7 +93,9 @@ class C10dQueue {
   void publish_position(const C10dOperation& operation);
   void advance();
   bool collect(C10dOperation& operation, bool final_stage);
+  bool passed(C10dOperation& operation);
   void block(C10dOperation& operation);
+  void block(C10dOperation& operation, c10d::Work& work);
   void finish_stage(C10dOperation& operation);
   void throw_if_failed();
   void throw_if_aborted_by_peer();

@@ -1,0 +1,105 @@
+"""The order in which a rank starts collectives on its two groups of a device, one for parameters and one for gradients.
+
+Backends like NCCL's may wait for ever where ranks start the collectives of two communicators in different orders. The
+simulated device's backend notes what it is told to start."""
+
+import json
+import random
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import accelerator
+import pytest
+import simulated_device
+import torch
+from processes import run_processes
+from training import config_of, part_of_batch, small_net, token_batch
+
+import zeropage
+from zeropage import distributed
+from zeropage.errors import ZeropageError
+
+pytestmark = pytest.mark.simulated
+
+STEPS = 3
+
+
+def dawdle(model: torch.nn.Module, source: random.Random) -> None:
+    """The host sleeps after each layer, in the forward and in the backward, for a time of its own."""
+
+    def sleep(*_: Any) -> None:
+        time.sleep(source.uniform(0, 0.003))
+
+    def after(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        sleep()
+        if output.requires_grad:
+            output.register_hook(sleep)
+
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(after)
+
+
+def train_and_list(stage: int, deterministic: bool, seed: int) -> list[list[str]]:
+    """What this rank started in each step."""
+    options = {"page_numel": 4096, "deterministic_reduction": deterministic}
+    limits = {"stage3_max_live_parameters": 9000}
+    world = distributed.current_world()
+    model = accelerator.OnDevice(small_net(), accelerator.device(world.rank))
+    dawdle(model, random.Random(100 * seed + world.rank))
+    config = config_of(stage, accumulation=2, zeropage=options, zero_optimization=limits)
+    engine, *_ = zeropage.initialize(model=model, config=config)
+    started = []
+    with simulated_device.visible(True), simulated_device.delays(10 * seed + world.rank, max_us=2000):
+        for step in range(STEPS):
+            for micro in range(2):
+                engine.backward(engine(*part_of_batch(token_batch(step), world.size, world.rank, micro, 2)))
+                engine.step()
+            started.append(simulated_device.take_starts())
+    engine.destroy()
+    return started
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_all_ranks_start_collectives_in_the_same_order(stage: int, deterministic: bool, tmp_path: Path):
+    """Catches collectives that start when this rank happens to see something else end: two communicators' would then
+    come in another order on each rank, which may be a deadlock on GPUs."""
+    for seed in range(2):
+        arguments = json.dumps({"stage": stage, "deterministic": deterministic, "seed": seed})
+        first, second = run_processes(2, "test_start_order", "train_and_list", arguments, tmp_path)
+        for step, (one, other) in enumerate(zip(first, second, strict=True)):
+            assert one == other, f"step {step}"
+            assert len({entry.split(":")[0] for entry in one}) == 2
+
+
+def call_differently() -> list[Any]:
+    """What was started before the first collective, the error of one that differs, and how long it took."""
+    world = distributed.current_world()
+    device = accelerator.device(world.rank)
+    limit = timedelta(seconds=20)
+    distributed.init_process_group(device, world, timeout=limit)
+    simulated_device.take_starts()
+    communicator = distributed.new_process_groups(device, True, limit)
+    connected = simulated_device.take_starts()
+    communicator.all_gather(torch.ones(10, device=device))
+    began = time.monotonic()
+    try:
+        if world.rank == 0:
+            communicator.all_gather(torch.ones(10, device=device))
+        else:
+            communicator.barrier()
+    except ZeropageError as error:
+        return [connected, f"{type(error).__name__}: {error}", time.monotonic() - began]
+    return [connected, "", 0.0]
+
+
+def test_different_calls_are_named(tmp_path: Path):
+    """Catches ranks that are not told that they do different things, because what they do has started already; and
+    connections that are made by the first collective, behind which the host waits for ranks that come later."""
+    for connected, error, seconds in run_processes(2, "test_start_order", "call_differently", "{}", tmp_path):
+        assert [entry.split(": ")[1] for entry in connected] == ["connect"]
+        assert error.startswith("PeerError") and "all_gather of 40 bytes" in error and "barrier" in error
+        assert seconds < 10
