@@ -66,6 +66,20 @@ def test_a_step_waits_for_the_device_once(stage: int, optimizer: str, kernels: b
         assert blocked(counted) == 0 and counted["polled"] <= (2 if optimizer == "Lamb" else 1), counted
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_updates_of_many_pages_are_one_launch(stage: int):
+    """Catches a launch per page: the net has 14 parameters on more pages than one, and a launch takes 32."""
+    engine = make_engine(accelerator.device(), stage, bf16={"enabled": True}, zeropage={"page_numel": 4096})
+    for step in range(3):
+        loss = engine(*token_batch(step))
+        engine.backward(loss)
+        torch.accelerator.synchronize()
+        with simulated_device.count() as counted:
+            engine.step()
+            torch.accelerator.synchronize()
+        assert counted["update_launches"] == 1, counted
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("stage", "parameters_too"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
 def test_an_engine_may_end_at_any_time(stage: int, parameters_too: bool, precision: str):

@@ -102,11 +102,11 @@ const optim::DeviceKernels* kernels_of(c10::Device device) {
   return optim::device_kernels(static_cast<int>(device.type()));
 }
 
-void update_by_kernels(const optim::DeviceKernels& kernels, const optim::Arrays& range,
-                       const std::vector<Segment>& segments, c10::Device device) {
+void update_by_kernels(const optim::DeviceKernels& kernels, const std::vector<RangeUpdate>& ranges,
+                       c10::Device device) {
   std::vector<optim::UpdatePiece> pieces;
-  for (const auto& segment : segments) {
-    pieces.push_back({segment.of(range), segment.numel, segment.step});
+  for (const auto& [range, segments] : ranges) {
+    for (const auto& segment : segments) pieces.push_back({segment.of(range), segment.numel, segment.step});
   }
   const c10::DeviceGuard guard(device);
   kernels.update(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
@@ -114,13 +114,15 @@ void update_by_kernels(const optim::DeviceKernels& kernels, const optim::Arrays&
 
 }  // namespace
 
-void update_on_device(const optim::Arrays& range, const std::vector<Segment>& segments, c10::Device device) {
-  if (const auto* kernels = kernels_of(device)) return update_by_kernels(*kernels, range, segments, device);
-  for (const auto& segment : segments) {
-    update_by_operators(segment.of(range), segment.numel, segment.step, device);
+void update_on_device(const std::vector<RangeUpdate>& ranges, c10::Device device) {
+  if (const auto* kernels = kernels_of(device)) return update_by_kernels(*kernels, ranges, device);
+  for (const auto& [range, segments] : ranges) {
+    for (const auto& segment : segments) {
+      update_by_operators(segment.of(range), segment.numel, segment.step, device);
+    }
   }
 }
 
-bool rounds_on_device(c10::Device device) { return kernels_of(device) != nullptr; }
+bool has_kernels(c10::Device device) { return kernels_of(device) != nullptr; }
 
 }  // namespace zeropage::engine

@@ -32,7 +32,7 @@ std::string refusal(config::OptimizerKind kind, config::StateDtype states, bool 
 TEST(UpdateOnDevice, TakesWhatItRounds) {
   using config::OptimizerKind;
   using config::StateDtype;
-  const bool kernels = rounds_on_device(c10::Device(c10::kCUDA, 0));
+  const bool kernels = has_kernels(c10::Device(c10::kCUDA, 0));
   const auto says = [](const std::string& text, const char* words) { return text.find(words) != std::string::npos; };
   for (const auto states : {StateDtype::kBFloat16, StateDtype::kInt8}) {
     EXPECT_EQ(refusal(OptimizerKind::kAdamW, states, true, 0.5).empty(), kernels);
@@ -45,7 +45,7 @@ TEST(UpdateOnDevice, TakesWhatItRounds) {
   EXPECT_TRUE(says(refusal(OptimizerKind::kLamb, StateDtype::kFloat32, false, 1.0), "need an optimizer among"));
   EXPECT_EQ(refusal(OptimizerKind::kLamb, StateDtype::kFloat32, true, 0.0), "");
   EXPECT_EQ(refusal(OptimizerKind::kClient, StateDtype::kFloat32, true, 0.0), "");
-  EXPECT_FALSE(rounds_on_device(c10::kCPU));
+  EXPECT_FALSE(has_kernels(c10::kCPU));
 }
 
 }  // namespace

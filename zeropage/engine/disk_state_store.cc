@@ -36,6 +36,8 @@ class DiskStateStore final : public OptimizerStateStore {
     return cache_.has(page) ? c10::Device(c10::kCPU) : rest_->device(page);
   }
 
+  bool stays(int page) const override { return !cache_.has(page) && rest_->stays(page); }
+
   std::vector<int> begin_pass(std::vector<int> pages) override {
     pages = rest_->begin_pass(std::move(pages));
     std::ranges::sort(pages);

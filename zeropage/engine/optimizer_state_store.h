@@ -97,6 +97,9 @@ class OptimizerStateStore {
   /// Where the update of `page` runs. In a pass its arrays are in the memory of that device while they are held.
   virtual c10::Device device(int page) const = 0;
 
+  /// Whether its arrays are in one place during a pass, held or not.
+  virtual bool stays(int page) const = 0;
+
   /// Returns `pages` in the order in which they are to be acquired, the same on all ranks.
   virtual std::vector<int> begin_pass(std::vector<int> pages) = 0;
 

@@ -52,6 +52,9 @@ class Staging {
   Location wait(int page);
   void write_back(int page, const std::vector<Segment>& runs);
 
+  /// Whether `fetch` and `write_back` of a page have anything to do.
+  bool travels(int page) const { return gradient_travels(page) || parameter_travels(page); }
+
   /// Waits until what left for the host's memory is there, where anybody may read it.
   void wait_all();
 
@@ -66,7 +69,6 @@ class Staging {
   bool is_elsewhere(c10::Device place, int page) const;
   bool gradient_travels(int page) const;
   bool parameter_travels(int page) const;
-  bool travels(int page) const { return gradient_travels(page) || parameter_travels(page); }
   std::array<Slot, 2>& slots_of(int page);
   void record(std::optional<c10::Event>& event) const;
 

@@ -44,6 +44,7 @@ class StreamedStateStore final : public OptimizerStateStore {
   }
 
   c10::Device device(int page) const override { return is_streamed(page) ? device_ : host_->device(page); }
+  bool stays(int page) const override { return !is_streamed(page) && host_->stays(page); }
 
   std::vector<int> begin_pass(std::vector<int> pages) override {
     pages = host_->begin_pass(std::move(pages));
@@ -206,7 +207,7 @@ bool is_updated_on_device(const config::Config& config, c10::Device device) {
   const auto place = config.zeropage.offloaded_update;
   if (device.is_cpu() || offload.optimizer != config::OffloadDevice::kCpu) return false;
   if (place != config::UpdatePlace::kAuto) return place == config::UpdatePlace::kDevice;
-  return offload.pin_optimizer && optim::takes_one_pass(config.optimizer.kind) && rounds_on_device(device) &&
+  return offload.pin_optimizer && optim::takes_one_pass(config.optimizer.kind) && has_kernels(device) &&
          config.zeropage.speculation_bytes.value_or(0) == 0;
 }
 

@@ -45,7 +45,7 @@ void run_update(const optim::Arrays& range, const std::vector<Segment>& segments
     return;
   }
   if (device.is_cpu()) return update_on_host(range, segments);
-  update_on_device(range, segments, device);
+  update_on_device({{range, segments}}, device);
 }
 
 ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& inputs) {
@@ -55,6 +55,54 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
   return state.has_masters(page) && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
 }
 
+/// Gradients that the reducer keeps are where autograd made them, and not in a frame.
+void find_kept_gradients(const reduce::Reducer& reducer, int page, ChangedSegments& changed) {
+  for (std::size_t i = 0; i < changed.segments.size() && reducer.keeps(page); ++i) {
+    changed.segments[i].gradient = kept_gradient(reducer, changed.parameters[i]);
+  }
+}
+
+/// Updates of pages that own kernels of a device do together, because nothing moves for them: with few launches.
+class JointUpdate {
+ public:
+  JointUpdate(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, const UpdateInputs& inputs)
+      : state_(state), reducer_(reducer), staging_(staging), inputs_(inputs) {}
+
+  bool takes(int page) const {
+    const auto& store = state_.state_store();
+    return has_kernels(store.device(page)) && store.stays(page) && !staging_.travels(page) &&
+           !state_.pager().on_disk(page) && !reducer_.on_disk(page) && inputs_.from_caller == nullptr &&
+           inputs_.kind != config::OptimizerKind::kLamb;
+  }
+
+  void add(int page) {
+    const HeldArrays held(state_, reducer_, staging_, page, use_of(state_, page, inputs_));
+    auto changed = changed_segments(state_, page, inputs_);
+    find_kept_gradients(reducer_, page, changed);
+    segments_ += changed.segments.size();
+    ranges_.push_back({held.arrays(), std::move(changed.segments)});
+    device_ = held.device();
+  }
+
+  std::size_t segments() const { return segments_; }
+
+  /// Starts what was added.
+  void start() {
+    if (segments_ > 0) update_on_device(ranges_, device_);
+    ranges_.clear();
+    segments_ = 0;
+  }
+
+ private:
+  const ModelState& state_;
+  const reduce::Reducer& reducer_;
+  Staging& staging_;
+  const UpdateInputs& inputs_;
+  std::vector<RangeUpdate> ranges_;
+  std::size_t segments_ = 0;
+  c10::Device device_{c10::kCPU};
+};
+
 void update_page(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page,
                  const UpdateInputs& inputs) {
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
@@ -62,9 +110,7 @@ void update_page(const ModelState& state, const reduce::Reducer& reducer, Stagin
   const HeldArrays held(state, reducer, staging, page, use_of(state, page, inputs), Access::kWrite,
                         from_caller ? GradientUse::kNone : GradientUse::kRead);
   auto changed = changed_segments(state, page, inputs);
-  for (std::size_t i = 0; i < changed.segments.size() && reducer.keeps(page); ++i) {
-    changed.segments[i].gradient = kept_gradient(reducer, changed.parameters[i]);
-  }
+  find_kept_gradients(reducer, page, changed);
   if (from_caller) {
     put_values(held.arrays(), inputs.from_caller->of_page(page), held.device());
   } else {
@@ -120,7 +166,7 @@ void require_one_pass(const config::Config& config, c10::Device device) {
   const bool on_host = device.is_cpu() || (offload.optimizer != config::OffloadDevice::kNone &&
                                            offload.optimizer_ratio == 1.0 && !streamed);
   const bool packed = config.state_dtype != config::StateDtype::kFloat32;
-  if ((config.fp32_masters && !packed) || on_host || (one_pass && rounds_on_device(device))) return;
+  if ((config.fp32_masters && !packed) || on_host || (one_pass && has_kernels(device))) return;
   throw ConfigError(fmt::format(
       "{} are updated on the host, and on GPUs by Zeropage's CUDA kernels, which {}: offload all of the optimizer "
       "(zero_optimization.offload_optimizer with ratio 1, zeropage.offloaded_update \"host\"), or leave the key out",
@@ -232,16 +278,28 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Stagi
   const auto fetch = [&](std::size_t i) {
     if (i < pages.size() && !speculation.is_ahead(pages[i])) staging.fetch(pages[i]);
   };
+  JointUpdate joint(state, reducer, staging, inputs);
+  // With peers a page is sent when it is updated, so that not too many of them wait for the kernels of the others.
+  const std::size_t most = state.communicator().size() == 1 ? SIZE_MAX : kSegmentsAtOnce;
+  std::size_t reported = 0;
+  const auto report = [&](std::size_t end) {
+    joint.start();
+    for (; reported < end; ++reported) updated(pages[reported]);
+  };
   fetch(0);
   for (std::size_t i = 0; i < pages.size(); ++i) {
     fetch(i + 1);
     if (speculation.is_ahead(pages[i])) {
       speculation.commit(pages[i]);
+    } else if (joint.takes(pages[i])) {
+      joint.add(pages[i]);
+      if (joint.segments() < most) continue;
     } else {
       update_page(state, reducer, staging, pages[i], inputs);
     }
-    updated(pages[i]);
+    report(i + 1);
   }
+  report(pages.size());
   staging.wait_all();
   state.state_store().end_pass();
   if (disk != nullptr) disk->end_pass();

@@ -101,10 +101,11 @@ class HeldArrays {
 };
 
 /// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls
-/// `updated(page)` after each. Pages whose state is on the host use the fused kernel on all of torch's threads
-/// (host_update.h; one pass), those on a device its kernels or torch's operators (device_update.h); what an optimizer
-/// of the caller's has made is put in its place and rounded. While one is updated the next one's arrays are on their
-/// way. Pages that `speculation` has updated already are finished in their turn.
+/// `updated(page)` for each, in their order, when its update has started. Pages whose state is on the host use the
+/// fused kernel on all of torch's threads (host_update.h; one pass), those on a device its kernels, many pages at once,
+/// or torch's operators (device_update.h); what an optimizer of the caller's has made is put in its place and rounded.
+/// While one is updated the next one's arrays are on their way. Pages that `speculation` has updated already are
+/// finished in their turn.
 void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
                   const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);
 

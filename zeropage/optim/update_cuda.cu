@@ -1,6 +1,8 @@
 // Lists of pieces as launches of the kernels in cuda_kernels.h. Compiled without fused multiply-add.
 #include "zeropage/optim/update_cuda.h"
 
+#include <compare>
+#include <map>
 #include <type_traits>
 
 #include "zeropage/base/error.h"
@@ -54,7 +56,7 @@ Piece<Rule> piece_of(const Arrays& arrays, std::int64_t numel, const Step& step)
 
 template <typename Rule>
 void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
-  const Arrays& types = pieces.front().arrays;
+  const Arrays& types = pieces.front().arrays;  // of all, see Alike
   const auto kind = pieces.front().step.kind;
   const bool rounded = is_rounded(types);
   Launch<Rule> launch{.gradient_dtype = types.gradient_dtype,
@@ -76,14 +78,39 @@ void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
   }
 }
 
+/// What pieces of one launch have in common. The rule follows from the kind and from how many states it has.
+struct Alike {
+  config::OptimizerKind kind;
+  int states;
+  config::StateDtype state_dtype;
+  DType gradient_dtype;
+  DType parameter_dtype;
+  bool has_master;
+
+  auto operator<=>(const Alike&) const = default;
+};
+
+Alike alike_of(const UpdatePiece& piece) {
+  const Arrays& arrays = piece.arrays;
+  const int states = with_rule(piece.step, [](const auto& rule) { return std::decay_t<decltype(rule)>::kStates; });
+  return {piece.step.kind,       states,
+          arrays.state_dtype,    arrays.gradient_dtype,
+          arrays.parameter_dtype, arrays.master != nullptr};
+}
+
 }  // namespace
 
 void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream) {
-  if (pieces.empty()) return;
-  for (const UpdatePiece& piece : pieces) check_one_pass(piece.arrays, piece.step);
-  with_rule(pieces.front().step, [&](const auto& rule) {
-    start_all<std::decay_t<decltype(rule)>>(pieces, static_cast<cudaStream_t>(stream));
-  });
+  std::map<Alike, std::vector<UpdatePiece>> groups;
+  for (const UpdatePiece& piece : pieces) {
+    check_one_pass(piece.arrays, piece.step);
+    groups[alike_of(piece)].push_back(piece);
+  }
+  for (const auto& [alike, group] : groups) {
+    with_rule(group.front().step, [&](const auto& rule) {
+      start_all<std::decay_t<decltype(rule)>>(group, static_cast<cudaStream_t>(stream));
+    });
+  }
 }
 
 }  // namespace zeropage::optim

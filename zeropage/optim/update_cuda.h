@@ -9,9 +9,9 @@
 
 namespace zeropage::optim {
 
-/// Starts the update of all pieces, which are of one kind of optimizer and the same types, on `stream` (a
-/// cudaStream_t). Either all have masters or none. Cost: one pass over memory. Errors: UsageError as update; Error when
-/// CUDA refuses a launch.
+/// Starts the update of all pieces on `stream` (a cudaStream_t): one launch for up to 32 of those that are alike, which
+/// have the same kind of optimizer, the same types, and all of them masters or none. Cost: one pass over memory.
+/// Errors: UsageError as update; Error when CUDA refuses a launch.
 void update_on_cuda(const std::vector<UpdatePiece>& pieces, void* stream);
 
 }  // namespace zeropage::optim

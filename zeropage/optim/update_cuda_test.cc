@@ -82,6 +82,35 @@ TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   }
 }
 
+// Would catch pieces that are updated in the types, or by the rule, of the first one; and launches that are not shared
+// by all pieces that are alike, wherever they stand.
+TEST(UpdateOnCuda, TakesPiecesOfDifferentTypesTogether) {
+  const auto ranges = ranges_of({40, 1, 300, 2049});
+  const auto two_rules = [](bool momentum) {
+    Step step{config::OptimizerKind::kSgd, {}};
+    step.params.momentum = momentum ? 0.9 : 0.0;
+    return step;
+  };
+  std::vector<State> states;
+  std::vector<State> twins;
+  for (DType gradient_dtype : kDtypes) {
+    for (DType parameter_dtype : kDtypes) states.emplace_back(numel_of(ranges), gradient_dtype, parameter_dtype, 5);
+  }
+  twins = states;
+  std::vector<UpdatePiece> pieces;
+  for (std::size_t i = 0; i < ranges.size(); ++i) {
+    for (std::size_t s = 0; s < states.size(); ++s) {
+      const Step step = step_of(two_rules(/*momentum=*/s % 2 == 0), i);
+      pieces.push_back({states[s].arrays(ranges[i].begin), ranges[i].numel, step});
+      update_reference(twins[s].arrays(ranges[i].begin), ranges[i].numel, step);
+    }
+  }
+  const auto before = emulated_launches;
+  update_on_cuda(pieces, nullptr);
+  EXPECT_EQ(emulated_launches - before, 9);
+  EXPECT_TRUE(states == twins);
+}
+
 // A launch takes 32 pieces. Would catch one that is dropped, or updated twice, where a launch ends; and empty pieces,
 // which have no block.
 TEST(UpdateOnCuda, TakesAnyNumberOfPieces) {
