@@ -1,6 +1,8 @@
 """Torch's process groups that a script makes and destroys, before and between those of zeropage."""
 
+import gc
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import accelerator
 import pytest
 import torch
 from processes import run_processes
@@ -146,6 +149,82 @@ def test_one_rank_has_no_groups():
         engine.destroy()
     assert not torch.distributed.is_initialized()
     assert torch.equal(*finals)
+
+
+def make_and_destroy_engines(stage: int, count: int, on_device: bool) -> dict[str, Any]:
+    """How many groups, threads and open files there are when each engine is made, and when it is destroyed; the sum of
+    ones over the ranks by the script's own group."""
+    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import _world
+
+    def there() -> tuple[int, int, int]:
+        return len(_world.pg_map), len(os.listdir("/proc/self/task")), len(os.listdir("/proc/self/fd"))
+
+    world = distributed.current_world()
+    device = accelerator.device(world.rank) if on_device else torch.device("cpu")
+    distributed.init_process_group(device, world)
+    own = dist.new_group(backend="gloo")
+    config = config_of(stage, zeropage={"communicator": "c10d", "async_save": True})
+    made, destroyed = [], []
+    for _ in range(count):
+        dist.barrier()
+        model = accelerator.OnDevice(small_net(0), device)
+        engine, *others = zeropage.initialize(model=model, config=config, device=device)
+        made.append(there())
+        train_engine(engine, world.size, world.rank, 2)
+        engine.destroy()
+        destroyed.append(there())
+        del model, engine, others
+        gc.collect()
+    value = torch.ones(1)
+    dist.all_reduce(value, group=own)
+    return {"made": made, "destroyed": destroyed, "sum": value.item()}
+
+
+@pytest.mark.parametrize("on_device", [False, pytest.param(True, marks=pytest.mark.simulated)])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_engines_end_their_groups(stage: int, on_device: bool, tmp_path: Path):
+    """Catches groups that nobody ends, with their threads and connections, and the end of a group that the script has
+    made."""
+    arguments = json.dumps({"stage": stage, "count": 4, "on_device": on_device})
+    for rank in run_processes(2, "test_process_groups", "make_and_destroy_engines", arguments, tmp_path):
+        assert rank["sum"] == 2.0
+        of_script, of_a_communicator = 2, 2
+        kept = 0 if on_device and stage == 1 else of_a_communicator  # the model has them until it is freed
+        assert {groups for groups, *_ in rank["destroyed"]} == {of_script + kept}, rank
+        # The other rank may still be about to free the last model: then its groups end an engine later.
+        made = [groups for groups, *_ in rank["made"]]
+        assert max(made) <= of_script + 3 * of_a_communicator + kept, rank
+        _, threads, files = zip(*rank["destroyed"], strict=True)
+        assert len(set(files[1:])) == 1, rank
+        assert on_device or len(set(threads[1:])) == 1, rank  # the simulated device's streams stay, a thread each
+
+
+def late_destroy() -> list[float]:
+    """Seconds that each `destroy` took on this rank. Rank 1 comes later each time."""
+    import torch.distributed as dist
+
+    config = config_of(1, zeropage={"communicator": "c10d"})
+    world = distributed.current_world()
+    seconds = []
+    for late_s in (0.2, 4.0):
+        engine, *_ = zeropage.initialize(model=small_net(0), config=config)
+        train_engine(engine, world.size, world.rank, 2)
+        dist.barrier()
+        if world.rank == 1:
+            time.sleep(late_s)
+        began = time.monotonic()
+        engine.destroy()
+        seconds.append(time.monotonic() - began)
+    dist.barrier()
+    return seconds
+
+
+def test_a_late_rank_finds_its_groups(tmp_path: Path):
+    """Catches a rank that ends groups in which another one still is, and one that waits for it for ever."""
+    first, late = run_processes(2, "test_process_groups", "late_destroy", "{}", tmp_path)
+    assert 0.1 < first[0] < 2.0 and 1.5 < first[1] < 3.5
+    assert max(late) < 1.5
 
 
 def end_with_an_error() -> None:

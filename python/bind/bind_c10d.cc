@@ -28,6 +28,11 @@ std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroup
   return comm::make_fault_communicator(std::move(communicator), std::move(delays));
 }
 
+/// Of a communicator, which it does not keep.
+struct Watch {
+  std::weak_ptr<comm::Communicator> watched;
+};
+
 const char* environment(const char* name) { return std::getenv(name); }
 
 c10::intrusive_ptr<c10d::Store> job_store(int rank, int local_rank, int size, int local_size, std::int64_t timeout_ms) {
@@ -61,6 +66,12 @@ void init_c10d(py::module_& module) {
         return comm::make_one_rank_communicator(device, std::chrono::milliseconds(timeout_ms));
       },
       py::arg("device"), py::arg("timeout_ms"), "A job of one rank on `device`, without process groups.");
+  py::class_<Watch>(module, "CommunicatorWatch", "Says whether a communicator is still there, and does not keep it.")
+      .def(py::init([](const std::shared_ptr<comm::Communicator>& watched) { return Watch{watched}; }))
+      .def_property_readonly("is_over", [](const Watch& watch) { return watch.watched.expired(); });
+  module.def(
+      "store_of", [](const ProcessGroupPtr& group) { return group->getStore(); }, py::arg("group"),
+      "The store of a process group.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
              "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control. For "

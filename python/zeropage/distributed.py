@@ -11,6 +11,7 @@ import ctypes
 import itertools
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _joined = (
 _default_groups = itertools.count()  # the same on all ranks, too
 _this_thread = threading.local()
 _groups: weakref.WeakSet[Any] = weakref.WeakSet()  # torch's, made here
+_of_communicators: "list[_CommunicatorGroups]" = []
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
         return handed_over
+    end_unused_groups()
     if config.communicator == _C.CommunicatorKind.MPI:
         raise ConfigError('zeropage.communicator is "mpi", which serves C++ programs; in Python write "auto" or "c10d"')
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
@@ -217,6 +220,52 @@ def _remember(*groups: Any) -> None:
 def _keep_groups() -> None:
     for group in _groups:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+    _of_communicators.clear()
+
+
+@dataclass
+class _CommunicatorGroups:
+    """Process groups that one communicator uses, and nobody else."""
+
+    groups: tuple[Any, ...]
+    store: Any
+    size: int
+    communicator: _C.CommunicatorWatch
+    told: bool = False  # the other ranks, that this one does not use them any more
+
+    def is_used(self) -> bool:
+        """By this rank, or by another one, which would lose a peer in the middle of a collective."""
+        if not self.communicator.is_over:
+            return True
+        try:
+            ranks_done = self.store.add("zeropage/done", 0 if self.told else 1)
+        except RuntimeError:
+            return False  # the process that has the store is gone, and so are the groups
+        self.told = True
+        return ranks_done < self.size
+
+    def end(self) -> None:
+        import torch.distributed as dist
+
+        for group in self.groups:
+            with contextlib.suppress(ValueError):  # the script has ended all groups
+                dist.destroy_process_group(group)
+
+
+def end_unused_groups(wait_s: float = 0.0) -> None:
+    """Ends the process groups of communicators that no rank uses any more: their threads, connections and files.
+
+    wait_s: how long to wait for ranks that still use those of this rank. Groups that are left then are ended by a later
+    call.
+    """
+    end = time.monotonic() + wait_s
+    while True:
+        for made in [made for made in _of_communicators if not made.is_used()]:
+            _of_communicators.remove(made)
+            made.end()
+        if time.monotonic() >= end or not any(made.told for made in _of_communicators):
+            return
+        time.sleep(0.002)
 
 
 def _store(world: World, timeout: timedelta | None) -> Any:
@@ -245,4 +294,7 @@ def new_process_groups(
     control = dist.new_group(timeout=timeout, backend="gloo")
     _remember(data, control)
     timeout_ms = int(timeout.total_seconds() * 1000)
-    return _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
+    communicator = _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
+    watch = _C.CommunicatorWatch(communicator)
+    _of_communicators.append(_CommunicatorGroups((data, control), _C.store_of(control), data.size(), watch))
+    return communicator

@@ -17,7 +17,7 @@ from .checkpoint_model import ModelExports
 from .compat.parameter_offload import ParameterOffload
 from .data_types import cast_buffers, parameter_dtype, settle_types
 from .dataloader import TrainingLoader, make_dataloader
-from .distributed import World, make_communicators
+from .distributed import World, end_unused_groups, make_communicators
 from .engine_memory import EngineMemory
 from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
@@ -38,6 +38,8 @@ from .step_observer import StepObserver
 from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .wrapped_tensors import inner_of_module, require_plain
+
+_WAIT_FOR_RANKS_S = 2.0  # in destroy, for ranks that do the same
 
 
 class _Ended:
@@ -358,12 +360,17 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until
         another engine takes them or the model is freed. consolidate: they become whole on every rank instead, plain
         parameters in the memory of the model. Collective then.
+
+        Process groups that were made for this engine alone end when all ranks have destroyed it, for which this waits
+        two seconds at most. Those of the parameters end with the model at stage 3, and where it is on a CPU. torch's
+        default group stays.
         """
         if self.has_ended:
             return
         self.end("this engine was destroyed; call zeropage.initialize again")
         if consolidate:
             parameter_holders.consolidate(self.module.parameters())
+        end_unused_groups(wait_s=_WAIT_FOR_RANKS_S)
 
     @property
     def has_ended(self) -> bool:
