@@ -11,7 +11,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -45,6 +45,9 @@ test-fast: build ## a minute and a half: C++ tests without torch, and the Python
 
 check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
 	@$(BIN)/python tools/check_torch.py $(if $(SAMPLE),--sample $(SAMPLE)) $(BUILD) $(TORCH_VERSIONS)
+
+mutants: venv ## engines with one wait for the device removed: the tests must find each; for the night (WORDS=... chooses)
+	@$(BIN)/python tests/simulated_device/mutants.py $(WORDS)
 
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
