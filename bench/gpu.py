@@ -42,8 +42,8 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
     """Of the device's allocator since the process began; empty on the CPU."""
     if device.type == "cpu":
         return {}
-    module = backend(device)
-    return {"peak_allocated_bytes": module.max_memory_allocated(), "peak_reserved_bytes": module.max_memory_reserved()}
+    memory = torch.accelerator
+    return {"peak_allocated_bytes": memory.max_memory_allocated(), "peak_reserved_bytes": memory.max_memory_reserved()}
 
 
 def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, Any]:
@@ -230,8 +230,8 @@ def main() -> int:
     arguments = parser.parse_args()
     found = torch.accelerator.current_accelerator()
     if arguments.device is None and found is None:
-        print("gpu: there is no accelerator on this machine", file=sys.stderr)
-        return 0
+        print("gpu: there is no accelerator on this machine; --device cpu tries the rows without one", file=sys.stderr)
+        return 1
     device = torch.device(arguments.device or found)
     if arguments.row is not None:
         run_row(arguments.model, arguments.row, device, arguments.profile)

@@ -1,9 +1,10 @@
 """Compiles every torch-facing file against the headers of other versions of torch.
 
-check_torch.py [--sample N] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are used with the
-other headers. The headers of a version come from its wheel (530 MB, once) and stay in the user's cache,
+check_torch.py [--sample N] [--seconds S] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are
+used with the other headers. The headers of a version come from its wheel (530 MB, once) and stay in the user's cache,
 $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so that a compiler cache makes the next run short. --sample:
-only N files, others every day, so that all have their turn within weeks.
+only N files, others every day, so that all have their turn within weeks. --seconds: no file is begun after so many;
+the files that were left out are counted. Exit code 3: the headers could not be had, and nothing was checked.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,10 +27,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropage" / "torch-headers"
 DOWNLOAD_TIMEOUT_S = 900
 COMPILE_TIMEOUT_S = 300
+NO_HEADERS = 3  # exit code
 
 
-def headers_of(version: str) -> Path:
-    """The folder that holds torch/include of a version; downloads the wheel when it is not in the cache."""
+def headers_of(version: str, timeout_s: float) -> Path:
+    """The folder that holds torch/include of a version; downloads the wheel when it is not in the cache. Raises OSError
+    and subprocess.SubprocessError when that fails."""
     folder = CACHE / version
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -45,7 +49,7 @@ def headers_of(version: str) -> Path:
                 "-d",
                 f"{temporary}/wheel",
             ]
-            subprocess.run(command, check=True, timeout=DOWNLOAD_TIMEOUT_S)
+            subprocess.run(command, check=True, timeout=timeout_s)
             (wheel,) = Path(temporary, "wheel").glob("torch-*.whl")
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(
@@ -76,15 +80,17 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
     return list(tasks.values())
 
 
-def compile_one(task: tuple[str, str, list[str]]) -> tuple[str, str]:
-    """(file, what the compiler said when it failed)."""
+def compile_one(task: tuple[str, str, list[str]], end: float) -> tuple[str, str | None]:
+    """(file, what the compiler said when it failed; None: the time was over before)."""
     name, folder, command = task
+    if time.monotonic() > end:
+        return name, None
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S)
     return name, done.stderr if done.returncode else ""
 
 
-def check(build: Path, version: str, sample: int | None) -> bool:
-    headers = headers_of(version)
+def check(build: Path, version: str, headers: Path, sample: int | None, end: float) -> bool:
+    """Compiles the files; says which did not. end: of time.monotonic(), after which no file is begun."""
     objects = ROOT / "build" / "check-torch" / version
     objects.mkdir(parents=True, exist_ok=True)
     tasks = commands(build, headers, objects)
@@ -95,20 +101,35 @@ def check(build: Path, version: str, sample: int | None) -> bool:
         tasks = random.Random(datetime.date.today().toordinal()).sample(tasks, min(sample, len(tasks)))
     # A file takes up to 1.5 GB of compiler memory, so there are no more compilers than cores.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        failed = [(name, said) for name, said in pool.map(compile_one, tasks) if said]
+        outcomes = list(pool.map(compile_one, tasks, [end] * len(tasks)))
+    failed = [(name, said) for name, said in outcomes if said]
+    left_out = sum(said is None for _, said in outcomes)
     for name, said in failed:
         print(f"check-torch: {name} does not compile with torch {version}:\n{said[:2000]}", file=sys.stderr)
-    print(f"check-torch: torch {version}: {len(tasks) - len(failed)} of {len(tasks)} files compile")
+    compiled = len(tasks) - len(failed) - left_out
+    more = f"; {left_out} were left out, because the time was over" if left_out else ""
+    print(f"check-torch: torch {version}: {compiled} of {len(tasks) - left_out} files compile{more}")
     return not failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="only so many files, which the date chooses")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no file is begun after so many")
     parser.add_argument("build", type=Path)
     parser.add_argument("versions", nargs="+")
     options = parser.parse_args()
-    return 0 if all([check(options.build.resolve(), version, options.sample) for version in options.versions]) else 1
+    try:
+        headers = {
+            version: headers_of(version, min(DOWNLOAD_TIMEOUT_S, options.seconds)) for version in options.versions
+        }
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"check-torch: nothing was checked, because the headers could not be had: {error}", file=sys.stderr)
+        return NO_HEADERS
+    end = time.monotonic() + options.seconds
+    build = options.build.resolve()
+    good = [check(build, version, headers[version], options.sample, end) for version in options.versions]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ done
 capability=$("$python" -c '
 import torch
 print("".join(map(str, torch.cuda.get_device_capability())) if torch.cuda.is_available() else "")')
-[ -n "$capability" ] || fail "torch sees no GPU here (torch.cuda.is_available() is false)"
+[ -n "$capability" ] || fail "the torch of $python sees no GPU (torch.cuda.is_available() is false); run this on a machine with a GPU, with a torch for CUDA (PYTHON=...)"
 
 mkdir -p "$folder"
 started=$SECONDS
