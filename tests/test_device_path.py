@@ -80,6 +80,21 @@ def test_updates_of_many_pages_are_one_launch(stage: int):
         assert counted["update_launches"] == 1, counted
 
 
+def test_values_written_on_another_stream_go_home():
+    """Catches a page that is written back on one stream while what another one has written into it is still on its
+    way: no operator of the program comes between, so the engine has to wait."""
+    zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 9000}
+    engine = make_engine(accelerator.device(), 3, zero_optimization=zero)
+    net = engine.module.inner
+    before = net.embedding.weight.detach().cpu()
+    with simulated_device.delays(seed=1, max_us=3000), torch.no_grad():
+        with torch.Stream(accelerator.device()):
+            net.embedding.weight.add_(1)
+        for layer in (*net.expand, *net.contract):  # more than may be there, so that the embedding has to go
+            layer(torch.ones(1, layer.in_features, device=accelerator.device()))
+    assert torch.equal(net.embedding.weight.detach().cpu(), before + 1)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("stage", "parameters_too"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
 def test_an_engine_may_end_at_any_time(stage: int, parameters_too: bool, precision: str):

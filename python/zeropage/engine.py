@@ -39,9 +39,6 @@ from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .wrapped_tensors import inner_of_module, require_plain
 
-_WAIT_FOR_RANKS_S = 2.0  # in destroy, for ranks that do the same
-
-
 class _Ended:
     """In the place of the C++ side of an engine that was ended."""
 
@@ -359,18 +356,15 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
 
         The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until
         another engine takes them or the model is freed. consolidate: they become whole on every rank instead, plain
-        parameters in the memory of the model. Collective then.
-
-        Process groups that were made for this engine alone end when all ranks have destroyed it, for which this waits
-        two seconds at most. Those of the parameters end with the model at stage 3, and where it is on a CPU. torch's
-        default group stays.
+        parameters in the memory of the model. Collective then. Process groups that were made for this engine end when
+        all ranks have destroyed it, for which this waits 2 s at most; at stage 3 and on CPUs some with the model.
         """
         if self.has_ended:
             return
         self.end("this engine was destroyed; call zeropage.initialize again")
         if consolidate:
             parameter_holders.consolidate(self.module.parameters())
-        end_unused_groups(wait_s=_WAIT_FOR_RANKS_S)
+        end_unused_groups(wait_s=2.0)
 
     @property
     def has_ended(self) -> bool:

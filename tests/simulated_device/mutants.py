@@ -131,7 +131,7 @@ def build(source: Path, text: str, folder: Path) -> None:
     for option in ("-MT", "-MF"):
         del words[words.index(option) : words.index(option) + 2]
     words.remove("-MD")
-    subprocess.run(words, cwd=BUILD, check=True, timeout=BUILD_TIMEOUT_S)
+    subprocess.run([*words, "-w"], cwd=BUILD, check=True, timeout=BUILD_TIMEOUT_S)  # an empty statement is meant
     # First of all files: the linker takes what it defines from there, and not from the library.
     module = str(ROOT / "python" / "zeropage" / "_C.so")
     command, replaced = re.subn(
