@@ -39,6 +39,7 @@ from .torch_optimizer import configured
 from .unknown_parameters import UnknownParameters, check_groups, name_others
 from .wrapped_tensors import inner_of_module, require_plain
 
+
 class _Ended:
     """In the place of the C++ side of an engine that was ended."""
 
