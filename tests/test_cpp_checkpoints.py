@@ -164,3 +164,21 @@ def test_options_that_the_engines_update_does_not_have(tmp_path, option):
     usual.backward(loss_of(usual, batch_of(2, 0)))
     with pytest.raises(UsageError, match=f"{option}=True, which the engine's own update does not have"):
         usual.step()
+
+
+@pytest.mark.parametrize("option", ["amsgrad", "maximize"])
+def test_groups_that_do_not_have_an_option(tmp_path, option):
+    """Catches an object whose amsgrad or maximize stays on where the engine has saved, whose groups lack them."""
+    section = {"type": "Adam", "params": {"lr": 0.01, "adam_w_mode": False}}
+    config = {"train_micro_batch_size_per_gpu": 2, "optimizer": section}
+    saving = zeropage.initialize(model=make_model(), config=config)[0]
+    saving.backward(loss_of(saving, batch_of(0, 0)))
+    saving.step()
+    saving.save_checkpoint(tmp_path)
+    special = engine_of("Adam", 2, lambda parameters: torch.optim.Adam(parameters, lr=0.01, **{option: True}))
+    special.load_checkpoint(tmp_path)
+    for engine in (saving, special):
+        engine.backward(loss_of(engine, batch_of(1, 0)))
+        engine.step()
+    for one, other in zip(special.module.parameters(), saving.module.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
