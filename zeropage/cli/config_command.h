@@ -12,9 +12,9 @@ namespace zeropage::cli {
 
 struct ConfigCommand {
   std::string path;
-  int world_size = 0;  ///< 0: batch sizes that need it stay open
-  std::string from;    ///< "deepspeed": say of each key what it does here
-  bool json = false;   ///< with `from`
+  int world_size = 0;     ///< 0: batch sizes that need it stay open
+  std::string from = {};  ///< "deepspeed": say of each key what it does here
+  bool json = false;      ///< with `from`
 };
 
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.

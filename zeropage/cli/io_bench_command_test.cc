@@ -25,7 +25,7 @@ TEST(IoBenchCommand, WritesAConfigurationThatIsReadAndReplacesNone) {
   const auto print = [&](const std::string& line) { text += line; };
   run_io_bench(command, print);
   EXPECT_NE(text.find("\"aio\": {\"block_size\": "), std::string::npos) << text;
-  EXPECT_NE(config_listing({file, 1}).find("queue_depth"), std::string::npos);
+  EXPECT_NE(run_config_command({file, 1}).text.find("queue_depth"), std::string::npos);
   EXPECT_THROW(run_io_bench(command, print), ConfigError) << "it exists";
   std::filesystem::remove(file);
   EXPECT_TRUE(std::filesystem::is_empty(folder));

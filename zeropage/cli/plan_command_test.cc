@@ -38,7 +38,7 @@ TEST(PlanCommand, WritesAConfigurationThatIsReadAndReplacesNone) {
       std::filesystem::path(testing::TempDir()) / ("plan_" + std::to_string(::getpid()) + ".json");
   const std::string line = "7B --num_gpus 8 --device H100 --accumulation_steps 4 --write " + path.string();
   plan_listing(parsed(line));
-  EXPECT_NE(config_listing({path.string(), 8}).find("stage"), std::string::npos);
+  EXPECT_NE(run_config_command({path.string(), 8}).text.find("stage"), std::string::npos);
   EXPECT_THROW(plan_listing(parsed(line)), ConfigError);
   std::filesystem::remove(path);
   EXPECT_THROW(plan_listing(parsed("100T --device 4090 --write " + path.string())), ConfigError);  // nothing fits
