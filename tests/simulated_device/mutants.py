@@ -172,6 +172,8 @@ def test(folder: Path, timeout_s: float) -> Outcome:
     first = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
     if code == 0:
         return Outcome(False, seconds, "")
+    if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
+        raise RuntimeError(f"mutants: somebody ended the tests by signal {-code}, which says nothing about the mutant")
     if code < 0 or "Fatal Python error" in said:
         return Outcome(True, seconds, "the process died")
     if code != 1 or first is None:
