@@ -142,7 +142,7 @@ def test_what_another_class_of_the_same_name_has_saved_is_refused(tmp_path):
 
 @pytest.mark.parametrize("option", ["amsgrad", "maximize"])
 def test_options_that_the_engines_update_does_not_have(tmp_path, option):
-    """Catches a run with amsgrad or maximize that goes on without it, and one without that goes on with it."""
+    """Catches a resumed run that drops amsgrad or maximize, and one that switches them on by itself."""
     special = engine_of("Adam", 2, lambda parameters: torch.optim.Adam(parameters, lr=0.01, **{option: True}))
     usual = engine_of("Adam", 2)
     for name, engine in (("special", special), ("usual", usual)):

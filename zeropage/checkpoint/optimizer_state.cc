@@ -7,7 +7,7 @@
 #include <set>
 
 #include "zeropage/base/error.h"
-#include "zeropage/config/config.h"
+#include "zeropage/config/optimizers.h"
 
 namespace zeropage::checkpoint {
 namespace {
@@ -20,11 +20,10 @@ constexpr const char* kStep = "step";
 
 /// "exp_avg", ...: of all kinds of optimizers that the engine has.
 const std::set<std::string, std::less<>>& engine_states() {
-  using enum config::OptimizerKind;
   static const auto all = [] {
     std::set<std::string, std::less<>> names;
-    for (const auto kind : {kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb}) {
-      for (const char* name : config::optimizer_state_names(kind)) {
+    for (const auto& entry : config::optimizer_entries()) {
+      for (const char* name : entry.states) {
         if (name != nullptr) names.insert(name);
       }
     }

@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 
+#include "zeropage/base/letter_case.h"
 #include "zeropage/base/suggest.h"
 
 namespace zeropage::config {
@@ -13,10 +13,6 @@ namespace {
 
 using json::Kind;
 using json::Node;
-
-bool same_text(const std::string& a, const std::string& b) {
-  return std::ranges::equal(a, b, [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
-}
 
 bool is_fraction(const Node& node) {
   return node.kind == Kind::kNumber && !node.integer && std::abs(node.number) < 0x1p63;
@@ -42,7 +38,7 @@ Converted convert_text(const Key& key, const Node& node) {
   if (key.choices.empty()) return {node.text, ""};
   std::vector<std::string> names;
   for (const Choice& choice : key.choices) {
-    const auto is = [&](const std::string& name) { return same_text(name, node.text); };
+    const auto is = [&](const std::string& name) { return equal_ignoring_case(name, node.text); };
     if (is(choice.name) || std::ranges::any_of(choice.also, is)) {
       if (choice.built()) return {choice.name, ""};
       return {{}, fmt::format("\"{}\" is {}; use {}", choice.name, refusal(choice.status), key.expected())};

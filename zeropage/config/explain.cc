@@ -65,7 +65,7 @@ ExplainedKey explained(const Settings& settings, const Setting& setting) {
   return key;
 }
 
-/// An error of a rule between keys that are fine by themselves, of which the file has `path` or not.
+/// Marks a key as refused. Each key is valid alone; a rule between several keys is broken. The file may lack this key.
 void refuse(Explanation& explanation, const KeyError& error) {
   const auto found = std::ranges::find(explanation.keys, error.path, &ExplainedKey::path);
   if (found == explanation.keys.end()) {

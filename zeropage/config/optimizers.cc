@@ -3,10 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <tuple>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/letter_case.h"
 
 namespace zeropage::config {
 
@@ -182,9 +182,7 @@ const Hyperparameter& find_hyperparameter(std::string_view name) {
 
 std::string optimizer_name(OptimizerKind kind) {
   const auto* entry = find_optimizer(kind);
-  std::string name = entry == nullptr ? "" : entry->type;
-  std::ranges::transform(name, name.begin(), [](unsigned char letter) { return std::tolower(letter); });
-  return name;
+  return entry == nullptr ? "" : lower_case(entry->type);
 }
 
 std::string optimizer_types() {

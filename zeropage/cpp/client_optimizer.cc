@@ -11,11 +11,11 @@
 #include <torch/optim/sgd.h>
 
 #include <algorithm>
-#include <cctype>
 #include <cstdlib>
 #include <typeinfo>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/letter_case.h"
 
 namespace zeropage::cpp {
 namespace {
@@ -31,9 +31,7 @@ std::string class_of(const Optimizer& optimizer) {
 
 std::string short_name(const std::string& class_name) {
   const auto colon = class_name.rfind(':');
-  std::string name = class_name.substr(colon == std::string::npos ? 0 : colon + 1);
-  std::ranges::transform(name, name.begin(), [](unsigned char letter) { return std::tolower(letter); });
-  return name;
+  return lower_case(class_name.substr(colon == std::string::npos ? 0 : colon + 1));
 }
 
 template <class... Kinds>

@@ -65,7 +65,7 @@ std::string new_folder(const std::string& name) {
   return folder;
 }
 
-// A run that goes on with moments or counts of steps of zero, in silence.
+// Catches a resumed run whose moments or step counts are zero, without a message.
 TEST(OptimizerCheckpoint, ObjectsAndTheEngineGoOnFromEachOther) {
   for (const auto& pair : pairs()) {
     auto plain = make_model();

@@ -4,12 +4,12 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <span>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/letter_case.h"
 #include "zeropage/planner/files.h"
 
 namespace zeropage::planner {
@@ -102,16 +102,10 @@ constexpr Figure kFigures[] = {
     {"overlap", nullptr, &Hardware::overlap, kPart},
 };
 
-std::string folded(std::string_view text) {
-  std::string lower(text);
-  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return std::tolower(c); });
-  return lower;
-}
-
 /// "25GB/s" as bytes (per second), "14us" as seconds. Errors: ConfigError that names the figure.
 double parse(std::string_view text, const Figure& figure) {
   const Quantity& quantity = figure.quantity;
-  std::string lower = folded(text);
+  std::string lower = lower_case(text);
   if (lower.ends_with("/s")) lower.resize(lower.size() - 2);
   double number = 0;
   const auto [end, error] = std::from_chars(lower.data(), lower.data() + lower.size(), number);
@@ -162,7 +156,8 @@ std::vector<std::string> hardware_preset_names() {
 }
 
 Hardware hardware_preset(std::string_view name) {
-  const auto* found = std::ranges::find_if(kSheets, [&](const DataSheet& s) { return folded(s.name) == folded(name); });
+  const auto* found =
+      std::ranges::find_if(kSheets, [&](const DataSheet& s) { return lower_case(s.name) == lower_case(name); });
   if (found == std::end(kSheets)) {
     throw ConfigError(
         fmt::format("device: expected one of {}, got {}; for others name a file of figures (docs/plan.md)",

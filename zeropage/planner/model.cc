@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -11,6 +10,7 @@
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/letter_case.h"
 #include "zeropage/config/config.h"
 #include "zeropage/planner/model_config.h"
 #include "zeropage/planner/safetensors.h"
@@ -70,8 +70,7 @@ void add_matrices(Model& model, std::int64_t numel, std::int64_t count, bool tra
 }
 
 bool takes_muon(std::string_view name, std::int64_t dimensions) {
-  std::string lower(name);
-  std::ranges::transform(lower, lower.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  const std::string lower = lower_case(name);
   return dimensions >= 2 && lower.find("embed") == lower.npos && lower.find("lm_head") == lower.npos;
 }
 

@@ -3,12 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cctype>
 #include <string_view>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/letter_case.h"
 #include "zeropage/config/optimizers.h"
 
 namespace zeropage::planner {
@@ -16,10 +16,6 @@ namespace {
 
 constexpr const char* kWhat = "optimizer state of the plan";
 constexpr std::int64_t kElementBytesMax = 1 << 16;
-
-bool same_text(std::string_view a, std::string_view b) {
-  return std::ranges::equal(a, b, [](unsigned char x, unsigned char y) { return std::tolower(x) == std::tolower(y); });
-}
 
 }  // namespace
 
@@ -29,12 +25,12 @@ PlannedOptimizer planned_optimizer(const std::string& name, std::int64_t element
         fmt::format("optimizer bytes: expected a number from 0 to {}, got {}", kElementBytesMax, element_bytes));
   }
   for (const config::OptimizerEntry& entry : config::optimizer_entries()) {
-    if (!same_text(entry.type, name)) continue;
+    if (!equal_ignoring_case(entry.type, name)) continue;
     const auto states = std::ranges::count_if(entry.states, [](const char* state) { return state != nullptr; });
     return {entry.type, static_cast<int>(states)};
   }
-  if (same_text("Muon", name)) return {"Muon", 0, true};
-  if (same_text("whole", name)) return {"whole", 0, true, element_bytes};
+  if (equal_ignoring_case("Muon", name)) return {"Muon", 0, true};
+  if (equal_ignoring_case("whole", name)) return {"whole", 0, true, element_bytes};
   throw ConfigError(
       fmt::format("optimizer: expected one of {}, Muon, or whole for an object that sees whole parameters, got {}",
                   config::optimizer_types(), json::quote(name)));
