@@ -8,7 +8,6 @@
 #include "zeropage/config/config.h"
 #include "zeropage/config/effective.h"
 #include "zeropage/config/optimizers.h"
-#include "zeropage/layout/whole_pages.h"
 #include "zeropage/optim/schedule.h"
 
 namespace zeropage::python {
@@ -128,16 +127,6 @@ void init_config(py::module_& module) {
             config.optimizer = {kind, params};
           },
           py::arg("kind"), py::arg("params"), "For an optimizer object given instead of the config's section.")
-      .def(
-          "fit_pages_to_whole_parameters",
-          [](Config& config, std::int64_t total_numel, std::int64_t largest_numel, int world_size) {
-            auto& page_numel = config.zeropage.page_numel;
-            if (page_numel > 0) return;
-            page_numel =
-                layout::page_numel_for_whole_parameters(total_numel, largest_numel, world_size, config.zero.stage);
-          },
-          py::arg("total_numel"), py::arg("largest_numel"), py::arg("world_size"),
-          "Where the configuration names no size of pages: see layout/whole_pages.h.")
       .def_property(
           "schedule_kind", field<&Config::schedule, &config::Schedule::kind>(),
           [](Config& config, config::ScheduleKind kind) { config.schedule.kind = kind; },

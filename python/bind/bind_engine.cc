@@ -20,14 +20,16 @@ using engine::Engine;
 /// (name, tensor, group index or -1)
 using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
 
-/// Those with a name of `in_fp32` stay fp32.
+/// Those with a name of `in_fp32` stay fp32; the optimizer needs those of `whole` whole.
 std::vector<engine::ParameterInput> inputs_of(std::vector<ParameterTuple> parameters,
-                                              const std::set<std::string>& in_fp32) {
+                                              const std::set<std::string>& in_fp32,
+                                              const std::set<std::string>& whole) {
   std::vector<engine::ParameterInput> inputs;
   inputs.reserve(parameters.size());
   for (auto& [name, tensor, group] : parameters) {
     const bool keep_fp32 = in_fp32.contains(name);
-    inputs.push_back({std::move(name), std::move(tensor), group, keep_fp32});
+    const bool needs_whole = whole.contains(name);
+    inputs.push_back({std::move(name), std::move(tensor), group, keep_fp32, needs_whole});
   }
   return inputs;
 }
@@ -35,8 +37,9 @@ std::vector<engine::ParameterInput> inputs_of(std::vector<ParameterTuple> parame
 std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std::vector<config::OptimizerParams> groups,
                                     const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
                                     c10::Device device, std::shared_ptr<comm::Communicator> reductions,
-                                    std::shared_ptr<comm::Communicator> saves, const std::set<std::string>& in_fp32) {
-  auto inputs = inputs_of(std::move(parameters), in_fp32);
+                                    std::shared_ptr<comm::Communicator> saves, const std::set<std::string>& in_fp32,
+                                    const std::set<std::string>& whole) {
+  auto inputs = inputs_of(std::move(parameters), in_fp32, whole);
   // Not as the guard of py::init, which would enter the instance into pybind's table without the lock.
   py::gil_scoped_release unlocked;
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
@@ -186,7 +189,7 @@ void init_engine(py::module_& module) {
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
            py::arg("device"), py::arg("reductions") = py::none(), py::arg("saves") = py::none(),
-           py::arg("in_fp32") = std::set<std::string>{})
+           py::arg("in_fp32") = std::set<std::string>{}, py::arg("whole") = std::set<std::string>{})
       .def_property_readonly("loss_scale", &Engine::loss_scale)
       .def_property_readonly("global_steps", &Engine::global_steps)
       .def_property_readonly("skipped_steps", &Engine::skipped_steps)
@@ -197,12 +200,12 @@ void init_engine(py::module_& module) {
       .def(
           "add_parameters",
           [](Engine& self, std::vector<ParameterTuple> parameters, const std::vector<config::OptimizerParams>& groups,
-             const std::set<std::string>& in_fp32) {
-            const auto inputs = inputs_of(std::move(parameters), in_fp32);
+             const std::set<std::string>& in_fp32, const std::set<std::string>& whole) {
+            const auto inputs = inputs_of(std::move(parameters), in_fp32, whole);
             py::gil_scoped_release unlocked;
             self.add_parameters(inputs, groups);
           },
-          py::arg("parameters"), py::arg("groups"), py::arg("in_fp32"),
+          py::arg("parameters"), py::arg("groups"), py::arg("in_fp32"), py::arg("whole"),
           "More parameters, as given when the engine was made; all groups.")
       .def("let_go", &Engine::let_go, py::arg("parameter"), Unlocked(),
            "Lets go of a parameter's tensor; see swap_tensors.")

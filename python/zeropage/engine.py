@@ -288,11 +288,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             require_plain(name, parameter)
             parameter.data = parameter.data.to(self.device)
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
-        if self._has_optimizer:
-            self.optimizer.note_whole(named, self._config, self._world.size)
-        self._core.add_parameters(
-            named, engine_groups, settle_types(self.module, self._config, named, self.global_rank, added=True)
-        )
+        whole = self.optimizer.note_whole(named, self._config, self._world.size) if self._has_optimizer else set()
+        in_fp32 = settle_types(self.module, self._config, named, self.global_rank, added=True)
+        self._core.add_parameters(named, engine_groups, in_fp32, whole)
         self._named = [*self._named, *named]
         parameter_holders.register_parameters(self, self._core, [parameter for _, parameter, _ in self._named])
         self._unknown.learn(parameters)
@@ -437,8 +435,9 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
         )
         parameters = name_parameters(self.module, groups)
+        whole = set()
         if self.optimizer is not None:
-            self.optimizer.note_whole(parameters, self._config, self._world.size)
+            whole = self.optimizer.note_whole(parameters, self._config, self._world.size)
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)
@@ -452,6 +451,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             self.device,
             *self._communicators[1:],
             in_fp32=in_fp32,
+            whole=whole,
         )
         # A peer may still read what an earlier engine has here, which is freed next.
         _C.require_same_everywhere(self._communicator, "the parameters are taken")

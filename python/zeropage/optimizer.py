@@ -246,10 +246,11 @@ class ZeropageOptimizer(torch.optim.Optimizer):
             for name in ("state_dict", "load_state_dict"):
                 setattr(self.client, name, _of_engine(weakref.ref(self), name))
 
-    def note_whole(self, parameters: list[tuple[str, torch.Tensor, int]], config: _C.Config, world_size: int) -> None:
+    def note_whole(
+        self, parameters: list[tuple[str, torch.Tensor, int]], config: _C.Config, world_size: int
+    ) -> set[str]:
         """See ShardUpdate.note_whole."""
-        if self.shards is not None:
-            self.shards.note_whole(parameters, config, world_size)
+        return set() if self.shards is None else self.shards.note_whole(parameters, config, world_size)
 
     def engine_groups(self) -> list[_C.OptimizerParams]:
         """The groups as the engine takes them."""

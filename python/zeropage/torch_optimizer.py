@@ -79,17 +79,15 @@ class ShardUpdate:
         self._groups_before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.state: ShardState | None = None
 
-    def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> None:
-        """Before the engine is given parameters: which of them the client sees whole. Raises ConfigError when it cannot
-        run here."""
+    def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> set[str]:
+        """Before the engine is given parameters: the names of those that the client sees whole. Raises ConfigError when
+        it cannot run here."""
         if self._takes_whole is None:
             self._takes_whole = takes_whole(self.client, config, world_size)
         groups = [self._takes_whole(group) for group in self.client.param_groups]
-        whole = {name: tensor.numel() for name, tensor, group in parameters if group >= 0 and groups[group]}
-        self._whole_names |= whole.keys()
-        if whole:
-            total = sum(tensor.numel() for _, tensor, _ in parameters)
-            config.fit_pages_to_whole_parameters(total, max(whole.values()), world_size)
+        whole = {name for name, _, group in parameters if group >= 0 and groups[group]}
+        self._whole_names |= whole
+        return whole
 
     def attach(
         self,

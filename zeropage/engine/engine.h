@@ -41,6 +41,7 @@ struct ParameterInput {
   at::Tensor tensor;
   int group = -1;          ///< index into the groups, -1: no optimizer updates it
   bool keep_fp32 = false;  ///< it is fp32 whatever the precision; see data_types.h
+  bool whole = false;      ///< its optimizer needs all of it; see layout/whole_pages.h
 };
 
 /// Options of `Engine::backward`.

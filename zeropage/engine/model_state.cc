@@ -10,6 +10,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/engine.h"
+#include "zeropage/layout/whole_pages.h"
 #include "zeropage/paging/fallback.h"
 
 namespace zeropage::engine {
@@ -55,13 +56,8 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   auto parameter_specs = specs(inputs);
   layout::Options options;
   options.world_size = communicator_->size();
-  std::int64_t total_numel = 0;
-  for (const auto& spec : parameter_specs) total_numel += spec.numel;
-  options.page_numel = config.zeropage.page_numel > 0
-                           ? config.zeropage.page_numel
-                           : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
   options.page_numel =
-      std::min({options.page_numel, config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
+      std::min({page_numel(parameter_specs), config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
   layout_ = own_layout_ = std::make_shared<layout::Layout>(std::move(parameter_specs), options);
   agree_with_peers();
   allocate();
@@ -70,6 +66,19 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   if (!parameter_disk_) return;
   parameter_disk_->end_pass();
   parameter_disk_->commit();
+}
+
+std::int64_t ModelState::page_numel(const std::vector<layout::ParameterSpec>& specs) const {
+  if (config_.zeropage.page_numel > 0) return config_.zeropage.page_numel;
+  std::int64_t total_numel = 0;
+  std::int64_t largest_whole_numel = 0;
+  for (const auto& spec : specs) {
+    total_numel += spec.numel;
+    if (spec.whole) largest_whole_numel = std::max(largest_whole_numel, spec.numel);
+  }
+  const std::int64_t fitted = layout::page_numel_for_whole_parameters(
+      total_numel, largest_whole_numel, communicator_->size(), placement_.shard_gradients);
+  return fitted > 0 ? fitted : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
 }
 
 void ModelState::remember(const std::vector<ParameterInput>& inputs) {
@@ -183,6 +192,7 @@ std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<Parameter
     spec.element_bytes = floating ? element_bytes(type) : static_cast<std::int64_t>(input.tensor.itemsize());
     spec.group = floating ? input.group : -1;
     spec.trainable = spec.group >= 0 && input.tensor.requires_grad();
+    spec.whole = input.whole && placement_.shard_optimizer;
     if (placement_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
         persistent_numel + spec.numel <= config_.zero.model_persistence_threshold_numel) {
       spec.persistent = true;

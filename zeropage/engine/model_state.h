@@ -158,6 +158,8 @@ class ModelState {
  private:
   void check(const std::vector<ParameterInput>& inputs) const;
   std::vector<layout::ParameterSpec> specs(const std::vector<ParameterInput>& inputs) const;
+  /// The greatest length of a page: the configuration's, or what fits `specs`.
+  std::int64_t page_numel(const std::vector<layout::ParameterSpec>& specs) const;
   void agree_with_peers() const;
   std::pair<std::int64_t, std::int64_t> state_size(int page) const;
   void allocate();

@@ -1,12 +1,12 @@
 /// \file
 /// How parameters become pages:
-///   1. Parameters are taken in the order given. The key of a page is (dtype, element bytes, group, trainable,
-///      persistent); at most one page per key is open.
-///   2. A parameter goes behind the last one of the open page of its key, at the next multiple of the parameter
-///      alignment. If it would end beyond page_numel, the page is closed and the parameter opens the next one; a
-///      parameter larger than page_numel so gets a page to itself.
-///   3. When all are placed, each page is cut into world_size shards of equal, aligned size. A page has at least one
-///      alignment unit per shard, so that pages of empty parameters need no special case anywhere.
+///   1. The key of a page is (dtype, element bytes, group, trainable, persistent, whole). The parameters of a key, in
+///      the order given, are divided into pages.
+///   2. A parameter is placed behind the one before it, at the next multiple of the parameter alignment. If it would
+///      end beyond page_numel, it is the first of the next page. A parameter larger than page_numel has a page to
+///      itself. Parameters that are needed whole: see whole_pages.h.
+///   3. Each page is cut into world_size shards of equal, aligned size. A page has at least one alignment unit per
+///      shard, so that pages of empty parameters need no special case anywhere.
 /// Pages are numbered in the order of their first parameter.
 #include "zeropage/layout/layout.h"
 
@@ -15,16 +15,18 @@
 #include <algorithm>
 #include <iterator>
 #include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/layout/whole_pages.h"
 
 namespace zeropage::layout {
 namespace {
 
-using PageKey = std::tuple<DType, std::int64_t, int, bool, bool>;
+using PageKey = std::tuple<DType, std::int64_t, int, bool, bool, bool>;
 
 void check_options(const Options& options) {
   const auto at_least_one = [](std::int64_t value, const char* name) {
@@ -63,12 +65,48 @@ Page open_page(int index, const ParameterSpec& spec) {
   return page;
 }
 
-void cut_into_shards(Page& page, const Options& options) {
+/// How many of `parameters`, from `first` on, are on one page. `needs_whole`: their optimizer needs them whole.
+std::size_t page_length(const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
+                        std::size_t first, const Options& options, bool needs_whole) {
+  std::vector<std::int64_t> numels;
+  std::int64_t end = 0;
+  for (std::size_t i = first; i < indices.size(); ++i) {
+    const ParameterSpec& spec = parameters[indices[i]];
+    end = checked_add(checked_round_up(end, options.parameter_alignment_numel, spec.name), spec.numel, spec.name);
+    if (i > first && end > options.page_numel) break;
+    numels.push_back(spec.numel);
+  }
+  return needs_whole ? best_page_length(numels, options) : numels.size();
+}
+
+/// One parameter behind the other.
+void place_in_order(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
+                    const Options& options) {
+  for (const int index : indices) {
+    const ParameterSpec& spec = parameters[index];
+    const std::int64_t offset = checked_round_up(page.used_numel, options.parameter_alignment_numel, spec.name);
+    page.placements.push_back({index, offset, spec.numel});
+    page.used_numel = checked_add(offset, spec.numel, spec.name);
+  }
   const std::string what = fmt::format("padded size of page {}", page.index);
   const std::int64_t share_numel = std::max<std::int64_t>(1, ceil_div(page.used_numel, options.world_size));
   page.shard_numel = checked_round_up(share_numel, options.shard_alignment_numel, what);
-  page.padded_numel = checked_mul(page.shard_numel, options.world_size, what);
-  checked_mul(page.padded_numel, page.element_bytes, what);
+}
+
+/// Each parameter within one shard, if that is possible.
+void place_in_shards(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
+                     const Options& options) {
+  std::vector<std::int64_t> numels;
+  for (const int index : indices) numels.push_back(parameters[index].numel);
+  const std::optional<Shards> shards = pack_into_shards(numels, options);
+  if (!shards) return place_in_order(page, parameters, indices, options);
+  page.shard_numel = shards->shard_numel;
+  for (std::size_t i = 0; i < indices.size(); ++i) {
+    page.placements.push_back({indices[i], shards->offsets[i], numels[i]});
+    page.used_numel = std::max(page.used_numel, shards->offsets[i] + numels[i]);
+  }
+  std::ranges::sort(page.placements, {},
+                    [](const Placement& placement) { return std::pair(placement.offset, placement.numel); });
 }
 
 }  // namespace
@@ -80,32 +118,41 @@ Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options) : 
 
 void Layout::append(std::vector<ParameterSpec> parameters) {
   for (const ParameterSpec& spec : parameters) check_parameter(spec);
-  const std::size_t first_page = pages_.size();
-  std::map<PageKey, int> open_pages;
-  for (const ParameterSpec& spec : parameters) {
-    const PageKey key{spec.dtype, spec.element_bytes, spec.group, spec.trainable, spec.persistent};
-    const auto open = open_pages.find(key);
-    int index = open == open_pages.end() ? -1 : open->second;
-    std::int64_t offset = 0;
-    if (index >= 0) {
-      offset = checked_round_up(pages_[index].used_numel, options_.parameter_alignment_numel, spec.name);
-      if (checked_add(offset, spec.numel, spec.name) > options_.page_numel) index = -1;
-    }
-    if (index < 0) {
-      index = static_cast<int>(pages_.size());
-      offset = 0;
-      pages_.push_back(open_page(index, spec));
-      open_pages[key] = index;
-    }
-    const int parameter = static_cast<int>(page_of_.size());
-    pages_[index].placements.push_back({parameter, offset, spec.numel});
-    pages_[index].used_numel = offset + spec.numel;
-    page_of_.push_back(index);
-    offset_of_.push_back(offset);
+  std::map<PageKey, std::vector<int>> by_key;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const ParameterSpec& spec = parameters[i];
+    by_key[{spec.dtype, spec.element_bytes, spec.group, spec.trainable, spec.persistent, spec.whole}].push_back(
+        static_cast<int>(i));
   }
-  for (std::size_t page = first_page; page < pages_.size(); ++page) cut_into_shards(pages_[page], options_);
+  std::vector<std::vector<int>> pages;
+  for (const auto& [key, indices] : by_key) {
+    for (std::size_t first = 0, length = 0; first < indices.size(); first += length) {
+      length = page_length(parameters, indices, first, options_, std::get<5>(key));
+      pages.emplace_back(indices.begin() + first, indices.begin() + first + length);
+    }
+  }
+  std::ranges::sort(pages);  // by their first parameters
+  const int known = static_cast<int>(parameters_.size());
+  page_of_.resize(known + parameters.size());
+  offset_of_.resize(page_of_.size());
+  for (const auto& indices : pages) add_page(parameters, indices, known);
   std::ranges::move(parameters, std::back_inserter(parameters_));
   began_later_.resize(pages_.size());
+}
+
+void Layout::add_page(const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices, int known) {
+  const ParameterSpec& first = parameters[indices.front()];
+  Page page = open_page(static_cast<int>(pages_.size()), first);
+  (first.whole ? place_in_shards : place_in_order)(page, parameters, indices, options_);
+  const std::string what = fmt::format("padded size of page {}", page.index);
+  page.padded_numel = checked_mul(page.shard_numel, options_.world_size, what);
+  checked_mul(page.padded_numel, page.element_bytes, what);
+  for (Placement& placement : page.placements) {
+    placement.parameter += known;
+    page_of_[placement.parameter] = page.index;
+    offset_of_[placement.parameter] = placement.offset;
+  }
+  pages_.push_back(std::move(page));
 }
 
 void Layout::begin_training(int page) {

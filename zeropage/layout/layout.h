@@ -2,9 +2,9 @@
 /// Where every parameter lies: parameters -> pages -> shards -> segments. Pure arithmetic, no memory.
 ///
 /// A page is a run of whole parameters of one dtype, one optimizer group and one kind (trainable or frozen, persistent
-/// or not), laid out one after the other in a flat buffer of `padded_numel` elements. Rank r's shard of it is elements
-/// [r * shard_numel, (r + 1) * shard_numel). A segment is the part of one parameter that lies in a given range of a
-/// page. All positions are in elements of the page's dtype.
+/// or not, needed whole or not), laid out one after the other in a flat buffer of `padded_numel` elements. Rank r's
+/// shard of it is elements [r * shard_numel, (r + 1) * shard_numel). A segment is the part of one parameter that lies
+/// in a given range of a page. All positions are in elements of the page's dtype.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@ struct ParameterSpec {
   int group = 0;                   ///< optimizer group, -1 when no optimizer updates it
   bool trainable = true;           ///< receives gradients and is updated
   bool persistent = false;         ///< stays whole on every rank at stage 3
+  bool whole = false;              ///< its optimizer needs all of it: it lies in one shard where that is possible
 };
 
 struct Options {
@@ -96,6 +97,9 @@ class Layout {
   std::string describe() const;
 
  private:
+  /// `indices`: of the page's parameters in `parameters`, which follow the `known` ones.
+  void add_page(const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices, int known);
+
   std::vector<ParameterSpec> parameters_;
   Options options_;
   std::vector<Page> pages_;

@@ -1,17 +1,39 @@
 /// \file
-/// Pages for optimizers that look at whole parameters. A parameter that lies on the border of two shards travels within
-/// each update (python/zeropage/whole_parameters.py), and a page has as many borders as ranks less one: larger pages
-/// have fewer.
+/// Pages of parameters that an optimizer needs whole (Muon, and others that look at shapes or norms). Each parameter
+/// lies within the shard of one rank, its owner, which receives its gradient and updates it as it does any shard:
+///   1. The parameters of a page are given to the ranks, the largest first, each to the rank that has least.
+///   2. Shards have one size, that of the fullest. What the others lack is padding.
+///   3. A page ends where the padding is least, at half its greatest length or later.
+///   4. A page with too much padding is divided without regard to parameters. A parameter on the border of two shards
+///      then travels within each update (python/zeropage/whole_parameters.py).
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "zeropage/layout/layout.h"
 
 namespace zeropage::layout {
 
-/// Elements of a page of which about three quarters lie within shards: 4 `largest_numel` (of a parameter) for each
-/// rank; at most a quarter of `total_numel`, and where frames of pages are made (stages 2 and 3) 5e7. 0: the default
-/// page is as large.
+/// A page of which no parameter is divided.
+struct Shards {
+  std::int64_t shard_numel = 0;
+  std::vector<std::int64_t> offsets;  ///< of each parameter in the page
+};
+
+/// `numels`: of the page's parameters. nullopt: more than an eighth of the page would be padding. Cost: n log n.
+std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, const Options& options);
+
+/// How many of the parameters a page takes so that its padding is least. `numels`: of those that it can take, at least
+/// one. Cost: n^2 log n, for at most 256 parameters; a page of more has little padding and takes all.
+std::size_t best_page_length(const std::vector<std::int64_t>& numels, const Options& options);
+
+/// Elements of a page that has little padding: 4 `largest_numel` (of a parameter) for each rank, at most a quarter of
+/// `total_numel`, but 2 for each rank if there are as many. `frames`: whole pages are made of such parameters for a
+/// while (stages 2 and 3); then at most 5e7, or a 16th of `total_numel`. 0: the default page is as large.
 std::int64_t page_numel_for_whole_parameters(std::int64_t total_numel, std::int64_t largest_numel, int world_size,
-                                             int stage);
+                                             bool frames);
 
 }  // namespace zeropage::layout

@@ -55,9 +55,9 @@ void add_torch_optimizer(const Request& request, const Placement& placement, Mem
 std::int64_t page_numel(const Request& request, int stage) {
   const Model& model = request.model;
   std::int64_t numel = layout::default_page_numel(model.total_numel);
-  if (request.optimizer.by_torch) {
-    const std::int64_t fitted =
-        layout::page_numel_for_whole_parameters(model.total_numel, model.largest_numel, request.world_size(), stage);
+  if (request.optimizer.by_torch && stage > 0) {
+    const std::int64_t fitted = layout::page_numel_for_whole_parameters(model.total_numel, model.largest_numel,
+                                                                        request.world_size(), /*frames=*/stage >= 2);
     if (fitted > 0) numel = fitted;
   }
   return std::min(model.total_numel, std::max(numel, model.largest_numel));

@@ -13,8 +13,7 @@ constexpr double kUpdateBytes = 30;
 constexpr double kUpdateReadBytes = 16;
 constexpr double kUpdateWriteBytes = 14;
 constexpr double kCopyBytes = 16;      ///< of masters for an optimizer of PyTorch, there and back
-constexpr double kBorderShare = 0.25;  ///< of elements in parameters on the border of two shards
-constexpr double kExchangeBytes = 12;  ///< per element of these
+constexpr double kExchangeBytes = 12;  ///< per element of parameters that lie in several shards
 
 /// Parts of a step that run one after the other; each is named by what it waits for.
 class Clock {
@@ -58,14 +57,17 @@ double products_s(const Request& request, const Placement& placement) {
          muon_operations(static_cast<double>(request.model.shape.hidden)) / request.hardware->flops;
 }
 
-/// Seconds in which parameters on the borders of shards travel to their owner and back.
+/// Seconds in which parameters that lie in several shards are sent to their owners and back: those of pages with less
+/// than one large parameter for each rank (layout/whole_pages.h).
 double exchange_s(const Request& request, const Placement& placement) {
   if (!request.optimizer.by_torch || placement.stage == 0 || request.world_size() == 1) return 0;
+  const double page_share = static_cast<double>(page_numel(request, placement.stage)) / request.world_size();
+  if (static_cast<double>(request.model.largest_numel) <= page_share) return 0;
   const Hardware& hardware = *request.hardware;
   const double link =
       request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
   const std::int64_t whole = request.optimizer.is_muon() ? request.model.muon_numel : request.model.trainable_numel;
-  return kExchangeBytes * kBorderShare * static_cast<double>(whole) / link;
+  return kExchangeBytes * static_cast<double>(whole) / link;
 }
 
 /// Seconds of the single pieces of work.

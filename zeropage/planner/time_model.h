@@ -17,8 +17,8 @@
 ///                 arXiv 1910.02054: 3 P)
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
 ///                 an optimizer of PyTorch works on a copy of the masters: 16 bytes more. Muon, in addition, the
-///                 operations of planned_optimizer.h for what the rank owns; and from stage 1 on parameters on the
-///                 border of two shards, about a quarter, travel to their owner and back: 12 bytes per element
+///                 operations of planned_optimizer.h for what the rank owns. Parameters that lie in several shards
+///                 (layout/whole_pages.h) are sent to their owners and back: 12 bytes per element
 ///   host          gradients go there overlapped with the backward, updated parameters come back overlapped with the
 ///                 update
 ///   device        optimizer state of the host that is updated on the device: 12 bytes per element (fp32: 8) in each
