@@ -29,7 +29,7 @@ if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # a CMake that is older than the c
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
 endif()
-add_library(zeropage_cuda STATIC zeropage/optim/norm_cuda.cu zeropage/optim/update_cuda.cu)
+add_library(zeropage_cuda STATIC zeropage/optim/block_codes_cuda.cu zeropage/optim/norm_cuda.cu zeropage/optim/update_cuda.cu)
 target_include_directories(zeropage_cuda PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 target_compile_options(zeropage_cuda PRIVATE -fmad=false --expt-relaxed-constexpr)
 target_link_libraries(zeropage_cuda PRIVATE zeropage_core)
