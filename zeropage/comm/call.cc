@@ -17,6 +17,7 @@ const char* op_name(OpKind kind) {
     case OpKind::kAllReduce: return "all_reduce";
     case OpKind::kBroadcast: return "broadcast";
     case OpKind::kBarrier: return "barrier";
+    case OpKind::kAllToAll: return "all_to_all";
   }
   return "unknown";
 }

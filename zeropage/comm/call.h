@@ -10,7 +10,7 @@
 
 namespace zeropage::comm {
 
-enum class OpKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce, kBroadcast, kBarrier };
+enum class OpKind : std::uint8_t { kAllGather, kReduceScatter, kAllReduce, kBroadcast, kBarrier, kAllToAll };
 
 constexpr std::int64_t kPrivate = -1;
 
@@ -19,7 +19,7 @@ struct Call {
   OpKind kind = OpKind::kBarrier;
   DType dtype = DType::kOther;
   std::int32_t root = 0;
-  std::int64_t numel = 0;  ///< of the shard (all_gather, reduce_scatter) or of the whole buffer
+  std::int64_t numel = 0;  ///< of the shard or part (all_gather, reduce_scatter, all_to_all) or of the whole buffer
   std::int64_t tag_id = 0;
   std::uint64_t tag_hash = 0;      ///< of the whole text
   std::int64_t memory = kPrivate;  ///< number of the Memory that holds the input; only this and the offset may differ

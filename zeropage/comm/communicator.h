@@ -1,5 +1,5 @@
 /// \file
-/// What the engine asks of communication: five collectives over flat buffers, memory that peers may read, and waits
+/// What the engine asks of communication: six collectives over flat buffers, memory that peers may read, and waits
 /// that end. Implementations: ranks as threads of one process, ranks as processes of one host (shared memory), and any
 /// c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
 ///
@@ -89,6 +89,10 @@ class Communicator {
   /// Every rank's `shard` [shard_bytes] one after the other into `whole` [size * shard_bytes]. In place when `shard` is
   /// `whole + rank * shard_bytes`. Wire: (size-1)/size * whole bytes per rank.
   virtual WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) = 0;
+
+  /// Part r of `sent` [size * part_bytes] goes to rank r, and part r of `received` [size * part_bytes] comes from rank
+  /// r; the two do not overlap. Wire: (size-1) * part_bytes per rank.
+  virtual WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) = 0;
 
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
   /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place

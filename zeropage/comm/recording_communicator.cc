@@ -53,6 +53,10 @@ class RecordingCommunicator final : public WrappedCommunicator {
     return start(SpanKind::kGather, "all_gather", tag, shard_bytes * size(),
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
+  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
+    return start(SpanKind::kReduce, "all_to_all", tag, part_bytes * size(),
+                 [&] { return inner_->all_to_all(sent, received, part_bytes, tag); });
+  }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, OnReduced on_reduced) override {
     return start(SpanKind::kReduce, "reduce_scatter", tag, shard_numel * size() * element_bytes(in_dtype), [&] {

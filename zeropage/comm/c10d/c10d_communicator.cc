@@ -78,6 +78,12 @@ class C10dCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
+  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
+    C10dOperation op = describe(OpKind::kAllToAll, DType::kOther, part_bytes, tag);
+    if (part_bytes > 0) add_all_to_all(op, carrier_of(received), sent, received, part_bytes);
+    return start(std::move(op));
+  }
+
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, OnReduced on_reduced) override {
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
@@ -199,6 +205,25 @@ class C10dCommunicator final : public Communicator {
     bytes_moved_ += bytes * (size_ - 1);
   }
 
+  void add_all_to_all(C10dOperation& op, const Carrier& carrier, const void* sent, void* received,
+                      std::int64_t part_bytes) {
+    at::Tensor from = wrap(sent, part_bytes * size_, DType::kOther, carrier.device);
+    at::Tensor to = wrap(received, part_bytes * size_, DType::kOther, carrier.device);
+    if (size_ == 1) {
+      to.copy_(from);
+      return;
+    }
+    add_stage(op, carrier, [=, this, group = carrier.group]() mutable { return exchange_parts(group, to, from); });
+    bytes_moved_ += part_bytes * (size_ - 1);
+  }
+
+  C10dWorkPtr exchange_parts(const ProcessGroupPtr& group, at::Tensor& received, at::Tensor& sent) const {
+    std::vector<std::int64_t> even;
+    c10d::AllToAllOptions options;
+    options.timeout = timeout_;
+    return group->alltoall_base(received, sent, even, even, options);
+  }
+
   /// Every rank sends its contribution to each shard to the shard's owner, who sums them in the order of the ranks.
   void add_exchange_and_sum(C10dOperation& op, const Carrier& carrier, const void* whole, void* out,
                             std::int64_t shard_numel, DType in_dtype, DType out_dtype, bool accumulate,
@@ -212,10 +237,7 @@ class C10dCommunicator final : public Communicator {
         op, carrier,
         [=, this, group = carrier.group]() mutable {
           *received = at::empty_like(sent);
-          std::vector<std::int64_t> even;
-          c10d::AllToAllOptions options;
-          options.timeout = timeout_;
-          return group->alltoall_base(*received, sent, even, even, options);
+          return exchange_parts(group, *received, sent);
         },
         [=, size = size_] {
           sum_received(*received, size, out, shard_numel, in_dtype, out_dtype, accumulate, on_reduced);

@@ -35,11 +35,12 @@ class OneRankCommunicator final : public Communicator {
 
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag) override {
     check_size(shard_bytes, "all_gather");
-    if (shard != whole && shard_bytes > 0) {
-      const c10::Device place = device_of(whole, device_);
-      wrap(whole, shard_bytes, DType::kOther, place).copy_(wrap(shard, shard_bytes, DType::kOther, place));
-    }
-    return finish();
+    return copy(shard, whole, shard_bytes);
+  }
+
+  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag) override {
+    check_size(part_bytes, "all_to_all");
+    return copy(sent, received, part_bytes);
   }
 
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
@@ -93,6 +94,14 @@ class OneRankCommunicator final : public Communicator {
   }
 
  private:
+  WorkPtr copy(const void* from, void* to, std::int64_t bytes) {
+    if (from != to && bytes > 0) {
+      const c10::Device place = device_of(to, device_);
+      wrap(to, bytes, DType::kOther, place).copy_(wrap(from, bytes, DType::kOther, place));
+    }
+    return finish();
+  }
+
   WorkPtr finish() {
     throw_if_aborted();
     return std::make_unique<FinishedWork>();

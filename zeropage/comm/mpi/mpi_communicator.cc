@@ -75,6 +75,17 @@ class MpiCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
+  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
+    MpiOperation op = describe(OpKind::kAllToAll, DType::kOther, part_bytes, tag);
+    auto* from = static_cast<std::byte*>(const_cast<void*>(sent));
+    auto* to = static_cast<std::byte*>(received);
+    if (part_bytes > 0) {
+      std::memcpy(to + rank_ * part_bytes, from + rank_ * part_bytes, static_cast<std::size_t>(part_bytes));
+      add_all_to_all(op, from, to, part_bytes);
+    }
+    return start(std::move(op));
+  }
+
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, OnReduced on_reduced) override {
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
@@ -171,6 +182,20 @@ class MpiCommunicator final : public Communicator {
                          },
                          {}});
     bytes_moved_ += length(rank_) * (size_ - 1);
+  }
+
+  /// Every rank sends part r of `from` to rank r; what comes from rank r is part r of `to`.
+  void add_all_to_all(MpiOperation& op, std::byte* from, std::byte* to, std::int64_t part_bytes) {
+    if (size_ == 1) return;
+    op.stages.push_back({[=, this] {
+                           std::vector<MpiTransfer> transfers;
+                           for (const int r : peers()) transfers.push_back({r, false, to + r * part_bytes, part_bytes});
+                           for (const int r : peers())
+                             transfers.push_back({r, true, from + r * part_bytes, part_bytes});
+                           return transfers;
+                         },
+                         {}});
+    bytes_moved_ += part_bytes * (size_ - 1);
   }
 
   /// Every rank sends part r of its `whole` to rank r, which hands the parts to `sum` in the order of the ranks.

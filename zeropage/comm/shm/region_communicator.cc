@@ -102,6 +102,16 @@ WorkPtr RegionCommunicator::all_gather(const void* shard, void* whole, std::int6
   return start(std::move(op), tag);
 }
 
+WorkPtr RegionCommunicator::all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) {
+  check_numel(part_bytes, "all_to_all");
+  Operation op;
+  op.call.kind = OpKind::kAllToAll;
+  op.call.numel = part_bytes;
+  op.input = static_cast<const std::byte*>(sent);
+  op.output = static_cast<std::byte*>(received);
+  return start(std::move(op), tag);
+}
+
 WorkPtr RegionCommunicator::reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                            DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) {
   check_numel(shard_numel, "reduce_scatter");

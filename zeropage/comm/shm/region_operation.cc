@@ -18,7 +18,10 @@ void copy(std::byte* to, const std::byte* from, std::int64_t bytes) {
   if (to != from && bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
 }
 
-std::int64_t slices_per_input(const Call& call, int size) { return call.kind == OpKind::kReduceScatter ? size : 1; }
+/// Whether an input has a slice for each rank.
+bool is_scattered(const Call& call) { return call.kind == OpKind::kReduceScatter || call.kind == OpKind::kAllToAll; }
+
+std::int64_t slices_per_input(const Call& call, int size) { return is_scattered(call) ? size : 1; }
 
 /// Elements of each slice that pass through one half of the bounce buffer at a time.
 std::int64_t chunk_numel(const Call& call, int size) {
@@ -75,6 +78,11 @@ class Step {
           if (q != rank_) copy(op_.output + (q * call_.numel + range.begin), source(q, chunk), range.count);
         }
         return range.count * (size_ - 1);
+      case OpKind::kAllToAll:
+        for (int q = 0; q < size_; ++q) {
+          copy(op_.output + (q * call_.numel + range.begin), source(q, chunk), range.count);
+        }
+        return range.count * (size_ - 1);
       case OpKind::kReduceScatter:
         reduce(chunk, 0, op_.output + range.begin * element_bytes(op_.out_dtype), range.count,
                written_from(range.begin));
@@ -109,7 +117,7 @@ class Step {
       case Route::kDirect: base = op_.peer_inputs[static_cast<std::size_t>(q)]; break;
       case Route::kStaged: base = bounce(q, chunk); break;
     }
-    return call_.kind == OpKind::kReduceScatter ? base + rank_ * stride_ * element_ : base;
+    return is_scattered(call_) ? base + rank_ * stride_ * element_ : base;
   }
 
   /// Pieces of a chunk that begins at `first`.
@@ -193,6 +201,7 @@ std::int64_t run_step(const Operation& op, ControlBlock& control, int rank) {
 
 void run_alone(const Operation& op) {
   copy_own_shard(op, 0);
+  if (op.call.kind == OpKind::kAllToAll) copy(op.output, op.input, op.call.numel);
   const bool in_place = op.output == op.input && op.out_dtype == op.call.dtype && !op.accumulate;
   if (op.call.kind == OpKind::kReduceScatter && !in_place) {
     reduce_ranks(std::span(&op.input, 1), op.output, op.call.numel, op.call.dtype, op.out_dtype, op.accumulate,

@@ -37,7 +37,7 @@ struct Operation {
   std::uint64_t end() const { return base + static_cast<std::uint64_t>(steps); }
 };
 
-/// Bytes of the input of one rank (reduce_scatter: the whole buffer).
+/// Bytes of the input of one rank (reduce_scatter and all_to_all: the whole buffer).
 std::int64_t input_bytes(const Call& call, int size);
 
 /// Steps that the operation takes on its route.

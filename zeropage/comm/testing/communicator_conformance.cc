@@ -183,6 +183,7 @@ class Suite {
   void run() {
     for (const std::int64_t numel : {0, 1, 3, 63, 1000, 4097, 30001}) {
       gathers_shards(numel);
+      exchanges_parts(numel);
       broadcasts(numel);
       for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64}) {
         all_reduces(numel, dtype, /*listens=*/false);
@@ -193,6 +194,7 @@ class Suite {
       }
     }
     gathers_shards(kLargeNumel);
+    exchanges_parts(kLargeNumel);
     broadcasts(kLargeNumel);
     all_reduces(kLargeNumel, DType::kFloat32, /*listens=*/false);
     all_reduces(kLargeNumel / size_ * size_, DType::kFloat32, /*listens=*/true);
@@ -242,6 +244,27 @@ class Suite {
       copy(part, shard);
       communicator_.all_gather(part, whole, bytes, {"gather in place", bytes})->wait();
       check_whole(whole, kind);
+    });
+  }
+
+  /// Parts that name their sender and their receiver, so that none can be taken for another one.
+  void exchanges_parts(std::int64_t numel) {
+    const std::int64_t bytes = numel * 2;
+    const auto part = [&](int from, int to) { return make_input(from * size_ + to, numel, DType::kBFloat16); };
+    Buffer sent;
+    for (int r = 0; r < size_; ++r) {
+      const Buffer mine = part(rank_, r);
+      sent.insert(sent.end(), mine.begin(), mine.end());
+    }
+    with_each_memory(bytes * size_, [&](std::byte* memory, const char* kind) {
+      copy(memory, sent);
+      Buffer received(sent.size());
+      communicator_.all_to_all(memory, received.data(), bytes, {"exchange", bytes})->wait();
+      for (int r = 0; r < size_; ++r) {
+        check(same_bytes(received.data() + r * bytes, part(r, rank_)),
+              "all_to_all of {} bytes ({} memory): wrong part of rank {}", bytes, kind, r);
+      }
+      check(same_bytes(memory, sent), "all_to_all of {} bytes ({} memory): what was sent changed", bytes, kind);
     });
   }
 
