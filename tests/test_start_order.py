@@ -6,6 +6,7 @@ simulated device's backend notes what it is told to start."""
 import json
 import random
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,16 @@ def test_all_ranks_start_collectives_in_the_same_order(stage: int, deterministic
             assert len({entry.split(":")[0] for entry in one}) == 2
 
 
-def call_differently() -> list[Any]:
+CALLS: dict[str, Callable[[Any, torch.device], Any]] = {
+    "barrier": lambda communicator, device: communicator.barrier(),
+    "all_gather of 40 bytes": lambda communicator, device: communicator.all_gather(torch.ones(10, device=device)),
+    "all_gather of 48 bytes": lambda communicator, device: communicator.all_gather(torch.ones(12, device=device)),
+    "reduce_scatter of 5 fp32": lambda communicator, device: communicator.reduce_scatter(torch.ones(10, device=device)),
+    "broadcast of 40 bytes": lambda communicator, device: communicator.broadcast(torch.ones(10, device=device), 0),
+}
+
+
+def call_differently(names: list[str]) -> list[Any]:
     """What was started before the first collective, the error of one that differs, and how long it took."""
     world = distributed.current_world()
     device = accelerator.device(world.rank)
@@ -87,19 +97,27 @@ def call_differently() -> list[Any]:
     communicator.all_gather(torch.ones(10, device=device))
     began = time.monotonic()
     try:
-        if world.rank == 0:
-            communicator.all_gather(torch.ones(10, device=device))
-        else:
-            communicator.barrier()
+        CALLS[names[world.rank]](communicator, device)
     except ZeropageError as error:
         return [connected, f"{type(error).__name__}: {error}", time.monotonic() - began]
     return [connected, "", 0.0]
 
 
-def test_different_calls_are_named(tmp_path: Path):
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("all_gather of 40 bytes", "barrier"),
+        ("all_gather of 40 bytes", "all_gather of 48 bytes"),
+        ("reduce_scatter of 5 fp32", "all_gather of 48 bytes"),
+        ("broadcast of 40 bytes", "reduce_scatter of 5 fp32"),
+    ],
+    ids=", ".join,
+)
+def test_different_calls_are_named(names: tuple[str, str], tmp_path: Path):
     """Catches ranks that are not told that they do different things, because what they do has started already; and
     connections that are made by the first collective, behind which the host waits for ranks that come later."""
-    for connected, error, seconds in run_processes(2, "test_start_order", "call_differently", "{}", tmp_path):
+    arguments = json.dumps({"names": names})
+    for connected, error, seconds in run_processes(2, "test_start_order", "call_differently", arguments, tmp_path):
         assert [entry.split(": ")[1] for entry in connected] == ["connect"]
-        assert error.startswith("PeerError") and "all_gather of 40 bytes" in error and "barrier" in error
+        assert error.startswith("PeerError") and all(name in error for name in names), error
         assert seconds < 10

@@ -2,9 +2,14 @@
 
 #include <c10/core/DeviceGuard.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "current.h"
@@ -77,6 +82,11 @@ class StreamBackend final : public c10d::Backend {
 
   const std::string getBackendName() const override { return host_waits_ ? "gloo" : "simulated"; }
   void abort() override {
+    {
+      const std::lock_guard lock(abort_mutex_);
+      aborted_ = true;
+    }
+    abort_signal_.notify_all();
     gloo_->abort();
     if (stream_ != nullptr) Machine::get().wait(Machine::get().record(*stream_));  // as NCCL's, which ends its kernels
   }
@@ -111,7 +121,8 @@ class StreamBackend final : public c10d::Backend {
   template <typename Start>
   WorkPtr run(const std::string& name, const Tensors& in, const Tensors& out, Start start) {
     const int device = out[0].device().index();
-    note_start(name + " of " + std::to_string(in[0].nbytes()) + " bytes");
+    const std::string call = name + " of " + std::to_string(in[0].nbytes()) + " bytes";
+    note_start(call);
     std::vector<Use> uses;
     Tensors inside_in;
     Tensors inside_out;
@@ -127,8 +138,9 @@ class StreamBackend final : public c10d::Backend {
     if (stream_ == nullptr) stream_ = &machine.stream_of_pool(device);
     machine.block(*stream_, machine.record(current_stream(device)));
     auto outcome = std::make_shared<Outcome>();
-    machine.launch(*stream_, name, uses, [start, inside_in, inside_out, outcome]() mutable {
+    machine.launch(*stream_, name, uses, [=, this]() mutable {
       try {
+        meet(call);
         start(inside_in, inside_out)->wait();
       } catch (...) {
         const std::lock_guard lock(outcome->mutex);
@@ -138,13 +150,33 @@ class StreamBackend final : public c10d::Backend {
     return c10::make_intrusive<StreamWork>(machine.record(*stream_), outcome, device, host_waits_, out);
   }
 
+  /// As NCCL's kernels, which wait for each other until somebody aborts them where ranks' calls differ. Gloo's threads
+  /// would end the process instead.
+  void meet(const std::string& call) {
+    const auto mine = at::full({1}, static_cast<std::int64_t>(std::hash<std::string>()(call)), at::kLong);
+    auto all = at::empty({getSize()}, mine.options());
+    auto shard = mine;
+    gloo_->_allgather_base(all, shard, {})->wait();
+    if (all.eq(mine).all().item<bool>()) return;
+    std::unique_lock lock(abort_mutex_);
+    if (!abort_signal_.wait_for(lock, kLongestWait, [this] { return aborted_; })) {
+      throw std::runtime_error("the simulated device: ranks called different collectives, and nobody aborted them");
+    }
+    throw std::runtime_error("the simulated device: aborted");
+  }
+
   void note_start(const std::string& what) const {
     const std::lock_guard lock(Starts::get().mutex);
     Starts::get().entries.push_back("backend " + std::to_string(number_) + ": " + what);
   }
 
+  static constexpr std::chrono::seconds kLongestWait{60};
+
   const c10::intrusive_ptr<c10d::Backend> gloo_;
   const bool host_waits_;
+  std::mutex abort_mutex_;
+  std::condition_variable abort_signal_;
+  bool aborted_ = false;
   int number_ = 0;  ///< in the order in which backends were made
   Stream* stream_ = nullptr;
 };
