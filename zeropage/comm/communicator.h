@@ -79,6 +79,10 @@ class Communicator {
   /// space, not memory, until touched. Errors: IoError when the system refuses.
   virtual std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) = 0;
 
+  /// Whether memory that it has allocated ends with it, because it is the one that owns mappings. Where it does not,
+  /// the memory may outlive it.
+  virtual bool owns_memory() const { return true; }
+
   /// True when peers' `Memory` can be read directly (`peer_address`), so that a gather needs no cooperation.
   virtual bool one_sided() const = 0;
 

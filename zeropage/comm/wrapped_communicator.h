@@ -21,6 +21,7 @@ class WrappedCommunicator : public Communicator {
   std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
     return inner_->allocate(bytes, label);
   }
+  bool owns_memory() const override { return inner_->owns_memory(); }
   bool one_sided() const override { return inner_->one_sided(); }
   const std::byte* peer_address(int rank, const void* local) const override {
     return inner_->peer_address(rank, local);

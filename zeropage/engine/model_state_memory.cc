@@ -149,14 +149,14 @@ void ModelState::allocate_whole(std::int64_t bytes) {
   }
 }
 
-/// The communicator owns mappings that memory of the host needs, so both must outlive the parameters.
+/// What parameters need as long as they live: their memory, and the communicator where that owns mappings of it.
 std::shared_ptr<void> ModelState::whole_owner(int page) const {
   using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
   auto memory = whole_memory_;
   for (const auto& added : added_whole_) {
     if (page >= added.first_page) memory = added.memory;
   }
-  return std::make_shared<Kept>(device_.is_cpu() ? communicator_ : nullptr, std::move(memory));
+  return std::make_shared<Kept>(communicator_->owns_memory() ? communicator_ : nullptr, std::move(memory));
 }
 
 void ModelState::keep_parameters_only() {

@@ -24,6 +24,7 @@ class OneRankCommunicator final : public Communicator {
 
   int rank() const override { return 0; }
   int size() const override { return 1; }
+  bool owns_memory() const override { return false; }
   bool one_sided() const override { return false; }
   const std::byte* peer_address(int, const void*) const override {
     throw UsageError("a job of one rank has no peers whose memory can be read; ask one_sided() before peer_address()");

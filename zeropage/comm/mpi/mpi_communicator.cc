@@ -57,6 +57,7 @@ class MpiCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  bool owns_memory() const override { return false; }
   bool one_sided() const override { return false; }
   const std::byte* peer_address(int, const void*) const override {
     throw UsageError("MPI ranks cannot read peers' memory; ask one_sided() before peer_address()");
