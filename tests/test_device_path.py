@@ -3,6 +3,7 @@ and checked on the simulated device (simulated_device/README.md)."""
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import accelerator
@@ -93,6 +94,52 @@ def test_values_written_on_another_stream_go_home():
         for layer in (*net.expand, *net.contract):  # more than may be there, so that the embedding has to go
             layer(torch.ones(1, layer.in_features, device=accelerator.device()))
     assert torch.equal(net.embedding.weight.detach().cpu(), before + 1)
+
+
+def test_parameters_on_their_way_are_not_updated():
+    """Catches an update on the host that writes parameters while a copy of them to the device reads them: one that was
+    begun early for an operator that did not come, so that nothing on the device waits for it."""
+    sections: dict[str, Any] = {"zeropage": {"offloaded_update": "host"}}
+    sections["zero_optimization"] = {
+        "offload_optimizer": {"device": "cpu"},
+        "offload_param": {"device": "cpu", "pin_memory": True},
+        "stage3_max_live_parameters": 20000,
+    }
+    expected = train("cpu", 3, **sections)
+    for seed in range(3):
+        with simulated_device.delays(seed, max_us=3000):
+            engine = make_engine(accelerator.device(), 3, **sections)
+            for step in range(STEPS):
+                engine.backward(engine(*token_batch(step)))
+                for parameter in list(engine.module.parameters())[: 2 if step == STEPS - 1 else None]:
+                    parameter.detach() * 2
+                engine.step()
+            assert torch.equal(flat_parameters(engine.module).cpu(), expected), f"seed {seed}"
+            engine.destroy()
+
+
+def test_an_update_waits_for_who_uses_a_gathered_scope(tmp_path: Path):
+    """Catches new values that arrive in the frame of a scope while another stream still reads the old ones there."""
+    drive = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 3}
+    zero = {"offload_optimizer": drive, "offload_param": {**drive, "max_in_cpu": 0}}
+    aio = {"block_size": 4096, "queue_depth": 4}
+    for seed in range(3):
+        with simulated_device.delays(seed, max_us=3000):
+            engine = make_engine(accelerator.device(), 3, zero_optimization=zero, aio=aio)
+            weight = engine.module.inner.embedding.weight
+            side = torch.Stream(accelerator.device())
+            for step in range(2):
+                engine.backward(engine(*token_batch(step)))
+                before = weight.detach().cpu()
+                with zeropage.zero.GatheredParameters([weight]):
+                    with side:
+                        found = weight.detach() * 2
+                    engine.step()
+                    assert not torch.equal(weight.detach().cpu(), before)
+                side.synchronize()
+                with side:
+                    assert torch.equal(found.cpu(), before * 2), f"seed {seed}"
+            engine.destroy()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

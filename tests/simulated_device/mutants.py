@@ -1,9 +1,10 @@
 """Engines with one wait removed. Each is built and tested on the simulated device, and the tests must fail: they would
 find that mistake.
 
-    make mutants                                                        # all; an hour or two on two cores, for the
-    night .venv/bin/python tests/simulated_device/mutants.py --list           # what there is
-    .venv/bin/python tests/simulated_device/mutants.py transit          # those whose name has this word
+    make mutants                                                        # all; an hour or two on two cores, at night
+    .venv/bin/python tests/simulated_device/mutants.py --list           # what there is
+    .venv/bin/python tests/simulated_device/mutants.py staging          # those whose name has this word
+    .venv/bin/python tests/simulated_device/mutants.py staging --tests tests/test_gpu.py  # whether these tests find it
 
 1. The statements are found in the sources, so new waits are tried without a word here. One that no test can miss,
    because another statement orders the same, is named in EQUIVALENT with the reason.
@@ -151,10 +152,10 @@ class Outcome:
     why: str  # the first test that failed, or that there was no end
 
 
-def test(folder: Path, timeout_s: float) -> Outcome:
-    """Runs the tests with the package in `folder`. Raises RuntimeError when they could not run at all."""
+def test(folder: Path, tests: list[str], timeout_s: float) -> Outcome:
+    """Runs tests with the package in `folder`. Raises RuntimeError when they could not run at all."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "-p", "no:cacheprovider"]
-    command += ["-m", "gpu and not cuda", *TESTS]
+    command += ["-m", "gpu and not cuda", *tests]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
     began = time.monotonic()
     with open(folder / "tests.log", "w") as log:
@@ -181,18 +182,18 @@ def test(folder: Path, timeout_s: float) -> Outcome:
     return Outcome(True, seconds, first[1])
 
 
-def check_path() -> float:
+def check_path(tests: list[str]) -> float:
     """Builds one source as it is, in the way of the mutants, and runs the tests, which must pass. Returns seconds."""
     folder = MADE / "unchanged"
     source = ROOT / "zeropage" / "paging" / "stream_order.cc"
     build(source, source.read_text(), folder)
-    outcome = test(folder, UNCHANGED_TIMEOUT_S)
+    outcome = test(folder, tests, UNCHANGED_TIMEOUT_S)
     if outcome.failed:
         raise SystemExit(f"mutants: the tests fail with nothing removed ({outcome.why}); see {folder / 'tests.log'}")
     return outcome.seconds
 
 
-def try_all(chosen: list[Mutant], timeout_s: float) -> int:
+def try_all(chosen: list[Mutant], tests: list[str], timeout_s: float) -> int:
     """Returns how many were missed."""
     missed = 0
     for mutant in chosen:
@@ -202,7 +203,7 @@ def try_all(chosen: list[Mutant], timeout_s: float) -> int:
             continue
         folder = MADE / re.sub(r"\W+", "_", f"{mutant.source.relative_to(ROOT / 'zeropage')}:{mutant.line}")
         build(mutant.source, mutant.text, folder)
-        outcome = test(folder, timeout_s)
+        outcome = test(folder, tests, timeout_s)
         missed += not outcome.failed
         word = "found" if outcome.failed else "MISSED"
         print(f"{word:8} {outcome.seconds:5.0f} s  {mutant.name}  {outcome.why}".rstrip(), flush=True)
@@ -212,6 +213,9 @@ def try_all(chosen: list[Mutant], timeout_s: float) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="parts of names; all of them must be in a mutant's name")
+    parser.add_argument(
+        "--tests", nargs="+", default=list(TESTS), help="files or names of tests, where it is known which must find it"
+    )
     parser.add_argument("--list", action="store_true", help="only names them")
     parser.add_argument("--timeout_s", type=float, help="of the tests of one mutant; else by what they take unchanged")
     options = parser.parse_args()
@@ -222,9 +226,9 @@ def main() -> int:
     subprocess.run(
         [ROOT / "tools" / "build.sh", BUILD, "zeropage_python", "zeropage_cli", "simulated_device"], check=True
     )
-    unchanged_s = check_path()
+    unchanged_s = check_path(options.tests)
     print(f"mutants: {len(chosen)}; the tests pass unchanged, in {unchanged_s:.0f} s", flush=True)
-    missed = try_all(chosen, options.timeout_s or 3 * unchanged_s + 60)
+    missed = try_all(chosen, options.tests, options.timeout_s or 3 * unchanged_s + 60)
     print(f"mutants: {missed} of {len(chosen)} missed")
     return missed > 0
 

@@ -270,7 +270,6 @@ void Pager::store_own_shard(int page) {
 
 void Pager::advance_version(int page) {
   auto& state = pages_[page];
-  shards_changed_ = true;
   ++state.version;
   if (!versions_) return;
   auto* cell = reinterpret_cast<std::uint64_t*>(versions_->data()) + page;

@@ -247,7 +247,6 @@ class Pager final : public PageTable {
   std::unique_ptr<FramePool> frames_;
   std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device
   std::optional<c10::Event> last_fetch_;     // from the host's memory
-  bool shards_changed_ = false;              // by what the current stream was given
   std::vector<PageState> pages_;
   std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;

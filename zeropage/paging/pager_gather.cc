@@ -52,8 +52,6 @@ void Pager::start_gather(int page) {
 /// From the shard in host memory, which is the page: nobody waits but who uses it.
 void Pager::fetch(int page) {
   auto& state = pages_[page];
-  // Only updates and writes change shards: what else the current stream has been given need not be over.
-  if (std::exchange(shards_changed_, false)) given_so_far(device_)->block(*fetch_stream_);
   const c10::StreamGuard guard(*fetch_stream_);
   state.frame = frames_->acquire(frame_bytes(page));
   memory::start_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page));
