@@ -11,9 +11,9 @@ from torch import nn
 from training import config_of, flat_parameters, part_of_batch, small_net, token_batch
 
 import zeropage
+from zeropage._C import as_matrices, orthogonal
 from zeropage.errors import ConfigError
-from zeropage.muon import as_matrices, takes_muon
-from zeropage.newton_schulz import orthogonal
+from zeropage.muon import takes_muon
 from zeropage.testing import run_ranks
 
 STEPS = 3

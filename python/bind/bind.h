@@ -20,6 +20,7 @@ void init_comm(py::module_& module);
 void init_c10d(py::module_& module);
 void init_engine(py::module_& module);
 void init_session(py::module_& module);
+void init_optimizers(py::module_& module);
 void init_values(py::module_& module);
 void init_checkpoint(py::module_& module);
 void init_init(py::module_& module);

@@ -39,6 +39,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   init_c10d(module);
   init_engine(module);
   init_session(module);
+  init_optimizers(module);
   init_values(module);
   init_checkpoint(module);
   init_init(module);

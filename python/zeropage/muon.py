@@ -1,32 +1,19 @@
-"""Muon for matrices, AdamW for the rest: what the configuration calls "Muon".
-
-Of a matrix g is the mean gradient, after clipping:
-
-    m = momentum * m + (1 - momentum) * g
-    u = (1 - momentum) * g + momentum * m           without nesterov: u = m
-    p = p * (1 - lr * weight_decay) - lr * adjust(rows, columns) * orthogonal(u)
-
-`orthogonal` is newton_schulz.py. Convolution kernels are matrices of (out, rest); parameters of three dimensions are
-stacked matrices. With ns_method "standard" and bf16 the bits are those of torch.optim.Muon. The engine gives it whole
-parameters at all stages, each on one rank.
+"""Muon for matrices, AdamW for the rest: what the configuration calls "Muon". The formula is in session/muon.h. The
+engine gives the optimizer whole parameters at all stages, each on one rank.
 """
 
-import math
 from typing import Any
 
 import torch
-from torch.optim.adamw import adamw
 
 from . import _C
 from .errors import ConfigError
-from .newton_schulz import orthogonal
 
 Group = dict[str, Any]
 
 # Hyperparameters of one half that groups of the other do not have.
 _MUON_KEYS = ("momentum", "nesterov", "ns_method", "ns_steps", "ns_dtype", "adjust_lr_fn")
 _ADAM_KEYS = ("betas", "eps", "adam_w_mode")
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _CONVOLUTIONS = torch.nn.modules.conv._ConvNd
 # What a model's configuration says of the rows of these layers.
 _HEADS = {
@@ -93,30 +80,26 @@ class Muon(torch.optim.Optimizer):
         state, gradient = self.state[parameter], parameter.grad
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        matrices = as_matrices(update, group["matrices"])
-        made = [
-            orthogonal(each, group["ns_method"], group["ns_steps"], _DTYPES.get(group["ns_dtype"])) for each in matrices
-        ]
-        rate = float(group["lr"])
-        parameter.mul_(1 - rate * group["weight_decay"])
-        made = made[0] if len(made) == 1 else torch.stack(made)
-        parameter.add_(
-            made.reshape(parameter.shape), alpha=-(rate * adjustment(group["adjust_lr_fn"], *matrices[0].shape))
-        )
+        options = {key: group[key] for key in (*_MUON_KEYS, "weight_decay", "matrices")}
+        options |= {"lr": float(group["lr"]), "ns_dtype": group["ns_dtype"] or ""}
+        _C.muon_step(parameter, gradient, state["momentum_buffer"], **options)
 
     def _adam_step(self, parameter: torch.Tensor, group: Group) -> None:
-        state, gradient, decay = self.state[parameter], parameter.grad, group["weight_decay"]
+        state, gradient = self.state[parameter], parameter.grad
         if not state:
             state["step"] = torch.tensor(0.0)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        if not group["adam_w_mode"] and decay != 0:
-            gradient, decay = gradient.add(parameter, alpha=decay), 0.0
-        beta1, beta2 = group["betas"]
-        moments = [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]]
-        options = {"lr": group["lr"], "beta1": beta1, "beta2": beta2, "eps": group["eps"], "weight_decay": decay}
-        adamw([parameter], [gradient], *moments, foreach=False, amsgrad=False, maximize=False, **options)
+        state["step"] += 1
+        _C.adam_step(
+            parameter,
+            gradient,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            step=state["step"].item(),
+            lr=float(group["lr"]),
+            weight_decay=group["weight_decay"],
+            **{key: group[key] for key in _ADAM_KEYS},
+        )
 
 
 def takes_muon(name: str, parameter: torch.Tensor) -> bool:
@@ -137,21 +120,6 @@ def heads_of(name: str, parameter: torch.Tensor, config: Any) -> int:
             f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} is not {heads} heads of as many rows each"
         )
     return heads or 0
-
-
-def as_matrices(update: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """The matrices that a parameter is: `count` of its rows in equal parts; 0: of three dimensions a stack, else one of
-    (out, rest)."""
-    if count == 0 and update.dim() == 2:
-        return [update]
-    if count == 0 and update.dim() == 3:
-        return list(update)
-    return list(update.reshape(update.shape[0], -1).chunk(max(count, 1)))
-
-
-def adjustment(kind: str, rows: int, columns: int) -> float:
-    """What the learning rate is multiplied by."""
-    return 0.2 * math.sqrt(max(rows, columns)) if kind == "match_rms_adamw" else math.sqrt(max(1, rows / columns))
 
 
 def _half(params: Group, group: Group, use_muon: bool, matrices: int, parameters: list[torch.Tensor]) -> Group:

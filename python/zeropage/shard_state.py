@@ -16,7 +16,6 @@ import torch
 from . import _C
 from .checkpoint_values import decode, encode
 from .errors import CheckpointError, ConfigError, UsageError
-from .whole_parameters import Shape, WholeParameters
 
 State = dict[str, Any]
 
@@ -34,7 +33,7 @@ class Segment:
     parameter: int
     offset: int
     numel: int
-    whole: Shape | None = None  # it is all of the parameter, and the optimizer sees it in this shape
+    whole: _C.WholeShape | None = None  # it is all of the parameter, and the optimizer sees it in this shape
 
     def has(self, value: Any) -> bool:
         """Whether a state has a value for each element."""
@@ -53,7 +52,7 @@ class Segment:
 
 class ShardState:
     def __init__(
-        self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: WholeParameters
+        self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: _C.WholeParameters
     ):
         """names: of the engine's parameters. whole: those that the client sees whole."""
         self._client = client
@@ -123,7 +122,7 @@ class ShardState:
         sees_whole = index in self._whole
         whole = value.detach().to(torch.float32 if value.is_floating_point() and not sees_whole else value.dtype)
         if value.shape == parameter.shape:
-            whole = Shape.of(parameter).flat(whole)
+            whole = _C.WholeShape.of(parameter).flat(whole)
         elif value.numel() != 1 and not sees_whole:
             raise ConfigError(
                 f"state '{name}' that the optimizer has of parameter '{self._names[index]}' has the shape {list(value.shape)}, the parameter "

@@ -29,12 +29,12 @@ from .errors import UsageError
 from .muon import Muon
 from .optimizer_sees import takes_whole
 from .shard_state import Segment, ShardState
-from .whole_parameters import Shape, Values, WholeParameters
 
 # (name, parameter, group or -1), as the engine takes it
 NamedParameter = tuple[str, torch.Tensor, int]
 # (parameter, values, gradient or None)
 Part = tuple[int, torch.Tensor, torch.Tensor | None]
+Values = dict[int, tuple[torch.Tensor, torch.Tensor | None]]  # parameter -> values, gradient
 
 
 def configured(section: dict[str, Any], groups: list[dict[str, Any]], model: torch.nn.Module) -> torch.optim.Optimizer:
@@ -70,7 +70,7 @@ class ShardUpdate:
         self.communicator: _C.Communicator | None = None
         self._takes_whole: Callable[[dict[str, Any]], bool] | None = None  # not known yet
         self._whole_names: set[str] = set()  # of parameters that the client sees whole
-        self.whole: WholeParameters | None = None
+        self.whole: _C.WholeParameters | None = None
         self._step = client.step  # a scheduler may have wrapped it
         self._absent = torch.empty(0, dtype=torch.float32)
         self._core: Callable[[], Any] = lambda: None
@@ -104,7 +104,7 @@ class ShardUpdate:
         """
         self._core = weakref.ref(core)
         self.communicator = communicator
-        self.whole = WholeParameters(self._core, communicator, parameters[0][1].device)
+        self.whole = _C.WholeParameters(communicator, parameters[0][1].device)
         self.state = ShardState(
             self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole
         )
@@ -136,7 +136,7 @@ class ShardUpdate:
             if name in self._whole_names and tensor.numel() > 0
         }
         if tensors:
-            shapes = {index: Shape.of(tensor) for index, tensor in tensors.items()}
+            shapes = {index: _C.WholeShape.of(tensor) for index, tensor in tensors.items()}
             self.whole.add(shapes, {index: (offset, numel) for index, offset, numel in segments if index in tensors})
         parts = [Segment(*segment) for segment in segments if segment[0] not in tensors]
         return parts + [

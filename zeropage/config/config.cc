@@ -351,7 +351,6 @@ std::vector<std::string> read_python_keys(const Settings& settings) {
        {"tensorboard.enabled", "wandb.enabled", "flops_profiler.enabled", "fp16.auto_cast", "dataloader_drop_last"}) {
     if (settings.flag(key)) set.emplace_back(key);
   }
-  if (settings.optional<std::string>("zeropage.optimizer_sees")) set.emplace_back("zeropage.optimizer_sees");
   return set;
 }
 

@@ -101,6 +101,7 @@ std::string Engine::save_checkpoint(const std::string& save_dir, const SaveOptio
   }
   request.host_json = cpp::host_state_to_json(host, impl_->config.optimizer.kind, request.host_tensors);
   if (global_rank() != 0) request.host_tensors.clear();
+  if (impl_->client) request.host_tensors.merge(impl_->client->whole_states(global_rank()));
   request.host_tensors.emplace(cpp::random_name(global_rank(), false), random_state(at::kCPU));
   if (!device().is_cpu()) request.host_tensors.emplace(cpp::random_name(global_rank(), true), random_state(device()));
   return impl_->core->save_checkpoint(request);

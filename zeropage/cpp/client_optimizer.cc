@@ -12,10 +12,13 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <nlohmann/json.hpp>
 #include <typeinfo>
+#include <utility>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/letter_case.h"
+#include "zeropage/cpp/muon.h"
 
 namespace zeropage::cpp {
 namespace {
@@ -55,6 +58,12 @@ void check_lbfgs(const config::Config& config) {
       config.precision == config::Precision::kFp32 ? "" : ", 16-bit parameters"));
 }
 
+/// "zeropage.optimizer_sees"; empty: it is not given.
+std::string sees(const config::Config& config) {
+  const auto value = nlohmann::json::parse(config.effective_json).at("zeropage").at("optimizer_sees");
+  return value.is_string() ? value.get<std::string>() : "";
+}
+
 /// Storage that raises `message` when anything uses it.
 at::Tensor tensor_without_memory(const char* message) {
   at::Tensor tensor = at::zeros({1});
@@ -71,15 +80,28 @@ constexpr const char* kNoMemory =
 
 }  // namespace
 
-ClientOptimizer::ClientOptimizer(std::shared_ptr<Optimizer> optimizer, const config::Config& config)
+ClientOptimizer::ClientOptimizer(std::shared_ptr<Optimizer> optimizer, const config::Config& config, int world_size)
     : optimizer_(std::move(optimizer)), class_name_(class_of(*optimizer_)), name_(short_name(class_name_)) {
   needs_closure_ = dynamic_cast<const torch::optim::LBFGS*>(optimizer_.get()) != nullptr;
   is_torchs_ = is_elementwise(*optimizer_);
+  is_muon_ = is_one_of<Muon>(*optimizer_);
   if (needs_closure_) check_lbfgs(config);
-  if (!is_torchs_ && !needs_closure_ && !config.allow_untested_optimizer) {
+  const std::string declared = is_torchs_ || is_muon_ || needs_closure_ ? "" : sees(config);
+  sees_whole_ = declared == "parameters" || declared == "model";
+  if (declared == "model" && config.zero.stage > 0 && world_size > 1) {
+    throw ConfigError(
+        fmt::format("zeropage.optimizer_sees is \"model\": the {} in Options::optimizer sums over all parameters, and "
+                    "at stage {} a "
+                    "rank has some of them: use stage 0, or another optimizer",
+                    class_name_, config.zero.stage));
+  }
+  const bool known = is_torchs_ || is_muon_ || needs_closure_ || !declared.empty();
+  if (!known && !config.allow_untested_optimizer) {
     throw ConfigError(fmt::format(
-        "Options::optimizer is a {}, of which it is not known that it treats every element alike; if it does, write "
-        "\"zero_allow_untested_optimizer\": true in the configuration",
+        "Options::optimizer is a {}, of which it is not known on what its step depends: write \"zeropage\": "
+        "{{\"optimizer_sees\": \"elements\"}} in the configuration if it treats every element alike, or \"parameters\" "
+        "if "
+        "it looks at norms, shapes or all of a parameter",
         class_name_));
   }
   const bool fresh_adagrad =
@@ -175,13 +197,45 @@ std::string ClientOptimizer::facts() const {
   return facts;
 }
 
-void ClientOptimizer::attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs) {
+bool ClientOptimizer::takes_whole(int group) const {
+  if (!is_muon_) return sees_whole_;
+  return static_cast<const MuonGroupOptions&>(optimizer_->param_groups()[group].options()).use_muon;
+}
+
+void ClientOptimizer::note_whole(std::vector<engine::ParameterInput>& inputs) const {
+  if (needs_closure_) return;
+  for (auto& input : inputs) input.whole = input.group >= 0 && input.tensor.numel() > 0 && takes_whole(input.group);
+}
+
+void ClientOptimizer::attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs,
+                             std::shared_ptr<comm::Communicator> communicator, c10::Device device) {
   inputs_ = inputs;
   if (needs_closure_) return;
   no_memory_ = tensor_without_memory(kNoMemory);
   optimizer_->state().clear();
+  whole_parameters_.emplace(std::move(communicator), device);
+  learn(core);
+}
+
+/// Which elements this rank updates of the parameters that are new.
+void ClientOptimizer::learn(const engine::Engine& core) {
+  std::map<int, session::WholeShape> shapes;
+  for (std::size_t i = 0; i < inputs_.size(); ++i) {
+    if (inputs_[i].whole) shapes.emplace(static_cast<int>(i), session::WholeShape::of(inputs_[i].tensor));
+  }
+  std::map<int, session::ParameterPart> parts;
   for (const auto& segment : core.owned_segments()) {
-    stand_ins_[segment.parameter] = {at::Tensor(), segment, inputs_[segment.parameter].group};
+    if (shapes.contains(segment.parameter)) {
+      parts[segment.parameter] = {segment.offset, segment.numel};
+    } else {
+      stand_ins_.try_emplace(segment.parameter, at::Tensor(), segment, inputs_[segment.parameter].group);
+    }
+  }
+  if (!shapes.empty()) whole_parameters_->add(shapes, parts);
+  for (const int parameter : whole_parameters_->seen()) {
+    const auto& shape = whole_parameters_->shape(parameter);
+    stand_ins_.try_emplace(parameter, at::Tensor(), engine::OwnedSegment{parameter, 0, shape.numel()},
+                           inputs_[parameter].group, shape);
   }
   place_stand_ins();
 }
@@ -190,10 +244,11 @@ void ClientOptimizer::add_group(const ParameterGroup& group) {
   ParameterGroup known;
   known.parameters = group.parameters;
   known.lr = group.lr;
-  if (needs_closure_ || !known.has_same_options(group)) {
+  if (needs_closure_ || is_muon_ || !known.has_same_options(group)) {
     throw ConfigError(fmt::format(
-        "add_parameters: {}", needs_closure_
-                                  ? "LBFGS has one group; make another engine"
+        "add_parameters: {}", needs_closure_ ? "LBFGS has one group; make another engine"
+                              : is_muon_
+                                  ? "Muon gets its parameters from initialize; make another engine"
                                   : "of the hyperparameters of a group only lr can be given to an optimizer object"));
   }
   optimizer_->add_param_group(torch::optim::OptimizerParamGroup(group.parameters));
@@ -203,10 +258,7 @@ void ClientOptimizer::add_group(const ParameterGroup& group) {
 
 void ClientOptimizer::extend(const engine::Engine& core, const std::vector<engine::ParameterInput>& added) {
   inputs_.insert(inputs_.end(), added.begin(), added.end());
-  for (const auto& segment : core.owned_segments()) {
-    stand_ins_.try_emplace(segment.parameter, at::Tensor(), segment, inputs_[segment.parameter].group);
-  }
-  place_stand_ins();
+  learn(core);
 }
 
 /// Makes what is missing of them, and the groups of all.
@@ -246,29 +298,58 @@ void ClientOptimizer::update(const std::vector<engine::ClientSegment>& segments)
   if (needs_closure_) return;  // `run` has changed the parameters
   c10::AutoGradMode no_grad(false);
   if (stand_ins_.empty()) optimizer_->param_groups()[0].params().clear();
+  fill(segments);
+  try {
+    optimizer_->step();
+  } catch (const std::exception& error) {
+    take_all_back(segments, error.what());
+    throw;
+  } catch (...) {
+    take_all_back(segments, "an exception without a message");
+    throw;
+  }
+  take_all_back(segments, "");
+}
+
+/// Collective when the object sees whole parameters.
+void ClientOptimizer::fill(const std::vector<engine::ClientSegment>& segments) {
+  parts_.clear();
+  given_.clear();
   const auto known = stand_ins_.size();
   for (const auto& segment : segments) {
-    if (stand_ins_.contains(segment.parameter)) continue;  // else: frozen when the engine was made, and trained since
+    const bool whole = whole_parameters_->contains(segment.parameter);
+    auto& [values, gradient] = (whole ? parts_ : given_)[segment.parameter];
+    values = segment.values;
+    if (segment.gradient.defined()) gradient = segment.gradient;
+    if (whole || stand_ins_.contains(segment.parameter)) continue;
+    // Frozen when the engine was made, and trained since.
     stand_ins_[segment.parameter] = {
         at::Tensor(), {segment.parameter, 0, segment.values.numel()}, inputs_[segment.parameter].group};
   }
   if (stand_ins_.size() != known) place_stand_ins();
+  given_.merge(whole_parameters_->gather(parts_));
+  for (const auto& [parameter, values] : given_) {
+    auto& tensor = stand_ins_.at(parameter).tensor;
+    tensor.set_data(values.first);
+    tensor.mutable_grad() = values.second.value_or(at::Tensor());
+  }
+}
+
+/// `failure`: of this rank; empty: there was none. Collective when the object sees whole parameters. Errors: PeerError.
+void ClientOptimizer::take_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure) {
+  std::map<int, at::Tensor> whole;
+  for (const auto& [parameter, values] : given_) {
+    auto& stand_in = stand_ins_.at(parameter);
+    if (stand_in.whole) whole[parameter] = stand_in.tensor.detach().view_as(values.first);
+  }
   for (const auto& segment : segments) {
-    auto& tensor = stand_ins_.at(segment.parameter).tensor;
-    tensor.set_data(segment.values);
-    tensor.mutable_grad() = segment.gradient;
+    if (!whole_parameters_->contains(segment.parameter)) take_back(segment);
   }
-  const auto take_all_back = [&] {
-    for (const auto& segment : segments) take_back(segment);
-    arm();
-  };
-  try {
-    optimizer_->step();
-  } catch (...) {
-    take_all_back();
-    throw;
-  }
-  take_all_back();
+  for (const auto& [parameter, values] : whole) stand_ins_.at(parameter).tensor.set_data(no_memory_);
+  arm();
+  given_.clear();
+  const auto parts = std::exchange(parts_, {});
+  if (whole_parameters_->agree(failure)) whole_parameters_->scatter(whole, parts);
 }
 
 /// What the program's class has assigned instead of changing it in place goes to its place, too.

@@ -8,6 +8,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/optimizer_state.h"
 #include "zeropage/cpp/client_optimizer.h"
+#include "zeropage/cpp/whole_state.h"
 #include "zeropage/engine/checkpoint.h"
 
 namespace zeropage::cpp {
@@ -35,23 +36,61 @@ c10::IValue value_of(StateForm form, const std::string& key, const at::Tensor& t
 }  // namespace
 
 bool ClientOptimizer::is_saved() const {
-  if (is_torchs_ || needs_closure_) return is_torchs_;
+  if (is_torchs_ || is_muon_ || needs_closure_) return !needs_closure_;
   torch::serialize::OutputArchive written;
   optimizer_->save(written);
   const auto keys = read_back(written).keys();
   return std::ranges::find(keys, "state") != keys.end() && std::ranges::find(keys, "param_groups") != keys.end();
 }
 
-at::Tensor ClientOptimizer::local(const at::Tensor& parameter, const std::string& state) const {
+bool ClientOptimizer::StandIn::has(const at::Tensor& value) const {
+  if (whole) return value.sizes().vec() == whole->extents;
+  return value.dim() > 0 && value.numel() == segment.numel;
+}
+
+at::Tensor ClientOptimizer::StandIn::flat(const at::Tensor& value) const {
+  return whole ? whole->flat(value) : value.flatten();
+}
+
+at::Tensor ClientOptimizer::StandIn::shaped(const at::Tensor& flat) const { return whole ? whole->shaped(flat) : flat; }
+
+const ClientOptimizer::StandIn* ClientOptimizer::stand_in_of(const at::Tensor& parameter) const {
   for (const auto& [index, stand_in] : stand_ins_) {
-    if (!inputs_[index].tensor.is_same(parameter)) continue;
-    const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
-    if (found == optimizer_->state().end()) return {};
-    for (const auto& [key, value] : items_of(*found->second)) {
-      if (key == state && value.isTensor() && value.toTensor().dim() > 0) return value.toTensor().detach().flatten();
+    if (inputs_[index].tensor.is_same(parameter)) return &stand_in;
+  }
+  return nullptr;
+}
+
+at::Tensor ClientOptimizer::local(const at::Tensor& parameter, const std::string& state) const {
+  const StandIn* stand_in = stand_in_of(parameter);
+  if (stand_in == nullptr) return {};
+  const auto found = optimizer_->state().find(stand_in->tensor.unsafeGetTensorImpl());
+  if (found == optimizer_->state().end()) return {};
+  for (const auto& [key, value] : items_of(*found->second)) {
+    if (key == state && value.isTensor() && stand_in->has(value.toTensor())) {
+      return stand_in->flat(value.toTensor().detach());
     }
   }
   return {};
+}
+
+bool ClientOptimizer::sees_whole(const at::Tensor& parameter) const {
+  return std::ranges::any_of(inputs_,
+                             [&](const auto& input) { return input.whole && input.tensor.is_same(parameter); });
+}
+
+at::Tensor ClientOptimizer::full(const at::Tensor& parameter, const std::string& state) {
+  const auto input = std::ranges::find_if(inputs_, [&](const auto& each) { return each.tensor.is_same(parameter); });
+  const int index = static_cast<int>(input - inputs_.begin());
+  const auto& shape = whole_parameters_->shape(index);
+  const at::Tensor own = local(parameter, state);
+  const auto mine = own.defined() ? std::optional(shape.shaped(own)) : std::nullopt;
+  return whole_parameters_->from_owner(index, mine).value_or(at::Tensor());
+}
+
+void ClientOptimizer::set_full(const at::Tensor& parameter, const std::string& state, const at::Tensor& value) {
+  const StandIn* stand_in = stand_in_of(parameter);
+  if (stand_in != nullptr) set_local(parameter, state, stand_in->flat(value));
 }
 
 std::array<std::int64_t, 2> ClientOptimizer::bytes_on(c10::Device device) const {
@@ -76,7 +115,7 @@ void ClientOptimizer::set_local(const at::Tensor& parameter, const std::string& 
     if (!inputs_[index].tensor.is_same(parameter)) continue;
     for (auto& [key, item] : states[index]) {
       if (key != state || !item.isTensor() || item.toTensor().numel() != value.numel()) continue;
-      item = value.detach().to(at::kFloat).flatten().clone();
+      item = stand_in.shaped(value.detach().to(at::kFloat).flatten()).clone();
       was_set = true;
     }
   }
@@ -92,7 +131,7 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
   if (!is_saved()) return states;
   for (const auto& [parameter, stand_in] : stand_ins_) {
     const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
-    if (found == optimizer_->state().end()) continue;
+    if (found == optimizer_->state().end() || stand_in.whole) continue;
     for (const auto& [key, value] : items_of(*found->second)) {
       const auto add = [&, offset = stand_in.segment.offset, index = parameter](StateForm form, at::Tensor values) {
         states.push_back({fmt::format("{}.{}", checkpoint::form_name(form), key), index, offset, std::move(values)});
@@ -103,7 +142,7 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
         add(StateForm::kElements, value.toTensor().detach().flatten());
       } else if (value.isTensor() && value.toTensor().numel() == 1) {
         add(StateForm::kScalar, value.toTensor().detach().reshape({}));
-      } else if (is_number && is_torchs_ && counts_steps(key)) {
+      } else if (is_number && (is_torchs_ || is_muon_) && counts_steps(key)) {
         add(StateForm::kScalar, number_as_tensor(value).to(at::kFloat));
       } else if (is_number) {
         add(StateForm::kNumber, number_as_tensor(value));
@@ -118,6 +157,17 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
   return states;
 }
 
+std::map<std::string, at::Tensor> ClientOptimizer::whole_states(int rank) const {
+  std::map<std::string, at::Tensor> saved;
+  for (const auto& [parameter, stand_in] : stand_ins_) {
+    const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
+    const bool is_mine = stand_in.whole && whole_parameters_->owner(parameter) == rank;
+    if (!is_mine || found == optimizer_->state().end()) continue;
+    saved.merge(encode_whole_state(items_of(*found->second), inputs_[parameter].name));
+  }
+  return saved;
+}
+
 std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) const {
   const checkpoint::SavedOptimizerStates saved(step);
   std::map<int, ArchiveItems> states;
@@ -125,9 +175,14 @@ std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) 
     const auto& segment = stand_in.segment;
     const auto& name = inputs_[parameter].name;
     for (const auto& entry : saved.for_object(name, is_torchs_)) {
+      if (entry.form == StateForm::kWhole && stand_in.whole) {
+        states[parameter] = decode_whole_state(step, name);
+        continue;
+      }
       if (entry.form == StateForm::kWhole) {
         throw CheckpointError(fmt::format(
-            "the optimizer's state of '{}' was saved of the parameter as a whole, and {} gets parts of it: load with "
+            "the optimizer's state of '{}' was saved of the parameter as a whole, and {} gets parts of it: write "
+            "\"zeropage\": {{\"optimizer_sees\": \"parameters\"}} in the configuration, or load with "
             "load_optimizer_states = false",
             name, class_name_));
       }
@@ -136,7 +191,8 @@ std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) 
                               ? at::scalar_tensor(*entry.updates, at::kLong)
                               : engine::read_range(step, entry.tensor->info.name, by_element ? segment.offset : 0,
                                                    by_element ? segment.numel : 1);
-      states[parameter].emplace_back(entry.key, value_of(entry.form, entry.key, tensor, is_torchs_));
+      const auto value = by_element ? stand_in.shaped(tensor) : tensor;
+      states[parameter].emplace_back(entry.key, value_of(entry.form, entry.key, value, is_torchs_ || is_muon_));
     }
   }
   return states;

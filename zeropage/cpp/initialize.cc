@@ -15,6 +15,7 @@
 #include "zeropage/cpp/buffers.h"
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/cpp/muon.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/engine/automatic.h"
 #include "zeropage/engine/data_types.h"
@@ -100,12 +101,14 @@ void broadcast_buffers(torch::nn::Module& model, comm::Communicator& communicato
 
 /// Errors: ConfigError, also for an optimizer of other tensors than the model's.
 std::unique_ptr<cpp::ClientOptimizer> take_optimizer(torch::nn::Module& model, const Options& options,
-                                                     config::Config& config) {
-  if (!options.parameter_groups.empty()) {
+                                                     config::Config& config, int world_size) {
+  const bool configured = !options.optimizer && cpp::is_muon(config);
+  if (!configured && !options.parameter_groups.empty()) {
     throw ConfigError(
         "Options has both parameter_groups and an optimizer, which has groups of its own: leave parameter_groups out");
   }
-  auto client = std::make_unique<cpp::ClientOptimizer>(options.optimizer, config);
+  auto client = std::make_unique<cpp::ClientOptimizer>(
+      configured ? cpp::make_muon(config, model, options.parameter_groups) : options.optimizer, config, world_size);
   std::set<const void*> given;
   std::int64_t foreign = 0;
   for (const auto& group : client->groups()) {
@@ -173,8 +176,8 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (first && impl->device.is_cpu() && impl->config.precision == config::Precision::kFp16) {
     log_warn(R"(fp16 on a CPU is tens of times slower than bf16: write "bf16": {"enabled": true} instead of "fp16")");
   }
-  if (options.optimizer) {
-    impl->client = take_optimizer(model, options, impl->config);
+  if (options.optimizer || cpp::is_muon(impl->config)) {
+    impl->client = take_optimizer(model, options, impl->config, impl->world.size);
   } else if (impl->config.optimizer.kind == config::OptimizerKind::kClient) {
     throw ConfigError(fmt::format(
         "optimizer.type names an optimizer of PyTorch's, which C++ programs make themselves: pass an object "
@@ -202,6 +205,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   if (first && warning) log_warn(*warning);
   cpp::cast_buffers(model, impl->config, inputs);
   if (!impl->has_optimizer) impl->client.reset();
+  if (impl->client) impl->client->note_whole(inputs);
   engine::require_same_everywhere(
       *impl->communicator,
       impl->client ? impl->client->facts() : cpp::optimizer_facts(impl->config.optimizer.kind, core_groups));
@@ -209,7 +213,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   impl->core = std::make_shared<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
   if (impl->client) {
-    impl->client->attach(*impl->core, all_inputs);
+    impl->client->attach(*impl->core, all_inputs, impl->communicator, impl->device);
     if (!impl->core->scheduled_lrs().empty()) impl->client->set_rates(impl->core->groups());
   }
   broadcast_buffers(model, *impl->communicator);

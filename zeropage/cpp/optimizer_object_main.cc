@@ -29,6 +29,14 @@ std::shared_ptr<torch::optim::Optimizer> optimizer_of(const std::string& kind, s
   throw std::invalid_argument("no such optimizer: " + kind);
 }
 
+/// The section of Muon, which is no object: the configuration names it.
+const char* section_of(const std::string& kind) {
+  return kind == "Muon"
+             ? R"(, "optimizer": {"type": "Muon", "params": {"lr": 0.02, "adam_lr": 0.01, "weight_decay": 0.1,
+    "ns_method": "standard", "ns_dtype": "fp32", "eps": 1e-4}})"
+             : "";
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -37,11 +45,13 @@ int main(int argc, char** argv) {
     const std::string folder = argv[3];
     auto model = zeropage::make_model();
     zeropage::Options options;
-    options.optimizer = optimizer_of(argv[1], model->parameters());
+    const std::string kind = argv[1];
+    if (kind != "Muon") options.optimizer = optimizer_of(kind, model->parameters());
     auto engine = zeropage::initialize(
         *model,
         zeropage::Config::from_json(R"({"train_micro_batch_size_per_gpu": 4, "zero_optimization": {"stage": )" +
-                                    std::string(argv[2]) + R"(, "stage3_param_persistence_threshold": 0}})"),
+                                    std::string(argv[2]) + R"(, "stage3_param_persistence_threshold": 0})" +
+                                    section_of(kind) + "}"),
         options);
     if (std::filesystem::exists(folder)) engine.load_checkpoint(folder);
     while (engine.global_steps() < std::stoll(argv[4])) {

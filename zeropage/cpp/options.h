@@ -46,10 +46,11 @@ struct Options {
   std::vector<ParameterGroup> parameter_groups;  ///< what the optimizer updates; empty: all that is trainable
 
   /// Updates the parameters instead of what the configuration names: one of torch::optim on the module's parameters, or
-  /// of a class of the program's own that treats every element alike ("zero_allow_untested_optimizer": true). The
-  /// engine calls its `step` once per update with the parts that this rank updates; its groups hold stand-ins for them
-  /// until the engine ends. Memory beside its state: 4 bytes per element while it runs. LBFGS runs at stage 0, by
-  /// `engine.step(closure)`.
+  /// of a class of the program's own. Of such a class the configuration says what its step depends on,
+  /// "zeropage": {"optimizer_sees": "elements" | "parameters" | "model"}; see docs/optimizers.md. The engine calls its
+  /// `step` once per update with the parts, or the whole parameters, that this rank updates; its groups hold stand-ins
+  /// for them until the engine ends. Memory beside its state: 4 bytes per element while it runs. LBFGS runs at stage 0,
+  /// by `engine.step(closure)`.
   std::shared_ptr<torch::optim::Optimizer> optimizer{};
   std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
   std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it

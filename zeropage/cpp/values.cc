@@ -36,6 +36,7 @@ at::Tensor Engine::safe_get_full_grad(const at::Tensor& parameter) {
 at::Tensor Engine::safe_get_full_optimizer_state(const at::Tensor& parameter, const std::string& state) {
   auto& core = *impl_->core;
   if (!impl_->client) return core.values().full(parameter, state_of(state));
+  if (impl_->client->sees_whole(parameter)) return impl_->client->full(parameter, state);
   const at::Tensor piece = impl_->client->local(parameter, state);
   // Ranks without elements of the parameter do not know whether it has the state.
   const at::Tensor there = core.values().assemble(parameter, elements(core, parameter, piece.defined() ? 1.0 : 0.0));
@@ -53,6 +54,7 @@ void Engine::safe_set_full_optimizer_state(const at::Tensor& parameter, const at
                                            const std::string& state) {
   auto& values = impl_->core->values();
   if (!impl_->client) return values.set_full(parameter, state_of(state), value);
+  if (impl_->client->sees_whole(parameter)) return impl_->client->set_full(parameter, state, value);
   impl_->client->set_local(parameter, state, values.piece_of(parameter, value));
 }
 
@@ -104,6 +106,7 @@ void Engine::add_parameters(const ParameterGroup& group) {
   auto* module = impl_->model.module();
   const auto declared = module != nullptr ? cpp::declared_in_fp32(*module) : std::vector<std::string>{};
   engine::settle_added_types(impl_->config, declared, inputs);
+  if (impl_->client) impl_->client->note_whole(inputs);
   impl_->core->add_parameters(inputs, groups);
   for (const auto& input : inputs) impl_->model.add(input.name, input.tensor);
   if (impl_->client) impl_->client->extend(*impl_->core, inputs);

@@ -5,7 +5,7 @@
 ///   2. Shards have one size, that of the fullest. What the others lack is padding.
 ///   3. A page ends where the padding is least, at half its greatest length or later.
 ///   4. A page with too much padding is divided without regard to parameters. A parameter on the border of two shards
-///      then travels within each update (python/zeropage/whole_parameters.py).
+///      is then sent to its owner within each update (session/whole_parameters.h).
 #pragma once
 
 #include <cstddef>

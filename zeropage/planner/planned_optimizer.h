@@ -43,7 +43,7 @@ std::int64_t engine_element_bytes(const PlannedOptimizer& optimizer, config::Pre
 
 /// Operations of one update of Muon ("gram", five iterations) for each element of its half, where matrices have
 /// `hidden` rows or columns, whichever are fewer: four products with the matrix, 2 * hidden each, and 14 of the Gram
-/// matrix, which is half as large on average (newton_schulz.py).
+/// matrix, which is half as large on average (newton_schulz.h).
 double muon_operations(double hidden);
 
 }  // namespace zeropage::planner

@@ -1,0 +1,78 @@
+// What the step of an optimizer of PyTorch needs from C++.
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include "python/bind/bind.h"
+#include "zeropage/session/muon.h"
+#include "zeropage/session/newton_schulz.h"
+#include "zeropage/session/whole_parameters.h"
+
+namespace zeropage::python {
+namespace {
+
+using session::ParameterPart;
+using session::WholeParameters;
+using session::WholeShape;
+
+void add(WholeParameters& self, const std::map<int, WholeShape>& shapes,
+         const std::map<int, std::pair<std::int64_t, std::int64_t>>& mine) {
+  std::map<int, ParameterPart> parts;
+  for (const auto& [parameter, part] : mine) parts[parameter] = {part.first, part.second};
+  self.add(shapes, parts);
+}
+
+void muon_step(const at::Tensor& parameter, const at::Tensor& gradient, const at::Tensor& momentum_buffer, double lr,
+               double momentum, double weight_decay, bool nesterov, std::string ns_method, std::int64_t ns_steps,
+               std::string ns_dtype, std::string adjust_lr_fn, std::int64_t matrices) {
+  session::muon_step(parameter, gradient, momentum_buffer,
+                     {lr, momentum, weight_decay, nesterov, std::move(ns_method), ns_steps, std::move(ns_dtype),
+                      std::move(adjust_lr_fn), matrices});
+}
+
+void adam_step(const at::Tensor& parameter, const at::Tensor& gradient, const at::Tensor& exp_avg,
+               const at::Tensor& exp_avg_sq, double step, double lr, std::pair<double, double> betas, double eps,
+               double weight_decay, bool adam_w_mode) {
+  session::adam_step(parameter, gradient, exp_avg, exp_avg_sq, step,
+                     {lr, betas.first, betas.second, eps, weight_decay, adam_w_mode});
+}
+
+}  // namespace
+
+void init_optimizers(py::module_& module) {
+  py::class_<WholeShape>(module, "WholeShape", "How the elements of a parameter in memory are a tensor of its shape.")
+      .def_static("of", &WholeShape::of, py::arg("parameter"))
+      .def_property_readonly("extents", [](const WholeShape& self) { return py::tuple(py::cast(self.extents)); })
+      .def("numel", &WholeShape::numel)
+      .def("flat", &WholeShape::flat, py::arg("value"), "As one run of elements, as the parameter lies in memory.")
+      .def("shaped", &WholeShape::shaped, py::arg("flat"), "The other way; a view.");
+  py::class_<WholeParameters>(module, "WholeParameters",
+                              "Parameters that an optimizer object sees whole; see session/whole_parameters.h.")
+      .def(py::init<std::shared_ptr<comm::Communicator>, c10::Device>(), py::arg("communicator"), py::arg("device"))
+      .def("add", &add, py::arg("shapes"), py::arg("mine"), Unlocked(),
+           "Collective. mine: (first element, elements) of each that this rank updates.")
+      .def("__contains__", &WholeParameters::contains, py::arg("parameter"))
+      .def("shape", &WholeParameters::shape, py::arg("parameter"))
+      .def("owner", &WholeParameters::owner, py::arg("parameter"))
+      .def("is_sent", &WholeParameters::is_sent, py::arg("parameter"), "Whether its parts are sent to the owner.")
+      .def("seen", &WholeParameters::seen, "Those that the optimizer of this rank updates.")
+      .def("gather", &WholeParameters::gather, py::arg("mine"), Unlocked(),
+           "Collective. mine: parameter -> (values, gradient or None), flat. Returns the same of whole parameters.")
+      .def("scatter", &WholeParameters::scatter, py::arg("whole"), py::arg("mine"), Unlocked(), "Collective.")
+      .def("from_owner", &WholeParameters::from_owner, py::arg("parameter"), py::arg("mine"), Unlocked(),
+           "Collective. The owner's tensor, new, in fp32; None when it has none.")
+      .def("agree", &WholeParameters::agree, py::arg("failure"), Unlocked(),
+           "Collective. Whether all succeeded. Raises PeerError when another rank failed alone.");
+  module.def("orthogonal", &session::orthogonal, py::arg("u"), py::arg("method"), py::arg("steps"),
+             py::arg("dtype") = std::nullopt, Unlocked(), "See session/newton_schulz.h.");
+  module.def("as_matrices", &session::as_matrices, py::arg("update"), py::arg("count"), "See session/muon.h.");
+  module.def("muon_step", &muon_step, py::arg("parameter"), py::arg("gradient"), py::arg("momentum_buffer"),
+             py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("weight_decay"), py::arg("nesterov"),
+             py::arg("ns_method"), py::arg("ns_steps"), py::arg("ns_dtype"), py::arg("adjust_lr_fn"),
+             py::arg("matrices"), Unlocked(),
+             "One update of a parameter that is seen whole; see session/muon.h. Keywords: those of a parameter group.");
+  module.def("adam_step", &adam_step, py::arg("parameter"), py::arg("gradient"), py::arg("exp_avg"),
+             py::arg("exp_avg_sq"), py::kw_only(), py::arg("step"), py::arg("lr"), py::arg("betas"), py::arg("eps"),
+             py::arg("weight_decay"), py::arg("adam_w_mode"), Unlocked(), "The same of Muon's other half.");
+}
+
+}  // namespace zeropage::python

@@ -1,0 +1,69 @@
+/// \file
+/// The optimizer object of C++ programs whose configuration says "type": "Muon": Python's zeropage/muon.py has its
+/// twin. Both run the formulas of session/muon.h, and go on from each other's checkpoints.
+#pragma once
+
+#include "zeropage/memory/torch_config.h"
+
+#include <torch/optim/optimizer.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "zeropage/config/config.h"
+#include "zeropage/cpp/options.h"
+#include "zeropage/session/muon.h"
+
+namespace torch::nn {
+class Module;
+}
+
+namespace zeropage::cpp {
+
+/// Hyperparameters of a group: of matrices, which Muon updates, or of other parameters, which AdamW updates.
+struct MuonGroupOptions : torch::optim::OptimizerCloneableOptions<MuonGroupOptions> {
+  /// torch makes them of a rate when it loads.
+  explicit MuonGroupOptions(double lr = 0.02) { muon.lr = lr; }
+
+  bool use_muon = true;
+  session::MuonOptions muon;
+  session::MuonAdamOptions adam;
+
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+  double get_lr() const override { return use_muon ? muon.lr : adam.lr; }
+  void set_lr(double lr) override { (use_muon ? muon.lr : adam.lr) = lr; }
+};
+
+/// What is kept of a parameter: `momentum_buffer`, or the others.
+struct MuonState : torch::optim::OptimizerCloneableParamState<MuonState> {
+  at::Tensor momentum_buffer;
+  std::int64_t step = 0;
+  at::Tensor exp_avg;
+  at::Tensor exp_avg_sq;
+
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+};
+
+class Muon : public torch::optim::Optimizer {
+ public:
+  explicit Muon(const std::vector<torch::optim::OptimizerParamGroup>& groups);
+
+  /// Errors: UsageError for a closure.
+  at::Tensor step(LossClosure closure = nullptr) override;
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+};
+
+/// The object that the section "optimizer" of `config` names. Each of `groups` (empty: one of all parameters) is
+/// divided into matrices and others: planner::takes_muon. Errors: ConfigError for hyperparameters of a group that Muon
+/// does not have, and for per_head_muon, which needs what only Python models say of themselves.
+std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module& model,
+                                const std::vector<ParameterGroup>& groups);
+
+/// Whether the configuration names Muon.
+bool is_muon(const config::Config& config);
+
+}  // namespace zeropage::cpp

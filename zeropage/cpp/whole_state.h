@@ -1,0 +1,27 @@
+/// \file
+/// State that an optimizer keeps of a parameter which it sees whole, in a checkpoint, as Python's shard_state.py has
+/// it: "torch_value/NAME" is JSON in the form of checkpoint_values.py, and "torch_part.0/NAME", ... are the tensors in
+/// it.
+#pragma once
+
+#include "zeropage/memory/torch_config.h"
+
+#include <ATen/core/Tensor.h>
+
+#include <map>
+#include <string>
+
+#include "zeropage/checkpoint/load.h"
+#include "zeropage/cpp/archive_items.h"
+
+namespace zeropage::cpp {
+
+/// `items`: tensors, integers, floats and bools by name. Returns tensors by their names in a checkpoint. Errors:
+/// CheckpointError for other values.
+std::map<std::string, at::Tensor> encode_whole_state(const ArchiveItems& items, const std::string& parameter);
+
+/// The other way, also of what Python has saved. Errors: CheckpointError, for lists and other values that an archive
+/// does not hold, too; IoError.
+ArchiveItems decode_whole_state(checkpoint::Checkpoint& step, const std::string& parameter);
+
+}  // namespace zeropage::cpp
