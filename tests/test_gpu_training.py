@@ -128,6 +128,38 @@ def test_no_norm_is_computed_on_the_device(stage: int, place: str):
     assert_like(found, on_the_cpu("bf16", 1, stage > 1))
 
 
+@pytest.mark.parametrize(("stage", "place"), [(0, "resident"), (1, "pinned"), (2, "pageable"), (3, "parameters")])
+def test_muon_sees_whole_parameters(stage: int, place: str):
+    """Catches a matrix that is orthogonalized before its gradient or its masters have arrived."""
+    params = {"lr": 0.02, "adam_lr": 1e-3, "ns_method": "standard", "ns_dtype": "fp32"}
+    section = {"optimizer": {"type": "Muon", "params": params}}
+    with delays(stage):
+        engine = make_engine({**config_for(stage, place, "bf16"), **section})
+        found = train(engine)
+        accelerator.check()
+        engine.destroy()
+    assert_like(found, train(make_engine({**config_for(stage, "resident", "bf16"), **section}, "cpu")))
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_added_parameters_train_on_the_device(stage: int):
+    """Catches a new layer that stays on the host, or that cannot be moved because torch does not let it."""
+    found = []
+    for device in (None, "cpu"):
+        engine = make_engine(config_for(stage, "resident"), device)
+        torch.manual_seed(0)
+        engine.module.extra = nn.Linear(4, 4)
+        engine.add_parameters(engine.module.extra.parameters())
+        assert all(parameter.device == engine.device for parameter in engine.module.parameters())
+        for _ in range(2):
+            engine.backward(engine.module.extra(torch.ones(1, 4, device=engine.device)).square().sum())
+            engine.step()
+        found.append(flat_parameters(engine.module).cpu())
+        accelerator.check()
+        engine.destroy()
+    assert_like(*found)
+
+
 def test_compiled_code_fetches_its_pages():
     """Catches compiled code that keeps all pages on the device, or uses one before it has arrived."""
     peaks = []

@@ -11,6 +11,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from . import _C, parameter_holders, python_gc, report
+from .assign_data import assign_data
 from .automatic import choose_automatic
 from .checkpoint import CheckpointingEngine
 from .checkpoint_model import ModelExports
@@ -286,7 +287,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         named += [(name, p, group) for name, p in name_others([{"params": parameters}], known)]
         for name, parameter, _ in named:
             require_plain(name, parameter)
-            parameter.data = parameter.data.to(self.device)
+            assign_data(parameter, parameter.data.to(self.device))
         engine_groups = self.optimizer.engine_groups() if self._has_optimizer else []
         whole = self.optimizer.note_whole(named, self._config, self._world.size) if self._has_optimizer else set()
         in_fp32 = settle_types(self.module, self._config, named, self.global_rank, added=True)
@@ -435,9 +436,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
         )
         parameters = name_parameters(self.module, groups)
-        whole = set()
-        if self.optimizer is not None:
-            whole = self.optimizer.note_whole(parameters, self._config, self._world.size)
+        noted = self.optimizer is not None
+        whole = self.optimizer.note_whole(parameters, self._config, self._world.size) if noted else set()
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from . import _C
+from .assign_data import assign_data
 from .errors import UsageError
 from .muon import Muon
 from .optimizer_sees import takes_whole
@@ -72,7 +73,6 @@ class ShardUpdate:
         self._whole_names: set[str] = set()  # of parameters that the client sees whole
         self.whole: _C.WholeParameters | None = None
         self._step = client.step  # a scheduler may have wrapped it
-        self._absent = torch.empty(0, dtype=torch.float32)
         self._core: Callable[[], Any] = lambda: None
         self._filled: Values | None = None  # while a method of the client's works on the shards
         self._parts: Values = {}  # then: what this rank updates of the parameters that the client sees whole
@@ -199,7 +199,8 @@ class ShardUpdate:
         self._filled |= self.whole.gather(self._parts)
         for index, (values, gradient) in self._filled.items():
             shard = self.state.shard(index)
-            shard.data, shard.grad = values, gradient
+            assign_data(shard, values)
+            shard.grad = gradient
             self.state.move_to(index, values.device)
 
     def _take_back(self, failure: str) -> None:
@@ -214,7 +215,7 @@ class ShardUpdate:
             elif shard.data_ptr() != values.data_ptr():
                 values.copy_(shard.detach().reshape(values.shape))
             shard.grad = None
-            shard.data = self._absent
+            shard.data = torch.empty(0, device=shard.device)
         self._filled = None
         parts, self._parts = self._parts, {}
         if not self.whole.agree(failure):
