@@ -16,7 +16,7 @@ if(TARGET zeropage_mpi_library)
   set(mpi_headers comm/mpi/mpi_communicator.h comm/mpi/mpi_runtime.h)
 endif()
 
-foreach(header zeropage.h base/dtype.h base/error.h base/exit_code.h comm/c10d/c10d_communicator.h comm/c10d/c10d_job.h comm/communicator.h
+foreach(header zeropage.h base/dtype.h base/error.h base/exit_code.h comm/c10d/c10d_communicator.h comm/c10d/c10d_job.h comm/communicator.h comm/hosts/host_grid.h
         comm/shm/shared_memory_communicator.h comm/thread_communicator.h comm/world.h cpp/autocast.h cpp/checkpoint.h cpp/config.h cpp/engine.h cpp/gathered.h
         cpp/init.h cpp/monitor.h cpp/options.h cpp/plan.h cpp/report.h cpp/version.h ${mpi_headers})
   get_filename_component(folder zeropage/${header} DIRECTORY)

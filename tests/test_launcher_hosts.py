@@ -306,12 +306,13 @@ def train_gpt(folder: Path, start: list[str], communicator: str = "auto") -> lis
     return json.loads((folder / "result.json").read_text())["losses"]
 
 
-def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path):
+@pytest.mark.parametrize("slots", [(1, 1), (2, 2)])
+def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path, slots):
     """Catches C++ ranks of several hosts that do not find each other without MPI, or that compute other sums than on
-    one host."""
-    alone = train_gpt(tmp_path, [COMMAND, "--num_gpus=2"])
+    one host: all with all, and by hosts."""
+    alone = train_gpt(tmp_path, [COMMAND, f"--num_gpus={sum(slots)}"])
     assert len(alone) == 2
-    assert train_gpt(tmp_path, [COMMAND, *options(1, 1)]) == alone
+    assert train_gpt(tmp_path, [COMMAND, *options(*slots)]) == alone
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")

@@ -2,11 +2,15 @@
 #include "zeropage/memory/torch_config.h"
 
 #include <pybind11/stl.h>
+
+#include <tuple>
+
 #include <torch/csrc/utils/pybind.h>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "python/bind/bind.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/c10d/c10d_hosts.h"
 #include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/c10d/c10d_store.h"
 #include "zeropage/comm/testing/fault_communicator.h"
@@ -41,6 +45,26 @@ c10::intrusive_ptr<c10d::Store> job_store(int rank, int local_rank, int size, in
                          comm::token_from_environment(&environment), std::chrono::milliseconds(timeout_ms));
 }
 
+py::tuple agree_on_hosts(const c10::intrusive_ptr<c10d::Store>& store, int rank, int local_rank, int size,
+                         int local_size) {
+  comm::HostGrid grid;
+  {
+    py::gil_scoped_release unlocked;
+    grid = comm::agree_on_hosts(*store, {rank, local_rank, size, local_size});
+  }
+  return py::make_tuple(grid.hosts, grid.local_size);
+}
+
+using JoinedHosts = std::tuple<std::shared_ptr<comm::Communicator>, ProcessGroupPtr, ProcessGroupPtr>;
+
+JoinedHosts join_hosts(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, int local_size,
+                       const std::string& name, bool deterministic, std::int64_t timeout_ms) {
+  const comm::HostGrid grid{size / local_size, local_size};
+  auto joined = comm::join_hosts(grid, {rank, grid.local_of(rank), size, local_size}, store, name, deterministic,
+                                 std::chrono::milliseconds(timeout_ms));
+  return {std::move(joined.communicator), std::move(joined.data), std::move(joined.control)};
+}
+
 py::tuple world_from_environment() {
   const comm::World world = comm::world_from_environment(&environment);
   return py::make_tuple(world.rank, world.local_rank, world.size, world.local_size);
@@ -72,6 +96,15 @@ void init_c10d(py::module_& module) {
   module.def(
       "store_of", [](const ProcessGroupPtr& group) { return group->getStore(); }, py::arg("group"),
       "The store of a process group.");
+  module.def("agree_on_hosts", &agree_on_hosts, py::arg("store"), py::arg("rank"), py::arg("local_rank"),
+             py::arg("size"), py::arg("local_size"),
+             "How many hosts there are and how many ranks each has, where collectives by hosts are possible; else one "
+             "host with all ranks. Collective; nobody else writes into the store.");
+  module.def("join_hosts", &join_hosts, py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("local_size"),
+             py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
+             "CPU ranks of several hosts: their communicator, and the two process groups of this rank's column, which "
+             "it uses. name: of shared memory that this job alone uses. Collective; nobody else writes into the "
+             "store.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
              "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control. For "

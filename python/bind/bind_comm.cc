@@ -84,7 +84,9 @@ void init_comm(py::module_& module) {
       .def("reduce_scatter", &reduce_scatter, py::arg("whole"), Unlocked(), "This rank's part of the sum over ranks.")
       .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root"), Unlocked(),
            "Gives every rank the root's values. tensor: contiguous.")
-      .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.");
+      .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.")
+      .def_property_readonly("bytes_between_hosts", &Communicator::bytes_between_hosts,
+                             "Those of them that went between hosts; 0 where it does not know hosts.");
 
   module.def(
       "make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),

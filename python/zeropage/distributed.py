@@ -2,8 +2,8 @@
 
 1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's
    or srun's; without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
-2. CPU ranks of one host talk through shared memory; everything else through torch process groups: for parameters and
-   for gradients, one group each for data and for control.
+2. CPU ranks of one host talk through shared memory, and those of several hosts by hosts (comm/hosts/); everything else
+   through torch process groups: for parameters and for gradients, one group each for data and for control.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -139,11 +139,14 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     if two_sided and world.size > 1:
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
-        made = [
-            new_process_groups(device, config.deterministic_reduction, timeout)
-            for _ in range(3 if config.async_save else 2)
-        ]
-        return Communicators(*made)
+        count = 3 if config.async_save else 2
+        # The same on all ranks: hosts may have different numbers of them.
+        are_asked = device.type == "cpu" and config.hierarchical_collectives and world.local_size < world.size
+        if are_asked and _are_a_table(world):
+            return Communicators(*[_join_hosts(world, config) for _ in range(count)])
+        return Communicators(
+            *[new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(count)]
+        )
 
     def join() -> _C.Communicator:
         if world.size == 1 and two_sided:
@@ -155,6 +158,37 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on
     # each rank.
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
+
+
+def _store_for_hosts(number: int) -> Any:
+    import torch.distributed as dist
+
+    return dist.PrefixStore(f"zeropage/hosts{number}", _C.store_of(dist.group.WORLD))
+
+
+def _are_a_table(world: World) -> bool:
+    """Whether every host has as many ranks, with consecutive numbers. Collective."""
+    store = _store_for_hosts(next(_joined))
+    hosts, _ = _C.agree_on_hosts(store, world.rank, world.local_rank, world.size, world.local_size)
+    return hosts > 1
+
+
+def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
+    """A communicator by hosts. Its process groups are no groups of torch.distributed, but end like those.
+    Collective."""
+    number = next(_joined)
+    store = _store_for_hosts(number)
+    communicator, *groups = _C.join_hosts(
+        store,
+        world.rank,
+        world.size,
+        world.local_size,
+        _C.segment_name(number),
+        config.deterministic_reduction,
+        config.timeout_ms,
+    )
+    _keep_until_unused(communicator, groups, store, world.size)
+    return communicator
 
 
 def init_process_group(
@@ -292,9 +326,14 @@ def new_process_groups(
 
     data = dist.new_group(timeout=timeout)
     control = dist.new_group(timeout=timeout, backend="gloo")
-    _remember(data, control)
     timeout_ms = int(timeout.total_seconds() * 1000)
     communicator = _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
-    watch = _C.CommunicatorWatch(communicator)
-    _of_communicators.append(_CommunicatorGroups((data, control), _C.store_of(control), data.size(), watch))
+    _keep_until_unused(communicator, (data, control), _C.store_of(control), data.size())
     return communicator
+
+
+def _keep_until_unused(communicator: _C.Communicator, groups: Iterable[Any], store: Any, size: int) -> None:
+    """Keeps groups that `communicator` uses until all `size` ranks of the store are done with theirs."""
+    _remember(*groups)
+    watch = _C.CommunicatorWatch(communicator)
+    _of_communicators.append(_CommunicatorGroups(tuple(groups), store, size, watch))

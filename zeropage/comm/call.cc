@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "zeropage/base/digest.h"
+#include "zeropage/base/error.h"
 
 namespace zeropage::comm {
 namespace {
@@ -39,7 +40,32 @@ const char* usual_cause(const Call& a, const Call& b) {
          "sharded parameter; do these on every rank";
 }
 
+std::int64_t checked(std::int64_t bytes) {
+  if (bytes < 0) throw UsageError(fmt::format("all_to_all: a part of {} bytes; sizes are at least 0", bytes));
+  return bytes;
+}
+
 }  // namespace
+
+std::int64_t sent_bytes(const PartBytes& part_bytes, int from, int size) {
+  std::int64_t bytes = 0;
+  for (int to = 0; to < size; ++to) bytes += checked(part_bytes(from, to));
+  return bytes;
+}
+
+std::int64_t received_bytes(const PartBytes& part_bytes, int to, int size) {
+  std::int64_t bytes = 0;
+  for (int from = 0; from < size; ++from) bytes += checked(part_bytes(from, to));
+  return bytes;
+}
+
+std::int64_t largest_part_bytes(const PartBytes& part_bytes, int size) {
+  std::int64_t bytes = 0;
+  for (int from = 0; from < size; ++from) {
+    for (int to = 0; to < size; ++to) bytes = std::max(bytes, checked(part_bytes(from, to)));
+  }
+  return bytes;
+}
 
 void set_tag(Call& call, const Tag& tag) {
   call.tag_id = tag.id;

@@ -19,13 +19,23 @@ struct Call {
   OpKind kind = OpKind::kBarrier;
   DType dtype = DType::kOther;
   std::int32_t root = 0;
-  std::int64_t numel = 0;  ///< of the shard or part (all_gather, reduce_scatter, all_to_all) or of the whole buffer
+  std::int64_t numel =
+      0;  ///< of the shard (all_gather, reduce_scatter), of what rank 0 sends or of the largest part (all_to_all), or of the buffer
   std::int64_t tag_id = 0;
   std::uint64_t tag_hash = 0;      ///< of the whole text
   std::int64_t memory = kPrivate;  ///< number of the Memory that holds the input; only this and the offset may differ
   std::int64_t memory_offset = 0;
   char tag_text[80] = {};  ///< the beginning of the text, zero-terminated
 };
+
+/// What `from` has for all of `size` ranks. Errors: UsageError for a negative size.
+std::int64_t sent_bytes(const PartBytes& part_bytes, int from, int size);
+
+/// What all of `size` ranks have for `to`. Errors: UsageError for a negative size.
+std::int64_t received_bytes(const PartBytes& part_bytes, int to, int size);
+
+/// The largest part that any rank has for any other. Cost: size^2 calls.
+std::int64_t largest_part_bytes(const PartBytes& part_bytes, int size);
 
 /// Fills in the tag.
 void set_tag(Call& call, const Tag& tag);

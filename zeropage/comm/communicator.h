@@ -49,6 +49,9 @@ using WorkPtr = std::unique_ptr<Work>;
 /// complete; must not throw.
 using OnReduced = std::function<void(std::int64_t begin, std::int64_t numel)>;
 
+/// How many bytes rank `from` has for rank `to` in an all_to_all: a cheap function, the same on all ranks.
+using PartBytes = std::function<std::int64_t(int from, int to)>;
+
 /// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
 /// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
 class Memory {
@@ -94,10 +97,6 @@ class Communicator {
   /// `whole + rank * shard_bytes`. Wire: (size-1)/size * whole bytes per rank.
   virtual WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) = 0;
 
-  /// Part r of `sent` [size * part_bytes] goes to rank r, and part r of `received` [size * part_bytes] comes from rank
-  /// r; the two do not overlap. Wire: (size-1) * part_bytes per rank.
-  virtual WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) = 0;
-
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
   /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
   /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be
@@ -113,6 +112,18 @@ class Communicator {
 
   /// Copies `data` [bytes] of `root` to every rank.
   virtual WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) = 0;
+
+  /// Sends every rank its part of `sent`, where this rank's parts for rank 0, 1, ... lie one after the other;
+  /// `received` gets the parts that rank 0, 1, ... have for this rank, one after the other. Parts may have any sizes, 0
+  /// included. The buffers do not overlap. Wire: what this rank has for others.
+  virtual WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) = 0;
+
+  /// The same with parts of one size: `sent` and `received` [size * part_bytes]. Errors: UsageError for a negative
+  /// size.
+  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) {
+    return all_to_all(
+        sent, received, [part_bytes](int, int) { return part_bytes; }, tag);
+  }
 
   /// Returns when every rank has come.
   virtual void barrier(Tag tag) = 0;
@@ -141,6 +152,9 @@ class Communicator {
 
   /// Bytes this rank has sent to others (or copied from them, where memory is shared), for reports.
   virtual std::int64_t bytes_moved() const = 0;
+
+  /// Those of them that went between hosts; 0 where the communicator does not know hosts.
+  virtual std::int64_t bytes_between_hosts() const { return 0; }
 
  protected:
   friend std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);

@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "zeropage/comm/call.h"
 #include "zeropage/comm/wrapped_communicator.h"
 
 namespace zeropage::comm {
@@ -53,8 +54,8 @@ class RecordingCommunicator final : public WrappedCommunicator {
     return start(SpanKind::kGather, "all_gather", tag, shard_bytes * size(),
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
-    return start(SpanKind::kReduce, "all_to_all", tag, part_bytes * size(),
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    return start(SpanKind::kReduce, "all_to_all", tag, sent_bytes(part_bytes, rank(), size()),
                  [&] { return inner_->all_to_all(sent, received, part_bytes, tag); });
   }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,

@@ -108,12 +108,18 @@ struct Kernels {
 
 template <typename Accumulator>
 void reduce_blocks(const Kernels<Accumulator>& kernels, std::span<const std::byte* const> inputs, std::int64_t in_bytes,
-                   std::byte* out, std::int64_t out_bytes, std::int64_t numel, const OnReduced& on_reduced) {
+                   std::byte* out, std::int64_t out_bytes, std::int64_t numel, const OnReduced& on_reduced,
+                   const std::byte* start) {
   alignas(64) Accumulator sum[kBlockNumel];
+  const auto added = start != nullptr ? inputs : inputs.subspan(1);
   for (std::int64_t begin = 0; begin < numel; begin += kBlockNumel) {
     const std::int64_t count = std::min(kBlockNumel, numel - begin);
-    kernels.load(sum, inputs[0] + begin * in_bytes, count);
-    for (const std::byte* input : inputs.subspan(1)) kernels.add(sum, input + begin * in_bytes, count);
+    if (start != nullptr) {
+      std::memcpy(sum, start + begin * static_cast<std::int64_t>(sizeof(Accumulator)), count * sizeof(Accumulator));
+    } else {
+      kernels.load(sum, inputs[0] + begin * in_bytes, count);
+    }
+    for (const std::byte* input : added) kernels.add(sum, input + begin * in_bytes, count);
     kernels.store(out + begin * out_bytes, sum, count);
     if (on_reduced) on_reduced(begin, count);
   }
@@ -144,15 +150,16 @@ void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const cha
 }
 
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const OnReduced& on_reduced) {
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) {
   check_reducible(in_dtype, out_dtype, accumulate, "reduce_ranks");
   const std::int64_t in_bytes = element_bytes(in_dtype);
   const std::int64_t out_bytes = element_bytes(out_dtype);
   if (in_dtype == DType::kFloat64) {
-    reduce_blocks(choose_fp64_kernels(out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel, on_reduced);
+    reduce_blocks(choose_fp64_kernels(out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel, on_reduced,
+                  start);
   } else {
     reduce_blocks(choose_fp32_kernels(in_dtype, out_dtype, accumulate), inputs, in_bytes, out, out_bytes, numel,
-                  on_reduced);
+                  on_reduced, start);
   }
 }
 

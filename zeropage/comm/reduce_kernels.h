@@ -22,9 +22,11 @@ constexpr std::int64_t kSmallReductionBytes = 16384;
 /// fp32 when accumulating. `out` may be one of the inputs when the dtypes are equal, and must not overlap them else.
 /// Cost: reads each input once and writes out once (accumulators stay in the L1 cache). After each block of `out`,
 /// which is in that cache then, `on_reduced(begin, numel)` is called, unless it is empty.
+/// `start`, where it is given, is a sum [numel, fp32, or fp64 for fp64 inputs] that the inputs, which may be none then,
+/// are added to: the sum over the ranks before them.
 /// Errors: UsageError for combinations of dtypes that are not listed here.
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const OnReduced& on_reduced);
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start = nullptr);
 
 /// Throws UsageError, naming `what`, unless reduce_ranks supports this combination.
 void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what);

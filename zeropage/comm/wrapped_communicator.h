@@ -35,6 +35,7 @@ class WrappedCommunicator : public Communicator {
   void set_checking(bool checking) override { inner_->set_checking(checking); }
   void abort(std::string_view reason) override { inner_->abort(reason); }
   std::int64_t bytes_moved() const override { return inner_->bytes_moved(); }
+  std::int64_t bytes_between_hosts() const override { return inner_->bytes_between_hosts(); }
 
  protected:
   std::shared_ptr<Communicator> inner_;

@@ -332,6 +332,7 @@ Own read_own(const Settings& settings, const Offload& offload) {
                      : communicator == "mpi"           ? CommunicatorKind::kMpi
                                                        : CommunicatorKind::kAuto;
   own.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
+  own.hierarchical_collectives = settings.flag("zeropage.hierarchical_collectives");
   own.observe_functions = settings.flag("zeropage.observe_functions");
   own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
   own.async_save = settings.flag("zeropage.async_save");
@@ -361,7 +362,7 @@ CommsLog read_comms_log(const Settings& settings) {
   log.debug = settings.flag("comms_logger.debug");
   if (settings.flag("comms_logger.prof_all")) return log;
   static const std::set<std::string> kOperations = {"all_gather", "reduce_scatter", "all_reduce", "broadcast",
-                                                    "barrier",    "exchange",       "copy"};
+                                                    "all_to_all", "barrier",        "exchange",   "copy"};
   log.operations = settings.strings("comms_logger.prof_ops");
   for (const auto& name : log.operations) {
     if (!kOperations.contains(name)) {

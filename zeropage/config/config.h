@@ -197,8 +197,9 @@ struct Own {
   std::int64_t timeout_ms = 120'000;
   CommunicatorKind communicator = CommunicatorKind::kAuto;
   bool deterministic_reduction =
-      true;                       ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
-  bool observe_functions = true;  ///< first-step observer for custom autograd Functions
+      true;  ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
+  bool hierarchical_collectives = true;    ///< over hosts, where these are several
+  bool observe_functions = true;           ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
   std::optional<std::int64_t> speculation_bytes =
       {};  ///< of the undo log of updates before their global check; 0: there are none

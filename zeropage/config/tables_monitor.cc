@@ -71,7 +71,7 @@ std::vector<Section> monitor_tables() {
                    flag("prof_all", true, kSupported, "All operations."),
                    strings("prof_ops", {}, kSupported,
                            "Without prof_all these: all_gather, reduce_scatter, all_reduce, broadcast, "
-                           "barrier, exchange, copy."),
+                           "all_to_all, barrier, exchange, copy."),
                    flag("debug", false, kSupported, "With verbose: name the page and its parameters."),
                });
   return {

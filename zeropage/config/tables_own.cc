@@ -19,7 +19,11 @@ std::vector<Section> own_tables() {
       flag("deterministic_reduction", true, kSupported,
            "Sum gradients over ranks in fp32 and in rank order with NCCL, too, so that results repeat bit for bit; "
            "false: "
-           "NCCL sums, in an order of its own and in the type that travels (communication_data_type)."),
+           "NCCL sums, in an order of its own and in the type that travels (communication_data_type), and CPU ranks of "
+           "several hosts sum on each host first."),
+      flag("hierarchical_collectives", true, kSupported,
+           "CPU ranks of several hosts gather and reduce on each host through shared memory, and send between hosts "
+           "what that cannot spare (docs/launcher.md); false: all ranks exchange with all."),
       flag("observe_functions", true, kSupported,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
       string("optimizer_state_dtype", {}, kSupported,

@@ -53,9 +53,21 @@ config::CommunicatorKind chosen_kind(const config::Config& config, const comm::W
   return environment("RANK") != nullptr ? kC10d : kMpi;
 }
 
+/// How the ranks lie on hosts, if communicators are to make use of it; otherwise one host.
+comm::HostGrid hosts_of(config::CommunicatorKind kind, const config::Config& config, const comm::World& world,
+                        at::Device device) {
+  // The same on all ranks: hosts may have different numbers of them.
+  const bool are_asked = kind == config::CommunicatorKind::kC10d && device.is_cpu() && world.local_size < world.size &&
+                         config.zeropage.hierarchical_collectives;
+  if (!are_asked) return {1, world.size};
+  return comm::hosts_of_c10d_job(world, comm::meeting_from_environment(&environment, world),
+                                 comm::token_from_environment(&environment), next_number(),
+                                 std::chrono::milliseconds(config.zeropage.timeout_ms));
+}
+
 /// One communicator.
 std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
-                                         const comm::World& world, at::Device device) {
+                                         const comm::World& world, at::Device device, const comm::HostGrid& grid) {
   using enum config::CommunicatorKind;
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (kind == kMpi) {
@@ -65,8 +77,14 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
   }
   if (kind == kC10d) {
     const auto meeting = comm::meeting_from_environment(&environment, world);
-    return comm::join_c10d_job(world, meeting, comm::token_from_environment(&environment), next_number(), device,
-                               config.zeropage.deterministic_reduction, timeout);
+    const std::string token = comm::token_from_environment(&environment);
+    const bool deterministic = config.zeropage.deterministic_reduction;
+    const std::int64_t number = next_number();
+    if (!grid.is_useful()) {
+      return comm::join_c10d_job(world, meeting, token, number, device, deterministic, timeout);
+    }
+    return comm::join_c10d_hosts(grid, world, meeting, token, number, comm::segment_name(&environment, number),
+                                 deterministic, timeout);
   }
   const std::string name = comm::segment_name(&environment, next_number());
   return comm::join_shared_memory(name, world.rank, world.size, timeout);
@@ -125,7 +143,8 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
         "this one: write \"auto\", \"c10d\" or \"mpi\"",
         world.local_size, world.size));
   }
-  const auto next = [&] { return join(kind, config, world, device); };
+  const comm::HostGrid grid = hosts_of(kind, config, world, device);
+  const auto next = [&] { return join(kind, config, world, device, grid); };
   Communicators joined{next(), nullptr, nullptr};
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
   if (!joined.parameters->one_sided() || on_disk) joined.gradients = next();

@@ -79,9 +79,9 @@ class C10dCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
-    C10dOperation op = describe(OpKind::kAllToAll, DType::kOther, part_bytes, tag);
-    if (part_bytes > 0) add_all_to_all(op, carrier_of(received), sent, received, part_bytes);
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    C10dOperation op = describe(OpKind::kAllToAll, DType::kOther, sent_bytes(part_bytes, 0, size_), tag);
+    add_all_to_all(op, sent, received, part_bytes);
     return start(std::move(op));
   }
 
@@ -206,23 +206,34 @@ class C10dCommunicator final : public Communicator {
     bytes_moved_ += bytes * (size_ - 1);
   }
 
-  void add_all_to_all(C10dOperation& op, const Carrier& carrier, const void* sent, void* received,
-                      std::int64_t part_bytes) {
-    at::Tensor from = wrap(sent, part_bytes * size_, DType::kOther, carrier.device);
-    at::Tensor to = wrap(received, part_bytes * size_, DType::kOther, carrier.device);
+  void add_all_to_all(C10dOperation& op, const void* sent, void* received, const PartBytes& part_bytes) {
+    std::vector<std::int64_t> sent_parts;
+    std::vector<std::int64_t> received_parts;
+    for (int r = 0; r < size_; ++r) {
+      sent_parts.push_back(part_bytes(rank_, r));
+      received_parts.push_back(part_bytes(r, rank_));
+    }
+    const std::int64_t own_bytes = sent_bytes(part_bytes, rank_, size_);
+    const Carrier carrier = carrier_of(own_bytes > 0 ? sent : received);
+    at::Tensor from = wrap(sent, own_bytes, DType::kOther, carrier.device);
+    at::Tensor to = wrap(received, received_bytes(part_bytes, rank_, size_), DType::kOther, carrier.device);
     if (size_ == 1) {
       to.copy_(from);
       return;
     }
-    add_stage(op, carrier, [=, this, group = carrier.group]() mutable { return exchange_parts(group, to, from); });
-    bytes_moved_ += part_bytes * (size_ - 1);
+    bytes_moved_ += own_bytes - sent_parts[static_cast<std::size_t>(rank_)];
+    add_stage(op, carrier, [=, this, group = carrier.group]() mutable {
+      return exchange_parts(group, to, from, received_parts, sent_parts);
+    });
   }
 
-  C10dWorkPtr exchange_parts(const ProcessGroupPtr& group, at::Tensor& received, at::Tensor& sent) const {
-    std::vector<std::int64_t> even;
+  /// No sizes: all parts are equal.
+  C10dWorkPtr exchange_parts(const ProcessGroupPtr& group, at::Tensor& received, at::Tensor& sent,
+                             std::vector<std::int64_t> received_parts = {},
+                             std::vector<std::int64_t> sent_parts = {}) const {
     c10d::AllToAllOptions options;
     options.timeout = timeout_;
-    return group->alltoall_base(received, sent, even, even, options);
+    return group->alltoall_base(received, sent, received_parts, sent_parts, options);
   }
 
   /// Every rank sends its contribution to each shard to the shard's owner, who sums them in the order of the ranks.

@@ -6,13 +6,13 @@
 // torch's headers last: they define macros.
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
-#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #ifdef USE_C10D_NCCL
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/c10d/c10d_hosts.h"
 #include "zeropage/comm/c10d/c10d_store.h"
 
 namespace zeropage::comm {
@@ -23,11 +23,6 @@ using BackendPtr = c10::intrusive_ptr<c10d::Backend>;
 using BackendType = c10d::ProcessGroup::BackendType;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
-
-BackendPtr make_gloo(const StorePtr& store, const World& world, milliseconds timeout) {
-  return c10::make_intrusive<c10d::ProcessGroupGloo>(store, world.rank, world.size,
-                                                     c10d::ProcessGroupGloo::Options::create_default(timeout));
-}
 
 BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds timeout) {
 #ifdef USE_C10D_NCCL
@@ -41,14 +36,25 @@ BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds tim
 #endif
 }
 
-GroupPtr make_group(const StorePtr& store, const char* name, BackendType type, c10::DeviceType device,
-                    const World& world, milliseconds timeout) {
+GroupPtr make_nccl_group(const StorePtr& store, const char* name, c10::DeviceType device, const World& world,
+                         milliseconds timeout) {
   const StorePtr own = c10::make_intrusive<c10d::PrefixStore>(name, store);
   auto group = c10::make_intrusive<c10d::ProcessGroup>(own, world.rank, world.size);
-  const bool nccl = type == BackendType::NCCL;
-  group->setBackend(device, type, nccl ? make_nccl(own, world, timeout) : make_gloo(own, world, timeout));
-  group->setDefaultBackend(type);
+  group->setBackend(device, BackendType::NCCL, make_nccl(own, world, timeout));
+  group->setDefaultBackend(BackendType::NCCL);
   return group;
+}
+
+/// Calls `join` with the part of the job's store that `number` names.
+template <typename Join>
+auto join_by_store(const World& world, const Meeting& meeting, const std::string& token, std::int64_t number,
+                   milliseconds timeout, const Join& join) {
+  const StorePtr job = job_store(world, meeting, token, timeout);
+  try {
+    return join(StorePtr(c10::make_intrusive<c10d::PrefixStore>(std::to_string(number), job)));
+  } catch (...) {
+    rethrow_not_joined(world, meeting);
+  }
 }
 
 }  // namespace
@@ -56,16 +62,25 @@ GroupPtr make_group(const StorePtr& store, const char* name, BackendType type, c
 std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
                                             std::int64_t number, c10::Device device, bool deterministic_reduction,
                                             milliseconds timeout) {
-  const auto data_type = device.is_cpu() ? BackendType::GLOO : BackendType::NCCL;
-  const StorePtr job = job_store(world, meeting, token, timeout);
-  try {
-    const StorePtr store = c10::make_intrusive<c10d::PrefixStore>(std::to_string(number), job);
-    auto data = make_group(store, "data", data_type, device.type(), world, timeout);
-    auto control = make_group(store, "control", BackendType::GLOO, at::kCPU, world, timeout);
-    return make_c10d_communicator(std::move(data), std::move(control), device, deterministic_reduction, timeout);
-  } catch (...) {
-    rethrow_not_joined(world, meeting);
-  }
+  return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
+    const auto gloo = [&](const char* name) { return make_gloo_group(store, name, world.rank, world.size, timeout); };
+    auto data = device.is_cpu() ? gloo("data") : make_nccl_group(store, "data", device.type(), world, timeout);
+    return make_c10d_communicator(std::move(data), gloo("control"), device, deterministic_reduction, timeout);
+  });
+}
+
+HostGrid hosts_of_c10d_job(const World& world, const Meeting& meeting, const std::string& token, std::int64_t number,
+                           milliseconds timeout) {
+  return join_by_store(world, meeting, token, number, timeout,
+                       [&](const StorePtr& store) { return agree_on_hosts(*store, world); });
+}
+
+std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World& world, const Meeting& meeting,
+                                              const std::string& token, std::int64_t number, const std::string& name,
+                                              bool deterministic_reduction, milliseconds timeout) {
+  return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
+    return join_hosts(grid, world, store, name, deterministic_reduction, timeout).communicator;
+  });
 }
 
 }  // namespace zeropage::comm

@@ -15,6 +15,7 @@
 #include <string>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/comm/hosts/host_grid.h"
 #include "zeropage/comm/world.h"
 
 namespace zeropage::comm {
@@ -27,5 +28,15 @@ namespace zeropage::comm {
 std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
                                             std::int64_t number, c10::Device device, bool deterministic_reduction,
                                             std::chrono::milliseconds timeout);
+
+/// The table of hosts that the ranks of `world` are, as agree_on_hosts says. Collective; `number` as for join_c10d_job,
+/// and used for nothing else.
+HostGrid hosts_of_c10d_job(const World& world, const Meeting& meeting, const std::string& token, std::int64_t number,
+                           std::chrono::milliseconds timeout);
+
+/// As join_c10d_job, for CPU ranks that are `grid`: see join_hosts. `name`: of their shared memory.
+std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World& world, const Meeting& meeting,
+                                              const std::string& token, std::int64_t number, const std::string& name,
+                                              bool deterministic_reduction, std::chrono::milliseconds timeout);
 
 }  // namespace zeropage::comm

@@ -85,6 +85,24 @@ TEST_P(C10dJobConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, C10dJobConformance, testing::Values(1, 3));
 
+// Catches hosts whose ranks share memory with those of another one, columns that mix, and ranks that are no table.
+TEST(C10dJob, RanksOfTwoHosts) {
+  const std::string name = unique_job_name();
+  const auto outcomes = run_job(4, 4, [&](const World& job, const Meeting& meeting) {
+    const World world{job.rank, job.rank % 2, 4, 2};
+    const std::string token(32, 'a');
+    const milliseconds timeout(20000);
+    if (hosts_of_c10d_job({job.rank, job.rank / 2, 4, 2}, meeting, token, 0, timeout).is_useful()) {
+      throw Error("ranks that were dealt out in turn are a table");
+    }
+    const HostGrid grid = hosts_of_c10d_job(world, meeting, token, 1, timeout);
+    if (grid.hosts != 2 || grid.local_size != 2) throw Error("two hosts with two ranks each are no table");
+    const auto communicator = join_c10d_hosts(grid, world, meeting, token, 2, name, true, timeout);
+    run_conformance(*communicator);
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
 // Catches a rank that waits for ever for one that never comes, and a message that does not say where they should have
 // met.
 TEST(C10dJob, RankThatDoesNotComeIsATimeout) {

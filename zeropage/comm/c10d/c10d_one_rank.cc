@@ -8,6 +8,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_buffers.h"
+#include "zeropage/comm/call.h"
 #include "zeropage/comm/finished_work.h"
 #include "zeropage/comm/reduce_kernels.h"
 
@@ -39,9 +40,8 @@ class OneRankCommunicator final : public Communicator {
     return copy(shard, whole, shard_bytes);
   }
 
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag) override {
-    check_size(part_bytes, "all_to_all");
-    return copy(sent, received, part_bytes);
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag) override {
+    return copy(sent, received, sent_bytes(part_bytes, 0, 1));
   }
 
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,

@@ -76,14 +76,9 @@ class MpiCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
-    MpiOperation op = describe(OpKind::kAllToAll, DType::kOther, part_bytes, tag);
-    auto* from = static_cast<std::byte*>(const_cast<void*>(sent));
-    auto* to = static_cast<std::byte*>(received);
-    if (part_bytes > 0) {
-      std::memcpy(to + rank_ * part_bytes, from + rank_ * part_bytes, static_cast<std::size_t>(part_bytes));
-      add_all_to_all(op, from, to, part_bytes);
-    }
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    MpiOperation op = describe(OpKind::kAllToAll, DType::kOther, sent_bytes(part_bytes, 0, size_), tag);
+    add_all_to_all(op, static_cast<std::byte*>(const_cast<void*>(sent)), static_cast<std::byte*>(received), part_bytes);
     return start(std::move(op));
   }
 
@@ -185,18 +180,23 @@ class MpiCommunicator final : public Communicator {
     bytes_moved_ += length(rank_) * (size_ - 1);
   }
 
-  /// Every rank sends part r of `from` to rank r; what comes from rank r is part r of `to`.
-  void add_all_to_all(MpiOperation& op, std::byte* from, std::byte* to, std::int64_t part_bytes) {
-    if (size_ == 1) return;
-    op.stages.push_back({[=, this] {
-                           std::vector<MpiTransfer> transfers;
-                           for (const int r : peers()) transfers.push_back({r, false, to + r * part_bytes, part_bytes});
-                           for (const int r : peers())
-                             transfers.push_back({r, true, from + r * part_bytes, part_bytes});
-                           return transfers;
-                         },
-                         {}});
-    bytes_moved_ += part_bytes * (size_ - 1);
+  /// Every rank sends its parts of `from`, and gets those of `to`.
+  void add_all_to_all(MpiOperation& op, std::byte* from, std::byte* to, const PartBytes& part_bytes) {
+    std::vector<MpiTransfer> transfers;
+    for (int r = 0; r < size_; ++r) {
+      const MpiTransfer send{r, true, from, part_bytes(rank_, r)};
+      const MpiTransfer receive{r, false, to, part_bytes(r, rank_)};
+      from += send.bytes;
+      to += receive.bytes;
+      if (r == rank_) {
+        if (send.bytes > 0) std::memcpy(receive.data, send.data, static_cast<std::size_t>(send.bytes));
+        continue;
+      }
+      if (receive.bytes > 0) transfers.push_back(receive);
+      if (send.bytes > 0) transfers.push_back(send);
+      bytes_moved_ += send.bytes;
+    }
+    if (!transfers.empty()) op.stages.push_back({[=] { return transfers; }, {}});
   }
 
   /// Every rank sends part r of its `whole` to rank r, which hands the parts to `sum` in the order of the ranks.

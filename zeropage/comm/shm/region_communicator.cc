@@ -102,13 +102,18 @@ WorkPtr RegionCommunicator::all_gather(const void* shard, void* whole, std::int6
   return start(std::move(op), tag);
 }
 
-WorkPtr RegionCommunicator::all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) {
-  check_numel(part_bytes, "all_to_all");
+WorkPtr RegionCommunicator::all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) {
   Operation op;
   op.call.kind = OpKind::kAllToAll;
-  op.call.numel = part_bytes;
+  op.call.numel = largest_part_bytes(part_bytes, size_);
   op.input = static_cast<const std::byte*>(sent);
   op.output = static_cast<std::byte*>(received);
+  op.parts.resize(static_cast<std::size_t>(size_));
+  for (int q = 0; q < size_; ++q) {
+    Part& part = op.parts[static_cast<std::size_t>(q)];
+    part = {part_bytes(rank_, q), part_bytes(q, rank_), sent_bytes(part_bytes, q, rank_)};
+    op.own_bytes += part.sent_bytes;
+  }
   return start(std::move(op), tag);
 }
 
@@ -175,8 +180,8 @@ WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
   set_tag(call, tag);
   op->sequence = started_;
   Slot& slot = slot_of(rank_, started_);
-  const std::int64_t bytes = input_bytes(call, size_);
-  if (bytes > kInlineBytes) {
+  const std::int64_t bytes = own_input_bytes(*op, size_);
+  if (input_bytes(call, size_) > kInlineBytes) {
     if (const auto place = memories_->find(op->input, bytes)) {
       call.memory = place->memory;
       call.memory_offset = place->offset;

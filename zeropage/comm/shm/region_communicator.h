@@ -49,11 +49,11 @@ class RegionCommunicator final : public Communicator {
   bool one_sided() const override { return true; }
   const std::byte* peer_address(int rank, const void* local) const override;
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override;
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override;
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, OnReduced on_reduced) override;
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override;
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override;
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override;
   void barrier(Tag tag) override;
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override;
   void throw_if_aborted() override;

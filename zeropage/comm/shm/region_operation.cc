@@ -54,6 +54,7 @@ class Step {
   void stage(std::int64_t chunk) {
     if (call_.kind == OpKind::kBroadcast && call_.root != rank_) return;
     const Range range = range_of(chunk);
+    if (call_.kind == OpKind::kAllToAll) return stage_parts(chunk, range);
     for (std::int64_t s = 0; s < slices_per_input(call_, size_); ++s) {
       copy(bounce(rank_, chunk) + s * stride_ * element_, op_.input + (s * call_.numel + range.begin) * element_,
            range.count * element_);
@@ -78,11 +79,7 @@ class Step {
           if (q != rank_) copy(op_.output + (q * call_.numel + range.begin), source(q, chunk), range.count);
         }
         return range.count * (size_ - 1);
-      case OpKind::kAllToAll:
-        for (int q = 0; q < size_; ++q) {
-          copy(op_.output + (q * call_.numel + range.begin), source(q, chunk), range.count);
-        }
-        return range.count * (size_ - 1);
+      case OpKind::kAllToAll: return read_parts(chunk, range);
       case OpKind::kReduceScatter:
         reduce(chunk, 0, op_.output + range.begin * element_bytes(op_.out_dtype), range.count,
                written_from(range.begin));
@@ -102,6 +99,30 @@ class Step {
   }
 
  private:
+  /// all_to_all: what lies in `range` of this rank's parts, each in the place of a part of the largest size.
+  void stage_parts(std::int64_t chunk, Range range) {
+    const std::byte* part = op_.input;
+    for (std::int64_t s = 0; s < size_; ++s) {
+      const std::int64_t bytes = op_.parts[static_cast<std::size_t>(s)].sent_bytes;
+      copy(bounce(rank_, chunk) + s * stride_, part + range.begin, std::min(range.count, bytes - range.begin));
+      part += bytes;
+    }
+  }
+
+  /// all_to_all: what lies in `range` of the parts for this rank.
+  std::int64_t read_parts(std::int64_t chunk, Range range) const {
+    std::int64_t moved_bytes = 0;
+    std::byte* to = op_.output;
+    for (int q = 0; q < size_; ++q) {
+      const Part& part = op_.parts[static_cast<std::size_t>(q)];
+      const std::int64_t bytes = std::min(range.count, part.received_bytes - range.begin);
+      copy(to + range.begin, source(q, chunk), bytes);
+      if (q != rank_ && bytes > 0) moved_bytes += bytes;
+      to += part.received_bytes;
+    }
+    return moved_bytes;
+  }
+
   Range range_of(std::int64_t chunk) const {
     const std::int64_t begin = chunk * stride_;
     return {begin, std::min(stride_, call_.numel - begin)};
@@ -116,6 +137,9 @@ class Step {
       case Route::kInline: base = control_.rank(q).slots[op_.sequence % kSlots].payload; break;
       case Route::kDirect: base = op_.peer_inputs[static_cast<std::size_t>(q)]; break;
       case Route::kStaged: base = bounce(q, chunk); break;
+    }
+    if (call_.kind == OpKind::kAllToAll && op_.route != Route::kStaged) {
+      return base + op_.parts[static_cast<std::size_t>(q)].begin;
     }
     return is_scattered(call_) ? base + rank_ * stride_ * element_ : base;
   }
@@ -172,6 +196,10 @@ void copy_own_shard(const Operation& op, int rank) {
 
 std::int64_t input_bytes(const Call& call, int size) {
   return call.numel * element_bytes(call.dtype) * slices_per_input(call, size);
+}
+
+std::int64_t own_input_bytes(const Operation& op, int size) {
+  return op.call.kind == OpKind::kAllToAll ? op.own_bytes : input_bytes(op.call, size);
 }
 
 std::int64_t count_steps(const Operation& op, int size) {

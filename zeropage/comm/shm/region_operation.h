@@ -11,6 +11,13 @@
 
 namespace zeropage::comm {
 
+/// What this rank and another one have for each other in an all_to_all.
+struct Part {
+  std::int64_t sent_bytes = 0;
+  std::int64_t received_bytes = 0;
+  std::int64_t begin = 0;  ///< of what the other one has, in its input
+};
+
 enum class Route : std::uint8_t { kInline, kDirect, kStaged };
 
 struct Operation {
@@ -20,7 +27,9 @@ struct Operation {
   std::byte* output = nullptr;
   DType out_dtype = DType::kOther;
   bool accumulate = false;
-  OnReduced on_reduced;  ///< of reduce_scatter and all_reduce
+  OnReduced on_reduced;        ///< of reduce_scatter and all_reduce
+  std::vector<Part> parts;     ///< of an all_to_all, by rank
+  std::int64_t own_bytes = 0;  ///< of an all_to_all: of the input
   std::uint64_t sequence = 0;
 
   // Fixed when all ranks have started it.
@@ -37,8 +46,11 @@ struct Operation {
   std::uint64_t end() const { return base + static_cast<std::uint64_t>(steps); }
 };
 
-/// Bytes of the input of one rank (reduce_scatter and all_to_all: the whole buffer).
+/// Bytes of the input of one rank (reduce_scatter: the whole buffer; all_to_all: at most).
 std::int64_t input_bytes(const Call& call, int size);
+
+/// Bytes of this rank's input.
+std::int64_t own_input_bytes(const Operation& op, int size);
 
 /// Steps that the operation takes on its route.
 std::int64_t count_steps(const Operation& op, int size);

@@ -247,24 +247,37 @@ class Suite {
     });
   }
 
-  /// Parts that name their sender and their receiver, so that none can be taken for another one.
+  /// Parts of equal sizes, of sizes that grow with both ranks, and from few ranks to few. Each names its sender and its
+  /// receiver, so that none can be taken for another one.
   void exchanges_parts(std::int64_t numel) {
-    const std::int64_t bytes = numel * 2;
-    const auto part = [&](int from, int to) { return make_input(from * size_ + to, numel, DType::kBFloat16); };
+    exchanges_parts("equal", [=](int, int) { return numel; });
+    exchanges_parts("different", [=](int from, int to) { return numel + 3 * from + 64 * to; });
+    exchanges_parts("to the next", [=](int from, int to) { return to == from + 1 ? numel : 0; });
+    exchanges_parts("from the last", [=, this](int from, int to) { return from == size_ - 1 ? numel + to : 0; });
+  }
+
+  void exchanges_parts(const char* sizes, const PartBytes& numel) {
+    const auto bytes = [=](int from, int to) { return 2 * numel(from, to); };
+    const auto part = [&](int from, int to) {
+      return make_input(from * size_ + to, numel(from, to), DType::kBFloat16);
+    };
     Buffer sent;
+    Buffer expected;
+    std::int64_t largest = 0;
     for (int r = 0; r < size_; ++r) {
-      const Buffer mine = part(rank_, r);
-      sent.insert(sent.end(), mine.begin(), mine.end());
-    }
-    with_each_memory(bytes * size_, [&](std::byte* memory, const char* kind) {
-      copy(memory, sent);
-      Buffer received(sent.size());
-      communicator_.all_to_all(memory, received.data(), bytes, {"exchange", bytes})->wait();
-      for (int r = 0; r < size_; ++r) {
-        check(same_bytes(received.data() + r * bytes, part(r, rank_)),
-              "all_to_all of {} bytes ({} memory): wrong part of rank {}", bytes, kind, r);
+      for (const auto& [buffer, bytes_of_r] :
+           {std::pair(&sent, part(rank_, r)), std::pair(&expected, part(r, rank_))}) {
+        buffer->insert(buffer->end(), bytes_of_r.begin(), bytes_of_r.end());
       }
-      check(same_bytes(memory, sent), "all_to_all of {} bytes ({} memory): what was sent changed", bytes, kind);
+      for (int q = 0; q < size_; ++q) largest = std::max(largest, bytes(q, r));
+    }
+    with_each_memory(largest * size_, [&](std::byte* memory, const char* kind) {
+      copy(memory, sent);
+      Buffer received(expected.size());
+      communicator_.all_to_all(memory, received.data(), bytes, {sizes, largest})->wait();
+      check(same_bytes(received.data(), expected), "all_to_all of {} parts, {} bytes at most ({} memory)", sizes,
+            largest, kind);
+      check(same_bytes(memory, sent), "all_to_all of {} parts ({} memory): what was sent changed", sizes, kind);
     });
   }
 

@@ -55,7 +55,7 @@ class FaultCommunicator final : public WrappedCommunicator {
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     return start(tag, [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
-  WorkPtr all_to_all(const void* sent, void* received, std::int64_t part_bytes, Tag tag) override {
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
     return start(tag, [&] { return inner_->all_to_all(sent, received, part_bytes, tag); });
   }
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,

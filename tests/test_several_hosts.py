@@ -1,0 +1,144 @@
+"""Training on several hosts, which are network namespaces: the results of one host, and the bytes between hosts."""
+
+import json
+
+import hosts as made_hosts
+import pytest
+from test_launcher import ROOT, environment, launch, script  # noqa: F401 (a fixture)
+
+REASON = made_hosts.why_not()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+LAYERS, WIDTH = 4, 256
+NUMEL = LAYERS * WIDTH * WIDTH
+STEPS, WARMUP_STEPS = 4, 1
+# Every rank prints a line: its number, the losses, the bytes that its host has sent in the last steps, and what its
+# communicators count as sent between hosts.
+PROGRAM = f"""
+import json, os, torch, zeropage
+from pathlib import Path
+
+def sent_bytes():
+    lines = [line.split() for line in Path("/proc/net/dev").read_text().splitlines()]
+    return sum(int(words[9]) for words in lines if words[0].startswith("eth"))
+
+rank = int(os.environ["RANK"])
+config = json.loads(os.environ["CONFIG"])
+torch.set_num_threads(1)
+torch.manual_seed(0)
+layers = [torch.nn.Linear({WIDTH}, {WIDTH}, bias=False) for _ in range({LAYERS})]
+model = torch.nn.Sequential(*(part for layer in layers for part in (layer, torch.nn.Tanh())))
+engine, *_ = zeropage.initialize(model=model, config=config)
+dtype = torch.bfloat16 if "bf16" in config else torch.float32
+generator = torch.Generator().manual_seed(rank)
+communicators = [c for c in (engine._communicators.parameters, engine._communicators.gradients) if c is not None]
+losses = []
+for step in range({STEPS + WARMUP_STEPS}):
+    if step == {WARMUP_STEPS}:
+        communicators[0].barrier()
+        before, counted_before = sent_bytes(), sum(c.bytes_between_hosts for c in communicators)
+        communicators[0].barrier()
+    batch = torch.randn(4, {WIDTH}, generator=generator).to(dtype)
+    loss = engine(batch).float().square().mean()
+    engine.backward(loss)
+    engine.step()
+    losses.append(loss.item())
+communicators[0].barrier()
+sent = sent_bytes() - before
+counted = sum(c.bytes_between_hosts for c in communicators) - counted_before
+communicators[0].barrier()
+with zeropage.zero.GatheredParameters(list(model.parameters())):
+    total = sum(p.detach().double().sum().item() for p in model.parameters())
+os.write(1, (json.dumps([rank, losses, total, sent, counted]) + os.linesep).encode())
+"""
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory):
+    made = made_hosts.Hosts(2, tmp_path_factory.mktemp("hosts"))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def train(hosts, script, tmp_path):  # noqa: F811
+    """Runs the program on hosts with `slots` ranks; empty: on one host with four. Returns what the ranks said."""
+    path = script(PROGRAM)
+
+    def run(*slots: int, dtype: str = "fp32", zero: dict | None = None, **own) -> list:
+        config = {
+            "train_micro_batch_size_per_gpu": 4,
+            "gradient_clipping": 0.5,
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **(zero or {})},
+            "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+            "zeropage": {"page_numel": WIDTH * WIDTH, **own},
+        }
+        if dtype != "fp32":
+            config[dtype] = {"enabled": True}
+        (tmp_path / "hostfile").write_text("".join(f"host{i} slots={n}\n" for i, n in enumerate(slots)))
+        words = ["--num_gpus=4"]
+        if slots:
+            words = ["--hostfile", str(tmp_path / "hostfile"), "--launcher_args", f"-F {hosts.ssh_config}"]
+            (tmp_path / ".deepspeed_env").write_text(f"CONFIG={json.dumps(config)}\n")
+        env = environment(PYTHONPATH=str(ROOT / "python"), CONFIG=json.dumps(config), ZEROPAGE_DEVICE="cpu")
+        done = launch(*words, path, env=env, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        lines = [line.partition("] ")[2] for line in done.stdout.splitlines() if "] [" in line]
+        return sorted(json.loads(line) for line in lines), done.stderr
+
+    return run
+
+
+def sent_per_element(ranks: list) -> float:
+    """Bytes that both hosts sent to each other in one step, per element of the model."""
+    return (ranks[0][3] + ranks[2][3]) / STEPS / NUMEL
+
+
+def counted_per_element(ranks: list) -> float:
+    return sum(rank[4] for rank in ranks) / STEPS / NUMEL
+
+
+SMALL = {"stage3_max_live_parameters": WIDTH * WIDTH + 1, "stage3_prefetch_bucket_size": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_two_hosts_train_as_one(train, dtype):
+    """Catches sums over hosts in another order than on one host, blocks of another host's ranks at wrong places, and
+    bytes that cross between hosts more often than they must."""
+    one_host, _ = train(dtype=dtype, zero=SMALL)
+    by_hosts, _ = train(2, 2, dtype=dtype, zero=SMALL)
+    flat, _ = train(2, 2, dtype=dtype, zero=SMALL, hierarchical_collectives=False)
+    for ranks in (by_hosts, flat):
+        assert [rank[:3] for rank in ranks] == [rank[:3] for rank in one_host]
+    element = 4 if dtype == "fp32" else 2
+    # A gather brings each host the other one's half. The backward gathers again all but the last layer, which is still
+    # there, and the first one, of whose weight it asks nothing. A reduction sends the sums of one host's terms to
+    # owners on host 1, and to owners on host 0 the two terms of host 1; of bf16 terms alone.
+    gathers = (2 * LAYERS - 2) / LAYERS * element
+    reduction = (4 + 2 * 4) / 2 if dtype == "fp32" else 2 * 2
+    assert counted_per_element(by_hosts) == pytest.approx(gathers + reduction, rel=0.01)
+    assert gathers + reduction <= sent_per_element(by_hosts) <= 1.1 * (gathers + reduction)
+    assert counted_per_element(flat) == 0
+    assert sent_per_element(by_hosts) <= 0.85 * sent_per_element(flat)
+
+
+@pytest.mark.slow
+def test_hosts_with_different_numbers_of_ranks_exchange_with_all(train):
+    """Catches hosts that are taken for a table that they are not, and a run that does not say so."""
+    ranks, said = train(1, 2)
+    assert len({json.dumps(rank[2]) for rank in ranks}) == 1
+    assert "collectives by hosts need as many ranks on each host" in said
+
+
+@pytest.mark.slow
+def test_sums_by_hosts_where_the_order_is_free(train):
+    """Catches a reduction in free order that is wrong beyond rounding, or that is not used."""
+    ordered, _ = train(2, 2, zero={"stage": 2})
+    free, _ = train(2, 2, zero={"stage": 2}, deterministic_reduction=False)
+    assert free[0][2] == pytest.approx(ordered[0][2], rel=1e-4)
+    # Updated parameters are gathered, and sums of hosts go to their owners on the other one.
+    assert counted_per_element(ordered) == pytest.approx(4 + (4 + 2 * 4) / 2, rel=0.01)
+    assert counted_per_element(free) == pytest.approx(4 + 4, rel=0.01)

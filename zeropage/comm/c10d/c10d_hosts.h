@@ -1,0 +1,45 @@
+/// \file
+/// The ranks of a job on several hosts as a communicator over hosts: shared memory on each host, and gloo between
+/// hosts. For CPU ranks; Python asks here, too.
+///
+///  1. Ranks tell each other through a store whether they are a table of hosts (host_grid.h).
+///  2. The ranks of each host join shared memory.
+///  3. The ranks of each column make their process groups, through the store.
+#pragma once
+
+#include <chrono>
+#include <memory>
+#include <string>
+
+#include "zeropage/comm/communicator.h"
+#include "zeropage/comm/hosts/host_grid.h"
+#include "zeropage/comm/world.h"
+
+// torch's headers last: they define macros.
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
+
+namespace zeropage::comm {
+
+/// The table of hosts that the ranks are; of one row where ranks of a host could do nothing for each other. Where hosts
+/// have several ranks and are no table, rank 0 says so in the log. Collective; nobody else writes into `store`.
+/// Errors: those of the store.
+HostGrid agree_on_hosts(c10d::Store& store, const World& world);
+
+struct HostsGroups {
+  std::unique_ptr<Communicator> communicator;
+  c10::intrusive_ptr<c10d::ProcessGroup> data;  ///< of this rank's column
+  c10::intrusive_ptr<c10d::ProcessGroup> control;
+};
+
+/// Joins the ranks of `world`, which are `grid`. Collective; nobody else writes into `store`. `name`: of shared memory
+/// that this job alone uses on its hosts, as for join_shared_memory. `deterministic_reduction`: as for
+/// make_hosts_communicator. Errors: those of join_shared_memory, with what to set, and of gloo.
+HostsGroups join_hosts(const HostGrid& grid, const World& world, const c10::intrusive_ptr<c10d::Store>& store,
+                       const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
+
+/// A process group over gloo whose ranks find each other by `name` in `store`.
+c10::intrusive_ptr<c10d::ProcessGroup> make_gloo_group(const c10::intrusive_ptr<c10d::Store>& store,
+                                                       const std::string& name, int rank, int size,
+                                                       std::chrono::milliseconds timeout);
+
+}  // namespace zeropage::comm

@@ -1,0 +1,22 @@
+/// \file
+/// An all_to_all over hosts: every part goes first to the rank of its sender's host that is in its receiver's column,
+/// and with the other parts of that host from there to the receiver.
+#pragma once
+
+#include "zeropage/comm/hosts/host_grid.h"
+#include "zeropage/comm/hosts/hosts_queue.h"
+
+namespace zeropage::comm {
+
+/// The arguments of Communicator::all_to_all.
+struct AllToAllCall {
+  const std::byte* sent = nullptr;
+  std::byte* received = nullptr;
+  PartBytes part_bytes;
+  Tag tag;
+};
+
+/// Appends the stages of `call` for `rank` of `grid`. Memory while it runs: twice what the rank sends or passes on.
+void add_all_to_all(HostsOperation& operation, const HostGrid& grid, int rank, const AllToAllCall& call);
+
+}  // namespace zeropage::comm

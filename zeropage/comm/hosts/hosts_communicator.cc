@@ -1,0 +1,256 @@
+#include "zeropage/comm/hosts/hosts_communicator.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "zeropage/base/error.h"
+#include "zeropage/comm/call.h"
+#include "zeropage/comm/hosts/hosts_all_to_all.h"
+#include "zeropage/comm/hosts/hosts_queue.h"
+#include "zeropage/comm/hosts/hosts_reduction.h"
+#include "zeropage/comm/reduce_kernels.h"
+
+namespace zeropage::comm {
+namespace {
+
+class HostsWork final : public Work {
+ public:
+  HostsWork(HostsQueue& queue, std::shared_ptr<HostsOperation> operation)
+      : queue_(queue), operation_(std::move(operation)) {}
+  ~HostsWork() override {
+    try {
+      if (!operation_->complete && std::uncaught_exceptions() > 0) {
+        queue_.abort("an error ended a collective of its");
+      } else {
+        wait();
+      }
+    } catch (const std::exception&) {
+      // Both sides have failed; the next call on either says so again.
+    }
+    // Buffers may be gone after this line.
+    *operation_ = HostsOperation{.complete = true};
+  }
+  bool poll() override { return queue_.poll(*operation_); }
+  void wait() override { queue_.wait(*operation_); }
+
+ private:
+  HostsQueue& queue_;
+  std::shared_ptr<HostsOperation> operation_;
+};
+
+std::shared_ptr<std::byte[]> make_bytes(std::int64_t bytes) {
+  return std::make_shared_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
+}
+
+void check_size(std::int64_t size, const char* what) {
+  if (size < 0) throw UsageError(fmt::format("{}: a size of {}; sizes are at least 0", what, size));
+}
+
+class HostsCommunicator final : public Communicator {
+ public:
+  HostsCommunicator(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between,
+                    bool deterministic_reduction)
+      : grid_{between->size(), inside->size()},
+        host_(between->rank()),
+        local_(inside->rank()),
+        in_rank_order_(deterministic_reduction),
+        queue_(std::move(inside), std::move(between), inside_name(), between_name()) {}
+
+  int rank() const override { return grid_.rank_at(host_, local_); }
+  int size() const override { return grid_.size(); }
+  bool owns_memory() const override { return queue_.at(Side::kInside).owns_memory(); }
+  bool one_sided() const override { return false; }
+  const std::byte* peer_address(int, const void*) const override {
+    throw UsageError("ranks of other hosts cannot read this one's memory; ask one_sided() before peer_address()");
+  }
+
+  /// In the memory that the ranks of a host share, where they do, so that they read each other's shards in place.
+  std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
+    queue_.drain();
+    return queue_.on(Side::kInside, [&](Communicator& inside) { return inside.allocate(bytes, label); });
+  }
+
+  WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
+    check_size(shard_bytes, "all_gather");
+    HostsOperation op;
+    add_all_gather(op, static_cast<const std::byte*>(shard), static_cast<std::byte*>(whole), shard_bytes, tag);
+    return start(std::move(op));
+  }
+
+  WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
+                         bool accumulate, Tag tag, OnReduced on_reduced) override {
+    check_size(shard_numel, "reduce_scatter");
+    check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
+    HostsOperation op;
+    add_reduction(op, {static_cast<const std::byte*>(whole), static_cast<std::byte*>(out), shard_numel, in_dtype,
+                       out_dtype, accumulate, tag, std::move(on_reduced)});
+    return start(std::move(op));
+  }
+
+  /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by
+  /// all.
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
+    check_size(numel, "all_reduce");
+    check_reducible(dtype, dtype, false, "all_reduce");
+    HostsOperation op;
+    const std::int64_t bytes = element_bytes(dtype);
+    const std::int64_t slice_numel = numel * bytes <= kSmallReductionBytes ? 0 : numel / size();
+    auto* begin = static_cast<std::byte*>(data);
+    std::byte* own = begin + rank() * slice_numel * bytes;
+    add_reduction(op, {begin, own, slice_numel, dtype, dtype, false, tag, on_reduced});
+    add_all_gather(op, own, begin, slice_numel * bytes, tag);
+    const std::int64_t done_numel = slice_numel * size();
+    add_small_all_reduce(op, begin + done_numel * bytes, numel - done_numel, dtype, tag, std::move(on_reduced));
+    return start(std::move(op));
+  }
+
+  WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
+    check_size(bytes, "broadcast");
+    if (root < 0 || root >= size()) {
+      throw UsageError(fmt::format("broadcast from rank {}: ranks are 0 to {}", root, size() - 1));
+    }
+    HostsOperation op;
+    if (bytes > 0 && local_ == grid_.local_of(root)) {
+      add_stage(op, Side::kBetween, [=, root = grid_.host_of(root)](Communicator& column, auto& works) {
+        works.push_back(column.broadcast(data, bytes, root, tag));
+      });
+    }
+    if (bytes > 0) {
+      add_stage(op, Side::kInside, [=, root = grid_.local_of(root)](Communicator& host, auto& works) {
+        works.push_back(host.broadcast(data, bytes, root, tag));
+      });
+    }
+    return start(std::move(op));
+  }
+
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    sent_bytes(part_bytes, rank(), size());  // these two look for negative sizes
+    received_bytes(part_bytes, rank(), size());
+    HostsOperation op;
+    add_all_to_all(op, grid_, rank(),
+                   {static_cast<const std::byte*>(sent), static_cast<std::byte*>(received), part_bytes, tag});
+    return start(std::move(op));
+  }
+
+  void barrier(Tag tag) override {
+    queue_.drain();
+    // Who has met its column meets its host, whose other ranks have met theirs.
+    queue_.on(Side::kBetween, [&](Communicator& column) { column.barrier(tag); });
+    queue_.on(Side::kInside, [&](Communicator& host) { host.barrier(tag); });
+  }
+
+  void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
+    const auto advance_and_look = [&] {
+      queue_.advance();
+      return ready();
+    };
+    poll_until(*this, advance_and_look,
+               waiting_for < 0 ? std::string(what) : fmt::format("{} (rank {})", what, waiting_for));
+  }
+  void throw_if_aborted() override {
+    for (const Side side : {Side::kInside, Side::kBetween}) queue_.at(side).throw_if_aborted();
+  }
+  std::chrono::milliseconds timeout() const override { return queue_.at(Side::kBetween).timeout(); }
+  void notify() override { queue_.at(Side::kInside).notify(); }
+  void set_checking(bool checking) override {
+    for (const Side side : {Side::kInside, Side::kBetween}) queue_.at(side).set_checking(checking);
+  }
+  void abort(std::string_view reason) override { queue_.abort(fmt::format("rank {} of the job: {}", rank(), reason)); }
+  std::int64_t bytes_moved() const override { return queue_.at(Side::kInside).bytes_moved() + bytes_between_hosts(); }
+  std::int64_t bytes_between_hosts() const override { return queue_.at(Side::kBetween).bytes_moved(); }
+
+ protected:
+  std::string gather_host_bytes(std::string_view mine, Tag tag) override {
+    queue_.drain();
+    const std::string column =
+        queue_.on(Side::kBetween, [&](Communicator& between) { return all_gather_small(between, mine, tag); });
+    const std::string columns =
+        queue_.on(Side::kInside, [&](Communicator& inside) { return all_gather_small(inside, column, tag); });
+    std::string all;
+    for (int r = 0; r < size(); ++r) {
+      const int at = grid_.local_of(r) * grid_.hosts + grid_.host_of(r);
+      all.append(columns, static_cast<std::size_t>(at) * mine.size(), mine.size());
+    }
+    return all;
+  }
+
+ private:
+  std::string inside_name() const {
+    return fmt::format("among the ranks of host {}, whose rank 0 is rank {} of the job", host_,
+                       grid_.rank_at(host_, 0));
+  }
+  std::string between_name() const {
+    std::vector<int> column;
+    for (int host = 0; host < grid_.hosts; ++host) column.push_back(grid_.rank_at(host, local_));
+    return fmt::format("among ranks {} of the job, one per host and counted from 0", fmt::join(column, ", "));
+  }
+
+  WorkPtr start(HostsOperation op) { return std::make_unique<HostsWork>(queue_, queue_.start(std::move(op))); }
+
+  template <typename Start>
+  void add_stage(HostsOperation& op, Side side, Start start, std::function<void()> finish = {}) {
+    op.stages.push_back({side, std::move(start), std::move(finish)});
+  }
+
+  void add_reduction(HostsOperation& op, const ReductionCall& call) {
+    if (call.shard_numel == 0) return;
+    if (in_rank_order_) {
+      add_ordered_reduction(op, grid_, host_, call);
+    } else {
+      add_reduction_by_hosts(op, grid_, call);
+    }
+  }
+
+  void add_all_gather(HostsOperation& op, const std::byte* shard, std::byte* whole, std::int64_t bytes, Tag tag) {
+    if (bytes == 0) return;
+    const auto column = std::make_shared<std::shared_ptr<std::byte[]>>();
+    add_stage(op, Side::kBetween, [=, this](Communicator& between, auto& works) {
+      *column = make_bytes(bytes * grid_.hosts);
+      works.push_back(between.all_gather(shard, column->get(), bytes, tag));
+    });
+    // A block of each host at its place. That of this host is read where its shards are.
+    const auto gather_blocks = [=, this](Communicator& inside, std::vector<WorkPtr>& works) {
+      for (int host = 0; host < grid_.hosts; ++host) {
+        const std::byte* from = host == host_ ? shard : column->get() + host * bytes;
+        works.push_back(inside.all_gather(from, whole + grid_.rank_at(host, 0) * bytes, bytes, tag));
+      }
+    };
+    add_stage(op, Side::kInside, gather_blocks, [=] { column->reset(); });
+  }
+
+  void add_small_all_reduce(HostsOperation& op, std::byte* data, std::int64_t numel, DType dtype, Tag tag,
+                            OnReduced on_reduced) {
+    if (numel == 0) return;
+    const std::int64_t bytes = numel * element_bytes(dtype);
+    const auto all = make_bytes(bytes * size());
+    add_all_gather(op, data, all.get(), bytes, tag);
+    op.stages.back().finish = [=, size = size()] {
+      std::vector<const std::byte*> terms;
+      for (int r = 0; r < size; ++r) terms.push_back(all.get() + r * bytes);
+      reduce_ranks(terms, data, numel, dtype, dtype, false, {});
+      // Who listens has parts that divide evenly: then this is all there is.
+      if (on_reduced) on_reduced(0, numel / size);
+    };
+  }
+
+  const HostGrid grid_;
+  const int host_;
+  const int local_;
+  const bool in_rank_order_;
+  HostsQueue queue_;
+};
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicator> inside,
+                                                      std::shared_ptr<Communicator> between,
+                                                      bool deterministic_reduction) {
+  return std::make_unique<HostsCommunicator>(std::move(inside), std::move(between), deterministic_reduction);
+}
+
+}  // namespace zeropage::comm

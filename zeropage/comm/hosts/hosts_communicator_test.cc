@@ -1,0 +1,212 @@
+// Ranks of several hosts as threads: a communicator of threads for each host, and one for each column.
+#include "zeropage/comm/hosts/hosts_communicator.h"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "zeropage/comm/testing/communicator_conformance.h"
+#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
+
+namespace zeropage::comm {
+namespace {
+
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+using Clock = std::chrono::steady_clock;
+
+constexpr milliseconds kLong{20000};
+constexpr milliseconds kShort{500};
+
+using Communicators = std::vector<std::unique_ptr<Communicator>>;
+
+/// Every rank's communicator. `wrap` puts something around each of the two that it is made of.
+template <typename Wrap>
+Communicators make_grid(const HostGrid& grid, milliseconds timeout, bool deterministic_reduction, const Wrap& wrap) {
+  std::vector<Communicators> hosts;
+  std::vector<Communicators> columns;
+  for (int h = 0; h < grid.hosts; ++h) hosts.push_back(make_thread_communicators(grid.local_size, timeout));
+  for (int c = 0; c < grid.local_size; ++c) columns.push_back(make_thread_communicators(grid.hosts, timeout));
+  Communicators ranks;
+  for (int r = 0; r < grid.size(); ++r) {
+    const auto host = static_cast<std::size_t>(grid.host_of(r));
+    const auto local = static_cast<std::size_t>(grid.local_of(r));
+    ranks.push_back(make_hosts_communicator(wrap(std::move(hosts[host][local]), r),
+                                            wrap(std::move(columns[local][host]), r), deterministic_reduction));
+  }
+  return ranks;
+}
+
+Communicators make_grid(const HostGrid& grid, milliseconds timeout, bool deterministic_reduction = true) {
+  return make_grid(grid, timeout, deterministic_reduction,
+                   [](std::unique_ptr<Communicator> plain, int) { return plain; });
+}
+
+class HostsConformance : public testing::TestWithParam<HostGrid> {};
+
+// Catches sums in another order than the ranks', blocks of hosts at wrong places, and stages that overtake each other.
+TEST_P(HostsConformance, Holds) {
+  for (const std::string& outcome : run_threads(make_grid(GetParam(), kLong), run_conformance)) EXPECT_EQ(outcome, "");
+}
+
+INSTANTIATE_TEST_SUITE_P(Grids, HostsConformance, testing::Values(HostGrid{2, 2}, HostGrid{3, 2}));
+
+// Catches stages that only come in the right order where all ranks are equally fast.
+TEST(HostsCommunicator, ConformsWhereRanksAndNetworksAreSlow) {
+  const auto slow = [](std::unique_ptr<Communicator> plain, int rank) {
+    return make_fault_communicator(std::move(plain), random_delays(static_cast<std::uint64_t>(rank), microseconds(50)),
+                                   /*two_sided=*/true);
+  };
+  const auto outcomes = run_threads(make_grid({2, 2}, kLong, true, slow), [](Communicator& c) {
+    std::vector<float> whole(4 * 3000, static_cast<float>(c.rank() + 1));
+    std::vector<float> shards(50 * 3000);
+    std::vector<WorkPtr> works;
+    for (int i = 0; i < 50; ++i) {
+      works.push_back(c.reduce_scatter(whole.data(), shards.data() + i * 3000, 3000, DType::kFloat32, DType::kFloat32,
+                                       false, {"sum", i}, {}));
+      if (i % 7 == 3) works[static_cast<std::size_t>(i - 2)]->wait();
+      if (i % 9 == c.rank()) works.back()->poll();
+    }
+    works.clear();
+    for (const float sum : shards) {
+      if (sum != 10) throw Error(fmt::format("a sum of {}", sum));
+    }
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+/// What one rank of each host gets from other hosts in `call`, by host: threads count what they copy.
+std::vector<std::int64_t> bytes_from_other_hosts(const HostGrid& grid, bool deterministic, const RankBody& call) {
+  std::vector<std::int64_t> bytes(static_cast<std::size_t>(grid.hosts));
+  const auto outcomes = run_threads(make_grid(grid, kLong, deterministic), [&](Communicator& c) {
+    c.barrier({"begin"});
+    const std::int64_t before = c.bytes_between_hosts();
+    call(c);
+    if (grid.local_of(c.rank()) != 1) return;
+    bytes[static_cast<std::size_t>(grid.host_of(c.rank()))] = c.bytes_between_hosts() - before;
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+  return bytes;
+}
+
+constexpr std::int64_t kNumel = 1000;  // of a shard
+
+RankBody reduction(DType dtype, DType out_dtype) {
+  return [=](Communicator& c) {
+    std::vector<double> whole(static_cast<std::size_t>(kNumel * c.size()));
+    std::vector<double> out(kNumel);
+    c.reduce_scatter(whole.data(), out.data(), kNumel, dtype, out_dtype, false, {"sum"}, {})->wait();
+  };
+}
+
+// Catches bytes that cross between hosts once for each rank of a host, and routes that are not those of choose_routes.
+TEST(HostsCommunicator, SendsBetweenHostsWhatItMust) {
+  using enum DType;
+  const auto gather = [](Communicator& c) {
+    std::vector<std::byte> whole(static_cast<std::size_t>(kNumel * c.size()));
+    c.all_gather(whole.data() + c.rank() * kNumel, whole.data(), kNumel, {"gather"})->wait();
+  };
+  using Bytes = std::vector<std::int64_t>;
+  EXPECT_EQ(bytes_from_other_hosts({3, 2}, true, gather), Bytes({2 * kNumel, 2 * kNumel, 2 * kNumel}));
+  // Two ranks of fp32 on each of two hosts: host 0 sends its sum of host 1's shard, and gets the terms of its own.
+  EXPECT_EQ(bytes_from_other_hosts({2, 2}, true, reduction(kFloat32, kFloat32)), Bytes({8 * kNumel, 4 * kNumel}));
+  // Of bf16: two terms are as long as a sum.
+  EXPECT_EQ(bytes_from_other_hosts({2, 2}, true, reduction(kBFloat16, kFloat32)), Bytes({4 * kNumel, 4 * kNumel}));
+  // Four ranks: sums go from host to host, and from the last one to those that are not beside it.
+  EXPECT_EQ(bytes_from_other_hosts({3, 4}, true, reduction(kFloat32, kFloat32)),
+            Bytes({4 * kNumel, (3 + 1) * 4 * kNumel, 3 * 4 * kNumel}));
+  EXPECT_EQ(bytes_from_other_hosts({3, 4}, false, reduction(kBFloat16, kFloat32)),
+            Bytes({2 * 4 * kNumel, 2 * 4 * kNumel, 2 * 4 * kNumel}));
+}
+
+// Catches a reduction in free order that loses or doubles terms, rounds twice, or adds to what it should replace.
+TEST(HostsCommunicator, SumsByHostsWhereTheOrderIsFree) {
+  const auto outcomes = run_threads(make_grid({3, 2}, kLong, /*deterministic_reduction=*/false), [](Communicator& c) {
+    const auto term = [](int rank, std::int64_t i) { return std::ldexp(1.0f + static_cast<float>(i % 5), rank * 5); };
+    const auto sum_of_host = [&](int host, std::int64_t i) { return term(2 * host, i) + term(2 * host + 1, i); };
+    std::vector<float> whole(6 * 100);
+    for (std::int64_t i = 0; i < 600; ++i) whole[static_cast<std::size_t>(i)] = term(c.rank(), i);
+    std::vector<float> out(100, 0.5f);
+    std::int64_t told = 0;
+    c.reduce_scatter(whole.data(), out.data(), 100, DType::kFloat32, DType::kFloat32, /*accumulate=*/true, {"sum"},
+                     [&](std::int64_t, std::int64_t numel) { told += numel; })
+        ->wait();
+    if (told != 100) throw Error("not told of all elements");
+    for (std::int64_t i = 0; i < 100; ++i) {
+      const std::int64_t at = c.rank() * 100 + i;
+      const float expected = 0.5f + ((sum_of_host(0, at) + sum_of_host(1, at)) + sum_of_host(2, at));
+      if (out[static_cast<std::size_t>(i)] != expected) throw Error(fmt::format("element {}: {}", at, out[0]));
+    }
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+// Catches an error of one host that other hosts learn only from their timeout, or whose ranks mean nothing to a reader.
+TEST(HostsCommunicator, AnAbortReachesAllHosts) {
+  const auto begin = Clock::now();
+  const auto outcomes = run_threads(make_grid({2, 2}, kLong), [](Communicator& c) {
+    c.barrier({"begin"});
+    if (c.rank() == 3) c.abort("disk full");
+    for (;;) c.barrier({"work"});
+  });
+  for (const std::string& outcome : outcomes) {
+    EXPECT_TRUE(outcome.starts_with("PeerError: among ")) << outcome;
+    EXPECT_TRUE(contains(outcome, "rank 3 of the job: disk full")) << outcome;
+  }
+  EXPECT_LT(Clock::now() - begin, kLong / 4);
+}
+
+// Catches ranks of other hosts that wait for ever for one that does not come, and a message that does not say where.
+TEST(HostsCommunicator, ALateRankEndsTheOthers) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kShort), [](Communicator& c) {
+    c.barrier({"begin"});
+    if (c.rank() == 1) return;
+    std::vector<float> data(4000);
+    c.all_reduce(data.data(), 4000, DType::kFloat32, {"norm"}, {})->wait();
+  });
+  EXPECT_EQ(outcomes[1], "");
+  for (const int r : {0, 2, 3}) EXPECT_FALSE(outcomes[static_cast<std::size_t>(r)].empty());
+  EXPECT_TRUE(
+      contains(outcomes[0], "among the ranks of host 0, whose rank 0 is rank 0 of the job: rank 0 waited 500 ms"))
+      << outcomes[0];
+  EXPECT_TRUE(contains(outcomes[2], "of the job, one per host and counted from 0: rank ")) << outcomes[2];
+}
+
+// Catches a collective that a rank drops by an exception, and that writes into its buffers later.
+TEST(HostsCommunicator, AnExceptionDropsACollective) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kLong), [](Communicator& c) {
+    c.barrier({"begin"});
+    if (c.rank() == 0) {
+      std::vector<float> data(100000);
+      const auto work = c.all_reduce(data.data(), 100000, DType::kFloat32, {"sum"}, {});
+      throw Error("the loss is NaN");
+    }
+    std::vector<float> data(100000);
+    c.all_reduce(data.data(), 100000, DType::kFloat32, {"sum"}, {})->wait();
+  });
+  EXPECT_EQ(outcomes[0], "the loss is NaN");
+  for (const int r : {1, 2, 3}) {
+    EXPECT_TRUE(contains(outcomes[static_cast<std::size_t>(r)], "an error ended a collective")) << outcomes[1];
+  }
+}
+
+// Catches arguments that would read outside buffers, or sums that have no meaning.
+TEST(HostsCommunicator, RefusesArgumentsThatMakeNoSense) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kShort), [](Communicator& c) {
+    std::byte data[64] = {};
+    const auto refused = [](const std::function<void()>& call) { return outcome_of(call).starts_with("UsageError"); };
+    const bool all = refused([&] { c.all_gather(data, data, -1, {}); }) &&
+                     refused([&] { c.broadcast(data, 8, 4, {}); }) &&
+                     refused([&] { c.all_reduce(data, 8, DType::kOther, {}, {}); }) &&
+                     refused([&] { c.all_to_all(data, data, [](int, int) { return -1; }, {}); }) &&
+                     refused([&] { c.peer_address(1, data); });
+    if (!all) throw Error("accepted");
+    c.barrier({"still usable"});
+  });
+  for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+}  // namespace
+}  // namespace zeropage::comm

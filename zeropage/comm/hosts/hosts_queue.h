@@ -1,0 +1,89 @@
+/// \file
+/// The collectives over hosts that one rank has started, in order.
+///
+///  1. A collective is a list of stages. A stage is one or more collectives of one side, the communicator of this
+///     rank's host or the one between hosts, and then what is done with their results here.
+///  2. A stage starts when the one before it in its collective is done and all stages of that side of earlier
+///     collectives have started: all ranks of a communicator start the same collectives in the same order, however
+///     often each of them polls.
+///  3. Stages start and end while this rank starts, polls or waits for anything on the same communicator.
+///  4. Whoever waits blocks in the oldest collective that is not complete. So the oldest one of all ranks goes on.
+///  5. The first error ends both sides, on all ranks: each rank that meets it on one side aborts the other.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::comm {
+
+enum class Side : std::uint8_t { kInside, kBetween };
+
+struct HostsStage {
+  Side side = Side::kInside;
+  std::function<void(Communicator& communicator, std::vector<WorkPtr>& works)> start;
+  std::function<void()> finish;  ///< may be empty
+};
+
+struct HostsOperation {
+  std::vector<HostsStage> stages;
+  std::size_t started = 0;
+  std::vector<WorkPtr> works;  ///< of the stage that was started last, until it is done
+  bool running = false;        ///< that stage
+  bool complete = false;
+};
+
+class HostsQueue {
+ public:
+  /// `inside`, `between`: what messages call the ranks of the two communicators.
+  HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string inside_name,
+             std::string between_name);
+
+  Communicator& at(Side side) const { return side == Side::kInside ? *inside_ : *between_; }
+
+  /// Takes `operation` in and starts what can be. Does not block. Errors: those of the two communicators.
+  std::shared_ptr<HostsOperation> start(HostsOperation operation);
+
+  /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
+  bool poll(HostsOperation& operation);
+
+  /// Returns when `operation`, and all that were started before it, are complete. Errors: PeerError, TimeoutError.
+  void wait(HostsOperation& operation);
+
+  /// Returns when all are complete: before calls that do not go through this queue.
+  void drain();
+
+  /// Starts and ends what can be without blocking.
+  void advance();
+
+  /// Calls one side. An error aborts the other one, and says on which side it was.
+  template <typename Call>
+  auto on(Side side, const Call& call) {
+    try {
+      return call(at(side));
+    } catch (...) {
+      rethrow(side);
+    }
+  }
+
+  void abort(std::string_view reason);
+
+ private:
+  void advance(HostsOperation& operation, const std::array<bool, 2>& may_start);
+  bool works_done(HostsOperation& operation);
+  [[noreturn]] void rethrow(Side side);
+
+  const std::shared_ptr<Communicator> inside_;
+  const std::shared_ptr<Communicator> between_;
+  const std::array<std::string, 2> names_;
+  std::deque<std::shared_ptr<HostsOperation>> pending_;
+};
+
+}  // namespace zeropage::comm
