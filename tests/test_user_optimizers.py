@@ -375,13 +375,16 @@ def test_step_of_the_object_is_refused():
         optimizer.step()
 
 
+@pytest.mark.parametrize("given", [None, "AdamW", "Adamax"], ids=["in the configuration", "AdamW", "Adamax"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_another_optimizer_in_the_loop_is_said(stage, capfd):
+def test_another_optimizer_in_the_loop_is_said(stage, given, capfd):
     """Catches a second update on top of the engine's, by an optimizer that the engine was not given, in silence; and a
     warning where there is none."""
 
     def run(rank: int, also: bool) -> None:
-        engine, *_ = zeropage.initialize(model=small_net(), config=config_of(stage, zeropage={"page_numel": 5000}))
+        model, config = small_net(), config_of(stage, zeropage={"page_numel": 5000})
+        own = getattr(torch.optim, given)(model.parameters(), **config.pop("optimizer")["params"]) if given else None
+        engine, *_ = zeropage.initialize(model=model, optimizer=own, config=config)
         beside = torch.optim.SGD(engine.module.parameters(), lr=1e-2)
         for step in range(3):
             engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))

@@ -100,6 +100,7 @@ at::Tensor Engine::step(const std::function<at::Tensor()>& closure) {
     backward(mine);
     return mean_over_ranks(mine.detach());
   });
+  impl_->core->accept_writes();
   end_step(impl_->step());
   return loss;
 }

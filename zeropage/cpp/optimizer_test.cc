@@ -220,41 +220,50 @@ TEST(Optimizer, AStepThatWasLeftInTheLoopIsAnError) {
   });
 }
 
-// A second update on top of the engine's, by an optimizer that the engine was not given.
+int times_said(const std::string& log) {
+  int times = 0;
+  for (auto at = log.find("left in the loop"); at != std::string::npos; at = log.find("left in the loop", at + 1)) {
+    ++times;
+  }
+  return times;
+}
+
+// A second update on top of the engine's, by an optimizer that the engine was not given; its own one, configured or
+// given, is none.
 TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
   for (const bool adam : {false, true}) {
-    for (const int stage : {0, 1, 2, 3}) {
-      SCOPED_TRACE(fmt::format("{} at stage {}", adam ? "Adam" : "SGD", stage));
-      std::vector<int> said;
-      for (const int from : {0, 1, 2}) {  // in none of the steps, in the last, in both
-        testing::internal::CaptureStderr();
-        on_two_ranks([&](int rank, const Options& options) {
-          auto model = make_model();
-          std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
-          if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
-          auto engine = initialize(
-              *model, config_of(stage, R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"), options);
-          for (int step = 0; step < 2; ++step) {
-            engine.backward(loss_of(model, batch_of(step, rank)));
-            if (step + from >= 2) beside->step();
-            engine.step();
-          }
-        });
-        const std::string log = testing::internal::GetCapturedStderr();
-        int times = 0;
-        for (auto at = log.find("left in the loop"); at != std::string::npos;
-             at = log.find("left in the loop", at + 1)) {
-          ++times;
+    for (const bool given : {false, true}) {
+      for (const int stage : {0, 1, 2, 3}) {
+        SCOPED_TRACE(fmt::format("{} beside {} at stage {}", adam ? "Adam" : "SGD", given ? "RMSprop" : "SGD", stage));
+        std::vector<int> said;
+        for (const int from : {0, 1, 2}) {  // in none of the steps, in the last, in both
+          testing::internal::CaptureStderr();
+          on_two_ranks([&](int rank, Options options) {
+            auto model = make_model();
+            if (given) options.optimizer = std::make_shared<torch::optim::RMSprop>(model->parameters(), 0.01);
+            std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
+            if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
+            auto engine = initialize(
+                *model, config_of(stage, given ? "{}" : R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"),
+                options);
+            for (int step = 0; step < 2; ++step) {
+              engine.backward(loss_of(model, batch_of(step, rank)));
+              if (step + from >= 2) beside->step();
+              engine.step();
+            }
+          });
+          said.push_back(times_said(testing::internal::GetCapturedStderr()));
         }
-        said.push_back(times);
+        EXPECT_EQ(said, (std::vector<int>{0, 1, 1})) << "once, and only where there is one";
       }
-      EXPECT_EQ(said, (std::vector<int>{0, 1, 1})) << "once, and only where there is one";
     }
   }
 }
 
 // A loss that each rank evaluates for itself, so that their line searches part ways.
+// Its writes between backwards are its own.
 TEST(Optimizer, LbfgsRunsAtStage0) {
+  testing::internal::CaptureStderr();
   const auto options_of = [] { return torch::optim::LBFGSOptions(0.5).max_iter(4).line_search_fn("strong_wolfe"); };
   auto plain = make_model();
   torch::optim::LBFGS optimizer(plain->parameters(), options_of());
@@ -276,6 +285,7 @@ TEST(Optimizer, LbfgsRunsAtStage0) {
     EXPECT_EQ(engine.global_steps(), 3);
     expect_equal(model->parameters(), plain->parameters());
   });
+  EXPECT_EQ(times_said(testing::internal::GetCapturedStderr()), 0);
 }
 
 // Optimizers that would train nothing, or not what they were made for.

@@ -126,6 +126,10 @@ class Engine {
   /// nothing changes, and the ranks on which it is empty get a PeerError.
   void end_edit(const std::string& failure = {});
 
+  /// Says that what was written into parameters since the last backward is meant, so that the step does not warn of it:
+  /// the writes of an optimizer that evaluates the loss within its own step (LBFGS).
+  void accept_writes();
+
   /// Forgets gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops
   /// micro steps that went well: a loop that calls it before each of them would never update.
   void zero_grad();

@@ -49,7 +49,7 @@ void Engine::Impl::end_backward() {
   if (window_.at_boundary()) {
     reducer_->finish();
     gradients_->publish(divisor());
-    if (config_.optimizer.kind != config::OptimizerKind::kClient) second_update_.note();
+    second_update_.note();
   }
   backward_failed_ = false;
   window_.note_backward();

@@ -69,5 +69,6 @@ void Engine::Impl::end_edit(const std::string& failure) {
 
 std::vector<ClientSegment> Engine::begin_edit() { return impl_->begin_edit(); }
 void Engine::end_edit(const std::string& failure) { impl_->end_edit(failure); }
+void Engine::accept_writes() { impl_->second_update_.forget(); }
 
 }  // namespace zeropage::engine

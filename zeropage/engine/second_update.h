@@ -7,9 +7,11 @@
 ///      somebody has written them.
 ///   2. The step looks whether most of them were written since.
 ///
+/// An optimizer that the program gave to the engine writes in the step itself, or forgets what was noted (LBFGS,
+/// edits).
+///
 /// Not noticed: writes past torch's version counters (torch::optim::SGD) into fp32 parameters that are whole and on a
-/// device other than the CPU; anything where the program's optimizer is the engine's own (Options::optimizer), whose
-/// `step` refuses to be called.
+/// device other than the CPU.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
