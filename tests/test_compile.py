@@ -4,6 +4,7 @@ import ctypes
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -372,3 +373,59 @@ def test_cuda_graphs_of_sharded_parameters_are_left_out(stage, capfd):
 
     assert run_ranks(2, run) == [stage == 2] * 2
     assert ("no CUDA graphs for this model" in capfd.readouterr().err) == (stage == 3)
+
+
+def recorded_operators(model: nn.Module, backend: Any, path: Path) -> set[str]:
+    """The names of what torch records during the first forward of a compiled model."""
+    recorder = torch.profiler.ExecutionTraceObserver().register_callback(str(path))
+    recorder.start()
+    try:
+        torch.compile(model, backend=backend)(torch.ones(2, 8))
+    finally:
+        recorder.stop()
+        recorder.unregister_callback()
+    return {node["name"] for node in json.loads(path.read_text())["nodes"]}
+
+
+def compile_with_two_backends(folder: str) -> dict[str, Any]:
+    """Of one rank: what is recorded during and after compilations before the first step and after it; and the warnings
+    and the result of the backend cudagraphs, which believes that the CPU has CUDA graphs."""
+    from torch._dynamo.backends import cudagraphs
+
+    from zeropage import compiled_graphs
+
+    def slow_compiler(graph: Any, inputs: Any) -> Any:
+        torch.ones(1).erfinv()
+        return graph.forward
+
+    engine = zeropage.initialize(model=nn.Sequential(nn.Linear(8, 64), nn.Linear(64, 8)), config=config_of(3))[0]
+    path = Path(folder) / f"{engine.global_rank}.json"
+    recorded = {"first": recorded_operators(engine.module, slow_compiler, path)}
+    engine.backward(engine(torch.ones(2, 8)).sum())
+    engine.step()
+    torch._dynamo.reset()
+    recorded["later"] = recorded_operators(engine.module, slow_compiler, path)
+
+    said: list[str] = []
+    compiled_graphs._C.log_warn, log_warn = said.append, compiled_graphs._C.log_warn
+    cudagraphs.check_multiple_devices_or_any_cpu_nodes = lambda mapping: None
+    torch._dynamo.reset()
+    expected = engine.module(torch.ones(2, 8))
+    found = torch.compile(engine.module, backend="cudagraphs")(torch.ones(2, 8))
+    compiled_graphs._C.log_warn = log_warn
+    engine.backward(found.sum())
+    engine.step()
+    return {
+        "recorded": {name: sorted(value & {"aten::erfinv", "aten::linear"}) for name, value in recorded.items()},
+        "said": said,
+        "same": torch.equal(found, expected),
+    }
+
+
+def test_compiling_is_not_recorded_and_records_no_graph(tmp_path):
+    """Catches an observer that looks at every operator of the compiler, one that no longer sees the compiled code, and
+    CUDA graphs of the backend cudagraphs at stage 3, which would read memory that has been freed."""
+    arguments = json.dumps({"folder": str(tmp_path)})
+    for rank in run_processes(WORLD, "test_compile", "compile_with_two_backends", arguments, tmp_path):
+        assert rank["recorded"] == {"first": ["aten::linear"], "later": ["aten::erfinv", "aten::linear"]}
+        assert len(rank["said"]) == 1 and "backend cudagraphs" in rank["said"][0] and rank["same"]

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,6 +85,16 @@ class UnobservedCall {
   py::object callable_;
 };
 
+/// A context in which the observer is paused.
+class ObserverPause {
+ public:
+  void enter() { pause_.emplace(); }
+  void exit(const py::args&) { pause_.reset(); }
+
+ private:
+  std::optional<paging::PausedObserver> pause_;
+};
+
 }  // namespace
 
 void init_kernels(py::module_& module) {
@@ -98,6 +109,11 @@ void init_kernels(py::module_& module) {
                              "Calls what runs one custom function that needs no page before its operators do.")
       .def(py::init<py::object>(), py::arg("callable"))
       .def("__call__", &UnobservedCall::call);
+  py::class_<ObserverPause>(module, "ObserverPause",
+                            "While it is entered, torch records nothing that this thread runs, if an observer is on.")
+      .def(py::init<>())
+      .def("__enter__", &ObserverPause::enter)
+      .def("__exit__", &ObserverPause::exit);
 }
 
 }  // namespace zeropage::python

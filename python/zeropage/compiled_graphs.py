@@ -10,7 +10,9 @@ the graph takes resident while it runs. In its place:
      which stays as it is: so do its cache, its graph and the time that compiling takes.
   3. Where these kernels cannot be found (C++ wrappers, kernels that are given plain addresses), the parameters of the
      graph are pinned while it runs. Functions of other backends are left to the observer.
-  4. A CUDA graph reads the addresses that it was recorded with. Graphs that may take sharded parameters go without.
+  4. A CUDA graph reads the addresses that it was recorded with. Graphs that may take sharded parameters go without, of
+     Inductor and of the backend cudagraphs.
+  5. While torch compiles, the observer is paused, unless a profiler looks.
 
 Torch imports its compiler when it is first used; the hooks come then.
 """
@@ -24,7 +26,7 @@ import logging
 import re
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,8 @@ def fetch_in_compiled_code(held: Callable[[], Iterable[torch.Tensor]]) -> None:
         {
             "torch._inductor.output_code": functools.partial(_hook_inductor, held=held),
             "torch._functorch._aot_autograd.runtime_wrappers": _hook_autograd,
+            "torch._dynamo.callback": _hook_compiling,
+            "torch._dynamo.backends.cudagraphs": functools.partial(_hook_cuda_graphs, held=held),
         }
     )
 
@@ -109,8 +113,11 @@ def _hook_inductor(module: types.ModuleType, held: Callable[[], Iterable[torch.T
     @functools.wraps(original)
     def post_compile(graph: Any, *args: Any, **kwargs: Any) -> None:
         obstacle = _pin_in_kernels(graph)
-        if "cuda" in getattr(graph, "device_types", ()) and any(_C.is_paged(parameter) for parameter in held()):
-            _leave_out_cuda_graphs(kwargs.get("graph_kwargs") or args[-1])
+        if "cuda" in getattr(graph, "device_types", ()) and _any_sharded(held):
+            wanted = (kwargs.get("graph_kwargs") or args[-1]).get("cudagraphs")
+            if wanted:
+                wanted.value = False  # of the graph and its backward
+                _say_no_cuda_graphs("mode='reduce-overhead' or 'max-autotune'")
         original(graph, *args, **kwargs)
         if obstacle is not None and graph.current_callable is not None:
             _log.debug("a graph of Inductor keeps all its parameters resident while it runs: %s", obstacle)
@@ -120,16 +127,53 @@ def _hook_inductor(module: types.ModuleType, held: Callable[[], Iterable[torch.T
     graph_class.post_compile = post_compile
 
 
-def _leave_out_cuda_graphs(settings: dict[str, Any]) -> None:
-    wanted = settings.get("cudagraphs")
-    if not wanted:
-        return
-    wanted.value = False  # of the graph and its backward
+def _any_sharded(held: Callable[[], Iterable[torch.Tensor]]) -> bool:
+    return any(_C.is_paged(parameter) for parameter in held())
+
+
+def _say_no_cuda_graphs(who: str) -> None:
     _C.log_warn(
-        "torch.compile: no CUDA graphs for this model (mode='reduce-overhead' or 'max-autotune' asked for them): they "
-        "need every parameter at one address, and sharded parameters of stage 3 have none. Use mode='default' or "
-        "'max-autotune-no-cudagraphs', or a stage below 3."
+        f"torch.compile: no CUDA graphs for this model ({who} asked for them): they need every parameter at one "
+        "address, and sharded parameters of stage 3 have none. Use mode='default' or 'max-autotune-no-cudagraphs' of "
+        "the backend inductor, or a stage below 3."
     )
+
+
+def _hook_cuda_graphs(module: types.ModuleType, held: Callable[[], Iterable[torch.Tensor]]) -> None:
+    """The backend cudagraphs asks `check_for_skip` of every graph, its reason not to record it."""
+    original = getattr(module, "check_for_skip", None)
+    if original is None:
+        _log.debug("torch has no check_for_skip: the backend cudagraphs records graphs of sharded parameters, too")
+        return
+
+    @functools.wraps(original)
+    def check_for_skip(*args: Any, **kwargs: Any) -> str | None:
+        reason = original(*args, **kwargs)
+        if reason is None and _any_sharded(held):
+            _say_no_cuda_graphs("the backend cudagraphs")
+            reason = "sharded parameters"
+        return reason
+
+    module.check_for_skip = check_for_skip
+
+
+def _hook_compiling(module: types.ModuleType) -> None:
+    """`install_callbacks` is around all that compiles: a frame with its graphs, or a backward later."""
+    handler = getattr(module, "CompilationCallbackHandler", None)
+    original = getattr(handler, "install_callbacks", None)
+    if original is None:
+        _log.debug("torch has no CompilationCallbackHandler.install_callbacks: the observer runs while it compiles")
+        return
+
+    @functools.wraps(original)
+    @contextlib.contextmanager
+    def install_callbacks(handler: Any, trigger: Any, *args: Any, **kwargs: Any) -> Iterator[None]:
+        compiles = getattr(trigger, "name", "") in ("DYNAMO", "LAZY_BACKWARD")
+        paused = compiles and not torch.autograd._profiler_enabled()
+        with original(handler, trigger, *args, **kwargs), _C.ObserverPause() if paused else contextlib.nullcontext():
+            yield
+
+    handler.install_callbacks = install_callbacks
 
 
 def _flags(positions: Iterable[int]) -> list[bool]:

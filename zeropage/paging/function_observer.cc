@@ -127,4 +127,12 @@ UnobservedFunction::UnobservedFunction() { pass_by_next = true; }
 
 UnobservedFunction::~UnobservedFunction() { pass_by_next = false; }
 
+PausedObserver::PausedObserver() : was_recording_(at::isRecordFunctionEnabled()) {
+  auto& state = observer_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  if (state.users > 0) at::enableRecordFunction(false);
+}
+
+PausedObserver::~PausedObserver() { at::enableRecordFunction(was_recording_); }
+
 }  // namespace zeropage::paging

@@ -8,6 +8,8 @@
 ///   3. When the first step found no such function the callback goes away, and costs nothing; else it stays.
 /// Compiled graphs are such functions, too. Those whose operators and kernels fetch parameters by themselves are called
 /// within an UnobservedFunction (python/zeropage/compiled_graphs.py), and get nothing pinned here.
+/// While torch compiles, it runs thousands of operators on tensors without values: the observer, for which torch would
+/// prepare the arguments of each, is paused there (PausedObserver).
 /// Torch swallows exceptions of these callbacks. So when a page cannot be gathered, the guard on its storage stays,
 /// with the cause as its message, and the function's raw access raises that.
 #pragma once
@@ -42,6 +44,19 @@ class UnobservedFunction {
   ~UnobservedFunction();
   UnobservedFunction(const UnobservedFunction&) = delete;
   UnobservedFunction& operator=(const UnobservedFunction&) = delete;
+};
+
+/// While one of these exists, torch records nothing that this thread runs, if an observer is on. Lives and ends in one
+/// thread.
+class PausedObserver {
+ public:
+  PausedObserver();
+  ~PausedObserver();
+  PausedObserver(const PausedObserver&) = delete;
+  PausedObserver& operator=(const PausedObserver&) = delete;
+
+ private:
+  bool was_recording_;
 };
 
 }  // namespace zeropage::paging
