@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/testing/communicator_conformance.h"
 #include "zeropage/comm/testing/fault_communicator.h"
@@ -95,6 +96,24 @@ void init_comm(py::module_& module) {
       "peers' memory, and each collective is delayed at random by up to max_delay_us.");
   module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
              py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
+  module.def(
+      "check_nearby",
+      [](int rank, int local_rank, int size, int local_size, std::int64_t count) {
+        comm::check_nearby({rank, local_rank, size, local_size}, count);
+      },
+      py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"), py::arg("count"),
+      "Raises ConfigError unless the ranks of this host can form groups of `count`.");
+  module.def(
+      "join_nearby",
+      [](CommunicatorPtr all, int rank, int local_rank, int size, int local_size, std::int64_t count,
+         const std::string& name) {
+        return comm::join_nearby(std::move(all), {rank, local_rank, size, local_size}, count, name);
+      },
+      py::arg("all"), py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"), py::arg("count"),
+      py::arg("name"), Unlocked(),
+      "`all` with groups of `count` nearby CPU ranks, which share memory under this name. Collective.");
+  module.def("with_nearby", &comm::with_nearby, py::arg("all"), py::arg("nearby"),
+             "`all` with the group of nearby ranks that this rank is one of.");
   module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),
              "Runs the conformance suite of communicators; raises on the first difference. Collective.");
 }

@@ -143,10 +143,13 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
         # The same on all ranks: hosts may have different numbers of them.
         are_asked = device.type == "cpu" and config.hierarchical_collectives and world.local_size < world.size
         if are_asked and _are_a_table(world):
-            return Communicators(*[_join_hosts(world, config) for _ in range(count)])
-        return Communicators(
-            *[new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(count)]
-        )
+            made = [_join_hosts(world, config) for _ in range(count)]
+        else:
+            made = [new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(count)]
+        parameters = made[0]
+        if config.second_shard_ranks > 1:
+            parameters = _with_nearby(parameters, config, device, world, timeout)
+        return Communicators(parameters, *made[1:])
 
     def join() -> _C.Communicator:
         if world.size == 1 and two_sided:
@@ -189,6 +192,28 @@ def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
     )
     _keep_until_unused(communicator, groups, store, world.size)
     return communicator
+
+
+def _with_nearby(
+    communicator: _C.Communicator, config: _C.Config, device: torch.device, world: World, timeout: timedelta
+) -> _C.Communicator:
+    """The same with the groups of zero_hpz_partition_size. Collective. Raises ConfigError."""
+    import torch.distributed as dist
+
+    count = config.second_shard_ranks
+    place = (world.rank, world.local_rank, world.size, world.local_size, count)
+    if device.type == "cpu":
+        return _C.join_nearby(communicator, *place, _C.segment_name(next(_joined)))
+    _C.check_nearby(*place)
+    data = control = None
+    for first in range(0, world.size, count):
+        ranks = list(range(first, first + count))
+        made = dist.new_group(ranks, timeout=timeout), dist.new_group(ranks, timeout=timeout, backend="gloo")
+        if world.rank in ranks:
+            data, control = made
+    nearby = _C.make_c10d_communicator(data, control, device, config.deterministic_reduction, config.timeout_ms)
+    _keep_until_unused(nearby, (data, control), _C.store_of(control), count)
+    return _C.with_nearby(communicator, nearby)
 
 
 def init_process_group(

@@ -25,6 +25,14 @@ std::string Communicator::gather_host_bytes(std::string_view mine, Tag tag) {
   return all;
 }
 
+std::unique_ptr<Memory> Communicator::allocate_nearby(std::int64_t, std::string_view) {
+  throw UsageError("this communicator has no nearby ranks; ask nearby_size() before allocate_nearby()");
+}
+
+WorkPtr Communicator::all_gather_nearby(const void*, void*, std::int64_t, Tag) {
+  throw UsageError("this communicator has no nearby ranks; ask nearby_size() before all_gather_nearby()");
+}
+
 void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what) {
   if (ready()) return;
   const auto blocking = enter_blocking();

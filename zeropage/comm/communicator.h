@@ -125,6 +125,17 @@ class Communicator {
         sent, received, [part_bytes](int, int) { return part_bytes; }, tag);
   }
 
+  /// How many ranks with consecutive numbers, this one included, can gather among themselves (nearby_communicator.h):
+  /// those of this host, or some of them. 1: none can.
+  virtual int nearby_size() const { return 1; }
+
+  /// As `allocate`, for all_gather_nearby. Collective over the nearby ranks.
+  virtual std::unique_ptr<Memory> allocate_nearby(std::int64_t bytes, std::string_view label);
+
+  /// As `all_gather`, over the nearby ranks: `whole` [nearby_size * shard_bytes]. Errors: UsageError where there are
+  /// none.
+  virtual WorkPtr all_gather_nearby(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag);
+
   /// Returns when every rank has come.
   virtual void barrier(Tag tag) = 0;
 

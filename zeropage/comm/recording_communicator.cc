@@ -54,6 +54,10 @@ class RecordingCommunicator final : public WrappedCommunicator {
     return start(SpanKind::kGather, "all_gather", tag, shard_bytes * size(),
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
+  WorkPtr all_gather_nearby(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
+    return start(SpanKind::kGather, "all_gather", tag, shard_bytes * nearby_size(),
+                 [&] { return inner_->all_gather_nearby(shard, whole, shard_bytes, tag); });
+  }
   WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
     return start(SpanKind::kReduce, "all_to_all", tag, sent_bytes(part_bytes, rank(), size()),
                  [&] { return inner_->all_to_all(sent, received, part_bytes, tag); });

@@ -26,6 +26,10 @@ class WrappedCommunicator : public Communicator {
   const std::byte* peer_address(int rank, const void* local) const override {
     return inner_->peer_address(rank, local);
   }
+  int nearby_size() const override { return inner_->nearby_size(); }
+  std::unique_ptr<Memory> allocate_nearby(std::int64_t bytes, std::string_view label) override {
+    return inner_->allocate_nearby(bytes, label);
+  }
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     inner_->wait_until(ready, waiting_for, what);
   }

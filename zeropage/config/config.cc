@@ -178,6 +178,21 @@ Zero read_zero(const Settings& settings) {
   zero.max_reuse_distance_numel = settings.integer(key("stage3_max_reuse_distance"));
   zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
   zero.offload = read_offload(settings, zero.stage);
+  zero.second_shard_ranks = settings.integer(key("zero_hpz_partition_size"));
+  const bool stage_is_known = !is_automatic(settings.at(key("stage")));
+  if (zero.second_shard_ranks > 1 && stage_is_known && zero.stage != 3) {
+    settings.fail(key("zero_hpz_partition_size"),
+                  fmt::format("expected zero_optimization.stage 3, where parameters are gathered for each pass, or 1, "
+                              "got {} at stage {}",
+                              zero.second_shard_ranks, zero.stage));
+  }
+  if (zero.second_shard_ranks > 1 && zero.offload.parameters != OffloadDevice::kNone) {
+    settings.fail(
+        key("zero_hpz_partition_size"),
+        fmt::format("expected 1 beside offload_param, which moves out of memory what second shards would keep "
+                    "there, got {}; remove one of the two",
+                    zero.second_shard_ranks));
+  }
   return zero;
 }
 

@@ -96,7 +96,12 @@ std::vector<Key> stage3_keys() {
 
 std::vector<Key> later_keys() {
   return {
-      integer("zero_hpz_partition_size", 1, kNotBuilt, "ZeRO++: ranks of the secondary shards.").at_least(1),
+      integer(
+          "zero_hpz_partition_size", 1, kSupported,
+          "ZeRO++: so many ranks of a host keep what they have gathered, each its part; until the next update they "
+          "gather from there, and nothing from other hosts (docs/launcher.md). A divisor of the ranks of a host; 1: "
+          "off.")
+          .at_least(1),
       flag("zero_quantized_weights", false, kNotBuilt, "ZeRO++: gather parameters in 8 bits."),
       flag("zero_quantized_nontrainable_weights", false, kNotBuilt, "ZeRO++: the same for frozen parameters."),
       flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),

@@ -12,6 +12,7 @@
 #include "zeropage/comm/c10d/c10d_job.h"
 #include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/mpi/mpi_library.h"
+#include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
 
@@ -90,6 +91,25 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
   return comm::join_shared_memory(name, world.rank, world.size, timeout);
 }
 
+/// The same with the groups of zero_hpz_partition_size.
+std::shared_ptr<comm::Communicator> add_nearby(std::shared_ptr<comm::Communicator> all, const config::Config& config,
+                                               const comm::World& world, at::Device device) {
+  const std::int64_t count = config.zero.second_shard_ranks;
+  const std::int64_t number = next_number();
+  if (device.is_cpu()) {
+    return comm::join_nearby(std::move(all), world, count, comm::segment_name(&environment, number));
+  }
+  comm::check_nearby(world, count);
+  const int size = static_cast<int>(count);
+  const comm::World group{world.rank % size, world.rank % size, size, size};
+  // A number of its own for each group: all ranks of the job meet in one store.
+  const std::int64_t group_number = number + (static_cast<std::int64_t>(world.rank / size + 1) << 32);
+  auto nearby = comm::join_c10d_job(group, comm::meeting_from_environment(&environment, world),
+                                    comm::token_from_environment(&environment), group_number, device,
+                                    config.zeropage.deterministic_reduction, all->timeout());
+  return comm::with_nearby(std::move(all), std::move(nearby));
+}
+
 }  // namespace
 
 comm::World world_of(const Options& options) {
@@ -146,6 +166,9 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   const comm::HostGrid grid = hosts_of(kind, config, world, device);
   const auto next = [&] { return join(kind, config, world, device, grid); };
   Communicators joined{next(), nullptr, nullptr};
+  if (config.zero.second_shard_ranks > 1 && !joined.parameters->one_sided()) {
+    joined.parameters = add_nearby(joined.parameters, config, world, device);
+  }
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
   if (!joined.parameters->one_sided() || on_disk) joined.gradients = next();
   if (config.zeropage.async_save) joined.saves = next();

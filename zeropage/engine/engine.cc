@@ -51,6 +51,11 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
     const auto warning = optim::schedule_warning(config_.schedule);
     if (warning && communicator_->rank() == 0) log_warn(*warning);
   }
+  if (config_.zero.second_shard_ranks > 1 && communicator_->nearby_size() == 1 && communicator_->rank() == 0) {
+    log_info(
+        "zero_optimization.zero_hpz_partition_size has no effect here: ranks read each other's shards in memory that "
+        "they share, or there is one rank");
+  }
   if (config_.zeropage.async_save) {
     if (saves == nullptr) throw UsageError("zeropage.async_save needs a communicator of its own for saves; got none");
     background_save_ = std::make_unique<BackgroundSave>(checkpoint::system_files(), std::move(saves), ledger_);

@@ -62,7 +62,11 @@ class Engine::Impl {
   double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
   void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, run_}; }
-  formula::StateOptions formula() const { return formula::StateOptions::from_config(config_, communicator_->size()); }
+  formula::StateOptions formula() const {
+    auto options = formula::StateOptions::from_config(config_, communicator_->size());
+    options.second_shard_ranks = communicator_->nearby_size();
+    return options;
+  }
   checkpoint::TrainingState training() const;
   void begin_training_of(const checkpoint::Manifest& manifest);
   void forget_untrained(const checkpoint::Manifest& manifest);

@@ -82,6 +82,13 @@ std::int64_t paged_parameter_bytes(const ParameterCounts& counts, const StateOpt
                   element_bytes(compute_dtype(options.precision)));
 }
 
+/// What nearby ranks keep of the pages that were gathered from all.
+std::int64_t second_shard_bytes(const ParameterCounts& counts, const StateOptions& options) {
+  if (options.stage < kParametersShardedFrom || options.second_shard_ranks == 1) return 0;
+  const std::int64_t paged_numel = counts.trainable_numel + counts.frozen_numel - counts.persistent_numel;
+  return bytes_of(ceil_div(paged_numel, options.second_shard_ranks), element_bytes(compute_dtype(options.precision)));
+}
+
 }  // namespace
 
 DType compute_dtype(config::Precision precision) {
@@ -106,6 +113,7 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
           .fp32_masters = config.fp32_masters,
           .optimizer_states = config::optimizer_state_count(config.optimizer),
           .state_dtype = config.state_dtype,
+          .second_shard_ranks = world_size % config.zero.second_shard_ranks == 0 ? config.zero.second_shard_ranks : 1,
           .offload_parameters = config.zero.offload.parameters != config::OffloadDevice::kNone,
           .optimizer_on_disk = config.zero.offload.optimizer == config::OffloadDevice::kNvme,
           .gradients_on_disk = formula::gradients_on_disk(config)};
@@ -172,6 +180,7 @@ StateBytes model_state_bytes(const ParameterCounts& counts, const StateOptions& 
   state.parameters =
       checked_add(paged_parameter_bytes(counts, options),
                   bytes_of(counts.persistent_numel, element_bytes(compute_dtype(options.precision))), "model state");
+  state.parameters = checked_add(state.parameters, second_shard_bytes(counts, options), "model state");
   return state;
 }
 

@@ -3,6 +3,7 @@
 ///
 ///   kind        fp32      bf16, fp16                      sharded from
 ///   parameters  4         2                               stage 3 (persistent parameters never)
+///               and the same once more, divided by N,      zero_hpz_partition_size N
 ///   gradients   stages 0, 1: the compute type, or with accumulation the accumulation type (fp32 unless configured);
 ///               stages 2, 3: fp32, 4 bytes; the compute   stage 2
 ///               type where one rank keeps them as made
@@ -74,6 +75,7 @@ struct StateOptions {
   bool fp32_masters = true;             ///< of 16-bit parameters
   int optimizer_states = 2;             ///< k above
   config::StateDtype state_dtype = config::StateDtype::kFloat32;
+  std::int64_t second_shard_ranks = 1;  ///< nearby ranks that keep each page once more at stage 3; 1: none do
   bool offload_parameters = false;
   bool optimizer_on_disk = false;  ///< what is offloaded of it
   bool gradients_on_disk = false;  ///< the same, of gradients

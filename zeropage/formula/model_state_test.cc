@@ -44,6 +44,14 @@ TEST(ModelState, OptimizersDifferInTheirState) {
   EXPECT_EQ(optimizer_bytes(Precision::kBf16, OptimizerKind::kSgd, 0.0), 800 * 4);
 }
 
+// By hand: 720 elements are sharded, over 4 ranks and once more over 2 nearby ones.
+TEST(ModelState, SecondShardsAreParameters) {
+  StateOptions options{.stage = 3, .world_size = 4, .precision = Precision::kBf16, .second_shard_ranks = 2};
+  EXPECT_EQ(model_state_bytes({640, 88, 8}, options).parameters, (180 + 360 + 8) * 2);
+  options.stage = 2;
+  EXPECT_EQ(model_state_bytes({640, 88, 8}, options).parameters, 728 * 2);
+}
+
 // Whole gradients that are accumulated are fp32 unless configured; shards are always fp32.
 TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
   for (int stage : {0, 1}) {

@@ -59,6 +59,8 @@ Pager::Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> pag
     state.label = page_label(*layout_, page.index);
   }
   place_shards(first_shard);
+  if (communicator_->nearby_size() > 1) second_ = std::make_unique<SecondShards>(communicator_, device_, ledger_);
+  add_second_shards(0);
   if (shard_device() != device_ && communicator_->size() == 1) {
     fetch_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
@@ -270,6 +272,7 @@ void Pager::store_own_shard(int page) {
 
 void Pager::advance_version(int page) {
   auto& state = pages_[page];
+  if (second_) second_->invalidate(page);
   ++state.version;
   if (!versions_) return;
   auto* cell = reinterpret_cast<std::uint64_t*>(versions_->data()) + page;
@@ -363,6 +366,7 @@ void Pager::unload(memory::MemoryPlace host) {
   memory::copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
   shards_.reset();
   shards_entry_ = LedgerEntry();
+  if (second_) second_->unload();
   for (std::size_t page = 0; page < pages_.size(); ++page) {
     guard_homes(static_cast<int>(page), " offload_states() has moved it to the host: call reload_states() first.");
   }
@@ -374,6 +378,7 @@ void Pager::reload() {
   std::byte* first = allocate_shards(away_->bytes());
   memory::copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
   place_shards(first);
+  if (second_) second_->reload();
   away_.reset();
   for (std::size_t page = 0; page < pages_.size(); ++page) guard_homes(static_cast<int>(page));
 }

@@ -22,6 +22,9 @@
 /// own. It waits for what used the frame last and for updates of the shards, and who touches the page for its arrival:
 /// on the device, not here.
 ///
+/// Where the communicator has nearby ranks, each keeps its part of what it has gathered (second_shards.h). Until the
+/// page changes, later gathers take it from there, and nothing from other hosts.
+///
 /// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same
 /// faults. So the pager itself refers to storages weakly.
 ///
@@ -46,6 +49,7 @@
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/parameter_link.h"
+#include "zeropage/paging/second_shards.h"
 #include "zeropage/paging/stream_order.h"
 #include "zeropage/paging/trace.h"
 
@@ -192,6 +196,7 @@ class Pager final : public PageTable {
     std::byte* frame = nullptr;
     StreamOrder order;  ///< of those that use the frame
     comm::WorkPtr gather;
+    bool from_nearby = false;  ///< that gather
     std::uint64_t version = 0;
     std::int64_t last_touch = 0;
     std::int64_t faults = 0;
@@ -205,6 +210,7 @@ class Pager final : public PageTable {
   std::byte* allocate_shards(std::int64_t bytes);
   void allocate_versions();
   void place_shards(std::byte* first);
+  void add_second_shards(std::size_t first);
   bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page) && !fetch_stream_; }
   void read_ahead();
   void start_gather(int page);
@@ -243,6 +249,7 @@ class Pager final : public PageTable {
   std::vector<std::unique_ptr<comm::Memory>> added_shards_;
   std::vector<std::unique_ptr<memory::DeviceBuffer>> added_host_shards_;
   std::vector<LedgerEntry> added_entries_;
+  std::unique_ptr<SecondShards> second_;  // null: no ranks are nearby
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
   std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device

@@ -30,6 +30,12 @@ void Pager::start_gather(int page) {
   if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
   communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
   try {
+    const comm::Tag tag{state.label, page};
+    state.from_nearby = second_ && second_->has(page);
+    if (state.from_nearby) {
+      state.gather = second_->gather(page, state.frame, tag);
+      return;
+    }
     const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
     std::byte* shard = state.shard;
     // Into its place in the frame, from where it is gathered.
@@ -42,7 +48,7 @@ void Pager::start_gather(int page) {
       memory::start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
       note_fetch(current_stream(device_));
     }
-    state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, comm::Tag{state.label, page});
+    state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, tag);
   } catch (...) {
     drop_frame(page);
     throw;
@@ -73,6 +79,7 @@ void Pager::finish_gather(int page) {
   if (state.gather) {
     state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
     state.gather.reset();
+    if (second_ && !state.from_nearby) second_->keep(page, state.frame);
   } else if (copied_from_peers(page)) {
     gather_from_peers(page);
   }

@@ -16,6 +16,17 @@ void Pager::allocate_versions() {
   }
 }
 
+/// Of the pages from `first` on. What lives on a drive has none: memory has no room for it.
+void Pager::add_second_shards(std::size_t first) {
+  if (!second_) return;
+  std::vector<std::int64_t> bytes;
+  for (std::size_t page = first; page < pages_.size(); ++page) {
+    const int index = static_cast<int>(page);
+    bytes.push_back(pages_[page].paged && !on_disk(index) ? frame_bytes(index) : 0);
+  }
+  second_->add(bytes);
+}
+
 void Pager::add_pages(const std::vector<bool>& paged) {
   auto guard = lock();
   const std::size_t first = pages_.size();
@@ -27,6 +38,7 @@ void Pager::add_pages(const std::vector<bool>& paged) {
     pages_[page].label = page_label(*layout_, static_cast<int>(page));
     if (paged[page]) bytes += layout_->pages()[page].shard_bytes();
   }
+  add_second_shards(first);
   trace_ = Trace(static_cast<int>(pages_.size()));
   trace_agreed_ = false;
   if (handle_->timeline) observe(handle_->timeline);

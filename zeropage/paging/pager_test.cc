@@ -9,6 +9,7 @@
 #include <random>
 #include <thread>
 
+#include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/testing/test_ranks.h"
 
@@ -134,6 +135,42 @@ TEST_P(PagerOnRanks, UpdatesAreSeenAfterPublishing) {
       }
     }
     communicator.barrier({"done"});
+  });
+}
+
+// Catches pages that are gathered from all ranks although nearby ones have them, and values of before an update or a
+// write.
+TEST(Pager, GathersFromNearbyRanksUntilAPageChanges) {
+  constexpr int kWorld = 4;
+  std::vector<std::vector<std::unique_ptr<comm::Communicator>>> groups;
+  for (int group = 0; group < kWorld / 2; ++group) groups.push_back(comm::make_thread_communicators(2, kLong));
+  run(kWorld, /*two_sided=*/true, [&](comm::Communicator& all) {
+    const auto with_nearby =
+        comm::with_nearby(std::shared_ptr<comm::Communicator>(&all, [](auto*) {}),
+                          std::move(groups[static_cast<std::size_t>(all.rank() / 2)][all.rank() % 2]));
+    Rank rank(*with_nearby, {.max_live_bytes = kPageBytes});
+    const auto gathers_from_all = [&](const std::vector<int>& versions) {
+      const std::int64_t before = all.bytes_moved();
+      for (int page = 0; page < kPages; ++page) EXPECT_TRUE(rank.use(page, versions[page])) << "page " << page;
+      return (all.bytes_moved() - before) / (kPageBytes / kWorld * (kWorld - 1));
+    };
+    EXPECT_EQ(gathers_from_all({0, 0, 0, 0, 0, 0}), kPages);
+    EXPECT_EQ(gathers_from_all({0, 0, 0, 0, 0, 0}), 0);
+    rank.pager.end_pass();
+    all.barrier({"global check"});
+    rank.pager.drop_stale({1, 2});
+    for (const int page : {1, 2}) {
+      rank.fill_shard(page, 1);
+      rank.pager.publish(page);
+    }
+    EXPECT_EQ(gathers_from_all({0, 1, 1, 0, 0, 0}), 2);
+    rank.pager.touch(3, /*writes=*/true, "op");
+    auto* frame = reinterpret_cast<float*>(rank.pager.frame(3));
+    for (std::int64_t i = 0; i < kPageNumel; ++i) frame[i] = value_of(3, i, 5);
+    rank.pager.unpin(3);
+    EXPECT_EQ(gathers_from_all({0, 1, 1, 5, 0, 0}), 1);
+    EXPECT_EQ(gathers_from_all({0, 1, 1, 5, 0, 0}), 0);
+    all.barrier({"done"});
   });
 }
 

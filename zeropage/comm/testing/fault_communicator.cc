@@ -55,6 +55,9 @@ class FaultCommunicator final : public WrappedCommunicator {
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     return start(tag, [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
   }
+  WorkPtr all_gather_nearby(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
+    return start(tag, [&] { return inner_->all_gather_nearby(shard, whole, shard_bytes, tag); });
+  }
   WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
     return start(tag, [&] { return inner_->all_to_all(sent, received, part_bytes, tag); });
   }
