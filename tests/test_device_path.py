@@ -3,7 +3,6 @@ and checked on the simulated device (simulated_device/README.md)."""
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import accelerator
@@ -81,21 +80,6 @@ def test_updates_of_many_pages_are_one_launch(stage: int):
         assert counted["update_launches"] == 1, counted
 
 
-def test_values_written_on_another_stream_go_home():
-    """Catches a page that is written back on one stream while what another one has written into it is still on its
-    way: no operator of the program comes between, so the engine has to wait."""
-    zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 9000}
-    engine = make_engine(accelerator.device(), 3, zero_optimization=zero)
-    net = engine.module.inner
-    before = net.embedding.weight.detach().cpu()
-    with simulated_device.delays(seed=1, max_us=3000), torch.no_grad():
-        with torch.Stream(accelerator.device()):
-            net.embedding.weight.add_(1)
-        for layer in (*net.expand, *net.contract):  # more than may be there, so that the embedding has to go
-            layer(torch.ones(1, layer.in_features, device=accelerator.device()))
-    assert torch.equal(net.embedding.weight.detach().cpu(), before + 1)
-
-
 def test_parameters_on_their_way_are_not_updated():
     """Catches an update on the host that writes parameters while a copy of them to the device reads them: one that was
     begun early for an operator that did not come, so that nothing on the device waits for it."""
@@ -115,30 +99,6 @@ def test_parameters_on_their_way_are_not_updated():
                     parameter.detach() * 2
                 engine.step()
             assert torch.equal(flat_parameters(engine.module).cpu(), expected), f"seed {seed}"
-            engine.destroy()
-
-
-def test_an_update_waits_for_who_uses_a_gathered_scope(tmp_path: Path):
-    """Catches new values that arrive in the frame of a scope while another stream still reads the old ones there."""
-    drive = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 3}
-    zero = {"offload_optimizer": drive, "offload_param": {**drive, "max_in_cpu": 0}}
-    aio = {"block_size": 4096, "queue_depth": 4}
-    for seed in range(3):
-        with simulated_device.delays(seed, max_us=3000):
-            engine = make_engine(accelerator.device(), 3, zero_optimization=zero, aio=aio)
-            weight = engine.module.inner.embedding.weight
-            side = torch.Stream(accelerator.device())
-            for step in range(2):
-                engine.backward(engine(*token_batch(step)))
-                before = weight.detach().cpu()
-                with zeropage.zero.GatheredParameters([weight]):
-                    with side:
-                        found = weight.detach() * 2
-                    engine.step()
-                    assert not torch.equal(weight.detach().cpu(), before)
-                side.synchronize()
-                with side:
-                    assert torch.equal(found.cpu(), before * 2), f"seed {seed}"
             engine.destroy()
 
 
@@ -263,24 +223,6 @@ def test_a_page_whose_first_parameter_has_no_gradient():
             assert torch.equal(trained(accelerator.device()), expected), f"seed {seed}"
 
 
-@pytest.mark.parametrize("stage", [0, 3])
-def test_training_on_another_stream_than_initialize(stage: int, recwarn: pytest.WarningsRecorder):
-    """Catches nodes of autograd that are kept from initialize: torch warns, and makes their stream and the current one
-    wait for each other."""
-    engine = make_engine(accelerator.device(), stage)
-    expected = train("cpu", stage)
-    side = torch.Stream(accelerator.device())
-    side.wait_stream(torch.accelerator.current_stream())
-    with side:
-        for step in range(STEPS):
-            engine.backward(engine(*token_batch(step)))
-            engine.step()
-        found = flat_parameters(engine.module).cpu()
-    torch.accelerator.current_stream().wait_stream(side)
-    assert torch.allclose(found, expected, atol=1e-6)
-    assert not [str(warning.message) for warning in recwarn if "stream" in str(warning.message)]
-
-
 def test_memory_goes_back_to_the_system():
     """Catches memory that initialize or offload_states frees, and that stays in torch's cache, where no other process
     gets it."""
@@ -312,70 +254,3 @@ def test_a_step_without_a_backward_names_graphs_of_the_device():
     """Catches a message that leaves programs alone which replay a graph with the backward in it."""
     with pytest.raises(zeropage.errors.UsageError, match="before backward.*replayed.*capture the forward alone"):
         make_engine(accelerator.device(), 0).step()
-
-
-class TwoStreams(nn.Module):
-    """Half of the layers on a stream of its own, as a model of the user's may do."""
-
-    def __init__(self, device: torch.device):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(32, 32, device=device) for _ in range(6))
-        self.side: torch.Stream | None = None  # streams cannot be copied with a model
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        main = torch.accelerator.current_stream()
-        for layer in self.layers[::2]:
-            x = layer(x).tanh()
-        self.side.wait_stream(main)
-        with self.side:
-            y = x
-            for layer in self.layers[1::2]:
-                y = layer(y).tanh()
-        main.wait_stream(self.side)
-        return (x * y).mean()
-
-
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_model_with_a_second_stream(stage: int, offload: bool):
-    """Catches frames and gradients that one stream uses before another one has filled them."""
-    device = accelerator.device()
-    zero: dict[str, Any] = {"stage": stage}
-    if offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-        if stage == 3:
-            zero |= {
-                "offload_param": {"device": "cpu"},
-                "stage3_max_live_parameters": 3000,
-                "stage3_param_persistence_threshold": 0,
-            }
-    config = {
-        "train_micro_batch_size_per_gpu": 4,
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "weight_decay": 0.01}},
-        "zero_optimization": zero,
-        "zeropage": {"page_numel": 1000},
-    }
-    for seed in range(3):
-        torch.manual_seed(1)
-        model = TwoStreams(device)
-        plain = copy.deepcopy(model).to("cpu")
-        model.side = torch.Stream(device)
-        optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.01)
-        with simulated_device.delays(seed, max_us=2000):
-            engine, *_ = zeropage.initialize(model=model, config=config, device=device)
-            for step in range(3):
-                x = torch.randn(4, 32, generator=torch.Generator().manual_seed(step))
-                engine.backward(engine(x.to(device)))
-                engine.step()
-                y = x
-                optimizer.zero_grad()
-                for layer in plain.layers[::2]:
-                    y = layer(y).tanh()
-                z = y
-                for layer in plain.layers[1::2]:
-                    z = layer(z).tanh()
-                (y * z).mean().backward()
-                optimizer.step()
-            found = flat_parameters(engine.module).cpu()
-            engine.destroy()
-        assert torch.allclose(found, torch.cat([p.detach().reshape(-1) for p in plain.parameters()]), atol=2e-5)

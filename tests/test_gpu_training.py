@@ -256,6 +256,7 @@ def test_a_model_with_a_second_stream(stage: int):
             assert_like(train(make_engine(config, None, copy.deepcopy(model))), expected)
 
 
+CASES_OF_RANKS = 8  # all stages, with the optimizer state on the device and on the host
 SCRIPT = """
     import sys; sys.path[:0] = {paths!r}
     import accelerator; accelerator.load_if_told()
@@ -264,13 +265,16 @@ SCRIPT = """
     from training import config_of, flat_parameters, part_of_batch, small_net, token_batch
 
     rank = int(__import__("os").environ["RANK"])
-    for stage in range(4):
-        config = config_of(stage, clipping=0.0, zero_optimization={{"stage3_max_live_parameters": 9000}}, zeropage={{"page_numel": 4096}})
+    for case in range({cases}):
+        zero = {{"stage3_max_live_parameters": 9000}}
+        if case > 3:
+            zero["offload_optimizer"] = {{"device": "cpu"}}
+        config = config_of(case % 4, clipping=0.0, zero_optimization=zero, zeropage={{"page_numel": 4096}})
         engine, *_ = zeropage.initialize(model=small_net(), config=config)
         for step in range(3):
             engine.backward(engine(*(x.to(engine.device) for x in part_of_batch(token_batch(step), 2, rank))))
             engine.step()
-        torch.save(flat_parameters(engine.module).cpu(), f"{folder}/{{rank}}-{{stage}}.pt")
+        torch.save(flat_parameters(engine.module).cpu(), f"{folder}/{{rank}}-{{case}}.pt")
         engine.destroy()
     print("devices", engine.device, torch.distributed.get_backend(), flush=True)
     accelerator.check()
@@ -279,12 +283,13 @@ SCRIPT = """
 
 @pytest.mark.parametrize("gloo", [False, True])
 def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
-    """Catches ranks that share a device by mistake, and collectives that read or write before a stream is through."""
+    """Catches ranks that share a device by mistake, collectives that read or write before a stream is through, and sums
+    on their way to the host that the next reduction writes over."""
     if not accelerator.SIMULATED and torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs two GPUs")
     here = Path(__file__).resolve().parent
     script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path))))
+    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path), cases=CASES_OF_RANKS)))
     extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | (
         {"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {}
     )
@@ -295,7 +300,9 @@ def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert f"devices {accelerator.device(rank)}" in done.stdout
-    finals = {(rank, stage): torch.load(tmp_path / f"{rank}-{stage}.pt") for rank in range(2) for stage in range(4)}
+    finals = {
+        (rank, case): torch.load(tmp_path / f"{rank}-{case}.pt") for rank in range(2) for case in range(CASES_OF_RANKS)
+    }
     for key, found in finals.items():
         assert torch.equal(found, finals[0, 0]), key
     plain = small_net()

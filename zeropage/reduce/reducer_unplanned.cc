@@ -7,6 +7,7 @@
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/reducer.h"
 
@@ -165,6 +166,8 @@ void Reducer::widen() {
   for (std::size_t i = 0; i < order_.size(); ++i) {
     widen_page(order_[i], before[i].first, before[i].second, narrow, *old_pool);
   }
+  // The frames of before belong to the stream that made them, and this one may be another. It happens once.
+  paging::wait_for_stream(device_, *communicator_, "gradients on their way to frames of fp32");
 }
 
 /// Takes over what stands in a page's frames of before, which have the type `narrow` on 16-bit pages.
