@@ -46,7 +46,7 @@ test-fast: build ## a minute and a half: C++ tests without torch, and the Python
 check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
 	@$(BIN)/python tools/check_torch.py $(if $(SAMPLE),--sample $(SAMPLE)) $(BUILD) $(TORCH_VERSIONS)
 
-mutants: venv-tests ## engines with one wait for the device removed: the tests must find each; for the night (WORDS=... chooses)
+mutants: venv-tests ## engines with one wait for the device removed: the tests must find each; half an hour (WORDS=... chooses)
 	@$(BIN)/python tests/simulated_device/mutants.py $(WORDS)
 
 bench: setup ## the measurements, one line of JSON each
