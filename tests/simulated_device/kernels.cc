@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "machine.h"
+#include "zeropage/optim/block_codes_cuda.cu"
 #include "zeropage/optim/norm_cuda.cu"
 #include "zeropage/optim/update_cuda.cu"
 
@@ -14,6 +15,7 @@ namespace {
 
 using zeropage::config::StateDtype;
 using zeropage::optim::Arrays;
+using zeropage::optim::CodedParts;
 using zeropage::optim::PackedState;
 using zeropage::optim::SquaredPiece;
 using zeropage::optim::UpdatePiece;
@@ -57,6 +59,9 @@ void translate_states(Arrays& arrays, std::int64_t numel, Translation& translati
 
 std::atomic<std::int64_t> launched_updates = 0;
 
+/// Emulated blocks share what their warps compare with those of other streams.
+std::mutex one_kernel;
+
 void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {
   auto& stream = *static_cast<Stream*>(native_stream);
   Translation translation(stream.device);
@@ -74,8 +79,6 @@ void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {
     translate_states(arrays, piece.numel, translation);
   }
   Machine::get().launch(stream, "the update kernel", translation.uses(), [translated] {
-    // Emulated blocks share what their warps compare with those of other streams.
-    static std::mutex one_kernel;
     const std::lock_guard lock(one_kernel);
     const auto before = zeropage::optim::emulated_launches;
     zeropage::optim::update_on_cuda(translated, nullptr);
@@ -99,12 +102,32 @@ void square(const std::vector<SquaredPiece>& pieces, double* lanes, double* bloc
                         [=] { zeropage::optim::square_on_cuda(translated, lanes, blocks, nullptr); });
 }
 
+void encode(const CodedParts& parts, const void* values, std::byte* coded, void* native_stream) {
+  auto& stream = *static_cast<Stream*>(native_stream);
+  Translation translation(stream.device);
+  translation.array(values, parts.count * parts.numel * zeropage::element_bytes(parts.dtype), true, false);
+  translation.array(coded, parts.total_bytes(), false, true);
+  Machine::get().launch(stream, "the kernel that codes values", translation.uses(), [=] {
+    const std::lock_guard lock(one_kernel);
+    zeropage::optim::encode_on_cuda(parts, values, coded, nullptr);
+  });
+}
+
+void decode(const CodedParts& parts, const std::byte* coded, void* values, void* native_stream) {
+  auto& stream = *static_cast<Stream*>(native_stream);
+  Translation translation(stream.device);
+  translation.array(coded, parts.total_bytes(), true, false);
+  translation.array(values, parts.count * parts.numel * zeropage::element_bytes(parts.dtype), false, true);
+  Machine::get().launch(stream, "the kernel that decodes values", translation.uses(),
+                        [=] { zeropage::optim::decode_on_cuda(parts, coded, values, nullptr); });
+}
+
 }  // namespace
 
 std::int64_t update_launches() { return launched_updates; }
 
 const zeropage::optim::DeviceKernels* kernels() {
-  static constexpr zeropage::optim::DeviceKernels kKernels{&update, &square};
+  static constexpr zeropage::optim::DeviceKernels kKernels{&update, &square, &encode, &decode};
   return &kKernels;
 }
 

@@ -8,6 +8,7 @@
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/optim/device_kernels.h"
 #ifdef ZEROPAGE_CUDA_KERNELS
+#include "zeropage/optim/block_codes_cuda.h"
 #include "zeropage/optim/norm_cuda.h"
 #include "zeropage/optim/update_cuda.h"
 #endif
@@ -93,7 +94,8 @@ void update_by_operators(const optim::Arrays& arrays, std::int64_t numel, const 
 }
 
 #ifdef ZEROPAGE_CUDA_KERNELS
-constexpr optim::DeviceKernels kCudaKernels{&optim::update_on_cuda, &optim::square_on_cuda};
+constexpr optim::DeviceKernels kCudaKernels{&optim::update_on_cuda, &optim::square_on_cuda, &optim::encode_on_cuda,
+                                            &optim::decode_on_cuda};
 [[maybe_unused]] const bool registered =
     (optim::set_device_kernels(static_cast<int>(c10::DeviceType::CUDA), &kCudaKernels), true);
 #endif

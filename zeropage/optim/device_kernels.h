@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "zeropage/optim/block_codes.h"
 #include "zeropage/optim/update.h"
 
 namespace zeropage::optim {
@@ -31,6 +32,10 @@ struct DeviceKernels {
 
   /// The sums of the squares of all pieces: norm_cuda.h says what it does. Null: torch's operators do it.
   void (*square)(const std::vector<SquaredPiece>& pieces, double* lanes, double* blocks, void* stream) = nullptr;
+
+  /// Values in 8 or 4 bits: block_codes_cuda.h says what they do. Both or none; null: torch's operators do it.
+  void (*encode)(const CodedParts& parts, const void* values, std::byte* coded, void* stream) = nullptr;
+  void (*decode)(const CodedParts& parts, const std::byte* coded, void* values, void* stream) = nullptr;
 };
 
 /// Registers them for a device type (torch's number for it). `kernels` live as long as the process.

@@ -123,7 +123,9 @@ void Pager::adopt(int page, std::int64_t offset_bytes, const c10::Storage& stora
   pages_[page].homes.push_back(Home{storage.getWeakStorageImpl(), offset_bytes, std::move(message)});
 }
 
-void Pager::touch(int page, bool writes, std::string_view user) {
+void Pager::touch(int page, bool writes, std::string_view user) { use(page, writes, /*exact=*/writes, user); }
+
+void Pager::use(int page, bool writes, bool exact, std::string_view user) {
   auto guard = lock();
   wait_for_update(guard, page, user);
   auto& state = pages_[page];
@@ -132,7 +134,8 @@ void Pager::touch(int page, bool writes, std::string_view user) {
         "{} needs {}, which offload_states() has moved to the host; call reload_states() first", user, state.label));
   }
   ++stats_.touches;
-  if (state.state != State::kResident) make_resident(page, user);
+  if (exact) drop_rounded(page);
+  if (state.state != State::kResident) make_resident(page, user, exact);
   state.order.enter(device_);
   ++state.pins;
   count_pins(1);
@@ -148,7 +151,9 @@ void Pager::unpin(int page) {
   auto guard = lock();
   auto& state = pages_[page];
   count_pins(-1);
-  if (--state.pins == 0) evict_if_far(page);
+  if (--state.pins > 0) return;
+  drop_exact(page);
+  evict_if_far(page);
 }
 
 void Pager::mark_dirty(int page) {
@@ -181,16 +186,16 @@ std::vector<int> Pager::take_written() {
   return written;
 }
 
-void Pager::make_resident(int page, std::string_view user) {
+void Pager::make_resident(int page, std::string_view user, bool exact) {
   const Span span(handle_->timeline.get(), SpanKind::kFault, user, page);
   ++stats_.faults;
   ++pages_[page].faults;
   try {
     if (pages_[page].state == State::kAbsent) {
       make_room(frame_bytes(page));
-      start_gather(page);
+      start_gather(page, exact);
     } else if (!pages_[page].gather && !copied_from_peers(page) && !(fetch_stream_ && !on_disk(page))) {
-      start_gather(page);  // stale, and kept by a scope
+      start_gather(page, exact);  // stale, and kept by a scope
     }
     finish_gather(page);
   } catch (const PeerError& error) {
@@ -257,13 +262,22 @@ void Pager::write_back(int page) {
   advance_version(page);
 }
 
+/// Frames hold nothing definite behind the page's last parameter: that stays out of the shard.
 void Pager::store_own_shard(int page) {
   auto& state = pages_[page];
-  const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
-  std::byte* shard = on_disk(page) ? options_.disk->acquire(page, io::Fill::kZeros).data() : state.shard;
+  const auto& spec = layout_->pages()[page];
+  const std::int64_t begin = communicator_->rank() * spec.shard_numel;
+  const std::int64_t numel = std::clamp<std::int64_t>(spec.used_numel - begin, 0, spec.shard_numel);
+  const io::Fill fill = state.rounded ? io::Fill::kRead : io::Fill::kZeros;
+  std::byte* shard = on_disk(page) ? options_.disk->acquire(page, fill).data() : state.shard;
   if (before_write_back_) before_write_back_(page);
   state.order.enter(device_);
-  memory::copy_bytes(shard, shard_device(), state.frame + communicator_->rank() * shard_bytes, device_, shard_bytes);
+  if (state.rounded) {
+    keep_unwritten(page, shard, numel);
+  } else {
+    memory::copy_bytes(shard, shard_device(), state.frame + begin * spec.element_bytes, device_,
+                       numel * spec.element_bytes);
+  }
   state.dirty = false;
   ++stats_.write_backs;
   if (written_back_) written_back_(page, shard);
@@ -310,6 +324,7 @@ void Pager::write_back_dirty() {
     if (!pages_[page].dirty) continue;
     store_own_shard(static_cast<int>(page));
     advance_version(static_cast<int>(page));
+    drop_exact(static_cast<int>(page));
   }
 }
 
@@ -323,6 +338,7 @@ void Pager::drop_stale(const std::vector<int>& updated) {
     const bool stays = state.scopes > 0 && (!fetch_stream_ || on_disk(page));
     if (stays) {
       state.state = State::kArriving;
+      state.rounded = false;
     } else {
       drop_frame(page);
     }

@@ -28,6 +28,10 @@
 /// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same
 /// faults. So the pager itself refers to storages weakly.
 ///
+/// Pages may travel in 8 bits (PagerOptions::coded, pager_codes.cc): then frames hold what 8 bits can say, the same on
+/// all ranks and however they are gathered, and shards keep the exact values. Scopes, and operators that write a
+/// parameter, find exact values in its frame.
+///
 /// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and
 /// from there into frames. Peers cannot read them by themselves: such pages are gathered collectively on every
 /// transport.
@@ -47,6 +51,7 @@
 #include "zeropage/comm/communicator.h"
 #include "zeropage/io/page_cache.h"
 #include "zeropage/layout/layout.h"
+#include "zeropage/optim/block_codes.h"
 #include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/parameter_link.h"
 #include "zeropage/paging/second_shards.h"
@@ -55,11 +60,17 @@
 
 namespace zeropage::paging {
 
+inline constexpr optim::BlockCode kWireCode = optim::BlockCode::kInt8;
+
+/// Which pages are gathered in 8 bits (optim/block_codes.h), where there are several ranks.
+enum class CodedPages { kNone, kFrozen, kAll };
+
 struct PagerOptions {
   std::int64_t max_live_bytes = INT64_MAX;
   std::int64_t prefetch_bytes = 0;
   std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
   std::optional<memory::MemoryPlace> host = {};       ///< where shards live; absent: on the device
+  CodedPages coded = CodedPages::kNone;
   std::shared_ptr<io::PageCache> disk = {};  ///< where the shards of the pages it has live instead; null: none do
 };
 
@@ -98,6 +109,8 @@ class Pager final : public PageTable {
   void add_pages(const std::vector<bool>& paged);
 
   bool paged(int page) const { return pages_[page].paged; }
+  /// Whether operators that read the page see values that have travelled in 8 bits.
+  bool is_coded(int page) const;
   bool on_disk(int page) const { return options_.disk != nullptr && options_.disk->has(page); }
 
   /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator
@@ -116,7 +129,8 @@ class Pager final : public PageTable {
   void explain_absence(int page, const std::string& cause) override;
   void note_write(int page) override;
 
-  /// As touch and unpin, for a scope that keeps the page resident while operators and updates go on.
+  /// As touch and unpin, for a scope that keeps the page resident, with exact values, while operators and updates go
+  /// on.
   void touch_for_scope(int page, std::string_view user);
   void unpin_of_scope(int page);
 
@@ -190,11 +204,13 @@ class Pager final : public PageTable {
     State state = State::kAbsent;
     bool dirty = false;
     bool written = false;
+    bool rounded = false;  ///< the frame's values have travelled in 8 bits, or will have
     int pins = 0;
     int scopes = 0;  ///< those of the pins that are scopes'
     std::byte* shard = nullptr;
     std::byte* frame = nullptr;
-    StreamOrder order;  ///< of those that use the frame
+    std::byte* wire = nullptr;  ///< all ranks' shards in 8 bits, on their way
+    StreamOrder order;          ///< of those that use the frame
     comm::WorkPtr gather;
     bool from_nearby = false;  ///< that gather
     std::uint64_t version = 0;
@@ -213,13 +229,21 @@ class Pager final : public PageTable {
   void add_second_shards(std::size_t first);
   bool copied_from_peers(int page) const { return communicator_->one_sided() && !on_disk(page) && !fetch_stream_; }
   void read_ahead();
-  void start_gather(int page);
+  void use(int page, bool writes, bool exact, std::string_view user);
+  void start_gather(int page, bool exact = false);
   void finish_gather(int page);
+  bool is_what_operators_read(int page) const { return pages_[page].rounded || !is_coded(page); }
+  void start_coded_gather(int page, const std::byte* shard);
+  void decode(int page);
+  void release_wire(int page);
+  void drop_rounded(int page);
+  void drop_exact(int page);
+  void keep_unwritten(int page, std::byte* shard, std::int64_t numel) const;
   void fetch(int page);
   void note_fetch(const c10::Stream& stream);
   void wait_for_fetches();
   void gather_from_peers(int page);
-  void make_resident(int page, std::string_view user);
+  void make_resident(int page, std::string_view user, bool exact = false);
   void make_room(std::int64_t bytes);
   int choose_victim(std::int64_t needed_after) const;
   void evict(int page);
@@ -252,6 +276,7 @@ class Pager final : public PageTable {
   std::unique_ptr<SecondShards> second_;  // null: no ranks are nearby
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
+  std::unique_ptr<FramePool> wires_;         // made when it is needed
   std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device
   std::optional<c10::Event> last_fetch_;     // from the host's memory
   std::vector<PageState> pages_;

@@ -11,7 +11,7 @@
 
 namespace zeropage::paging {
 
-void Pager::start_gather(int page) {
+void Pager::start_gather(int page, bool exact) {
   auto& state = pages_[page];
   const std::int64_t bytes = frame_bytes(page);
   const bool fetched = fetch_stream_ && !on_disk(page);
@@ -23,6 +23,7 @@ void Pager::start_gather(int page) {
     state.order.enter(device_);
   }
   state.state = State::kArriving;
+  state.rounded = !exact && state.scopes == 0 && is_coded(page);
   if (!kept) stats_.live_bytes += bytes;
   stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
   stats_.gathered_bytes += bytes;
@@ -31,7 +32,7 @@ void Pager::start_gather(int page) {
   communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
   try {
     const comm::Tag tag{state.label, page};
-    state.from_nearby = second_ && second_->has(page);
+    state.from_nearby = second_ && second_->has(page) && is_what_operators_read(page);
     if (state.from_nearby) {
       state.gather = second_->gather(page, state.frame, tag);
       return;
@@ -48,8 +49,10 @@ void Pager::start_gather(int page) {
       memory::start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
       note_fetch(current_stream(device_));
     }
+    if (state.rounded) return start_coded_gather(page, shard);
     state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, tag);
   } catch (...) {
+    release_wire(page);
     drop_frame(page);
     throw;
   }
@@ -79,7 +82,8 @@ void Pager::finish_gather(int page) {
   if (state.gather) {
     state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
     state.gather.reset();
-    if (second_ && !state.from_nearby) second_->keep(page, state.frame);
+    if (state.wire != nullptr) decode(page);
+    if (second_ && !state.from_nearby && is_what_operators_read(page)) second_->keep(page, state.frame);
   } else if (copied_from_peers(page)) {
     gather_from_peers(page);
   }
@@ -111,7 +115,11 @@ void Pager::gather_from_peers(int page) {
       if (!ready()) communicator_->wait_until(ready, rank, state.label);
       source = communicator_->peer_address(rank, state.shard);
     }
-    std::memcpy(state.frame + begin, source, length);
+    if (state.rounded) {
+      optim::round_to_blocks(kWireCode, spec.dtype, source, state.frame + begin, length / spec.element_bytes);
+    } else {
+      std::memcpy(state.frame + begin, source, length);
+    }
   }
   if (handle_->timeline) {
     const std::int64_t end_ns = Timeline::now_ns();

@@ -43,7 +43,7 @@ void Pager::set_update(UpdatePhase phase) {
 void Pager::count_pins(int count) { pins_of_thread += count; }
 
 void Pager::touch_for_scope(int page, std::string_view user) {
-  touch(page, /*writes=*/false, user);
+  use(page, /*writes=*/false, /*exact=*/true, user);
   count_pins(-1);
   auto guard = lock();
   ++pages_[page].scopes;

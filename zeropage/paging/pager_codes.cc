@@ -1,0 +1,92 @@
+// Pages that travel in 8 bits.
+//
+//   1. Each rank codes its shard, the coded shards are gathered, and every rank decodes all of them into its frame, its
+//      own one, too. So frames have the same values everywhere. Where a rank copies its peers' shards from their
+//      memory, it rounds them while it copies: to the same values.
+//   2. Who writes a parameter, or opens a scope for it, needs exact values: the frame is then gathered as it is. It is
+//      dropped when the scope has ended, or when what was written has gone home, so that what operators read does not
+//      depend on scopes.
+//   3. Second shards (second_shards.h) are of what operators read.
+//   4. An operator may write a page of which it has just begun to read another parameter. Such a frame stays. Only what
+//      has changed in it goes home.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/where.h>
+
+#include <utility>
+
+#include "zeropage/memory/block_codes.h"
+#include "zeropage/paging/pager.h"
+
+namespace zeropage::paging {
+namespace {
+
+optim::CodedParts shards_of(const layout::Page& page, std::int64_t count) {
+  return {kWireCode, page.dtype, page.shard_numel, count};
+}
+
+}  // namespace
+
+bool Pager::is_coded(int page) const {
+  if (options_.coded == CodedPages::kNone || communicator_->size() == 1) return false;
+  const auto& spec = layout_->pages()[page];
+  const bool chosen = options_.coded == CodedPages::kAll || !spec.trainable;
+  return chosen && pages_[page].paged && optim::is_codable(spec.dtype);
+}
+
+void Pager::start_coded_gather(int page, const std::byte* shard) {
+  auto& state = pages_[page];
+  const auto own = shards_of(layout_->pages()[page], 1);
+  if (!wires_) wires_ = make_private_frame_pool(device_, INT64_MAX, ledger_, MemoryKind::kBuffers);
+  state.wire = wires_->acquire(communicator_->size() * own.part_bytes());
+  std::byte* const coded = state.wire + communicator_->rank() * own.part_bytes();
+  memory::encode_blocks(own, shard, coded, device_);
+  state.gather = communicator_->all_gather(coded, state.wire, own.part_bytes(), comm::Tag{state.label, page});
+}
+
+void Pager::decode(int page) {
+  auto& state = pages_[page];
+  state.order.enter(device_);
+  memory::decode_blocks(shards_of(layout_->pages()[page], communicator_->size()), state.wire, state.frame, device_);
+  release_wire(page);
+}
+
+void Pager::release_wire(int page) {
+  if (std::byte* wire = std::exchange(pages_[page].wire, nullptr)) wires_->release(wire, given_so_far(device_));
+}
+
+/// Before exact values are gathered.
+void Pager::drop_rounded(int page) {
+  auto& state = pages_[page];
+  if (state.state == State::kArriving && state.wire != nullptr) finish_gather(page);
+  if (state.state == State::kResident && state.rounded && state.pins == 0) evict(page);
+}
+
+/// When nobody needs exact values any more.
+void Pager::drop_exact(int page) {
+  const auto& state = pages_[page];
+  if (!is_coded(page) || state.rounded || state.dirty || state.pins > 0 || state.state != State::kResident) return;
+  evict(page);
+}
+
+/// Takes the first `numel` elements of the own shard home from a frame with rounded values: those that are what
+/// gathering gave stay exact.
+void Pager::keep_unwritten(int page, std::byte* shard, std::int64_t numel) const {
+  const auto& spec = layout_->pages()[page];
+  const auto place = shard_device();
+  const auto type = scalar_type_of(spec.dtype);
+  const auto bits = spec.element_bytes == 4 ? at::kInt : at::kShort;
+  const optim::CodedParts own{kWireCode, spec.dtype, numel, 1};
+  const at::Tensor seen =
+      memory::flat_view(pages_[page].frame + communicator_->rank() * spec.shard_bytes(), numel, type, device_)
+          .to(place);
+  const at::Tensor coded = at::empty({own.part_bytes()}, seen.options().dtype(at::kByte));
+  const at::Tensor gathered = at::empty_like(seen);
+  auto* const wire = static_cast<std::byte*>(coded.mutable_data_ptr());
+  memory::encode_blocks(own, shard, wire, place);
+  memory::decode_blocks(own, wire, gathered.mutable_data_ptr(), place);
+  at::Tensor exact = memory::flat_view(shard, numel, type, place);
+  exact.copy_(at::where(seen.view(bits).eq(gathered.view(bits)), exact, seen));
+}
+
+}  // namespace zeropage::paging
