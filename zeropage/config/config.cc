@@ -163,6 +163,32 @@ Offload read_offload(const Settings& settings, int stage) {
   return offload;
 }
 
+/// ZeRO++'s keys for fewer bits on the way between ranks.
+void read_quantization(const Settings& settings, Zero& zero) {
+  const auto key = [](const std::string& name) { return "zero_optimization." + name; };
+  const bool stage_is_known = !is_automatic(settings.at(key("stage")));
+  zero.quantized_weights = settings.flag(key("zero_quantized_weights"));
+  zero.quantized_frozen_weights = settings.flag(key("zero_quantized_nontrainable_weights"));
+  zero.quantized_gradients = settings.flag(key("zero_quantized_gradients"));
+  for (const char* name : {"zero_quantized_weights", "zero_quantized_nontrainable_weights"}) {
+    if (!settings.flag(key(name)) || !stage_is_known || zero.stage == 3) continue;
+    settings.fail(key(name), fmt::format("expected zero_optimization.stage 3, where parameters are gathered, got {}; "
+                                         "set the stage to 3, or remove this key",
+                                         zero.stage));
+  }
+  if (!zero.quantized_gradients) return;
+  if (stage_is_known && zero.stage == 0) {
+    settings.fail(key("zero_quantized_gradients"),
+                  "expected zero_optimization.stage 1, 2 or 3, where each rank sums a part of the gradients, got 0; "
+                  "set another stage, or remove this key");
+  }
+  if (!zero.reduce_scatter) {
+    settings.fail(key("zero_quantized_gradients"),
+                  "expected reduce_scatter true beside it, which sends gradients to their owners, got false; remove "
+                  "one of the two keys");
+  }
+}
+
 Zero read_zero(const Settings& settings) {
   const auto key = [](const char* name) { return std::string("zero_optimization.") + name; };
   Zero zero;
@@ -177,6 +203,7 @@ Zero read_zero(const Settings& settings) {
   zero.max_live_numel = read_size(settings, key("stage3_max_live_parameters"));
   zero.max_reuse_distance_numel = settings.integer(key("stage3_max_reuse_distance"));
   zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
+  read_quantization(settings, zero);
   zero.offload = read_offload(settings, zero.stage);
   zero.second_shard_ranks = settings.integer(key("zero_hpz_partition_size"));
   const bool stage_is_known = !is_automatic(settings.at(key("stage")));

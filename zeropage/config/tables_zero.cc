@@ -102,9 +102,14 @@ std::vector<Key> later_keys() {
           "gather from there, and nothing from other hosts (docs/launcher.md). A divisor of the ranks of a host; 1: "
           "off.")
           .at_least(1),
-      flag("zero_quantized_weights", false, kNotBuilt, "ZeRO++: gather parameters in 8 bits."),
-      flag("zero_quantized_nontrainable_weights", false, kNotBuilt, "ZeRO++: the same for frozen parameters."),
-      flag("zero_quantized_gradients", false, kNotBuilt, "ZeRO++: reduce gradients in 4 bits."),
+      flag("zero_quantized_weights", false, kSupported,
+           "ZeRO++: gather sharded parameters in 8 bits (stage 3). Shards, saved models and checkpoints stay exact."),
+      flag("zero_quantized_nontrainable_weights", false, kSupported, "ZeRO++: the same for frozen parameters alone.")
+          .differing("Only gathers are in 8 bits; the shards themselves keep their type"),
+      flag("zero_quantized_gradients", false, kSupported,
+           "ZeRO++: reduce gradients in 4 bits (stages 1 to 3), added in fp32.")
+          .differing("Each gradient is coded once, on its way to its owner; DeepSpeed codes it twice, and only at "
+                     "stage 3"),
       integer("mics_shard_size", -1, kRemoved, "MiCS: ranks that share one copy of the state.").at_least(-1),
       flag("mics_hierarchical_params_gather", false, kRemoved, "MiCS: gather between nodes, then inside."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),

@@ -10,6 +10,7 @@
 #include "zeropage/base/log.h"
 #include "zeropage/engine/engine_impl.h"
 #include "zeropage/paging/device_wait.h"
+#include "zeropage/reduce/coded_reductions.h"
 
 namespace zeropage::engine {
 
@@ -28,9 +29,10 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
               std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size(),
               config_.batch.counted) {
   require_one_pass(config_, device_);
-  reducer_ = std::make_unique<reduce::Reducer>(
-      state_.layout(), state_.tensors(), reductions ? recorder_.observed(std::move(reductions)) : communicator_,
-      device_, ledger_, reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
+  auto sums = reductions ? recorder_.observed(std::move(reductions)) : communicator_;
+  if (config_.zero.quantized_gradients) sums = reduce::code_reductions(std::move(sums), device_, ledger_);
+  reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(), std::move(sums), device_, ledger_,
+                                               reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
   reducer_->on_pages_begin([this](const std::vector<int>& pages) { begin_training(pages); });
   reducer_->on_left_gradients([this] { return program_factor(); });
   if (timeline() != nullptr) state_.observe(recorder_.timeline(), reducer_->disk());

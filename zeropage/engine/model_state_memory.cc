@@ -79,6 +79,9 @@ void ModelState::allocate() {
     shape.blocks.push_back(blocks);
     shape.masters.push_back(has_masters(page.index));
   }
+  options.coded = config_.zero.quantized_weights          ? paging::CodedPages::kAll
+                  : config_.zero.quantized_frozen_weights ? paging::CodedPages::kFrozen
+                                                          : paging::CodedPages::kNone;
   options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
   pager_->on_write_back([this](int page) { announce_user_write(page); },

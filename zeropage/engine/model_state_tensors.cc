@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "zeropage/engine/model_state.h"
+#include "zeropage/paging/exact_read.h"
 
 namespace zeropage::engine {
 namespace {
@@ -39,6 +40,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   memory::zero_bytes(staging, staged_bytes, device_);
   for (const auto& place : page.placements) {
     const auto type = floating ? at::kFloat : tensors_[place.parameter].scalar_type();
+    const paging::ExactRead read(tensors_[place.parameter]);  // of an engine that has ended
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
   }
   communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
@@ -117,7 +119,9 @@ void ModelState::make_whole() {
   c10::AutoGradMode no_grad(false);
   absorb_replaced();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    if (pager_->paged(layout_->page_of(static_cast<int>(i)))) tensors_[i].set_data(tensors_[i].detach().clone());
+    if (!pager_->paged(layout_->page_of(static_cast<int>(i)))) continue;
+    const paging::ExactRead read(tensors_[i]);
+    tensors_[i].set_data(tensors_[i].detach().clone());
   }
 }
 

@@ -9,6 +9,7 @@
 #include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/paging/exact_read.h"
 
 namespace zeropage::engine {
 namespace {
@@ -76,6 +77,7 @@ void ModelState::let_go(int parameter) {
   c10::AutoGradMode no_grad(false);
   absorb_replaced();
   at::Tensor& tensor = tensors_[parameter];
+  const paging::ExactRead read(tensor);
   tensor.set_data(tensor.detach().clone());
   tensor = at::Tensor();
 }

@@ -1,0 +1,24 @@
+/// \file
+/// Reductions in 4 bits (optim/block_codes.h): what a rank has of a page's gradients is coded for each owner, the codes
+/// are exchanged, and each owner adds what they say, in fp32 and in the order of the ranks.
+///
+/// The values that codes say are rounded to the type of the gradients before they are added. So ranks that share memory
+/// get the same bits without an exchange: each one rounds its gradients in place, and the ordinary reduction follows.
+#pragma once
+
+#include "zeropage/memory/torch_config.h"
+
+#include <memory>
+
+#include "zeropage/base/ledger.h"
+#include "zeropage/comm/communicator.h"
+
+namespace zeropage::reduce {
+
+/// `inner`, but for its reduce_scatter of fp32, bf16 and fp16 values, which lie on `device` and which it overwrites.
+/// Wire: 0.27 of bf16's bytes. Memory, where ranks do not share it: twice that for each reduction that is under way.
+/// Everything else goes to `inner`.
+std::shared_ptr<comm::Communicator> code_reductions(std::shared_ptr<comm::Communicator> inner, c10::Device device,
+                                                    std::shared_ptr<Ledger> ledger);
+
+}  // namespace zeropage::reduce

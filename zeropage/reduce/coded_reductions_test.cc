@@ -1,0 +1,166 @@
+// Reductions in 4 bits, on ranks as threads that read each other's memory or that exchange codes.
+#include "zeropage/reduce/coded_reductions.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/test_ranks.h"
+#include "zeropage/optim/block_codes.h"
+#include "zeropage/optim/convert.h"
+
+namespace zeropage::reduce {
+namespace {
+
+constexpr std::int64_t kNumel = 1100;  // of a shard: the last block is not full
+
+/// A rank's gradients of all shards, as they are rounded to their type.
+std::vector<float> gradients_of(int rank, std::int64_t numel, DType dtype) {
+  std::mt19937 random(static_cast<unsigned>(rank + 1));
+  std::normal_distribution<float> normal;
+  std::vector<float> values(static_cast<std::size_t>(numel));
+  for (float& value : values) value = normal(random);
+  std::vector<std::byte> narrow(values.size() * static_cast<std::size_t>(element_bytes(dtype)));
+  optim::from_float32(values.data(), narrow.data(), dtype, numel);
+  optim::to_float32(narrow.data(), dtype, values.data(), numel);
+  return values;
+}
+
+std::vector<std::byte> narrowed(const std::vector<float>& wide, DType dtype) {
+  std::vector<std::byte> narrow(wide.size() * static_cast<std::size_t>(element_bytes(dtype)));
+  optim::from_float32(wide.data(), narrow.data(), dtype, static_cast<std::int64_t>(wide.size()));
+  return narrow;
+}
+
+/// What the owner's sum must be: codes of each rank's part by the definition's own functions, added in fp32.
+std::vector<float> expected_sum(int size, int owner, DType dtype, float before) {
+  std::vector<float> sum(kNumel);
+  for (int rank = 0; rank < size; ++rank) {
+    const auto all = gradients_of(rank, kNumel * size, dtype);
+    const std::vector<float> part(all.begin() + owner * kNumel, all.begin() + (owner + 1) * kNumel);
+    auto values = narrowed(part, dtype);
+    const optim::CodedParts parts{optim::BlockCode::kInt4, dtype, kNumel, 1};
+    std::vector<std::byte> coded(static_cast<std::size_t>(parts.total_bytes()));
+    optim::encode_blocks(parts, values.data(), coded.data());
+    optim::decode_blocks(parts, coded.data(), values.data());
+    std::vector<float> wide(kNumel);
+    optim::to_float32(values.data(), dtype, wide.data(), kNumel);
+    for (std::size_t i = 0; i < wide.size(); ++i) sum[i] = rank == 0 ? wide[i] : sum[i] + wide[i];
+  }
+  for (float& value : sum) value += before;
+  return sum;
+}
+
+void run(int world, bool two_sided, const comm::RankBody& body) {
+  auto communicators = comm::make_thread_communicators(world, std::chrono::milliseconds(20000));
+  if (two_sided) {
+    for (int rank = 0; rank < world; ++rank) {
+      communicators[rank] = comm::make_fault_communicator(
+          std::move(communicators[rank]), comm::random_delays(rank, std::chrono::microseconds(200)), true);
+    }
+  }
+  for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+}
+
+std::shared_ptr<comm::Communicator> coded(comm::Communicator& communicator, std::shared_ptr<Ledger> ledger = nullptr) {
+  if (!ledger) ledger = std::make_shared<Ledger>();
+  return code_reductions(std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}), c10::kCPU,
+                         std::move(ledger));
+}
+
+class CodedSums : public testing::TestWithParam<std::tuple<int, bool>> {};
+INSTANTIATE_TEST_SUITE_P(Worlds, CodedSums, testing::Combine(testing::Values(1, 2, 4), testing::Bool()));
+
+// Catches sums that depend on the transport or on who adds, other orders of addition, and parts that go to the wrong
+// owner. One rank sums nothing, and codes nothing.
+TEST_P(CodedSums, AreThoseOfTheCodes) {
+  const auto [world, two_sided] = GetParam();
+  run(world, two_sided, [](comm::Communicator& communicator) {
+    const auto sums = coded(communicator);
+    const int size = communicator.size();
+    for (const DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      for (const bool accumulate : {false, true}) {
+        auto whole = narrowed(gradients_of(communicator.rank(), kNumel * size, dtype), dtype);
+        std::vector<float> out(kNumel, accumulate ? 0.25F : 7.0F);
+        std::int64_t told = 0;
+        auto work = sums->reduce_scatter(whole.data(), out.data(), kNumel, dtype, DType::kFloat32, accumulate, {"sum"},
+                                         [&](std::int64_t, std::int64_t numel) { told += numel; });
+        while (accumulate && !work->poll()) std::this_thread::yield();
+        work->wait();
+        EXPECT_EQ(told, kNumel);
+        if (size > 1) {
+          EXPECT_EQ(out, expected_sum(size, communicator.rank(), dtype, accumulate ? 0.25F : 0.0F));
+        } else {
+          const auto exact = gradients_of(0, kNumel, dtype);
+          EXPECT_EQ(out[9], exact[9] + (accumulate ? 0.25F : 0.0F));
+        }
+      }
+    }
+    communicator.barrier({"done"});
+  });
+}
+
+// Catches the sum of a whole page, in place (stage 1), that reads what has been overwritten.
+TEST_P(CodedSums, StandInPlace) {
+  const auto [world, two_sided] = GetParam();
+  run(world, two_sided, [](comm::Communicator& communicator) {
+    const auto sums = coded(communicator);
+    const int size = communicator.size();
+    auto whole = gradients_of(communicator.rank(), kNumel * size, DType::kFloat32);
+    float* own = whole.data() + communicator.rank() * kNumel;
+    sums->reduce_scatter(whole.data(), own, kNumel, DType::kFloat32, DType::kFloat32, false, {"sum"}, {})->wait();
+    if (size > 1) {
+      EXPECT_EQ(std::vector<float>(own, own + kNumel),
+                expected_sum(size, communicator.rank(), DType::kFloat32, 0.0F));
+    }
+    communicator.barrier({"done"});
+  });
+}
+
+// Catches an overflow that the codes hide: the check for it would go on with a wrong update.
+TEST_P(CodedSums, ShowWhatIsNotFinite) {
+  const auto [world, two_sided] = GetParam();
+  run(world, two_sided, [](comm::Communicator& communicator) {
+    const auto sums = coded(communicator);
+    std::vector<float> whole(static_cast<std::size_t>(kNumel * communicator.size()), 1.0F);
+    if (communicator.rank() + 1 == communicator.size()) whole[200] = std::numeric_limits<float>::infinity();
+    std::vector<float> out(kNumel);
+    sums->reduce_scatter(whole.data(), out.data(), kNumel, DType::kFloat32, DType::kFloat32, false, {"sum"}, {})
+        ->wait();
+    EXPECT_EQ(std::isfinite(out[200]), communicator.rank() > 0);
+    EXPECT_TRUE(std::isfinite(out[500]));
+    communicator.barrier({"done"});
+  });
+}
+
+// Catches gradients that travel as they are, and buffers that are counted nowhere or never given back.
+TEST(CodedSumsBytes, AreAQuarterOfSixteenBits) {
+  run(2, /*two_sided=*/true, [](comm::Communicator& communicator) {
+    const auto ledger = std::make_shared<Ledger>();
+    const auto sums = coded(communicator, ledger);
+    constexpr std::int64_t kLarge = 100'000;
+    std::vector<std::uint16_t> whole(2 * kLarge, 0x3f80);
+    std::vector<float> out(kLarge);
+    const auto before = communicator.bytes_moved();
+    for (int i = 0; i < 3; ++i) {
+      sums->reduce_scatter(whole.data(), out.data(), kLarge, DType::kBFloat16, DType::kFloat32, false, {"sum"}, {})
+          ->wait();
+    }
+    EXPECT_EQ(out[5], 2.0F);
+    EXPECT_LE(communicator.bytes_moved() - before, 3 * 0.28 * 2 * kLarge);
+    const auto coded_bytes = 2 * optim::coded_bytes(optim::BlockCode::kInt4, kLarge);
+    const auto held = ledger->peak_bytes(MemoryKind::kBuffers);
+    EXPECT_GE(held, 2 * coded_bytes);
+    EXPECT_LE(held, 2 * coded_bytes + 20000);
+    communicator.barrier({"done"});
+  });
+}
+
+}  // namespace
+}  // namespace zeropage::reduce
