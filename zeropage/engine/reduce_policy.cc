@@ -22,6 +22,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.sharded = placement.shard_gradients;
   policy.whole_result = !placement.shard_optimizer;
   policy.reduce_scatter = config.zero.reduce_scatter;
+  policy.coded = config.zero.quantized_gradients;
   policy.overlap = config.zero.overlap_comm;
   if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is

@@ -116,8 +116,7 @@ TEST_P(CodedSums, StandInPlace) {
     float* own = whole.data() + communicator.rank() * kNumel;
     sums->reduce_scatter(whole.data(), own, kNumel, DType::kFloat32, DType::kFloat32, false, {"sum"}, {})->wait();
     if (size > 1) {
-      EXPECT_EQ(std::vector<float>(own, own + kNumel),
-                expected_sum(size, communicator.rank(), DType::kFloat32, 0.0F));
+      EXPECT_EQ(std::vector<float>(own, own + kNumel), expected_sum(size, communicator.rank(), DType::kFloat32, 0.0F));
     }
     communicator.barrier({"done"});
   });

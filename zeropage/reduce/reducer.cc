@@ -269,6 +269,7 @@ void Reducer::consume(int page) {
     in_frame_[place.parameter] = false;
     arrived_this_backward_[place.parameter] = false;
   }
+  if (policy_.coded && !state.keeps) zero_gaps(page);
   state.in_frame = 0;
   state.arrived_this_backward = 0;
 }

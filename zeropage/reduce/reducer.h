@@ -72,6 +72,7 @@ struct ReducePolicy {
   bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
   bool reduce_scatter = true;  ///< false: all-reduce, then slice
   bool keep = false;       ///< sharded, one rank: gradients of pages that stay on the device are left as they were made
+  bool coded = false;      ///< gradients travel in blocks (coded_reductions.h): what lies between them must be zeros
   bool overlap = true;     ///< false: no reduction goes on beside a backward
   float pre_scale = 1.0f;  ///< multiplied into every gradient before it is summed (prescale_gradients)
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
@@ -317,6 +318,7 @@ class Reducer {
   void acquire_frame(int page);
   void reuse_sum_as_accumulator(int page);
   void consume(int page);
+  void zero_gaps(int page);
   void start_ready_reductions();
   void start_reduction(int page);
   bool start_sharded_reduction(int page, std::byte* frame);

@@ -29,6 +29,21 @@ void Reducer::start_reduction(int page) {
   if (!policy_.overlap) retire(0);
 }
 
+/// Of the frame: a block's scale must not depend on what happened to be there.
+void Reducer::zero_gaps(int page) {
+  const auto& spec = layout_->pages()[page];
+  const std::int64_t element = element_bytes(frame_dtype(page));
+  std::int64_t end = 0;  // of what comes before
+  const auto zero_until = [&](std::int64_t begin) {
+    if (begin > end) memory::zero_bytes(pages_[page].frame + end * element, (begin - end) * element, device_);
+  };
+  for (const auto& place : spec.placements) {
+    zero_until(place.offset);
+    end = place.offset + place.numel;
+  }
+  zero_until(spec.padded_numel);
+}
+
 /// Of a frame while it is reduced.
 DType Reducer::travel_dtype(int page) const {
   const bool wide = policy_.fp32_travel && layout_->pages()[page].dtype == DType::kFloat32;
