@@ -164,6 +164,26 @@ def test_what_leaves_the_engine_is_exact(two_sided: bool, tmp_path: Path):
 
 
 @pytest.mark.parametrize("two_sided", (False, True))
+def test_a_model_that_an_init_scope_takes(two_sided: bool, capfd: pytest.CaptureFixture[str]):
+    """Catches a scope that hands rounded values on, and arguments of its own that are dropped without a word."""
+    config = quantized(zero_optimization={"stage3_max_live_parameters": 3000})
+    built = small_net()
+
+    def run(rank: int, communicator: Any) -> None:
+        model = copy.deepcopy(built)
+        zeropage.zero.Init(module=model, config_dict_or_path=config, zero_quantized_weights=True)
+        engine, *_ = zeropage.initialize(model=model, config=config)
+        assert torch.equal(flat_parameters(engine.module), flat_parameters(built))
+
+    run_ranks(2, run, two_sided=two_sided)
+    assert "zero.Init" not in capfd.readouterr().err
+    zeropage.zero.Init(zero_quantized_weights=True, zero_quantized_nontrainable_weights=True)
+    said = capfd.readouterr().err
+    assert "zero_quantized_weights=True has no effect here" in said
+    assert "zero_quantized_nontrainable_weights=True has no effect here" in said
+
+
+@pytest.mark.parametrize("two_sided", (False, True))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_writes_of_the_program_start_from_exact_values(precision: str, two_sided: bool):
     """Catches weights that lose a little with every write, because what came back from a gather went home."""

@@ -6,6 +6,7 @@ edit by one rank the edit of all.
 """
 
 import contextlib
+import json
 import os
 from collections.abc import Iterable
 from typing import Any
@@ -32,6 +33,8 @@ class Init:
     config_dict_or_path, config: as for `initialize`; none: stage 3 with its defaults.
     dtype: the default type of floating tensors inside. None leaves it: `initialize` casts to the configured precision,
     and its fp32 masters are then the exact initial values.
+    zero_quantized_weights, zero_quantized_nontrainable_weights: `initialize` takes these from its configuration. Inside
+    parameters are gathered as they are.
     mem_efficient_linear, pin_memory: accepted for compatibility; nothing needs them.
     """
 
@@ -59,8 +62,6 @@ class Init:
             "remote_device": None if remote_device == "none" else remote_device,
             "mpu": mpu,
             "zero_param_parallel_group": zero_param_parallel_group,
-            "zero_quantized_weights": zero_quantized_weights,
-            "zero_quantized_nontrainable_weights": zero_quantized_nontrainable_weights,
             "sequence_data_parallel_group": sequence_data_parallel_group,
             "param_swapper": param_swapper,
             "tensor_overrides": tensor_overrides,
@@ -74,6 +75,10 @@ class Init:
         self._config = parse_config({"zero_optimization": {"stage": 3}} if source is None else source, world_size=0)
         self._dtype = dtype
         self._world = current_world()
+        self._name_quantized(
+            zero_quantized_weights=zero_quantized_weights,
+            zero_quantized_nontrainable_weights=zero_quantized_nontrainable_weights,
+        )
         self._enabled = (
             enabled and self._config.stage == 3 and (self._world.size > 1 or self._config.parameters_on_disk)
         )
@@ -82,6 +87,16 @@ class Init:
             with self:
                 for parameter in module.parameters():
                     self._scope.adopt(parameter)
+
+    def _name_quantized(self, **arguments: bool) -> None:
+        """Says of arguments that are not in the configuration, too, where they would have an effect."""
+        zero = json.loads(self._config.effective_json)["zero_optimization"]
+        for name, value in arguments.items():
+            if value and not zero[name] and self._world.rank == 0:
+                _C.log_warn(
+                    f"zero.Init: {name}=True has no effect here, where parameters are gathered as they are: write "
+                    f'"{name}": true into zero_optimization of the configuration that initialize gets'
+                )
 
     def __enter__(self) -> "Init":
         pass_by_mark(held_parameters)
