@@ -32,6 +32,8 @@ planner::Request request_of(const PlanCommand& command) {
   request.micro_batch = command.micro_batch;
   request.accumulation_steps = command.accumulation_steps;
   request.sequence = command.sequence;
+  request.quantized_weights = command.quantized_weights;
+  request.quantized_gradients = command.quantized_gradients;
   return request;
 }
 
@@ -73,6 +75,8 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
   plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");
   plan->add_option("--sequence", command.sequence, "Tokens of a sample")->type_name("N");
+  plan->add_flag("--quantized_weights", command.quantized_weights, "Gather parameters in 8 bits at stage 3");
+  plan->add_flag("--quantized_gradients", command.quantized_gradients, "Reduce gradients in 4 bits from stage 1 on");
 }
 
 }  // namespace

@@ -28,6 +28,8 @@ struct PlanCommand {
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;
   std::int64_t sequence = 2048;
+  bool quantized_weights = false;
+  bool quantized_gradients = false;
   bool json = false;
   std::string write;  ///< path of the configuration to write; empty: none
 };

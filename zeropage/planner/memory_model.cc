@@ -32,6 +32,20 @@ std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
 }
 
+/// Pages in 8 bits on their way to where they are used, and gradients in 4 bits, as they are sent and received.
+std::int64_t wire_bytes(const Request& request, const Placement& placement) {
+  const std::int64_t page = page_numel(request, placement.stage);
+  double bytes = 0;
+  if (request.gathers_in_8_bits(placement.stage)) {
+    const std::int64_t paged_numel = request.model.total_numel - request.model.persistent_numel;
+    bytes += kBytesIn8Bits * static_cast<double>(std::min(config::Zero{}.prefetch_bucket_numel + page, paged_numel));
+  }
+  if (request.reduces_in_4_bits(placement.stage)) {
+    bytes += kBytesIn4Bits * static_cast<double>(2 * (1 + kReductionsAhead)) * static_cast<double>(page);
+  }
+  return static_cast<std::int64_t>(bytes);
+}
+
 /// What an optimizer of PyTorch keeps, and what it is given while it updates: where the masters are.
 void add_torch_optimizer(const Request& request, const Placement& placement, MemoryEstimate& memory) {
   if (!request.optimizer.by_torch) return;
@@ -92,7 +106,7 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
     memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
   }
-  memory.buckets = bucket_bytes(request, placement);
+  memory.buckets = bucket_bytes(request, placement) + wire_bytes(request, placement);
   memory.host += placed.offloaded.optimizer;
   memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
   memory.disk += placed.disk.total();

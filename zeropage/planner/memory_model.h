@@ -21,6 +21,10 @@
 
 namespace zeropage::planner {
 
+/// Bytes of an element on the wire in 8 and in 4 bits, with its share of a scale (optim/block_codes.h).
+inline constexpr double kBytesIn8Bits = 1 + 4.0 / 256;
+inline constexpr double kBytesIn4Bits = 0.5 + 4.0 / 128;
+
 /// Everything but activations, by placement.
 MemoryEstimate estimate_memory(const Request& request, const Placement& placement);
 

@@ -121,6 +121,8 @@ std::string config_text(const Request& request, const Placement& placement) {
     zero[key] = {{"device", device_word(home)}};
     if (home == Home::kDisk) zero[key]["nvme_path"] = "/local_nvme";
   };
+  if (request.quantized_weights && placement.stage == 3) zero["zero_quantized_weights"] = true;
+  if (request.quantized_gradients && placement.stage > 0) zero["zero_quantized_gradients"] = true;
   add_home("offload_optimizer", placement.optimizer);
   add_home("offload_param", placement.parameters);
   Json document{{"train_micro_batch_size_per_gpu", request.micro_batch},

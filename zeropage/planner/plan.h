@@ -43,6 +43,11 @@ struct Request {
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;
   std::int64_t sequence = 2048;
+  bool quantized_weights = false;    ///< gathered in 8 bits, at stage 3
+  bool quantized_gradients = false;  ///< reduced in 4 bits, from stage 1 on
+
+  bool gathers_in_8_bits(int stage) const { return quantized_weights && stage == 3 && world_size() > 1; }
+  bool reduces_in_4_bits(int stage) const { return quantized_gradients && stage > 0 && world_size() > 1; }
 
   int world_size() const { return devices_per_host * hosts; }
 };

@@ -72,6 +72,31 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 
+// Catches wire buffers that are not counted, links that carry as much as before, and keys that are written where a
+// configuration with them is refused.
+TEST(Plan, QuantizedTravelTakesBuffersAndLessTime) {
+  Request plain = request("7B", 4, "H100", 2);
+  plain.hardware->network_rate = 1e9;  // what a step waits for
+  Request coded = plain;
+  coded.quantized_weights = coded.quantized_gradients = true;
+  const auto page = static_cast<double>(page_numel(plain, 3));
+  const auto more = [&](int stage) {
+    return static_cast<double>(estimate_memory(coded, {stage}).buckets - estimate_memory(plain, {stage}).buckets);
+  };
+  EXPECT_EQ(more(0), 0);
+  EXPECT_NEAR(more(1), 6 * page * (0.5 + 4.0 / 128), 2);
+  EXPECT_NEAR(more(3), 6 * page * (0.5 + 4.0 / 128) + (50e6 + page) * (1 + 4.0 / 256), 2);
+  EXPECT_LT(estimate_time(coded, {3}, false).step_s, 0.5 * estimate_time(plain, {3}, false).step_s);
+  for (const Row& row : make_plan(coded).rows) {
+    EXPECT_TRUE(row.available) << row.config;
+    EXPECT_EQ(contains(row.config, "zero_quantized_weights"), row.placement.stage == 3);
+    EXPECT_EQ(contains(row.config, "zero_quantized_gradients"), row.placement.stage > 0);
+  }
+  Request alone = request("7B", 1);
+  alone.quantized_weights = alone.quantized_gradients = true;
+  EXPECT_EQ(estimate_memory(alone, {3}).buckets, estimate_memory(request("7B", 1), {3}).buckets);
+}
+
 // 2 s b h per layer and one layer of 34 s b h with checkpointing, against 34 s b h per layer; the head's logits in
 // both.
 TEST(Plan, ActivationsByHand) {

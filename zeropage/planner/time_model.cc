@@ -103,8 +103,10 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   Pieces pieces;
   pieces.forward_s = 2 * pass_s;
   pieces.backward_s = (checkpointing ? 6 : 4) * pass_s;
-  pieces.gather_s = all_bytes * wire_s + latency_s;
-  pieces.reduce_s = (sums_whole ? 4 : element) * static_cast<double>(model.trainable_numel) * wire_s + latency_s;
+  const double gathered = request.gathers_in_8_bits(placement.stage) ? kBytesIn8Bits : element;
+  const double reduced = request.reduces_in_4_bits(placement.stage) ? kBytesIn4Bits : sums_whole ? 4 : element;
+  pieces.gather_s = gathered * static_cast<double>(model.total_numel) * wire_s + latency_s;
+  pieces.reduce_s = reduced * static_cast<double>(model.trainable_numel) * wire_s + latency_s;
   pieces.host_out_s = element * static_cast<double>(model.trainable_numel) / world / hardware.host_link_rate;
   pieces.host_in_s = all_bytes / world / hardware.host_link_rate;
   pieces.disk_in_s = all_bytes / world * request.devices_per_host / hardware.disk_read_rate;
