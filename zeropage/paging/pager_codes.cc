@@ -58,7 +58,7 @@ void Pager::release_wire(int page) {
 /// Before exact values are gathered.
 void Pager::drop_rounded(int page) {
   auto& state = pages_[page];
-  if (state.state == State::kArriving && state.wire != nullptr) finish_gather(page);
+  if (state.state == State::kArriving && state.rounded && state.gather) finish_gather(page);
   if (state.state == State::kResident && state.rounded && state.pins == 0) evict(page);
 }
 
