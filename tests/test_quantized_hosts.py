@@ -25,3 +25,14 @@ def test_two_hosts_train_as_one_in_fewer_bytes(train):  # noqa: F811
     assert 0 < counted_per_element(by_hosts) <= 0.52 * gathers + 0.28 * reduction
     assert sent_per_element(by_hosts) <= 1.1 * (0.52 * gathers + 0.28 * reduction)
     print(f"between hosts: {counted_per_element(by_hosts) / (gathers + reduction):.4f} of bf16's bytes")
+
+
+@pytest.mark.slow
+def test_second_shards_hold_what_operators_read(train):  # noqa: F811
+    """Catches second shards of exact values: the backward would compute with other weights than the forward."""
+    zero = SMALL | {"zero_quantized_weights": True}
+    one_host, _ = train(dtype="bf16", zero=zero)
+    second, _ = train(2, 2, dtype="bf16", zero=zero | {"zero_hpz_partition_size": 2})
+    assert [rank[:3] for rank in second] == [rank[:3] for rank in one_host]
+    # The backward gathers nothing from the other host.
+    assert counted_per_element(second) <= 1.01 * (0.52 * 2 + 2 * 2)
