@@ -436,8 +436,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             ([], []) if self.optimizer is None else (self.optimizer.param_groups, self.optimizer.engine_groups())
         )
         parameters = name_parameters(self.module, groups)
-        noted = self.optimizer is not None
-        whole = self.optimizer.note_whole(parameters, self._config, self._world.size) if noted else set()
+        has_optimizer = self.optimizer is not None
+        whole = self.optimizer.note_whole(parameters, self._config, self._world.size) if has_optimizer else set()
         self._unknown = UnknownParameters(self.module, parameters)
         _C.require_same_everywhere(self._communicator, optimizer_facts(self.optimizer))
         in_fp32 = settle_types(self.module, self._config, parameters, self.global_rank)
