@@ -1,4 +1,5 @@
-"""Checks that every room includes only itself and the rooms before it, and torch only where the design allows it."""
+"""Checks that every room includes only itself and the rooms before it, and torch only where the design allows it; and
+that the files which comments name exist."""
 
 import re
 import sys
@@ -10,6 +11,9 @@ TORCH_ROOMS = {"memory", "paging", "reduce", "engine", "session", "cpp", "python
 # These never see torch, not even through a room that does.
 TORCH_FREE_ROOMS = {"report", "launch", "cli"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^>"]+)[>"]')
+# A file that a comment names, but for those of other projects: "fmt/format.h" in angle brackets, "src/graph/tuning.cc".
+NAMED = re.compile(r"//.*?(?<![\w*/<-])(?!src/)((?:[a-z0-9_]+/)*[a-z0-9_]+\.(?:h|cc))\b")
+OF_OTHERS = {"foreach_target.h"}
 TORCH = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
 
 
@@ -46,6 +50,13 @@ def problem(path: Path, included: str) -> str | None:
     return None
 
 
+def missing_file(line: str, names: set[str]) -> str | None:
+    """What is wrong with the file that a comment names, or None."""
+    match = NAMED.search(line)
+    name = match and match.group(1).rpartition("/")[2]
+    return f"there is no file {name}" if name and name not in names | OF_OTHERS else None
+
+
 def main() -> int:
     files = [
         p
@@ -53,6 +64,7 @@ def main() -> int:
         for p in sorted((ROOT / folder).rglob("*"))
         if p.suffix in (".h", ".cc")
     ]
+    names = {path.name for path in files} | {path.name for path in (ROOT / "tests").rglob("*.[hc]*")}
     problems = []
     for path in files:
         if room_of(path) not in ROOMS:
@@ -65,6 +77,8 @@ def main() -> int:
             found = match and problem(path, match.group(1))
             if found:
                 problems.append(f"{path.relative_to(ROOT)}:{number}: {match.group(1)}: {found}")
+            if missing := missing_file(line, names):
+                problems.append(f"{path.relative_to(ROOT)}:{number}: {missing}")
     print("\n".join(problems) if problems else f"layers: {len(files)} files keep to the order of the rooms")
     return bool(problems)
 

@@ -54,7 +54,7 @@ struct Gradients {
   bool sum_instead_of_mean = false;          ///< gradient_allreduce_op "sum"
   std::optional<DType> accumulation_dtype;   ///< data_types.grad_accum_dtype
   std::optional<DType> communication_dtype;  ///< communication_data_type
-  bool check_overflow = true;                ///< bf16.check_grad_overflow; always true for fp16 and fp32
+  bool check_overflow = true;                ///< bf16.check_grad_overflow; fp16 always checks, fp32 never
   bool norm = true;                          ///< zero_optimization.compute_grad_norm
 
   bool operator==(const Gradients&) const = default;

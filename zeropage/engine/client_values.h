@@ -1,6 +1,6 @@
 /// \file
 /// Copies of what this rank updates, for the time in which an optimizer of the program's works on them; see
-/// caller_update.h.
+/// client_update.h.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

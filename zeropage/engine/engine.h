@@ -111,7 +111,7 @@ class Engine {
   /// middle of the update, the others raise, and their engines refuse everything from then on but reading (UsageError:
   /// restart from a checkpoint). `update` runs the optimizer where the configuration's is kClient; elsewhere it is
   /// called once before the update, without segments. What it throws is thrown here, and a PeerError on the other
-  /// ranks: then no parameter has changed, gradients are forgotten, and training can go on. See caller_update.h for its
+  /// ranks: then no parameter has changed, gradients are forgotten, and training can go on. See client_update.h for its
   /// cost.
   bool step(const ClientUpdate& update = nullptr);
 

@@ -1,4 +1,4 @@
-// The program's part of a step, and changes of parameters by other methods of its optimizer; see caller_update.h.
+// The program's part of a step, and changes of parameters by other methods of its optimizer; see client_update.h.
 #include <utility>
 
 #include "zeropage/base/error.h"

@@ -74,7 +74,7 @@ class ModelState {
   /// All ranks train the parameters of this page from now on: moments are zeros, masters what the parameters are.
   void begin_training(int page);
 
-  /// The moments of a parameter are zeros again.
+  /// The moments of a parameter are those of the first step again.
   void forget_moments(int parameter);
 
   /// Where masters and moments are.

@@ -1,4 +1,4 @@
-// What of the queue is left when a step begins. The bits of updates overlapped with the backward: transit_test.cc,
+// What of the queue is left when a step begins. The bits of updates overlapped with the backward: staging_test.cc,
 // tests/test_speculation.py.
 #include "zeropage/engine/speculation.h"
 
