@@ -27,7 +27,7 @@ Manifest example() {
   manifest.parameters = {{"a.weight", {"b.weight"}, true, 7, {1, 0}}, {"empty", {}, false, 0}};
   manifest.tensors = {{{"value/a.weight", "BF16", {2, 3}}, {{1, 0, 2}, {0, 2, 4}}},
                       {{"value/empty", "F32", {0, 9}}, {}}};
-  manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}};
+  manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}, 640};
   manifest.config_json = R"({"train_batch_size":8})";
   manifest.host_json = R"({"client":[1,"x",null]})";  // as any value
   return manifest;
