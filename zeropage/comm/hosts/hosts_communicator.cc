@@ -157,9 +157,7 @@ class HostsCommunicator final : public Communicator {
   }
   std::chrono::milliseconds timeout() const override { return queue_.at(Side::kBetween).timeout(); }
   void notify() override { queue_.at(Side::kInside).notify(); }
-  void set_checking(bool checking) override {
-    for (const Side side : {Side::kInside, Side::kBetween}) queue_.at(side).set_checking(checking);
-  }
+  void set_checking(bool checking) override { queue_.set_checking(checking); }
   void abort(std::string_view reason) override { queue_.abort(fmt::format("rank {} of the job: {}", rank(), reason)); }
   std::int64_t bytes_moved() const override { return queue_.at(Side::kInside).bytes_moved() + bytes_between_hosts(); }
   std::int64_t bytes_between_hosts() const override { return queue_.at(Side::kBetween).bytes_moved(); }

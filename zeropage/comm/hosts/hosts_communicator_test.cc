@@ -4,11 +4,13 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cmath>
 
 #include "zeropage/comm/testing/communicator_conformance.h"
 #include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/testing/test_ranks.h"
+#include "zeropage/comm/wrapped_communicator.h"
 
 namespace zeropage::comm {
 namespace {
@@ -75,6 +77,70 @@ TEST(HostsCommunicator, ConformsWhereRanksAndNetworksAreSlow) {
     }
   });
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+}
+
+/// Notes collectives that are not checked as those of their tag are: odd ids are.
+class NotesChecks final : public WrappedCommunicator {
+ public:
+  NotesChecks(std::shared_ptr<Communicator> inner, std::atomic<int>& wrong)
+      : WrappedCommunicator(std::move(inner)), wrong_(wrong) {}
+
+  void set_checking(bool checking) override { checking_ = checking; }
+  WorkPtr all_gather(const void* shard, void* whole, std::int64_t bytes, Tag tag) override {
+    note(tag);
+    return inner_->all_gather(shard, whole, bytes, tag);
+  }
+  WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t numel, DType in, DType to, bool accumulate, Tag tag,
+                         OnReduced on_reduced) override {
+    note(tag);
+    return inner_->reduce_scatter(whole, out, numel, in, to, accumulate, tag, std::move(on_reduced));
+  }
+  WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
+    note(tag);
+    return inner_->all_reduce(data, numel, dtype, tag, std::move(on_reduced));
+  }
+  WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
+    note(tag);
+    return inner_->broadcast(data, bytes, root, tag);
+  }
+  WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    note(tag);
+    return inner_->all_to_all(sent, received, part_bytes, tag);
+  }
+  void barrier(Tag tag) override { inner_->barrier(tag); }
+
+ private:
+  void note(Tag tag) { wrong_ += checking_ != (tag.id % 2 == 1); }
+
+  std::atomic<int>& wrong_;
+  bool checking_ = true;
+};
+
+// Catches a rank that checks a stage, and waits for what the others say of it, where they do not: who starts a stage
+// late may have been told otherwise meanwhile.
+TEST(HostsCommunicator, StagesAreCheckedAsTheirCollectiveIs) {
+  for (const bool deterministic : {true, false}) {
+    std::atomic<int> wrong = 0;
+    const auto noting = [&](std::unique_ptr<Communicator> plain, int rank) -> std::unique_ptr<Communicator> {
+      auto slow =
+          make_fault_communicator(std::move(plain), random_delays(static_cast<std::uint64_t>(rank), microseconds(50)),
+                                  /*two_sided=*/true);
+      return std::make_unique<NotesChecks>(std::move(slow), wrong);
+    };
+    const auto outcomes = run_threads(make_grid({2, 2}, kLong, deterministic, noting), [](Communicator& c) {
+      std::vector<float> whole(4 * 300, 1);
+      std::vector<float> shards(40 * 300);
+      std::vector<WorkPtr> works;
+      for (int i = 0; i < 40; ++i) {
+        c.set_checking(i % 2 == 1);
+        works.push_back(c.reduce_scatter(whole.data(), shards.data() + i * 300, 300, DType::kFloat32, DType::kFloat32,
+                                         false, {"sum", i}, {}));
+      }
+      works.clear();
+    });
+    for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
+    EXPECT_EQ(wrong, 0);
+  }
 }
 
 /// What one rank of each host gets from other hosts in `call`, by host: threads count what they copy.

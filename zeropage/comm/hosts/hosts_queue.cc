@@ -20,6 +20,7 @@ HostsQueue::HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Com
       names_{std::move(inside_name), std::move(between_name)} {}
 
 std::shared_ptr<HostsOperation> HostsQueue::start(HostsOperation operation) {
+  operation.checked = checking_;
   auto shared = std::make_shared<HostsOperation>(std::move(operation));
   pending_.push_back(shared);
   advance();
@@ -41,6 +42,11 @@ void HostsQueue::wait(HostsOperation& operation) {
 
 void HostsQueue::drain() {
   while (!pending_.empty()) wait(*std::shared_ptr(pending_.front()));
+}
+
+void HostsQueue::set_checking(bool checking) {
+  checking_ = checking;
+  for (const Side side : {Side::kInside, Side::kBetween}) at(side).set_checking(checking);
 }
 
 void HostsQueue::advance() {
@@ -66,7 +72,11 @@ void HostsQueue::advance(HostsOperation& operation, const std::array<bool, 2>& m
     if (!may_start[index_of(stage.side)]) return;
     ++operation.started;
     operation.running = true;
-    on(stage.side, [&](Communicator& communicator) { stage.start(communicator, operation.works); });
+    on(stage.side, [&](Communicator& communicator) {
+      communicator.set_checking(operation.checked);
+      stage.start(communicator, operation.works);
+      communicator.set_checking(checking_);
+    });
   }
 }
 

@@ -8,7 +8,9 @@
 ///     often each of them polls.
 ///  3. Stages start and end while this rank starts, polls or waits for anything on the same communicator.
 ///  4. Whoever waits blocks in the oldest collective that is not complete. So the oldest one of all ranks goes on.
-///  5. The first error ends both sides, on all ranks: each rank that meets it on one side aborts the other.
+///  5. The stages of a collective are checked (Communicator::set_checking) if the collective was when this rank started
+///     it: when its stages start depends on the rank, and a check needs all ranks.
+///  6. The first error ends both sides, on all ranks: each rank that meets it on one side aborts the other.
 #pragma once
 
 #include <array>
@@ -33,10 +35,11 @@ struct HostsStage {
 };
 
 struct HostsOperation {
-  std::vector<HostsStage> stages;
+  std::vector<HostsStage> stages = {};
+  bool checked = true;
   std::size_t started = 0;
-  std::vector<WorkPtr> works;  ///< of the stage that was started last, until it is done
-  bool running = false;        ///< that stage
+  std::vector<WorkPtr> works = {};  ///< of the stage that was started last, until it is done
+  bool running = false;             ///< that stage
   bool complete = false;
 };
 
@@ -59,6 +62,9 @@ class HostsQueue {
 
   /// Returns when all are complete: before calls that do not go through this queue.
   void drain();
+
+  /// Of collectives that are started from now on, and of calls that do not go through this queue.
+  void set_checking(bool checking);
 
   /// Starts and ends what can be without blocking.
   void advance();
@@ -83,6 +89,7 @@ class HostsQueue {
   const std::shared_ptr<Communicator> inside_;
   const std::shared_ptr<Communicator> between_;
   const std::array<std::string, 2> names_;
+  bool checking_ = true;  // as both sides at the start
   std::deque<std::shared_ptr<HostsOperation>> pending_;
 };
 
