@@ -1,15 +1,12 @@
 """Quantized gathers and reductions of two ranks with a device each: by our own kernels, and by torch's operators."""
 
-import os
-import subprocess
-import textwrap
 from pathlib import Path
 from typing import Any
 
 import accelerator
 import pytest
 import torch
-from test_launcher import COMMAND, environment
+from test_gpu_training import run_on_two_devices
 from training import config_of, small_net, train_ranks
 
 pytestmark = pytest.mark.gpu
@@ -58,21 +55,7 @@ SCRIPT = """
 def test_two_ranks_have_the_cpus_bits(kernels: bool, gloo: bool, tmp_path: Path):
     """Catches codes that are sent before a kernel has written them, values that are read before they are decoded,
     buffers that are given away too early, and bits that depend on the device."""
-    if not accelerator.SIMULATED and torch.cuda.device_count() < 2:
-        pytest.skip("NCCL needs two GPUs")
-    here = Path(__file__).resolve().parent
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path), kernels=kernels)))
-    extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | (
-        {"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {}
-    )
-    env = environment(**extra)
-    if not accelerator.SIMULATED:
-        env["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1")
-    done = subprocess.run([COMMAND, "--num_gpus=2", script], env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    for rank in range(2):
-        assert f"devices {accelerator.device(rank)}" in done.stdout
+    run_on_two_devices(SCRIPT, tmp_path, gloo, kernels=kernels)
     for index, name in enumerate(RUNS):
         expected = train_ranks(small_net(), 2, config_for(name), 3, faults={"two_sided": True})
         for rank in range(2):

@@ -281,15 +281,14 @@ SCRIPT = """
 """
 
 
-@pytest.mark.parametrize("gloo", [False, True])
-def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
-    """Catches ranks that share a device by mistake, collectives that read or write before a stream is through, and sums
-    on their way to the host that the next reduction writes over."""
+def run_on_two_devices(program: str, folder: Path, gloo: bool, **values: Any) -> None:
+    """Runs a program with the launcher, each rank on a device of its own, which it prints after "devices". `values`,
+    the paths of modules and the folder are filled in."""
     if not accelerator.SIMULATED and torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs two GPUs")
     here = Path(__file__).resolve().parent
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT.format(paths=[str(here)], folder=str(tmp_path), cases=CASES_OF_RANKS)))
+    script = folder / "train.py"
+    script.write_text(textwrap.dedent(program.format(paths=[str(here)], folder=str(folder), **values)))
     extra = {"ZEROPAGE_SIMULATED_DELAYS": "7,500", accelerator.VARIABLE: "1"} | (
         {"ZEROPAGE_SIMULATED_GLOO": "1"} if gloo else {}
     )
@@ -300,6 +299,13 @@ def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     for rank in range(2):
         assert f"devices {accelerator.device(rank)}" in done.stdout
+
+
+@pytest.mark.parametrize("gloo", [False, True])
+def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
+    """Catches ranks that share a device by mistake, collectives that read or write before a stream is through, and sums
+    on their way to the host that the next reduction writes over."""
+    run_on_two_devices(SCRIPT, tmp_path, gloo, cases=CASES_OF_RANKS)
     finals = {
         (rank, case): torch.load(tmp_path / f"{rank}-{case}.pt") for rank in range(2) for case in range(CASES_OF_RANKS)
     }

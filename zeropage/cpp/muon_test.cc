@@ -51,8 +51,8 @@ void train_by_hand(torch::nn::Sequential& model, int steps) {
   }
 }
 
-// Catches matrices of which each rank orthogonalizes its part, a half that gets the other's rate, and state that is
-// lost.
+// Catches a rank that orthogonalizes its part of a matrix instead of the whole matrix, AdamW's parameters that get the
+// learning rate of Muon's, and optimizer state that is lost between steps.
 TEST(Muon, TrainsAsInOneProcess) {
   auto expected = make_model();
   train_by_hand(expected, 3);

@@ -5,7 +5,7 @@
 #include <random>
 #include <vector>
 
-#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/delayed_ranks.h"
 #include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/optim/convert.h"
 #include "zeropage/paging/pager.h"
@@ -104,14 +104,8 @@ class Rank {
 };
 
 void run(int world, bool two_sided, const comm::RankBody& body) {
-  auto communicators = comm::make_thread_communicators(world, std::chrono::milliseconds(20000));
-  if (two_sided) {
-    for (int rank = 0; rank < world; ++rank) {
-      communicators[rank] = comm::make_fault_communicator(
-          std::move(communicators[rank]), comm::random_delays(rank, std::chrono::microseconds(200)), true);
-    }
-  }
-  for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(world, std::chrono::milliseconds(20000), two_sided, body))
+    EXPECT_EQ(outcome, "");
 }
 
 class CodedPager : public testing::TestWithParam<std::tuple<int, bool>> {};

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "zeropage/comm/nearby_communicator.h"
+#include "zeropage/comm/testing/delayed_ranks.h"
 #include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/testing/test_ranks.h"
 
@@ -82,14 +83,7 @@ class Rank {
 
 /// Runs the body on `world` threads; two_sided hides peers' memory and delays every collective.
 void run(int world, bool two_sided, const comm::RankBody& body) {
-  auto communicators = comm::make_thread_communicators(world, kLong);
-  if (two_sided) {
-    for (int rank = 0; rank < world; ++rank) {
-      communicators[rank] = comm::make_fault_communicator(
-          std::move(communicators[rank]), comm::random_delays(rank, std::chrono::microseconds(200)), true);
-    }
-  }
-  for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(world, kLong, two_sided, body)) EXPECT_EQ(outcome, "");
 }
 
 class PagerOnRanks : public testing::TestWithParam<std::tuple<int, bool>> {};

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "zeropage/comm/testing/fault_communicator.h"
+#include "zeropage/comm/testing/delayed_ranks.h"
 #include "zeropage/comm/testing/test_ranks.h"
 #include "zeropage/optim/block_codes.h"
 #include "zeropage/optim/convert.h"
@@ -58,14 +58,8 @@ std::vector<float> expected_sum(int size, int owner, DType dtype, float before) 
 }
 
 void run(int world, bool two_sided, const comm::RankBody& body) {
-  auto communicators = comm::make_thread_communicators(world, std::chrono::milliseconds(20000));
-  if (two_sided) {
-    for (int rank = 0; rank < world; ++rank) {
-      communicators[rank] = comm::make_fault_communicator(
-          std::move(communicators[rank]), comm::random_delays(rank, std::chrono::microseconds(200)), true);
-    }
-  }
-  for (const auto& outcome : comm::run_threads(std::move(communicators), body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(world, std::chrono::milliseconds(20000), two_sided, body))
+    EXPECT_EQ(outcome, "");
 }
 
 std::shared_ptr<comm::Communicator> coded(comm::Communicator& communicator, std::shared_ptr<Ledger> ledger = nullptr) {
