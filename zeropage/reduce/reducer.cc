@@ -19,10 +19,22 @@
 namespace zeropage::reduce {
 namespace {
 
-constexpr std::int64_t kMemoryPageBytes = 4096;
-
 void set_bit(std::string& bits, std::size_t i) { bits[i / 8] = static_cast<char>(bits[i / 8] | (1 << (i % 8))); }
 bool get_bit(std::string_view bits, std::size_t i) { return (bits[i / 8] >> (i % 8)) & 1; }
+
+std::vector<int> trained_pages(const layout::Layout& layout) {
+  std::vector<int> pages;
+  for (const auto& page : layout.pages()) {
+    if (page.trainable) pages.push_back(page.index);
+  }
+  return pages;
+}
+
+/// With room for all pages.
+ReducePolicy completed(ReducePolicy policy, const layout::Layout& layout) {
+  policy.offloaded.resize(layout.pages().size());
+  return policy;
+}
 
 }  // namespace
 
@@ -34,38 +46,39 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       communicator_(std::move(communicator)),
       device_(device),
       ledger_(std::move(ledger)),
-      policy_(policy),
+      policy_(completed(policy, *layout_)),
       pages_(layout_->pages().size()),
-      device_squares_(device, *communicator_, pages_.size()),
+      order_(trained_pages(*layout_)),
+      norms_(layout_, *communicator_, device_, policy_.squares),
+      shards_(layout_, *communicator_, device_, ledger_, policy_),
       kept_(parameters_.size()),
       gathered_(pages_.size()),
       in_frame_(parameters_.size()),
       arrived_this_backward_(parameters_.size()),
       received_since_reset_(parameters_.size()),
       received_anywhere_(parameters_.size()),
-      waiting_(parameters_.size()),
+      deferred_(parameters_.size()),
       reducing_(policy.sharded),
       hooks_(
           [this] {
             if (before_gradients_) before_gradients_();
           },
           [this](int parameter) { on_gradient(parameter); }) {
-  policy_.offloaded.resize(pages_.size());
   for (const auto& parameter : layout_->parameters()) may_train_.push_back(parameter.group >= 0);
-  for (const auto& page : layout_->pages()) {
-    if (!page.trainable) continue;
-    describe(page.index);
-    order_.push_back(page.index);
-  }
-  std::reverse(order_.begin(), order_.end());
+  for (const int page : order_.pages()) describe(page);
   if (policy_.disk) policy_.disk->begin_pass({});  // writes go behind the backward at all times, and none is taken back
   if (policy_.sharded) {
-    allocate_shards();
-  } else {
-    allocate_whole_frames();
+    use_shards(/*offloaded=*/false);
+    use_shards(/*offloaded=*/true);
+    std::int64_t scratch_numel = 0;
+    for (const int page : order_.pages()) {
+      if (!reduces_into_shard(page)) scratch_numel = std::max(scratch_numel, layout_->pages()[page].shard_numel);
+    }
+    reserve_scratch(scratch_numel);
   }
-  allocate_pool();
-  if (std::ranges::any_of(order_, [this](int page) { return policy_.sharded && travels(page); })) {
+  frames_ = std::make_unique<GradientFrames>(layout_, order_.pages(), *communicator_, device_, ledger_, policy_);
+  use_homes();
+  if (std::ranges::any_of(order_.pages(), [this](int page) { return policy_.sharded && travels(page); })) {
     send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
   hook_early();
@@ -73,7 +86,17 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
 
 Reducer::~Reducer() {
   hooks_.remove();
-  for (const int page : order_) forget_kept(page);
+  for (const int page : order_.pages()) forget_kept(page);
+}
+
+SumState Reducer::move_to(int page, SumState state) {
+  auto& sum = pages_[page].sum;
+  return std::exchange(sum, checked_transition(sum, state, pages_[page].label));
+}
+
+/// Listeners have been told before.
+void Reducer::forget_sum(int page) {
+  if (pages_[page].has_sum()) move_to(page, SumState::kNone);
 }
 
 void Reducer::describe(int page) {
@@ -81,79 +104,35 @@ void Reducer::describe(int page) {
   state.label = "gradients of " + paging::page_label(*layout_, page);
   const bool offloaded = policy_.sharded && policy_.offloaded[page];
   state.result_device = offloaded ? policy_.host.device : device_;
-  state.keeps = may_keep(page);
+  state.keeps = policy_.may_keep(page);
   state.expected = static_cast<int>(layout_->pages()[page].placements.size());
-  state.segments = layout_->shard_segments(page, communicator_->rank());
-  state.squares.resize(state.segments.size());
+  norms_.add_page(page);
 }
 
-void Reducer::allocate_shards() {
-  shards_ = allocate_shards(/*offloaded=*/false);
-  offloaded_shards_ = allocate_shards(/*offloaded=*/true);
-  std::int64_t scratch_numel = 0;
-  for (int index : order_) {
-    if (!reduces_into_shard(index)) scratch_numel = std::max(scratch_numel, layout_->pages()[index].shard_numel);
-  }
-  scratch_ = std::make_unique<memory::DeviceBuffer>(4 * scratch_numel, device_, ledger_, MemoryKind::kBuffers);
+void Reducer::reserve_scratch(std::int64_t numel) {
+  if (scratch_ && scratch_->bytes() >= 4 * numel) return;
+  scratch_ = std::make_unique<memory::DeviceBuffer>(4 * numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
-Reducer::ShardMemory Reducer::allocate_shards(bool offloaded) {
-  const auto bytes_of = [&](int index) {
-    const bool counts = policy_.offloaded[index] == offloaded && !on_disk(index) && !may_keep(index);
-    return counts ? layout_->pages()[index].shard_numel * element_bytes(sum_dtype(index)) : 0;
-  };
-  ShardMemory shards;
-  for (int index : order_) shards.bytes += bytes_of(index);
-  const auto place = offloaded ? policy_.host : memory::MemoryPlace(device_);
-  if (communicator_->one_sided() && communicator_->size() > 1 && device_.is_cpu()) {
-    shards.shared = communicator_->allocate(std::max<std::int64_t>(shards.bytes, 1), "shards of gradients");
-    shards.entry = LedgerEntry(ledger_, MemoryKind::kGradients, shards.bytes, place.tier);
-  } else {
-    shards.buffer = std::make_unique<memory::DeviceBuffer>(shards.bytes, place, ledger_, MemoryKind::kGradients);
+/// Memory for the shards of offloaded pages, or of the others, in which sums are from now on.
+void Reducer::use_shards(bool offloaded) {
+  shards_.allocate(order_.pages(), offloaded);
+  for (const int page : order_.pages()) {
+    if (policy_.offloaded[page] != offloaded) continue;
+    pages_[page].result = shards_.data(page);
+    pages_[page].result_dtype = sum_dtype(page);
   }
-  std::int64_t offset = 0;
-  for (int index : order_) {
-    if (policy_.offloaded[index] != offloaded) continue;
-    pages_[index].result = bytes_of(index) == 0 ? nullptr : shards.data() + offset;
-    pages_[index].shard_offset = offset;
-    pages_[index].result_dtype = sum_dtype(index);
-    offset += bytes_of(index);
-  }
-  return shards;
+}
+
+/// Whole pages receive gradients in their own frames.
+void Reducer::use_homes() {
+  for (const int page : order_.pages()) pages_[page].frame = frames_->home(page);
 }
 
 /// Communicators write fp32 shards of the device that frames are on.
 bool Reducer::reduces_into_shard(int page) const {
   const auto& state = pages_[page];
   return state.result_dtype == DType::kFloat32 && state.result_device == device_ && !on_disk(page);
-}
-
-void Reducer::allocate_pool() {
-  std::int64_t frame_bytes = 0;
-  for (const auto& page : layout_->pages()) {
-    if (page.group < 0) continue;  // else it may be trained later
-    frame_bytes += round_up(page.padded_numel * element_bytes(frame_dtype(page.index)), kMemoryPageBytes);
-  }
-  // Twice: a page may get gradients again while its first frame is being reduced. Only what is touched costs memory.
-  frames_ = communicator_->one_sided()
-                ? paging::make_shared_frame_pool(*communicator_, 2 * frame_bytes + kMemoryPageBytes, ledger_,
-                                                 MemoryKind::kFrames)
-                : paging::make_private_frame_pool(device_, INT64_MAX, ledger_, MemoryKind::kFrames);
-}
-
-void Reducer::allocate_whole_frames() {
-  std::int64_t bytes = 0;
-  for (int index : order_) {
-    bytes += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
-  }
-  whole_frames_ = communicator_->allocate(std::max<std::int64_t>(bytes, 1), "gradients");
-  whole_entry_ = LedgerEntry(ledger_, MemoryKind::kGradients, bytes);
-  std::int64_t offset = 0;
-  for (int index : order_) {
-    auto& state = pages_[index];
-    state.home = state.frame = whole_frames_->data() + offset;
-    offset += round_up(layout_->pages()[index].padded_numel * element_bytes(frame_dtype(index)), kMemoryPageBytes);
-  }
 }
 
 void Reducer::on_gradient(int parameter) {
@@ -170,10 +149,10 @@ void Reducer::on_gradient(int parameter) {
     auto blocking = enter_blocking();
     lock.lock();
   }
-  if (has_no_place(parameter)) {
-    wait_for_place(parameter, gradient);
+  if (must_defer(parameter)) {
+    defer(parameter, gradient);
   } else {
-    store(parameter, gradient, policy_.pre_scale * factor_);
+    add_gradient(parameter, gradient, policy_.pre_scale * factor_);
   }
   gradient.reset();
   received_since_reset_[parameter] = true;
@@ -187,22 +166,22 @@ void Reducer::acquire_frame(int page) {
   if (state.frame != nullptr) return;
   if (!policy_.sharded && communicator_->size() == 1) return reuse_sum_as_accumulator(page);
   retire_reductions(kMaxInFlight);
-  state.frame = frames_->acquire(layout_->pages()[page].padded_numel * element_bytes(frame_dtype(page)));
+  state.frame = frames_->acquire(page);
 }
 
-/// A single rank's sum is where its gradients came to: more of them are added there, in the order in which they come.
+/// A single rank's sum is in the frame that received its gradients: more of them are added there, in their order.
 void Reducer::reuse_sum_as_accumulator(int page) {
   auto& state = pages_[page];
   invalidate_sum(page);
-  state.frame = state.home;
-  state.filled = false;
+  state.frame = frames_->home(page);
+  forget_sum(page);
   for (const auto& place : layout_->pages()[page].placements) {
     in_frame_[place.parameter] = received_since_reset_[place.parameter];
     state.in_frame += received_since_reset_[place.parameter] ? 1 : 0;
   }
 }
 
-void Reducer::store(int parameter, const at::Tensor& gradient, float scale) {
+void Reducer::add_gradient(int parameter, const at::Tensor& gradient, float scale) {
   c10::AutoGradMode no_grad(false);
   at::AutoDispatchBelowADInplaceOrView below_autograd;
   const int page = layout_->page_of(parameter);
@@ -210,7 +189,7 @@ void Reducer::store(int parameter, const at::Tensor& gradient, float scale) {
   const auto scaled = [&] { return scale == 1.0f ? gradient : at::mul(gradient, scale); };
   if (!pages_[page].keeps || !keep(parameter, scaled())) {
     acquire_frame(page);
-    put(parameter, gradient, /*first=*/!in_frame_[parameter], scale);
+    write_to_frame(parameter, gradient, /*first=*/!in_frame_[parameter], scale);
   }
   note_arrival(parameter);
 }
@@ -218,25 +197,25 @@ void Reducer::store(int parameter, const at::Tensor& gradient, float scale) {
 void Reducer::note_arrival(int parameter) {
   const int page = layout_->page_of(parameter);
   auto& state = pages_[page];
-  state.touched = true;
+  state.has_new_gradients = true;
   if (!in_frame_[parameter]) {
     in_frame_[parameter] = true;
     ++state.in_frame;
   }
   if (arrived_this_backward_[parameter]) return;
   arrived_this_backward_[parameter] = true;
-  if (++state.arrived_this_backward == state.expected && reducing_ && !order_settled_ && !state.reduction_started)
-    completed_.push_back(page);
+  if (++state.arrived_this_backward == state.expected && reducing_) order_.note_complete(page);
 }
 
-/// Into the page's frame: assigned when it is the first one, else added.
-void Reducer::put(int parameter, const at::Tensor& gradient, bool first, float scale) {
+/// Into the page's frame: assigned when it is the first one, else added. `gradient`: [parameter.shape], any type.
+void Reducer::write_to_frame(int parameter, const at::Tensor& gradient, bool first, float scale) {
   const int page = layout_->page_of(parameter);
   const DType dtype = frame_dtype(page);
   const std::int64_t element = element_bytes(dtype);
   const at::Tensor& variable = parameters_[parameter];
   std::byte* target = pages_[page].frame + layout_->offset_of(parameter) * element;
-  const comm::OnReduced on_reduced = stores_sums() ? watch_parameter(parameter, target, dtype) : comm::OnReduced();
+  const comm::OnReduced on_reduced =
+      stores_sums() ? norms_.watch_parameter(parameter, target, dtype) : comm::OnReduced();
   if (first && scale == 1.0f && device_.is_cpu() && gradient.device().is_cpu() &&
       dtype_of(gradient.scalar_type()) == dtype && gradient.strides() == variable.strides()) {
     const auto* source = static_cast<const std::byte*>(gradient.const_data_ptr());
@@ -257,14 +236,14 @@ void Reducer::put(int parameter, const at::Tensor& gradient, bool first, float s
   if (on_reduced) on_reduced(0, variable.numel());
 }
 
-/// Zeros where no gradient came; from here on the frame belongs to the reduction.
-void Reducer::consume(int page) {
+/// Zeros where there is no gradient; from here on the frame belongs to the reduction.
+void Reducer::complete_frame(int page) {
   auto& state = pages_[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
   for (const auto& place : layout_->pages()[page].placements) {
     if (!in_frame_[place.parameter] && !state.keeps) {
       memory::zero_bytes(state.frame + place.offset * element, place.numel * element, device_);
-      if (stores_sums()) watch_parameter(place.parameter, nullptr, DType::kFloat32);
+      if (stores_sums()) norms_.watch_parameter(place.parameter, nullptr, DType::kFloat32);
     }
     in_frame_[place.parameter] = false;
     arrived_this_backward_[place.parameter] = false;
@@ -276,11 +255,10 @@ void Reducer::consume(int page) {
 
 void Reducer::start_ready_reductions() {
   retire(SIZE_MAX);  // waits for nothing, but collectives of several stages go on
-  for (; next_ < order_.size(); ++next_) {
-    const auto& state = pages_[order_[next_]];
-    if (!state.expects_gradients()) continue;
-    if (state.arrived_this_backward < state.expected) return;
-    start_reduction(order_[next_]);
+  while (const auto page = order_.next()) {
+    if (pages_[*page].arrived_this_backward < pages_[*page].expected) return;
+    start_reduction(*page);
+    order_.advance();
   }
 }
 
@@ -305,16 +283,16 @@ void Reducer::listen(std::function<void(int page)> sum_ready, std::function<void
 }
 
 void Reducer::complete(int page) {
-  auto& state = pages_[page];
-  state.reducing = false;
-  state.sum_ready = true;
+  move_to(page, SumState::kReady);
   if (boundary_) square_where_it_is(page);
   if (on_sum_ready_) on_sum_ready_(page);
 }
 
 void Reducer::invalidate_sum(int page) {
-  if (!pages_[page].result_device.is_cpu()) forget_squares(page);
-  if (std::exchange(pages_[page].sum_ready, false) && on_sum_invalidated_) on_sum_invalidated_(page);
+  if (!pages_[page].result_device.is_cpu()) norms_.forget(page);
+  if (pages_[page].sum != SumState::kReady) return;
+  move_to(page, SumState::kInvalidated);
+  if (on_sum_invalidated_) on_sum_invalidated_(page);
 }
 
 std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_view what) {
@@ -349,9 +327,9 @@ void Reducer::end_backward() {
 }
 
 void Reducer::forget_backward() {
-  for (int page : order_) pages_[page].arrived_this_backward = 0;
+  for (const int page : order_.pages()) pages_[page].arrived_this_backward = 0;
   std::fill(arrived_this_backward_.begin(), arrived_this_backward_.end(), false);
-  next_ = 0;
+  order_.restart();
   reducing_ = policy_.sharded;
   backward_open_ = false;
 }
@@ -365,7 +343,7 @@ void Reducer::finish() {
     reduced_ = true;
   }
   retire(0);
-  for (const int page : order_) {
+  for (const int page : order_.pages()) {
     pages_[page].order.enter(device_);
     square_where_it_is(page);
   }
@@ -373,21 +351,25 @@ void Reducer::finish() {
 
 void Reducer::reduce_rest() {
   c10::AutoGradMode no_grad(false);
-  for (; reducing_ && next_ < order_.size(); ++next_) {
-    if (pages_[order_[next_]].expects_gradients()) start_reduction(order_[next_]);
+  while (reducing_) {
+    const auto page = order_.next();
+    if (!page) break;
+    start_reduction(*page);
+    order_.advance();
   }
-  // Every rank has launched the same pages by now, so this exchange comes at the same place of their sequences.
-  const std::size_t bits = order_.size();
-  const std::size_t first_parameter = 2 * bits + pages_.size();
+  // Every rank has started the same reductions by now, so this exchange is at the same place of their sequences.
+  const std::vector<int> pages = order_.pages();  // more may be added
+  const std::size_t first_deferred = 2 * pages.size();
+  const std::size_t first_parameter = first_deferred + pages_.size();
   const std::size_t parameters = boundary_ ? received_since_reset_.size() : 0;
   std::string mine((first_parameter + parameters + 7) / 8, '\0');
-  for (std::size_t i = 0; i < bits; ++i) {
-    if (pages_[order_[i]].touched) set_bit(mine, i);
-    if (pages_[order_[i]].in_frame > 0) set_bit(mine, bits + i);
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (pages_[pages[i]].has_new_gradients) set_bit(mine, i);
+    if (pages_[pages[i]].in_frame > 0) set_bit(mine, pages.size() + i);
   }
-  for (std::size_t i = 0; i < waiting_.size(); ++i) {
-    if (waiting_[i].defined())
-      set_bit(mine, 2 * bits + static_cast<std::size_t>(layout_->page_of(static_cast<int>(i))));
+  for (std::size_t i = 0; i < deferred_.size(); ++i) {
+    if (!deferred_[i].defined()) continue;
+    set_bit(mine, first_deferred + static_cast<std::size_t>(layout_->page_of(static_cast<int>(i))));
   }
   for (std::size_t i = 0; i < parameters; ++i) {
     if (received_since_reset_[i]) set_bit(mine, first_parameter + i);
@@ -399,68 +381,53 @@ void Reducer::reduce_rest() {
   };
   for (std::size_t i = 0; i < parameters; ++i) received_anywhere_[i] = anywhere(first_parameter + i);
   anywhere_known_ = boundary_;
-  bool any_touched = false;
-  for (std::size_t i = 0; i < bits; ++i) {
-    auto& state = pages_[order_[i]];
-    if (anywhere(bits + i)) start_reduction(order_[i]);
-    any_touched |= anywhere(i);
-    state.backwards_without_gradient = anywhere(i) ? 0 : state.backwards_without_gradient + 1;
-    state.touched = false;
-    state.reduction_started = false;
+  bool any_gradient = false;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (anywhere(pages.size() + i)) start_reduction(pages[i]);
+    any_gradient |= anywhere(i);
+    order_.note_backward(pages[i], anywhere(i));
+    pages_[pages[i]].has_new_gradients = false;
   }
-  std::vector<int> waiting;
+  std::vector<int> with_deferred;
   for (std::size_t page = 0; page < pages_.size(); ++page) {
-    if (anywhere(2 * bits + page)) waiting.push_back(static_cast<int>(page));
+    if (anywhere(first_deferred + page)) with_deferred.push_back(static_cast<int>(page));
   }
-  place_waiting(waiting);
+  reduce_deferred(with_deferred);
   boundary_ ? retire(0) : retire_reductions(0);
-  if (reducing_ && any_touched && !order_settled_) settle_order();
-  communicator_->set_checking(true);
-}
-
-void Reducer::settle_order() {
-  std::vector<int> order = completed_;
-  for (int page : order_) {
-    if (std::find(completed_.begin(), completed_.end(), page) == completed_.end()) order.push_back(page);
+  if (reducing_ && any_gradient && !order_.is_settled()) {
+    order_.settle(*communicator_);
+    frames_->trim();  // while the order was guessed there may have been more frames than there will be later
   }
-  communicator_
-      ->broadcast(order.data(), static_cast<std::int64_t>(order.size() * sizeof(int)), 0,
-                  comm::Tag{"order of gradient reduction", 0})
-      ->wait();
-  order_ = std::move(order);
-  order_settled_ = true;
-  frames_
-      ->trim();  // the first backward, in an order that was only guessed, may have held more frames than any other will
+  communicator_->set_checking(true);
 }
 
 ReducedGradient Reducer::gradient(int page) const {
   const auto& state = pages_[page];
-  return {state.filled ? state.result : nullptr, state.result_dtype, state.result_device};
+  return {state.has_sum() ? state.result : nullptr, state.result_dtype, state.result_device};
 }
 
 void Reducer::reset() {
   retire(0);
-  for (int page : order_) {
+  for (const int page : order_.pages()) {
     auto& state = pages_[page];
     invalidate_sum(page);
+    forget_sum(page);
     state.in_frame = 0;
-    state.filled = false;
-    state.reduction_started = false;
-    state.reducing = false;
-    state.touched = false;
-    forget_squares(page);
+    state.has_new_gradients = false;
+    norms_.forget(page);
     forget_kept(page);
-    if (state.frame != nullptr && state.frame != state.home) frames_->release(state.frame, state.order.leave());
-    state.frame = state.home;
+    std::byte* home = frames_->home(page);
+    if (state.frame != nullptr && state.frame != home) frames_->release(state.frame, state.order.leave());
+    state.frame = home;
   }
-  device_squares_.forget_all();
+  norms_.forget_all_on_device();
   std::fill(in_frame_.begin(), in_frame_.end(), false);
   std::fill(received_since_reset_.begin(), received_since_reset_.end(), false);
-  std::fill(waiting_.begin(), waiting_.end(), at::Tensor());
+  std::fill(deferred_.begin(), deferred_.end(), at::Tensor());
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (may_train_[i]) parameters_[i].mutable_grad().reset();
   }
-  waiting_entry_ = LedgerEntry();
+  deferred_entry_ = LedgerEntry();
   std::fill(received_anywhere_.begin(), received_anywhere_.end(), false);
   anywhere_known_ = false;
   forget_backward();
@@ -472,19 +439,14 @@ void Reducer::reset() {
 void Reducer::unload() {
   reset();
   trim();
-  shards_ = {};
-  whole_frames_.reset();
-  admitted_frames_.clear();
-  std::erase_if(admitted_shards_, [&](const auto& shard) { return !policy_.offloaded[shard.first]; });
-  whole_entry_ = LedgerEntry();
+  shards_.free_on_device();
+  frames_->free_homes();
 }
 
 void Reducer::reload() {
-  if (policy_.sharded) {
-    shards_ = allocate_shards(/*offloaded=*/false);
-  } else {
-    allocate_whole_frames();
-  }
+  if (policy_.sharded) return use_shards(/*offloaded=*/false);
+  frames_->allocate_homes(order_.pages());
+  use_homes();
 }
 
 }  // namespace zeropage::reduce

@@ -43,7 +43,6 @@
 #include <array>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -54,41 +53,16 @@
 #include "zeropage/io/page_cache.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/memory/device_buffer.h"
-#include "zeropage/optim/norm.h"
-#include "zeropage/paging/frame_pool.h"
 #include "zeropage/paging/stream_order.h"
-#include "zeropage/reduce/device_squares.h"
+#include "zeropage/reduce/gradient_frames.h"
 #include "zeropage/reduce/gradient_hooks.h"
+#include "zeropage/reduce/gradient_shards.h"
+#include "zeropage/reduce/norm_accumulator.h"
+#include "zeropage/reduce/policy.h"
+#include "zeropage/reduce/reduction_order.h"
+#include "zeropage/reduce/sum_state.h"
 
 namespace zeropage::reduce {
-
-struct ReduceTypes {
-  DType accumulation_dtype = DType::kFloat32;
-  DType frame_dtype = DType::kFloat32;
-};
-
-struct ReducePolicy {
-  bool sharded = false;        ///< stages 2 and 3: reduce in every backward, keep a shard
-  bool whole_result = false;   ///< stage 0: every rank needs the sum of the whole page
-  bool reduce_scatter = true;  ///< false: all-reduce, then slice
-  bool keep = false;       ///< sharded, one rank: gradients of pages that stay on the device are left as they were made
-  bool coded = false;      ///< gradients travel in blocks (coded_reductions.h): what lies between them must be zeros
-  bool overlap = true;     ///< false: no reduction goes on beside a backward
-  float pre_scale = 1.0f;  ///< multiplied into every gradient before it is summed (prescale_gradients)
-  DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, where gradients add up
-  DType frame_dtype = DType::kFloat32;         ///< of frames that travel (communication dtype)
-  bool fp32_sums = false;                      ///< those of fp32 pages add up in fp32 whatever the type above,
-  bool fp32_travel = false;                    ///< and travel in fp32
-  std::optional<ReduceTypes> adding =
-      {};                       ///< what these two become when whole gradients that were only stored add up after all
-  std::vector<bool> offloaded;  ///< per page: its shard lives at `host`; empty: none does
-  memory::MemoryPlace host = c10::Device(c10::kCPU);
-  bool squares = true;                 ///< false: nobody asks for them, and none are summed
-  bool squares_before_travel = false;  ///< a first sum is squared on its device before it travels to `host`
-
-  /// Where the shards of the pages it has live instead; null: none do.
-  std::shared_ptr<io::PageCache> disk = nullptr;
-};
 
 /// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are
 /// on the drive, or kept parameter by parameter.
@@ -170,16 +144,13 @@ class Reducer {
   std::vector<double> squares(int page);
 
   /// Whether this rank has a sum of the page.
-  bool has_sum(int page) const { return pages_[page].filled; }
+  bool has_sum(int page) const { return pages_[page].has_sum(); }
 
   /// Calls `read(sum)` with this rank's part of a page's sum, flat in its type; only where has_sum.
   void read_sum(int page, const std::function<void(const at::Tensor& sum)>& read);
 
   /// True when sums of peers can be read without their help.
-  bool peers_readable(int page) const {
-    return communicator_->one_sided() && communicator_->size() > 1 && device_.is_cpu() && !on_disk(page) &&
-           !admitted_shards_.contains(page);
-  }
+  bool peers_readable(int page) const { return !on_disk(page) && shards_.is_shared(page); }
 
   /// The same of a peer's part, a shard; only where peers_readable, and while the peer has a complete sum and leaves it
   /// alone.
@@ -205,7 +176,7 @@ class Reducer {
 
   /// The drive that has shards, for who reads them between backwards; null: none does.
   io::PageCache* disk() const { return policy_.disk.get(); }
-  bool on_disk(int page) const { return policy_.disk != nullptr && policy_.disk->has(page); }
+  bool on_disk(int page) const { return policy_.on_disk(page); }
 
   /// Whether whole gradients add up in frames that they did not have at the start.
   bool widened() const { return widened_; }
@@ -224,44 +195,30 @@ class Reducer {
   void reload();
 
   /// Gives unused frames back to the system.
-  void trim() {
-    if (frames_) frames_->trim();
-  }
+  void trim() { frames_->trim(); }
 
  private:
   /// Pages that may be waiting for peers: one being reduced and one behind it keep the transport busy.
   static constexpr std::size_t kMaxInFlight = 2;
 
   struct PageState {
-    std::byte* home = nullptr;     ///< whole: the frame that holds micro batches' gradients, then the page's sum
-    std::byte* frame = nullptr;    ///< receiving gradients: `home`, or one of the pool
-    std::byte* result = nullptr;   ///< shard, or where in `home` the result stands
-    bool result_at_start = false;  ///< of `home`, not at this rank's shard of it
+    SumState sum = SumState::kNone;
+    std::byte* frame = nullptr;    ///< [padded_numel, frame_dtype], receiving gradients: the page's own, or one of the
+                                   ///< pool; null: the page has none at present
+    std::byte* result = nullptr;   ///< [shard_numel or padded_numel, result_dtype]: the shard, or where in the page's
+                                   ///< own frame the result is
+    bool result_at_start = false;  ///< of the page's own frame, not at this rank's shard of it
     DType result_dtype = DType::kFloat32;
-    std::int64_t shard_offset = 0;  ///< bytes, in the buffer of shards
-    paging::StreamOrder order;      ///< of those that write `frame`
     c10::Device result_device = c10::kCPU;
-    int in_frame = 0;               ///< parameters with a gradient in `frame`
-    int arrived_this_backward = 0;  ///< those that got theirs, or more of it, in this backward
-    int expected = 0;
-    bool touched = false;                ///< this rank gave gradients since the last exchange
-    bool reduction_started = false;      ///< reduced in this backward
-    bool filled = false;                 ///< `result`, or the drive, holds a sum
-    bool sum_ready = false;              ///< which listeners know to be complete
-    bool reducing = false;               ///< that is under way
-    bool keeps = false;                  ///< gradients in `kept_`, and not in frames
-    int backwards_without_gradient = 0;  ///< in a row, in which no rank gave gradients
+    paging::StreamOrder order;       ///< of the streams that write `frame`
+    int in_frame = 0;                ///< parameters with a gradient in `frame`
+    int arrived_this_backward = 0;   ///< parameters that got a gradient, or more of it, in this backward
+    int expected = 0;                ///< parameters of the page
+    bool has_new_gradients = false;  ///< this rank gave some since the last exchange
+    bool keeps = false;              ///< gradients are in `kept_`, and not in frames
     std::string label;
-    std::vector<layout::Segment> segments;  ///< of this rank's shard
-    std::vector<optim::SquareSum> squares;  ///< of each of them
-    std::int64_t squared_numel = 0;         ///< elements of the shard that these have seen
 
-    /// Long enough that losses which take turns keep all their pages in the order.
-    bool expects_gradients() const { return backwards_without_gradient < 4; }
-  };
-  struct AdmittedFrame {
-    std::unique_ptr<comm::Memory> memory;
-    LedgerEntry entry;
+    bool has_sum() const { return sum != SumState::kNone; }
   };
   static constexpr int kNoPage = -1;
 
@@ -271,14 +228,6 @@ class Reducer {
     bool busy = false;
   };
 
-  /// Memory of shards: where peers can read each other's, it is the communicator's.
-  struct ShardMemory {
-    std::unique_ptr<memory::DeviceBuffer> buffer;
-    std::unique_ptr<comm::Memory> shared;
-    LedgerEntry entry;
-    std::int64_t bytes = 0;
-    std::byte* data() const { return buffer ? buffer->data() : shared->data(); }
-  };
   struct InFlight {
     int page = kNoPage;  ///< whose sum is complete after it
     comm::WorkPtr work;
@@ -286,72 +235,61 @@ class Reducer {
     bool arrives = false;          ///< at the host, from the device: no peer is needed for that
   };
 
+  SumState move_to(int page, SumState state);
+  void forget_sum(int page);
   void hook_early();
   void on_gradient(int parameter);
-  bool has_no_place(int parameter) const;
-  void wait_for_place(int parameter, const at::Tensor& gradient);
-  void place_waiting(const std::vector<int>& pages);
+  bool must_defer(int parameter) const;
+  void defer(int parameter, const at::Tensor& gradient);
+  void reduce_deferred(const std::vector<int>& pages);
   void widen();
-  void widen_page(int page, std::byte* home, std::byte* frame, DType narrow, paging::FramePool& pool);
-  void admit(int page);
+  void widen_page(int page, std::byte* frame, DType narrow, GradientFrames& old_frames);
   void describe(int page);
-  void store(int parameter, const at::Tensor& gradient, float scale);
-  void put(int parameter, const at::Tensor& gradient, bool first, float scale);
-  void forget_squares(int page);
-  std::vector<optim::SquaredPiece> squared_pieces(int page, const void* data, DType dtype) const;
+  void add_page(int page);
+  void reserve_scratch(std::int64_t numel);
+  void use_homes();
+  void use_shards(bool offloaded);
+  void add_gradient(int parameter, const at::Tensor& gradient, float scale);
+  void write_to_frame(int parameter, const at::Tensor& gradient, bool first, float scale);
+  std::vector<optim::SquaredPiece> squared_pieces(int page) const;
   const std::byte* summed_shard(int page) const;
   void square_before_travel(int page, const at::Tensor& shard);
   void square_where_it_is(int page);
-  std::size_t segment_at(int page, std::int64_t offset) const;
-  void add_squares(int page, const std::byte* data, DType dtype, std::int64_t begin, std::int64_t numel);
-  comm::OnReduced watch(int page, const std::byte* data, DType dtype);
-  comm::OnReduced watch_parameter(int parameter, const std::byte* data, DType dtype);
+  void square_again(int page, const at::Tensor& sum);
   bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
-  bool may_keep(int page) const { return policy_.keep && !policy_.offloaded[page] && !on_disk(page); }
   bool keep(int parameter, const at::Tensor& gradient);
   void note_arrival(int parameter);
   void gather_kept(int page);
   void require_one_piece(int page);
-  void square_again(int page, const at::Tensor& sum);
   void forget_kept(int page);
   bool start_kept_reduction(int page);
   void acquire_frame(int page);
   void reuse_sum_as_accumulator(int page);
-  void consume(int page);
+  void complete_frame(int page);
   void zero_gaps(int page);
   void start_ready_reductions();
   void start_reduction(int page);
-  bool start_sharded_reduction(int page, std::byte* frame);
-  bool start_whole_reduction(int page, std::byte* frame);
-  bool reduce_through_fp32(int page, std::byte* frame, bool late);
+  bool start_sharded_reduction(int page, std::byte* frame, bool adds);
+  bool start_whole_reduction(int page, std::byte* frame, bool adds);
+  bool reduce_through_fp32(int page, std::byte* frame, bool adds);
   void retire(std::size_t keep);
+  void retire_reductions(std::size_t keep);
   void complete(int page);
   void invalidate_sum(int page);
   void reduce_rest();
   void forget_backward();
-  void settle_order();
   std::byte* own_shard(int page) const;
   at::Tensor sum_view(int page, std::byte* data) const;
-  void allocate_pool();
-  void allocate_whole_frames();
-  void allocate_shards();
-  ShardMemory allocate_shards(bool offloaded);
   bool reduces_into_shard(int page) const;
-  void add_to_shard(int page, const at::Tensor& sum);
+  void add_to_shard(int page, const at::Tensor& sum, bool adds);
   bool travels(int page) const;
-  std::byte* offloaded_shard(int page) const {
-    const auto admitted = admitted_shards_.find(page);
-    return admitted != admitted_shards_.end() ? admitted->second->data()
-                                              : offloaded_shards_.data() + pages_[page].shard_offset;
-  }
   std::optional<c10::Event> sent_so_far() const;
-  void send(int page, const at::Tensor& sum);
+  void send(int page, const at::Tensor& sum, bool adds);
   Slot& next_slot();
   void add_on_host(int page, std::byte* values, DType type);
-  void retire_reductions(std::size_t keep);
-  DType frame_dtype(int page) const;
-  DType travel_dtype(int page) const;
-  DType sum_dtype(int page) const;
+  DType frame_dtype(int page) const { return policy_.dtype_of_frame(layout_->pages()[page]); }
+  DType travel_dtype(int page) const { return policy_.travel_dtype(layout_->pages()[page]); }
+  DType sum_dtype(int page) const { return policy_.sum_dtype(layout_->pages()[page]); }
   std::vector<std::string> exchange(const std::string& mine, std::string_view what);
 
   std::shared_ptr<const layout::Layout> layout_;
@@ -360,45 +298,37 @@ class Reducer {
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   ReducePolicy policy_;
-  std::unique_ptr<paging::FramePool> frames_;  // of sharded pages, and for what comes late to whole ones
-  ShardMemory shards_;                         // sharded
-  ShardMemory offloaded_shards_;
-  std::unique_ptr<comm::Memory> whole_frames_;  // whole
-  LedgerEntry whole_entry_;
-  std::unique_ptr<memory::DeviceBuffer> scratch_;  // sharded: one fp32 sum on its way into a shard of another kind
+  std::vector<PageState> pages_;
+  ReductionOrder order_;
+  NormAccumulator norms_;
+  std::unique_ptr<GradientFrames> frames_;
+  GradientShards shards_;
+  std::unique_ptr<memory::DeviceBuffer> scratch_;  // [shard_numel], fp32: a sum before it is added to its shard
   paging::StreamOrder scratch_order_;
-  std::optional<c10::Stream> send_stream_;  // of sums that leave the device
+  std::optional<c10::Stream> send_stream_;  // of sums that are copied to the host
   std::array<Slot, 2> slots_;
   std::size_t next_slot_ = 0;
-  std::vector<PageState> pages_;
-  DeviceSquares device_squares_;  // instead of the pages', for sums on a device and those that left it
-  std::vector<at::Tensor> kept_;  // per parameter
+  std::vector<at::Tensor> kept_;  // per parameter, in its layout
   std::vector<std::unique_ptr<memory::DeviceBuffer>>
       gathered_;                             // per page: its shard, where pages keep and this one does not any more
-  std::vector<bool> in_frame_;               // per parameter: its gradient stands in the page's frame
-  std::vector<bool> arrived_this_backward_;  // and some of it came in this backward
+  std::vector<bool> in_frame_;               // per parameter: the page's frame has its gradient
+  std::vector<bool> arrived_this_backward_;  // per parameter: some of its gradient did
   std::vector<bool> received_since_reset_;
   std::vector<bool> received_anywhere_;
-  std::vector<int> order_;
-  std::vector<int> completed_;  // order in which pages completed in the first backward that reduced
-  bool order_settled_ = false;
-  std::size_t next_ = 0;  // first page of order_ that this backward has not come to
   std::deque<InFlight> in_flight_;
   std::function<void(int page)> on_sum_ready_;
   std::function<void(int page)> on_sum_invalidated_;
   std::function<void(const std::vector<int>& pages)> on_begins_;
   std::function<float()> on_left_;
-  std::vector<at::Tensor> waiting_;  // per parameter: the fp32 sum of gradients that have no place; mostly undefined
-  LedgerEntry waiting_entry_;
-  std::vector<AdmittedFrame> admitted_frames_;  // of pages that were not trained at the start
-  std::map<int, std::unique_ptr<memory::DeviceBuffer>> admitted_shards_;
+  std::vector<at::Tensor> deferred_;  // per parameter: the fp32 sum of gradients that have no frame; mostly undefined
+  LedgerEntry deferred_entry_;
   std::vector<bool> may_train_;  // per parameter: an optimizer has it
   bool widened_ = false;
   bool inside_ = false;  // a backward has begun and not ended
   float factor_ = 1.0f;  // of its gradients
   std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
-  bool backward_open_ = false;   // gradients came that no end_backward has dealt with
+  bool backward_open_ = false;   // there are gradients that no end_backward has dealt with
   bool reducing_ = false;        // in this backward
   bool reduced_ = false;         // the last backward did
   bool boundary_ = false;        // a step follows this backward

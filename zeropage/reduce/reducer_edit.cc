@@ -1,4 +1,4 @@
-// Reading and changing sums that are complete, for whoever does so between a backward and the step.
+// Reading and changing complete sums, between a backward and the step.
 #include <optional>
 #include <utility>
 
@@ -29,18 +29,21 @@ void Reducer::edit_sum(int page, const std::function<void(const at::Tensor& sum)
   auto& state = pages_[page];
   invalidate_sum(page);
   require_one_piece(page);
-  if (!state.filled && !policy_.sharded) {
-    state.result = policy_.whole_result ? state.home : own_shard(page);
+  if (!state.has_sum() && !policy_.sharded) {
+    state.result = policy_.whole_result ? frames_->home(page) : own_shard(page);
     state.result_at_start = policy_.whole_result;
     state.result_dtype = frame_dtype(page);
     state.frame = nullptr;
   }
   std::optional<io::HeldPage> held;
   if (on_disk(page)) {
-    held.emplace(*policy_.disk, page, /*changes=*/true, state.filled ? io::Fill::kRead : io::Fill::kZeros);
+    held.emplace(*policy_.disk, page, /*changes=*/true, state.has_sum() ? io::Fill::kRead : io::Fill::kZeros);
   }
   const at::Tensor sum = sum_view(page, held ? held->data() : state.result);
-  if (!std::exchange(state.filled, true)) sum.zero_();
+  if (!state.has_sum()) {
+    move_to(page, SumState::kInvalidated);
+    sum.zero_();
+  }
   edit(sum);
   square_again(page, sum);
   held.reset();
@@ -51,16 +54,16 @@ void Reducer::edit_sum(int page, const std::function<void(const at::Tensor& sum)
 void Reducer::require_one_piece(int page) {
   if (!pages_[page].keeps) return;
   gather_kept(page);
-  if (pages_[page].filled) square_again(page, sum_view(page, pages_[page].result));
+  if (pages_[page].has_sum()) square_again(page, sum_view(page, pages_[page].result));
 }
 
 /// `sum`: this rank's part of the page's, as sum_view. Where it is on a device, `finish` squares it.
 void Reducer::square_again(int page, const at::Tensor& sum) {
-  forget_squares(page);
+  norms_.forget(page);
   if (!pages_[page].result_device.is_cpu()) return;
   const std::int64_t shard = layout_->pages()[page].shard_numel;
   const at::Tensor own = sum.numel() == shard ? sum : sum.narrow(0, communicator_->rank() * shard, shard);
-  add_squares(page, static_cast<const std::byte*>(own.const_data_ptr()), pages_[page].result_dtype, 0, shard);
+  norms_.add(page, static_cast<const std::byte*>(own.const_data_ptr()), pages_[page].result_dtype, 0, shard);
 }
 
 /// This rank's part of the sum, which is at `data`.

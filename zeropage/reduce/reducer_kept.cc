@@ -27,7 +27,7 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
   }
   if (device_.is_cpu()) {
     const auto on_reduced =
-        watch_parameter(parameter, static_cast<const std::byte*>(own.const_data_ptr()), frame_dtype(page));
+        norms_.watch_parameter(parameter, static_cast<const std::byte*>(own.const_data_ptr()), frame_dtype(page));
     if (on_reduced) on_reduced(0, own.numel());
   }
   ledger_->add(MemoryKind::kGradients, static_cast<std::int64_t>(own.nbytes()));
@@ -39,7 +39,7 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
 bool Reducer::start_kept_reduction(int page) {
   auto& state = pages_[page];
   state.result_dtype = frame_dtype(page);
-  state.squared_numel = layout_->pages()[page].shard_numel;  // by keep; where no gradient came there are no squares
+  norms_.complete(page);  // by keep; where there is no gradient there are no squares
   return true;
 }
 
@@ -60,19 +60,19 @@ void Reducer::gather_kept(int page) {
     if (!device_.is_cpu()) gradient.record_stream(paging::current_stream(device_));
     if (in_frame_[place.parameter]) {
       acquire_frame(page);
-      put(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);
+      write_to_frame(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);
     } else {
       auto* target = state.result + place.offset * element_bytes(state.result_dtype);
       memory::view_of(target, gradient.sizes(), gradient.strides(), scalar_type_of(state.result_dtype), device_)
           .copy_(gradient);
     }
   }
-  forget_squares(page);
+  norms_.forget(page);
 }
 
 void Reducer::forget_kept(int page) {
   auto& state = pages_[page];
-  if (!may_keep(page)) return;
+  if (!policy_.may_keep(page)) return;
   state.keeps = true;
   state.result = nullptr;
   gathered_[page].reset();

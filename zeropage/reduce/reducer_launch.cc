@@ -1,4 +1,4 @@
-// How one page is reduced, by where its sum goes and in which types it stands and travels.
+// How one page is reduced, by where its sum goes, and by the types of its frame, of its sum, and of what travels.
 #include <memory>
 #include <optional>
 #include <utility>
@@ -11,18 +11,17 @@ namespace zeropage::reduce {
 
 void Reducer::start_reduction(int page) {
   auto& state = pages_[page];
-  if (state.reducing) retire(0);  // of two reductions of a page the second begins when the first is complete
+  // Of two reductions of a page the second begins when the first is complete.
+  if (state.sum == SumState::kReducing) retire(0);
   invalidate_sum(page);
-  state.reducing = true;
   if (!state.keeps) acquire_frame(page);
-  consume(page);
+  const bool adds = move_to(page, SumState::kReducing) != SumState::kNone;  // to a sum that is there already
+  complete_frame(page);
   state.order.enter(device_);
   std::byte* frame = std::exchange(state.frame, nullptr);
   const bool done = state.keeps       ? start_kept_reduction(page)
-                    : policy_.sharded ? start_sharded_reduction(page, frame)
-                                      : start_whole_reduction(page, frame);
-  state.filled = true;
-  state.reduction_started = true;
+                    : policy_.sharded ? start_sharded_reduction(page, frame, adds)
+                                      : start_whole_reduction(page, frame, adds);
   if (done) complete(page);
   // All ranks have started the same collective, and the rest of this backward follows from the order they share.
   communicator_->set_checking(false);
@@ -33,7 +32,7 @@ void Reducer::start_reduction(int page) {
 void Reducer::zero_gaps(int page) {
   const auto& spec = layout_->pages()[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
-  std::int64_t end = 0;  // of what comes before
+  std::int64_t end = 0;  // of the parameter before
   const auto zero_until = [&](std::int64_t begin) {
     if (begin > end) memory::zero_bytes(pages_[page].frame + end * element, (begin - end) * element, device_);
   };
@@ -44,25 +43,8 @@ void Reducer::zero_gaps(int page) {
   zero_until(spec.padded_numel);
 }
 
-/// Of a frame while it is reduced.
-DType Reducer::travel_dtype(int page) const {
-  const bool wide = policy_.fp32_travel && layout_->pages()[page].dtype == DType::kFloat32;
-  return wide ? DType::kFloat32 : policy_.frame_dtype;
-}
-
-/// Of a shard in which gradients add up.
-DType Reducer::sum_dtype(int page) const {
-  const bool wide = policy_.fp32_sums && layout_->pages()[page].dtype == DType::kFloat32;
-  return wide ? DType::kFloat32 : policy_.accumulation_dtype;
-}
-
-DType Reducer::frame_dtype(int page) const {
-  if (policy_.sharded) return travel_dtype(page);
-  return layout_->pages()[page].dtype == DType::kFloat32 ? DType::kFloat32 : policy_.accumulation_dtype;
-}
-
-/// True: the sum is complete.
-bool Reducer::start_sharded_reduction(int page, std::byte* frame) {
+/// `frame`: [padded_numel, travel_dtype]. True: the sum is complete.
+bool Reducer::start_sharded_reduction(int page, std::byte* frame, bool adds) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
@@ -71,7 +53,7 @@ bool Reducer::start_sharded_reduction(int page, std::byte* frame) {
     in_flight_.push_back(
         {page,
          communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
-                                       /*accumulate=*/state.filled, tag, watch(page, state.result, DType::kFloat32)),
+                                       /*accumulate=*/adds, tag, norms_.watch(page, state.result, DType::kFloat32)),
          [this, frame] { frames_->release(frame, paging::given_so_far(device_)); }});
     return false;
   }
@@ -89,55 +71,56 @@ bool Reducer::start_sharded_reduction(int page, std::byte* frame) {
   }
   const at::Tensor sum = memory::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
   if (!travels(page)) {
-    add_to_shard(page, sum);
+    add_to_shard(page, sum, adds);
     frames_->release(frame, paging::given_so_far(device_));
     return true;
   }
-  send(page, sum);
+  send(page, sum, adds);
   if (summed != frame && policy_.reduce_scatter && communicator_->size() > 1) scratch_order_.filled_on(*send_stream_);
   frames_->release(frame, sent_so_far());
   return false;
 }
 
-/// Takes a page's sum home, within one memory or to a drive.
-void Reducer::add_to_shard(int page, const at::Tensor& sum) {
+/// Copies a page's sum [shard_numel] to its shard, or adds it there, within one memory or to a drive.
+void Reducer::add_to_shard(int page, const at::Tensor& sum, bool adds) {
   const auto& state = pages_[page];
   std::optional<io::HeldPage> held;
   if (on_disk(page)) {
-    held.emplace(*policy_.disk, page, /*changes=*/true, state.filled ? io::Fill::kRead : io::Fill::kZeros);
+    held.emplace(*policy_.disk, page, /*changes=*/true, adds ? io::Fill::kRead : io::Fill::kZeros);
   }
   std::byte* data = held ? held->data() : state.result;
   auto shard = memory::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  const bool squared = policy_.squares_before_travel && policy_.offloaded[page] && !state.filled && !held;
+  const bool squared = policy_.squares_before_travel && policy_.offloaded[page] && !adds && !held;
   if (squared) square_before_travel(page, sum.to(scalar_type_of(state.result_dtype)));
   const bool seen = held || (state.result_device.is_cpu() && !squared);
-  const auto on_reduced = seen ? watch(page, data, state.result_dtype) : comm::OnReduced();
-  const at::Tensor from = state.filled ? sum.to(state.result_device) : sum;
+  const auto on_reduced = seen ? norms_.watch(page, data, state.result_dtype) : comm::OnReduced();
+  const at::Tensor from = adds ? sum.to(state.result_device) : sum;
   in_pieces(sum.numel(), on_reduced, [&](std::int64_t begin, std::int64_t numel) {
     auto to = shard.narrow(0, begin, numel);
     const auto piece = from.narrow(0, begin, numel);
-    state.filled ? to.add_(piece) : to.copy_(piece);
+    adds ? to.add_(piece) : to.copy_(piece);
   });
 }
 
-bool Reducer::start_whole_reduction(int page, std::byte* frame) {
+/// `frame`: [padded_numel, frame_dtype]. True: the sum is complete.
+bool Reducer::start_whole_reduction(int page, std::byte* frame, bool adds) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
-  if (state.filled) return reduce_through_fp32(page, frame, /*late=*/true);
+  if (adds) return reduce_through_fp32(page, frame, /*adds=*/true);
   const DType dtype = frame_dtype(page);
   state.result = policy_.whole_result ? frame : own_shard(page);
   state.result_at_start = policy_.whole_result;
   state.result_dtype = dtype;
   if (communicator_->size() == 1) {
-    if (stores_sums()) state.squared_numel = spec.shard_numel;  // by store
+    if (stores_sums()) norms_.complete(page);  // by write_to_frame
     return true;
   }
   if (dtype != travel_dtype(page) || (dtype != DType::kFloat32 && !policy_.whole_result)) {
-    return reduce_through_fp32(page, frame, /*late=*/false);
+    return reduce_through_fp32(page, frame, /*adds=*/false);
   }
   const comm::Tag tag{state.label, page};
   if (!communicator_->one_sided()) retire_reductions(kMaxInFlight);  // elsewhere reductions in place take no memory
-  auto on_reduced = watch(page, own_shard(page), dtype);
+  auto on_reduced = norms_.watch(page, own_shard(page), dtype);
   in_flight_.push_back({page,
                         policy_.whole_result || !policy_.reduce_scatter
                             ? communicator_->all_reduce(frame, spec.padded_numel, dtype, tag, std::move(on_reduced))
@@ -147,10 +130,10 @@ bool Reducer::start_whole_reduction(int page, std::byte* frame) {
   return false;
 }
 
-/// Reduces `frame`, which stands in one type and may travel in another, into fp32; then stores the sum, or adds it to
-/// the page's when it came late. Where all ranks need it whole it is gathered at once: a gather that began when this
-/// rank happens to see the sum complete would come at different places of the ranks' sequences.
-bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
+/// Reduces `frame` [padded_numel, frame_dtype], which may travel in another type, into fp32; then stores the sum, or
+/// adds it to the page's. Where all ranks need the whole sum it is gathered at once: a gather that began when this rank
+/// happens to see the sum complete would be at different places of the ranks' sequences.
+bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
@@ -166,7 +149,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   }
   const auto sum = buffer(4 * spec.shard_numel);
   // The frame is free when all ranks have read it; at two or more of them it has room for the fp32 sum of one shard.
-  if (!late && !policy_.whole_result) {
+  if (!adds && !policy_.whole_result) {
     state.result = frame;
     state.result_at_start = true;
     state.result_dtype = DType::kFloat32;
@@ -175,26 +158,26 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool late) {
   retire_reductions(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
                                             travel_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
-  const auto on_reduced = device_.is_cpu() ? watch(page, target, state.result_dtype) : comm::OnReduced();
+  const auto on_reduced = device_.is_cpu() ? norms_.watch(page, target, state.result_dtype) : comm::OnReduced();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
     const auto from = memory::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);
     auto to = memory::flat_view(target, spec.shard_numel, target_type, device_);
     in_pieces(spec.shard_numel, on_reduced, [&](std::int64_t begin, std::int64_t numel) {
       auto piece = to.narrow(0, begin, numel);
-      late ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
+      adds ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
     });
-    if (late) frames_->release(frame, paging::given_so_far(device_));
+    if (adds) frames_->release(frame, paging::given_so_far(device_));
   };
   const bool complete_here = policy_.whole_result;
   in_flight_.push_back({complete_here ? kNoPage : page, std::move(work), std::move(settle)});
   if (!complete_here) return false;
   retire(0);
-  communicator_->all_gather(target, state.home, spec.shard_numel * element_bytes(dtype), tag)->wait();
+  communicator_->all_gather(target, frames_->home(page), spec.shard_numel * element_bytes(dtype), tag)->wait();
   return true;
 }
 
 std::byte* Reducer::own_shard(int page) const {
-  return pages_[page].home +
+  return frames_->home(page) +
          communicator_->rank() * layout_->pages()[page].shard_numel * element_bytes(frame_dtype(page));
 }
 

@@ -41,18 +41,18 @@ std::optional<c10::Event> Reducer::sent_so_far() const {
   return paging::given_so_far(device_);
 }
 
-/// Starts the way of a sum; `page` is complete when the last of in_flight_ is. What `sum` is in may be used again after
-/// sent_so_far().
-void Reducer::send(int page, const at::Tensor& sum) {
+/// Starts to copy `sum` [shard_numel] to the host, where the shard takes it or, when it `adds`, gets it added. `page`
+/// is complete when the last of in_flight_ is. The memory of `sum` may be used again after sent_so_far().
+void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   auto& state = pages_[page];
   const auto wide = scalar_type_of(sum_dtype(page));
-  const bool as_it_is = sum.scalar_type() == wide || wide == at::kFloat || state.filled;
+  const bool as_it_is = sum.scalar_type() == wide || wide == at::kFloat || adds;
   const at::Tensor sent = as_it_is ? sum : sum.to(wide);
   const auto type = dtype_of(sent.scalar_type());
   const auto numel = sent.numel();
-  std::byte* target = offloaded_shard(page) + numel * (element_bytes(sum_dtype(page)) - element_bytes(type));
+  std::byte* target = shards_.data(page) + numel * (element_bytes(sum_dtype(page)) - element_bytes(type));
   std::function<void()> settle;
-  if (state.filled) {
+  if (adds) {
     auto& slot = next_slot();
     target = slot.memory->data();
     slot.busy = true;
@@ -69,7 +69,7 @@ void Reducer::send(int page, const at::Tensor& sum) {
   memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
-  if (boundary_ && !state.filled) square_before_travel(page, sent);
+  if (boundary_ && !adds) square_before_travel(page, sent);
   if (!as_it_is) sent.record_stream(*send_stream_);
 }
 
@@ -79,7 +79,7 @@ Reducer::Slot& Reducer::next_slot() {
   while (slot.busy) retire(in_flight_.size() - 1);
   if (!slot.memory) {
     std::int64_t bytes = 0;
-    for (const int page : order_) {
+    for (const int page : order_.pages()) {
       if (travels(page)) bytes = std::max(bytes, 4 * layout_->pages()[page].shard_numel);
     }
     slot.memory = std::make_unique<memory::DeviceBuffer>(bytes, policy_.host, ledger_, MemoryKind::kBuffers);
@@ -93,7 +93,7 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
   const auto view = [](std::byte* data, std::int64_t numel, DType dtype) {
     return memory::flat_view(data, numel, scalar_type_of(dtype), c10::Device(c10::kCPU));
   };
-  const at::Tensor shard = view(offloaded_shard(page), numel, sum_dtype(page));
+  const at::Tensor shard = view(shards_.data(page), numel, sum_dtype(page));
   if (state.result_dtype != sum_dtype(page)) {
     // Over itself, from the begin on: a piece is read before anything is written where it or a later one is.
     const at::Tensor narrow = view(state.result, numel, state.result_dtype);
@@ -102,11 +102,11 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
         [&](std::int64_t begin, std::int64_t count) {
           shard.narrow(0, begin, count).copy_(narrow.narrow(0, begin, count).clone());
         });
-    state.result = offloaded_shard(page);
+    state.result = shards_.data(page);
     state.result_dtype = sum_dtype(page);
   }
   const at::Tensor added = view(values, numel, type);
-  in_pieces(numel, watch(page, state.result, state.result_dtype), [&](std::int64_t begin, std::int64_t count) {
+  in_pieces(numel, norms_.watch(page, state.result, state.result_dtype), [&](std::int64_t begin, std::int64_t count) {
     shard.narrow(0, begin, count).add_(added.narrow(0, begin, count));
   });
 }

@@ -194,6 +194,40 @@ TEST(KeptGradients, AreInTheLayoutOfTheParameter) {
   EXPECT_TRUE(reducer.keeps(0)) << "the next sum is kept again";
 }
 
+// Catches a page that is in the order of reductions twice, and ranks whose orders differ in length: on rank 0 a page
+// becomes complete again in the first backward, by a second gradient, for which all ranks take frames of fp32.
+TEST(DeferredGradients, DoNotChangeTheOrderOfReductions) {
+  const auto body = [](comm::Communicator& communicator) {
+    std::vector<layout::ParameterSpec> specs(2);
+    for (auto& spec : specs) spec = {.name = "p", .numel = 64, .dtype = DType::kBFloat16, .element_bytes = 2};
+    const auto layout = std::make_shared<const layout::Layout>(
+        specs, layout::Options{.world_size = communicator.size(), .page_numel = 64});
+    const std::vector<at::Tensor> parameters = {at::zeros({64}, at::kBFloat16).set_requires_grad(true),
+                                                at::zeros({64}, at::kBFloat16).set_requires_grad(true)};
+    ReducePolicy policy = policy_of(false, false, true);
+    policy.accumulation_dtype = policy.frame_dtype = DType::kBFloat16;
+    policy.adding = ReduceTypes{};
+    Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
+                    c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
+    for (int step = 0; step < 2; ++step) {
+      reducer.begin_backward(true);
+      const int graphs = communicator.rank() == 0 ? 2 : 1;
+      for (int i = 0; i < graphs; ++i) torch::autograd::backward({at::sum(parameters[1])});
+      reducer.end_backward();
+      reducer.finish();
+      const auto gradient = reducer.gradient(1);
+      ASSERT_NE(gradient.data, nullptr);
+      EXPECT_EQ(reducer.widened(), true);
+      if (communicator.rank() == 0) {
+        EXPECT_EQ(*static_cast<const float*>(gradient.data), communicator.size() + 1.0F) << "step " << step;
+      }
+      reducer.reset();
+    }
+    communicator.barrier({"done"});
+  };
+  for (const auto& outcome : comm::run_threads(2, std::chrono::seconds(20), body)) EXPECT_EQ(outcome, "");
+}
+
 ReducePolicy without_overlap(ReducePolicy policy) {
   policy.overlap = false;
   return policy;

@@ -1,5 +1,5 @@
-// Gradients that nobody has planned for: of pages that were not trained so far, second ones where whole frames only
-// store first ones, those of backwards that did not go through the engine, and those that no hook saw.
+// Unplanned gradients: of pages that were not trained so far, second ones where whole frames only store first ones,
+// those of backwards that the program runs, and those that no hook saw.
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -40,26 +40,27 @@ void Reducer::take_left_gradients() {
   }
 }
 
-bool Reducer::has_no_place(int parameter) const {
+/// Whether no frame can take this gradient before all ranks have agreed on one.
+bool Reducer::must_defer(int parameter) const {
   const auto& page = layout_->pages()[layout_->page_of(parameter)];
   if (!page.trainable) return true;
   if (policy_.sharded || widened_ || !policy_.adding || page.dtype == DType::kFloat32) return false;
   if (communicator_->size() == 1) return received_since_reset_[parameter];
-  return in_frame_[parameter] || pages_[page.index].filled;
+  return in_frame_[parameter] || pages_[page.index].has_sum();
 }
 
-void Reducer::wait_for_place(int parameter, const at::Tensor& gradient) {
+void Reducer::defer(int parameter, const at::Tensor& gradient) {
   c10::AutoGradMode no_grad(false);
-  at::Tensor& sum = waiting_[parameter];
+  at::Tensor& sum = deferred_[parameter];
   const at::Tensor scaled = gradient.detach().to(at::kFloat).mul(policy_.pre_scale * factor_);
   sum = sum.defined() ? sum.add(scaled) : scaled;
   std::int64_t bytes = 0;
-  for (const auto& waits : waiting_) bytes += waits.defined() ? static_cast<std::int64_t>(waits.nbytes()) : 0;
-  waiting_entry_ = LedgerEntry(ledger_, MemoryKind::kGradients, bytes);
+  for (const auto& each : deferred_) bytes += each.defined() ? static_cast<std::int64_t>(each.nbytes()) : 0;
+  deferred_entry_ = LedgerEntry(ledger_, MemoryKind::kGradients, bytes);
 }
 
-/// `pages`: those with waiting gradients on any rank. They are reduced here, with zeros where this rank has none.
-void Reducer::place_waiting(const std::vector<int>& pages) {
+/// `pages`: those with deferred gradients on any rank. They are reduced here, with zeros where this rank has none.
+void Reducer::reduce_deferred(const std::vector<int>& pages) {
   if (pages.empty()) return;
   retire(0);
   std::vector<int> begins;
@@ -68,22 +69,19 @@ void Reducer::place_waiting(const std::vector<int>& pages) {
   }
   if (begins.size() < pages.size()) widen();
   if (!begins.empty()) begin_training(begins);
-  for (std::size_t i = 0; i < waiting_.size(); ++i) {
-    const at::Tensor gradient = std::exchange(waiting_[i], at::Tensor());
-    if (gradient.defined()) store(static_cast<int>(i), gradient, 1.0f);
+  for (std::size_t i = 0; i < deferred_.size(); ++i) {
+    const at::Tensor gradient = std::exchange(deferred_[i], at::Tensor());
+    if (gradient.defined()) add_gradient(static_cast<int>(i), gradient, 1.0f);
   }
-  waiting_entry_ = LedgerEntry();
-  for (const int page : pages) {
-    start_reduction(page);
-    pages_[page].reduction_started = false;
-  }
+  deferred_entry_ = LedgerEntry();
+  for (const int page : pages) start_reduction(page);
   retire(0);
 }
 
 void Reducer::begin_training(const std::vector<int>& pages) {
   if (!on_begins_) throw UsageError("a parameter got a gradient that was not trained when the reducer was made");
   on_begins_(pages);
-  for (const int page : pages) admit(page);
+  for (const int page : pages) add_page(page);
 }
 
 void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<bool>& offloaded) {
@@ -93,7 +91,7 @@ void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<b
   arrived_this_backward_.resize(parameters_.size());
   received_since_reset_.resize(parameters_.size());
   received_anywhere_.resize(parameters_.size());
-  waiting_.resize(parameters_.size());
+  deferred_.resize(parameters_.size());
   kept_.resize(parameters_.size());
   for (std::size_t i = may_train_.size(); i < parameters_.size(); ++i) {
     may_train_.push_back(layout_->parameters()[i].group >= 0);
@@ -101,11 +99,11 @@ void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<b
   const std::size_t first = pages_.size();
   pages_.resize(layout_->pages().size());
   gathered_.resize(pages_.size());
-  device_squares_.grow(pages_.size());
+  norms_.grow();
   policy_.offloaded = offloaded;
-  allocate_pool();
+  frames_->grow();
   for (std::size_t page = first; page < pages_.size(); ++page) {
-    if (layout_->pages()[page].trainable) admit(static_cast<int>(page));
+    if (layout_->pages()[page].trainable) add_page(static_cast<int>(page));
   }
   hook_early();
 }
@@ -116,62 +114,53 @@ void Reducer::replace(int parameter, const at::Tensor& tensor) {
 }
 
 /// Memory for the gradients of a page that was not trained so far. Collective.
-void Reducer::admit(int page) {
+void Reducer::add_page(int page) {
   describe(page);
-  order_.push_back(page);
+  order_.add(page);
+  frames_->add(page);
   auto& state = pages_[page];
-  const auto& spec = layout_->pages()[page];
   if (!policy_.sharded) {
-    const std::int64_t bytes = spec.padded_numel * element_bytes(frame_dtype(page));
-    auto memory = communicator_->allocate(bytes, "gradients");
-    state.home = state.frame = memory->data();
-    admitted_frames_.push_back({std::move(memory), LedgerEntry(ledger_, MemoryKind::kGradients, bytes)});
+    state.frame = frames_->home(page);
     return;
   }
-  if (may_keep(page)) return;  // as autograd makes them
-  const std::int64_t bytes = spec.shard_numel * element_bytes(sum_dtype(page));
-  auto shard = std::make_unique<memory::DeviceBuffer>(
-      bytes, policy_.offloaded[page] ? policy_.host : memory::MemoryPlace(device_), ledger_, MemoryKind::kGradients);
-  state.result = shard->data();
+  shards_.add(page);
+  if (policy_.may_keep(page)) return;  // as autograd makes them
+  state.result = shards_.data(page);
   state.result_dtype = sum_dtype(page);
-  admitted_shards_[page] = std::move(shard);
   if (travels(page)) {
     if (!send_stream_) {
       send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
     }
     for (auto& slot : slots_) slot.memory.reset();  // they are as large as the largest page
   }
-  if (reduces_into_shard(page) || scratch_->bytes() >= 4 * spec.shard_numel) return;
-  scratch_ = std::make_unique<memory::DeviceBuffer>(4 * spec.shard_numel, device_, ledger_, MemoryKind::kBuffers);
+  if (!reduces_into_shard(page)) reserve_scratch(layout_->pages()[page].shard_numel);
 }
 
-/// Collective: all ranks come here in the same backward, or none does.
+/// Collective: all ranks call it in the same backward, or none does.
 void Reducer::widen() {
   if (policy_.sharded || widened_ || !policy_.adding) return;
   c10::AutoGradMode no_grad(false);
   retire(0);
-  for (const int page : order_) invalidate_sum(page);
+  for (const int page : order_.pages()) invalidate_sum(page);
   const DType narrow = policy_.accumulation_dtype;
-  std::vector<std::pair<std::byte*, std::byte*>> before;  // home and frame of each page of the order
-  for (const int page : order_) before.emplace_back(pages_[page].home, pages_[page].frame);
-  const auto old_frames = std::move(whole_frames_);
-  const auto old_admitted = std::move(admitted_frames_);
-  admitted_frames_.clear();
-  const auto old_pool = std::move(frames_);
+  std::vector<std::byte*> frame_before;  // of each page of the order
+  for (const int page : order_.pages()) frame_before.push_back(pages_[page].frame);
+  const auto old_frames = std::move(frames_);
   policy_.accumulation_dtype = policy_.adding->accumulation_dtype;
   policy_.frame_dtype = policy_.adding->frame_dtype;
   widened_ = true;
-  allocate_whole_frames();
-  allocate_pool();
-  for (std::size_t i = 0; i < order_.size(); ++i) {
-    widen_page(order_[i], before[i].first, before[i].second, narrow, *old_pool);
+  frames_ = std::make_unique<GradientFrames>(layout_, order_.pages(), *communicator_, device_, ledger_, policy_);
+  use_homes();
+  for (std::size_t i = 0; i < order_.pages().size(); ++i) {
+    widen_page(order_.pages()[i], frame_before[i], narrow, *old_frames);
   }
-  // The frames of before belong to the stream that made them, and this one may be another. It happens once.
+  // The old frames belong to the stream that made them, and this one may be another. It happens once.
   paging::wait_for_stream(device_, *communicator_, "gradients on their way to frames of fp32");
 }
 
-/// Takes over what stands in a page's frames of before, which have the type `narrow` on 16-bit pages.
-void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narrow, paging::FramePool& pool) {
+/// Takes over what a page's old frames have: its sum, and `frame` (null: none) with gradients. On 16-bit pages they
+/// have the type `narrow`.
+void Reducer::widen_page(int page, std::byte* frame, DType narrow, GradientFrames& old_frames) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const DType before = spec.dtype == DType::kFloat32 ? DType::kFloat32 : narrow;
@@ -180,8 +169,8 @@ void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narr
     memory::flat_view(to, numel, scalar_type_of(frame_dtype(page)), device_)
         .copy_(memory::flat_view(from, numel, scalar_type_of(from_type), device_));
   };
-  if (state.filled) {
-    std::byte* target = policy_.whole_result ? state.home : own_shard(page);
+  if (state.has_sum()) {
+    std::byte* target = policy_.whole_result ? frames_->home(page) : own_shard(page);
     move(state.result, state.result_dtype, target, policy_.whole_result ? spec.padded_numel : spec.shard_numel);
     state.result = target;
     state.result_at_start = policy_.whole_result;
@@ -189,12 +178,12 @@ void Reducer::widen_page(int page, std::byte* home, std::byte* frame, DType narr
   }
   if (frame == nullptr) {
     state.frame = nullptr;
-  } else if (frame == home) {
-    if (state.in_frame > 0) move(home, before, state.home, spec.padded_numel);
+  } else if (frame == old_frames.home(page)) {
+    if (state.in_frame > 0) move(frame, before, frames_->home(page), spec.padded_numel);
   } else {
-    state.frame = frames_->acquire(spec.padded_numel * element_bytes(frame_dtype(page)));
+    state.frame = frames_->acquire(page);
     move(frame, before, state.frame, spec.padded_numel);
-    pool.release(frame);
+    old_frames.release(frame);
   }
 }
 
