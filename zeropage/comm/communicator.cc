@@ -33,6 +33,12 @@ WorkPtr Communicator::all_gather_nearby(const void*, void*, std::int64_t, Tag) {
   throw UsageError("this communicator has no nearby ranks; ask nearby_size() before all_gather_nearby()");
 }
 
+WorkPtr Communicator::reduce_scatter_in_codes(const void*, void*, std::int64_t, DType, DType, bool, Tag, OnReduced,
+                                              const SumCodec&) {
+  throw UsageError(
+      "this communicator sums over all ranks at once; ask sums_by_hosts() before reduce_scatter_in_codes()");
+}
+
 void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what) {
   if (ready()) return;
   const auto blocking = enter_blocking();

@@ -52,6 +52,14 @@ using OnReduced = std::function<void(std::int64_t begin, std::int64_t numel)>;
 /// How many bytes rank `from` has for rank `to` in an all_to_all: a cheap function, the same on all ranks.
 using PartBytes = std::function<std::int64_t(int from, int to)>;
 
+/// How sums are coded that travel between hosts: fp32 values [count, shard_numel], as `count` parts of part_bytes.
+/// Values and codes are where the buffers of the collective are, and do not overlap.
+struct SumCodec {
+  std::int64_t part_bytes = 0;  ///< of the codes of one shard
+  std::function<void(const std::byte* values, std::int64_t count, std::byte* codes)> encode;
+  std::function<void(const std::byte* codes, std::int64_t count, std::byte* values)> decode;
+};
+
 /// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
 /// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
 class Memory {
@@ -103,6 +111,16 @@ class Communicator {
   /// empty, is told of every element once where the sum is formed in host memory, and of none where it is not.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) = 0;
+
+  /// Whether reduce_scatter_in_codes has something to spare: ranks of several hosts, several of them on each.
+  virtual bool sums_by_hosts() const { return false; }
+
+  /// As `reduce_scatter`, with other bits: the terms of a host are added exactly, its sums travel to the other hosts in
+  /// codes, and the owner adds what all hosts' codes say, in the order of the hosts. in_dtype: not fp64. Wire between
+  /// hosts: (hosts-1) parts of codes per rank. Errors: UsageError unless sums_by_hosts().
+  virtual WorkPtr reduce_scatter_in_codes(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
+                                          DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
+                                          const SumCodec& codec);
 
   /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `written` is given by
   /// all ranks or by none, and then numel is a multiple of size: where the sum is formed in host memory it is told of

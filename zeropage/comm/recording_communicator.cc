@@ -69,6 +69,14 @@ class RecordingCommunicator final : public WrappedCommunicator {
                                     std::move(on_reduced));
     });
   }
+  WorkPtr reduce_scatter_in_codes(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
+                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
+                                  const SumCodec& codec) override {
+    return start(SpanKind::kReduce, "reduce_scatter", tag, shard_numel * size() * element_bytes(in_dtype), [&] {
+      return inner_->reduce_scatter_in_codes(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag,
+                                             std::move(on_reduced), codec);
+    });
+  }
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
     return start(SpanKind::kReduce, "all_reduce", tag, numel * element_bytes(dtype),
                  [&] { return inner_->all_reduce(data, numel, dtype, tag, std::move(on_reduced)); });

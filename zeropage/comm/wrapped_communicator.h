@@ -11,7 +11,7 @@
 
 namespace zeropage::comm {
 
-/// Hands on everything but the collectives.
+/// Hands on everything but the collectives that every communicator has.
 class WrappedCommunicator : public Communicator {
  public:
   explicit WrappedCommunicator(std::shared_ptr<Communicator> inner) : inner_(std::move(inner)) {}
@@ -29,6 +29,13 @@ class WrappedCommunicator : public Communicator {
   int nearby_size() const override { return inner_->nearby_size(); }
   std::unique_ptr<Memory> allocate_nearby(std::int64_t bytes, std::string_view label) override {
     return inner_->allocate_nearby(bytes, label);
+  }
+  bool sums_by_hosts() const override { return inner_->sums_by_hosts(); }
+  WorkPtr reduce_scatter_in_codes(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
+                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
+                                  const SumCodec& codec) override {
+    return inner_->reduce_scatter_in_codes(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag,
+                                           std::move(on_reduced), codec);
   }
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     inner_->wait_until(ready, waiting_for, what);

@@ -108,8 +108,9 @@ std::vector<Key> later_keys() {
           .differing("Only gathers are in 8 bits; the shards themselves keep their type"),
       flag("zero_quantized_gradients", false, kSupported,
            "ZeRO++: reduce gradients in 4 bits (stages 1 to 3), added in fp32.")
-          .differing("Each gradient is coded once, on its way to its owner; DeepSpeed codes it twice, and only at "
-                     "stage 3"),
+          .differing(
+              "A gradient is coded once, on its way to its owner: on one host the gradients of each rank, between "
+              "hosts the exact sums of each host (docs/launcher.md). DeepSpeed codes twice, and only at stage 3"),
       integer("mics_shard_size", -1, kRemoved, "MiCS: ranks that share one copy of the state.").at_least(-1),
       flag("mics_hierarchical_params_gather", false, kRemoved, "MiCS: gather between nodes, then inside."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),

@@ -87,6 +87,10 @@ class CodedReductions final : public comm::WrappedCommunicator {
                                bool accumulate, comm::Tag tag, comm::OnReduced on_reduced) override {
     auto* const values = static_cast<std::byte*>(const_cast<void*>(whole));
     if (size() > 1 && shard_numel > 0 && optim::is_codable(in_dtype)) {
+      if (sums_by_hosts()) {
+        return inner_->reduce_scatter_in_codes(whole, out, shard_numel, in_dtype, out_dtype, accumulate, tag,
+                                               std::move(on_reduced), codec_of(shard_numel));
+      }
       if (!one_sided()) {
         return exchange(
             {{kCode, in_dtype, shard_numel, size()}, values, out, out_dtype, accumulate, std::move(on_reduced)}, tag);
@@ -122,6 +126,17 @@ class CodedReductions final : public comm::WrappedCommunicator {
   }
 
  private:
+  comm::SumCodec codec_of(std::int64_t numel) const {
+    const auto parts = [numel](std::int64_t count) { return optim::CodedParts{kCode, DType::kFloat32, numel, count}; };
+    return {parts(1).part_bytes(),
+            [=, this](const std::byte* values, std::int64_t count, std::byte* codes) {
+              memory::encode_blocks(parts(count), values, codes, device_);
+            },
+            [=, this](const std::byte* codes, std::int64_t count, std::byte* values) {
+              memory::decode_blocks(parts(count), codes, values, device_);
+            }};
+  }
+
   comm::WorkPtr exchange(Reduction reduction, comm::Tag tag) {
     const auto& parts = reduction.parts;
     reduction.sent = buffers_->acquire(parts.total_bytes());

@@ -2,6 +2,9 @@
 /// Reductions in 4 bits (optim/block_codes.h): what a rank has of a page's gradients is coded for each owner, the codes
 /// are exchanged, and each owner adds what they say, in fp32 and in the order of the ranks.
 ///
+/// Between hosts, where the communicator sums by hosts (comm/hosts/hosts_reduction.h): each host adds its own ranks'
+/// gradients as they are, and only the sums of hosts are coded. The bits are then others than on one host.
+///
 /// The values that codes say are rounded to the type of the gradients before they are added. So ranks that share memory
 /// get the same bits without an exchange: each one rounds its gradients in place, and the ordinary reduction follows.
 #pragma once

@@ -10,8 +10,10 @@
 #include <thread>
 #include <vector>
 
+#include "zeropage/comm/hosts/hosts_communicator.h"
 #include "zeropage/comm/testing/delayed_ranks.h"
 #include "zeropage/comm/testing/test_ranks.h"
+#include "zeropage/comm/thread_communicator.h"
 #include "zeropage/optim/block_codes.h"
 #include "zeropage/optim/convert.h"
 
@@ -130,6 +132,45 @@ TEST_P(CodedSums, ShowWhatIsNotFinite) {
     EXPECT_TRUE(std::isfinite(out[500]));
     communicator.barrier({"done"});
   });
+}
+
+// Catches sums over several hosts that are coded rank by rank, as on one host.
+TEST(CodedSumsOfHosts, AreFormedOnEachHostFirst) {
+  constexpr comm::HostGrid kGrid{2, 2};
+  const auto timeout = std::chrono::milliseconds(20000);
+  std::vector<std::vector<std::unique_ptr<comm::Communicator>>> hosts;
+  std::vector<std::vector<std::unique_ptr<comm::Communicator>>> columns;
+  for (int i = 0; i < 2; ++i) {
+    hosts.push_back(comm::make_thread_communicators(2, timeout));
+    columns.push_back(comm::make_thread_communicators(2, timeout));
+  }
+  std::vector<std::unique_ptr<comm::Communicator>> ranks;
+  for (std::size_t rank = 0; rank < 4; ++rank) {
+    ranks.push_back(comm::make_hosts_communicator(std::move(hosts[rank / 2][rank % 2]),
+                                                  std::move(columns[rank % 2][rank / 2]), true));
+  }
+  const auto outcomes = comm::run_threads(std::move(ranks), [&](comm::Communicator& communicator) {
+    const auto sums = coded(communicator);
+    std::vector<float> expected(kNumel);
+    for (int host = 0; host < kGrid.hosts; ++host) {
+      std::vector<float> of_host(kNumel);
+      for (int local = 0; local < kGrid.local_size; ++local) {
+        const auto all = gradients_of(kGrid.rank_at(host, local), 4 * kNumel, DType::kFloat32);
+        for (std::size_t i = 0; i < of_host.size(); ++i) {
+          of_host[i] += all[static_cast<std::size_t>(communicator.rank() * kNumel) + i];
+        }
+      }
+      optim::round_to_blocks(optim::BlockCode::kInt4, DType::kFloat32, of_host.data(), of_host.data(), kNumel);
+      for (std::size_t i = 0; i < of_host.size(); ++i) expected[i] += of_host[i];
+    }
+    const auto whole = gradients_of(communicator.rank(), 4 * kNumel, DType::kFloat32);
+    std::vector<float> out(kNumel);
+    sums->reduce_scatter(whole.data(), out.data(), kNumel, DType::kFloat32, DType::kFloat32, false, {"sum"}, {})
+        ->wait();
+    EXPECT_EQ(out, expected);
+    communicator.barrier({"done"});
+  });
+  for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
 // Catches gradients that travel as they are, and buffers that are counted nowhere or never given back.

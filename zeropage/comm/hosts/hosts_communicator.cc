@@ -92,6 +92,21 @@ class HostsCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
+  bool sums_by_hosts() const override { return true; }
+  WorkPtr reduce_scatter_in_codes(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
+                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
+                                  const SumCodec& codec) override {
+    check_size(shard_numel, "reduce_scatter_in_codes");
+    check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter_in_codes");
+    HostsOperation op;
+    if (shard_numel > 0) {
+      add_coded_reduction(op, grid_, codec,
+                          {static_cast<const std::byte*>(whole), static_cast<std::byte*>(out), shard_numel, in_dtype,
+                           out_dtype, accumulate, tag, std::move(on_reduced)});
+    }
+    return start(std::move(op));
+  }
+
   /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by
   /// all.
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {

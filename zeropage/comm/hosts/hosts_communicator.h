@@ -7,6 +7,7 @@
 ///   all_gather      the column exchanges its shards; then the ranks of a host exchange what their columns have
 ///   reduce_scatter  the ranks of a host give each other the terms of their columns' shards; then each column forms the
 ///                   sums of its own ranks' shards, by the routes of host_grid.h
+///   ... in codes    the sums of each host travel in 8 or 4 bits (hosts_reduction.h)
 ///   all_reduce      the one after the other, in place
 ///   broadcast       to the root's column; then each rank of that column to its host
 /// Sums have the bits of every other communicator: terms are added in the order of the ranks.

@@ -182,6 +182,33 @@ class OrderedReduction {
   const std::byte* sums_ = nullptr;  // from the host before this one, of the owners of passing(host_ - 1)
 };
 
+/// Appends the stage that puts the sums of this host's terms into `sums`: those of the shards of its column [hosts,
+/// shard_numel], and behind them room for one more.
+void add_sums_of_host(HostsOperation& operation, const HostGrid& grid, const ReductionCall& call, DType sum_dtype,
+                      const std::shared_ptr<Bytes>& sums) {
+  const std::int64_t sum_bytes = call.shard_numel * element_bytes(sum_dtype);
+  operation.stages.push_back(
+      {Side::kInside,
+       [=](Communicator& inside, std::vector<WorkPtr>& works) {
+         sums->allocate((grid.hosts + 1) * sum_bytes);
+         const std::int64_t block_bytes = grid.local_size * call.shard_numel * element_bytes(call.in_dtype);
+         for (int owner = 0; owner < grid.hosts; ++owner) {
+           works.push_back(inside.reduce_scatter(call.whole + owner * block_bytes, sums->data() + owner * sum_bytes,
+                                                 call.shard_numel, call.in_dtype, sum_dtype, false, call.tag, {}));
+         }
+       },
+       {}});
+}
+
+/// The room for one more.
+std::byte* total_of(const Bytes& sums, const HostGrid& grid, const ReductionCall& call, DType sum_dtype) {
+  return sums.data() + grid.hosts * call.shard_numel * element_bytes(sum_dtype);
+}
+
+void finish(const ReductionCall& call, const std::byte* total) {
+  reduce_ranks({}, call.out, call.shard_numel, call.in_dtype, call.out_dtype, call.accumulate, call.on_reduced, total);
+}
+
 }  // namespace
 
 void add_ordered_reduction(HostsOperation& operation, const HostGrid& grid, int host, const ReductionCall& call) {
@@ -208,28 +235,37 @@ void add_ordered_reduction(HostsOperation& operation, const HostGrid& grid, int 
 
 void add_reduction_by_hosts(HostsOperation& operation, const HostGrid& grid, const ReductionCall& call) {
   const DType sum_dtype = call.in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-  const std::int64_t sum_bytes = call.shard_numel * element_bytes(sum_dtype);
-  const auto sums = std::make_shared<Bytes>();  // over this host, of the shards of its column
-  operation.stages.push_back(
-      {Side::kInside,
-       [=](Communicator& inside, std::vector<WorkPtr>& works) {
-         sums->allocate((grid.hosts + 1) * sum_bytes);
-         const std::int64_t block_bytes = grid.local_size * call.shard_numel * element_bytes(call.in_dtype);
-         for (int owner = 0; owner < grid.hosts; ++owner) {
-           works.push_back(inside.reduce_scatter(call.whole + owner * block_bytes, sums->data() + owner * sum_bytes,
-                                                 call.shard_numel, call.in_dtype, sum_dtype, false, call.tag, {}));
-         }
-       },
-       {}});
+  const auto sums = std::make_shared<Bytes>();
+  add_sums_of_host(operation, grid, call, sum_dtype, sums);
   operation.stages.push_back(
       {Side::kBetween,
        [=](Communicator& between, std::vector<WorkPtr>& works) {
-         works.push_back(between.reduce_scatter(sums->data(), sums->data() + grid.hosts * sum_bytes, call.shard_numel,
+         works.push_back(between.reduce_scatter(sums->data(), total_of(*sums, grid, call, sum_dtype), call.shard_numel,
                                                 sum_dtype, sum_dtype, false, call.tag, {}));
        },
+       [=] { finish(call, total_of(*sums, grid, call, sum_dtype)); }});
+}
+
+void add_coded_reduction(HostsOperation& operation, const HostGrid& grid, const SumCodec& codec,
+                         const ReductionCall& call) {
+  const auto sums = std::make_shared<Bytes>();
+  const auto sent = std::make_shared<Bytes>();
+  const auto received = std::make_shared<Bytes>();
+  add_sums_of_host(operation, grid, call, DType::kFloat32, sums);
+  operation.stages.push_back(
+      {Side::kBetween,
+       [=](Communicator& between, std::vector<WorkPtr>& works) {
+         codec.encode(sums->data(), grid.hosts, sent->allocate(grid.hosts * codec.part_bytes));
+         works.push_back(between.all_to_all(sent->data(), received->allocate(grid.hosts * codec.part_bytes),
+                                            codec.part_bytes, call.tag));
+       },
        [=] {
-         reduce_ranks({}, call.out, call.shard_numel, call.in_dtype, call.out_dtype, call.accumulate, call.on_reduced,
-                      sums->data() + grid.hosts * sum_bytes);
+         codec.decode(received->data(), grid.hosts, sums->data());
+         std::vector<const std::byte*> of_hosts;
+         for (int host = 0; host < grid.hosts; ++host) of_hosts.push_back(sums->data() + host * 4 * call.shard_numel);
+         std::byte* const total = total_of(*sums, grid, call, DType::kFloat32);
+         reduce_ranks(of_hosts, total, call.shard_numel, DType::kFloat32, DType::kFloat32, false, {});
+         finish(call, total);
        }});
 }
 

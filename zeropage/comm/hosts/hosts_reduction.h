@@ -8,6 +8,18 @@
 ///     the first together with the terms.
 ///  3. The last host sends sums that end there to their owners.
 ///  4. The owner adds what is left.
+///
+/// A reduce_scatter whose sums cross between hosts in codes (ZeRO++'s quantized gradients):
+///
+///  1. On each host rank j adds the terms of its host for the shards of column j, in fp32 and in the order of the
+///     ranks: a sum for each host's shard.
+///  2. It codes these sums, each one by itself, that for its own shard, too: so no sum depends on where its owner is.
+///  3. The column exchanges the codes: a rank gets one part from each host.
+///  4. The owner decodes them to fp32 and adds them in the order of the hosts.
+///
+/// The sums then depend on the values, on how many hosts there are, and on how many ranks each has. An element's error
+/// is at most that of the codes of each host's sum. Of blocks in 4 bits (optim/block_codes.h) that is half a scale: the
+/// block's largest sum / 14, which is at most what the scales of the host's ranks would add up to.
 #pragma once
 
 #include <memory>
@@ -36,5 +48,10 @@ void add_ordered_reduction(HostsOperation& operation, const HostGrid& grid, int 
 
 /// The same with sums over the ranks of each host first, and then over hosts.
 void add_reduction_by_hosts(HostsOperation& operation, const HostGrid& grid, const ReductionCall& call);
+
+/// The same with the sums of each host in codes. call.in_dtype: not fp64. Memory while it runs: fp32 sums of 1 /
+/// local_size of `whole`, and twice their codes.
+void add_coded_reduction(HostsOperation& operation, const HostGrid& grid, const SumCodec& codec,
+                         const ReductionCall& call);
 
 }  // namespace zeropage::comm
