@@ -136,7 +136,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(precision: str, tmp_path
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_what_leaves_the_engine_is_exact(two_sided: bool, tmp_path: Path):
-    """Catches rounded values in gathered scopes, in saved models, and in an engine that takes the parameters over."""
+    """Catches rounded values in gathered scopes, in saved models, in an engine that takes the parameters over, and in
+    copies that are made when the engine has ended."""
     model = small_net()
     initial = flat_parameters(model)
 
@@ -150,10 +151,17 @@ def test_what_leaves_the_engine_is_exact(two_sided: bool, tmp_path: Path):
             assert (rounded - initial).abs().max() <= initial.abs().max() / 127
         assert torch.equal(flat_parameters(mine), initial)
         engine.save_16bit_model(str(tmp_path / f"{two_sided}"), "model.safetensors")
+        with torch.no_grad():
+            mine(*part_of_batch(token_batch(0), 2, rank))  # frames with rounded values
         engine.destroy()
+        copied = torch.cat([value.flatten() for value in mine.state_dict().values()])
+        assert torch.equal(copied.clone(), initial), "rounded after the engine's end"
         second, *_ = zeropage.initialize(model=mine, config=config)
         assert torch.equal(flat_parameters(mine), initial)
-        second.destroy()
+        with torch.no_grad():
+            mine(*part_of_batch(token_batch(0), 2, rank))
+        second.destroy(consolidate=True)
+        assert torch.equal(flat_parameters(mine), initial)
 
     run_ranks(2, run, two_sided=two_sided)
     from safetensors.torch import load_file

@@ -152,7 +152,7 @@ class Pager final : public PageTable {
 
   /// No engine trains with these pages any more: another one may take their parameters over, which can be read and
   /// written until then by whoever holds the pager. Operators gather them as before, on all ranks alike, without a
-  /// prediction.
+  /// prediction and with exact values.
   void give_up();
   bool given_up() const { return given_up_; }
 
@@ -238,6 +238,7 @@ class Pager final : public PageTable {
   void release_wire(int page);
   void drop_rounded(int page);
   void drop_exact(int page);
+  void stop_coding();
   void keep_unwritten(int page, std::byte* shard, std::int64_t numel) const;
   void fetch(int page);
   void note_fetch(const c10::Stream& stream);

@@ -9,6 +9,7 @@
 //   3. Second shards (second_shards.h) are of what operators read.
 //   4. An operator may write a page of which it has just begun to read another parameter. Such a frame stays. Only what
 //      has changed in it goes home.
+//   5. When the engine has ended pages are gathered as they are.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
@@ -67,6 +68,18 @@ void Pager::drop_exact(int page) {
   const auto& state = pages_[page];
   if (!is_coded(page) || state.rounded || state.dirty || state.pins > 0 || state.state != State::kResident) return;
   evict(page);
+}
+
+/// From now on all frames have exact values: nobody trains with the rounded ones any more, and whoever copies a
+/// parameter wants to keep it. A frame that the program has written stays until it goes home.
+void Pager::stop_coding() {
+  for (std::size_t i = 0; i < pages_.size(); ++i) {
+    const int page = static_cast<int>(i);
+    if (!is_coded(page)) continue;
+    if (second_) second_->invalidate(page);
+    if (!pages_[page].dirty) drop_rounded(page);
+  }
+  options_.coded = CodedPages::kNone;
 }
 
 /// Takes the first `numel` elements of the own shard home from a frame with rounded values: those that are what

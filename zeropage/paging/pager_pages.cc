@@ -66,6 +66,7 @@ void Pager::give_up() {
   on_write_back(nullptr, nullptr);  // there is no master that has to follow
   trace_ = Trace(static_cast<int>(pages_.size()));
   trace_agreed_ = false;
+  stop_coding();
   given_up_ = true;
 }
 
