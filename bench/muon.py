@@ -2,11 +2,12 @@
 state on a rank.
 
 All of them train the same model in the same process, in turns. Matrices are Muon's ("standard", in bf16, as torch's),
-the rest AdamW's.
+the rest AdamW's. With --offload one more Muon has its masters in host memory or on a drive.
 """
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Callable
 
 import torch
@@ -53,13 +54,13 @@ def of_torch(config: GptConfig, batch: torch.Tensor) -> tuple[Step, Callable[[],
     return step, state_bytes
 
 
-def of_engine(config: GptConfig, batch: torch.Tensor, stage: int, optimizer: dict) -> tuple[Step, Callable[[], int]]:
+def of_engine(config: GptConfig, batch: torch.Tensor, zero: dict, optimizer: dict) -> tuple[Step, Callable[[], int]]:
     torch.manual_seed(0)
     engine = zeropage.initialize(
         model=Gpt(config),
         config={
             "train_micro_batch_size_per_gpu": len(batch),
-            "zero_optimization": {"stage": stage},
+            "zero_optimization": zero,
             "optimizer": optimizer,
         },
     )[0]
@@ -71,29 +72,37 @@ def of_engine(config: GptConfig, batch: torch.Tensor, stage: int, optimizer: dic
         return loss.detach()
 
     def state_bytes() -> int:
-        return engine.memory_report().ranks[zeropage.distributed.current_world().rank]["optimizer"]
+        memory, rank = engine.memory_report(), zeropage.distributed.current_world().rank
+        return sum(tier[rank]["optimizer"] for tier in (memory.ranks, memory.host))
 
     return step, state_bytes
 
 
-def measure(size: str, rows: int, stage: int, rounds: int, steps: int) -> None:
+def measure(size: str, rows: int, stage: int, offload: str | None, folder: str, rounds: int, steps: int) -> None:
     config, world = MODELS[size], zeropage.distributed.current_world()
     zeropage.init_distributed()
     batch = batch_of(config, rows)
     made = {
         "torch": of_torch(config, batch),
-        "muon": of_engine(config, batch, stage, {"type": "Muon", "params": MUON}),
-        "adamw": of_engine(config, batch, stage, {"type": "AdamW", "params": ADAMW}),
+        "muon": of_engine(config, batch, {"stage": stage}, {"type": "Muon", "params": MUON}),
+        "adamw": of_engine(config, batch, {"stage": stage}, {"type": "AdamW", "params": ADAMW}),
     }
+    contests = [("muon", "torch"), ("muon", "adamw")]
+    if offload is not None:
+        target = {"device": offload} if offload == "cpu" else {"device": offload, "nvme_path": folder}
+        zero = {"stage": stage, "offload_optimizer": target}
+        made["muon, offloaded"] = of_engine(config, batch, zero, {"type": "Muon", "params": MUON})
+        contests.append(("muon, offloaded", "muon"))
     systems = {name: step for name, (step, _) in made.items()}
     losses = {name: torch.stack([step() for _ in range(4)]) for name, step in systems.items()}
     torch.testing.assert_close(losses["muon"], losses["torch"], rtol=1e-3, atol=0)  # products in bf16
+    assert offload is None or torch.equal(losses["muon, offloaded"], losses["muon"])
     blocks = take_turns(systems, rounds, steps, torch.distributed.barrier)
     state = {name: state_bytes() for name, (_, state_bytes) in made.items()}
     if world.rank != 0:
         return
-    shared = {"ranks": world.size, "model": size, "rows": rows, "stage": stage}
-    for name, against in (("muon", "torch"), ("muon", "adamw")):
+    shared = {"ranks": world.size, "model": size, "rows": rows, "stage": stage, "offload": offload}
+    for name, against in contests:
         emit(
             "muon",
             **shared,
@@ -111,12 +120,22 @@ def main() -> None:
     parser.add_argument("--model", choices=MODELS, default="10M")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--stage", type=int, default=1)
+    parser.add_argument("--offload", choices=("cpu", "nvme"), help="one more Muon, whose masters are there")
+    parser.add_argument("--folder", default=tempfile.gettempdir(), help="on the drive")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=3, help="steps of one block")
     arguments = parser.parse_args()
     if is_rank():
-        measure(arguments.model, arguments.rows, arguments.stage, arguments.rounds, arguments.steps)
+        measure(
+            arguments.model,
+            arguments.rows,
+            arguments.stage,
+            arguments.offload,
+            arguments.folder,
+            arguments.rounds,
+            arguments.steps,
+        )
         return
     run_ranks(arguments.ranks, sys.argv[1:])
 

@@ -159,11 +159,24 @@ def test_other_iterations_have_the_same_bits_at_all_stages(params):
     assert all(torch.equal(first, other) for other in others)
 
 
+@pytest.mark.parametrize("in_memory", (False, True))
 @pytest.mark.parametrize("where", ("cpu", "nvme"))
-def test_masters_elsewhere(where, expected, tmp_path):
-    """Catches an update that does not come home to memory of the host or to a drive."""
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_masters_elsewhere(stage, where, in_memory, expected, tmp_path):
+    """Catches an update that does not come home to memory of the host or to a drive, and other bits than without
+    offload, wherever the configuration wants the momenta."""
     target = {"device": where, **({"nvme_path": str(tmp_path)} if where == "nvme" else {})}
-    for parameters, _ in engine_run(settings(2, zero_optimization={"offload_optimizer": target})):
+    zero = {"offload_optimizer": target, "save_muon_momentum_buffer_in_memory": in_memory}
+    for parameters, _ in engine_run(settings(stage, zero_optimization=zero)):
+        assert torch.equal(parameters, expected)
+
+
+@pytest.mark.parametrize("where", ("cpu", "nvme"))
+def test_masters_and_parameters_elsewhere(where, expected, tmp_path):
+    """Catches whole parameters that are not read from, or written to, where offload_param keeps them."""
+    target = {"device": where, **({"nvme_path": str(tmp_path)} if where == "nvme" else {})}
+    zero = {"offload_optimizer": target, "offload_param": target}
+    for parameters, _ in engine_run(settings(3, zero_optimization=zero)):
         assert torch.equal(parameters, expected)
 
 

@@ -46,7 +46,9 @@ std::vector<Key> stage_keys() {
       flag("log_trace_cache_warnings", false, kAccepted, "There is no trace of modules to warn about."),
       flag("enable_sanity_checks", false, kAccepted,
            "Ranks always compare what they are about to do, and what they hold alike (zeropage.replica_check_steps)."),
-      flag("save_muon_momentum_buffer_in_memory", false, kAccepted, "Muon's momentum stays in memory in any case."),
+      flag("save_muon_momentum_buffer_in_memory", false, kAccepted,
+           "With NVMe offload Muon's momenta stay in host memory in any case: 4 bytes per element that a rank owns.")
+          .differing("false does not move momenta to the drive, and rank 0 says so at the start"),
       flag("compute_grad_norm", true, kSupported,
            "false: no norm of the gradients, which get_global_grad_norm() says; not with gradient_clipping. Where no "
            "step can be skipped (fp32; bf16 without check_grad_overflow) gradients are then read once less.")
