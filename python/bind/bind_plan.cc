@@ -14,12 +14,11 @@
 namespace zeropage::python {
 namespace {
 
-std::pair<std::string, std::string> make_plan(planner::Model model, int num_gpus, int num_nodes,
-                                              const std::string& device,
-                                              const std::map<std::string, std::string>& figures,
-                                              const std::string& optimizer, std::int64_t optimizer_bytes,
-                                              const std::string& precision, std::int64_t micro_batch,
-                                              std::int64_t accumulation_steps, std::int64_t sequence) {
+std::pair<std::string, std::string> make_plan(
+    planner::Model model, int num_gpus, int num_nodes, const std::string& device,
+    const std::map<std::string, std::string>& figures, const std::string& optimizer, std::int64_t optimizer_bytes,
+    const std::string& precision, std::int64_t micro_batch, std::int64_t accumulation_steps, std::int64_t sequence,
+    bool quantized_weights, bool quantized_gradients, int hpz_partition_size) {
   planner::Request request;
   request.model = std::move(model);
   request.devices_per_host = num_gpus;
@@ -31,6 +30,9 @@ std::pair<std::string, std::string> make_plan(planner::Model model, int num_gpus
   request.micro_batch = micro_batch;
   request.accumulation_steps = accumulation_steps;
   request.sequence = sequence;
+  request.quantized_weights = quantized_weights;
+  request.quantized_gradients = quantized_gradients;
+  request.second_shard_ranks = hpz_partition_size;
   const planner::Plan made = planner::make_plan(request);
   return {planner::plan_json(made), planner::format_plan(made)};
 }
@@ -92,7 +94,8 @@ void init_plan(py::module_& module) {
              "Dense 16-bit operations per second of known devices, by name.");
   module.def("make_plan", &make_plan, py::arg("model"), py::arg("num_gpus"), py::arg("num_nodes"), py::arg("device"),
              py::arg("figures"), py::arg("optimizer"), py::arg("optimizer_bytes"), py::arg("precision"),
-             py::arg("micro_batch"), py::arg("accumulation_steps"), py::arg("sequence"),
+             py::arg("micro_batch"), py::arg("accumulation_steps"), py::arg("sequence"), py::arg("quantized_weights"),
+             py::arg("quantized_gradients"), py::arg("hpz_partition_size"),
              "The plan as JSON and as text. Figures need a device. Raises ConfigError.");
 }
 

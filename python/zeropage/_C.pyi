@@ -721,6 +721,9 @@ def make_plan(
     micro_batch: typing.SupportsInt | typing.SupportsIndex,
     accumulation_steps: typing.SupportsInt | typing.SupportsIndex,
     sequence: typing.SupportsInt | typing.SupportsIndex,
+    quantized_weights: bool,
+    quantized_gradients: bool,
+    hpz_partition_size: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[str, str]: ...
 def make_thread_communicators(
     size: typing.SupportsInt | typing.SupportsIndex,

@@ -47,6 +47,9 @@ def plan(
     micro_batch: int = 1,
     accumulation_steps: int = 1,
     sequence: int = 2048,
+    quantized_weights: bool = False,
+    quantized_gradients: bool = False,
+    hpz_partition_size: int = 1,
     **figures: str | float,
 ) -> Plan:
     """Plans without running anything.
@@ -56,8 +59,10 @@ def plan(
     num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure
     --save_machine` wrote;
     None: bytes only. optimizer: AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or "whole" for an object that looks at
-    whole parameters and keeps `optimizer_bytes` per trained element. figures: replace the device's, as the options of
-    `zeropage plan` do: device_memory="40GB", network_rate="25GB/s". Raises ConfigError, IoError.
+    whole parameters and keeps `optimizer_bytes` per trained element. quantized_weights,
+    quantized_gradients, hpz_partition_size: as in a configuration, at the stages that have them. figures: replace the
+    device's, as the options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s". Raises ConfigError,
+    IoError.
     """
     if figures and device is None:
         raise ConfigError(f"plan: {', '.join(figures)} replaces a figure of a device: name one, as device='H100'")
@@ -73,6 +78,9 @@ def plan(
         micro_batch,
         accumulation_steps,
         sequence,
+        quantized_weights,
+        quantized_gradients,
+        hpz_partition_size,
     )
     fields = json.loads(document)
     return Plan(fields["model"], fields["rows"], fields["recommendation"], text)

@@ -34,6 +34,7 @@ planner::Request request_of(const PlanCommand& command) {
   request.sequence = command.sequence;
   request.quantized_weights = command.quantized_weights;
   request.quantized_gradients = command.quantized_gradients;
+  request.second_shard_ranks = command.hpz_partition_size;
   return request;
 }
 
@@ -77,6 +78,10 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->add_option("--sequence", command.sequence, "Tokens of a sample")->type_name("N");
   plan->add_flag("--quantized_weights", command.quantized_weights, "Gather parameters in 8 bits at stage 3");
   plan->add_flag("--quantized_gradients", command.quantized_gradients, "Reduce gradients in 4 bits from stage 1 on");
+  plan->add_option(
+          "--hpz_partition_size", command.hpz_partition_size,
+          "Ranks of a host that keep what they have gathered at stage 3, for the gathers until the next update")
+      ->type_name("N");
 }
 
 }  // namespace

@@ -30,6 +30,7 @@ struct PlanCommand {
   std::int64_t sequence = 2048;
   bool quantized_weights = false;
   bool quantized_gradients = false;
+  int hpz_partition_size = 1;
   bool json = false;
   std::string write;  ///< path of the configuration to write; empty: none
 };

@@ -25,6 +25,9 @@ TrainingPlan plan_for(planner::Model model, const PlanOptions& options) {
   request.micro_batch = options.micro_batch;
   request.accumulation_steps = options.accumulation_steps;
   request.sequence = options.sequence;
+  request.quantized_weights = options.quantized_weights;
+  request.quantized_gradients = options.quantized_gradients;
+  request.second_shard_ranks = options.hpz_partition_size;
   const planner::Plan made = planner::make_plan(request);
   const auto row = made.recommendation.row;
   return {planner::format_plan(made), planner::plan_json(made), row ? made.rows[*row].config : "",

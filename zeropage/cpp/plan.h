@@ -25,6 +25,9 @@ struct PlanOptions {
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;
   std::int64_t sequence = 2048;
+  bool quantized_weights = false;    ///< gathered in 8 bits, at stage 3
+  bool quantized_gradients = false;  ///< reduced in 4 bits, from stage 1 on
+  int hpz_partition_size = 1;        ///< ranks of a host with second shards, at stage 3
 };
 
 struct TrainingPlan {

@@ -128,6 +128,8 @@ Hardware read_file_of_figures(const std::string& path) {
     const bool is_text = member.value.kind == json::Kind::kString;
     if (member.name == "name" && is_text) {
       hardware.name = member.value.text;
+    } else if (member.name == "device" && is_text) {
+      hardware.is_cpu = member.value.text == "cpu";
     } else if (is_text || member.value.kind == json::Kind::kNumber) {
       set_figure(hardware, member.name, member.value.text);
       std::erase(missing, member.name);

@@ -27,6 +27,7 @@ struct Hardware {
   double device_latency_s = 0;    ///< of one hop of a collective inside a host
   double network_latency_s = 0;   ///< of one hop between hosts
   double overlap = 1;             ///< share of a transfer that costs a computation beside it nothing
+  bool is_cpu = false;            ///< the devices are cores: ranks of several hosts gather and reduce by hosts
 };
 
 /// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names
@@ -36,7 +37,8 @@ Hardware hardware_preset(std::string_view name);
 std::vector<std::string> hardware_preset_names();
 
 /// A preset, or a file "*.json" with an object of all figure_names (numbers in bytes, bytes per second, seconds, or
-/// strings such as "25GB/s") and a "name": what `zeropage plan --measure` found. Errors: ConfigError, IoError.
+/// strings such as "25GB/s") and a "name", and maybe a "device", "cpu" or another type: what
+/// `zeropage plan --measure` found. Errors: ConfigError, IoError.
 Hardware read_hardware(const std::string& preset_or_path);
 
 /// Dense 16-bit operations per second of the presets' data sheets, by name.

@@ -97,6 +97,7 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
       .accumulation_steps = request.accumulation_steps,
       .keeps_gradients = !request.optimizer.by_torch,
       .optimizer_states = request.optimizer.states,
+      .second_shard_ranks = request.second_shards(placement),
       .offload_parameters = placement.parameters != Home::kDevice,
       .optimizer_on_disk = placement.optimizer == Home::kDisk,
       .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk};

@@ -42,6 +42,12 @@ void check(const Request& request) {
   positive("micro batch", request.micro_batch);
   positive("accumulation steps", request.accumulation_steps);
   positive("sequence", request.sequence);
+  positive("ranks with second shards", request.second_shard_ranks);
+  if (request.devices_per_host % request.second_shard_ranks != 0) {
+    throw ConfigError(
+        fmt::format("plan: zero_hpz_partition_size: expected a divisor of the {} devices of a host, got {}",
+                    request.devices_per_host, request.second_shard_ranks));
+  }
 }
 
 /// Whether a rank's bytes find room on its device, and those of a host's ranks in the host and on its disks.
@@ -123,6 +129,7 @@ std::string config_text(const Request& request, const Placement& placement) {
   };
   if (request.quantized_weights && placement.stage == 3) zero["zero_quantized_weights"] = true;
   if (request.quantized_gradients && placement.stage > 0) zero["zero_quantized_gradients"] = true;
+  if (const int ranks = request.second_shards(placement); ranks > 1) zero["zero_hpz_partition_size"] = ranks;
   add_home("offload_optimizer", placement.optimizer);
   add_home("offload_param", placement.parameters);
   Json document{{"train_micro_batch_size_per_gpu", request.micro_batch},

@@ -45,9 +45,16 @@ struct Request {
   std::int64_t sequence = 2048;
   bool quantized_weights = false;    ///< gathered in 8 bits, at stage 3
   bool quantized_gradients = false;  ///< reduced in 4 bits, from stage 1 on
+  int second_shard_ranks = 1;        ///< nearby ranks that keep each gathered page once more (zero_hpz_partition_size)
 
   bool gathers_in_8_bits(int stage) const { return quantized_weights && stage == 3 && world_size() > 1; }
   bool reduces_in_4_bits(int stage) const { return quantized_gradients && stage > 0 && world_size() > 1; }
+
+  /// Of the pages of a row: `second_shard_ranks` at stage 3 with parameters on the device, 1 elsewhere.
+  int second_shards(const Placement& placement) const {
+    const bool gathers = placement.stage == 3 && placement.parameters == Home::kDevice && world_size() > 1;
+    return gathers ? second_shard_ranks : 1;
+  }
 
   int world_size() const { return devices_per_host * hosts; }
 };
@@ -110,7 +117,8 @@ config::Precision parse_precision(const std::string& text);
 /// "none", "optimizer: host", "optimizer: disk, parameters: host", ...
 std::string offload_name(const Placement& placement);
 
-/// Cost: milliseconds. Errors: ConfigError for counts below 1 or sizes beyond 63 bits.
+/// Cost: milliseconds. Errors: ConfigError for counts below 1, sizes beyond 63 bits, or second_shard_ranks that do not
+/// divide the devices of a host.
 Plan make_plan(const Request& request);
 
 /// The plan for people: a heading, the 16-byte table, rows, notes, the recommendation. Sizes in GB = 10^9 bytes.

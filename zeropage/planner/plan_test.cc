@@ -97,6 +97,31 @@ TEST(Plan, QuantizedTravelTakesBuffersAndLessTime) {
   EXPECT_EQ(estimate_memory(alone, {3}).buckets, estimate_memory(request("7B", 1), {3}).buckets);
 }
 
+// Catches second shards that are not counted, or counted where the configuration has none.
+TEST(Plan, SecondShardsTakeMemory) {
+  const Request plain = request("7B", 8, "H100", 2);
+  Request near = plain;
+  near.second_shard_ranks = 4;
+  const auto more = [&](const Placement& placement) {
+    return estimate_memory(near, placement).state.parameters - estimate_memory(plain, placement).state.parameters;
+  };
+  EXPECT_EQ(more({3}), 2 * 7'000'000'000LL / 4);
+  EXPECT_EQ(more({3, Home::kHost}), 2 * 7'000'000'000LL / 4);
+  EXPECT_EQ(more({2}), 0);
+  EXPECT_EQ(more({3, Home::kHost, Home::kHost}), 0);
+  for (const Row& row : make_plan(near).rows) {
+    EXPECT_TRUE(row.available) << row.config;
+    EXPECT_EQ(contains(row.config, R"("zero_hpz_partition_size": 4)"),
+              row.placement.stage == 3 && row.placement.parameters == Home::kDevice);
+  }
+  near.second_shard_ranks = 3;
+  EXPECT_THROW(make_plan(near), ConfigError);
+  near.second_shard_ranks = 0;
+  EXPECT_THROW(make_plan(near), ConfigError);
+  Request alone = request("7B", 1);
+  EXPECT_EQ(estimate_memory(alone, {3}).state.parameters, 14'000'000'000);
+}
+
 // 2 s b h per layer and one layer of 34 s b h with checkpointing, against 34 s b h per layer; the head's logits in
 // both.
 TEST(Plan, ActivationsByHand) {
@@ -256,9 +281,57 @@ TEST(TimeModel, HopsAndLackOfOverlap) {
   r.hardware->overlap = 0.25;
   const double bytes_s = 2.0 * 5 / 6 / (r.hardware->network_rate / 1e9);
   const double gather_s = bytes_s + 2 * (3 * 1 + 2 * 10);
+  const double reduce_s = 2.0 * 2 * 2 / 3 / (r.hardware->network_rate / 1e9) + 2 * (3 * 1 + 2 * 10);
   const double forward_s = gather_s + 0.75 * 2;
-  const double backward_s = 2 * gather_s + 0.75 * 4;
+  const double backward_s = gather_s + reduce_s + 0.75 * 4;
   EXPECT_NEAR(estimate_time(r, {3}, false).step_s, forward_s + backward_s + 30e9 / 6 / 1e12, 1e-9);
+}
+
+// Catches gathers that cross hosts after the first one of a step, and second shards in 8 bits: 10^9 parameters on 2
+// hosts of 2 devices, 2 GB per gather, 0.1 GB/s between hosts and 1 GB/s inside.
+TEST(TimeModel, SecondShardsAreGatheredInsideTheHost) {
+  Request r = simple_hardware();
+  r.hosts = 2;
+  r.hardware->network_rate = 1e8;
+  r.hardware->device_latency_s = 0.1;
+  r.hardware->network_latency_s = 0.25;
+  r.model.largest_numel = 500'000'000;  // two pages
+  r.accumulation_steps = 3;
+  r.second_shard_ranks = 2;
+  const double hops_s = 2 * (2 * 0.1 + 0.25);
+  const double all_s = 2.0 * 3 / 4 / 0.1 + hops_s;
+  const double near_s = 2.0 * 1 / 2 / 1 + 2 * 0.1;
+  const double reduce_s = 2.0 * 2 * 1 / 2 / 0.1 + hops_s;
+  const double update_s = 30e9 / 4 / 1e12;
+  EXPECT_NEAR(estimate_time(r, {3}, false).step_s, all_s + 2 * 2 + 3 * (near_s + reduce_s) + update_s, 1e-9);
+  r.quantized_weights = true;
+  const double coded_s = 1.015625 * 3 / 4 / 0.1 + hops_s;
+  EXPECT_NEAR(estimate_time(r, {3}, false).step_s, coded_s + 2 * 2 + 3 * (near_s + reduce_s) + update_s, 1e-9);
+}
+
+// Catches bytes between hosts that are not those that the engine sends: 10^9 parameters in bf16 on 3 hosts of 4.
+TEST(TimeModel, BytesBetweenHosts) {
+  Request r = simple_hardware();
+  r.hosts = 3;
+  r.devices_per_host = 4;
+  r.hardware->network_rate = 1e7;  // what a step waits for
+  const double update_s = 30e9 / 12 / 1e12;
+  const auto step_s = [&](int stage) { return estimate_time(r, {stage}, false).step_s; };
+  const double ring_s = 2e9 * 11 / 12 / 1e7;
+  const double direct_s = 2e9 * 4 * 2 / 3 / 1e7;
+  EXPECT_NEAR(step_s(3), 2 * ring_s + direct_s + update_s, 1e-6);
+  EXPECT_NEAR(step_s(0), 2 + direct_s + ring_s + 12 * update_s, 1e-6);
+  r.quantized_gradients = true;
+  EXPECT_NEAR(step_s(3), 2 * ring_s + 0.53125 / 2 * direct_s + update_s, 1e-6);
+  // By hosts: each byte crosses once for each host that lacks it; exact sums of fp32 go from host to host.
+  r.hardware->is_cpu = true;
+  const double gather_s = 2e9 * 2 / 3 / 1e7;
+  EXPECT_NEAR(step_s(3), 2 * gather_s + 0.53125e9 * 2 / 3 / 1e7 + update_s, 1e-6);
+  r.quantized_gradients = false;
+  EXPECT_NEAR(step_s(3), 2 * gather_s + 4e9 * 2 * 4 / 9 / 1e7 + update_s, 1e-6);
+  r.hardware->network_rate = 1e12;  // shared memory
+  r.hardware->device_link_rate = 1e8;
+  EXPECT_NEAR(step_s(3), 3 * 2e9 * 3 / 4 / 1e8 + update_s, 1e-6);
 }
 
 TEST(Recommendation, FollowsTheGuidance) {
@@ -390,6 +463,9 @@ TEST(Hardware, FilesHaveAllFigures) {
   EXPECT_EQ(hardware.name, "this machine");
   EXPECT_EQ(hardware.network_rate, 2e9);
   EXPECT_EQ(hardware.overlap, 0.5);
+  EXPECT_FALSE(hardware.is_cpu);
+  EXPECT_TRUE(read(all + R"(, "device": "cpu"})").is_cpu);
+  EXPECT_FALSE(read(all + R"(, "device": "cuda"})").is_cpu);
   EXPECT_THROW(read(all + R"(, "colour": 1})"), ConfigError);
   EXPECT_THROW(read(R"({"name": "half", "flops": 1e12})"), ConfigError);
   EXPECT_THROW(read("[]"), ConfigError);

@@ -73,13 +73,49 @@ double exchange_s(const Request& request, const Placement& placement) {
 /// Seconds of the single pieces of work.
 struct Pieces {
   double forward_s = 0;
-  double backward_s = 0;  ///< with the recomputation
-  double gather_s = 0;    ///< all parameters once
-  double reduce_s = 0;    ///< reduce-scatter of all gradients
-  double host_out_s = 0;  ///< this rank's gradients to the host
-  double host_in_s = 0;   ///< this rank's parameters from the host
-  double disk_in_s = 0;   ///< this rank's parameters from the disk
+  double backward_s = 0;      ///< with the recomputation
+  double gather_s = 0;        ///< all parameters once
+  double gather_again_s = 0;  ///< the same before the next update
+  double reduce_s = 0;        ///< reduce-scatter of all gradients
+  double spread_s = 0;        ///< their sums to all ranks
+  double host_out_s = 0;      ///< this rank's gradients to the host
+  double host_in_s = 0;       ///< this rank's parameters from the host
+  double disk_in_s = 0;       ///< this rank's parameters from the disk
 };
+
+/// Whether ranks do for each other what they can before they talk to other hosts.
+bool goes_by_hosts(const Request& request) {
+  return request.hardware->is_cpu && request.hosts > 1 && request.devices_per_host > 1;
+}
+
+/// Of what is gathered.
+double gather_s_per_byte(const Request& request) {
+  const Hardware& hardware = *request.hardware;
+  const double world = request.world_size();
+  const double hosts = request.hosts;
+  const double local = request.devices_per_host;
+  if (goes_by_hosts(request)) {
+    return std::max((local - 1) / local / hardware.device_link_rate, (hosts - 1) / hosts / hardware.network_rate);
+  }
+  const double link =
+      hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
+  return (world - 1) / world / link;
+}
+
+/// Of what is reduced. `wire_bytes` of an element: as ranks send it, or coded sums of hosts; `term_bytes`: of a rank.
+double reduce_s_per_element(const Request& request, double wire_bytes, double term_bytes) {
+  const Hardware& hardware = *request.hardware;
+  const double world = request.world_size();
+  const double hosts = request.hosts;
+  const double local = request.devices_per_host;
+  const double direct = local * (hosts - 1) / hosts * wire_bytes;  // every rank to every owner
+  if (!goes_by_hosts(request)) {
+    return std::max((world - 1) / world * wire_bytes / hardware.device_link_rate, direct / hardware.network_rate);
+  }
+  const double between = wire_bytes < term_bytes ? (hosts - 1) / hosts * wire_bytes
+                                                 : std::min(direct, 4 * (hosts - 1) * (hosts + 1) / (hosts * hosts));
+  return std::max((local - 1) / local * term_bytes / hardware.device_link_rate, between / hardware.network_rate);
+}
 
 Pieces pieces_of(const Request& request, const Placement& placement, bool checkpointing) {
   const Hardware& hardware = *request.hardware;
@@ -89,14 +125,12 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   const double attention = 2.0 * static_cast<double>(model.shape.layers) * static_cast<double>(model.shape.hidden) *
                            static_cast<double>(request.sequence);
   const double pass_s = tokens * (static_cast<double>(model.active_numel) + attention) / hardware.flops;
-  const double link =
-      request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
-  const double wire_s = (world - 1) / world / link;
   const double between_hosts = request.hosts - 1;
   const double hops_s =
       (world - 1 - between_hosts) * hardware.device_latency_s + between_hosts * hardware.network_latency_s;
-  const double latency_s = hops_s * std::ceil(static_cast<double>(model.total_numel) /
-                                              static_cast<double>(page_numel(request, placement.stage)));
+  const double pages =
+      std::ceil(static_cast<double>(model.total_numel) / static_cast<double>(page_numel(request, placement.stage)));
+  const double latency_s = hops_s * pages;
   const auto element = static_cast<double>(element_bytes(formula::compute_dtype(request.precision)));
   const bool sums_whole = placement.stage < 2 && request.accumulation_steps > 1;
   const double all_bytes = element * static_cast<double>(model.total_numel);
@@ -105,8 +139,15 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   pieces.backward_s = (checkpointing ? 6 : 4) * pass_s;
   const double gathered = request.gathers_in_8_bits(placement.stage) ? kBytesIn8Bits : element;
   const double reduced = request.reduces_in_4_bits(placement.stage) ? kBytesIn4Bits : sums_whole ? 4 : element;
-  pieces.gather_s = gathered * static_cast<double>(model.total_numel) * wire_s + latency_s;
-  pieces.reduce_s = reduced * static_cast<double>(model.trainable_numel) * wire_s + latency_s;
+  pieces.gather_s = gathered * static_cast<double>(model.total_numel) * gather_s_per_byte(request) + latency_s;
+  pieces.gather_again_s = pieces.gather_s;
+  if (const double nearby = request.second_shards(placement); nearby > 1) {
+    pieces.gather_again_s = all_bytes * (nearby - 1) / nearby / hardware.device_link_rate +
+                            (nearby - 1) * hardware.device_latency_s * pages;
+  }
+  const auto trainable_numel = static_cast<double>(model.trainable_numel);
+  pieces.reduce_s = trainable_numel * reduce_s_per_element(request, reduced, sums_whole ? 4 : element) + latency_s;
+  pieces.spread_s = trainable_numel * reduced * gather_s_per_byte(request) + latency_s;
   pieces.host_out_s = element * static_cast<double>(model.trainable_numel) / world / hardware.host_link_rate;
   pieces.host_in_s = all_bytes / world / hardware.host_link_rate;
   pieces.disk_in_s = all_bytes / world * request.devices_per_host / hardware.disk_read_rate;
@@ -132,23 +173,25 @@ HostStateUpdate update_of_host_state(const Request& request, const Placement& pl
 }
 
 /// `times` micro batches; `reduces`: with the reduction of gradients; `on_device`: which the device updates by.
-void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, bool reduces,
-                       bool on_device) {
+/// `gather_s`: all parameters for the forward, at stage 3.
+void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, double gather_s,
+                       bool reduces, bool on_device) {
   const double loads_s = placement.parameters != Home::kDevice ? pieces.host_in_s : 0;
   const double reads_s = placement.parameters == Home::kDisk ? pieces.disk_in_s : 0;
-  const double gather_s = placement.stage == 3 ? pieces.gather_s : 0;
-  const double reduce_s = reduces ? (placement.stage == 0 ? 2 : 1) * pieces.reduce_s : 0;
+  const double forward_gather_s = placement.stage == 3 ? gather_s : 0;
+  const double backward_gather_s = placement.stage == 3 ? pieces.gather_again_s : 0;
+  const double reduce_s = reduces ? pieces.reduce_s + (placement.stage == 0 ? pieces.spread_s : 0) : 0;
   const bool stores = placement.optimizer != Home::kDevice && !(on_device && placement.stage < 2);
   const double stores_s = reduces && stores ? pieces.host_out_s : 0;
   clock.add_overlapped({{"computation", times * pieces.forward_s},
-                        {"gathering parameters", times * gather_s},
+                        {"gathering parameters", times * forward_gather_s},
                         {"host link", times * loads_s},
                         {"disk", times * reads_s}});
-  clock.add_overlapped(
-      {{"computation", times * pieces.backward_s},
-       {gather_s >= reduce_s ? "gathering parameters" : "reducing gradients", times * (gather_s + reduce_s)},
-       {"host link", times * std::max(loads_s, stores_s)},
-       {"disk", times * reads_s}});
+  clock.add_overlapped({{"computation", times * pieces.backward_s},
+                        {backward_gather_s >= reduce_s ? "gathering parameters" : "reducing gradients",
+                         times * (backward_gather_s + reduce_s)},
+                        {"host link", times * std::max(loads_s, stores_s)},
+                        {"disk", times * reads_s}});
 }
 
 void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, const Placement& placement) {
@@ -189,8 +232,9 @@ TimeEstimate estimate_time(const Request& request, const Placement& placement, b
   Clock clock(request.hardware->overlap);
   const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
   const bool on_device = is_updated_on_device(request, placement);
-  add_micro_batches(clock, pieces, placement, times - reducing, false, on_device);
-  add_micro_batches(clock, pieces, placement, reducing, true, on_device);
+  add_micro_batches(clock, pieces, placement, times - reducing, pieces.gather_again_s, false, on_device);
+  add_micro_batches(clock, pieces, placement, 1, pieces.gather_s, true, on_device);  // the first one at stage 3
+  add_micro_batches(clock, pieces, placement, reducing - 1, pieces.gather_again_s, true, on_device);
   add_boundary(clock, request, pieces, placement);
   return clock.result(times * (pieces.forward_s + pieces.backward_s));
 }

@@ -1,22 +1,29 @@
 /// \file
 /// Seconds of one optimizer step: ZeRO-Infinity's efficiency model (arXiv 2104.07857) with this engine's order of work.
 ///
-/// P parameters, N ranks, e bytes of an element, e_g of a gradient on the wire; collectives move (N - 1) / N of their
-/// bytes.
+/// P parameters, N ranks, H hosts of L ranks, e bytes of an element, e_g of a gradient on the wire.
 ///   compute       8 * P * tokens with checkpointing (forward 2, recomputation 2, backward 4), else 6; and 12 * layers
 ///                 * hidden * sequence per token for attention, a third more with checkpointing (PaLM, arXiv
 ///                 2204.02311, appendix B)
-///   link          between ranks: the devices' links in a host; across hosts the slower of those and the host's
-///                 network, since a ring crosses each host's border once
+///   gather        a ring: (N - 1) / N of its bytes through the slower one of a device's link and, across hosts, the
+///                 host's network, since a ring crosses each host's border once
+///   reduce        every rank sends its terms to their owners, who add them in order: (N - 1) / N of its bytes through
+///                 a device's link, and L * (H - 1) / H through the host's network; the slower one counts
+///   cores         CPU ranks do both by hosts (docs/launcher.md): (L - 1) / L inside; through the network (H - 1) / H
+///   of
+///                 a gather or of sums in 4 bits, and of exact sums the fewest bytes that keep the order: at most
+///                 4 * (H - 1) * (H + 1) / H^2 per element
 ///   latency       a collective of a page has N - 1 hops, one less than the hosts of them through the network and the
 ///                 rest inside hosts (as NCCL's tuner counts them); all parameters are P / page such collectives
 ///                 In 8 bits (quantized_weights, stage 3) the e below is 1.02, in 4 bits (quantized_gradients, from
 ///                 stage 1 on) e_g is 0.53
-///   stage 0       all-reduce beside the last backward of a step: 2 * e_g * P
+///   stage 0       all-reduce beside the last backward of a step: a reduction and a gather of e_g * P
 ///   stage 1       reduce-scatter e_g * P beside the last backward; gather e * P after the update
 ///   stage 2       reduce-scatter in every backward, beside it; gather e * P after the update
 ///   stage 3       two gathers e * P and a reduce-scatter e_g * P per micro batch, all beside the computation (ZeRO,
 ///                 arXiv 1910.02054: 3 P)
+///                 with second shards of n nearby ranks every gather but the first of a step is among these: e * P *
+///                 (n - 1) / n bytes and n - 1 hops, inside the host and not in 8 bits
 ///   update        30 bytes of memory traffic per element of the shard: reads 16 (gradient, master, moments), writes 14
 ///                 an optimizer of PyTorch works on a copy of the masters: 16 bytes more. Muon, in addition, the
 ///                 operations of planned_optimizer.h for what the rank owns. Parameters that lie in several shards

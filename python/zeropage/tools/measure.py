@@ -198,6 +198,7 @@ def measure(measured: Measurement, width: int, batch: int, sequence: int) -> dic
     name = torch.cuda.get_device_name(measured.device) if measured.device.type == "cuda" else f"{platform.node()}'s CPU"
     return {
         "name": f"{name}, measured",
+        "device": measured.device.type,
         "device_memory": device_bytes,
         "flops": operations / compute_s,
         "device_memory_rate": stream,
