@@ -158,7 +158,7 @@ def test_the_command(tmp_path, recorded):
     assert (refused.returncode, list(tmp_path.iterdir())) == (64, []) and "--read_pickle" in refused.stderr
     done = command("import", "--read_pickle", source, str(tmp_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path}/global_step{SAVED_AFTER}\n", "")
-    assert "sound" in command("verify", str(tmp_path)).stdout
+    assert "intact" in command("verify", str(tmp_path)).stdout
     assert "import" in command("--help").stdout
 
 

@@ -263,7 +263,7 @@ def test_what_differs_or_does_nothing_is_said_once_by_rank_0(capfd):
 
 def test_no_norm_and_clipping_exclude_each_other():
     """Catches clipping that is dropped without a word."""
-    with pytest.raises(ConfigError, match=r"compute_grad_norm: expected true beside gradient_clipping 0.5"):
+    with pytest.raises(ConfigError, match=r"compute_grad_norm: expected true together with gradient_clipping 0.5"):
         one_rank(zero_optimization=NO_NORM)
 
 
@@ -279,13 +279,13 @@ def compare(text: str, folder: Path, *options: str) -> subprocess.CompletedProce
 def test_a_file_is_compared_with_deepspeed(tmp_path):
     """Catches a comparison that stops at the first refused key, or that returns 0 for a file that would not train."""
     fine = compare('{"train_batch_size": 8, "gradient_clipping": 1.0}', tmp_path, "--world_size", "2")
-    assert fine.returncode == 0 and fine.stdout.splitlines()[-1].startswith("2 in force with the same meaning, 0 ")
+    assert fine.returncode == 0 and fine.stdout.splitlines()[-1].startswith("2 supported with the same meaning, 0 ")
     text = '{"train_batch_size": 8, "amp": {"enabled": true}, "zero_optimization": {"stage": 4, "sub_group_size": 1}}'
     refused = compare(text, tmp_path, "--json")
     verdicts = {key["key"]: key["verdict"] for key in json.loads(refused.stdout)["keys"]}
     assert refused.returncode == 64
     assert verdicts == {
-        "train_batch_size": "in force: same meaning",
+        "train_batch_size": "supported: same meaning",
         "amp": "refused",
         "zero_optimization.stage": "refused",
         "zero_optimization.sub_group_size": "without effect",

@@ -253,7 +253,7 @@ def test_a_reader_that_left_ends_the_job(script):
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
-    assert "the reader of the output is gone" in process.stderr.read()
+    assert "the reader of the output has closed it" in process.stderr.read()
 
 
 def test_the_first_failure_is_shown_last_and_whole(script):

@@ -181,7 +181,7 @@ def flip(descriptor: int) -> None:
 
 DAMAGES = [
     (flip, "are not what was written"),
-    (lambda descriptor: os.ftruncate(descriptor, 4096), "ends before its time"),
+    (lambda descriptor: os.ftruncate(descriptor, 4096), "the file is too short"),
 ]
 
 

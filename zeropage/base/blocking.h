@@ -1,13 +1,13 @@
 /// \file
-/// A thread that is about to wait for another rank says so, so that the Python layer can release the interpreter lock
-/// meanwhile (ranks may be threads of one process). The rooms below Python know nothing else of an interpreter.
+/// A thread calls this before it waits for another rank. The Python layer then releases the interpreter lock during the
+/// wait, because ranks may be threads of one process. The rooms below Python depend on an interpreter in no other way.
 #pragma once
 
 #include <memory>
 
 namespace zeropage {
 
-/// Whatever must be undone when the wait ends is undone by this object's destructor.
+/// Its destructor undoes, after the wait, what the factory did before the wait.
 class BlockingScope {
  public:
   virtual ~BlockingScope() = default;

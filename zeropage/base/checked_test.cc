@@ -7,7 +7,7 @@
 namespace zeropage {
 namespace {
 
-// Would catch a size that wraps round to a small or negative number.
+// Would catch a size that wraps around to a small or negative number.
 TEST(Checked, OverflowAndNegativeAreErrors) {
   EXPECT_EQ(checked_add(INT64_MAX - 1, 1, "x"), INT64_MAX);
   EXPECT_THROW(checked_add(INT64_MAX, 1, "x"), ConfigError);

@@ -8,7 +8,7 @@
 
 namespace zeropage {
 
-/// Closes its descriptor when it goes; -1 is none.
+/// Closes its descriptor in its destructor. -1 means that there is none.
 class Descriptor {
  public:
   explicit Descriptor(int value = -1) : value_(value) {}
@@ -25,7 +25,7 @@ class Descriptor {
   /// Gives the descriptor to the caller, who closes it.
   int release() { return std::exchange(value_, -1); }
 
-  /// Closes what is owned, and owns `value` from now on.
+  /// Closes the owned descriptor, and owns `value` from now on.
   void reset(int value = -1) {
     if (value_ >= 0) ::close(value_);
     value_ = value;

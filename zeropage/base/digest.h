@@ -1,5 +1,5 @@
 /// \file
-/// xxh3 digests. They notice accidents of disks and networks, not attackers.
+/// xxh3 digests. They detect errors of disks and networks, but not attacks.
 #pragma once
 
 #include <cstddef>

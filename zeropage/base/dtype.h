@@ -7,8 +7,8 @@
 
 namespace zeropage {
 
-/// Element type of a page, a shard or a buffer. `kOther` stands for types that are only moved, never computed with
-/// (integers, bool, complex): its size is carried separately.
+/// Element type of a page, a shard or a buffer. `kOther` is for types that the engine only moves and never computes
+/// with (integers, bool, complex). The size of their elements is stored separately.
 enum class DType : std::uint8_t { kFloat32, kBFloat16, kFloat16, kFloat64, kOther };
 
 /// Bytes of one element; 1 for kOther, whose counts are bytes.

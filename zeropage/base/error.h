@@ -1,6 +1,6 @@
 /// \file
-/// The exceptions of the project. Every message says what was expected, what came, where (config key, file, rank,
-/// parameter) and what to do; the Python package maps each class to a Python exception of the same name.
+/// The exceptions of the project. Every message names what was expected, what was found, where (config key, file, rank,
+/// parameter) and what to do. The Python package maps each class to a Python exception of the same name.
 #pragma once
 
 #include <stdexcept>
@@ -32,13 +32,13 @@ class IoError : public Error {
   using Error::Error;
 };
 
-/// A checkpoint cannot be written or must not be believed.
+/// A checkpoint cannot be written, or its content cannot be trusted.
 class CheckpointError : public Error {
  public:
   using Error::Error;
 };
 
-/// Another rank died, failed, or does something else than this one.
+/// Another rank died, failed, or does something different from this one.
 class PeerError : public Error {
  public:
   using Error::Error;

@@ -1,6 +1,6 @@
 /// \file
-/// What the exit code of a process says about how it ended. The launcher, C++ programs and the Python package use the
-/// same codes, so that whoever starts a job can tell what may be started again.
+/// The exit codes of processes, by the reason of their end. The launcher, C++ programs and the Python package use the
+/// same codes, so that a script which starts jobs can decide whether to start one again.
 #pragma once
 
 #include <exception>
@@ -10,19 +10,19 @@
 namespace zeropage {
 
 constexpr int kConfigExitCode = 64;      ///< options, files, the configuration or the order of calls cannot be used
-constexpr int kCheckpointExitCode = 65;  ///< a checkpoint cannot be written or must not be believed
-constexpr int kBugExitCode = 70;         ///< a mistake of zeropage's own
-constexpr int kIoExitCode = 74;          ///< the system refused or failed something
-constexpr int kRetryExitCode = 75;       ///< a rank or a host was lost: started again, the job may succeed
+constexpr int kCheckpointExitCode = 65;  ///< a checkpoint cannot be written or cannot be trusted
+constexpr int kBugExitCode = 70;         ///< a bug of Zeropage
+constexpr int kIoExitCode = 74;          ///< the operating system refused or failed an operation
+constexpr int kRetryExitCode = 75;       ///< a rank or a host was lost: the job may succeed if it is started again
 
-/// Not a failure: SIGTERM has ended a run that has saved itself (zeropage.preemption_folder). Its exit code is 0.
+/// Not a failure: a run has saved a checkpoint after SIGTERM and ends (zeropage.preemption_folder). Its exit code is 0.
 class Preempted : public Error {
  public:
   using Error::Error;
 };
 
-/// The code for an error that ends a process: one of the above that says what kind it is, `otherwise` for errors that
-/// are not of these kinds.
+/// The exit code for an error that ends a process: one of the codes above by the kind of the error, or `otherwise` for
+/// errors of other kinds.
 inline int exit_code(const std::exception& error, int otherwise = 1) {
   if (dynamic_cast<const Preempted*>(&error)) return 0;
   if (dynamic_cast<const ConfigError*>(&error) || dynamic_cast<const UsageError*>(&error)) return kConfigExitCode;

@@ -9,7 +9,8 @@
 namespace zeropage {
 namespace {
 
-// A lost peer that is reported as a mistake is never started again; a mistake reported as a lost peer is, in vain.
+// Catches a lost peer that is reported as a bug, so that the job is not started again, and a bug that is reported as a
+// lost peer.
 TEST(ExitCode, SaysWhatKindOfErrorItWas) {
   EXPECT_EQ(exit_code(ConfigError("")), 64);
   EXPECT_EQ(exit_code(UsageError("")), 64);

@@ -1,5 +1,5 @@
-// The functions of fmt, compiled once: cmake/fmt.cmake says how. Debian's and Ubuntu's packages have them in a shared
-// library alone, and what is built here must not need one at run time.
+// Compiles the functions of fmt once (see cmake/fmt.cmake). Debian's and Ubuntu's packages contain them only as a
+// shared library, and our binaries must not need one at run time.
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -8,8 +8,8 @@
 namespace zeropage {
 namespace {
 
-/// Everything that fmt does for `char` is reached from these. A function that is missing here is an "undefined
-/// reference" when linking.
+/// These functions use everything that fmt does for `char`. A function that is missing here causes an "undefined
+/// reference" error when linking.
 [[gnu::used]] const auto kFormat = static_cast<std::string (*)(fmt::string_view, fmt::format_args)>(&fmt::vformat);
 [[gnu::used]] const auto kPrint = static_cast<void (*)(std::FILE*, fmt::string_view, fmt::format_args)>(&fmt::vprint);
 

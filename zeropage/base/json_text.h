@@ -1,7 +1,7 @@
 /// \file
-/// A reader for JSON that people write by hand: every value keeps its line, duplicate keys are errors, comments are
-/// allowed, and `NaN` / `Infinity` arrive as values so that the caller can name the key they stand at. (nlohmann/json,
-/// which writes our machine-made files, keeps none of these.)
+/// A reader for JSON that people write by hand. Every value has its line, duplicate keys are errors, comments are
+/// allowed, and `NaN` / `Infinity` are returned as values so that the caller's error can name their key.
+/// (nlohmann/json, which we use for files that programs write, does none of these.)
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@ struct Node {
   int line = 1;                         ///< where the value starts, from 1
   bool boolean = false;                 ///< kBool
   double number = 0;                    ///< kNumber
-  std::optional<std::int64_t> integer;  ///< kNumber with an integral value that fits, however it is spelt (5e8)
+  std::optional<std::int64_t> integer;  ///< of a kNumber with an integral value that fits, in any spelling (5e8)
   std::string text;                     ///< kString: the unescaped text; kNumber, kNotFinite: as spelt
   std::vector<Node> items;              ///< kArray
   std::vector<Member> members;          ///< kObject, in the order of the document, names unique
@@ -43,7 +43,7 @@ inline constexpr int kMaxDepth = 64;
 Node parse(std::string_view text, const std::string& origin);
 
 /// The text with control characters (also those of two bytes, U+0080 to U+009F) and bytes that are not UTF-8 escaped: a
-/// terminal shows it and obeys nothing in it. A string that is equal to its escaped form is plain.
+/// terminal shows the text and executes no control sequence in it. A string that is equal to its escaped form has none.
 std::string escaped(std::string_view text);
 
 /// The same, shortened when long.
@@ -52,7 +52,7 @@ std::string printable(std::string_view text);
 /// The same in double quotes.
 std::string quote(std::string_view text);
 
-/// What a value is, for messages: `5.5`, `"text"`, `true`, `null`, `a list`, `a section {...}`.
+/// A description of a value for messages: `5.5`, `"text"`, `true`, `null`, `a list`, `a section {...}`.
 std::string describe(const Node& node);
 
 }  // namespace zeropage::json

@@ -1,6 +1,6 @@
 /// \file
-/// Who holds how many bytes: every buffer of the engine is entered here when it is made and when it goes, so that the
-/// memory table shows counted bytes, not estimates.
+/// Counts the engine's bytes by kind: every buffer is added here when it is made and subtracted when it is freed. So
+/// the memory table shows counted bytes, not estimates.
 #pragma once
 
 #include <array>
@@ -14,8 +14,8 @@ namespace zeropage {
 enum class MemoryKind : std::uint8_t { kParameters, kGradients, kOptimizer, kFrames, kBuffers };
 inline constexpr int kMemoryKinds = 5;
 
-/// Whose memory it is: the device's, or the host's for state that is offloaded. Where the device is the host both are
-/// its RAM, and are counted apart all the same.
+/// The memory in which a buffer is: the device's, or the host's for offloaded state. Where the device is the CPU, both
+/// are RAM, and are still counted separately.
 enum class Tier : std::uint8_t { kDevice, kHost };
 inline constexpr int kTiers = 2;
 
@@ -54,7 +54,7 @@ class Ledger {
   std::array<Cell, kMemoryKinds * kTiers> cells_;
 };
 
-/// An entry that is taken back when its owner goes.
+/// An entry whose destructor removes it from the ledger.
 class LedgerEntry {
  public:
   LedgerEntry() = default;

@@ -1,5 +1,5 @@
 /// \file
-/// ASCII texts without regard to upper and lower case.
+/// Comparison of ASCII strings that ignores upper and lower case.
 #pragma once
 
 #include <algorithm>

@@ -1,6 +1,6 @@
 /// \file
-/// Lines for people, to stderr: time, "zeropage", level, message. For events, not for data: progress and tables have
-/// the room report/. The launcher puts the rank before every line.
+/// Log lines for people, on stderr: time, "zeropage", level, message. They are for events; the room report/ prints
+/// progress and tables. The launcher writes the rank before every line.
 #pragma once
 
 #include <mutex>
@@ -9,15 +9,15 @@
 
 namespace zeropage {
 
-/// From now on lines less severe than `level`, among "debug", "info", "warning", "error" and "critical", are not
-/// written. Of the whole process. Errors: ConfigError for another name.
+/// From now on the whole process writes no lines that are less severe than `level`: "debug", "info", "warning", "error"
+/// or "critical". Errors: ConfigError for another name.
 void set_log_level(const std::string& level);
 
-/// Writes one line. Safe from several threads. Cost: a system call. Never throws for lack of a reader.
+/// Writes one line. Safe from several threads. Cost: a system call. Does not throw when nothing reads stderr.
 void log_info(const std::string& message);
 void log_warn(const std::string& message);
 
-/// Warns of each thing once. Its owner (an engine, a pager) says how long "once" lasts; there is no global memory.
+/// Warns of each key once in the lifetime of this object, which an engine or a pager owns. There is no global list.
 class WarnOnce {
  public:
   /// Writes `message` unless this object has warned of `key` before; returns whether it did. Thread-safe.

@@ -17,7 +17,7 @@ TEST(Log, WritesTheMessageAsItIsToStderr) {
   EXPECT_NE(text.find("zeropage warning: careful\n"), std::string::npos) << text;
 }
 
-// Would catch a level that hides what is as severe as it, or that cannot be lowered again.
+// Would catch a level that hides lines of the same severity, or that cannot be lowered again.
 TEST(Log, LessSevereLinesAreNotWritten) {
   testing::internal::CaptureStderr();
   set_log_level("warning");

@@ -34,7 +34,7 @@ class Checker : public nlohmann::json_sax<Json> {
     return true;
   }
   bool end_object() override {
-    // Sorted, not hashed: no text makes this slow.
+    // Sorted, not hashed: no input can make this slow.
     auto& keys = levels_.back();
     std::sort(keys.begin(), keys.end());
     const auto twice = std::adjacent_find(keys.begin(), keys.end());

@@ -1,6 +1,6 @@
 /// \file
-/// A reader for JSON that programs write: headers of tensors, manifests. The text is not trusted. (json_text.h reads
-/// what people write.)
+/// A reader for JSON that programs write: headers of tensor files, manifests. The text is not trusted. (json_text.h
+/// reads JSON that people write.)
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -10,7 +10,7 @@
 
 namespace zeropage::json {
 
-/// The text is not such a document. The message does not say which file it is; the caller adds that.
+/// The text is not a valid document. The message does not contain the name of the file; the caller adds it.
 class SyntaxError : public Error {
  public:
   using Error::Error;

@@ -27,7 +27,7 @@ TEST(MachineJson, GivesWhatTheTextSays) {
             nlohmann::json({{"a", {1, -2, 2.5, true, nullptr, "x"}}, {"b", {{"a", nlohmann::json::object()}}}}));
 }
 
-// Catches a repeated key at any level, also where other objects lie between the two.
+// Catches a repeated key at any level, also where other objects are between the two.
 TEST(MachineJson, AKeyThatAnObjectHasTwiceIsRefused) {
   for (const auto* text : {R"({"a": 1, "a": 2})", R"({"a": {"b": {}}, "c": [1], "a": 2})",
                            R"([{"x": {"a": 1, "b": 2, "a": 3}}])", R"({"\u0061": 1, "a": 2})"}) {
@@ -36,7 +36,7 @@ TEST(MachineJson, AKeyThatAnObjectHasTwiceIsRefused) {
   EXPECT_EQ(refusal(R"({"a": {"a": {"a": 1}}, "b": [{"a": 1}, {"a": 1}]})"), "");
 }
 
-// Catches text that is believed although it is no JSON, and a nesting that would take the stack.
+// Catches text that is accepted although it is no JSON, and a nesting that would overflow the stack.
 TEST(MachineJson, WhatIsNoDocumentIsRefusedWithThePlace) {
   EXPECT_EQ(refusal(std::string(100'000, '[')), "expected at most 8 nested values, got more");
   EXPECT_EQ(refusal("[[[[[[[[]]]]]]]]"), "");

@@ -1,5 +1,5 @@
 /// \file
-/// For tests: the corpus of a fuzz target (fuzz/corpus/), and changes to it of the kinds that fool parsers.
+/// For tests: the corpus of a fuzz target (fuzz/corpus/), and mutations of it that parsers often handle wrongly.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -26,7 +26,7 @@ inline std::vector<std::string> fuzz_corpus(const std::string& target) {
   return inputs;
 }
 
-/// One to four changes of the kinds that fool parsers.
+/// One input with one to four mutations that parsers often handle wrongly.
 inline std::string mutated(const std::vector<std::string>& inputs, std::mt19937& random) {
   static const std::vector<std::string> kPieces = {"9223372036854775807",
                                                    "-1",
@@ -77,7 +77,7 @@ inline void drive_with_mutations(const std::string& name, bool (*target)(std::st
   const auto inputs = fuzz_corpus(name);
   EXPECT_GE(inputs.size(), 3u);
   const auto sound = std::count_if(inputs.begin(), inputs.end(), [&](const auto& input) { return target(input); });
-  EXPECT_GE(sound, 2) << "seeds that are refused lead nowhere";
+  EXPECT_GE(sound, 2) << "refused seeds test little";
   std::mt19937 random(1);
   for (int i = 0; i < 20'000; ++i) target(mutated(inputs, random));
 }

@@ -19,7 +19,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-/// Waits until there is something to read, or until the last writer of a pipe has closed it. Returns an errno, 0: none.
+/// Waits until there is something to read, or until the last writer of a pipe has closed it. Returns an errno, or 0.
 int wait_for_input(int fd, Clock::time_point deadline) {
   pollfd entry{fd, POLLIN, 0};
   while (true) {
@@ -31,10 +31,10 @@ int wait_for_input(int fd, Clock::time_point deadline) {
   }
 }
 
-/// Appends up to `bytes` bytes of `fd`, which does not block. Returns an errno, 0: none.
+/// Appends up to `bytes` bytes of `fd`, which does not block. Returns an errno, or 0.
 int append(int fd, std::size_t bytes, Clock::time_point deadline, std::string& text) {
   std::array<char, 1 << 16> piece;
-  bool was_written_to = false;  // a named pipe reads as ended until its first writer comes
+  bool was_written_to = false;  // a named pipe reads as ended until its first writer opens it
   while (text.size() < bytes) {
     const ssize_t got = ::read(fd, piece.data(), std::min(piece.size(), bytes - text.size()));
     if (got > 0) {

@@ -1,6 +1,6 @@
 /// \file
-/// Files as text. Whatever a user names is read through here: it may be endless (/dev/zero), a pipe that nobody writes
-/// to, or a folder.
+/// Reads files as text. Every file that a user names is read with these functions: it may be endless (/dev/zero), a
+/// pipe without a writer, or a folder.
 #pragma once
 
 #include <chrono>
@@ -18,7 +18,7 @@ inline constexpr std::chrono::milliseconds kPipePatience{10'000};
 std::string read_file(const std::string& path, const std::string& what, const std::string& advice,
                       std::size_t max_bytes = kMaxTextBytes, std::chrono::milliseconds patience = kPipePatience);
 
-/// The file's first `bytes` bytes, all of them when it has fewer. Otherwise as `read_file`.
+/// The first `bytes` bytes of the file, or the whole file when it has fewer. Otherwise as `read_file`.
 std::string read_start(const std::string& path, const std::string& what, const std::string& advice, std::size_t bytes,
                        std::chrono::milliseconds patience = kPipePatience);
 

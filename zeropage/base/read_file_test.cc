@@ -12,7 +12,7 @@
 namespace zeropage {
 namespace {
 
-// Catches a file that is cut at a piece's end, a limit that is not kept, and errors without reason or advice.
+// Catches a file that is cut at the end of a read, a limit that is exceeded, and errors without reason or advice.
 TEST(ReadFile, ReadsUpToALimitAndSaysWhatCannotBeRead) {
   const std::string path = testing::TempDir() + "zp-read-file";
   std::string text;
@@ -35,7 +35,7 @@ TEST(ReadFile, ReadsUpToALimitAndSaysWhatCannotBeRead) {
   EXPECT_EQ(message("/"), "cannot read the list /: Is a directory; make it a file");
 }
 
-// Catches reading that ends with the memory, an endless wait for a pipe, and a pipe that is taken for empty.
+// Catches a read that fills the memory, an endless wait for a pipe, and a pipe that is mistaken for an empty file.
 TEST(ReadFile, EndsWithWhatHasNoEnd) {
   const auto error_of = [](const std::string& path, std::size_t max_bytes) -> std::string {
     try {

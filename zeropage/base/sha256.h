@@ -1,5 +1,5 @@
 /// \file
-/// SHA-256 (FIPS 180-4), for proofs that two processes know the same secret. Data is checked by xxHash, which is
+/// SHA-256 (FIPS 180-4), with which a process proves that it has a secret. Checksums of data use xxHash, which is
 /// faster.
 #pragma once
 

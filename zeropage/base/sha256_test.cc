@@ -5,8 +5,8 @@
 namespace zeropage {
 namespace {
 
-// Catches a digest that is not the standard's, at every length round a block's end: an empty key makes HMAC a known
-// function of it.
+// Catches a digest that is not the standard's, at every length around the end of a block: an empty key makes HMAC a
+// known function of it.
 TEST(Sha256, GivesThePublishedDigests) {
   EXPECT_EQ(hmac_sha256("key", "The quick brown fox jumps over the lazy dog"),
             "f7bc83f430538424b13298e6aa6fb143ef4d59a14946175997479dbc2d1a3cd8");

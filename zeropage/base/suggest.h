@@ -8,9 +8,9 @@
 
 namespace zeropage {
 
-/// The candidate nearest to `word`, counting insertions, deletions, replacements and swaps of neighbours (case does not
-/// count); empty when none is near (at most a third of the word's characters, and at least two, may differ).
-/// Cost: candidates x length^2; words of more than 64 characters have no neighbour.
+/// The candidate with the smallest edit distance to `word`: insertions, deletions, replacements and swaps of
+/// neighbours, ignoring case. Empty when more than a third of the word's characters (but at least two) differ.
+/// Cost: candidates x length^2; the result is empty for words of more than 64 characters.
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
 
 }  // namespace zeropage

@@ -12,7 +12,7 @@ TEST(Nearest, finds_typos_swaps_and_other_case) {
   EXPECT_EQ(nearest("stgae", kKeys), "stage");
   EXPECT_EQ(nearest("overlapp_com", kKeys), "overlap_comm");
   EXPECT_EQ(nearest("Reduce_Scatter", kKeys), "reduce_scatter");
-  EXPECT_EQ(nearest("reduce_bucket", kKeys), "") << "a word that lacks a third is not near";
+  EXPECT_EQ(nearest("reduce_bucket", kKeys), "") << "a word without a third of its letters is too different";
 }
 
 TEST(Nearest, is_silent_when_nothing_is_near) {

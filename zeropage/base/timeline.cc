@@ -17,7 +17,7 @@
 namespace zeropage {
 namespace {
 
-// After which times in files begin again: viewers keep microseconds in a double, which are good to 4 ns then.
+// Times in files start again from 0 after this period: viewers store microseconds as double, which then resolve 4 ns.
 constexpr std::int64_t kNsPerRound = 366 * 86'400'000'000'000;
 
 std::int64_t wall_ns() {
@@ -25,7 +25,7 @@ std::int64_t wall_ns() {
       .count();
 }
 
-/// Several transfers are under way at once, and they begin and end in the middle of operators.
+/// True for transfers: several may be active at once, and they may begin and end within operators.
 bool overlaps(SpanKind kind) {
   return kind == SpanKind::kGather || kind == SpanKind::kReduce || kind == SpanKind::kExchange ||
          kind == SpanKind::kDisk;
@@ -172,7 +172,7 @@ void Timeline::print(std::FILE* file) const {
   fmt::print(file, "]\n");
 }
 
-/// A trace that cannot be written ends no training.
+/// A failure to write the trace does not end the training.
 void Timeline::write() {
   written_ = true;
   const std::string unfinished = options_.file + ".unfinished";

@@ -1,14 +1,15 @@
 /// \file
-/// Where the time of one rank goes: spans with a kind, a name and a page, on a clock that ranks share.
+/// Records where one rank spends its time: spans with a kind, a name and a page, on a clock that all ranks share.
 ///
-///   1. What takes time is added when it has ended (`Span`, or `add` for what overlaps). Every span adds to the total
-///      of its kind; a transfer also to that of its operation and size.
-///   2. While a step that the trace was asked for runs, spans are kept one by one, up to a limit.
-///   3. `end_step` counts steps. After the last traced one the file is written, whole or not at all. When the run ends
-///      before, the destructor writes what there is.
+///   1. A span is added when it has ended (`Span`, or `add` for spans that overlap). Every span adds to the total of
+///      its kind. A transfer also adds to the total of its operation and size.
+///   2. During the steps that are traced, single spans are kept, too, up to a limit.
+///   3. `end_step` counts steps. After the last traced step it writes the file, completely or not at all. If the run
+///      ends earlier, the destructor writes the spans so far.
 ///
-/// The file is an array of Chrome trace events (chrome://tracing, ui.perfetto.dev); several ranks' files may be joined
-/// to one array. Callers hold a null pointer when nothing is observed: that branch is all that an unobserved run pays.
+/// The file is an array of Chrome trace events (chrome://tracing, ui.perfetto.dev); the files of several ranks may be
+/// joined to one array. Callers hold a null pointer when nothing is recorded, so that a run without recording only pays
+/// for a branch.
 #pragma once
 
 #include <array>
@@ -27,13 +28,13 @@ enum class SpanKind {
   kForward,   ///< from the call of the module to the call of backward
   kBackward,  ///< the call of backward
   kStep,      ///< the call of step
-  kOperator,  ///< an operator that uses pages, with what it waits for them
+  kOperator,  ///< an operator that uses pages, including its waits for them
   kFault,     ///< the part of it in which a page was made resident
   kGather,    ///< a page's values on their way from the peers
   kReduce,    ///< gradients on their way to their sum
   kExchange,  ///< any other collective
-  kWait,      ///< the program stands still for gradients
-  kUpdate,    ///< optimizer and return of the new values
+  kWait,      ///< the program waits for gradients
+  kUpdate,    ///< the optimizer, and the copy or gather of the new values
   kDisk,      ///< a page on its way from or to a drive
 };
 inline constexpr int kSpanKinds = 11;
@@ -46,18 +47,19 @@ struct TimelineOptions {
   int rank = 0;
   std::int64_t first_step = 1;  ///< counted from 1
   std::int64_t steps = 1;
-  std::size_t max_spans = 1'000'000;  ///< at about 40 bytes each; those beyond are counted, and the file says how many
+  std::size_t max_spans =
+      1'000'000;  ///< at about 40 bytes each; spans beyond it are only counted, and the file contains their number
 };
 
 /// A transfer between ranks.
 struct Transfer {
   SpanKind kind = SpanKind::kExchange;
   std::string_view operation;  ///< "all_gather", ...
-  std::string_view what;       ///< what it was about; may be empty
+  std::string_view what;       ///< what it transferred; may be empty
   std::int64_t bytes = 0;
   std::int64_t begin_ns = 0;
   std::int64_t end_ns = 0;
-  std::int64_t waited_ns = 0;  ///< of that, time in which the program stood still
+  std::int64_t waited_ns = 0;  ///< the part of this time in which the program waited for it
 };
 
 struct SpanTotal {
@@ -84,20 +86,20 @@ class Timeline {
   /// Nanoseconds of a monotonic clock.
   static std::int64_t now_ns();
 
-  /// What the file calls a page; by index.
+  /// The names of the pages in the file, by index.
   void set_page_labels(std::vector<std::string> labels) { page_labels_ = std::move(labels); }
 
-  /// Called for every transfer, from the thread that noticed its end.
+  /// Called for every transfer, from the thread that found that it had ended.
   void on_transfer(std::function<void(const Transfer&)> callback) { on_transfer_ = std::move(callback); }
 
-  /// Something that went on from `begin_ns` to now. page: an index, or -1.
+  /// Something that took from `begin_ns` until now. page: an index, or -1.
   void add(SpanKind kind, std::string_view name, int page, std::int64_t begin_ns);
   void add(const Transfer& transfer);
 
-  /// `bytes` that moved between a drive and memory from `begin_ns` to now. `name`: "read of ...".
+  /// A transfer of `bytes` between a drive and memory from `begin_ns` to now. `name`: "read of ...".
   void add_disk(std::string_view name, std::int64_t bytes, std::int64_t begin_ns);
 
-  /// An optimizer step has ended. Writes the file when it was the last of the trace; warns when that fails.
+  /// Counts an optimizer step that has ended. Writes the file after the last step of the trace; warns when that fails.
   void end_step();
 
   std::array<SpanTotal, kSpanKinds> totals() const;
@@ -122,11 +124,11 @@ class Timeline {
   void write();
 
   TimelineOptions options_;
-  std::int64_t to_wall_ns_;  ///< added to the clock: a time of day and date that is the same on all hosts
+  std::int64_t to_wall_ns_;  ///< added to the clock, gives the date and time of day, which are the same on all hosts
   std::vector<std::string> page_labels_;
   std::function<void(const Transfer&)> on_transfer_;
   mutable std::mutex mutex_;
-  std::int64_t step_ = 1;  ///< the one that runs
+  std::int64_t step_ = 1;  ///< the current step
   std::array<SpanTotal, kSpanKinds> totals_{};
   std::map<TransferSize, TransferTotal> transfers_;
   std::vector<Kept> kept_;
@@ -136,7 +138,7 @@ class Timeline {
   bool written_ = false;
 };
 
-/// From here to the end of the block. Costs one branch when `timeline` is null. `name` is read at the end.
+/// A span from its constructor to its destructor. Costs one branch when `timeline` is null. `name` is read at the end.
 class Span {
  public:
   Span(Timeline* timeline, SpanKind kind, std::string_view name, int page = -1)

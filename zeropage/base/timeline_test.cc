@@ -26,7 +26,7 @@ class TimelineFile : public ::testing::Test {
     return options;
   }
 
-  /// The events of the file that are not about names of processes.
+  /// The events of the file, except those that name processes.
   std::vector<json> events() const {
     std::ifstream file(path_);
     std::vector<json> found;
@@ -39,7 +39,7 @@ class TimelineFile : public ::testing::Test {
   std::string path_ = ::testing::TempDir() + "zeropage_timeline_test.json";
 };
 
-// A trace with steps nobody asked for, or without those that were.
+// Catches a trace of other steps than the requested ones.
 TEST_F(TimelineFile, HoldsTheStepsThatWereAskedFor) {
   Timeline timeline(options(2, 2));
   for (const char* name : {"first", "second", "third", "fourth"}) {
@@ -54,7 +54,7 @@ TEST_F(TimelineFile, HoldsTheStepsThatWereAskedFor) {
   EXPECT_EQ(timeline.totals()[static_cast<int>(SpanKind::kForward)].count, 4);
 }
 
-// Names from models that break the document, and spans that lose their page, rank or length.
+// Catches names from models that break the JSON, and spans without their page, rank or length.
 TEST_F(TimelineFile, SaysWhatWhereAndHowLong) {
   {
     Timeline timeline(options(1, 1));
@@ -74,7 +74,7 @@ TEST_F(TimelineFile, SaysWhatWhereAndHowLong) {
   EXPECT_NEAR(found[2]["ts"].get<double>() - found[1]["ts"].get<double>(), 2.5, 1e-2);
 }
 
-// Catches times that are no numbers any more: before the start of the clock that all hosts share.
+// Catches times before the start of the shared clock that are not written as numbers.
 TEST_F(TimelineFile, TimesMayBeNegative) {
   {
     Timeline timeline(options(1, 1));
@@ -87,7 +87,7 @@ TEST_F(TimelineFile, TimesMayBeNegative) {
   EXPECT_NEAR(found[1]["ts"].get<double>() - found[0]["ts"].get<double>(), 2.5, 0.1);
 }
 
-// A trace of a long step that fills the memory, or that hides that it is not whole.
+// Catches a trace of a long step that fills the memory, or that does not say that it is incomplete.
 TEST_F(TimelineFile, IsBounded) {
   auto bounded = options(1, 1);
   bounded.max_spans = 10;
@@ -99,7 +99,7 @@ TEST_F(TimelineFile, IsBounded) {
   EXPECT_EQ(json::parse(file)[1]["args"]["labels"], "15 spans did not fit");
 }
 
-// A path that cannot be written ends no training.
+// Catches a trace file that cannot be written and ends the training.
 TEST(Timeline, WarnsWhenTheFileCannotBeWritten) {
   TimelineOptions options;
   options.file = "/nowhere/trace.json";

@@ -1,5 +1,5 @@
 /// \file
-/// Opens files, and what a failed call on one throws.
+/// Opens files, and throws the errors of failed calls on them.
 #pragma once
 
 #include <fcntl.h>
@@ -18,7 +18,7 @@ namespace zeropage::checkpoint {
   throw IoError(fmt::format("{} {}: {}", operation, path, std::strerror(error)));
 }
 
-/// Never through a symbolic link. Errors: IoError.
+/// Opens a file; refuses symbolic links. Errors: IoError.
 inline Descriptor open_file(const std::string& path, int flags) {
   Descriptor file(::open(path.c_str(), flags | O_CLOEXEC | O_NOFOLLOW, 0666));
   if (!file) fail("open", path, errno);

@@ -37,7 +37,7 @@ void compare(const TensorInfo& info, std::int64_t offset, std::int64_t numel, co
       optim::to_float32(b.data(), *type, second.data(), numel);
     }
     const double difference = std::abs(static_cast<double>(first[i]) - static_cast<double>(second[i]));
-    if (!(difference <= count.largest)) count.largest = difference;  // takes NaN, too
+    if (!(difference <= count.largest)) count.largest = difference;  // true for NaN, too
   }
 }
 

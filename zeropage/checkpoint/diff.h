@@ -1,5 +1,5 @@
 /// \file
-/// What two steps have and have not in common.
+/// The differences between two checkpoints.
 #pragma once
 
 #include <string>
@@ -9,9 +9,10 @@
 
 namespace zeropage::checkpoint {
 
-/// Compares parameters, masters and optimizer state element by element, whatever ranks they lie on, and the counters of
-/// the training; not what only one rank or the Python layer has. Returns one line per difference, none when all is the
-/// same. Reads both steps once. Memory: one chunk per shard, and one piece of each. Errors: IoError, CheckpointError.
+/// Compares parameters, masters and optimizer state element by element, whichever ranks hold them, and the counters of
+/// the training. Does not compare values of a single rank or of the Python layer. Returns one line per difference, and
+/// none when all is equal. Reads both checkpoints once. Memory: one chunk per shard, and one piece of each. Errors:
+/// IoError, CheckpointError.
 std::vector<std::string> differences(Checkpoint& a, Checkpoint& b);
 
 }  // namespace zeropage::checkpoint

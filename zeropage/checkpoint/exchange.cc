@@ -46,7 +46,7 @@ std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, cons
     mine = kFailed + std::string(error.what());
   }
   auto results = exchange_texts(communicator, mine);
-  std::vector<std::pair<std::string, std::string>> failures;  // the ranks, and what they say alike
+  std::vector<std::pair<std::string, std::string>> failures;  // ranks with the same message, and this message
   for (std::size_t rank = 0; rank < results.size(); ++rank) {
     const bool failed = results[rank].front() == kFailed;
     results[rank].erase(0, 1);

@@ -1,5 +1,5 @@
 /// \file
-/// What ranks tell each other around a checkpoint: strings of any length, and whether all went well.
+/// Exchanges between ranks during saves and loads: strings of any length, and whether all ranks succeeded.
 #pragma once
 
 #include <functional>
@@ -10,11 +10,11 @@
 
 namespace zeropage::checkpoint {
 
-/// Collective: every rank's text, by rank. Two small gathers. Errors: those of comm::all_gather_small.
+/// Collective: returns the strings of all ranks, by rank. Cost: two small gathers. Errors: as comm::all_gather_small.
 std::vector<std::string> exchange_texts(comm::Communicator& communicator, const std::string& mine);
 
-/// Collective: runs `work` on every rank and returns every rank's result. When it throws anywhere (any zeropage::Error)
-/// every rank throws CheckpointError with `what` and the failures of all ranks, once all have ended their part.
+/// Collective: runs `work` on every rank and returns every rank's result. When it throws a zeropage::Error on any rank,
+/// every rank throws CheckpointError with `what` and the failures of all ranks, after all have finished their work.
 std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, const std::string& what,
                                           const std::function<std::string()>& work);
 

@@ -23,7 +23,7 @@ namespace {
 
 class SystemReadable : public ReadableFile {
  public:
-  // O_NONBLOCK: to open a pipe must not wait for a writer before the check below refuses it.
+  // O_NONBLOCK: opening a pipe must not wait for a writer before the check below refuses the pipe.
   explicit SystemReadable(const std::string& path) : path_(path), file_(open_file(path, O_RDONLY | O_NONBLOCK)) {
     struct stat found {};
     if (::fstat(file_.get(), &found) != 0) fail("stat", path, errno);
@@ -59,7 +59,7 @@ class HeldLock : public DirectoryLock {
   Descriptor directory_;
 };
 
-/// Whether `path` still names the file: the process that had it before may have removed it.
+/// Whether `path` still names the file: its earlier owner may have removed it.
 bool is_named(const std::string& path, const Descriptor& file) {
   struct stat named {
   }, opened{};
@@ -67,8 +67,7 @@ bool is_named(const std::string& path, const Descriptor& file) {
          named.st_dev == opened.st_dev;
 }
 
-/// A lock of fcntl: it belongs to the process, so that children do not inherit it, and network file systems have it,
-/// too.
+/// A lock of fcntl. It belongs to the process, so children do not inherit it, and network file systems support it, too.
 class HeldFileLock : public FileLock {
  public:
   HeldFileLock(std::string path, Descriptor file)
@@ -82,7 +81,7 @@ class HeldFileLock : public FileLock {
   }
 
   ~HeldFileLock() override {
-    // A forked child has a copy of the object, and not the lock.
+    // A forked child has a copy of the object, but not the lock.
     if (owner_ == ::getpid() && is_named(path_, file_)) ::unlink(path_.c_str());
   }
 
@@ -152,7 +151,7 @@ class SystemFiles : public FileSystem {
     Descriptor directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
     if (!directory || ::flock(directory.get(), LOCK_EX | LOCK_NB) != 0) return nullptr;
     struct stat found {};
-    // A directory that was removed before the lock came has no links left.
+    // A directory that was removed before it was locked has no links.
     if (::fstat(directory.get(), &found) != 0 || found.st_nlink == 0) return nullptr;
     return std::make_unique<HeldLock>(std::move(directory));
   }
@@ -190,7 +189,7 @@ class SystemFiles : public FileSystem {
 }  // namespace
 
 FileSystem& system_files() {
-  static SystemFiles files;  // without state
+  static SystemFiles files;  // has no state
   return files;
 }
 

@@ -1,6 +1,6 @@
 /// \file
-/// What the checkpoint room asks of files, as a seam: tests put in a file system that fails, stops or loses power at a
-/// chosen operation. Every failure is an IoError that names the operation, the path and the system's reason.
+/// The file operations of the checkpoint room, as an interface: tests use a file system that fails, stops or loses
+/// power at a chosen operation. Every failure is an IoError that names the operation, the path and the system's reason.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +16,11 @@ class WritableFile {
  public:
   virtual ~WritableFile() = default;
 
-  /// Appends all `bytes`, however many calls the system needs. Errors: IoError; for a full disk it says how much was
-  /// wanted and how much is free.
+  /// Appends all `bytes`, however many calls the system needs. Errors: IoError; for a full disk with the needed and the
+  /// free bytes.
   virtual void append(const std::byte* data, std::int64_t bytes) = 0;
 
-  /// Makes what was appended durable. After a failure the file is lost: write a new one, never sync again.
+  /// Makes the appended bytes durable. After a failure the file must not be used or synced again; write a new one.
   virtual void sync() = 0;
 
   virtual void close() = 0;
@@ -36,13 +36,13 @@ class ReadableFile {
   virtual void read(std::int64_t offset, std::byte* out, std::int64_t bytes) const = 0;
 };
 
-/// Held while its object lives, and freed by the system when the process dies.
+/// A lock that is held until the object is destroyed. The system frees it when the process dies.
 class DirectoryLock {
  public:
   virtual ~DirectoryLock() = default;
 };
 
-/// The same for a file of a name that all processes know. No other process can lock it while this object lives.
+/// The same for a file with a fixed name. No other process can lock it while this object exists.
 class FileLock {
  public:
   virtual ~FileLock() = default;
@@ -56,8 +56,8 @@ class FileSystem {
  public:
   virtual ~FileSystem() = default;
 
-  /// Creates a file that must not exist, and asks the system for room for `bytes` at once, so that a full disk is found
-  /// before anything is written. Errors: IoError, which says how much is needed and how much is free.
+  /// Creates a file that must not exist, and reserves space for `bytes` at once, so that a full disk is found before
+  /// anything is written. Errors: IoError with the needed and the free bytes.
   virtual std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) = 0;
 
   /// Opens a regular file; links, pipes and devices are refused.
@@ -75,7 +75,7 @@ class FileSystem {
   /// Renames; an existing file at `to` is replaced, an existing directory with content is an error.
   virtual void rename(const std::string& from, const std::string& to) = 0;
 
-  /// Swaps two directories in one instant. Errors: IoError where the file system cannot.
+  /// Swaps two directories atomically. Errors: IoError where the file system cannot.
   virtual void exchange(const std::string& a, const std::string& b) = 0;
 
   virtual void remove_all(const std::string& path) = 0;
@@ -84,25 +84,27 @@ class FileSystem {
   /// Names in a directory, sorted; empty when there is no such directory.
   virtual std::vector<std::string> list(const std::string& path) = 0;
 
-  /// Locks a directory against other processes; null when somebody else holds it or it is gone.
+  /// Locks a directory against other processes. Null when another process holds the lock or the directory does not
+  /// exist.
   virtual std::unique_ptr<DirectoryLock> try_lock(const std::string& path) = 0;
 
-  /// Locks a file, which is made where it is missing and removed with the object, against other processes, and writes
-  /// `about` into it for them to read. Null when another process has it. Where the file system has no locks the object
-  /// holds nothing, and a warning says so. Within one process lock a path once. Errors: IoError.
+  /// Locks a file against other processes. The file is made if it is missing, and the destructor removes it. `about` is
+  /// written into it for other processes to read. Null when another process has the lock. If the file system has no
+  /// locks, the object holds nothing, and a warning is written. Lock a path only once within a process. Errors:
+  /// IoError.
   virtual std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) = 0;
 
-  /// The path from the root on, with links followed: two names of one directory are the same text.
+  /// The absolute path without symbolic links: two names of one directory give the same text.
   virtual std::string full_path(const std::string& path) = 0;
 };
 
-/// The file system of the machine. Files and directories get the modes that the umask leaves.
+/// The file system of the machine. Files and directories get modes according to the umask.
 FileSystem& system_files();
 
 /// The whole file as text. Errors: IoError, CheckpointError when it is larger than `max_bytes`.
 std::string read_text(FileSystem& files, const std::string& path, std::int64_t max_bytes);
 
-/// Writes and syncs a new file. The directory's entry is the caller's to sync.
+/// Writes and syncs a new file. The caller must sync the directory.
 void write_text(FileSystem& files, const std::string& path, const std::string& text);
 
 }  // namespace zeropage::checkpoint

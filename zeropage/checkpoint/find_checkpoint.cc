@@ -51,12 +51,11 @@ Opened find_sound_step(FileSystem& files, comm::Communicator& communicator, cons
     if (!is_rank0) return paths;
     const std::string hint = latest_hint(files, folder);
     if (!hint.empty() && !files.exists(fmt::format("{}/{}", folder, hint))) {
-      log_warn(fmt::format("passed over, as zeropage.allow_fallback says: '{}', which {} names and which is not there",
+      log_warn(fmt::format("skipped, as zeropage.allow_fallback permits: '{}', which {} names and which is not there",
                            hint, kLatestName));
     }
     for (const auto& step : list_steps(files, folder)) {
-      if (!step.problem.empty())
-        log_warn(fmt::format("passed over, as zeropage.allow_fallback says: {}", step.problem));
+      if (!step.problem.empty()) log_warn(fmt::format("skipped, as zeropage.allow_fallback permits: {}", step.problem));
       if (step.latest) paths += step.path + '\n';
     }
     return paths;
@@ -64,7 +63,7 @@ Opened find_sound_step(FileSystem& files, comm::Communicator& communicator, cons
   std::istringstream paths(listed.front());
   std::string last_error;
   for (std::string path; std::getline(paths, path);) {
-    const std::string failure = fmt::format("{} is not sound", path);
+    const std::string failure = fmt::format("{} is damaged", path);
     try {
       auto step = open_together(files, communicator, failure, [&] { return std::optional(path); });
       run_on_all_ranks(communicator, failure, [&] {
@@ -76,11 +75,11 @@ Opened find_sound_step(FileSystem& files, comm::Communicator& communicator, cons
       return step;
     } catch (const CheckpointError& error) {
       last_error = error.what();
-      if (is_rank0) log_warn(fmt::format("passed over, as zeropage.allow_fallback says: {}", last_error));
+      if (is_rank0) log_warn(fmt::format("skipped, as zeropage.allow_fallback permits: {}", last_error));
     }
   }
   if (last_error.empty()) return nullptr;
-  throw CheckpointError(fmt::format("no checkpoint in {} is sound; the last one tried: {}", folder, last_error));
+  throw CheckpointError(fmt::format("every checkpoint in {} is damaged; the last one tried: {}", folder, last_error));
 }
 
 }  // namespace

@@ -1,14 +1,15 @@
 /// \file
-/// Which step of a folder the ranks load. Rank 0 decides, and what it has read is what all load:
+/// Chooses the checkpoint of a folder that the ranks load. Rank 0 decides, and all ranks load the checkpoint that it
+/// has opened:
 ///
-///   1. Rank 0 chooses a step, opens its manifest and tells the others path and digest.
-///   2. Every other rank opens the manifest at that path and compares the digest. They differ when somebody saves the
-///      same tag again at that moment, when a network file system shows a rank an old state, or when hosts have
-///      different folders of the same name.
-///   3. The opened step is handed to the load, so that nothing is looked up by its name again. A shard file is compared
-///      with the manifest when it is opened.
+///   1. Rank 0 chooses a checkpoint, opens its manifest, and sends path and digest to the others.
+///   2. Every other rank opens the manifest at that path and compares the digest. They differ when the same tag is
+///      saved again at that moment, when a network file system shows a rank an old state, or when hosts have different
+///      folders with the same name.
+///   3. The load uses the opened checkpoint and does not look it up by name again. A shard file is compared with the
+///      manifest when it is opened.
 ///
-/// So all ranks load one step, or all fail with the ranks' names.
+/// So all ranks load the same checkpoint, or all fail with an error that names the ranks.
 #pragma once
 
 #include <memory>
@@ -20,10 +21,10 @@
 
 namespace zeropage::checkpoint {
 
-/// Collective. Opens the tagged step or the newest, the same on every rank; null when there is none. With
-/// `allow_fallback` and without a tag: the newest whose every byte is as it was saved; the ranks verify its shards side
-/// by side, and rank 0 warns of every newer one that is damaged. Errors: CheckpointError on every rank, also when a
-/// rank cannot read what rank 0 has found, or finds another step there.
+/// Collective. Opens the checkpoint with this tag, or the newest one, the same on every rank; null when there is none.
+/// With `allow_fallback` and without a tag: the newest checkpoint without damage. The ranks verify its shards in
+/// parallel, and rank 0 warns of every newer one that is damaged. Errors: CheckpointError on every rank, also when a
+/// rank cannot read the checkpoint that rank 0 has found, or finds another one there.
 std::unique_ptr<Checkpoint> find_checkpoint(FileSystem& files, comm::Communicator& communicator,
                                             const std::string& folder, const std::optional<std::string>& tag,
                                             bool allow_fallback);

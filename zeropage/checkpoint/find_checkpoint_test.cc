@@ -1,4 +1,4 @@
-// Ranks that see different things under one name.
+// Tests of ranks that see different checkpoints under one name.
 #include "zeropage/checkpoint/find_checkpoint.h"
 
 #include <gtest/gtest.h>
@@ -29,7 +29,7 @@ class MeanwhileFiles : public FaultFiles {
   std::function<void()> meanwhile_;
 };
 
-/// Sees another folder under the name of the first, as a host does whose network file system is stale or not mounted.
+/// Opens another folder under the name of the first, like a host whose network file system is stale or not mounted.
 class ElsewhereFiles : public FaultFiles {
  public:
   ElsewhereFiles(std::string from, std::string to)
@@ -48,7 +48,7 @@ struct Loads {
   std::vector<float> contents;  ///< what each rank has read
 };
 
-/// Two ranks load, rank 1 by files of its own.
+/// Two ranks load; rank 1 uses a file system of its own.
 Loads load(const std::string& folder, FileSystem& files_of_rank_1, bool allow_fallback = false) {
   Loads loads;
   loads.contents.resize(2, -1);
@@ -61,14 +61,15 @@ Loads load(const std::string& folder, FileSystem& files_of_rank_1, bool allow_fa
   return loads;
 }
 
-// Catches ranks that load different steps without a word: the tag is saved again between rank 0's look and rank 1's.
+// Catches ranks that load different checkpoints without an error: the tag is saved again after rank 0 and before rank 1
+// opens it.
 TEST(FindStep, ATagThatIsSavedAgainMeanwhileFailsOnAllRanks) {
   for (const auto* tag : {"old", "new"}) {
     const TestFolder folder;
     save_alone(system_files(), folder.path(), "old", 1);
     MeanwhileFiles files("manifest.json", [&] { save_alone(system_files(), folder.path(), tag, 2); });
     const auto loads = load(folder.path(), files);
-    if (std::string(tag) == "new") {  // another step: what rank 0 has chosen is still there
+    if (std::string(tag) == "new") {  // another checkpoint: the one that rank 0 has chosen still exists
       EXPECT_EQ(loads.outcomes, (std::vector<std::string>{"", ""}));
       EXPECT_EQ(loads.contents, (std::vector<float>{1, 1}));
       continue;
@@ -81,8 +82,8 @@ TEST(FindStep, ATagThatIsSavedAgainMeanwhileFailsOnAllRanks) {
   }
 }
 
-// Catches a step that is put together of the manifest of one and the shards of another, and an error that calls it
-// damaged.
+// Catches a load that mixes the manifest of one checkpoint with the shards of another, and an error that calls this
+// damage.
 TEST(FindStep, AStepThatIsReplacedBeforeItsShardsAreOpenedSaysSo) {
   const TestFolder folder;
   save_alone(system_files(), folder.path(), "a", 1);
@@ -92,7 +93,7 @@ TEST(FindStep, AStepThatIsReplacedBeforeItsShardsAreOpenedSaysSo) {
       << loads.outcomes[1];
 }
 
-// Catches hosts that have different folders of one name.
+// Catches hosts that have different folders with one name.
 TEST(FindStep, ARankThatSeesAnotherFolderIsNamed) {
   const TestFolder folder, other;
   save_alone(system_files(), folder.path(), "a", 1);
@@ -109,7 +110,7 @@ TEST(FindStep, ARankThatSeesAnotherFolderIsNamed) {
   }
 }
 
-// Catches a fallback that gives up at the first damaged step, or that ranks take differently.
+// Catches a fallback that stops at the first damaged checkpoint, or that differs between ranks.
 TEST(FindStep, AFallbackIsTheSameStepOnAllRanks) {
   const TestFolder folder;
   for (int i = 1; i <= 3; ++i) save_alone(system_files(), folder.path(), std::to_string(i), static_cast<float>(i));

@@ -20,8 +20,8 @@ constexpr int kIdDigits = 32;
 constexpr std::size_t kMaxClaimed = 16;
 constexpr std::int64_t kMaxLockBytes = 4096;
 
-/// The locks of this process, each with the number of its users: the system's locks do not tell two users within one
-/// process apart.
+/// The locks of this process with their numbers of users, because the system's locks do not distinguish users within
+/// one process.
 class Locks {
  public:
   /// Null when another process has it.
@@ -60,11 +60,11 @@ std::string host_name() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "a host without a name";
 }
 
-/// What the other process wrote about itself.
+/// The description that the other process wrote into the lock file.
 std::string holder(FileSystem& files, const std::string& path) {
   try {
     return json::printable(read_text(files, path, kMaxLockBytes));
-  } catch (const Error&) {  // it has just ended
+  } catch (const Error&) {  // the other process has just ended
     return "another process";
   }
 }
@@ -85,13 +85,14 @@ void TrainingRun::continue_as(const std::string& id) {
 }
 
 void TrainingRun::claim(FileSystem& files, const std::string& folder) {
-  static Locks& locks = *new Locks;  // never destroyed: engines may live until the process has ended
+  static Locks& locks = *new Locks;  // never destroyed: engines may exist until the process ends
   const std::string path = fmt::format("{}/{}", files.full_path(folder), kLockName);
   if (const auto held = claimed_.find(path); held != claimed_.end()) {
     if (!held->second->on_another_file_system()) return;
     throw CheckpointError(fmt::format(
         "{} is on another file system than when this job first saved there: it was unmounted, or something was mounted "
-        "over it. A checkpoint written now would not lie beside the others. Mount it again, or save into another "
+        "over it. A checkpoint written now would not be in the folder of the others. Mount it again, or save into "
+        "another "
         "folder",
         folder));
   }
@@ -103,7 +104,7 @@ void TrainingRun::claim(FileSystem& files, const std::string& folder) {
         folder, holder(files, path), path));
   }
   claimed_.emplace(path, std::move(lock));
-  // Some trainers save every step into a folder of its own, and each lock is an open file.
+  // Some trainers save every checkpoint into a folder of its own, and each lock is an open file.
   if (claimed_.size() > kMaxClaimed)
     claimed_.erase(claimed_.begin()->first == path ? std::next(claimed_.begin()) : claimed_.begin());
 }

@@ -1,14 +1,14 @@
 /// \file
-/// Who saves into a folder. Two jobs in one folder would replace and remove each other's steps, so the first one that
-/// saves holds the folder until it ends, and the second one is refused.
+/// Claims of checkpoint folders. Two jobs in one folder would replace and remove each other's checkpoints. So the first
+/// job that saves claims the folder until it ends, and a second job is refused.
 ///
-///   1. Before its first save a job locks `<folder>/.lock` and writes into it who it is. The system frees the lock when
-///      the process ends, however it ends. Before later saves it looks whether the folder is still on the file system
-///      of that lock.
-///   2. Every step says in its manifest which run saved it. A job that loads a step continues that run. A job that
-///      starts from nothing is a new run. A run removes only its own old steps.
+///   1. Before its first save a job locks `<folder>/.lock` and writes its identity into it. The system frees the lock
+///      when the process ends, in any way. Before later saves the job checks that the folder is still on the file
+///      system of that lock.
+///   2. The manifest of every checkpoint names the run that saved it. A job that loads a checkpoint continues its run.
+///      A job that starts without one is a new run. A run removes only its own old checkpoints.
 ///
-/// Where a file system has no locks, the second rule alone holds.
+/// On a file system without locks only the second rule applies.
 #pragma once
 
 #include <map>
@@ -21,7 +21,7 @@ namespace zeropage::checkpoint {
 
 inline constexpr const char* kLockName = ".lock";
 
-/// A run: one training, over as many restarts as it takes. Steps of it are saved by one process at a time.
+/// A run: one training, including its restarts. One process at a time saves its checkpoints.
 class TrainingRun {
  public:
   /// A new run.
@@ -29,12 +29,12 @@ class TrainingRun {
 
   const std::string& id() const { return id_; }
 
-  /// Goes on with the run that saved a step; an empty id (steps of older releases have none) changes nothing.
+  /// Continues the run that saved a checkpoint. An empty id (checkpoints of older releases have none) changes nothing.
   void continue_as(const std::string& id);
 
-  /// Makes the folder this process's until the object is gone; of more than 16 folders some are let go. Several runs of
-  /// one process may share a folder. Errors: CheckpointError when another process has it, naming that process, and what
-  /// to do, or when the folder is on another file system than when it was claimed; IoError.
+  /// Claims the folder for this process until the object is destroyed. If there are more than 16 folders, some are
+  /// released. Several runs of one process may share a folder. Errors: CheckpointError when another process has it,
+  /// with that process and what to do, or when the folder is on another file system than when it was claimed; IoError.
   void claim(FileSystem& files, const std::string& folder);
 
  private:
@@ -42,7 +42,7 @@ class TrainingRun {
   std::map<std::string, std::shared_ptr<FileLock>> claimed_;
 };
 
-/// So many random hexadecimal digits.
+/// `count` random hexadecimal digits.
 std::string random_digits(int count);
 
 }  // namespace zeropage::checkpoint

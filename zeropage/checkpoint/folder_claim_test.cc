@@ -1,4 +1,4 @@
-// Two jobs and one folder.
+// Tests of two jobs that use one folder.
 #include "zeropage/checkpoint/folder_claim.h"
 
 #include <gtest/gtest.h>
@@ -22,8 +22,8 @@ void save_with(const std::shared_ptr<TrainingRun>& run, const std::string& folde
   save(system_files(), *communicators[0], std::move(request));
 }
 
-// Catches a second job that saves beside the first one, a refusal that does not say who and what to do, and a folder
-// that stays taken after its job was killed.
+// Catches a second job that saves into the folder of the first, a refusal without the other process and without advice,
+// and a folder that stays claimed after its job was killed.
 TEST(FolderClaim, ASecondProcessIsRefusedUntilTheFirstHasEnded) {
   const TestFolder folder;
   const std::string ready = folder.path() + ".ready";
@@ -50,8 +50,8 @@ TEST(FolderClaim, ASecondProcessIsRefusedUntilTheFirstHasEnded) {
   EXPECT_EQ(newest_content(folder.path()), 2);
 }
 
-// Catches two engines of one process that shut each other out, a lock that ends with the first of them, and a file that
-// stays.
+// Catches two engines of one process that refuse each other, a lock that ends with the first of them, and a lock file
+// that remains.
 TEST(FolderClaim, RunsOfOneProcessShareAFolder) {
   const TestFolder folder;
   auto one = std::make_shared<TrainingRun>(), two = std::make_shared<TrainingRun>();
@@ -79,7 +79,7 @@ TEST(FolderClaim, ManyFoldersHoldFewLocks) {
   EXPECT_TRUE(system_files().exists(folder.path() + "/19/.lock"));
 }
 
-// Catches a job that removes the steps of another, and one that goes on with a run and keeps all of it.
+// Catches a job that removes the checkpoints of another, and a job that continues a run and never removes its old ones.
 TEST(FolderClaim, OldStepsAreRemovedByTheirOwnRunAlone) {
   const TestFolder folder;
   const auto one = std::make_shared<TrainingRun>(), two = std::make_shared<TrainingRun>();

@@ -1,7 +1,7 @@
 /// \file
-/// What untrusted bytes reach first: the manifest behind its digest, and the header of a shard. Anything but acceptance
-/// or a CheckpointError is a defect. Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the
-/// tests.
+/// Fuzz targets for the code that reads untrusted bytes first: the manifest after its digest, and the header of a
+/// shard. Any result except success or a CheckpointError is a defect. libFuzzer runs them (fuzz/, make fuzz), and the
+/// tests run them with mutations of the same corpus.
 #pragma once
 
 #include <cstdint>
@@ -16,13 +16,14 @@
 
 namespace zeropage::checkpoint {
 
-/// `body`: what follows the digest's line. The digest is made right, else nothing would come past it.
+/// `body`: the bytes after the line of the digest. The target prepends the right digest, because the reader would
+/// otherwise refuse every input at once.
 inline bool accepts_manifest(std::string_view body) {
   try {
     const auto manifest = manifest_from_text("{\"digest\": \"" + digest128(body) + "\",\n" + std::string(body), "fuzz");
-    // What is accepted can be written, and reads as the same.
+    // A manifest that was accepted must be the same after it was written and read.
     const auto again = manifest_from_text(manifest_to_text(manifest), "fuzz");
-    if (!(again == manifest)) throw std::logic_error("a manifest does not come back as it was");
+    if (!(again == manifest)) throw std::logic_error("a manifest differs after it was written and read");
     return true;
   } catch (const CheckpointError&) {
     return false;

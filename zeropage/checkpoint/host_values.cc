@@ -13,7 +13,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::size_t kMaxDigits = 4000;  // Python reads no longer integers
+constexpr std::size_t kMaxDigits = 4000;  // Python does not read integers with more digits
 
 [[noreturn]] void refuse(const std::string& where, const char* expected, const json& found) {
   const std::string text = found.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -34,14 +34,14 @@ bool is_number(const json& content) {
          text.find_first_not_of("0123456789", sign) == std::string::npos;
 }
 
-/// Of a loader: epoch and entries.
+/// Whether this is the position of a data loader: epoch and entries.
 bool is_position(const json& value) {
   const auto is_count = [](const json& item) { return item.is_number_unsigned(); };
   return value.is_null() ||
          (value.is_array() && value.size() == 2 && std::all_of(value.begin(), value.end(), is_count));
 }
 
-/// Whether Python takes it as a key.
+/// Whether it can be a key of a Python dict.
 bool is_hashable(const json& value) {
   if (const json* tuple = content_of(value, "tuple")) {
     return tuple->is_array() && std::all_of(tuple->begin(), tuple->end(), is_hashable);
@@ -71,7 +71,7 @@ class Checker {
   /// A dict; with `text_keys` one whose keys are all strings.
   void dict(const json& given, const std::string& where, bool text_keys = false) const {
     const json* pairs = content_of(given, "dict");
-    if (pairs == nullptr || !pairs->is_array()) refuse(where, "a value as checkpoint-format.md has it", given);
+    if (pairs == nullptr || !pairs->is_array()) refuse(where, "a value as in checkpoint-format.md", given);
     for (const json& pair : *pairs) {
       if (!pair.is_array() || pair.size() != 2 || !is_hashable(pair[0])) refuse(where, "a pair of key and value", pair);
       if (text_keys && !pair[0].is_string()) refuse(where, "a key that is a string", pair[0]);

@@ -1,4 +1,4 @@
-// Files that somebody has made up.
+// Tests with malicious files.
 #include <gtest/gtest.h>
 #include <malloc.h>
 #include <sys/resource.h>
@@ -16,11 +16,11 @@
 namespace zeropage::checkpoint {
 namespace {
 
-// Catches input that ends the program, is read out of bounds, or is believed although it does not fit together.
+// Catches input that crashes the program, is read out of bounds, or is accepted although it contradicts itself.
 TEST(Hostile, MutatedManifestsAreAcceptedOrRefused) { drive_with_mutations("manifest", accepts_manifest); }
 TEST(Hostile, MutatedShardHeadersAreAcceptedOrRefused) { drive_with_mutations("shard", accepts_shard); }
 
-/// The error of opening and verifying a step in a child process, and the memory that took.
+/// The error of opening and verifying a checkpoint in a child process, and the memory that this took.
 struct Attack {
   std::string error;
   std::int64_t memory_bytes = 0;
@@ -49,8 +49,8 @@ void write_manifest(const std::string& step, const std::string& body) {
   std::ofstream(step + "/manifest.json") << "{\"digest\": \"" << digest128(body) << "\",\n" << body;
 }
 
-// Catches sizes that are believed before they are compared with the file, links that lead out, pipes that block, and
-// JSON that takes many times its size or the whole stack.
+// Catches sizes that are used before they are compared with the file, links out of the folder, pipes that block, and
+// JSON that needs many times its size in memory or the whole stack.
 TEST(Hostile, FilesThatLieAreRefusedWithLittleMemory) {
   const TestFolder folder;
   const std::string step = save_alone(system_files(), folder.path(), "a", 1);

@@ -1,4 +1,4 @@
-// SIGKILL before every system call of a save, on real files.
+// Tests with a SIGKILL before every system call of a save, on real files.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -11,7 +11,8 @@ namespace {
 
 constexpr auto kTimeout = std::chrono::seconds(10);
 
-// Catches a state between old and new, an acknowledged save that is not there, and leftovers that hinder the next save.
+// Catches a mixture of the old and the new checkpoint, an acknowledged save that is missing, and leftovers that stop
+// the next save.
 TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
   std::map<long, int> counts;
   int points = 0;
@@ -38,7 +39,8 @@ TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
   EXPECT_GT(counts[SYS_pwrite64] + counts[SYS_fsync] + counts[SYS_openat], 30);
 }
 
-// Catches the same where another rank lives on: it must notice, and not believe in a step that is not there.
+// Catches the same when another rank survives: it must find the failure, and must not report a checkpoint that does not
+// exist.
 TEST(KillSweep, EveryRankOfTwo) {
   std::map<long, int> counts;
   int points = 0;

@@ -1,5 +1,5 @@
 /// \file
-/// Opening a step and reading from it. Nothing here talks to other ranks.
+/// Opens a checkpoint and reads from it. Nothing here communicates with other ranks.
 #pragma once
 
 #include <memory>
@@ -13,10 +13,10 @@
 
 namespace zeropage::checkpoint {
 
-/// A step whose manifest has been checked. Shard files are opened when they are first needed, and stay open; each is
-/// compared with the manifest then, and every chunk with its digest before its bytes are handed out. So all that is
-/// read is one step, whatever others do to the folder; when they have replaced or removed the step, that is an error
-/// that says so. Memory: one chunk per open shard.
+/// A checkpoint whose manifest has been checked. Shard files are opened when they are first needed, and stay open. Each
+/// is then compared with the manifest, and every chunk is compared with its digest before its bytes are returned. So
+/// all bytes are from one checkpoint, whatever other processes do to the folder. If they have replaced or removed the
+/// checkpoint, the error tells this. Memory: one chunk per open shard.
 class Checkpoint {
  public:
   /// Reads the manifest once. Errors: IoError, CheckpointError.
@@ -25,14 +25,15 @@ class Checkpoint {
   const std::string& path() const { return path_; }
   const Manifest& manifest() const { return manifest_; }
 
-  /// Of the manifest, and with it of every byte of the step: what has the same digest is the same step.
+  /// The digest of the manifest. The manifest has the digests of all shards, so checkpoints with the same digest are
+  /// equal.
   const std::string& digest() const { return digest_; }
 
   /// The record of a tensor, or null.
   const TensorRecord* find(const std::string& tensor) const;
 
-  /// Elements [offset, offset + numel) of a flat tensor, from as many shards as they lie in. Reads only the chunks they
-  /// lie in.
+  /// Reads elements [offset, offset + numel) of a flat tensor, from all shards that hold a part of them. Reads only the
+  /// chunks that contain them.
   /// Errors: IoError and CheckpointError naming file, tensor and offset.
   void read(const TensorRecord& tensor, std::int64_t offset, std::int64_t numel, std::byte* out);
 
@@ -44,9 +45,9 @@ class Checkpoint {
 
  private:
   struct Shard {
-    std::unique_ptr<ShardReader> reader;  ///< null until it is needed
+    std::unique_ptr<ShardReader> reader;  ///< null until the first read
     std::vector<std::pair<const TensorRecord*, std::int64_t>> expected =
-        {};  ///< what the manifest says it holds; elements
+        {};  ///< its tensors by the manifest; in elements
   };
 
   ShardReader& shard(int rank);

@@ -69,7 +69,7 @@ TrainingState training_from_json(const json& value, const std::string& origin) {
   return training;
 }
 
-/// Appends `[first, second, ...]`, each made by `append`.
+/// Appends `[first, second, ...]`; `append` writes each item.
 template <typename Items, typename Append>
 void append_list(std::string& out, const Items& items, const Append& append) {
   out += '[';
@@ -213,7 +213,7 @@ std::string shard_file_name(int rank, int world_size) {
   return fmt::format("shard-{:05}-of-{:05}.safetensors", rank, world_size);
 }
 
-// What lists of steps need is written first, so that they need not read the rest (manifest_summary.h).
+// The values for lists of checkpoints are written first, so that these need not read the rest (manifest_summary.h).
 std::string manifest_to_text(const Manifest& manifest) {
   std::string out = "\"manifest\": {";
   const auto field = [&](const char* name, const json& value) {

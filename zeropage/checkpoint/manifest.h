@@ -1,5 +1,5 @@
 /// \file
-/// The manifest of a step: everything about it that is not tensor data, and where every element of every tensor lies.
+/// The manifest of a checkpoint: everything except tensor data, and the place of every element of every tensor.
 /// `docs/checkpoint-format.md` specifies the document.
 #pragma once
 
@@ -18,7 +18,8 @@ namespace zeropage::checkpoint {
 inline constexpr int kFormatVersion = 1;
 inline constexpr std::int64_t kMaxManifestBytes = std::int64_t{256} << 20;
 inline constexpr int kMaxWorldSize = 65536;
-inline constexpr std::int64_t kMaxSequence = std::int64_t{1} << 53;  ///< what every reader of JSON can hold
+inline constexpr std::int64_t kMaxSequence = std::int64_t{1}
+                                             << 53;  ///< the largest integer that every JSON reader represents exactly
 inline constexpr std::int64_t kDefaultChunkBytes = std::int64_t{1} << 20;
 
 /// The part of a flat tensor that one rank's shard file holds. A rank holds at most one segment of a tensor.
@@ -32,7 +33,7 @@ struct Segment {
 
 struct TensorRecord {
   TensorInfo info;
-  std::vector<Segment> segments;  ///< ascending offsets, without hole or overlap, covering the tensor
+  std::vector<Segment> segments;  ///< in the order of offsets, without gap or overlap, covering the tensor
 
   bool operator==(const TensorRecord&) const = default;
 };
@@ -47,17 +48,17 @@ struct ShardRecord {
 
 struct ParameterRecord {
   std::string name;
-  std::vector<std::string> aliases;  ///< further names of a tied parameter
+  std::vector<std::string> aliases;  ///< other names of a tied parameter
   bool trainable = true;
-  std::int64_t updates = 0;  ///< optimizer steps it has seen
-  /// The dimensions as they lie in memory, outermost first; its tensors have their extents in this order. Empty:
+  std::int64_t updates = 0;  ///< number of its optimizer steps
+  /// The order of the dimensions in memory, outermost first. Its tensors have their extents in this order. Empty:
   /// row-major.
   std::vector<std::int64_t> order = {};
 
   bool operator==(const ParameterRecord&) const = default;
 };
 
-/// Where the training stands.
+/// The progress of the training.
 struct TrainingState {
   std::int64_t global_steps = 0;
   std::int64_t skipped_steps = 0;
@@ -66,16 +67,16 @@ struct TrainingState {
   std::optional<std::int64_t> schedule_iteration;
   std::optional<optim::LossScaleState> loss_scale;
   std::optional<std::int64_t>
-      samples;  ///< of all ranks, in all steps; absent in steps of older releases and imported ones
+      samples;  ///< of all ranks, in all steps; empty in imported checkpoints and those of older releases
 
   bool operator==(const TrainingState&) const = default;
 };
 
 struct Manifest {
   std::string library_version;
-  std::string run;  ///< which training saved it; empty: an older release wrote it
+  std::string run;  ///< the run that saved it; empty: written by an older release
   std::string tag;
-  std::int64_t sequence = 0;  ///< counts the saves of a folder, so that the newest is known without clocks
+  std::int64_t sequence = 0;  ///< counts the saves of a folder, to find the newest without clocks
   bool latest = true;         ///< false: saved beside the line of steps, never taken as the newest
   int world_size = 1;
   int stage = 0;
@@ -86,7 +87,7 @@ struct Manifest {
   std::vector<TensorRecord> tensors;
   TrainingState training;
   std::string config_json = "{}";  ///< the effective configuration, for people
-  std::string host_json = "{}";    ///< what the language above adds: client state, scheduler, random generators
+  std::string host_json = "{}";    ///< added by Python or C++: client state, scheduler, random generators
 
   bool operator==(const Manifest&) const = default;
 };
@@ -97,7 +98,7 @@ std::string shard_file_name(int rank, int world_size);
 /// The document, with its digest.
 std::string manifest_to_text(const Manifest& manifest);
 
-/// The part of a document that its digest covers, once it has been compared with it. Errors: CheckpointError naming
+/// Compares a document with its digest, and returns the part that the digest covers. Errors: CheckpointError naming
 /// `origin`.
 std::string_view manifest_body(std::string_view text, const std::string& origin);
 
@@ -107,7 +108,7 @@ std::string manifest_digest(std::string_view text);
 /// Refuses manifests of other formats and versions. Errors: CheckpointError naming `origin`.
 void check_format(const ObjectReader& reader, const std::string& origin);
 
-/// Which run saved the step; empty where an older release did.
+/// The run that saved the checkpoint; empty for older releases.
 std::string read_run(const ObjectReader& reader);
 
 /// Reads and checks a document: digest, types, ranges, names, shapes without overflow, segments that cover each tensor

@@ -16,8 +16,8 @@ namespace {
 
 using nlohmann::json;
 
-/// Builds only the values of a manifest that are neither long lists nor what others put there, and the sizes of the
-/// shards.
+/// Builds only the small values of a manifest that we write ourselves, and the sizes of the shards: no long lists, and
+/// no values of the program.
 class Scanner : public nlohmann::json_sax<json> {
  public:
   Scanner(const std::string& origin) : origin_(origin) {}
@@ -39,7 +39,7 @@ class Scanner : public nlohmann::json_sax<json> {
 
   bool key(string_t& name) override {
     path_.back() = name;
-    // Every value that is needed has been seen: releases that write `run` write the lists last.
+    // All needed values have been read: releases that write `run` write the lists last.
     return !(path_.size() == kFieldDepth && path_[0] == "manifest" && name == "parameters" && head.contains("run") &&
              head.contains("shards"));
   }
@@ -78,7 +78,7 @@ class Scanner : public nlohmann::json_sax<json> {
   }
 
   const std::string& origin_;
-  std::vector<std::string> path_;  ///< the keys down to the present place; of a list, an empty text
+  std::vector<std::string> path_;  ///< the keys of the current position; an empty string for a list
 };
 
 }  // namespace
@@ -108,7 +108,7 @@ std::int64_t claimed_sequence(std::string_view text) {
   const char* first = text.data() + at + kKey.size();
   std::int64_t sequence = -1;
   const auto [end, error] = std::from_chars(first, text.data() + text.size(), sequence);
-  // The digits must end within the text, else some may be missing.
+  // The digits must end before the end of the text, otherwise some may be missing.
   const bool whole = error == std::errc() && end != text.data() + text.size() && (*end == ',' || *end == '}');
   return whole && sequence >= 0 && sequence <= kMaxSequence ? sequence : -1;
 }

@@ -1,6 +1,6 @@
 /// \file
-/// The few values of a manifest that a list of steps needs, without its tensors: a folder may have many steps, and a
-/// step hundreds of thousands of tensors.
+/// The few values of a manifest for a list of checkpoints, without its tensors: a folder may have many checkpoints, and
+/// a checkpoint hundreds of thousands of tensors.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,13 @@ struct ManifestSummary {
   std::int64_t shard_bytes = 0;  ///< of all shards
 };
 
-/// Compares the digest and reads these values. The rest is checked only when the step is opened (manifest_from_text).
-/// Cost: memory speed for the digest; parsing ends where the lists of parameters begin, except for manifests of older
-/// releases. Errors: CheckpointError naming `origin`.
+/// Compares the digest and reads these values. The rest is checked only when the checkpoint is opened
+/// (manifest_from_text).
+/// Cost: memory speed for the digest; parsing stops at the lists of parameters, except for manifests of older releases.
+/// Errors: CheckpointError naming `origin`.
 ManifestSummary summary_from_text(std::string_view text, const std::string& origin);
 
-/// The sequence that a manifest claims although it is damaged; -1 when nothing like one is there.
+/// The sequence in a damaged manifest, unverified; -1 when there is none.
 std::int64_t claimed_sequence(std::string_view text);
 
 }  // namespace zeropage::checkpoint

@@ -29,11 +29,11 @@ Manifest example() {
                       {{"value/empty", "F32", {0, 9}}, {}}};
   manifest.training = {10, 2, 1, 20, 9, optim::LossScaleState{65536.0, 12, 3, 2}, 640};
   manifest.config_json = R"({"train_batch_size":8})";
-  manifest.host_json = R"({"client":[1,"x",null]})";  // as any value
+  manifest.host_json = R"({"client":[1,"x",null]})";  // any value is allowed
   return manifest;
 }
 
-/// `text` with `from` replaced by `to`, and the digest made right again: what an attacker or a bug would write.
+/// `text` with `from` replaced by `to` and a new, right digest, as an attacker or a bug would write it.
 std::string forged(const std::string& from, const std::string& to) {
   const std::string text = manifest_to_text(example());
   std::string body = text.substr(text.find('\n') + 1);
@@ -52,7 +52,7 @@ std::string refusal(const std::string& text) {
   return "";
 }
 
-// Catches a field that is written and not read, or the other way round.
+// Catches a field that is written but not read, or read but not written.
 TEST(Manifest, ComesBackAsItWas) { EXPECT_EQ(manifest_from_text(manifest_to_text(example()), "file"), example()); }
 
 // Catches bytes that the digest does not cover.
@@ -115,7 +115,7 @@ TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
   }
 }
 
-/// As older releases wrote it: keys in the order of the alphabet, and no run.
+/// A manifest as older releases wrote it: keys in alphabetical order, and no run.
 std::string in_the_old_order(const Manifest& manifest) {
   const std::string text = manifest_to_text(manifest);
   auto document = nlohmann::json::parse(text);
@@ -124,7 +124,7 @@ std::string in_the_old_order(const Manifest& manifest) {
   return "{\"digest\": \"" + digest128(body) + "\",\n" + body;
 }
 
-// Catches a summary that differs from the manifest it is of, and steps of older releases that cannot be read any more.
+// Catches a summary that differs from its manifest, and checkpoints of older releases that cannot be read any more.
 TEST(ManifestSummary, SaysWhatTheManifestSays) {
   auto manifest = example();
   for (const auto& text : {manifest_to_text(manifest), in_the_old_order(manifest)}) {
@@ -143,7 +143,7 @@ TEST(ManifestSummary, SaysWhatTheManifestSays) {
   }
 }
 
-// Catches a list of steps that believes what has no right digest, or values of other types.
+// Catches a list of checkpoints that accepts wrong digests, or values of wrong types.
 TEST(ManifestSummary, DamagedManifestsAreRefused) {
   const auto refused = [](const std::string& text) {
     try {

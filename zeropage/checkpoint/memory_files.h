@@ -1,10 +1,10 @@
 /// \file
-/// For tests: a file system in memory that knows what a power cut may leave of it.
+/// For tests: a file system in memory that simulates the effects of power cuts.
 ///
-/// What is durable: the bytes of a file as of its last sync, and the names of a directory as of its last sync. What
-/// came after may be there or not, each piece for itself: of a file nothing, all, a part, or all but a part of what was
-/// written since; and every change of names (a creation, a rename, a removal) happened or did not, whatever came after
-/// it. That is weaker than file systems with a journal, which keep an order.
+/// Durable are the bytes of a file at its last sync, and the names of a directory at its last sync. Every later change
+/// may be lost or not, independently of the others: of later writes to a file nothing, all, a part, or all except a
+/// part remains; and each later change of names (a creation, a rename, a removal) happened or did not. File systems
+/// with a journal guarantee more, because they keep an order.
 #pragma once
 
 #include <algorithm>
@@ -27,7 +27,7 @@ namespace zeropage::checkpoint {
 
 class MemoryFiles : public FileSystem {
  public:
-  /// `before`: called before every operation that changes something, with the file system as it is.
+  /// `before`: called before every operation that changes something, with the current file system.
   explicit MemoryFiles(std::function<void(const MemoryFiles&)> before = nullptr) : before_(std::move(before)) {
     nodes_.push_back({true, {}, {}, {}});
   }
@@ -36,8 +36,8 @@ class MemoryFiles : public FileSystem {
 
   std::size_t pending_names() const { return pending_.size(); }
 
-  /// What is there after a power cut: `kept` says for each pending change of names whether it happened; `random`
-  /// decides about files.
+  /// The file system after a power cut. `kept`: for each pending change of names, whether it happened; `random` decides
+  /// about the files.
   MemoryFiles after_power_cut(const std::vector<bool>& kept, std::mt19937& random) const {
     MemoryFiles cut;
     cut.nodes_ = nodes_;
@@ -54,7 +54,7 @@ class MemoryFiles : public FileSystem {
     return cut;
   }
 
-  /// Names and contents of all that is there: the same text for the same tree.
+  /// Names and contents of all files and folders, as text: the same for the same tree.
   std::string tree(std::size_t node = 0) const {
     if (!nodes_[node].directory) return digest128(nodes_[node].content);
     std::string text = "{";
@@ -62,7 +62,7 @@ class MemoryFiles : public FileSystem {
     return text + "}";
   }
 
-  /// The bytes of a file, to be damaged.
+  /// The bytes of a file, for tests that damage it.
   std::string& content(const std::string& path) { return nodes_[find(path)].content; }
 
   std::unique_ptr<WritableFile> create(const std::string& path, std::int64_t bytes) override {
@@ -125,7 +125,7 @@ class MemoryFiles : public FileSystem {
     return names;
   }
   std::unique_ptr<DirectoryLock> try_lock(const std::string& path) override {
-    return exists(path) ? std::make_unique<DirectoryLock>() : nullptr;  // the other holder died with the power
+    return exists(path) ? std::make_unique<DirectoryLock>() : nullptr;  // the power cut ended the other holder
   }
 
   std::unique_ptr<FileLock> try_lock_file(const std::string& path, const std::string& about) override {
@@ -147,7 +147,7 @@ class MemoryFiles : public FileSystem {
     std::string durable;  ///< its content at the last sync
     std::map<std::string, std::size_t> names;
   };
-  /// From now on `name` in `directory` is `node`; kNone: it is gone.
+  /// A change: `name` in `directory` is now `node`; kNone: it is removed.
   struct Name {
     std::size_t directory;
     std::string name;

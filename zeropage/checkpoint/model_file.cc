@@ -22,7 +22,7 @@ using nlohmann::json;
 
 constexpr std::int64_t kFileChunkBytes = std::int64_t{1} << 20;
 
-/// The buffers, as check_host has found them: {"dict": [[name, {"tensor": record}], ...]}.
+/// Adds the buffers; check_host has checked their form: {"dict": [[name, {"tensor": record}], ...]}.
 void add_buffers(const Checkpoint& step, std::vector<ModelTensor>& out) {
   const json host = parse_untrusted(step.manifest().host_json, step.path());
   if (!host.contains("buffers") || host["buffers"].is_null()) return;
@@ -32,7 +32,7 @@ void add_buffers(const Checkpoint& step, std::vector<ModelTensor>& out) {
   }
 }
 
-/// Element (i0, i1, ...) of a tensor whose extents lie in `order`, for every one of its own row-major order.
+/// Converts a tensor whose dimensions are stored in `order` to row-major order.
 std::vector<std::byte> in_row_major(const ModelTensor& tensor, const std::vector<std::byte>& stored,
                                     std::int64_t element) {
   const std::size_t dims = tensor.shape.size();
@@ -57,7 +57,7 @@ std::vector<std::byte> in_row_major(const ModelTensor& tensor, const std::vector
   return out;
 }
 
-/// Hands out a tensor of a step piece by piece, in another type where asked to.
+/// Reads a tensor of a checkpoint piece by piece, converted to another type if requested.
 class Source {
  public:
   Source(Checkpoint& step, ModelTensor tensor, const TensorRecord& record, const std::string& dtype)
@@ -66,7 +66,7 @@ class Source {
     to_bytes_ = dtype_bytes(dtype, step.path());
   }
 
-  /// As ReadBytes; pieces are whole elements, since files hold tensors by element size.
+  /// As ReadBytes. Pieces are whole elements, because files order tensors by element size.
   void read(std::int64_t begin, std::byte* out, std::int64_t bytes) {
     const std::int64_t offset = begin / to_bytes_, numel = bytes / to_bytes_;
     if (to_ == record_.info.dtype) return read_stored(offset, numel, out);
@@ -99,7 +99,7 @@ class Source {
   std::int64_t from_bytes_ = 0, to_bytes_ = 0;
   std::vector<std::byte> raw_, whole_;
   std::vector<float> values_;
-  std::vector<float> result_;  // room for any of the types, aligned for all
+  std::vector<float> result_;  // large enough and aligned for all types
 };
 
 std::int64_t bytes_of(const LocalTensor& tensor) { return tensor.numel * dtype_bytes(tensor.info.dtype, ""); }
@@ -148,7 +148,7 @@ std::string index_of(const std::vector<std::vector<LocalTensor>>& parts, const s
   return json{{"metadata", {{"total_size", total}}}, {"weight_map", std::move(places)}}.dump(2) + "\n";
 }
 
-/// Removes what an export that failed has made.
+/// Removes the files of a failed export.
 class MadeFiles {
  public:
   explicit MadeFiles(FileSystem& files) : files_(files) {}
@@ -157,7 +157,7 @@ class MadeFiles {
       try {
         files_.remove_all(path);
       } catch (const Error& error) {
-        log_warn(fmt::format("a file that is not complete stays behind: {}", error.what()));
+        log_warn(fmt::format("an incomplete file was not removed: {}", error.what()));
       }
     }
   }

@@ -31,8 +31,7 @@ LocalTensor local_values(TensorInfo info, const std::vector<T>& values) {
 
 constexpr float kFine = 1.0f + 1.0f / 4096;  // not a bf16
 
-/// A bf16 model: "turned" [3, 2] that lies in memory as its transpose, with a master; "frozen"; and a buffer of
-/// integers.
+/// A bf16 model: "turned" [3, 2], stored as its transpose, with a master; "frozen"; and a buffer of integers.
 std::string save_model(const std::string& folder, const std::string& tag, float frozen) {
   SaveRequest request;
   request.folder = folder;
@@ -73,7 +72,7 @@ struct ExportedFile {
   std::map<std::string, StoredTensor> tensors;
 };
 
-// Catches values that are rounded, turned, or taken from optimizer state, and buffers that are forgotten.
+// Catches values that are rounded, transposed, or taken from optimizer state, and missing buffers.
 TEST(Export, WritesTheModelInItsShapesFromTheMostPreciseValues) {
   const TestFolder folder;
   Checkpoint step(system_files(), save_model(folder.path(), "a", 0.5f));
@@ -87,7 +86,7 @@ TEST(Export, WritesTheModelInItsShapesFromTheMostPreciseValues) {
   EXPECT_EQ(file.values<std::int64_t>("seen"), (std::vector<std::int64_t>{7, 8}));
 }
 
-// Catches a second rounding, types that stay, a split that loses tensors, and files that are replaced.
+// Catches a second rounding, types that are not converted, a split that loses tensors, and files that are replaced.
 TEST(Export, ConvertsSplitsAndReplacesNothing) {
   const TestFolder folder;
   Checkpoint step(system_files(), save_model(folder.path(), "a", 0.5f));
@@ -103,7 +102,7 @@ TEST(Export, ConvertsSplitsAndReplacesNothing) {
   EXPECT_THROW(export_model(system_files(), step, options), IoError);
 }
 
-// Catches half an export that looks like a whole one: each operation fails once.
+// Catches an incomplete export that looks complete: each operation fails once.
 TEST(Export, AFailureLeavesNoFile) {
   const TestFolder folder;
   Checkpoint step(system_files(), save_model(folder.path(), "a", 0.5f));
@@ -125,7 +124,7 @@ TEST(Export, AFailureLeavesNoFile) {
   EXPECT_GT(failures, 8);
 }
 
-// Catches a difference that is not seen, and one that is not there.
+// Catches a missed difference, and a reported one that does not exist.
 TEST(Diff, FindsWhatDiffersAndNothingElse) {
   const TestFolder folder;
   Checkpoint a(system_files(), save_model(folder.path(), "a", 0.5f));
@@ -149,8 +148,9 @@ std::vector<std::string> visible(FileSystem& files, const std::string& folder) {
   return names;
 }
 
-// Catches an export that looks complete before it is: killed at any operation it must leave no name that a loader would
-// take, or whole files, the index last; and the next export into the same folder works and leaves nothing of it behind.
+// Catches an export that looks complete before it is: after a kill at any operation there must be no file that a loader
+// would use, or only complete files, with the index last; and the next export into the same folder must work and remove
+// the remains.
 TEST(Export, KilledAtAnyOperationItLeavesNothingThatLoads) {
   for (const std::int64_t max_file_bytes : {std::int64_t{1} << 30, std::int64_t{1}}) {
     const TestFolder source;

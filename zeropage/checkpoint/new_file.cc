@@ -23,7 +23,8 @@ namespace {
 constexpr std::int64_t kWriteBehindBytes = std::int64_t{8} << 20;
 constexpr int kBuffers = 4;
 constexpr std::int64_t kBufferBytes = std::int64_t{4} << 20;
-constexpr std::int64_t kLookMs = 1000;  // how often a wait for the drive looks up; it waits as long as write() would
+constexpr std::int64_t kLookMs =
+    1000;  // the longest sleep of a wait for the drive; the wait itself has no limit, like write()
 
 [[noreturn]] void fail_for_room(const std::string& path, std::int64_t written, std::int64_t wanted, int error) {
   const std::int64_t free_bytes = io::free_bytes(path);
@@ -34,12 +35,12 @@ constexpr std::int64_t kLookMs = 1000;  // how often a wait for the drive looks 
 
 bool is_lack_of_room(int error) { return error == ENOSPC || error == EDQUOT || error == EFBIG; }
 
-/// Through the page cache.
+/// A file written through the page cache.
 class CachedFile : public WritableFile {
  public:
   CachedFile(const std::string& path, std::int64_t bytes)
       : path_(path), file_(open_file(path, O_WRONLY | O_CREAT | O_EXCL)), wanted_(bytes) {
-    // Not every file system can; where it cannot a full disk is found later.
+    // Not every file system supports it. Where it is not supported, a full disk is found later.
     if (bytes > 0 && ::fallocate(file_.get(), 0, 0, bytes) != 0 && is_lack_of_room(errno)) {
       fail_for_room(path_, 0, bytes, errno);
     }
@@ -73,10 +74,10 @@ class CachedFile : public WritableFile {
     fail("write", path_, error);
   }
 
-  std::int64_t written_ = 0;  ///< where the next append goes
+  std::int64_t written_ = 0;  ///< the offset of the next append
 
  private:
-  /// The disk starts on what is there, so that sync() does not wait for all of it. Nothing is waited for here.
+  /// Lets the disk start to write the bytes so far, so that sync() does not wait for all of them. Does not wait.
   void start_write_behind() {
     const int result = ::sync_file_range(file_.get(), started_, written_ - started_, SYNC_FILE_RANGE_WRITE);
     if (result != 0 && errno != ENOSYS && errno != EINVAL && errno != ESPIPE) fail("write", path_, errno);
@@ -86,7 +87,7 @@ class CachedFile : public WritableFile {
   std::string path_;
   Descriptor file_;
   std::int64_t wanted_;
-  std::int64_t started_ = 0;  ///< the disk has been told of the bytes before
+  std::int64_t started_ = 0;  ///< the disk was asked to write the bytes before this offset
 };
 
 /// Steps 2 and 3 for a large file.
@@ -102,11 +103,11 @@ class DirectFile : public CachedFile {
     for (int buffer = 1; buffer < kBuffers; ++buffer) free_.push_back(buffer);
   }
 
-  /// What is under way still uses the buffers.
+  /// Running requests still use the buffers.
   ~DirectFile() override {
     try {
       while (under_way_ > 0) work_off({}, kLookMs);
-    } catch (const Error&) {  // somebody has been told of the first
+    } catch (const Error&) {  // the first error was already reported
     }
   }
 
@@ -160,7 +161,7 @@ class DirectFile : public CachedFile {
     work_off({&requests_[buffer], 1}, 0);
   }
 
-  /// Hands over requests, and settles what has completed. Errors: the first of what failed.
+  /// Starts requests, and handles completed ones. Errors: that of the first failed request.
   void work_off(std::span<const io::Request> requests, std::int64_t timeout_ms) {
     std::vector<io::Completion> done;
     queue_->exchange(requests, done, timeout_ms);
@@ -174,7 +175,7 @@ class DirectFile : public CachedFile {
       request.memory += moved;
       request.offset += moved;
       request.bytes -= moved;
-      // Whatever is not a whole block any more, or is refused as such, goes through the page cache.
+      // Parts that are not whole blocks any more, or that direct I/O refuses, are written through the page cache.
       const bool refused = result == -EINVAL && !cached_[tag] && set_direct(false);
       cached_[tag] = cached_[tag] || refused;
       if (request.bytes == 0) {

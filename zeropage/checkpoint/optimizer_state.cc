@@ -18,7 +18,7 @@ constexpr std::array<std::pair<StateForm, const char*>, 4> kForms = {{{StateForm
                                                                       {StateForm::kWhole, "torch_value"}}};
 constexpr const char* kStep = "step";
 
-/// "exp_avg", ...: of all kinds of optimizers that the engine has.
+/// The names of states ("exp_avg", ...) of all optimizers of the engine.
 const std::set<std::string, std::less<>>& engine_states() {
   static const auto all = [] {
     std::set<std::string, std::less<>> names;
@@ -80,7 +80,8 @@ std::vector<StateEntry> SavedOptimizerStates::for_object(const std::string& para
         parameter, entries.front().key));
   }
   const std::int64_t updates = record->second->updates;
-  // SGD's first momentum is the gradient, and there is none before it. The others count their steps.
+  // SGD's first momentum is the gradient, so before the first update there is none. The other optimizers count their
+  // steps.
   if (entries.front().key == "momentum_buffer") return updates == 0 ? std::vector<StateEntry>{} : entries;
   entries.push_back({StateForm::kScalar, kStep, nullptr, updates});
   return entries;
@@ -99,7 +100,7 @@ std::int64_t SavedOptimizerStates::updates(const ParameterRecord& parameter,
   const auto& entries = of_object(parameter);
   const auto count = std::ranges::find(entries, kStep, &StateEntry::key);
   if (count != entries.end()) return read(*count->tensor);
-  // SGD keeps no count; a momentum that is there is not the first one.
+  // SGD keeps no count. If there is a momentum, at least one update was made.
   return entries.empty() ? parameter.updates : std::max<std::int64_t>(parameter.updates, 1);
 }
 

@@ -1,8 +1,8 @@
 /// \file
-/// What a checkpoint has of the optimizer's state of a parameter, whoever saved it. The engine's own update saves
-/// "exp_avg/NAME" and counts updates in the manifest. Objects of torch.optim save "torch.exp_avg/NAME" and counts of
-/// their own ("torch_scalar.step/NAME"). For Adam, AdamW, Adagrad and SGD both mean the same, so that each side reads
-/// what the other has saved. Anything else is refused by name.
+/// The optimizer state of a parameter in a checkpoint, whether the engine's update or an optimizer object saved it. The
+/// engine's own update saves "exp_avg/NAME" and counts updates in the manifest. Objects of torch.optim save
+/// "torch.exp_avg/NAME" and counts of their own ("torch_scalar.step/NAME"). For Adam, AdamW, Adagrad and SGD both have
+/// the same meaning, so each can read what the other has saved. Other states are refused by name.
 #pragma once
 
 #include <cstdint>
@@ -17,17 +17,18 @@
 
 namespace zeropage::checkpoint {
 
-/// How a checkpoint calls what an object keeps, before the key: "torch", "torch_scalar", "torch_number", "torch_value".
+/// The prefix in a checkpoint for the state of an optimizer object: "torch", "torch_scalar", "torch_number",
+/// "torch_value".
 enum class StateForm {
-  kElements,  ///< a tensor by the element
+  kElements,  ///< an elementwise tensor
   kScalar,    ///< a tensor of one element, for the whole parameter
   kNumber,    ///< a number for the whole parameter
-  kWhole      ///< all that an optimizer keeps of a parameter which it gets whole; it has no key
+  kWhole      ///< everything that an optimizer keeps of a parameter that it gets whole; without a key
 };
 
 struct StateEntry {
   StateForm form = StateForm::kElements;
-  std::string key;                       ///< as torch.optim calls it
+  std::string key;                       ///< its name in torch.optim
   const TensorRecord* tensor = nullptr;  ///< null: `updates` is the value
   std::optional<std::int64_t> updates = {};
 };
@@ -37,23 +38,25 @@ class SavedOptimizerStates {
   /// `step` must outlive it. Cost: one pass over the names of its tensors.
   explicit SavedOptimizerStates(const Checkpoint& step);
 
-  /// For an object that PyTorch or libtorch runs: what there is of a parameter, by any of its names. What the engine
-  /// has saved comes as torch.optim's classes keep it. Empty: nothing.
-  /// `is_torchs`: the object is of such a class. Errors: CheckpointError where it is not, and the engine has saved.
+  /// For an optimizer object of PyTorch or libtorch: the saved state of a parameter, by any of its names. State that
+  /// the engine has saved is converted to the form of torch.optim's classes. Empty: there is none. `is_torchs`: the
+  /// object is of such a class. Errors: CheckpointError when it is not and the engine has saved the state.
   std::vector<StateEntry> for_object(const std::string& parameter, bool is_torchs) const;
 
   /// For the engine's own update: the tensor of a state that it keeps ("exp_avg"), or null.
   const TensorRecord* for_engine(const ParameterRecord& parameter, const std::string& state) const;
 
-  /// The same: the updates that the parameter has seen. `read`: the one element of a tensor.
+  /// For the engine's own update: the number of updates of the parameter. `read`: reads a tensor of one element.
   std::int64_t updates(const ParameterRecord& parameter,
                        const std::function<std::int64_t(const TensorRecord&)>& read) const;
 
-  /// The same: the first state of an object that the engine does not keep, which keeps `states`; nullopt: none.
+  /// For an engine's update that keeps `states`: the first saved state of an object that it does not have; nullopt:
+  /// none.
   std::optional<std::string> unknown_to_engine(const ParameterRecord& parameter,
                                                const std::vector<std::string>& states) const;
 
-  /// Whether the parameter may have no state because it has had no gradient: objects make theirs at the first one.
+  /// Whether the parameter may have no state because it has had no gradient: objects make the state at the first
+  /// gradient.
   bool may_begin(const ParameterRecord& parameter) const { return parameter.updates == 0 && !engine_saved_; }
 
  private:

@@ -1,4 +1,4 @@
-// Power cuts at every point of a save, and damage to what was saved.
+// Tests with power cuts at every point of a save, and with damaged checkpoints.
 #include <gtest/gtest.h>
 
 #include <iostream>
@@ -14,7 +14,7 @@ namespace {
 constexpr std::int64_t kRows = 500;
 
 void save_in(FileSystem& files, const std::string& tag, float content, std::int64_t keep_last = 0, int world = 1) {
-  // One rank tries hundreds of power cuts within an operation that the other waits for.
+  // One rank simulates hundreds of power cuts within one operation, and the other rank waits for it.
   auto communicators = comm::make_thread_communicators(world, std::chrono::minutes(2));
   std::vector<std::thread> ranks;
   for (int rank = 0; rank < world; ++rank) {
@@ -35,7 +35,7 @@ struct Scenario {
   int world;
 };
 
-/// Counts and checks the states that a power cut may leave.
+/// Counts and checks the possible states after a power cut.
 class Cuts {
  public:
   void try_all(const MemoryFiles& files) {
@@ -49,7 +49,8 @@ class Cuts {
       for (int variant = 0; variant < 20; ++variant) {
         ++states;
         MemoryFiles left = files.after_power_cut(kept, random_);
-        if (!seen_.emplace(acknowledged, left.tree()).second) continue;  // most cuts leave what another one has left
+        if (!seen_.emplace(acknowledged, left.tree()).second)
+          continue;  // most cuts leave the same state as another one
         const std::string wrong = problem(std::move(left));
         if (!wrong.empty() && first_problem.empty()) first_problem = wrong;
       }
@@ -58,8 +59,8 @@ class Cuts {
 
   std::size_t different_states() const { return seen_.size(); }
 
-  int states = 0;             ///< with those that are the same
-  bool acknowledged = false;  ///< the save has returned: only the new step will do
+  int states = 0;             ///< including equal ones
+  bool acknowledged = false;  ///< the save has returned: only the new checkpoint is right
   std::string first_problem;
 
  private:
@@ -68,7 +69,7 @@ class Cuts {
       const float found = newest_in(left);
       if (found != 2 && (found != 1 || acknowledged)) return "found " + std::to_string(found);
       save_in(left, "after", 9);
-      if (newest_in(left) != 9) return "the next save is not found";
+      if (newest_in(left) != 9) return "the next save was not found";
       for (const auto& name : left.list("/c")) {
         if (name.front() == '.') return "a leftover stays: " + name;
       }
@@ -82,7 +83,7 @@ class Cuts {
   std::set<std::pair<bool, std::string>> seen_;
 };
 
-/// Saves over an old step, with a power cut at every point.
+/// Replaces an old checkpoint, with a power cut at every point.
 Cuts cuts_of(MemoryFiles& files, std::function<void(const MemoryFiles&)>& before, const Scenario& scenario) {
   Cuts cuts;
   files.make_directories("/c");
@@ -96,8 +97,8 @@ Cuts cuts_of(MemoryFiles& files, std::function<void(const MemoryFiles&)>& before
   return cuts;
 }
 
-// Catches a sync that is missing (each file's, the step's directory's, the folder's), an order in which the old step
-// goes before the new one is safe, and leftovers that hinder the next save.
+// Catches a missing sync (of each file, of the checkpoint's directory, of the folder), an order that removes the old
+// checkpoint before the new one is durable, and leftovers that stop the next save.
 TEST(PowerCut, LeavesTheOldOrTheNewStepAndAnAcknowledgedOneAlways) {
   int states = 0;
   std::size_t different = 0;
@@ -116,7 +117,7 @@ TEST(PowerCut, LeavesTheOldOrTheNewStepAndAnAcknowledgedOneAlways) {
   EXPECT_GE(different, 200u);
 }
 
-/// Syncs some things only in word.
+/// A file system on which some syncs do nothing.
 class LyingFiles : public MemoryFiles {
  public:
   LyingFiles(std::function<void(const MemoryFiles&)> before, std::string lie)
@@ -133,7 +134,7 @@ class LyingFiles : public MemoryFiles {
   std::string lie_;
 };
 
-// Catches a sweep that finds nothing because it cannot.
+// Catches a sweep that cannot find a missing sync.
 TEST(PowerCut, TheSweepFindsEachSyncThatIsMissing) {
   for (const std::string lie : {"file", "step", "folder"}) {
     std::function<void(const MemoryFiles&)> before;
@@ -154,7 +155,7 @@ bool loads(MemoryFiles& files) {
   }
 }
 
-// Catches a byte that no digest covers, in a step of several shards and many chunks.
+// Catches a byte that no digest covers, in a checkpoint with several shards and many chunks.
 TEST(Damage, TenThousandRandomBitFlipsAreRefused) {
   MemoryFiles files;
   files.make_directories("/c");
@@ -174,7 +175,7 @@ TEST(Damage, TenThousandRandomBitFlipsAreRefused) {
   ASSERT_TRUE(loads(files));
 }
 
-// Catches files of another step or rank that pass for this one's.
+// Catches files of another checkpoint or rank that are accepted.
 TEST(Damage, SwappedMissingAndForeignFilesAreRefused) {
   MemoryFiles files;
   files.make_directories("/c");

@@ -1,5 +1,6 @@
-// The power fails before every system call by which a save changes files, on a real file system: ext4 in a file,
-// mounted through a loop device and shut down without its journal being written, which loses what a power cut would.
+// Tests with a power failure before every system call of a save that changes files, on a real file system: ext4 in a
+// file, mounted through a loop device and shut down without writing its journal, which loses the same data as a power
+// cut.
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/ioctl.h>
@@ -15,7 +16,7 @@ namespace {
 
 constexpr auto kTimeout = std::chrono::seconds(10);
 constexpr std::int64_t kImageBytes = std::int64_t{8} << 20;
-constexpr std::int64_t kLargeRows = 2'000'000;                      // 24 MB: written past the page cache
+constexpr std::int64_t kLargeRows = 2'000'000;                      // 24 MB: written with direct I/O
 constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);  // EXT4_IOC_SHUTDOWN
 constexpr std::uint32_t kWithoutJournal = 2;                        // EXT4_GOING_FLAGS_NOLOGFLUSH
 
@@ -37,9 +38,9 @@ class Image {
   bool made() const { return made_; }
   const std::string& path() const { return mount_; }
 
-  /// Starts again with what the base holds.
+  /// Restores the image from the base.
   void reset() { std::filesystem::copy_file(base_, image_, std::filesystem::copy_options::overwrite_existing); }
-  /// Makes what the image holds the base.
+  /// Copies the image to the base.
   void keep() { std::filesystem::copy_file(image_, base_, std::filesystem::copy_options::overwrite_existing); }
   bool mount() { return mounted_ = run("mount -t ext4 -o loop " + image_ + " " + mount_); }
   void unmount() {
@@ -61,10 +62,10 @@ class Image {
   bool mounted_ = false;
 };
 
-/// Before any other call the power leaves what it leaves before the next of these.
+/// Whether a call changes files. A power cut before any other call has the same result as before the next one of these.
 bool changes_files(long call) { return concerns_files(call) && call != SYS_close && call != SYS_flock; }
 
-// Catches a sync that is missing, or an order that only holds while the system lives.
+// Catches a missing sync, or an order of operations that is not guaranteed after a crash.
 TEST(PowerSweep, BeforeAnyCallThatChangesFilesTheOldOrTheNewStepLoads) {
   const TestFolder folder(memory_folder());
   Image image(folder.path());

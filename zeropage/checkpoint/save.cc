@@ -1,20 +1,20 @@
-/// How a step gets to disk. A step is committed by one rename; until then nothing that was there is touched.
+/// The protocol of a save. One rename commits a checkpoint; until then no earlier checkpoint is changed.
 ///
-///   1. Rank 0 claims the folder (folder_claim.h), removes what dead saves have left, makes
-///      `<folder>/.<tag>.<random>.tmp`, locks it, and tells the name.
-///   2. Every rank writes its shard file there, digesting each chunk, and syncs it.
-///   3. The ranks exchange extents and digests, or what failed. After a failure rank 0 removes the directory and every
+///   1. Rank 0 claims the folder (folder_claim.h), removes the remains of dead saves, makes
+///      `<folder>/.<tag>.<random>.tmp`, locks it, and sends its name to all ranks.
+///   2. Every rank writes its shard file there, computes the digest of each chunk, and syncs the file.
+///   3. The ranks exchange extents and digests, or their errors. After a failure rank 0 removes the directory and every
 ///      rank throws. A failed sync is never tried again: the next save writes new files.
-///   4. Rank 0 writes the manifest (synced) and syncs the directory: names and contents are durable, still under the
-///      temporary name.
-///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. Where the tag exists the two
-///      directories change places instead, in one instant, and the old one is removed.
-///   6. Rank 0 puts `latest` in its place, a hint for people: loading looks at the manifests. Old steps of
-///      this run that are not to be kept get a temporary name, which takes them away in one instant, and are removed.
-///      The ranks exchange that all went well.
+///   4. Rank 0 writes the manifest (synced) and syncs the directory: names and contents are now durable, still under
+///      the temporary name.
+///   5. Rank 0 renames the directory to `<folder>/<tag>` and syncs the folder: the commit. If the tag exists, the two
+///      directories are swapped atomically instead, and the old one is removed.
+///   6. Rank 0 replaces `latest`, a hint for people: loading uses the manifests. Old checkpoints of this run that need
+///      not be kept are renamed to temporary names, which removes them atomically, and are then deleted. The ranks
+///      exchange that all have succeeded.
 ///
-/// A process that dies in steps 1 to 4 leaves a temporary directory that no loader looks at; one that dies in 5 leaves
-/// the old state or the new one.
+/// After the death of a process in steps 1 to 4 there is a temporary directory that no loader reads. After its death in
+/// step 5 there is the old or the new checkpoint.
 #include "zeropage/checkpoint/save.h"
 
 #include <fmt/format.h>
@@ -44,7 +44,7 @@ void refuse_foreign(FileSystem& files, const std::string& path) {
                   path));
 }
 
-/// What a rank tells of its shard, as JSON.
+/// The description of a rank's shard for rank 0, as JSON.
 std::string describe_shard(const ShardRecord& shard, const std::vector<LocalTensor>& tensors) {
   json entries = json::array();
   for (const auto& tensor : tensors) {
@@ -53,7 +53,7 @@ std::string describe_shard(const ShardRecord& shard, const std::vector<LocalTens
   return json{{"bytes", shard.bytes}, {"digests", shard.digests}, {"tensors", std::move(entries)}}.dump();
 }
 
-/// The ranks' shards and extents as the manifest has them.
+/// Puts the shards and extents of all ranks into the manifest.
 void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
   std::map<std::string, TensorRecord> tensors;
   for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
@@ -78,18 +78,18 @@ void collect(const std::vector<std::string>& ranks, Manifest& manifest) {
   }
 }
 
-/// Steps that were saved beside the line of steps, damaged ones and those of other runs are neither counted nor
-/// removed. What cannot be removed is a warning: the step that was saved is safe.
+/// Removes old checkpoints. Those that were saved with latest = false, damaged ones and those of other runs are neither
+/// counted nor removed. If one cannot be removed, this is only a warning: the new checkpoint is safe.
 void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last, const std::string& run) {
   try {
     std::int64_t kept = 0;
     for (const auto& step : list_steps(files, folder)) {      // newest first
-      const bool ours = step.run == run || step.run.empty();  // older releases did not say
+      const bool ours = step.run == run || step.run.empty();  // older releases did not write it
       if (!step.latest || !ours || ++kept <= keep_last) continue;
       if (!holds_only_our_files(files, step.path)) continue;
       const std::string expired = temporary_path(folder, step.tag);
       files.rename(step.path, expired);
-      files.sync_directory(folder);  // else a power cut could bring the name back without the content
+      files.sync_directory(folder);  // otherwise the name could exist without the content after a power cut
       files.remove_all(expired);
     }
   } catch (const Error& error) {
@@ -97,16 +97,17 @@ void prune(FileSystem& files, const std::string& folder, std::int64_t keep_last,
   }
 }
 
-/// Steps 4 to 6, by rank 0.
+/// Steps 4 to 6, on rank 0.
 void commit(FileSystem& files, const std::string& folder, Manifest manifest, const std::vector<std::string>& ranks,
             TemporaryFolder& temporary) {
   collect(ranks, manifest);
   manifest.sequence = next_sequence(files, folder);
   const std::string text = manifest_to_text(manifest);
   const std::string path = temporary.path() + "/" + kManifestName;
-  manifest_from_text(text, path);  // extents that do not fit together are found now, not when loading
+  manifest_from_text(text, path);  // contradictory extents are found now, not when loading
   write_text(files, path, text);
-  // The hint is written inside and moved out after the commit, so that no save leaves it behind under another name.
+  // `latest` is written inside the directory and moved out after the commit, so that a killed save leaves no temporary
+  // file of it.
   if (manifest.latest) write_text(files, fmt::format("{}/{}", temporary.path(), kLatestName), manifest.tag + "\n");
   files.sync_directory(temporary.path());
   const std::string final_path = fmt::format("{}/{}", folder, manifest.tag);

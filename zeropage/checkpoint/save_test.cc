@@ -18,7 +18,7 @@ namespace {
 
 constexpr auto kTimeout = std::chrono::seconds(10);
 
-/// Saves with `world` ranks as threads; what each threw.
+/// Saves with `world` ranks as threads. Returns the error of each.
 std::vector<std::string> save_by_threads(int world, const std::string& folder, const std::string& tag, float content,
                                          const std::map<int, FileSystem*>& files = {}) {
   return comm::run_threads(world, kTimeout, [&](comm::Communicator& communicator) {
@@ -47,7 +47,7 @@ TEST(Save, AnyRangeReadsBackFromAnyWorldSize) {
   }
 }
 
-// Catches a newest step that is found by name, by time or by what `latest` says, instead of by the order of saves.
+// Catches a newest checkpoint that is found by name, by time or by `latest` instead of by the order of saves.
 TEST(Save, TheNewestIsTheLastSaved) {
   const TestFolder folder;
   EXPECT_EQ(newest_content(folder.path()), -1);
@@ -61,7 +61,7 @@ TEST(Save, TheNewestIsTheLastSaved) {
   EXPECT_EQ(list_steps(system_files(), folder.path()).size(), 2u);
 }
 
-// Catches a damaged step that is passed over in silence.
+// Catches a damaged checkpoint that is skipped without a message.
 TEST(Save, ADamagedNewestIsRefusedWithTheNameOfTheOneBefore) {
   const TestFolder folder;
   save_alone(system_files(), folder.path(), "a", 1);
@@ -71,14 +71,14 @@ TEST(Save, ADamagedNewestIsRefusedWithTheNameOfTheOneBefore) {
   EXPECT_TRUE(comm::contains(message, "b/manifest.json") && comm::contains(message, "'a'")) << message;
 }
 
-/// As network file systems are that were mounted without locks.
+/// A file system without locks, like some network file systems.
 class LocklessFiles : public FaultFiles {
  public:
   LocklessFiles() : FaultFiles([](int) {}) {}
   std::unique_ptr<DirectoryLock> try_lock(const std::string& path) override { return nullptr; }
 };
 
-// Catches a save that waits for a lock for ever, and one that removes what another job may be writing.
+// Catches a save that waits forever for a lock, and one that removes files that another job may be writing.
 TEST(Save, WorksWithoutLocksAndThenRemovesNoLeftovers) {
   const TestFolder folder;
   LocklessFiles files;
@@ -88,8 +88,8 @@ TEST(Save, WorksWithoutLocksAndThenRemovesNoLeftovers) {
   EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{".other.tmp", "a", "latest"}));
 }
 
-// Catches a save that removes what it has not made: folders of others whose names look like those of dead saves,
-// folders of the right name with files of others, and a folder that has the tag's name.
+// Catches a save that removes files of others: folders whose names look like those of dead saves, folders with the
+// right name but with files of others, and a folder that has the tag's name.
 TEST(Save, RemovesOnlyWhatDeadSavesHaveLeft) {
   const TestFolder folder;
   const std::string dead = ".b.0123456789abcdef.tmp", foreign = ".c.0123456789abcdef.tmp";
@@ -108,7 +108,7 @@ TEST(Save, RemovesOnlyWhatDeadSavesHaveLeft) {
   EXPECT_EQ(newest_content(folder.path()), 3);
 }
 
-// Catches a step too many or too few that is removed, and one that does not belong to the line.
+// Catches a wrong number of removed checkpoints, and a removed one that was saved with latest = false.
 TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
   const TestFolder folder;
   auto communicators = comm::make_thread_communicators(1, kTimeout);
@@ -120,12 +120,12 @@ TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
   };
   save_one("aside", false);
   for (const auto* tag : {"z", "y", "x"}) save_one(tag, true);
-  std::filesystem::resize_file(folder.path() + "/y/manifest.json", 10);  // a damaged one is evidence
+  std::filesystem::resize_file(folder.path() + "/y/manifest.json", 10);  // a damaged one is kept for inspection
   save_one("w", true);
   EXPECT_EQ(system_files().list(folder.path()), (std::vector<std::string>{"aside", "latest", "w", "x", "y"}));
 }
 
-/// `work` in a child process in which no file may grow beyond `bytes`; what it threw.
+/// Runs `work` in a child process that limits files to `bytes`. Returns its error.
 std::string with_small_files(rlim_t bytes, const std::function<void()>& work) {
   const TestFolder folder;
   const std::string report = folder.path() + "/report";
@@ -146,7 +146,8 @@ std::string with_small_files(rlim_t bytes, const std::function<void()>& work) {
   return std::string((std::istreambuf_iterator<char>(in)), {});
 }
 
-// Catches a full disk that is found late, without the path or the bytes that are needed, or that harms what was there.
+// Catches a full disk that is found late, an error without the path or the needed bytes, and damage to earlier
+// checkpoints.
 TEST(SaveFaults, NoRoomIsSaidWithPathAndBytes) {
   const TestFolder folder;
   save_alone(system_files(), folder.path(), "old", 1);
@@ -159,12 +160,12 @@ TEST(SaveFaults, NoRoomIsSaidWithPathAndBytes) {
   EXPECT_EQ(newest_content(folder.path()), 2);
 }
 
-// Catches a write that the system has done in part, taken for all of it.
+// Catches a partial write that is mistaken for a complete one.
 TEST(SaveFaults, AShortWriteIsCompletedOrReported) {
   const TestFolder folder;
   const std::vector<std::byte> data(10'000);
   const auto write = [&] {
-    const auto file = system_files().create(folder.path() + "/file", 0);  // no room is asked for
+    const auto file = system_files().create(folder.path() + "/file", 0);  // no space is reserved
     file->append(data.data(), static_cast<std::int64_t>(data.size()));
     file->close();
   };
@@ -178,7 +179,7 @@ std::vector<std::byte> numbered_bytes(std::int64_t bytes) {
   return data;
 }
 
-/// Appends all of it in pieces.
+/// Appends all bytes in pieces.
 void append_in_pieces(WritableFile& file, const std::vector<std::byte>& data, std::int64_t piece_bytes) {
   const auto bytes = static_cast<std::int64_t>(data.size());
   for (std::int64_t at = 0; at < bytes; at += piece_bytes) {
@@ -186,7 +187,8 @@ void append_in_pieces(WritableFile& file, const std::vector<std::byte>& data, st
   }
 }
 
-// Catches bytes that land elsewhere in files that are larger than the buffers, for extents that no block divides.
+// Catches bytes at wrong offsets in files that are larger than the buffers, for sizes that are not multiples of a
+// block.
 TEST(NewFile, LargeFilesHoldWhatWasAppended) {
   const TestFolder folder;
   constexpr std::int64_t kMiB = 1 << 20;
@@ -207,8 +209,8 @@ TEST(NewFile, LargeFilesHoldWhatWasAppended) {
   }
 }
 
-// Catches a failure of a write that was under way when others were begun, and a write done in part that is taken for
-// all of it.
+// Catches a lost failure of a write that ran when others were started, and a partial write that is mistaken for a
+// complete one.
 TEST(NewFile, AFailureUnderWayIsReportedWithItsPlace) {
   const TestFolder folder;
   const auto data = numbered_bytes(40 << 20);
@@ -220,12 +222,12 @@ TEST(NewFile, AFailureUnderWayIsReportedWithItsPlace) {
     append_in_pieces(*file, data, 1 << 20);
     file->sync();
   });
-  // The write that the limit cut, or one that was begun after it.
+  // The write that reached the limit, or one that was started after it.
   EXPECT_TRUE(comm::contains(outcome, "/file: File too large; 1")) << outcome;
   EXPECT_TRUE(comm::contains(outcome, "bytes are needed from offset 2")) << outcome;
 }
 
-// Catches tags that lead out of the folder or collide with the room's own names.
+// Catches tags that are paths out of the folder, or that are names of our own files.
 TEST(Save, TagsThatAreNoNamesAreRefused) {
   for (const auto* tag :
        {"", ".", "..", "../x", "a/b", "latest", ".hidden", "a\nb", "a\x1b[31mb", "a\xff", "a\xc2\x9b"}) {
@@ -233,9 +235,8 @@ TEST(Save, TagsThatAreNoNamesAreRefused) {
   }
 }
 
-// Catches a step that one rank believes in and another does not, an error that is lost, and a failure that harms what
-// was
-// there: each operation of a save fails once, on each rank of two.
+// Catches ranks that disagree whether a checkpoint was saved, a lost error, and a failure that damages earlier
+// checkpoints: each operation of a save fails once, on each of two ranks.
 TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
   int points = 0;
   for (int rank = 0; rank < 2; ++rank) {
@@ -250,7 +251,7 @@ TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
       });
       const auto outcomes = save_by_threads(2, folder.path(), "new", 2, {{rank, &files}});
       if (!failed) break;
-      // A leftover directory is the only thing a save may fail to remove without failing itself.
+      // A save may fail to remove a leftover directory, but nothing else, without failing itself.
       for (const auto& outcome : outcomes) {
         ASSERT_TRUE(comm::contains(outcome, "No space left") && comm::contains(outcome, "rank"))
             << at << ": " << outcome;
@@ -265,7 +266,7 @@ TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
   EXPECT_GT(points, 15);
 }
 
-// Catches a rank that is gone and leaves the others waiting or with half a step.
+// Catches a dead rank after which the others wait forever or have an incomplete checkpoint.
 TEST(SaveFaults, ADeadRankFailsTheOthersAndTheOldStepLoads) {
   const TestFolder folder;
   save_by_threads(3, folder.path(), "old", 1);

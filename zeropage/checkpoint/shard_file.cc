@@ -24,7 +24,7 @@ std::int64_t local_bytes(const LocalTensor& tensor) {
   return tensor.numel * dtype_bytes(tensor.info.dtype, "tensor '" + tensor.info.name + "'");
 }
 
-/// The header with the 8 bytes of its length before it, padded so that the data is aligned.
+/// The header, after the 8 bytes of its length, padded so that the data is aligned.
 std::string header_of(const std::vector<LocalTensor>& tensors, const std::string& path) {
   json header = {{"__metadata__", {{"format", "pt"}, {"writer", "zeropage " ZEROPAGE_VERSION}}}};
   std::int64_t begin = 0;
@@ -48,7 +48,7 @@ std::string header_of(const std::vector<LocalTensor>& tensors, const std::string
   return bytes + text;
 }
 
-/// Collects bytes into chunks, and digests and writes each that is full.
+/// Collects bytes into chunks. Computes the digest of each full chunk and writes it.
 class ChunkedWriter {
  public:
   ChunkedWriter(WritableFile& file, std::int64_t chunk_bytes, std::function<void(std::int64_t)> written)
@@ -137,7 +137,7 @@ std::map<std::string, StoredTensor> parse_shard_header(std::string_view text, st
   std::sort(extents.begin(), extents.end());
   std::int64_t end = 0;
   for (const auto& [begin, next] : extents) {
-    if (begin != end) throw CheckpointError(fmt::format("{}: tensors overlap or leave a hole at {}", origin, end));
+    if (begin != end) throw CheckpointError(fmt::format("{}: tensors overlap or have a gap at {}", origin, end));
     end = next;
   }
   if (end != file_bytes - data_begin) {
@@ -179,7 +179,7 @@ void ShardReader::load_chunk(std::int64_t chunk, const std::function<std::string
 
 void ShardReader::read(std::int64_t begin, std::byte* out, std::int64_t bytes, const std::string& what) {
   if (begin < 0 || bytes < 0 || begin > record_.bytes - bytes) {
-    throw CheckpointError(fmt::format("{}: {} lies at {} with {} bytes, beyond the end", path_, what, begin, bytes));
+    throw CheckpointError(fmt::format("{}: {} is at {} with {} bytes, beyond the end", path_, what, begin, bytes));
   }
   while (bytes > 0) {
     const std::int64_t chunk = begin / chunk_bytes_;

@@ -11,7 +11,7 @@
 namespace zeropage::checkpoint {
 namespace {
 
-/// Every path leads to the same content.
+/// A file system in which every path has the same content.
 class FileInMemory : public FaultFiles {
  public:
   explicit FileInMemory(const std::string& content) : FaultFiles([](int) {}), content_(content) {}
@@ -38,7 +38,7 @@ std::string refusal(const std::string& header, std::int64_t data_bytes) {
   return "";
 }
 
-// Catches extents that are believed though they lie outside, overlap, leave holes, or do not fit their shape.
+// Catches extents that are accepted although they are out of bounds, overlap, have gaps, or do not fit their shape.
 TEST(ShardHeader, HostileHeadersAreRefused) {
   EXPECT_EQ(refusal(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8), "");
   const std::vector<std::string> hostile = {
@@ -63,7 +63,7 @@ TEST(ShardHeader, HostileHeadersAreRefused) {
   for (const auto& header : hostile) EXPECT_NE(refusal(header, 8), "") << header.substr(0, 120);
 }
 
-// Catches a byte of the file that no digest covers, and a length that nobody compares.
+// Catches a byte of the file that no digest covers, and a length that is not checked.
 TEST(ShardFile, EveryBitFlipAndEveryTruncationIsNoticed) {
   const TestFolder folder;
   const std::string path = folder.path() + "/shard";

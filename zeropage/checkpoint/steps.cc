@@ -45,7 +45,8 @@ StepFolder describe(FileSystem& files, const std::string& folder, const std::str
   return step;
 }
 
-/// A directory that has a manifest, or shards without one. (A file, and what cannot be listed, has neither.)
+/// Whether it is a directory that has a manifest, or shards without one. (False for files, and for directories that
+/// cannot be listed.)
 bool is_step(FileSystem& files, const std::string& path) {
   if (files.exists(manifest_path(path))) return true;
   try {
@@ -59,7 +60,7 @@ bool is_step(FileSystem& files, const std::string& path) {
 
 std::string what_to_do(const std::vector<StepFolder>& steps, std::vector<StepFolder>::const_iterator sound) {
   if (sound == steps.end()) return "there is no other to fall back to";
-  return fmt::format("the newest sound one is '{}': load it by its tag, or set zeropage.allow_fallback", sound->tag);
+  return fmt::format("the newest intact one is '{}': load it by its tag, or set zeropage.allow_fallback", sound->tag);
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// Which step is the newest, when some of them are damaged, missing, or of strange names.
+// Tests of the choice of the newest checkpoint when some are damaged, missing, or have strange names.
 #include "zeropage/checkpoint/steps.h"
 
 #include <gtest/gtest.h>
@@ -15,7 +15,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// A folder with the steps "a", "b" and "c", whose content is 1, 2 and 3.
+/// A folder with the checkpoints "a", "b" and "c", whose content is 1, 2 and 3.
 class Steps : public testing::Test {
  protected:
   void SetUp() override {
@@ -30,15 +30,15 @@ class Steps : public testing::Test {
   void expect_refused(const std::string& why, const std::string& sound) const {
     const std::string message = refusal();
     EXPECT_TRUE(comm::contains(message, why)) << message;
-    EXPECT_TRUE(comm::contains(message, "the newest sound one is '" + sound + "': load it by its tag")) << message;
+    EXPECT_TRUE(comm::contains(message, "the newest intact one is '" + sound + "': load it by its tag")) << message;
     EXPECT_TRUE(comm::contains(message, "zeropage.allow_fallback")) << message;
   }
 
   TestFolder folder_;
 };
 
-// Catches an older step that is loaded without a word when the newest is gone: its folder, its manifest, or the right
-// bytes of it.
+// Catches an older checkpoint that is loaded without a message when the newest is missing or damaged: its folder, its
+// manifest, or bytes of the manifest.
 TEST_F(Steps, ANewestThatCannotBeUsedIsAnErrorWhateverLatestSays) {
   for (const auto* latest : {"c", "b"}) {
     set_latest(latest);
@@ -60,7 +60,7 @@ TEST_F(Steps, ANewestThatCannotBeUsedIsAnErrorWhateverLatestSays) {
   EXPECT_EQ(newest_content(folder_.path()), 2);
 }
 
-// Catches a damaged old step that makes the folder useless, and a sequence that is given out twice because of one.
+// Catches a damaged old checkpoint that makes the folder unusable, or because of which a sequence is used twice.
 TEST_F(Steps, ADamagedStepThatSaysItIsOlderIsNoHindrance) {
   std::ofstream(path("a/manifest.json"), std::ios::app) << "x";
   EXPECT_EQ(newest_content(folder_.path()), 3);
@@ -71,8 +71,8 @@ TEST_F(Steps, ADamagedStepThatSaysItIsOlderIsNoHindrance) {
   EXPECT_EQ(newest_content(folder_.path()), 4);
 }
 
-// Catches a kill between the two renames of a commit taken for a loss: the new step is there, and `latest` still names
-// the one before, or nothing.
+// Catches a kill between the two renames of a commit that is reported as a loss: the new checkpoint exists, and
+// `latest` still names the previous one, or does not exist.
 TEST_F(Steps, ACommitThatWasKilledBeforeLatestLoads) {
   set_latest("b");
   EXPECT_EQ(newest_content(folder_.path()), 3);
@@ -97,8 +97,8 @@ TEST_F(Steps, ASequenceWithoutASuccessorIsRefusedAndSavesGoOn) {
   EXPECT_EQ(newest_content(folder_.path()), 4);
 }
 
-// Catches names that a terminal obeys, or that are no text, in lists and messages; and one such folder that makes all
-// others useless.
+// Catches names with control sequences for terminals, or that are no text, in lists and messages; and one such folder
+// that makes all others unusable.
 TEST_F(Steps, FolderNamesThatAreNoTagsAreShownEscaped) {
   for (const std::string& name : {std::string("a\x1b[31m"), std::string("a\xff")}) {
     fs::rename(path("a"), path(name));

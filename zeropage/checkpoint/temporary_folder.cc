@@ -46,7 +46,7 @@ void remove_leftovers(FileSystem& files, const std::string& folder) {
   for (const auto& name : files.list(folder)) {
     if (!is_temporary_name(name)) continue;
     const std::string path = fmt::format("{}/{}", folder, name);
-    // The lock comes first: a directory is all there once it can be had. A file cannot be locked as a directory.
+    // The lock is taken first: a directory that can be locked is complete. A file cannot be locked as a directory.
     const auto lock = files.try_lock(path);
     if (lock && holds_only_our_files(files, path)) files.remove_all(path);
   }
@@ -54,8 +54,8 @@ void remove_leftovers(FileSystem& files, const std::string& folder) {
 
 TemporaryFolder::TemporaryFolder(FileSystem& files, const std::string& folder, const std::string& name)
     : files_(files) {
-  // Another job may take it for a leftover between the two calls; then the lock is refused, and a new directory is
-  // made. Where a file system has no locks it is always refused, and nobody removes leftovers.
+  // Another job may treat the directory as a leftover between the two calls. Then the lock is refused, and a new
+  // directory is made. On a file system without locks it is always refused, and leftovers are not removed.
   for (int attempt = 0; attempt < kLockAttempts && !lock_; ++attempt) {
     if (path_.empty() || !files.exists(path_)) {
       path_ = temporary_path(folder, name);

@@ -1,5 +1,5 @@
 /// \file
-/// Folders with temporary names, in which something is prepared that one rename will show.
+/// Folders with temporary names. Their content is prepared there and becomes visible by one rename.
 #pragma once
 
 #include <memory>
@@ -12,14 +12,14 @@ namespace zeropage::checkpoint {
 /// `<folder>/.<name>.<16 random digits>.tmp`
 std::string temporary_path(const std::string& folder, const std::string& name);
 
-/// Whether every name in a directory is one that a save or an export gives to its files.
+/// Whether a directory contains only files of saves and exports, by their names.
 bool holds_only_our_files(FileSystem& files, const std::string& directory);
 
-/// Removes what processes that died have left in `folder`: directories that have such a name, hold only our files and
-/// are locked by nobody. Everything else stays. Errors: IoError.
+/// Removes the remains of dead processes in `folder`: directories that have such a name, contain only our files and are
+/// not locked. Everything else stays. Errors: IoError.
 void remove_leftovers(FileSystem& files, const std::string& folder);
 
-/// Such a directory, made and locked. It is removed with the object unless it was committed.
+/// Such a directory, made and locked. The destructor removes it unless it was committed.
 class TemporaryFolder {
  public:
   /// Errors: IoError.
@@ -30,7 +30,7 @@ class TemporaryFolder {
 
   const std::string& path() const { return path_; }
 
-  /// It has got its final name, or is removed already.
+  /// Call this when the directory has its final name, or is already removed.
   void committed() { path_.clear(); }
 
  private:

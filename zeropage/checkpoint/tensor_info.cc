@@ -53,7 +53,7 @@ std::optional<DType> float_type(const std::string& dtype) {
 std::int64_t shape_numel(const std::vector<std::int64_t>& shape, const std::string& where) {
   std::int64_t numel = 1;
   for (const std::int64_t extent : shape) {
-    // The other extents are bounded too when one is 0, so that nobody stumbles over them later.
+    // The other extents are limited even if one is 0, so that later computations with them do not overflow.
     if (extent < 0 || extent > kMaxNumel || (extent > 0 && numel > kMaxNumel / extent)) {
       throw CheckpointError(fmt::format("{}: the shape [{}] is too large", where, fmt::join(shape, ", ")));
     }

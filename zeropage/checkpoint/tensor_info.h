@@ -1,5 +1,5 @@
 /// \file
-/// A tensor as files describe it: element type by its safetensors name, shape, sizes that cannot overflow.
+/// The description of a tensor in files: element type by its safetensors name, shape, sizes that cannot overflow.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +19,7 @@ struct TensorInfo {
   bool operator==(const TensorInfo&) const = default;
 };
 
-/// Bytes of one element. Errors: CheckpointError for a type that is not in the list above; `where` goes into the
+/// Bytes of one element. Errors: CheckpointError for a type that is not in the list above; `where` is part of the
 /// message.
 std::int64_t dtype_bytes(const std::string& dtype, const std::string& where);
 

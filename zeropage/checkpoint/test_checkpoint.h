@@ -1,5 +1,5 @@
 /// \file
-/// For tests: a folder of their own, a file system with faults, and steps whose content says which they are.
+/// For tests: a temporary folder, a file system with faults, and checkpoints with known contents.
 #pragma once
 
 #include <unistd.h>
@@ -22,7 +22,7 @@
 
 namespace zeropage::checkpoint {
 
-/// A directory that goes away with its object.
+/// A directory that is removed by the destructor.
 class TestFolder {
  public:
   explicit TestFolder(const std::filesystem::path& parent = std::filesystem::temp_directory_path()) {
@@ -41,8 +41,8 @@ class TestFolder {
   std::string path_;
 };
 
-/// Called before each operation that changes something, with its number from 0; what it throws is the operation's
-/// failure.
+/// Called before each operation that changes something, with its number from 0. If it throws, the operation fails with
+/// this error.
 using FaultHook = std::function<void(int op)>;
 
 /// The real file system with a hook before every changing operation.
@@ -96,8 +96,8 @@ class FaultFiles : public FileSystem {
 
 inline constexpr std::int64_t kTestChunkBytes = 4096;
 
-/// A rank's part of a step: "weight" [rows, 3] in F32 split over the ranks as evenly as it goes, whose elements are
-/// `content`, content + 1, ...; "bias" [5] in BF16 on the last rank; and on each rank a tensor of its own.
+/// A rank's part of a checkpoint: "weight" [rows, 3] in F32, split over the ranks as evenly as possible, with the
+/// elements `content`, content + 1, ...; "bias" [5] in BF16 on the last rank; and on each rank a tensor of its own.
 inline SaveRequest request_for(const std::string& folder, const std::string& tag, int rank, int world, float content,
                                std::int64_t rows = 700) {
   SaveRequest request;
@@ -133,14 +133,14 @@ inline std::string save_alone(FileSystem& files, const std::string& folder, cons
   return save(files, *communicators[0], request_for(folder, tag, 0, 1, content));
 }
 
-/// Elements [begin, end) of the weight. Errors: those of Checkpoint.
+/// Elements [begin, end) of the weight. Errors: as Checkpoint.
 inline std::vector<float> weight_of(Checkpoint& step, std::int64_t begin, std::int64_t end) {
   std::vector<float> values(static_cast<std::size_t>(end - begin));
   step.read(*step.find("value/weight"), begin, end - begin, reinterpret_cast<std::byte*>(values.data()));
   return values;
 }
 
-/// What the newest step of a folder holds: its first weight, once all of it has been verified. -1: there is none.
+/// Verifies the newest checkpoint of a folder and returns its first weight. -1: there is none.
 inline float newest_content(const std::string& folder, FileSystem& files = system_files()) {
   const auto path = choose_step(files, folder, std::nullopt);
   if (!path) return -1;

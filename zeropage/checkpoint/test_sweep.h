@@ -1,5 +1,5 @@
 /// \file
-/// For tests: a save that is stopped before any one of its system calls, and what must hold afterwards.
+/// For tests: a save that is stopped before one of its system calls, and the checks afterwards.
 #pragma once
 
 #include <sys/syscall.h>
@@ -13,7 +13,7 @@
 
 namespace zeropage::checkpoint {
 
-/// Where a sync costs little: a sweep makes thousands.
+/// A folder in which a sync is fast, because a sweep makes thousands.
 inline std::filesystem::path memory_folder() {
   return std::filesystem::is_directory("/dev/shm") ? "/dev/shm" : std::filesystem::temp_directory_path();
 }
@@ -29,7 +29,7 @@ inline SaveRequest request_of(const SweepCase& scenario, const std::string& fold
   return request;
 }
 
-/// Says that the save has returned on this rank.
+/// Records that the save has returned on this rank.
 inline void acknowledge(const std::string& folder, int rank) {
   std::ofstream(folder + ".saved" + std::to_string(rank)) << "yes";
 }
@@ -38,13 +38,13 @@ inline bool acknowledged(const std::string& folder, int rank) {
   return std::filesystem::remove(folder + ".saved" + std::to_string(rank));
 }
 
-/// The old step or the new one, whole; the new one when any rank was told so; and the next save works and leaves
-/// nothing behind.
+/// Checks that the old or the new checkpoint is complete, and the new one if the save has returned on any rank; and
+/// that the next save works and removes all leftovers. Returns the problem, or an empty string.
 inline std::string problem_after_crash(const std::string& folder, bool saved) {
   const float found = newest_content(folder);
   if (found != 2 && (found != 1 || saved)) return "found " + std::to_string(found);
   save_alone(system_files(), folder, "next", 3);
-  if (newest_content(folder) != 3) return "the next save is not found";
+  if (newest_content(folder) != 3) return "the next save was not found";
   for (const auto& name : system_files().list(folder)) {
     if (name.front() == '.') return "a leftover stays: " + name;
   }
@@ -53,8 +53,8 @@ inline std::string problem_after_crash(const std::string& folder, bool saved) {
 
 inline const std::vector<SweepCase> kSweepCases = {{"new", 0}, {"old", 0}, {"new", 1}};
 
-/// The calls by which a save works on files. Those by which ranks wait for each other are left out: how many there are
-/// depends on chance.
+/// Whether a save works on files with this call. Calls with which ranks wait for each other are left out, because their
+/// number varies.
 inline bool concerns_files(long number) {
   switch (number) {
     case SYS_openat:

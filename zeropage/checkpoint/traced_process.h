@@ -1,5 +1,5 @@
 /// \file
-/// For tests: a child process that can be stopped before any one of its system calls.
+/// For tests: a child process that can be stopped before any of its system calls.
 #pragma once
 
 #include <sys/ptrace.h>
@@ -29,7 +29,7 @@ class TracedProcess {
     wait();
     permitted_ = WIFSTOPPED(status_);
     if (!permitted_) return;
-    // Calls that are stops are told from signals; the child dies with this process.
+    // Stops at system calls are distinguished from signals. The child dies with this process.
     ptrace(PTRACE_SETOPTIONS, pid_, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
   }
   ~TracedProcess() { kill(); }
@@ -38,7 +38,8 @@ class TracedProcess {
   /// Whether this system lets processes trace their children.
   bool permitted() const { return permitted_; }
 
-  /// Runs up to the next system call that `counts`, by number, and stops before it is carried out. False: it has ended.
+  /// Runs up to the next system call for whose number `counts` is true, and stops before it is executed. False: the
+  /// child has ended.
   bool run_to_call(const std::function<bool(long number)>& counts) {
     while (resume()) {
       const bool is_call = WSTOPSIG(status_) == (SIGTRAP | 0x80);
@@ -48,10 +49,10 @@ class TracedProcess {
     return false;
   }
 
-  /// The child says by this that what matters begins: a call that nothing else makes.
+  /// The child makes this call at the start of the part to test. Nothing else makes it.
   static constexpr long kBegin = SYS_getsid;
 
-  /// SIGKILL: what it was about to do is not done.
+  /// Kills it with SIGKILL. The call before which it was stopped is not executed.
   void kill() {
     if (pid_ <= 0) return;
     ::kill(pid_, SIGKILL);

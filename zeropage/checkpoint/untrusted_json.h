@@ -1,6 +1,6 @@
 /// \file
-/// JSON that a checkpoint claims: read with bounds, and every access checked. Errors are CheckpointErrors that name the
-/// file and the key.
+/// Reads JSON of checkpoints, which is not trusted: sizes are limited, and every access is checked. Errors are
+/// CheckpointErrors that name the file and the key.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +13,8 @@ namespace zeropage::checkpoint {
 
 inline constexpr int kMaxJsonDepth = 64;
 
-/// Parses one document. Errors: CheckpointError for bad syntax, bad UTF-8, a key that comes twice in an object, more
-/// than kMaxJsonDepth levels.
+/// Parses one document. Errors: CheckpointError for bad syntax, bad UTF-8, a repeated key in an object, more than
+/// kMaxJsonDepth levels.
 nlohmann::json parse_untrusted(std::string_view text, const std::string& origin);
 
 /// The integers of a list, each >= 0. `key`: where the list was found, for messages. Errors: CheckpointError.
@@ -23,7 +23,7 @@ std::vector<std::int64_t> natural_numbers(const nlohmann::json& list, const std:
 /// A reader of one object whose keys are known.
 class ObjectReader {
  public:
-  /// `origin` says which file and which object, for messages. Errors: CheckpointError when `value` is no object.
+  /// `origin` names the file and the object in messages. Errors: CheckpointError when `value` is no object.
   ObjectReader(const nlohmann::json& value, std::string origin);
 
   bool has(const char* key) const;
@@ -35,7 +35,7 @@ class ObjectReader {
   bool boolean(const char* key) const;
   double number(const char* key) const;  ///< finite
 
-  /// Errors: always a CheckpointError that says what was expected and what the key has.
+  /// Errors: always a CheckpointError with the expected and the found value.
   [[noreturn]] void refuse(const char* key, const char* expected) const;
 
  private:

@@ -30,10 +30,10 @@ checkpoint::FileSystem& files() { return checkpoint::system_files(); }
 
 bool is_step(const std::string& path) { return files().exists(path + "/" + checkpoint::kManifestName); }
 
-/// The step itself, or the tagged or newest of a folder.
+/// The path of a checkpoint: `path` itself, or the one with the tag, or the newest of a folder.
 std::string step_path(const std::string& path, const std::optional<std::string>& tag) {
   if (is_step(path)) {
-    if (tag) throw ConfigError(fmt::format("{} is a step: --tag chooses one of a folder of steps", path));
+    if (tag) throw ConfigError(fmt::format("{} is a checkpoint: --tag chooses one from a folder of checkpoints", path));
     return path;
   }
   const auto found = checkpoint::choose_step(files(), path, tag);
@@ -85,14 +85,14 @@ CkptOutcome list(const CkptCommand& command) {
   return {std::move(text), 0};
 }
 
-/// As loading checks it. Errors: IoError, CheckpointError.
+/// Verifies a checkpoint as loading does. Errors: IoError, CheckpointError.
 std::string verify_step(const StepFolder& step) {
   if (!step.problem.empty()) throw CheckpointError(step.problem);
   Checkpoint opened(files(), step.path);
   opened.verify();
   std::int64_t bytes = 0;
   for (const auto& shard : opened.manifest().shards) bytes += shard.bytes;
-  return fmt::format("sound, {} in {} shard(s)", format_bytes(bytes), opened.manifest().world_size);
+  return fmt::format("intact, {} in {} shard(s)", format_bytes(bytes), opened.manifest().world_size);
 }
 
 CkptOutcome verify(const CkptCommand& command) {
@@ -126,15 +126,14 @@ CkptOutcome export_step(const CkptCommand& command) {
   options.exclude_frozen = command.exclude_frozen;
   CkptOutcome outcome;
   for (const auto& path : checkpoint::export_model(files(), step, options)) outcome.text += path + "\n";
-  if (step.manifest().frozen_excluded)
-    outcome.text += "parameters that are not trained were left out when it was saved\n";
+  if (step.manifest().frozen_excluded) outcome.text += "the checkpoint was saved without frozen parameters\n";
   return outcome;
 }
 
 CkptOutcome diff(const CkptCommand& command) {
   Checkpoint a(files(), step_path(command.path, std::nullopt)), b(files(), step_path(command.other, std::nullopt));
   const auto lines = checkpoint::differences(a, b);
-  std::string text = lines.empty() ? fmt::format("{} and {} hold the same\n", a.path(), b.path()) : "";
+  std::string text = lines.empty() ? fmt::format("{} and {} are equal\n", a.path(), b.path()) : "";
   for (const auto& line : lines) text += line + "\n";
   return {std::move(text), lines.empty() ? 0 : kDifferentExitCode};
 }
@@ -150,40 +149,41 @@ CLI::App* add(CLI::App& parent, const char* name, const char* about) {
 CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command) {
   CLI::App* ckpt = add(app, "ckpt", "List, verify, compare and export checkpoints");
   ckpt->require_subcommand(1);
-  ckpt->footer(
-      "import\n  Make a step of a DeepSpeed checkpoint: zeropage ckpt import --help");  // Python's (python_command.h)
+  ckpt->footer("import\n  Convert a DeepSpeed checkpoint: zeropage ckpt import --help");  // Python's (python_command.h)
   const auto add_tag = [&](CLI::App* to) {
-    to->add_option("-t,--tag", command.tag, "Which step of the folder; else the newest")->type_name("TAG");
+    to->add_option("-t,--tag", command.tag, "Tag of the checkpoint in the folder; default: the newest")
+        ->type_name("TAG");
   };
-  const char* step_or_folder = "A step, or a folder of steps";
-  command.ls = add(*ckpt, "ls", "The steps of a folder, newest first");
+  const char* step_or_folder = "A checkpoint, or a folder of checkpoints";
+  command.ls = add(*ckpt, "ls", "List the checkpoints of a folder, newest first");
   command.ls->add_option("FOLDER", command.path, "The folder given to save_checkpoint")->required();
   command.ls->add_flag("--json", command.json, "Print JSON");
   command.verify =
-      add(*ckpt, "verify", "Read every byte and compare it with its digest; exit code 65 when a step is damaged");
-  command.verify->add_option("PATH", command.path, "A step, or a folder: all its steps")->required();
-  command.verify->add_option("-t,--tag", command.tag, "Only this step of the folder")->type_name("TAG");
+      add(*ckpt, "verify", "Read every byte and compare it with its digest; exit code 65 when a checkpoint is damaged");
+  command.verify->add_option("PATH", command.path, "A checkpoint, or a folder to verify all its checkpoints")
+      ->required();
+  command.verify->add_option("-t,--tag", command.tag, "Only the checkpoint with this tag")->type_name("TAG");
   command.export_model = add(*ckpt, "export", "Write the model as safetensors files that other libraries load");
   command.export_model->add_option("PATH", command.path, step_or_folder)->required();
   command.export_model->add_option("OUTPUT", command.other, "The folder to write to; existing files are not replaced")
       ->required();
   add_tag(command.export_model);
-  command.export_model->add_option("--dtype", command.dtype, "fp32 (of the masters), bf16 or fp16")
+  command.export_model->add_option("--dtype", command.dtype, "fp32 (from the masters), bf16 or fp16")
       ->check(CLI::IsMember({"fp32", "bf16", "fp16"}))
       ->type_name("NAME");
-  command.export_model->add_option("--max_file_size", command.max_file_size, "Tensor data per file, say 5GB")
+  command.export_model->add_option("--max_file_size", command.max_file_size, "Tensor data per file, for example 5GB")
       ->transform(CLI::AsSizeValue(true))
       ->type_name("SIZE");
-  command.export_model->add_flag("--exclude_frozen", command.exclude_frozen,
-                                 "Leave out parameters that are not trained");
-  command.diff = add(*ckpt, "diff", "What differs between two steps; exit code 1 when anything does");
+  command.export_model->add_flag("--exclude_frozen", command.exclude_frozen, "Leave out frozen parameters");
+  command.diff = add(*ckpt, "diff", "Compare two checkpoints; exit code 1 when they differ");
   command.diff->add_option("A", command.path, step_or_folder)->required();
   command.diff->add_option("B", command.other, step_or_folder)->required();
   return ckpt;
 }
 
 CkptOutcome run_ckpt_command(const CkptCommand& command) {
-  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow is an error with a path, not the end of the process
+  std::signal(SIGXFSZ,
+              SIG_IGN);  // writing beyond the file size limit must be an error with a path, not the end of the process
   if (command.ls->parsed()) return list(command);
   if (command.verify->parsed()) return verify(command);
   return command.export_model->parsed() ? export_step(command) : diff(command);

@@ -1,5 +1,5 @@
 /// \file
-/// `zeropage ckpt`: looks at checkpoints, and takes models out of them.
+/// `zeropage ckpt`: lists, verifies and compares checkpoints, and exports models from them.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@ struct CkptCommand {
   CLI::App* verify = nullptr;
   CLI::App* export_model = nullptr;
   CLI::App* diff = nullptr;
-  std::string path;   ///< a step, or a folder of steps
+  std::string path;   ///< a checkpoint, or a folder of checkpoints
   std::string other;  ///< diff: the second step; export: the folder to write to
   std::optional<std::string> tag;
   bool json = false;
@@ -26,7 +26,7 @@ struct CkptCommand {
   bool exclude_frozen = false;
 };
 
-/// What a subcommand prints, and its exit code.
+/// The output of a subcommand, and its exit code.
 struct CkptOutcome {
   std::string text;
   int code = 0;
@@ -35,8 +35,8 @@ struct CkptOutcome {
 /// Adds `ckpt` and its subcommands to `app`; parsing writes into `command`. Returns `ckpt`.
 CLI::App* add_ckpt_command(CLI::App& app, CkptCommand& command);
 
-/// Runs the subcommand that was parsed. `verify` of damaged steps and `diff` of different ones return a code other than
-/// 0.
+/// Runs the subcommand that was parsed. `verify` of damaged checkpoints and `diff` of different ones return a code
+/// other than 0.
 /// Errors: ConfigError, IoError, CheckpointError.
 CkptOutcome run_ckpt_command(const CkptCommand& command);
 

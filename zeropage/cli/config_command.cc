@@ -12,17 +12,18 @@
 namespace zeropage::cli {
 
 CLI::App* add_config_command(CLI::App& app, ConfigCommand& command) {
-  CLI::App* config = app.add_subcommand("config", "Print the effective configuration, and where each value comes from");
-  config->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
+  CLI::App* config = app.add_subcommand("config", "Print the effective configuration, and the source of each value");
+  config->prefix_command(
+      false);  // otherwise inherited from the launcher, which passes all later arguments to the script
   config->add_option("FILE", command.path, "ds_config.json")->required();
   config
       ->add_option("--world_size", command.world_size,
-                   "Number of ranks, for the batch sizes; without it they stay as written")
+                   "Number of ranks, for the batch sizes; without it they are printed as written")
       ->check(CLI::Range(1, 1 << 24))
       ->type_name("N");
   auto* from = config
                    ->add_option("--from", command.from,
-                                "deepspeed: say of each key what it means here, other than in DeepSpeed or not")
+                                "deepspeed: explain the meaning of each key and how it differs from DeepSpeed's")
                    ->check(CLI::IsMember({"deepspeed"}))
                    ->type_name("ENGINE");
   config->add_flag("--json", command.json, "Print JSON")->needs(from);

@@ -25,7 +25,7 @@ struct ConfigOutcome {
   int code = 0;  ///< kConfigExitCode when a key is refused
 };
 
-/// What the command prints. Errors: ConfigError as Config::from_json, or with `from` as config::explain; IoError when
+/// The output of the command. Errors: ConfigError as Config::from_json, or with `from` as config::explain; IoError when
 /// the file cannot be read.
 ConfigOutcome run_config_command(const ConfigCommand& command);
 

@@ -15,11 +15,11 @@ namespace {
 
 constexpr int kBuffers = 4;
 
-/// A combination this close to the fastest is as good, and the one with the fewest bytes under way is the best of
-/// those.
+/// Combinations this close to the fastest count as equal. The best of them is the one with the fewest bytes in running
+/// requests.
 constexpr double kAsGood = 0.97;
 
-/// The best of all rounds.
+/// The best figures of all rounds.
 struct Measured {
   std::int64_t block_bytes = 0;
   int depth = 0;
@@ -77,13 +77,12 @@ std::string aio_section(const Measured& best) {
 }  // namespace
 
 CLI::App* add_io_bench_command(CLI::App& app, IoBenchCommand& command) {
-  CLI::App* bench =
-      app.add_subcommand("io-bench", "Measure a drive the way offload to NVMe uses it, and find its best settings");
-  bench->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
+  CLI::App* bench = app.add_subcommand(
+      "io-bench", "Measure a drive with the requests of offload to NVMe, and find the best settings");
+  bench->prefix_command(
+      false);  // otherwise inherited from the launcher, which passes all later arguments to the script
   bench->add_option("PATH", command.folders, "Folders on the drives; several are striped")->required();
-  bench
-      ->add_option("--size_mib", command.size_mib,
-                   "Bytes that one measurement moves, in MiB; it reserves twice as much")
+  bench->add_option("--size_mib", command.size_mib, "MiB that one measurement moves; it reserves twice as much")
       ->check(CLI::Range(64, 1 << 20))
       ->type_name("N");
   bench->add_option("--rounds", command.rounds, "Measurements of each kind; the best counts")
@@ -117,7 +116,7 @@ void run_io_bench(const IoBenchCommand& command, const std::function<void(const 
   }
   std::erase_if(all, [&](const Measured& one) { return one.mixed < kAsGood * fastest; });
   const Measured best = *std::ranges::min_element(all, {}, &Measured::under_way_bytes);
-  print(fmt::format("\nbest (the fewest bytes under way within {:.0f} % of the fastest):\n\n  {}\n",
+  print(fmt::format("\nbest (the fewest bytes in running requests within {:.0f} % of the fastest):\n\n  {}\n",
                     100 * (1 - kAsGood), aio_section(best)));
   if (command.write.empty()) return;
   write_new_file("--write", command.write,

@@ -24,8 +24,9 @@ struct IoBenchCommand {
 /// Adds the subcommand to `app`; parsing writes into `command`. Returns the subcommand.
 CLI::App* add_io_bench_command(CLI::App& app, IoBenchCommand& command);
 
-/// Measures every combination of block size and depth, hands each line of the chart to `print` as it is done, at last
-/// the best `aio` section; writes the configuration where asked to. Errors: those of io::Store, ConfigError, IoError.
+/// Measures every combination of block size and depth. Calls `print` with each line of the table when it is measured,
+/// and at the end with the best `aio` section. Writes the configuration if requested. Errors: as io::Store,
+/// ConfigError, IoError.
 void run_io_bench(const IoBenchCommand& command, const std::function<void(const std::string&)>& print);
 
 }  // namespace zeropage::cli

@@ -12,7 +12,7 @@
 namespace zeropage::cli {
 namespace {
 
-// Would catch a recommendation that the configuration refuses, and folders that stay littered.
+// Would catch a recommendation that the configuration refuses, and files that remain in the folder.
 TEST(IoBenchCommand, WritesAConfigurationThatIsReadAndReplacesNone) {
   std::string folder = testing::TempDir() + "/zp-bench-XXXXXX";
   ASSERT_NE(mkdtemp(folder.data()), nullptr);

@@ -32,7 +32,7 @@ Where there are several ranks their lines are marked [rank N] or [host:N], and O
 the cores unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
 Ctrl-C and SIGTERM end the job; nothing of it outlives this command, not even after kill -9.)";
 
-/// Runs `list` with what was measured where that is asked for.
+/// Runs `list`, after a measurement of the machine if it was requested.
 template <typename Command, typename List>
 int print_planned(Command& command, zeropage::cli::PlanCommand& plan, const char* argv0, List list) {
   const std::string temporary = zeropage::cli::measure_machine(plan, argv0);
@@ -42,7 +42,7 @@ int print_planned(Command& command, zeropage::cli::PlanCommand& plan, const char
   return 0;
 }
 
-/// CLI11's own usage line cannot say that the script's arguments follow it.
+/// CLI11's own usage line cannot show that the script's arguments follow the script.
 class LauncherFormatter : public CLI::Formatter {
  public:
   std::string make_usage(const CLI::App* app, std::string name) const override {
@@ -100,7 +100,7 @@ int run(int argc, char** argv) {
   if (io_bench_command->parsed()) {
     zeropage::cli::run_io_bench(io_bench, [](const std::string& text) {
       std::fputs(text.c_str(), stdout);
-      std::fflush(stdout);  // a measurement takes a while, and each line is one
+      std::fflush(stdout);  // a measurement takes a while, and each line is printed after one
     });
     return 0;
   }

@@ -34,7 +34,7 @@ launch::Options job_of(const PlanCommand& command, const std::string& output) {
 std::string measure_machine(PlanCommand& command, const std::string& argv0) {
   if (!command.measure) {
     if (command.save_machine.empty()) return "";
-    throw ConfigError("--save_machine: expected --measure beside it, which finds what is saved");
+    throw ConfigError("--save_machine: expected --measure, too, which measures the figures to save");
   }
   const bool is_kept = !command.save_machine.empty();
   if (is_kept) require_new_file("--save_machine", command.save_machine);

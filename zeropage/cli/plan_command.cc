@@ -19,7 +19,7 @@ planner::Request request_of(const PlanCommand& command) {
   const bool has_figures =
       std::ranges::any_of(command.figures, [](const auto& figure) { return !figure.second.empty(); });
   if (command.device.empty() && has_figures) {
-    throw ConfigError("a figure was given, but not whose: say --device NAME, or --measure");
+    throw ConfigError("a figure was given without a device: add --device NAME, or --measure");
   }
   if (!command.device.empty()) {
     request.hardware = planner::read_hardware(command.device);
@@ -38,39 +38,40 @@ planner::Request request_of(const PlanCommand& command) {
   return request;
 }
 
-/// The model and the machine.
+/// Adds the options for the model and the machine.
 void add_request_options(CLI::App* plan, PlanCommand& command) {
-  plan->prefix_command(false);  // else taken over from the launcher, whose scripts get all that follows
+  plan->prefix_command(false);  // otherwise inherited from the launcher, which passes all later arguments to the script
   plan->add_option("MODEL", command.model,
-                   "Number of parameters (7B), .safetensors file or index, config.json or the folder with it")
+                   "Number of parameters (7B), .safetensors file or index, config.json, or its folder")
       ->required();
   plan->add_option("--num_gpus", command.num_gpus, "Devices of a host")->check(CLI::Range(1, 1 << 16))->type_name("N");
   plan->add_option("--num_nodes", command.num_nodes, "Hosts")->check(CLI::Range(1, 1 << 20))->type_name("N");
-  CLI::Option* device = plan->add_option("--device", command.device,
-                                         "Kind of the devices: H100, H200, A100, A100-40, V100, 4090; or a file that "
-                                         "--save_machine wrote")
-                            ->type_name("NAME");
+  CLI::Option* device =
+      plan->add_option("--device", command.device,
+                       "Kind of the devices: H100, H200, A100, A100-40, V100, 4090; or a file from --save_machine")
+          ->type_name("NAME");
   plan->add_flag("--measure", command.measure,
-                 "Measure this host's devices, links, memory and disk, as that many ranks at once would use them")
+                 "Measure this host's devices, links, memory and disk with all these ranks at once")
       ->excludes(device);
-  plan->add_option("--disk_folder", command.disk_folder, "Folder on the disk to be measured; default: the working one")
+  plan->add_option("--disk_folder", command.disk_folder,
+                   "Folder on the disk to measure; default: the working directory")
       ->type_name("DIR");
-  plan->add_option("--save_machine", command.save_machine, "Write what --measure found to a new file, for --device")
+  plan->add_option("--save_machine", command.save_machine, "Write the figures of --measure to a new file, for --device")
       ->type_name("FILE");
   for (const std::string& name : planner::figure_names()) {
     std::string words = name;
     std::ranges::replace(words, '_', ' ');
     plan->add_option("--" + name, command.figures[name],
-                     "The device's or its host's " + words + ", instead of the preset or what was measured")
+                     "The device's or its host's " + words + ", instead of the preset or the measured value")
         ->type_name(name == "overlap"           ? "SHARE"
                     : name.ends_with("latency") ? "TIME"
                                                 : "SIZE");
   }
   plan->add_flag("--json", command.json, "Print JSON");
   plan->add_option("--optimizer", command.optimizer,
-                   "AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or whole: an object that looks at whole parameters")
+                   "AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or whole: an object that needs whole parameters")
       ->type_name("NAME");
-  plan->add_option("--optimizer_bytes", command.optimizer_bytes, "Of whole: bytes that it keeps per trained element")
+  plan->add_option("--optimizer_bytes", command.optimizer_bytes, "With whole: bytes of state per trained element")
       ->type_name("N");
   plan->add_option("--precision", command.precision, "bf16, fp16 or fp32")->type_name("NAME");
   plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
@@ -87,8 +88,7 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
 }  // namespace
 
 CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
-  CLI::App* plan =
-      app.add_subcommand("plan", "What a model takes at every stage, how fast it can be, and what to choose");
+  CLI::App* plan = app.add_subcommand("plan", "Memory and time of a model at every stage, and a recommendation");
   add_request_options(plan, command);
   plan->add_option("--write", command.write, "Write the recommended ds_config.json to a new file")->type_name("FILE");
   return plan;
@@ -96,14 +96,15 @@ CLI::App* add_plan_command(CLI::App& app, PlanCommand& command) {
 
 CLI::App* add_simulate_command(CLI::App& app, SimulateCommand& command) {
   CLI::App* simulate = app.add_subcommand(
-      "simulate", "The plan on 1, 2, 4, ... up to --num_nodes hosts, or devices of one host: how well it scales");
+      "simulate", "Scaling of the plan over 1, 2, 4, ... up to --num_nodes hosts, or over the devices of one host");
   add_request_options(simulate, command.plan);
-  simulate->add_option("--stage", command.stage, "This stage at every point, not what is recommended there")
+  simulate->add_option("--stage", command.stage, "Use this stage at every point instead of the recommended one")
       ->check(CLI::Range(0, 3))
       ->type_name("N");
   simulate
-      ->add_option("--global_batch", command.global_batch,
-                   "Samples of a step, which the ranks share (strong scaling); without it each rank keeps its own work")
+      ->add_option(
+          "--global_batch", command.global_batch,
+          "Samples of a step, divided over the ranks (strong scaling); without it the work of each rank stays the same")
       ->type_name("N");
   return simulate;
 }

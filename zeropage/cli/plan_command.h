@@ -18,12 +18,12 @@ struct PlanCommand {
   int num_gpus = 1;
   int num_nodes = 1;
   std::string device;                          ///< a preset or a file; empty: unknown
-  bool measure = false;                        ///< measure_machine is to make the file
-  std::string disk_folder;                     ///< to be measured; empty: the working one
-  std::string save_machine;                    ///< path of the measured figures; empty: they are not kept
-  std::map<std::string, std::string> figures;  ///< that replace the device's, by planner::figure_names
+  bool measure = false;                        ///< measure_machine makes the file
+  std::string disk_folder;                     ///< the folder to measure; empty: the working directory
+  std::string save_machine;                    ///< path for the measured figures; empty: they are not kept
+  std::map<std::string, std::string> figures;  ///< figures that replace the device's, by planner::figure_names
   std::string optimizer = "AdamW";
-  std::int64_t optimizer_bytes = 8;  ///< of the optimizer "whole", per trained element
+  std::int64_t optimizer_bytes = 8;  ///< state of the optimizer "whole", per trained element
   std::string precision = "bf16";
   std::int64_t micro_batch = 1;
   std::int64_t accumulation_steps = 1;
@@ -46,10 +46,10 @@ struct SimulateCommand {
 CLI::App* add_plan_command(CLI::App& app, PlanCommand& command);
 CLI::App* add_simulate_command(CLI::App& app, SimulateCommand& command);
 
-/// What the command prints; writes the configuration where asked to. Errors: ConfigError, IoError.
+/// The output of the command. Writes the configuration if requested. Errors: ConfigError, IoError.
 std::string plan_listing(const PlanCommand& command);
 
-/// What the command prints. Errors: ConfigError, IoError.
+/// The output of the command. Errors: ConfigError, IoError.
 std::string simulate_listing(const SimulateCommand& command);
 
 }  // namespace zeropage::cli

@@ -26,7 +26,7 @@ TEST(PlanCommand, OptionsReachThePlan) {
   EXPECT_NE(text.find("8 rank(s) on 2 host(s), A100"), std::string::npos) << text;
   EXPECT_NE(text.find("micro batch 1 x 512 tokens"), std::string::npos) << text;
   EXPECT_EQ(plan_listing(parsed("7B --json")).front(), '{');
-  EXPECT_THROW(plan_listing(parsed("7B --device_memory 20GB")), ConfigError);  // of which device?
+  EXPECT_THROW(plan_listing(parsed("7B --device_memory 20GB")), ConfigError);  // no device is named
   EXPECT_THROW(parsed("7B --measure --device H100"), CLI::ParseError);
   EXPECT_THROW(parsed(""), CLI::ParseError);
   EXPECT_THROW(plan_listing(parsed("7B --device toaster")), ConfigError);

@@ -19,7 +19,7 @@ namespace zeropage::cli {
 bool is_python_command(int argc, char** argv) {
   static constexpr std::array<std::string_view, 3> kNames = {"doctor", "report", "top"};
   const std::string_view name = argc > 1 ? argv[1] : "";
-  if (name == "ckpt") return argc > 2 && std::string_view(argv[2]) == "import";  // its files are Python's
+  if (name == "ckpt") return argc > 2 && std::string_view(argv[2]) == "import";  // it reads Python's pickles
   return std::ranges::find(kNames, name) != kNames.end();
 }
 
@@ -32,7 +32,7 @@ void run_python_command(char** argv) {
   for (char** argument = argv + 1; *argument != nullptr; ++argument) command.push_back(*argument);
   command.push_back(nullptr);
   execvp(python.c_str(), command.data());
-  throw IoError(fmt::format("{}: expected to start it, got: {}", python, std::strerror(errno)));
+  throw IoError(fmt::format("cannot start {}: {}", python, std::strerror(errno)));
 }
 
 }  // namespace zeropage::cli

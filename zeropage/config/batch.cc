@@ -16,7 +16,7 @@ struct Given {
   std::optional<std::int64_t> train, micro, steps;
 };
 
-/// The number; none where there is none or "auto".
+/// The number of this key; nullopt if it is absent or "auto".
 std::optional<std::int64_t> number_of(const Settings& settings, const char* path) {
   const auto* number = std::get_if<std::int64_t>(&settings.at(path).value);
   return number == nullptr ? std::nullopt : std::optional(*number);
@@ -26,7 +26,7 @@ bool is_text(const Settings& settings, const char* path) {
   return std::holds_alternative<std::string>(settings.at(path).value);
 }
 
-/// "1, 2, 4, ..., 128": the divisors, the middle left out when there are many.
+/// "1, 2, 4, ..., 128": the divisors, without the middle ones when there are many.
 std::string divisors_text(std::int64_t value) {
   constexpr std::size_t kShown = 8;
   std::vector<std::int64_t> found;
@@ -81,7 +81,7 @@ class Rule {
                                kMicro, *given.micro, kSteps, *given.steps, world_, expected, *given.train, works));
   }
 
-  /// train / (size x world), which must be exact.
+  /// train / (size x world); an error if it is not an integer.
   std::int64_t quotient(std::int64_t train, const char* name, std::int64_t size) const {
     const std::int64_t unit = product(size, 1);
     if (train % unit == 0) return train / unit;

@@ -16,11 +16,11 @@ namespace zeropage::config {
 ///     micro, accumulation        train = micro x accumulation x world
 ///     train                      accumulation = 1, micro = train / world
 ///     micro                      accumulation = 1, train = micro x world
-///     accumulation, or none      micro = 1 where it is "auto"; else nothing: an error
+///     accumulation, or none      micro = 1 if it is "auto"; otherwise an error
 ///
-/// Every division must be exact. What follows is written into `settings` as derived. With world_size 0 nothing follows:
-/// sizes that are not given stay 0 (accumulation: 1). Errors: ConfigError with the arithmetic and values that would
-/// work.
+/// Every division must be exact. Computed sizes are written into `settings` as derived. With world_size 0 nothing is
+/// computed: sizes that are not given stay 0 (accumulation: 1). Errors: ConfigError with the arithmetic and values that
+/// would work.
 Batch resolve_batch(Settings& settings, int world_size);
 
 }  // namespace zeropage::config

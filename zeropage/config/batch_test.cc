@@ -1,5 +1,5 @@
-/// Would catch: a wrong row of the batch rule (errors are in errors/batch_*.json), sizes that are resolved although the
-/// world size is not known, derived values missing from the effective configuration.
+/// Would catch: a wrong row of the batch rule (errors are in errors/batch_*.json), sizes that are computed although the
+/// world size is unknown, derived values missing from the effective configuration.
 #include "zeropage/config/batch.h"
 
 #include <gtest/gtest.h>

@@ -24,7 +24,7 @@ struct Given {
 
 class Checker {
  public:
-  /// refused: gets what would end the check, which then goes on; null: the first ends it.
+  /// refused: gets all errors, and the check continues after them; null: the first error ends the check.
   Checker(const std::string& origin, const Planned& planned, std::vector<Remark>* refused)
       : origin_(origin), planned_(planned), refused_(refused) {}
 
@@ -76,13 +76,13 @@ class Checker {
       }
     }
     refuse_not_built(section);
-    // After the keys, because a key (optimizer.type) may say which section is meant.
+    // After the keys, because a key (optimizer.type) may select the variant of the section.
     for (const Member* member : inner) attempt([&] { read_inner(section, *member); });
     for (const Member* member : dotted) attempt([&] { read_dotted(section, *member); });
   }
 
-  /// `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write what they compute:
-  /// the key of that section, instead of what the section says.
+  /// Reads `"zero_optimization.reduce_bucket_size": 4096` at the top level, as Accelerate and TRL write their computed
+  /// values. It replaces the value of that key in the section.
   void read_dotted(const Section& top, const Member& member) {
     const auto dot = member.name.rfind('.');
     const std::string path = inner_path(top, member.name.substr(0, dot));
@@ -183,7 +183,7 @@ class Checker {
     if (section == nullptr && is_refused(path.substr(0, path.rfind('.')) + ".type")) return;
     if (section == nullptr) {
       fail_at(origin_, member.line, path,
-              "expected the key \"type\" beside it, got none; it says which parameters these are");
+              "expected the key \"type\" in the same section, got none; it determines the parameters");
     }
     read_section(*section, member.value, member.line);
   }
@@ -196,7 +196,7 @@ class Checker {
     }
   }
 
-  /// The value that selects among the sections at `path`; empty when they have no variants.
+  /// The value that selects one of the sections at `path`; empty when there are no variants.
   std::string variant(const std::string& path) const {
     for (const Section& section : sections()) {
       if (section.path != path || section.variant_of.empty()) continue;
@@ -240,7 +240,7 @@ class Checker {
     fail_at(origin_, member.line, section.path_of(json::printable(member.name)), what);
   }
 
-  /// Whether a required key is "auto", which a survey takes for filled in later.
+  /// Whether a required key is "auto". A survey assumes that such a key is filled in later.
   bool waits(const std::string& path) const {
     return refused_ != nullptr &&
            std::ranges::any_of(unfilled_, [&](const Remark& remark) { return remark.path == path; });
@@ -270,7 +270,7 @@ class Checker {
     if (given_.contains("allgather_size") && !given_.contains("zero_optimization.allgather_bucket_size")) {
       attempt([&] {
         settings.fail("allgather_size",
-                      "expected \"zero_optimization\": true beside it, which is deprecated; write "
+                      "expected \"zero_optimization\": true in the file, too, which is deprecated; write "
                       "zero_optimization.allgather_bucket_size");
       });
     }
@@ -280,7 +280,7 @@ class Checker {
     return settings;
   }
 
-  /// A line for every value that asks for something and changes nothing, and one for all that only repeat a default.
+  /// Adds a line for every value that has no effect, and one line for all keys without effect that repeat a default.
   void note_without_effect() {
     std::vector<std::string> repeated;
     for (const Section& section : sections()) {
@@ -297,9 +297,9 @@ class Checker {
       }
     }
     if (repeated.empty()) return;
-    notes_.push_back(
-        fmt::format("{}: without effect, and as by default: {}; `zeropage config --from deepspeed FILE` says why",
-                    origin_, fmt::join(repeated, ", ")));
+    notes_.push_back(fmt::format(
+        "{}: without effect, and as by default: {}; `zeropage config --from deepspeed FILE` gives the reasons", origin_,
+        fmt::join(repeated, ", ")));
   }
 
   void note_defaults(const Settings& settings) {
@@ -311,10 +311,10 @@ class Checker {
     }
     note_muon_on_a_drive(settings);
     if (given_.contains("gradient_clipping") || !settings.flag("zero_optimization.compute_grad_norm")) return;
-    notes_.push_back(fmt::format(
-        "{}: gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at "
-        "1.0 since mid-2026: write \"gradient_clipping\": 1.0 for that, or 0 to say that nothing is clipped",
-        origin_));
+    notes_.push_back(
+        fmt::format("{}: gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at "
+                    "1.0 since mid-2026: write \"gradient_clipping\": 1.0 for that, or 0 for no clipping",
+                    origin_));
   }
 
   void note_muon_on_a_drive(const Settings& settings) {

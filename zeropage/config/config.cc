@@ -35,7 +35,7 @@ std::vector<std::string> read_automatic(const Settings& settings) {
   return paths;
 }
 
-/// Of a key that may wait for its plan, its default meanwhile.
+/// The value of a key, or its default while it is "auto" without a planned value.
 std::int64_t read_size(const Settings& settings, const std::string& path) {
   const Setting& setting = settings.at(path);
   return std::get<std::int64_t>(is_automatic(setting) ? setting.key->default_value : setting.value);
@@ -70,8 +70,9 @@ DataTypes read_data_types(const Settings& settings) {
 std::optional<DType> read_autocast(const Settings& settings, Precision precision) {
   if (!settings.flag("torch_autocast.enabled")) return std::nullopt;
   if (precision != Precision::kFp32) {
-    settings.fail("torch_autocast.enabled",
-                  "expected neither fp16 nor bf16 enabled beside it, which cast the model itself; disable one");
+    settings.fail(
+        "torch_autocast.enabled",
+        "expected neither fp16 nor bf16 enabled together with it, because they cast the model itself; disable one");
   }
   return settings.optional<std::string>("torch_autocast.dtype").value_or("bf16") == "fp16" ? DType::kFloat16
                                                                                            : DType::kBFloat16;
@@ -102,15 +103,15 @@ Gradients read_gradients(const Settings& settings, Precision precision) {
   const std::string norm = "zero_optimization.compute_grad_norm";
   gradients.norm = settings.flag(norm);
   if (!gradients.norm && gradients.clipping > 0) {
-    settings.fail(norm,
-                  fmt::format("expected true beside gradient_clipping {}, which needs the norm, got false; remove "
-                              "this key, or set gradient_clipping to 0",
-                              gradients.clipping));
+    settings.fail(
+        norm, fmt::format("expected true together with gradient_clipping {}, which needs the norm, got false; remove "
+                          "this key, or set gradient_clipping to 0",
+                          gradients.clipping));
   }
   return gradients;
 }
 
-/// The device of `section`, which `deprecated` (a flag of zero_optimization) may ask for, too.
+/// The device of `section`, which `deprecated` (a flag of zero_optimization) may also set.
 OffloadDevice read_device(const Settings& settings, const std::string& section, const std::string& deprecated) {
   const std::string path = "zero_optimization." + section + ".device";
   const std::string& device = settings.string(path);
@@ -156,14 +157,15 @@ Offload read_offload(const Settings& settings, int stage) {
   }
   if (offload.parameters == OffloadDevice::kNvme && !is_automatic(settings.at(key("offload_optimizer.device"))) &&
       (offload.optimizer == OffloadDevice::kNone || offload.optimizer_ratio < 1.0)) {
-    settings.fail(key("offload_param.device"),
-                  "expected offload_optimizer with the device \"cpu\" or \"nvme\" and the ratio 1 beside parameters on "
-                  "\"nvme\", since they are updated on the host; add it, or set this device to \"cpu\"");
+    settings.fail(
+        key("offload_param.device"),
+        "expected offload_optimizer with the device \"cpu\" or \"nvme\" and the ratio 1 together with parameters on "
+        "\"nvme\", since they are updated on the host; add it, or set this device to \"cpu\"");
   }
   return offload;
 }
 
-/// ZeRO++'s keys for fewer bits on the way between ranks.
+/// Reads ZeRO++'s keys for communication with fewer bits.
 void read_quantization(const Settings& settings, Zero& zero) {
   const auto key = [](const std::string& name) { return "zero_optimization." + name; };
   const bool stage_is_known = !is_automatic(settings.at(key("stage")));
@@ -183,9 +185,10 @@ void read_quantization(const Settings& settings, Zero& zero) {
                   "set another stage, or remove this key");
   }
   if (!zero.reduce_scatter) {
-    settings.fail(key("zero_quantized_gradients"),
-                  "expected reduce_scatter true beside it, which sends gradients to their owners, got false; remove "
-                  "one of the two keys");
+    settings.fail(
+        key("zero_quantized_gradients"),
+        "expected reduce_scatter true together with it, which sends gradients to their owners, got false; remove "
+        "one of the two keys");
   }
 }
 
@@ -214,11 +217,10 @@ Zero read_zero(const Settings& settings) {
                               zero.second_shard_ranks, zero.stage));
   }
   if (zero.second_shard_ranks > 1 && zero.offload.parameters != OffloadDevice::kNone) {
-    settings.fail(
-        key("zero_hpz_partition_size"),
-        fmt::format("expected 1 beside offload_param, which moves out of memory what second shards would keep "
-                    "there, got {}; remove one of the two",
-                    zero.second_shard_ranks));
+    settings.fail(key("zero_hpz_partition_size"),
+                  fmt::format("expected 1 together with offload_param, because second shards would keep offloaded "
+                              "parameters in memory, got {}; remove one of the two",
+                              zero.second_shard_ranks));
   }
   return zero;
 }
@@ -227,12 +229,13 @@ void check_optimizer(const Settings& settings, const Optimizer& optimizer) {
   const auto key = [](const char* name) { return std::string("optimizer.params.") + name; };
   const OptimizerParams& params = optimizer.params;
   if (optimizer.kind == OptimizerKind::kAdamW && !params.decoupled_decay) {
-    settings.fail(key("adam_w_mode"),
-                  "expected true, as type \"AdamW\" says, got false; write type \"Adam\" for L2 in the gradient");
+    settings.fail(
+        key("adam_w_mode"),
+        "expected true, because the type is \"AdamW\", got false; write type \"Adam\" for L2 in the gradient");
   }
   if (params.nesterov && (params.momentum == 0.0 || params.dampening != 0.0)) {
     settings.fail(key("nesterov"),
-                  "expected a momentum above 0 and no dampening beside it; set momentum, or nesterov to false");
+                  "expected a momentum above 0 and no dampening together with it; set momentum, or nesterov to false");
   }
   if (optimizer.kind == OptimizerKind::kLamb && params.min_coeff > params.max_coeff) {
     settings.fail(key("min_coeff"),
@@ -275,7 +278,7 @@ StateDtype read_state_dtype(const Settings& settings, Precision precision, const
   if (in_bf16 && name != "bf16") {
     settings.fail(
         "zeropage.optimizer_state_dtype",
-        fmt::format("expected \"bf16\", which bf16.bf16_optimizer_states says, or no such key, got \"{}\"", name));
+        fmt::format("expected \"bf16\" because of bf16.bf16_optimizer_states, or no such key, got \"{}\"", name));
   }
   if (name == "fp32") return StateDtype::kFloat32;
   if (optimizer.kind == OptimizerKind::kClient) {
@@ -286,7 +289,7 @@ StateDtype read_state_dtype(const Settings& settings, Precision precision, const
                     optimizer_types()));
   }
   if (name == "int8" && optimizer.kind == OptimizerKind::kLamb) {
-    // Its norms are summed shard by shard, also where one rank has them all and blocks do not end with shards.
+    // Lamb sums norms shard by shard. If one rank has all shards, the blocks of int8 do not end at the ends of shards.
     settings.fail("zeropage.optimizer_state_dtype", "expected \"fp32\" or \"bf16\" with Lamb, got \"int8\"");
   }
   return name == "bf16" ? StateDtype::kBFloat16 : StateDtype::kInt8;

@@ -1,7 +1,7 @@
 /// \file
-/// The typed configuration: what `ds_config.json` means after parsing, checking, and the batch rule. Everything below
-/// the parser reads this and never JSON. One struct per supported section; the tables in `tables_*.cc` say for every
-/// key its type, default, range and one line of documentation.
+/// The typed configuration: the values of `ds_config.json` after parsing, checking, and the batch rule. All other code
+/// reads this and never JSON. There is one struct per supported section. The tables in `tables_*.cc` have the type,
+/// default, range and one line of documentation of every key.
 #pragma once
 
 #include <array>
@@ -25,12 +25,12 @@ struct Batch {
 
 enum class Precision { kFp32, kBf16, kFp16 };
 
-/// data_types, beside what gradients have of it.
+/// The section data_types, except its key for gradients.
 struct DataTypes {
-  bool named = false;                     ///< the configuration says what type parameters have
+  bool named = false;                     ///< the configuration sets the type of parameters
   std::optional<DType> buffers;           ///< buffer_dtype; absent: each keeps its own
   bool declared_in_fp32 = true;           ///< keep_in_fp32_modules "auto": what the model declares
-  std::vector<std::string> in_fp32 = {};  ///< else these patterns
+  std::vector<std::string> in_fp32 = {};  ///< otherwise these patterns
 
   bool operator==(const DataTypes&) const = default;
 };
@@ -60,7 +60,7 @@ struct Gradients {
   bool operator==(const Gradients&) const = default;
 };
 
-/// Where state lives when it is not in use.
+/// The memory of offloaded state while it is not in use.
 enum class OffloadDevice { kNone, kCpu, kNvme };
 
 /// offload_optimizer and offload_param.
@@ -74,7 +74,8 @@ struct Offload {
   bool pin_parameters = true;
   std::vector<std::string> parameter_folders = {};
   std::int64_t parameter_buffers = 5;
-  std::int64_t max_numel_in_cpu = 1'000'000'000;  ///< of each rank's parameter shards, beside those on the drive
+  std::int64_t max_numel_in_cpu =
+      1'000'000'000;  ///< elements of each rank's parameter shards that stay in host memory; the others are on the drive
 
   bool operator==(const Offload&) const = default;
 };
@@ -93,14 +94,15 @@ struct Zero {
   bool gather_16bit_weights_on_model_save = false;
   std::int64_t second_shard_ranks = 1;    ///< zero_hpz_partition_size; 1: there are no second shards
   bool quantized_weights = false;         ///< sharded parameters are gathered in 8 bits,
-  bool quantized_frozen_weights = false;  ///< or frozen ones alone
+  bool quantized_frozen_weights = false;  ///< or only frozen ones
   bool quantized_gradients = false;       ///< reduced in 4 bits
   Offload offload = {};
 
   bool operator==(const Zero&) const = default;
 };
 
-/// kClient: one of torch.optim or the program's own, which the Python layer runs on the elements that a rank owns.
+/// kClient: an optimizer of torch.optim or of the program, which the Python layer runs on the elements that a rank
+/// owns.
 enum class OptimizerKind { kNone, kAdam, kAdamW, kLion, kAdagrad, kSgd, kLamb, kClient };
 
 /// Hyperparameters of one parameter group, as torch.optim names them. Each optimizer reads its own.
@@ -131,19 +133,20 @@ struct Optimizer {
   bool operator==(const Optimizer&) const = default;
 };
 
-/// The most values per element that an optimizer keeps beside the master.
+/// The largest number of values per element that an optimizer keeps in addition to the master.
 inline constexpr int kMaxOptimizerStates = 2;
 
-/// The type in which these are kept; see optim/packed_state.h.
+/// The type of these values; see optim/packed_state.h.
 enum class StateDtype { kFloat32, kBFloat16, kInt8 };
 
-/// kInt8: as many elements share an exponent.
+/// Number of elements that share an exponent with kInt8.
 inline constexpr std::int64_t kStateBlockNumel = 256;
 
-/// How many `optimizer` keeps. kNone counts as AdamW: that is what a program without a configured optimizer gets.
+/// Number of values per element that `optimizer` keeps. kNone counts as AdamW, which a program without a configured
+/// optimizer gets.
 int optimizer_state_count(const Optimizer& optimizer);
 
-/// What these values are called, in their order, as torch.optim has it. Null behind the last.
+/// The names of these values in torch.optim, in their order. Null after the last.
 std::array<const char*, kMaxOptimizerStates> optimizer_state_names(OptimizerKind kind);
 
 enum class ScheduleKind { kNone, kWarmup, kWarmupDecay, kWarmupCosine, kOneCycle, kLrRangeTest };
@@ -184,41 +187,41 @@ struct Schedule {
 
 enum class CommunicatorKind { kAuto, kSharedMemory, kC10d, kMpi };
 
-/// How state on disk is read and written.
+/// Options of reads and writes of state on drives.
 struct Aio {
   std::int64_t block_bytes = 1 << 20;
-  std::int64_t queue_depth = 8;  ///< requests under way, per folder
+  std::int64_t queue_depth = 8;  ///< running requests per folder
 
   bool operator==(const Aio&) const = default;
 };
 
-/// Where optimizer state that is kept on the host is updated; kAuto: engine::is_updated_on_device.
+/// Where optimizer state in host memory is updated; kAuto: see engine::is_updated_on_device.
 enum class UpdatePlace : std::uint8_t { kAuto, kHost, kDevice };
 
-/// The section "zeropage": keys of our own.
+/// The section "zeropage": keys that DeepSpeed does not have.
 struct Own {
   std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
   std::int64_t timeout_ms = 120'000;
   CommunicatorKind communicator = CommunicatorKind::kAuto;
   bool deterministic_reduction =
       true;  ///< c10d: sum in rank order (all-to-all) even where a true reduce-scatter exists
-  bool hierarchical_collectives = true;    ///< over hosts, where these are several
+  bool hierarchical_collectives = true;    ///< if there are several hosts
   bool observe_functions = true;           ///< first-step observer for custom autograd Functions
   std::int64_t max_consecutive_skips = 0;  ///< stop after so many skipped steps in a row; 0: only the loss-scale rule
   std::optional<std::int64_t> speculation_bytes =
-      {};  ///< of the undo log of updates before their global check; 0: there are none
+      {};  ///< size of the undo log of updates before their global check; 0: no such updates
   bool async_save = false;
   UpdatePlace offloaded_update = UpdatePlace::kAuto;
-  std::int64_t keep_last = 0;  ///< checkpoints of a folder; 0: all
+  std::int64_t keep_last = 0;  ///< number of checkpoints to keep in a folder; 0: all
   bool allow_fallback = false;
-  int replica_check_steps = 1000;      ///< compare what ranks hold alike every so many steps; 0: never
+  int replica_check_steps = 1000;      ///< compare whole pages of all ranks every so many steps; 0: never
   std::string preemption_folder = {};  ///< empty: SIGTERM is left alone
   double preemption_grace_s = 25.0;
 
   bool operator==(const Own&) const = default;
 };
 
-/// comms_logger
+/// The section comms_logger.
 struct CommsLog {
   bool enabled = false;
   bool verbose = false;
@@ -228,9 +231,9 @@ struct CommsLog {
   bool operator==(const CommsLog&) const = default;
 };
 
-/// What the engine notes of itself while it runs.
+/// What the engine records while it runs.
 struct Observation {
-  bool times = false;                     ///< something asks for the parts of a step's time
+  bool times = false;                     ///< whether the times of the parts of a step are needed
   std::optional<std::string> trace_file;  ///< zeropage.trace.file
   std::int64_t trace_first_step = 3;
   std::int64_t trace_steps = 1;
@@ -258,27 +261,26 @@ struct Config {
   Aio aio;
   std::optional<std::int64_t> steps_per_print;
   std::optional<std::string> log_level;  ///< "debug" to "critical"; absent: leave the process's
-  bool disable_python_gc = false;        ///< the Python engine's
+  bool disable_python_gc = false;        ///< used by the Python engine
   bool dump_state = false;
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;
   Own zeropage;
   Observation observation;
-  std::vector<std::string>
-      automatic;  ///< keys that are "auto" and wait for with_planned; sizes of the batch follow from
-                  ///< each other, the others read as their defaults
-  std::vector<std::string> python_keys;  ///< those that are set and that only the Python package acts upon
-  std::string effective_json;            ///< every key with the effective value, canonical order: printed and hashed
+  std::vector<std::string> automatic;    ///< keys that are "auto" until with_planned sets them; batch sizes follow from
+                                         ///< each other, the others have their defaults until then
+  std::vector<std::string> python_keys;  ///< keys that are set and that only the Python package uses
+  std::string effective_json;  ///< every key with its effective value, in the order of the tables; printed and hashed
 
   /// Parses JSON text, checks every key, resolves the batch rule for `world_size` (0: leave the batch sizes
-  /// unresolved). `origin` (a path, or "dict") goes into messages. Errors: ConfigError with key path, line, what was
+  /// unresolved). `origin` (a path, or "dict") is part of messages. Errors: ConfigError with key path, line, what was
   /// expected and the nearest known key. Cost: milliseconds.
   static Config from_json(const std::string& text, int world_size, const std::string& origin = "config");
 
   /// The same for a file. Errors: also IoError when it cannot be read.
   static Config from_file(const std::string& path, int world_size);
 
-  /// The same document with values, which must be in range, for what is `automatic`.
+  /// The same document with values for the keys in `automatic`. The values must be in range.
   Config with_planned(const Planned& planned) const;
 
  private:

@@ -1,5 +1,5 @@
-/// Would catch: a key that is read into the wrong field or not at all, an alias or deprecated form that stopped
-/// working, defaults of tables and structs that drift apart.
+/// Would catch: a key that is read into the wrong field or not at all, an alias or deprecated form that does not work
+/// any more, different defaults in tables and structs.
 #include "zeropage/config/config.h"
 
 #include <fmt/format.h>
@@ -271,7 +271,8 @@ TEST(Config, dotted_keys_at_the_top_level_go_before_the_section) {
   EXPECT_NE(lines[0].find("sets that key instead of 9"), std::string::npos) << lines[0];
 }
 
-// Catches a key that is read and changes nothing without a word, and a line for every key that only repeats a default.
+// Catches a key without effect that is accepted without a message, and a separate line for every key that only repeats
+// a default.
 TEST(Config, keys_without_effect_are_said) {
   const auto lines = notes(R"({"gradient_clipping": 1, "zero_optimization": {"contiguous_gradients": true,
       "sub_group_size": 1e6, "leaf_module": {"classes": ["Experts"]}, "allgather_partitions": true,
@@ -288,7 +289,7 @@ TEST(Config, keys_without_effect_are_said) {
       << lines[2];
 }
 
-// Catches a default that is another one than DeepSpeed's, and that nobody says or that is said where it was chosen.
+// Catches a default that differs from DeepSpeed's without a message, and a message although the value was given.
 TEST(Config, absent_clipping_is_said) {
   const auto lines = notes("{}", "config");
   ASSERT_EQ(lines.size(), 1u);
@@ -351,7 +352,7 @@ TEST(Config, sections_that_are_off_may_say_anything_valid) {
       zero_with(R"("stage": 3, "offload_param": {"device": "none", "pin_memory": false, "buffer_count": 9})"));
 }
 
-// A stage left to the engine that trains as stage 0, or a plan that the printed configuration does not show.
+// Catches an "auto" stage that trains as stage 0, or a plan that the printed configuration does not show.
 TEST(Config, AutomaticStageWaitsForThePlan) {
   const auto config = Config::from_json(R"({"train_batch_size": 8, "zero_optimization": {"stage": "auto"}})", 2);
   EXPECT_EQ(config.automatic, std::vector<std::string>{"zero_optimization.stage"});
@@ -364,7 +365,7 @@ TEST(Config, AutomaticStageWaitsForThePlan) {
                ConfigError);
 }
 
-// "auto" that trains as a default nobody chose, or that the plan cannot replace by a word.
+// Catches "auto" that trains with the default, or that the plan cannot replace by a text.
 TEST(Config, AutomaticDevicesAndBucketsWaitForThePlan) {
   const auto config = config_with(
       R"("zero_optimization": {"stage": "auto", "offload_optimizer": {"device": "auto"}, "offload_param": {"device": "auto"},
@@ -381,7 +382,7 @@ TEST(Config, AutomaticDevicesAndBucketsWaitForThePlan) {
   EXPECT_EQ(planned.zero.offload.optimizer, OffloadDevice::kCpu);
   EXPECT_EQ(planned.zero.reduce_bucket_numel, 77);
   EXPECT_EQ(planned.zero.max_live_numel, 88);
-  EXPECT_NO_THROW(zero_with(R"("stage": "auto", "offload_param": {"device": "cpu"})")) << "the plan will say 3";
+  EXPECT_NO_THROW(zero_with(R"("stage": "auto", "offload_param": {"device": "cpu"})")) << "the plan will choose 3";
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 /// \file
-/// One JSON value to one typed value.
+/// Converts one JSON value to one typed value.
 #pragma once
 
 #include "zeropage/base/json_text.h"
@@ -7,14 +7,14 @@
 
 namespace zeropage::config {
 
-/// A value, or why the node is none (`error` not empty: "expected ..., got ...; hint").
+/// A value, or the reason why the node is not one (`error` is not empty: "expected ..., got ...; hint").
 struct Converted {
   Value value;
   std::string error = {};
-  std::string note = {};  ///< how the value differs from what the document spells
+  std::string note = {};  ///< how the value differs from the text of the document
 };
 
-/// Checks type, range and choices. Texts with choices come back in the table's spelling.
+/// Checks type, range and choices. Texts with choices are returned in the table's spelling.
 Converted convert(const Key& key, const json::Node& node);
 
 }  // namespace zeropage::config

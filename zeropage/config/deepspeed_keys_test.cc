@@ -1,5 +1,5 @@
-/// Every key that DeepSpeed 0.19.8 reads, with a value of its type. Catches a key that is unknown here, so that a file
-/// that trains there is refused as if it were misspelt.
+/// Every key that DeepSpeed 0.19.8 reads, with a value of its type. Catches a key that is unknown here, so that a valid
+/// file of DeepSpeed is refused as if a key were misspelt.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -32,7 +32,7 @@ OrderedJson& place(OrderedJson& root, std::string_view path) {
   }
 }
 
-/// Keys without effect are listed where the document sets them, so that their lines say so.
+/// Keys without effect are listed only if the document sets them, with a note.
 bool is_listed(const Setting& setting) {
   return setting.key->status == Status::kSupported ||
          (setting.key->status == Status::kAccepted && setting.source == Source::kDocument);
@@ -69,7 +69,7 @@ std::string describe(const std::string& json_text, const std::string& origin, in
   }
   std::string out = fmt::format("{}, {}\n", origin,
                                 world_size > 0 ? fmt::format("world size {}", world_size)
-                                               : "world size not given: batch sizes that follow from it stay null");
+                                               : "world size not given: batch sizes that depend on it stay null");
   for (const Setting& setting : resolved.settings.all()) {
     if (!is_listed(setting)) continue;
     out += fmt::format("{:<{}}  {:<{}}  {}\n", setting.path, path_width, to_text(setting.value), value_width,

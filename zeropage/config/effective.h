@@ -16,26 +16,26 @@ struct Resolved {
   Config config;
 };
 
-/// Parses, checks and resolves; what Config::from_json does, with the settings kept. Errors: as there.
+/// Parses, checks and resolves, like Config::from_json, and also returns the settings. Errors: as Config::from_json.
 Resolved resolve(const std::string& json_text, const std::string& origin, int world_size, const Planned& planned = {});
 
-/// What follows after the check of each key.
+/// The steps after the check of each key.
 Resolved resolve(Settings settings, int world_size);
 
 /// Every key that applies as nested JSON in table order, two spaces of indentation, absent values as null. Reading it
 /// again gives the same configuration and the same text.
 std::string effective_json(const Settings& settings);
 
-/// The listing of `zeropage config FILE [--world_size N]`: one line per key that applies, with its value and where it
-/// came from (line of the file, default, derived); keys without effect are listed where the file sets them. world_size
-/// 0: batch sizes stay open. Errors: as from_json.
+/// The listing of `zeropage config FILE [--world_size N]`: one line per key that applies, with its value and its source
+/// (line of the file, default, derived). Keys without effect are listed if the file sets them. world_size 0: batch
+/// sizes stay unknown. Errors: as from_json.
 std::string describe(const std::string& json_text, const std::string& origin, int world_size);
 
-/// Lines about effective values that the document does not spell so: sizes rounded down, "auto" that nothing filled in,
-/// keys with dots. To be shown once, by one rank. Errors: as from_json, but for rules between keys.
+/// Notes about effective values that differ from the text of the document: sizes rounded down, "auto" without a value,
+/// keys with dots. One rank should show them once. Errors: as from_json, except for rules between keys.
 std::vector<std::string> notes(const std::string& json_text, const std::string& origin);
 
-/// The same for a file. Errors: as from_file, but for rules between keys.
+/// The same for a file. Errors: as from_file, except for rules between keys.
 std::vector<std::string> notes_of_file(const std::string& path);
 
 /// docs/config.md, generated from the tables.

@@ -1,5 +1,6 @@
 /// Would catch: effective JSON that is not a configuration itself or hides a key, wrong sources in the listing, a stale
-/// docs/config.md, tables with two keys of one name, without documentation, or with a default that they refuse.
+/// docs/config.md, tables with two keys of one name, with a key without documentation, or with a default that is out of
+/// range.
 #include "zeropage/config/effective.h"
 
 #include <gtest/gtest.h>

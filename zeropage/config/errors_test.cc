@@ -1,6 +1,5 @@
 /// Every file in errors/ is a configuration that must be refused at world size 2; its first line lists, separated by
-/// " | ", what the message must contain. Would catch: a mistake that is accepted, a message without line, key or
-/// advice.
+/// " | ", what the message must contain. Would catch: an error that is accepted, a message without line, key or advice.
 #include <gtest/gtest.h>
 
 #include <filesystem>

@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::size_t kShownValue = 40;
 
-/// The section of a key; its variant is the one that the settings select.
+/// The section of a key, in the variant that the settings select.
 const Section& section_of(const Settings& settings, const std::string& path) {
   const std::size_t dot = path.rfind('.');
   const std::string section = dot == std::string::npos ? "" : path.substr(0, dot);
@@ -31,7 +31,7 @@ bool is_off(const Settings& settings, const Section& section) {
   return setting.value == setting.key->default_value;
 }
 
-/// Of "optimizer.type", what differs about the type that it names.
+/// For "optimizer.type": how the named type differs from DeepSpeed's.
 std::string difference(const Setting& setting) {
   if (!setting.key->differs.empty()) return setting.key->differs;
   const auto* name = std::get_if<std::string>(&setting.value);
@@ -60,12 +60,12 @@ ExplainedKey explained(const Settings& settings, const Setting& setting) {
     key.text.clear();
   }
   if (setting.key->auto_is_planned && key.value == "\"auto\"") {
-    key.text = "the training library fills it in; else it is chosen when the engine is made";
+    key.text = "the training library fills it in; otherwise it is chosen when the engine is made";
   }
   return key;
 }
 
-/// Marks a key as refused. Each key is valid alone; a rule between several keys is broken. The file may lack this key.
+/// Marks a key as refused because of a rule between several keys, each valid by itself. The file may not have this key.
 void refuse(Explanation& explanation, const KeyError& error) {
   const auto found = std::ranges::find(explanation.keys, error.path, &ExplainedKey::path);
   if (found == explanation.keys.end()) {
@@ -76,7 +76,7 @@ void refuse(Explanation& explanation, const KeyError& error) {
   }
 }
 
-/// Whether the file lacks the key, and DeepSpeed's default is another one.
+/// Whether the file does not have the key, and DeepSpeed's default is different.
 bool is_compared(const Survey& found, const Setting& setting) {
   if (setting.source != Source::kDefault || setting.key->other_default.empty()) return false;
   const bool unfilled = std::ranges::count(found.unfilled, setting.path, &Remark::path) > 0;
@@ -87,8 +87,8 @@ bool is_compared(const Survey& found, const Setting& setting) {
 
 const char* verdict_name(Verdict verdict) {
   switch (verdict) {
-    case Verdict::kSame: return "in force: same meaning";
-    case Verdict::kDifferent: return "in force: different";
+    case Verdict::kSame: return "supported: same meaning";
+    case Verdict::kDifferent: return "supported: different meaning";
     case Verdict::kNoEffect: return "without effect";
     case Verdict::kRefused: break;
   }
@@ -115,7 +115,7 @@ Explanation explain(const std::string& json_text, const std::string& origin, int
     explanation.keys.push_back(
         {remark.path, remark.line, "\"auto\"", Verdict::kSame,
          "the training library fills it in; " +
-             (required ? "else it is an error" : fmt::format("else the default, {}, is used", remark.text))});
+             (required ? "otherwise it is an error" : fmt::format("otherwise the default, {}, is used", remark.text))});
   }
   for (const Remark& remark : found.refused) {
     explanation.keys.push_back({remark.path, remark.line, "", Verdict::kRefused, remark.text});
@@ -152,10 +152,11 @@ std::string explanation_text(const Explanation& explanation, const std::string& 
     for (const OtherDefault& other : explanation.defaults) lines.push_back({other.path, other.here, other.deepspeed});
     out += "\n" + text_table(lines, 3);
   }
-  return out +
-         fmt::format("\n{} in force with the same meaning, {} in force and different, {} without effect, {} refused\n",
-                     explanation.count(Verdict::kSame), explanation.count(Verdict::kDifferent),
-                     explanation.count(Verdict::kNoEffect), explanation.count(Verdict::kRefused));
+  return out + fmt::format(
+                   "\n{} supported with the same meaning, {} supported with a different meaning, {} without effect, {} "
+                   "refused\n",
+                   explanation.count(Verdict::kSame), explanation.count(Verdict::kDifferent),
+                   explanation.count(Verdict::kNoEffect), explanation.count(Verdict::kRefused));
 }
 
 std::string explanation_json(const Explanation& explanation) {

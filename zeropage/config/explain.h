@@ -1,5 +1,5 @@
 /// \file
-/// `zeropage config --from deepspeed FILE`: what each key of a file written for DeepSpeed does here.
+/// `zeropage config --from deepspeed FILE`: the effect in Zeropage of each key of a DeepSpeed configuration.
 #pragma once
 
 #include <string>
@@ -8,24 +8,24 @@
 namespace zeropage::config {
 
 enum class Verdict {
-  kSame,       ///< in force, with DeepSpeed's meaning
-  kDifferent,  ///< in force, with another meaning
+  kSame,       ///< supported, with DeepSpeed's meaning
+  kDifferent,  ///< supported, with a different meaning
   kNoEffect,   ///< accepted, and nothing acts upon it
   kRefused,    ///< an error when training starts
 };
 
-/// "in force: same meaning", "in force: different", "without effect", "refused".
+/// "supported: same meaning", "supported: different meaning", "without effect", "refused".
 const char* verdict_name(Verdict verdict);
 
 struct ExplainedKey {
   std::string path;
   int line = 0;       ///< 0: the file lacks a key that it needs
-  std::string value;  ///< as JSON; empty: refused, and the text says what came
+  std::string value;  ///< as JSON; empty: refused, and the text contains the found value
   Verdict verdict = Verdict::kSame;
   std::string text;  ///< why, or how it differs; of kSame mostly empty
 };
 
-/// A key that the file does not have, and whose default leads to other results than DeepSpeed's.
+/// A key that the file does not have, and whose default gives other results than DeepSpeed's.
 struct OtherDefault {
   std::string path;
   std::string here;
@@ -39,11 +39,11 @@ struct Explanation {
   int count(Verdict verdict) const;
 };
 
-/// Goes over all keys, also after one that is refused. Rules between keys are checked when no key is refused by itself.
-/// world_size 0: batch sizes stay open. Errors: ConfigError when the text is no JSON object.
+/// Explains all keys, also after a refused one. Rules between keys are checked only if no key is refused by itself.
+/// world_size 0: batch sizes stay unknown. Errors: ConfigError when the text is no JSON object.
 Explanation explain(const std::string& json_text, const std::string& origin, int world_size);
 
-/// A table for a terminal, in which reasons have lines of their own, and a summary.
+/// A table for a terminal, with reasons on separate lines, and a summary.
 std::string explanation_text(const Explanation& explanation, const std::string& origin);
 
 /// {"keys": [{"key", "line", "value", "verdict", "text"}], "defaults": [{"key", "here", "deepspeed"}]}

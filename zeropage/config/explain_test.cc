@@ -1,5 +1,5 @@
-/// Catches a key that the comparison leaves out, one refused key that hides the others, and a verdict that is not what
-/// training does with the key.
+/// Catches a key that is missing in the comparison, a refused key that hides the others, and a verdict that differs
+/// from the key's effect in training.
 #include "zeropage/config/explain.h"
 
 #include <gtest/gtest.h>
@@ -45,10 +45,10 @@ TEST(Explain, says_of_each_key_what_it_does) {
   EXPECT_EQ(verdict("optimizer.type"), Verdict::kDifferent);
   EXPECT_NE(key_of(explanation, "optimizer.type").text.find("clipped before"), std::string::npos);
   EXPECT_EQ(verdict("optimizer.params.torch_adam"), Verdict::kNoEffect);
-  EXPECT_NE(key_of(explanation, "scheduler.params.warmup_num_steps").text.find("else the default, 1000"),
+  EXPECT_NE(key_of(explanation, "scheduler.params.warmup_num_steps").text.find("otherwise the default, 1000"),
             std::string::npos);
   EXPECT_EQ(key_of(explanation, "zero_optimization.contiguous_gradients").text,
-            "Gradients always lie in one flat buffer per page.");
+            "Gradients are always in one flat buffer per page.");
   EXPECT_EQ(verdict("zero_optimization.offload_optimizer.pin_memory"), Verdict::kNoEffect);
 }
 
@@ -93,7 +93,7 @@ TEST(Explain, takes_auto_for_filled_in) {
                                     "ds.json", 2);
   EXPECT_EQ(decay.count(Verdict::kRefused), 0);
   EXPECT_EQ(key_of(decay, "scheduler.params.total_num_steps").text,
-            "the training library fills it in; else it is an error");
+            "the training library fills it in; otherwise it is an error");
 }
 
 TEST(Explain, checks_rules_between_keys) {
@@ -108,12 +108,14 @@ TEST(Explain, checks_rules_between_keys) {
 TEST(Explain, prints_an_aligned_table_with_reasons) {
   const std::string text = explanation_text(explain(kText, "ds.json", 2), "ds.json");
   EXPECT_TRUE(text.starts_with("ds.json, as DeepSpeed's configuration\n\nline  key ")) << text;
-  EXPECT_NE(text.find("\n2     train_batch_size                                16          in force: same meaning\n"),
+  EXPECT_NE(text.find("\n2     train_batch_size                                16          supported: same meaning\n"),
             std::string::npos)
       << text;
   EXPECT_NE(text.find("\n      the section is off (fp16.enabled)\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("9 in force with the same meaning, 2 in force and different, 4 without effect, 0 refused\n"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find(
+          "9 supported with the same meaning, 2 supported with a different meaning, 4 without effect, 0 refused\n"),
+      std::string::npos)
       << text;
 }
 
@@ -121,7 +123,7 @@ TEST(Explain, prints_json) {
   const auto parsed = nlohmann::json::parse(explanation_json(explain(kText, "ds.json", 2)));
   EXPECT_EQ(parsed["keys"].size(), 15u);
   EXPECT_EQ(parsed["keys"][0]["key"], "train_batch_size");
-  EXPECT_EQ(parsed["keys"][0]["verdict"], "in force: same meaning");
+  EXPECT_EQ(parsed["keys"][0]["verdict"], "supported: same meaning");
   EXPECT_EQ(parsed["defaults"][0]["key"], "gradient_clipping");
 }
 

@@ -50,7 +50,7 @@ OptimizerEntry adam(OptimizerKind kind, const char* type) {
            {"decoupled_weight_decay", &P::decoupled_decay,
             flag("adam_w_mode", true, kSupported,
                  "Adam only: true: decoupled decay (AdamW); false: L2 added to the gradient.")}},
-          {flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
+          {flag("torch_adam", false, kAccepted, "There is only one implementation, with the same results as torch's."),
            flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment."),
            flag("fp32_optimizer_states", true, kNotBuilt,
                 "Moments in fp32; for 16 bits write zeropage.optimizer_state_dtype \"bf16\".")}};
@@ -78,28 +78,28 @@ OptimizerEntry adagrad() {
             real("lr_decay", 0.0, kSupported, "The rate of a step is lr / (1 + steps before * lr_decay).").at_least(0)},
            weight_decay("L2 added to the gradient."),
            {"initial_accumulator_value", &P::initial_accumulator_value,
-            real("initial_accumulator_value", 0.0, kSupported, "What the sum of squares starts with.").at_least(0)},
+            real("initial_accumulator_value", 0.0, kSupported, "Initial value of the sum of squares.").at_least(0)},
            eps(1e-10, "Added to the root of the sum of squares.")},
           {flag("amsgrad", false, kNotBuilt, "Not a part of Adagrad."),
-           flag("maximize", false, kNotBuilt, "Go up instead of down.")}};
+           flag("maximize", false, kNotBuilt, "Maximize the loss instead of minimizing it.")}};
 }
 
 OptimizerEntry sgd() {
-  return {
-      OptimizerKind::kSgd,
-      "SGD",
-      "Parameters of SGD.",
-      {"momentum_buffer", nullptr},
-      true,
-      {lr(1e-3),
-       {"momentum", &P::momentum,
-        real("momentum", 0.0, kSupported, "What the momentum keeps at each step; 0: no momentum, and no memory for it.")
-            .at_least(0)},
-       {"dampening", &P::dampening,
-        real("dampening", 0.0, kSupported, "The momentum takes 1 - dampening of the gradient.").at_least(0)},
-       weight_decay("L2 added to the gradient."),
-       {"nesterov", &P::nesterov, flag("nesterov", false, kSupported, "Nesterov's momentum.")}},
-      {flag("maximize", false, kNotBuilt, "Go up instead of down.")}};
+  return {OptimizerKind::kSgd,
+          "SGD",
+          "Parameters of SGD.",
+          {"momentum_buffer", nullptr},
+          true,
+          {lr(1e-3),
+           {"momentum", &P::momentum,
+            real("momentum", 0.0, kSupported,
+                 "Share of the momentum that remains at each step; 0: no momentum, and no memory for it.")
+                .at_least(0)},
+           {"dampening", &P::dampening,
+            real("dampening", 0.0, kSupported, "The momentum gets (1 - dampening) times the gradient.").at_least(0)},
+           weight_decay("L2 added to the gradient."),
+           {"nesterov", &P::nesterov, flag("nesterov", false, kSupported, "Nesterov's momentum.")}},
+          {flag("maximize", false, kNotBuilt, "Maximize the loss instead of minimizing it.")}};
 }
 
 OptimizerEntry lamb() {
@@ -113,10 +113,11 @@ OptimizerEntry lamb() {
            eps(1e-8, "Added to the root of the second moment."),
            {"eps_inside_sqrt", &P::eps_inside_sqrt,
             flag("eps_inside_sqrt", false, kSupported, "Add eps to the second moment instead of its root.")},
-           weight_decay("Weight decay, a part of the direction whose norm is taken."),
+           weight_decay("Weight decay; it is part of the direction, so the direction's norm includes it."),
            bias_correction(),
            {"max_coeff", &P::max_coeff,
-            real("max_coeff", 10.0, kSupported, "Largest ratio of a parameter's norm to its direction's.").positive()},
+            real("max_coeff", 10.0, kSupported, "Largest ratio of a parameter's norm to the norm of its direction.")
+                .positive()},
            {"min_coeff", &P::min_coeff, real("min_coeff", 0.01, kSupported, "Smallest such ratio.").at_least(0)}},
           {flag("amsgrad", false, kNotBuilt, "Keep the maximum of the second moment.")}};
 }

@@ -1,7 +1,7 @@
 /// \file
-/// The table of the optimizers whose update the engine computes. One entry says everything but the arithmetic: the name
-/// in the configuration, the values per element that it keeps, and its hyperparameters with their keys, defaults and
-/// ranges. Configuration, checkpoints, memory, parameter groups in C++ and in Python all read it.
+/// The table of the optimizers whose update the engine computes. An entry has everything except the arithmetic: the
+/// name in the configuration, the values per element that it keeps, and its hyperparameters with their keys, defaults
+/// and ranges. Configuration, checkpoints, memory, and parameter groups in C++ and Python all read this table.
 #pragma once
 
 #include <array>
@@ -16,33 +16,33 @@
 
 namespace zeropage::config {
 
-/// A pair: both betas.
+/// The pair is for both betas.
 using HyperparameterValue = std::variant<double, bool, std::pair<double, double>>;
 
 struct Hyperparameter {
   struct Betas {};  ///< beta1 and beta2 of OptimizerParams
 
-  const char* name;  ///< in a parameter group, as torch.optim has it
+  const char* name;  ///< its name in a parameter group and in torch.optim
   std::variant<double OptimizerParams::*, bool OptimizerParams::*, Betas> field;
-  Key key;  ///< in optimizer.params
+  Key key;  ///< its key in optimizer.params
 
   HyperparameterValue get(const OptimizerParams& params) const;
-  /// A number is taken for a flag, too, and the other way round. Errors: ConfigError when one is given for a pair, or a
-  /// pair for one.
+  /// Converts between numbers and flags. Errors: ConfigError when one value is given for a pair, or a pair for one
+  /// value.
   void set(OptimizerParams& params, const HyperparameterValue& value) const;
 };
 
 struct OptimizerEntry {
   OptimizerKind kind;
-  const char* type;  ///< of optimizer.type
-  const char* doc;   ///< of its optimizer.params; neighbours with the same text share the section
-  /// Values per element beside the master, as torch.optim names them. Null behind the last.
+  const char* type;  ///< the value of optimizer.type
+  const char* doc;   ///< documentation of its optimizer.params; neighbours with the same text share a section
+  /// The values per element in addition to the master, with their names in torch.optim. Null after the last.
   std::array<const char*, kMaxOptimizerStates> states;
-  bool state_needs_momentum;  ///< without momentum it keeps none
+  bool state_needs_momentum;  ///< without momentum it keeps no state
   std::vector<Hyperparameter> hyperparameters;
   std::vector<Key> other_keys;  ///< keys of optimizer.params that set no hyperparameter
 
-  /// Null when it has none of this name.
+  /// The hyperparameter of this name, or null.
   const Hyperparameter* find(std::string_view name) const;
 };
 
@@ -51,13 +51,14 @@ const std::vector<OptimizerEntry>& optimizer_entries();
 /// Null for kNone and kClient.
 const OptimizerEntry* find_optimizer(OptimizerKind kind);
 
-/// Null for a type that the engine does not update itself. With upper and lower case as in the table.
+/// Null for a type whose update the engine does not compute. Case-sensitive.
 const OptimizerEntry* find_optimizer(std::string_view type);
 
-/// Of any optimizer: a name means the same for all. Errors: ConfigError when none has it.
+/// The hyperparameter of this name of any optimizer: a name has the same meaning in all. Errors: ConfigError when no
+/// optimizer has it.
 const Hyperparameter& find_hyperparameter(std::string_view name);
 
-/// "adamw": what checkpoints and `Engine::optimizer_name` say. Empty for kNone and kClient.
+/// The name in checkpoints and of `Engine::optimizer_name`, such as "adamw". Empty for kNone and kClient.
 std::string optimizer_name(OptimizerKind kind);
 
 /// "Adam, AdamW, Lion, Adagrad, SGD, Lamb", for messages.

@@ -1,4 +1,4 @@
-// The table of optimizers: what else depends on it.
+// Tests of the table of optimizers and of the code that depends on it.
 #include "zeropage/config/optimizers.h"
 
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@
 namespace zeropage::config {
 namespace {
 
-// Catches an entry that the configuration does not offer, or offers with other keys, and a default outside the range.
+// Catches an entry that the configuration does not have, or has with other keys, and a default outside the range.
 TEST(Optimizers, EveryEntryHasItsSection) {
   for (const auto& entry : optimizer_entries()) {
     const Section* section = find_section("optimizer.params", entry.type);
@@ -27,7 +27,7 @@ TEST(Optimizers, EveryEntryHasItsSection) {
   }
 }
 
-// Catches a name that means one field in one entry and another in the next, and a set that get does not return.
+// Catches a name that means different fields in two entries, and a value that was set and that `get` does not return.
 TEST(Optimizers, ANameMeansTheSameInAllEntries) {
   for (const auto& entry : optimizer_entries()) {
     for (const auto& hyperparameter : entry.hyperparameters) {
@@ -44,7 +44,7 @@ TEST(Optimizers, ANameMeansTheSameInAllEntries) {
   EXPECT_THROW(find_hyperparameter("bettas"), ConfigError);
 }
 
-// Catches a pair that is taken for a number, and a flag that a checkpoint has as a number.
+// Catches a pair that is accepted as a number, and a flag that is refused because a checkpoint stores it as a number.
 TEST(Optimizers, ValuesOfAnotherTypeAreConvertedOrRefused) {
   OptimizerParams params;
   find_hyperparameter("nesterov").set(params, 1.0);
@@ -53,7 +53,7 @@ TEST(Optimizers, ValuesOfAnotherTypeAreConvertedOrRefused) {
   EXPECT_THROW(find_hyperparameter("betas").set(params, 0.9), ConfigError);
 }
 
-// Catches memory that is planned for states that an optimizer does not have, and a name that two kinds share.
+// Catches memory that is planned for states that an optimizer does not have, and two kinds with the same name.
 TEST(Optimizers, StatesAreCounted) {
   std::set<std::string> names;
   for (const auto& entry : optimizer_entries()) {

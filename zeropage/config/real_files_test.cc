@@ -1,8 +1,7 @@
-/// Files in real_files/ are like those that training libraries document and people share, with keys and values of their
-/// own. The first line says what happens at world size 8: `// expect: loads`, or `// expect: refused | part | part`
-/// with what the message contains. Lines `// says: part` follow, one for each note but those about "auto". Catches a
-/// file that trains under DeepSpeed and is refused without need, a key that is dropped without a word, and a comparison
-/// (explain) that says something else than training does.
+/// Files in real_files/ are like the examples of training libraries and of their users. The first line has the result
+/// at world size 8: `// expect: loads`, or `// expect: refused | part | part` with parts of the message. Lines `//
+/// says: part` follow, one for each note except those about "auto". Catches a valid file of DeepSpeed that is refused
+/// without need, a key that is dropped without a message, and a comparison (explain) that contradicts training.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 /// \file
-/// docs/config.md from the tables.
+/// Writes docs/config.md from the tables.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -13,24 +13,20 @@ constexpr const char* kOpening =
     R"(<!-- Generated from zeropage/config/tables_*.cc. Do not edit: change the tables, then run config_tests with ZEROPAGE_WRITE_DOCS=1. -->
 # ds_config.json
 
-The file may hold `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
+The file may contain `//`, `#` and `/* */` comments. `null` counts as absent. Integers may be spelt `5e8`. Texts with a choice
 are matched without regard to case. Keys that are not listed, duplicate keys and values of another type or range are errors that name
 the line. Keys whose range says so may be `"auto"`: the three batch sizes follow from each other, and the others are chosen from the
 model and free memory when the engine is made ([which stage](which-stage.md)).
 
-What training libraries write is read, with a line on rank 0 that says so: `"auto"` in any other key counts as absent, sizes of
-`zero_optimization` with a fraction are rounded down, and a key such as `"zero_optimization.reduce_bucket_size"` at the top level takes the place
-of that key in its section.
+Some values that training libraries write are accepted, with a message on rank 0: `"auto"` in any other key counts as absent, sizes of `zero_optimization` with a fraction are rounded down, and a key such as `"zero_optimization.reduce_bucket_size"` at the top level replaces that key of its section.
 
 Status:
-- **supported**: does what it says.
-- **accepted**: checked, then without effect, for the reason given, which rank 0 says at the start.
-- **not available**: known, but not in this version: any value but the default is an error. Inside a section that is switched off
-  (`"enabled": false`, `"device": "none"`) it may say anything, since nothing would happen.
-- **removed**: as not available; DeepSpeed removed it in 2026, too.
+- **supported**: works as described.
+- **accepted**: checked, but without effect. The table gives the reason, and rank 0 prints it at the start.
+- **not available**: known, but not in this version. Any value except the default is an error. In a section that is switched off (`"enabled": false`, `"device": "none"`) it may have any value, because it has no effect there.
+- **removed**: like "not available". DeepSpeed also removed the key in 2026.
 
-`zeropage config FILE --world_size N` prints every effective value and where it came from. `zeropage config --from deepspeed FILE`
-compares the file with what it means in DeepSpeed, key by key.
+`zeropage config FILE --world_size N` prints every effective value and its source. `zeropage config --from deepspeed FILE` compares the meaning of each key with DeepSpeed's.
 )";
 
 std::string cell(std::string text) {

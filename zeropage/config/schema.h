@@ -1,8 +1,8 @@
 /// \file
-/// The vocabulary of `ds_config.json`. A key is one row: name, type, default, range, status and one line of
-/// documentation; a section is a list of rows. The rows live in `tables_*.cc`; checking (check.h), the typed Config
-/// (config.cc), the printed configuration (effective.h) and docs/config.md all read them, so adding a key is adding a
-/// row and, when it is supported, reading it in config.cc.
+/// The keys of `ds_config.json`. A key is one row: name, type, default, range, status and one line of documentation. A
+/// section is a list of rows. The rows are in `tables_*.cc`. Checking (check.h), the typed Config (config.cc), the
+/// printed configuration (effective.h) and docs/config.md all use them. So a new key needs a row and, if it is
+/// supported, a line in config.cc that reads it.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@
 
 namespace zeropage::config {
 
-/// An effective value; monostate stands for none (JSON null).
+/// An effective value; monostate means none (JSON null).
 using Value = std::variant<std::monostate, bool, std::int64_t, double, std::string, std::vector<double>,
                            std::vector<std::string>>;
 
-/// `true`, `5`, `0.1`, `"text"`, `[1, 2]` or `null`, as JSON spells it.
+/// The value as JSON: `true`, `5`, `0.1`, `"text"`, `[1, 2]` or `null`.
 std::string to_text(const Value& value);
 
 enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSection };
@@ -27,16 +27,16 @@ enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSectio
 std::string type_name(Type type);
 
 enum class Status {
-  kSupported,  ///< does what it says
+  kSupported,  ///< works as documented
   kAccepted,   ///< checked, then without effect, for the reason its documentation gives
   kNotBuilt,   ///< known; any value but the default is an error
   kRemoved,    ///< as kNotBuilt; DeepSpeed removed it in 2026
 };
 
-/// One allowed text; matched without regard to case. `also` are other spellings of the same.
+/// One allowed text; case is ignored. `also`: other spellings of it.
 struct Choice {
   std::string name;
-  Status status = Status::kSupported;  ///< else kNotBuilt or kRemoved: an error
+  Status status = Status::kSupported;  ///< kNotBuilt and kRemoved: an error
   std::vector<std::string> also = {};
 
   bool built() const { return status == Status::kSupported; }
@@ -58,9 +58,9 @@ struct Key {
   bool one_text = false;            ///< kTexts: a single text is a list of one
   bool required = false;
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
-  bool infinity_is_absent = false;  ///< Infinity means that the key is not there
+  bool infinity_is_absent = false;  ///< Infinity means that the key is absent
   bool rounds_down = false;         ///< kInteger: a fraction is rounded down, with a note
-  std::string differs = {};         ///< how the meaning is another one than DeepSpeed's
+  std::string differs = {};         ///< how the meaning differs from DeepSpeed's
   std::string other_default = {};   ///< DeepSpeed's default, where it leads to other results
 
   Key& at_least(double value);
@@ -76,13 +76,13 @@ struct Key {
   Key& differing(std::string how);            ///< sets differs
   Key& deepspeed_default(std::string value);  ///< sets other_default
 
-  /// Whether any value but the default is an error.
+  /// Whether any value except the default is an error.
   bool refused() const { return status == Status::kNotBuilt || status == Status::kRemoved; }
 
-  /// Whether the text "auto" is a value of this key like any other.
+  /// Whether "auto" is one of the choices of this key.
   bool has_auto_choice() const;
 
-  /// Whether a number lies in the range.
+  /// Whether a number is in the range.
   bool in_range(double number) const;
 
   /// `>= 1`, `from 0 to 3`, `"log", "linear"`: the range or the choices that are available; empty: no limit.
@@ -99,7 +99,7 @@ Key string(std::string name, Value default_value, Status status, std::string doc
 Key floats(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc);
 Key strings(std::string name, std::vector<std::string> default_value, Status status, std::string doc);
 
-/// A section whose inside is not checked: it may be empty or carry `"enabled": false`; anything else is refused.
+/// A section whose keys are not known: it may be empty or contain `"enabled": false`; anything else is refused.
 Key switched_section(std::string name, Status status, std::string doc);
 
 /// "not available in this version"; for kRemoved with "removed from DeepSpeed in 2026".
@@ -112,9 +112,10 @@ struct Section {
   std::string alias = {};                  ///< another name of the last part of the path
   std::string variant_of = {};             ///< full path of the key that selects this section ("optimizer.type") ...
   std::vector<std::string> variants = {};  ///< ... and the values for which it is the one
-  std::string switch_key = {};  ///< while this key has its default the section is off: not-built keys may say anything
-  bool presence_not_built = false;  ///< the section's mere presence asks for something that is not built
-  std::string differs = {};         ///< of variants: how what their key selects differs from DeepSpeed's
+  std::string switch_key =
+      {};  ///< while this key has its default the section is off, and keys that are not built may have any value
+  bool presence_not_built = false;  ///< a section of something that is not built: its presence is an error
+  std::string differs = {};         ///< for variants: how the selected type differs from DeepSpeed's
 
   /// Full path of a key of this section.
   std::string path_of(const std::string& name) const { return path.empty() ? name : path + "." + name; }
@@ -124,10 +125,10 @@ struct Section {
 /// All sections in the order of documentation and effective JSON. Built once, then constant.
 const std::vector<Section>& sections();
 
-/// The section at `path`; where variants share the path, the one for `variant`. nullptr: no such section.
+/// The section at `path`; if there are several variants, the one for `variant`. nullptr: no such section.
 const Section* find_section(const std::string& path, const std::string& variant);
 
-/// Whether a section lies at `path` or below it.
+/// Whether there is a section at `path` or below it.
 bool is_section_path(const std::string& path);
 
 }  // namespace zeropage::config

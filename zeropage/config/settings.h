@@ -1,6 +1,6 @@
 /// \file
-/// Every key with its effective value and where the value came from: what checking the document against the tables
-/// gives.
+/// Every key with its effective value and the source of the value: the result of checking a document against the
+/// tables.
 #pragma once
 
 #include <optional>
@@ -24,8 +24,8 @@ struct Setting {
   int line = 0;  ///< kDocument
 };
 
-/// The settings in table order. Reading a path that no table has, or as another type than its table says, is a mistake
-/// in this room and throws std::logic_error / std::bad_variant_access.
+/// The settings in table order. Reading a path that no table has, or with a type other than in its table, is a bug in
+/// this room and throws std::logic_error / std::bad_variant_access.
 class Settings {
  public:
   /// `origin`: name of the document, for messages.
@@ -52,14 +52,14 @@ class Settings {
     return std::get<T>(value);
   }
 
-  /// Sets a value that follows from other keys.
+  /// Sets a value that is computed from other keys.
   void derive(const std::string& path, Value value);
 
   const Setting& at(const std::string& path) const;
   const std::vector<Setting>& all() const { return settings_; }
   const std::string& origin() const { return origin_; }
 
-  /// Lines about effective values that the document does not spell so.
+  /// Notes about effective values that differ from the text of the document.
   std::vector<std::string> notes;
 
   /// Throws KeyError "origin:line: path: what"; without the line when the document does not set the key.
@@ -71,7 +71,7 @@ class Settings {
   std::unordered_map<std::string, std::size_t> index_;
 };
 
-/// What is wrong with one key.
+/// The error of one key.
 class KeyError : public ConfigError {
  public:
   KeyError(const std::string& message, int line, std::string path, std::string what)

@@ -18,7 +18,7 @@ Section elasticity() {
       integer("max_gpus", 10'000, kRemoved, "Largest world size.").at_least(1),
       integer("min_time", 0, kRemoved, "Minutes between two changes.").at_least(0),
       flag("prefer_larger_batch", true, kRemoved, "Choose the largest batch."),
-      flag("ignore_non_elastic_batch_info", false, kRemoved, "Let the batch keys stand beside this section."),
+      flag("ignore_non_elastic_batch_info", false, kRemoved, "Allow the batch keys together with this section."),
       real("version", 0.2, kRemoved, "Version of the rule.").at_least(0),
       integer("model_parallel_size", 1, kRemoved, "Ranks of one copy of the model.").at_least(1),
       integer("num_gpus_per_node", 1, kRemoved, "Ranks of one host.").at_least(1),
@@ -37,7 +37,8 @@ Section autotuning() {
       flag("overwrite", true, kNotBuilt, "Replace old results."),
       integer("start_profile_step", 3, kNotBuilt, "First timed step.").at_least(0),
       integer("end_profile_step", 5, kNotBuilt, "Last timed step.").at_least(0),
-      string("metric", "throughput", kNotBuilt, "What is made best.").one_of({{"throughput"}, {"latency"}, {"flops"}}),
+      string("metric", "throughput", kNotBuilt, "The figure to optimize.")
+          .one_of({{"throughput"}, {"latency"}, {"flops"}}),
       string("metric_path", {}, kNotBuilt, "File with the program's own figure."),
       string("tuner_type", "gridsearch", kNotBuilt, "How trials are chosen.")
           .one_of({{"gridsearch"}, {"random"}, {"model_based"}}),

@@ -18,8 +18,8 @@ Section switched(std::string path, Status status, std::string doc, std::vector<K
 
 std::vector<Key> file_writer_keys() {
   return {
-      string("output_path", "", kSupported, "Folder of the job's folder; empty: the working directory."),
-      string("job_name", "DeepSpeedJobName", kSupported, "The job's folder, which holds the files."),
+      string("output_path", "", kSupported, "Folder that contains the job's folder; empty: the working directory."),
+      string("job_name", "DeepSpeedJobName", kSupported, "Name of the job's folder, which contains the files."),
   };
 }
 
@@ -29,7 +29,7 @@ Section flops_profiler() {
       "Operations of one step by module, and their share of the device's peak, by rank 0 (docs/monitoring.md).",
       {
           real("recompute_fwd_factor", 0.0, kAccepted,
-               "What is computed again is counted where it runs, and needs no estimate.")
+               "Recomputation is counted when it runs, so no estimate is needed.")
               .at_least(0),
           integer("profile_step", 1, kSupported, "The step that is counted, from 1; it is slow.").at_least(1),
           integer("module_depth", -1, kSupported, "Modules below this depth are not listed; -1: all are.").at_least(-1),
@@ -61,7 +61,7 @@ std::vector<Section> monitor_tables() {
   Section throughput{"timers.throughput", "Samples per second."};
   throughput.keys = {
       flag("enabled", true, kAccepted, "The progress line always shows the throughput."),
-      flag("synchronized", true, kAccepted, "The figure is taken where the step waits for the device anyway."),
+      flag("synchronized", true, kAccepted, "The throughput is measured when the step waits for the device anyway."),
   };
   Section comms =
       switched("comms_logger", kSupported,
@@ -70,7 +70,7 @@ std::vector<Section> monitor_tables() {
                    flag("verbose", false, kSupported, "Print a line for every operation, too."),
                    flag("prof_all", true, kSupported, "All operations."),
                    strings("prof_ops", {}, kSupported,
-                           "Without prof_all these: all_gather, reduce_scatter, all_reduce, broadcast, "
+                           "The operations without prof_all: all_gather, reduce_scatter, all_reduce, broadcast, "
                            "all_to_all, barrier, exchange, copy."),
                    flag("debug", false, kSupported, "With verbose: name the page and its parameters."),
                });
@@ -84,7 +84,7 @@ std::vector<Section> monitor_tables() {
       switched("wandb", kSupported, "Metrics to Weights & Biases, by rank 0. WANDB_MODE=offline needs no network.",
                {
                    string("group", {}, kSupported, "Group of the run."),
-                   string("team", {}, kSupported, "Team, or user, that the run belongs to."),
+                   string("team", {}, kSupported, "Team or user that owns the run."),
                    string("project", "deepspeed", kSupported, "Project of the run."),
                }),
       switched("csv_monitor", kSupported, "Metrics to CSV files, one per metric, by rank 0.", file_writer_keys()),

@@ -36,7 +36,7 @@ Key betas_key(double beta1, double beta2, const char* doc) {
   return floats("betas", {beta1, beta2}, 2, kSupported, doc).from_up_to(0, 1);
 }
 
-/// Those of the engine's own optimizers.
+/// The sections of the engine's own optimizers.
 std::vector<Section> engine_tables() {
   std::vector<Section> tables;
   for (const auto& entry : optimizer_entries()) {
@@ -54,10 +54,10 @@ std::vector<Section> engine_tables() {
 
 std::vector<Key> muon_keys() {
   return {
-      real("lr", {}, kSupported, "Learning rate of both halves; absent: 0.02 of Muon's, 3e-4 of AdamW's.").at_least(0),
-      real("muon_lr", {}, kSupported, "Learning rate of the parameters that Muon updates, in the place of lr.")
+      real("lr", {}, kSupported, "Learning rate of both halves; absent: 0.02 for Muon's half, 3e-4 for AdamW's.")
           .at_least(0),
-      real("adam_lr", {}, kSupported, "Learning rate of the others, in the place of lr.").at_least(0),
+      real("muon_lr", {}, kSupported, "Learning rate of the parameters that Muon updates, instead of lr.").at_least(0),
+      real("adam_lr", {}, kSupported, "Learning rate of the other parameters, instead of lr.").at_least(0),
       real("momentum", 0.95, kSupported, "Muon: decay of the momentum.").from_up_to(0, 1),
       weight_decay_key("Decoupled weight decay of both halves."),
       string("ns_method", "gram", kSupported,
@@ -65,7 +65,7 @@ std::vector<Key> muon_keys() {
           .one_of({{"gram"}, {"standard"}}),
       integer("ns_steps", 5, kSupported, "Newton-Schulz iterations.").between(1, 99),
       string("ns_dtype", {}, kSupported,
-             "Type in which they run; absent: bf16 with standard; with gram fp16, on CPUs fp32.")
+             "Type of the iterations; absent: bf16 with standard; with gram fp16, on CPUs fp32.")
           .one_of({{"bf16"}, {"fp16"}, {"fp32"}}),
       flag("nesterov", true, kSupported, "Muon: Nesterov's momentum."),
       string("adjust_lr_fn", "original", kSupported,
@@ -73,21 +73,22 @@ std::vector<Key> muon_keys() {
              "columns)).")
           .one_of({{"original"}, {"match_rms_adamw"}}),
       flag("per_head_muon", false, kSupported,
-           "Muon: the rows of each attention head by themselves (docs/optimizers.md)."),
+           "Muon: orthogonalize the rows of each attention head separately (docs/optimizers.md)."),
       betas_key(0.9, 0.95, "AdamW: decay of the first and the second moment."),
       real("eps", 1e-10, kSupported, "AdamW: added to the root of the second moment.").at_least(0),
       flag("adam_w_mode", true, kSupported, "AdamW's decoupled decay; false: L2 added to the gradient."),
-      flag("torch_adam", false, kAccepted, "There is one implementation here, and it computes what torch's does."),
+      flag("torch_adam", false, kAccepted, "There is only one implementation, with the same results as torch's."),
   };
 }
 
-Key maximize_key() { return flag("maximize", false, kSupported, "Go up instead of down."); }
+Key maximize_key() { return flag("maximize", false, kSupported, "Maximize the loss instead of minimizing it."); }
 Key eps_key(double eps) { return real("eps", eps, kSupported, "Added to the denominator.").at_least(0); }
 Key decoupled_key() {
-  return flag("decoupled_weight_decay", false, kSupported, "Decay the parameter, as AdamW, instead of the gradient.");
+  return flag("decoupled_weight_decay", false, kSupported,
+              "Decay the parameter, as AdamW does, instead of adding L2 to the gradient.");
 }
 
-/// Those of torch.optim that Python programs run; names and defaults are torch's.
+/// The sections of optimizers of torch.optim that Python programs run. Names and defaults are torch's.
 std::vector<Section> torch_tables() {
   const auto moments = [] { return betas_key(0.9, 0.999, "Decay of the first moment and of the second."); };
   const auto decay = [] { return weight_decay_key("Weight decay."); };
@@ -126,11 +127,12 @@ std::vector<Section> optimizer_tables() {
   optimizer.keys = {
       string("type", {}, kSupported, "Name of the optimizer. \"Adam\" means AdamW unless adam_w_mode is false.")
           .one_of(types_by_name()),
-      flag("legacy_fusion", false, kAccepted, "It concerns optimizers that DeepSpeed removed."),
+      flag("legacy_fusion", false, kAccepted, "Only for optimizers that DeepSpeed has removed."),
   };
   std::vector<Section> tables = {std::move(optimizer)};
   for (Section& section : engine_tables()) tables.push_back(std::move(section));
-  tables.push_back(params_of({"Muon"}, "Parameters of Muon, and of AdamW for what Muon does not update.", muon_keys()));
+  tables.push_back(params_of({"Muon"}, "Parameters of Muon, and of AdamW for the parameters that Muon does not update.",
+                             muon_keys()));
   tables.back().differs =
       "one formula at every stage, with any accumulation and offload; gradients are clipped before they are "
       "orthogonalized, and \"gram\" runs in fp32 on CPUs";

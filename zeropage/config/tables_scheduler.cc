@@ -1,5 +1,5 @@
 /// \file
-/// scheduler and scheduler.params of the five schedules.
+/// The sections scheduler and scheduler.params of the five schedules.
 #include "zeropage/config/tables.h"
 
 namespace zeropage::config {
@@ -13,9 +13,9 @@ Section params_of(const std::string& type, std::string doc, std::vector<Key> key
   section.variant_of = "scheduler.type";
   section.variants = {type};
   section.keys = std::move(keys);
-  section.keys.push_back(
-      integer("last_batch_iteration", -1, kSupported, "The step the schedule continues after; -1: from the start.")
-          .at_least(-1));
+  section.keys.push_back(integer("last_batch_iteration", -1, kSupported,
+                                 "The step after which the schedule continues; -1: from the start.")
+                             .at_least(-1));
   return section;
 }
 
@@ -44,17 +44,21 @@ Key total_num_steps() {
 
 Section one_cycle() {
   return params_of(
-      "OneCycle", "Up, down, then decay; the momentum (beta1) moves the other way.",
+      "OneCycle", "The rate rises, falls, then decays; the momentum (beta1) changes in the opposite direction.",
       {
           real("cycle_min_lr", {}, kSupported, "Learning rate at the ends of the cycle.").at_least(0).must_be_given(),
           real("cycle_max_lr", {}, kSupported, "Learning rate in the middle of the cycle.").at_least(0).must_be_given(),
           real("decay_lr_rate", 0.0, kSupported, "Decay per decay step after the cycle.").at_least(0),
-          integer("cycle_first_step_size", 2000, kSupported, "Steps of the way up.").at_least(1),
-          integer("cycle_second_step_size", {}, kSupported, "Steps of the way down; null: as up.").at_least(1),
-          integer("cycle_first_stair_count", 0, kSupported, "Stairs on the way up; 0: a line.").at_least(0),
-          integer("cycle_second_stair_count", {}, kSupported, "Stairs on the way down; null: as up.").at_least(0),
+          integer("cycle_first_step_size", 2000, kSupported, "Steps of the rising half.").at_least(1),
+          integer("cycle_second_step_size", {}, kSupported, "Steps of the falling half; null: as many as rising.")
+              .at_least(1),
+          integer("cycle_first_stair_count", 0, kSupported, "Number of stairs while rising; 0: a straight line.")
+              .at_least(0),
+          integer("cycle_second_stair_count", {}, kSupported,
+                  "Number of stairs while falling; null: as many as rising.")
+              .at_least(0),
           integer("decay_step_size", 0, kSupported, "Steps of one decay step; 0: no decay.").at_least(0),
-          flag("cycle_momentum", true, kSupported, "Whether the momentum moves, too."),
+          flag("cycle_momentum", true, kSupported, "Whether the momentum changes, too."),
           real("cycle_min_mom", 0.8, kSupported, "Momentum in the middle of the cycle.").from_up_to(0, 1),
           real("cycle_max_mom", 0.9, kSupported, "Momentum at the ends of the cycle.").from_up_to(0, 1),
           real("decay_mom_rate", 0.0, kSupported, "Growth of the momentum per decay step.").at_least(0),
@@ -62,7 +66,7 @@ Section one_cycle() {
 }
 
 Section range_test() {
-  return params_of("LRRangeTest", "A rising learning rate, to find the largest that trains.",
+  return params_of("LRRangeTest", "A rising learning rate, to find the largest rate with which training works.",
                    {
                        real("lr_range_test_min_lr", 1e-3, kSupported, "Learning rate at the start.").at_least(0),
                        integer("lr_range_test_step_size", 2000, kSupported, "Steps per interval.").at_least(1),
@@ -74,7 +78,7 @@ Section range_test() {
 }  // namespace
 
 std::vector<Section> scheduler_tables() {
-  Section scheduler{"scheduler", "The learning-rate schedule; it advances once per step that was not skipped."};
+  Section scheduler{"scheduler", "The learning-rate schedule; it advances once per step that is not skipped."};
   scheduler.keys = {string("type", {}, kSupported, "Name of the schedule.")
                         .one_of({{"WarmupLR"}, {"WarmupDecayLR"}, {"WarmupCosineLR"}, {"OneCycle"}, {"LRRangeTest"}})};
   Section warmup = params_of("WarmupLR", "Warm-up, then constant.",
@@ -82,7 +86,7 @@ std::vector<Section> scheduler_tables() {
   Section decay = params_of("WarmupDecayLR", "Warm-up, then linearly to 0.",
                             {total_num_steps(), warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
   Section cosine = params_of(
-      "WarmupCosineLR", "Warm-up, then along a cosine; figures are ratios of each parameter group's learning rate.",
+      "WarmupCosineLR", "Warm-up, then a cosine decay; all values are ratios of each parameter group's learning rate.",
       {total_num_steps(), real("warmup_min_ratio", 0.0, kSupported, "Ratio at the start of the warm-up.").between(0, 1),
        warmup_num_steps(), real("cos_min_ratio", 1e-4, kSupported, "Ratio at the end of the cosine.").between(0, 1),
        warmup_type()});

@@ -14,8 +14,9 @@ std::vector<Key> stage_keys() {
               "What is sharded over the ranks: 0 nothing, 1 optimizer state, 2 also gradients, 3 also parameters.")
           .between(0, 3)
           .or_auto(),
-      flag("contiguous_gradients", true, kAccepted, "Gradients always lie in one flat buffer per page."),
-      flag("reduce_scatter", true, kSupported, "false: all-reduce gradients and keep the own slice (more traffic)."),
+      flag("contiguous_gradients", true, kAccepted, "Gradients are always in one flat buffer per page."),
+      flag("reduce_scatter", true, kSupported,
+           "false: all-reduce gradients and keep this rank's part (more communication)."),
       integer("reduce_bucket_size", 500'000'000, kSupported, "Most elements of one gradient reduction.")
           .at_least(1)
           .or_fraction()
@@ -28,30 +29,30 @@ std::vector<Key> stage_keys() {
           .or_auto(),
       flag("overlap_comm", true, kSupported,
            "Reduce gradients while the backward before a step runs (stages 2 and 3: every backward); false: stages 0 "
-           "and 1 reduce in step(), 2 and 3 wait for each reduction. The same bits either way and no more memory, "
-           "hence true at every stage; DeepSpeed's default is true at stage 3 only."),
-      flag("load_from_fp32_weights", true, kAccepted,
-           "Master weights are kept in checkpoints, so they are what is loaded."),
+           "and 1 reduce in step(), 2 and 3 wait for each reduction. The results have the same bits and need no more "
+           "memory, so the default is true at every stage; DeepSpeed's default is true at stage 3 only."),
+      flag("load_from_fp32_weights", true, kAccepted, "Checkpoints contain the master weights, and these are loaded."),
       flag("elastic_checkpoint", false, kAccepted, "Checkpoints load at any world size and stage."),
-      integer("sub_group_size", 1'000'000'000, kAccepted, "The update goes page by page, never over a larger group.")
+      integer("sub_group_size", 1'000'000'000, kAccepted, "The update runs page by page, never over a larger group.")
           .at_least(0)
           .or_fraction(),
       flag("ignore_unused_parameters", true, kNotBuilt,
-           "Parameters without a gradient are left as they are; false: an error."),
+           "Parameters without a gradient stay unchanged; false: an error."),
       flag("legacy_stage1", false, kNotBuilt, "The first implementation of stage 1, which DeepSpeed refuses, too."),
-      flag("round_robin_gradients", false, kAccepted, "Every page is spread evenly over all ranks already."),
+      flag("round_robin_gradients", false, kAccepted, "Every page is always divided evenly over all ranks."),
       flag("memory_efficient_linear", true, kAccepted, "Linear layers keep no gathered copy of their weights here."),
-      flag("pipeline_loading_checkpoint", false, kAccepted, "Each rank reads only what it keeps of a checkpoint."),
+      flag("pipeline_loading_checkpoint", false, kAccepted, "Each rank reads only its part of a checkpoint."),
       flag("override_module_apply", true, kAccepted, "Module.apply works at every stage without being replaced."),
       flag("log_trace_cache_warnings", false, kAccepted, "There is no trace of modules to warn about."),
       flag("enable_sanity_checks", false, kAccepted,
-           "Ranks always compare what they are about to do, and what they hold alike (zeropage.replica_check_steps)."),
+           "Ranks always compare their collectives, and the values that must be the same on all ranks "
+           "(zeropage.replica_check_steps)."),
       flag("save_muon_momentum_buffer_in_memory", false, kAccepted,
            "With NVMe offload Muon's momenta stay in host memory in any case: 4 bytes per element that a rank owns.")
-          .differing("false does not move momenta to the drive, and rank 0 says so at the start"),
+          .differing("false does not move momenta to the drive, and rank 0 logs that at the start"),
       flag("compute_grad_norm", true, kSupported,
-           "false: no norm of the gradients, which get_global_grad_norm() says; not with gradient_clipping. Where no "
-           "step can be skipped (fp32; bf16 without check_grad_overflow) gradients are then read once less.")
+           "false: the norm of the gradients (get_global_grad_norm()) is not computed; not with gradient_clipping. If "
+           "no step can be skipped (fp32; bf16 without check_grad_overflow), this saves one read of the gradients.")
           .differing("works at every stage and with offload, too"),
       flag("parameter_alignment", false, kAccepted, "Every parameter starts at a multiple of 64 elements of its page."),
   };
@@ -79,7 +80,8 @@ std::vector<Key> stage3_keys() {
           .or_auto()
           .also_named({"max_live_parameters"}),
       integer("stage3_max_reuse_distance", 1'000'000'000, kSupported,
-              "A parameter used again within so many elements stays gathered, where the limit on live ones allows it.")
+              "A parameter that is used again within so many elements stays gathered, if the limit on live parameters "
+              "allows it.")
           .at_least(0)
           .or_fraction()
           .also_named({"max_reuse_distance"}),
@@ -98,15 +100,15 @@ std::vector<Key> stage3_keys() {
 
 std::vector<Key> later_keys() {
   return {
-      integer(
-          "zero_hpz_partition_size", 1, kSupported,
-          "ZeRO++: so many ranks of a host keep what they have gathered, each its part; until the next update they "
-          "gather from there, and nothing from other hosts (docs/launcher.md). A divisor of the ranks of a host; 1: "
-          "off.")
+      integer("zero_hpz_partition_size", 1, kSupported,
+              "ZeRO++: so many ranks of a host keep second shards of gathered parameters, one part each. Until the "
+              "next update they gather from these shards, and nothing from other hosts (docs/launcher.md). A divisor "
+              "of the ranks of a host; 1: "
+              "off.")
           .at_least(1),
       flag("zero_quantized_weights", false, kSupported,
            "ZeRO++: gather sharded parameters in 8 bits (stage 3). Shards, saved models and checkpoints stay exact."),
-      flag("zero_quantized_nontrainable_weights", false, kSupported, "ZeRO++: the same for frozen parameters alone.")
+      flag("zero_quantized_nontrainable_weights", false, kSupported, "ZeRO++: the same for frozen parameters only.")
           .differing("Only gathers are in 8 bits; the shards themselves keep their type"),
       flag("zero_quantized_gradients", false, kSupported,
            "ZeRO++: reduce gradients in 4 bits (stages 1 to 3), added in fp32.")
@@ -117,28 +119,29 @@ std::vector<Key> later_keys() {
       flag("mics_hierarchical_params_gather", false, kRemoved, "MiCS: gather between nodes, then inside."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),
       flag("cpu_offload_param", false, kSupported, "Deprecated form of offload_param.device \"cpu\"."),
-      flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in the reference, too."),
+      flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in DeepSpeed, too."),
   };
 }
 
 Key device_key() {
-  return string("device", "none", kSupported, "Where this state lives when it is not in use; none: on the device.")
+  return string("device", "none", kSupported, "Memory of this state while it is not in use; none: the device.")
       .one_of({{"none"}, {"cpu"}, {"nvme"}})
       .or_auto();
 }
 
 Key folders_key() {
   return strings("nvme_path", {}, kSupported,
-                 "A folder on the drive, or a list of folders, each of which takes its part of every page.")
+                 "A folder on the drive, or a list of folders. Each folder gets a part of every page.")
       .or_one_text();
 }
 
 Section offload_param() {
-  Section section{"zero_optimization.offload_param", "Home of the parameters (stage 3)."};
+  Section section{"zero_optimization.offload_param", "Where the parameters are kept (stage 3)."};
   section.keys = {
       device_key(),
       folders_key(),
-      integer("buffer_count", 5, kSupported, "For NVMe: pages in memory at a time; 3 at least.").between(0, 1024),
+      integer("buffer_count", 5, kSupported, "For NVMe: pages in memory at the same time, at least 3.")
+          .between(0, 1024),
       integer("buffer_size", 100'000'000, kAccepted, "A buffer holds a page, whatever its size.")
           .at_least(0)
           .or_fraction(),
@@ -154,17 +157,17 @@ Section offload_param() {
 
 Section offload_optimizer() {
   Section section{"zero_optimization.offload_optimizer",
-                  "Home of the optimizer state; zeropage.offloaded_update says where its update runs."};
+                  "Where the optimizer state is kept; zeropage.offloaded_update determines where its update runs."};
   section.keys = {
       device_key(),
       folders_key(),
       integer("buffer_count", 4, kSupported,
-              "For NVMe: pages in memory at a time, of 12 bytes per element; 3 at least.")
+              "For NVMe: pages in memory at the same time, of 12 bytes per element, at least 3.")
           .between(0, 1024),
       flag("pin_memory", true, kSupported, "Page-locked host memory, where there is a GPU."),
-      flag("pipeline_read", false, kAccepted, "The next page always comes while one is updated."),
-      flag("pipeline_write", false, kAccepted, "The last page always goes while one is updated."),
-      flag("fast_init", false, kAccepted, "State is set up page by page already, and zeros are not written."),
+      flag("pipeline_read", false, kAccepted, "The next page is always read while one is updated."),
+      flag("pipeline_write", false, kAccepted, "The previous page is always written while one is updated."),
+      flag("fast_init", false, kAccepted, "State is always initialized page by page, and zeros are not written."),
       real(
           "ratio", 1.0, kSupported,
           "Share of the optimizer state that is offloaded, and of the update that runs on the host, in whole pages; at "
@@ -173,7 +176,8 @@ Section offload_optimizer() {
           .differing("works at every stage, not at stage 3 only"),
       flag("super_offload", false, kAccepted,
            "Updates of offloaded state overlap with the backward without it (zeropage.speculation_bytes)."),
-      real("cpuadam_cores_perc", 0.8, kAccepted, "A rank's threads update, OMP_NUM_THREADS of them.").between(0, 1),
+      real("cpuadam_cores_perc", 0.8, kAccepted, "The threads of a rank (OMP_NUM_THREADS) compute the update.")
+          .between(0, 1),
   };
   section.switch_key = "device";
   return section;
@@ -183,11 +187,11 @@ Section zenflow() {
   Section section{"zero_optimization.zenflow", "ZenFlow: update important gradients at once and others later."};
   section.keys = {
       real("topk_ratio", 0.1, kNotBuilt, "Share of important columns.").between(0, 1),
-      string("select_strategy", "auto", kNotBuilt, "When importance is judged.")
+      string("select_strategy", "auto", kNotBuilt, "When importance is computed.")
           .one_of({{"auto"}, {"step"}, {"epoch"}}),
-      string("select_interval", "auto", kNotBuilt, "Steps between two judgements."),
+      string("select_interval", "auto", kNotBuilt, "Steps between two computations of importance."),
       string("update_interval", "auto", kNotBuilt, "Steps between two late updates."),
-      flag("overlap_step", false, kNotBuilt, "Run the late update beside the next steps."),
+      flag("overlap_step", false, kNotBuilt, "Overlap the late update with the next steps."),
       flag("offload", false, kNotBuilt, "Keep the selected state on the host."),
       real("auto_ratio", 0.99, kNotBuilt, "Threshold of the automatic interval.").between(0, 1),
       integer("full_warm_up_rounds", 0, kNotBuilt, "Full updates at the start.").at_least(0),
@@ -214,7 +218,7 @@ std::vector<Section> zero_tables() {
   };
   loco.presence_not_built = true;
   Section leaf{"zero_optimization.leaf_module",
-               "Modules treated as one; parameters are found at operators here, so no module needs this."};
+               "Modules that are treated as one. Zeropage gathers parameters at operators, so no module needs this."};
   leaf.keys = {
       strings("classes", {}, kAccepted, "Class names; without effect."),
       strings("names", {}, kAccepted, "Module names; without effect."),

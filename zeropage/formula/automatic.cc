@@ -16,7 +16,7 @@ constexpr std::int64_t kLargestPrefetchNumel = 50'000'000;  // DeepSpeed's defau
 
 std::string gigabytes(double bytes) { return fmt::format("{:.3g} GB", bytes / 1e9); }
 
-/// Makes the choices one after the other; later ones know the earlier ones.
+/// Makes the choices one after the other; later choices use the earlier ones.
 class Chooser {
  public:
   Chooser(const config::Config& config, int world_size, ParameterCounts counts, std::int64_t largest_numel,
@@ -61,16 +61,16 @@ class Chooser {
     if (!is_open("zero_optimization.stage")) return;
     AutoStage choice = options_.offload_parameters ? AutoStage{3, "parameters are offloaded, which is part of stage 3"}
                                                    : formula::choose_stage(counts_, options_, memory_.device_bytes);
-    // One rank has nothing to shard, but pages that come and go it can have.
+    // One rank has nothing to shard, but it can gather and evict offloaded pages.
     const bool needs_offload = options_.world_size == 1 && is_open("zero_optimization.offload_param.device");
     if (needs_offload && !memory_.device_is_host && parameters_must_go(3)) {
-      choice = {3, "the parameters do not fit beside the rest, and offloading them is part of stage 3"};
+      choice = {3, "the parameters do not fit together with the rest, and offloading them is part of stage 3"};
     }
     options_.stage = choice.stage;
     take("zero_optimization.stage", choice.stage, choice.reason);
   }
 
-  /// Whether the device holds too much at `stage` even with the optimizer's state elsewhere.
+  /// Whether the device holds too much at `stage` even when the optimizer state is offloaded.
   bool parameters_must_go(int stage) const {
     StateOptions options = options_;
     options.stage = stage;
@@ -109,7 +109,7 @@ class Chooser {
     const std::string path = "zero_optimization.offload_param.device";
     if (!is_open(path)) return;
     const double bytes = device_state_bytes();
-    const std::string state = fmt::format("what stays takes {} {}", gigabytes(bytes), of_free());
+    const std::string state = fmt::format("the rest takes {} {}", gigabytes(bytes), of_free());
     const bool goes = options_.stage == 3 && !memory_.device_is_host && is_too_much(bytes);
     options_.offload_parameters = goes;
     take(path, goes ? "cpu" : "none", state);
@@ -144,7 +144,7 @@ class Chooser {
     if (!is_open("zero_optimization.stage3_prefetch_bucket_size")) return;
     const std::int64_t limit = live_is_open ? live : config_.zero.max_live_numel;
     take("zero_optimization.stage3_prefetch_bucket_size", std::min(limit / 4, kLargestPrefetchNumel),
-         "a quarter of what may be gathered, at most 50 million");
+         "a quarter of the limit on gathered parameters, at most 50 million");
   }
 
   void choose_batch_size(const std::string& path) {
@@ -190,10 +190,10 @@ AutoStage choose_stage(const ParameterCounts& counts, StateOptions options, std:
                            gigabytes(state(2)), of_memory, gigabytes(state(0)))};
   }
   std::string reason =
-      fmt::format("stage 2 would take {} {}, more than the half that leaves room for activations; stage 3 takes {}",
+      fmt::format("stage 2 would take {} {}, more than half, so too little room for activations; stage 3 takes {}",
                   gigabytes(state(2)), of_memory, gigabytes(state(3)));
   if (state(3) > kShareOfState * memory) {
-    reason += "; that may be too much, too: use more ranks, or look at `zeropage plan`";
+    reason += "; this may still be too much: use more ranks, or look at `zeropage plan`";
   }
   return {3, reason};
 }

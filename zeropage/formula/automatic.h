@@ -1,13 +1,13 @@
 /// \file
-/// What a configuration leaves open with "auto", chosen from the real model and free memory:
+/// Chooses the values of "auto" keys from the real model and free memory:
 ///
-///   1. The stage (choose_stage). Parameters that are offloaded ask for stage 3.
-///   2. Offload, only where the state takes more than half of the device's free memory: the optimizer's first, to the
-///      host, or to the drive that nvme_path names where the host is too small for it and its undo log; then the
-///      parameters', which is stage 3. Where the device is the host there is no other memory than a drive.
-///   3. Buckets, by what is free: see choose_automatic.
-///   4. Sizes of the batch follow from each other (config/batch.h): a batch is made by the program's loop, so no memory
-///      is spent on guesses.
+///   1. The stage (choose_stage). Offloaded parameters need stage 3.
+///   2. Offload, only where the state takes more than half of the device's free memory: first the optimizer state, to
+///      the host, or to the drive of nvme_path where the host is too small for it and its undo log; then the
+///      parameters, at stage 3. Where the device is the CPU, state can only be offloaded to a drive.
+///   3. Bucket sizes, by the free memory: see choose_automatic.
+///   4. Batch sizes follow from each other (config/batch.h). The program's loop makes the batches, so the engine does
+///      not guess from memory.
 #pragma once
 
 #include <string>
@@ -20,16 +20,17 @@ namespace zeropage::formula {
 
 struct AutoStage {
   int stage = 0;
-  std::string reason;  ///< for people, with the bytes it was made from
+  std::string reason;  ///< for people, with the bytes that led to the choice
 };
 
-/// Stage 0 for one rank. Else 1 when the whole state takes at most a third of `free_bytes`, so that the batch can grow;
-/// 2, the sweet spot, when its state takes at most half, which leaves the other half to activations and frames; else 3,
-/// which says so when even that is too much. `options.stage` is not read; what is offloaded does not count. free_bytes:
-/// of one rank, before any state was made beside the model itself. Errors: those of model_state_bytes.
+/// Stage 0 for one rank. Otherwise stage 1 when the whole state takes at most a third of `free_bytes`, so that the
+/// batch can grow; stage 2 when its state takes at most half, so that the other half remains for activations and
+/// frames; otherwise stage 3, with a reason that tells when even that is too much. `options.stage` is not read, and
+/// offloaded state does not count. free_bytes: of one rank, before any state except the model was made. Errors: as
+/// model_state_bytes.
 AutoStage choose_stage(const ParameterCounts& counts, StateOptions options, std::int64_t free_bytes);
 
-/// What one rank can still take.
+/// The memory that is free for one rank.
 struct FreeMemory {
   std::int64_t device_bytes = 0;
   std::int64_t host_bytes = 0;
@@ -43,10 +44,10 @@ struct AutoChoice {
 };
 
 /// One choice for each of config.automatic, to be given to config::Config::with_planned. counts: persistent_numel and
-/// offloaded_numel are not read; largest_numel: of one parameter. Buckets: gradients on their way (three pages) take at
-/// most a 16th of the device's free memory, and pages are no larger than by default; gathered parameters at most a
-/// quarter of it, and never less than two of the largest parameter; what is gathered ahead a quarter of those. Errors:
-/// those of model_state_bytes.
+/// offloaded_numel are not read; largest_numel: of one parameter. Buckets: gradients that are being reduced (three
+/// pages) take at most a 16th of the device's free memory, and pages are no larger than by default. Gathered parameters
+/// take at most a quarter of the free memory, but the limit allows at least twice the largest parameter. Prefetched
+/// parameters take a quarter of that limit. Errors: as model_state_bytes.
 std::vector<AutoChoice> choose_automatic(const config::Config& config, int world_size, ParameterCounts counts,
                                          std::int64_t largest_numel, const FreeMemory& memory);
 

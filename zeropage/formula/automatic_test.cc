@@ -16,16 +16,16 @@ AutoStage choose(std::int64_t numel, int world, std::int64_t free_bytes) {
   return choose_stage({numel, 0, 0}, options, free_bytes);
 }
 
-// A stage that gives away speed, or one that does not fit. 1B parameters in bf16 take 16 GB unsharded.
+// Catches a stage that is slower than necessary, or that does not fit. 1B parameters in bf16 take 16 GB unsharded.
 TEST(AutoStage, GoesUpAsMemoryGoesDown) {
   EXPECT_EQ(choose(kGb, 1, 10 * kGb).stage, 0);
   EXPECT_EQ(choose(kGb, 4, 80 * kGb).stage, 1);
   EXPECT_EQ(choose(kGb, 4, 24 * kGb).stage, 2);
   EXPECT_EQ(choose(kGb, 4, 10 * kGb).stage, 3);
-  EXPECT_EQ(choose(kGb, 64, 24 * kGb).stage, 2) << "more ranks share the state, so that stage 2 goes further";
+  EXPECT_EQ(choose(kGb, 64, 24 * kGb).stage, 2) << "more ranks share the state, so that it fits at stage 2";
 }
 
-// A choice that cannot be checked, and silence where the run will probably fail.
+// Catches a choice without figures, and no warning where the run will probably fail.
 TEST(AutoStage, SaysWhy) {
   EXPECT_NE(choose(kGb, 4, 80 * kGb).reason.find("16 GB of 80 GB"), std::string::npos)
       << choose(kGb, 4, 80 * kGb).reason;
@@ -55,8 +55,8 @@ const std::string kOptimizer = "zero_optimization.offload_optimizer.device";
 const std::string kParameters = "zero_optimization.offload_param.device";
 const std::string kStage = "zero_optimization.stage";
 
-// Offload where memory suffices, which costs time, or none where it does not. 1B parameters take 16 GB, of which 12 the
-// optimizer's.
+// Catches offload where memory suffices, which costs time, or no offload where it does not. 1B parameters take 16 GB;
+// 12 GB are the optimizer's.
 TEST(Automatic, OffloadsWhatDoesNotFit) {
   auto chosen = choices(kOpenOffload, 1, {40 * kGb, 100 * kGb});
   EXPECT_EQ(chosen[kOptimizer] + chosen[kParameters], "nonenone");
@@ -69,7 +69,7 @@ TEST(Automatic, OffloadsWhatDoesNotFit) {
   EXPECT_EQ(choices(R"("stage": "auto", "offload_param": {"device": "cpu"})", 2, {80 * kGb, 100 * kGb})[kStage], "3");
 }
 
-// State that is offloaded from a host to the same host, or to a drive that nobody named.
+// Catches state that is offloaded from a host to the same host, or to a drive that the configuration does not name.
 TEST(Automatic, AHostOffloadsOnlyToADrive) {
   const FreeMemory host{6 * kGb, 6 * kGb, true};
   EXPECT_EQ(choices(kOpenOffload, 2, host)[kOptimizer], "none");
@@ -77,14 +77,14 @@ TEST(Automatic, AHostOffloadsOnlyToADrive) {
   EXPECT_EQ(chosen[kOptimizer], "nvme");
 }
 
-// State that leaves no room on the host for the log of updates overlapped with the backward: 12 GB and a quarter of 14.
+// Catches a host without room for the undo log of updates overlapped with the backward: 12 GB and a quarter of 14.
 TEST(Automatic, TheHostHasRoomForTheUndoLog) {
   const char* open = R"("stage": 0, "offload_optimizer": {"device": "auto", "nvme_path": "/drive"})";
   EXPECT_EQ(choices(open, 1, {12 * kGb, 30 * kGb})[kOptimizer], "nvme");
   EXPECT_EQ(choices(open, 1, {12 * kGb, 32 * kGb})[kOptimizer], "cpu");
 }
 
-// Buckets of the whole device's memory, or smaller than a parameter that must be gathered whole.
+// Catches buckets as large as the device's memory, or smaller than a parameter that must be gathered whole.
 TEST(Automatic, BucketsFollowFreeMemory) {
   const char* open = R"("stage": 3, "reduce_bucket_size": "auto", "allgather_bucket_size": "auto",
       "stage3_prefetch_bucket_size": "auto", "stage3_max_live_parameters": "auto")";
@@ -97,7 +97,7 @@ TEST(Automatic, BucketsFollowFreeMemory) {
   EXPECT_EQ(tight["zero_optimization.stage3_max_live_parameters"], "100000000") << "two of the largest parameter";
 }
 
-// A batch that the program would not make.
+// Catches a batch size that differs from what the program makes.
 TEST(Automatic, BatchSizesFollowFromEachOther) {
   const FreeMemory memory{80 * kGb, 80 * kGb};
   auto chosen = choices("", 2, memory, R"("train_batch_size": 8, "train_micro_batch_size_per_gpu": "auto")");

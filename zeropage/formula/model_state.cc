@@ -20,7 +20,7 @@ bool keeps_gradients(const StateOptions& options) {
          options.keeps_gradients;
 }
 
-/// Of gradients that no shard holds.
+/// The type of gradients that are not in shards.
 DType gradient_dtype(const StateOptions& options) {
   if (options.accumulation_steps == 1) return compute_dtype(options.precision);
   return options.accumulation_dtype.value_or(DType::kFloat32);
@@ -35,7 +35,7 @@ void check(const StateOptions& options) {
   }
 }
 
-/// Elements of state that is sharded from a stage on, as one rank holds them.
+/// Elements that one rank holds of state that is sharded from stage `sharded_from` on.
 std::int64_t held_numel(std::int64_t numel, int sharded_from, const StateOptions& options) {
   return options.stage >= sharded_from ? ceil_div(numel, options.world_size) : numel;
 }
@@ -44,7 +44,7 @@ std::int64_t bytes_of(std::int64_t numel, std::int64_t size_bytes) {
   return checked_mul(numel, size_bytes, "model state");
 }
 
-/// Of one moment of `numel` elements.
+/// Bytes of one moment of `numel` elements.
 std::int64_t moment_bytes(std::int64_t numel, config::StateDtype dtype) {
   switch (dtype) {
     case config::StateDtype::kInt8: return checked_add(numel, ceil_div(numel, config::kStateBlockNumel), "model state");
@@ -54,7 +54,7 @@ std::int64_t moment_bytes(std::int64_t numel, config::StateDtype dtype) {
   return bytes_of(numel, 4);
 }
 
-/// Optimizer state of `trainable_numel` elements.
+/// Bytes of the optimizer state of `trainable_numel` elements.
 std::int64_t optimizer_bytes(std::int64_t trainable_numel, const StateOptions& options) {
   const bool masters = options.precision != config::Precision::kFp32 && options.fp32_masters;
   const std::int64_t numel = held_numel(trainable_numel, kOptimizerShardedFrom, options);
@@ -63,7 +63,7 @@ std::int64_t optimizer_bytes(std::int64_t trainable_numel, const StateOptions& o
                      "model state");
 }
 
-/// Shards of the gradients of `trainable_numel` elements.
+/// Bytes of the shards of the gradients of `trainable_numel` elements.
 std::int64_t gradient_shard_bytes(std::int64_t trainable_numel, const StateOptions& options) {
   return bytes_of(held_numel(trainable_numel, kGradientsShardedFrom, options), element_bytes(options.shard_dtype));
 }
@@ -82,7 +82,7 @@ std::int64_t paged_parameter_bytes(const ParameterCounts& counts, const StateOpt
                   element_bytes(compute_dtype(options.precision)));
 }
 
-/// What nearby ranks keep of the pages that were gathered from all.
+/// Bytes of the second shards, which nearby ranks keep of gathered pages.
 std::int64_t second_shard_bytes(const ParameterCounts& counts, const StateOptions& options) {
   if (options.stage < kParametersShardedFrom || options.second_shard_ranks == 1) return 0;
   const std::int64_t paged_numel = counts.trainable_numel + counts.frozen_numel - counts.persistent_numel;

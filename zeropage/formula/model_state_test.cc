@@ -15,7 +15,7 @@ StateBytes bytes(int stage, int world_size, Precision precision, std::int64_t ac
   return model_state_bytes({800, 80, 8}, {stage, world_size, precision, accumulation_steps, accumulation_dtype});
 }
 
-// The table of the header by hand: 800 trainable, 80 frozen, 8 of them persistent.
+// Catches bytes that differ from the header's table, computed by hand: 800 trainable, 80 frozen, 8 of them persistent.
 TEST(ModelState, EveryStageAndPrecision) {
   EXPECT_EQ(bytes(0, 4, Precision::kFp32), (StateBytes{880 * 4, 800 * 4, 800 * 8}));
   EXPECT_EQ(bytes(1, 4, Precision::kFp32), (StateBytes{880 * 4, 800 * 4, 200 * 8}));
@@ -28,7 +28,7 @@ TEST(ModelState, EveryStageAndPrecision) {
   EXPECT_EQ(bytes(3, 4, Precision::kFp16).total(), 226 * 2 + 200 * 16);
 }
 
-// By hand: Lion keeps 4 bytes beside the master, SGD without momentum none.
+// By hand: Lion keeps 4 bytes in addition to the master, SGD without momentum none.
 TEST(ModelState, OptimizersDifferInTheirState) {
   const auto optimizer_bytes = [](Precision precision, config::OptimizerKind kind, double momentum) {
     config::Config config;
@@ -62,7 +62,8 @@ TEST(ModelState, AccumulationDecidesTheGradientTypeAtStages0And1) {
   EXPECT_EQ(bytes(2, 2, Precision::kBf16, 4, DType::kBFloat16).gradients, 400 * 4);
 }
 
-// One rank that adds nothing up keeps gradients as autograd makes them; what is offloaded is in shards all the same.
+// A single rank without accumulation keeps gradients as autograd makes them; offloaded gradients are in shards
+// nevertheless.
 TEST(ModelState, OneRankKeepsGradientsInTheComputeType) {
   EXPECT_EQ(bytes(3, 1, Precision::kBf16).gradients, 800 * 2);
   EXPECT_EQ(bytes(2, 1, Precision::kBf16, 4).gradients, 800 * 4);
@@ -145,7 +146,7 @@ TEST(PlacedState, MovesWhatIsOffloaded) {
   EXPECT_EQ(placed_state_bytes(counts, options).offloaded, (StateBytes{0, 0, 12 * 100}));
 }
 
-// Catches shares that are taken from the wrong end, and pages without optimizer state that count.
+// Catches pages that are taken from the wrong end, and pages without optimizer state that count.
 TEST(PlacedState, OffloadsWholePagesFromTheEnd) {
   std::vector<layout::ParameterSpec> specs;
   for (int i = 0; i < 5; ++i) specs.push_back({.name = fmt::format("p{}", i), .numel = 1000, .trainable = i != 4});

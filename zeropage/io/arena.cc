@@ -35,7 +35,7 @@ Arena::Arena(int count, std::int64_t buffer_bytes) : count_(count), buffer_bytes
   const auto start = reinterpret_cast<std::uintptr_t>(mapped_);
   data_ = mapped_ + (kHugePageBytes - start % kHugePageBytes) % kHugePageBytes;
   madvise(data_, static_cast<std::size_t>(bytes), MADV_HUGEPAGE);
-  madvise(data_, static_cast<std::size_t>(bytes), MADV_DONTFORK);  // what moves must not become copy-on-write
+  madvise(data_, static_cast<std::size_t>(bytes), MADV_DONTFORK);  // buffers of transfers must not become copy-on-write
 }
 
 Arena::~Arena() { munmap(mapped_, static_cast<std::size_t>(mapped_bytes_)); }

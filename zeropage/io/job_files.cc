@@ -34,11 +34,11 @@ constexpr int kNameAttempts = 100;
                   path, needed, free_bytes(path)));
 }
 
-/// The directory, opened and locked; none when somebody else holds it or it is gone.
+/// The directory, opened and locked; none when another process holds the lock or the directory does not exist any more.
 Descriptor try_lock(const std::string& directory) {
   Descriptor lock(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
   if (!lock || ::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) return Descriptor();
-  // Between open and flock its last owner may have removed it: then this is the lock of nothing.
+  // Between open and flock its last owner may have removed it. Then the lock is of a removed directory.
   struct stat locked {};
   struct stat named {};
   const bool same = ::fstat(lock.get(), &locked) == 0 && ::lstat(directory.c_str(), &named) == 0 &&
@@ -46,7 +46,7 @@ Descriptor try_lock(const std::string& directory) {
   return same ? std::move(lock) : Descriptor();
 }
 
-/// Step 1. What cannot be removed stays: it is no obstacle.
+/// Step 1. Directories that cannot be removed stay. They do no harm.
 void sweep(const std::string& folder) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
@@ -81,10 +81,10 @@ JobDirectory::JobDirectory(const std::string& folder, const std::string& owner) 
     lock_ = try_lock(path_);
     if (lock_) return;
   }
-  throw IoError(
-      fmt::format("cannot lock a directory in {}: {} new ones were taken or removed at once. Does this file system "
-                  "support flock?",
-                  folder, kNameAttempts));
+  throw IoError(fmt::format(
+      "cannot lock a directory in {}: other processes locked or removed {} new ones at once. Does this file system "
+      "support flock?",
+      folder, kNameAttempts));
 }
 
 JobDirectory::~JobDirectory() {
@@ -101,9 +101,9 @@ void JobFile::open() {
   constexpr int kFlags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
   file_ = Descriptor(::open(path_.c_str(), kFlags, 0600));
   if (!file_) fail("create", path_, errno);
-  // Switched on now: to ask for it when creating would leave the file behind where it is refused.
+  // Set now, not when the file is created: where it is refused, open() would have left the file in the directory.
   if (::unlink(path_.c_str()) != 0) fail("unlink", path_, errno);
-  if (::fcntl(file_.get(), F_SETFL, O_DIRECT) != 0) note_ = "no direct I/O here: bytes go through the page cache";
+  if (::fcntl(file_.get(), F_SETFL, O_DIRECT) != 0) note_ = "no direct I/O here: the store uses the page cache";
   struct statfs found {};
   if (::fstatfs(file_.get(), &found) == 0 && found.f_type == TMPFS_MAGIC) {
     note_ = "tmpfs is memory, not a disk";

@@ -17,7 +17,7 @@ namespace {
 
 constexpr std::int64_t kBytes = 1 << 20;
 
-// Would catch a file that stays behind, or a directory that the end of a job leaves.
+// Would catch a file or a directory that remains after the end of a job.
 TEST(JobFile, LeavesNothingBehind) {
   const TestFolder folder;
   {
@@ -28,7 +28,7 @@ TEST(JobFile, LeavesNothingBehind) {
   EXPECT_EQ(folder.entries(), 0);
 }
 
-// Would catch a start that deletes what another job uses, or what is not ours.
+// Would catch a start that deletes files of another job, or files that are not ours.
 TEST(JobFile, JobsOnOneFolderDoNotTouchEachOther) {
   const TestFolder folder;
   std::ofstream(folder.path() + "/zeropage-notes.txt") << "the user's own";
@@ -52,7 +52,8 @@ TEST(JobFile, JobsOnOneFolderDoNotTouchEachOther) {
   EXPECT_TRUE(std::filesystem::exists(folder.path() + "/zeropage-store-mine/thesis.txt"));
 }
 
-// Would catch a full disk that shows at step 10,000: it must show at the start, with both figures, and leave nothing.
+// Would catch a full disk that is found only at step 10,000: the start must fail, with both figures, and must leave no
+// files.
 TEST(JobFile, AFullDiskIsFoundAtTheStart) {
   const TestFolder folder;
   const std::int64_t free = free_bytes(folder.path());
@@ -68,7 +69,7 @@ TEST(JobFile, AFullDiskIsFoundAtTheStart) {
   EXPECT_EQ(folder.entries(), 0);
 }
 
-// Would catch a reservation that is only a size: of two jobs that fit alone but not together, the second is refused.
+// Would catch a reservation that only sets a size: if two jobs fit alone but not together, the second must be refused.
 TEST(JobFile, WhatOneJobReservedIsNotFreeForAnother) {
   const TestFolder folder;
   if (mount("none", folder.path().c_str(), "tmpfs", 0, "size=4m") != 0) GTEST_SKIP() << "mounting is not permitted";
@@ -103,7 +104,7 @@ bool killed_at(int n, const std::string& folder) {
   return false;
 }
 
-// Would catch a leftover that stops the next start, keeps space, or stays for ever.
+// Would catch remains of a killed job that stop the next start, take space, or are never removed.
 TEST(JobFile, AfterAKillAtAnySystemCallTheNextStartIsClean) {
   const TestFolder folder;
   int points = 0;
@@ -112,7 +113,7 @@ TEST(JobFile, AfterAKillAtAnySystemCallTheNextStartIsClean) {
     for (const auto& entry : std::filesystem::recursive_directory_iterator(folder.path())) {
       if (entry.is_regular_file()) left += entry.file_size();
     }
-    EXPECT_EQ(left, 0) << "bytes stay behind after a kill at system call " << points;
+    EXPECT_EQ(left, 0) << "bytes remain after a kill at system call " << points;
     { const JobFile next(folder.path(), "rank-0", kBytes); }
     EXPECT_EQ(folder.entries(), 0) << "after a kill at system call " << points;
     ++points;

@@ -32,7 +32,7 @@ MeasuredStore::MeasuredStore(StoreOptions options, int extents)
   for (int i = 0; i < store_.buffer_count(); ++i) {
     const auto buffer = store_.buffer(i);
     auto* words = reinterpret_cast<std::uint64_t*>(buffer.data());
-    // Not zeros: drives that compress would be too fast.
+    // Not zeros: drives that compress would seem faster.
     for (std::size_t word = 0; word < buffer.size() / 8; ++word)
       words[word] = random = random * 6364136223846793005U + 1442695040888963407U;
   }
@@ -62,7 +62,7 @@ void MeasuredStore::pass(Traffic traffic) {
     under_way[static_cast<std::size_t>(buffer_of(extent))] =
         write ? store_.write(extent, buffer_of(extent)) : store_.read(extent, buffer_of(extent));
   };
-  // Half of the buffers are ahead of the extent that would be in use.
+  // Half of the buffers are read ahead of the extent that a step would use.
   const int ahead = traffic == Traffic::kMixed ? store_.buffer_count() / 2 : 0;
   for (int i = 0; i < extents_ + ahead; ++i) {
     if (traffic != Traffic::kWrite && i < extents_) start(false, i);

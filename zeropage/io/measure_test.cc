@@ -7,7 +7,7 @@
 namespace zeropage::io {
 namespace {
 
-// Would catch a measurement of something else than it says: bytes that were never moved, or moved twice.
+// Would catch a wrong count: bytes that were never moved, or were moved twice.
 TEST(MeasuredStore, MovesWhatItCounts) {
   const TestFolder folder;
   MeasuredStore measured({.folders = {folder.path()}, .buffer_count = 3}, 4);

@@ -32,7 +32,7 @@ Mover::~Mover() {
   if (thread_->stop()) {
     handle_.join();
   } else {
-    log_warn("a drive does not answer: the store's last requests and their memory are left behind");
+    log_warn("a drive does not answer: the store's last requests and their memory are not freed");
     handle_.detach();
   }
 }

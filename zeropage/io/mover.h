@@ -1,5 +1,5 @@
 /// \file
-/// One movement between a buffer and the files, cut into blocks, and the thread that carries movements out.
+/// Transfers between buffers and the files, in blocks, and the thread that runs them.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace zeropage::io {
 
-/// A run of a file, with the checksum (xxh3) of what was last written there.
+/// A part of a file, with the checksum (xxh3) of the bytes that were last written there.
 struct Block {
   int file = 0;
   std::int64_t offset = 0;
@@ -26,13 +26,13 @@ struct Block {
 struct Transfer {
   bool write = false;
   int buffer = 0;
-  std::string name;                      ///< whose bytes these are, for messages
+  std::string name;                      ///< the owner of the bytes, for messages
   std::vector<Block>* blocks = nullptr;  ///< a write sets the checksums, a read compares them; outlives the transfer
 
   // The mover's.
-  std::size_t next = 0;       ///< the first block that was not handed over
-  std::size_t under_way = 0;  ///< blocks handed over
-  std::int64_t begin_ns = 0;  ///< when the first one was
+  std::size_t next = 0;       ///< the first block that is not in the queue yet
+  std::size_t under_way = 0;  ///< blocks in the queue
+  std::int64_t begin_ns = 0;  ///< when the first block was put into the queue
   std::int64_t next_offset = 0;
   bool finished = false;
   std::string error;  ///< a message, not an exception: each thread throws its own
@@ -42,16 +42,16 @@ struct Transfer {
 struct MoverStats {
   std::int64_t read_bytes = 0;
   std::int64_t written_bytes = 0;
-  double busy_s = 0.0;     ///< something was under way
-  double waiting_s = 0.0;  ///< somebody stood in wait()
+  double busy_s = 0.0;     ///< time with at least one request in the queue
+  double waiting_s = 0.0;  ///< time in which a caller was in wait()
 
   MoverStats& operator+=(const MoverStats& other);
 };
 
 class MoverThread;
 
-/// Moves on a thread of its own, which sleeps in the system while requests are under way. Reads and writes that are
-/// pending at the same time take turns, block by block.
+/// Runs transfers on a thread of its own, which sleeps in a system call while the drive works. Pending reads and writes
+/// alternate, block by block.
 class Mover {
  public:
   struct Options {
@@ -59,14 +59,14 @@ class Mover {
     QueueWrapper wrap_queue = {};         ///< null: none
     std::vector<std::string> paths = {};  ///< of the files, for messages
     std::int64_t timeout_ms = 120'000;
-    std::shared_ptr<void> keep;  ///< lives until the last request has come back: arena and files
+    std::shared_ptr<void> keep;  ///< kept until the last request has completed: arena and files
   };
 
   /// Errors: those of make_queue.
   explicit Mover(Options options);
 
-  /// Waits for what is under way. If that takes longer than the timeout, the thread and what it uses are left to
-  /// themselves.
+  /// Waits for the running requests. If this takes longer than the timeout, the thread goes on alone and keeps the
+  /// memory that it uses.
   ~Mover();
   Mover(const Mover&) = delete;
   Mover& operator=(const Mover&) = delete;
@@ -74,8 +74,8 @@ class Mover {
   /// Takes a transfer; returns at once.
   void start(std::shared_ptr<Transfer> transfer);
 
-  /// Returns when it is finished. Errors: what went wrong with it, IoError; TimeoutError when nothing at all completed
-  /// for the timeout; Error after abort().
+  /// Returns when it is finished. Errors: IoError when the transfer failed; TimeoutError when nothing completed during
+  /// the timeout; Error after abort().
   void wait(const std::shared_ptr<Transfer>& transfer);
 
   /// Whether wait() would return or throw at once.
@@ -87,7 +87,7 @@ class Mover {
   MoverStats stats() const;
   std::string describe() const;
 
-  /// From now on every transfer is noted there.
+  /// From now on the timeline records every transfer.
   void observe(std::shared_ptr<Timeline> timeline);
 
  private:

@@ -18,10 +18,11 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-/// How often a request may come back without having moved anything before that is an error.
+/// How often a request may complete without having moved any bytes before this is an error.
 constexpr int kMaxAttempts = 16;
 
-/// The longest sleep in the system: how late the thread notices that it should end while a drive does not answer.
+/// The longest sleep in a system call. It limits how late the thread finds that it should end while a drive does not
+/// answer.
 constexpr std::int64_t kSliceMs = 500;
 
 double seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
@@ -43,7 +44,8 @@ void MoverThread::run(std::promise<void> ready) {
     while (collect()) {
       const Clock::time_point began = Clock::now();
       done.clear();
-      // Hashing costs no time of the drive while it has other requests: those just handed over.
+      // The drive works on the requests just put into the queue while this hashes, so hashing costs no time of the
+      // drive.
       const bool writes =
           std::any_of(batch_.begin(), batch_.end(), [](const Request& request) { return request.write; });
       queue_->exchange(batch_, done, writes || !arrived_.empty() ? 0 : kSliceMs);
@@ -62,7 +64,8 @@ void MoverThread::run(std::promise<void> ready) {
   progress_.notify_all();
 }
 
-/// Fills the batch with what can be handed over now; sleeps while there is nothing at all to do. False: the end.
+/// Fills the batch with the requests that can be put into the queue now. Sleeps while there is nothing to do. Returns
+/// false when the thread should end.
 bool MoverThread::collect() {
   batch_.clear();
   for (const std::size_t index : again_) request_rest(index);
@@ -114,15 +117,15 @@ void MoverThread::hash_writes() {
   }
 }
 
-/// Compares what has been read with what was written there.
+/// Compares the checksums of blocks that were read with those of their last writes.
 void MoverThread::check_reads() {
   for (Part& part : arrived_) {
     std::string error;
     const std::uint64_t found = hash64(part.memory, part.block->bytes);
     if (found != part.block->checksum) {
-      part.moved = 0;  // the block as a whole is meant
+      part.moved = 0;  // the message is about the whole block
       error = message(part, fmt::format("the {} bytes there are not what was written (checksum {:016x}, written "
-                                        "{:016x}): the drive, or somebody else, changed them",
+                                        "{:016x}): the drive or another process changed them",
                                         part.block->bytes, found, part.block->checksum));
     }
     finish(part, error);
@@ -150,26 +153,26 @@ void MoverThread::handle(const Completion& completion) {
   }
 }
 
-/// Takes in a result; true: the whole block has moved. Throws what went wrong.
+/// Handles a result. Returns true when the whole block has moved. Throws when the request failed.
 bool MoverThread::advance(Part& part, std::int64_t result) {
   const std::int64_t rest = part.block->bytes - part.moved;
   const bool later = result == -EINTR || result == -EAGAIN;
   if (result < 0 && !later) fail_of_system(part, static_cast<int>(-result));
   if (result > rest) {
-    fail(part, fmt::format("{} bytes were asked for, the system says it moved {}", rest, result));
+    fail(part, fmt::format("{} bytes were asked for, the system reports {} as moved", rest, result));
   }
   if (result == rest) {
     part.moved = part.block->bytes;
     return true;
   }
-  // Direct I/O can go on only where its alignment allows.
+  // Direct I/O can continue only at an aligned offset.
   const std::int64_t moved = later ? 0 : result / kAlignment * kAlignment;
   part.moved += moved;
   part.attempts = moved > 0 ? 0 : part.attempts + 1;
   if (part.attempts == kMaxAttempts) {
     fail(part, fmt::format("{} attempts moved nothing; {}", kMaxAttempts,
                            part.transfer->write ? "the drive takes no more bytes"
-                                                : "the file ends before its time: somebody cut it"));
+                                                : "the file is too short: another program has truncated it"));
   }
   return false;
 }
@@ -204,7 +207,7 @@ void MoverThread::fail_everything(const std::string& error) {
 
 std::string MoverThread::message(const Part& part, const std::string& what) const {
   return fmt::format(
-      "{} of {} at offset {} of {}: {}. Go on from the last checkpoint, on another drive if this happens again",
+      "{} of {} at offset {} of {}: {}. Resume from the last checkpoint, on another drive if this happens again",
       part.transfer->write ? "write" : "read", part.transfer->name, part.block->offset + part.moved,
       options_.paths[static_cast<std::size_t>(part.block->file)], what);
 }
@@ -215,7 +218,7 @@ void MoverThread::fail_of_system(const Part& part, int error) const {
   std::string what = std::strerror(error);
   if (error == ENOSPC || error == EDQUOT) {
     const int file = options_.queue.files[static_cast<std::size_t>(part.block->file)];
-    what += fmt::format(" ({} bytes are wanted, {} are free)", part.block->bytes - part.moved,
+    what += fmt::format(" ({} bytes are needed, {} are free)", part.block->bytes - part.moved,
                         free_bytes(fmt::format("/proc/self/fd/{}", file)));
   }
   fail(part, what);
@@ -244,7 +247,7 @@ void MoverThread::wait(const Transfer& transfer) {
       if (Clock::now() - std::max(began, last_progress_) < timeout) continue;
       throw TimeoutError(
           fmt::format("{} of {}: the drive completed nothing for {} ms ({}). Look at the kernel's log (dmesg) and "
-                      "at what else uses the drive",
+                      "which other programs use the drive",
                       transfer.write ? "write" : "read", transfer.name, options_.timeout_ms, options_.paths[0]));
     }
     stats_.waiting_s += seconds(Clock::now() - began);

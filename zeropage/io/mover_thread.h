@@ -1,13 +1,13 @@
 /// \file
 /// The thread of a mover (mover.h):
 ///
-/// 1. It sleeps until there is a transfer, or a request under way.
-/// 2. It fills the queue: rests of short requests first, then blocks of pending reads and writes in turns. They are
-///    handed over, and what is being written is hashed meanwhile.
-/// 3. It takes in results: a short one is asked for again from where it ended; a complete read is compared with its
-///    checksum when the next requests have been handed over, so that the drive does not wait for it.
-/// 4. The first error of a transfer is kept, and no further block of it handed over; it is finished when nothing of it
-///    is under way.
+/// 1. It sleeps until there is a transfer, or a running request.
+/// 2. It fills the queue: first the rests of short requests, then blocks of pending reads and writes in turns. While
+///    the drive works on them, it hashes the blocks that are being written.
+/// 3. It handles results. After a short result it requests the rest. It compares a complete read with its checksum
+///    after the next requests are in the queue, so that the drive does not wait for this.
+/// 4. It keeps the first error of a transfer, and then starts no further block of it. The transfer is finished when
+///    none of its requests is running.
 #pragma once
 
 #include <chrono>
@@ -26,8 +26,8 @@
 
 namespace zeropage::io {
 
-/// Everything the thread touches. It owns itself together with its Mover, so that a drive that never answers costs a
-/// thread and its memory, not the process.
+/// Everything that the thread uses. The thread and its Mover share its ownership. So a drive that never answers costs a
+/// thread and its memory, and the process continues.
 class MoverThread {
  public:
   explicit MoverThread(Mover::Options options)
@@ -35,7 +35,7 @@ class MoverThread {
     for (std::size_t i = 0; i < parts_.size(); ++i) free_.push_back(i);
   }
 
-  /// The thread's whole life. `ready` is set when the queue is there, or could not be made.
+  /// The thread's function. `ready` is set when the queue was made, or could not be made.
   void run(std::promise<void> ready);
   void start(std::shared_ptr<Transfer> transfer);
   void wait(const Transfer& transfer);
@@ -54,11 +54,11 @@ class MoverThread {
     timeline_ = std::move(timeline);
   }
 
-  /// Waits, one timeout at most, until the thread has ended; whether it has.
+  /// Waits at most one timeout until the thread has ended. Returns whether it has.
   bool stop();
 
  private:
-  /// A block that is under way.
+  /// A block that is in the queue.
   struct Part {
     std::shared_ptr<Transfer> transfer;
     Block* block = nullptr;
@@ -83,10 +83,10 @@ class MoverThread {
   std::unique_ptr<Queue> queue_;
   std::string description_;
 
-  // The thread's own.
+  // Only the thread uses these.
   std::vector<Part> parts_;
   std::vector<std::size_t> free_;
-  std::vector<std::size_t> again_;  // parts whose rest must be asked for
+  std::vector<std::size_t> again_;  // parts whose rest must be requested
   std::vector<Part> arrived_;       // reads that are not compared yet
   std::vector<Request> batch_;
   bool writes_next_ = false;

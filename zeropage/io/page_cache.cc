@@ -89,7 +89,7 @@ void PageCache::release(int page, bool changed) {
       try {
         wait(buffer);
       } catch (const IoError&) {
-        store_.abandon();  // what was there before stays
+        store_.abandon();  // the earlier content stays
         throw;
       }
       store_.commit();
@@ -111,7 +111,7 @@ void PageCache::abandon() {
     try {
       wait(buffer);
     } catch (const IoError&) {
-      // Whoever needs it will ask again.
+      // The next use of the page reads it again.
     }
     buffer.page = kNone;
   }
@@ -123,7 +123,8 @@ int PageCache::buffer_of(int page) const {
   return found == buffers_.end() ? kNone : static_cast<int>(found - buffers_.begin());
 }
 
-/// The buffer whose content is needed last, emptied; kNone when there is none without waiting for a write.
+/// The buffer whose content is needed last, now empty; kNone when every buffer has a running write and this may not
+/// wait.
 int PageCache::take_buffer(bool wait_for_write) {
   int best = kNone;
   for (int i = 0; i < static_cast<int>(buffers_.size()); ++i) {
@@ -134,7 +135,7 @@ int PageCache::take_buffer(bool wait_for_write) {
     if (best == kNone || buffer.used < buffers_[best].used) best = i;
   }
   if (best == kNone && wait_for_write) {
-    // Only read ahead: what is needed last of it can be read again.
+    // Only buffers that were read ahead are left: the page that is needed last can be read again.
     const auto last = std::ranges::find_if(ahead_, [&](int page) { return buffer_of(page) != kNone; });
     if (last == ahead_.end()) {
       throw UsageError(fmt::format("all {} buffers of the store are in use at once", buffers_.size()));
@@ -179,11 +180,11 @@ HeldPage::~HeldPage() noexcept(false) {
   try {
     cache_.release(page_, changes_ && !failing);
   } catch (...) {
-    if (!failing) throw;  // else the error that is under way says more
+    if (!failing) throw;  // the error that is being handled has more information
   }
 }
 
-/// Until nothing is under way in this buffer. After an error it holds nothing.
+/// Waits for the transfer of this buffer. After an error the buffer is empty.
 void PageCache::wait(Buffer& buffer) {
   if (!buffer.ticket) return;
   try {

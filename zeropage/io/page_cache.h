@@ -1,14 +1,15 @@
 /// \file
-/// Pages on a drive, of which a few are in memory at a time: in the buffers of a store, read ahead and written behind.
+/// Pages on a drive. A few of them are in memory at a time, in the buffers of a store: pages are read ahead, and
+/// written in the background.
 ///
-///   1. read_ahead(pages) says what will be asked for next. As many of these as there are buffers for start to come.
-///   2. acquire(page) waits until it is there; its bytes stay where they are until release.
-///   3. release(page, changed): in a pass (begin_pass to end_pass) what changed is written behind what follows; outside
-///      it is written, and stands, when release returns.
-///   4. end_pass() waits for the writes. commit() makes them stand, abandon() takes them back: until then the pages on
-///      the drive can be had as they were before.
+///   1. read_ahead(pages) announces the next pages. Reads start for as many of them as there are buffers.
+///   2. acquire(page) waits until the page is in memory. Its address stays the same until release.
+///   3. release(page, changed): in a pass (begin_pass to end_pass) a changed page is written in the background. Outside
+///      a pass it is written and committed when release returns.
+///   4. end_pass() waits for the writes. commit() makes them permanent, and abandon() discards them. Until then the
+///      previous pages are still on the drive.
 ///
-/// A page that nobody wrote yet is zeros and costs nothing. One thread at a time.
+/// A page that was never written reads as zeros, without a read of the drive. One thread at a time may use a cache.
 #pragma once
 
 #include <cstdint>
@@ -23,17 +24,17 @@
 
 namespace zeropage::io {
 
-/// What an acquired page holds: its content; or zeros, since all that matters is written (if it is not, the page is as
-/// it was).
+/// The content of an acquired page: its bytes, or zeros when the caller writes all of it. (A page that is then released
+/// unchanged keeps its old content.)
 enum class Fill { kRead, kZeros };
 
 class PageCache {
  public:
-  /// One to use, one to read ahead, one to write behind.
+  /// One buffer in use, one for reading ahead, one for writing in the background.
   static constexpr int kFewestBuffers = 3;
 
-  /// `pages`: by their numbers; those of 0 bytes are not here. At least three buffers of the size of the largest page,
-  /// which the ledger counts. `what` ("optimizer state") is for the log. Errors: those of Store.
+  /// `pages`: by page number; pages of 0 bytes are not in the cache. There are at least three buffers of the size of
+  /// the largest page, and the ledger counts them. `what` ("optimizer state") is for the log. Errors: those of Store.
   PageCache(std::string_view what, StoreOptions options, std::vector<ExtentSpec> pages,
             const std::shared_ptr<Ledger>& ledger);
 
@@ -42,18 +43,19 @@ class PageCache {
     return index < extents_.size() && extents_[index] >= 0;
   }
 
-  /// Forgets what was announced before. Pages that are not here do not count. Errors: those of Store::read.
+  /// Replaces the earlier announcement. Pages that are not in the cache are ignored. Errors: as Store::read.
   void read_ahead(const std::vector<int>& pages);
 
-  /// How many pages it makes sense to announce.
+  /// How many pages should be announced at most.
   int read_ahead_count() const { return read_ahead_; }
 
   void begin_pass(const std::vector<int>& pages);
 
-  /// Errors: IoError when it cannot be read, or differs from what was written; UsageError when all buffers are held.
+  /// Errors: IoError when the page cannot be read, or differs from its last write; UsageError when all buffers are
+  /// held.
   std::span<std::byte> acquire(int page, Fill fill = Fill::kRead);
 
-  /// Errors: IoError when it cannot be written; in a pass perhaps at a later call.
+  /// Errors: IoError when the page cannot be written. In a pass a later call may throw it.
   void release(int page, bool changed);
 
   /// Errors: IoError of any write.
@@ -61,7 +63,7 @@ class PageCache {
 
   void commit() { store_.commit(); }
 
-  /// Ends a pass, too. Errors: TimeoutError.
+  /// Also ends a pass. Errors: TimeoutError.
   void abandon();
 
   MoverStats stats() const { return store_.stats(); }
@@ -69,11 +71,11 @@ class PageCache {
 
  private:
   struct Buffer {
-    int page = -1;  ///< whose content it has or is being filled with
+    int page = -1;  ///< the page that it contains, or that is being read into it
     int holders = 0;
-    bool replaced = false;  ///< its content is gone: it counts only once it is written
-    std::int64_t used = 0;  ///< when it was released
-    Store::Ticket ticket;   ///< what is under way; null: nothing
+    bool replaced = false;  ///< its old content is overwritten: the buffer is valid only after it was written
+    std::int64_t used = 0;  ///< the time of its release
+    Store::Ticket ticket;   ///< the running transfer; null: none
   };
 
   int buffer_of(int page) const;
@@ -82,7 +84,7 @@ class PageCache {
   void start_reading(int buffer, int page);
   void wait(Buffer& buffer);
 
-  std::vector<int> extents_;  // per page; -1: it is not here
+  std::vector<int> extents_;  // per page; -1: not in the cache
   Store store_;
   LedgerEntry entry_;
   std::vector<Buffer> buffers_;
@@ -92,7 +94,7 @@ class PageCache {
   bool in_pass_ = false;
 };
 
-/// A page, held while this lives. When it ends because of an error nothing is written. Errors: as acquire and, at the
+/// An acquired page, released by the destructor. After an exception nothing is written. Errors: as acquire and, at the
 /// end, release.
 class HeldPage {
  public:

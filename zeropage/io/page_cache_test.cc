@@ -45,12 +45,12 @@ class PageCacheTest : public testing::Test {
   TestFolder folder_;
 };
 
-// Would catch pages that come back as another page or version, in passes of either direction and two passes of one
+// Would catch pages that are read as another page or version, in passes in either direction and in two passes of one
 // step.
 TEST_F(PageCacheTest, KeepsWhatPassesWrite) {
   PageCache cache = make();
   EXPECT_FALSE(cache.has(2));
-  EXPECT_EQ(cache.acquire(3)[17], std::byte{0}) << "nobody wrote it";
+  EXPECT_EQ(cache.acquire(3)[17], std::byte{0}) << "it was never written";
   cache.release(3, false);
   auto order = pages();
   for (int version = 1; version < 9; ++version) {
@@ -68,7 +68,7 @@ TEST_F(PageCacheTest, KeepsWhatPassesWrite) {
   for (const int page : pages()) EXPECT_TRUE(has(cache, page, 8));
 }
 
-// Would catch an abandoned step of which something stays, be it in a buffer or on the drive.
+// Would catch changes of an abandoned step that remain in a buffer or on the drive.
 TEST_F(PageCacheTest, AbandonGoesBackToTheCommittedState) {
   PageCache cache = make();
   for (const int page : pages()) put(cache, page, 1);
@@ -80,7 +80,7 @@ TEST_F(PageCacheTest, AbandonGoesBackToTheCommittedState) {
   }
 }
 
-// Would catch an error of a write behind that nobody sees, and one that spoils the active state.
+// Would catch a failed background write that is not reported, or that damages the active state.
 TEST_F(PageCacheTest, AWriteThatFailsBehindIsSeenAtTheEndOfThePass) {
   int failing = 0;
   PageCache cache = make([&](const Request& request) -> std::optional<Fault> {
@@ -100,7 +100,7 @@ TEST_F(PageCacheTest, AWriteThatFailsBehindIsSeenAtTheEndOfThePass) {
   for (const int page : pages()) EXPECT_TRUE(has(cache, page, 1)) << page;
 }
 
-// Would catch pages that are announced and not read, or read twice: what was announced comes once.
+// Would catch pages that are announced and not read, or read twice: each announced page is read once.
 TEST_F(PageCacheTest, ReadsAheadWhatWasAnnounced) {
   PageCache cache = make();
   for (const int page : pages()) put(cache, page, 1);

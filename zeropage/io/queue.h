@@ -1,6 +1,6 @@
 /// \file
-/// Requests to the system and their results: the seam under the store. `make_queue` picks io_uring, or threads where
-/// the system does not permit it; tests put a queue with faults between the two.
+/// The interface between the store and the operating system: requests and their results. `make_queue` chooses io_uring,
+/// or threads where the system does not permit it. Tests insert a queue that injects faults.
 #pragma once
 
 #include <cstddef>
@@ -19,11 +19,11 @@ namespace zeropage::io {
 struct Request {
   bool write = false;
   int file = 0;    ///< index into the files of the queue
-  int buffer = 0;  ///< the arena's buffer that `memory` lies in
+  int buffer = 0;  ///< the arena's buffer that contains `memory`
   std::byte* memory = nullptr;
   std::int64_t offset = 0;  ///< in the file
   std::int64_t bytes = 0;
-  std::uint64_t tag = 0;  ///< comes back with the completion
+  std::uint64_t tag = 0;  ///< returned with the completion
 };
 
 struct Completion {
@@ -31,17 +31,17 @@ struct Completion {
   std::int64_t result = 0;  ///< bytes moved, perhaps fewer than asked for, or -errno
 };
 
-/// One thread drives a queue: the one that made it.
+/// Only the thread that made a queue may use it.
 class Queue {
  public:
   virtual ~Queue() = default;
 
-  /// Hands over `requests`, then waits until something completes, `timeout_ms` at most; appends every result to `done`.
-  /// One system call where the system can. At most the depth of the queue may be under way. Errors: IoError when the
-  /// queue itself failed; what became of its requests is then unknown.
+  /// Starts `requests`, then waits until something completes, at most `timeout_ms`. Appends every result to `done`.
+  /// This is one system call if the system supports it. At most `depth` requests may be running. Errors: IoError when
+  /// the queue itself failed; the results of its requests are then unknown.
   virtual void exchange(std::span<const Request> requests, std::vector<Completion>& done, std::int64_t timeout_ms) = 0;
 
-  /// How requests reach the system, for people: "io_uring, registered files and buffers".
+  /// A description of how requests reach the system, for people: "io_uring, registered files and buffers".
   virtual std::string describe() const = 0;
 };
 
@@ -49,25 +49,25 @@ enum class QueueKind { kAuto, kUring, kThreads };
 
 struct QueueOptions {
   QueueKind kind = QueueKind::kAuto;
-  int depth = 16;               ///< requests under way
+  int depth = 16;               ///< requests that run at the same time
   std::vector<int> files = {};  ///< descriptors, open as long as the queue lives
   const Arena* arena = nullptr;
 };
 
 /// io_uring with registered files and, where the limit on locked memory allows it, registered buffers; for kAuto
-/// threads where the system refuses io_uring, which describe() then says. Errors: IoError when kUring is asked for and
-/// refused.
+/// threads where the system refuses io_uring (describe() contains the reason). Errors: IoError when kUring is requested
+/// and refused.
 std::unique_ptr<Queue> make_queue(const QueueOptions& options);
 
-/// Puts something between the store and its queue.
+/// Wraps the queue of a store, for tests.
 using QueueWrapper = std::function<std::unique_ptr<Queue>(std::unique_ptr<Queue>)>;
 
-// What make_queue chooses from.
+// make_queue chooses one of these.
 
 /// Throws IoError with the reason when the system refuses.
 std::unique_ptr<Queue> make_uring_queue(const QueueOptions& options);
 
-/// `depth` threads (32 at most) of pread and pwrite. `reason`: why not io_uring; empty: chosen.
+/// `depth` threads (32 at most) of pread and pwrite. `reason`: why io_uring is not used; empty: threads were requested.
 std::unique_ptr<Queue> make_thread_queue(const QueueOptions& options, const std::string& reason);
 
 }  // namespace zeropage::io

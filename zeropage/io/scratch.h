@@ -1,7 +1,7 @@
 /// \file
-/// Bytes of any number that are put aside on a drive and fetched again: cut into tiles, which pass through a few small
-/// buffers. For what has no fixed place yet; the state of training lives in pages (page_cache.h). Space is reserved
-/// when something is put there, and used again for what comes after.
+/// Temporary storage on a drive for pieces of any size. Pieces are cut into tiles, which pass through a few small
+/// buffers. This is for data without a fixed place; the training state is in pages (page_cache.h). Space is reserved
+/// when a piece is put, and reused for later pieces.
 #pragma once
 
 #include <cstdint>
@@ -18,23 +18,24 @@ namespace zeropage::io {
 
 class Scratch {
  public:
-  /// What was put aside. To be given to `drop` once.
+  /// A stored piece. The caller passes it to `drop` once.
   struct Piece {
     std::vector<int> tiles = {};
     std::int64_t bytes = 0;
   };
 
-  /// Memory: four buffers of 4 MiB. Errors: those of Store.
+  /// Memory: four buffers of 4 MiB. Errors: as Store.
   explicit Scratch(StoreOptions options);
 
-  /// `copy(to, offset)` writes the bytes from `offset` on to `to`. Errors: IoError (a full disk, EIO), TimeoutError.
+  /// `copy(to, offset)` must fill `to` with the bytes from `offset` on. Errors: IoError (a full disk, EIO),
+  /// TimeoutError.
   Piece put(const std::string& name, std::int64_t bytes,
             const std::function<void(std::span<std::byte> to, std::int64_t offset)>& copy);
 
-  /// `copy(from, offset)` takes the bytes from `offset` on. Errors: IoError, also for bytes that changed; TimeoutError.
+  /// `copy(from, offset)` gets the bytes from `offset` on. Errors: IoError, also for bytes that changed; TimeoutError.
   void get(const Piece& piece, const std::function<void(std::span<std::byte> from, std::int64_t offset)>& copy);
 
-  /// Its space is free again. From any thread.
+  /// Frees the space of a piece. Any thread may call this.
   void drop(const Piece& piece);
 
  private:

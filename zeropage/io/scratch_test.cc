@@ -22,7 +22,7 @@ std::int64_t same_bytes(Scratch& scratch, const Scratch::Piece& piece, int which
   return same;
 }
 
-// Would catch tiles that change places, tails that get lost, and space that is used twice.
+// Would catch tiles that are swapped, ends of pieces that are lost, and space that is used twice.
 TEST(Scratch, KeepsPiecesOfEverySize) {
   const TestFolder folder;
   Scratch scratch({.folders = {folder.path()}});

@@ -11,16 +11,16 @@
 
 namespace zeropage::io {
 
-/// `in_force`: the slot that is committed; -1: none was yet. `writing`: the last write since then; null: none.
+/// `active`: the committed slot; -1: none yet. `writing`: the last write since the commit; null: none.
 struct Store::Extent {
   std::string name;
   std::int64_t bytes = 0;
   std::vector<std::vector<Block>> slots = {};
-  int in_force = -1;
+  int active = -1;
   Ticket writing = nullptr;
 
-  int other_slot() const { return in_force == 0 ? static_cast<int>(slots.size()) - 1 : 0; }
-  int newest() const { return writing ? other_slot() : in_force; }
+  int other_slot() const { return active == 0 ? static_cast<int>(slots.size()) - 1 : 0; }
+  int newest() const { return writing ? other_slot() : active; }
 };
 
 struct Store::Files {
@@ -64,7 +64,8 @@ Store::Store(StoreOptions options, std::vector<ExtentSpec> extents)
   mover_ = std::make_unique<Mover>(std::move(moving));
 }
 
-/// Deals the blocks of an extent to the folders in turn, each right behind the last of its folder.
+/// Distributes the blocks of an extent over the folders in turn. Each block directly follows the last block of its
+/// folder.
 int Store::place(ExtentSpec spec) {
   if (spec.bytes > aligned(options_.buffer_bytes)) {
     throw UsageError(
@@ -99,8 +100,8 @@ std::span<std::byte> Store::buffer(int index) const { return files_->arena.buffe
 
 void Store::check_arguments(int extent, int buffer) const {
   if (extent < 0 || extent >= static_cast<int>(extents_.size()) || buffer < 0 || buffer >= buffer_count()) {
-    throw UsageError(fmt::format("extent {} of {} and buffer {} of {}: there is no such thing", extent, extents_.size(),
-                                 buffer, buffer_count()));
+    throw UsageError(fmt::format("extent {} of {} and buffer {} of {}: no such extent or buffer", extent,
+                                 extents_.size(), buffer, buffer_count()));
   }
 }
 
@@ -149,7 +150,7 @@ void Store::commit() {
       throw UsageError(fmt::format("commit: {} could not be written; abandon() instead", extent.name));
   }
   for (Extent& extent : extents_) {
-    extent.in_force = extent.newest();
+    extent.active = extent.newest();
     extent.writing = nullptr;
   }
 }
@@ -160,11 +161,11 @@ void Store::abandon() {
     try {
       mover_->wait(extent.writing);
     } catch (const IoError&) {
-      // Its slot was not active and will not be.
+      // Its slot was not active and will not become active.
     }
   }
   for (Extent& extent : extents_) {
-    if (extent.writing && extent.slots.size() == 1) extent.in_force = -1;
+    if (extent.writing && extent.slots.size() == 1) extent.active = -1;
     extent.writing = nullptr;
   }
 }

@@ -1,20 +1,20 @@
 /// \file
-/// State on disk, never wrong: extents that are read into and written from the store's own buffers, asynchronously.
+/// State on disk, with checksums: extents that are read into and written from the store's own buffers, asynchronously.
 ///
 ///     Store store(options, {{"page 0", bytes}, {"page 1", bytes}});
 ///     auto reading = store.read(0, /*buffer=*/2);   // returns at once
 ///     store.wait(reading);                          // or an error that names "page 0", file and offset
 ///     ... change store.buffer(2) ...
 ///     store.wait(store.write(0, 2));
-///     store.commit();                               // what was written stands; abandon() instead would take it back
+///     store.commit();                               // the writes become the active state; abandon() would discard
+///                                                   them
 ///
-/// Every extent has two slots. A write goes to the inactive slot, and commit() makes all written slots the active ones
-/// at
-/// once: until then the previous state is whole, and abandon() goes back to it. Reads see what was written last.
-/// Checksums of every block are kept in memory, compared after every read. The files live as long as the store
-/// (job_files.h): they hold nothing that outlives the process.
+/// Every extent has two slots. A write uses the inactive slot, and commit() makes all written slots the active ones at
+/// once. Until then the previous state is complete, and abandon() returns to it. Reads return the last written bytes.
+/// The checksum of every block is kept in memory and compared after every read. The files exist as long as the store
+/// (job_files.h); nothing in them is needed after the process.
 ///
-/// One thread drives a store.
+/// One thread at a time may use a store.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +31,9 @@ namespace zeropage::io {
 
 struct StoreOptions {
   std::vector<std::string> folders;    ///< existing; blocks are dealt to them in turn
-  std::string owner = "job";           ///< a word for names and messages: "rank-3"
+  std::string owner = "job";           ///< used in names and messages: "rank-3"
   std::int64_t block_bytes = 1 << 20;  ///< of one request; rounded up to kAlignment
-  int queue_depth = 8;                 ///< requests under way per folder
+  int queue_depth = 8;                 ///< running requests per folder
   int buffer_count = 4;
   std::int64_t buffer_bytes = 0;  ///< 0: the largest extent
   std::int64_t timeout_ms = 120'000;
@@ -59,44 +59,44 @@ class Store {
   Store& operator=(const Store&) = delete;
 
   int buffer_count() const;
-  /// Room for any extent. Its content is undefined while a read into it is under way, must stay while a write is.
+  /// Space for any extent. Its content is undefined during a read into it, and must not change during a write from it.
   std::span<std::byte> buffer(int index) const;
 
-  /// Another extent, the index of which is returned. Errors: as the constructor.
+  /// Adds an extent and returns its index. Errors: as the constructor.
   int add(ExtentSpec extent);
 
-  /// Whether anything was written to an extent, and not taken back.
+  /// Whether anything was written to an extent and not discarded.
   bool readable(int extent) const;
 
-  /// Starts to read what was last written to an extent into the front of a buffer. Errors: UsageError (nothing was, or
-  /// it still moves).
+  /// Starts to read the last written bytes of an extent into the front of a buffer. Errors: UsageError (nothing was
+  /// written, or the write is still running).
   Ticket read(int extent, int buffer);
 
-  /// Starts to write the front of a buffer to an extent's inactive slot. Errors: UsageError (such a write is under
-  /// way).
+  /// Starts to write the front of a buffer to an extent's inactive slot. Errors: UsageError (an earlier write to it is
+  /// still running).
   Ticket write(int extent, int buffer);
 
-  /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a checksum that does not fit),
-  /// TimeoutError when the drive completed nothing for the timeout, Error after abort().
+  /// Errors: IoError naming the extent, file and offset (EIO, a full disk, an early end, a wrong checksum),
+  /// TimeoutError when the drive completed nothing during the timeout, Error after abort().
   void wait(const Ticket& ticket);
 
-  /// Whether wait() would not have to wait.
+  /// Whether wait() would return or throw at once.
   bool finished(const Ticket& ticket) const;
 
-  /// Makes everything written since the last commit the active state. Errors: UsageError when a write is still under
-  /// way, or failed: then abandon() is the way on.
+  /// Makes everything written since the last commit the active state. Errors: UsageError when a write is still running
+  /// or has failed; call abandon() after a failure.
   void commit();
 
-  /// Forgets everything written since the last commit; waits until it no longer moves. Errors: TimeoutError, Error
+  /// Discards everything written since the last commit, and waits for its running writes. Errors: TimeoutError, Error
   /// after abort().
   void abandon();
 
-  /// From any thread: ends every wait in an Error with this reason.
+  /// Ends every wait with an Error with this reason. Any thread may call this.
   void abort(const std::string& reason);
 
   MoverStats stats() const;
 
-  /// From now on reads and writes are noted there.
+  /// From now on the timeline records reads and writes.
   void observe(std::shared_ptr<Timeline> timeline) { mover_->observe(std::move(timeline)); }
 
   /// Bytes reserved in all folders.
@@ -105,7 +105,7 @@ class Store {
   /// How requests reach the system: "io_uring, registered files and buffers".
   std::string how() const;
 
-  /// What is unusual, one line each: "/tmp/...: tmpfs is memory, not a disk".
+  /// Notes about unusual folders, one line each: "/tmp/...: tmpfs is memory, not a disk".
   std::vector<std::string> notes() const;
 
   /// Open descriptor of the file in a folder: for measurements, and for tests that damage it.

@@ -64,7 +64,7 @@ INSTANTIATE_TEST_SUITE_P(Queues, StoreTest, testing::Values(QueueKind::kUring, Q
                          [](const auto& info) { return info.param == QueueKind::kUring ? "uring" : "threads"; });
 
 // Would catch wrong offsets, blocks that overlap, lost tails: every size around the limits of blocks and alignment,
-// several extents under way at a time, striped over three folders.
+// several extents transferred at the same time, striped over three folders.
 TEST_P(StoreTest, KeepsEverySizeInEveryFolder) {
   const TestFolder second;
   const TestFolder third;
@@ -95,7 +95,7 @@ TEST_P(StoreTest, KeepsEverySizeInEveryFolder) {
 }
 
 // Would catch a write that destroys the active state before its step is committed.
-TEST_P(StoreTest, CommitPutsAllInForceAndAbandonNothing) {
+TEST_P(StoreTest, CommitMakesAllWritesActiveAndAbandonNone) {
   Store store(options(), {{"a", 3 * kBlock}, {"b", kBlock}});
   write(store, 0, 1, 3 * kBlock);
   write(store, 1, 1, kBlock);
@@ -114,8 +114,8 @@ TEST_P(StoreTest, CommitPutsAllInForceAndAbandonNothing) {
   }
 }
 
-// Would catch an extent of one slot that is believed after its write was taken back, and space that is not reserved for
-// what is added later, or overlaps with what is there.
+// Would catch an extent of one slot that is still readable after its write was discarded, and space of later extents
+// that is not reserved or overlaps with earlier ones.
 TEST_P(StoreTest, GrowsAndTakesExtentsOfOneSlot) {
   Store store(options(), {{"a", kBlock}, {"scratch", 2 * kBlock, /*two_slots=*/false}});
   EXPECT_EQ(store.reserved_bytes(), 4 * kBlock);
@@ -136,7 +136,7 @@ TEST_P(StoreTest, GrowsAndTakesExtentsOfOneSlot) {
   EXPECT_THROW(store.add({"too large", 3 * kBlock}), UsageError);
 }
 
-// Would catch silent misuse: state that nobody wrote, or pages that are larger than what holds them.
+// Would catch misuse without an error: reads of state that was never written, or extents that are larger than a buffer.
 TEST_P(StoreTest, RefusesWhatMakesNoSense) {
   Store store(options(), {{"layer 7", kBlock}});
   EXPECT_TRUE(has(message_of<UsageError>([&] { store.read(0, 0); }), "layer 7"));
@@ -150,8 +150,8 @@ TEST_P(StoreTest, RefusesWhatMakesNoSense) {
                   "/no/such/folder"));
 }
 
-// Would catch a result that nobody reads: EIO of any one request of a read or a write must surface, named, and leave
-// the active state as it was.
+// Would catch an ignored result: EIO of any request of a read or a write must become an error with a name, and must not
+// change the active state.
 TEST_P(StoreTest, EveryFailedRequestIsReported) {
   constexpr std::int64_t kBytes = 6 * kBlock;
   for (int failing = 0; failing < 6; ++failing) {
@@ -177,7 +177,7 @@ TEST_P(StoreTest, EveryFailedRequestIsReported) {
   }
 }
 
-// Would catch a full disk that passes as success after the start (file systems that reserve nothing).
+// Would catch a full disk after the start that is reported as success (file systems that reserve no space).
 TEST_P(StoreTest, ADiskThatIsFullLaterSaysHowMuchIsFree) {
   std::atomic<bool> full = false;
   Store store(options([&](const Request& request) -> std::optional<Fault> {
@@ -189,7 +189,7 @@ TEST_P(StoreTest, ADiskThatIsFullLaterSaysHowMuchIsFree) {
   store.commit();
   full = true;
   const std::string message = message_of<IoError>([&] { write(store, 0, 2, kBlock); });
-  EXPECT_TRUE(has(message, "16384 bytes are wanted") && has(message, "are free")) << message;
+  EXPECT_TRUE(has(message, "16384 bytes are needed") && has(message, "are free")) << message;
   full = false;
   store.abandon();
   write(store, 0, 3, kBlock);
@@ -197,9 +197,9 @@ TEST_P(StoreTest, ADiskThatIsFullLaterSaysHowMuchIsFree) {
   EXPECT_TRUE(holds(store, 0, 3, kBlock));
 }
 
-// Would catch short I/O taken for complete: results of any length, also such that direct I/O cannot go on from there,
-// and requests that the system puts off.
-TEST_P(StoreTest, GoesOnAfterShortReadsAndWrites) {
+// Would catch short I/O that is mistaken for complete: results of any length, also lengths from which direct I/O cannot
+// continue, and requests that the system asks to repeat.
+TEST_P(StoreTest, ContinuesAfterShortReadsAndWrites) {
   std::atomic<std::uint32_t> random = 1;
   Store store(options([&](const Request& request) -> std::optional<Fault> {
                 random = random * 1664525 + 1013904223;
@@ -215,17 +215,17 @@ TEST_P(StoreTest, GoesOnAfterShortReadsAndWrites) {
   }
 }
 
-// Would catch an endless loop, or stale bytes, where the file ends before its time.
-TEST_P(StoreTest, AFileThatWasCutIsNamed) {
+// Would catch an endless loop, or stale bytes, when the file was truncated.
+TEST_P(StoreTest, ATruncatedFileIsNamed) {
   Store store(options(), {{"layer 7", 4 * kBlock}});
   write(store, 0, 1, 4 * kBlock);
   store.commit();
   ASSERT_EQ(ftruncate(store.descriptor(0), kBlock + 1000), 0);
   const std::string message = message_of<IoError>([&] { holds(store, 0, 1, 4 * kBlock); });
-  EXPECT_TRUE(has(message, "layer 7") && has(message, "ends before its time")) << message;
+  EXPECT_TRUE(has(message, "layer 7") && has(message, "the file is too short")) << message;
 }
 
-// Would catch a damaged drive that is believed: any flipped bit in the open file is found by the next read, with its
+// Would catch damage that is not detected: the next read must find any flipped bit in the open file, and name its
 // block.
 TEST_P(StoreTest, AFlippedBitIsFoundAndNamed) {
   constexpr std::int64_t kBytes = 4 * kBlock;
@@ -235,7 +235,7 @@ TEST_P(StoreTest, AFlippedBitIsFoundAndNamed) {
     store.commit();
     const int file = open(fmt::format("/proc/self/fd/{}", store.descriptor(0)).c_str(), O_RDWR);
     ASSERT_GE(file, 0);
-    // Extents lie one after the other, each with two slots and the first is active.
+    // Extents follow each other, each with two slots. The first slot is active.
     const std::int64_t where = trial * 1637 % kBytes;
     const std::int64_t offset = 2 * kBytes + where;
     unsigned char byte = 0;
@@ -248,7 +248,7 @@ TEST_P(StoreTest, AFlippedBitIsFoundAndNamed) {
     EXPECT_TRUE(has(message, fmt::format("layer 7 at offset {} ", 2 * kBytes + where / kBlock * kBlock)) &&
                 has(message, "are not what was written"))
         << message;
-    EXPECT_TRUE(holds(store, 0, 1, kBytes)) << "its neighbour is whole";
+    EXPECT_TRUE(holds(store, 0, 1, kBytes)) << "its neighbour is unchanged";
   }
 }
 
@@ -268,7 +268,7 @@ TEST_P(StoreTest, ADriveThatNeverAnswersIsATimeout) {
   EXPECT_TRUE(has(message_of<Error>([&] { store.wait(ticket); }), "another rank died"));
 }
 
-// Would catch an abort that only new waits notice.
+// Would catch an abort that ends only new waits.
 TEST_P(StoreTest, AbortEndsAWaitOfAnotherThread) {
   StoreOptions deaf = options([](const Request&) -> std::optional<Fault> { return Fault{.lost = true}; });
   deaf.timeout_ms = 500;
@@ -296,7 +296,7 @@ TEST_P(StoreTest, ASlowDriveIsNoTimeout) {
   EXPECT_TRUE(holds(store, 0, 1, 16 * kBlock));
 }
 
-// Would catch folders in memory being refused, or passed off as a disk.
+// Would catch folders in memory that are refused, or that are treated as a disk without a note.
 TEST_P(StoreTest, WorksInMemoryAndSaysSo) {
   if (!std::filesystem::exists("/dev/shm")) GTEST_SKIP() << "no /dev/shm";
   const TestFolder shared("/dev/shm");
@@ -310,7 +310,7 @@ TEST_P(StoreTest, WorksInMemoryAndSaysSo) {
   EXPECT_TRUE(has(store.notes()[0], "tmpfs is memory")) << store.notes()[0];
 }
 
-// Would catch a job that fails where containers forbid io_uring, or that changes its way without a word.
+// Would catch a job that fails where containers forbid io_uring, or that does not report the use of threads.
 TEST(Store, TakesThreadsWhereUringIsForbidden) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);

@@ -1,5 +1,5 @@
 /// \file
-/// For tests: a folder of their own, and a queue with faults.
+/// For tests: a temporary folder, and a queue that injects faults.
 #pragma once
 
 #include <unistd.h>
@@ -18,7 +18,7 @@
 
 namespace zeropage::io {
 
-/// A directory that goes away with its object.
+/// A directory that is removed by the destructor.
 class TestFolder {
  public:
   explicit TestFolder(const std::string& parent = std::filesystem::temp_directory_path().string()) {
@@ -42,11 +42,11 @@ class TestFolder {
   std::string path_;
 };
 
-/// What shall happen to a request.
+/// The fault of a request.
 struct Fault {
   std::int64_t result = 0;   ///< negative: it fails so, and nothing moves
   std::int64_t at_most = 0;  ///< positive: it moves no more bytes than that
-  bool lost = false;         ///< it never comes back
+  bool lost = false;         ///< it never completes
 };
 
 using FaultHook = std::function<std::optional<Fault>(const Request&)>;
@@ -99,7 +99,7 @@ inline void write(Store& store, int extent, int version, std::int64_t bytes, int
   store.wait(store.write(extent, buffer));
 }
 
-/// Reads an extent into a buffer that held something else; whether it is this version.
+/// Reads an extent into a buffer with other content. Returns whether it is this version.
 inline bool holds(Store& store, int extent, int version, std::int64_t bytes, int buffer = 1) {
   std::fill(store.buffer(buffer).begin(), store.buffer(buffer).end(), std::byte{0xEE});
   store.wait(store.read(extent, buffer));

@@ -1,5 +1,5 @@
 /// \file
-/// Where io_uring is not permitted: threads that each carry out one request at a time, so that as many are under way.
+/// The queue where io_uring is not permitted: threads that each run one request at a time.
 #include <unistd.h>
 
 #include <algorithm>

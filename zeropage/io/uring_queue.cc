@@ -34,8 +34,8 @@ namespace {
 class UringQueue : public Queue {
  public:
   explicit UringQueue(const QueueOptions& options) {
-    // One thread submits, and completions are worked off when it asks for them: fewer interrupts. Kernels before 6.1
-    // know neither.
+    // One thread submits, and the kernel handles completions when this thread asks for them, which saves interrupts.
+    // Kernels before 6.1 support neither option.
     int failed = -EINVAL;
     for (const unsigned flags : {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0U}) {
       failed = io_uring_queue_init(static_cast<unsigned>(options.depth), &ring_, flags);

@@ -73,7 +73,7 @@ class Agent : public RankWatcher {
   Time next_beat_ = Clock::now();
   Time next_ = Time::max();
   bool has_started_ = false;
-  bool is_alone_ = false;  ///< the launcher, or our front, is gone
+  bool is_alone_ = false;  ///< the launcher, or our front process, has ended
 };
 
 int Agent::run() {
@@ -121,7 +121,7 @@ void Agent::on_frame(const Frame& frame) {
   last_heard_ = Clock::now();
   if (frame.kind == FrameKind::kAsk) {
     channel_.send(FrameKind::kReport, 0, encode(answer(decode_question(frame.payload))));
-    last_heard_ = Clock::now();  // Python took its time, and beats wait in the pipe
+    last_heard_ = Clock::now();  // the check of Python took time, and heartbeats are still in the pipe
   } else if (frame.kind == FrameKind::kStart && !has_started_) {
     start(decode_ranks(frame.payload));
   } else if (frame.kind == FrameKind::kSignal) {
@@ -201,7 +201,7 @@ void Agent::say_farewell() {
 
 int run_agent(const std::string& argv0) {
   open_standard_streams();
-  // Our messages go through descriptors that nobody inherits; stray words go to stderr.
+  // Messages use descriptors that no child inherits. Any other output to stdout goes to stderr.
   Descriptor in(::fcntl(0, F_DUPFD_CLOEXEC, 3)), out(::fcntl(1, F_DUPFD_CLOEXEC, 3));
   const Descriptor null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!in || !out || !null || ::dup2(null.get(), 0) < 0 || ::dup2(2, 1) < 0) {

@@ -1,11 +1,12 @@
 /// \file
-/// The far end of an ssh: `zeropage agent` looks after the ranks of its host for a launcher elsewhere.
+/// The remote end of an ssh connection: `zeropage agent` starts and watches the ranks of its host for a launcher on
+/// another host.
 ///
-/// 1. It greets, is asked (kAsk) and reports what the host offers and what is wrong with it.
-/// 2. kStart starts ranks. Their output and their ends go to the launcher, as they come.
-/// 3. When all have ended, and what they left behind too, it says kDone and ends.
-/// 4. When its stdin ends, no beat comes for kBeatPatience, or a signal or kKill arrives, it kills everything it
-///    started.
+/// 1. It sends a greeting, receives kAsk, and reports the devices of the host and any problems.
+/// 2. kStart starts ranks. Their output and their exit codes are sent to the launcher at once.
+/// 3. When all ranks and all processes that they started have ended, it sends kDone and ends.
+/// 4. When its stdin ends, no heartbeat arrives for kBeatPatience, or a signal or kKill arrives, it kills everything
+///    that it started.
 #pragma once
 
 #include <string>
@@ -16,22 +17,22 @@
 
 namespace zeropage::launch {
 
-/// What the launcher wants to know and check before it starts.
+/// The launcher's question before the start of a job.
 struct Question {
-  std::string folder;  ///< to work in
+  std::string folder;  ///< the working directory
   std::string script;
-  std::string python;  ///< the Python to use if it is there; empty: the one of the environment there
+  std::string python;  ///< the Python to use if it exists; empty: the one of that host's environment
   bool module = false;
   bool no_python = false;
-  bool all_gpus = false;  ///< whatever CUDA_VISIBLE_DEVICES says there
-  int port = 0;           ///< to be claimed; 0: none
+  bool all_gpus = false;  ///< use all GPUs, and ignore CUDA_VISIBLE_DEVICES there
+  int port = 0;           ///< the port to claim; 0: none
 };
 
 /// The answer.
 struct HostReport {
-  std::string version;  ///< of zeropage
-  std::string torch;    ///< its version; empty: not asked for (--no_python)
-  std::string address;  ///< at which other hosts reach this one
+  std::string version;  ///< the version of zeropage
+  std::string torch;    ///< the version of torch; empty: not asked for (--no_python)
+  std::string address;  ///< the address at which other hosts reach this one
   std::string network;  ///< the interface that has it
   Host host;            ///< `port`: the claimed one
   std::vector<std::string> errors;
@@ -44,8 +45,8 @@ HostReport decode_report(std::string_view bytes);
 std::string encode(const std::vector<RankPlan>& ranks);
 std::vector<RankPlan> decode_ranks(std::string_view bytes);
 
-/// Runs the agent on stdin and stdout. `argv0`: as in launch. Returns its exit code when nothing of the job is left
-/// here.
+/// Runs the agent on stdin and stdout. `argv0`: as in launch. Returns its exit code after all processes of the job on
+/// this host have ended.
 int run_agent(const std::string& argv0);
 
 }  // namespace zeropage::launch

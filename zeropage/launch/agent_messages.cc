@@ -24,7 +24,8 @@ class Fields {
     const std::string digits = text();
     int value = 0;
     if (std::from_chars(digits.data(), digits.data() + digits.size(), value).ec != std::errc()) {
-      throw IoError("a message of the launcher has no number where one belongs; are both hosts' versions the same?");
+      throw IoError(
+          "a message of the launcher has text where a number is expected; are both hosts' versions the same?");
     }
     return value;
   }

@@ -30,8 +30,8 @@ std::optional<int> number_in(const Environment& environment, const char* name) {
 /// The hosts of one item: text with at most one [...] in it.
 void expand_item(std::string_view item, const std::string& list, std::vector<std::string>& hosts) {
   const auto fail = [&] {
-    return ConfigError(fmt::format("node list {}: expected names such as gpu[01-03,7], came {}", json::quote(list),
-                                   json::quote(item)));
+    return ConfigError(
+        fmt::format("node list {}: expected names such as gpu[01-03,7], got {}", json::quote(list), json::quote(item)));
   };
   const auto add = [&](std::string name) {
     if (!is_host_name(name) || hosts.size() == kMaxHosts) throw fail();
@@ -46,7 +46,7 @@ void expand_item(std::string_view item, const std::string& list, std::vector<std
     const std::string_view first = range.substr(0, range.find('-'));
     const std::string_view last = range.size() == first.size() ? first : range.substr(first.size() + 1);
     const auto low = number_of(first), high = number_of(last);
-    // Before the first name is made: a range of millions would take seconds to be refused.
+    // Checked before the first name is made: otherwise a range of millions would take seconds until it is refused.
     if (!low || !high || *high < *low || static_cast<std::size_t>(*high - *low) >= kMaxHosts) throw fail();
     for (int number = *low; number <= *high; ++number) {
       add(fmt::format("{}{:0{}}{}", before, number, first.size(), after));
@@ -80,7 +80,7 @@ std::optional<Task> task_of(const Environment& environment) {
     task.node = *scheduled->node;
     task.num_nodes = number_in(environment, "SLURM_STEP_NUM_NODES").value_or(1);
     if (const char* list = environment("SLURM_STEP_NODELIST")) task.first_host = expand_node_list(list).front();
-  } else {  // ranks are placed host by host and each host has as many, or the job is on one host
+  } else {  // ranks are numbered host by host with the same number on each host, or the job is on one host
     task.node = world.rank / world.local_size;
     task.num_nodes = (world.size + world.local_size - 1) / world.local_size;
   }

@@ -1,5 +1,5 @@
 /// \file
-/// What a cluster's job manager or an MPI has already decided, as its environment variables tell.
+/// The allocation of a cluster's job manager or an MPI, from its environment variables.
 #pragma once
 
 #include <optional>
@@ -22,15 +22,15 @@ struct Task {
   int local_size = 1;
   int node = 0;
   int num_nodes = 1;
-  std::string first_host = {};  ///< of rank 0; empty: not known
+  std::string first_host = {};  ///< the host of rank 0; empty: unknown
 };
 
 /// The task that this process is: variables of OpenMPI (OMPI_*), MPICH and Intel MPI (PMI_*, MPI_LOCAL*), or a Slurm
-/// step (SLURM_*) with more than one task. Nothing otherwise. Errors: ConfigError when they contradict each other.
+/// step (SLURM_*) with more than one task. nullopt otherwise. Errors: ConfigError when they contradict each other.
 std::optional<Task> task_of(const Environment& environment);
 
-/// The hosts of the Slurm allocation around this process, with a slot per GPU, else per task of a node, else one. Empty
-/// when there is none. Errors: ConfigError for a list outside its grammar.
+/// The hosts of the Slurm allocation around this process, with one slot per GPU, or per task of a node if no GPUs are
+/// known, or one. Empty without an allocation. Errors: ConfigError for a list outside its grammar.
 std::vector<HostSlots> slurm_hosts(const Environment& environment);
 
 /// Slurm's short form of host names, such as "gpu[01-03,7],login". Errors: ConfigError.

@@ -9,7 +9,7 @@
 namespace zeropage::launch {
 namespace {
 
-// A pipe that polls as writable takes this much at once, so a write of it never blocks.
+// A pipe that is writable according to poll accepts at least this many bytes, so such a write never blocks.
 constexpr std::size_t kWriteBytes = 4096;
 constexpr std::size_t kChunkBytes = 64 * 1024;
 constexpr std::string_view kEraseLine = "\r\033[K";

@@ -12,7 +12,7 @@
 namespace zeropage::launch {
 namespace {
 
-/// Writes until the queue is empty and returns what came out of `end`.
+/// Writes until the queue is empty, and returns the bytes read from `end`.
 std::string drain(Console& console, int end) {
   std::string text;
   char buffer[4096];

@@ -35,8 +35,7 @@ std::vector<int> parse_core_list(const std::string& list) {
     const int first = core_number(item.substr(0, dash));
     const int last = dash == std::string_view::npos ? first : core_number(item.substr(dash + 1));
     if (first < 0 || last < first) {
-      throw ConfigError(
-          fmt::format("core list '{}': expected numbers and ranges such as 0,2-5, came '{}'", list, item));
+      throw ConfigError(fmt::format("core list '{}': expected numbers and ranges such as 0,2-5, got '{}'", list, item));
     }
     for (int core = first; core <= last; ++core) {
       if (std::find(cores.begin(), cores.end(), core) != cores.end()) {
@@ -50,7 +49,7 @@ std::vector<int> parse_core_list(const std::string& list) {
 }
 
 std::vector<int> allowed_cores() {
-  // The kernel refuses a set that is smaller than its own.
+  // The kernel refuses a set that is smaller than its own sets.
   cpu_set_t* set = CPU_ALLOC(kMaxCores);
   const std::size_t set_bytes = CPU_ALLOC_SIZE(kMaxCores);
   std::vector<int> cores;

@@ -1,5 +1,5 @@
 /// \file
-/// Which cores there are and who gets them.
+/// The cores of this host, and their assignment to ranks.
 #pragma once
 
 #include <string>
@@ -14,11 +14,11 @@ std::vector<int> parse_core_list(const std::string& list);
 /// The cores this process may use, ascending. Errors: IoError.
 std::vector<int> allowed_cores();
 
-/// Of cores that share their arithmetic units (hyperthreads) only the first; `sysfs` is /sys/devices/system/cpu. Where
-/// that tells nothing all are kept.
+/// Keeps only the first of cores that share their arithmetic units (hyperthreads). `sysfs` is /sys/devices/system/cpu.
+/// Without information there all cores are kept.
 std::vector<int> one_per_unit(const std::vector<int>& cores, const std::string& sysfs);
 
-/// Equal runs of `cores`, one per rank; the remainder is nobody's, so that no rank waits for a slower one.
+/// Equal runs of `cores`, one per rank. The remainder is not assigned, so that no rank waits for a slower one.
 /// Errors: ConfigError when there are fewer cores than ranks.
 std::vector<std::vector<int>> share_cores(const std::vector<int>& cores, int num_ranks);
 

@@ -31,8 +31,8 @@ TEST(Cores, SharesAreEqualAndDisjoint) {
   EXPECT_THROW(share_cores({0, 1}, 3), ConfigError);
 }
 
-// Numbered as Linux does it, the second half of the cores are the first half's other threads: sharing out all of them
-// would set ranks on each other's units.
+// Catches ranks that share arithmetic units: Linux numbers the hyperthreads of the first half of the cores as the
+// second half.
 TEST(Cores, OneThreadPerUnit) {
   const std::filesystem::path sysfs = std::filesystem::path(::testing::TempDir()) / "cores_test_sysfs";
   for (int core = 0; core < 4; ++core) {
@@ -41,7 +41,7 @@ TEST(Cores, OneThreadPerUnit) {
     std::ofstream(folder / "thread_siblings_list") << core % 2 << "," << core % 2 + 2 << "\n";
   }
   EXPECT_EQ(one_per_unit({0, 1, 2, 3}, sysfs), Cores({0, 1}));
-  EXPECT_EQ(one_per_unit({2, 3}, sysfs), Cores({2, 3})) << "of an unusual selection one thread each stays too";
+  EXPECT_EQ(one_per_unit({2, 3}, sysfs), Cores({2, 3})) << "one thread of each remains in an unusual selection, too";
   EXPECT_EQ(one_per_unit({8, 9}, sysfs), Cores({8, 9})) << "nothing known: keep all";
   std::filesystem::remove_all(sysfs);
 }

@@ -36,7 +36,7 @@ std::string describe_fleet(const Options& options, const RunnerContext& context,
   for (HostReport& report : reports) {
     report.address = fmt::format("<address of {}>", context.hosts.front().name);
     report.network = "lo";
-    report.host.omp_threads_set = true;  // the share of the cores is not known here
+    report.host.omp_threads_set = true;  // the number of cores of that host is unknown here
     report.host.python = python.empty() ? "<python of the environment>" : python;
     report.host.port = options.master_port;
   }

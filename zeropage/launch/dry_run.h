@@ -1,5 +1,5 @@
 /// \file
-/// --dry_run: what would run where.
+/// --dry_run: describes the processes that would be started.
 #pragma once
 
 #include <string>
@@ -12,8 +12,8 @@ namespace zeropage::launch {
 /// The ranks of a plan: a line "[host:rank] NAME=value ... program arguments" each, quoted as for a shell.
 std::string describe_plan(const JobPlan& plan);
 
-/// The ssh commands of a job, and the ranks that each agent would start. What only the hosts know stands in <...>; of
-/// variables that come from here the names are shown, the values are not.
+/// The ssh commands of a job, and the ranks that each agent would start. Values that only the hosts know are shown as
+/// <...>. For variables from this host only the names are shown.
 std::string describe_fleet(const Options& options, const RunnerContext& context, const std::string& python);
 
 /// The one command that starts everything.

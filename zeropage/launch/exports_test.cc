@@ -7,7 +7,7 @@
 namespace zeropage::launch {
 namespace {
 
-// The reference launcher crashes on blank lines and comments.
+// DeepSpeed's launcher crashes on blank lines and comments.
 TEST(EnvironmentFile, BlankLinesCommentsAndValues) {
   EXPECT_EQ(parse_environment_file("\n# note\n  A=1 2=3 \r\n\t\nB=\nA=last", "env"),
             Variables({{"A", "last"}, {"B", ""}}));

@@ -24,7 +24,8 @@ bool has_answered(const std::unique_ptr<RemoteHost>& host) {
   return host->report() || !host->failure().empty() || host->is_gone();
 }
 
-/// Waits for all answers, or for the user's signal: that is returned, else 0; the front's death counts as SIGKILL.
+/// Waits for all answers or for a signal of the user. Returns the signal, or 0. The death of the front process counts
+/// as SIGKILL.
 int await_answers(const Remotes& remotes, int control_fd) {
   const Time end = Clock::now() + kConnectPatience;
   while (!std::all_of(remotes.begin(), remotes.end(), has_answered) && Clock::now() < end) {
@@ -46,7 +47,7 @@ int await_answers(const Remotes& remotes, int control_fd) {
   return 0;
 }
 
-/// Throws if anything is wrong with any host.
+/// Throws if any host has a problem.
 void check_answers(const Remotes& remotes, bool any_version) {
   std::vector<std::string> names, lines;
   std::vector<HostReport> reports;
@@ -67,7 +68,7 @@ void check_answers(const Remotes& remotes, bool any_version) {
   if (lines.empty()) return;
   const std::string text = fmt::format("the job cannot start:\n  {}", fmt::join(lines, "\n  "));
   if (unreachable)
-    throw IoError(text + "\nevery host must let this one in by ssh without a password: try ssh HOST true");
+    throw IoError(text + "\nevery host must accept ssh from this one without a password: try ssh HOST true");
   throw ConfigError(text);
 }
 
@@ -117,7 +118,7 @@ std::vector<JobPlan> plan_fleet(const Options& options, const RunnerContext& con
     host.token = context.token;
     plans.push_back(plan_job(options, host, place));
     for (RankPlan& rank : plans.back().ranks) {
-      // Gloo listens where the host's name leads, which is often the loopback interface.
+      // Gloo listens at the address of the host's name, which is often the loopback interface.
       Variables env = {{"GLOO_SOCKET_IFNAME", reports[i].network}};
       if (reports[i].network == "lo") env.clear();
       merge_variables(env, context.variables);

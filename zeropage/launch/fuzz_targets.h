@@ -1,7 +1,7 @@
 /// \file
-/// What untrusted bytes reach first in the launcher: hostfiles, filters, Slurm's lists of hosts, and what agents on
-/// other hosts say. Anything but acceptance or an error of the project is a defect. Driven by libFuzzer (fuzz/, make
-/// fuzz), and by mutations of the same corpus in the tests.
+/// Fuzz targets for the code of the launcher that reads untrusted bytes first: hostfiles, filters, Slurm's lists of
+/// hosts, and messages of agents on other hosts. Any result except success or an error of the project is a defect.
+/// libFuzzer runs them (fuzz/, make fuzz), and the tests run them with mutations of the same corpus.
 #pragma once
 
 #include <string>
@@ -51,13 +51,13 @@ inline bool accepts_hosts(std::string_view input) {
   return accepted;
 }
 
-/// `input`: a question, a report or ranks (by the first byte), as the other end of an ssh sends them. What is accepted
-/// and packed again reads as the same.
+/// `input`: a question, a report or ranks (by the first byte), as the other end of an ssh connection sends them. An
+/// accepted message must be the same after it was packed and read again.
 inline bool accepts_message(std::string_view input) {
   if (input.empty()) return false;
   const auto bytes = input.substr(1);
   const auto stays = [](const std::string& once, const std::string& twice) {
-    if (once != twice) throw std::logic_error("a message does not come back as it was");
+    if (once != twice) throw std::logic_error("a message differs after it was packed and read");
   };
   try {
     switch (input[0] % 3) {

@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kForwardedSignals[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGUSR2};
 
-/// The signals to wait for: those to hand on, unless the user had them ignored (nohup), and SIGCHLD.
+/// The signals to wait for: those to pass on, unless the user ignores them (nohup), and SIGCHLD.
 sigset_t watched_signals() {
   sigset_t set;
   sigemptyset(&set);
@@ -36,8 +36,8 @@ sigset_t watched_signals() {
   int code = 0;
   try {
     ::setpgid(0, 0);
-    ::prctl(PR_SET_NAME, "zp-supervisor");  // so that `pkill -9 zeropage` leaves somebody to clean up
-    // Blocked, a write to a closed pipe or from the terminal's background just returns.
+    ::prctl(PR_SET_NAME, "zp-supervisor");  // so that `pkill -9 zeropage` does not kill the supervisor, which cleans up
+    // If these signals are blocked, a write to a closed pipe or from the terminal's background only returns an error.
     sigset_t writing;
     sigemptyset(&writing);
     sigaddset(&writing, SIGPIPE);
@@ -56,7 +56,7 @@ sigset_t watched_signals() {
 }  // namespace
 
 Guard::Guard() : watched_(watched_signals()) {
-  ::signal(SIGCHLD, SIG_DFL);  // whoever ignored it would hide the ranks' ends from us
+  ::signal(SIGCHLD, SIG_DFL);  // if the parent had ignored it, the ends of ranks would not be reported
   ::sigprocmask(SIG_BLOCK, &watched_, &users_);
   adopt_orphans();
 }
@@ -79,7 +79,7 @@ int Guard::wait_for(pid_t supervisor, int control_fd) {
     const int signal = ::sigwaitinfo(&watched_, &info);
     if (signal > 0 && signal != SIGCHLD) {
       was_signalled_ = was_signalled_ || (signal != SIGUSR1 && signal != SIGUSR2);
-      // What the terminal's driver sends goes to the whole group, the ranks included.
+      // Signals of the terminal are sent to the whole process group, including the ranks.
       const unsigned char byte =
           static_cast<unsigned char>(signal) | (info.si_code == SI_KERNEL ? kAlreadyDelivered : 0);
       (void)!::write(control_fd, &byte, 1);

@@ -1,12 +1,14 @@
 /// \file
-/// Two processes look after a job, so that each can clean up when the other dies:
+/// Two processes watch a job, so that each can clean up when the other dies:
 ///
-/// 1. The front is what was started. It keeps the process id that is known outside, hands signals on, and waits.
+/// 1. The front process is the one that was started. It has the process id that other programs know, passes signals on,
+///    and waits.
 /// 2. The supervisor, its child, starts the ranks and does all the work. It is in a process group of its own, so that
-///    the terminal's keys do not reach it; the ranks are in the front's, so that they do reach them, and rank 0 can
-///    read the terminal.
-/// 3. Front to supervisor there is a pipe. If the front dies, however it dies, the pipe ends, and the supervisor kills
-///    everything it started. Both adopt orphans: ranks cannot escape by starting sessions of their own.
+///    signals of the terminal's keys do not reach it. The ranks are in the front's group, so that they get these
+///    signals and rank 0 can read the terminal.
+/// 3. There is a pipe from the front to the supervisor. When the front dies, in any way, the pipe ends, and the
+///    supervisor kills everything that it started. Both adopt orphans, so processes in sessions of their own are
+///    killed, too.
 /// 4. If the supervisor dies, the kernel kills the ranks (parent-death signal), and the front kills the rest.
 #pragma once
 
@@ -17,7 +19,7 @@
 
 namespace zeropage::launch {
 
-/// What a supervisor gets from its front.
+/// The arguments of a supervisor from its front process.
 struct GuardContext {
   int control_fd = -1;      ///< one byte per signal (see kAlreadyDelivered); its end means that the front is dead
   sigset_t rank_mask = {};  ///< the signal mask that the front was started with
@@ -26,14 +28,14 @@ struct GuardContext {
 
 class Guard {
  public:
-  /// Blocks the signals to hand on and adopts orphans. Errors: IoError.
+  /// Blocks the signals to pass on and adopts orphans. Errors: IoError.
   Guard();
 
-  /// Runs `supervise` in a process of its own and returns what it returns, or the exit code of the error it throws,
-  /// when it has ended and none of its processes is left. Errors: IoError when no process can be made.
+  /// Runs `supervise` in a process of its own. Returns its result, or the exit code of its exception, after it and all
+  /// its processes have ended. Errors: IoError when no process can be made.
   int run(const std::function<int(const GuardContext&)>& supervise);
 
-  /// Whether a signal to end has come.
+  /// Whether a signal to end has arrived.
   bool was_signalled() const { return was_signalled_; }
 
  private:
@@ -44,7 +46,7 @@ class Guard {
   bool was_signalled_ = false;
 };
 
-/// Descriptors 0, 1 and 2 exist from here on, so that no pipe of ours ends up as a rank's standard stream.
+/// Opens descriptors 0, 1 and 2 if they are closed, so that no pipe of ours becomes a standard stream of a rank.
 void open_standard_streams();
 
 }  // namespace zeropage::launch

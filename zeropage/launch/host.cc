@@ -38,7 +38,8 @@ bool is_program(const fs::path& path) {
   return fs::is_regular_file(path, error) && ::access(path.c_str(), X_OK) == 0;
 }
 
-/// Listens at `number` (0: the kernel chooses) on all addresses and lets go again. The number, or 0 if it is taken.
+/// Listens at port `number` (0: the kernel chooses) on all addresses and closes the socket. Returns the port, or 0 if
+/// it is taken.
 int probe_port(int number) {
   const Descriptor probe(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!probe) throw_errno("cannot make a socket", "raise the limit of open files (ulimit -n)");
@@ -56,8 +57,8 @@ int probe_port(int number) {
   return ntohs(address.sin_port);
 }
 
-/// Claims the port among launchers: a name in the kernel's table of local sockets that only one process can hold and
-/// that goes with it, whatever becomes of it. No descriptor if another launcher has it.
+/// Claims the port among launchers: a name in the kernel's table of local sockets. Only one process can hold it, and
+/// the kernel frees it when the process ends. No descriptor if another launcher has it.
 Descriptor claim_among_launchers(int number) {
   Descriptor claim(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   if (!claim) throw_errno("cannot make a socket", "raise the limit of open files (ulimit -n)");
@@ -135,14 +136,15 @@ std::string find_python(const std::string& argv0) {
     const fs::path python = fs::path(venv) / "bin" / "python";
     if (is_program(python)) return python;
   }
-  // The link in a virtual environment's bin counts, not the file it points at.
+  // Use the link in a virtual environment's bin, not the file to which it points.
   const fs::path self = find_program(argv0);
   if (!self.empty() && is_program(self.parent_path() / "python3")) return self.parent_path() / "python3";
   for (const char* name : {"python3", "python"}) {
     if (std::string found = find_program(name); !found.empty()) return found;
   }
   throw ConfigError(
-      "found no python: neither in VIRTUAL_ENV, nor beside the zeropage command, nor in PATH; activate the environment "
+      "found no python: neither in VIRTUAL_ENV, nor in the folder of the zeropage command, nor in PATH; activate the "
+      "environment "
       "that has torch");
 }
 
@@ -186,8 +188,8 @@ std::string torch_version(const std::string& python) {
   ::waitpid(pid, nullptr, 0);
   while (!version.empty() && version.back() == '\n') version.pop_back();
   if (version.empty()) {
-    throw IoError(
-        fmt::format("{} does not say which torch it has; check that it runs: {} -c 'import torch'", python, python));
+    throw IoError(fmt::format("{} does not report its version of torch; check that it runs: {} -c 'import torch'",
+                              python, python));
   }
   return version;
 }

@@ -23,7 +23,8 @@ TEST(Host, VisibleGpus) {
   EXPECT_EQ(visible_gpus(folder, "3, GPU-8932f937"), Names({"3", "GPU-8932f937"}));
   EXPECT_EQ(visible_gpus(folder, ""), Names()) << "set and empty hides all";
   EXPECT_EQ(visible_gpus(folder, "-1"), Names());
-  EXPECT_EQ(visible_gpus(folder, "0,-1,1"), Names({"0"})) << "as the driver: what follows an invalid entry is hidden";
+  EXPECT_EQ(visible_gpus(folder, "0,-1,1"), Names({"0"}))
+      << "as in the driver: entries after an invalid one are hidden";
   EXPECT_EQ(visible_gpus(folder / "missing", nullptr), Names());
   std::filesystem::remove_all(folder);
 }
@@ -35,7 +36,7 @@ TEST(Host, Programs) {
   EXPECT_EQ(find_program("no-such-program-here"), "");
 }
 
-// Two launchers started together both find 29500 free, because the ranks listen only seconds later.
+// Catches two launchers that use the same port: both find 29500 free, because the ranks listen only seconds later.
 TEST(Host, APortIsClaimedByOneLauncher) {
   const Port first = claim_port(0);
   ASSERT_GT(first.number, 0);

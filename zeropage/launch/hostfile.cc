@@ -44,21 +44,21 @@ HostSlots parse_line(std::string_view line, const std::string& where) {
   const std::string_view rest = trimmed(line.substr(name_bytes));
   HostSlots host{std::string(line.substr(0, name_bytes)), {}};
   if (line.front() == '-') {
-    throw ConfigError(fmt::format("{}: {}: a host must not begin with '-', programs would take it for an option", where,
-                                  json::quote(line)));
+    throw ConfigError(fmt::format("{}: {}: a host must not begin with '-', because programs would read it as an option",
+                                  where, json::quote(line)));
   }
   if (!is_host_name(host.name)) {
-    throw ConfigError(fmt::format(
-        "{}: expected a host name (letters, digits, '.', '_', '-') or [IPv6 address], then slots=N; came {}", where,
-        json::quote(line)));
+    throw ConfigError(
+        fmt::format("{}: expected a host name (letters, digits, '.', '_', '-') or [IPv6 address], then slots=N; got {}",
+                    where, json::quote(line)));
   }
   int slots = 1;
   if (!rest.empty()) {
     const bool names_slots = rest.substr(0, 6) == "slots=";
     const auto number = names_slots ? whole_number(rest.substr(6), 1, kMaxSlots) : std::nullopt;
     if (!number) {
-      throw ConfigError(fmt::format("{}: expected slots=N, N from 1 to {}, after the host {}; came {}", where,
-                                    kMaxSlots, host.name, json::quote(rest)));
+      throw ConfigError(fmt::format("{}: expected slots=N, N from 1 to {}, after the host {}; got {}", where, kMaxSlots,
+                                    host.name, json::quote(rest)));
     }
     slots = *number;
   }
@@ -67,7 +67,7 @@ HostSlots parse_line(std::string_view line, const std::string& where) {
   return host;
 }
 
-/// "host[:slot,slot]" without looking at any pool.
+/// Parses "host[:slot,slot]" without comparing it with a pool.
 HostSlots parse_filter_item(std::string_view item, const std::string& option) {
   const auto fail = [&](const std::string& why) {
     return ConfigError(
@@ -82,7 +82,7 @@ HostSlots parse_filter_item(std::string_view item, const std::string& option) {
     const std::string_view text = rest.substr(0, rest.find(','));
     const auto slot = whole_number(trimmed(text), 0, kMaxSlots - 1);
     if (!slot) throw fail(fmt::format("{} is no slot number", json::quote(text)));
-    if (std::count(host.slots.begin(), host.slots.end(), *slot)) throw fail(fmt::format("slot {} comes twice", *slot));
+    if (std::count(host.slots.begin(), host.slots.end(), *slot)) throw fail(fmt::format("slot {} is repeated", *slot));
     host.slots.push_back(*slot);
     if (text.size() == rest.size()) return host;
     rest.remove_prefix(text.size() + 1);
@@ -159,7 +159,7 @@ std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& 
     if (line.empty()) continue;
     HostSlots host = parse_line(line, fmt::format("{}:{}", path, number));
     if (find_host(hosts, host.name)) {
-      throw ConfigError(fmt::format("{}:{}: host {} is there already; name every host once and raise its slots=", path,
+      throw ConfigError(fmt::format("{}:{}: host {} is repeated; name every host once and raise its slots=", path,
                                     number, host.name));
     }
     hosts.push_back(std::move(host));
@@ -175,7 +175,7 @@ std::vector<HostSlots> parse_filter(std::string_view text, const std::string& op
     const std::string_view item = text.substr(0, text.find('@'));
     HostSlots host = parse_filter_item(item, option);
     if (find_host(hosts, host.name)) {
-      throw ConfigError(fmt::format("{}: host {} comes twice; list its slots together", option, host.name));
+      throw ConfigError(fmt::format("{}: host {} is repeated; list its slots together", option, host.name));
     }
     hosts.push_back(std::move(host));
     if (item.size() == text.size()) return hosts;

@@ -1,6 +1,6 @@
 /// \file
-/// Which hosts there are and which of their devices the job gets. Hostfiles and host names are hostile input: what does
-/// not match the grammar as a whole is refused with its line.
+/// The hosts, and the devices of them that the job gets. Hostfiles and host names are not trusted: a line that does not
+/// match the grammar is refused, with its number.
 ///
 ///     line   = host [blanks "slots=" 1..1024] [blanks] ["#" comment]
 ///     host   = letter or digit, then up to 252 of letters, digits, ".", "_", "-", the last a letter or digit
@@ -28,18 +28,18 @@ constexpr int kMaxSlots = 1024;
 /// Whether `name` is a host of the grammar above.
 bool is_host_name(std::string_view name);
 
-/// A host name as ssh and sockets want it: IPv6 addresses without their brackets.
+/// A host name for ssh and sockets: IPv6 addresses without their brackets.
 std::string bare_host(const std::string& name);
 
-/// The hosts of a hostfile, in its order. Errors: ConfigError "path:line: ..." for a line outside the grammar, a host
-/// that comes twice, or no host at all.
+/// The hosts of a hostfile, in its order. Errors: ConfigError "path:line: ..." for a line outside the grammar, a
+/// repeated host, or no host at all.
 std::vector<HostSlots> parse_hostfile(std::string_view text, const std::string& path);
 
-/// One filter expression. No slots: all of that host. Errors: ConfigError naming `option` for one outside the grammar
-/// or a host or slot that comes twice.
+/// One filter expression. No slots: all of that host. Errors: ConfigError naming `option` for one outside the grammar,
+/// or a repeated host or slot.
 std::vector<HostSlots> parse_filter(std::string_view text, const std::string& option);
 
-/// What to take of the hosts; at most one of `include`, `exclude` and the two numbers is in use.
+/// Selects hosts and slots. At most one of `include`, `exclude` and the two numbers is used.
 struct Selection {
   std::string include;
   std::string exclude;

@@ -28,7 +28,7 @@ TEST(Hostfile, GrammarOfLines) {
   EXPECT_EQ(bare_host("[fe80::1]"), "fe80::1");
 }
 
-// What passes here ends up in argument lists of ssh: an option or a shell's word in it would be run.
+// Catches host names that contain options or shell commands: accepted names are passed to ssh.
 TEST(Hostfile, HostileLinesAreRefusedWithTheirNumber) {
   for (const char* line :
        {"-oProxyCommand=evil slots=1", "a;b slots=1", "$(x) slots=1", "a slots=0", "a slots=1025", "a slots=1 more",
@@ -36,7 +36,7 @@ TEST(Hostfile, HostileLinesAreRefusedWithTheirNumber) {
     const std::string what = error_of([&] { parse_hostfile(std::string("good slots=1\n") + line + "\n", "hosts"); });
     EXPECT_EQ(what.rfind("hosts:2: ", 0), 0u) << line << " gave " << what;
   }
-  EXPECT_NE(error_of([] { parse_hostfile("a\nb\na slots=2\n", "h"); }).find("h:3: host a is there already"),
+  EXPECT_NE(error_of([] { parse_hostfile("a\nb\na slots=2\n", "h"); }).find("h:3: host a is repeated"),
             std::string::npos);
   EXPECT_NE(error_of([] { parse_hostfile("# none\n", "h"); }).find("names no host"), std::string::npos);
   EXPECT_FALSE(is_host_name(std::string(254, 'a')));
@@ -63,8 +63,8 @@ TEST(Select, ErrorsNameWhatIsWrong) {
   EXPECT_NE(select_error({"", "a@b@c", {}, {}}).find("leaves no host"), std::string::npos);
   EXPECT_NE(select_error({"", "", 4, {}}).find("there are 3 hosts"), std::string::npos);
   EXPECT_NE(select_error({"", "", {}, 3}).find("host c has 2 slots"), std::string::npos);
-  EXPECT_NE(select_error({"a:0,0", "", {}, {}}).find("slot 0 comes twice"), std::string::npos);
-  EXPECT_NE(select_error({"a@a", "", {}, {}}).find("host a comes twice"), std::string::npos);
+  EXPECT_NE(select_error({"a:0,0", "", {}, {}}).find("slot 0 is repeated"), std::string::npos);
+  EXPECT_NE(select_error({"a@a", "", {}, {}}).find("host a is repeated"), std::string::npos);
   EXPECT_NE(select_error({"a:", "", {}, {}}).find("no slot number"), std::string::npos);
 }
 

@@ -22,14 +22,14 @@ std::vector<HostSlots> read_hostfile(const Options& options, Job& job) {
   std::error_code error;
   if (!std::filesystem::exists(options.hostfile, error) && !error) {
     if (options.hostfile != kDefaultHostfile) {
-      job.notices.push_back(fmt::format("there is no hostfile {}: this host alone is used", options.hostfile));
+      job.notices.push_back(fmt::format("there is no hostfile {}: only this host is used", options.hostfile));
     }
     return {};
   }
   return parse_hostfile(read_file(options.hostfile, "the hostfile", "make it a readable file"), options.hostfile);
 }
 
-/// This host as a pool. Without GPUs slots are what the filter names: any number of CPU ranks may be had.
+/// This host as a pool. Without GPUs the filter determines the slots, because any number of CPU ranks is possible.
 std::vector<HostSlots> local_pool(const Options& options, const Surroundings& here) {
   const bool by_name = !options.include.empty() && here.num_gpus == 0;
   std::vector<HostSlots> pool = {{"localhost", std::vector<int>(by_name ? kMaxSlots : std::max(here.num_gpus, 1))}};
@@ -44,12 +44,12 @@ Job choose_locally(const Options& options, const Surroundings& here, Job job) {
   }
   if (options.include.empty() && options.exclude.empty()) return job;
   if (here.environment("CUDA_VISIBLE_DEVICES") && here.num_gpus > 0) {
-    job.notices.push_back("CUDA_VISIBLE_DEVICES does not count: --include or --exclude chooses the devices");
+    job.notices.push_back("CUDA_VISIBLE_DEVICES is ignored: --include or --exclude chooses the devices");
   }
   job.ignores_visible = true;
   const Selection selection{options.include, options.exclude, options.num_nodes, options.num_ranks};
   job.hosts = select_slots(local_pool(options, here), selection);
-  // Without slots every number of CPU ranks would be meant.
+  // Without slots the number of CPU ranks would be unknown.
   if (here.num_gpus == 0 && !options.include.empty() && options.include.find(':') == std::string::npos) {
     job.hosts[0].slots = {0};
   }
@@ -61,8 +61,8 @@ Job choose_task(const Options& options, Task task, Job job) {
                        !options.launcher.empty() || options.no_ssh || options.force_multi || options.max_restarts > 0;
   if (chooses) {
     throw ConfigError(
-        fmt::format("{} has started this as rank {} of {}: how many ranks there are, where, and when they start again "
-                    "is decided; leave options about hosts, ranks and restarts out",
+        fmt::format("{} has started this process as rank {} of {}, and determines hosts, ranks and restarts; leave out "
+                    "options about these",
                     task.starter, task.rank, task.size));
   }
   job.way = Way::kTask;
@@ -72,15 +72,16 @@ Job choose_task(const Options& options, Task task, Job job) {
 
 void check_node_rank(const Options& options, const std::vector<HostSlots>& hosts) {
   if (options.node_rank < 0 || options.node_rank >= static_cast<int>(hosts.size())) {
-    throw ConfigError(fmt::format("--no_ssh needs --node_rank, the place of this host among the {} of the job: 0 to {}",
-                                  hosts.size(), hosts.size() - 1));
+    throw ConfigError(
+        fmt::format("--no_ssh needs --node_rank, the number of this host among the {} hosts of the job: 0 to {}",
+                    hosts.size(), hosts.size() - 1));
   }
   if (options.master_addr.empty() && hosts.size() > 1) {
     throw ConfigError("--no_ssh needs --master_addr, the address of the host with --node_rank=0");
   }
 }
 
-/// What is of no use where the job does not reach other hosts.
+/// Refuses options that have no effect if the job uses no other hosts.
 void check_way(const Options& options, Way way) {
   if (options.node_rank >= 0 && !options.no_ssh) {
     throw ConfigError(

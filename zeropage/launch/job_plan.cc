@@ -40,14 +40,14 @@ std::vector<std::string> notices(const Options& options, const Host& host, const
   return lines;
 }
 
-/// The entries of CUDA_VISIBLE_DEVICES; empty where there is no GPU.
+/// The entries of CUDA_VISIBLE_DEVICES; empty if there is no GPU.
 std::vector<std::string> chosen_gpus(const Host& host, const Place& place) {
   std::vector<std::string> gpus;
   for (int slot : place.slots) {
     if (host.gpus.empty()) break;
     if (slot >= static_cast<int>(host.gpus.size())) {
       throw ConfigError(fmt::format(
-          "{}: slot {} is asked for and there are {} GPUs ({}); use fewer slots, or widen "
+          "{}: slot {} was requested, but there are {} GPUs ({}); use fewer slots, or widen "
           "CUDA_VISIBLE_DEVICES there",
           place.name.empty() ? "this host" : place.name, slot, host.gpus.size(), fmt::join(host.gpus, ",")));
     }
@@ -60,7 +60,7 @@ void add_threads(RankPlan& rank, const Options& options, const Host& host, int l
   if (options.bind_cores) {
     rank.env.emplace_back("OMP_NUM_THREADS", std::to_string(rank.cores.size()));
   } else if (!host.omp_threads_set && local_size > 1) {
-    // Every rank would otherwise start a thread per core, and they would fight for them.
+    // Otherwise every rank would start a thread per core, and the threads would compete for the cores.
     const std::size_t share = std::max<std::size_t>(host.cores.size() / local_size, 1);
     rank.env.emplace_back("OMP_NUM_THREADS", std::to_string(share));
   }

@@ -1,5 +1,5 @@
 /// \file
-/// From the user's wishes and the host's offers to what is started: pure arithmetic, nothing is run here.
+/// Computes the processes to start from the user's options and the host's resources. Nothing is started here.
 #pragma once
 
 #include <string>
@@ -10,23 +10,23 @@
 
 namespace zeropage::launch {
 
-/// What planning needs to know of a host.
+/// The facts about a host that planning needs.
 struct Host {
   std::vector<std::string> gpus;  ///< see visible_gpus
-  std::vector<int> cores;         ///< cores a process there may use
+  std::vector<int> cores;         ///< cores that a process there may use
   std::vector<int> units;         ///< the same without hyperthreads: see one_per_unit
   bool omp_threads_set = false;   ///< the environment there has OMP_NUM_THREADS
   std::string python;             ///< empty with --no_python
   int port = 0;
-  std::string token;  ///< names the job; empty: mpirun or srun has started its ranks, and given none
+  std::string token;  ///< identifies the job; empty: mpirun or srun has started the ranks without a token
 };
 
 /// A host's part of a job.
 struct Place {
   std::string name;        ///< empty: the host the launcher is on, and nothing to tell apart
-  std::vector<int> slots;  ///< one rank each: numbers of GPUs, as far as there are GPUs
+  std::vector<int> slots;  ///< one per rank: the number of its GPU, if there are GPUs
   int first_rank = 0;
-  int first_local_rank = 0;  ///< not 0 where something else starts one launcher per rank
+  int first_local_rank = 0;  ///< not 0 if another program starts one launcher per rank
   int local_size = 0;
   int world_size = 0;
   int node = 0;
@@ -40,8 +40,9 @@ struct RankPlan {
   int rank = 0;
   std::string host;  ///< Place::name
   std::vector<std::string> argv;
-  std::vector<std::pair<std::string, std::string>> env;  ///< in addition to, or instead of, what is inherited
-  std::vector<int> cores;                                ///< to bind to; empty: none
+  std::vector<std::pair<std::string, std::string>>
+      env;                 ///< added to the inherited environment; replaces variables of the same name
+  std::vector<int> cores;  ///< to bind to; empty: none
 };
 
 struct JobPlan {
@@ -49,11 +50,11 @@ struct JobPlan {
   std::vector<std::string> notices;  ///< lines for the user
 };
 
-/// Number of ranks: as asked, else one per GPU, else 1. Errors: ConfigError when more GPUs are asked for than there
-/// are.
+/// Number of ranks: as requested; otherwise one per GPU; otherwise 1. Errors: ConfigError when more GPUs are asked for
+/// than there are.
 int count_ranks(const Options& options, const Host& host);
 
-/// The whole job as ranks of this host alone: slots from 0, meeting at 127.0.0.1 unless --master_addr says otherwise.
+/// The whole job as ranks of this host alone: slots from 0, meeting at 127.0.0.1 unless --master_addr is given.
 Place place_alone(const Options& options, const Host& host);
 
 /// The program and arguments of a rank: [python -u [-m]] script [--local_rank=N] arguments.
@@ -61,8 +62,8 @@ std::vector<std::string> rank_argv(const Options& options, const std::string& py
 
 /// The processes of a place. Each gets
 /// MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE,
-/// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK picks), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its cores
-/// when bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
+/// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK selects one), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its
+/// cores when bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
 /// Errors: ConfigError (too few GPUs or cores, a core that may not be used).
 JobPlan plan_job(const Options& options, const Host& host, const Place& place);
 

@@ -74,7 +74,7 @@ TEST(Plan, ThreadsAreSharedUnlessTheUserDecided) {
   Host host = cpu_host();
   EXPECT_EQ(env_of(plan_alone(options_for(16), host).ranks[0])["OMP_NUM_THREADS"], "1");
   EXPECT_FALSE(env_of(plan_alone(options_for(1), host).ranks[0]).count("OMP_NUM_THREADS"))
-      << "one rank: torch knows best";
+      << "one rank: torch chooses its threads";
   host.omp_threads_set = true;
   EXPECT_FALSE(env_of(plan_alone(options_for(2), host).ranks[0]).count("OMP_NUM_THREADS"));
 }
@@ -109,7 +109,7 @@ TEST(Plan, Gpus) {
   EXPECT_THROW(plan_alone(options, host), ConfigError);
 }
 
-// Without them a user with a hidden GPU, or a busy port, wonders for hours.
+// Catches missing notices about hidden GPUs and taken ports.
 TEST(Plan, NoticesSayWhatWasDecided) {
   Host host = cpu_host();
   Options options = options_for(2);
@@ -124,7 +124,7 @@ TEST(Plan, NoticesSayWhatWasDecided) {
   EXPECT_EQ(plan_alone(options, host).notices, Words({"port 29500 is taken: using 40000"}));
 }
 
-// A rank that takes itself for another one trains on the wrong data, or waits for ever.
+// Catches wrong numbers of ranks: such a rank would train on the wrong data, or wait forever.
 TEST(Plan, APlaceAmongOthers) {
   Host host = cpu_host();
   host.gpus = {"a", "b", "c"};

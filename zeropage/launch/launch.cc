@@ -47,7 +47,7 @@ Host look_at_host(const Options& options, const Job& job, const std::string& arg
 
 const char* variable(const char* name) { return std::getenv(name); }
 
-/// The one rank that mpirun or srun wants of this process.
+/// The rank for which mpirun or srun has started this process.
 Place place_of_task(const Options& options, const Task& task) {
   Place place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
               task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
@@ -65,7 +65,7 @@ Place place_of_task(const Options& options, const Task& task) {
   if (place.master_addr.empty()) place.master_addr = task.first_host, source = "the first host of " + task.starter;
   if (place.master_addr.empty()) {
     throw ConfigError(
-        fmt::format("{} does not say where rank 0 is; give its host's address with --master_addr", task.starter));
+        fmt::format("{} does not give the host of rank 0; give its address with --master_addr", task.starter));
   }
   comm::resolve_host(place.master_addr, source + kGiveAddress, kResolverPatience);
   return place;
@@ -74,8 +74,8 @@ Place place_of_task(const Options& options, const Task& task) {
 /// This process's part of the job. `claim` keeps the port from other launchers.
 Place choose_place(const Options& options, const Job& job, Host& host, Port& claim) {
   if (job.way == Way::kTask) {
-    host.token = comm::token_from_environment(&variable);  // one of its own would tell this rank apart from its peers
-    host.gpus.clear();                                     // every rank sees all; LOCAL_RANK picks
+    host.token = comm::token_from_environment(&variable);  // a token of its own would separate this rank from its peers
+    host.gpus.clear();                                     // every rank sees all GPUs; LOCAL_RANK selects one
     return place_of_task(options, *job.task);
   }
   if (job.way == Way::kHere) {
@@ -126,14 +126,14 @@ RunnerContext look_around(const Job& job, const std::string& argv0) {
   return context;
 }
 
-/// The process id, in a file that is there while this object is.
+/// A file with the process id, which the destructor removes.
 class PidFile {
  public:
   explicit PidFile(bool wanted) {
     if (!wanted) return;
     const char* folder = std::getenv("TMPDIR");
     path_ = fmt::format("{}/{}.zeropage", folder && *folder ? folder : "/tmp", ::getpid());
-    ::unlink(path_.c_str());  // of a process that had this id before
+    ::unlink(path_.c_str());  // of an earlier process with this id
     const Descriptor file(::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     const std::string text = fmt::format("{}\n", ::getpid());
     if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size())) {
@@ -160,7 +160,7 @@ int supervise_plan(JobPlan plan, const SuperviseOptions& options) {
   return supervise(std::move(jobs), options);
 }
 
-/// One start of the job, or its description. `attempt`: how often it has been started before.
+/// Starts the job once, or describes it. `attempt`: the number of earlier starts.
 int start_job(const Options& options, Job job, const std::string& argv0, Guard* guard, int attempt) {
   const std::pair<std::string, std::string> count{"ZEROPAGE_RESTART_COUNT", std::to_string(attempt)};
   if (job.way == Way::kSsh || job.way == Way::kRunner) {

@@ -8,7 +8,7 @@ namespace {
 constexpr std::size_t kMaxTailLines = 200;
 constexpr std::size_t kMaxTailBytes = 256 * 1024;
 
-/// The largest cut of `text` that does not split a UTF-8 character; all of it if it holds no place to cut.
+/// The longest prefix of `text` within `limit` that does not split a UTF-8 character; `limit` bytes if there is none.
 std::size_t whole_characters(std::string_view text, std::size_t limit) {
   std::size_t cut = limit;
   while (cut > limit - 4 && (static_cast<unsigned char>(text[cut]) & 0xC0) == 0x80) --cut;
@@ -62,7 +62,7 @@ void LineSplitter::overwrite(Time now, const OnLine& on_line) {
 }
 
 void Tail::add(std::string_view line, Time now) {
-  // Anywhere in the line: loggers and torch put something before it.
+  // Anywhere in the line, because loggers and torch write a prefix before it.
   const bool opens_traceback = line.find("Traceback (most recent call last)") != std::string_view::npos;
   lines_.push_back(Line{now, std::string(line), opens_traceback});
   bytes_ += line.size();

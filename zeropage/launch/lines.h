@@ -1,10 +1,10 @@
 /// \file
-/// Bytes in, whole lines out; and the memory of a rank's last lines.
+/// Splits a stream of bytes into lines, and remembers the last lines of a rank.
 ///
-/// 1. A line ends with '\n' (or "\r\n"). What came without one is given out when the stream ends.
-/// 2. A '\r' inside a line means what it does on a terminal: what follows replaces what came before. So a progress bar
-///    is one line, its last state; where somebody reads a log, it gets its state every `kProgressPeriod` as well.
-/// 3. A line longer than kMaxLineBytes is given out in pieces: memory stays bounded whatever a rank writes.
+/// 1. A line ends with '\n' (or "\r\n"). A last line without an end is passed on when the stream ends.
+/// 2. A '\r' inside a line works as on a terminal: the following text replaces the text before it. So a progress bar is
+///    one line, its last state. In logs its state is also written every `kProgressPeriod`.
+/// 3. A line longer than kMaxLineBytes is passed on in pieces, so memory is limited whatever a rank writes.
 #pragma once
 
 #include <chrono>
@@ -28,14 +28,14 @@ class LineSplitter {
   /// Gets a line without its end.
   using OnLine = std::function<void(std::string_view)>;
 
-  /// `log_progress`: give out overwritten states too, at most one every kProgressPeriod (nobody sees a live line).
+  /// `log_progress`: also pass on overwritten states, at most one every kProgressPeriod, because there is no terminal
+  /// with a live line.
   explicit LineSplitter(bool log_progress) : log_progress_(log_progress) {}
 
-  /// Takes bytes as they come and calls `on_line` for every line that is complete. Cost: linear; keeps at most
-  /// kMaxLineBytes.
+  /// Takes the next bytes and calls `on_line` for every complete line. Cost: linear; keeps at most kMaxLineBytes.
   void feed(std::string_view bytes, Time now, const OnLine& on_line);
 
-  /// The stream has ended: gives out what is left, if anything.
+  /// Call at the end of the stream: passes on the rest, if there is any.
   void finish(const OnLine& on_line);
 
   /// The line so far, as a terminal would show it.
@@ -46,7 +46,7 @@ class LineSplitter {
   void overwrite(Time now, const OnLine& on_line);
 
   bool log_progress_;
-  bool returned_ = false;  ///< the last byte was '\r'
+  bool returned_ = false;  ///< whether the last byte was '\r'
   std::string line_;
   std::optional<Time> progress_time_;
 };
@@ -56,7 +56,7 @@ class Tail {
  public:
   void add(std::string_view line, Time now);
 
-  /// When the oldest traceback that is still remembered began: the moment the rank failed, often well before it ends.
+  /// The time of the oldest remembered traceback. The rank failed at this time, often long before it ends.
   std::optional<Time> traceback_time() const;
 
   /// The remembered lines, from the start of the oldest traceback if there is one. Each ends with '\n'.

@@ -10,7 +10,7 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-/// Feeds `text` in pieces of `piece_bytes` and returns the lines that come out.
+/// Feeds `text` in pieces of `piece_bytes` and returns the resulting lines.
 Words split(std::string_view text, std::size_t piece_bytes, bool log_progress = false) {
   LineSplitter splitter(log_progress);
   Words lines;
@@ -23,7 +23,7 @@ Words split(std::string_view text, std::size_t piece_bytes, bool log_progress = 
   return lines;
 }
 
-// A splitter that works on whole reads only mixes up the ends of lines as soon as a pipe is busy.
+// Catches a splitter that is only right if each read ends with a line.
 TEST(LineSplitter, PiecesDoNotMatter) {
   for (std::size_t piece : {1, 2, 3, 100}) {
     EXPECT_EQ(split("one\ntwo\n\nthree", piece), Words({"one", "two", "", "three"})) << piece;

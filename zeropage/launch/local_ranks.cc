@@ -18,7 +18,7 @@ using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
 constexpr milliseconds kLeftoverGrace{1'000};
-constexpr milliseconds kKillPatience{10'000};  // a process deep in a driver may not die at all
+constexpr milliseconds kKillPatience{10'000};  // a process that is blocked in a driver may not die at all
 constexpr milliseconds kKillPeriod{10};
 
 }  // namespace
@@ -75,7 +75,7 @@ bool LocalRanks::read_output(Output& output) {
 void LocalRanks::drain() {
   for (Output& output : outputs_) {
     while (output.fd && read_output(output)) continue;
-    // Somebody who could not be killed still holds the other end.
+    // A process that could not be killed still has the other end open.
     if (output.fd) watcher_->on_output(output.rank, output.stream, {});
   }
   outputs_.clear();
@@ -100,7 +100,7 @@ void LocalRanks::signal_ranks(int signal) {
   const bool ends = signal == SIGTERM || signal == SIGINT || signal == SIGHUP;
   for (const Child& child : running_) {
     ::kill(child.pid, signal);
-    if (ends) ::kill(child.pid, SIGCONT);  // a stopped process takes no other signal before it goes on
+    if (ends) ::kill(child.pid, SIGCONT);  // a stopped process handles no other signal before it continues
   }
 }
 
@@ -116,13 +116,13 @@ void LocalRanks::enter(Phase phase, Time deadline) {
 Time LocalRanks::advance(Time now) {
   if (phase_ == Phase::kRunning && running_.empty() && watcher_) enter(Phase::kLeftovers, now + kLeftoverGrace);
   if (phase_ == Phase::kLeftovers && has_children_ && now >= deadline_) {
-    watcher_->on_notice(fmt::format("ending {} process(es) that the ranks left behind", living_children().size()));
+    watcher_->on_notice(fmt::format("ending {} process(es) that the ranks have started", living_children().size()));
     enter(Phase::kKilling, now + kKillPatience);
   }
   if (phase_ == Phase::kKilling) {
     has_children_ = !kill_children();
     if (has_children_ && now >= deadline_) {
-      watcher_->on_notice("some processes cannot be killed (waiting for a device or a file system?); leaving them");
+      watcher_->on_notice("some processes cannot be killed (waiting for a device or a file system?); they remain");
       has_children_ = false;
     }
   }

@@ -1,10 +1,10 @@
 /// \file
-/// The ranks that this process starts itself, and everything that they start.
+/// The ranks that this process starts itself, and all processes that they start.
 ///
 /// 1. Running: until all ranks have ended, or `kill`.
-/// 2. Leftovers: what the ranks started gets a moment to end too (trackers of shared memory, log uploaders clean up
-///    when their parent is gone).
-/// 3. Killing: every descendant is killed, again and again until there is none.
+/// 2. Leftovers: processes that the ranks started get a moment to end, too (trackers of shared memory and log uploaders
+///    clean up after the end of their parent).
+/// 3. Killing: all descendants are killed, repeatedly until there is none.
 #pragma once
 
 #include <deque>
@@ -19,10 +19,10 @@ namespace zeropage::launch {
 
 class LocalRanks : public RankHost {
  public:
-  /// Makes the channel for the output of a rank; an empty one: it writes where `context` says.
+  /// Makes the channel for the output of a rank. If it is empty, the rank writes to the descriptors of `context`.
   using OutputChannel = std::function<Pipe(const RankPlan& rank, Stream stream)>;
 
-  /// `context`: what every rank gets. The first rank reads `context.in_fd`, the others nothing.
+  /// `context`: the same for every rank. The first rank reads `context.in_fd`, the others have no input.
   LocalRanks(const SpawnContext& context, OutputChannel output_channel)
       : context_(context), output_channel_(std::move(output_channel)) {}
 
@@ -35,7 +35,7 @@ class LocalRanks : public RankHost {
   Time advance(Time now) override;
   bool is_gone() const override { return phase_ == Phase::kGone; }
 
-  /// Once nothing is left: passes on what the pipes still hold.
+  /// Call after all processes have ended: passes on the bytes that are still in the pipes.
   void drain();
 
  private:
@@ -50,7 +50,7 @@ class LocalRanks : public RankHost {
     pid_t pid;
   };
   void start_rank(const RankPlan& plan, int in_fd);
-  /// False: there was nothing to read.
+  /// Returns false if there was nothing to read.
   bool read_output(Output& output);
   void enter(Phase phase, Time deadline);
 

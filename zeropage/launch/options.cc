@@ -13,7 +13,7 @@
 namespace zeropage::launch {
 namespace {
 
-/// An option of the reference launcher that is known and not built; `harmless` values change nothing and pass.
+/// An option of DeepSpeed's launcher that is known but not built. `harmless` values have no effect and are accepted.
 struct Unbuilt {
   const char* names;
   const char* about;
@@ -58,10 +58,10 @@ void check_unbuilt(const CLI::App& app) {
       given, near.empty() ? "" : fmt::format("did you mean {}? ", near)));
 }
 
-/// Compiled programs start with these bytes; nobody means to run one with python.
+/// Whether the file is a compiled program, by its first bytes. Such a program is never run with python.
 bool is_compiled(const std::string& path) {
   std::error_code error;
-  if (!std::filesystem::is_regular_file(path, error)) return false;  // what is read from a pipe would be gone
+  if (!std::filesystem::is_regular_file(path, error)) return false;  // reading from a pipe would consume its bytes
   std::ifstream file(path, std::ios::binary);
   std::string start(4, '\0');
   return file.read(start.data(), 4) && start == "\177ELF";
@@ -74,12 +74,13 @@ void add_host_options(CLI::App& app, Options& options) {
   app.add_option("-i,--include", options.include, "Hosts and slots to use: worker-0@worker-1:0,2")->type_name("FILTER");
   app.add_option("-e,--exclude", options.exclude, "Hosts and slots not to use")->type_name("FILTER");
   app.add_option("--num_nodes", options.num_nodes, "Use the first N hosts. Default (and -1): all")->type_name("N");
-  app.add_option(
-         "--launcher", options.launcher,
-         "What reaches the hosts: ssh, pdsh, openmpi, mpich, impi, slurm. Default: ssh; srun in a Slurm allocation")
+  app.add_option("--launcher", options.launcher,
+                 "The program that starts processes on the hosts: ssh, pdsh, openmpi, mpich, impi, slurm. Default: "
+                 "ssh; srun in a Slurm allocation")
       ->check(CLI::IsMember({"ssh", "pdsh", "openmpi", "mpich", "impi", "slurm", "mvapich"}))
       ->type_name("NAME");
-  app.add_option("--launcher_args", options.launcher_args, "More arguments for it, in one word quoted as for a shell")
+  app.add_option("--launcher_args", options.launcher_args,
+                 "More arguments for this program, as one argument quoted as for a shell")
       ->type_name("WORDS");
   app.add_option("--ssh_port", options.ssh_port, "Port of the hosts' sshd")
       ->check(CLI::Range(1, 65535))
@@ -90,13 +91,13 @@ void add_host_options(CLI::App& app, Options& options) {
   app.add_flag("--no_ssh_check", options.no_ssh_check, "Start even if the hosts' versions differ");
   app.add_flag("--force_multi", options.force_multi, "Reach the host by ssh even if it is only this one");
   app.add_flag("--no_ssh", options.no_ssh, "Run only this host's part, with --node_rank and --master_addr");
-  app.add_option("--node_rank", options.node_rank, "This host's place among the hosts, from 0, with --no_ssh")
+  app.add_option("--node_rank", options.node_rank, "Number of this host among the hosts, from 0, with --no_ssh")
       ->type_name("N");
   app.add_option("--master_addr", options.master_addr,
                  "Address at which the ranks meet. Default: the first host's, 127.0.0.1 on one host")
       ->type_name("ADDR");
   app.add_option("--master_port", options.master_port,
-                 "Port at which the ranks meet; when it is taken a free one is used and a line says so")
+                 "Port at which the ranks meet; if it is taken, a free port is used and printed")
       ->check(CLI::Range(1, 65535))
       ->capture_default_str()
       ->type_name("PORT");
@@ -115,20 +116,21 @@ void add_rank_options(CLI::App& app, Options& options) {
   app.add_flag("--no_local_rank", options.no_local_rank,
                "Do not pass --local_rank=N to the script (LOCAL_RANK is in its environment either way)");
   app.add_flag("--bind_cores_to_rank", options.bind_cores, "Give every rank its own equal share of the cores");
-  app.add_option("--bind_core_list", options.core_list, "The cores to share out, such as 0,2-5; implies binding")
+  app.add_option("--bind_core_list", options.core_list,
+                 "The cores to divide over the ranks, such as 0,2-5; implies --bind_cores_to_rank")
       ->type_name("LIST");
-  app.add_option("--log_dir,--enable_each_rank_log", options.log_dir, "Also write what each rank says to a file here")
+  app.add_option("--log_dir,--enable_each_rank_log", options.log_dir, "Folder for files with the output of each rank")
       ->type_name("DIR");
   app.add_option("--max_restarts", options.max_restarts,
-                 "Start the job again, at most N times, when a rank or a host was lost (exit code 75)")
+                 "Start the job again, at most N times, after a rank or a host was lost (exit code 75)")
       ->check(CLI::Range(0, 1'000'000))
       ->type_name("N");
   app.add_flag("--save_pid", options.save_pid, "Write this launcher's process id to TMPDIR/ID.zeropage while it runs");
-  app.add_flag("--dry_run", options.dry_run, "Print what would run where, and run nothing");
+  app.add_flag("--dry_run", options.dry_run, "Print the processes and their hosts, and start nothing");
   app.add_flag("-q,--quiet", options.quiet, "Leave out the launcher's own lines, except errors");
   app.add_option_function<std::string>(
          "--log_level", [&options](const std::string& level) { options.quiet |= level != "info" && level != "debug"; },
-         "From warning on as --quiet; debug, info (the default), warning, error, critical")
+         "warning and above are the same as --quiet; debug, info (the default), warning, error, critical")
       ->check(CLI::IsMember({"debug", "info", "warning", "error", "critical"}))
       ->type_name("LEVEL");
 }
@@ -148,15 +150,15 @@ void add_launch_options(CLI::App& app, Options& options) {
 void finish_launch_options(const CLI::App& app, Options& options) {
   check_unbuilt(app);
   const std::vector<std::string> words = app.remaining();
-  if (words.empty()) throw ConfigError("no script was given; say for example: zeropage --num_gpus=2 train.py");
+  if (words.empty()) throw ConfigError("no script was given; write for example: zeropage --num_gpus=2 train.py");
   if (words.front().size() > 1 && words.front().front() == '-') throw_unknown_option(app, words.front());
   options.script = words.front();
   options.script_args.assign(words.begin() + 1, words.end());
   if (options.module && options.no_python) {
     throw ConfigError("--module runs the script with python -m and --no_python without python; give one of them");
   }
-  // A compiled program gets the user's arguments alone; --no_python asks for the reference's command line,
-  // --local_rank=N included.
+  // A compiled program gets only the user's arguments. --no_python requests DeepSpeed's command line, which includes
+  // --local_rank=N.
   if (!options.module && !options.no_python && is_compiled(options.script)) {
     options.no_python = options.no_local_rank = true;
   }

@@ -15,7 +15,7 @@ Options parse(std::vector<std::string> words) {
   CLI::App app;
   Options options;
   add_launch_options(app, options);
-  std::reverse(words.begin(), words.end());  // as CLI11 wants vectors
+  std::reverse(words.begin(), words.end());  // the order that CLI11 expects in vectors
   app.parse(words);
   finish_launch_options(app, options);
   return options;
@@ -42,7 +42,7 @@ TEST(Options, DefaultsAreTheReferences) {
   EXPECT_FALSE(options.module || options.no_python || options.no_local_rank || options.bind_cores);
 }
 
-// A launcher that looks at the script's own arguments breaks scripts that have options of the same names.
+// Catches a launcher that parses the script's arguments: scripts may have options of the same names.
 TEST(Options, EverythingAfterTheScriptIsTheScripts) {
   const Words rest = {"--num_gpus", "7", "--help",          "-x",  "--", "a b", "\"quoted\"",
                       "two\nlines", "",  "--master_port=1", "x.py"};
@@ -76,14 +76,14 @@ TEST(Options, ErrorsSayWhatToDo) {
   EXPECT_NE(error_of({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);
 }
 
-// Python would call a compiled program a script with a syntax error.
+// Catches a compiled program that is run with python, which would report a syntax error.
 TEST(Options, ACompiledProgramNeedsNoPython) {
   EXPECT_TRUE(parse({"/proc/self/exe"}).no_python);
   EXPECT_FALSE(parse({"--module", "/proc/self/exe"}).no_python);
   EXPECT_FALSE(parse({"/proc/self/cmdline"}).no_python);
 }
 
-// An argument that the user did not write would shift those that the program counts by position.
+// Catches an additional argument, which would shift positional arguments of the program.
 TEST(Options, ACompiledProgramGetsTheUsersArgumentsAlone) {
   EXPECT_TRUE(parse({"/proc/self/exe", "data", "3"}).no_local_rank);
   EXPECT_FALSE(parse({"--no_python", "/proc/self/exe"}).no_local_rank);

@@ -32,7 +32,7 @@ std::vector<pid_t> living_children() {
     std::ifstream file(entry.path() / "stat");
     std::string stat;
     std::getline(file, stat, '\0');
-    // "pid (name) state parent ...", and a name may hold anything, ')' included.
+    // "pid (name) state parent ...", and a name may contain any character, also ')'.
     const std::size_t name_end = stat.rfind(')');
     if (name_end == std::string::npos) continue;
     std::istringstream fields(stat.substr(name_end + 1));

@@ -1,7 +1,6 @@
 /// \file
-/// The family of this process. After `adopt_orphans` a descendant whose parent dies becomes a child of this process, so
-/// that killing children until none is left ends every descendant, whatever sessions or groups they made for
-/// themselves.
+/// The descendants of this process. After `adopt_orphans` a descendant whose parent dies becomes a child of this
+/// process. So killing children until there are none ends all descendants, whatever sessions or groups they have made.
 #pragma once
 
 #include <sys/types.h>
@@ -16,7 +15,8 @@ void adopt_orphans();
 /// Living children of this process. Cost: one pass over /proc.
 std::vector<pid_t> living_children();
 
-/// Sends SIGKILL to every child and collects the dead. True once there is no child left; call it again until then.
+/// Sends SIGKILL to every child and collects dead children. Returns true when there is no child any more; call it again
+/// until then.
 bool kill_children();
 
 }  // namespace zeropage::launch

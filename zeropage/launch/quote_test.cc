@@ -25,7 +25,7 @@ std::string random_word(std::mt19937& random) {
   return word;
 }
 
-/// What a program gets when a real shell runs the line: its arguments, each followed by a zero byte.
+/// Runs the line in a real shell. Returns the arguments that a program gets, each followed by a zero byte.
 std::string through_shell(const std::string& line) {
   const std::string path = testing::TempDir() + "quote_test_" + std::to_string(::getpid());
   std::ofstream(path) << "printf '%s\\0' " << line << "\n";
@@ -43,7 +43,7 @@ std::string through_shell(const std::string& line) {
   return text;
 }
 
-// One byte that a shell understands otherwise is an injection.
+// Catches a byte that a shell interprets, which would be an injection.
 TEST(Quote, TenThousandRandomWordsPassAShellUnchanged) {
   std::mt19937 random(4);
   for (int round = 0; round < 10; ++round) {

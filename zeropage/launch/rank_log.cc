@@ -14,7 +14,7 @@ namespace zeropage::launch {
 namespace {
 
 Descriptor open_log(const std::string& folder, const std::string& started, int rank) {
-  const std::string hint = "give --log_dir a folder that can be written and has room";
+  const std::string hint = "give --log_dir a writable folder with free space";
   if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) throw_errno("cannot make the folder " + folder, hint);
   const std::string path = fmt::format("{}/{}_rank{}.log", folder, started, rank);
   Descriptor file(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0600));
@@ -37,7 +37,7 @@ void RankLog::take(Stream stream, std::string_view bytes, Time now, Console& con
   const auto on_line = [&](std::string_view line) {
     console.line(stream, prefix, line, is_first);
     if (stream == Stream::kErr) tail.add(line, now);
-    // A full disk costs the log, not the job.
+    // If the disk is full, the log is incomplete, but the job continues.
     if (file) (void)!::write(file.get(), std::string(line).append("\n").data(), line.size() + 1);
   };
   if (bytes.empty()) {

@@ -1,5 +1,5 @@
 /// \file
-/// What one rank says: its two streams cut into lines, the memory of the last ones, and its log file.
+/// The output of one rank: its two streams cut into lines, the last lines, and its log file.
 #pragma once
 
 #include <algorithm>
@@ -14,30 +14,30 @@
 namespace zeropage::launch {
 
 struct RankLog {
-  /// `folder`: where the rank's file is made; empty: none. `started`: names this run's files. Errors: IoError.
+  /// `folder`: for the rank's file; empty: no file. `started`: part of the names of this run's files. Errors: IoError.
   RankLog(const RankPlan& plan, const Console& console, const std::string& folder, const std::string& started);
 
   LineSplitter& lines(Stream stream) { return stream == Stream::kErr ? err : out; }
 
-  /// Takes bytes of a stream (none: it has ended) and passes complete lines to the console, marked.
+  /// Takes bytes of a stream (none: it has ended) and passes complete lines to the console with the rank's prefix.
   void take(Stream stream, std::string_view bytes, Time now, Console& console, bool is_first);
 
   int number;
   std::string host;    ///< empty: this one
-  std::string prefix;  ///< of its lines: "[rank 3] ", "[worker-1:3] "
+  std::string prefix;  ///< before each line: "[rank 3] ", "[worker-1:3] "
   LineSplitter out;
   LineSplitter err;
   Tail tail;
   Descriptor file;
   bool has_ended = false;
-  std::optional<int> failure;  ///< wait status, if it failed before anybody told it to end
+  std::optional<int> failure;  ///< its wait status, if it failed before it was asked to end
   Time ended{};
 
-  /// When it failed: when its traceback began, or when it ended if it wrote none.
+  /// The time of its failure: the start of its traceback, or its end if it wrote none.
   Time failed_at() const { return std::min(tail.traceback_time().value_or(ended), ended); }
 };
 
-/// The moment, for names of files: 20260131_235959.
+/// The current time, for names of files: 20260131_235959.
 std::string time_stamp();
 
 }  // namespace zeropage::launch

@@ -108,10 +108,10 @@ void RemoteHost::collect() {
   int status = 0;
   if (pid_ < 0 || ::waitpid(pid_, &status, WNOHANG) != pid_) return;
   pid_ = -1;
-  // What was said last is still in the pipes.
+  // The last messages are still in the pipes.
   while (err_) {
     pollfd fd{err_.get(), POLLIN, 0};
-    if (::poll(&fd, 1, 0) <= 0) break;  // something else holds the other end
+    if (::poll(&fd, 1, 0) <= 0) break;  // another process has the other end open
     read_errors();
   }
   while (!has_closed_ && ::poll(std::vector<pollfd>{{channel_.in_fd(), POLLIN, 0}}.data(), 1, 0) > 0) {
@@ -152,11 +152,11 @@ Time RemoteHost::advance(Time now) {
     if (!channel_.is_full()) channel_.send(FrameKind::kBeat);
     next_beat_ = now + kBeatPeriod;
   }
-  if (!reads_) last_heard_ = now;  // it may speak, we do not listen
+  if (!reads_) last_heard_ = now;  // it may have sent messages that we have not read
   const bool is_silent = watcher_ && !is_done_ && now - last_heard_ > kBeatPatience;
   if (is_silent)
-    lose(fmt::format("nothing was heard of it for {} ms; is it up, and the network?", kBeatPatience.count()));
-  // An agent that has nobody to talk to ends everything by itself.
+    lose(fmt::format("no message arrived for {} ms; are the host and the network working?", kBeatPatience.count()));
+  // An agent without a connection ends its processes by itself.
   if (!failure_.empty() || now >= kill_deadline_) ::kill(pid_, SIGKILL);
   return std::min(next_beat_, kill_deadline_);
 }

@@ -1,5 +1,6 @@
 /// \file
-/// The ranks of another host: an ssh from here, the agent at its far end (agent.h), and frames between them (wire.h).
+/// The ranks of another host: an ssh connection, the agent at its remote end (agent.h), and frames between them
+/// (wire.h).
 #pragma once
 
 #include <optional>
@@ -27,11 +28,11 @@ class RemoteHost : public RankHost {
 
   const std::string& name() const { return name_; }
 
-  /// Sends the question; `report` has the answer when it has come.
+  /// Sends the question. When the answer has arrived, `report` has it.
   void ask(const Question& question);
   const std::optional<HostReport>& report() const { return report_; }
 
-  /// Why the host cannot be used any more, for a person; empty: it can.
+  /// Why the host cannot be used any more, for people; empty: it can be used.
   const std::string& failure() const { return failure_; }
 
   void start(const std::vector<RankPlan>& ranks, RankWatcher& watcher) override;
@@ -62,9 +63,9 @@ class RemoteHost : public RankHost {
   Time last_heard_;
   Time next_beat_;
   Time kill_deadline_ = Time::max();
-  bool reads_ = true;  ///< whether the last add_fds let the agent be heard
+  bool reads_ = true;  ///< whether the last add_fds included the agent's messages
   bool has_closed_ = false;
-  bool is_done_ = false;  ///< the agent has said so
+  bool is_done_ = false;  ///< the agent has sent kDone
   bool is_told_to_kill_ = false;
 };
 

@@ -21,7 +21,7 @@ int total_slots(const RunnerContext& context) {
   return total;
 }
 
-/// "host:slots" for all, or only the hosts.
+/// A list of "host:slots", or only of the hosts.
 std::string host_list(const RunnerContext& context, bool with_slots) {
   Words items;
   for (const HostSlots& host : context.hosts) {
@@ -30,13 +30,13 @@ std::string host_list(const RunnerContext& context, bool with_slots) {
   return fmt::format("{}", fmt::join(items, ","));
 }
 
-/// Programs that count slots cannot leave some out.
+/// Refuses chosen slots for programs that only have a number of slots.
 void check_whole_slots(const RunnerContext& context, const std::string& launcher) {
   for (const HostSlots& host : context.hosts) {
     for (std::size_t i = 0; i < host.slots.size(); ++i) {
       if (host.slots[i] == static_cast<int>(i)) continue;
       throw ConfigError(
-          fmt::format("--launcher {} cannot choose slots, only how many: host {} is to use {}; use --launcher "
+          fmt::format("--launcher {} cannot choose slots, only how many: host {} would use {}; use --launcher "
                       "ssh, or CUDA_VISIBLE_DEVICES on the hosts",
                       launcher, host.name, fmt::join(host.slots, ",")));
     }
@@ -47,10 +47,10 @@ int equal_slots(const RunnerContext& context, const std::string& launcher) {
   const std::size_t slots = context.hosts.front().slots.size();
   for (const HostSlots& host : context.hosts) {
     if (host.slots.size() == slots) continue;
-    throw ConfigError(
-        fmt::format("--launcher {} needs as many slots on every host: {} has {} and {} has {}; use --num_gpus, "
-                    "or --launcher ssh",
-                    launcher, context.hosts.front().name, slots, host.name, host.slots.size()));
+    throw ConfigError(fmt::format(
+        "--launcher {} needs the same number of slots on every host: {} has {} and {} has {}; use --num_gpus, "
+        "or --launcher ssh",
+        launcher, context.hosts.front().name, slots, host.name, host.slots.size()));
   }
   return static_cast<int>(slots);
 }
@@ -71,7 +71,7 @@ Variables rank_variables(const Options& options, const RunnerContext& context) {
   return variables;
 }
 
-/// What mpirun and srun start: zeropage once per rank, which finds its place in their variables.
+/// The command that mpirun and srun start: zeropage once per rank. It gets its rank from their variables.
 Words rank_words(const Options& options, const RunnerContext& context) {
   Words words = {context.command};
   append(words, script_words(options));
@@ -103,7 +103,7 @@ RunnerCommand pdsh_command(const Options& options, const RunnerContext& context)
   if (!options.venv_script.empty()) remote += " && . " + shell_quote(options.venv_script);
   remote +=
       " && exec " + shell_join({words.front()}) + " --node_rank=%n " + shell_join({words.begin() + 1, words.end()});
-  // pdsh replaces %n and its like, so that a real % is written %%.
+  // pdsh replaces %n and similar sequences, so a % is written as %%.
   std::string escaped;
   for (std::size_t i = 0; i < remote.size(); ++i) {
     escaped += remote[i];

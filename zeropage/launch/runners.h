@@ -1,9 +1,9 @@
 /// \file
 /// The command lines that start a job's processes on other hosts: our own ssh, pdsh, mpirun, srun.
 ///
-/// They are argument lists. Only what ssh and pdsh give to the far end's login shell is text for a shell, and that is
-/// made by shell_quote alone. Values of variables never stand in them: programs that can pass variables on by name read
-/// them from the environment they are started with.
+/// They are argument lists. Only the text that ssh and pdsh give to the remote login shell is for a shell, and only
+/// shell_quote makes it. Argument lists never contain values of variables: programs that pass variables on by name read
+/// them from their own environment.
 #pragma once
 
 #include <string>
@@ -16,29 +16,29 @@
 
 namespace zeropage::launch {
 
-/// What the commands need besides the options.
+/// Values that the commands need in addition to the options.
 struct RunnerContext {
   std::vector<HostSlots> hosts;
   std::string command;       ///< the path of this zeropage, the same on every host
   std::string folder;        ///< to work in
   Variables variables;       ///< for the ranks: exported ones and those of environment files
-  bool has_secrets = false;  ///< some come from environment files
+  bool has_secrets = false;  ///< whether some are from environment files
   std::string token;
 };
 
 struct RunnerCommand {
   std::vector<std::string> argv;
-  Variables env;  ///< to be started with
+  Variables env;  ///< the environment of the command
 };
 
-/// ssh to `host`, running the agent there.
+/// The ssh command that runs the agent on `host`.
 std::vector<std::string> ssh_argv(const Options& options, const std::string& host, const std::string& command);
 
-/// The command of `launcher`: pdsh, openmpi, mpich, impi or slurm. Errors: ConfigError for what that program cannot do
-/// (unequal slots, chosen slots, secrets).
+/// The command of `launcher`: pdsh, openmpi, mpich, impi or slurm. Errors: ConfigError for features that the program
+/// does not have (unequal slots, chosen slots, secrets).
 RunnerCommand runner_command(const Options& options, const std::string& launcher, const RunnerContext& context);
 
-/// The launcher options that every host's own zeropage needs too, then the script and its arguments.
+/// The launcher options that the zeropage of every host needs, too, then the script and its arguments.
 std::vector<std::string> script_words(const Options& options);
 
 }  // namespace zeropage::launch

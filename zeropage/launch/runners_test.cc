@@ -68,7 +68,7 @@ TEST(Runners, Pdsh) {
   EXPECT_THROW(runner_command(some_options(), "pdsh", around), ConfigError);
 }
 
-// Every user of a host can read the argument lists of all processes.
+// Catches secrets in argument lists, which every user of a host can read.
 TEST(Runners, ValuesAreNotInArgumentLists) {
   for (const char* launcher : {"openmpi", "mpich", "impi", "slurm"}) {
     const RunnerCommand command = runner_command(some_options(), launcher, context());

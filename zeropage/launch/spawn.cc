@@ -21,7 +21,7 @@
 namespace zeropage::launch {
 namespace {
 
-/// The inherited environment with the plan's variables in place of those of the same name.
+/// The inherited environment, in which the plan's variables replace those of the same name.
 std::vector<std::string> merged_environment(const RankPlan& plan) {
   std::vector<std::string> merged;
   for (char** entry = environ; *entry; ++entry) {
@@ -35,7 +35,7 @@ std::vector<std::string> merged_environment(const RankPlan& plan) {
   return merged;
 }
 
-/// Pointers into `strings`, null-terminated, as exec wants them.
+/// Null-terminated pointers into `strings`, for exec.
 std::vector<char*> pointers(std::vector<std::string>& strings) {
   std::vector<char*> result;
   for (std::string& text : strings) result.push_back(text.data());
@@ -43,7 +43,7 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
   return result;
 }
 
-/// The cores as the kernel's bit set, which has no fixed size; empty for none.
+/// The cores as a bit set for the kernel, which has no fixed size; empty for none.
 std::vector<unsigned long> bit_set(const std::vector<int>& cores) {
   constexpr int kBits = 8 * sizeof(unsigned long);
   std::vector<unsigned long> bits;
@@ -54,7 +54,8 @@ std::vector<unsigned long> bit_set(const std::vector<int>& cores) {
   return bits;
 }
 
-/// Runs in the new process, and calls nothing that could wait for a lock. Returns only on failure, with errno set.
+/// Runs in the new process, so it must not call anything that could wait for a lock. Returns only on failure, with
+/// errno set.
 void become_rank(const SpawnContext& context, const std::vector<unsigned long>& core_bits, char* const* argv,
                  char* const* env, pid_t parent) {
   // The order matters: a parent that died before prctl sends no signal, but is no longer our parent either.
@@ -76,7 +77,7 @@ pid_t spawn_rank(const RankPlan& plan, const SpawnContext& context) {
   const std::vector<char*> argv = pointers(arguments);
   const std::vector<char*> env = pointers(environment);
   const std::vector<unsigned long> core_bits = bit_set(plan.cores);
-  Pipe failure = make_pipe();  // closed without a word by a successful exec
+  Pipe failure = make_pipe();  // a successful exec closes it
   const pid_t parent = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) throw_errno("cannot start another process", "raise the limit of processes (ulimit -u) or free memory");

@@ -1,5 +1,5 @@
 /// \file
-/// Starting one rank.
+/// Starts one rank.
 #pragma once
 
 #include <signal.h>
@@ -10,12 +10,12 @@
 
 namespace zeropage::launch {
 
-/// What a new rank gets besides its plan.
+/// Values for a new rank in addition to its plan.
 struct SpawnContext {
   int in_fd = 0;
   int out_fd = 1;
   int err_fd = 2;
-  pid_t group = 0;     ///< process group to join: the one that the terminal's keys reach
+  pid_t group = 0;     ///< process group to join: the one that gets the signals of the terminal's keys
   sigset_t mask = {};  ///< signal mask to start with: the user's, not the launcher's
 };
 

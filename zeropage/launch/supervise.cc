@@ -1,14 +1,14 @@
-/// How a job ends. The phases follow each other in this order, some are left out:
+/// How a job ends, in these phases; some may be skipped:
 ///
 /// 1. Running: until a rank fails, a host is lost, all have ended, or the user sends a signal.
-/// 2. Settling: a rank has failed. The others get a moment to fail by themselves, with their own words.
-/// 3. Terminating: what still runs has been sent SIGTERM (or what the user sent) and has some seconds.
-/// 4. Ending: all ranks have ended, or their time is up; each host ends what is left of the job (local_ranks.h). A
-///    second signal of the user, or the death of the front process, leads here at once.
+/// 2. Settling: a rank has failed. The others get a moment to fail by themselves, with their own messages.
+/// 3. Terminating: the running ranks were sent SIGTERM (or the user's signal) and have some seconds to end.
+/// 4. Ending: all ranks have ended, or their time is over. Each host ends the remaining processes of the job
+///    (local_ranks.h). A second signal of the user, or the death of the front process, starts this phase at once.
 ///
-/// Who failed first is decided by when a rank's traceback began, or when it ended if it wrote none: tearing down an
-/// interpreter takes long enough for its peers to fail, and end, because of it. A lost host failed when it was last
-/// heard.
+/// The rank that failed first is the one with the earliest traceback, or the earliest end if it wrote none: while the
+/// interpreter of a failed rank ends, its peers may fail and end because of it. A lost host failed at the time of its
+/// last message.
 #include "zeropage/launch/supervise.h"
 
 #include <fmt/format.h>
@@ -42,7 +42,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kSettle{500};
 constexpr milliseconds kFailureGrace{3'000};
 constexpr milliseconds kLostGrace{1'000};     // after kBeatPatience, and still within 5 s of the loss
-constexpr milliseconds kSignalGrace{30'000};  // a checkpoint may be under way
+constexpr milliseconds kSignalGrace{30'000};  // a checkpoint may be in progress
 constexpr milliseconds kReaderPatience{1'000};
 
 enum class Phase { kRunning, kSettling, kTerminating, kEnding };
@@ -51,7 +51,7 @@ std::string describe_status(int status) {
   if (WIFEXITED(status)) return fmt::format("exit code {}", WEXITSTATUS(status));
   const int signal = WTERMSIG(status);
   return fmt::format("signal {} (SIG{}){}", signal, ::sigabbrev_np(signal),
-                     signal == SIGKILL ? "; the kernel does that when memory runs out: see dmesg" : "");
+                     signal == SIGKILL ? "; the kernel does this when there is no memory left: see dmesg" : "");
 }
 
 int exit_code_of(int status) {
@@ -59,7 +59,7 @@ int exit_code_of(int status) {
   return WTERMSIG(status) == SIGKILL ? kRetryExitCode : 128 + WTERMSIG(status);
 }
 
-/// What is known of a host that was lost.
+/// The record of a lost host.
 struct Loss {
   std::string why;
   Time time;
@@ -97,14 +97,14 @@ class Supervisor : public RankWatcher {
   Descriptor child_signals_;
   Phase phase_ = Phase::kRunning;
   Time deadline_ = Time::max();
-  Time next_ = Time::max();  ///< when a host has something to do
+  Time next_ = Time::max();  ///< the time of the next work of a host
   LocalRanks* local_ = nullptr;
   std::optional<Loss> loss_;
   int exit_code_ = 0;
-  bool told_to_end_ = false;  ///< from now on a rank that ends is no failure of its own
+  bool told_to_end_ = false;  ///< from now on the end of a rank is not its own failure
   bool front_is_gone_ = false;
   bool ended_by_user_ = false;
-  bool all_ended_well_ = true;  ///< so far
+  bool all_ended_well_ = true;  ///< whether all ranks that have ended succeeded
 };
 
 Supervisor::Supervisor(std::vector<HostJob> jobs, const SuperviseOptions& options)
@@ -122,7 +122,7 @@ std::unique_ptr<RankHost> Supervisor::make_local(const JobPlan& plan) {
   SpawnContext context;
   context.group = options_.rank_group;
   context.mask = options_.rank_mask;
-  // A single rank writes where the launcher would: nothing to tell apart.
+  // A single rank writes directly to the launcher's output, because its lines need no prefix.
   const bool direct = plan.ranks.size() == 1 && options_.log_dir.empty();
   const int first = plan.ranks.front().rank;
   auto local = std::make_unique<LocalRanks>(context, [this, direct, first](const RankPlan& rank, Stream stream) {
@@ -144,7 +144,7 @@ int Supervisor::run() {
     if (options_.quiet) break;
     for (const std::string& notice : job.plan.notices) console_.notice(notice);
   }
-  flush();  // a single rank writes to the same place by itself, and comes after
+  flush();  // a single rank writes to the same output by itself, after these lines
   start_ranks();
   advance();
   while (!std::all_of(jobs_.begin(), jobs_.end(), [](const HostJob& job) { return job.host->is_gone(); })) {
@@ -186,7 +186,7 @@ void Supervisor::poll_once() {
   if (::poll(fds.data(), fds.size(), timeout_ms) < 0) return;
   if (fds[1].revents) read_control();
   if (fds[2].revents && !console_.write_some()) output_gone();
-  // Output before deaths: what a rank said last is known when its end is noticed.
+  // Output is read before ends are handled, so that the last output of a rank is known when its end is found.
   for (std::size_t i = 0; i < jobs_.size(); ++i) jobs_[i].host->serve(fds.data() + firsts[i]);
   if (fds[0].revents) {
     signalfd_siginfo info;
@@ -231,7 +231,7 @@ void Supervisor::on_lost(const std::string& host, std::string_view why, Time tim
 
 void Supervisor::output_gone() {
   if (phase_ >= Phase::kTerminating) return;
-  console_.notice("the reader of the output is gone; ending the ranks");
+  console_.notice("the reader of the output has closed it; ending the ranks");
   exit_code_ = 128 + SIGPIPE;
   told_to_end_ = true;
   signal_ranks(SIGTERM);
@@ -261,7 +261,7 @@ void Supervisor::signal_ranks(int signal) {
 }
 
 void Supervisor::kill() {
-  all_ended_well_ = false;  // said here: the report does not wait for every killed rank's status
+  all_ended_well_ = false;  // set here, because the report does not wait for the status of every killed rank
   phase_ = Phase::kEnding;
   deadline_ = Time::max();
   for (const HostJob& job : jobs_) job.host->kill();
@@ -295,7 +295,7 @@ void Supervisor::advance() {
 }
 
 void Supervisor::report() {
-  // Ranks that take SIGTERM as a request to save and end have done what was asked of them.
+  // Ranks that save and end after SIGTERM have succeeded.
   if (exit_code_ == 128 + SIGTERM && ended_by_user_ && all_ended_well_ && !loss_) exit_code_ = 0;
   const RankLog* first = nullptr;
   for (const auto& [number, rank] : ranks_) {
@@ -328,7 +328,7 @@ void Supervisor::report_rank(const RankLog& rank) {
 }
 
 void Supervisor::flush() {
-  // A reader that has stopped may go on later, unless the user wants to be gone.
+  // A reader that has stopped may continue later, so this waits, except if the user has ended the job.
   const int patience_ms = ended_by_user_ ? static_cast<int>(kReaderPatience.count()) : -1;
   while (console_.wanted_fd() >= 0 && !front_is_gone_) {
     pollfd fds[] = {{console_.wanted_fd(), POLLOUT, 0}, {options_.control_fd, POLLIN, 0}};

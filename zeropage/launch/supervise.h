@@ -1,5 +1,5 @@
 /// \file
-/// Watching over the ranks of a job, wherever they run.
+/// Supervises the ranks of a job on all hosts.
 #pragma once
 
 #include <signal.h>
@@ -19,22 +19,23 @@ struct SuperviseOptions {
   sigset_t rank_mask = {};  ///< signal mask of the ranks
   pid_t rank_group = 0;     ///< process group of the ranks
   bool quiet = false;
-  std::string log_dir;  ///< a file per rank goes here; empty: none
+  std::string log_dir;  ///< folder for a file per rank; empty: no files
 };
 
-/// In a control byte: the ranks have had this signal already (a key pressed on the terminal reaches all of them).
+/// A bit of a control byte: the ranks have already received this signal (a key on the terminal reaches all of them).
 constexpr unsigned char kAlreadyDelivered = 0x80;
 
-/// Some hosts' ranks.
+/// A host and its ranks.
 struct HostJob {
   std::unique_ptr<RankHost> host;  ///< null: this one
   JobPlan plan;
 };
 
-/// Starts the ranks, passes their output on and returns the job's exit code when nothing of it is left running: 0, that
-/// of the rank that failed first (128 + N if signal N killed it, kRetryExitCode if that was SIGKILL), kRetryExitCode if
-/// a host was lost first, or 128 + the signal that the user sent (0: after SIGTERM all ranks ended with 0). The caller
-/// has SIGCHLD blocked and is the adopter of orphans. Errors: IoError when a log file cannot be made.
+/// Starts the ranks, passes their output on and returns the job's exit code after all its processes have ended. The
+/// code is 0; or the code of the rank that failed first (128 + N if signal N killed it, kRetryExitCode if N was
+/// SIGKILL); or kRetryExitCode if a host was lost first; or 128 + the signal of the user (0 if all ranks ended with 0
+/// after SIGTERM). The caller must have blocked SIGCHLD and must adopt orphans. Errors: IoError when a log file cannot
+/// be made.
 int supervise(std::vector<HostJob> jobs, const SuperviseOptions& options);
 
 }  // namespace zeropage::launch

@@ -1,5 +1,5 @@
 /// \file
-/// Pipes, and the error that goes with system calls.
+/// Pipes, and errors of system calls.
 #pragma once
 
 #include <string>
@@ -8,7 +8,7 @@
 
 namespace zeropage::launch {
 
-/// Two ends of a channel: bytes written to `write` come out of `read`.
+/// Two ends of a channel: bytes that are written to `write` can be read from `read`.
 struct Pipe {
   Descriptor read;
   Descriptor write;

@@ -1,5 +1,5 @@
 /// \file
-/// Texts that are read line by line.
+/// Reads texts line by line.
 #pragma once
 
 #include <algorithm>
@@ -8,7 +8,7 @@
 
 namespace zeropage::launch {
 
-/// Takes the first line off `text`, which must not be empty; returns it without its end ('\n' or "\r\n").
+/// Removes the first line from `text`, which must not be empty. Returns the line without its end ('\n' or "\r\n").
 inline std::string_view take_line(std::string_view& text) {
   const std::size_t end = std::min(text.find('\n'), text.size());
   std::string_view line = text.substr(0, end);

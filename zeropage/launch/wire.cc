@@ -87,7 +87,7 @@ bool Channel::read_some(const std::function<void(const Frame&)>& on_frame) {
     const std::size_t at = received_.find(kGreeting);
     if (at == std::string::npos && received_.size() > kMaxPreambleBytes) {
       throw IoError(
-          "the login shell there writes without end before the agent starts; let it be silent without a terminal");
+          "the login shell there writes too much before the agent starts; it must write nothing without a terminal");
     }
     preamble_ = received_.substr(0, at);
     if (at == std::string::npos) return true;
@@ -99,7 +99,7 @@ bool Channel::read_some(const std::function<void(const Frame&)>& on_frame) {
     const std::string_view rest = std::string_view(received_).substr(taken);
     const std::size_t size = get_number(rest.substr(5));
     if (static_cast<FrameKind>(rest[0]) > FrameKind::kDone || size > kMaxPayloadBytes) {
-      throw IoError("what came is no message of the launcher; are both hosts' versions the same?");
+      throw IoError("the received bytes are no message of the launcher; are both hosts' versions the same?");
     }
     if (rest.size() < kHeaderBytes + size) break;
     const Frame frame{static_cast<FrameKind>(rest[0]), static_cast<std::int32_t>(get_number(rest.substr(1))),

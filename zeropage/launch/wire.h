@@ -1,12 +1,12 @@
 /// \file
-/// What the launcher and the agents on other hosts say to each other, over the standard streams of ssh.
+/// The protocol between the launcher and the agents on other hosts, over the standard streams of ssh.
 ///
-/// 1. The agent opens with one line, kGreeting. Whatever comes before it on its stdout (a login shell's own words) is
-///    not ours.
+/// 1. The agent starts with one line, kGreeting. Everything before it on its stdout (output of the login shell) is
+///    skipped.
 /// 2. Then both send frames: kind (1 byte), number (4), payload length (4, little-endian), payload.
 /// 3. Launcher: kAsk, kStart, then kSignal and kKill. Agent: kReport, then kOut, kErr and kEnded of its ranks, kNotice,
-///    and kDone when nothing of the job is left on its host.
-/// 4. Both send kBeat every kBeatPeriod. Who hears nothing for kBeatPatience takes the other for dead.
+///    and kDone when all processes of the job on its host have ended.
+/// 4. Both send kBeat every kBeatPeriod. If nothing arrives for kBeatPatience, the other end counts as dead.
 #pragma once
 
 #include <chrono>
@@ -44,11 +44,11 @@ struct Frame {
   std::string payload;
 };
 
-/// Any strings in one, and back. Errors of `unpack`: IoError when the bytes are not from `pack`.
+/// Packs strings into one, and unpacks them. Errors of `unpack`: IoError when the bytes are not from `pack`.
 std::string pack(const std::vector<std::string>& fields);
 std::vector<std::string> unpack(std::string_view bytes);
 
-/// One end of the conversation. Nothing here blocks: the owner polls.
+/// One end of the connection. Nothing here blocks: the owner polls.
 class Channel {
  public:
   /// `greeting`: skip everything up to kGreeting first.
@@ -62,14 +62,14 @@ class Channel {
   void send_greeting() { queue_ += kGreeting; }
   void send(FrameKind kind, std::int32_t number = 0, std::string_view payload = {});
 
-  /// Writes what certainly fits. When the other end is gone, the rest is dropped.
+  /// Writes as much as certainly does not block. When the other end has closed, the rest is dropped.
   void write_some();
 
-  /// Reads what is there and calls `on_frame` for every whole frame. False: the other end has closed.
-  /// Errors: IoError when what comes are no frames.
+  /// Reads the available bytes and calls `on_frame` for every complete frame. False: the other end has closed. Errors:
+  /// IoError when the bytes are not frames.
   bool read_some(const std::function<void(const Frame&)>& on_frame);
 
-  /// What came before the greeting, for messages.
+  /// The output before the greeting, for messages.
   const std::string& preamble() const { return preamble_; }
 
   static constexpr std::size_t kMaxQueuedBytes = 1 << 20;

@@ -1,5 +1,5 @@
 /// \file
-/// Reading the start of a file, with errors in words.
+/// Reads files, or the start of them, with errors that name the model's file.
 #pragma once
 
 #include <cstdint>

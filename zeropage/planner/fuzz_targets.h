@@ -1,6 +1,6 @@
 /// \file
-/// What `zeropage plan` reads of a safetensors file. Anything but acceptance, a ConfigError or an IoError is a defect.
-/// Driven by libFuzzer (fuzz/, make fuzz), and by mutations of the same corpus in the tests.
+/// Fuzz target: what `zeropage plan` reads of a safetensors file. Any result except success, a ConfigError or an
+/// IoError is a defect. libFuzzer runs it (fuzz/, make fuzz), and the tests run it with mutations of the same corpus.
 #pragma once
 
 #include <fmt/format.h>
@@ -17,7 +17,8 @@
 
 namespace zeropage::planner {
 
-/// `input`: the header, a zero byte, and the data. The header's length is made right, else nothing would come past it.
+/// `input`: the header, a zero byte, and the data. The target prepends the right length of the header, because the
+/// reader would otherwise refuse almost every input at once.
 inline bool accepts_safetensors(std::string_view input) {
   static const Descriptor file(::memfd_create("fuzz", MFD_CLOEXEC));
   const std::size_t end = std::min(input.find('\0'), input.size());

@@ -15,10 +15,10 @@
 namespace zeropage::planner {
 namespace {
 
-/// As data sheets state them: teraflops, GiB, and GB/s in one direction.
+/// Figures of data sheets: teraflops, GiB, and GB/s in one direction.
 struct DataSheet {
   const char* name;
-  double device_gib;  ///< what the driver reports, a little less than on the sheet
+  double device_gib;  ///< as the driver reports it, a little less than on the sheet
   double teraflops;   ///< dense bf16 (V100: fp16)
   double device_memory, device_link, host_link, network;
   double host_gib, host_memory;
@@ -26,21 +26,21 @@ struct DataSheet {
   double device_latency_us;
 };
 
-/// Share of a data sheet's rates that programs reach: 790 of 989 TFLOPS were measured in bf16 on an H200, some 360 of
-/// 450 GB/s are usual for NVLink 4 and 25 of 32 GB/s for PCIe 4.
+/// The share of a data sheet's rates that programs reach: 790 of 989 TFLOPS were measured in bf16 on an H200. About 360
+/// of 450 GB/s are usual for NVLink 4, and 25 of 32 GB/s for PCIe 4.
 constexpr double kReached = 0.8;
 
-// Of a hop of a ring, as NCCL's tuner assumes (src/graph/tuning.cc, protocol "simple"): NVLink 3.4 us, PCIe 5.7 us,
-// network 14 us.
+// Latencies of one hop of a ring, as NCCL's tuner assumes them (src/graph/tuning.cc, protocol "simple"): NVLink 3.4 us,
+// PCIe 5.7 us, network 14 us.
 constexpr double kNvlinkUs = 3.4;
 constexpr double kPcieUs = 5.7;
 constexpr double kNetworkUs = 14;
 
 // Devices: NVIDIA's data sheets of each product (SXM where there is one). Hosts: the data sheets of DGX H100/H200 (2
 // TB, 2 x 8 channels of DDR5-4800, 8 x 400 Gb/s, 8 x 3.84 TB NVMe), DGX A100 (2 x 8 channels of DDR4-3200, 8 x 200
-// Gb/s), DGX-2 (1.5 TB, 8 x 100 Gb/s; disks at 28 GB/s in ZeRO-Infinity, arXiv 2104.07857). 4090: peers cannot reach
-// each other and meet in host memory; a work station with 128 GiB of DDR5 on two channels, 10 Gb/s, and one PCIe 4
-// drive.
+// Gb/s), DGX-2 (1.5 TB, 8 x 100 Gb/s; disks at 28 GB/s in ZeRO-Infinity, arXiv 2104.07857). 4090: devices cannot copy
+// to each other directly, only through host memory; a workstation with 128 GiB of DDR5 on two channels, 10 Gb/s, and
+// one PCIe 4 drive.
 constexpr DataSheet kSheets[] = {
     {"H100", 79.1, 989, 3350, 450, 64, 400, 2048, 614, 30'720, 52, 28, kNvlinkUs},
     {"H200", 139.8, 989, 4800, 450, 64, 400, 2048, 614, 30'720, 52, 28, kNvlinkUs},
@@ -65,7 +65,7 @@ constexpr Unit kBytes[] = {{"", 1},       {"b", 1},
 constexpr Unit kSeconds[] = {{"", 1}, {"s", 1}, {"ms", 1e-3}, {"us", 1e-6}, {"ns", 1e-9}};
 constexpr Unit kShare[] = {{"", 1}, {"%", 0.01}};
 
-/// What a figure's value may be.
+/// The units and the range of a figure.
 struct Quantity {
   std::span<const Unit> units;
   double smallest;

@@ -1,5 +1,5 @@
 /// \file
-/// What the devices, hosts and links of a job can do.
+/// The performance of the devices, hosts and links of a job.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace zeropage::planner {
 
-/// Figures that a program reaches. Rates are in bytes per second and one direction.
+/// Figures that programs reach in practice. Rates are in bytes per second, in one direction.
 struct Hardware {
   std::string name;
   std::int64_t device_bytes = 0;  ///< memory of one device
@@ -26,26 +26,26 @@ struct Hardware {
   double disk_write_rate = 0;     ///< of a host, all its disks
   double device_latency_s = 0;    ///< of one hop of a collective inside a host
   double network_latency_s = 0;   ///< of one hop between hosts
-  double overlap = 1;             ///< share of a transfer that costs a computation beside it nothing
+  double overlap = 1;             ///< share of a transfer that does not slow down a computation at the same time
   bool is_cpu = false;            ///< the devices are cores: ranks of several hosts gather and reduce by hosts
 };
 
-/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the names
-/// there are.
+/// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the known
+/// names.
 Hardware hardware_preset(std::string_view name);
 
 std::vector<std::string> hardware_preset_names();
 
 /// A preset, or a file "*.json" with an object of all figure_names (numbers in bytes, bytes per second, seconds, or
-/// strings such as "25GB/s") and a "name", and maybe a "device", "cpu" or another type: what
-/// `zeropage plan --measure` found. Errors: ConfigError, IoError.
+/// strings such as "25GB/s"), a "name", and optionally a "device", "cpu" or another type, as `zeropage plan --measure`
+/// writes it. Errors: ConfigError, IoError.
 Hardware read_hardware(const std::string& preset_or_path);
 
 /// Dense 16-bit operations per second of the presets' data sheets, by name.
 std::map<std::string, double> data_sheet_flops();
 
 /// Replaces one figure by its name among figure_names, such as "device_memory" by "80GB", "network_latency" by "14us"
-/// or "overlap" by "0.8". Errors: ConfigError for another name or a value that is not of its kind.
+/// or "overlap" by "0.8". Errors: ConfigError for another name or a wrong unit.
 void set_figure(Hardware& hardware, std::string_view name, std::string_view value);
 
 /// In the order of Hardware.

@@ -4,7 +4,7 @@
 namespace zeropage::planner {
 namespace {
 
-// Catches a model file that ends `zeropage plan`, or whose sizes it believes although they do not fit together.
+// Catches a model file that crashes `zeropage plan`, or whose sizes are accepted although they contradict each other.
 TEST(Hostile, MutatedSafetensorsAreAcceptedOrRefused) { drive_with_mutations("safetensors", accepts_safetensors); }
 
 }  // namespace

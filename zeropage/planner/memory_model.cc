@@ -20,7 +20,7 @@ std::int64_t state_buffer_bytes(const Request& request, const Placement& placeme
   return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kWhat);
 }
 
-/// Gradients on their way.
+/// Gradients that are being reduced.
 std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   const std::int64_t page = page_numel(request, placement.stage);
   const std::int64_t world = request.world_size();
@@ -32,7 +32,7 @@ std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
 }
 
-/// Pages in 8 bits on their way to where they are used, and gradients in 4 bits, as they are sent and received.
+/// Buffers for pages that are gathered in 8 bits, and for gradients that are sent and received in 4 bits.
 std::int64_t wire_bytes(const Request& request, const Placement& placement) {
   const std::int64_t page = page_numel(request, placement.stage);
   double bytes = 0;
@@ -46,12 +46,13 @@ std::int64_t wire_bytes(const Request& request, const Placement& placement) {
   return static_cast<std::int64_t>(bytes);
 }
 
-/// What an optimizer of PyTorch keeps, and what it is given while it updates: where the masters are.
+/// What an optimizer of PyTorch keeps, and its copies of values during an update. Both are in the memory of the
+/// masters.
 void add_torch_optimizer(const Request& request, const Placement& placement, MemoryEstimate& memory) {
   if (!request.optimizer.by_torch) return;
   const int world = request.world_size();
   const std::int64_t kept = kept_bytes(request.optimizer, request.model, placement.stage, world);
-  // Sums of several ranks are fp32 in the place of the 16-bit gradients of the page.
+  // Sums of several ranks are fp32 and replace the 16-bit gradients of the page.
   const bool fp32_gradients = request.precision == config::Precision::kFp32 || request.accumulation_steps > 1 ||
                               placement.stage >= 2 || (placement.stage == 1 && world > 1);
   const std::int64_t given =

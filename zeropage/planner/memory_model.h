@@ -1,27 +1,26 @@
 /// \file
-/// Bytes beside the model state. Sources: this engine's own limits (frames, buckets); activations: Korthikanti et al.,
-/// "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv
+/// Bytes in addition to the model state. Sources: this engine's limits (frames, buckets); activations: Korthikanti et
+/// al., "Reducing Activation Recomputation in Large Transformer Models" (arXiv 2205.05198), and ZeRO-Infinity (arXiv
 /// 2104.07857).
 ///
-///   frames       stage 3: gathered parameters, at most stage3_max_live_parameters, and never more than there are
-///   buckets      gradients on their way; stages 2 and 3: a page that is being filled, and the two whose reductions a
-///                rank runs ahead where there are others to reduce with; stage 1 in 16 bit: the fp32 sums of two shards
-///                of pages
+///   frames       stage 3: gathered parameters, at most stage3_max_live_parameters and at most all of them
+///   buckets      gradients that are being reduced; stages 2 and 3: a page that is being filled and, with several
+///                ranks, the two pages that are being reduced; stage 1 in 16 bit: the fp32 sums of two shards of pages
 ///   state        an optimizer on disk passes through offload_optimizer.buffer_count pages in host memory
 ///   undo log     an optimizer in host memory that is updated there: default_undo_log_bytes
 ///   streaming    an optimizer in host memory that is updated on the device: kStreamBuffers pages of it, counted with
 ///                the buckets
-///   update       what an optimizer of PyTorch is given: planned_optimizer.h
-///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); all layers without
-///                checkpointing; with it 2 * s * b * h per layer and one layer whole. The head adds its logits in fp32
-///                and their gradient: 8 * s * b * v.
+///   update       the copies that an optimizer of PyTorch gets: planned_optimizer.h
+///   activations  a layer keeps 34 * s * b * h bytes in 16 bit (fused attention: no s x s scores); without
+///                checkpointing all layers keep it; with checkpointing 2 * s * b * h per layer, and one layer in full.
+///                The head adds its logits in fp32 and their gradient: 8 * s * b * v.
 #pragma once
 
 #include "zeropage/planner/plan.h"
 
 namespace zeropage::planner {
 
-/// Bytes of an element on the wire in 8 and in 4 bits, with its share of a scale (optim/block_codes.h).
+/// Bytes that are sent for an element in 8 and in 4 bits, with its share of a scale (optim/block_codes.h).
 inline constexpr double kBytesIn8Bits = 1 + 4.0 / 256;
 inline constexpr double kBytesIn4Bits = 0.5 + 4.0 / 128;
 
@@ -31,8 +30,8 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
 /// Activations of one micro batch on one rank.
 std::int64_t activation_bytes(const Request& request, bool checkpointing);
 
-/// Elements of the largest page at a stage: a default one, or one of a larger parameter, or one for an optimizer that
-/// looks at whole parameters.
+/// Elements of the largest page at a stage: the default page, or a larger one for a larger parameter or for an
+/// optimizer that needs whole parameters.
 std::int64_t page_numel(const Request& request, int stage);
 
 }  // namespace zeropage::planner

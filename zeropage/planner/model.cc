@@ -97,7 +97,7 @@ Model model_of_count(std::string name, std::int64_t total_numel) {
   model.shape = guess_shape(total_numel);
   const std::int64_t largest_numel = model.shape.hidden * std::max(4 * model.shape.hidden, model.shape.vocabulary);
   model.largest_numel = std::min(total_numel, largest_numel);
-  // Of two embeddings, as of models of this size; of a small one they would be more than all.
+  // Minus two embeddings, as large models have them. In a small model the two would be larger than the model.
   model.muon_numel = std::max<std::int64_t>(0, total_numel - 2 * model.shape.vocabulary * model.shape.hidden);
   return model;
 }

@@ -19,7 +19,7 @@ constexpr std::int64_t kMeasureMax = 1'000'000'000;  // of any number in the fil
 
 std::int64_t product(std::int64_t a, std::int64_t b) { return checked_mul(a, b, "parameters of the model"); }
 
-/// Reads keys of the document; every complaint names file, line and key.
+/// Reads keys of the document; every error names file, line and key.
 class Document {
  public:
   Document(const json::Node& root, const std::string& origin) : root_(root), origin_(origin) {}
@@ -76,7 +76,7 @@ class Document {
   const std::string& origin_;
 };
 
-/// What distinguishes the families that are built like Llama.
+/// The differences between the families that are built like Llama.
 struct LlamaFamily {
   bool qkv_bias = false;
   bool query_key_norm = false;

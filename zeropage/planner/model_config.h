@@ -1,6 +1,6 @@
 /// \file
-/// A transformer's `config.json`, as model hubs have it, to a Model. Parameters are counted as the families' published
-/// code makes them.
+/// Converts the `config.json` of a transformer, as on model hubs, to a Model. Parameters are counted as in the
+/// published code of each family.
 #pragma once
 
 #include <filesystem>
@@ -10,7 +10,7 @@
 
 namespace zeropage::planner {
 
-/// `text`: the document; `name`: what the plan calls the model; `origin`: for messages. Families by `model_type`:
+/// `text`: the document; `name`: the model's name in the plan; `origin`: for messages. Families by `model_type`:
 /// llama, mistral, mixtral, phi3, qwen2, qwen3, qwen3_moe, gpt2, gpt_neox. Errors: ConfigError for another family, a
 /// missing key, or a value out of range.
 Model parse_model_config(const std::string& text, const std::string& name, const std::string& origin);

@@ -24,7 +24,7 @@ TEST(ParseCount, AnythingElseIsAnError) {
   }
 }
 
-// A wrong exponent in the guess would be off by factors: GPT-3 and Llama must be met within a tenth or so.
+// Catches a wrong exponent in the guess: for GPT-3 and Llama the guess must be right within about 10 %.
 TEST(GuessedShape, IsNearKnownModels) {
   const Shape gpt3 = model_of_count("", 175'000'000'000).shape;
   EXPECT_NEAR(gpt3.layers, 96, 5);
@@ -49,7 +49,7 @@ TEST(ModelOfParameters, CountsFrozenSmallAndLargest) {
   EXPECT_THROW(model_of_parameters("m", {INT64_MAX, INT64_MAX}, {true, true}, {false, false}), ConfigError);
 }
 
-// Catches a rule for Muon's half that is another one than DeepSpeed's, and embeddings that are counted with it.
+// Catches a rule for Muon's half that differs from DeepSpeed's, and embeddings that are counted in it.
 TEST(Muon, UpdatesMatricesButEmbeddings) {
   EXPECT_TRUE(takes_muon("layers.0.mlp.up_proj.weight", 2));
   EXPECT_TRUE(takes_muon("conv.weight", 4));
@@ -153,7 +153,7 @@ void expect_refused(const std::string& text, const std::string& words) {
   }
 }
 
-// Files come from strangers: each complaint names the key.
+// The files are not trusted: each error names the key.
 TEST(ModelConfig, WhatIsWrongIsNamed) {
   expect_refused("[]", "expected the config.json of a model");
   expect_refused("{", "config.json:1");

@@ -50,7 +50,7 @@ void check(const Request& request) {
   }
 }
 
-/// Whether a rank's bytes find room on its device, and those of a host's ranks in the host and on its disks.
+/// Whether the bytes of a rank fit on its device, and those of a host's ranks in the host's memory and on its disks.
 bool fits(const Request& request, const MemoryEstimate& memory, std::int64_t device_bytes) {
   const Hardware& hardware = *request.hardware;
   const auto room = [](std::int64_t bytes) { return kUsable * static_cast<double>(bytes); };

@@ -1,12 +1,14 @@
 /// \file
-/// What a model takes at every stage with every kind of offload, how fast a step can be, and what to choose.
+/// The memory of a model at every stage with every kind of offload, the time of a step, and a recommendation.
 ///
-///   1. Every row is a Placement: a stage, and the homes of optimizer state and parameters.
-///   2. Bytes by kind come from `model_state_bytes` (state) and memory_model.h (frames, buckets, activations).
-///   3. Where the hardware is known, time comes from time_model.h, and a row fits or not.
-///   4. A row's configuration is written, and read by config::Config: what that refuses is not in this version yet.
-///   5. One row is recommended: stage 1 when everything fits as it is with room to spare, else stage 2, stage 3 when
-///      parameters do not fit, offload only when nothing else does; never what does not run over what does.
+///   1. Every row is a Placement: a stage, and the memories of optimizer state and parameters.
+///   2. `model_state_bytes` (state) and memory_model.h (frames, buckets, activations) compute the bytes by kind.
+///   3. If the hardware is known, time_model.h computes the time, and each row fits or does not fit.
+///   4. Each row's configuration is written and read by config::Config. A row that it refuses is not in this version
+///      yet.
+///   5. One row is recommended: stage 1 when everything fits easily; otherwise stage 2; stage 3 when the parameters do
+///      not fit; offload only when nothing else fits. A row that this version does not run is never preferred to one
+///      that it runs.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,7 @@
 
 namespace zeropage::planner {
 
-/// Where a kind of state lives when it is not in use.
+/// The memory of a kind of state while it is not in use.
 enum class Home { kDevice, kHost, kDisk };
 
 struct Placement {
@@ -64,10 +66,10 @@ struct MemoryEstimate {
   formula::StateBytes state;  ///< on the device
   std::int64_t frames = 0;
   std::int64_t buckets = 0;
-  std::int64_t update = 0;  ///< what an optimizer of PyTorch is given while it updates, instead of frames, buckets and
+  std::int64_t update = 0;  ///< copies for an optimizer of PyTorch during its update, instead of frames, buckets and
                             ///< activations; of host where its masters are not on the device
   std::int64_t host = 0;
-  std::int64_t undo_log = 0;  ///< of host: what engines on a GPU take by default
+  std::int64_t undo_log = 0;  ///< part of host: the default of engines on a GPU
   std::int64_t disk = 0;
 
   std::int64_t device_without_activations() const { return state.total() + frames + buckets; }
@@ -77,7 +79,7 @@ struct MemoryEstimate {
 struct TimeEstimate {
   double compute_s = 0;
   double step_s = 0;
-  std::string limit;  ///< what most of the step waits for
+  std::string limit;  ///< the part that takes most of the step
 
   double efficiency() const { return step_s > 0 ? compute_s / step_s : 0; }
 };
@@ -100,7 +102,7 @@ struct Row {
 };
 
 struct Recommendation {
-  std::optional<std::size_t> row;  ///< index into Plan::rows; absent: nothing fits
+  std::optional<std::size_t> row;  ///< index into Plan::rows; empty: nothing fits
   bool checkpointing = false;
   std::string reason;
 };
@@ -127,7 +129,7 @@ std::string format_plan(const Plan& plan);
 /// The plan for programs, one JSON document.
 std::string plan_json(const Plan& plan);
 
-/// The configuration of a row: what the recommendation's --write writes.
+/// The configuration of a row, as --write writes it for the recommendation.
 std::string config_text(const Request& request, const Placement& placement);
 
 }  // namespace zeropage::planner

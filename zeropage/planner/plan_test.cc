@@ -35,7 +35,7 @@ TEST(Plan, SevenBillionOnFourPrintsTheKnownTable) {
   EXPECT_TRUE(contains(text, "DDP         112 GB")) << text;
   EXPECT_TRUE(contains(text, "stage 1    49.0 GB")) << text;
   EXPECT_TRUE(contains(text, "stage 2    38.5 GB")) << text;
-  EXPECT_TRUE(contains(text, "stage 3    28.0 GB  and what is live")) << text;
+  EXPECT_TRUE(contains(text, "stage 3    28.0 GB  and gathered parameters")) << text;
   EXPECT_TRUE(contains(text, "7B: 7,000,000,000 parameters")) << text;
 }
 
@@ -53,7 +53,7 @@ TEST(Plan, RowsFollowTheFormulaOfTheEngine) {
   }
 }
 
-// Offload moves bytes, it does not lose any; beside the host's state is the undo log.
+// Catches bytes that are lost or counted twice when state is offloaded. The host also has the undo log.
 TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   const Request r = request("7B", 4);
   const std::int64_t whole = estimate_memory(r, {3}).state.total();
@@ -72,11 +72,11 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 
-// Catches wire buffers that are not counted, links that carry as much as before, and keys that are written where a
-// configuration with them is refused.
+// Catches buffers of codes that are not counted, times without the saved bytes, and keys that are written where the
+// configuration refuses them.
 TEST(Plan, QuantizedTravelTakesBuffersAndLessTime) {
   Request plain = request("7B", 4, "H100", 2);
-  plain.hardware->network_rate = 1e9;  // what a step waits for
+  plain.hardware->network_rate = 1e9;  // the network limits the step
   Request coded = plain;
   coded.quantized_weights = coded.quantized_gradients = true;
   const auto page = static_cast<double>(page_numel(plain, 3));
@@ -157,9 +157,9 @@ TEST(TimeModel, StagesByHand) {
   const Request r = simple_hardware();
   const double update_s = 30e9 / 1e12;
   const auto step_s = [&](const Placement& placement) { return estimate_time(r, placement, false).step_s; };
-  EXPECT_NEAR(step_s({0}), 6 + update_s, 1e-9);  // the reduction hides behind the backward
+  EXPECT_NEAR(step_s({0}), 6 + update_s, 1e-9);  // the backward hides the reduction
   EXPECT_NEAR(step_s({1}), 6 + 1 + update_s / 2, 1e-9);
-  EXPECT_NEAR(step_s({2}), 6 + 1 + update_s / 2, 1e-9);              // the reduction hides behind the backward
+  EXPECT_NEAR(step_s({2}), 6 + 1 + update_s / 2, 1e-9);              // the backward hides the reduction
   EXPECT_NEAR(step_s({3}), 6 + update_s / 2, 1e-9);                  // everything hides
   EXPECT_NEAR(step_s({2, Home::kHost}), 6 + 3 + 1, 1e-9);            // 30 bytes * 10^9 at 10 GB/s
   EXPECT_NEAR(step_s({3, Home::kDisk, Home::kHost}), 6 + 16, 1e-9);  // reads 16 bytes * 10^9 at 1 GB/s
@@ -169,8 +169,8 @@ TEST(TimeModel, StagesByHand) {
   EXPECT_NEAR(estimate_time(r, {0}, false).efficiency(), 6 / (6 + update_s), 1e-9);
 }
 
-// Beside a link that is fast for the host's memory the state streams through the device: no undo log, two pages of it
-// as buffers.
+// With a link that is fast compared with the host's memory the device updates the state: no undo log, and two pages of
+// state as buffers.
 TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
   Request r = simple_hardware();
   const Placement placement{2, Home::kHost};
@@ -190,7 +190,7 @@ TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
   EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "host")"));
 }
 
-/// 10^9 parameters of which Muon updates 600 million, on two ranks.
+/// 10^9 parameters on two ranks; Muon updates 600 million.
 Request muon_request() {
   Request r = simple_hardware();
   r.optimizer = planned_optimizer("muon");
@@ -198,7 +198,7 @@ Request muon_request() {
   return r;
 }
 
-// The bytes of planned_optimizer.h by hand: masters of the engine's, and what Muon keeps of a rank's half.
+// The bytes of planned_optimizer.h by hand: the engine's masters, and what Muon keeps for a rank's half.
 TEST(Plan, MuonKeepsLessThanAdamW) {
   Request r = muon_request();
   constexpr std::int64_t kKept = 4 * 300'000'000LL + 8 * 200'000'000LL;
@@ -229,13 +229,14 @@ TEST(TimeModel, MuonsProductsAndParts) {
   };
   constexpr double kProducts = 22.0 * 1000 * 600e6 / 1e12;
   EXPECT_NEAR(difference_s({0}), kProducts + 16e9 / 1e12, 1e-6);
-  r.model.largest_numel = adamw.model.largest_numel = 20'000'000;  // one and more for each rank on a page
+  r.model.largest_numel = adamw.model.largest_numel =
+      20'000'000;  // a page has at least one such parameter for each rank
   EXPECT_NEAR(difference_s({2}), (kProducts + 16e9 / 1e12) / 2, 1e-6);
   r.model.largest_numel = adamw.model.largest_numel = 90'000'000;
   EXPECT_NEAR(difference_s({2}), (kProducts + 16e9 / 1e12) / 2 + 12 * 600e6 / 1e9, 1e-6);
 }
 
-// Catches a written configuration that trains with another optimizer than the planned one.
+// Catches a written configuration with another optimizer than the planned one.
 TEST(Plan, WritesTheOptimizer) {
   Request r = request("7B", 4);
   for (const char* name : {"AdamW", "Adam", "Lamb", "Lion", "Adagrad", "SGD", "Muon", "whole"}) {
@@ -259,7 +260,8 @@ TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {
   const TimeEstimate slow = estimate_time(r, {3}, false);
   EXPECT_EQ(slow.limit, "gathering parameters");
   EXPECT_NEAR(slow.step_s, 10 + 20 + 0.015, 1e-9);
-  // Whole gradients travel once a step, beside its last backward, and summed in fp32; shards after every backward.
+  // Whole gradients are sent once a step, overlapped with its last backward, and summed in fp32; shards after every
+  // backward.
   r.accumulation_steps = 3;
   EXPECT_NEAR(estimate_time(r, {1}, false).step_s, 3 * 2 + 2 * 4 + 20 + 10 + 0.015, 1e-9);
   EXPECT_NEAR(estimate_time(r, {2}, false).step_s, 3 * 2 + 3 * 10 + 10 + 0.015, 1e-9);
@@ -270,7 +272,7 @@ TEST(TimeModel, ASlowLinkLimitsStage3AndANetworkLimitsHosts) {
   EXPECT_NEAR(estimate_time(r, {3}, false).step_s, 10 + 20 + 0.015, 1e-9);
 }
 
-// Messages that cost nothing, and cores that compute and copy at the same time.
+// Catches messages without latency, and cores that are assumed to compute and copy at the same time.
 TEST(TimeModel, HopsAndLackOfOverlap) {
   Request r = simple_hardware();
   r.devices_per_host = 2;
@@ -339,8 +341,8 @@ TEST(Recommendation, FollowsTheGuidance) {
     const Plan plan = make_plan(r);
     return plan.recommendation.row ? recommended(plan).placement.stage : -1;
   };
-  EXPECT_EQ(choice(request("350M", 8, "H100")), 1);  // fits as it is
-  EXPECT_EQ(choice(request("7B", 8, "H100")), 2);    // the sweet spot
+  EXPECT_EQ(choice(request("350M", 8, "H100")), 1);  // fits without sharding
+  EXPECT_EQ(choice(request("7B", 8, "H100")), 2);    // optimizer state and gradients are sharded
   EXPECT_EQ(choice(request("70B", 16, "H100", 4)), 3);
   EXPECT_EQ(choice(request("350M", 1, "H100")), 0);  // one rank has nothing to shard
   EXPECT_EQ(choice(request("7B", 4)), 2);            // unknown devices
@@ -357,7 +359,7 @@ TEST(Recommendation, OffloadOnlyWhenTheDevicesTogetherAreTooSmall) {
   EXPECT_GT(ranks_to_fit(plan.request), 8);
 }
 
-// Nothing that does not run may win over something that does.
+// Catches a recommendation that this version does not run, although another row that runs fits.
 TEST(Recommendation, WhatRunsComesFirst) {
   Plan plan = make_plan(request("70B", 8, "A100"));
   const std::size_t before = *plan.recommendation.row;
@@ -371,7 +373,7 @@ TEST(Recommendation, WhatRunsComesFirst) {
   EXPECT_EQ(recommend(plan.request, plan.rows).row, last);
 }
 
-// What is available is what the configuration accepts, and says why not otherwise.
+// Catches a row that is called available although the configuration refuses it, and a refusal without a reason.
 TEST(Plan, WrittenConfigurationsAreReadOrRefusedWithWords) {
   Request r = request("7B", 4, "H100");
   for (const config::Precision precision :
@@ -446,7 +448,7 @@ TEST(Hardware, PresetsAndFigures) {
   EXPECT_THROW(figure("device_latency", "14GB"), ConfigError);
 }
 
-// A file that lacks a figure, which would be taken as 0, or has one that is misspelt.
+// Catches a file without one of the figures, which would count as 0, or with a misspelt one.
 TEST(Hardware, FilesHaveAllFigures) {
   const std::string path =
       std::filesystem::path(testing::TempDir()) / ("machine_" + std::to_string(::getpid()) + ".json");

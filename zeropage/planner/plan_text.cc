@@ -37,7 +37,7 @@ std::string heading(const Request& request) {
   if (request.optimizer.is_muon()) {
     text += fmt::format("Muon updates {} of them, AdamW the others.\n", count(model.muon_numel));
   } else if (request.optimizer.type == "whole") {
-    text += fmt::format("An optimizer that looks at whole parameters and keeps {} bytes per element.\n",
+    text += fmt::format("An optimizer that needs whole parameters and keeps {} bytes per element.\n",
                         request.optimizer.element_bytes);
   } else if (request.optimizer.type != "AdamW") {
     text += fmt::format("The optimizer is {}.\n", request.optimizer.type);
@@ -50,7 +50,7 @@ std::string heading(const Request& request) {
   return text;
 }
 
-/// The table everybody knows: 16 bytes per parameter, gradients in 16 bit wherever they lie.
+/// The well-known table: 16 bytes per parameter, and all gradients in 16 bit.
 std::string published_table(const Plan& plan) {
   const Request& request = plan.request;
   const Model& model = request.model;
@@ -67,7 +67,8 @@ std::string published_table(const Plan& plan) {
     text += fmt::format("  {:<8}{:>7} GB", stage == 0 ? "DDP" : fmt::format("stage {}", stage), gb(state.total()));
     if (stage == 3) {
       const auto row = std::ranges::find_if(plan.rows, [](const Row& r) { return r.placement.stage == 3; });
-      text += fmt::format("  and what is live, here at most {} GB", gb(row->memory.frames + row->memory.buckets));
+      text +=
+          fmt::format("  and gathered parameters, here at most {} GB", gb(row->memory.frames + row->memory.buckets));
     }
     text += "\n";
   }

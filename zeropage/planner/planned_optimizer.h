@@ -1,13 +1,12 @@
 /// \file
-/// The optimizer that is planned for: what it keeps, and who runs its update.
+/// The optimizer of a plan: the state that it keeps, and whether the engine or PyTorch runs its update.
 ///
 ///   by the engine   k fp32 values per trained element, and a master of 16-bit parameters (formula/model_state.h)
-///   by PyTorch      the engine keeps the master; the optimizer keeps what it wants of the parameters that it updates
-///   on
-///                   this rank: all at stage 0, else those that the rank owns, about as many elements on each. Muon: 4
-///                   bytes for each element of its half, 8 for AdamW's. Beside it, while it updates, a copy of the
-///                   values, 4 bytes per element, and 4 of gradients that are not kept in fp32
-///                   (engine/client_values.h). What it keeps is in host memory where the masters are offloaded.
+///   by PyTorch      the engine keeps the master; the optimizer keeps its own state of the parameters that it updates
+///                   on this rank: all at stage 0, else those that the rank owns, about as many elements on each. Muon:
+///                   4 bytes for each element of its half, 8 for AdamW's. During the update it also has a copy of the
+///                   values, 4 bytes per element, and 4 more for gradients that are not kept in fp32
+///                   (engine/client_values.h). Its state is in host memory if the masters are offloaded.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +18,8 @@
 namespace zeropage::planner {
 
 struct PlannedOptimizer {
-  std::string type = "AdamW";      ///< as the configuration spells it; "whole": an object that sees whole parameters
-  int states = 2;                  ///< that the engine keeps
+  std::string type = "AdamW";      ///< as the configuration spells it; "whole": an object that needs whole parameters
+  int states = 2;                  ///< number of states that the engine keeps
   bool by_torch = false;           ///< Muon and "whole"
   std::int64_t element_bytes = 0;  ///< of "whole": bytes that it keeps per trained element
 
@@ -31,10 +30,10 @@ struct PlannedOptimizer {
 /// and only there. Errors: ConfigError.
 PlannedOptimizer planned_optimizer(const std::string& name, std::int64_t element_bytes = 8);
 
-/// Elements of one rank's parts, of `numel` in all.
+/// Elements that one rank updates, of `numel` in all.
 std::int64_t updated_numel(std::int64_t numel, int stage, int world_size);
 
-/// Bytes that an optimizer of PyTorch keeps on one rank; 0 where the engine keeps them.
+/// Bytes that an optimizer of PyTorch keeps on one rank; 0 if the engine keeps them.
 std::int64_t kept_bytes(const PlannedOptimizer& optimizer, const Model& model, int stage, int world_size);
 
 /// Bytes per element that the engine's update reads and writes as state: the master of 16-bit parameters, and its

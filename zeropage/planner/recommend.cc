@@ -9,13 +9,13 @@
 namespace zeropage::planner {
 namespace {
 
-/// Below this share of the device everything "fits as it is": batch and sequence can still grow.
+/// Below this share of the device's memory everything "fits as it is": batch and sequence can still grow.
 constexpr double kComfortable = 0.7;
 constexpr int kRanksMax = 1 << 16;
 
 double gigabytes(double bytes) { return bytes / 1e9; }
 
-/// How much of the device a variant takes, in words.
+/// The share of the device that a variant takes, as text.
 std::string load_of(const Request& request, const Variant& variant) {
   return fmt::format("{:.1f} of {:.1f} GB", gigabytes(static_cast<double>(variant.device_bytes)),
                      gigabytes(static_cast<double>(request.hardware->device_bytes)));
@@ -60,7 +60,7 @@ std::optional<Recommendation> choose_on_device(const Request& request, const std
     for (bool checkpointing : {false, true}) {
       if (fits(0, checkpointing)) return take(0, checkpointing);
     }
-    return std::nullopt;  // a shard of one rank is the whole
+    return std::nullopt;  // a single rank's shard is the whole page
   }
   const Variant& plain = rows[row_of_stage(rows, 0)].plain;
   if (static_cast<double>(plain.device_bytes) <= kComfortable * static_cast<double>(request.hardware->device_bytes)) {
@@ -113,7 +113,7 @@ Recommendation recommend(const Request& request, const std::vector<Row>& rows) {
     return {row_of_stage(rows, stage), false, reason};
   }
   if (const auto choice = choose_on_device(request, rows)) return *choice;
-  // Rows stand in the order in which offload is worth trying; those that run come first.
+  // Rows are in the order in which offload is worth trying. Those that this version runs are tried first.
   for (bool available : {true, false}) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
       if (!rows[i].placement.offloads() || rows[i].available != available) continue;

@@ -1,5 +1,5 @@
 /// \file
-/// Which row to choose, and why.
+/// The recommended row, and the reason.
 #pragma once
 
 #include <vector>
@@ -8,11 +8,11 @@
 
 namespace zeropage::planner {
 
-/// Share of a memory that a job can fill: the rest is the driver's context, the libraries' workspaces and gaps between
-/// blocks.
+/// The share of a memory that a job can fill. The rest is used by the driver's context, workspaces of libraries and
+/// gaps between blocks.
 inline constexpr double kUsable = 0.92;
 
-/// One row with its reason, as plan.h says in step 5. Without hardware: stage 2, the place to start.
+/// One row with its reason, see step 5 of plan.h. Without hardware: stage 2, a good first choice.
 Recommendation recommend(const Request& request, const std::vector<Row>& rows);
 
 /// The smallest power of two of ranks, on hosts like these, at which stage 3 without offload fits; 0: none up to 2^16.

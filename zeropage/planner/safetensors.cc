@@ -57,7 +57,7 @@ struct Entry {
   std::int64_t dimensions = 0;
 };
 
-/// Elements of one entry, checked against `data_bytes`, the size of what follows the header.
+/// Elements of one entry, checked against `data_bytes`, the number of bytes after the header.
 Entry entry_of(const fs::path& path, const std::string& name, const Json& tensor, std::int64_t data_bytes) {
   const auto bad = [&](const std::string& what) { fail(path, fmt::format("tensor {}: {}", json::quote(name), what)); };
   if (!tensor.is_object() || !tensor.contains("dtype") || !tensor["dtype"].is_string() || !tensor.contains("shape") ||
@@ -76,7 +76,7 @@ Entry entry_of(const fs::path& path, const std::string& name, const Json& tensor
   const std::int64_t begin = count_of(tensor["data_offsets"][0]);
   const std::int64_t end = count_of(tensor["data_offsets"][1]);
   if (begin < 0 || end < begin || end > data_bytes) {
-    bad(fmt::format("data_offsets do not lie in the {} bytes of data; is the file complete?", data_bytes));
+    bad(fmt::format("data_offsets are not within the {} bytes of data; is the file complete?", data_bytes));
   }
   if (checked_mul(numel, bits / 8, "tensor " + json::quote(name)) != end - begin) {
     bad(fmt::format("{} elements of {} do not take the {} bytes between the data_offsets", numel, dtype, end - begin));
@@ -131,8 +131,9 @@ Model read_safetensors_index(const fs::path& path) {
   for (const auto& [name, file] : index["weight_map"].items()) {
     const std::string file_name = file.is_string() ? file.get<std::string>() : "";
     if (file_name.empty() || fs::path(file_name).filename() != file_name || file_name == "..") {
-      fail(path, fmt::format("tensor {}: expected the name of a file beside the index, got {}", json::quote(name),
-                             json::printable(file.dump(-1, ' ', false, Json::error_handler_t::replace))));
+      fail(path,
+           fmt::format("tensor {}: expected the name of a file in the folder of the index, got {}", json::quote(name),
+                       json::printable(file.dump(-1, ' ', false, Json::error_handler_t::replace))));
     }
     if (!files.contains(file_name)) files[file_name] = read_header(path.parent_path() / file_name);
     const auto found = files[file_name].find(name);

@@ -63,7 +63,7 @@ TEST_F(Safetensors, CountsTheTensorsOfAFileAndOfAnIndex) {
   EXPECT_EQ(read_model(index.string()).total_numel, 12);
 }
 
-// A hostile header must neither allocate what it claims nor count what is not there.
+// Catches a malicious header that causes a large allocation, or that counts elements that do not exist.
 TEST_F(Safetensors, HostileHeadersAreRefused) {
   expect_refused("", "a file of 0 bytes");
   expect_refused("1234567", "a file of 7 bytes");

@@ -17,7 +17,7 @@ std::vector<int> counts_up_to(int largest) {
   return counts;
 }
 
-/// What the plan recommends; of `stage` alone, when it is given, the row without offload that fits, at best without
+/// The plan's recommendation. With `stage`: the row of this stage without offload, if it fits, preferably without
 /// checkpointing.
 Recommendation choose(const Plan& plan, std::optional<int> stage) {
   if (!stage) return plan.recommendation;

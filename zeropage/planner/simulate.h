@@ -1,10 +1,10 @@
 /// \file
-/// A plan over growing numbers of hosts: what is recommended at each, how fast it can be, and how well it scales.
+/// A plan for increasing numbers of hosts: for each the recommended row, its speed, and how well it scales.
 ///
-///   weak scaling    every rank keeps its micro batches; the step's batch grows with the ranks
-///   strong scaling  the step's batch stays; ranks share it, so that each has fewer micro batches
+///   weak scaling    every rank has the same micro batches; the step's batch grows with the ranks
+///   strong scaling  the step's batch stays the same; ranks share it, so each has fewer micro batches
 ///
-/// Time is that of time_model.h: bytes and messages on the links inside a host and between hosts.
+/// Times are from time_model.h: bytes and messages on the links inside a host and between hosts.
 #pragma once
 
 #include <optional>
@@ -32,9 +32,10 @@ struct Scaling {
   std::optional<int> stage = {};                  ///< absent: what is recommended at each point
 };
 
-/// Hosts 1, 2, 4, ... up to request.hosts, and that itself; of one host its devices 1, 2, 4, ... Numbers of ranks that
-/// do not divide the global batch into micro batches are left out. Errors: ConfigError without hardware, for a stage
-/// outside 0-3, when no number of ranks divides the batch, and those of make_plan. Cost: milliseconds.
+/// One point for 1, 2, 4, ... hosts up to request.hosts, and for request.hosts. With one host: 1, 2, 4, ... devices.
+/// Numbers of ranks that do not divide the global batch into micro batches are left out. Errors: ConfigError without
+/// hardware, for a stage outside 0-3, when no number of ranks divides the batch, and those of make_plan. Cost:
+/// milliseconds.
 std::vector<ScalePoint> simulate(const Request& request, const Scaling& scaling);
 
 /// The points for people.

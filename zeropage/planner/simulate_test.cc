@@ -16,7 +16,7 @@ Request request_of(const char* count, int hosts) {
   return request;
 }
 
-// Hosts that are left out, and a batch that does not grow with them.
+// Catches missing numbers of hosts, and a batch that does not grow with them.
 TEST(Simulate, WeakScalingKeepsEachRanksWork) {
   const auto points = simulate(request_of("7B", 12), {});
   ASSERT_EQ(points.size(), 5u);
@@ -28,7 +28,7 @@ TEST(Simulate, WeakScalingKeepsEachRanksWork) {
   }
 }
 
-// A batch that is not the same at every point, so that the curve compares different trainings.
+// Catches a batch that differs between points, so that the curve compares different trainings.
 TEST(Simulate, StrongScalingSharesTheBatch) {
   const auto points = simulate(request_of("7B", 16), {.global_batch = 64});
   ASSERT_EQ(points.size(), 4u) << "16 hosts have more ranks than samples";
@@ -37,7 +37,7 @@ TEST(Simulate, StrongScalingSharesTheBatch) {
   EXPECT_THROW(simulate(request_of("7B", 2), {.global_batch = 3}), ConfigError);
 }
 
-// ZeRO-Infinity's cases: what no number of devices in reach holds is said, and what they hold is found.
+// Catches wrong results for the models of ZeRO-Infinity: some fit on no realistic number of devices, others fit.
 TEST(Simulate, TrillionsOfParameters) {
   const auto points = simulate(request_of("1T", 512), {});
   ASSERT_TRUE(points.front().placement.has_value());
@@ -53,14 +53,14 @@ TEST(Simulate, TrillionsOfParameters) {
   EXPECT_NE(text.find("4096"), std::string::npos);
 }
 
-// Rates that come from nowhere.
+// Catches times without a named device.
 TEST(Simulate, NeedsADevice) {
   Request request = request_of("7B", 2);
   request.hardware.reset();
   EXPECT_THROW(simulate(request, {}), ConfigError);
 }
 
-// A curve that jumps between stages when one was asked for, and ranks of a single host that all stand in one row.
+// Catches a curve that changes the stage although one was requested, and a single host with one point only.
 TEST(Simulate, OneStageOnTheDevicesOfOneHost) {
   const auto points = simulate(request_of("7B", 1), {.stage = 3});
   ASSERT_EQ(points.size(), 4u);
@@ -73,7 +73,7 @@ TEST(Simulate, OneStageOnTheDevicesOfOneHost) {
   EXPECT_THROW(simulate(request_of("7B", 1), {.stage = 4}), ConfigError);
 }
 
-// Thousands of ranks that exchange pages as fast as two, however many hops there are.
+// Catches thousands of ranks that exchange pages as fast as two, whatever the number of hops.
 TEST(Simulate, HopsTakeTime) {
   Request request = request_of("1T", 512);
   const double with_latency = simulate(request, {.stage = 3}).back().time.step_s;

@@ -15,7 +15,7 @@ constexpr double kUpdateWriteBytes = 14;
 constexpr double kCopyBytes = 16;      ///< of masters for an optimizer of PyTorch, there and back
 constexpr double kExchangeBytes = 12;  ///< per element of parameters that lie in several shards
 
-/// Parts of a step that run one after the other; each is named by what it waits for.
+/// Parts of a step that run one after the other. The name of a part is what the step waits for in it.
 class Clock {
  public:
   explicit Clock(double overlap) : overlap_(overlap) {}
@@ -25,7 +25,7 @@ class Clock {
     step_s_ += seconds;
   }
 
-  /// Parts that run at the same time: the slowest counts, and of the others what does not overlap.
+  /// Parts that run at the same time: adds the time of the slowest, and the share of the others that does not overlap.
   void add_overlapped(const std::map<std::string, double>& parts) {
     const auto slowest = std::ranges::max_element(parts, {}, &std::pair<const std::string, double>::second);
     for (const auto& [name, seconds] : parts) add(name, name == slowest->first ? seconds : (1 - overlap_) * seconds);
@@ -154,8 +154,8 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   return pieces;
 }
 
-/// Seconds of an update of optimizer state that the host keeps: on the host, whose memory all of its devices share, and
-/// over the link.
+/// Seconds of an update of optimizer state in host memory: if the host updates it (all devices of a host share its
+/// memory), and if the link copies it to the device and back.
 struct HostStateUpdate {
   double on_host_s = 0;
   double over_link_s = 0;
@@ -172,8 +172,8 @@ HostStateUpdate update_of_host_state(const Request& request, const Placement& pl
           owned * (state + std::max(gradient, parameter)) / hardware.host_link_rate};
 }
 
-/// `times` micro batches; `reduces`: with the reduction of gradients; `on_device`: which the device updates by.
-/// `gather_s`: all parameters for the forward, at stage 3.
+/// `times` micro batches; `reduces`: with the reduction of gradients; `on_device`: whether the device updates with
+/// them. `gather_s`: all parameters for the forward, at stage 3.
 void add_micro_batches(Clock& clock, const Pieces& pieces, const Placement& placement, double times, double gather_s,
                        bool reduces, bool on_device) {
   const double loads_s = placement.parameters != Home::kDevice ? pieces.host_in_s : 0;
@@ -230,7 +230,7 @@ TimeEstimate estimate_time(const Request& request, const Placement& placement, b
   const Pieces pieces = pieces_of(request, placement, checkpointing);
   const auto times = static_cast<double>(request.accumulation_steps);
   Clock clock(request.hardware->overlap);
-  const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients travel once a step
+  const double reducing = placement.stage >= 2 ? times : 1;  // whole gradients are reduced once a step
   const bool on_device = is_updated_on_device(request, placement);
   add_micro_batches(clock, pieces, placement, times - reducing, pieces.gather_again_s, false, on_device);
   add_micro_batches(clock, pieces, placement, 1, pieces.gather_s, true, on_device);  // the first one at stage 3

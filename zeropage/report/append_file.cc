@@ -25,7 +25,7 @@ std::int64_t size_of(int fd) {
   return ::fstat(fd, &status) == 0 ? status.st_size : 0;
 }
 
-/// Up to `bytes` bytes at `offset`, fewer at the end.
+/// Reads up to `bytes` bytes at `offset`, fewer at the end of the file.
 std::string read_at(int fd, std::int64_t offset, std::int64_t bytes) {
   std::string text(static_cast<std::size_t>(bytes), '\0');
   const ssize_t got = ::pread(fd, text.data(), text.size(), offset);
@@ -33,7 +33,7 @@ std::string read_at(int fd, std::int64_t offset, std::int64_t bytes) {
   return text;
 }
 
-/// Where the last whole line ends; 0 when there is none.
+/// The end of the last complete line; 0 when there is none.
 std::int64_t end_of_last_line(int fd, std::int64_t size) {
   while (size > 0) {
     const std::int64_t begin = std::max<std::int64_t>(0, size - kBlockBytes);
@@ -76,11 +76,11 @@ void AppendFile::mend(std::string_view begins) {
   const std::int64_t size = size_of(fd);
   if (size == 0 || read_at(fd, size - 1, 1) == "\n") return;
   const std::string start = read_at(fd, 0, static_cast<std::int64_t>(begins.size()));
-  const bool is_ours = begins.starts_with(start);  // where it is shorter, its first line is torn
+  const bool is_ours = begins.starts_with(start);  // if the file is shorter, its first line is incomplete
   if (is_ours ? ::ftruncate(fd, end_of_last_line(fd, size)) != 0 : !append("\n")) lose(errno);
 }
 
-/// False, and errno, when not all of it could be written; the file is then as before.
+/// Returns false and sets errno when not all bytes could be written. The file is then unchanged.
 bool AppendFile::append(std::string_view bytes) {
   const int fd = file_.get();
   const std::int64_t before = size_of(fd);
@@ -102,7 +102,7 @@ bool AppendFile::append(std::string_view bytes) {
 void AppendFile::lose(int error) {
   if (lost_++ > 0) return;
   log_warn(
-      fmt::format("{}: metrics cannot be written: {}; training goes on without them", path_, std::strerror(error)));
+      fmt::format("{}: metrics cannot be written: {}; training continues without them", path_, std::strerror(error)));
 }
 
 }  // namespace zeropage::report

@@ -1,11 +1,11 @@
 /// \file
-/// Files of metrics that grow line by line, over restarts, on disks that may be full.
+/// Files of metrics to which lines are appended, also after restarts, on disks that may be full.
 ///
-///  1. At open, what a kill cut short at the end of an earlier run is removed, so that the next line is one of its own.
-///     Files that do not begin as ours do are never cut: there a line end is added.
-///  2. A line is written whole or not at all: what a full disk took of it is removed again.
-///  3. A line that cannot be written ends nothing. The first one is said with the path and the reason, the number of
-///     them at the end.
+///  1. When a file is opened, an incomplete last line of a killed run is removed, so that the next line is separate.
+///     Files that do not start like ours are never truncated; a line end is added instead.
+///  2. A line is written completely or not at all: a part that was written to a full disk is removed again.
+///  3. A line that cannot be written does not end the training. A warning names the path and the reason for the first
+///     such line, and their number at the end.
 #pragma once
 
 #include <cstdint>
@@ -18,18 +18,18 @@ namespace zeropage::report {
 
 class AppendFile {
  public:
-  /// Appends to `path`, whose folder is made. `begins`: the bytes with which each file of this kind starts.
-  /// Errors: IoError, since a path that cannot be used is a mistake in the configuration.
+  /// Appends to `path` and makes its folder. `begins`: the bytes with which every file of this kind starts.
+  /// Errors: IoError, because a path that cannot be used is an error in the configuration.
   AppendFile(std::string path, std::string_view begins);
   ~AppendFile();
   AppendFile(const AppendFile&) = delete;
 
   bool is_empty() const;
 
-  /// `line` with its end. Cost: two system calls. Throws nothing.
+  /// Writes `line` and a line end. Cost: two system calls. Throws nothing.
   void write(std::string_view line);
 
-  /// Ends the file, and says how many lines are missing; later lines are dropped.
+  /// Closes the file, and warns with the number of missing lines. Later lines are dropped.
   void close();
 
  private:

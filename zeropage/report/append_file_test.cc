@@ -13,7 +13,7 @@ namespace {
 
 class Append : public testing::Test {
  protected:
-  /// What the file holds after a line was added to one that held `before`.
+  /// The content of a file with the content `before` after a line was added.
   std::string after_a_line(const std::string& before) const {
     std::ofstream(path_, std::ios::binary | std::ios::trunc) << before;
     AppendFile(path_, "head,").write("new\n");
@@ -27,8 +27,8 @@ class Append : public testing::Test {
   const std::string path_ = testing::TempDir() + "zp-append-file";
 };
 
-// Catches the first line of a restart that is written onto a torn one, so that both are lost; and a file of somebody
-// else that is cut.
+// Catches the first line of a restart that is appended to an incomplete one, so that both are lost; and a foreign file
+// that is truncated.
 TEST_F(Append, MendsWhatAKillHasTorn) {
   EXPECT_EQ(after_a_line(""), "new\n");
   EXPECT_EQ(after_a_line("head,x\n1,2\n"), "head,x\n1,2\nnew\n");
@@ -40,8 +40,7 @@ TEST_F(Append, MendsWhatAKillHasTorn) {
   EXPECT_EQ(after_a_line(lines + std::string(200'000, '1')), lines + "new\n");
 }
 
-// Catches a full disk that ends the run, and a path that can never work and is complained of only when somebody looks
-// for the file.
+// Catches a full disk that ends the run, and an impossible path that is not reported when the file is opened.
 TEST_F(Append, AFullDiskIsSaidOnceAndAWrongPathAtOnce) {
   testing::internal::CaptureStderr();
   {

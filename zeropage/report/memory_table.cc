@@ -46,7 +46,7 @@ std::vector<Row> rows_of(const MemoryTable& table) {
           {"buffers", of_kind(ranks, MemoryKind::kBuffers), {}, 0}};
 }
 
-/// What is offloaded, kinds of which there is nothing left out. Nothing is on the host at stage 0.
+/// The rows of offloaded state, without kinds that are empty. At stage 0 nothing is on the host.
 std::vector<Row> host_rows_of(const MemoryTable& table) {
   const formula::StateBytes& formula = table.formula.offloaded;
   std::vector<Row> rows;
@@ -99,7 +99,7 @@ std::string format_bytes(std::int64_t bytes) {
   if (bytes < 1024) return fmt::format("{} B", bytes);
   double value = static_cast<double>(bytes) / 1024.0;
   std::size_t unit = 0;
-  // From 1023.5 it would be rounded to 1024.
+  // From 1023.5 on the value would be rounded to 1024.
   while (value >= 1023.5 && unit + 1 < std::size(kUnits)) {
     value /= 1024.0;
     ++unit;

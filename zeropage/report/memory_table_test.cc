@@ -79,7 +79,7 @@ TEST(MemoryTable, Bytes) {
   EXPECT_EQ(format_bytes(INT64_MAX), "8192 PiB");
 }
 
-// A kind that is left out, or that is taken for one of the other memory.
+// Catches a kind that is missing, or that is listed for the wrong memory.
 TEST(HeldMemory, IsNamedByKindAndPlace) {
   Ledger ledger;
   ledger.add(MemoryKind::kParameters, 3 * kMiB);

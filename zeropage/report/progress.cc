@@ -79,7 +79,8 @@ void Progress::finish() {
   rewritten_columns_ = 0;
 }
 
-/// Exponential averages over time. The first step only starts the clock: it includes what happens once.
+/// Updates exponential averages over time. The first step only starts the clock, because it includes work that happens
+/// once.
 void Progress::note_rates(const ProgressSample& sample, double now_s) {
   const double elapsed_s = now_s - last_time_s_;
   const std::int64_t steps = sample.step - last_->step;

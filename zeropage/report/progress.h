@@ -1,11 +1,11 @@
 /// \file
 /// The progress line of a training run. On a terminal one line is rewritten; elsewhere (a file, the launcher's pipe)
-/// plain lines appear at most every few seconds. For one rank to print; formatting only, clock and output come from
-/// outside.
+/// plain lines appear at most every few seconds. One rank prints it. This class only formats: the caller gives it a
+/// clock and an output.
 ///
 ///     step 120/1000  loss 2.3456  lr 1.00e-04  12.3k tokens/s  scale 65536  disk 2.10 GB/s, limit: drive  left 3m12s
 ///
-/// The drive is the limit where the rank stands still for it more than half of the time.
+/// The drive is the limit if the rank waits for it more than half of the time.
 #pragma once
 
 #include <cstdint>
@@ -22,15 +22,15 @@ std::string format_quantity(double value);
 /// 8s, 3m12s, 2h05m, 4d03h; "?" when negative or not finite.
 std::string format_duration(double seconds);
 
-/// What one optimizer step did.
+/// The figures of one optimizer step.
 struct ProgressSample {
   std::int64_t step = 0;  ///< steps done, from 1
   double loss = 0.0;
   double learning_rate = 0.0;
   double units = 0.0;                ///< tokens or samples of this step, over all ranks
   std::optional<double> loss_scale;  ///< fp16 only
-  std::int64_t disk_bytes = 0;       ///< read and written since the start, by this rank; 0: no state lives on a drive
-  double disk_wait_s = 0.0;          ///< in which this rank stood still for them
+  std::int64_t disk_bytes = 0;       ///< read and written since the start, by this rank; 0: no state is on a drive
+  double disk_wait_s = 0.0;          ///< the time in which this rank waited for them
 };
 
 struct ProgressOptions {
@@ -47,10 +47,10 @@ class Progress {
   /// `now_s`: a monotonic clock in seconds. `write`: takes text as it must appear, newlines included.
   Progress(ProgressOptions options, std::function<double()> now_s, std::function<void(std::string_view)> write);
 
-  /// Writes to stderr by the steady clock; finds out whether it is a terminal and how wide.
+  /// Writes to stderr and uses the steady clock. Detects whether stderr is a terminal, and its width.
   static Progress on_stderr(std::int64_t total_steps, std::string unit);
 
-  /// Takes note of a step, and shows it if the last line is old enough. Rates are averaged over about ten seconds.
+  /// Adds a step, and shows it if the last line is old enough. Rates are averaged over about ten seconds.
   void update(const ProgressSample& sample);
 
   /// Shows the last step if it was not shown, and ends the line. More updates may follow.

@@ -8,7 +8,7 @@
 namespace zeropage::report {
 namespace {
 
-/// A run whose clock and output are in the test's hand.
+/// A run whose clock and output the test controls.
 struct FakeRun {
   double now_s = 100.0;
   std::vector<std::string> written;
@@ -36,7 +36,7 @@ TEST(Progress, PlainLineShowsEverything) {
   EXPECT_EQ(run.written[1], "step 11/1000  loss 2.5000  lr 2.00e-04  2.00k tokens/s  scale 32768  left 8m15s\n");
 }
 
-// Would catch rates of the whole run in the place of the last steps', and the wrong one of the two called the limit.
+// Would catch rates of the whole run instead of the last steps, and a wrong limit.
 TEST(Progress, TheDriveAndWhatLimits) {
   FakeRun run({.plain_interval_s = 0.0});
   for (const auto& [step, waited_s] : {std::pair(1, 0.0), std::pair(2, 1.5), std::pair(3, 1.5)}) {
@@ -96,7 +96,7 @@ TEST(Progress, TerminalIsNotRewrittenFasterThanItCanBeRead) {
   EXPECT_LE(run.written.size(), 11U);
 }
 
-// Would catch a time left that the slow first step spoils, or that lags behind a change of speed for ever.
+// Would catch a remaining time that the slow first step distorts, or that never adapts to a change of speed.
 TEST(Progress, TimeLeftFollowsTheSpeed) {
   FakeRun run({.total_steps = 200, .plain_interval_s = 0.0});
   run.step(1, 300.0);

@@ -1,6 +1,6 @@
 /// \file
-/// How far a save is, on a terminal: a line that appears when it takes longer than a second, is rewritten, and goes
-/// away at its end. For one rank to show.
+/// The progress of a save, on a terminal: a line that appears when the save takes longer than a second, is rewritten,
+/// and is removed at the end. One rank shows it.
 ///
 ///     saving global_step120: 43% of 1.25 GB, 3s left
 #pragma once
@@ -17,10 +17,10 @@ class SaveProgress {
   /// `now_s`: a monotonic clock in seconds. `write`: takes text as it must appear.
   SaveProgress(std::string what, std::function<double()> now_s, std::function<void(std::string_view)> write);
 
-  /// Call from time to time. The line goes away when all is done.
+  /// Call from time to time. The line is removed when everything is written.
   void update(std::int64_t done_bytes, std::int64_t total_bytes);
 
-  /// Something that calls update of a line on stderr; null when stderr is no terminal.
+  /// A function that calls `update` of a line on stderr; null when stderr is no terminal.
   static std::function<void(std::int64_t done_bytes, std::int64_t total_bytes)> on_stderr(std::string what);
 
  private:
@@ -29,7 +29,7 @@ class SaveProgress {
   std::function<void(std::string_view)> write_;
   double begun_s_;
   double shown_s_;
-  std::size_t columns_ = 0;  ///< of the line that is there
+  std::size_t columns_ = 0;  ///< of the current line
 };
 
 }  // namespace zeropage::report

@@ -5,7 +5,7 @@
 namespace zeropage::report {
 namespace {
 
-// Catches a line for saves that are over in no time, one that flickers, and one that stays behind.
+// Catches a line for very short saves, a line that flickers, and a line that remains after the save.
 TEST(SaveProgress, AppearsWhenItTakesLongAndGoesAway) {
   double now_s = 100;
   std::string shown;

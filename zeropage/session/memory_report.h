@@ -14,11 +14,11 @@ namespace zeropage::session {
 
 struct RanksMemory {
   std::vector<report::RankBytes> device;  ///< index = rank; of frames the peak
-  std::vector<report::RankBytes> host;    ///< what is offloaded to the host
+  std::vector<report::RankBytes> host;    ///< the bytes that are offloaded to the host
 };
 
-/// Every rank's counted bytes. Collective: one exchange of 80 bytes per rank. `client_state`: bytes that an optimizer
-/// of the program's own keeps on this rank, on the device and on the host, which the engine does not count. Errors: as
+/// Every rank's counted bytes. Collective: one exchange of 80 bytes per rank. `client_state`: bytes that the program's
+/// optimizer object keeps on this rank, on the device and on the host, which the engine does not count. Errors: as
 /// comm::all_gather_small.
 RanksMemory gather_memory(const engine::Engine& core, comm::Communicator& communicator,
                           std::array<std::int64_t, 2> client_state);

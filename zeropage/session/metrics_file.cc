@@ -23,7 +23,7 @@ double time_s() {
   return std::round(std::chrono::duration<double>(now).count() * 1e3) / 1e3;
 }
 
-/// {"parameters": [now, peak], ...}; where `used_only`, without the kinds that never held anything.
+/// {"parameters": [now, peak], ...}; with `used_only` without the kinds that were never used.
 ordered_json held_bytes(const Ledger& ledger, Tier tier, bool used_only) {
   auto out = ordered_json::object();
   for (int i = 0; i < kMemoryKinds; ++i) {
@@ -76,7 +76,7 @@ MetricsFile::~MetricsFile() {
   try {
     close();
   } catch (const std::exception&) {
-    // The steps are in the file; only the last counts of pages are not.
+    // All steps are in the file. Only the last counts of pages are missing.
   }
 }
 
@@ -92,7 +92,7 @@ void MetricsFile::write_step(std::optional<double> loss, double lr, const StepTi
   const std::int64_t step = core_.global_steps();
   ordered_json seconds = {{"whole", times.seconds}};
   for (const auto& [name, value] : times.parts) seconds[name] = value;
-  // dump() writes null for what is not finite, of which JSON knows nothing.
+  // dump() writes null for values that are not finite, because JSON has none.
   ordered_json record = {{"record", "step"},
                          {"step", step},
                          {"samples", core_.global_samples()},

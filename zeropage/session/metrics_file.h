@@ -1,5 +1,5 @@
 /// \file
-/// The file of zeropage.metrics_file (docs/monitoring.md): what a run was and did, one JSON document a line, for
+/// The file of zeropage.metrics_file (docs/monitoring.md): the records of a run, one JSON document per line, for
 /// `zeropage report` and `zeropage top`.
 ///
 /// - {"record": "run", ...} when an engine is made: configuration, ranks, the formula's bytes. A resumed run appends
@@ -9,8 +9,8 @@
 /// - {"record": "pages", ...}: faults and evictions of every page since the engine was made, at steps 1, 10, 100, 200,
 ///   ... and at the end.
 ///
-/// Rank 0 writes, and its bytes and times are its own. Each line is handed to the system at once; one that cannot
-/// be written ends no training (report/append_file.h).
+/// Rank 0 writes the file, with its own bytes and times. Each line is written at once. A line that cannot be written
+/// does not end the training (report/append_file.h).
 #pragma once
 
 #include <optional>
@@ -25,17 +25,17 @@ namespace zeropage::session {
 
 class MetricsFile {
  public:
-  /// Appends to `path`, whose folder is made, and writes the run's record. `core` must outlive this. Errors: IoError.
+  /// Appends to `path`, makes its folder, and writes the record of the run. `core` must outlive this. Errors: IoError.
   MetricsFile(const std::string& path, const engine::Engine& core, const config::Config& config, int world_size,
               c10::Device device);
   ~MetricsFile();  ///< as close
   MetricsFile(const MetricsFile&) = delete;
 
-  /// loss: absent where the program runs `loss.backward()` itself; lr: of the first group. Cost: two system calls, and
+  /// loss: nullopt if the program calls `loss.backward()` itself; lr: of the first group. Cost: two system calls, and
   /// every 100 steps two more.
   void write_step(std::optional<double> loss, double lr, const StepTimes& times);
 
-  /// Writes the pages and ends the file.
+  /// Writes the record of the pages and closes the file.
   void close();
 
  private:
@@ -48,7 +48,7 @@ class MetricsFile {
   bool closed_ = false;
 };
 
-/// Memory of this process that is resident, what it shares included.
+/// Resident memory of this process, including shared memory.
 std::int64_t process_bytes();
 
 }  // namespace zeropage::session

@@ -10,7 +10,7 @@
 namespace zeropage::session {
 namespace {
 
-/// What the learning rate is multiplied by.
+/// The factor of the learning rate.
 double adjustment(const std::string& kind, std::int64_t rows, std::int64_t columns) {
   const auto height = static_cast<double>(rows);
   const auto width = static_cast<double>(columns);

@@ -1,6 +1,6 @@
 /// \file
-/// The update of a parameter by Muon, for Python's zeropage.muon and for C++ programs. Of a matrix g is the mean
-/// gradient, after clipping:
+/// The update of a parameter by Muon, for Python's zeropage.muon and for C++ programs. For a matrix p with the mean
+/// gradient g, after clipping:
 ///
 ///     m = momentum * m + (1 - momentum) * g
 ///     u = (1 - momentum) * g + momentum * m           without nesterov: u = m
@@ -33,11 +33,11 @@ struct MuonOptions {
   std::int64_t ns_steps = 5;              ///< iterations
   std::string ns_dtype;                   ///< "bf16", "fp16", "fp32"; empty: see newton_schulz.h
   std::string adjust_lr_fn = "original";  ///< or "match_rms_adamw"
-  std::int64_t matrices = 0;              ///< how many matrices a parameter is, stacked; 0: as its shape says
+  std::int64_t matrices = 0;              ///< number of matrices that are stacked in the parameter; 0: by its shape
 };
 
-/// The matrices that a parameter is: `count` of its rows in equal parts. 0: of three dimensions a stack, else one of
-/// (out, rest). Views where that is possible.
+/// The matrices of a parameter: its rows in `count` equal parts. With 0 a parameter of three dimensions is a stack of
+/// matrices, and any other is one matrix (out, rest). Views where possible.
 std::vector<at::Tensor> as_matrices(const at::Tensor& update, std::int64_t count);
 
 /// Hyperparameters of a parameter that AdamW updates.

@@ -11,7 +11,7 @@ constexpr double kC = 2.0315;
 constexpr double kSmallestNorm = 1e-7;
 constexpr std::int64_t kRestart = 2;
 
-/// b A + c A A.
+/// Returns b A + c A A.
 at::Tensor polynomial(const at::Tensor& a) { return at::addmm(a, a, a, kB, kC); }
 
 at::Tensor standard(const at::Tensor& u, std::int64_t steps, at::ScalarType dtype) {
@@ -29,9 +29,9 @@ at::Tensor standard(const at::Tensor& u, std::int64_t steps, at::ScalarType dtyp
 at::Tensor gram(const at::Tensor& u, std::int64_t steps, at::ScalarType dtype) {
   const bool tall = u.size(0) > u.size(1);
   const at::Tensor wide = tall ? u.t() : u;
-  // Small values would be lost if it were rounded first.
+  // Small values would be lost if u were rounded first.
   at::Tensor x = wide.div(wide.norm().clamp_min(kSmallestNorm)).to(dtype);
-  at::Tensor product;  // of the polynomials that x does not have yet
+  at::Tensor product;  // the product of the polynomials that are not applied to x yet
   at::Tensor a = x.mm(x.t());
   for (std::int64_t step = 0; step < steps; ++step) {
     if (step == kRestart) {

@@ -27,14 +27,14 @@ namespace {
 constexpr char kTerminate = 't';
 constexpr char kClose = 'c';
 
-/// Where the handler writes. A signal handler has nothing but what is global.
+/// The pipe into which the handler writes. A signal handler can only use global variables.
 std::atomic<int> signalled_pipe{-1};
-std::atomic<pid_t> watched_pid{-1};  ///< a child that was forked since has the pipe, and is not meant
+std::atomic<pid_t> watched_pid{-1};  ///< children that are forked later inherit the pipe, and must not use it
 struct sigaction handler_before {};  ///< valid while one is active; a fork reads it without a lock
 
 struct Active {
   std::mutex mutex;
-  std::vector<int> pipes;  ///< of those that are watched for, the oldest first
+  std::vector<int> pipes;  ///< of all active objects, the oldest first
 };
 
 Active& active() {
@@ -45,7 +45,7 @@ Active& active() {
 void send(int pipe, char byte) {
   const int error = errno;
   if (::write(pipe, &byte, 1) < 0) {
-    // The pipe is full of signals already.
+    // The pipe is already full of signals.
   }
   errno = error;
 }
@@ -53,7 +53,7 @@ void send(int pipe, char byte) {
 extern "C" void zeropage_on_sigterm(int) {
   if (::getpid() != watched_pid) {  // a child that was forked without the functions of pthread_atfork
     ::signal(SIGTERM, SIG_DFL);
-    ::raise(SIGTERM);  // is delivered when this handler has returned
+    ::raise(SIGTERM);  // this signal is delivered after this handler has returned
     return;
   }
   if (const int pipe = signalled_pipe; pipe >= 0) send(pipe, kTerminate);
@@ -90,7 +90,7 @@ void stop_watching(int pipe) {
   const std::scoped_lock lock(all.mutex);
   std::erase(all.pipes, pipe);
   signalled_pipe = all.pipes.empty() ? -1 : all.pipes.back();
-  // A handler that the program has installed since stays.
+  // A handler that the program has installed later is kept.
   if (all.pipes.empty() && handler_is_ours()) ::sigaction(SIGTERM, &handler_before, nullptr);
 }
 
@@ -105,7 +105,7 @@ struct Preemption::State {
     ::close(ends[1]);
   }
 
-  /// The next byte; 0 when there is none in time. timeout_ms: -1 for ever.
+  /// Returns the next byte, or 0 when none arrives in time. timeout_ms: -1 waits forever.
   char next(int timeout_ms) const {
     pollfd waiting{ends[0], POLLIN, 0};
     int ready = 0;
@@ -119,7 +119,7 @@ struct Preemption::State {
     if (next(-1) != kTerminate) return;
     {
       const std::scoped_lock lock(mutex);
-      if (!request_stop) std::_Exit(128 + SIGTERM);  // nothing is left that could be saved
+      if (!request_stop) std::_Exit(128 + SIGTERM);  // there is nothing to save any more
       request_stop();
       stopping = true;
     }
@@ -148,10 +148,10 @@ Preemption::Preemption(std::function<void()> request_stop, double grace_s)
 }
 
 Preemption::~Preemption() {
-  if (::getpid() != watched_pid) return;  // a forked child says nothing to its parent's thread
+  if (::getpid() != watched_pid) return;  // a forked child must not signal its parent's thread
   const std::scoped_lock lock(state_->mutex);
   state_->request_stop = nullptr;
-  if (state_->stopping) return;  // a second signal, and the end of the grace, still find the thread
+  if (state_->stopping) return;  // the thread must still handle a second signal and the end of the grace period
   stop_watching(state_->ends[1]);
   send(state_->ends[1], kClose);
 }

@@ -1,13 +1,13 @@
 /// \file
-/// Ending when the machine is taken away (zeropage.preemption_folder), for Python and C++ programs alike:
+/// Ends a run when the machine is preempted (zeropage.preemption_folder), for Python and C++ programs:
 ///
-///  1. SIGTERM, on any rank, becomes a byte in a pipe. The handler is C++: it also runs while Python's interpreter
-///     waits.
-///  2. A thread reads it and asks the engine to stop. The global check of the next step tells all ranks.
+///  1. The handler of SIGTERM, on any rank, writes a byte into a pipe. The handler is C++, so it also runs while
+///     Python's interpreter waits.
+///  2. A thread reads the byte and asks the engine to stop. The global check of the next step informs all ranks.
 ///  3. After that step every rank saves. `Engine::step` throws Preempted in C++ and raises SystemExit(0) in Python.
-///  4. A process that is still there `grace_s` after the signal ends with exit code 75, by which launchers start
-///     again; at a second SIGTERM it ends at once.
-///  5. A forked child gets the handler back that the process had before. So ending a child ends nothing else.
+///  4. A process that has not ended `grace_s` after the signal ends with exit code 75, after which launchers start the
+///     job again. After a second SIGTERM it ends at once.
+///  5. A forked child gets the earlier handler of the process back. So ending a child ends nothing else.
 #pragma once
 
 #include <functional>
@@ -15,8 +15,8 @@
 
 namespace zeropage::session {
 
-/// Watches for SIGTERM until it is destroyed. Of several the one made last gets the signal. A run that is being ended
-/// stays watched to its end.
+/// Handles SIGTERM until it is destroyed. If there are several, the one that was made last gets the signal. A run that
+/// has begun to end is watched until its end.
 class Preemption {
  public:
   /// `request_stop` is called from a thread, at most once, and not after the destructor has returned. `grace_s` in

@@ -1,4 +1,4 @@
-// SIGTERM and those that watch for it.
+// Tests of SIGTERM and of the objects that handle it.
 #include "zeropage/session/preemption.h"
 
 #include <gtest/gtest.h>
@@ -22,7 +22,8 @@ bool becomes_true(const std::atomic<bool>& value) {
   return value;
 }
 
-/// Each in a process of its own: what has begun to end a process stays in it. The body's result is the exit code.
+/// Runs each test in a process of its own, because a process that has begun to end cannot be reused. The body's result
+/// is the exit code.
 template <class Body>
 int exit_code_of(Body body) {
   const pid_t child = ::fork();
@@ -47,7 +48,7 @@ TEST(Preemption, TheOneMadeLastGetsTheSignalWhateverEndsFirst) {
             0);
 }
 
-// Catches a program's handler that is not given back, and one installed later that is taken away.
+// Catches a program's handler that is not restored, and a handler installed later that is removed.
 TEST(Preemption, TheHandlerOfTheProgramStays) {
   EXPECT_EQ(exit_code_of([] {
               ::signal(SIGTERM, &count_signal);
@@ -80,7 +81,7 @@ TEST(Preemption, AForkedChildHasTheHandlerFromBefore) {
             0);
 }
 
-// Catches a second signal that is not obeyed at once, and a grace that does not end.
+// Catches a second signal that does not end the process at once, and a grace period that does not end.
 TEST(Preemption, ASecondSignalAndTheEndOfTheGraceEndTheProcess) {
   const auto ended = [](double grace_s, int signals) {
     return exit_code_of([=] {

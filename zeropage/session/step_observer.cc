@@ -14,10 +14,10 @@
 namespace zeropage::session {
 namespace {
 
-constexpr std::int64_t kStepsPerPrint = 10;  // where steps_per_print is not given
+constexpr std::int64_t kStepsPerPrint = 10;  // if steps_per_print is not given
 
-/// Of a step: its three phases; inside them faults, waits for gradients and the update; how long transfers were under
-/// way.
+/// The parts of a step: its three phases; faults, waits for gradients and the update within them; the times of
+/// transfers.
 constexpr std::array kParts = {SpanKind::kForward, SpanKind::kBackward, SpanKind::kStep,   SpanKind::kFault,
                                SpanKind::kWait,    SpanKind::kUpdate,   SpanKind::kGather, SpanKind::kReduce};
 
@@ -44,7 +44,7 @@ StepObserver::StepObserver(const engine::Engine& core, const config::Config& con
 
 void StepObserver::end_phase(std::string_view phase) const {
   if (waits_for_device_) at::accelerator::synchronizeDevice(device_.index());
-  // `step` has counted itself already.
+  // After the phase "step" the step has already been counted.
   const std::int64_t step = core_.global_steps() + (phase == "step" ? 0 : 1);
   if (prints_memory_ && step % steps_per_print_ == 0)
     log_info(fmt::format("memory after {}: {}", phase, memory_line()));

@@ -1,8 +1,8 @@
 /// \file
-/// What a run tells about itself while it trains: wall_clock_breakdown, memory_breakdown and zeropage.metrics_file. The
-/// engine's timeline adds up where time goes; here the figures of each optimizer step are taken and handed on. Times
-/// are those of the host; with wall_clock_breakdown on a device the end of each phase waits for the device, so that
-/// they are the device's, too.
+/// Reports during training: wall_clock_breakdown, memory_breakdown and zeropage.metrics_file. The engine's timeline
+/// sums times by kind. This class takes the figures of each optimizer step and passes them on. Times are measured on
+/// the host. With wall_clock_breakdown the end of each phase waits for the device, so the times include the device's
+/// work.
 #pragma once
 
 #include <chrono>
@@ -19,14 +19,14 @@
 
 namespace zeropage::session {
 
-/// Of one engine, on one rank: `end_phase` after each forward, backward and step, then `end_step` after each optimizer
-/// step.
+/// One object per engine and rank. Call `end_phase` after each forward, backward and step, then `end_step` after each
+/// optimizer step.
 class StepObserver {
  public:
   /// Opens the metrics file on rank 0. `core` must outlive this. Errors: IoError.
   StepObserver(const engine::Engine& core, const config::Config& config, int rank, int world_size, c10::Device device);
 
-  /// Whether wall_clock_breakdown asks for times of the phases.
+  /// Whether wall_clock_breakdown is set, so that the times of the phases are printed.
   bool prints_times() const { return prints_times_; }
   /// Whether end_phase does anything.
   bool watches_phases() const { return waits_for_device_ || prints_memory_; }
@@ -35,15 +35,16 @@ class StepObserver {
   /// phase: "forward", "backward" or "step". On a device it may wait for the device.
   void end_phase(std::string_view phase) const;
 
-  /// After an optimizer step, applied or skipped: writes the file's record and prints times where they are due. loss:
-  /// absent where the program runs `loss.backward()` itself; lr: of the first group. Returns the times of that step.
+  /// Call after an optimizer step, applied or skipped. Writes the record of the file, and prints times when they are
+  /// due. loss: nullopt if the program calls `loss.backward()` itself; lr: of the first group. Returns the times of
+  /// that step.
   StepTimes end_step(std::optional<double> loss, double lr);
 
-  /// What monitors are told of that step, under DeepSpeed's names: "Train/Samples/lr" and others.
+  /// The values of that step for monitors, under DeepSpeed's names: "Train/Samples/lr" and others.
   std::vector<std::pair<std::string, double>> monitored(std::optional<double> loss, double lr,
                                                         const StepTimes& times) const;
 
-  /// Ends the file.
+  /// Closes the file.
   void close();
 
  private:

@@ -1,5 +1,5 @@
 /// \file
-/// How long an optimizer step took.
+/// The times of an optimizer step.
 #pragma once
 
 #include <map>
@@ -12,7 +12,7 @@ using Parts = std::map<std::string, double>;
 
 struct StepTimes {
   Parts parts;
-  double seconds = 0.0;  ///< since the end of the step before
+  double seconds = 0.0;  ///< since the end of the previous step
 };
 
 }  // namespace zeropage::session

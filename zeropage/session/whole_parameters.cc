@@ -149,7 +149,8 @@ void WholeParameters::scatter(std::map<int, at::Tensor> whole, const std::map<in
 
 std::optional<at::Tensor> WholeParameters::from_owner(int parameter, const std::optional<at::Tensor>& mine) {
   const auto& [shape, parts, owner, is_sent] = placed_.at(parameter);
-  if (!is_sent && parts.size() == static_cast<std::size_t>(communicator_->size())) {  // every rank has all of it
+  if (!is_sent &&
+      parts.size() == static_cast<std::size_t>(communicator_->size())) {  // every rank has the whole parameter
     if (!mine) return std::nullopt;
     return mine->detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   }
@@ -179,7 +180,7 @@ bool WholeParameters::any_is_sent() const {
 }
 
 std::vector<std::string> WholeParameters::exchange(const std::string& mine) {
-  communicator_->set_checking(true);  // nothing says that the peers do the same
+  communicator_->set_checking(true);  // it is not certain that the peers do the same
   return checkpoint::exchange_texts(*communicator_, mine);
 }
 
@@ -188,7 +189,8 @@ void WholeParameters::broadcast(const at::Tensor& tensor, int root) {
   communicator_->broadcast(tensor.data_ptr(), bytes, root, {"parameters that an optimizer sees whole"})->wait();
 }
 
-/// A rank that has no elements of a parameter does not know whether others have a gradient.
+/// Exchanges which parameters have gradients: a rank without elements of a parameter cannot know whether others have a
+/// gradient.
 std::map<int, WholeParameters::Known> WholeParameters::exchange_known(const std::map<int, ValuesAndGradient>& mine) {
   std::string own;
   for (const auto& [parameter, placed] : placed_) {

@@ -1,17 +1,17 @@
 /// \file
-/// Parameters that an optimizer object sees whole, where ranks update parts of them. Each has an owner, and its parts
-/// are sent to the owner within an update:
+/// Parameters that an optimizer object needs whole although ranks update parts of them. Each parameter has an owner,
+/// and its parts are sent to the owner within an update:
 ///
-///   1. When parameters are added, ranks tell each other which parts they update. If one rank has all of a parameter,
-///      it is the owner, and nothing of it is sent: see layout/whole_pages.h. The others, the largest first, go to the
-///      rank that owns least.
-///   2. `gather` gives the owner fp32 values and gradient of the whole parameter, in its shape.
-///   3. The optimizer changes the owner's copies. `agree`: ranks tell each other whether that succeeded.
+///   1. When parameters are added, ranks exchange which parts they update. If one rank has all of a parameter, it is
+///      the owner, and nothing of it is sent: see layout/whole_pages.h. The other parameters, the largest first, get
+///      the rank that owns the fewest elements.
+///   2. `gather` gives the owner the fp32 values and the gradient of the whole parameter, in its shape.
+///   3. The optimizer changes the owner's copies. `agree`: ranks exchange whether this succeeded.
 ///   4. `scatter` copies the results into the parts.
 ///
-/// Cost per update: each rank receives 12 bytes per element of the parameters that lie on several ranks, and the owner
-/// holds 8 bytes per element of those that it owns while the optimizer runs. Where every rank has all parameters, as at
-/// stage 0, nothing is sent, and owners only determine who saves their state.
+/// Cost per update: each rank receives 12 bytes per element of the parameters that are divided over several ranks, and
+/// the owner holds 8 bytes per element of those that it owns while the optimizer runs. If every rank has all
+/// parameters, as at stage 0, nothing is sent, and the owner only saves the state.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -31,24 +31,24 @@
 
 namespace zeropage::session {
 
-/// How all elements of a parameter, as they lie in memory, are a tensor of its shape.
+/// The shape of a parameter and the order of its dimensions in memory.
 struct WholeShape {
   std::vector<std::int64_t> extents;
-  std::vector<std::int64_t> order;  ///< its dimensions as they lie in memory, the outermost first
+  std::vector<std::int64_t> order;  ///< its dimensions in the order of memory, the outermost first
 
   static WholeShape of(const at::Tensor& parameter);
   std::int64_t numel() const;
 
-  /// `value` [extents] as [numel], in the order in which the parameter lies in memory: a view where that is possible.
+  /// `value` [extents] as [numel], in the parameter's order in memory: a view where possible.
   at::Tensor flat(const at::Tensor& value) const;
 
   /// `flat` [numel] as [extents]: a view.
   at::Tensor shaped(const at::Tensor& flat) const;
 };
 
-/// What a rank updates of a parameter.
+/// The part of a parameter that a rank updates.
 struct ParameterPart {
-  std::int64_t offset = 0;  ///< first element, as the parameter lies in memory
+  std::int64_t offset = 0;  ///< first element, in the order of memory
   std::int64_t numel = 0;
 };
 
@@ -60,14 +60,14 @@ class WholeParameters {
   /// `device`: the engine's, through whose memory parts are sent.
   WholeParameters(std::shared_ptr<comm::Communicator> communicator, c10::Device device);
 
-  /// Collective. `shapes`: of the parameters that the optimizer sees whole, by index; those that are known already keep
-  /// their owner. `mine`: what this rank updates of each.
+  /// Collective. `shapes`: of the parameters that the optimizer needs whole, by index; known ones keep their owner.
+  /// `mine`: the parts that this rank updates.
   void add(const std::map<int, WholeShape>& shapes, const std::map<int, ParameterPart>& mine);
 
   bool contains(int parameter) const { return placed_.contains(parameter); }
   const WholeShape& shape(int parameter) const { return placed_.at(parameter).shape; }
 
-  /// The rank that updates the parameter, or saves its state when all of them update it.
+  /// The rank that updates the parameter, or that saves its state when all ranks update it.
   int owner(int parameter) const { return placed_.at(parameter).owner; }
 
   /// Whether its parts are sent to the owner.
@@ -76,28 +76,30 @@ class WholeParameters {
   /// Parameters that the optimizer of this rank updates, ascending.
   std::vector<int> seen() const;
 
-  /// `mine`: flat parts of this rank. Returns what its optimizer updates, whole and in shape. Collective.
+  /// `mine`: flat parts of this rank. Returns the parameters that its optimizer updates, whole and in their shapes.
+  /// Collective.
   std::map<int, ValuesAndGradient> gather(const std::map<int, ValuesAndGradient>& mine);
 
-  /// `whole`: what the optimizer of this rank has made of `gather`'s values, which it may have replaced. Collective.
+  /// `whole`: the values of `gather` after the update of this rank's optimizer, which may have replaced the tensors.
+  /// Collective.
   void scatter(std::map<int, at::Tensor> whole, const std::map<int, ValuesAndGradient>& mine);
 
-  /// A tensor of the parameter's shape, new, in fp32: the owner's `mine`; nullopt when it has none. Collective.
+  /// A new fp32 tensor of the parameter's shape with the owner's `mine`; nullopt when the owner has none. Collective.
   std::optional<at::Tensor> from_owner(int parameter, const std::optional<at::Tensor>& mine);
 
-  /// Whether all succeeded, on all ranks. Collective. `failure`: of this rank; empty: there was none. Errors: PeerError
-  /// where there was one on another rank, and none on this one.
+  /// Returns whether all ranks succeeded. Collective. `failure`: that of this rank; empty: none. Errors: PeerError when
+  /// another rank failed and this one did not.
   bool agree(const std::string& failure);
 
  private:
-  /// A parameter, and which rank updates which of its elements.
+  /// A parameter, and the elements of it that each rank updates.
   struct Placed {
     WholeShape shape;
     std::map<int, ParameterPart> parts;  // by rank
     int owner = 0;
     bool is_sent = false;
   };
-  /// What is known of a parameter in an update, on any rank.
+  /// The state of a parameter in an update, over all ranks.
   enum class Known : char { kAbsent = 0, kWithoutGradient = 1, kWithGradient = 2 };
   using Piece = std::pair<int, ParameterPart>;
   using PartOf = std::function<std::optional<ParameterPart>(const Placed& placed, int rank)>;
@@ -111,7 +113,7 @@ class WholeParameters {
   std::vector<int> sent(const std::map<int, Known>& known, Known least) const;
   std::vector<std::vector<int>> chunks(const std::vector<int>& parameters) const;
 
-  /// Every rank receives what each rank has of the parameters of a chunk. Memory: what one rank has. Collective.
+  /// Sends the parts of all ranks of the parameters of a chunk to every rank. Memory: the part of one rank. Collective.
   void exchange_chunk(const std::vector<int>& chunk, const PartOf& part_of, const OwnValues& own,
                       const Receive& receive);
 
