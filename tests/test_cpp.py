@@ -166,7 +166,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
     _, said = job.communicate(timeout=60)
     assert job.returncode == 0, said
     saved = (folder / "latest").read_text().strip()
-    assert said.count(f"ended by SIGTERM after step {saved.removeprefix('global_step')}; go on from {folder}") == 2
+    assert said.count(f"ended by SIGTERM after step {saved.removeprefix('global_step')}; resume from {folder}") == 2
     run(COMMAND, "report", metrics, folder=tmp_path)
     assert "</html>" in metrics.with_suffix(".html").read_text()
 

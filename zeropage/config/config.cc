@@ -70,9 +70,8 @@ DataTypes read_data_types(const Settings& settings) {
 std::optional<DType> read_autocast(const Settings& settings, Precision precision) {
   if (!settings.flag("torch_autocast.enabled")) return std::nullopt;
   if (precision != Precision::kFp32) {
-    settings.fail(
-        "torch_autocast.enabled",
-        "expected neither fp16 nor bf16 enabled together with it, because they cast the model itself; disable one");
+    settings.fail("torch_autocast.enabled",
+                  "expected fp16 and bf16 disabled, because they cast the model itself; disable one");
   }
   return settings.optional<std::string>("torch_autocast.dtype").value_or("bf16") == "fp16" ? DType::kFloat16
                                                                                            : DType::kBFloat16;
@@ -157,10 +156,9 @@ Offload read_offload(const Settings& settings, int stage) {
   }
   if (offload.parameters == OffloadDevice::kNvme && !is_automatic(settings.at(key("offload_optimizer.device"))) &&
       (offload.optimizer == OffloadDevice::kNone || offload.optimizer_ratio < 1.0)) {
-    settings.fail(
-        key("offload_param.device"),
-        "expected offload_optimizer with the device \"cpu\" or \"nvme\" and the ratio 1 together with parameters on "
-        "\"nvme\", since they are updated on the host; add it, or set this device to \"cpu\"");
+    settings.fail(key("offload_param.device"),
+                  "expected offload_optimizer with the device \"cpu\" or \"nvme\" and the ratio 1 for parameters on "
+                  "\"nvme\", since they are updated on the host; add it, or set this device to \"cpu\"");
   }
   return offload;
 }
@@ -185,10 +183,9 @@ void read_quantization(const Settings& settings, Zero& zero) {
                   "set another stage, or remove this key");
   }
   if (!zero.reduce_scatter) {
-    settings.fail(
-        key("zero_quantized_gradients"),
-        "expected reduce_scatter true together with it, which sends gradients to their owners, got false; remove "
-        "one of the two keys");
+    settings.fail(key("zero_quantized_gradients"),
+                  "expected reduce_scatter true, which sends gradients to their owners, got false; remove "
+                  "one of the two keys");
   }
 }
 

@@ -1,6 +1,6 @@
 /// \file
-/// What objects of torch::optim write into archives, name by name: the one way to read state and hyperparameters of a
-/// class that is not known here, the program's own included.
+/// Reads the archives that objects of torch::optim write, item by item. This is the only way to read state and
+/// hyperparameters of classes that are not known here, such as a program's own.
 #pragma once
 
 #include <ATen/core/ivalue.h>
@@ -15,10 +15,11 @@ namespace zeropage::cpp {
 
 using ArchiveItems = std::vector<std::pair<std::string, c10::IValue>>;
 
-/// The option that tells AdamW from Adam, as Python's torch.optim calls it. Objects here have none: it is their class.
+/// The option of Python's torch.optim that distinguishes AdamW from Adam. Objects of libtorch do not have it: their
+/// class differs.
 inline constexpr const char* kDecoupled = "decoupled_weight_decay";
 
-/// What was written, to be read. Cost: a copy.
+/// Makes an archive for reading of a written one. Cost: a copy.
 inline torch::serialize::InputArchive read_back(torch::serialize::OutputArchive& written) {
   std::stringstream bytes;
   written.save_to(bytes);

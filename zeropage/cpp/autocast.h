@@ -8,8 +8,8 @@
 
 namespace zeropage {
 
-/// While it lives, operators of this thread choose their types as torch_autocast says. It is for the forward; end it
-/// before the backward. Scopes may be nested.
+/// While it exists, operators of this thread choose their types according to torch_autocast. It is for the forward:
+/// destroy it before the backward. Scopes may be nested.
 class [[nodiscard]] Autocast {
  public:
   Autocast(at::DeviceType device, std::optional<at::ScalarType> dtype);  ///< absent: leaves everything as it is

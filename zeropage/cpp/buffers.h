@@ -1,5 +1,5 @@
 /// \file
-/// Types of a module's buffers, and the modules whose buffers and parameters go together.
+/// Types of a module's buffers, and the modules whose buffers and parameters must have matching types.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -14,12 +14,13 @@
 
 namespace zeropage::cpp {
 
-/// What stays fp32 in 16 bit, for engine::settle_types: norms with running statistics, which need fp32 and take inputs
-/// of 16 bit.
+/// The parameters that stay fp32 in a 16-bit model, for engine::settle_types: norms with running statistics, which need
+/// fp32 and accept 16-bit inputs.
 std::vector<std::string> declared_in_fp32(torch::nn::Module& model);
 
-/// Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics follow the
-/// parameters beside them, as `parameters` says after settle_types, which torch's kernels want.
+/// Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics get the type
+/// that the parameters of their module have after settle_types (`parameters`), because torch's kernels need equal
+/// types.
 void cast_buffers(torch::nn::Module& model, const config::Config& config,
                   const std::vector<engine::ParameterInput>& parameters);
 

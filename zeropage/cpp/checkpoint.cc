@@ -40,7 +40,7 @@ void set_random_state(const at::Tensor& state, c10::Device device) {
   }
 }
 
-/// What of a checkpoint does not fit the engine, beside what the core compares itself.
+/// Differences between a checkpoint and the engine, in addition to those that the core finds itself.
 std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tensors& buffers, std::size_t groups,
                                      const std::optional<std::string>& optimizer, bool strict, bool with_optimizer) {
   std::vector<std::string> found;
@@ -58,15 +58,15 @@ std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tens
       found.push_back(fmt::format("buffer '{}' is in the checkpoint, not in the model", name));
   }
   if (with_optimizer && host.optimizer && host.optimizer != optimizer) {
-    found.push_back(
-        fmt::format("the optimizer is {}, that of the checkpoint {}; load with load_optimizer_states = false "
-                    "to start without its state",
-                    optimizer.value_or("absent"), *host.optimizer));
+    found.push_back(fmt::format(
+        "the optimizer is {}, but the checkpoint's optimizer is {}; load with load_optimizer_states = false "
+        "to start without its state",
+        optimizer.value_or("absent"), *host.optimizer));
   }
   if (with_optimizer && !host.cannot_follow.empty()) {
     found.push_back(
-        fmt::format("the checkpoint's parameter groups have {}, which {} here cannot do; use the optimizer that saved, "
-                    "or load with load_optimizer_states = false",
+        fmt::format("the checkpoint's parameter groups have {}, which {} here does not support; use the optimizer of "
+                    "the checkpoint, or load with load_optimizer_states = false",
                     host.cannot_follow, optimizer.value_or("no optimizer")));
   }
   if (with_optimizer && host.groups.size() != groups) {
@@ -149,7 +149,7 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
                                                       options.load_module_strict, with_optimizer),
                                           "\n    "));
   } catch (const Error& error) {
-    problem = error.what();  // the other ranks must hear of it
+    problem = error.what();  // the other ranks must be informed
   }
   engine::LoadOptions request;
   request.strict = options.load_module_strict;

@@ -29,7 +29,7 @@ struct Scale : torch::nn::Module {
   at::Tensor weight, alias, seen;
 };
 
-/// Removes itself.
+/// A folder that its destructor removes.
 class Folder {
  public:
   Folder() {
@@ -50,8 +50,7 @@ void train(Engine& engine, Scale& model, int steps) {
   }
 }
 
-// State that is not saved, or not put back, trains on along another path: weights, moments, schedule, buffers, client
-// state.
+// Catches state that is not saved or not restored: weights, moments, schedule, buffers, client state.
 TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
   const Folder folder;
   on_two_ranks([&](int rank, const Options& options) {
@@ -79,7 +78,7 @@ TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
   });
 }
 
-// A model that differs must be told apart before anything is changed, on every rank.
+// Catches a different model that is found only after something was changed, or not on every rank.
 TEST(Checkpoint, WhatDoesNotFitIsRefusedAndChangesNothing) {
   const Folder folder;
   on_two_ranks([&](int, const Options& options) {
@@ -101,7 +100,7 @@ TEST(Checkpoint, WhatDoesNotFitIsRefusedAndChangesNothing) {
   });
 }
 
-// Moments of one optimizer that another takes for its own: both have a state of the same name.
+// Catches moments of one optimizer that another one loads, because both have a state of the same name.
 TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
   const Folder folder;
   on_two_ranks([&](int, const Options& options) {
@@ -126,7 +125,7 @@ TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
   });
 }
 
-// A save in the background that is not waited for, or that talks over the training's communicator, hangs or is lost.
+// Catches a background save that nothing waits for, or that uses the communicator of the training and hangs.
 TEST(Checkpoint, SavesInTheBackground) {
   const Folder folder;
   auto saves = comm::make_thread_communicators(2, std::chrono::seconds(20));
@@ -143,7 +142,7 @@ TEST(Checkpoint, SavesInTheBackground) {
   });
 }
 
-// A tied parameter that stands twice, or one of another rank's part that is missing, makes another model of it.
+// Catches a tied parameter that is written twice, and missing parts of other ranks.
 TEST(Checkpoint, WritesTheModelForOthers) {
   const Folder folder;
   on_two_ranks([&](int, const Options& options) {

@@ -51,14 +51,14 @@ void check_lbfgs(const config::Config& config) {
   const bool whole = config.zero.stage == 0 && config.precision == config::Precision::kFp32;
   if (whole && config.batch.accumulation_steps == 1 && config.gradients.clipping == 0.0) return;
   throw ConfigError(fmt::format(
-      "LBFGS looks at whole fp32 parameters and evaluates the loss many times a step: it runs at stage 0, without "
+      "LBFGS needs whole fp32 parameters and evaluates the loss many times a step: it runs at stage 0, without "
       "bf16, fp16, gradient "
       "clipping and accumulation; the configuration has stage {}, {} accumulation steps, gradient_clipping {}{}",
       config.zero.stage, config.batch.accumulation_steps, config.gradients.clipping,
       config.precision == config::Precision::kFp32 ? "" : ", 16-bit parameters"));
 }
 
-/// "zeropage.optimizer_sees"; empty: it is not given.
+/// The value of "zeropage.optimizer_sees"; empty: not given.
 std::string sees(const config::Config& config) {
   const auto value = nlohmann::json::parse(config.effective_json).at("zeropage").at("optimizer_sees");
   return value.is_string() ? value.get<std::string>() : "";
@@ -73,9 +73,8 @@ at::Tensor tensor_without_memory(const char* message) {
 
 constexpr const char* kNoMemory =
     "optimizer.step() was called on an optimizer that a zeropage engine runs, or a tensor of its groups was used: "
-    "engine.step() runs the "
-    "optimizer and forgets gradients, so leave optimizer.step() and optimizer.zero_grad(false) out, and read "
-    "parameters and gradients from "
+    "engine.step() runs the optimizer and clears gradients, so leave optimizer.step() and optimizer.zero_grad(false) "
+    "out, and read parameters and gradients from "
     "module->parameters()";
 
 }  // namespace
@@ -98,10 +97,9 @@ ClientOptimizer::ClientOptimizer(std::shared_ptr<Optimizer> optimizer, const con
   const bool known = is_torchs_ || is_muon_ || needs_closure_ || !declared.empty();
   if (!known && !config.allow_untested_optimizer) {
     throw ConfigError(fmt::format(
-        "Options::optimizer is a {}, of which it is not known on what its step depends: write \"zeropage\": "
+        "Options::optimizer is a {}; it is not known on which data its step depends: write \"zeropage\": "
         "{{\"optimizer_sees\": \"elements\"}} in the configuration if it treats every element alike, or \"parameters\" "
-        "if "
-        "it looks at norms, shapes or all of a parameter",
+        "if it needs norms, shapes or all of a parameter",
         class_name_));
   }
   const bool fresh_adagrad =
@@ -111,8 +109,7 @@ ClientOptimizer::ClientOptimizer(std::shared_ptr<Optimizer> optimizer, const con
   if (!optimizer_->state().empty() && !fresh_adagrad) {
     throw ConfigError(
         fmt::format("the {} in Options::optimizer has taken steps already, and its state would be lost: pass one that "
-                    "has taken none, and go on from a "
-                    "checkpoint with engine.load_checkpoint",
+                    "has taken none, and resume from a checkpoint with engine.load_checkpoint",
                     class_name_));
   }
   for (auto& group : optimizer_->param_groups()) whole_.push_back(group.params());
@@ -135,7 +132,7 @@ std::vector<config::OptimizerParams> ClientOptimizer::engine_groups() const {
     try {
       params.lr = group.options().get_lr();
     } catch (const c10::Error&) {
-      params.lr = 0.0;  // options of the program's own need not have one
+      params.lr = 0.0;  // options of a program's class may not have one
     }
   }
   return groups;
@@ -173,7 +170,7 @@ std::vector<ArchiveItems> ClientOptimizer::options() const {
     try {
       items = items_of(group.options());
     } catch (const c10::Error&) {
-      items.clear();  // a class that does not say what it has
+      items.clear();  // a class that does not serialize its options
     }
     if (is_one_of<torch::optim::Adam, torch::optim::AdamW>(*optimizer_)) {
       items.emplace_back(kDecoupled, is_one_of<torch::optim::AdamW>(*optimizer_));
@@ -217,7 +214,7 @@ void ClientOptimizer::attach(const engine::Engine& core, const std::vector<engin
   learn(core);
 }
 
-/// Which elements this rank updates of the parameters that are new.
+/// Finds the elements of new parameters that this rank updates.
 void ClientOptimizer::learn(const engine::Engine& core) {
   std::map<int, session::WholeShape> shapes;
   for (std::size_t i = 0; i < inputs_.size(); ++i) {
@@ -245,11 +242,10 @@ void ClientOptimizer::add_group(const ParameterGroup& group) {
   known.parameters = group.parameters;
   known.lr = group.lr;
   if (needs_closure_ || is_muon_ || !known.has_same_options(group)) {
-    throw ConfigError(fmt::format(
-        "add_parameters: {}", needs_closure_ ? "LBFGS has one group; make another engine"
-                              : is_muon_
-                                  ? "Muon gets its parameters from initialize; make another engine"
-                                  : "of the hyperparameters of a group only lr can be given to an optimizer object"));
+    throw ConfigError(fmt::format("add_parameters: {}",
+                                  needs_closure_ ? "LBFGS has one group; make another engine"
+                                  : is_muon_     ? "Muon gets its parameters from initialize; make another engine"
+                                             : "a group for an optimizer object can only have the hyperparameter lr"));
   }
   optimizer_->add_param_group(torch::optim::OptimizerParamGroup(group.parameters));
   whole_.push_back(group.parameters);
@@ -261,7 +257,7 @@ void ClientOptimizer::extend(const engine::Engine& core, const std::vector<engin
   learn(core);
 }
 
-/// Makes what is missing of them, and the groups of all.
+/// Makes missing stand-ins, and puts all stand-ins into the groups.
 void ClientOptimizer::place_stand_ins() {
   for (auto& group : optimizer_->param_groups()) group.params().clear();
   for (auto& [parameter, stand_in] : stand_ins_) {
@@ -274,7 +270,7 @@ void ClientOptimizer::place_stand_ins() {
   arm();
 }
 
-/// What the constructor of Adagrad makes for the parameters it is given.
+/// Makes the state that the constructor of Adagrad makes for its parameters.
 void ClientOptimizer::begin_state(const StandIn& stand_in) {
   if (!is_one_of<torch::optim::Adagrad>(*optimizer_)) return;
   const auto& options =
@@ -286,7 +282,7 @@ void ClientOptimizer::begin_state(const StandIn& stand_in) {
 }
 
 void ClientOptimizer::arm() {
-  // A rank that updates nothing says so, too.
+  // A rank that updates nothing must raise the error, too.
   if (stand_ins_.empty() && !needs_closure_) {
     optimizer_->param_groups()[0].params() = {no_memory_.detach().set_requires_grad(true)};
     optimizer_->param_groups()[0].params()[0].mutable_grad() = no_memory_;
@@ -311,7 +307,7 @@ void ClientOptimizer::update(const std::vector<engine::ClientSegment>& segments)
   take_all_back(segments, "");
 }
 
-/// Collective when the object sees whole parameters.
+/// Collective when the object gets whole parameters.
 void ClientOptimizer::fill(const std::vector<engine::ClientSegment>& segments) {
   parts_.clear();
   given_.clear();
@@ -322,7 +318,7 @@ void ClientOptimizer::fill(const std::vector<engine::ClientSegment>& segments) {
     values = segment.values;
     if (segment.gradient.defined()) gradient = segment.gradient;
     if (whole || stand_ins_.contains(segment.parameter)) continue;
-    // Frozen when the engine was made, and trained since.
+    // It was frozen when the engine was made, and is trained now.
     stand_ins_[segment.parameter] = {
         at::Tensor(), {segment.parameter, 0, segment.values.numel()}, inputs_[segment.parameter].group};
   }
@@ -335,7 +331,7 @@ void ClientOptimizer::fill(const std::vector<engine::ClientSegment>& segments) {
   }
 }
 
-/// `failure`: of this rank; empty: there was none. Collective when the object sees whole parameters. Errors: PeerError.
+/// `failure`: that of this rank; empty: none. Collective when the object gets whole parameters. Errors: PeerError.
 void ClientOptimizer::take_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure) {
   std::map<int, at::Tensor> whole;
   for (const auto& [parameter, values] : given_) {
@@ -352,7 +348,7 @@ void ClientOptimizer::take_all_back(const std::vector<engine::ClientSegment>& se
   if (whole_parameters_->agree(failure)) whole_parameters_->scatter(whole, parts);
 }
 
-/// What the program's class has assigned instead of changing it in place goes to its place, too.
+/// Also copies values that the program's class has assigned as new tensors instead of changing them in place.
 void ClientOptimizer::take_back(const engine::ClientSegment& segment) {
   auto& tensor = stand_ins_.at(segment.parameter).tensor;
   if (tensor.data_ptr() != segment.values.data_ptr())

@@ -1,5 +1,6 @@
-// State of the program's optimizer in checkpoints, as Python's shard_state.py has it: "torch.square_avg/NAME" by the
-// element, "torch_scalar.step/NAME" a tensor and "torch_number.count/NAME" a number of the parameter as a whole.
+// State of the program's optimizer in checkpoints, in the form of Python's shard_state.py: "torch.square_avg/NAME" is
+// an elementwise tensor, "torch_scalar.step/NAME" a tensor and "torch_number.count/NAME" a number for the whole
+// parameter.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -16,7 +17,7 @@ namespace {
 
 using checkpoint::StateForm;
 
-/// torch counts steps in an integer here, and in an fp32 tensor in Python.
+/// libtorch counts steps in an integer, and Python's torch in an fp32 tensor.
 bool counts_steps(const std::string& key) { return key == "step"; }
 
 at::Tensor number_as_tensor(const c10::IValue& value) {
@@ -148,7 +149,7 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
         add(StateForm::kNumber, number_as_tensor(value));
       } else {
         throw CheckpointError(
-            fmt::format("state '{}' that {} keeps of parameter '{}' is neither by the element ({} here) nor a number: "
+            fmt::format("state '{}' that {} keeps of parameter '{}' is neither elementwise ({} here) nor a number: "
                         "checkpoints cannot hold a {}",
                         key, class_name_, inputs_[parameter].name, stand_in.segment.numel, value.tagKind()));
       }
@@ -181,7 +182,7 @@ std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) 
       }
       if (entry.form == StateForm::kWhole) {
         throw CheckpointError(fmt::format(
-            "the optimizer's state of '{}' was saved of the parameter as a whole, and {} gets parts of it: write "
+            "the optimizer's state of '{}' was saved for the whole parameter, and {} gets parts of it: write "
             "\"zeropage\": {{\"optimizer_sees\": \"parameters\"}} in the configuration, or load with "
             "load_optimizer_states = false",
             name, class_name_));
@@ -198,7 +199,7 @@ std::map<int, ArchiveItems> ClientOptimizer::read(checkpoint::Checkpoint& step) 
   return states;
 }
 
-/// As torch's own optimizers write it, so that their `load` makes states of their own classes.
+/// Writes an archive like torch's own optimizers, so that their `load` makes states of their own classes.
 void ClientOptimizer::load(const std::map<int, ArchiveItems>& states, const std::vector<ArchiveItems>& options) {
   torch::serialize::OutputArchive whole;
   torch::serialize::OutputArchive state_archive(whole.compilation_unit());

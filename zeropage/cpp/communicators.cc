@@ -20,7 +20,7 @@ namespace zeropage::cpp {
 namespace {
 
 /// Engines are made in the same order on all ranks, so their number is part of the name under which they meet. It
-/// counts what this process did, as the environment says what it is.
+/// counts per process, because the rank is a property of the process, too.
 std::int64_t next_number() {
   static std::atomic<std::int64_t> made{0};
   return made++;
@@ -28,24 +28,25 @@ std::int64_t next_number() {
 
 const char* environment(const char* name) { return std::getenv(name); }
 
-/// The library that talks to MPI lies beside this one. It stays loaded: MPI starts once in a process.
+/// Loads the library that uses MPI, from the folder of this library. It stays loaded, because MPI can be started only
+/// once in a process.
 comm::JoinMpiJob* load_mpi_library() {
   Dl_info self{};
   if (::dladdr(reinterpret_cast<const void*>(&load_mpi_library), &self) == 0) throw Error(::dlerror());
   const auto path = std::filesystem::path(self.dli_fname).replace_filename(comm::kMpiLibrary);
   if (!std::filesystem::exists(path)) {
     throw ConfigError(fmt::format(
-        "these ranks can only talk through MPI, and this zeropage was built without: there is no {}. Build it "
-        "where an MPI is found, or hand communicators over in Options::communicator and reductions",
+        "these ranks can only communicate through MPI, and this zeropage was built without it: there is no {}. Build "
+        "it where an MPI is installed, or give communicators in Options::communicator and reductions",
         path.string()));
   }
-  // Global, because MPIs load parts of their own that look for it there.
+  // Global, because MPI libraries load parts of their own that need its symbols.
   void* library = ::dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
   if (library == nullptr) throw IoError(fmt::format("cannot load {}: {}", path.string(), ::dlerror()));
   return reinterpret_cast<comm::JoinMpiJob*>(::dlsym(library, comm::kJoinMpiJob));
 }
 
-/// What the ranks talk through where the configuration leaves it open. MPI, between hosts, when it has started them.
+/// The transport of the ranks if the configuration does not set it. MPI between hosts if MPI has started the ranks.
 config::CommunicatorKind chosen_kind(const config::Config& config, const comm::World& world, at::Device device) {
   using enum config::CommunicatorKind;
   if (config.zeropage.communicator != kAuto) return config.zeropage.communicator;
@@ -54,10 +55,10 @@ config::CommunicatorKind chosen_kind(const config::Config& config, const comm::W
   return environment("RANK") != nullptr ? kC10d : kMpi;
 }
 
-/// How the ranks lie on hosts, if communicators are to make use of it; otherwise one host.
+/// How the ranks are distributed over hosts, if communicators should use this; otherwise one host.
 comm::HostGrid hosts_of(config::CommunicatorKind kind, const config::Config& config, const comm::World& world,
                         at::Device device) {
-  // The same on all ranks: hosts may have different numbers of them.
+  // Must be the same on all ranks, although hosts may have different numbers of ranks.
   const bool are_asked = kind == config::CommunicatorKind::kC10d && device.is_cpu() && world.local_size < world.size &&
                          config.zeropage.hierarchical_collectives;
   if (!are_asked) return {1, world.size};
@@ -66,7 +67,7 @@ comm::HostGrid hosts_of(config::CommunicatorKind kind, const config::Config& con
                                  std::chrono::milliseconds(config.zeropage.timeout_ms));
 }
 
-/// One communicator.
+/// Makes one communicator.
 std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
                                          const comm::World& world, at::Device device, const comm::HostGrid& grid) {
   using enum config::CommunicatorKind;
@@ -124,9 +125,8 @@ at::Device device_of(const Options& options) {
   if (device.is_cpu()) return device;
   if (!c10::impl::hasDeviceGuardImpl(device.type())) {
     throw ConfigError(
-        fmt::format("Options::device is {}, and the libtorch of this program is built without {}: link one that has "
-                    "it, or leave Options::device out "
-                    "to train on the CPU",
+        fmt::format("Options::device is {}, but the libtorch of this program was built without {}: link one that "
+                    "supports it, or leave Options::device out to train on the CPU",
                     device.str(), c10::DeviceTypeName(device.type())));
   }
   const c10::impl::VirtualGuardImpl devices(device.type());
@@ -152,14 +152,14 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   }
   const auto kind = chosen_kind(config, world, device);
   if (!device.is_cpu() && kind != kC10d) {
-    throw ConfigError(
-        fmt::format("the model is on {}: ranks on GPUs talk through process groups; set zeropage.communicator to "
-                    "\"auto\" or \"c10d\"",
-                    device.str()));
+    throw ConfigError(fmt::format(
+        "the model is on {}: ranks on GPUs communicate through process groups; set zeropage.communicator to "
+        "\"auto\" or \"c10d\"",
+        device.str()));
   }
   if (kind == kSharedMemory && world.local_size != world.size) {
     throw ConfigError(fmt::format(
-        "zeropage.communicator is \"shared_memory\", which serves the ranks of one host; {} of {} ranks are on "
+        "zeropage.communicator is \"shared_memory\", which is for the ranks of one host; {} of {} ranks are on "
         "this one: write \"auto\", \"c10d\" or \"mpi\"",
         world.local_size, world.size));
   }

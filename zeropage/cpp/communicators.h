@@ -1,5 +1,5 @@
 /// \file
-/// How the ranks that the environment tells of find each other.
+/// Connects the ranks of the job; the environment describes them.
 #pragma once
 
 #include <memory>
@@ -17,16 +17,16 @@ struct Communicators {
   std::shared_ptr<comm::Communicator> saves;      ///< for zeropage.async_save
 };
 
-/// The ranks of `Options::communicator`, or those the environment tells of. Errors: ConfigError.
+/// The ranks of `Options::communicator`, or those of the environment. Errors: ConfigError.
 comm::World world_of(const Options& options);
 
-/// Where the engine runs.
+/// The device of the engine.
 at::Device device_of(const Options& options);
 
-/// The program's own communicators, else joins the ranks as zeropage.communicator says. "auto": in shared memory on one
-/// host; on several through MPI when mpirun or srun has started them, else, and on GPUs, over c10d at MASTER_ADDR.
-/// Collective.
-/// Errors: ConfigError (what is asked for does not serve these ranks), IoError, PeerError, TimeoutError.
+/// Returns the program's own communicators, or connects the ranks according to zeropage.communicator. "auto": shared
+/// memory on one host; on several hosts MPI if mpirun or srun has started the ranks; otherwise, and on GPUs, c10d at
+/// MASTER_ADDR. Collective.
+/// Errors: ConfigError (the requested transport cannot connect these ranks), IoError, PeerError, TimeoutError.
 Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options);
 
 }  // namespace zeropage::cpp

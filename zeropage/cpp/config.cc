@@ -11,7 +11,7 @@
 namespace zeropage {
 
 Config::Config(std::string text, std::string origin) : text_(std::move(text)), origin_(std::move(origin)) {
-  config::Config::from_json(text_, /*world_size=*/0, origin_);  // mistakes are told here, not when ranks meet
+  config::Config::from_json(text_, /*world_size=*/0, origin_);  // errors are found here, not when the ranks connect
 }
 
 Config Config::from_file(const std::string& path) {

@@ -1,5 +1,5 @@
 /// \file
-/// The configuration as a program hands it over: the text of a ds_config.json (docs/config.md lists the keys).
+/// The configuration of a program: the text of a ds_config.json (docs/config.md lists the keys).
 #pragma once
 
 #include <string>
@@ -8,11 +8,11 @@ namespace zeropage {
 
 class Config {
  public:
-  /// Reads a file and checks it. Errors: IoError, ConfigError with key, line, what was expected and the nearest known
+  /// Reads a file and checks it. Errors: IoError, ConfigError with key, line, the expected value and the nearest known
   /// key.
   static Config from_file(const std::string& path);
 
-  /// The same for JSON text; `origin` goes into messages.
+  /// The same for JSON text; `origin` is its name in messages.
   static Config from_json(std::string text, std::string origin = "JSON text");
 
   /// This configuration with some keys replaced, given as JSON of the same form: {"zero_optimization": {"stage": 3}};

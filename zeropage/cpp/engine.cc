@@ -15,7 +15,7 @@
 namespace zeropage {
 namespace {
 
-/// Runs `work`. An OutOfMemoryError from it names what the engine holds.
+/// Runs `work`. An OutOfMemoryError from it gets the bytes that the engine holds.
 template <typename Work>
 auto naming_memory(const engine::Engine& core, Work&& work) {
   try {
@@ -128,7 +128,7 @@ void Engine::end_step(bool was_boundary) {
   if (folder.empty() || !impl_->core->stop_agreed()) return;
   save_checkpoint(folder);
   wait_for_checkpoint();
-  throw Preempted(fmt::format("ended by SIGTERM after step {}; go on from {}", global_steps(), folder));
+  throw Preempted(fmt::format("ended by SIGTERM after step {}; resume from {}", global_steps(), folder));
 }
 
 void Engine::zero_grad() { impl_->core->zero_grad(); }
@@ -181,7 +181,7 @@ void Engine::offload_states(const OffloadedStates& include, bool pin_memory) {
 }
 void Engine::reload_states() { impl_->core->reload_states(); }
 
-// -- what a run tells
+// -- monitoring
 
 Monitor& Engine::monitor() { return impl_->monitor; }
 std::string Engine::comms_summary() const {

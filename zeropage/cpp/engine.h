@@ -1,8 +1,8 @@
 /// \file
-/// The engine of a C++ program: the same core as Python's, and its methods under the same names. The user's module
-/// stays what it is and is called as before; its parameters are taken over in place.
+/// The engine of a C++ program: the same core as Python's, with methods of the same names. The program calls its module
+/// as before; the engine takes over the module's parameters in place.
 ///
-/// Not thread-safe: one thread drives an engine.
+/// Not thread-safe: only one thread may use an engine.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,15 +30,15 @@ class Module;
 
 namespace zeropage {
 
-/// The scope that Engine::no_sync returns; it has nothing to do.
+/// The scope that Engine::no_sync returns. It does nothing.
 struct [[nodiscard]] NoSync {
   ~NoSync() {}
 };
 
-/// Kinds of state that Engine::offload_states moves.
+/// The kinds of state that Engine::offload_states moves.
 struct OffloadedStates {
   bool optimizer_states = true;  ///< masters and moments
-  bool gradients = true;         ///< their buffers
+  bool gradients = true;         ///< buffers of gradients
   bool parameters = true;
 };
 
@@ -46,23 +46,23 @@ class Engine {
  public:
   class Impl;
 
-  /// Ends training; not collective. The module keeps its values: sharded parameters stay sharded, and operators gather
-  /// them as before, on all ranks alike, until they are destroyed or another `initialize` takes the module over.
+  /// Ends training; not collective. The module keeps its values. Sharded parameters stay sharded, and operators on all
+  /// ranks gather them as before, until they are destroyed or another `initialize` takes the module over.
   ~Engine();
 
-  /// What is moved from is empty: every call is a UsageError.
+  /// The engine that was moved from is empty: every call is a UsageError.
   Engine(Engine&&) noexcept;
   Engine& operator=(Engine&&) noexcept;
 
-  /// Ends training and leaves a module of plain tensors, whole on every rank, in the types that the engine computed
-  /// with. Collective. The engine is empty afterwards. Memory: the sharded parameters, whole. Errors: CheckpointError
-  /// of a save under way (the module is released nevertheless), PeerError, TimeoutError.
+  /// Ends training and makes the module's parameters plain tensors, whole on every rank, in the types of the
+  /// computation. Collective. The engine is empty afterwards. Memory: the sharded parameters, whole. Errors:
+  /// CheckpointError of a running save (the module is released nevertheless), PeerError, TimeoutError.
   void release();
 
   // -- the loop
 
-  /// Takes in parameters that were replaced since the last step (`p.set_data(...)`); without an optimizer it also ends
-  /// a pass, so call it before each forward of an evaluation. Otherwise not needed.
+  /// Finds parameters that were replaced since the last step (`p.set_data(...)`). Without an optimizer it also ends a
+  /// pass, so call it before each forward of an evaluation. Otherwise it is not needed.
   void before_forward();
 
   /// The scope in which the forward runs when torch_autocast is enabled; without that it changes nothing.
@@ -70,58 +70,58 @@ class Engine {
   Autocast autocast();
 
   /// Runs the backward of a scalar loss; returns the loss divided by the accumulation steps. Errors: UsageError (also
-  /// where torch_autocast is enabled and no forward was in the scope of `autocast`), those of the graph, PeerError,
+  /// when torch_autocast is enabled and no forward was in the scope of `autocast`), errors of the graph, PeerError,
   /// TimeoutError.
   at::Tensor backward(const at::Tensor& loss, bool retain_graph = false, bool scale_wrt_gas = true);
 
-  /// For `scale(loss).backward()`: the loss times the loss scale of fp16. The backward of the result is as good as
+  /// For `scale(loss).backward()`: the loss times the loss scale of fp16. The backward of the result is equivalent to
   /// `backward(loss)`.
   at::Tensor scale(const at::Tensor& loss);
 
   /// Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate. All ranks
   /// apply it, or none. Errors: UsageError (no optimizer, no backward before), PeerError, TimeoutError. With
-  /// zeropage.preemption_folder: Preempted on all ranks after the step in which one got SIGTERM, when all have saved;
-  /// `exit_code` makes 0 of it.
+  /// zeropage.preemption_folder: Preempted on all ranks after the step in which one of them got SIGTERM, after all have
+  /// saved; its `exit_code` is 0.
   void step();
 
   /// One step of LBFGS (Options::optimizer), which evaluates the loss as often as it needs: `closure` returns the loss
-  /// of this rank's batch, and the engine does the rest, `zero_grad` and `backward` included. Returns the first loss,
+  /// of this rank's batch, and the engine does the rest, including `zero_grad` and `backward`. Returns the first loss,
   /// the mean over ranks. Errors: as `step`.
   at::Tensor step(const std::function<at::Tensor()>& closure);
 
-  /// Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an
-  /// update.
+  /// Discards the gradients so far and starts the accumulation window again. `step` calls it after an update.
   void zero_grad();
 
   bool is_gradient_accumulation_boundary() const;  ///< whether the next `step` updates the parameters
   void set_gradient_accumulation_boundary(std::optional<bool> is_boundary);  ///< nullopt: count micro steps again
-  NoSync no_sync();  ///< several backwards for one `step`, at every stage: gradients accumulate anyway
+  NoSync no_sync();  ///< several backwards for one `step`, at every stage; gradients accumulate without it, too
 
   bool was_step_applied()
-      const;  ///< the last `step` updated: it was at a boundary and was not skipped because of an overflow
+      const;  ///< whether the last `step` updated: it was at a boundary and was not skipped because of an overflow
   std::optional<double> get_global_grad_norm()
-      const;                 ///< before clipping, of the last boundary step since the start or load
-  double mean_loss() const;  ///< of this rank's losses since the last update (of the last update, right after it)
+      const;  ///< norm before clipping, of the last boundary step since the start or load
+  double mean_loss()
+      const;  ///< mean of this rank's losses since the last update (of the last update, directly after it)
 
   // -- parameters and memory
 
-  /// These parameters are whole on every rank that holds such a result, until it is destroyed: for code that bypasses
-  /// the dispatcher (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective). Without
-  /// it each rank keeps the values that it wrote, which must be the same on all ranks. Errors: UsageError for tensors
-  /// that are not the engine's.
+  /// Makes these parameters whole on every rank, until the result is destroyed: for code that bypasses the dispatcher
+  /// (data_ptr). `modifier_rank`: at the end every rank takes that rank's values (collective). Without it each rank
+  /// keeps the values that it wrote, which must be the same on all ranks. Errors: UsageError for tensors that are not
+  /// parameters of the engine.
   Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);
 
   /// Trains more parameters from now on, as a group of their own: those of a layer that the module got after
   /// `initialize`. Collective, between updates. They get rank 0's values and the configured precision. With
-  /// Options::optimizer only `lr` may be given; the object's other defaults hold. Errors: UsageError (none given, or in
-  /// the middle of an update), PeerError (ranks differ), ConfigError.
+  /// Options::optimizer only `lr` may be given; for the other hyperparameters the object's defaults are used. Errors:
+  /// UsageError (none given, or during an update), PeerError (ranks differ), ConfigError.
   void add_parameters(const ParameterGroup& group);
 
-  /// Full and local values under the names that Python has them by (docs/gradients.md): fp32 values, the mean gradient
-  /// between the last backward of a window and `step`, and states of the optimizer ("exp_avg"). What is returned is
-  /// new; undefined where there is none. Full ones have the parameter's shape and are collective; local ones are this
-  /// rank's elements, flat. Values that are set must be the same on all ranks. Errors: UsageError (not the engine's
-  /// parameter, no such state, another shape), PeerError, TimeoutError, IoError.
+  /// Full and local values, with the same names as in Python (docs/gradients.md): fp32 values, the mean gradient
+  /// between the last backward of a window and `step`, and states of the optimizer ("exp_avg"). The returned tensors
+  /// are new; undefined if there is no value. Full ones have the parameter's shape and are collective; local ones are
+  /// this rank's elements, flat. Values that are set must be the same on all ranks. Errors: UsageError (not the
+  /// engine's parameter, no such state, another shape), PeerError, TimeoutError, IoError.
   at::Tensor safe_get_full_fp32_param(const at::Tensor& parameter);
   at::Tensor safe_get_full_grad(const at::Tensor& parameter);
   at::Tensor safe_get_full_optimizer_state(const at::Tensor& parameter, const std::string& state);
@@ -135,40 +135,40 @@ class Engine {
   void safe_set_local_grad(const at::Tensor& parameter, const at::Tensor& value);
   void safe_set_local_optimizer_state(const at::Tensor& parameter, const at::Tensor& value, const std::string& state);
 
-  DiskTraffic disk_traffic() const;    ///< of this rank, so far
-  MemoryReport memory_report() const;  ///< bytes of every rank, counted and by the formula; collective
+  DiskTraffic disk_traffic() const;    ///< traffic of this rank so far
+  MemoryReport memory_report() const;  ///< counted bytes of every rank, and those of the formula; collective
   void print_memory_table() const;     ///< prints it on rank 0; collective
-  void empty_partition_cache();        ///< gives cached frames and pages back to the system
+  void empty_partition_cache();        ///< frees cached frames and pages
 
-  /// Moves state to the host until `reload_states`, to make room on the device. Meanwhile nothing trains and parameters
-  /// cannot be read. Collective, between updates. pin_memory: page-locked host memory, where there is a GPU. Errors:
-  /// UsageError.
+  /// Moves state to the host until `reload_states`, to free memory of the device. Until then training and reads of
+  /// parameters are errors. Collective, between updates. pin_memory: page-locked host memory, where there is a GPU.
+  /// Errors: UsageError.
   void offload_states(const OffloadedStates& include = {}, bool pin_memory = true);
   void reload_states();  ///< ends `offload_states`; collective
 
-  // -- what a run tells
+  // -- monitoring
 
-  Monitor& monitor();                 ///< where metrics go; programs may write their own to it
-  std::string comms_summary() const;  ///< this rank's collectives by operation and size; empty when nothing is observed
+  Monitor& monitor();                 ///< receives the metrics; programs may write their own to it
+  std::string comms_summary() const;  ///< this rank's collectives by operation and size; empty when nothing is recorded
 
   // -- checkpoints
 
-  /// Saves everything that training goes on from, as `save_dir/tag`. Collective; returns the step's path. With
-  /// zeropage.async_save it returns when the state is copied; when the rest fails the next `step`, save or
-  /// `wait_for_checkpoint` throws. Errors: CheckpointError (on every rank, with the failures of all; training can go
-  /// on), UsageError (between micro steps).
+  /// Saves the complete training state as `save_dir/tag`. Collective; returns the path of the checkpoint. With
+  /// zeropage.async_save it returns when the state is copied. If the rest of the save fails, the next `step`, save or
+  /// `wait_for_checkpoint` throws. Errors: CheckpointError (on every rank, with the failures of all; training can
+  /// continue), UsageError (between micro steps).
   std::string save_checkpoint(const std::string& save_dir, const SaveOptions& options = {});
 
-  void wait_for_checkpoint();  ///< returns when no save is under way. Errors: its CheckpointError
+  void wait_for_checkpoint();  ///< waits for a running save. Errors: the CheckpointError of that save
 
-  /// Writes parameters and buffers as one safetensors file in the types the model computes with, tied ones once.
-  /// Collective; no rank ever holds the model. Errors: UsageError (a name that does not end in .safetensors),
+  /// Writes parameters and buffers as one safetensors file in the types of the computation, tied parameters once.
+  /// Collective; no rank ever holds the whole model. Errors: UsageError (a name that does not end in .safetensors),
   /// CheckpointError on every rank.
   void save_16bit_model(const std::string& save_dir, const std::string& save_filename = "model.safetensors",
                         bool exclude_frozen_parameters = false);
 
-  /// Goes on from a step of `load_dir`; nullopt when there is none. Any world size and stage load what any other has
-  /// saved. Collective. Errors: CheckpointError on every rank; the engine is then as it was.
+  /// Resumes from a checkpoint of `load_dir`; nullopt when there is none. Any world size and stage can load the
+  /// checkpoints of any other. Collective. Errors: CheckpointError on every rank; the engine is then unchanged.
   std::optional<LoadedCheckpoint> load_checkpoint(const std::string& load_dir, const LoadOptions& options = {});
 
   // -- ranks, batch sizes
@@ -176,11 +176,11 @@ class Engine {
   int global_rank() const;
   int local_rank() const;
   int world_size() const;
-  int dp_world_size() const;  ///< as world_size
+  int dp_world_size() const;  ///< the same as world_size
   int mp_world_size() const;  ///< 1
   at::Device device() const;
   void barrier();                        ///< returns when all ranks have called it. Errors: PeerError, TimeoutError
-  double mean_over_ranks(double value);  ///< say of a validation loss; collective
+  double mean_over_ranks(double value);  ///< for example of a validation loss; collective
   at::Tensor mean_over_ranks(
       const at::Tensor& values);  ///< elementwise, of few values, in double on the CPU; collective
 
@@ -195,9 +195,9 @@ class Engine {
 
   bool has_optimizer() const;
   std::optional<std::string> optimizer_name() const;       ///< "adamw"; nullopt: none
-  std::optional<std::string> scheduler_name() const;       ///< of the configured schedule: "WarmupLR"
+  std::optional<std::string> scheduler_name() const;       ///< name of the configured schedule: "WarmupLR"
   std::vector<double> get_lr() const;                      ///< one per group
-  void set_lr(double lr);                                  ///< of all groups, from the next step on
+  void set_lr(double lr);                                  ///< for all groups, from the next step on
   void set_lr(const std::vector<double>& lrs);             ///< one per group
   std::vector<std::pair<double, double>> get_mom() const;  ///< per group: betas; SGD: momentum and 0; Adagrad: zeros
   std::int64_t last_batch_iteration() const;               ///< of the configured schedule
@@ -207,9 +207,10 @@ class Engine {
   bool prescale_gradients() const;
   bool fp16_enabled() const;
   bool bfloat16_enabled() const;
-  bool fp16_auto_cast() const;  ///< casting inputs is the program's task, since its module is called without the engine
-  std::optional<at::ScalarType> autocast_dtype() const;              ///< of torch_autocast, where it is enabled
-  std::pair<at::ScalarType, at::ScalarType> get_data_types() const;  ///< of parameters, of gradients that add up
+  bool fp16_auto_cast() const;  ///< the program must cast the inputs, because it calls its module without the engine
+  std::optional<at::ScalarType> autocast_dtype() const;  ///< type of torch_autocast, if it is enabled
+  std::pair<at::ScalarType, at::ScalarType> get_data_types()
+      const;  ///< types of parameters and of accumulated gradients
   at::ScalarType communication_data_type() const;
   double loss_scale() const;
   bool dynamic_loss_scale() const;
@@ -225,7 +226,7 @@ class Engine {
   std::int64_t skipped_steps() const;
   std::optional<std::int64_t> steps_per_print() const;
   bool dump_state() const;
-  const std::string& config() const;  ///< every key with the effective value, as JSON
+  const std::string& config() const;  ///< every key with its effective value, as JSON
 
  private:
   friend Engine initialize(torch::nn::Module& model, const Config& config, const Options& options);
@@ -239,12 +240,12 @@ class Engine {
   Owned impl_;
 };
 
-/// Takes a module over: its parameters are cast to the configured precision, given rank 0's values and placed; buffers
-/// are cast and get rank 0's values. Collective. Shared parameters count once. The engine holds the module, where a
-/// shared_ptr does (as that of torch's ModuleHolder); of a module on the stack it keeps the tensors. So either may end
-/// first. Ranks come from the environment, as `zeropage`, torchrun, mpirun or srun set it, and meet in the host's
-/// shared memory; those of several hosts through MPI when mpirun or srun has started them, else, and those on GPUs, at
-/// MASTER_ADDR (comm/c10d/c10d_job.h).
+/// Takes a module over: its parameters are cast to the configured precision, get rank 0's values, and are placed in
+/// pages. Buffers are cast and get rank 0's values. Collective. Shared parameters count once. The engine shares the
+/// ownership of a module that a shared_ptr owns (such as torch's ModuleHolder); of a module on the stack it keeps the
+/// tensors. So either may be destroyed first. The environment variables of `zeropage`, torchrun, mpirun or srun
+/// describe the ranks. Ranks on one host connect through shared memory. Ranks on several hosts connect through MPI if
+/// mpirun or srun has started them; otherwise, and on GPUs, at MASTER_ADDR (comm/c10d/c10d_job.h).
 /// Errors: ConfigError, IoError, PeerError (ranks differ; the message shows the first difference), TimeoutError.
 Engine initialize(torch::nn::Module& model, const Config& config, const Options& options = {});
 

@@ -1,5 +1,5 @@
 /// \file
-/// What an Engine holds. Not installed.
+/// The members of an Engine. This header is not installed.
 #pragma once
 
 #include "zeropage/engine/engine.h"
@@ -32,7 +32,7 @@ class Engine::Impl {
   bool has_optimizer = false;
   std::unique_ptr<cpp::ClientOptimizer> client;  // null: the engine updates itself
   cpp::ModelTensors model;
-  std::map<std::string, std::vector<std::string>> aliases;  // further names of tied parameters
+  std::map<std::string, std::vector<std::string>> aliases;  // other names of tied parameters
   std::shared_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
   std::int64_t micro_batch_size = 0;
@@ -41,17 +41,17 @@ class Engine::Impl {
   std::optional<session::StepObserver> observer;
   Monitor monitor;
 
-  /// Tells files, monitors and the log of the optimizer step that has ended.
+  /// Writes the optimizer step that has ended to files, monitors and the log.
   void tell_step(double lr);
   std::optional<double> known_loss()
-      const;  ///< mean since the last update; absent where the program runs the backward itself
+      const;  ///< mean since the last update; nullopt if the program runs the backward itself
 
-  /// One micro step with the rates of now. Returns whether it was at a boundary.
+  /// Runs one micro step with the current learning rates. Returns whether it was at a boundary.
   bool step();
   std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core goes
 };
 
-/// The type the model computes with.
+/// The type of the computation.
 inline at::ScalarType parameter_type(config::Precision precision) {
   return scalar_type_of(formula::compute_dtype(precision));
 }

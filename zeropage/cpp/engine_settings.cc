@@ -1,4 +1,4 @@
-// What the engine answers about its configuration and its progress.
+// Getters of the engine for its configuration and its progress.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 

@@ -25,7 +25,7 @@ struct Scale : torch::nn::Module {
   at::Tensor weight, alias, offset;
 };
 
-// Ranks that start from different values, or a buffer that was forgotten, would train different models.
+// Catches ranks that start from different values, and a buffer that is not broadcast.
 TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0 + rank);
@@ -47,7 +47,8 @@ struct Normed : torch::nn::Module {
   at::Tensor weight, table;
 };
 
-// A table of fp32 that is rounded, or a batch norm whose parameters and statistics have types that do not go together.
+// Catches an fp32 buffer that is rounded, and a batch norm whose parameters and statistics have types that do not
+// match.
 TEST(Initialize, TypesOfBuffersAndOfBatchNorms) {
   on_two_ranks([](int rank, const Options& options) {
     Normed model;
@@ -66,7 +67,7 @@ TEST(Initialize, TypesOfBuffersAndOfBatchNorms) {
   });
 }
 
-// Ranks that train with different hyperparameters would update different parts of the model by different rules.
+// Catches ranks that train with different hyperparameters.
 TEST(Initialize, RanksWithDifferentHyperparametersAreRefused) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
@@ -82,7 +83,7 @@ TEST(Initialize, RanksWithDifferentHyperparametersAreRefused) {
   });
 }
 
-// "auto" that C++ programs would have to fill in themselves, or that stays in the configuration as a word.
+// Catches "auto" that C++ programs would have to fill in themselves, or that stays in the configuration as text.
 TEST(Initialize, ChoosesWhatIsAutomatic) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
@@ -96,7 +97,7 @@ TEST(Initialize, ChoosesWhatIsAutomatic) {
   });
 }
 
-// An accumulation that is not counted, or a rate that does not arrive, would train at another speed than was asked for.
+// Catches micro steps that are not counted, and a learning rate that has no effect.
 TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
@@ -114,14 +115,14 @@ TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
     EXPECT_DOUBLE_EQ(*engine.get_global_grad_norm(),
                      2.0);  // four gradients of 1, the mean over ranks and micro batches
     EXPECT_DOUBLE_EQ(engine.mean_loss(), 8.0);
-    // Adam's first step is the rate, whatever the gradient; the weight decay of AdamW takes a little more.
+    // Adam's first step is the learning rate, for any gradient; AdamW's weight decay adds a little.
     EXPECT_NEAR(model.weight.mean().item<double>(), 0.75, 0.01);
     EXPECT_EQ(engine.memory_report().ranks.size(), 2u);
     EXPECT_NE(engine.memory_report().table().find("stage 3"), std::string::npos);
   });
 }
 
-// Gradients that are not there for a program's own code, or whose change the step does not use.
+// Catches gradients that the program's code cannot read, or whose changes the step does not use.
 TEST(Engine, GradientsAreReadAndChangedByLibtorch) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
@@ -138,7 +139,7 @@ TEST(Engine, GradientsAreReadAndChangedByLibtorch) {
   });
 }
 
-// An edit by one rank that stays with it makes ranks differ from then on.
+// Catches an edit by one rank that the other ranks do not get.
 TEST(Engine, GatheredHandsOnTheEditsOfOneRank) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
@@ -152,7 +153,7 @@ TEST(Engine, GatheredHandsOnTheEditsOfOneRank) {
   });
 }
 
-// A group whose hyperparameters are lost, or a parameter updated by two, goes unnoticed in a loss curve.
+// Catches a group whose hyperparameters are lost, and a parameter that two groups update.
 TEST(Initialize, TakesParameterGroups) {
   Scale model(1.0);
   Options options;
@@ -165,7 +166,7 @@ TEST(Initialize, TakesParameterGroups) {
   EXPECT_THROW(initialize(other, Config::from_json(kConfig), options), ConfigError);
 }
 
-// A hyperparameter that does not arrive trains at another speed; one that is dropped silently, too.
+// Catches a hyperparameter that has no effect, or that is dropped without an error.
 TEST(Initialize, TakesWhatEachOptimizerHas) {
   const auto sgd = Config::from_json(kConfig).with(R"({"optimizer": {"type": "SGD", "params": {"lr": 0.5}}})");
   Scale model(1.0);
@@ -191,7 +192,7 @@ TEST(Initialize, TakesWhatEachOptimizerHas) {
   }
 }
 
-// A lack of memory whose error knows bytes and no kinds.
+// Catches an out-of-memory error without the engine's bytes by kind.
 TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
   Scale model(1.0);
   auto engine = initialize(model, Config::from_json(kConfig));
@@ -208,8 +209,7 @@ TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
   }
 }
 
-// A changed key that is not checked, or that takes others with it, would train with another configuration than was
-// asked for.
+// Catches a changed key that is not checked, or that changes others.
 TEST(Config, CanBeChangedAndIsChecked) {
   const auto config = Config::from_json(kConfig).with(R"({"zero_optimization": {"stage": 1}})");
   Scale model(1.0);

@@ -1,4 +1,4 @@
-// The training loop of docs/from-libtorch.md: that page shows the lines between the two lines of dashes.
+// Test of the training loop of docs/from-libtorch.md. The page shows the code between the two lines of dashes.
 #include <torch/nn/utils/clip_grad.h>
 #include <torch/optim/rmsprop.h>
 #include <torch/optim/schedulers/step_lr.h>
@@ -68,7 +68,7 @@ double train_with_libtorch(torch::nn::Sequential model, const std::vector<Batch>
   return at::mse_loss(model->forward(batches[0].data), batches[0].target).item<double>();
 }
 
-// A guide whose loop does not train as the one that it replaces.
+// Catches a loop in the guide that trains differently from the one that it replaces.
 TEST(FromLibtorch, TheGuidesLoopTrainsAsPlainLibtorch) {
   std::vector<Batch> whole;
   for (int step = 0; step < 3; ++step) {

@@ -1,5 +1,5 @@
 /// \file
-/// Parameters that are whole for a while, for code that bypasses the dispatcher (data_ptr).
+/// A scope in which parameters are whole, for code that bypasses the dispatcher (data_ptr).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,11 +10,11 @@
 
 namespace zeropage {
 
-/// Keeps parameters whole while it lives; see Engine::gathered.
+/// Keeps parameters whole until it is destroyed; see Engine::gathered.
 class [[nodiscard]] Gathered {
  public:
   Gathered(Gathered&& other) noexcept;
-  /// Ends the scope. After an exception without the modifier's broadcast, to which other ranks may not come.
+  /// Ends the scope. After an exception there is no broadcast from the modifier, because other ranks may not call it.
   ~Gathered() noexcept(false);
 
  private:
@@ -28,7 +28,7 @@ class [[nodiscard]] Gathered {
   int exceptions_;
 };
 
-/// As Engine::gathered, for tensors of an Init scope that no engine has taken over yet; others are left alone.
+/// As Engine::gathered, for tensors of an Init scope that no engine has taken over yet; others are not changed.
 /// Collective.
 /// Errors: UsageError (no such rank), PeerError, TimeoutError.
 Gathered gathered(const std::vector<at::Tensor>& parameters, std::optional<int> modifier_rank = std::nullopt);

@@ -48,7 +48,8 @@ const json* pairs_of(const json& value) {
   return named ? pairs : nullptr;
 }
 
-/// As JSON has it. What JSON does not have (a tensor, a key that is no text) stays as it stands in the checkpoint.
+/// Converts to plain JSON. Values that JSON does not have (a tensor, a key that is no text) stay in the form of the
+/// checkpoint.
 json decode(const json& value) {
   if (const json* pairs = pairs_of(value)) {
     json out = json::object();
@@ -63,7 +64,7 @@ json decode(const json& value) {
   return out;
 }
 
-/// The name of the tensor that `value` stands for, or nullopt.
+/// The name of the tensor that `value` refers to, or nullopt.
 std::optional<std::string> tensor_name(const json& value) {
   const json* name = content_of(value, "tensor");
   return name && name->is_string() ? std::optional(name->get<std::string>()) : std::nullopt;
@@ -113,7 +114,7 @@ json encode_options(const ArchiveItems& options) {
   return dict(std::move(pairs));
 }
 
-/// `stored` in the type that `like` has; what is no such value is refused.
+/// Converts `stored` to the type of `like`; refuses other values.
 c10::IValue decode_option(const json& stored, const c10::IValue& like, const std::string& name) {
   if (like.isBool() && stored.is_boolean()) return stored.get<bool>();
   if (like.isInt() && stored.is_number()) return stored.get<std::int64_t>();
@@ -134,13 +135,13 @@ ArchiveItems decode_options(const json& group, ArchiveItems options) {
     if (const auto found = group.find(name); found != group.end()) {
       value = decode_option(*found, value, name);
     } else if (name == "amsgrad") {
-      value = false;  // the engine's own update has saved, which has no such thing
+      value = false;  // the checkpoint is from the engine's own update, which does not have this option
     }
   }
   return options;
 }
 
-/// What the group asks of an object with these options that it cannot do. An Adam does not become an AdamW.
+/// A hyperparameter of the group that an object with these options does not support. An Adam does not become an AdamW.
 std::string object_cannot_follow(const json& group, const ArchiveItems& options) {
   std::set<std::string> known;
   for (const auto& [name, value] : options) {

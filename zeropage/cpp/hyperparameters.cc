@@ -96,7 +96,7 @@ std::string cannot_follow(const nlohmann::json& group, const std::set<std::strin
   static const std::set<std::string> harmless = {"foreach", "fused", "capturable", "differentiable"};
   if (!group.is_object()) return "";
   for (const auto& [name, value] : group.items()) {
-    const bool usual = name == "bias_correction";  // the only switch that is on by default
+    const bool usual = name == "bias_correction";  // the only flag that is true by default
     if (value.is_boolean() && value.get<bool>() != usual && !known.contains(name) && !harmless.contains(name)) {
       return name;
     }
@@ -119,7 +119,7 @@ void read_hyperparameters(const nlohmann::json& group, config::OptimizerKind kin
     const auto found = group.find(hyperparameter.name);
     if (found == group.end()) continue;
     try {
-      config::HyperparameterValue value = hyperparameter.get(params);  // for its type
+      config::HyperparameterValue value = hyperparameter.get(params);  // used for its type
       std::visit([&](auto& typed) { found->get_to(typed); }, value);
       hyperparameter.set(params, value);
     } catch (const nlohmann::json::exception&) {

@@ -1,5 +1,5 @@
 /// \file
-/// Hyperparameters of parameter groups, under the names that torch.optim gives them.
+/// Hyperparameters of parameter groups, with the names of torch.optim.
 #pragma once
 
 #include <nlohmann/json_fwd.hpp>
@@ -12,30 +12,30 @@
 
 namespace zeropage::cpp {
 
-/// The hyperparameters of each group: its own, else those of `optimizer`. Errors: ConfigError when a group has one that
-/// the optimizer does not, or when groups start with different sums of squares.
+/// The hyperparameters of each group: its own, or those of `optimizer`. Errors: ConfigError when a group has one that
+/// the optimizer does not have, or when groups have different initial sums of squares.
 std::vector<config::OptimizerParams> hyperparameters(const std::vector<ParameterGroup>& groups,
                                                      const config::Optimizer& optimizer);
 
-/// Those that say how much state the groups need and what it starts with.
+/// The hyperparameters that determine the size and the initial values of the state.
 config::OptimizerParams params_for_state(const std::vector<config::OptimizerParams>& groups);
 
 /// Name and value of each of the optimizer's hyperparameters; the betas are an array of two.
 nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const config::OptimizerParams& params);
 
-/// What must be the same on all ranks, for engine::require_same_everywhere: a line per group.
+/// Facts that must be the same on all ranks, for engine::require_same_everywhere: one line per group.
 std::string optimizer_facts(config::OptimizerKind kind, const std::vector<config::OptimizerParams>& groups);
 
-/// Their names alone.
+/// The names of the hyperparameters.
 std::set<std::string> hyperparameter_names(config::OptimizerKind kind);
 
-/// What a group of a checkpoint asks of the update, and an optimizer whose hyperparameters are `known` cannot do
-/// ("maximize"). Empty: nothing. Names that only say how an update is computed ("foreach"), and values that are no
-/// switches, ask nothing.
+/// A hyperparameter of a checkpoint's group that changes the update and that an optimizer with the hyperparameters
+/// `known` does not support ("maximize"). Empty: none. Names that only choose an implementation ("foreach"), and values
+/// that are no flags, are ignored.
 std::string cannot_follow(const nlohmann::json& group, const std::set<std::string>& known);
 
-/// The other way; names that are not there, or unknown, change nothing. Errors: CheckpointError for values of another
-/// type.
+/// Sets hyperparameters from JSON; missing and unknown names change nothing. Errors: CheckpointError for values of
+/// another type.
 void read_hyperparameters(const nlohmann::json& group, config::OptimizerKind kind, config::OptimizerParams& params);
 
 }  // namespace zeropage::cpp

@@ -18,7 +18,7 @@ Init::Init(const Config& config, const Options& options) {
   const comm::World world = cpp::world_of(options);
   auto parsed = config::Config::from_json(config.text(), world.size, config.origin());
   if (parsed.zero.stage < 3 || world.size == 1) return;
-  parsed.zeropage.async_save = false;  // nothing is saved here
+  parsed.zeropage.async_save = false;  // an Init scope saves nothing
   const auto joined = cpp::join_ranks(parsed, world, options);
   impl_ = std::make_unique<Impl>(parsed, joined.parameters, cpp::device_of(options));
 }

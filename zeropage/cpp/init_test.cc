@@ -42,8 +42,7 @@ struct Matrices : torch::nn::Module {
 
 double first(const at::Tensor& matrix) { return *static_cast<const float*>(matrix.data_ptr()); }
 
-// A scope that shards nothing builds models only as large as memory; parameters that keep this rank's values, or a
-// buffer that stays in shards, make ranks differ or wait for each other.
+// Catches a scope that shards nothing, parameters that keep this rank's values, and a buffer that stays in shards.
 TEST(Init, ShardsWhatIsMadeInsideAndTheEngineTakesItOver) {
   on_two_ranks([](int rank, const Options& options) {
     std::unique_ptr<Matrices> model;
@@ -61,7 +60,7 @@ TEST(Init, ShardsWhatIsMadeInsideAndTheEngineTakesItOver) {
   });
 }
 
-// Raw access to what is elsewhere must be possible, and an edit of one rank become the edit of all.
+// Catches raw access to sharded parameters that fails, and an edit of one rank that the others do not get.
 TEST(Init, GatheredBeforeTheEngineIsMade) {
   on_two_ranks([](int rank, const Options& options) {
     const Init scope(config(), options);
@@ -86,7 +85,7 @@ TEST(Init, AdoptsAModuleThatWasMadeBefore) {
   });
 }
 
-// A scope that communicates where parameters are whole anyway would make a rank wait that builds its model alone.
+// Catches a scope that communicates although parameters are whole, so that a rank that builds its model alone waits.
 TEST(Init, DoesNothingBelowStage3AndForOneRank) {
   on_two_ranks([](int rank, const Options& options) {
     if (rank == 1) return;

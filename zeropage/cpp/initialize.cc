@@ -24,15 +24,15 @@
 namespace zeropage {
 namespace {
 
-/// Nothing is silently ignored: what only the Python package does is refused here.
+/// Refuses keys that only the Python package supports, so that none is silently ignored.
 void require_none_for_python(const config::Config& config) {
   if (config.python_keys.empty()) return;
   throw ConfigError(
-      fmt::format("{}: only the Python package acts upon this key; remove it from the configuration of a C++ program",
+      fmt::format("{}: only the Python package supports this key; remove it from the configuration of a C++ program",
                   config.python_keys.front()));
 }
 
-/// Gives values to what the configuration leaves to the engine.
+/// Chooses the values of keys that are "auto".
 config::Config choose_automatic(const config::Config& config, torch::nn::Module& model, formula::FreeMemory memory,
                                 comm::Communicator& communicator) {
   engine::ModelCounts counts;
@@ -48,7 +48,7 @@ void place_model(torch::nn::Module& model, c10::Device device) {
   for (const auto& parameter : model.named_parameters()) {
     if (parameter.value().is_meta()) {
       throw ConfigError(fmt::format(
-          "parameter \"{}\" is on the meta device, without values; give it some before initialize", parameter.key()));
+          "parameter \"{}\" is on the meta device, without values; give it values before initialize", parameter.key()));
     }
   }
   for (auto& parameter : model.parameters()) {
@@ -60,8 +60,8 @@ void place_model(torch::nn::Module& model, c10::Device device) {
   }
 }
 
-/// Every parameter once; those of the groups that are not the model's follow after those of the model. `aliases` gets
-/// the further names of tied ones.
+/// Every parameter once. Parameters of groups that are not in the model follow after those of the model. `aliases` gets
+/// the other names of tied parameters.
 std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model, const std::vector<ParameterGroup>& groups,
                                                     std::map<std::string, std::vector<std::string>>& aliases) {
   std::vector<engine::ParameterInput> inputs;
@@ -124,9 +124,9 @@ std::unique_ptr<cpp::ClientOptimizer> take_optimizer(torch::nn::Module& model, c
   for (const void* tensor : given) foreign += !own.contains(tensor);
   if (foreign > 0 && !left_out.empty()) {
     throw ConfigError(
-        fmt::format("the optimizer in Options has {} tensors that are not the model's, and {} of the model's "
-                    "parameters are in none of its groups, "
-                    "\"{}\" first: was it made from a copy of the model, or before parameters were replaced? Make it "
+        fmt::format("the optimizer in Options has {} tensors that are not in the model, and {} parameters of the model "
+                    "are in none of its groups, \"{}\" first: was it made from a copy of the model, or before "
+                    "parameters were replaced? Make it "
                     "from module->parameters()",
                     foreign, left_out.size(), left_out.front()));
   }
@@ -145,7 +145,7 @@ report::Progress printed_steps() {
                           [](std::string_view text) { std::fwrite(text.data(), 1, text.size(), stderr); });
 }
 
-/// The section csv_monitor; Errors: IoError.
+/// The monitor of the section csv_monitor. Errors: IoError.
 Monitor monitor_of(const config::Config& config) {
   const auto csv = nlohmann::json::parse(config.effective_json).at("csv_monitor");
   if (!csv.at("enabled").get<bool>()) return {};

@@ -1,4 +1,4 @@
-// Engines and modules that end in either order.
+// Tests of engines and modules that are destroyed in either order.
 #include <torch/optim/sgd.h>
 
 #include <atomic>
@@ -27,8 +27,8 @@ torch::nn::Sequential trained_by_libtorch(int from, int to, torch::nn::Sequentia
   return model;
 }
 
-// Trained values that go with the engine, hooks and marks that stay on the parameters, and a module that no second
-// engine takes.
+// Catches trained values that are lost with the engine, hooks and marks that stay on the parameters, and a module that
+// a second engine refuses.
 TEST(Lifetime, AModuleGoesOnWithoutItsEngine) {
   for (const int stage : {0, 1, 2, 3}) {
     on_two_ranks([stage](int rank, const Options& options) {
@@ -50,7 +50,7 @@ TEST(Lifetime, AModuleGoesOnWithoutItsEngine) {
   }
 }
 
-// A release that leaves something sharded, or a parameter that torch's own code cannot read and train.
+// Catches a release after which something is still sharded, or a parameter that torch's own code cannot read and train.
 TEST(Lifetime, ReleaseLeavesWholeParameters) {
   for (const int stage : {0, 1, 2, 3}) {
     on_two_ranks([stage](int rank, const Options& options) {
@@ -59,7 +59,7 @@ TEST(Lifetime, ReleaseLeavesWholeParameters) {
       train(engine, model, 0, 2, rank);
       engine.release();
       EXPECT_THROW(engine.step(), UsageError);
-      if (rank != 0) return;  // what follows is one rank's alone
+      if (rank != 0) return;  // the rest runs on one rank only
       const auto expected = trained_by_libtorch(0, 2, make_model());
       for (std::size_t i = 0; i < expected->parameters().size(); ++i) {
         const auto numel = model->parameters()[i].numel();
@@ -71,7 +71,7 @@ TEST(Lifetime, ReleaseLeavesWholeParameters) {
   }
 }
 
-// An engine that uses a module after its end.
+// Catches an engine that uses a destroyed module.
 TEST(Lifetime, AnEngineGoesOnWithoutTheModule) {
   const std::string folder = testing::TempDir() + "/module_ended_first";
   std::filesystem::remove_all(folder);
@@ -101,7 +101,7 @@ TEST(Lifetime, AnEngineGoesOnWithoutTheModule) {
   });
 }
 
-// A scope that ends after its engine.
+// Catches a crash when a scope is destroyed after its engine.
 TEST(Lifetime, AGatheredScopeMayEndAfterTheEngine) {
   auto model = make_model();
   std::optional<Engine> engine = initialize(*model, Config::from_json(sgd_config(3)));
@@ -110,7 +110,7 @@ TEST(Lifetime, AGatheredScopeMayEndAfterTheEngine) {
   EXPECT_EQ(model->parameters()[0].numel(), 35);
 }
 
-// A change of types that is undone at the next step without a word.
+// Catches a change of types that the next step reverts without a message.
 TEST(Lifetime, ParametersOfAnotherTypeAreRefused) {
   for (const int stage : {0, 3}) {
     on_two_ranks([stage](int rank, const Options& options) {
@@ -130,7 +130,7 @@ TEST(Lifetime, ParametersOfAnotherTypeAreRefused) {
   }
 }
 
-// Frames that an update drops while another thread's operators read them.
+// Catches frames that an update frees while another thread's operators read them.
 TEST(Lifetime, ASecondThreadEvaluatesDuringTraining) {
   on_two_ranks([](int rank, const Options& options) {
     torch::nn::Sequential model(torch::nn::Linear(64, 512), torch::nn::Linear(512, 512), torch::nn::Linear(512, 8));

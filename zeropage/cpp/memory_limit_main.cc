@@ -17,8 +17,9 @@ namespace {
 namespace nn = torch::nn;
 
 constexpr std::int64_t kWidth = 1024;
-constexpr int kLayers = 64;                                    // of 4 MiB each: 256 MiB
-constexpr std::int64_t kLimitBytes = std::int64_t{240} << 20;  // beyond what torch and a first engine take
+constexpr int kLayers = 64;  // 4 MiB each, 256 MiB in all
+constexpr std::int64_t kLimitBytes = std::int64_t{240}
+                                     << 20;  // in addition to the memory of torch and of a first engine
 
 zeropage::Config config() {
   return zeropage::Config::from_json(R"({
@@ -52,7 +53,7 @@ MostlyFrozen build(int layers, bool in_scope) {
   return MostlyFrozen(layers);
 }
 
-/// By how much one step changes the loss.
+/// The change of the loss by one step.
 double train(MostlyFrozen& model) {
   auto engine = zeropage::initialize(*model, config());
   const at::Tensor x = at::ones({1, kWidth}, at::kBFloat16);

@@ -1,7 +1,7 @@
 /// \file
-/// The named tensors of a program's module, for saving and loading. A module that is held by a shared_ptr (torch's
-/// ModuleHolder, as most are) is held here as well, and asked each time. One that is not, as on the stack, may end
-/// before the engine: of that the tensors are kept that it had in `initialize`.
+/// The named tensors of a program's module, for saving and loading. A module that a shared_ptr owns (torch's
+/// ModuleHolder, as most do) is also owned here, and its current tensors are used. A module on the stack may be
+/// destroyed before the engine, so the tensors that it had in `initialize` are kept instead.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,7 +27,7 @@ class ModelTensors {
   Named parameters() const;  ///< all names, so that tied ones occur more than once
   Named buffers() const;
   torch::nn::Module* module() const { return module_.get(); }  ///< null: nobody holds it
-  void add(std::string name, const at::Tensor& parameter);     ///< to those of a module that nobody holds
+  void add(std::string name, const at::Tensor& parameter);     ///< for a module that no shared_ptr owns
 
  private:
   std::shared_ptr<torch::nn::Module> module_;  // null: nobody holds it

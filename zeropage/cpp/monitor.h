@@ -1,5 +1,5 @@
 /// \file
-/// Metrics to CSV files: the section csv_monitor.
+/// Writes metrics to CSV files: the section csv_monitor.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ class AppendFile;
 
 namespace zeropage {
 
-/// One value of a metric, at so many samples.
+/// One value of a metric, with the number of samples.
 struct Event {
   std::string name;  ///< "Valid/loss"
   double value = 0.0;
@@ -22,7 +22,7 @@ struct Event {
 };
 
 /// A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines `samples,value`.
-/// A run that goes on in the same folder appends. Rank 0 writes; every value is handed to the system at once.
+/// A resumed run appends to the files of the same folder. Rank 0 writes, and every value is written at once.
 class Monitor {
  public:
   Monitor() = default;  ///< writes nothing
@@ -31,7 +31,8 @@ class Monitor {
 
   bool enabled() const { return !folder_.empty(); }  ///< whether this rank writes anything
 
-  /// Cost: two system calls for each event. What cannot be written ends no training: it is said once for each file.
+  /// Cost: two system calls for each event. A value that cannot be written does not end the training; there is one
+  /// warning for each file.
   void write_events(const std::vector<Event>& events);
 
  private:

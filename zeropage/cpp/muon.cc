@@ -61,7 +61,7 @@ double rate_of(const json& params, const char* own, double otherwise) {
   return params.at("lr").is_null() ? otherwise : params.at("lr").get<double>();
 }
 
-/// The half's hyperparameters by the configuration.
+/// The hyperparameters of the half from the configuration.
 MuonGroupOptions options_of(const json& params, bool use_muon, std::int64_t matrices) {
   MuonGroupOptions options;
   options.use_muon = use_muon;
@@ -76,7 +76,7 @@ MuonGroupOptions options_of(const json& params, bool use_muon, std::int64_t matr
   return options;
 }
 
-/// What a group says of itself has priority.
+/// Applies the group's own hyperparameters, which have priority.
 void apply(const ParameterGroup& group, std::size_t index, MuonGroupOptions& options) {
   ParameterGroup known;
   known.lr = group.lr;
@@ -156,7 +156,7 @@ void MuonState::serialize(InputArchive& archive) {
 }
 
 Muon::Muon(const std::vector<OptimizerParamGroup>& groups) : Optimizer(groups, std::make_unique<MuonGroupOptions>()) {
-  // From 2.12 on torch gives groups the defaults' options, unless it knows their class.
+  // From version 2.12 on torch gives groups the default options, unless it knows the class of the options.
   for (std::size_t i = 0; i < groups.size(); ++i) param_groups()[i].set_options(groups[i].options().clone());
 }
 
@@ -201,7 +201,8 @@ std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module&
   const json& params = section_of(effective);
   if (params.at("per_head_muon").get<bool>()) {
     throw ConfigError(
-        "optimizer.params.per_head_muon: only the Python package knows how many heads a model has; remove the key from "
+        "optimizer.params.per_head_muon: only the Python package can find the number of heads of a model; remove the "
+        "key from "
         "the configuration of a C++ program");
   }
   std::map<const void*, std::string> names;
@@ -211,7 +212,7 @@ std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module&
   const auto kernels = convolution_kernels(model);
   std::vector<ParameterGroup> given = groups;
   if (given.empty()) given.emplace_back().parameters = model.parameters();
-  // By (index of the group, not Muon's, matrices), in Python's order.
+  // By (index of the group, AdamW's half, number of matrices), in Python's order.
   std::map<std::tuple<std::size_t, bool, std::int64_t>, std::vector<at::Tensor>> halves;
   for (std::size_t i = 0; i < given.size(); ++i) {
     for (const auto& parameter : given[i].parameters) {

@@ -1,6 +1,6 @@
 /// \file
-/// The optimizer object of C++ programs whose configuration says "type": "Muon": Python's zeropage/muon.py has its
-/// twin. Both run the formulas of session/muon.h, and go on from each other's checkpoints.
+/// The optimizer object of C++ programs with "type": "Muon" in the configuration. Python's zeropage/muon.py is its
+/// counterpart: both use the formulas of session/muon.h, and each can load the other's checkpoints.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -23,7 +23,7 @@ namespace zeropage::cpp {
 
 /// Hyperparameters of a group: of matrices, which Muon updates, or of other parameters, which AdamW updates.
 struct MuonGroupOptions : torch::optim::OptimizerCloneableOptions<MuonGroupOptions> {
-  /// torch makes them of a rate when it loads.
+  /// torch constructs them from a learning rate when it loads.
   explicit MuonGroupOptions(double lr = 0.02) { muon.lr = lr; }
 
   bool use_muon = true;
@@ -36,7 +36,7 @@ struct MuonGroupOptions : torch::optim::OptimizerCloneableOptions<MuonGroupOptio
   void set_lr(double lr) override { (use_muon ? muon.lr : adam.lr) = lr; }
 };
 
-/// What is kept of a parameter: `momentum_buffer`, or the others.
+/// The state of a parameter: `momentum_buffer` for Muon, the others for AdamW.
 struct MuonState : torch::optim::OptimizerCloneableParamState<MuonState> {
   at::Tensor momentum_buffer;
   std::int64_t step = 0;
@@ -59,7 +59,7 @@ class Muon : public torch::optim::Optimizer {
 
 /// The object that the section "optimizer" of `config` names. Each of `groups` (empty: one of all parameters) is
 /// divided into matrices and others: planner::takes_muon. Errors: ConfigError for hyperparameters of a group that Muon
-/// does not have, and for per_head_muon, which needs what only Python models say of themselves.
+/// does not have, and for per_head_muon, which needs information that only Python models have.
 std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module& model,
                                 const std::vector<ParameterGroup>& groups);
 

@@ -1,4 +1,4 @@
-// Optimizers that see whole parameters: Muon by the configuration, and a class of a program's own.
+// Tests of optimizers that get whole parameters: Muon from the configuration, and a program's own class.
 #include "zeropage/cpp/muon.h"
 
 #include <fmt/format.h>
@@ -68,7 +68,8 @@ TEST(Muon, TrainsAsInOneProcess) {
   }
 }
 
-// Catches state that only the owner can be asked for, in other shapes than the parameter's, or that a write misses.
+// Catches state that only the owner can read, that has another shape than the parameter, or that a write does not
+// reach.
 TEST(Muon, StateOfAWholeParameterIsReadAndWritten) {
   for (const int stage : {0, 1, 3}) {
     SCOPED_TRACE(fmt::format("stage {}", stage));
@@ -124,8 +125,8 @@ struct Mixed : torch::nn::Module {
   torch::nn::Linear head;
 };
 
-// Catches an embedding that is orthogonalized, a convolution's kernel that is taken for stacked matrices, and options
-// of a group that do not count.
+// Catches an embedding that is orthogonalized, a convolution's kernel that is treated as stacked matrices, and options
+// of a group that are ignored.
 TEST(Muon, DividesGroupsIntoHalves) {
   Mixed model;
   const auto config = config::Config::from_json(config_of(0, kMuon).text(), 1, "test");
@@ -156,7 +157,7 @@ TEST(Muon, DividesGroupsIntoHalves) {
   EXPECT_THROW(initialize(model, heads, {}), ConfigError);
 }
 
-/// A class of a program's own: steps in proportion to the parameter's norm.
+/// A program's own class: steps in proportion to the parameter's norm.
 class Ratio : public Optimizer {
  public:
   explicit Ratio(std::vector<at::Tensor> parameters)
@@ -179,7 +180,7 @@ class Ratio : public Optimizer {
 
 constexpr const char* kParameters = R"({"zeropage": {"optimizer_sees": "parameters"}})";
 
-// Catches norms of parts, and shapes that are flat.
+// Catches norms of parts instead of whole parameters, and flat shapes.
 TEST(WholeParameters, AnObjectThatSeesThemTrainsAsInPlainLibtorch) {
   auto expected = make_model();
   Ratio plain(expected->parameters());
@@ -196,8 +197,8 @@ TEST(WholeParameters, AnObjectThatSeesThemTrainsAsInPlainLibtorch) {
   }
 }
 
-// Catches an object that is run on parts because nobody has said what it looks at, or on some parameters of those that
-// it sums over; and a step that fails on one rank and changes parameters on the other.
+// Catches an object that runs on parts although its needs are unknown, or on only some of the parameters over which it
+// sums; and a step that fails on one rank and changes parameters on the other.
 TEST(WholeParameters, WhatCannotRunIsSaid) {
   on_two_ranks([](int rank, Options options) {
     auto model = make_model();

@@ -1,5 +1,5 @@
-// Checkpoints that an optimizer object goes on from and the engine's own update has saved, and the other way round. The
-// Python package saves the same tensors: tests/test_cpp_checkpoints.py.
+// Tests of checkpoints that the engine's own update saves and an optimizer object loads, and the reverse. The Python
+// package saves the same tensors: tests/test_cpp_checkpoints.py.
 #include <torch/optim/adagrad.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
@@ -49,7 +49,7 @@ const std::vector<Pair>& pairs() {
   return all;
 }
 
-/// With the object, or else by the section.
+/// An engine with the object, or with the section.
 Engine engine_of(torch::nn::Sequential& model, const Pair& pair, bool object, int stage, Options options) {
   auto config = Config::from_json(fmt::format(R"({{"train_micro_batch_size_per_gpu": 2,
         "zero_optimization": {{"stage": {}, "stage3_param_persistence_threshold": 8}}}})",
@@ -91,13 +91,13 @@ TEST(OptimizerCheckpoint, ObjectsAndTheEngineGoOnFromEachOther) {
   }
 }
 
-/// Of the first layer alone: the second one gets no gradient.
+/// The loss of the first layer only, so the second one gets no gradient.
 at::Tensor first_layer_loss(torch::nn::Sequential& model, const at::Tensor& batch) {
   return model[0]->as<torch::nn::LinearImpl>()->forward(batch).square().mean();
 }
 
-// Parameters without a gradient, of which objects have no state: a load that refuses them, or that leaves the state of
-// before the load.
+// Catches a load that refuses parameters without a gradient, for which objects have no state, or that keeps their
+// earlier state.
 TEST(OptimizerCheckpoint, ParametersWithoutStateBeginAnew) {
   for (const auto& pair : pairs()) {
     auto plain = make_model();
@@ -121,7 +121,7 @@ TEST(OptimizerCheckpoint, ParametersWithoutStateBeginAnew) {
         engine.save_checkpoint(folder);
         auto other = make_model();
         engine = engine_of(other, pair, !object_saves, 3, options);
-        train(engine, other, 7, 9, rank);  // what it has of this goes
+        train(engine, other, 7, 9, rank);  // the load must discard this state
         ASSERT_TRUE(engine.load_checkpoint(folder));
         train(engine, other, 2, 3, rank);
         expect_equal(other->parameters(), plain->parameters());
@@ -151,7 +151,7 @@ void expect_refused(Engine& engine, const std::string& folder, const char* becau
   EXPECT_TRUE(engine.load_checkpoint(folder, without));
 }
 
-// A hyperparameter of the checkpoint that the optimizer of now does not have, so that the run would go on without it.
+// Catches a hyperparameter of the checkpoint that the current optimizer does not have, and that the run would ignore.
 TEST(OptimizerCheckpoint, HyperparametersThatCannotBeTakenOverAreRefused) {
   const auto folder = new_folder("other_hyperparameters");
   const auto save = [&](torch::nn::Sequential& model, Engine engine) {
@@ -171,7 +171,7 @@ TEST(OptimizerCheckpoint, HyperparametersThatCannotBeTakenOverAreRefused) {
   expect_refused(engine, folder, "amsgrad=true");
 }
 
-// An Adam whose weight decay becomes AdamW's when the engine goes on.
+// Catches an Adam whose weight decay becomes AdamW's when the engine resumes.
 TEST(OptimizerCheckpoint, TheKindOfWeightDecayGoesOn) {
   const auto folder = new_folder("weight_decay");
   auto plain = make_model();

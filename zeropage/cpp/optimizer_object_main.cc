@@ -1,6 +1,6 @@
-// Trains a small model with an optimizer object of libtorch: `optimizer_object KIND STAGE FOLDER STEPS`. It goes on
-// from the newest checkpoint of FOLDER up to STEPS and saves there. tests/test_cpp_checkpoints.py has its twin in
-// Python.
+// Trains a small model with an optimizer object of libtorch: `optimizer_object KIND STAGE FOLDER STEPS`. It resumes
+// from the newest checkpoint of FOLDER, trains up to step STEPS, and saves there. tests/test_cpp_checkpoints.py has the
+// same program in Python.
 #include <torch/optim/adagrad.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/adamw.h>
@@ -29,7 +29,7 @@ std::shared_ptr<torch::optim::Optimizer> optimizer_of(const std::string& kind, s
   throw std::invalid_argument("no such optimizer: " + kind);
 }
 
-/// The section of Muon, which is no object: the configuration names it.
+/// The section for Muon, which is not an object of the program: the configuration names it.
 const char* section_of(const std::string& kind) {
   return kind == "Muon"
              ? R"(, "optimizer": {"type": "Muon", "params": {"lr": 0.02, "adam_lr": 0.01, "weight_decay": 0.1,

@@ -1,4 +1,4 @@
-// Optimizer objects of libtorch and of programs, against plain libtorch in one process.
+// Tests of optimizer objects of libtorch and of programs, against plain libtorch in one process.
 #include <torch/optim/adagrad.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/lbfgs.h>
@@ -28,7 +28,7 @@ Config config_of(int stage, const char* more = "{}") {
       .with(more);
 }
 
-/// Moves against the sign of a running mean: a class of a program's own, which keeps its state beside torch's.
+/// A program's own class: it moves against the sign of a running mean, and keeps its state outside of torch's.
 class SignDescent : public Optimizer {
  public:
   explicit SignDescent(std::vector<at::Tensor> parameters)
@@ -86,7 +86,7 @@ std::vector<at::Tensor> expected_after(const Make& make, int steps) {
   return model->parameters();
 }
 
-// An optimizer that is not run, runs on the wrong elements, or whose groups lose their rates.
+// Catches an optimizer that does not run, runs on the wrong elements, or whose groups lose their learning rates.
 TEST(Optimizer, ObjectsTrainAsInPlainLibtorch) {
   for (const auto& [name, make] : optimizers()) {
     for (const int stage : {0, 1, 2, 3}) {
@@ -107,7 +107,7 @@ TEST(Optimizer, ObjectsTrainAsInPlainLibtorch) {
   }
 }
 
-// Catches a memory table that leaves out what an object keeps.
+// Catches a memory table without the state of an object.
 TEST(Optimizer, TheMemoryTableHasTheStateOfAnObject) {
   for (const int stage : {0, 2}) {
     on_two_ranks([stage](int rank, const Options& options) {
@@ -128,7 +128,7 @@ TEST(Optimizer, TheMemoryTableHasTheStateOfAnObject) {
   }
 }
 
-// State that does not go on, or that only the same stage can load.
+// Catches state that is not restored, or that only the same stage can load.
 TEST(Optimizer, StateGoesOnFromACheckpoint) {
   for (const auto& [name, make] : optimizers()) {
     if (std::string(name) == "SignDescent") continue;
@@ -155,7 +155,7 @@ TEST(Optimizer, StateGoesOnFromACheckpoint) {
   }
 }
 
-// A class that cannot save its state, and a checkpoint that says nothing of it.
+// Catches a class that cannot save its state, with a checkpoint that does not record this.
 TEST(Optimizer, AClassWithoutSaveIsRefusedByLoad) {
   const std::string folder = testing::TempDir() + "/optimizer_without_save";
   std::filesystem::remove_all(folder);
@@ -172,7 +172,7 @@ TEST(Optimizer, AClassWithoutSaveIsRefusedByLoad) {
   });
 }
 
-// A scheduler on the user's object that drives nothing.
+// Catches a scheduler on the user's object that has no effect.
 TEST(Optimizer, SchedulersOfLibtorchDriveTheEngine) {
   auto plain = make_model();
   torch::optim::RMSprop optimizer(plain->parameters(), torch::optim::RMSpropOptions(0.02));
@@ -196,7 +196,7 @@ TEST(Optimizer, SchedulersOfLibtorchDriveTheEngine) {
   });
 }
 
-// An update by the program's own call that does nothing, or a second one.
+// Catches an `optimizer.step()` of the program that does nothing, or updates a second time.
 TEST(Optimizer, AStepThatWasLeftInTheLoopIsAnError) {
   on_two_ranks([](int rank, Options options) {
     auto model = make_model();
@@ -228,8 +228,8 @@ int times_said(const std::string& log) {
   return times;
 }
 
-// A second update on top of the engine's, by an optimizer that the engine was not given; its own one, configured or
-// given, is none.
+// Catches a second update in addition to the engine's, by an optimizer that the engine does not have; the engine's own
+// optimizer must not be reported.
 TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
   for (const bool adam : {false, true}) {
     for (const bool given : {false, true}) {
@@ -260,8 +260,8 @@ TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
   }
 }
 
-// A loss that each rank evaluates for itself, so that their line searches part ways.
-// Its writes between backwards are its own.
+// Catches a loss that each rank evaluates by itself, so that the line searches differ; and writes of LBFGS between
+// backwards that are reported as the program's.
 TEST(Optimizer, LbfgsRunsAtStage0) {
   testing::internal::CaptureStderr();
   const auto options_of = [] { return torch::optim::LBFGSOptions(0.5).max_iter(4).line_search_fn("strong_wolfe"); };
@@ -288,7 +288,7 @@ TEST(Optimizer, LbfgsRunsAtStage0) {
   EXPECT_EQ(times_said(testing::internal::GetCapturedStderr()), 0);
 }
 
-// Optimizers that would train nothing, or not what they were made for.
+// Catches optimizers that would train nothing, or other parameters than those that they have.
 TEST(Optimizer, WhatCannotRunIsRefused) {
   auto model = make_model();
   auto other = make_model();

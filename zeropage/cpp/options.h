@@ -1,5 +1,5 @@
 /// \file
-/// What a program may say beside the configuration.
+/// Options of a program in addition to the configuration.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -19,8 +19,8 @@ namespace comm {
 class Communicator;
 }
 
-/// Parameters that are updated alike. What is absent is the configuration's. A hyperparameter that the configured
-/// optimizer does not have is a ConfigError.
+/// Parameters with the same hyperparameters. Absent hyperparameters are those of the configuration. A hyperparameter
+/// that the configured optimizer does not have is a ConfigError.
 struct ParameterGroup {
   std::vector<at::Tensor> parameters{};
   std::optional<double> lr{};
@@ -38,19 +38,20 @@ struct ParameterGroup {
   std::optional<double> min_coeff{};
   std::optional<bool> eps_inside_sqrt{};
 
-  /// Whether all but the parameters is the same.
+  /// Whether everything except the parameters is equal.
   bool has_same_options(const ParameterGroup& other) const;
 };
 
 struct Options {
-  std::vector<ParameterGroup> parameter_groups;  ///< what the optimizer updates; empty: all that is trainable
+  std::vector<ParameterGroup>
+      parameter_groups;  ///< the parameters that the optimizer updates; empty: all trainable ones
 
-  /// Updates the parameters instead of what the configuration names: one of torch::optim on the module's parameters, or
-  /// of a class of the program's own. Of such a class the configuration says what its step depends on,
-  /// "zeropage": {"optimizer_sees": "elements" | "parameters" | "model"}; see docs/optimizers.md. The engine calls its
-  /// `step` once per update with the parts, or the whole parameters, that this rank updates; its groups hold stand-ins
-  /// for them until the engine ends. Memory beside its state: 4 bytes per element while it runs. LBFGS runs at stage 0,
-  /// by `engine.step(closure)`.
+  /// The optimizer that updates the parameters instead of the configured one: an object of torch::optim with the
+  /// module's parameters, or of the program's own class. For such a class the configuration must tell on which data its
+  /// step depends: "zeropage": {"optimizer_sees": "elements" | "parameters" | "model"}; see docs/optimizers.md. The
+  /// engine calls its `step` once per update with the parts, or the whole parameters, that this rank updates; its
+  /// groups hold stand-ins for them until the engine ends. Memory in addition to its state: 4 bytes per element while
+  /// it runs. LBFGS runs at stage 0, by `engine.step(closure)`.
   std::shared_ptr<torch::optim::Optimizer> optimizer{};
   std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
   std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it

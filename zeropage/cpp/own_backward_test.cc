@@ -1,5 +1,4 @@
-// Backwards that the program runs itself: what parameter.grad() is when `loss.backward()` returns, against plain
-// libtorch.
+// Tests of backwards that the program runs itself: parameter.grad() after `loss.backward()`, against plain libtorch.
 #include <torch/nn/utils/clip_grad.h>
 
 #include <fmt/format.h>
@@ -23,7 +22,7 @@ Config config_of(int stage, int accumulation_steps = 1, const char* more = "{}")
       .with(more);
 }
 
-/// Gradients of the loss of both ranks, of several steps.
+/// Gradients of the loss of both ranks, over several steps.
 std::vector<at::Tensor> plain_gradients(int from, int to) {
   auto model = make_model();
   for (int step = from; step < to; ++step) (whole_loss(model, step) / (to - from)).backward();
@@ -56,7 +55,7 @@ void at_every_stage(Body body) {
   }
 }
 
-// A gradient that is one rank's own, or that is not there yet, when backward returns; one that is there within a
+// Catches a gradient of one rank only, or no gradient, when backward returns; and a gradient that exists within a
 // window.
 TEST(OwnBackward, TheMeanIsThereAtTheEndOfAWindow) {
   const auto expected = plain_gradients(0, 2);
@@ -74,7 +73,7 @@ TEST(OwnBackward, TheMeanIsThereAtTheEndOfAWindow) {
   });
 }
 
-// A norm of zero or of one shard, and clipping that has no effect.
+// Catches a norm of zero or of one shard, and clipping that has no effect.
 TEST(OwnBackward, LibtorchsClippingTakesEffect) {
   auto plain = make_model();
   std::vector<double> norms;
@@ -99,7 +98,7 @@ TEST(OwnBackward, LibtorchsClippingTakesEffect) {
   });
 }
 
-// A loss scale that is left in the gradients, and gradients of a loss without it that are divided by it.
+// Catches gradients that still contain the loss scale, and gradients of an unscaled loss that are divided by it.
 TEST(OwnBackward, LossesOfFp16MayBeScaledOrNot) {
   const auto expected = plain_gradients(0, 1);
   at_every_stage([&](int stage, int rank, const Options& options) {
@@ -119,7 +118,7 @@ TEST(OwnBackward, LossesOfFp16MayBeScaledOrNot) {
   });
 }
 
-// An accumulation that begins with the gradients of the window before, and a backward that was forgotten and counts.
+// Catches a window that begins with the gradients of the previous one, and a discarded backward that still counts.
 TEST(OwnBackward, ForgottenGradientsDoNotCount) {
   const auto expected = plain_gradients(1, 2);
   at_every_stage([&](int stage, int rank, const Options& options) {

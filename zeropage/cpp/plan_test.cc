@@ -9,7 +9,7 @@
 namespace zeropage {
 namespace {
 
-// A plan that is not the command's, or whose configuration cannot be used.
+// Catches a plan that differs from the command's, or whose configuration cannot be used.
 TEST(CppPlan, SaysWhatTheCommandSays) {
   const TrainingPlan made = make_plan("7B", {.num_gpus = 4});
   EXPECT_NE(made.text.find("DDP"), std::string::npos);
@@ -29,7 +29,7 @@ TEST(CppPlan, SaysWhatTheCommandSays) {
   EXPECT_THROW(make_plan("7B", {.figures = {{"device_memory", "1GB"}}}), ConfigError);
 }
 
-// Biases, frozen parameters, or shared ones that are counted wrongly.
+// Catches biases, frozen parameters, or shared ones that are counted wrongly.
 TEST(CppPlan, CountsAModulesParametersOnce) {
   torch::nn::Linear layer(100, 50);
   layer->weight.set_requires_grad(false);

@@ -1,5 +1,5 @@
 /// \file
-/// What a run shows: the progress line and the memory table. Rank 0 prints.
+/// The progress line and the memory table of a run. Rank 0 prints them.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@ namespace zeropage {
 
 class Engine;
 
-/// Bytes of one rank. The formula knows the model state only: its frames and buffers are 0.
+/// Bytes of one rank. The formula is for the model state only: its frames and buffers are 0.
 struct MemoryBytes {
   std::int64_t parameters = 0;
   std::int64_t gradients = 0;
@@ -24,7 +24,7 @@ struct MemoryBytes {
 struct MemoryReport {
   int stage = 0;
   std::vector<MemoryBytes> ranks;
-  std::vector<MemoryBytes> host;  ///< what is offloaded to the host
+  std::vector<MemoryBytes> host;  ///< the bytes that are offloaded to the host
   MemoryBytes formula;
   MemoryBytes formula_host;
   MemoryBytes formula_stage_0;
@@ -33,14 +33,14 @@ struct MemoryReport {
   std::string table() const;
 };
 
-/// Bytes of state that one rank has moved to and from drives, and the time in which it stood still for them.
+/// Bytes of state that one rank has moved to and from drives, and the time in which it waited for them.
 struct DiskTraffic {
   std::int64_t read_bytes = 0;
   std::int64_t written_bytes = 0;
   double waited_s = 0.0;
 };
 
-/// A progress line on stderr, of rank 0 only. Call `update` after each `engine.step()`.
+/// A progress line on stderr, on rank 0 only. Call `update` after each `engine.step()`.
 class ProgressLine {
  public:
   /// total_steps: for the time left; 0: unknown. units_per_sample: 128 with unit "tokens" for sequences of 128 tokens.

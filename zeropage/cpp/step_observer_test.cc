@@ -1,4 +1,4 @@
-// What a C++ engine tells about its run, and the states that leave and come back.
+// Tests of the monitoring of C++ engines, and of states that are offloaded and reloaded.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/nn/module.h>
@@ -38,7 +38,7 @@ void train(Engine& engine, Line& model, int steps) {
   }
 }
 
-/// A folder that goes with the test.
+/// A folder that is removed after the test.
 struct Folder {
   std::filesystem::path path = std::filesystem::temp_directory_path() / ("zp-watch-" + std::to_string(::getpid()));
   Folder() { std::filesystem::create_directories(path); }
@@ -51,7 +51,7 @@ std::string text_of(const std::filesystem::path& path) {
   return out.str();
 }
 
-// Figures that a page or a spreadsheet cannot read, or that more than one rank writes.
+// Catches figures that a page or a spreadsheet cannot read, or that more than one rank writes.
 TEST(StepObserver, WritesWhatPythonWrites) {
   const Folder folder;
   const auto config =
@@ -87,7 +87,7 @@ TEST(StepObserver, WritesWhatPythonWrites) {
   EXPECT_EQ(records[5]["pages"].size(), 1u);
 }
 
-// A step that was skipped and looks like one that was applied.
+// Catches a skipped step that looks like an applied one.
 TEST(StepObserver, TellsOfSkippedSteps) {
   const Folder folder;
   const auto config =
@@ -111,7 +111,7 @@ TEST(StepObserver, TellsOfSkippedSteps) {
   EXPECT_EQ(told, (std::vector<json>{{true, 0, nullptr}, {false, 1, "weight"}, {true, 1, nullptr}}));
 }
 
-// Collectives that are counted, but that nobody can ask for.
+// Catches collectives that are counted, but that the program cannot read.
 TEST(StepObserver, SumsUpCollectives) {
   on_two_ranks([](int, const Options& options) {
     Line model;
@@ -123,7 +123,7 @@ TEST(StepObserver, SumsUpCollectives) {
   EXPECT_EQ(initialize(model, config_with(json::object())).comms_summary(), "");
 }
 
-// States that do not come back, or a step that trains what is away.
+// Catches states that are not reloaded, and a step that trains offloaded states.
 TEST(Engine, StatesLeaveAndComeBack) {
   on_two_ranks([](int rank, const Options& options) {
     Line model, other;
@@ -142,7 +142,7 @@ TEST(Engine, StatesLeaveAndComeBack) {
   });
 }
 
-// A precision that is asked for and not applied, without a word.
+// Catches a requested precision that is not applied, without an error.
 TEST(Engine, AutocastIsOfTheForward) {
   Line model;
   auto engine = initialize(model, config_with({{"torch_autocast", {{"enabled", true}}}}));

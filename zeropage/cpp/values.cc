@@ -1,4 +1,4 @@
-// Full and local values, and parameters that come later, under Python's names.
+// Full and local values, and parameters that are added later, with Python's names.
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 
@@ -18,7 +18,7 @@ const ValueName kFp32{ValueName::Kind::kParameter};
 const ValueName kGradient{ValueName::Kind::kGradient};
 ValueName state_of(const std::string& state) { return {ValueName::Kind::kState, state}; }
 
-/// As many elements as this rank updates of the parameter, all of them `value`.
+/// A tensor with as many elements as this rank updates of the parameter, all with the value `value`.
 at::Tensor elements(engine::Engine& core, const at::Tensor& parameter, double value) {
   return core.values().piece_of(parameter, at::full(parameter.sizes(), value));
 }
@@ -38,7 +38,7 @@ at::Tensor Engine::safe_get_full_optimizer_state(const at::Tensor& parameter, co
   if (!impl_->client) return core.values().full(parameter, state_of(state));
   if (impl_->client->sees_whole(parameter)) return impl_->client->full(parameter, state);
   const at::Tensor piece = impl_->client->local(parameter, state);
-  // Ranks without elements of the parameter do not know whether it has the state.
+  // Ranks without elements of the parameter cannot know whether it has the state.
   const at::Tensor there = core.values().assemble(parameter, elements(core, parameter, piece.defined() ? 1.0 : 0.0));
   if (!there.all().item<bool>()) return {};
   return core.values().assemble(parameter, piece.defined() ? piece : elements(core, parameter, 0.0));

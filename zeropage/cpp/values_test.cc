@@ -1,4 +1,4 @@
-// Full and local values, scaled losses and parameters that come later, against plain libtorch.
+// Tests of full and local values, scaled losses and parameters that are added later, against plain libtorch.
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/sgd.h>
@@ -18,7 +18,7 @@ std::string adam_config(int stage) {
          std::to_string(stage) + R"(, "stage3_param_persistence_threshold": 0}})";
 }
 
-// Values of another parameter, of one rank's part, or of before the step.
+// Catches values of another parameter, of one rank's part, or from before the step.
 TEST(Values, AreThoseOfPlainLibtorch) {
   auto plain = make_model();
   torch::optim::Adam optimizer(plain->parameters(), 0.125);
@@ -58,7 +58,8 @@ TEST(Values, AreThoseOfPlainLibtorch) {
   }
 }
 
-// A layer that came after initialize and is not trained, not said, or trained with other hyperparameters.
+// Catches a layer that was added after initialize and is not trained, not reported, or trained with other
+// hyperparameters.
 TEST(Values, AddedParametersTrain) {
   auto plain = make_model();
   torch::nn::Linear plain_layer(3, 2);
@@ -102,7 +103,7 @@ TEST(Values, AddedParametersTrain) {
   }
 }
 
-// A norm that comes later in 16 bit, with parameters that torch's kernels refuse beside its statistics.
+// Catches a norm that is added in 16 bit, with parameters that torch's kernels refuse together with its statistics.
 TEST(Values, AddedNormsStayInFp32) {
   on_two_ranks([](int rank, const Options& options) {
     auto model = make_model();
@@ -123,14 +124,14 @@ TEST(Values, AddedNormsStayInFp32) {
   });
 }
 
-// A device that this build does not have, which ends in an assertion of torch's.
+// Catches a device that this build does not support, which would end with an assertion of torch.
 TEST(Initialize, ADeviceThatIsNotThereIsRefused) {
   auto model = make_model();
   Options options;
   options.device = at::Device(at::kXLA);
   try {
     initialize(*model, Config::from_json(adam_config(0)), options);
-    ADD_FAILURE() << "there is no such device";
+    ADD_FAILURE() << "this device does not exist";
   } catch (const ConfigError& error) {
     EXPECT_NE(std::string(error.what()).find("Options::device is xla"), std::string::npos) << error.what();
   }

@@ -1,10 +1,10 @@
 /// \file
-/// Which Zeropage a program runs with.
+/// The version of Zeropage with which a program runs.
 #pragma once
 
 namespace zeropage {
 
-/// Of the library, "0.2.0".
+/// The version of the library, "0.2.0".
 const char* version();
 
 }  // namespace zeropage

@@ -1,7 +1,7 @@
 /// \file
-/// State that an optimizer keeps of a parameter which it sees whole, in a checkpoint, as Python's shard_state.py has
-/// it: "torch_value/NAME" is JSON in the form of checkpoint_values.py, and "torch_part.0/NAME", ... are the tensors in
-/// it.
+/// State that an optimizer keeps of a parameter that it gets whole, in a checkpoint, in the form of Python's
+/// shard_state.py: "torch_value/NAME" is JSON in the form of checkpoint_values.py, and "torch_part.0/NAME", ... are the
+/// tensors in it.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -20,8 +20,8 @@ namespace zeropage::cpp {
 /// CheckpointError for other values.
 std::map<std::string, at::Tensor> encode_whole_state(const ArchiveItems& items, const std::string& parameter);
 
-/// The other way, also of what Python has saved. Errors: CheckpointError, for lists and other values that an archive
-/// does not hold, too; IoError.
+/// Reads such state, also if Python has saved it. Errors: CheckpointError, also for lists and other values that an
+/// archive cannot contain; IoError.
 ArchiveItems decode_whole_state(checkpoint::Checkpoint& step, const std::string& parameter);
 
 }  // namespace zeropage::cpp
