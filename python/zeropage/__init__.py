@@ -1,4 +1,4 @@
-"""Zeropage: training models whose state does not fit on one device. A drop-in for the core of DeepSpeed's ZeRO.
+"""Zeropage trains models whose state does not fit on one device. It replaces the core of DeepSpeed's ZeRO.
 
 import zeropage as deepspeed
 model_engine, optimizer, _, _ = deepspeed.initialize(model=model, config="ds_config.json")
@@ -18,7 +18,7 @@ if {
     "OMPI_COMM_WORLD_RANK",
     "PMI_RANK",
     "SLURM_STEP_NUM_TASKS",
-} & os.environ.keys():  # some launcher has started this process and will look at how it ends
+} & os.environ.keys():  # a launcher has started this process and reads its exit code
     exit_codes.install()
 
 _LAZY_MODULES = ("comm", "distributed", "lr_schedules", "report", "runtime", "testing", "utils", "zero")
@@ -34,7 +34,7 @@ __all__ = ["__version__", "add_config_arguments", "errors", "initialize", *_LAZY
 
 
 def __getattr__(name: str):
-    """Submodules and classes are imported when first used: importing the package stays cheap."""
+    """Submodules and classes are imported when first used, so importing the package is fast."""
     if name in _LAZY_MODULES:
         return importlib.import_module(f".{name}", __name__)
     if name in _LAZY_NAMES:

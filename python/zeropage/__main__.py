@@ -1,10 +1,11 @@
-"""`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`, which the commands `zeropage doctor` and so on
-become, and
+"""Commands of the Python package.
 
-`python -m zeropage alias install`: programs that import `deepspeed` get this package (`remove`, `status`), and
+`python -m zeropage doctor`, `report RUN`, `top` and `ckpt import`: the commands `zeropage doctor` and so on run these.
 
-`python -m zeropage --cmake-dir`: prints where the CMake package of the C++ library is: cmake
--DCMAKE_PREFIX_PATH=$(...).
+`python -m zeropage alias install`: programs that import `deepspeed` get this package (also `remove` and `status`).
+
+`python -m zeropage --cmake-dir`: prints the folder of the CMake package of the C++ library, for
+cmake -DCMAKE_PREFIX_PATH=$(...).
 """
 
 import argparse
@@ -25,7 +26,7 @@ COMMANDS = {
     ("ckpt", "import"): deepspeed_import.main,
     ("alias",): alias.main,
 }
-IO_EXIT_CODE = 74  # as the command zeropage has it
+IO_EXIT_CODE = 74  # the same as in the command zeropage
 
 
 def main() -> int:

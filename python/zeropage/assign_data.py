@@ -2,13 +2,13 @@
 
 import torch
 
-# torch takes tensors of these for one kind, whose data may be assigned to each other's tensors.
+# torch treats tensors of these devices as one kind: data of one may be assigned to tensors of another.
 _INTERCHANGEABLE = {"cpu", "cuda", "mps", "xpu", "hpu", "mtia"}
 
 
 def assign_data(tensor: torch.Tensor, data: torch.Tensor) -> None:
-    """The tensor remains the same Python object; with data of a device that torch does not let it have, say of an
-    accelerator of another vendor, it becomes a Parameter of that device."""
+    """The tensor remains the same Python object. If torch does not allow data of this device in it, for example of an
+    accelerator of another vendor, it becomes a Parameter on that device."""
     if tensor.device.type == data.device.type or {tensor.device.type, data.device.type} <= _INTERCHANGEABLE:
         tensor.data = data
     else:

@@ -1,4 +1,4 @@
-"""What a configuration leaves to the engine with "auto", chosen from the real model and free memory."""
+"""Chooses the values of "auto" keys from the real model and free memory."""
 
 import torch
 
@@ -10,8 +10,8 @@ from .distributed import World
 def choose_automatic(
     config: _C.Config, model: torch.nn.Module, device: torch.device, world: World, communicator: _C.Communicator
 ) -> _C.Config:
-    """The configuration with values for all that is "auto"; rank 0 says which and why. Collective where there is
-    something to choose."""
+    """The configuration with values for all "auto" keys. Rank 0 prints the values and the reasons. Collective if there
+    is something to choose."""
     if not config.automatic:
         return config
     parameters = list({id(p): p for p in model.parameters()}.values())

@@ -1,5 +1,5 @@
-"""The torch that the C++ module was built for. Under one of another minor version it must not be loaded: layouts of
-classes differ.
+"""Checks the version of torch for which the C++ module was built. It must not be loaded with another minor version,
+because layouts of classes differ.
 
 Importing this module checks that, and must precede the import of the C++ module.
 """
@@ -12,7 +12,7 @@ FILE = Path(__file__).with_suffix(".txt")  # written when the C++ module is buil
 
 
 def check() -> None:
-    """Costs some microseconds. Errors: ImportError where torch's minor version is another."""
+    """Costs some microseconds. Errors: ImportError if torch has another minor version."""
     built = FILE.read_text().strip() if FILE.exists() else torch.__version__
     if built.split(".")[:2] != torch.__version__.split(".")[:2]:
         release = built.partition("+")[0]

@@ -1,7 +1,7 @@
-"""Checkpoints of an engine: the state that C++ keeps goes to disk from there; this adds what only Python has.
+"""Checkpoints of an engine. C++ writes the state that it keeps; this module adds the state that only Python has:
 
-That is: buffers, client state, parameter groups, the state of a scheduler object, random generators. Saving is one
-commit and loading has two phases (docs/checkpoint-format.md): what fails leaves the folder, or the engine, as it was.
+buffers, client state, parameter groups, the state of a scheduler object, random generators. A save is one commit, and a
+load has two phases (docs/checkpoint-format.md): after a failure the folder or the engine is unchanged.
 """
 
 import json
@@ -32,7 +32,7 @@ def _persistent_buffers(module: torch.nn.Module) -> Iterator[tuple[str, torch.Te
 
 
 def _aliases(module: torch.nn.Module) -> dict[str, list[str]]:
-    """First name of each tied parameter -> its further names."""
+    """First name of each tied parameter -> its other names."""
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -40,8 +40,7 @@ def _aliases(module: torch.nn.Module) -> dict[str, list[str]]:
 
 
 def _alike(mine: Any, loaded: Any) -> bool:
-    """Whether a hyperparameter may take the place of another: both numbers, or tuples of them, or not a number
-    either."""
+    """Whether a hyperparameter may replace another: both are numbers, or tuples of numbers, or neither is a number."""
     if isinstance(mine, (list, tuple)):
         return isinstance(loaded, (list, tuple)) and len(mine) == len(loaded) and all(map(_alike, mine, loaded))
     numbers = (int, float, torch.Tensor)
@@ -52,7 +51,7 @@ class CheckpointingEngine:
     """The part of the engine that saves and loads."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Of copy and pickle. Raises UsageError: ranks, memory and files belong to one engine."""
+        """For copy and pickle. Raises UsageError: ranks, memory and files belong to one engine."""
         raise UsageError(
             "an engine cannot be copied or pickled: copy its model (copy.deepcopy(engine.module)), or save with "
             "engine.save_checkpoint(folder)"
@@ -66,18 +65,16 @@ class CheckpointingEngine:
         save_latest: bool = True,
         exclude_frozen_parameters: bool = False,
     ) -> bool:
-        """Saves everything that training goes on from, as `save_dir/tag` (default: global_step<N>). Collective; returns
-        True.
+        """Saves the complete training state as `save_dir/tag` (default: global_step<N>). Collective; returns True.
 
-        client_state: what the script wants back from `load_checkpoint`: numbers, strings, lists, tuples, dicts,
-        tensors; rank 0's is kept.
-        save_latest: False: loading without a tag does not find it.
+        client_state: values that `load_checkpoint` returns to the script: numbers, strings, lists, tuples, dicts,
+        tensors; only rank 0's are saved. save_latest: False: a load without a tag does not find it.
 
         With zeropage.async_save it returns when the state is copied; `wait_for_checkpoint` waits for the rest. When
         that fails the next `step`, save, `wait_for_checkpoint` or `destroy` raises.
 
-        Raises CheckpointError (on every rank, with the failures of all; training can go on), UsageError (between micro
-        steps).
+        Raises CheckpointError (on every rank, with the failures of all; training can continue), UsageError (between
+        micro steps).
         """
         tag = f"global_step{self.global_steps}" if tag is None else str(tag)
         tensors: Tensors = {}
@@ -106,7 +103,7 @@ class CheckpointingEngine:
         return True
 
     def wait_for_checkpoint(self) -> None:
-        """Returns when no save is under way. Raises its CheckpointError."""
+        """Waits for a running save. Raises the CheckpointError of that save."""
         _C.finish_save(self._core)
 
     def load_checkpoint(
@@ -119,18 +116,18 @@ class CheckpointingEngine:
         load_module_only: bool = False,
         custom_load_fn: Any = None,
     ) -> tuple[str | None, dict[str, Any] | None]:
-        """Goes on from a step of `load_dir`: the tagged, or the newest. Collective. Returns (its path, its client
-        state), or (None, None) when the folder has no step. Any world size and stage load what any other has saved.
+        """Resumes from a checkpoint of `load_dir`: the one with this tag, or the newest. Collective. Returns (its path,
+        its client state), or (None, None) when the folder has none. Any world size and stage can load the checkpoints
+        of any other.
 
-        load_module_strict: False: parameters and buffers that only one side has are left alone, with a warning that
-        lists them.
-        load_optimizer_states: False: moments, step counts, parameter groups, loss scale and random generators stay as
-        they are, and fp32 masters start from the loaded values.
-        load_module_only: parameters and buffers alone.
-        custom_load_fn: called as custom_load_fn(src=, dst=) to load parameters and buffers: the step's, whole and fp32,
-        into the module. It must do the same on every rank. Not with optimizer states.
+        load_module_strict: False: parameters and buffers that only the model or only the checkpoint has are skipped,
+        with a warning that lists them. load_optimizer_states: False: moments, step counts, parameter groups, loss scale
+        and random generators stay unchanged, and fp32 masters start from the loaded values. load_module_only: only
+        parameters and buffers. custom_load_fn: called as custom_load_fn(src=, dst=) to load parameters and buffers of
+        the checkpoint, whole and in fp32, into the module. It must do the same on every rank. Not with optimizer
+        states.
 
-        Raises CheckpointError on every rank; the engine is then as it was.
+        Raises CheckpointError on every rank; the engine is then unchanged.
         """
         if custom_load_fn is not None and load_optimizer_states and not load_module_only:
             raise UsageError(
@@ -165,21 +162,23 @@ class CheckpointingEngine:
         return step.path, host["client"]
 
     def _open_saves(self) -> None:
-        """At the end of making the engine."""
+        """Called at the end of making the engine."""
         own = self._config
-        # A process that ends without destroy() does not take the save under way with it.
+        # A process that ends without destroy() still finishes the running save.
         self._at_exit = weakref.finalize(self, _C.finish_save, self._core) if own.async_save else None
         self._preemption = _C.Preemption(self._core, own.preemption_grace_s) if own.preemption_folder else None
 
     def _heed_saves_and_signals(self) -> None:
-        """At the end of a boundary step, alike on all ranks."""
+        """Called at the end of a boundary step, on all ranks."""
         _C.check_save(self._core)
         if not self._config.preemption_folder or not _C.stop_agreed(self._core):
             return
         self.save_checkpoint(self._config.preemption_folder)
         self.wait_for_checkpoint()
         if self.global_rank == 0:
-            _C.log_info(f"ended by SIGTERM after step {self.global_steps}; go on from {self._config.preemption_folder}")
+            _C.log_info(
+                f"ended by SIGTERM after step {self.global_steps}; resume from {self._config.preemption_folder}"
+            )
         raise SystemExit(0)
 
     def _close_saves(self) -> None:
@@ -218,9 +217,9 @@ class CheckpointingEngine:
     def _read(
         self, step: _C.Checkpoint, strict: bool, with_optimizer: bool, with_schedule: bool
     ) -> tuple[dict[str, Any], str]:
-        """Reads and compares all that Python will take over, and changes nothing. Returns (state, what is wrong)."""
+        """Reads and compares all values that Python will load, and changes nothing. Returns (state, problems)."""
         try:
-            stored = json.loads(step.host_json)  # whose form was checked when the step was opened
+            stored = json.loads(step.host_json)  # its form was checked when the checkpoint was opened
             keys = ("client", "groups", "optimizer_values", "scheduler", "buffers")
             host = {key: decode(stored.get(key), step.read_tensor) for key in keys}
             host["groups"], host["buffers"] = host["groups"] or [], host["buffers"] or {}
@@ -235,7 +234,7 @@ class CheckpointingEngine:
             if with_optimizer and self.optimizer.shards is not None:
                 host["shards"] = self.optimizer.shards.state.read(step)
                 for group, loaded in zip(self.optimizer.param_groups, host["groups"], strict=False):
-                    # An engine of C++ may have saved, whose groups do not have them.
+                    # The checkpoint may be from a C++ engine, whose groups do not have these keys.
                     loaded.update({key: False for key in NOT_OF_ENGINE if key in group and key not in loaded})
             return host, "\n    ".join(self._differences(host, strict, with_optimizer, with_schedule))
         except ZeropageError as error:
@@ -278,7 +277,7 @@ class CheckpointingEngine:
             ]
         if with_optimizer and host["optimizer"] not in (None, self.optimizer_name()):
             found.append(
-                f"the optimizer is {self.optimizer_name()}, that of the checkpoint {host['optimizer']}; "
+                f"the optimizer is {self.optimizer_name()}, but the checkpoint's optimizer is {host['optimizer']}; "
                 "pass load_optimizer_states=False to start without its state"
             )
         if with_schedule and self._client_scheduler and host["scheduler"] is None:
@@ -291,11 +290,12 @@ class CheckpointingEngine:
         if isinstance(self.training_dataloader, TrainingLoader) and not self.training_dataloader.continue_at(position):
             _C.log_warn(
                 "the training_data set has an order of its own (an IterableDataset), so its position in the checkpoint cannot be "
-                "restored: the loader begins anew; skip what was used already"
+                "restored: the loader starts from the beginning; skip the samples that were used already"
             )
 
     def _load_by(self, custom_load_fn: Any, step: _C.Checkpoint) -> None:
-        """Parameters and buffers by a function of the user's. What it raises on one rank ends the load on all."""
+        """Loads parameters and buffers with a function of the user. Its exception on one rank ends the load on all
+        ranks."""
         from .utils.zero_to_fp32 import fp32_state_dict
 
         with torch.no_grad():
@@ -319,10 +319,9 @@ class CheckpointingEngine:
         if self._client_scheduler:
             try:
                 self.lr_scheduler.load_state_dict(host["scheduler"])
-            except Exception as error:  # whatever a class of the user's makes of it
+            except Exception as error:  # any error that a class of the user raises
                 raise CheckpointError(
-                    f"{type(self.lr_scheduler).__name__} cannot go on from the state in the checkpoint ({type(error).__name__}: {error}); all "
-                    "else is loaded; pass load_lr_scheduler_states=False to keep yours"
+                    f"{type(self.lr_scheduler).__name__} cannot continue from the state in the checkpoint ({type(error).__name__}: {error}); everything else is loaded; pass load_lr_scheduler_states=False to keep yours"
                 ) from error
         elif self._has_optimizer and self._core.scheduled_lrs():
             self.optimizer.pull_hyperparameters()

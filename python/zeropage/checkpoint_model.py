@@ -1,4 +1,4 @@
-"""The engine's model for others: as a state dict, or as a safetensors file, in the types it computes with."""
+"""Exports the engine's model as a state dict or a safetensors file, in the types of the computation."""
 
 import os
 
@@ -10,7 +10,7 @@ DEFAULT_NAME = "model.safetensors"
 
 
 class ModelExports:
-    """The part of the engine that hands its model out. All of it is collective."""
+    """The part of the engine that exports its model. All methods are collective."""
 
     def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
         """The module's state dict with whole values, on the host of every rank. Parameters are gathered one at a
@@ -20,7 +20,7 @@ class ModelExports:
     def _zero3_consolidated_16bit_state_dict(
         self, exclude_frozen_parameters: bool = False
     ) -> dict[str, torch.Tensor] | None:
-        """The same on rank 0 alone; None on the others."""
+        """The same, but only on rank 0; None on the others."""
         state = self._whole_state_dict(exclude_frozen_parameters, keep=self.global_rank == 0)
         return state if self.global_rank == 0 else None
 
@@ -32,8 +32,8 @@ class ModelExports:
         """Writes parameters and buffers as one safetensors file, tied ones once; returns True. In fp32 runs the file is
         fp32.
 
-        Parameters are gathered one at a time, so no rank ever holds the model. `zeropage ckpt export` writes fp32 from
-        a checkpoint. Raises UsageError for names that do not end in .safetensors (pickles are never written),
+        Parameters are gathered one at a time, so no rank ever holds the whole model. `zeropage ckpt export` writes fp32
+        from a checkpoint. Raises UsageError for names that do not end in .safetensors (pickles are never written),
         CheckpointError on every rank.
         """
         path = os.path.join(os.fspath(save_dir), save_filename)
@@ -61,7 +61,7 @@ class ModelExports:
         state = {}
         for name, tensor in self._state(exclude_frozen_parameters).items():
             if id(tensor) not in copies:
-                # Every rank reads each one: gathers over a network need all ranks.
+                # Every rank reads each parameter, because gathers over a network need all ranks.
                 copy = tensor.detach().to("cpu", copy=True)
                 copies[id(tensor)] = copy if keep else torch.empty(0)
             state[name] = copies[id(tensor)]

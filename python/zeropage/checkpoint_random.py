@@ -21,7 +21,7 @@ def _text(tensor: torch.Tensor) -> str:
 
 
 def random_states(device: torch.device) -> States:
-    """The states by name. numpy's only where the script has imported it."""
+    """The states by name. numpy's only if the script has imported numpy."""
     states = {"torch": torch.get_rng_state(), "python": _bytes_tensor(json.dumps(random.getstate()))}
     if device.type == "cuda":
         states["device"] = torch.cuda.get_rng_state(device)
@@ -32,13 +32,14 @@ def random_states(device: torch.device) -> States:
 
 
 def check_random_states(states: States) -> None:
-    """Tries the states on generators that nobody uses. A GPU's is tried when it is restored. Raises CheckpointError."""
+    """Tests the states on unused generators. The state of a GPU is tested when it is restored. Raises
+    CheckpointError."""
     numpy = sys.modules.get("numpy")
     _set(states, torch.Generator(), random.Random(), None if numpy is None else numpy.random.RandomState())
 
 
 def restore_random_states(states: States, device: torch.device) -> None:
-    """Goes on from `random_states`; generators that are not in it stay as they are. Raises CheckpointError."""
+    """Restores `random_states`; generators that it does not have stay unchanged. Raises CheckpointError."""
     numpy = sys.modules.get("numpy")
     _set(states, torch.default_generator, random, None if numpy is None else numpy.random)
     if "device" in states and device.type == "cuda":

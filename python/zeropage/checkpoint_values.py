@@ -1,8 +1,8 @@
-"""Values of Python as JSON and tensors, without pickle: what `client_state`, schedulers and parameter groups may hold.
+"""Converts Python values to JSON and tensors, without pickle: for `client_state`, schedulers and parameter groups.
 
-None, bool, int, float, str, list, tuple, dict and tensors; numbers of numpy become those of Python. What JSON does not
-have stands as a dict with one key: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"tensor": name}, {"number":
-"inf"}.
+None, bool, int, float, str, list, tuple, dict and tensors; numbers of numpy become numbers of Python. Values that JSON
+does not have are written as a dict with one key: {"tuple": [...]}, {"dict": [[key, value], ...]}, {"tensor": name},
+{"number": "inf"}.
 """
 
 import math
@@ -17,8 +17,8 @@ _MAX_JSON_INTEGER = 2**63 - 1
 
 
 def encode(value: Any, tensors: Tensors, where: str) -> Any:
-    """`value` as JSON; its tensors go into `tensors` as host/0, host/1, ... Raises CheckpointError naming the place of
-    what cannot be kept."""
+    """`value` as JSON; adds its tensors to `tensors` as host/0, host/1, ... Raises CheckpointError with the place of a
+    value that cannot be saved."""
     if isinstance(value, torch.Tensor):
         name = f"host/{len(tensors)}"
         tensors[name] = value
@@ -46,7 +46,7 @@ def encode(value: Any, tensors: Tensors, where: str) -> Any:
 
 
 def decode(value: Any, read_tensor: Any) -> Any:
-    """What `encode` was given. `read_tensor(name)` reads a tensor. Raises CheckpointError."""
+    """The value that was given to `encode`. `read_tensor(name)` reads a tensor. Raises CheckpointError."""
     if isinstance(value, list):
         return [decode(item, read_tensor) for item in value]
     if not isinstance(value, dict):
@@ -65,4 +65,4 @@ def decode(value: Any, read_tensor: Any) -> Any:
             and all(isinstance(pair, list) and len(pair) == 2 for pair in content)
         ):
             return {decode(k, read_tensor): decode(v, read_tensor) for k, v in content}
-    raise CheckpointError(f"the checkpoint holds a value that is none: {str(value)[:200]}")
+    raise CheckpointError(f"the checkpoint contains an invalid value: {str(value)[:200]}")

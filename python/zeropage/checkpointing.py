@@ -1,7 +1,7 @@
-"""Activation checkpointing under DeepSpeed's names: `checkpoint` is torch's, with its random states kept, as the
-section "activation_checkpointing" of the configuration, or `configure`, asks for it.
+"""Activation checkpointing with DeepSpeed's names: `checkpoint` is torch's, with preserved random states and the
+options of the configuration's section "activation_checkpointing" or of `configure`.
 
-Parameters are fetched again in the recomputation as anywhere else. Each rank has activations of its own, so none can be
+The recomputation gathers parameters again as in any other code. Each rank has its own activations, so they cannot be
 sharded over ranks.
 """
 
@@ -39,16 +39,15 @@ def configure(
     synchronize: bool | None = None,
     profile: bool | None = None,
 ) -> None:
-    """Says how `checkpoint` works from now on. What an argument does not say, deepspeed_config (as for `initialize`)
-    says; then it is off.
+    """Sets how `checkpoint` works from now on. Options without an argument are those of deepspeed_config (as for
+    `initialize`), or off.
 
-    checkpoint_in_cpu: inputs of checkpointed functions lie in host memory until the backward needs them.
-    synchronize: the device has ended its work when a checkpointed function begins and when it ends. profile: each is a
-    range "checkpoint" in torch's profiles.
-    partition_activations, contiguous_checkpointing, num_checkpoints: accepted; no ranks share activations, and torch
-    places them.
+    checkpoint_in_cpu: inputs of checkpointed functions are kept in host memory until the backward needs them.
+    synchronize: wait for the device at the start and the end of a checkpointed function. profile: each checkpoint is a
+    range "checkpoint" in torch's profiles. partition_activations, contiguous_checkpointing, num_checkpoints: accepted;
+    ranks do not share activations, and torch allocates them.
 
-    Raises ConfigError for mpu_, and what `initialize` raises for the configuration.
+    Raises ConfigError for mpu_, and the errors of `initialize` for the configuration.
     """
     if mpu_ is not None:
         raise ConfigError("checkpointing.configure: mpu_ is not available in this version: leave it out")
@@ -85,7 +84,7 @@ def reset() -> None:
 
 
 def checkpoint(function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args), whose activations are computed again in the backward instead of being kept."""
+    """Runs function(*args). Its activations are recomputed in the backward instead of being kept."""
     settings = _settings or _Settings()
     _wait(settings)
     with _to_be_observed(settings), on_host() if settings.cpu_checkpointing else nullcontext():
@@ -99,7 +98,7 @@ def non_reentrant_checkpoint(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def model_parallel_cuda_manual_seed(seed: int) -> None:
-    """No ranks share a model, so one seed serves all random numbers."""
+    """Ranks do not share a model, so one seed is used for all random numbers."""
     torch.manual_seed(seed)
 
 

@@ -1,6 +1,6 @@
-"""`deepspeed.comm`: ranks, and the collectives of torch.distributed under the same names.
+"""`deepspeed.comm`: ranks, and the collectives of torch.distributed with the same names.
 
-The engine does not need any of it: it talks through communicators of its own.
+The engine does not use this module: it has its own communicators.
 """
 
 from datetime import timedelta
@@ -28,7 +28,7 @@ _OTHER_NAMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Collectives, as torch.distributed has them."""
+    """The collectives of torch.distributed."""
     if name in _TORCH_NAMES or name in _OTHER_NAMES:
         return getattr(dist, _OTHER_NAMES.get(name, name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -48,14 +48,13 @@ def init_distributed(
 ) -> None:
     """Makes torch's default process group for scripts that use torch.distributed themselves; engines do not need it.
 
-    dist_backend: None: nccl where every rank has a GPU of its own, else gloo.
-    init_method: where the ranks meet, as torch.distributed takes it ("file://...", "tcp://..."); None: where the
-    launcher says. rank, world_size: with init_method; -1: as the environment says.
-    dist_init_required: False: does nothing.
-    auto_mpi_discovery, distributed_port, verbose, config: there for compatibility; the launcher's environment says who
-    the ranks are, and mpirun's is understood as well.
+    dist_backend: None: nccl if every rank has a GPU of its own, otherwise gloo. init_method: where the ranks connect,
+    as in torch.distributed ("file://...", "tcp://..."); None: the address of the launcher. rank, world_size: with
+    init_method; -1: from the environment. dist_init_required: False: does nothing. auto_mpi_discovery,
+    distributed_port, verbose, config: accepted for compatibility; the ranks are those of the environment variables of
+    the launcher or of mpirun.
 
-    Raises ConfigError when ZEROPAGE_DEVICE names a device that is not there.
+    Raises ConfigError when ZEROPAGE_DEVICE names a device that does not exist.
     """
     if dist_init_required is False:
         return
@@ -74,7 +73,7 @@ def make_default_group(
     backend: str | None = None,
     meeting: dict[str, Any] | None = None,
 ) -> None:
-    """As distributed.init_process_group; Accelerate learns of it, too."""
+    """As distributed.init_process_group; also informs Accelerate."""
     distributed.init_process_group(device, world, backend, timeout, meeting)
     accelerate_on_cpus.tell_backend()
 
@@ -83,12 +82,12 @@ def is_initialized() -> bool:
     """Whether torch's default process group exists."""
     exists = dist.is_available() and dist.is_initialized()
     if exists:
-        accelerate_on_cpus.tell_backend()  # Accelerate asks before it would call init_distributed
+        accelerate_on_cpus.tell_backend()  # Accelerate calls this before it would call init_distributed
     return exists
 
 
 def get_rank(group: Any = None) -> int:
-    """This rank; in a group, where one is given."""
+    """The number of this rank; its number in `group` if one is given."""
     return distributed.current_world().rank if group is None else dist.get_rank(group)
 
 
@@ -113,7 +112,7 @@ has_reduce_scatter_tensor = has_coalescing_manager = has_all_reduce_coalesced = 
 
 
 class _Works:
-    """Several transfers that are waited for together."""
+    """Several transfers with one wait."""
 
     def __init__(self, works: list[Any]):
         self._works = works
@@ -126,7 +125,7 @@ class _Works:
 def all_reduce_coalesced(
     tensors: list[torch.Tensor], op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
 ) -> _Works | None:
-    """Reduces each tensor in place. async_op: returns what can be waited for."""
+    """Reduces each tensor in place. async_op: returns an object with a wait method."""
     works = [dist.all_reduce(tensor, op, group, async_op) for tensor in tensors]
     return _Works(works) if async_op else None
 
@@ -134,13 +133,13 @@ def all_reduce_coalesced(
 def all_gather_coalesced(
     outputs: list[torch.Tensor], inputs: list[torch.Tensor], group: Any = None, async_op: bool = False
 ) -> _Works | None:
-    """outputs[i] [ranks * n]: inputs[i] [n] of every rank. async_op: returns what can be waited for."""
+    """outputs[i] [ranks * n]: inputs[i] [n] of every rank. async_op: returns an object with a wait method."""
     works = [dist.all_gather_into_tensor(out, part, group, async_op) for out, part in zip(outputs, inputs, strict=True)]
     return _Works(works) if async_op else None
 
 
 def log_summary(show_straggler: bool = False) -> None:
-    """Nothing is timed here: the section comms_logger of an engine's configuration times and prints its collectives."""
+    """Does nothing: the section comms_logger of an engine's configuration times and prints its collectives."""
 
 
 def initialize_mesh_device(mesh_shape: tuple[int, ...], mesh_dim_names: tuple[str, ...]) -> Any:

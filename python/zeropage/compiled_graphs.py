@@ -1,20 +1,20 @@
-"""Code of torch.compile, whose parameters are gathered where they are used.
+"""Gathers the parameters of code of torch.compile where the code uses them.
 
-AOTAutograd makes a custom function of every graph. The observer (paging/function_observer.h) would keep all pages that
-the graph takes resident while it runs. In its place:
+AOTAutograd makes a custom function of every graph. The observer (paging/function_observer.h) would keep all pages of
+the graph's inputs resident while it runs. Instead:
 
-  1. Operators find absent pages by themselves, since they are dispatched as always: all of those in a graph of the
-     backend aot_eager, and what Inductor does not generate (matrix products, convolutions, attention).
+  1. Operators are dispatched as always and cause faults for absent pages: all operators in a graph of the backend
+     aot_eager, and those for which Inductor generates no code (matrix products, convolutions, attention).
   2. Kernels that Inductor generates read their tensors by address. They are called through `_C.PinnedCall`, which makes
      the pages of one call resident until it is over. The kernels are found by name in the module of the generated code,
-     which stays as it is: so do its cache, its graph and the time that compiling takes.
+     which stays unchanged, and so do its cache, its graph and the time of compiling.
   3. Where these kernels cannot be found (C++ wrappers, kernels that are given plain addresses), the parameters of the
-     graph are pinned while it runs. Functions of other backends are left to the observer.
-  4. A CUDA graph reads the addresses that it was recorded with. Graphs that may take sharded parameters go without, of
-     Inductor and of the backend cudagraphs.
-  5. While torch compiles, the observer is paused, unless a profiler looks.
+     graph are pinned while it runs. The observer handles functions of other backends.
+  4. A CUDA graph reads the addresses with which it was recorded. So graphs of Inductor and of the backend cudagraphs
+     that may use sharded parameters run without CUDA graphs.
+  5. While torch compiles, the observer is paused, unless a profiler runs.
 
-Torch imports its compiler when it is first used; the hooks come then.
+Torch imports its compiler when it is first used; the hooks are placed then.
 """
 
 import ast
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _KERNEL = re.compile(r"^(\w+) = async_compile\.(\w+)\((.*)$", re.MULTILINE)
 _KERNELS_END = "async_compile.wait(globals())"
 
-# Where the wrappers come from that AOTAutograd and aot_eager put around a graph: they run nothing by themselves.
+# The files of the wrappers that AOTAutograd and aot_eager put around a graph. They run no operators themselves.
 _TORCH = Path(torch.__file__).parent
 _WRAPPERS = tuple(
     str(_TORCH / part)
@@ -60,7 +60,7 @@ def fetch_in_compiled_code(held: Callable[[], Iterable[torch.Tensor]]) -> None:
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Calls functions with modules right after their first import."""
+    """Calls functions with modules directly after their first import."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, Callable[[types.ModuleType], None]] = {}
@@ -88,7 +88,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
             execute(module)
             self._call(module)
 
-        spec.loader.exec_module = execute_and_call  # of this one loader: there is one for every module
+        spec.loader.exec_module = execute_and_call  # of this loader only: every module has its own
         return spec
 
     def _call(self, module: types.ModuleType) -> None:
@@ -140,7 +140,7 @@ def _say_no_cuda_graphs(who: str) -> None:
 
 
 def _hook_cuda_graphs(module: types.ModuleType, held: Callable[[], Iterable[torch.Tensor]]) -> None:
-    """The backend cudagraphs asks `check_for_skip` of every graph, its reason not to record it."""
+    """The backend cudagraphs calls `check_for_skip` for every graph; it returns a reason not to record the graph."""
     original = getattr(module, "check_for_skip", None)
     if original is None:
         _log.debug("torch has no check_for_skip: the backend cudagraphs records graphs of sharded parameters, too")
@@ -158,7 +158,7 @@ def _hook_cuda_graphs(module: types.ModuleType, held: Callable[[], Iterable[torc
 
 
 def _hook_compiling(module: types.ModuleType) -> None:
-    """`install_callbacks` is around all that compiles: a frame with its graphs, or a backward later."""
+    """`install_callbacks` encloses everything that compiles: a frame with its graphs, or a backward later."""
     handler = getattr(module, "CompilationCallbackHandler", None)
     original = getattr(handler, "install_callbacks", None)
     if original is None:
@@ -182,7 +182,7 @@ def _flags(positions: Iterable[int]) -> list[bool]:
 
 
 def _pin_in_kernels(graph: Any) -> str | None:
-    """Puts pinned calls into the place of the graph's kernels, all or none. Returns what prevents it, or None."""
+    """Replaces the graph's kernels by pinned calls, all or none. Returns what prevents it, or None."""
     call = graph.current_callable
     scope = getattr(getattr(call, "__func__", call), "__globals__", None)
     source = getattr(graph, "source_code", None)
@@ -214,7 +214,7 @@ def _pinned_cpp(kernel: Any, name: str, arguments: str) -> Any:
 
 
 class _PinnedLauncher:
-    """A kernel of Triton: what it has, and a `run` that pins."""
+    """A kernel of Triton: its attributes, and a `run` that pins pages."""
 
     def __init__(self, kernel: Any, run: Any):
         self._kernel = kernel
@@ -256,7 +256,7 @@ def _hook_autograd(module: types.ModuleType) -> None:
 
 
 def _fetches(function: Any) -> bool:
-    """Whether wrappers of torch around a graph of Inductor or of operators are all that `function` is."""
+    """Whether `function` consists only of torch's wrappers around a graph of Inductor or of operators."""
     inductor = sys.modules.get("torch._inductor.output_code")
     graphs = (torch.fx.GraphModule, getattr(inductor, "CompiledFxGraph", torch.fx.GraphModule))
     found = False
@@ -276,7 +276,7 @@ def _fetches(function: Any) -> bool:
 
 
 def _enclosed(function: types.FunctionType) -> list[Any]:
-    """The values of its closure, but for those that are not there yet."""
+    """The values of its closure, without those that are not set yet."""
     values = []
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""What a model says of its types, and the types of its buffers."""
+"""The types that a model declares, and the types of its buffers."""
 
 import re
 from collections.abc import Collection, Iterator
@@ -12,8 +12,8 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def _declared_in_fp32(module: torch.nn.Module) -> list[str]:
-    """Names of what stays fp32 in 16 bit: as models of transformers declare it, and norms with running statistics,
-    which need fp32 and take inputs of 16 bit."""
+    """Names of the modules that stay fp32 in a 16-bit model: those that models of transformers declare, and norms with
+    running statistics, which need fp32 and accept 16-bit inputs."""
     names: list[str] = []
     for _, child in module.named_modules():
         for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
@@ -23,7 +23,7 @@ def _declared_in_fp32(module: torch.nn.Module) -> list[str]:
 
 
 def parameter_dtype(config: _C.Config, otherwise: torch.dtype) -> torch.dtype:
-    """The type that the precision gives parameters; otherwise: where it is fp32."""
+    """The type of parameters by the precision; `otherwise` if the precision is fp32."""
     return {_C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}.get(config.precision, otherwise)
 
 
@@ -34,8 +34,8 @@ def settle_types(
     rank: int,
     added: bool = False,
 ) -> set[str]:
-    """Names of the parameters that are fp32 whatever the precision. Sets the precision where the configuration names
-    none. added: they come later than the first ones."""
+    """Names of the parameters that are fp32 with any precision. Sets the precision if the configuration names none.
+    added: whether they are added after the first ones."""
     named = [(name, parameter) for name, parameter, _ in parameters]
     in_fp32, warning = _C.settle_types(config, named, _declared_in_fp32(module), added)
     if warning and rank == 0:
@@ -44,8 +44,8 @@ def settle_types(
 
 
 def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str]) -> None:
-    """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics follow
-    the parameters beside them, which torch's kernels want. in_fp32: names of parameters that are."""
+    """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics get the
+    type of their module's parameters, because torch's kernels need equal types. in_fp32: names of fp32 parameters."""
     follow = {
         id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype(config, torch.float32)
         for prefix, norm in _norms(module)

@@ -12,10 +12,10 @@ from .distributed import World
 
 
 class RankSampler(Sampler[int]):
-    """A random order of the whole data set, the same on all ranks, of which each rank takes every size-th index.
+    """A random order of the whole data set, the same on all ranks. Each rank takes every size-th index of it.
 
-    Each iteration is a new epoch with a new order. All ranks get the same number of indices: what does not divide is
-    left out when `drop_last`, else the order's beginning is repeated (at most size - 1 indices).
+    Each iteration is a new epoch with a new order. All ranks get the same number of indices: with `drop_last` the
+    remainder is left out, otherwise the first indices are repeated (at most size - 1).
     """
 
     def __init__(self, length: int, world: World, drop_last: bool, shuffle: bool = True, seed: int = 0):
@@ -30,12 +30,12 @@ class RankSampler(Sampler[int]):
         self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch."""
+        """Sets the epoch of the next iteration."""
         self._chosen = epoch
 
     def begin(self, epoch: int, first: int) -> int:
-        """The next iteration is this epoch (unless `set_epoch` chose one) and begins at entry `first` of its order.
-        Returns the epoch."""
+        """Sets the epoch of the next iteration (unless `set_epoch` has set it), which starts at entry `first` of the
+        order. Returns the epoch."""
         self._chosen = epoch if self._chosen is None else self._chosen
         self._first = first
         return self._chosen
@@ -58,7 +58,7 @@ class RankSampler(Sampler[int]):
 
 @dataclass(frozen=True)
 class Position:
-    """Where training is in the data: an epoch, and how many entries of its order all ranks have drawn together."""
+    """The position in the data: an epoch, and the number of entries of its order that all ranks have drawn together."""
 
     epoch: int
     entries: int
@@ -80,8 +80,8 @@ class TrainingLoader(DataLoader):
         self.position: Position | None = None  # None: between two epochs, or not known
 
     def continue_at(self, position: Position | None) -> bool:
-        """The next iteration continues there. False when the data set has an order of its own, which nobody can
-        continue."""
+        """Continues there in the next iteration. Returns False when the data set has its own order, which cannot be
+        continued."""
         if position is None:
             return True
         self._resume = position
@@ -113,7 +113,7 @@ def make_dataloader(
     pin_memory: bool = False,
     progress: Callable[[], int] | None = None,
 ) -> DataLoader:
-    """A loader of micro batches of this rank's part. An iterable data set is taken as it is: it shards itself.
+    """A loader of micro batches of this rank's part. An iterable data set is used unchanged: it must shard itself.
 
     progress: the engine's micro steps, for a TrainingLoader.
     """

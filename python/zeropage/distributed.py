@@ -1,9 +1,9 @@
-"""Who the ranks are and how they talk to each other.
+"""The ranks of the job, and how they communicate.
 
-1. Ranks come from the launcher's environment variables (`zeropage` and `torchrun` set the same ones), or from mpirun's
-   or srun's; without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
-2. CPU ranks of one host talk through shared memory, and those of several hosts by hosts (comm/hosts/); everything else
-   through torch process groups: for parameters and for gradients, one group each for data and for control.
+1. The environment variables of the launcher (`zeropage` and `torchrun` set the same ones), mpirun or srun describe the
+   ranks. Without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
+2. CPU ranks of one host communicate through shared memory, and those of several hosts host by host (comm/hosts/). All
+   other ranks use torch process groups: for parameters and for gradients, one group each for data and for control.
 """
 
 import contextlib
@@ -43,8 +43,8 @@ class World:
 
 
 def world_from_environment() -> World:
-    """From the variables of the launcher or torchrun, else mpirun's, else srun's. Raises ConfigError when some are
-    missing or wrong."""
+    """The rank from the variables of the launcher or torchrun, or of mpirun, or of srun. Raises ConfigError when some
+    are missing or wrong."""
     return World(*_C.world_from_environment())
 
 
@@ -64,7 +64,7 @@ def started_by_launcher() -> bool:
 
 
 class Communicators(NamedTuple):
-    """What an engine talks through."""
+    """The communicators of an engine."""
 
     parameters: _C.Communicator
     gradients: _C.Communicator | None = None  # None: one serves both
@@ -75,8 +75,8 @@ class Communicators(NamedTuple):
 def thread_rank(
     communicator: _C.Communicator, reductions: _C.Communicator | None = None, saves: _C.Communicator | None = None
 ) -> Iterator[None]:
-    """Makes the calling thread the rank of `communicator`: engines made inside talk through it (gradients through
-    `reductions`, saves in the background through `saves`)."""
+    """Makes the calling thread the rank of `communicator`: engines that are made inside use it (`reductions` for
+    gradients, `saves` for background saves)."""
     _this_thread.communicators = Communicators(communicator, reductions, saves)
     try:
         yield
@@ -87,12 +87,11 @@ def thread_rank(
 def choose_device(
     model: torch.nn.Module | None, world: World, wanted: str | torch.device | None = None
 ) -> torch.device:
-    """The device of this rank: `wanted`, or what ZEROPAGE_DEVICE names, or the accelerator when there is one, else the
-    CPU.
+    """The device of this rank: `wanted`, or the one of ZEROPAGE_DEVICE, or the accelerator if there is one, or the CPU.
 
-    Without an index ranks of a host take one device each, and share them when they are fewer. Ranks that are threads
-    run where their model is (None: on the CPU) unless `wanted` says otherwise. Raises ConfigError when there is no such
-    device.
+    Without an index each rank of a host gets one device, and ranks share devices if there are fewer. Ranks that are
+    threads run on the device of their model (None: the CPU) unless `wanted` is given. Raises ConfigError when there is
+    no such device.
     """
     if wanted is None and getattr(_this_thread, "communicators", None) is not None:
         parameters = () if model is None else model.parameters()
@@ -111,7 +110,7 @@ def choose_device(
         return torch.device("cpu")
     if there is None or device.type != there.type:
         raise ConfigError(
-            f"{source} is {str(wanted)!r}, but what torch finds here is {there.type if there else 'the CPU alone'}: name that"
+            f"{source} is {str(wanted)!r}, but torch finds only {there.type if there else 'the CPU'} here: use that"
         )
     count = torch.accelerator.device_count()
     if device.index is not None and device.index >= count:
@@ -122,17 +121,17 @@ def choose_device(
 
 
 def make_communicators(config: _C.Config, device: torch.device, world: World) -> Communicators:
-    """Joins this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
+    """Connects this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
         return handed_over
     end_unused_groups()
     if config.communicator == _C.CommunicatorKind.MPI:
-        raise ConfigError('zeropage.communicator is "mpi", which serves C++ programs; in Python write "auto" or "c10d"')
+        raise ConfigError('zeropage.communicator is "mpi", which is for C++ programs; in Python write "auto" or "c10d"')
     one_host_of_cpus = device.type == "cpu" and world.local_size == world.size
     if config.communicator == _C.CommunicatorKind.SHARED_MEMORY and not one_host_of_cpus:
         raise ConfigError(
-            f'zeropage.communicator is "shared_memory", which serves CPU ranks of one host; this rank is on {device} with '
+            f'zeropage.communicator is "shared_memory", which is for CPU ranks of one host; this rank is on {device} with '
             f'{world.local_size} of {world.size} ranks on its host: write "auto" or "c10d"'
         )
     two_sided = config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus
@@ -140,7 +139,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
         timeout = timedelta(milliseconds=config.timeout_ms)
         init_process_group(device, world, timeout=timeout)
         count = 3 if config.async_save else 2
-        # The same on all ranks: hosts may have different numbers of them.
+        # Must be the same on all ranks, although hosts may have different numbers of ranks.
         are_asked = device.type == "cpu" and config.hierarchical_collectives and world.local_size < world.size
         if are_asked and _are_a_table(world):
             made = [_join_hosts(world, config) for _ in range(count)]
@@ -158,8 +157,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
         return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)
 
-    # Pages on a drive are gathered as over a network: in a backward gathers and reductions may come in another order on
-    # each rank.
+    # Pages on a drive are gathered as over a network: in a backward, gathers and reductions may have a different order
+    # on each rank.
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
 
 
@@ -170,15 +169,15 @@ def _store_for_hosts(number: int) -> Any:
 
 
 def _are_a_table(world: World) -> bool:
-    """Whether every host has as many ranks, with consecutive numbers. Collective."""
+    """Whether every host has the same number of ranks, with consecutive numbers. Collective."""
     store = _store_for_hosts(next(_joined))
     hosts, _ = _C.agree_on_hosts(store, world.rank, world.local_rank, world.size, world.local_size)
     return hosts > 1
 
 
 def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
-    """A communicator by hosts. Its process groups are no groups of torch.distributed, but end like those.
-    Collective."""
+    """A communicator that works host by host. Its process groups are not groups of torch.distributed, but end like
+    those. Collective."""
     number = next(_joined)
     store = _store_for_hosts(number)
     communicator, *groups = _C.join_hosts(
@@ -223,10 +222,10 @@ def init_process_group(
     timeout: timedelta | None = None,
     meeting: dict[str, Any] | None = None,
 ) -> None:
-    """Makes torch's default process group unless there is one: nccl when every rank has a GPU of its own, what torch
-    has for other accelerators on those, else gloo.
+    """Makes torch's default process group unless there is one: nccl if every rank has a GPU of its own, torch's backend
+    for other accelerators on those, otherwise gloo.
 
-    meeting: torch's arguments that say where the ranks meet; None: as the launcher says.
+    meeting: torch's arguments for the address of the ranks; None: the address of the launcher.
     """
     import torch.distributed as dist
 
@@ -246,7 +245,7 @@ def init_process_group(
 
 
 def _with_store(meeting: dict[str, Any], timeout: timedelta | None) -> dict[str, Any]:
-    """The same meeting by its store, as torch makes it of an address."""
+    """The same arguments with a store, which torch makes from an address."""
     from torch.distributed.rendezvous import rendezvous
 
     if "init_method" not in meeting:
@@ -259,8 +258,8 @@ def _with_store(meeting: dict[str, Any], timeout: timedelta | None) -> dict[str,
 def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> bool:
     """Whether no two ranks share a GPU. Collective.
 
-    Compares the GPUs' UUIDs: how many GPUs a rank sees, and by which numbers, may differ from rank to rank (Slurm's
-    --gpus-per-task=1).
+    Compares the GPUs' UUIDs, because the number and the indices of a rank's visible GPUs may differ between ranks
+    (Slurm's --gpus-per-task=1).
     """
     store.set(f"zeropage/gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
     keys = [f"zeropage/gpu/{other}" for other in range(world_size)]
@@ -269,8 +268,8 @@ def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> b
 
 
 def _remember(*groups: Any) -> None:
-    """A forked child has no threads of a group, and its end would wait for them for ever: there the groups are never
-    destroyed."""
+    """A forked child does not have the threads of a group, and destroying the group would wait forever for them. So the
+    groups are never destroyed there."""
     if not len(_groups):
         os.register_at_fork(after_in_child=_keep_groups)
     _groups.update(groups)
@@ -284,22 +283,22 @@ def _keep_groups() -> None:
 
 @dataclass
 class _CommunicatorGroups:
-    """Process groups that one communicator uses, and nobody else."""
+    """Process groups that only one communicator uses."""
 
     groups: tuple[Any, ...]
     store: Any
     size: int
     communicator: _C.CommunicatorWatch
-    told: bool = False  # the other ranks, that this one does not use them any more
+    told: bool = False  # whether the other ranks were told that this one does not use them any more
 
     def is_used(self) -> bool:
-        """By this rank, or by another one, which would lose a peer in the middle of a collective."""
+        """Whether this rank uses them, or another one, which would lose a peer during a collective."""
         if not self.communicator.is_over:
             return True
         try:
             ranks_done = self.store.add("zeropage/done", 0 if self.told else 1)
         except RuntimeError:
-            return False  # the process that has the store is gone, and so are the groups
+            return False  # the process with the store has ended, and so have the groups
         self.told = True
         return ranks_done < self.size
 
@@ -314,8 +313,7 @@ class _CommunicatorGroups:
 def end_unused_groups(wait_s: float = 0.0) -> None:
     """Ends the process groups of communicators that no rank uses any more: their threads, connections and files.
 
-    wait_s: how long to wait for ranks that still use those of this rank. Groups that are left then are ended by a later
-    call.
+    wait_s: how long to wait for ranks that still use those of this rank. A later call ends the remaining groups.
     """
     end = time.monotonic() + wait_s
     while True:
@@ -328,15 +326,15 @@ def end_unused_groups(wait_s: float = 0.0) -> None:
 
 
 def _store(world: World, timeout: timedelta | None) -> Any:
-    """Through which the ranks of torch's groups find each other."""
+    """The store through which the ranks of torch's groups connect."""
     import torch.distributed as dist
 
     if world.size == 1:
         return dist.HashStore()
     timeout_ms = int(timeout.total_seconds() * 1000) if timeout is not None else _C.default_timeout_ms
     store = _C.job_store(world.rank, world.local_rank, world.size, world.local_size, timeout_ms)
-    # torch numbers its groups from 0 again after destroy_process_group: the addresses of the groups before are in the
-    # store still.
+    # torch numbers its groups from 0 again after destroy_process_group, but the addresses of earlier groups are still
+    # in the store.
     return dist.PrefixStore(f"default_group{next(_default_groups)}", store)
 
 
@@ -345,7 +343,7 @@ def new_process_groups(
 ) -> _C.Communicator:
     """A communicator over groups of its own, so that its collectives never mix with the script's. Collective.
 
-    max_delay_us: for tests; every collective is delayed at random by up to this.
+    max_delay_us: for tests; every collective has a random delay of at most this time.
     """
     import torch.distributed as dist
 
@@ -358,7 +356,7 @@ def new_process_groups(
 
 
 def _keep_until_unused(communicator: _C.Communicator, groups: Iterable[Any], store: Any, size: int) -> None:
-    """Keeps groups that `communicator` uses until all `size` ranks of the store are done with theirs."""
+    """Keeps groups that `communicator` uses until all `size` ranks of the store do not use theirs any more."""
     _remember(*groups)
     watch = _C.CommunicatorWatch(communicator)
     _of_communicators.append(_CommunicatorGroups(tuple(groups), store, size, watch))

@@ -1,4 +1,4 @@
-"""The engine as Python sees it: a module that trains. Placement, reduction and update are in C++ (`_C.Engine`)."""
+"""The engine for Python: a module that trains. Placement, reduction and update are in C++ (`_C.Engine`)."""
 
 import gc
 import sys
@@ -42,7 +42,7 @@ from .wrapped_tensors import inner_of_module, require_plain
 
 
 class _Ended:
-    """In the place of the C++ side of an engine that was ended."""
+    """Replaces the C++ side of an engine that has ended."""
 
     def __init__(self, reason: str):
         self._reason = reason
@@ -56,8 +56,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
 
     loss = engine(batch); engine.backward(loss); engine.step()
 
-    Attributes that the engine does not have are the module's; so are parameters, buffers and the state dict, with the
-    module's names.
+    Attributes that the engine does not have are taken from the module. Parameters, buffers and the state dict are the
+    module's, with its names.
     """
 
     def __init__(
@@ -100,8 +100,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
                 self.optimizer.parameter_offload = ParameterOffload(model)
         self.lr_scheduler = self._make_scheduler(lr_scheduler)
         if not self._has_optimizer and self.zero_optimization_stage() == 3:
-            self.optimizer = ParameterOffload(model)  # programs look for its lists of hooks
-        # A cycle would keep the engine's memory, and what it observes, until garbage is collected.
+            self.optimizer = ParameterOffload(model)  # programs read its lists of hooks
+        # A reference cycle would keep the engine's memory until garbage is collected.
         self._observer = StepObserver(weakref.proxy(self), self.config, world.rank)
         self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
         self._open_saves()
@@ -132,12 +132,12 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return scaled
 
     def scale(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
-        """For `engine.scale(loss).backward()`, which does what `engine.backward(loss)` does: the loss times the loss
-        scale of fp16, whose gradients are divided by the accumulation steps on their way. retain_graph: accepted; the
-        backward's own says it.
+        """For `engine.scale(loss).backward()`, which is equivalent to `engine.backward(loss)`: returns the loss times
+        the loss scale of fp16. Its gradients are divided by the accumulation steps. retain_graph: accepted; give it to
+        backward.
 
-        Without fp16 `loss.backward()` alone does, too: its gradients are divided by the accumulation steps when they
-        reach the parameters; stages 0 and 1 reduce them when it ends. With fp16 it is an error.
+        Without fp16 `loss.backward()` is enough: its gradients are divided by the accumulation steps when they reach
+        the parameters, and stages 0 and 1 reduce them at its end. With fp16 it is an error.
         """
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"scale takes the loss, a scalar tensor; got {type(loss).__name__}")
@@ -150,7 +150,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         """Ends a micro step; at an accumulation boundary updates the parameters and advances the learning rate.
 
         lr_kwargs: arguments for the `step` of the scheduler object given to `initialize`: {"metrics": loss} for
-        ReduceLROnPlateau. Raises UsageError before the update when that scheduler lacks one, or does not take it.
+        ReduceLROnPlateau. Raises UsageError before the update when a needed argument is missing, or the scheduler does
+        not accept one.
         """
         if self._in_no_sync:
             raise UsageError(
@@ -172,8 +173,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         self._heed_saves_and_signals()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets gradients accumulated so far; the accumulation window begins again. `step` does it by itself after an
-        update."""
+        """Discards the gradients so far and starts the accumulation window again. `step` calls it after an update."""
         self._core.zero_grad()
 
     def is_gradient_accumulation_boundary(self) -> bool:
@@ -181,14 +181,13 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return self._core.is_accumulation_boundary()
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool | None) -> None:
-        """Says so instead of counting micro steps; None: count again."""
+        """Sets whether the next step is at a boundary, instead of counting micro steps; None: count again."""
         self._core.set_accumulation_boundary(is_boundary)
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Several backwards for one `step`, at every stage. Nothing needs to be switched off: gradients accumulate
-        anyway. `step` inside of it is a UsageError: its place is after the last backward of the window, which is
-        outside."""
+        """Several backwards for one `step`, at every stage. Gradients accumulate without it, too. `step` inside is a
+        UsageError: call it after the last backward of the window, outside of the scope."""
         if self._in_no_sync:
             raise UsageError("no_sync context manager reentry is unsupported: leave the first one before")
         self._in_no_sync = True
@@ -198,8 +197,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             self._in_no_sync = False
 
     def was_step_applied(self) -> bool:
-        """Whether the last `step` updated the parameters: not between boundaries, nor when it was skipped because of an
-        overflow."""
+        """Whether the last `step` updated the parameters: False between boundaries, and when it was skipped because of
+        an overflow."""
         return self._core.last_step.applied
 
     def get_global_grad_norm(self) -> float | None:
@@ -208,7 +207,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return self._core.last_step.gradient_norm
 
     def mean_loss(self) -> float:
-        """The mean of this rank's losses since the last update (of the last update, right after it)."""
+        """The mean of this rank's losses since the last update (of the last update, directly after it)."""
         if not self._losses:
             raise UsageError(
                 "there is no loss yet: call engine.backward first (loss.backward() does not tell the engine the loss)"
@@ -216,18 +215,19 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
 
     def known_loss(self) -> float | None:
-        """As `mean_loss`; None where the program runs `loss.backward()` itself."""
+        """As `mean_loss`; None if the program runs `loss.backward()` itself."""
         return self.mean_loss() if self._losses else None
 
     def coalesce_grad_reduction(self) -> AbstractContextManager:
-        """There for programs that run several backwards for one step: as `no_sync`, these add up anyway."""
+        """For programs that run several backwards for one step. As with `no_sync`, gradients accumulate without it,
+        too."""
         return nullcontext()
 
     def allreduce_gradients(self, bucket_size: int | None = None) -> None:
-        """Does nothing: every backward has reduced its gradients when it returns, or the last one before `step` has."""
+        """Does nothing: every backward, or the last one before `step`, reduces gradients before it returns."""
 
     def _backward_epilogue(self) -> None:
-        """Does nothing, as `allreduce_gradients`: the end of a backward is seen without it."""
+        """Does nothing, as `allreduce_gradients`: the engine detects the end of a backward without it."""
 
     def compile(
         self,
@@ -236,7 +236,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         schedule: Any = None,
         compiled_autograd_enabled: bool = False,
     ) -> None:
-        """Compiles the module's forward with torch.compile when it first runs; `compile_kwargs` go to it.
+        """Compiles the module's forward with torch.compile when it first runs, with `compile_kwargs`.
 
         Raises ConfigError for DeepSpeed's own passes (`schedule`) and compiled autograd, which this version does not
         have.
@@ -250,20 +250,20 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
     is_compiled = False
 
     def collect_python_gc(self) -> int:
-        """Runs Python's cyclic garbage collector, for programs that switched it off ("disable_python_gc"), where all
-        ranks have the time; the number of objects found."""
+        """Runs Python's cyclic garbage collector, for programs that have switched it off ("disable_python_gc"). Call it
+        at the same point on all ranks. Returns the number of objects found."""
         return gc.collect()
 
     # -- more parameters
 
     def add_parameters(self, parameters: Iterable[torch.Tensor] | None = None, **hyperparameters: Any) -> None:
-        """Trains more parameters: those that the model has got since `initialize` (a new head, an adapter), or
-        `parameters`. Collective, between updates. They get rank 0's values and the configured precision, are a group of
-        the optimizer with these hyperparameters (lr, weight_decay, ...; the others as by default), and are in
-        checkpoints from then on: a run that goes on from one adds them before it loads. Frozen ones cost no optimizer
-        state until they are unfrozen.
+        """Trains more parameters: those that were added to the model after `initialize` (a new head, an adapter), or
+        `parameters`. Collective, between updates. They get rank 0's values and the configured precision, and are a
+        group of the optimizer with these hyperparameters (lr, weight_decay, ...; defaults for the others). Later
+        checkpoints contain them: a resumed run must add them before it loads. Frozen ones cost no optimizer state until
+        they are unfrozen.
 
-        Raises UsageError (nothing is new, or in the middle of an update), PeerError (ranks differ), ConfigError.
+        Raises UsageError (nothing is new, or during an update), PeerError (ranks differ), ConfigError.
         """
         added = self._unknown.new() if parameters is None else list(parameters)
         if not added:
@@ -280,7 +280,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         self._take(groups[-1]["params"], len(groups) - 1)
 
     def _take(self, parameters: list[torch.Tensor], group: int) -> None:
-        """group: their index in the optimizer; -1: there is none."""
+        """group: the index of the group in the optimizer; -1: none."""
         name_of = {id(parameter): name for name, parameter in self.module.named_parameters()}
         known = name_of | {id(parameter): name for name, parameter, _ in self._named}
         named = [(name_of[id(p)], p, group) for p in parameters if id(p) in name_of]
@@ -306,12 +306,12 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
 
     @property
     def monitor(self) -> Monitor:
-        """Where metrics go; programs may write their own to it."""
+        """Receives the metrics; programs may write their own to it."""
         return self._observer.monitor
 
     def comms_summary(self) -> str:
         """This rank's collectives by operation and size, as `comms_logger` prints them at the end; empty when nothing
-        is observed."""
+        is recorded."""
         return self._core.transfer_table()
 
     def deepspeed_io(
@@ -351,13 +351,13 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         )
 
     def destroy(self, consolidate: bool = False) -> None:
-        """Ends the engine and frees its state, after the save under way. It cannot be used afterwards. Raises the
-        save's CheckpointError.
+        """Ends the engine and frees its state, after a running save. It cannot be used afterwards. Raises the
+        CheckpointError of the save.
 
-        The model can: its parameters keep their values. At stage 3 they stay sharded, and are fetched as before, until
-        another engine takes them or the model is freed. consolidate: they become whole on every rank instead, plain
-        parameters in the memory of the model. Collective then. Process groups that were made for this engine end when
-        all ranks have destroyed it, for which this waits 2 s at most; at stage 3 and on CPUs some with the model.
+        The model can still be used: its parameters keep their values. At stage 3 they stay sharded, and operators
+        gather them as before, until another engine takes them over or the model is freed. consolidate: makes them whole
+        plain parameters on every rank instead; collective. Process groups that were made for this engine end when all
+        ranks have destroyed it; this waits at most 2 s for that. At stage 3 and on CPUs some end with the model.
         """
         if self.has_ended:
             return
@@ -372,7 +372,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         return isinstance(self._core, _Ended)
 
     def end(self, reason: str) -> None:
-        """As `destroy`; `reason` is the message for whoever uses the engine afterwards, and says what to do."""
+        """As `destroy`; `reason` is the message of errors when the engine is used afterwards, with what to do."""
         if self.has_ended:
             return
         try:
@@ -398,7 +398,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
                 )
             if parameter.is_meta:
                 raise ConfigError(
-                    f"parameter {name!r} is on the meta device, without values; give it some, say by model.to_empty(...)"
+                    f"parameter {name!r} is on the meta device, without values; give it values, for example by model.to_empty(...)"
                 )
         model.to(self.device)
         if self._config.precision == _C.Precision.FP16 and self.device.type == "cpu" and self.global_rank == 0:
@@ -409,7 +409,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
     def _make_optimizer(
         self, optimizer: Any, model_parameters: Any, client_schedules: bool
     ) -> ZeropageOptimizer | None:
-        """The optimizer before it is attached. What the user passes goes before what the configuration names."""
+        """The optimizer before it is attached. The user's optimizer has priority over the configured one."""
         groups = parameter_groups(self.module, model_parameters)
         has_parameters = any(parameter.requires_grad for group in groups for parameter in group["params"])
         if optimizer is not None:
@@ -453,7 +453,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             in_fp32=in_fp32,
             whole=whole,
         )
-        # A peer may still read what an earlier engine has here, which is freed next.
+        # A peer may still read memory of an earlier engine here, which is freed next.
         _C.require_same_everywhere(self._communicator, "the parameters are taken")
         self._keep_parameters_only = weakref.finalize(self, core.keep_parameters_only)
         self._keep_parameters_only.atexit = False
@@ -479,14 +479,14 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             return ConfiguredSchedule(self._core, self.optimizer) if configured else None
         if callable(lr_scheduler) and not hasattr(lr_scheduler, "step"):
             return lr_scheduler(self.optimizer)
-        # Its own optimizer never steps; it would warn of that.
+        # Its own optimizer never steps, and torch would warn about that.
         inner = getattr(lr_scheduler, "optimizer", None)
         if inner is not None:
             inner._opt_called = True
         return lr_scheduler
 
     def _autocast(self) -> AbstractContextManager:
-        """The configured autocast; without one the program's own stays as it is."""
+        """The configured autocast; without one the program's own autocast is unchanged."""
         return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
 
     def _prints(self) -> bool:

@@ -1,4 +1,4 @@
-"""The memory that an engine's state takes: what is where, and how it is moved."""
+"""The memory of an engine's state: reports its bytes and moves it."""
 
 from collections.abc import Iterable
 
@@ -13,14 +13,16 @@ class EngineMemory:
     """The part of the engine that counts and moves model state."""
 
     def memory_report(self) -> report.MemoryReport:
-        """Bytes of model state of every rank, counted and by the formula. Collective."""
+        """Counted bytes of model state of every rank, and those of the formula. Collective."""
         shards = self.optimizer.shards if self._has_optimizer else None
         stage = self.zero_optimization_stage()
         if shards is None:
             return report.gather_memory(self._core, self._communicator, stage)
         offloaded = self.zero_offload_optimizer() is not None
         device, host = shards.state.bytes_on(self.device)
-        if offloaded and self.device.type == "cpu":  # one memory: what lies where follows from the configuration
+        if (
+            offloaded and self.device.type == "cpu"
+        ):  # there is only one memory: the configuration determines what counts as offloaded
             device, host = 0, device + host
         return report.gather_memory(
             self._core, self._communicator, stage, (device, host), shards.formula_bytes(self._named), offloaded
@@ -33,7 +35,7 @@ class EngineMemory:
             print(memory.table(), end="", flush=True)
 
     def empty_partition_cache(self) -> None:
-        """Gives cached frames and pages back to the system."""
+        """Frees cached frames and pages."""
         self._core.trim_memory()
 
     def offload_states(
@@ -43,11 +45,11 @@ class EngineMemory:
         pin_memory: bool = True,
         non_blocking: bool = False,
     ) -> None:
-        """Moves state to the host until `reload_states`, to make room on the device: optimizer state, gradient buffers
-        and parameters, or those that `include` names. Meanwhile nothing trains and parameters cannot be read.
+        """Moves state to the host until `reload_states`, to free memory of the device: optimizer state, gradient
+        buffers and parameters, or those that `include` names. Until then training and reads of parameters are errors.
         Collective, between updates.
 
-        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state is at its place on
+        pin_memory: page-locked host memory, where there is a GPU. non_blocking: accepted; the state has been moved on
         return.
         """
         if device not in ("cpu", torch.device("cpu"), OffloadDeviceEnum.cpu):

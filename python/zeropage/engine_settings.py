@@ -1,4 +1,4 @@
-"""What the engine answers about its configuration and its progress, under the names that training scripts use."""
+"""Getters of the engine for its configuration and its progress, with the names that training scripts use."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ _PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat
 
 
 class EngineSettings(EngineGetters):
-    """Getters, in the order of their subjects. Needs `_config`, `_world`, `_core` and `optimizer`."""
+    """Getters, by subject. Needs `_config`, `_world`, `_core` and `optimizer`."""
 
     # -- ranks
 
@@ -75,8 +75,8 @@ class EngineSettings(EngineGetters):
         return self.train_batch_size(), self.train_micro_batch_size_per_gpu(), self.gradient_accumulation_steps()
 
     def set_train_batch_size(self, train_batch_size: int) -> None:
-        """Changes the accumulation steps, from now on; the micro batch size stays. A window that is already as long, or
-        longer, ends with its next micro step."""
+        """Changes the accumulation steps from now on; the micro batch size stays the same. A window that already has
+        this length, or more, ends with its next micro step."""
         per_step = self.train_micro_batch_size_per_gpu() * self.dp_world_size
         if train_batch_size <= 0 or train_batch_size % per_step:
             raise ConfigError(
@@ -86,7 +86,7 @@ class EngineSettings(EngineGetters):
         self._core.accumulation_steps = train_batch_size // per_step
 
     def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
-        """Changes the train batch size; the accumulation steps stay."""
+        """Changes the train batch size; the accumulation steps stay the same."""
         if micro_batch_size <= 0:
             raise ConfigError(f"expected a positive micro batch size, got {micro_batch_size}")
         self._micro_batch_size = micro_batch_size
@@ -146,7 +146,7 @@ class EngineSettings(EngineGetters):
         return self._config.cast_inputs
 
     def autocast_dtype(self) -> torch.dtype | None:
-        """In which the forward's operators run under autocast; None: no autocast."""
+        """The type of the forward's operators under autocast; None: no autocast."""
         name = self._config.autocast_dtype
         return None if name is None else _DTYPES[name]
 
@@ -196,7 +196,7 @@ class EngineSettings(EngineGetters):
 
     @property
     def global_samples(self) -> int:
-        """Of all ranks, in all boundary steps, each with the batch it had."""
+        """Samples of all ranks in all boundary steps, each with its own batch size."""
         return self._core.global_samples
 
     @property
@@ -219,5 +219,5 @@ class EngineSettings(EngineGetters):
 
     @property
     def config(self) -> dict[str, Any]:
-        """Every key with the effective value."""
+        """Every key with its effective value."""
         return json.loads(self._config.effective_json)

@@ -1,4 +1,4 @@
-"""The exceptions of the package. Every message says what was expected, what came, where, and what to do.
+"""The exceptions of the package. Every message has the expected and the found value, the place, and what to do.
 
 The C++ side throws classes of the same names; the bindings translate them to these.
 """
@@ -24,11 +24,11 @@ class IoError(ZeropageError, OSError):
 
 
 class CheckpointError(ZeropageError):
-    """A checkpoint cannot be written or must not be believed."""
+    """A checkpoint cannot be written, or its content cannot be trusted."""
 
 
 class PeerError(ZeropageError):
-    """Another rank died, failed, or does something else than this one."""
+    """Another rank died, failed, or does something different from this one."""
 
 
 class TimeoutError(ZeropageError, builtins.TimeoutError):

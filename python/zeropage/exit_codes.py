@@ -1,5 +1,5 @@
-"""A rank that ends with an error of the package says by its exit code which kind it was: the launcher starts only jobs
-again that lost a rank. docs/launcher.md lists the codes."""
+"""Exit codes of ranks that end with an error of the package: the launcher restarts only jobs that have lost a rank.
+docs/launcher.md lists the codes."""
 
 import io
 import sys
@@ -11,7 +11,7 @@ _CODES: dict[type[BaseException], int] = {getattr(errors, name): code for name, 
 
 
 def exit_code(error: BaseException) -> int:
-    """The code for an error that ends a process; 1 for those that are not the package's."""
+    """The code for an error that ends a process; 1 for errors of other kinds."""
     return next((_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), 1)
 
 
@@ -24,12 +24,12 @@ def install() -> None:
         previous(kind, error, traceback)
         code = exit_code(error)
         if code != 1 and not sys.flags.interactive:
-            # torch.distributed's hook around this one collects what is printed, and would lose it.
+            # torch.distributed's hook around this one collects the printed text, and would lose it.
             if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
                 sys.__stderr__.write(sys.stderr.getvalue())
                 sys.__stderr__.flush()
             raise SystemExit(
                 code
-            )  # the interpreter takes this for its own end, and still runs what is registered for that
+            )  # the interpreter treats this as its normal end, and still runs the registered exit functions
 
     sys.excepthook = hook

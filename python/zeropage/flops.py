@@ -3,10 +3,10 @@ of the device's peak.
 
     1. In step `profile_step` (counted from 1) the forwards and backwards run under torch's FLOP counter, by module.
        That step is slow.
-    2. The step after it runs as always, and its time is what the rate is made from.
+    2. The next step runs normally, and the rate is computed from its time.
 
 Matrix products, convolutions and attention are counted, two operations for a multiplication and an addition; the rest
-is noise. What activation checkpointing computes again is dispatched again, and so counted in the backward.
+is negligible. Recomputation of activation checkpointing is dispatched again, and so counted in the backward.
 """
 
 import sys
@@ -34,7 +34,7 @@ class FlopsProfiler:
 
     @contextmanager
     def count(self, phase: str) -> Iterator[None]:
-        """Round a forward or a backward."""
+        """A scope around a forward or a backward."""
         if self._engine.global_steps + 1 != self._section["profile_step"]:
             yield
             return
@@ -55,7 +55,7 @@ class FlopsProfiler:
                 with open(self._section["output_file"], "w", encoding="utf-8") as file:
                     file.write(text)
                 return
-            except OSError as error:  # training goes on, and what was measured is shown
+            except OSError as error:  # training continues, and the figures are printed
                 _C.log_warn(
                     f"flops_profiler.output_file {self._section['output_file']}: cannot be written: {error.strerror}"
                 )
@@ -73,7 +73,7 @@ class FlopsProfiler:
         peak = peak_flops(self._engine.device)
         if peak is not None:
             name, rate = peak
-            # The convention of MFU: a model needs three times its forward; what is computed again does not count.
+            # The convention of MFU: a model needs three times its forward; recomputation does not count.
             lines.append(
                 f"  of {name}'s {_scaled(rate)}FLOP/s: MFU {3 * forward / seconds / rate:.1%}, "
                 f"with recomputation {counted / seconds / rate:.1%}"
@@ -98,8 +98,7 @@ class FlopsProfiler:
 
 
 def peak_flops(device: torch.device) -> tuple[str, float] | None:
-    """Name and 16-bit operations per second of a device by its data sheet; None where none is known (CPUs among
-    them)."""
+    """Name and 16-bit operations per second of a device from its data sheet; None if unknown (also for CPUs)."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -109,7 +108,7 @@ def peak_flops(device: torch.device) -> tuple[str, float] | None:
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Orders layer 2 before layer 10."""
+    """A sort key that orders layer 2 before layer 10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in name.split(".")]
 
 

@@ -1,11 +1,11 @@
-"""`cpu_checkpointing`: inputs of checkpointed functions lie in host memory from the forward until shortly before the
-backward needs them.
+"""`cpu_checkpointing`: inputs of checkpointed functions are kept in host memory from the forward until shortly before
+the backward needs them.
 
 1. When a checkpoint saves an input, a stream of its own copies it to page-locked memory; the device's memory is free
    when the copy has ended.
-2. When the backward asks for one, it is copied back on the same stream, and so is the one that was saved before it,
-   which the backward asks for next. The stream that asks waits for its own, not the host.
-3. What a rank on a CPU saves is in host memory already.
+2. When the backward needs an input, it is copied back on the same stream, and so is the one that was saved before it,
+   which the backward needs next. The backward's stream waits for the copy; the host does not.
+3. On a CPU the inputs are already in host memory.
 """
 
 import functools
@@ -16,7 +16,7 @@ import torch
 
 
 class _Saved:
-    """An input on the host, and perhaps on its way back."""
+    """An input on the host, perhaps being copied back."""
 
     def __init__(self, host: torch.Tensor, device: torch.device):
         self.host, self.device = host, device
@@ -25,7 +25,7 @@ class _Saved:
 
 
 class _Copies:
-    """Of one device: the stream of the copies, and what was saved, in order."""
+    """For one device: the stream of the copies, and the saved inputs, in order."""
 
     def __init__(self, device: torch.device):
         self._stream = torch.Stream(device=device)
@@ -42,7 +42,7 @@ class _Copies:
         return saved
 
     def fetch(self, saved: _Saved) -> torch.Tensor:
-        """On the current stream."""
+        """Returns the input, ready on the current stream."""
         self._begin(saved)
         while self._order and self._order[-1]() in (None, saved):
             self._order.pop()
@@ -77,6 +77,6 @@ def _to_device(saved: torch.Tensor | _Saved) -> torch.Tensor:
 
 
 def on_host() -> AbstractContextManager:
-    """While inside, what autograd saves goes to the host. Cost: two copies over the link, and the tensor in page-locked
-    memory."""
+    """Inside the scope autograd saves tensors to the host. Cost: two copies over the link, and the tensor in
+    page-locked memory."""
     return torch.autograd.graph.saved_tensors_hooks(_to_host, _to_device)

@@ -1,4 +1,4 @@
-"""`initialize`: from what a training script has to an engine."""
+"""`initialize`: makes an engine from the objects of a training script."""
 
 import argparse
 import json
@@ -32,21 +32,20 @@ def initialize(
     config_params: str | os.PathLike | dict[str, Any] | None = None,
     device: str | torch.device | None = None,
 ):
-    """Wraps a model for training as the configuration says. Collective.
+    """Wraps a model for training according to the configuration. Collective.
 
-    model: its parameters are taken over in place: cast to the configured precision, given rank 0's values, and placed.
-    optimizer: one of torch.optim, or another that treats every element alike ("zero_allow_untested_optimizer"), or a
-    callable (parameters -> optimizer); None: the config's section "optimizer".
-    model_parameters: what the optimizer updates, parameters or groups (dicts); None: all that are trainable.
-    training_data: a data set; the third result is then a loader of this rank's part of it.
-    lr_scheduler: a torch scheduler or a callable (optimizer -> scheduler); None: the config's section "scheduler".
-    config, config_params, args.deepspeed_config (older: args.deepscale_config): a path, a dict or JSON text; one of
-    them.
-    device: where the engine runs, say "cpu" or "cuda:1"; None: as the environment's ZEROPAGE_DEVICE says, else the
-    accelerator if there is one.
-    dist_init_required: False: torch's default process group is not made. Otherwise ranks that a launcher started have
-    it afterwards, for DistributedSampler and the script's own collectives, unless it exists already.
-    distributed_port: there for compatibility; the launcher's environment says it.
+    model: its parameters are taken over in place: they are cast to the configured precision, get rank 0's values, and
+    are put into pages. optimizer: one of torch.optim, or another elementwise one ("zero_allow_untested_optimizer"), or
+    a callable (parameters -> optimizer); None: the config's section "optimizer". model_parameters: the parameters that
+    the optimizer updates, or groups of them (dicts); None: all trainable ones. training_data: a data set; the third
+    result is then a loader of this rank's part of it. lr_scheduler: a torch scheduler or a callable (optimizer ->
+    scheduler);
+    None: the config's section "scheduler". config, config_params, args.deepspeed_config (older: args.deepscale_config):
+    a path, a dict or JSON text; one of them. device: the device of the engine, for example "cpu" or "cuda:1"; None:
+    that of the variable ZEROPAGE_DEVICE, or the accelerator if there is one. dist_init_required: False: torch's default
+    process group is not made. Otherwise it is made for ranks that a launcher has started, unless it exists, for
+    DistributedSampler and the script's own collectives. distributed_port: accepted for compatibility; the launcher's
+    environment has the port.
 
     Returns (engine, engine.optimizer, data loader or None, scheduler or None). Raises ConfigError, UsageError,
     PeerError (ranks differ), TimeoutError.
@@ -94,12 +93,12 @@ def _check_local_rank(args: Any, world: World) -> None:
     given = getattr(args, "local_rank", None)
     if given is not None and given >= 0 and given != world.local_rank:
         raise UsageError(
-            f"args.local_rank is {given}, but the environment says LOCAL_RANK={world.local_rank}: launch with `zeropage` or `torchrun`"
+            f"args.local_rank is {given}, but the environment has LOCAL_RANK={world.local_rank}: launch with `zeropage` or `torchrun`"
         )
 
 
 def _configure_checkpointing(config: _C.Config) -> None:
-    """Applies the section "activation_checkpointing", where it says anything."""
+    """Applies the section "activation_checkpointing", if it has any values."""
     section = json.loads(config.effective_json)["activation_checkpointing"]
     if any(section.values()):
         from .checkpointing import configure_from
@@ -126,13 +125,13 @@ def parse_config(source: str | os.PathLike | dict[str, Any], world_size: int) ->
 
 
 def _config_notes(source: str | os.PathLike | dict[str, Any]) -> list[str]:
-    """Lines about effective values that the document spells differently."""
+    """Notes about effective values that differ from the text of the document."""
     text, origin = _document(source)
     return _C.Config.notes_of_file(origin) if text is None else _C.Config.notes(text, origin)
 
 
 def _document(source: str | os.PathLike | dict[str, Any]) -> tuple[str | None, str]:
-    """(JSON text, what messages call it), or (None, the path of a file)."""
+    """(JSON text, its name in messages), or (None, the path of a file)."""
     if isinstance(source, dict):
         try:
             return json.dumps(source), "dict"

@@ -1,5 +1,5 @@
-"""Learning-rate schedules as scheduler objects: the configuration's, and those that programs make. The arithmetic is in
-C++."""
+"""Learning-rate schedules as scheduler objects: the configured one, and those that programs make. C++ computes the
+rates."""
 
 import inspect
 import json
@@ -19,8 +19,8 @@ VALID_LR_SCHEDULES = [LR_RANGE_TEST, ONE_CYCLE, WARMUP_LR, WARMUP_DECAY_LR, WARM
 
 
 def check_step_arguments(scheduler: Any, arguments: dict[str, Any]) -> None:
-    """Before an update: whether the scheduler object can be stepped after it. None: the configuration's, or none.
-    Raises UsageError."""
+    """Checks before an update that the scheduler object can be stepped after it. None: the configured schedule, or no
+    schedule. Raises UsageError."""
     if scheduler is None:
         if arguments:
             raise UsageError(
@@ -38,7 +38,7 @@ def check_step_arguments(scheduler: Any, arguments: dict[str, Any]) -> None:
 
 
 class ConfiguredSchedule:
-    """What `initialize` returns as scheduler when the configuration has the section "scheduler"."""
+    """The scheduler that `initialize` returns when the configuration has the section "scheduler"."""
 
     def __init__(self, core: _C.Engine, optimizer: Any):
         self._core = core
@@ -49,8 +49,8 @@ class ConfiguredSchedule:
         return self._core.schedule_iteration
 
     def step(self, last_batch_iteration: int | None = None) -> None:
-        """Does nothing without an argument: `engine.step()` advances the schedule with every applied step. With one,
-        jumps."""
+        """Does nothing without an argument: `engine.step()` advances the schedule with every applied step. With an
+        argument it jumps to that step."""
         if last_batch_iteration is not None:
             self.load_state_dict({"last_batch_iteration": last_batch_iteration})
 
@@ -73,7 +73,7 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
     torch's.
 
     optimizer: its groups get the rates. Parameters have the names, defaults and ranges of the configuration's section
-    "scheduler"; what is wrong with one is a ConfigError. A schedule sets the rates of the first step when it is made.
+    "scheduler"; an invalid one is a ConfigError. A schedule sets the rates of the first step when it is made.
     """
 
     def __init__(self, optimizer: Any, parameters: dict[str, Any]):
@@ -107,7 +107,7 @@ class _Schedule(torch.optim.lr_scheduler.LRScheduler):
         return self._schedules[0].last_batch_iteration
 
     def step(self, last_batch_iteration: int | None = None) -> None:
-        """Goes to the next step, or to the one after `last_batch_iteration`, and sets the rates."""
+        """Advances to the next step, or to the one after `last_batch_iteration`, and sets the rates."""
         for schedule in self._schedules:
             schedule.last_batch_iteration = (
                 schedule.last_batch_iteration + 1 if last_batch_iteration is None else last_batch_iteration
@@ -152,7 +152,8 @@ class LRRangeTest(_Schedule):
 
 
 class OneCycle(_Schedule):
-    """Up from cycle_min_lr to cycle_max_lr, down again, then a decay; beta1, or the momentum, goes the other way."""
+    """The rate rises from cycle_min_lr to cycle_max_lr, falls again, then decays; beta1 or the momentum changes in the
+    opposite direction."""
 
     def __init__(
         self,

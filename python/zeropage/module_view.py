@@ -1,4 +1,4 @@
-"""A module that stands for another one: same parameters, same names, same state dict."""
+"""A module that represents another one: same parameters, same names, same state dict."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from .errors import UsageError
 
 
 class ModuleView(torch.nn.Module):
-    """Everything that torch.nn.Module says about its content is said about `module`, without a prefix in the names."""
+    """All methods of torch.nn.Module about its content refer to `module`, without a prefix in the names."""
 
     def __init__(self, module: torch.nn.Module):
         super().__init__()
@@ -66,12 +66,12 @@ class ModuleView(torch.nn.Module):
         return self.module.load_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ModuleView":
-        """Behind to(), half(), cuda(): allowed as long as nothing changes."""
+        """Called by to(), half(), cuda(): allowed if nothing changes."""
         for name, parameter in self.named_parameters():
             probe = fn(torch.empty(0, dtype=parameter.dtype, device=parameter.device))
             if (probe.dtype, probe.device) != (parameter.dtype, parameter.device):
                 raise UsageError(
-                    f"{name} is {parameter.dtype} on {parameter.device}, and the engine keeps it so; asked for {probe.dtype} on "
+                    f"{name} is {parameter.dtype} on {parameter.device}, and the engine does not change this; requested: {probe.dtype} on "
                     f"{probe.device}. Choose the precision in the config, and the device by the launcher"
                 )
         return self

@@ -1,9 +1,8 @@
 """Metrics to TensorBoard, CSV files and Weights & Biases: the sections `tensorboard`, `csv_monitor` and `wandb`.
 
-Rank 0 writes, once per optimizer step, and everything is handed to the system before the step returns: a run that is
-killed loses at most the metrics of its last step. The x axis counts samples, as DeepSpeed's does. What fails here once
-the run has begun ends
-nothing: it is said once.
+Rank 0 writes once per optimizer step, and everything is written before the step returns: a killed run loses at most the
+metrics of its last step. The x axis counts samples, as in DeepSpeed. A failure after the start of the run does not end
+it; there is one warning.
 """
 
 import csv
@@ -20,7 +19,7 @@ Event = tuple[str, float, int]
 
 
 class Writer(Protocol):
-    """One place that metrics go to."""
+    """A destination of metrics."""
 
     def write_events(self, events: list[Event]) -> None: ...
 
@@ -50,7 +49,7 @@ class CsvWriter:
     """A file output_path/job_name/Train_Samples_lr.csv for each metric, here Train/Samples/lr, with lines
     `samples,value`.
 
-    A run that goes on in the same folder appends.
+    A resumed run appends to the files in the same folder.
     """
 
     def __init__(self, section: dict[str, Any]):
@@ -77,7 +76,7 @@ class CsvWriter:
 
 
 class WandbWriter:
-    """A run of Weights & Biases; WANDB_MODE=offline keeps it in the folder `wandb`, to be sent by `wandb sync`."""
+    """A run of Weights & Biases; WANDB_MODE=offline keeps it in the folder `wandb`; `wandb sync` sends it later."""
 
     def __init__(self, section: dict[str, Any]):
         try:
@@ -87,7 +86,7 @@ class WandbWriter:
         self._run = wandb.init(project=section["project"], group=section["group"], entity=section["team"])
 
     def write_events(self, events: list[Event]) -> None:
-        # One call for each x: wandb closes a step when the next one begins.
+        # One call for each value of x: wandb closes a step when the next one begins.
         by_samples: dict[int, dict[str, float]] = {}
         for name, value, samples in events:
             by_samples.setdefault(samples, {})[name] = value
@@ -102,7 +101,7 @@ _WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter, "csv_monitor
 
 
 class Monitor:
-    """All writers that the configuration turns on; none on other ranks than 0.
+    """All writers that the configuration enables; none on ranks other than 0.
 
     Programs may add metrics of their own: `engine.monitor.write_events([("Valid/loss", 0.3, engine.global_samples)])`.
     """
@@ -119,16 +118,16 @@ class Monitor:
         return bool(self._writers)
 
     def write_events(self, events: list[Event]) -> None:
-        """events: (name, value, samples so far). Cost: two system calls for each metric and file. A writer that fails
-        is said once."""
+        """events: (name, value, samples so far). Cost: two system calls for each metric and file. A failed writer
+        causes one warning."""
         for name, writer in self._writers.items():
             try:
                 writer.write_events(events)
-            except Exception as error:  # a full disk, or whatever another package makes of it
+            except Exception as error:  # a full disk, or any error of another package
                 self._say_failure(name, error)
 
     def close(self) -> None:
-        """Ends the files; nothing is written afterwards."""
+        """Closes the files; nothing is written afterwards."""
         for name, writer in self._writers.items():
             try:
                 writer.close()
@@ -140,7 +139,7 @@ class Monitor:
         if name not in self._failed:
             self._failed.add(name)
             _C.log_warn(
-                f'"{name}": metrics cannot be written: {type(error).__name__}: {error}; training goes on without them'
+                f'"{name}": metrics cannot be written: {type(error).__name__}: {error}; training continues without them'
             )
 
 

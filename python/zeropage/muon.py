@@ -1,5 +1,5 @@
-"""Muon for matrices, AdamW for the rest: what the configuration calls "Muon". The formula is in session/muon.h. The
-engine gives the optimizer whole parameters at all stages, each on one rank.
+"""Muon for matrices, AdamW for the rest: the optimizer "Muon" of the configuration. The formula is in session/muon.h.
+The engine gives the optimizer whole parameters at all stages, each on one rank.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ Group = dict[str, Any]
 _MUON_KEYS = ("momentum", "nesterov", "ns_method", "ns_steps", "ns_dtype", "adjust_lr_fn")
 _ADAM_KEYS = ("betas", "eps", "adam_w_mode")
 _CONVOLUTIONS = torch.nn.modules.conv._ConvNd
-# What a model's configuration says of the rows of these layers.
+# The number of heads in the rows of these layers, by keys of a model's configuration.
 _HEADS = {
     "q_proj.weight": "num_attention_heads",
     "k_proj.weight": "num_key_value_heads",
@@ -24,8 +24,8 @@ _HEADS = {
 
 
 class Muon(torch.optim.Optimizer):
-    """Made by `configured`. Its groups say "use_muon", and "matrices": how many a parameter of the group is, stacked;
-    0: as its shape says."""
+    """Made by `configured`. Its groups have "use_muon", and "matrices": the number of matrices that are stacked in a
+    parameter of the group; 0: by its shape."""
 
     def __init__(self, groups: list[Group]):
         super().__init__(groups, {})
@@ -53,19 +53,19 @@ class Muon(torch.optim.Optimizer):
                 split.setdefault((index, not use_muon, matrices), []).append(parameter)
         if params["per_head_muon"] and not any(matrices > 0 for _, _, matrices in split):
             raise ConfigError(
-                "optimizer.params.per_head_muon is true, and no parameter says how many heads it has: expected parameters named q_proj.weight, "
+                "optimizer.params.per_head_muon is true, but the number of heads of the parameters is unknown: expected parameters named q_proj.weight, "
                 "k_proj.weight or v_proj.weight of a model whose config has num_attention_heads, or an attribute muon_heads of parameters"
             )
         return cls([_half(params, groups[key[0]], not key[1], key[2], split[key]) for key in sorted(split)])
 
     @staticmethod
     def takes_whole(group: Group) -> bool:
-        """AdamW's half treats every element alike."""
+        """True for Muon's half; AdamW's half is elementwise."""
         return group["use_muon"]
 
     @staticmethod
     def kept_bytes(group: Group) -> int:
-        """Per element of the group's parameters: its momentum, or both moments, in fp32."""
+        """Bytes of state per element of the group's parameters: the momentum, or both moments, in fp32."""
         return 4 if group["use_muon"] else 8
 
     @torch.no_grad()
@@ -103,27 +103,28 @@ class Muon(torch.optim.Optimizer):
 
 
 def takes_muon(name: str, parameter: torch.Tensor) -> bool:
-    """The parameter's own `use_muon`, or: it is a matrix, or several, and neither an embedding nor the output layer."""
+    """The parameter's own `use_muon`; without one, whether it has two or more dimensions and is neither an embedding
+    nor the output layer."""
     own = getattr(parameter, "use_muon", None)
     return bool(own) if own is not None else _C.takes_muon(name, parameter.dim())
 
 
 def heads_of(name: str, parameter: torch.Tensor, config: Any) -> int:
-    """How many attention heads have rows of their own in a parameter; 0: none, or it is not known. Raises ConfigError
-    when they do not fit."""
+    """The number of attention heads with separate rows in a parameter; 0: none, or unknown. Raises ConfigError when the
+    rows are not divisible."""
     heads = getattr(parameter, "muon_heads", None)
     for ending, count in _HEADS.items():
         if heads is None and name.endswith(ending):
             heads = getattr(config, count, None) or getattr(config, "num_attention_heads", None)
     if heads and (parameter.dim() != 2 or parameter.shape[0] % heads != 0):
         raise ConfigError(
-            f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} is not {heads} heads of as many rows each"
+            f"optimizer.params.per_head_muon: parameter '{name}' {list(parameter.shape)} cannot be divided into {heads} heads with the same number of rows"
         )
     return heads or 0
 
 
 def _half(params: Group, group: Group, use_muon: bool, matrices: int, parameters: list[torch.Tensor]) -> Group:
-    """One half of a group, with the options of the group before those of the section."""
+    """One half of a group. Options of the group have priority over those of the section."""
     shared, own = params["lr"], params["muon_lr" if use_muon else "adam_lr"]
     default = 0.02 if use_muon else 3e-4
     lr = next(each for each in (own, shared, default) if each is not None)

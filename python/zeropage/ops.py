@@ -1,5 +1,4 @@
-"""Optimizer objects under the names that DeepSpeed gives them. The engine takes them over and runs its own update of
-the same kind.
+"""Optimizer objects with DeepSpeed's names. The engine takes them over and runs its own update of the same kind.
 
 Outside an engine Adam and Adagrad step as torch's do; Lion and Lamb, which torch does not have, then raise UsageError.
 """
@@ -21,7 +20,7 @@ def _without_amsgrad(amsgrad: bool) -> None:
 
 
 class FusedAdam(torch.optim.Adam):
-    """Adam, or AdamW with `adam_w_mode`. Arguments as of torch.optim.AdamW; `set_grad_none` is there for
+    """Adam, or AdamW with `adam_w_mode`. Arguments as of torch.optim.AdamW; `set_grad_none` is accepted for
     compatibility."""
 
     zeropage_kind = _Kind.ADAM
@@ -46,7 +45,7 @@ class FusedAdam(torch.optim.Adam):
             group["bias_correction"] = bias_correction
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As torch's. Raises UsageError without bias correction, which only the engine leaves out."""
+        """As torch's. Raises UsageError without bias correction, which only the engine can leave out."""
         if not all(group["bias_correction"] for group in self.param_groups):
             raise UsageError(
                 "bias_correction=False works inside an engine only: pass the optimizer to zeropage.initialize"
@@ -55,7 +54,7 @@ class FusedAdam(torch.optim.Adam):
 
 
 class DeepSpeedCPUAdam(FusedAdam):
-    """The same under the name, and with the order of arguments, that it has for state in host memory."""
+    """The same with the name and the order of arguments of DeepSpeed's optimizer for state in host memory."""
 
     def __init__(
         self,
@@ -69,7 +68,7 @@ class DeepSpeedCPUAdam(FusedAdam):
         adamw_mode: bool = True,
         fp32_optimizer_states: bool = True,
     ):
-        """fp32_optimizer_states: False is refused; zeropage.optimizer_state_dtype in the configuration asks for smaller
+        """fp32_optimizer_states: False is refused; use zeropage.optimizer_state_dtype in the configuration for smaller
         moments."""
         if not fp32_optimizer_states:
             raise ConfigError(
@@ -100,7 +99,8 @@ class _EngineOnly(torch.optim.Optimizer):
 
 
 class FusedLion(_EngineOnly):
-    """Lion: the sign of a moving average, with decoupled weight decay. `set_grad_none` is there for compatibility."""
+    """Lion: the sign of a moving average, with decoupled weight decay. `set_grad_none` is accepted for
+    compatibility."""
 
     zeropage_kind = _Kind.LION
 

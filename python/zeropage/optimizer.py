@@ -1,5 +1,4 @@
-"""Parameter groups: from what the user gives to what the engine takes, and the optimizer object that the user gets
-back."""
+"""Converts the user's parameter groups for the engine, and has the optimizer object that the user gets."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ from .wrapped_tensors import is_wrapped, require_plain
 
 Group = dict[str, Any]
 
-# What hooks on the user's object and on the engine's share.
+# The hooks that the user's object and the engine's object share.
 _HOOKS = tuple(
     f"_optimizer_{kind}_{when}_hooks" for kind in ("step", "state_dict", "load_state_dict") for when in ("pre", "post")
 )
@@ -34,17 +33,17 @@ _TORCH_KINDS = {
 
 # Options of torch.optim's classes that the engine's own update does not have: with them PyTorch runs the object.
 NOT_OF_ENGINE = ("amsgrad", "maximize")
-_SCHEDULED = ("lr", "betas", "momentum")  # what schedules drive
+_SCHEDULED = ("lr", "betas", "momentum")  # hyperparameters that schedules change
 
 
 def _options(kind: _C.OptimizerKind) -> list[str] | tuple[str, ...]:
-    """The hyperparameters that the engine knows of an optimizer, under the names that torch.optim gives them."""
+    """The hyperparameters of an optimizer of the engine, with the names of torch.optim."""
     return _SCHEDULED if kind == _Kind.TORCH else _C.hyperparameter_names(kind)
 
 
 def parameter_groups(model: torch.nn.Module, model_parameters: Any) -> list[Group]:
-    """`model_parameters` (None: all of the model's; parameters; or groups as dicts) as a list of groups. Those that are
-    frozen cost nothing until they are unfrozen."""
+    """`model_parameters` (None: all of the model's; parameters; or groups as dicts) as a list of groups. Frozen ones
+    cost nothing until they are unfrozen."""
     if model_parameters is None:
         return [{"params": list(model.parameters())}]
     if isinstance(model_parameters, torch.Tensor):
@@ -67,8 +66,8 @@ def _as_list(params: Any) -> list[torch.Tensor]:
 
 
 def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimizer:
-    """The user's optimizer object (made here when it is a callable), fit to be taken over. Raises ConfigError for one
-    that cannot run here."""
+    """The user's optimizer object (made here if it is a callable), checked and ready to be taken over. Raises
+    ConfigError for one that cannot run here."""
     if callable(optimizer) and not isinstance(optimizer, torch.optim.Optimizer):
         plain = len(groups) == 1 and groups[0].keys() == {"params"}
         optimizer = optimizer(groups[0]["params"] if plain else groups)
@@ -90,12 +89,12 @@ def client_optimizer(optimizer: Any, groups: list[Group]) -> torch.optim.Optimiz
             "state with engine.optimizer.load_state_dict(...)"
         )
     else:
-        optimizer.state.clear()  # Adagrad makes its sums at once; the engine has its own
+        optimizer.state.clear()  # Adagrad makes its sums in the constructor; the engine has its own
     return optimizer
 
 
 def client_kind(optimizer: torch.optim.Optimizer) -> _C.OptimizerKind:
-    """What the engine calls an optimizer: TORCH, unless the engine has the same update itself."""
+    """The engine's kind of an optimizer: TORCH, unless the engine has the same update itself."""
     special = any(group.get(option) for group in optimizer.param_groups for option in NOT_OF_ENGINE)
     if special:
         return _Kind.TORCH
@@ -109,8 +108,8 @@ def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
 
 
 def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> None:
-    """Writes what a schedule has set: into a tensor where the group has one, and beside betas that only the optimizer
-    knows."""
+    """Writes the value that a schedule has set: into the group's tensor if it has one, and keeping betas that only the
+    optimizer has."""
     value = params[option]
     if isinstance(group[option], torch.Tensor):
         group[option].fill_(value)
@@ -121,8 +120,8 @@ def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> Non
 
 
 def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
-    """The other way. An option that the group lacks keeps its default. Raises UsageError for one that the engine's own
-    update does not have."""
+    """Converts a group to the engine's hyperparameters. Missing options have their defaults. Raises UsageError for an
+    option that the engine's own update does not have."""
     if kind != _Kind.TORCH and (switched_on := [option for option in NOT_OF_ENGINE if group.get(option)]):
         raise UsageError(
             f"a param group has {switched_on[0]}=True, which the engine's own update does not have: give it to the optimizer before "
@@ -140,7 +139,7 @@ def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
 
 
 def put_hyperparameters(group: Group, loaded: Group) -> None:
-    """Into the dict that is there, which schedulers and the user's object share; a tensor stays the same object."""
+    """Writes into the existing dict, which schedulers and the user's object share; tensors stay the same objects."""
     for key, value in loaded.items():
         if isinstance(group.get(key), torch.Tensor) and key != "params":
             group[key].copy_(torch.as_tensor(value))
@@ -149,9 +148,9 @@ def put_hyperparameters(group: Group, loaded: Group) -> None:
 
 
 def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.OptimizerParams:
-    """Hyperparameters that say how much state the groups need and what it starts with.
+    """The hyperparameters that determine the size and the initial values of the state.
 
-    Raises ConfigError when groups start with different sums of squares.
+    Raises ConfigError when groups have different initial sums of squares.
     """
     every = [_to_params(kind, group) for group in groups]
     if len({params["initial_accumulator_value"] for params in every}) > 1:
@@ -160,7 +159,7 @@ def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.Optimize
 
 
 def optimizer_facts(optimizer: "ZeropageOptimizer | None") -> str:
-    """What must be the same on all ranks, a fact per line, however it was given."""
+    """Facts that must be the same on all ranks, one per line, however the optimizer was given."""
     if optimizer is None:
         return "no optimizer"
     kind = type(optimizer.client or optimizer)
@@ -180,7 +179,7 @@ def _fact(value: Any) -> str:
 
 
 class LossScaleView:
-    """The engine's loss scale, as programs read it of DeepSpeed's loss scaler."""
+    """The engine's loss scale, with the attributes of DeepSpeed's loss scaler."""
 
     def __init__(self, core: _C.Engine, config: _C.Config):
         self._core = core
@@ -194,16 +193,15 @@ class LossScaleView:
 
 
 class ZeropageOptimizer(torch.optim.Optimizer):
-    """Hyperparameters of the engine's update. The state lives in the engine: `state` stays empty, and `state_dict` has
-    it.
+    """Hyperparameters of the engine's update. The state is in the engine: `state` stays empty, but `state_dict` has it.
 
-    `param_groups` may be read and written as in torch.optim; what is written holds from the next step on.
+    `param_groups` may be read and written as in torch.optim; written values are used from the next step on.
     """
 
     def __init__(
         self, kind: _C.OptimizerKind, groups: list[Group], defaults: Group, client: torch.optim.Optimizer | None = None
     ):
-        """client: shares its groups and hooks with this one, so that a scheduler or a hook on either drives the
+        """client: shares its groups and hooks with this one, so that a scheduler or a hook on either affects the
         engine."""
         self.kind = kind
         self.client = client
@@ -217,7 +215,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self.shards = ShardUpdate(client) if kind == _Kind.TORCH else None
 
     def __getattr__(self, name: str) -> Any:
-        """What only the user's own optimizer has: eval() and train() of some, and its attributes."""
+        """Attributes and methods that only the user's own optimizer has, such as eval() and train()."""
         client = self.__dict__.get("client")
         if client is None or name.startswith("__"):
             raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
@@ -236,13 +234,13 @@ class ZeropageOptimizer(torch.optim.Optimizer):
             raise
 
     def attach(self, core: _C.Engine, config: _C.Config) -> None:
-        """Binds the engine that updates. A configured schedule has set its first rates by now."""
+        """Binds the engine that updates. A configured schedule has already set its first rates."""
         self._core, self._config = core, config
         if core.scheduled_lrs():
             self.pull_hyperparameters()
         if self.client is not None:
             self.client.step = _refuse_step
-            self.client._opt_called = True  # schedulers ask for it
+            self.client._opt_called = True  # schedulers check it
             for name in ("state_dict", "load_state_dict"):
                 setattr(self.client, name, _of_engine(weakref.ref(self), name))
 
@@ -253,21 +251,21 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return set() if self.shards is None else self.shards.note_whole(parameters, config, world_size)
 
     def engine_groups(self) -> list[_C.OptimizerParams]:
-        """The groups as the engine takes them."""
+        """The groups in the form for the engine."""
         return [_to_params(self.kind, group) for group in self.param_groups]
 
     def pull_hyperparameters(self) -> None:
-        """Takes over what a configured schedule has set."""
+        """Copies the values that a configured schedule has set."""
         for group, params in zip(self.param_groups, self._core.groups, strict=True):
             for option in set(_SCHEDULED).intersection(_options(self.kind)).intersection(group):
                 _set_scheduled(group, option, params)
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """One micro step of the engine with the hyperparameters as they stand. `engine.step()` calls it.
+        """Runs one micro step of the engine with the current hyperparameters. `engine.step()` calls it.
 
-        Hooks run once per update, and not for a step that is skipped. Raises what the user's optimizer or a hook raises
-        before the update (a PeerError on the other ranks): no parameter has changed then, the gradients are forgotten,
-        and training can go on.
+        Hooks run once per update, and not for a step that is skipped. Raises exceptions of the user's optimizer or of a
+        hook before the update (a PeerError on the other ranks). Then no parameter has changed, the gradients are
+        discarded, and training can continue.
         """
         if closure is not None:
             raise UsageError("step(closure) is not possible: the forward and backward run through the engine")
@@ -292,8 +290,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return any((*every, self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks))
 
     def _run_pre_hooks(self, segments: list[Any]) -> None:
-        """As torch.optim.Optimizer does; before anything has changed. What hooks write into groups holds for this
-        update."""
+        """Runs the hooks as torch.optim.Optimizer does, before anything has changed. Values that they write into groups
+        are used in this update."""
         for hook in (*torch_optimizer._global_optimizer_pre_hooks.values(), *self._optimizer_step_pre_hooks.values()):
             result = hook(self.client or self, (), {})
             if result not in (None, ((), {})):
@@ -310,7 +308,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         self._core.zero_grad()
 
     def state_dict(self) -> dict[str, Any]:
-        """As PyTorch's: whole tensors on the host, by position in the groups; nothing of fp32 masters. Collective.
+        """As PyTorch's: whole tensors on the host, by position in the groups, without fp32 masters. Collective.
 
         Memory: the whole state, on every rank; `engine.save_checkpoint` needs none of it.
         """
@@ -324,15 +322,15 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return taken
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` returns, at any stage and world size, or what PyTorch's optimizer does. Collective;
-        the same on all ranks.
+        """Loads the result of `state_dict`, from any stage and world size, or a state dict of PyTorch's optimizer.
+        Collective; the argument must be the same on all ranks.
 
-        Raises UsageError, with everything as it was, for the state of another model or optimizer.
+        Raises UsageError for the state of another model or optimizer; then nothing has changed.
         """
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self.client or self, state_dict) or state_dict
         for loaded in state_dict["param_groups"]:
-            _to_params(self.kind, loaded)  # refuses what the engine's update does not have
+            _to_params(self.kind, loaded)  # refuses options that the engine's update does not have
         put(self.param_groups, self._states(), state_dict)
         if self.shards is not None:
             others = {key: value for key, value in state_dict["state"].items() if not isinstance(key, int)}
@@ -360,7 +358,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
 
     @property
     def loss_scaler(self) -> "LossScaleView":
-        """Of fp16; without it the scale is 1."""
+        """The loss scale of fp16; without fp16 it is 1."""
         return LossScaleView(self._core, self._config)
 
     def needs_scaler(self) -> bool:
@@ -369,12 +367,12 @@ class ZeropageOptimizer(torch.optim.Optimizer):
 
     @property
     def leaf_parameters(self) -> dict[torch.nn.Module, list[torch.nn.Parameter]]:
-        """Of each module that `set_z3_leaf_modules` has marked, at stage 3."""
+        """The parameters of each module that `set_z3_leaf_modules` has marked, at stage 3."""
         return {module: list(module.parameters()) for module in get_z3_leaf_modules(self.parameter_offload.module)}
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer whose arithmetic runs: the client's where PyTorch runs it, else this one."""
+        """The optimizer whose update runs: the user's if PyTorch runs it, otherwise this one."""
         return self if self.shards is None else self.shards.client
 
 
@@ -382,7 +380,7 @@ ZeropageOptimizer.step.hooked = True  # torch.optim.Optimizer would run hooks ar
 
 
 def _of_engine(optimizer: Callable[[], ZeropageOptimizer | None], name: str) -> Callable[..., Any]:
-    """A method for the user's object, whose own knows nothing of the state that the engine keeps."""
+    """A method for the user's object, because its own method does not have the engine's state."""
 
     def call(*args: Any) -> Any:
         alive = optimizer()
@@ -405,8 +403,8 @@ _refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count it
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:
     """Every parameter once, as (name, parameter, group); group -1: in none.
 
-    Parameters of the groups that are not the model's follow after those of the model. Frozen ones that wrap other
-    tensors are left out (wrapped_tensors.py). Raises ConfigError for such a one that is not frozen.
+    Parameters of groups that are not in the model follow after those of the model. Frozen parameters that wrap other
+    tensors are left out (wrapped_tensors.py). Raises ConfigError for such a parameter that is not frozen.
     """
     groups = list(groups)
     group_of = {id(p): index for index, group in enumerate(groups) for p in group["params"]}

@@ -1,8 +1,8 @@
-"""What the step of an optimizer object looks at to update an element: that element, all of its parameter, or all
+"""The data on which an optimizer object's update of an element depends: this element, its whole parameter, or all
 parameters of the model.
 
-The configuration may say it ("zeropage.optimizer_sees"); of some classes it is known; of others a copy of the object is
-tried on small parameters. What follows:
+The configuration may set it ("zeropage.optimizer_sees"). It is known for some classes. For others a copy of the object
+is tried on small parameters. The consequences:
 
     sees               stage 0, or one rank         stages 1 to 3
     elements           flat parts of parameters     flat parts: this rank's shards
@@ -32,11 +32,11 @@ class Sees(Enum):
     MODEL = "model"
 
 
-# Those that torch documents as working element by element.
+# Optimizers of torch whose updates are elementwise.
 _ELEMENTWISE = ("Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop", "SGD")
 
-# Published classes, by package and name. Whatever is not here is tried, and those that look at parameters are tried,
-# too: with some hyperparameters they sum over the model.
+# Published classes, by package and name. All others are tried. Those that need whole parameters are tried, too, because
+# some sum over the model with some hyperparameters.
 _OF_CLASS = {
     **{f"torch.{name}": Sees.ELEMENTS for name in _ELEMENTWISE},
     **{f"schedulefree.{name}": Sees.ELEMENTS for name in ("AdamWScheduleFree", "SGDScheduleFree", "RAdamScheduleFree")},
@@ -44,7 +44,7 @@ _OF_CLASS = {
     "torch.Adafactor": Sees.PARAMETERS,
     "transformers.Adafactor": Sees.PARAMETERS,
 }
-# Whichever package they are from: they need the loss as a function, or update in the middle of the backward.
+# From any package: they need the loss as a function, or update during the backward.
 _NOT_ALONE = (
     "LBFGS",
     "SparseAdam",
@@ -60,7 +60,7 @@ _NOT_ALONE = (
     "GCSAM",
     "FriendlySAM",
 )
-# They sum over the model, but not in their first steps, or not with every gradient.
+# They sum over the model, but not in their first steps, or not for every gradient, so a trial does not find it.
 _OF_MODEL = (
     "Prodigy",
     "DAdaptAdam",
@@ -72,7 +72,7 @@ _OF_MODEL = (
     "DAdaptLionPreprint",
 )
 _TRIED_STEPS = 12
-_one_trial = threading.Lock()  # warnings and the compiler's stance are the process's, and ranks may be threads
+_one_trial = threading.Lock()  # warnings and the compiler's stance are global to the process, and ranks may be threads
 _LARGEST_EXTENT = 6
 
 
@@ -88,9 +88,9 @@ def check_steps_alone(optimizer: torch.optim.Optimizer) -> None:
 def takes_whole(
     optimizer: torch.optim.Optimizer, config: _C.Config, world_size: int
 ) -> Callable[[dict[str, Any]], bool]:
-    """Whether the optimizer is given whole parameters of a group. Before its first step. Raises ConfigError when it
+    """Whether the optimizer gets whole parameters of a group. Call before its first step. Raises ConfigError when it
     cannot run at this stage."""
-    own = getattr(type(optimizer), "takes_whole", None)  # of this package's
+    own = getattr(type(optimizer), "takes_whole", None)  # for classes of this package
     if own is not None:
         return own
     in_parts = config.stage > 0 and world_size > 1
@@ -109,8 +109,8 @@ def _check_in_parts(name: str, sees: Sees | None, config: _C.Config) -> None:
         )
     if sees is None and not config.allow_untested_optimizer:
         raise ConfigError(
-            f"the optimizer is a {name}, of which it is not known what its step looks at, and at stage {config.stage} a rank has only a part of the "
-            'model: write "zeropage": {"optimizer_sees": "elements"} if it treats every element alike, or "parameters" if it looks at norms, shapes '
+            f"the optimizer is a {name}; it is not known on which data its step depends, and at stage {config.stage} a rank has only a part of the "
+            'model: write "zeropage": {"optimizer_sees": "elements"} if it treats every element alike, or "parameters" if it needs norms, shapes '
             'or sums of one parameter at a time (so does "zero_allow_untested_optimizer": true); if it sums over several, "model", use stage 0'
         )
 
@@ -126,10 +126,10 @@ def _known(optimizer: torch.optim.Optimizer, tried: bool) -> Sees | None:
 
 
 def sums_over_model(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the update of one parameter depends on the gradients of others: tried with a copy of the object on small
-    parameters.
+    """Whether the update of one parameter depends on the gradients of others. This is tried with a copy of the object
+    on small parameters.
 
-    Cost: milliseconds. False, too, where a copy cannot be tried.
+    Cost: milliseconds. Also False if a copy cannot be tried.
     """
     try:
         with _one_trial, warnings.catch_warnings(), torch.compiler.set_stance("force_eager"):
@@ -138,7 +138,7 @@ def sums_over_model(optimizer: torch.optim.Optimizer) -> bool:
                 torch.equal(one, other)
                 for one, other in zip(_tried(optimizer, 1.0), _tried(optimizer, 100.0), strict=True)
             )
-    except Exception:  # whatever a class that was not made to be copied raises
+    except Exception:  # any error of a class that cannot be copied
         return False
 
 
@@ -154,7 +154,7 @@ def _tried(optimizer: torch.optim.Optimizer, others: float) -> Iterator[torch.Te
     step_of = type(optimizer).step
     step_of = (
         step_of.__wrapped__ if getattr(step_of, "hooked", False) else step_of
-    )  # the program's hooks are not for this
+    )  # the program's hooks must not run here
     parameters = [p for group in groups for p in group]
     for step in range(1, _TRIED_STEPS + 1):
         for index, parameter in enumerate(parameters):
@@ -170,8 +170,8 @@ def _random(shape: tuple[int, ...], index: int, step: int) -> torch.Tensor:
 def _copy_on(
     optimizer: torch.optim.Optimizer, small: dict[int, Any], groups: list[list[torch.nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """A copy of the object on other parameters, without state; not by its own pickling, which keeps groups and state
-    alone."""
+    """A copy of the object with other parameters, without state. Its own pickling is not used, because it keeps only
+    groups and state."""
     memo: dict[int, Any] = dict(small)
     memo[id(optimizer.state)] = defaultdict(dict)
     memo.update(

@@ -1,9 +1,10 @@
 """State dicts of optimizers in PyTorch's form: {"state": {position: {name: tensor}}, "param_groups": [...]}, with whole
 tensors.
 
-What is made at one stage and world size can be loaded at any other, and by plain PyTorch; so can PyTorch's own here.
-All ranks call these functions, and load the same state. Memory: the whole state on the host of every rank.
-`save_checkpoint` needs none of that, and saves fp32 masters, too, which are no part of an optimizer's state.
+A state dict of one stage and world size can be loaded at any other, and by plain PyTorch. State dicts of PyTorch can be
+loaded, too. All ranks must call these functions, and must load the same state. Memory: the whole state on the host of
+every rank. `save_checkpoint` needs none of that, and saves fp32 masters, too, which are no part of an optimizer's
+state.
 """
 
 import copy
@@ -23,7 +24,7 @@ _Kind = _C.ValueKind
 
 
 class EngineState:
-    """Of an optimizer that the engine updates itself."""
+    """The state of an optimizer whose update the engine computes."""
 
     def __init__(self, core: _C.Engine, kind: _C.OptimizerKind, config: _C.Config):
         self._core = core
@@ -32,7 +33,7 @@ class EngineState:
         self._start = config.optimizer_params["initial_accumulator_value"]
 
     def of(self, parameter: torch.Tensor) -> State:
-        """Empty before the first update. Collective."""
+        """The state of a parameter, empty before the first update. Collective."""
         updates = self._core.updates(parameter)
         if updates == 0:
             return {}
@@ -40,7 +41,7 @@ class EngineState:
         return step | {name: self._core.full_value(parameter, _Kind.STATE, name).cpu() for name in self._names}
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:
-        """Raises UsageError where `put` would fail or forget something."""
+        """Raises UsageError if `put` would fail or ignore something."""
         if not state:
             return
         expected = {"step", *self._names} if self._counts else set(self._names)
@@ -62,13 +63,13 @@ class EngineState:
         for name in self._names:
             value = state[name] if state else torch.full(parameter.shape, self._start if name == "sum" else 0.0)
             self._core.set_full_value(parameter, value, _Kind.STATE, name)
-        # A momentum that is there is not the first one, also where nothing counts updates.
+        # If there is a momentum, at least one update was made, also if updates are not counted.
         self._core.set_updates(parameter, int(state.get("step", 1)) if state else 0)
 
 
 class WholeState:
-    """Of an optimizer that PyTorch runs on shards: parts of all ranks are put together, and cut again. Made for one
-    state dict."""
+    """The state of an optimizer that PyTorch runs on shards: joins the parts of all ranks, and cuts them again. Made
+    for one state dict."""
 
     def __init__(self, core: _C.Engine, shards: ShardState, communicator: _C.Communicator):
         self._core = core
@@ -77,12 +78,12 @@ class WholeState:
         self._described: dict[str, dict[str, Any]] | None = None
 
     def of(self, parameter: torch.Tensor) -> State:
-        """Collective. Raises UsageError for a state of parts of it that is neither by the element nor a number."""
+        """Collective. Raises UsageError for a state of a part of it that is neither elementwise nor a number."""
         forms = self._describe().get(str(self._shards.index_of(parameter)), {})
         return {key: self._value(parameter, key, form) for key, form in forms.items()}
 
     def _describe(self) -> dict[str, dict[str, Any]]:
-        # A rank without elements of a parameter does not know what there is. The first rank that has some says it.
+        # A rank without elements of a parameter does not know its states. The first rank with elements sends them.
         if self._described is not None:
             return self._described
         try:
@@ -127,7 +128,7 @@ class WholeState:
         return decode(form["json"], lambda name: received[int(name.removeprefix("host/"))].cpu())
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:
-        """Raises UsageError where `put` would fail."""
+        """Raises UsageError if `put` would fail."""
         if self._shards.sees_whole(parameter):
             return
         for key, value in state.items():
@@ -163,8 +164,8 @@ def take(groups: list[Group], states: EngineState | WholeState) -> dict[str, Any
 
 
 def put(groups: list[Group], states: EngineState | WholeState, state_dict: dict[str, Any]) -> None:
-    """Takes the states over, not the groups' hyperparameters. Collective. Raises UsageError, with everything as it was,
-    for the state of another model or optimizer."""
+    """Loads the states, but not the groups' hyperparameters. Collective. Raises UsageError for the state of another
+    model or optimizer; then nothing has changed."""
     counts = [len(group["params"]) for group in groups]
     loaded = [len(group["params"]) for group in state_dict["param_groups"]]
     if counts != loaded:
@@ -183,7 +184,7 @@ def put(groups: list[Group], states: EngineState | WholeState, state_dict: dict[
 
 
 def _pack(groups: list[Group]) -> list[Group]:
-    """Hyperparameters, and positions in the place of parameters."""
+    """The groups with positions instead of parameters."""
     packed, start = [], 0
     for group in groups:
         positions = list(range(start, start + len(group["params"])))

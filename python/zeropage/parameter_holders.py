@@ -1,11 +1,11 @@
-"""Which engine holds a parameter, and what becomes of parameters when their engine ends.
+"""Records which engine holds a parameter, and handles parameters when their engine ends.
 
-1. An engine registers the parameters that it has taken. At stage 3 the module keeps the engine's C++ side from then on:
+1. An engine registers the parameters that it has taken. At stage 3 the module then keeps the engine's C++ side, because
    it has the shards.
-2. An engine that is destroyed or collected frees all but the parameters. At stage 3 they stay sharded, and operators
-   fetch them as before.
-3. A later engine first ends those that hold any of its parameters, then takes these over. A C++ side whose parameters
-   are all taken is freed.
+2. An engine that is destroyed or garbage-collected frees everything except the parameters. At stage 3 they stay
+   sharded, and operators gather them as before.
+3. A later engine first ends all engines that hold any of its parameters, then takes the parameters over. A C++ side
+   whose parameters are all taken is freed.
 """
 
 import weakref
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 class KeptParameters:
-    """In a module: the C++ side of the engine that has the shards of its parameters. Copies of the module have whole
-    parameters, and none."""
+    """An attribute of a module: the C++ side of the engine that has the shards of its parameters. Copies of the module
+    have whole parameters, and do not have it."""
 
     NAME = "_zeropage_kept_parameters"
 
@@ -45,7 +45,7 @@ class _Holder:
     kept: weakref.ref | None  # the module's KeptParameters; None below stage 3
     parameters: dict[
         int, tuple[int, torch.Tensor]
-    ]  # by their ids: (index in the engine, the object itself, so that no other gets the id)
+    ]  # by their ids: (index in the engine, the object itself, so that no other object gets the id)
     stage: int
 
 
@@ -54,7 +54,7 @@ _swap_tensors = torch.utils.swap_tensors
 
 
 def register_parameters(engine: "ZeropageEngine", core: _C.Engine, parameters: list[torch.Tensor]) -> None:
-    """Says that an engine holds these parameters, in the order in which its C++ side was given them."""
+    """Records that an engine holds these parameters, in the order of its C++ side."""
     key = id(core)
     held = {id(parameter): (index, parameter) for index, parameter in enumerate(parameters)}
     if key in _holders:
@@ -79,18 +79,17 @@ def held_parameters() -> list[torch.Tensor]:
 
 
 def end_holders(parameters: Iterable[torch.Tensor]) -> None:
-    """Ends the engines that hold any of these parameters, which keep their values. Raises what a save under way
-    raises."""
+    """Ends the engines that hold any of these parameters. The parameters keep their values. Raises the error of a
+    running save."""
     wanted = {id(parameter) for parameter in parameters}
     for holder in list(_holders.values()):
         engine = holder.engine()
         if engine is not None and not wanted.isdisjoint(holder.parameters):
-            engine.end("this engine was ended when its model was given to a later one; use that one in its place")
+            engine.end("this engine was ended when its model was given to a later engine; use the later one")
 
 
 def consolidate(parameters: Iterable[torch.Tensor]) -> None:
-    """Gives parameters whose engine has ended their values as plain memory of their own, on every rank. Collective at
-    stage 3."""
+    """Makes parameters whose engine has ended whole plain tensors on every rank. Collective at stage 3."""
     parameters = list(parameters)
     for parameter in parameters:
         parameter.data = parameter.detach().clone()
@@ -98,11 +97,11 @@ def consolidate(parameters: Iterable[torch.Tensor]) -> None:
 
 
 def _take_from_holders(taken: Iterable[int]) -> None:
-    """By the ids of parameters. Whoever holds nothing any more is freed."""
+    """Removes parameters, by their ids. Holders without parameters are freed."""
     taken = set(taken)
     for holder in list(_holders.values()):
         if taken.isdisjoint(holder.parameters):
-            continue  # perhaps another rank's, in a thread beside this one
+            continue  # it may be of another rank, which is a thread of this process
         holder.parameters = {name: place for name, place in holder.parameters.items() if name not in taken}
         kept = None if holder.parameters or holder.kept is None else holder.kept()
         if kept is not None:
@@ -125,7 +124,7 @@ def engine_of(parameter: torch.Tensor) -> _C.Engine | None:
 
 
 def is_sharded(parameter: torch.Tensor) -> bool:
-    """Whether an engine of stage 3 or an Init scope holds this parameter; small ones, which stay whole, included."""
+    """Whether an engine of stage 3 or an Init scope holds this parameter, including small ones, which stay whole."""
     if _C.is_deferred(parameter):
         return True
     place = _place_of(parameter)
@@ -133,9 +132,8 @@ def is_sharded(parameter: torch.Tensor) -> bool:
 
 
 def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
-    """`torch.utils.swap_tensors`, in the place of torch's once there is an engine: an engine lets go of a parameter
-    meanwhile, and takes the values that have come into its place. With an engine's parameter it touches all of it, on
-    every rank."""
+    """Replaces `torch.utils.swap_tensors` when there is an engine: the engine releases the parameter during the swap,
+    and then takes over its new values. For a parameter of an engine this gathers the whole parameter, on every rank."""
     places = [(tensor, _place_of(tensor)) for tensor in (t1, t2)]
     held = [(tensor, place) for tensor, place in places if place is not None]
     for _, (core, index, _) in held:
@@ -147,17 +145,17 @@ def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
             core.take(index, tensor)
 
 
-# The engine's C++ side -> its optimizer, as long as both live.
+# The engine's C++ side -> its optimizer, while both exist.
 _optimizer_of_engine: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def register_optimizer(core: _C.Engine, optimizer: Any) -> None:
-    """Says which optimizer an engine has, without keeping either alive."""
+    """Records the optimizer of an engine, without keeping either alive."""
     _optimizer_of_engine[core] = weakref.ref(optimizer)
 
 
 def engine_and_optimizer(parameter: torch.Tensor) -> tuple[_C.Engine | None, Any]:
-    """The C++ side of the engine that holds a parameter, and its optimizer; None: there is none."""
+    """The C++ side of the engine that holds a parameter, and its optimizer, or None."""
     core = engine_of(parameter)
     reference = None if core is None else _optimizer_of_engine.get(core)
     return core, None if reference is None else reference()

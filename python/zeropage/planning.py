@@ -1,4 +1,4 @@
-"""`zeropage.plan`: what a model takes at every stage, how fast it can be, and what to choose."""
+"""`zeropage.plan`: memory and time of a model at every stage, and a recommendation."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from .muon import takes_muon
 
 @dataclass(frozen=True)
 class Plan:
-    """rows: one dict per stage and offload, with bytes by kind, time where the device is known, and its "config".
+    """rows: one dict per stage and offload, with bytes by kind, the time if the device is known, and its "config".
 
     recommendation: {"row": index or None, "checkpointing": bool, "reason": text}.
     """
@@ -52,16 +52,14 @@ def plan(
     hpz_partition_size: int = 1,
     **figures: str | float,
 ) -> Plan:
-    """Plans without running anything.
+    """Makes a plan without running anything.
 
-    model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (meta
-    tensors will do).
-    num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of what `zeropage plan --measure
-    --save_machine` wrote;
-    None: bytes only. optimizer: AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or "whole" for an object that looks at
-    whole parameters and keeps `optimizer_bytes` per trained element. quantized_weights,
-    quantized_gradients, hpz_partition_size: as in a configuration, at the stages that have them. figures: replace the
-    device's, as the options of `zeropage plan` do: device_memory="40GB", network_rate="25GB/s". Raises ConfigError,
+    model: a number of parameters ("7B"), the path of safetensors or a config.json, a module, or parameters (also meta
+    tensors). num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of a file of `zeropage plan
+    --measure --save_machine`; None: bytes only. optimizer: AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or "whole" for
+    an object that needs whole parameters and keeps `optimizer_bytes` per trained element. quantized_weights,
+    quantized_gradients, hpz_partition_size: as in a configuration, at the stages that have them. figures: replace those
+    of the device, like the options of `zeropage plan`: device_memory="40GB", network_rate="25GB/s". Raises ConfigError,
     IoError.
     """
     if figures and device is None:

@@ -1,7 +1,8 @@
-"""Python's cyclic garbage collector, switched off while engines train ("disable_python_gc").
+"""Switches Python's cyclic garbage collector off while engines train ("disable_python_gc").
 
-A collection of all generations takes tenths of a second in a large program. Where one rank makes it the others wait,
-and each rank makes its own at another time. Reference counting goes on: what is in no cycle is freed as before.
+A collection of all generations takes tenths of a second in a large program. When one rank collects, the others wait,
+and the ranks collect at different times. Reference counting still works: objects that are in no cycle are freed as
+before.
 """
 
 import gc
@@ -27,7 +28,7 @@ def hold() -> object:
 
 
 def release(token: object) -> None:
-    """Ends a hold, once; after the last one the collector is as it was before the first."""
+    """Ends a hold, once. After the last one the collector has its original state."""
     with _lock:
         if token not in _holds:
             return
@@ -37,7 +38,7 @@ def release(token: object) -> None:
 
 
 def _forget_holds() -> None:
-    """In a forked child, such as a worker of a data loader, which trains nothing."""
+    """Called in a forked child, such as a worker of a data loader, which does not train."""
     global _lock
     _lock = threading.Lock()
     if _holds and _was_enabled:

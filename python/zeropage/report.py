@@ -1,4 +1,4 @@
-"""What a run shows: the progress line and the memory table. Rank 0 prints."""
+"""The progress line and the memory table of a run. Rank 0 prints them."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -28,12 +28,11 @@ MEMORY_KINDS = ("parameters", "gradients", "optimizer", "frames", "buffers")
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """Bytes per rank: counted (of frames the peak), and by the formula for this stage and for stage 0. Of what an
-    optimizer of PyTorch keeps the formula knows Muon's: that of other ones is counted only, once it is there, by the
-    memory that its tensors are in.
+    """Bytes per rank: counted bytes (for frames the peak), and bytes by the formula for this stage and for stage 0. For
+    optimizers of PyTorch the formula has only the state of Muon. The state of others is only counted, when it exists,
+    in the memory of its tensors.
 
-    ranks: on the device. host: what is offloaded to the host; where the device is the CPU the two are counted apart all
-    the same.
+    ranks: on the device. host: offloaded to the host. If the device is the CPU, the two are still counted separately.
     """
 
     stage: int
@@ -57,8 +56,8 @@ def gather_memory(
     torch_formula: int = 0,
     offloaded: bool = False,
 ) -> MemoryReport:
-    """What every rank holds. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on
-    the host. torch_formula: the same of all ranks together by its formula, on the host if `offloaded`."""
+    """The bytes of every rank. Collective. torch_states: bytes that an optimizer of PyTorch keeps, on the device and on
+    the host. torch_formula: the same for all ranks together by its formula, on the host if `offloaded`."""
     ranks, host = (
         [dict(zip(MEMORY_KINDS, row, strict=True)) for row in tier]
         for tier in _C.gather_memory(core, communicator, torch_states)
@@ -80,8 +79,8 @@ def progress(
 ) -> Iterator[Batch]:
     """Passes the batches through and shows a progress line after each optimizer step.
 
-    total_steps: for the time left; 0: unknown. units_per_sample: say 128 with `unit="tokens"` for sequences of 128
-    tokens.
+    total_steps: for the time left; 0: unknown. units_per_sample: for example 128 with `unit="tokens"` for sequences of
+    128 tokens.
     """
     line = _C.Progress(total_steps, unit) if engine.global_rank == 0 else None
     shown = engine.global_steps

@@ -1,9 +1,9 @@
-"""The state that an optimizer of PyTorch keeps of what this rank updates: taken over from the user's object, counted,
-saved and loaded.
+"""The state that an optimizer of PyTorch keeps of the parameters that this rank updates. It is taken over from the
+user's object, counted, saved and loaded.
 
-What it updates of a parameter is a flat part of it, or all of it in its shape (optimizer_sees.py).
+The optimizer updates a flat part of a parameter, or the whole parameter in its shape (optimizer_sees.py).
 
-An optimizer may wrap others (Lookahead): theirs is state, too, under the name of the attribute that holds them.
+An optimizer may wrap others (Lookahead). Their state is included, under the name of the attribute that holds them.
 """
 
 import json
@@ -19,21 +19,20 @@ from .errors import CheckpointError, ConfigError, UsageError
 
 State = dict[str, Any]
 
-# How a state is called in a checkpoint, before its name: by the element, one tensor per parameter, one number per
-# parameter.
+# Prefixes of states in a checkpoint: elementwise, one tensor per parameter, one number per parameter.
 _ELEMENTS, _SCALAR, _NUMBER = "torch", "torch_scalar", "torch_number"
-# All state of a parameter that the optimizer sees whole: as JSON, and the tensors in it.
+# The state of a parameter that the optimizer gets whole: as JSON, and the tensors in it.
 _WHOLE, _PART = "torch_value", "torch_part"
 
 
 @dataclass(frozen=True)
 class Segment:
-    """What this rank updates of a parameter: elements [offset, offset + numel) as they lie in memory."""
+    """The part of a parameter that this rank updates: elements [offset, offset + numel) in the order of memory."""
 
     parameter: int
     offset: int
     numel: int
-    whole: _C.WholeShape | None = None  # it is all of the parameter, and the optimizer sees it in this shape
+    whole: _C.WholeShape | None = None  # set if it is the whole parameter, which the optimizer gets in this shape
 
     def has(self, value: Any) -> bool:
         """Whether a state has a value for each element."""
@@ -42,11 +41,11 @@ class Segment:
         return value.numel() == self.numel if self.whole is None else tuple(value.shape) == self.whole.extents
 
     def flat(self, value: torch.Tensor) -> torch.Tensor:
-        """A state by the element as one run of elements, as the parameter has them in memory."""
+        """An elementwise state, flat, in the parameter's order in memory."""
         return value.flatten() if self.whole is None else self.whole.flat(value)
 
     def shaped(self, flat: torch.Tensor) -> torch.Tensor:
-        """The other way; a view."""
+        """The reverse; a view."""
         return flat if self.whole is None else self.whole.shaped(flat)
 
 
@@ -54,7 +53,7 @@ class ShardState:
     def __init__(
         self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: _C.WholeParameters
     ):
-        """names: of the engine's parameters. whole: those that the client sees whole."""
+        """names: of the engine's parameters. whole: the parameters that the client gets whole."""
         self._client = client
         self._whole = whole
         self._optimizers = dict(_wrapped(client, ""))
@@ -65,7 +64,7 @@ class ShardState:
         self._to_move: set[int] = set()
 
     def extend(self, parameters: list[tuple[str, torch.Tensor, int]], segments: list[Segment]) -> None:
-        """The engine has got more parameters. Both lists are of all of them, as for the first ones."""
+        """Call after parameters were added to the engine. Both lists have all parameters."""
         self._names = [name for name, _, _ in parameters]
         self._index_of = {id(parameter): index for index, (_, parameter, _) in enumerate(parameters)}
         for segment in segments:
@@ -73,7 +72,7 @@ class ShardState:
             self._shards.setdefault(segment.parameter, torch.nn.Parameter(torch.empty(0, dtype=torch.float32)))
 
     def groups(self) -> list[dict[str, Any]]:
-        """Of the client and of what it wraps, each once."""
+        """The groups of the client and of the optimizers that it wraps, each once."""
         return list(
             {id(group): group for optimizer in self._optimizers.values() for group in optimizer.param_groups}.values()
         )
@@ -82,12 +81,12 @@ class ShardState:
         return self._shards[index]
 
     def shards_of(self, parameters: list[torch.nn.Parameter]) -> list[torch.nn.Parameter]:
-        """Of those parameters of which this rank updates something."""
+        """The shards of those parameters that this rank updates, completely or in part."""
         indices = (self._index_of.get(id(parameter)) for parameter in parameters)
         return [self._shards[index] for index in indices if index in self._shards]
 
     def move_to(self, index: int, device: torch.device) -> None:
-        """Once, state that was taken over goes to the memory in which the shard is updated."""
+        """Moves state that was taken over to the memory of the shard's update, once."""
         if index not in self._to_move:
             return
         self._to_move.remove(index)
@@ -101,10 +100,10 @@ class ShardState:
             )
 
     def adopt(self, parameters: list[torch.Tensor], communicator: _C.Communicator) -> None:
-        """State keyed by the model's parameters becomes state of what this rank updates of them: rank 0's values.
+        """Converts state of the model's parameters to state of this rank's parts of them, with rank 0's values.
         Collective when there is any.
 
-        Raises ConfigError for tensors of which no part belongs to a part of the parameter.
+        Raises ConfigError for tensors that cannot be divided like the parameter.
         """
         self._index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
         for optimizer in self._optimizers.values():
@@ -126,7 +125,7 @@ class ShardState:
         elif value.numel() != 1 and not sees_whole:
             raise ConfigError(
                 f"state '{name}' that the optimizer has of parameter '{self._names[index]}' has the shape {list(value.shape)}, the parameter "
-                f"{list(parameter.shape)}: ranks update parts of parameters, and no part of this state belongs to a part; use an optimizer that "
+                f"{list(parameter.shape)}: ranks update parts of parameters, and this state cannot be divided into parts; use an optimizer that "
                 "is elementwise"
             )
         whole = whole.contiguous().clone()
@@ -136,17 +135,17 @@ class ShardState:
         return segment.shaped(whole.flatten()[segment.offset : segment.offset + segment.numel].clone())
 
     def local(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
-        """This rank's elements of a state by the element, flat; None: there is none (yet), or this rank has no
+        """This rank's elements of an elementwise state, flat; None: there is none (yet), or this rank has no
         elements."""
         value = self._by_element(parameter, name)
         return None if value is None else self._segments[self.index_of(parameter)].flat(value.detach())
 
     def set_local(self, parameter: torch.Tensor, name: str, flat: torch.Tensor) -> None:
-        """Into the optimizer's own tensor. Raises UsageError when there is none of so many elements."""
+        """Writes into the optimizer's own tensor. Raises UsageError when there is none with this number of elements."""
         value = self._by_element(parameter, name)
         if value is None and flat.numel() > 0:
             raise UsageError(
-                f"the optimizer has no state {name!r} by the element of this parameter; its first step makes its state"
+                f"the optimizer has no elementwise state {name!r} of this parameter; its first step makes the state"
             )
         if value is None:
             return
@@ -165,7 +164,7 @@ class ShardState:
         return value if value is not None and self._segments[index].has(value) else None
 
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
-        """Bytes of the state's tensors in the memory of the device, and elsewhere, which is the host."""
+        """Bytes of the state's tensors on the device, and on the host."""
         bytes_of = [0, 0]
         for _, _, _, value in self._entries():
             for tensor in _tensors_in(value):
@@ -188,7 +187,7 @@ class ShardState:
         """Parameter -> key -> the type of its elements, or its value, or the JSON of a value that belongs to a whole
         parameter.
 
-        Raises UsageError for a state of a part of a parameter that is neither by the element nor a number.
+        Raises UsageError for a state of a part of a parameter that is neither elementwise nor a number.
         """
         found: dict[int, dict[str, dict[str, Any]]] = {}
         for index, prefix, key, value in self._entries():
@@ -203,7 +202,7 @@ class ShardState:
             elif not self._segments[index].has(value):
                 if not isinstance(value, (bool, int, float, type(None))) and not (tensor and value.numel() == 1):
                     raise UsageError(
-                        f"state '{key}' of parameter '{self._names[index]}' is neither by the element nor a number ({_describe(value)}): a "
+                        f"state '{key}' of parameter '{self._names[index]}' is neither elementwise nor a number ({_describe(value)}): a "
                         "state dict cannot have it"
                     )
                 form["value"] = value.item() if tensor else value
@@ -211,24 +210,24 @@ class ShardState:
         return found
 
     def tensors_of(self, index: int, key: str) -> list[torch.Tensor]:
-        """Those of `describe`'s "json", in its order."""
+        """The tensors of `describe`'s "json", in its order."""
         owner = self._owner(key)
         return list(_tensors_in(self._optimizers[owner].state[self._shards[index]][key.removeprefix(owner)]))
 
     def sees_whole(self, parameter: torch.Tensor) -> bool:
-        """Whether the optimizer sees all of the parameter, on whatever rank."""
+        """Whether the optimizer gets the whole parameter, on one of the ranks."""
         return self.index_of(parameter) in self._whole
 
     def full(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
-        """A state by the element of a parameter that is seen whole: its owner's. Collective."""
+        """The owner's elementwise state of a parameter that the optimizer gets whole. Collective."""
         return self._whole.from_owner(self.index_of(parameter), self._by_element(parameter, name))
 
     def cut(self, parameter: torch.Tensor, value: torch.Tensor, core: _C.Engine) -> torch.Tensor:
-        """What this rank has of a state by the element, from all of it; a new tensor."""
+        """This rank's part of an elementwise state, cut from the whole; a new tensor."""
         return value.clone() if self.sees_whole(parameter) else core.piece_of_value(parameter, value).clone()
 
     def put(self, parameter: torch.Tensor, state: State) -> None:
-        """Replaces the state of one parameter by this rank's elements. Tensors that are there stay the same objects."""
+        """Replaces the state of one parameter by this rank's elements. Existing tensors stay the same objects."""
         index = self.index_of(parameter)
         for key, value in state.items():
             present = self._by_element(parameter, key)
@@ -257,7 +256,7 @@ class ShardState:
     # -- in a checkpoint
 
     def values_of_no_parameter(self) -> dict[str, State]:
-        """What optimizers keep under other keys than parameters (counts), by the prefix of the optimizer."""
+        """State that optimizers keep under keys that are not parameters (counts), by the prefix of the optimizer."""
         return {
             prefix: {key: value for key, value in optimizer.state.items() if not isinstance(key, torch.Tensor)}
             for prefix, optimizer in self._optimizers.items()
@@ -269,10 +268,10 @@ class ShardState:
                 self._optimizers[prefix].state.update(loaded)
 
     def tensors_to_save(self) -> list[tuple[str, int, int, torch.Tensor]]:
-        """Of parts of parameters: (kind, parameter, first element, values); values without dimensions belong to the
-        parameter as a whole.
+        """For parts of parameters: (kind, parameter, first element, values); values without dimensions belong to the
+        whole parameter.
 
-        Raises CheckpointError for a state that is neither by the element nor a number.
+        Raises CheckpointError for a state that is neither elementwise nor a number.
         """
         tensors = []
         for index, prefix, key, value in self._entries():
@@ -284,8 +283,7 @@ class ShardState:
                 by_element or _as_tensor(value).numel() == 1
             ):
                 raise CheckpointError(
-                    f"state '{key}' that {type(self._client).__name__} keeps of parameter '{self._names[index]}' is neither by the element "
-                    f"({segment.numel} here) nor a number: checkpoints cannot hold {_describe(value)}"
+                    f"state '{key}' that {type(self._client).__name__} keeps of parameter '{self._names[index]}' is neither elementwise ({segment.numel} here) nor a number: checkpoints cannot hold {_describe(value)}"
                 )
             kind = _NUMBER if not isinstance(value, torch.Tensor) else _ELEMENTS if by_element else _SCALAR
             tensor = _as_tensor(value)
@@ -295,8 +293,8 @@ class ShardState:
         return tensors
 
     def whole_to_save(self, rank: int) -> dict[str, torch.Tensor]:
-        """Of the parameters that are seen whole and that this rank owns: what a checkpoint has, by name. Raises
-        CheckpointError."""
+        """The state for a checkpoint, by name, of the parameters that the optimizer gets whole and that this rank owns.
+        Raises CheckpointError."""
         states: dict[int, State] = {}
         for index, prefix, key, value in self._entries():
             if index in self._whole and self._whole.owner(index) == rank:
@@ -312,7 +310,7 @@ class ShardState:
         return saved
 
     def read(self, step: _C.Checkpoint) -> dict[int, State]:
-        """What a checkpoint has for this rank's elements. Raises CheckpointError, IoError."""
+        """The state in a checkpoint for this rank's elements. Raises CheckpointError, IoError."""
         saved = _C.SavedOptimizerStates(step)
         is_torchs = type(self._client).__module__.startswith("torch.optim.")
         states: dict[int, State] = {}
@@ -334,7 +332,7 @@ class ShardState:
     def _read_whole(self, step: _C.Checkpoint, segment: Segment, name: str) -> State:
         if segment.whole is None:
             raise CheckpointError(
-                f"the optimizer's state of parameter '{name}' was saved of the parameter as a whole, and {type(self._client).__name__} gets parts "
+                f"the optimizer's state of parameter '{name}' was saved for the whole parameter, and {type(self._client).__name__} gets parts "
                 'of it here: write "zeropage": {"optimizer_sees": "parameters"} in the config, or pass load_optimizer_states=False'
             )
         text = bytes(step.read_tensor(f"{_WHOLE}/{name}").tolist()).decode()
@@ -350,7 +348,7 @@ def _wrapped(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[st
 
 
 def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    """In the order in which `encode` finds them."""
+    """The tensors in the value, in the order of `encode`."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, (list, tuple, dict)):

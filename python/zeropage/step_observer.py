@@ -1,8 +1,7 @@
-"""What a run tells about itself while it trains: `wall_clock_breakdown`, `memory_breakdown`, monitors and the metrics
-file.
+"""Reports during training: `wall_clock_breakdown`, `memory_breakdown`, monitors and the metrics file.
 
 The C++ core takes the figures of each optimizer step, writes the file and prints (zeropage/session/step_observer.h);
-here they reach the monitors and the flops profiler, which are Python's.
+this module passes them to the monitors and the flops profiler, which are in Python.
 """
 
 from collections.abc import Iterator
@@ -20,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class StepObserver:
-    """Of one engine, on one rank: `phase` around each forward, backward and step; `end_step` after each optimizer
-    step."""
+    """One object per engine and rank. Use `phase` around each forward, backward and step, and call `end_step` after
+    each optimizer step."""
 
     def __init__(self, engine: "ZeropageEngine", config: dict[str, Any], rank: int):
         self._engine = engine
@@ -41,8 +40,7 @@ class StepObserver:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """name: forward, backward or step. If there is not enough memory for it, the error says what the engine
-        holds."""
+        """name: forward, backward or step. An out-of-memory error in it gets the bytes that the engine holds."""
         try:
             with self._watched_phase(name) if self._watches_phases else nullcontext():
                 yield
@@ -61,7 +59,7 @@ class StepObserver:
             self._core.end_phase(name)
 
     def end_step(self) -> None:
-        """After an optimizer step, applied or skipped."""
+        """Call after an optimizer step, applied or skipped."""
         if not self._watches_steps or self._core is None:
             return
         engine = self._engine

@@ -19,11 +19,11 @@ def run_ranks(
     """Calls `function(rank, communicator)` on `size` threads, each a rank of its own; returns their results by rank.
 
     `zeropage.initialize` inside uses the rank's communicator. The first exception ends the waits of all ranks and is
-    raised here. Raises TimeoutError when ranks are still at work after `timeout_s`; waits of ranks for each other end
+    raised here. Raises TimeoutError when ranks have not ended after `timeout_s`; waits of ranks for each other end
     after half of it.
 
-    two_sided: ranks talk as over a network: gathers are collectives, and gradients have communicators of their own.
-    max_delay_us: every collective is delayed, before and inside, by up to this at random.
+    two_sided: ranks communicate as over a network: gathers are collectives, and gradients have separate communicators.
+    max_delay_us: every collective has random delays of at most this time, before and inside.
     """
     timeout_ms = int(timeout_s * 500)
     communicators = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us)

@@ -1,19 +1,19 @@
-"""Optimizers of PyTorch on what this rank updates of the parameters.
+"""Runs optimizers of PyTorch on the parts of parameters that this rank updates.
 
-The program's optimizer object updates fp32 shards in the place of the model's parameters: while one of its methods
-runs, its groups hold this rank's shards, and the model's parameters again afterwards. Its state is keyed by the shards
-(shard_state.py). `step()` runs once per update. A shard is a flat part of a parameter where the optimizer treats every
-element alike, else all of a parameter in its shape (optimizer_sees.py).
+The program's optimizer object updates fp32 shards instead of the model's parameters: while one of its methods runs, its
+groups contain this rank's shards, and afterwards the model's parameters again. The keys of its state are the shards
+(shard_state.py). `step()` runs once per update. A shard is a flat part of a parameter if the optimizer is elementwise,
+otherwise a whole parameter in its shape (optimizer_sees.py).
 
 Its other methods may change weights, too (`eval()` and `train()` of schedulefree). They stay callable on the user's
 object, which gets attributes for them:
 
   1. While the method runs, `group["params"]` looks like a list of shards.
-  2. The first time that somebody looks into such a list, the shards are filled with copies of the masters.
-  3. Afterwards all ranks put the copies in the place of the masters and publish the parameters. If the method failed on
-     some rank nothing changes anywhere.
+  2. When the method first reads such a list, the shards are filled with copies of the masters.
+  3. Afterwards all ranks replace the masters by the copies and publish the parameters. If the method failed on any
+     rank, nothing changes on all ranks.
 
-A method that looks at no parameters costs nothing and may be called by one rank alone.
+A method that does not read parameters costs nothing and may be called by one rank only.
 """
 
 import inspect
@@ -31,7 +31,7 @@ from .muon import Muon
 from .optimizer_sees import takes_whole
 from .shard_state import Segment, ShardState
 
-# (name, parameter, group or -1), as the engine takes it
+# (name, parameter, group or -1), as for the engine
 NamedParameter = tuple[str, torch.Tensor, int]
 # (parameter, values, gradient or None)
 Part = tuple[int, torch.Tensor, torch.Tensor | None]
@@ -48,7 +48,7 @@ def configured(section: dict[str, Any], groups: list[dict[str, Any]], model: tor
 
 
 class _ShardList(list):
-    """Shards that are filled when somebody looks at them."""
+    """Shards that are filled when they are first read."""
 
     def __init__(self, shards: list[torch.nn.Parameter], fill: Callable[[], None]):
         super().__init__(shards)
@@ -64,24 +64,24 @@ class _ShardList(list):
 
 
 class ShardUpdate:
-    """Runs `client` on shards. Parameters are called by their index in the engine."""
+    """Runs `client` on shards. Parameters are identified by their index in the engine."""
 
     def __init__(self, client: torch.optim.Optimizer):
         self.client = client
         self.communicator: _C.Communicator | None = None
         self._takes_whole: Callable[[dict[str, Any]], bool] | None = None  # not known yet
-        self._whole_names: set[str] = set()  # of parameters that the client sees whole
+        self._whole_names: set[str] = set()  # of parameters that the client gets whole
         self.whole: _C.WholeParameters | None = None
         self._step = client.step  # a scheduler may have wrapped it
         self._core: Callable[[], Any] = lambda: None
-        self._filled: Values | None = None  # while a method of the client's works on the shards
+        self._filled: Values | None = None  # while a method of the client uses the shards
         self._parts: Values = {}  # then: what this rank updates of the parameters that the client sees whole
         self._groups_before: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self.state: ShardState | None = None
 
     def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> set[str]:
-        """Before the engine is given parameters: the names of those that the client sees whole. Raises ConfigError when
-        it cannot run here."""
+        """Call before the engine gets parameters. Returns the names of those that the client gets whole. Raises
+        ConfigError when it cannot run here."""
         if self._takes_whole is None:
             self._takes_whole = takes_whole(self.client, config, world_size)
         groups = [self._takes_whole(group) for group in self.client.param_groups]
@@ -96,11 +96,11 @@ class ShardUpdate:
         parameters: list[NamedParameter],
         segments: list[tuple[int, int, int]],
     ) -> None:
-        """Collective. parameters: as the engine was given them. segments: (parameter, first element, elements) that
-        this rank updates.
+        """Collective. parameters: those that the engine got. segments: (parameter, first element, elements) that this
+        rank updates.
 
-        State that the client has is taken over: rank 0's, this rank's elements of it. Raises ConfigError when it cannot
-        be cut.
+        Existing state of the client is taken over: this rank's elements of rank 0's state. Raises ConfigError when it
+        cannot be cut.
         """
         self._core = weakref.ref(core)
         self.communicator = communicator
@@ -113,7 +113,7 @@ class ShardUpdate:
             setattr(self.client, name, _method(weakref.ref(self), name))
 
     def formula_bytes(self, parameters: list[NamedParameter]) -> int:
-        """What the client keeps of all parameters, on all ranks together; 0 where no formula says it."""
+        """Bytes of the client's state of all parameters, on all ranks together; 0 if there is no formula."""
         kept = getattr(type(self.client), "kept_bytes", None)
         if kept is None:
             return 0
@@ -125,11 +125,11 @@ class ShardUpdate:
         )
 
     def extend(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> None:
-        """The engine has got more parameters. Arguments as of `attach`, of all of them."""
+        """Call after parameters were added to the engine. Arguments as for `attach`, with all parameters."""
         self.state.extend(parameters, self._segments(parameters, segments))
 
     def _segments(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> list[Segment]:
-        """What the client updates on this rank. Collective when it sees whole parameters."""
+        """The parts that the client updates on this rank. Collective when it gets whole parameters."""
         tensors = {
             index: tensor
             for index, (name, tensor, _) in enumerate(parameters)
@@ -144,7 +144,7 @@ class ShardUpdate:
         ]
 
     def __call__(self, segments: list[Part]) -> None:
-        """One update of all that this rank has."""
+        """Runs one update of all parts of this rank."""
         self._groups_before = [(group, dict(group)) for group in self.state.groups()]
         self._fill(segments)
         failure = ""
@@ -153,20 +153,20 @@ class ShardUpdate:
                 self._step()
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
-            error.add_note("No parameter was changed on any rank, and the gradients of this update are forgotten.")
+            error.add_note("No parameter was changed on any rank, and the gradients of this update are discarded.")
             raise
         finally:
             self._take_back(failure)
 
     def undo(self) -> None:
-        """After an update that some rank has not ended: the groups are as before it. State that the client has changed
-        stays so."""
+        """Call after an update that has failed on another rank: restores the groups. State that the client has changed
+        stays changed."""
         for group, before in self._groups_before:
             group.clear()
             group.update(before)
 
     def call(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A method of the client's other than step. Collective when it looks at parameters."""
+        """Calls a method of the client other than step. Collective when it reads parameters."""
         method = getattr(type(self.client), name)
         if self._filled is not None:
             return method(self.client, *args, **kwargs)
@@ -193,7 +193,7 @@ class ShardUpdate:
         return result
 
     def _fill(self, segments: list[Part]) -> None:
-        """Collective when the client sees whole parameters."""
+        """Collective when the client gets whole parameters."""
         self._parts = {index: (values, gradient) for index, values, gradient in segments if index in self.whole}
         self._filled = {index: (values, gradient) for index, values, gradient in segments if index not in self.whole}
         self._filled |= self.whole.gather(self._parts)
@@ -204,9 +204,9 @@ class ShardUpdate:
             self.state.move_to(index, values.device)
 
     def _take_back(self, failure: str) -> None:
-        """What the client has assigned instead of changing it in place (`p.data = ...`) goes to its place, too.
-        `failure`: of this rank; where there is one nothing of it counts. Collective when the client sees whole
-        parameters; raises PeerError when it has failed elsewhere."""
+        """Copies back the results, also of values that the client has assigned instead of changing them in place
+        (`p.data = ...`). `failure`: that of this rank; after a failure nothing is copied. Collective when the client
+        gets whole parameters; raises PeerError when it has failed on another rank."""
         whole = {}
         for index, (values, _) in self._filled.items():
             shard = self.state.shard(index)
@@ -238,7 +238,7 @@ class ShardUpdate:
 
 
 def _own_methods(kind: type) -> list[str]:
-    """Methods that users call and that torch.optim.Optimizer does not have."""
+    """Public methods that torch.optim.Optimizer does not have."""
     names = [name for name in dir(kind) if not name.startswith("_") and not hasattr(torch.optim.Optimizer, name)]
     return [name for name in names if inspect.isfunction(inspect.getattr_static(kind, name))]
 

@@ -1,13 +1,13 @@
-"""Ways into torch that look at a tensor's dispatch keys without asking the dispatcher: they are told to pass by the key
-that marks parameters (paging/parameter_link.h), which no kernel of theirs is registered for.
+"""Functions of torch that read a tensor's dispatch keys without the dispatcher. They are changed to ignore the key that
+marks parameters (paging/parameter_link.h), for which they have no kernel.
 
-  1. `tensor.new(...)` and `tensor.new_tensor(...)` take the highest key for the tensor's device: they get an empty
-     tensor of the same kind.
+  1. `tensor.new(...)` and `tensor.new_tensor(...)` treat the highest key as the tensor's device: they are called on an
+     empty tensor of the same kind.
   2. Higher-order operators (`torch.cond`, flex_attention) are dispatched in Python, where fallbacks of C++ do not
-     exist: the key falls through. The operators that run inside of them are dispatched as always.
+     exist: the key is skipped. The operators that run inside of them are dispatched as always.
   3. Compiled code has kernels that read addresses, which no dispatcher sees (compiled_graphs.py).
-  4. Profilers read the address in every storage that they meet. While one runs, the guard of an absent parameter lets
-     them.
+  4. Profilers read the address in every storage that they find. While one runs, the guard of an absent parameter allows
+     this.
 """
 
 import functools
@@ -23,7 +23,7 @@ _KEY = torch._C._parse_dispatch_key(_C.PARAMETER_KEY)
 
 
 def pass_by_mark(held: Callable[[], Iterable[torch.Tensor]]) -> None:
-    """Before the first tensor is marked; later calls do nothing. held: the parameters of all engines."""
+    """Call before the first tensor is marked; later calls do nothing. held: the parameters of all engines."""
     default_keys = torch._ops._HIGHER_ORDER_OP_DEFAULT_FALLTHROUGH_DISPATCH_KEYS
     if _KEY in default_keys:
         return
@@ -40,7 +40,7 @@ def pass_by_mark(held: Callable[[], Iterable[torch.Tensor]]) -> None:
 
 
 def _of_unmarked(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method looks at nothing of its tensor but type and device."""
+    """A method that only reads the type and the device of its tensor, with the mark ignored."""
 
     @functools.wraps(method)
     def call(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Parameters that a model or an optimizer has and the engine does not train: refused, or said by name.
+"""Finds parameters that a model or an optimizer has but the engine does not train. They are refused, or reported by
+name.
 
-A module that gets a parameter or a submodule tells torch's registration hooks, which count here. So a step looks
-through the model only when something was registered since it looked last.
+torch's registration hooks count here when a module gets a parameter or a submodule. So a step searches the model only
+when something was registered since the last search.
 """
 
 import gc
@@ -15,7 +16,7 @@ from . import _C
 from .errors import ConfigError
 from .wrapped_tensors import is_wrapped
 
-_NAMED = 5  # of many parameters
+_NAMED = 5  # number of names in a message
 _registered = 0
 
 
@@ -29,9 +30,9 @@ torch_module.register_module_module_registration_hook(_count)
 
 
 def check_groups(model: torch.nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Raises ConfigError for groups with parameters that are not the model's while trained ones of the model are in no
-    group: they were made for another model, or for this one before its parameters were exchanged. With all of the
-    model's in the groups others are welcome."""
+    """Raises ConfigError for groups with parameters that are not in the model while trained ones of the model are in no
+    group: they were made for another model, or for this one before its parameters were replaced. If all parameters of
+    the model are in groups, other parameters are allowed."""
     grouped = {id(parameter) for group in groups for parameter in group["params"]}
     own = {id(parameter) for parameter in model.parameters()}
     left_out = [
@@ -45,16 +46,16 @@ def check_groups(model: torch.nn.Module, groups: list[dict[str, Any]]) -> None:
                 raise ConfigError(
                     f"parameter {position} of group {index} of the optimizer{_called(group, position)}, of shape {list(parameter.shape)}, is "
                     f"not one of the model's, and {len(left_out)} of the model's that require gradients are in no group, the first of them "
-                    f"{left_out[0]!r}. Was the optimizer made for a copy of the model, or before its parameters were exchanged? Make it from "
-                    "model.parameters(). If these are not to be trained, say so: requires_grad_(False)"
+                    f"{left_out[0]!r}. Was the optimizer made for a copy of the model, or before its parameters were replaced? Make it from "
+                    "model.parameters(). If these should not be trained, call requires_grad_(False) on them"
                 )
     if len(left_out) < len(own):
         _say(f"{_list(left_out)} require gradients and are in no group of the optimizer: they are not trained")
 
 
 def name_others(groups: Iterable[dict[str, Any]], known: dict[int, str]) -> list[tuple[str, torch.Tensor]]:
-    """Names for the parameters of groups that are not in `known` (id -> name): the one that the group gives, or that of
-    the module that has the parameter, as "ArcLoss.weight", or their place in the groups."""
+    """Names for the parameters of groups that are not in `known` (id -> name): the name in the group, or the name in a
+    module that has the parameter, such as "ArcLoss.weight", or the position in the groups."""
     others = [
         (f"group{index}.{position}", group.get("param_names", ())[position : position + 1], parameter)
         for index, group in enumerate(groups)
@@ -77,7 +78,7 @@ def name_others(groups: Iterable[dict[str, Any]], known: dict[int, str]) -> list
 
 
 class UnknownParameters:
-    """Of one engine. trained: what it was made with, as (name, parameter, group)."""
+    """For one engine. trained: its parameters at the start, as (name, parameter, group)."""
 
     def __init__(self, model: torch.nn.Module, trained: list[tuple[str, torch.Tensor, int]]):
         self._model = model
@@ -89,8 +90,8 @@ class UnknownParameters:
         self._looked_at = _registered
 
     def say(self) -> None:
-        """Warns of parameters that are new in the model, and of those that were unfrozen and are in no group, once of
-        each. Cost: a comparison, and one per parameter that is in no group."""
+        """Warns of new parameters in the model, and of unfrozen ones that are in no group, once for each. Cost: a
+        comparison, and one per parameter that is in no group."""
         unfrozen = [name for name, parameter in self._without_group if parameter.requires_grad]
         if unfrozen:
             _say(f"{_list(unfrozen)} require gradients now and are in no group of the optimizer: they are not trained")
@@ -104,18 +105,18 @@ class UnknownParameters:
         if names:
             self._said.update(map(id, new))
             _say(
-                f"the model has got {_list(names)} after zeropage.initialize: the engine does not train them, and checkpoints do not have "
+                f"new in the model since zeropage.initialize: {_list(names)}. The engine does not train them, and checkpoints do not have "
                 "them; call engine.add_parameters() on every rank, between updates, or make them before initialize"
             )
 
     def new(self) -> list[torch.Tensor]:
         """The model's parameters that the engine does not have; without frozen ones that wrap other tensors, which need
-        none."""
+        no engine."""
         missing = (parameter for parameter in self._model.parameters() if id(parameter) not in self._known)
         return [parameter for parameter in missing if parameter.requires_grad or not is_wrapped(parameter)]
 
     def learn(self, parameters: Iterable[torch.Tensor]) -> None:
-        """The engine has these, too, from now on."""
+        """Records that the engine has these parameters, too."""
         self._known.update(map(id, parameters))
 
 
@@ -135,8 +136,8 @@ def _called(group: dict[str, Any], position: int) -> str:
 
 
 def _owners(wanted: set[int]) -> dict[int, str]:
-    """id -> "Class.attribute" of the module that has the parameter; not those that two modules of one class have under
-    one name."""
+    """id -> "Class.attribute" of the module that has the parameter, except if two modules of one class have one under
+    the same name."""
     found: dict[int, set[str]] = {}
     for candidate in gc.get_objects():
         if not issubclass(type(candidate), torch.nn.Module):

@@ -1,6 +1,6 @@
-"""Parameters that are tensor subclasses around other tensors (quantized weights of torchao). Their storage is
-elsewhere, so the engine cannot place them: frozen ones stay whole on every rank, as they are, and their inner tensors
-are treated like buffers.
+"""Parameters that are tensor subclasses around other tensors (quantized weights of torchao). Other tensors own their
+storage, so the engine cannot put them into pages. Frozen ones stay whole and unchanged on every rank, and their inner
+tensors are treated like buffers.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def inner_tensors(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.
 
 
 def inner_of_module(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of all wrapped parameters of a model."""
+    """The inner tensors of all wrapped parameters of a model."""
     for name, parameter in module.named_parameters():
         if is_wrapped(parameter):
             yield from inner_tensors(name, parameter)
@@ -35,6 +35,6 @@ def require_plain(name: str, parameter: torch.Tensor) -> None:
     """Raises ConfigError for a wrapped parameter; the engine cannot train one."""
     if is_wrapped(parameter):
         raise ConfigError(
-            f"parameter '{name}' is a {type(parameter).__name__}, a tensor around others, which the engine cannot train: freeze it "
-            "(requires_grad_(False)) and train adapters beside it, or make it a plain tensor"
+            f"parameter '{name}' is a {type(parameter).__name__}, a wrapper of other tensors, which the engine cannot train: freeze it "
+            "(requires_grad_(False)) and train adapters, or make it a plain tensor"
         )

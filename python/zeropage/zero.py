@@ -1,8 +1,9 @@
-"""`deepspeed.zero`: models larger than memory, explicit access to parameters, and the names of what is not needed here.
+"""`deepspeed.zero`: models larger than memory, explicit access to parameters, and names for things that are not needed
+here.
 
-`Init` is for building a model that does not fit on one rank. Operators gather the parameters that they touch by
-themselves. `GatheredParameters` is for code that bypasses the dispatcher (raw pointers, `.numpy()`), and to make an
-edit by one rank the edit of all.
+`Init` is for building a model that does not fit on one rank. Operators gather the parameters that they use
+automatically. `GatheredParameters` is for code that bypasses the dispatcher (raw pointers, `.numpy()`), and for edits
+by one rank that all ranks must get.
 """
 
 import contextlib
@@ -22,20 +23,20 @@ from .torch_paths import pass_by_mark
 
 
 class Init:
-    """While inside, tensors that this thread makes are kept within the live limit (`stage3_max_live_parameters`).
+    """Inside the scope, tensors that this thread makes are kept within the limit on live parameters
+    (`stage3_max_live_parameters`).
 
-    Beyond it the least recently used ones are cut into shards, one per rank; operators gather them again. `initialize`
-    takes the model's parameters over page by page, so no rank ever holds the whole model. Every rank ends with rank 0's
-    values. Ranks must run the same code until then. Does nothing below stage 3, or with one rank unless parameters live
-    on a drive.
+    Above the limit the least recently used ones are divided into shards, one per rank, and operators gather them again.
+    `initialize` takes the model's parameters over page by page, so no rank ever holds the whole model. Every rank ends
+    with rank 0's values. Ranks must run the same code until then. Does nothing below stage 3, or with one rank unless
+    parameters are on a drive.
 
-    module: its parameters are taken in as if they had been made inside.
-    config_dict_or_path, config: as for `initialize`; none: stage 3 with its defaults.
-    dtype: the default type of floating tensors inside. None leaves it: `initialize` casts to the configured precision,
-    and its fp32 masters are then the exact initial values.
-    zero_quantized_weights, zero_quantized_nontrainable_weights: `initialize` takes these from its configuration. Inside
-    parameters are gathered as they are.
-    mem_efficient_linear, pin_memory: accepted for compatibility; nothing needs them.
+    module: its parameters are taken over as if they had been made inside. config_dict_or_path, config: as for
+    `initialize`; none: stage 3 with its defaults. dtype: the default type of floating-point tensors inside. None:
+    unchanged; `initialize` casts to the configured precision, and its fp32 masters are then the exact initial values.
+    zero_quantized_weights, zero_quantized_nontrainable_weights: `initialize` reads these from its configuration. Inside
+    the scope parameters are gathered without quantization. mem_efficient_linear, pin_memory: accepted for
+    compatibility, without effect.
     """
 
     def __init__(
@@ -89,12 +90,12 @@ class Init:
                     self._scope.adopt(parameter)
 
     def _name_quantized(self, **arguments: bool) -> None:
-        """Says of arguments that are not in the configuration, too, where they would have an effect."""
+        """Warns about arguments that only have an effect in the configuration."""
         zero = json.loads(self._config.effective_json)["zero_optimization"]
         for name, value in arguments.items():
             if value and not zero[name] and self._world.rank == 0:
                 _C.log_warn(
-                    f"zero.Init: {name}=True has no effect here, where parameters are gathered as they are: write "
+                    f"zero.Init: {name}=True has no effect here, because parameters are gathered without quantization: write "
                     f'"{name}": true into zero_optimization of the configuration that initialize gets'
                 )
 
@@ -107,7 +108,7 @@ class Init:
             device = choose_device(None, self._world)
             communicator = make_communicators(self._config, device, self._world).parameters
             if device.type != "cpu":
-                self._inside.enter_context(device)  # tensors are made where they are trained
+                self._inside.enter_context(device)  # tensors are made on the device of the training
             self._scope = _C.Init(self._config, communicator, device)
             self._inside.callback(self._scope.leave)
         return self
@@ -117,14 +118,12 @@ class Init:
 
 
 class GatheredParameters:
-    """While inside, the parameters are whole and stay so on every rank that has entered.
+    """Inside the scope the parameters are whole on every rank that has entered it.
 
-    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are left alone,
-    and so is None, which
-        programs pass for a bias that a layer lacks.
-    modifier_rank: on leaving every rank takes this rank's values (collective); None: what each rank wrote stands, which
-    must be the same everywhere.
-    fwd_module: accepted for compatibility; nothing needs it.
+    params: a parameter or an iterable of them; those that neither an engine nor an `Init` scope holds are ignored, and
+    so is None, which programs pass for a missing bias. modifier_rank: at the end every rank gets this rank's values
+    (collective). None: each rank keeps the values that it wrote, which must be the same on all ranks. fwd_module:
+    accepted for compatibility, without effect.
     """
 
     def __init__(
@@ -157,7 +156,7 @@ class GatheredParameters:
             self._tickets.append((engine, engine.gather(list(parameters.values()))))
 
     def __exit__(self, *exception) -> None:
-        # After an error on this rank the others may not come to a broadcast.
+        # After an error on this rank the others may not call the broadcast.
         modifier_rank = self._modifier_rank if exception[0] is None else -1
         while self._tickets:
             engine, ticket = self._tickets.pop()
@@ -169,7 +168,7 @@ gathered = GatheredParameters
 
 
 def register_external_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
-    """Does nothing: an operator that touches a parameter gathers it, whichever module the code stands in."""
+    """Does nothing: an operator gathers the parameters that it uses, in the code of any module."""
 
 
 def unregister_external_parameter(module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:

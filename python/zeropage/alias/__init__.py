@@ -1,11 +1,11 @@
-"""`python -m zeropage alias`: makes programs that import `deepspeed` find the package in this folder, or ends that.
+"""`python -m zeropage alias`: lets programs that import `deepspeed` get the package in this folder, or undoes that.
 
-    python -m zeropage alias install   adds a distribution of that name to this Python, and the commands deepspeed and
-    ds python -m zeropage alias remove    takes them away (so does pip uninstall deepspeed)
-    python -m zeropage alias status    says which one is active
+- `python -m zeropage alias install` adds a distribution of that name to this Python, and the commands deepspeed and ds.
+- `python -m zeropage alias remove` removes them (so does pip uninstall deepspeed).
+- `python -m zeropage alias status` prints which one is active.
 
-The distribution is a path file, metadata for those who ask importlib.metadata for the version, and the list of its
-files. It never replaces DeepSpeed itself.
+The distribution is a path file, metadata for programs that read the version with importlib.metadata, and the list of
+its files. It never replaces DeepSpeed itself.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from ..errors import UsageError
 
-VERSION = "0.18.9"  # of DeepSpeed; libraries compare it with the newest that they need
+VERSION = "0.18.9"  # of DeepSpeed; libraries compare it with the version that they need
 FOLDER = (
     Path(__file__).resolve().parent
-)  # on the import path it makes `import deepspeed` find the folder beside this file
+)  # on the import path: `import deepspeed` then finds the folder next to this file
 
 _DIST_INFO = f"deepspeed-{VERSION}.dist-info"
 _PATH_FILE = "zeropage_deepspeed.pth"
@@ -28,8 +28,7 @@ _INSTALLER = "zeropage"
 _METADATA = f"""Metadata-Version: 2.1
 Name: deepspeed
 Version: {VERSION}
-Summary: The names of DeepSpeed, handed on to zeropage
-Requires-Dist: zeropage
+Summary: The names of DeepSpeed, provided by zeropage Requires-Dist: zeropage
 """
 _SCRIPT = """#!/bin/sh
 exec "$(dirname "$0")/zeropage" "$@"
@@ -37,7 +36,7 @@ exec "$(dirname "$0")/zeropage" "$@"
 
 
 def active() -> str:
-    """What `import deepspeed` finds: "alias", "deepspeed", or "" for nothing."""
+    """The package that `import deepspeed` finds: "alias", "deepspeed", or "" for none."""
     try:
         found = importlib.metadata.distribution("deepspeed")
     except importlib.metadata.PackageNotFoundError:
@@ -55,7 +54,7 @@ def write_metadata(folder: Path) -> Path:
 
 
 def install() -> str:
-    """Into the Python that runs this. Raises UsageError where DeepSpeed itself is installed."""
+    """Installs into the Python that runs this. Raises UsageError if DeepSpeed itself is installed."""
     import sysconfig  # here, because programs that import deepspeed need none of it
 
     if active() == "deepspeed":
@@ -81,7 +80,7 @@ def install() -> str:
 
 
 def remove() -> str:
-    """Undoes `install`. Raises UsageError when it is not there."""
+    """Undoes `install`. Raises UsageError when the alias is not installed."""
     if active() != "alias":
         raise UsageError(f"the alias is not installed in {sys.prefix}")
     found = importlib.metadata.distribution("deepspeed")

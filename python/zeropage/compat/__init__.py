@@ -1,2 +1,2 @@
-"""What programs written for DeepSpeed expect beyond the engine. The package `deepspeed` maps its names to these
+"""Names that programs for DeepSpeed use in addition to the engine. The package `deepspeed` maps its names to these
 modules."""

@@ -1,8 +1,7 @@
-"""Accelerate on a machine without GPU.
+"""Lets Accelerate use several ranks on a machine without GPU.
 
-Accelerate looks for a GPU, finds none, asks `init_distributed` for no backend in particular, and then takes the job for
-one process, whatever the launcher has started: each rank would train alone. Told the backend that was chosen, it counts
-the ranks.
+Without a GPU Accelerate calls `init_distributed` without a backend, and then assumes a job of one process, even if the
+launcher has started more: each rank would train alone. If it knows the chosen backend, it counts the ranks.
 """
 
 import sys
@@ -11,7 +10,7 @@ import torch.distributed as dist
 
 
 def tell_backend() -> None:
-    """Writes the process group's backend into the state that Accelerate is making at this moment; else does nothing."""
+    """Writes the process group's backend into the state that Accelerate is making now; otherwise does nothing."""
     state = sys.modules.get("accelerate.state")
     if state is None or not dist.is_initialized():
         return

@@ -1,8 +1,7 @@
-"""`get_accelerator()`: the device of this process under the names that DeepSpeed gives its questions. torch answers
-them.
+"""`get_accelerator()`: queries of this process's device with DeepSpeed's names. torch answers them.
 
-Where torch sees no GPU the device is the CPU: operators have ended when they return, memory is what the process has
-resident, and streams and events, which a CPU does not have, are contexts that do nothing.
+If torch finds no GPU, the device is the CPU: operators have ended when they return, memory is the resident memory of
+the process, and streams and events, which a CPU does not have, do nothing.
 """
 
 import contextlib
@@ -29,7 +28,7 @@ _TENSORS = {
 
 
 class Accelerator:
-    """A GPU, or the CPU where torch sees no GPU."""
+    """A GPU, or the CPU if torch finds no GPU."""
 
     def __init__(self) -> None:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -65,7 +64,7 @@ class Accelerator:
             torch.accelerator.set_device_index(device_index)
 
     def device_count(self) -> int:
-        """GPUs; on a CPU the ranks of this host as the launcher has said, else the cores that this process may use."""
+        """Number of GPUs; on a CPU the ranks of this host from the launcher, or the cores that this process may use."""
         if not self._is_cpu:
             return torch.accelerator.device_count()
         ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")
@@ -75,11 +74,11 @@ class Accelerator:
         return tensor.device.type == self._name
 
     def communication_backend_name(self) -> str:
-        """The backend of torch.distributed that serves this device."""
+        """The backend of torch.distributed for this device."""
         return self._communication_backend_name
 
     def visible_devices_envs(self) -> list[str]:
-        """The environment's variables that say which devices a process sees."""
+        """The environment variables that select the devices of a process."""
         return ["CUDA_VISIBLE_DEVICES"]
 
     def set_visible_devices_envs(self, current_env: dict[str, str], local_accelerator_ids: list[int]) -> None:
@@ -87,7 +86,7 @@ class Accelerator:
             current_env[name] = ",".join(map(str, local_accelerator_ids))
 
     def export_envs(self) -> list[str]:
-        """Beginnings of the names of variables that the launcher hands to other hosts."""
+        """Prefixes of the variables that the launcher passes to other hosts."""
         return [] if self._is_cpu else ["NCCL"]
 
     # -- streams, events, ranges
@@ -132,7 +131,7 @@ class Accelerator:
             torch.cuda.nvtx.range_pop()
 
     def lazy_call(self, callback: Callable[[], Any]) -> None:
-        """Runs it: the device is ready once this object exists."""
+        """Calls it at once: the device is ready when this object exists."""
         callback()
 
     # -- graphs of operators: CUDA only
@@ -158,7 +157,7 @@ class Accelerator:
             self._module.empty_cache()
 
     def memory_stats(self, device_index: int | None = None) -> dict[str, Any]:
-        """torch's counters by name; on a CPU allocated_bytes.all.current and .peak alone."""
+        """torch's counters by name; on a CPU only allocated_bytes.all.current and .peak."""
         if not self._is_cpu:
             return self._module.memory_stats(device_index)
         return {
@@ -167,7 +166,7 @@ class Accelerator:
         }
 
     def memory_allocated(self, device_index: int | None = None) -> int:
-        """Bytes of live tensors; on a CPU what the process has resident."""
+        """Bytes of existing tensors; on a CPU the resident memory of the process."""
         return process_bytes() if self._is_cpu else self._module.memory_allocated(device_index)
 
     def max_memory_allocated(self, device_index: int | None = None) -> int:
@@ -183,7 +182,7 @@ class Accelerator:
     memory_cached, max_memory_cached = memory_reserved, max_memory_reserved  # older names
 
     def reset_peak_memory_stats(self, device_index: int | None = None) -> None:
-        """The peaks begin again at what is held now."""
+        """Sets the peaks to the current values."""
         if self._is_cpu:
             host_memory.reset_peak()
         else:
@@ -198,8 +197,8 @@ class Accelerator:
         return host_memory.available_bytes() if self._is_cpu else self._module.mem_get_info(device_index)[0]
 
     def pin_memory(self, tensor: torch.Tensor, align_bytes: int = 1, make_copy: bool = True) -> torch.Tensor:
-        """Page-locked, where there is a GPU. `align_bytes`, `make_copy`: there for compatibility: torch aligns to 64
-        bytes or more, and copies."""
+        """Page-locked memory if there is a GPU. `align_bytes`, `make_copy`: accepted for compatibility; torch aligns to
+        64 bytes or more, and copies."""
         return tensor if self._is_cpu else tensor.pin_memory()
 
     def is_pinned(self, tensor: torch.Tensor) -> bool:
@@ -251,7 +250,7 @@ class Accelerator:
         return torch.amp
 
     def __getattr__(self, name: str) -> Any:
-        """FloatTensor and so on: makes a tensor of this type on this device, of data or of sizes."""
+        """FloatTensor and so on: makes a tensor of this type on this device, from data or from sizes."""
         if name not in _TENSORS:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return functools.partial(_make_tensor, _TENSORS[name], self._name)
@@ -259,7 +258,7 @@ class Accelerator:
     # -- compilers, extensions
 
     def get_compile_backend(self) -> str:
-        """What torch.compile takes by default."""
+        """The default backend of torch.compile."""
         return self._compile_backend
 
     def set_compile_backend(self, backend: str) -> None:
@@ -273,7 +272,7 @@ class Accelerator:
         return "deepspeed.ops.op_builder"
 
     def get_op_builder(self, class_name: str) -> type[op_builder.OpBuilder]:
-        """The builder's class, which says whether the engine has its kernels, and builds nothing."""
+        """The builder's class. It reports whether the engine has these kernels, and builds nothing."""
         return getattr(op_builder, class_name)
 
     def create_op_builder(self, class_name: str) -> op_builder.OpBuilder:
@@ -291,7 +290,7 @@ def _make_tensor(dtype: torch.dtype, device: str, *data: Any) -> torch.Tensor:
 
 @functools.cache
 def get_accelerator() -> Accelerator:
-    """The one of this process."""
+    """The accelerator of this process."""
     return Accelerator()
 
 
@@ -300,7 +299,7 @@ def is_current_accelerator_supported() -> bool:
 
 
 def set_accelerator(accel_obj: Any) -> None:
-    """Raises UsageError: torch says what the device is."""
+    """Raises UsageError: torch determines the device."""
     raise UsageError(
-        "set_accelerator: the device is what torch has; ZEROPAGE_DEVICE=cpu in the environment chooses the CPU"
+        "set_accelerator: torch determines the device; ZEROPAGE_DEVICE=cpu in the environment chooses the CPU"
     )

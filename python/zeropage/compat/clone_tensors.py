@@ -1,4 +1,4 @@
-"""`clone_tensors_for_torch_save`: tensors that share memory with larger buffers as tensors of their own."""
+"""`clone_tensors_for_torch_save`: copies tensors that are parts of larger buffers to memory of their own."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import torch
 
 
 def clone_tensors_for_torch_save(item: Any, device: torch.device | str = "cpu") -> Any:
-    """`item`, its dicts, lists and tuples copied and its tensors cloned to `device`; aliases of one tensor stay one.
+    """Copies `item` with its dicts, lists and tuples, and clones its tensors to `device`; aliases of one tensor stay
+    one.
 
     A parameter at stages 1 to 3 is a part of its page's buffer, and torch.save would write the whole buffer.
     """

@@ -1,4 +1,4 @@
-"""Keys of the configuration under the names that `deepspeed.runtime.constants` and its neighbours give them."""
+"""Keys of the configuration with the names of `deepspeed.runtime.constants` and similar modules."""
 
 ROUTE_TRAIN, ROUTE_EVAL, ROUTE_PREDICT, ROUTE_ENCODE = "train", "eval", "predict", "encode"
 
@@ -47,7 +47,7 @@ CHECKPOINT, LOAD_UNIVERSAL_CHECKPOINT, USE_NODE_LOCAL_STORAGE_CHECKPOINT = (
 CHECKPOINT_TAG_VALIDATION = "tag_validation"
 TORCH_DISTRIBUTED_DEFAULT_PORT = 29500
 
-# Keys of the section "fp16" as `deepspeed.runtime.fp16.loss_scaler` names them.
+# Keys of the section "fp16" with the names of `deepspeed.runtime.fp16.loss_scaler`.
 INITIAL_LOSS_SCALE, SCALE_WINDOW, DELAYED_SHIFT = "init_scale", "scale_window", "delayed_shift"
 CONSECUTIVE_HYSTERESIS, MIN_LOSS_SCALE = "consecutive_hysteresis", "min_scale"
 

@@ -1,12 +1,12 @@
-"""What lies where in a checkpoint of DeepSpeed's ZeRO stages 1 to 3.
+"""The layout of a checkpoint of DeepSpeed's ZeRO stages 1 to 3.
 
-1. `<tag>/mp_rank_00_model_states.pt` (stages 1, 2) holds the module, the counters and the client state; at stage 3
+1. `<tag>/mp_rank_00_model_states.pt` (stages 1, 2) contains the module, the counters and the client state. At stage 3
    there is one per rank, `zero_pp_rank_<r>_mp_rank_00_model_states.pt`, with empty parameters and this rank's parts of
    frozen ones.
-2. `<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt` holds rank r's part of fp32 masters and moments, flat.
+2. `<tag>/[bf16_]zero_pp_rank_<r>_mp_rank_00_optim_states.pt` contains rank r's part of fp32 masters and moments, flat.
 3. Stages 1 and 2: the parameters of a group follow each other in the order of `param_shapes`, each with its alignment
    padding, and the ranks' parts follow each other.
-4. Stage 3: a rank's flat groups follow each other, and hold of each parameter in turn ceil(numel / ranks) elements.
+4. Stage 3: a rank's flat groups follow each other. They contain ceil(numel / ranks) elements of each parameter in turn.
 """
 
 import re
@@ -32,8 +32,7 @@ Pieces = list[tuple[StoredTensor, int, int]]  # elements [begin, end) of each, o
 
 @dataclass
 class Parameter:
-    """A trained parameter: where its fp32 values and the state of its optimizer lie, and how many updates it has
-    seen."""
+    """A trained parameter: the places of its fp32 values and its optimizer state, and the number of its updates."""
 
     shape: torch.Size
     master: Pieces
@@ -48,7 +47,7 @@ def joined(pieces: Pieces) -> torch.Tensor:
 
 
 class DeepSpeedStep:
-    """One step of DeepSpeed's. Making it reads everything but tensor data. Raises CheckpointError."""
+    """A checkpoint of DeepSpeed. The constructor reads everything except tensor data. Raises CheckpointError."""
 
     def __init__(self, folder: Path, reader: PickleProcess):
         self.folder = folder
@@ -75,8 +74,7 @@ class DeepSpeedStep:
         }
         if not found:
             raise CheckpointError(
-                f"{self.folder}: expected DeepSpeed's zero_pp_rank_*_mp_rank_00_optim_states.pt, found none; what can be imported are "
-                "checkpoints of ZeRO stages 1 to 3"
+                f"{self.folder}: expected DeepSpeed's zero_pp_rank_*_mp_rank_00_optim_states.pt, found none; only checkpoints of ZeRO stages 1 to 3 can be imported"
             )
         if sorted(found) != list(range(len(found))):
             raise CheckpointError(
@@ -150,9 +148,9 @@ class DeepSpeedStep:
             begin += share
 
     def _parameter(self, shape: Any, masters: list[StoredTensor], states: list[dict], cut: Any) -> Parameter:
-        """`cut`: this parameter's pieces of the ranks' tensors."""
+        """`cut`: returns this parameter's pieces of the ranks' tensors."""
         parameter = Parameter(torch.Size(shape), cut(masters))
-        # What has one element of one is a number, as torch's step.
+        # A tensor with one element is a number, such as torch's step, unless the parameter has one element.
         per_element = [
             key for key, value in states[0].items() if isinstance(value, StoredTensor) and len(value.shape) == 1
         ]
@@ -170,12 +168,12 @@ class DeepSpeedStep:
         return int(step if step is not None else self.model["global_steps"] - self.model["skipped_steps"])
 
     def base_groups(self) -> list[dict[str, Any]]:
-        """The optimizer's parameter groups; without content where DeepSpeed has not kept them (elastic checkpoints)."""
+        """The optimizer's parameter groups; empty if DeepSpeed has not saved them (elastic checkpoints)."""
         base = self.optimizer["optimizer_state_dict" if self.stage == 3 else "base_optimizer_state"]
         return base["param_groups"] if isinstance(base, dict) else [{} for _ in self.model["param_shapes"]]
 
     def _frozen(self, models: list[Any]) -> dict[str, tuple[torch.Size, Pieces]]:
-        """Parameters that are not trained: shape and place."""
+        """Frozen parameters: shape and place."""
         buffers = set(self.model.get("buffer_names") or ())
         if self.stage == 3:
             shapes = {name: torch.Size(shape) for name, shape in (self.model.get("frozen_param_shapes") or {}).items()}
@@ -192,14 +190,12 @@ class DeepSpeedStep:
 def _member(value: Any, key: str, where: Any, kind: type) -> Any:
     if isinstance(value, dict) and isinstance(value.get(key), kind):
         return value[key]
-    raise CheckpointError(
-        f"{where}: expected a {kind.__name__} under '{key}', as checkpoints of ZeRO stages 1 to 3 have it"
-    )
+    raise CheckpointError(f"{where}: expected a {kind.__name__} under '{key}', as in checkpoints of ZeRO stages 1 to 3")
 
 
 def _stage_number(stage: Any) -> int:
-    """Of DeepSpeed's ZeroStageEnum, which comes as what it was made with. Its bf16 optimizer, of stage 1, says
-    nothing."""
+    """The number of DeepSpeed's ZeroStageEnum, which is read as its constructor's arguments. The bf16 optimizer, of
+    stage 1, does not have one."""
     if isinstance(stage, dict) and FOREIGN in stage:
         stage = stage["arguments"][0]
     return stage if isinstance(stage, int) and 1 <= stage <= 2 else 1
@@ -214,7 +210,7 @@ def _piece(tensors: list[StoredTensor], rank: int, begin: int, end: int, name: s
     if rank >= len(tensors) or end > tensors[rank].numel():
         there = f"{tensors[rank].numel()} of rank {rank}" if rank < len(tensors) else f"{len(tensors)} ranks"
         raise CheckpointError(
-            f"'{name}' should lie at [{begin}, {end}) of rank {rank}'s flat tensor; there are {there}"
+            f"'{name}' should be at [{begin}, {end}) of rank {rank}'s flat tensor, but the files have {there}"
         )
     return tensors[rank], begin, end
 

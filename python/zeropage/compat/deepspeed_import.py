@@ -1,7 +1,6 @@
-"""`zeropage ckpt import`: a checkpoint of DeepSpeed as a step that `load_checkpoint` goes on from.
+"""`zeropage ckpt import`: converts a checkpoint of DeepSpeed to one that `load_checkpoint` can load.
 
-Nothing of Python's pickles is believed: another process reads them (pickle_process.py), and what it says is checked
-here.
+Python's pickles are not trusted: another process reads them (pickle_process.py), and this module checks its answers.
 """
 
 import argparse
@@ -28,22 +27,22 @@ def main(arguments: list[str]) -> int:
     """The command. Raises ConfigError, CheckpointError, OSError."""
     parser = argparse.ArgumentParser(
         prog="zeropage ckpt import",
-        description="Makes a step of a DeepSpeed checkpoint (ZeRO stages 1 to 3): parameters, fp32 masters, moments, step counts, learning "
+        description="Converts a DeepSpeed checkpoint (ZeRO stages 1 to 3): parameters, fp32 masters, moments, step counts, learning "
         "rate schedule, loss scale, counters and client state.",
     )
     parser.add_argument(
         "source", metavar="DEEPSPEED", type=Path, help="the folder that was given to DeepSpeed's save_checkpoint"
     )
     parser.add_argument(
-        "output", metavar="FOLDER", type=Path, help="where load_checkpoint will look; made where it is missing"
+        "output", metavar="FOLDER", type=Path, help="the folder for load_checkpoint; made if it is missing"
     )
-    parser.add_argument("-t", "--tag", help="which step; else the one that the file `latest` names")
+    parser.add_argument("-t", "--tag", help="the checkpoint; default: the one that the file `latest` names")
     parser.add_argument("--read_pickle", action="store_true", help="needed: DeepSpeed's files are pickles")
     options = parser.parse_args(arguments)
     if not options.read_pickle:
         raise ConfigError(
-            f"{options.source} holds pickles, a format that can run code when it is read. They are read in a process of their own, with "
-            "torch's weights_only, which builds only tensors and plain values; say --read_pickle to do that"
+            f"{options.source} contains pickles, a format that can run code when it is read. They are read in a process of their own, with "
+            "torch's weights_only, which builds only tensors and plain values; add --read_pickle to do that"
         )
     with PickleProcess() as reader:
         path, notes = import_step(_step_folder(options.source, options.tag), options.output, reader)
@@ -54,7 +53,8 @@ def main(arguments: list[str]) -> int:
 
 
 def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str, list[str]]:
-    """Makes a step in `output` of DeepSpeed's in `folder`. Returns its path, and what it does not have of DeepSpeed's.
+    """Makes a checkpoint in `output` from DeepSpeed's in `folder`. Returns its path, and a list of what was not
+    imported.
 
     Memory: the largest parameter. Raises CheckpointError.
     """
@@ -68,7 +68,7 @@ def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str,
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(
-            f"{folder}: the files are not laid out as DeepSpeed's of ZeRO stages 1 to 3 ({type(error).__name__}: {error}); is the "
+            f"{folder}: the files do not have DeepSpeed's layout of ZeRO stages 1 to 3 ({type(error).__name__}: {error}); is the "
             "checkpoint complete, and saved by DeepSpeed itself?"
         ) from error
     sources |= {name: lambda value=value: value for name, value in host.items()}
@@ -84,7 +84,9 @@ def _step_folder(source: Path, tag: str | None) -> Path:
     if tag is None and not (source / "latest").is_file():
         if any(source.glob("*model_states.pt")):
             return source
-        raise ConfigError(f"{source}: expected a file `latest`, or the folder of a step; name a step with --tag")
+        raise ConfigError(
+            f"{source}: expected a file `latest`, or the folder of a checkpoint; name a checkpoint with --tag"
+        )
     named_by = "--tag" if tag is not None else f"{source}/latest"
     if tag is None:
         with open(source / "latest", "rb") as file:
@@ -96,14 +98,14 @@ def _step_folder(source: Path, tag: str | None) -> Path:
     folder = source / tag
     if not folder.is_dir():
         there = sorted(path.name for path in source.iterdir() if path.is_dir())
-        raise ConfigError(f"{folder}: there is no such step; there are {there}")
+        raise ConfigError(f"{folder}: there is no such checkpoint; there are {there}")
     return folder
 
 
 def _tensors(
     step: DeepSpeedStep,
 ) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, tuple[torch.dtype, torch.Size]]]:
-    """By name: what reads a tensor, and its type and shape. Nothing is read yet."""
+    """By name: a function that reads a tensor, and its type and shape. Nothing is read yet."""
     sources: dict[str, Callable[[], torch.Tensor]] = {}
     types: dict[str, tuple[torch.dtype, torch.Size]] = {}
     for name, parameter in step.parameters.items():
@@ -169,7 +171,7 @@ def _count(step: DeepSpeedStep, key: str) -> int:
 
 
 def _loss_scale(step: DeepSpeedStep) -> Any:
-    """DeepSpeed's DynamicLossScaler, as the state it was pickled with; None for a scale that does not move."""
+    """The pickled state of DeepSpeed's DynamicLossScaler; None for a fixed scale."""
     scaler = step.optimizer.get("loss_scaler")
     state = scaler.get("state") if isinstance(scaler, dict) else None
     if not isinstance(state, dict) or not state.get("dynamic"):
@@ -178,7 +180,7 @@ def _loss_scale(step: DeepSpeedStep) -> Any:
         numbers = int(state["cur_iter"]), int(state["last_overflow_iter"]), int(state["cur_hysteresis"])
         return _C.LossScaleState(float(state["cur_scale"]), *numbers)
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{step.folder}: the loss scale has no {error} that can be read") from None
+        raise CheckpointError(f"{step.folder}: the loss scale has no readable {error}") from None
 
 
 def _optimizer_name(config: dict[str, Any]) -> str | None:
@@ -192,7 +194,7 @@ def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_foreign(value: Any, where: str, notes: list[str]) -> Any:
-    """The value with None in the place of objects that only Python could rebuild."""
+    """The value, with None instead of objects that only Python could rebuild."""
     if isinstance(value, dict):
         if FOREIGN in value:
             notes.append(f"{where}, a {value[FOREIGN]}")

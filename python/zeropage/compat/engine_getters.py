@@ -1,7 +1,7 @@
-"""Getters of DeepSpeed's engine that programs call beside those of `engine_settings.py`.
+"""Getters of DeepSpeed's engine, in addition to those of `engine_settings.py`.
 
-Most answer with an effective value of the configuration; those about keys without effect, and about features that are
-not built, with a constant.
+Most return an effective value of the configuration. Those for keys without effect, and for features that are not built,
+return a constant.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ _EFFECTIVE = {
     "zero_reduce_scatter": "zero_optimization.reduce_scatter",
     "aio_config": "aio",
 }
-# Of keys without effect: what the engine does, whatever they say.
+# For keys without effect: what the engine always does.
 _FIXED: dict[str, Any] = {
     "checkpoint_serialization_enabled": True,
     "flops_profiler_recompute_fwd_factor": 0.0,
@@ -79,7 +79,7 @@ def _constant(value: Any) -> Callable[[Any], Any]:
     def get(self: Any) -> Any:
         return value
 
-    get.__doc__ = f"{value}, whatever the configuration says."
+    get.__doc__ = f"Always {value}, for any configuration."
     return get
 
 
@@ -136,11 +136,11 @@ class EngineGetters:
         return self.zero_optimization_stage() == 3
 
     def is_first_weights_partition_group(self) -> bool:
-        """Whether a rank of the first copy of the model: there is one."""
+        """Whether this rank belongs to the first copy of the model: always, because there is only one."""
         return True
 
     def zero_grad_hooks(self) -> bool:
-        """False: gradients are seen by the dispatcher, without hooks."""
+        """False: the engine does not need these hooks."""
         return False
 
     def postscale_gradients(self) -> bool:

@@ -1,6 +1,6 @@
-"""`deepspeed.profiling.flops_profiler` for programs that count the operations of a model by themselves. torch counts:
-matrix products, convolutions and attention, an addition and a multiplication for two. The section "flops_profiler" of a
-configuration counts a step of an engine."""
+"""`deepspeed.profiling.flops_profiler` for programs that count the operations of a model themselves. torch counts
+matrix products, convolutions and attention, with a multiplication and an addition as two operations. The section
+"flops_profiler" of a configuration counts a step of an engine."""
 
 import sys
 import time
@@ -17,16 +17,18 @@ class FlopsProfiler:
     """Counts the forwards between `start_profile` and `stop_profile`."""
 
     def __init__(self, model: torch.nn.Module, ds_engine: Any = None, recompute_fwd_factor: float = 0.0):
-        """ds_engine, recompute_fwd_factor: accepted; what is computed again is counted where it runs."""
+        """ds_engine, recompute_fwd_factor: accepted; recomputation is counted when it runs."""
         self.model = model
         self.started = False
         self._flops, self._seconds = 0, 0.0
         self._by_module: dict[str, int] = {}
 
     def start_profile(self, ignore_list: Sequence[type] | None = None) -> None:
-        """ignore_list: accepted; every operator counts. Raises UsageError where it has begun already."""
+        """ignore_list: accepted; every operator counts. Raises UsageError if it has already been started."""
         if self.started:
-            raise UsageError("start_profile: it has begun already; call stop_profile and end_profile before")
+            raise UsageError(
+                "start_profile: the profile has already been started; call stop_profile and end_profile first"
+            )
         self.reset_profile()
         self._counter = FlopCounterMode(display=False)
         self._counter.__enter__()
@@ -53,7 +55,7 @@ class FlopsProfiler:
         return number_to_string(self._flops, "FLOPs") if as_string else self._flops
 
     def get_total_macs(self, as_string: bool = False) -> int | str:
-        """Half of the operations: a multiplication and an addition are one."""
+        """Half of the operations: a multiplication and an addition count as one."""
         return number_to_string(self._flops // 2, "MACs") if as_string else self._flops // 2
 
     def get_total_duration(self, as_string: bool = False) -> float | str:
@@ -106,8 +108,8 @@ def get_model_profile(
     ignore_modules: Sequence[type] | None = None,
     mode: str = "forward",
 ) -> tuple[Any, Any, Any]:
-    """(FLOPs, MACs, parameters) of one forward, or of `model.generate` where mode is "generate". input_shape: of ones,
-    in the place of args."""
+    """(FLOPs, MACs, parameters) of one forward, or of `model.generate` if mode is "generate". input_shape: a tensor of
+    ones of this shape replaces args."""
     inputs = [torch.ones(input_shape, dtype=next(model.parameters()).dtype)] if input_shape is not None else list(args)
     call = model.generate if mode == "generate" else model
     for _ in range(warm_up):

@@ -1,5 +1,5 @@
-"""Process groups as `deepspeed.utils.groups` names them. All ranks are data-parallel; there is one rank in every other
-group."""
+"""Process groups with the names of `deepspeed.utils.groups`. All ranks are data-parallel; there is one rank in every
+other group."""
 
 import torch.distributed as dist
 

@@ -1,4 +1,4 @@
-"""Peak memory of this process and memory of its host as the kernel counts them, and time under the names of a device's
+"""Peak memory of this process and memory of its host, from the kernel; and times with the interface of a device's
 events."""
 
 import time
@@ -12,12 +12,12 @@ def _kib(file: str, key: str) -> int:
 
 
 def peak_bytes() -> int:
-    """The most that `report.process_bytes` has been since the process began, or since `reset_peak`."""
+    """The largest value of `report.process_bytes` since the start of the process, or since `reset_peak`."""
     return _kib("/proc/self/status", "VmHWM") * 1024
 
 
 def reset_peak() -> None:
-    """Lets `peak_bytes` begin again. Raises OSError where the kernel does not allow it."""
+    """Starts `peak_bytes` again. Raises OSError if the kernel does not allow it."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -27,12 +27,12 @@ def total_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Of the host, without swapping."""
+    """Available memory of the host, without swapping."""
     return _kib("/proc/meminfo", "MemAvailable") * 1024
 
 
 class HostEvent:
-    """A moment on the host's clock, with the methods of a device's event. What was called before it has ended."""
+    """A time on the host's clock, with the methods of a device's event. All earlier calls have ended."""
 
     def __init__(self, enable_timing: bool = True, **_: object):
         self._seconds: float | None = None

@@ -1,8 +1,8 @@
-"""Leaf modules of stage 3. Operators fetch the parameters that they touch, so no module needs the mark; it is kept and
-answered for.
+"""Leaf modules of stage 3. Operators gather the parameters that they use, so no module needs the mark. It is stored,
+and programs can read it.
 
-Each function returns the modules that it has marked, and raises UsageError when there are none, as a misspelled name
-would cause.
+Each function returns the modules that it has marked, and raises UsageError when there are none, for example after a
+misspelled name.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +20,7 @@ def z3_leaf_module(model: torch.nn.Module) -> bool:
 
 
 def set_z3_leaf_module(model: torch.nn.Module, flag: bool) -> None:
-    """Marks this module, or takes the mark away."""
+    """Marks this module, or removes the mark."""
     setattr(model, _MARK, flag)
 
 
@@ -31,7 +31,7 @@ def get_z3_leaf_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
 def set_z3_leaf_modules(
     model: torch.nn.Module, leaf_module_classes: Iterable[type[torch.nn.Module] | str], raise_if_not_found: bool = True
 ) -> list[torch.nn.Module]:
-    """By class; a string is the class's name."""
+    """Marks modules by class; a string is the name of a class."""
     return _by_class(model, list(leaf_module_classes), True, raise_if_not_found)
 
 
@@ -44,14 +44,14 @@ def unset_z3_leaf_modules(
 def set_z3_leaf_modules_by_name(
     model: torch.nn.Module, module_names: Iterable[str], raise_if_not_found: bool = True
 ) -> tuple[list[torch.nn.Module], list[str]]:
-    """By full name. Returns (modules, names that were not found)."""
+    """Marks modules by full name. Returns (modules, names that were not found)."""
     return _by_name(model, list(module_names), lambda name, wanted: name == wanted, raise_if_not_found)
 
 
 def set_z3_leaf_modules_by_suffix(
     model: torch.nn.Module, module_name_suffixes: Iterable[str], raise_if_not_found: bool = True
 ) -> tuple[list[torch.nn.Module], list[str]]:
-    """By the end of the name. Returns (modules, suffixes that were not found)."""
+    """Marks modules by the end of their names. Returns (modules, suffixes that were not found)."""
     return _by_name(model, list(module_name_suffixes), lambda name, wanted: name.endswith(wanted), raise_if_not_found)
 
 

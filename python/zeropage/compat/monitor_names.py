@@ -1,5 +1,5 @@
-"""`deepspeed.monitor`: writers of metrics for programs that make their own. An engine's are made of its configuration
-(`engine.monitor`)."""
+"""`deepspeed.monitor`: writers of metrics for programs that make them themselves. An engine makes its writers from the
+configuration (`engine.monitor`)."""
 
 import json
 from types import SimpleNamespace
@@ -20,14 +20,14 @@ def get_monitor_config(param_dict: dict[str, Any]) -> SimpleNamespace:
 
 
 class MonitorMaster(Monitor):
-    """All writers that `get_monitor_config` has found enabled; none on other ranks than 0."""
+    """All enabled writers of `get_monitor_config`; none on ranks other than 0."""
 
     def __init__(self, monitor_config: SimpleNamespace):
         super().__init__({name: vars(getattr(monitor_config, name)) for name in _SECTIONS}, current_world().rank)
 
 
 class _One(Monitor):
-    """One writer, of its section."""
+    """The writer of one section."""
 
     SECTION = ""
 

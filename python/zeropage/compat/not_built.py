@@ -1,5 +1,5 @@
-"""Names of DeepSpeed that this version has nothing for: they can be imported and named in isinstance; using one raises
-ConfigError."""
+"""Names of DeepSpeed without a counterpart in this version. They can be imported and used in isinstance; any other use
+raises ConfigError."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ LossScalerBase = _refusing("LossScalerBase", _LOSS_SCALER)
 LossScaler = _refusing("LossScaler", _LOSS_SCALER)
 DynamicLossScaler = _refusing("DynamicLossScaler", _LOSS_SCALER)
 CreateLossScaler = _refusing("CreateLossScaler", _LOSS_SCALER)
-_CHECKPOINTS = "engine.save_checkpoint writes checkpoints, and never pickles; zeropage.async_save in the configuration writes beside the training"
+_CHECKPOINTS = "engine.save_checkpoint writes checkpoints, and never pickles; zeropage.async_save in the configuration writes them in the background"
 CheckpointEngine = _refusing("CheckpointEngine", _CHECKPOINTS)
 TorchCheckpointEngine = _refusing("TorchCheckpointEngine", _CHECKPOINTS)
 FastCheckpointEngine = _refusing("FastCheckpointEngine", _CHECKPOINTS)
@@ -62,7 +62,7 @@ Eigenvalue = _refusing("Eigenvalue", "eigenvalues for quantized training are not
 
 
 def is_moe_param(parameter: Any) -> bool:
-    """No parameter belongs to an expert of some ranks only."""
+    """False: no parameter belongs to an expert that only some ranks have."""
     return False
 
 

@@ -6,7 +6,8 @@ import torch
 
 
 class OnDevice:
-    """While inside, new tensors are made on `device`, floating ones in `dtype`. "meta": with shapes and without values.
+    """Inside the scope new tensors are made on `device`, floating-point ones in `dtype`. "meta": with shapes but
+    without values.
 
     A model on the meta device gets values by `model.to_empty(device="cpu")` and loading before `initialize`.
     """

@@ -1,5 +1,4 @@
-"""`deepspeed.ops.op_builder`: builders of extensions. The kernels are in the engine; a builder says so, and builds
-nothing."""
+"""`deepspeed.ops.op_builder`: builders of extensions. The engine contains the kernels, so a builder builds nothing."""
 
 from typing import Any
 

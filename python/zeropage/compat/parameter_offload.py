@@ -1,7 +1,7 @@
-"""What `engine.optimizer.parameter_offload` is to programs that take DeepSpeed's hooks off a model round a generation
-and put them back.
+"""`engine.optimizer.parameter_offload` for programs that remove DeepSpeed's hooks from a model for a generation and add
+them again afterwards.
 
-Operators fetch the parameters that they touch, so there are no hooks: the lists are empty, and putting them back does
+Operators gather the parameters that they use, so there are no hooks: the lists are empty, and adding hooks does
 nothing.
 """
 
@@ -14,7 +14,7 @@ from ..module_view import ModuleView
 
 
 class ParameterOffload:
-    """Of an engine at stage 3."""
+    """The parameter_offload of an engine at stage 3."""
 
     def __init__(self, module: torch.nn.Module):
         self.module = _WithoutExternalParameters(module)
@@ -22,13 +22,14 @@ class ParameterOffload:
         self.backward_hooks: list[Any] = []
 
     def _register_deepspeed_module(self, module: torch.nn.Module, count: Any = None) -> None:
-        """Does nothing: there are no hooks to put back."""
+        """Does nothing: there are no hooks to add."""
 
     _register_hooks_recursively = _register_deepspeed_module  # its older name
 
 
 class _WithoutExternalParameters(ModuleView):
-    """The module, which answers that it uses no parameters of other modules that it would have to name."""
+    """The module, with an empty list of external parameters: it need not name parameters of other modules that it
+    uses."""
 
     def ds_external_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         return iter(())

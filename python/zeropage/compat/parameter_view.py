@@ -1,8 +1,8 @@
-"""What programs read from a parameter of stage 3 under DeepSpeed's names: ds_id, ds_shape, ds_numel, ds_status,
-ds_persist, ds_tensor, all_gather(), partition(), and a few that are always empty.
+"""Attributes of parameters at stage 3 with DeepSpeed's names: ds_id, ds_shape, ds_numel, ds_status, ds_persist,
+ds_tensor, all_gather(), partition(), and a few that are always empty.
 
-They are properties of torch.nn.Parameter that answer from the engine, or the zero.Init scope, that holds the parameter
-at the moment. A parameter that neither holds has none of them: hasattr(parameter, "ds_id") is False.
+They are properties of torch.nn.Parameter. Their values are from the engine or the zero.Init scope that holds the
+parameter now. Other parameters do not have them: hasattr(parameter, "ds_id") is False.
 """
 
 import itertools
@@ -26,7 +26,7 @@ _gathered: WeakIdKeyDictionary = (
 
 
 def install() -> None:
-    """Gives torch.nn.Parameter the properties. Again: does nothing."""
+    """Adds the properties to torch.nn.Parameter. Later calls do nothing."""
     for name, answer in _ANSWERS.items():
         setattr(torch.nn.Parameter, name, property(_of_paged(name, answer)))
 
@@ -49,7 +49,7 @@ def _id(parameter: torch.Tensor) -> int:
 
 
 def status_of(parameter: torch.Tensor) -> "ZeroParamStatus":
-    """AVAILABLE: the values are in this rank's memory now. Operators fetch them where they are not."""
+    """AVAILABLE: the values are in this rank's memory now. Otherwise operators gather them."""
     from .zero_names import ZeroParamStatus
 
     try:
@@ -61,7 +61,7 @@ def status_of(parameter: torch.Tensor) -> "ZeroParamStatus":
 
 def _all_gather(parameter: torch.Tensor) -> Callable[..., None]:
     def all_gather(param_list: Iterable[torch.Tensor] | None = None, async_op: bool = False) -> None:
-        """Makes the parameter, or those of the list, whole until `partition`; they are there on return."""
+        """Makes the parameter, or those of the list, whole until `partition`; they are whole on return."""
         from .. import zero
 
         for each in [parameter] if param_list is None else list(param_list):
@@ -74,7 +74,8 @@ def _all_gather(parameter: torch.Tensor) -> Callable[..., None]:
 
 def _partition(parameter: torch.Tensor) -> Callable[..., None]:
     def partition(param_list: Iterable[torch.Tensor] | None = None, has_been_updated: bool = False) -> None:
-        """Ends `all_gather`. What this rank wrote is kept, as on leaving GatheredParameters without a modifier rank."""
+        """Ends `all_gather`. Values that this rank wrote are kept, as at the end of GatheredParameters without a
+        modifier rank."""
         for each in [parameter] if param_list is None else list(param_list):
             if (held := _gathered.pop(each, None)) is not None:
                 held.__exit__(None, None, None)
@@ -83,8 +84,8 @@ def _partition(parameter: torch.Tensor) -> Callable[..., None]:
 
 
 def _tensor(parameter: torch.Tensor) -> torch.Tensor:
-    """A copy of the elements that this rank holds, flat, in the parameter's type: ranks may hold different numbers of
-    them. There is none before `initialize`. A frozen parameter is gathered for it."""
+    """A copy of the elements that this rank holds, flat, in the parameter's type. Ranks may hold different numbers of
+    them. Not available before `initialize`. Gathers a frozen parameter."""
     core = engine_of(parameter)
     if core is None:
         raise AttributeError(

@@ -1,13 +1,13 @@
-"""Reads files of torch.save in a process of its own, so that what is wrong with a pickle stays there.
+"""Reads files of torch.save in a separate process, so that a malicious pickle cannot harm this one.
 
-1. The process takes requests, lines of JSON, and answers each with a line of JSON; after the line of a `read` come the
-   bytes asked for.
-2. {"open": path}: torch.load with weights_only=True, which builds tensors and plain values and runs nothing. Whatever
-   class or function else the file names is replaced by a class of this module that only keeps what it is given. The
-   answer is the value, encoded as in `checkpoint_values`; tensors as their number, type and shape.
-3. {"read": [tensor, begin, end]}: elements of the flattened tensor. Files are mapped, so only what is asked for is
-   read.
-4. It can write no file, and it ends when its input does.
+1. The process reads requests, lines of JSON, and answers each with a line of JSON. The answer to `read` is followed by
+   the requested bytes.
+2. {"open": path}: torch.load with weights_only=True, which builds tensors and plain values and runs nothing. Every
+   other class or function in the file is replaced by a class of this module that only stores its arguments. The answer
+   is the value, encoded as in `checkpoint_values`; tensors as their number, type and shape.
+3. {"read": [tensor, begin, end]}: elements of the flattened tensor. Files are mapped, so only the requested elements
+   are read.
+4. It cannot write files, and it ends when its input ends.
 """
 
 import json
@@ -48,12 +48,12 @@ class StoredTensor:
 
 
 class PickleProcess:
-    """The process, seen from outside. A context manager."""
+    """The process, for its parent. A context manager."""
 
     def __init__(self, timeout_s: float = 600.0):
-        """timeout_s: how long one answer may take."""
+        """timeout_s: the longest time for one answer."""
         self._timeout_s = timeout_s
-        command = [sys.executable, "-P", "-m", __name__]  # no module comes from the current folder
+        command = [sys.executable, "-P", "-m", __name__]  # no module is imported from the current folder
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
     def __enter__(self) -> "PickleProcess":
@@ -67,7 +67,7 @@ class PickleProcess:
         """The value in the file: plain values, `StoredTensor`s, and for objects of other classes a dict with the key
         `FOREIGN`.
 
-        Raises CheckpointError for a file that torch refuses, and when the process dies of it.
+        Raises CheckpointError for a file that torch refuses, and when the process dies.
         """
         answer = self._ask({"open": str(path)}, f"reading {path}")
         described = answer["tensors"]
@@ -111,7 +111,7 @@ class PickleProcess:
         while done < len(out):
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise CheckpointError(f"{doing}: nothing came for {self._timeout_s:g} s")
+                raise CheckpointError(f"{doing}: no answer for {self._timeout_s:g} s")
             got = self._process.stdout.readinto(out[done : done + _PIECE_BYTES])
             if not got:
                 raise self._died(doing)
@@ -122,7 +122,7 @@ class PickleProcess:
 
 
 class _Foreign:
-    """Stands in for a class or function that a pickle names: keeps what it is made with, does nothing."""
+    """Replaces a class or function that a pickle names: stores its arguments and does nothing."""
 
     def __new__(cls, *arguments: Any) -> "_Foreign":
         made = super().__new__(cls)
@@ -137,13 +137,13 @@ class _Foreign:
 
 
 def _plain(value: Any) -> Any:
-    """The value with everything that `encode` does not take as what can be said of it."""
+    """The value, with a description of everything that `encode` does not support."""
     if isinstance(value, torch.Tensor):
         if value.layout != torch.strided or value.is_quantized:
             return {FOREIGN: str(value.layout)}
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise CheckpointError(
-                f"a tensor of {list(value.shape)} in {value.untyped_storage().nbytes()} bytes repeats what it has"
+                f"a tensor of {list(value.shape)} in {value.untyped_storage().nbytes()} bytes repeats its elements"
             )
         return value.detach()
     if isinstance(value, _Foreign):
@@ -174,7 +174,7 @@ def _open(path: str, tensors: list[torch.Tensor]) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """The message without the paragraphs in which torch recommends to load the file by all means."""
+    """The message without the paragraphs in which torch recommends to load the file without protection."""
     paragraphs = (paragraph.strip() for paragraph in str(error).split("\n\n"))
     return " ".join(text for text in paragraphs if text and "weights_only" not in text)
 
@@ -197,7 +197,7 @@ def _serve(requests: BinaryIO, out: BinaryIO) -> None:
                 _answer(out, {})
                 if values.numel() > 0:
                     out.write(memoryview(values.view(torch.uint8).numpy()))
-        except Exception as error:  # whatever a strange file makes torch raise
+        except Exception as error:  # any error that torch raises for a malformed file
             _answer(out, {"error": f"{type(error).__name__}: {_reason(error)}"})
         out.flush()
 

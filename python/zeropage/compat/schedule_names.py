@@ -1,4 +1,4 @@
-"""Keys of the configuration's schedules under the names that `deepspeed.runtime.lr_schedules` gives them."""
+"""Keys of the configuration's schedules with the names of `deepspeed.runtime.lr_schedules`."""
 
 LR_SCHEDULE = "lr_schedule"
 LR_RANGE_TEST_MIN_LR = "lr_range_test_min_lr"

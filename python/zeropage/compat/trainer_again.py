@@ -1,8 +1,8 @@
 """Lets a Trainer of transformers train again, and after an evaluation.
 
-Accelerate destroys a Trainer's engine before each training. transformers would go on with that engine, since it looks
-like a model that is wrapped already. Here it sees its own model in the place of an engine that has ended, and prepares
-it as for the first training.
+Accelerate destroys a Trainer's engine before each training. transformers would continue to use that engine, because it
+looks like a wrapped model. With this hook it gets its own model instead of an engine that has ended, and prepares it as
+for the first training.
 """
 
 import functools
@@ -13,7 +13,7 @@ _MARK = "_zeropage_sees_ended_engines"
 
 
 def install() -> None:
-    """Where transformers' Trainer has been imported. Again: does nothing."""
+    """Installs the hook if transformers' Trainer has been imported. Later calls do nothing."""
     module = sys.modules.get("transformers.trainer")
     trainer = getattr(module, "Trainer", None)
     if trainer is None or hasattr(trainer, _MARK):

@@ -1,4 +1,4 @@
-"""Versions, as programs ask DeepSpeed for them."""
+"""Versions with DeepSpeed's names."""
 
 import re
 

@@ -17,7 +17,7 @@ DeepSpeedConfigError = ConfigError
 
 
 class ZeroParamStatus(Enum):
-    """Where a parameter's values are. INFLIGHT is never seen: reading a parameter waits for it."""
+    """Where a parameter's values are. INFLIGHT never occurs: a read of a parameter waits for it."""
 
     AVAILABLE = 1
     NOT_AVAILABLE = 2
@@ -58,8 +58,8 @@ class DeepSpeedConfig:
         self.train_batch_size = parsed.micro_batch_size * parsed.accumulation_steps * self.world_size
 
     def _configure_train_batch_size(self) -> None:
-        """Computes those of the three batch sizes that are None. Raises ConfigError where they do not fit, or cannot be
-        computed."""
+        """Computes those of the three batch sizes that are None. Raises ConfigError if they contradict each other or
+        cannot be computed."""
         names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         if not given.keys() & set(names[:2]):
@@ -91,11 +91,11 @@ get_fp16_enabled, get_bfloat16_enabled = _section_enabled("fp16"), _section_enab
 
 
 class ZeRORuntimeException(UsageError):
-    """For programs that catch DeepSpeed's; this version raises its base, among others."""
+    """For programs that catch DeepSpeed's error; this version raises its base class, and others."""
 
 
 # transformers puts another function here while a model is made inside zero.Init, so that torch.arange keeps its types.
-# zero.Init replaces no constructor of torch, so nobody calls it.
+# zero.Init replaces no constructor of torch, so nothing calls it.
 _orig_torch_arange = torch.arange
 
 

@@ -1,8 +1,8 @@
-"""Norms of gradients and their overflow under the names of `deepspeed.runtime.utils`, for programs that clip gradients
-of their own.
+"""Norms of gradients and overflow checks with the names of `deepspeed.runtime.utils`, for programs that clip gradients
+themselves.
 
-The engine clips by itself ("gradient_clipping") and says its norm (`engine.get_global_grad_norm()`). No tensor is split
-over ranks here, so each function gets whole tensors, and what it communicates makes ranks agree.
+The engine clips by itself ("gradient_clipping") and reports its norm (`engine.get_global_grad_norm()`). These functions
+get whole tensors, and communicate only so that all ranks get the same result.
 """
 
 import math
@@ -21,20 +21,21 @@ def get_global_norm(norm_list: list[float]) -> float:
 
 
 def get_weight_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
-    """The norm of all of these tensors; -1 where it is inf or nan. mpu: must be None."""
+    """The norm of all of these tensors; -1 if it is inf or nan. mpu: must be None."""
     return _finite_or_minus_one(_norm(_tensors(parameters, mpu), norm_type))
 
 
 def get_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
-    """The same of the gradients of these parameters; those without one count nothing."""
+    """The same for the gradients of these parameters; parameters without a gradient are ignored."""
     return get_weight_norm(_gradients(parameters, mpu), norm_type)
 
 
 def clip_grad_norm_(
     parameters: torch.Tensor | Iterable[torch.Tensor], max_norm: float, norm_type: float = 2, mpu: Any = None
 ) -> torch.Tensor:
-    """Scales the gradients so that their norm is at most `max_norm`; returns the norm before. Collective where torch's
-    default group exists: the norm is the mean of all ranks' norms, so that ranks whose gradients differ scale alike."""
+    """Scales the gradients so that their norm is at most `max_norm`; returns the norm before. Collective if torch's
+    default group exists: the norm is the mean of all ranks' norms, so that ranks with different gradients use the same
+    factor."""
     gradients = _gradients(parameters, mpu)
     norm = _norm(gradients, norm_type)
     if dist.is_initialized():
@@ -51,7 +52,7 @@ def get_global_norm_of_tensors(
     use_graph: bool = False,
     moe_ep_group: Any = None,
 ) -> float:
-    """The norm of all of these tensors; -1 where it is inf or nan. mpu, moe_ep_group: must be None; use_graph:
+    """The norm of all of these tensors; -1 if it is inf or nan. mpu, moe_ep_group: must be None; use_graph:
     accepted."""
     if moe_ep_group is not None:
         raise UsageError("moe_ep_group: expert parallelism is not built; leave it out")
@@ -66,7 +67,7 @@ def clip_tensors_by_global_norm(
     eps: float = 1e-6,
     use_graph: bool = False,
 ) -> float:
-    """Scales the tensors so that their norm (`global_norm`, where it is known) is at most `max_norm`; returns the norm
+    """Scales the tensors so that their norm (`global_norm`, if it is given) is at most `max_norm`; returns the norm
     before."""
     tensors = _tensors(input_tensors, mpu)
     norm = get_weight_norm(tensors) if global_norm is None else global_norm
@@ -77,7 +78,7 @@ def clip_tensors_by_global_norm(
 
 
 class CheckOverflow:
-    """Looks for inf and nan in gradients, on all ranks where torch's default group exists."""
+    """Looks for inf and nan in gradients, on all ranks if torch's default group exists."""
 
     def __init__(
         self,
@@ -86,8 +87,8 @@ class CheckOverflow:
         zero_reduce_scatter: bool = False,
         deepspeed: Any = None,
     ):
-        """param_groups: lists of parameters; mpu: must be None; zero_reduce_scatter, deepspeed: accepted, nothing
-        depends on them."""
+        """param_groups: lists of parameters; mpu: must be None; zero_reduce_scatter, deepspeed: accepted, without
+        effect."""
         if mpu is not None:
             raise UsageError("mpu is not available in this version: leave it out")
         self.params = [parameter for group in param_groups or () for parameter in group]
@@ -100,11 +101,11 @@ class CheckOverflow:
         return _on_any_rank(self.has_overflow_serial(params))
 
     def has_overflow_serial(self, params: Iterable[torch.Tensor]) -> bool:
-        """The same of this rank alone."""
+        """The same for this rank only."""
         return any(self._has_inf_or_nan(parameter.grad) for parameter in params if parameter.grad is not None)
 
     def check_using_norm(self, norm_group: Iterable[float], reduce_overflow: bool = True) -> bool:
-        """Whether one of these norms is -1, as `get_weight_norm` says overflow; on any rank. Collective."""
+        """Whether one of these norms is -1 on any rank, which means overflow in `get_weight_norm`. Collective."""
         return _on_any_rank(-1 in list(norm_group))
 
     @staticmethod
@@ -113,7 +114,7 @@ class CheckOverflow:
 
 
 class _Holder:
-    """A gradient where torch's clipping looks for it."""
+    """An object with a gradient as attribute, for torch's clipping."""
 
     def __init__(self, gradient: torch.Tensor):
         self.grad = gradient
@@ -130,7 +131,7 @@ def _gradients(parameters: torch.Tensor | Iterable[torch.Tensor], mpu: Any) -> l
 
 
 def _norm(tensors: list[torch.Tensor], norm_type: float) -> torch.Tensor:
-    """In fp32, so that squares of 16-bit values do not overflow."""
+    """The norm, in fp32, so that squares of 16-bit values do not overflow."""
     return torch.nn.utils.get_total_norm([tensor.detach().float() for tensor in tensors], norm_type)
 
 

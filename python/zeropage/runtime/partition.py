@@ -1,4 +1,4 @@
-"""Splits of lists of weights, and of a tensor, into parts, as `deepspeed.runtime.utils` names them."""
+"""Splits lists of weights and tensors into parts, with the names of `deepspeed.runtime.utils`."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ class PartitionedTensor:
     """A tensor in even, flat parts: each rank of a group keeps one. Making it and `full` are collective."""
 
     def __init__(self, tensor: torch.Tensor, group: Any, partition_meta: Any = None):
-        """partition_meta: there for compatibility; parts are even."""
+        """partition_meta: accepted for compatibility; parts are even."""
         self.group = group
         self.orig_size = list(tensor.shape)
         self.orig_device = tensor.device

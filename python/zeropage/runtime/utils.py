@@ -18,7 +18,7 @@ from ..utils import logger
 
 
 def set_random_seed(seed: int) -> None:
-    """Seeds Python, numpy (where it is imported) and torch."""
+    """Seeds Python, numpy (if it is imported) and torch."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed)
@@ -26,12 +26,12 @@ def set_random_seed(seed: int) -> None:
 
 
 def ensure_directory_exists(filename: str | os.PathLike) -> None:
-    """Makes the folder that is to hold a file."""
+    """Makes the folder of a file."""
     os.makedirs(os.path.dirname(os.fspath(filename)) or ".", exist_ok=True)
 
 
 def see_memory_usage(message: str, force: bool = False) -> None:
-    """Logs what this rank's device and host hold; on rank 0, and only with `force`, as in DeepSpeed."""
+    """Logs the memory in use on this rank's device and host; on rank 0, and only with `force`, as in DeepSpeed."""
     if not force or current_world().rank != 0:
         return
     gc.collect()
@@ -48,7 +48,7 @@ def see_memory_usage(message: str, force: bool = False) -> None:
 
 
 def empty_cache() -> None:
-    """Gives the device's cached memory back, and begins its peaks again."""
+    """Frees the device's cached memory, and resets its peaks."""
     get_accelerator().empty_cache()
     get_accelerator().reset_peak_memory_stats()
 
@@ -59,8 +59,8 @@ def is_model_parallel_parameter(parameter: Any) -> bool:
 
 
 def move_to_device(item: Any, device: torch.device | str, criterion_func: Callable[[Any], bool] | None = None) -> Any:
-    """`item`, its lists, tuples and dicts copied, with the tensors that criterion_func names (None: all) on this
-    device."""
+    """A copy of `item` with its lists, tuples and dicts, and the tensors for which criterion_func is true (None: all)
+    on this device."""
     if isinstance(item, torch.Tensor):
         return item.to(device) if criterion_func is None or criterion_func(item) else item
     if isinstance(item, (list, tuple)):
@@ -74,7 +74,7 @@ copy_to_device = move_to_device
 
 
 def get_only_unique_item(items: Iterable[Any]) -> Any:
-    """The value that all of them have. Raises UsageError, a RuntimeError, where there are several or none."""
+    """The value that all of them have. Raises UsageError, a RuntimeError, if there are several values or none."""
     found = set(items)
     if len(found) != 1:
         raise UsageError(f"expected there to be only one unique element in {items}")
@@ -87,12 +87,12 @@ def call_to_str(base: str, *args: Any, **kwargs: Any) -> str:
 
 
 def mask_nan_or_inf_with_val_inplace(input: torch.Tensor, device: Any = None, val: float = -1.0) -> None:  # noqa: A002
-    """Puts `val` in the place of elements that are inf or nan."""
+    """Replaces elements that are inf or nan by `val`."""
     input.masked_fill_(~torch.isfinite(input), val)
 
 
 def get_inactive_params(param_list: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Those of stage 3 whose values are not in this rank's memory."""
+    """The parameters of stage 3 whose values are not in this rank's memory."""
     from ..compat.parameter_view import status_of
     from ..compat.zero_names import ZeroParamStatus
     from ..parameter_holders import is_sharded
@@ -112,8 +112,7 @@ noop_context = contextlib.nullcontext
 
 
 class DummyOptim:
-    """In the place of an optimizer for programs that ask an object for its groups: one group of parameters, and no
-    step."""
+    """Replaces an optimizer for programs that read the groups of an object: one group of parameters, and no step."""
 
     def __init__(self, params: Any):
         self.param_groups = [{"params": params}]

@@ -1,4 +1,4 @@
-"""`zeropage doctor`: what this machine offers and forbids, each finding with what to do about it."""
+"""`zeropage doctor`: lists the resources and limits of this machine, with advice for each finding."""
 
 import argparse
 import ctypes
@@ -24,7 +24,7 @@ _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 @dataclass(frozen=True)
 class Finding:
-    """level: ok, note (something is not there that may be wanted), or warning (something will be slow or fail)."""
+    """level: ok, note (something optional is missing), or warning (something will be slow or fail)."""
 
     name: str
     level: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Everything. Cost: about a second; nothing is changed."""
+    """All findings. Cost: about a second; nothing is changed."""
     checks = (
         _versions,
         _devices,
@@ -60,7 +60,7 @@ def console() -> int:
 def main(arguments: list[str]) -> int:
     """The command; 0 also when there are warnings, which are advice."""
     parser = argparse.ArgumentParser(
-        prog="zeropage doctor", description="Says what this machine offers and forbids, and what to do about it."
+        prog="zeropage doctor", description="Lists the resources and limits of this machine, with advice."
     )
     parser.add_argument("--json", action="store_true", help="for programs")
     findings = examine()
@@ -78,7 +78,7 @@ def main(arguments: list[str]) -> int:
 def _guarded(check: Callable[[], Finding]) -> Finding:
     try:
         return check()
-    except Exception as error:  # a machine that is odd in one way shall still be examined in the others
+    except Exception as error:  # after an unexpected error the other examinations must still run
         return Finding(
             check.__name__.strip("_").replace("_", " "),
             "warning",
@@ -98,7 +98,7 @@ def _devices() -> Finding:
     if not torch.cuda.is_available():
         driver = os.path.exists("/dev/nvidiactl")
         advice = (
-            "the driver is there, but torch sees no GPU: install a CUDA build of torch, and look at CUDA_VISIBLE_DEVICES"
+            "there is a driver, but torch finds no GPU: install a CUDA build of torch, and look at CUDA_VISIBLE_DEVICES"
             if driver
             else ""
         )
@@ -113,7 +113,10 @@ def _nccl() -> Finding:
         return Finding("NCCL", "ok", "not needed without a GPU")
     if not torch.distributed.is_nccl_available():
         return Finding(
-            "NCCL", "warning", "this torch has none, so GPUs talk through host memory", "install a CUDA build of torch"
+            "NCCL",
+            "warning",
+            "this torch has none, so GPUs communicate through host memory",
+            "install a CUDA build of torch",
         )
     return Finding("NCCL", "ok", ".".join(map(str, torch.cuda.nccl.version())))
 
@@ -198,15 +201,15 @@ def _io_uring() -> Finding:
     reasons = {
         errno.ENOSYS: (
             "this kernel has none",
-            "threads do the work of offload to disk instead; Linux 5.10 or newer has it",
+            "offload to disk uses threads instead; Linux 5.10 or newer has it",
         ),
         errno.EPERM: (
             "forbidden here",
-            "threads do the work of offload to disk instead; permit it by a seccomp profile with io_uring_setup, io_uring_enter and "
+            "offload to disk uses threads instead; permit it by a seccomp profile with io_uring_setup, io_uring_enter and "
             "io_uring_register, or sysctl kernel.io_uring_disabled=0",
         ),
     }
-    text, advice = reasons.get(code, (os.strerror(code), "threads do the work of offload to disk instead"))
+    text, advice = reasons.get(code, (os.strerror(code), "offload to disk uses threads instead"))
     return Finding("io_uring", "note", text, advice)
 
 

@@ -1,7 +1,7 @@
-"""HTML and SVG: `tag` is the one place where text becomes part of a page, and it escapes all of it.
+"""HTML and SVG. Only `tag` inserts text into a page, and it escapes all text.
 
-Text of other people (names of parameters, a configuration, whatever a file says) can therefore never become an element
-or an attribute.
+So text from outside (names of parameters, a configuration, the content of a file) can never become an element or an
+attribute.
 """
 
 import html
@@ -13,7 +13,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class Markup(str):
-    """Text that is markup already. Only this module, and constants, make it."""
+    """Text that is already markup. Only this module and constants make it."""
 
 
 def tag(element: str, *content: str, **attributes: object) -> Markup:
@@ -33,11 +33,11 @@ def tag(element: str, *content: str, **attributes: object) -> Markup:
 
 
 def joined(parts: Iterable[str]) -> Markup:
-    """One after the other: text, which is escaped, or `Markup`."""
+    """Concatenates text, which is escaped, and `Markup`."""
     return Markup("".join(part if isinstance(part, Markup) else escaped(part) for part in parts))
 
 
 def escaped(text: str) -> str:
-    """Text as markup that shows it. What cannot be shown or written (control characters, lone surrogates) becomes
-    U+FFFD."""
+    """Converts text to markup that shows it. Characters that cannot be shown or written (control characters, lone
+    surrogates) become U+FFFD."""
     return html.escape(_UNPRINTABLE.sub("\ufffd", text))

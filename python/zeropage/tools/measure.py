@@ -1,11 +1,12 @@
-"""What a job reaches on this machine: `zeropage plan --measure` starts this module as the ranks of the planned job.
+"""Measures what a job can reach on this machine. `zeropage plan --measure` starts this module as the ranks of the
+planned job.
 
-1. All ranks do the same at the same time, so that what they share (cores, memory, links) is shared as in training.
-2. Computation: one transformer layer of the model's width, forward and backward, or as near to it as a fraction of a
-   second goes.
+1. All ranks do the same at the same time, so that they share cores, memory and links as in training.
+2. Computation: one transformer layer of the model's width, forward and backward, or the largest smaller one that takes
+   a fraction of a second.
 3. Memory, links between ranks, the link to the host, and the disk (rank 0), each for about a second.
-4. Overlap: the layer again beside gathering, against the two one after the other.
-5. Rank 0 writes the slowest rank's figures under the names of the options of `zeropage plan`.
+4. Overlap: the layer and a gather at the same time, compared with one after the other.
+5. Rank 0 writes the figures of the slowest rank, with the names of the options of `zeropage plan`.
 """
 
 import argparse
@@ -25,10 +26,10 @@ from torch.nn import functional as F
 from .. import _C, distributed
 from ..initialize import parse_config
 
-LAYER_SECONDS = 0.5  # most of a layer's forward and backward
+LAYER_SECONDS = 0.5  # upper limit for a layer's forward and backward
 PAGE_BYTES = 16 << 20
-STREAM_BYTES = 64 << 20  # of each of three arrays: more than caches hold
-LEAST_RATE = 1.0  # where there is nothing to measure: one rank has no link
+STREAM_BYTES = 64 << 20  # size of each of three arrays: larger than the caches
+LEAST_RATE = 1.0  # if there is nothing to measure: a single rank has no link
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -51,7 +52,7 @@ class Layer(nn.Module):
 
 
 class Measurement:
-    """The ranks, where they run, and for how long each thing is measured."""
+    """The ranks, their device, and the time for each measurement."""
 
     def __init__(self, dtype: torch.dtype, seconds: float = 0.8):
         self.dtype = dtype
@@ -66,13 +67,14 @@ class Measurement:
             print(f"measuring: {text}", file=sys.stderr, flush=True)
 
     def settle(self) -> None:
-        """Waits for what the device was given, and for the other ranks."""
+        """Waits for the device, and for the other ranks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.communicator.barrier()
 
     def seconds_of(self, work: Callable[[], object]) -> float:
-        """Of one call, at its best of three blocks; all ranks make as many calls. The slowest rank's."""
+        """Seconds of one call, in the fastest of three blocks, on the slowest rank. All ranks make the same number of
+        calls."""
         work()
         self.settle()
         start = time.perf_counter()
@@ -95,8 +97,8 @@ class Measurement:
 
 
 def layer_step(measured: Measurement, width: int, batch: int, sequence: int) -> tuple[Callable[[], object], float, int]:
-    """A forward and backward of a layer, its operations and its width: as asked for, or as near as a fraction of a
-    second goes."""
+    """A forward and backward of a layer, its operations and its width: the requested width, or a smaller one that takes
+    a fraction of a second."""
     asked = {"width": max(64, width // 64 * 64), "sequence": sequence, "batch": batch}
     size = {"width": min(256, asked["width"]), "sequence": min(128, sequence), "batch": 1}
     while True:
@@ -122,7 +124,7 @@ def layer_step(measured: Measurement, width: int, batch: int, sequence: int) -> 
         if not smaller or measured.worst(time.perf_counter() - start) > LAYER_SECONDS / 4:
             per_token = sum(p.numel() for p in layer.parameters()) + 2 * size["width"] * size["sequence"]
             return step, 6.0 * size["batch"] * size["sequence"] * per_token, size["width"]
-        grows = min(smaller, key=lambda name: size[name] / asked[name])  # twice the width is four times the time
+        grows = min(smaller, key=lambda name: size[name] / asked[name])  # twice the width takes four times as long
         size[grows] = min(2 * size[grows], asked[grows])
 
 
@@ -133,7 +135,7 @@ def stream_rate(measured: Measurement) -> float:
 
 
 def host_rates(measured: Measurement, device_memory_rate: float) -> tuple[float, float]:
-    """Bytes per second between device and host, one way, and of the host's memory, all ranks together."""
+    """Bytes per second between device and host, in one direction, and of the host's memory, all ranks together."""
     host = torch.ones(STREAM_BYTES // 4, pin_memory=measured.device.type == "cuda")
     other = torch.empty_like(host, device=measured.device)
     link = STREAM_BYTES / measured.seconds_of(lambda: other.copy_(host, non_blocking=True))
@@ -144,7 +146,7 @@ def host_rates(measured: Measurement, device_memory_rate: float) -> tuple[float,
 
 
 def overlap_of(measured: Measurement, compute: Callable[[], object], compute_s: float) -> float:
-    """Share of a gather that costs a computation beside it nothing."""
+    """Share of a gather that does not slow down a computation at the same time."""
     if measured.world.size == 1:
         return 1.0
     shard = torch.zeros(PAGE_BYTES // measured.world.size, dtype=torch.uint8, device=measured.device)
@@ -167,7 +169,7 @@ def overlap_of(measured: Measurement, compute: Callable[[], object], compute_s: 
 
 
 def memory_bytes(measured: Measurement) -> tuple[int, int]:
-    """Of this rank's device, and of the host."""
+    """Memory of this rank's device, and of the host."""
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if measured.device.type == "cuda":
         return torch.cuda.get_device_properties(measured.device).total_memory, host
@@ -175,7 +177,7 @@ def memory_bytes(measured: Measurement) -> tuple[int, int]:
 
 
 def measure_disk(measured: Measurement, folder: str) -> dict[str, float]:
-    """The figures of the disk that `folder` is on. Raises IoError."""
+    """The figures of the disk of `folder`. Raises IoError."""
     read, write = _C.measure_drive(folder) if measured.world.rank == 0 else (LEAST_RATE, LEAST_RATE)
     measured.say(f"disk: {read / 1e9:.2f} GB/s read, {write / 1e9:.2f} GB/s written")
     system = os.statvfs(folder)
@@ -193,7 +195,9 @@ def measure(measured: Measurement, width: int, batch: int, sequence: int) -> dic
     gather, reduce, hop_s = _C.measure_links(measured.communicator, PAGE_BYTES, 2 * measured.seconds)
     link = 2 / (1 / gather + 1 / reduce) if gather else LEAST_RATE
     overlap = overlap_of(measured, step, compute_s)
-    measured.say(f"links: {link / 1e9:.2f} GB/s, {hop_s * 1e6:.1f} us a hop, {100 * overlap:.0f} % beside computation")
+    measured.say(
+        f"links: {link / 1e9:.2f} GB/s, {hop_s * 1e6:.1f} us a hop, {100 * overlap:.0f} % overlapped with computation"
+    )
     device_bytes, host_bytes = memory_bytes(measured)
     name = torch.cuda.get_device_name(measured.device) if measured.device.type == "cuda" else f"{platform.node()}'s CPU"
     return {
@@ -217,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m zeropage.tools.measure", description=__doc__.splitlines()[0])
     parser.add_argument("--output", required=True, help="file for the figures")
     parser.add_argument("--precision", choices=sorted(DTYPES), default="bf16")
-    parser.add_argument("--width", type=int, default=1024, help="of the model's layers")
+    parser.add_argument("--width", type=int, default=1024, help="width of the model's layers")
     parser.add_argument("--sequence", type=int, default=2048)
     parser.add_argument("--micro_batch", type=int, default=1)
     parser.add_argument("--disk_folder", default=".")

@@ -1,5 +1,5 @@
-"""`zeropage report RUN`: one HTML page about a run, from the file of `zeropage.metrics_file`. It needs no network and
-no scripts."""
+"""`zeropage report RUN`: makes an HTML page about a run from the file of `zeropage.metrics_file`. The page needs no
+network and no scripts."""
 
 import argparse
 import json
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="zeropage report", description="Draws a run: one HTML page from the file of zeropage.metrics_file."
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the metrics file, or a folder that holds one")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the metrics file, or its folder")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: the metrics file's name with .html")
     given = parser.parse_args(arguments)
     run = read_run(given.run)
@@ -93,7 +93,7 @@ def _heading(run: Run) -> Markup:
 def _skipped_text(run: Run) -> str:
     lines = ", ".join(map(str, run.skipped[:_SHOWN_LINES])) + (", ..." if len(run.skipped) > _SHOWN_LINES else "")
     count = "1 line was" if len(run.skipped) == 1 else f"{len(run.skipped)} lines were"
-    return f"{count} left out, being torn or no record of this version (line {lines})"
+    return f"{count} left out: incomplete, or no record of this version (line {lines})"
 
 
 def _tiles(run: Run) -> Markup:
@@ -119,7 +119,7 @@ def _tiles(run: Run) -> Markup:
 
 @dataclass(frozen=True)
 class _Figure:
-    """sources: where its numbers stand in the step records of the file."""
+    """sources: the fields of its numbers in the step records of the file."""
 
     title: str
     note: str
@@ -140,11 +140,11 @@ def _figures(run: Run) -> Iterable[_Figure]:
     whole = column("seconds", "whole")
     phases = {name: column("seconds", name) for name in ("forward", "backward", "step")}
     phases["between"] = [max(0.0, w - sum(values)) for w, *values in zip(whole, *phases.values(), strict=True)]
-    # The first step makes what is made once, and would flatten the others.
+    # The first step includes work that happens once, and would make the others look flat.
     rest = slice(1, None) if len(x) > 2 else slice(None)
     split = Chart(x[rest], {name: values[rest] for name, values in phases.items()}, _milliseconds, stacked=True).svg()
     note = "host time; between: data and the program's own work"
-    yield _Figure("Where a step's time goes", note, "seconds.whole, .forward, .backward, .step", split)
+    yield _Figure("Time of a step by part", note, "seconds.whole, .forward, .backward, .step", split)
     waits = {
         "for pages": "fault",
         "for gradients": "wait",
@@ -152,7 +152,7 @@ def _figures(run: Run) -> Iterable[_Figure]:
         "pages under way": "gather",
     }
     waiting = Chart(x[rest], {name: column("seconds", kind)[rest] for name, kind in waits.items()}, _milliseconds).svg()
-    note = "what is under way and not waited for runs beside the computation"
+    note = "transfers without waits overlap with the computation"
     yield _Figure("Waiting", note, "seconds.fault, .wait, .reduce, .gather", waiting)
     yield from _memory_figures(run, x, column)
     norm = Chart(x, {"gradient norm": column("grad_norm")}, _number).svg()
@@ -181,13 +181,13 @@ def _memory_figures(run: Run, x: list[int], column: Callable[..., list[float | N
 
 
 def _kinds(run: Run) -> list[str]:
-    """Of memory, in the order in which a step needs them."""
+    """The kinds of memory, in the order in which a step needs them."""
     counted = run.steps[-1]["bytes"] if run.steps else ()
     return sorted(counted, key=lambda kind: MEMORY_KINDS.index(kind) if kind in MEMORY_KINDS else len(MEMORY_KINDS))
 
 
 def _levels(run: Run) -> list[Level]:
-    """What the formula says, and with what may be live at stage 3."""
+    """The bytes of the formula, and with the limit on live parameters at stage 3."""
     state = sum(run.about["formula_bytes"].values())
     levels = [Level("state by the formula", state)]
     limit = run.about["live_limit_bytes"]
@@ -241,7 +241,7 @@ def _details(run: Run) -> Markup:
 
 
 def _at(record: Record, path: tuple[Any, ...]) -> Any:
-    """None: this record has no such field (kinds of memory may differ from step to step)."""
+    """The value of a field; None: the record does not have it (kinds of memory may differ between steps)."""
     for key in path:
         if isinstance(record, dict) and key not in record:
             return None

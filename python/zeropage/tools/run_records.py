@@ -1,10 +1,11 @@
-"""Reading the file of `zeropage.metrics_file` without believing it: `zeropage report` and `top` see only records that
-are whole.
+"""Reads the file of `zeropage.metrics_file`, which is not trusted: `zeropage report` and `top` get only complete
+records.
 
 1. The file is read line by line, and a line may have `_MAX_LINE_BYTES`.
-2. A line counts if it is JSON and has the fields of its kind of record with their types (`_FIELDS`). Numbers are finite
-   and of a size that can be drawn.
-3. Every other line is left out and counted: one that a kill or a full disk cut short, or one that somebody else wrote.
+2. A line counts if it is JSON and has the fields of its kind of record with their types (`_FIELDS`). Numbers must be
+   finite and of a size that can be drawn.
+3. Every other line is left out and counted: incomplete lines after a kill or on a full disk, and lines of other
+   programs.
 """
 
 import json
@@ -28,14 +29,14 @@ Check = Callable[[Any], bool]
 
 @dataclass
 class Run:
-    """What the file says: the last run of it, its steps in order (of a step done twice the later one), the last page
+    """The content of the file: its last run, the steps in order (of a repeated step the later record), the last page
     counts."""
 
     path: Path
     about: Record
     steps: list[Record] = field(default_factory=list)
     pages: Record | None = None
-    begun: int = 0  # how often
+    begun: int = 0  # number of starts
     skipped: list[int] = field(default_factory=list)  # numbers of the lines that are no records
 
 
@@ -64,7 +65,7 @@ def read_run(source: Path) -> Run:
 
 
 def parse_record(line: bytes) -> Record | None:
-    """The record in a line of the file; None when there is none."""
+    """The record in a line of the file, or None."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -88,7 +89,7 @@ def _records(path: Path) -> Iterator[Record | None]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Of a line that is longer than it may be only the start, which is no record."""
+    """The lines; of a line that is too long only the start, which is no record."""
     while line := file.readline(_MAX_LINE_BYTES):
         yield line
         while len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Charts as inline SVG, without scripts: lines, stacked areas and bars, each with values that show under the pointer.
+"""Charts as inline SVG, without scripts: lines, stacked areas and bars, each with values that appear under the pointer.
 
 The drawing is 420 units wide, so that its text stays readable on a phone; colours are the page's variables --c0, --c1,
 ...
@@ -28,8 +28,8 @@ class Level:
 
 @dataclass(frozen=True)
 class Chart:
-    """x: ascending. series: name -> one value for each x; None leaves a gap. stacked: areas on top of each other.
-    binary: the axis is divided in powers of 1024."""
+    """x: ascending. series: name -> one value for each x; None: a gap. stacked: areas on top of each other. binary: the
+    axis is divided in powers of 1024."""
 
     x: Sequence[float]
     series: dict[str, Values]
@@ -70,7 +70,7 @@ class Chart:
         return joined([drawing, _legend(chart, names)])
 
     def _thinned(self) -> "Chart":
-        """At most so many points that a line stays a line: means of neighbours."""
+        """The chart with fewer points, so that lines stay readable: means of neighbours."""
         size = math.ceil(len(self.x) / _MAX_POINTS)
         if size == 1:
             return self
@@ -175,7 +175,7 @@ def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> lis
 
 
 def _hover(scale: _Scale, chart: Chart, names: list[str]) -> list[Markup]:
-    """Invisible strips whose titles say the values."""
+    """Invisible strips whose titles show the values."""
     edges = [scale.x(value) for value in chart.x]
     out = []
     for i, center in enumerate(edges):

@@ -2,11 +2,11 @@
 metrics file is written.
 
     1. A rank is a process whose environment names a rank and a job; of its children (loader workers), which inherit
-       both, the parent counts.
+       both, only the parent is shown.
     2. Rates are differences between two looks at /proc.
-    3. The step comes from the last whole line of the file of `zeropage.metrics_file`, which rank 0 has open.
+    3. The step is read from the last complete line of the file of `zeropage.metrics_file`, which rank 0 has open.
 
-Nothing is asked of the job itself. Processes of other users are not seen.
+The job itself is not contacted. Processes of other users are not shown.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a job. job: its token; numbers as the environment has them."""
+    """One process of a job. job: its token; the numbers are those of the environment."""
 
     pid: int
     parent: int
@@ -40,8 +40,8 @@ class Rank:
 
 @dataclass(frozen=True)
 class Usage:
-    """At one moment. Bytes of memory; bytes read from and written to storage, and seconds of processors, since the
-    start."""
+    """The usage at one time: bytes of memory; and since the start bytes read from and written to storage, and processor
+    seconds."""
 
     time_s: float
     resident_bytes: int
@@ -59,7 +59,7 @@ def find_ranks(proc: Path = Path("/proc")) -> list[Rank]:
 
 
 def usage_of(pid: int, proc: Path = Path("/proc")) -> Usage | None:
-    """None: the process has ended."""
+    """The usage of a process; None: it has ended."""
     folder = proc / str(pid)
     try:
         stat = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -86,9 +86,9 @@ def last_steps(pid: int, proc: Path = Path("/proc")) -> list[dict]:
 
 
 def table(ranks: list[Rank], before: dict[int, Usage], after: dict[int, Usage]) -> str:
-    """What is shown; ranks that have ended in between are left out."""
+    """The table; ranks that have ended in between are left out."""
     if not ranks:
-        return "no job runs here: ranks are known by what the launcher (or torchrun) puts into their environment\n"
+        return "no job runs here: ranks are found by the environment variables of the launcher (or torchrun)\n"
     lines = []
     for job in dict.fromkeys(rank.job for rank in ranks):
         mine = [rank for rank in ranks if rank.job == job]

@@ -56,7 +56,7 @@ def log_dist(message: str, ranks: list[int] | None = None, level: int = logging.
 
 
 def instrument_w_nvtx(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose calls are a range of their name in torch's profiles."""
+    """Wraps `function` so that its calls are ranges with its name in torch's profiles."""
 
     @functools.wraps(function)
     def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ def instrument_w_nvtx(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class RepeatingLoader:
-    """A loader that starts again when it is through."""
+    """A loader that starts again at its end."""
 
     def __init__(self, loader: Iterable[Any]):
         self.loader = loader

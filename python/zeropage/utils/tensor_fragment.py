@@ -2,10 +2,10 @@
 DeepSpeed's `safe_*`.
 
 "Full" has the parameter's shape and is the same on all ranks; these functions are collective: every rank calls them,
-for the same parameters in the same order. "Local" is flat and holds the elements that this rank updates, all of them at
-stage 0. Gradients are there between the backward that completes an accumulation window and `step()`: the mean over
-ranks and micro batches, without the loss scale. Getters return None where there is nothing: the parameter is frozen,
-has no gradient now, or no state yet. Everything that is set holds from then on: the next step uses it.
+for the same parameters in the same order. "Local" is flat and has the elements that this rank updates, all of them at
+stage 0. Gradients exist between the backward that completes an accumulation window and `step()`: the mean over ranks
+and micro batches, without the loss scale. Getters return None if there is no value: the parameter is frozen, has no
+gradient now, or no state yet. The next step uses all values that were set.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from ..parameter_holders import engine_and_optimizer
 
 
 def safe_get_full_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
-    """A new tensor [param.shape] with the fp32 value: the master's, where there is one."""
+    """A new tensor [param.shape] with the fp32 value: that of the master, if there is one."""
     return _core(param).full_value(param, ValueKind.PARAMETER)
 
 
@@ -40,7 +40,7 @@ def safe_set_full_grad(param: torch.nn.Parameter, value: torch.Tensor) -> None:
 
 
 def safe_get_full_optimizer_state(param: torch.nn.Parameter, optim_state_key: str) -> torch.Tensor | None:
-    """A new fp32 tensor [param.shape] with a state by the element ("exp_avg"). Raises UsageError for one that the
+    """A new fp32 tensor [param.shape] with an elementwise state ("exp_avg"). Raises UsageError for a state that the
     optimizer does not have."""
     core, states = _core_and_states(param)
     if states is None:
@@ -48,7 +48,7 @@ def safe_get_full_optimizer_state(param: torch.nn.Parameter, optim_state_key: st
     if states.sees_whole(param):
         return states.full(param, optim_state_key)
     piece = states.local(param, optim_state_key)
-    # Ranks without elements of the parameter do not know whether it has the state.
+    # Ranks without elements of the parameter cannot know whether it has the state.
     there = core.assemble_value(param, _elements(core, param, piece is not None))
     if not there.all():
         return None
@@ -56,7 +56,7 @@ def safe_get_full_optimizer_state(param: torch.nn.Parameter, optim_state_key: st
 
 
 def safe_set_full_optimizer_state(param: torch.nn.Parameter, value: torch.Tensor, optim_state_key: str) -> None:
-    """value: [param.shape], the same on all ranks. Raises UsageError for a state that is not there."""
+    """value: [param.shape], the same on all ranks. Raises UsageError for a state that does not exist."""
     core, states = _core_and_states(param)
     if states is None:
         core.set_full_value(param, value, ValueKind.STATE, optim_state_key)
@@ -118,7 +118,7 @@ def safe_update_full_grad_vectorized(
     """Sets the mean gradient of each parameter to `update_func(gradient, parameter)`; those without a gradient are left
     out.
 
-    One parameter after the other, so that no rank ever holds more than one full gradient.
+    Handles one parameter after the other, so that no rank ever holds more than one full gradient.
     """
     for param in param_list:
         gradient = safe_get_full_grad(param)
@@ -131,7 +131,7 @@ def _core(param: torch.nn.Parameter) -> Any:
 
 
 def _core_and_states(param: torch.nn.Parameter) -> tuple[Any, Any]:
-    """The engine's C++ side, and where an optimizer of torch keeps its state; None: the engine does."""
+    """The engine's C++ side, and the object with the state of an optimizer of torch; None: the engine has the state."""
     core, optimizer = engine_and_optimizer(param)
     if core is None:
         raise UsageError(
@@ -142,5 +142,5 @@ def _core_and_states(param: torch.nn.Parameter) -> tuple[Any, Any]:
 
 
 def _elements(core: Any, param: torch.nn.Parameter, value: float) -> torch.Tensor:
-    """As many elements as this rank updates."""
+    """A tensor with as many elements as this rank updates."""
     return torch.full_like(core.piece_of_value(param, torch.zeros(param.shape, device=param.device)), float(value))

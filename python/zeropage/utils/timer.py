@@ -1,7 +1,7 @@
-"""Timers of programs: `deepspeed.utils.timer`. They wait for the device at each end, so that its work counts where it
-is given.
+"""Timers for programs: `deepspeed.utils.timer`. They wait for the device when they start and stop, so that they include
+its work.
 
-What the engine itself takes, by phase and without such waits, is in its metrics ("wall_clock_breakdown",
+The engine's own times, by phase and without such waits, are in its metrics ("wall_clock_breakdown",
 docs/monitoring.md).
 """
 
@@ -24,7 +24,7 @@ TIME_EPSILON = 1e-6  # seconds
 
 
 class Timer:
-    """One of SynchronizedWallClockTimer: adds up what lies between `start` and `stop`."""
+    """A timer of SynchronizedWallClockTimer: sums the times between `start` and `stop`."""
 
     def __init__(self, name: str):
         self.name_ = name
@@ -38,7 +38,7 @@ class Timer:
         self._begin = _now()
 
     def stop(self, reset: bool = False, record: bool = False) -> None:
-        """reset: forgets what was added up before. record: keeps this time for `mean`."""
+        """reset: discards earlier times. record: keeps this time for `mean`."""
         if not self.started_:
             raise UsageError(f"{self.name_} timer is not started")
         self.started_ = False
@@ -48,7 +48,7 @@ class Timer:
             self._records.append(took)
 
     def elapsed(self, reset: bool = True) -> float:
-        """Milliseconds so far; a timer that runs goes on."""
+        """Milliseconds so far; a running timer continues."""
         running = self.started_
         if running:
             self.stop()
@@ -60,8 +60,7 @@ class Timer:
         return total
 
     def mean(self) -> float:
-        """The mean of the recorded times in milliseconds, without the tenth that is shortest and the tenth that is
-        longest."""
+        """The mean of the recorded times in milliseconds, without the shortest and the longest tenth."""
         return trim_mean(self._records, 0.1)
 
     def reset(self) -> None:
@@ -87,7 +86,7 @@ class SynchronizedWallClockTimer:
         return self.timers
 
     def get_mean(self, names: Iterable[str], normalizer: float = 1.0, reset: bool = True) -> dict[str, float]:
-        """The means of those that exist, in milliseconds over `normalizer`."""
+        """The means of the existing timers, in milliseconds divided by `normalizer`."""
         means = {name: self.timers[name].mean() / normalizer for name in names if name in self.timers}
         if reset:
             for name in means:
@@ -102,7 +101,7 @@ class SynchronizedWallClockTimer:
         memory_breakdown: bool | None = None,
         ranks: list[int] | None = None,
     ) -> None:
-        """Logs the times of those that exist, on these ranks (None: rank 0), with memory in use if asked to."""
+        """Logs the times of the existing timers, on these ranks (None: rank 0), with memory in use if requested."""
         times = [
             f"{name}: {self.timers[name].elapsed(reset) / normalizer:.2f}" for name in names if name in self.timers
         ]
@@ -118,7 +117,7 @@ class SynchronizedWallClockTimer:
 
 
 class NoopTimer:
-    """In the place of SynchronizedWallClockTimer where nothing is to be timed."""
+    """Replaces SynchronizedWallClockTimer when nothing should be timed."""
 
     class Timer:
         def start(self) -> None: ...
@@ -171,8 +170,8 @@ class ThroughputTimer:
         logging_fn: Callable[[str], None] | None = None,
     ):
         """config: with `enabled`, or None. batch_size: samples of a micro step. start_step: steps that are not counted.
-        steps_per_output: after so many steps `logging_fn` (None: rank 0's log) gets a line, with the host's memory
-        where `monitor_memory` is set."""
+        steps_per_output: after so many steps `logging_fn` (None: rank 0's log) gets a line, with the host's memory if
+        `monitor_memory` is set."""
         self.enabled = getattr(config, "enabled", True)
         self.batch_size = max(batch_size, 1)
         self.start_step, self.steps_per_output, self.monitor_memory = start_step, steps_per_output, monitor_memory
@@ -227,6 +226,6 @@ def trim_mean(data: list[float], trim_percent: float) -> float:
 
 
 def _now() -> float:
-    """Seconds, when the device has done what it was given."""
+    """The current time in seconds, after a wait for the device."""
     get_accelerator().synchronize()
     return time.perf_counter()

@@ -1,7 +1,7 @@
-"""The model in a checkpoint as fp32, under the names that scripts import from `deepspeed.utils.zero_to_fp32`. One
-process, no engine.
+"""Reads the model in a checkpoint as fp32, with the names of `deepspeed.utils.zero_to_fp32`. It needs one process and
+no engine.
 
-Reads what `save_checkpoint` has written. `zeropage ckpt export` does the same from the command line.
+It reads checkpoints of `save_checkpoint`. `zeropage ckpt export` does the same from the command line.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class LazyTensor:
         return self.shape.numel()
 
     def contiguous(self) -> torch.Tensor:
-        """The whole tensor, in fp32 when it is of floats. Raises CheckpointError, IoError."""
+        """The whole tensor, in fp32 if its type is a floating-point type. Raises CheckpointError, IoError."""
         entry = self._entry
         values = self._step.read_tensor(entry.stored)
         if entry.order:
@@ -61,10 +61,10 @@ class LazyTensor:
 def get_fp32_state_dict_from_zero_checkpoint(
     checkpoint_dir: Path, tag: str | int | None = None, exclude_frozen_parameters: bool = False, lazy_mode: bool = False
 ) -> dict[str, Any]:
-    """Parameters and buffers of a step (default: the newest) by name, on the host, fp32; tied parameters share one
-    tensor.
+    """Parameters and buffers of a checkpoint (default: the newest) by name, on the host, in fp32; tied parameters share
+    one tensor.
 
-    lazy_mode: `LazyTensor`s, read one by one when asked. Raises CheckpointError.
+    lazy_mode: returns `LazyTensor`s, which are read one by one on request. Raises CheckpointError.
     """
     return fp32_state_dict(_open(checkpoint_dir, tag), exclude_frozen_parameters, lazy_mode)
 
@@ -72,7 +72,7 @@ def get_fp32_state_dict_from_zero_checkpoint(
 def fp32_state_dict(
     step: _C.Checkpoint, exclude_frozen_parameters: bool = False, lazy_mode: bool = False
 ) -> dict[str, Any]:
-    """The same of a step that is open already."""
+    """The same for a checkpoint that is already open."""
     state: dict[str, Any] = {}
     for entry in _C.model_tensors(step):
         if exclude_frozen_parameters and not entry.trainable and entry.stored.startswith("value/"):
@@ -95,7 +95,7 @@ def convert_zero_checkpoint_to_fp32_state_dict(
     paths.
 
     Tied parameters are written once. Memory: a few MB. Raises CheckpointError, ConfigError (safe_serialization=False:
-    nothing here writes pickles), IoError (files that exist are not replaced).
+    nothing here writes pickles), IoError (existing files are not replaced).
     """
     if not safe_serialization:
         raise ConfigError(
@@ -108,7 +108,7 @@ def convert_zero_checkpoint_to_fp32_state_dict(
 def load_state_dict_from_zero_checkpoint(
     model: torch.nn.Module, checkpoint_dir: Path, tag: str | int | None = None
 ) -> torch.nn.Module:
-    """Loads a step into a module that no engine holds, on the host; returns it."""
+    """Loads a checkpoint into a module that no engine holds, on the host; returns the module."""
     state = get_fp32_state_dict_from_zero_checkpoint(checkpoint_dir, tag)
     model = model.cpu()
     model.load_state_dict(state, strict=False)
@@ -116,8 +116,8 @@ def load_state_dict_from_zero_checkpoint(
 
 
 def write_script(checkpoint_dir: Path) -> None:
-    """Puts zero_to_fp32.py beside the steps, where programs look for it. A failure is a warning: the steps are there
-    without it."""
+    """Writes zero_to_fp32.py into the folder of the checkpoints, where programs expect it. A failure is only a warning:
+    the checkpoints do not need it."""
     path = os.path.join(os.fspath(checkpoint_dir), "zero_to_fp32.py")
     try:
         if os.path.exists(path):
@@ -129,17 +129,17 @@ def write_script(checkpoint_dir: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line of that script."""
+    """The command of that script."""
     parser = argparse.ArgumentParser(
         prog="zero_to_fp32.py", description="Writes the model in a checkpoint as fp32, in safetensors files."
     )
     parser.add_argument("checkpoint_dir", help="the folder that engine.save_checkpoint was given")
     parser.add_argument("output_dir", help="a folder for the model")
-    parser.add_argument("--max_shard_size", default="5GB", help="of one file (default: 5GB)")
-    parser.add_argument("--safe_serialization", action="store_true", help="is always so: pickles are never written")
-    parser.add_argument("-t", "--tag", help="the step (default: the newest)")
+    parser.add_argument("--max_shard_size", default="5GB", help="largest size of a file (default: 5GB)")
+    parser.add_argument("--safe_serialization", action="store_true", help="always on: pickles are never written")
+    parser.add_argument("-t", "--tag", help="the checkpoint (default: the newest)")
     parser.add_argument("--exclude_frozen_parameters", action="store_true", help="trainable parameters only")
-    parser.add_argument("-d", "--debug", action="store_true", help="for compatibility: errors say what there is to say")
+    parser.add_argument("-d", "--debug", action="store_true", help="accepted for compatibility")
     given = parser.parse_args(arguments)
     try:
         files = convert_zero_checkpoint_to_fp32_state_dict(

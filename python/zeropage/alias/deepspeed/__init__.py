@@ -1,7 +1,7 @@
-"""The names of DeepSpeed for programs that import them, each handed on to `zeropage`. There is no logic here.
+"""The names of DeepSpeed for programs that import them. `zeropage` provides each; there is no logic here.
 
-`_names.py` is the table; a module that it does not list does not exist, and a name that a module does not have is an
-error that says so.
+`_names.py` has the table. Modules that it does not list do not exist, and a missing name is an error that explains
+this.
 """
 
 import sys

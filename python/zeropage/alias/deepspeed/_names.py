@@ -1,7 +1,7 @@
-"""Which name of which module is what in `zeropage`, and the machinery that makes modules of this table.
+"""The table from names in modules of DeepSpeed to objects of `zeropage`, and the importer that makes these modules.
 
-A line of TABLE: the module's name, where its names are looked for (modules of `zeropage`, in order), and names that
-have another place.
+A line of TABLE: the module's name, the modules of `zeropage` in which its names are searched, in order, and names that
+are in other modules.
 """
 
 import importlib
@@ -128,19 +128,19 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if not fullname.startswith("deepspeed.") or _short(fullname) not in TABLE:
             return None
         spec = importlib.machinery.ModuleSpec(fullname, self, origin=__file__)
-        spec.submodule_search_locations = []  # all are packages: any may have modules inside
+        spec.submodule_search_locations = []  # all are packages, because any may contain modules
         return spec
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__doc__ = f"Names of `{module.__name__}` for programs that import them; what they mean is in `zeropage`."
+        module.__doc__ = f"Names of `{module.__name__}` for programs that import them; `zeropage` defines them."
         module.__getattr__ = lookup(module.__name__)
 
 
 def lookup(fullname: str) -> Callable[[str], Any]:
-    """The __getattr__ of a module: its modules, then its names. What is found is kept in the module."""
+    """The __getattr__ of a module: finds its modules, then its names. The result is kept in the module."""
     places, elsewhere = TABLE[_short(fullname)]
 
     def find(name: str) -> Any:

@@ -1,7 +1,7 @@
 """DeepSpeed's estimates of memory for model states, with its rules and its layout, so that figures can be compared.
 
-They count neither activations nor buckets, and gradients as DeepSpeed keeps them. `zeropage plan` shows what this
-engine holds.
+They count neither activations nor buckets, and count gradients as DeepSpeed keeps them. `zeropage plan` shows the
+memory of this engine.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 GIB = 2**30
-HOST_HEADROOM = 1.5  # the factor by which the rules enlarge what the host needs
+HOST_HEADROOM = 1.5  # the factor by which the rules increase the memory of the host
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Names of `engine.offload_states`, as `deepspeed.runtime.zero.offload_config` has them."""
+"""Names for `engine.offload_states`, as in `deepspeed.runtime.zero.offload_config`."""
 
 from enum import Enum
 
 
 class OffloadDeviceEnum(str, Enum):
-    """Where state can go."""
+    """The places for offloaded state."""
 
     none = "none"
     cpu = "cpu"
@@ -12,8 +12,8 @@ class OffloadDeviceEnum(str, Enum):
 
 
 class OffloadStateTypeEnum(str, Enum):
-    """What can go. Masters and moments (hp_params, optim_states) lie in one buffer and go together; so do lp_grads and
-    contiguous_grad_buffer."""
+    """The kinds of state that can be offloaded. Masters and moments (hp_params, optim_states) are in one buffer and are
+    moved together; so are lp_grads and contiguous_grad_buffer."""
 
     optim_states = "optim_states"
     hp_params = "hp_params"
