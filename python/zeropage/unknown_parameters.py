@@ -105,7 +105,7 @@ class UnknownParameters:
         if names:
             self._said.update(map(id, new))
             _say(
-                f"new in the model since zeropage.initialize: {_list(names)}. The engine does not train them, and checkpoints do not have "
+                f"new in the model after zeropage.initialize: {_list(names)}. The engine does not train them, and checkpoints do not have "
                 "them; call engine.add_parameters() on every rank, between updates, or make them before initialize"
             )
 

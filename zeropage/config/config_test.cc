@@ -280,7 +280,7 @@ TEST(Config, keys_without_effect_are_said) {
                            "config");
   ASSERT_EQ(lines.size(), 3u);
   EXPECT_EQ(lines[0],
-            "config:2: zero_optimization.sub_group_size: 1000000 has no effect: The update goes page by page, never "
+            "config:2: zero_optimization.sub_group_size: 1000000 has no effect: The update runs page by page, never "
             "over a larger group.");
   EXPECT_NE(lines[1].find(R"(zero_optimization.leaf_module.classes: ["Experts"] has no effect: )"), std::string::npos);
   EXPECT_NE(lines[2].find("as by default: zero_optimization.contiguous_gradients, "

@@ -1,12 +1,12 @@
 /// \file
-/// How parameters become pages:
+/// How parameters are put into pages:
 ///   1. The key of a page is (dtype, element bytes, group, trainable, persistent, whole). The parameters of a key, in
 ///      the order given, are divided into pages.
-///   2. A parameter is placed behind the one before it, at the next multiple of the parameter alignment. If it would
-///      end beyond page_numel, it is the first of the next page. A parameter larger than page_numel has a page to
-///      itself. Parameters that are needed whole: see whole_pages.h.
+///   2. A parameter is placed after the previous one, at the next multiple of the parameter alignment. If it would end
+///      beyond page_numel, it is the first of the next page. A parameter larger than page_numel has a page of its own.
+///      Parameters that are needed whole: see whole_pages.h.
 ///   3. Each page is cut into world_size shards of equal, aligned size. A page has at least one alignment unit per
-///      shard, so that pages of empty parameters need no special case anywhere.
+///      shard, so pages of empty parameters need no special case.
 /// Pages are numbered in the order of their first parameter.
 #include "zeropage/layout/layout.h"
 
@@ -79,7 +79,7 @@ std::size_t page_length(const std::vector<ParameterSpec>& parameters, const std:
   return needs_whole ? best_page_length(numels, options) : numels.size();
 }
 
-/// One parameter behind the other.
+/// Places one parameter after the other.
 void place_in_order(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
                     const Options& options) {
   for (const int index : indices) {
@@ -93,7 +93,7 @@ void place_in_order(Page& page, const std::vector<ParameterSpec>& parameters, co
   page.shard_numel = checked_round_up(share_numel, options.shard_alignment_numel, what);
 }
 
-/// Each parameter within one shard, if that is possible.
+/// Places each parameter within one shard, if possible.
 void place_in_shards(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
                      const Options& options) {
   std::vector<std::int64_t> numels;
@@ -166,10 +166,10 @@ void Layout::begin_training(int page) {
 
 std::vector<Segment> Layout::segments(int page, std::int64_t begin, std::int64_t end) const {
   if (page < 0 || page >= static_cast<int>(pages_.size())) {
-    throw UsageError(fmt::format("layout: page {} asked for, there are {}", page, pages_.size()));
+    throw UsageError(fmt::format("layout: page {} was requested, but there are {} pages", page, pages_.size()));
   }
   if (begin < 0 || begin > end || end > pages_[page].padded_numel) {
-    throw UsageError(fmt::format("layout: elements [{}, {}) asked of page {}, which has {}", begin, end, page,
+    throw UsageError(fmt::format("layout: elements [{}, {}) of page {} were requested, which has {}", begin, end, page,
                                  pages_[page].padded_numel));
   }
   const std::vector<Placement>& placements = pages_[page].placements;
@@ -188,7 +188,7 @@ std::vector<Segment> Layout::segments(int page, std::int64_t begin, std::int64_t
 
 std::vector<Segment> Layout::shard_segments(int page, int rank) const {
   if (rank < 0 || rank >= options_.world_size) {
-    throw UsageError(fmt::format("layout: rank {} asked for, the world has {}", rank, options_.world_size));
+    throw UsageError(fmt::format("layout: rank {} was requested, but there are {} ranks", rank, options_.world_size));
   }
   const std::int64_t shard_numel = page >= 0 && page < static_cast<int>(pages_.size()) ? pages_[page].shard_numel : 0;
   return segments(page, rank * shard_numel, (rank + 1) * shard_numel);

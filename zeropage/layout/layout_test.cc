@@ -94,7 +94,7 @@ void expect_shards_partition_parameters(const Layout& layout) {
         EXPECT_LE(position, (rank + 1) * page.shard_numel);
         EXPECT_EQ(layout.page_of(segment.parameter), page.index);
         EXPECT_EQ(segment.page_offset, layout.offset_of(segment.parameter) + segment.parameter_offset);
-        EXPECT_EQ(segment.parameter_offset, next[segment.parameter]) << "hole or repetition";
+        EXPECT_EQ(segment.parameter_offset, next[segment.parameter]) << "gap or repetition";
         next[segment.parameter] += segment.numel;
       }
     }
@@ -115,7 +115,7 @@ TEST(Layout, PropertiesHoldForRandomModels) {
   }
 }
 
-// Would catch segments() that drops or invents elements at odd borders: compared with a walk over every element.
+// Would catch segments() that drops or repeats elements at some borders: compared with a loop over every element.
 TEST(Layout, SegmentsOfAnyRangeEqualTheElementwiseAnswer) {
   std::vector<ParameterSpec> specs = {spec("a", 5), spec("b", 0), spec("c", 3), spec("d", 0), spec("e", 9)};
   const Layout layout(specs, {2, 100, 4, 8});
@@ -159,7 +159,7 @@ TEST(Layout, EmptyModelAndEmptyParameters) {
   EXPECT_TRUE(layout.shard_segments(0, 2).empty());
 }
 
-// Two ranks compare this text: it must differ when anything that matters differs.
+// Would catch a difference between ranks that this text does not show: ranks compare it.
 TEST(Layout, DescribeShowsEveryDifference) {
   const auto describe = [](auto change) {
     std::vector<ParameterSpec> specs = {spec("a", 60), spec("b", 30)};

@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::size_t kTriedLengths = 256;
 
-/// The rank of each parameter.
+/// The owning rank of each parameter.
 std::vector<int> owners_of(const std::vector<std::int64_t>& numels, int world_size) {
   std::vector<std::size_t> order(numels.size());
   std::iota(order.begin(), order.end(), std::size_t{0});

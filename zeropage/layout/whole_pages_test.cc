@@ -8,8 +8,8 @@
 namespace zeropage::layout {
 namespace {
 
-// Would catch pages of a matrix or two, of which most lie on two ranks; and frames that hold a large part of a large
-// model.
+// Would catch pages of only one or two matrices, most of them divided over two ranks; and frames that hold a large part
+// of a large model.
 TEST(WholePages, HoldSeveralParametersOfEachRank) {
   EXPECT_EQ(page_numel_for_whole_parameters(100'000'000, 1'000'000, 2, false), 8'000'000);
   EXPECT_EQ(page_numel_for_whole_parameters(10'000'000, 400'000, 2, true), 2'500'000);
@@ -53,7 +53,7 @@ TEST(WholePages, OfATransformerDivideFewParameters) {
     Options options{.world_size = world_size};
     options.page_numel = page_numel_for_whole_parameters(total, 4 * kWidth * kWidth, world_size, false);
     const Layout layout(parameters, options);
-    EXPECT_LE(divided(layout), world_size == 8 ? 4 : 0) << world_size;  // the rest that the last page is
+    EXPECT_LE(divided(layout), world_size == 8 ? 4 : 0) << world_size;  // the last page has the rest
     std::int64_t padded = 0;
     for (const Page& page : layout.pages()) padded += page.padded_numel;
     EXPECT_LE(padded, total + total / 20) << world_size;
@@ -61,7 +61,7 @@ TEST(WholePages, OfATransformerDivideFewParameters) {
   }
 }
 
-// Would catch positions that overlap or lie beyond the page, also of empty parameters and of sizes that fit nowhere.
+// Would catch positions that overlap or are beyond the page, also of empty parameters and of sizes that do not fit.
 TEST(WholePages, PlacesAreInOrderAndDisjoint) {
   auto parameters = transformer(3, 40);
   for (const std::int64_t numel : {0, 1, 65, 0, 9'000, 0}) {
@@ -97,7 +97,7 @@ TEST(WholePages, PlacesAreInOrderAndDisjoint) {
   }
 }
 
-// Would catch a page of one large parameter of which every other rank keeps as much memory as the owner.
+// Would catch a page of one large parameter for which every rank needs as much memory as the owner.
 TEST(WholePages, WithMuchPaddingAreDivided) {
   const Options options{.world_size = 4};
   EXPECT_FALSE(pack_into_shards({1'000'000}, options));

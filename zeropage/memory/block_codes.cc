@@ -65,7 +65,7 @@ void encode_blocks_by_operators(const CodedParts& parts, const void* values, std
   const at::Tensor x =
       at::constant_pad_nd(wide, {0, blocks * block_numel - parts.numel}).view({parts.count, blocks, block_numel});
   const at::Tensor largest = x.abs().amax(-1, /*keepdim=*/true);
-  // By a tensor: a division by a number may become a multiplication, which has other bits.
+  // The divisor is a tensor: torch may replace a division by a number by a multiplication, which has other bits.
   const at::Tensor levels = at::full_like(largest, parts.code == BlockCode::kInt8 ? 127.0 : 7.0);
   const float most = std::numeric_limits<float>::max() * (1.0F - 0x3p-24F);
   const at::Tensor scale = largest.clamp_max(most).div(levels);

@@ -1,6 +1,6 @@
 /// \file
-/// Values in 8 or 4 bits (optim/block_codes.h) on any device: by our own kernels where there are some, else by torch's
-/// operators, with the same bytes.
+/// Values in 8 or 4 bits (optim/block_codes.h) on any device: by our own kernels if there are some, otherwise by
+/// torch's operators, with the same bytes.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -10,14 +10,14 @@
 namespace zeropage::memory {
 
 /// coded [parts.total_bytes(), aligned to 4] = values, both on `device`; in the order of its current stream. Cost: one
-/// pass; by operators some ten, and temporary memory of twice the values in fp32. Errors: UsageError for other types
+/// pass; with operators about ten, and temporary memory of twice the values in fp32. Errors: UsageError for other types
 /// than fp32, bf16 and fp16.
 void encode_blocks(const optim::CodedParts& parts, const void* values, std::byte* coded, c10::Device device);
 
-/// The other way round.
+/// The reverse.
 void decode_blocks(const optim::CodedParts& parts, const std::byte* coded, void* values, c10::Device device);
 
-/// What these two do on devices for which there are no kernels.
+/// The same by torch's operators, for devices without kernels.
 void encode_blocks_by_operators(const optim::CodedParts& parts, const void* values, std::byte* coded,
                                 c10::Device device);
 void decode_blocks_by_operators(const optim::CodedParts& parts, const std::byte* coded, void* values,

@@ -13,8 +13,8 @@
 namespace zeropage::memory {
 namespace {
 
-// Catches operators of torch that code or decode other than the kernels: a rank whose build has no kernels would send
-// other values than one that has some.
+// Catches operators of torch that code or decode differently from the kernels: a rank whose build has no kernels would
+// send other values than one with kernels.
 TEST(BlockCodesByOperators, HaveTheBytesOfTheKernels) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;

@@ -18,7 +18,7 @@ namespace {
 
 constexpr std::int64_t kHugePageBytes = 2 << 20;
 
-// Huge pages only where rounding up to them cannot show in the memory table.
+// Huge pages are used only if rounding up to them is too small to be visible in the memory table.
 constexpr std::int64_t kHugePageThresholdBytes = 32 * kHugePageBytes;
 
 std::byte* map_host_memory(std::int64_t bytes) {
@@ -33,7 +33,7 @@ std::byte* map_host_memory(std::int64_t bytes) {
   return static_cast<std::byte*>(mapped);
 }
 
-/// Where it fails the memory is given back.
+/// If this fails, the memory is freed.
 void page_lock_memory(const PageLock& lock, std::byte* data, std::int64_t bytes) {
   constexpr unsigned kForAllDevices = 1;  // cudaHostRegisterPortable
   const int status = lock.lock(data, static_cast<std::size_t>(bytes), kForAllDevices);
@@ -61,7 +61,7 @@ DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_pt
       data_ = static_cast<std::byte*>(device_memory_.data_ptr());
     }
   }
-  // Page-locked memory of torch's takes the next power of two.
+  // torch's page-locked memory is rounded up to the next power of two.
   const bool rounded = place.pinned && device_memory_.defined();
   const auto taken = rounded ? static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(bytes_))) : bytes_;
   entry_ = LedgerEntry(std::move(ledger), kind, taken, place.tier);
@@ -74,7 +74,7 @@ DeviceBuffer::~DeviceBuffer() {
 }
 
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
-  // No ledger: who asks for this memory is not an engine.
+  // No ledger: this memory does not belong to an engine.
   auto buffer = std::make_unique<DeviceBuffer>(bytes, device, nullptr, MemoryKind::kParameters);
   std::byte* data = buffer->data();
   const auto free_buffer = [](void* context) { delete static_cast<DeviceBuffer*>(context); };
@@ -83,8 +83,8 @@ at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
 
 at::Tensor view_of(void* data, at::IntArrayRef sizes, at::OptionalIntArrayRef strides, at::ScalarType type,
                    c10::Device device) {
-  // The device is named: CUDA cannot tell it from a null pointer, or from one past the end, as those of empty tensors
-  // are.
+  // The device is given explicitly: CUDA cannot find it from a null pointer or from one past the end, which empty
+  // tensors have.
   return at::for_blob(data, sizes)
       .strides(strides)
       .options(at::TensorOptions().dtype(type).device(device))

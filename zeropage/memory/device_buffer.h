@@ -1,7 +1,7 @@
 /// \file
-/// Flat memory on a device: page-aligned mappings on the host (so that freeing gives memory back at once, and large
-/// buffers sit on huge pages), page-locked where that is asked for; torch's allocators elsewhere, and for page-locked
-/// memory where we cannot lock (page_lock.h).
+/// Flat memory on a device. On the host these are page-aligned mappings (so freeing returns memory at once, and large
+/// buffers use huge pages), page-locked if requested. torch's allocators are used on other devices, and for page-locked
+/// memory that we cannot lock ourselves (page_lock.h).
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -12,7 +12,7 @@
 
 namespace zeropage::memory {
 
-/// Where a buffer is, and on whose account.
+/// Where a buffer is, and the tier under which its bytes are counted.
 struct MemoryPlace {
   MemoryPlace(c10::Device device, Tier tier = Tier::kDevice, bool pinned = false)
       : device(device), tier(tier), pinned(pinned) {}
@@ -26,8 +26,8 @@ struct PageLock;
 
 class DeviceBuffer {
  public:
-  /// Zero-filled. `kind` says under which name the bytes are counted. Errors: IoError when the host has no memory, or
-  /// cannot lock it, c10::OutOfMemoryError on a device.
+  /// Zero-filled. The bytes are counted under `kind`. Errors: IoError when the host has no memory, or cannot lock it,
+  /// c10::OutOfMemoryError on a device.
   DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_ptr<Ledger> ledger, MemoryKind kind);
   ~DeviceBuffer();
   DeviceBuffer(const DeviceBuffer&) = delete;
@@ -39,15 +39,15 @@ class DeviceBuffer {
  private:
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
-  at::Tensor device_memory_;        // owns data_ on devices, and where torch's allocator has pinned it
-  const PageLock* lock_ = nullptr;  // holds data_
+  at::Tensor device_memory_;        // owns data_ on devices, and if torch's allocator has pinned it
+  const PageLock* lock_ = nullptr;  // has locked data_
   LedgerEntry entry_;
 };
 
-/// A new DeviceBuffer as torch's pointer that owns its memory. Errors: as the constructor's.
+/// A new DeviceBuffer as a DataPtr of torch that owns the memory. Errors: as the constructor.
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device);
 
-/// A tensor over memory that somebody else owns, which may be null where it is empty; without `strides` contiguous.
+/// A tensor over memory that it does not own, which may be null if it is empty; contiguous without `strides`.
 at::Tensor view_of(void* data, at::IntArrayRef sizes, at::OptionalIntArrayRef strides, at::ScalarType type,
                    c10::Device device);
 
@@ -59,15 +59,15 @@ at::Tensor flat_view(void* data, std::int64_t numel, at::ScalarType type, c10::D
 void copy_bytes(void* target, c10::Device target_device, const void* source, c10::Device source_device,
                 std::int64_t bytes);
 
-/// The same, but it is only started on the current stream, where one of them is a device.
+/// The same, but only started on the current stream if one of them is a device.
 void start_copy(void* target, c10::Device target_device, const void* source, c10::Device source_device,
                 std::int64_t bytes);
 
 /// The same within one device.
 void copy_bytes(void* target, const void* source, std::int64_t bytes, c10::Device device);
 
-/// Gives memory that torch keeps for later allocations back to the system, where other processes get it. Nothing on the
-/// CPU. Cost: waits for the device.
+/// Returns memory that torch keeps for later allocations to the system, so that other processes can use it. Does
+/// nothing on the CPU. Cost: waits for the device.
 void release_cached_memory(c10::Device device);
 
 /// Sets bytes to zero, in the order of the device's current stream.

@@ -11,7 +11,7 @@ namespace {
 
 const PageLock* replaced = nullptr;
 
-/// A function of CUDA's runtime library, which torch has loaded.
+/// Finds a function of CUDA's runtime library, which torch has loaded.
 void* cuda_function(const char* name) {
   if (void* found = dlsym(RTLD_DEFAULT, name)) return found;
   for (const int version : {13, 12}) {

@@ -1,4 +1,4 @@
-// Page-locked buffers, with a lock that notes what it is asked for.
+// Tests of page-locked buffers, with a lock that records its calls.
 #include "zeropage/memory/page_lock.h"
 
 #include <gtest/gtest.h>
@@ -58,7 +58,7 @@ TEST_F(PageLocks, AreHeldForAsManyBytesAsWereAskedFor) {
   EXPECT_TRUE(locked.empty());
 }
 
-// Catches a refusal that is not noticed, which would make every copy wait, and bytes that stay counted after it.
+// Catches an ignored refusal, which would make every copy wait, and bytes that are still counted after it.
 TEST_F(PageLocks, ARefusalIsAnError) {
   answer = 2;
   try {

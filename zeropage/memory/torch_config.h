@@ -1,6 +1,7 @@
 /// \file
-/// Included first by every torch-facing header: the wheel is built with NDEBUG, and `at::RecordFunction` and others
-/// have a different layout without it. A translation unit without NDEBUG would corrupt torch's callbacks silently.
+/// Every torch-facing header includes this first. torch's wheel is built with NDEBUG, and `at::RecordFunction` and
+/// others have a different layout without it. A translation unit without NDEBUG would silently corrupt torch's
+/// callbacks.
 #pragma once
 
 #ifndef NDEBUG

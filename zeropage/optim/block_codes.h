@@ -1,19 +1,19 @@
 /// \file
-/// Values on their way between ranks in 8 or 4 bits: ZeRO++'s quantized gathers and reductions (Wang et al., 2023).
+/// Values that ranks send in 8 or 4 bits: ZeRO++'s quantized gathers and reductions (Wang et al., 2023).
 ///
 /// A block of values has one scale, an fp32 number: its largest magnitude / 127, or / 7 in 4 bits. A value is the scale
-/// times a signed integer, which is the nearest one, ties to even. So the error of a value is at most half a scale,
-/// beside the rounding of fp32 and of the type of the values.
+/// times a signed integer, which is the nearest one, ties to even. So the error of a value is at most half a scale, in
+/// addition to the rounding of fp32 and of the type of the values.
 ///
-///   zeros                        come back as +0
-///   infinity, NaN                the whole block comes back as NaN, so that a check for overflow sees it
-///   a scale below 2^-126         the whole block comes back as zeros: magnitudes below 2e-36 (in 4 bits 9e-38)
+///   zeros                        are decoded as +0
+///   infinity, NaN                the whole block is decoded as NaN, so that a check for overflow finds it
+///   a scale below 2^-126         the whole block is decoded as zeros: magnitudes below 2e-36 (in 4 bits 9e-38)
 ///
-/// Values come in parts of equal length, one for each rank. Every part begins a block, so its bytes do not depend on
-/// the others. Its coded form is
+/// Values have parts of equal length, one for each rank. Every part begins a block, so its bytes do not depend on the
+/// others. Its coded form is
 ///
 ///   scales   fp32, one for each block
-///   codes    of whole blocks; behind the part's end they are those of zeros. In 4 bits byte i of a block has the codes
+///   codes    of whole blocks; after the part's end they are those of zeros. In 4 bits byte i of a block has the codes
 ///            of its elements i (low) and i + 64 (high).
 ///   padding  up to a multiple of 16 bytes
 ///
@@ -37,15 +37,15 @@ constexpr std::int64_t coded_blocks(BlockCode code, std::int64_t numel) {
   return (numel + block_numel_of(code) - 1) / block_numel_of(code);
 }
 
-/// Bytes of the coded form of a part of `numel` elements. Of bf16's bytes that are 0.51 in 8 bits and 0.27 in 4 bits,
-/// where a part has many blocks.
+/// Bytes of the coded form of a part of `numel` elements. Compared with bf16 these are 0.51 of the bytes in 8 bits and
+/// 0.27 in 4 bits, if a part has many blocks.
 constexpr std::int64_t coded_bytes(BlockCode code, std::int64_t numel) {
   const std::int64_t bytes =
       coded_blocks(code, numel) * (static_cast<std::int64_t>(sizeof(float)) + block_bytes_of(code));
   return (bytes + 15) / 16 * 16;
 }
 
-/// Values [count * numel] of one type, part after part, and how they are coded.
+/// Values [count * numel] of one type, part after part, and their code.
 struct CodedParts {
   BlockCode code = BlockCode::kInt8;
   DType dtype = DType::kFloat32;  ///< fp32, bf16 or fp16
@@ -65,11 +65,11 @@ constexpr bool is_codable(DType dtype) {
 /// UsageError for other types.
 void encode_blocks(const CodedParts& parts, const void* values, std::byte* coded);
 
-/// The other way round: every value is rounded once, from the fp32 product of scale and integer to its type.
+/// The reverse: every value is rounded once, from the fp32 product of scale and integer to its type.
 void decode_blocks(const CodedParts& parts, const std::byte* coded, void* values);
 
-/// rounded [numel] = what decode_blocks gives for encode_blocks of `values`: one part, without its coded form between.
-/// Both may be the same memory. Cost: one pass. Errors: UsageError for other types.
+/// rounded [numel] = decode_blocks(encode_blocks(values)) of one part, without storing its coded form. Both may be the
+/// same memory. Cost: one pass. Errors: UsageError for other types.
 void round_to_blocks(BlockCode code, DType dtype, const void* values, void* rounded, std::int64_t numel);
 
 }  // namespace zeropage::optim

@@ -14,17 +14,17 @@ namespace {
 
 constexpr int kCodeThreads = 128;
 constexpr int kCodeWarps = kCodeThreads / kWarpThreads;
-constexpr int kLaneNumel = static_cast<int>(block_numel_of(BlockCode::kInt8)) / kWarpThreads;  // at most
+constexpr int kLaneNumel = static_cast<int>(block_numel_of(BlockCode::kInt8)) / kWarpThreads;  // largest number of elements of a lane
 
 struct Coding {
   CodedParts parts;
-  std::int64_t blocks = 0;  ///< of a part
+  std::int64_t blocks = 0;  ///< number of blocks of a part
   const void* values = nullptr;
   void* decoded = nullptr;
   std::byte* coded = nullptr;
 };
 
-/// Where a warp's block is.
+/// The place of a warp's block.
 struct CodedBlock {
   float* scale = nullptr;
   std::uint8_t* codes = nullptr;
@@ -47,8 +47,8 @@ __device__ CodedBlock block_of_warp(const Coding& coding) {
           part * coding.parts.numel + block * block_numel, left < block_numel ? left : block_numel};
 }
 
-/// A lane has every 32nd element of its block, so that a warp's accesses are one run of memory. In 4 bits those in the
-/// upper half of a block are the other halves of bytes.
+/// A lane has every 32nd element of its block, so that a warp accesses consecutive memory. In 4 bits the elements of
+/// the upper half of a block are in the upper halves of the bytes.
 template <typename Values>
 __global__ void __launch_bounds__(kCodeThreads) encode_kernel(const __grid_constant__ Coding coding) {
   const CodedBlock block = block_of_warp(coding);

@@ -1,6 +1,6 @@
 /// \file
-/// Values in 8 or 4 bits (block_codes.h) on a GPU, with the host's bytes. There only where the build has found a CUDA
-/// compiler and a torch with CUDA (CMakeLists.txt).
+/// Values in 8 or 4 bits (block_codes.h) on a GPU, with the host's bytes. Only built with a CUDA compiler and a torch
+/// with CUDA (CMakeLists.txt).
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@
 
 namespace zeropage::optim {
 
-/// Start on `stream` (a cudaStream_t) what encode_blocks and decode_blocks do, in memory of the device. Cost: one
-/// launch, one pass. Errors: UsageError for other types than fp32, bf16 and fp16; Error when CUDA refuses a launch.
+/// Start encode_blocks and decode_blocks on `stream` (a cudaStream_t), in memory of the device. Cost: one launch, one
+/// pass. Errors: UsageError for other types than fp32, bf16 and fp16; Error when CUDA refuses a launch.
 void encode_on_cuda(const CodedParts& parts, const void* values, std::byte* coded, void* stream);
 void decode_on_cuda(const CodedParts& parts, const std::byte* coded, void* values, void* stream);
 

@@ -1,4 +1,4 @@
-// The kernels themselves, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
+// Tests of the kernels, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
 #include "zeropage/optim/block_codes_cuda.cu"
 
 #include <gtest/gtest.h>
@@ -12,8 +12,8 @@
 namespace zeropage::optim {
 namespace {
 
-// Catches a kernel whose bytes or values differ from the host's: ranks of both kinds would disagree; warps behind the
-// last block, blocks that are not full, halves of bytes that are exchanged, and a block with a NaN.
+// Catches a kernel whose bytes or values differ from the host's: ranks of both kinds would disagree; warps after the
+// last block, blocks that are not full, halves of bytes that are swapped, and a block with a NaN.
 TEST(BlockCodesOnCuda, HaveTheHostsBytes) {
   std::mt19937 random(1);
   std::normal_distribution<float> normal;
@@ -52,7 +52,7 @@ TEST(BlockCodesOnCuda, HaveTheHostsBytes) {
   }
 }
 
-// Catches a launch for nothing, and a type that would be taken for another one.
+// Catches a launch without elements, and a type that is treated as another one.
 TEST(BlockCodesOnCuda, NothingAndOtherTypes) {
   const auto before = emulated_launches;
   encode_on_cuda({BlockCode::kInt8, DType::kFloat32, 0, 4}, nullptr, nullptr, nullptr);

@@ -136,7 +136,7 @@ TEST(BlockCodes, AreWrongByAtMostHalfAStep) {
   }
 }
 
-// Catches an infinity or NaN that vanishes, or that spoils more than its own block.
+// Catches an infinity or NaN that is lost, or that affects more than its own block.
 TEST(BlockCodes, KeepWhatIsNotFinite) {
   for (const BlockCode code : kCodes) {
     for (const DType dtype : kTypes) {
@@ -174,7 +174,7 @@ TEST(BlockCodes, HaveAnAnswerForEveryMagnitude) {
   }
 }
 
-// Catches a rounding in place that differs from what travels: ranks that share memory would train another model.
+// Catches rounding in place that differs from coding and decoding: ranks that share memory would train another model.
 TEST(BlockCodes, RoundingIsWhatTravelGives) {
   for (const BlockCode code : kCodes) {
     for (const DType dtype : kTypes) {
@@ -188,7 +188,7 @@ TEST(BlockCodes, RoundingIsWhatTravelGives) {
   }
 }
 
-// Catches a format that takes more of the wire than it is for.
+// Catches a format that needs more bytes than intended.
 TEST(BlockCodes, TakeHalfAndAQuarterOfSixteenBits) {
   const std::int64_t numel = 100000;
   EXPECT_LE(coded_bytes(BlockCode::kInt8, numel), 0.512 * 2 * numel);
@@ -196,7 +196,7 @@ TEST(BlockCodes, TakeHalfAndAQuarterOfSixteenBits) {
   EXPECT_EQ(coded_bytes(BlockCode::kInt8, 0), 0);
 }
 
-// Catches a type that would be taken for another one.
+// Catches a type that is treated as another one.
 TEST(BlockCodes, RefuseOtherTypes) {
   std::vector<double> values(8);
   std::vector<std::byte> coded(512);

@@ -82,7 +82,7 @@ void round_stochastically(const float* source, void* destination, DType destinat
   auto* narrow = static_cast<std::uint16_t*>(destination);
   const auto index = static_cast<std::uint64_t>(first);
   const auto low = static_cast<std::uint32_t>(index);
-  // The loops count in 32 bits; what lies above is a part of the key.
+  // The loops count in 32 bits; the upper bits of the index are a part of the key.
   const std::int64_t until_carry = (std::int64_t{1} << 32) - low;
   if (numel > until_carry) {
     round_stochastically(source, destination, destination_dtype, until_carry, key, first);

@@ -1,6 +1,6 @@
 /// \file
-/// Conversion between fp32 and the 16-bit types, scalar and by the array. Towards 16 bits the nearest value is taken,
-/// ties to even; too large values become infinite; NaN stays NaN. Towards 32 bits it is exact.
+/// Conversion between fp32 and the 16-bit types, for scalars and arrays. To 16 bits values are rounded to nearest, ties
+/// to even; too large values become infinite; NaN stays NaN. To 32 bits the conversion is exact.
 #pragma once
 
 #include <bit>
@@ -48,8 +48,8 @@ constexpr float float_from_float16(std::uint16_t value) {
   return std::bit_cast<float>(sign | (magnitude >= 0x0f800000U ? special : finite));
 }
 
-/// Rounded up with the probability that makes the mean right, if `random` is any 32 bits. NaN and infinity stay. Adding
-/// 16 random bits below those that stay carries as often as it should.
+/// Stochastic rounding: rounds up with the probability that makes the mean right, for uniform 32 bits `random`. NaN and
+/// infinity do not change. Adding 16 random bits below the kept ones carries with this probability.
 constexpr std::uint16_t bfloat16_at_random(float value, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t special = (bits >> 16) | ((bits & 0x7fffffffU) > 0x7f800000U ? 0x40U : 0U);
@@ -57,13 +57,14 @@ constexpr std::uint16_t bfloat16_at_random(float value, std::uint32_t random) {
   return static_cast<std::uint16_t>((bits & 0x7f800000U) == 0x7f800000U ? special : rounded);
 }
 
-/// The same with 13 bits; below 2^-14, where steps are 2^-24, by a sum that pushes smaller bits out.
+/// The same with 13 bits; below 2^-14, where steps are 2^-24, by an addition that rounds smaller bits away.
 constexpr std::uint16_t float16_at_random(float value, std::uint32_t random) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   const std::uint32_t magnitude = bits & 0x7fffffffU;
   const std::uint32_t normal = (magnitude - (112U << 23) + (random & 0x1fffU)) >> 13;
   const float units = std::bit_cast<float>(magnitude) * 0x1p24F + static_cast<float>(random >> 16) * 0x1p-16F;
-  // At most 1024 units; larger magnitudes take another branch, and are kept from overflowing here.
+  // At most 1024 units; larger magnitudes are handled by another branch, and are limited here so that they do not
+  // overflow.
   const auto subnormal = static_cast<std::uint32_t>(static_cast<std::int32_t>(units < 2048.0F ? units : 2048.0F));
   const std::uint32_t special = magnitude > 0x7f800000U ? 0x7e00U : 0x7c00U;
   const std::uint32_t finite = magnitude < 0x38800000U ? subnormal : normal < 0x7c00U ? normal : 0x7c00U;
@@ -77,9 +78,9 @@ void to_float32(const void* source, DType source_dtype, float* destination, std:
 /// destination[0..numel) = source rounded to fp32 (a copy), bf16 or fp16; no overlap. Cost and errors: as to_float32.
 void from_float32(const float* source, void* destination, DType destination_dtype, std::int64_t numel);
 
-/// destination[0..numel) = source rounded to bf16 or fp16 at random: up with the probability that makes the mean right.
-/// Which way depends on `key`, on the element's index `first` + i, and on nothing else. NaN and infinity stay. Cost: as
-/// from_float32.
+/// destination[0..numel) = source rounded stochastically to bf16 or fp16: up with the probability that makes the mean
+/// right. The direction depends only on `key` and on the element's index `first` + i. NaN and infinity do not change.
+/// Cost: as from_float32.
 void round_stochastically(const float* source, void* destination, DType destination_dtype, std::int64_t numel,
                           std::uint64_t key, std::int64_t first);
 

@@ -12,7 +12,7 @@
 namespace zeropage::optim {
 namespace {
 
-/// A 16-bit type by its numbers, and conversions by the book in double.
+/// A 16-bit type by its parameters, and reference conversions in double.
 struct Format {
   DType dtype;
   int mantissa_bits;
@@ -85,7 +85,7 @@ TEST(Convert, NarrowingIsRightForRandomBits) {
   }
 }
 
-// A NaN whose payload sits in the dropped bits must not become infinity.
+// Would catch a NaN that becomes infinity because its payload is in the dropped bits.
 TEST(Convert, NanStaysNan) {
   for (const Format& format : kFormats) {
     for (std::uint32_t bits : {0x7f800001U, 0xff800001U, 0x7fffffffU, 0x7fc00000U, 0xffffffffU}) {
@@ -118,8 +118,7 @@ TEST(Convert, ArraysEqualScalarsForAllLengthsAndMisalignments) {
   }
 }
 
-// Would catch rounding at random that goes further than to the next value, moves what needs no rounding, or makes NaN
-// of infinity.
+// Would catch stochastic rounding beyond the next value, of values that need no rounding, or of infinity to NaN.
 TEST(Convert, StochasticRoundingTakesOneOfTheTwoNeighbours) {
   std::mt19937 random(6);
   constexpr int kNumel = 200'000;
@@ -170,7 +169,7 @@ TEST(Convert, StochasticRoundingIsRightOnAverage) {
   }
 }
 
-// Would catch a range whose rounding depends on where it begins: stages cut the same parameter at different places.
+// Would catch rounding that depends on where a range begins: stages cut the same parameter at different places.
 TEST(Convert, StochasticRoundingDependsOnKeyAndIndexAlone) {
   std::vector<float> wide(5000);
   for (std::size_t i = 0; i < wide.size(); ++i) wide[i] = 1.0F + 1e-3F * static_cast<float>(i);

@@ -1,8 +1,8 @@
 /// \file
-/// The words of CUDA that our kernels use, for a compiler that knows none of them, and start_kernel as in
-/// cuda_launch.h. One block runs after the other. Threads that do not meet do so, too; others take turns, each until it
-/// meets the rest. Under ThreadSanitizer they are threads of the system, so that it sees what a missing __syncthreads
-/// does. For tests alone.
+/// Emulates the parts of CUDA that our kernels use, for compilers without CUDA, and start_kernel as in cuda_launch.h.
+/// Blocks run one after the other. Threads without __syncthreads also run one after the other; threads with it take
+/// turns, each until its next __syncthreads. Under ThreadSanitizer they are threads of the system, so that it finds a
+/// missing __syncthreads. Only for tests.
 #pragma once
 
 #include <ucontext.h>
@@ -34,7 +34,7 @@ struct alignas(8) uint2 {
   unsigned x, y;
 };
 
-/// Accesses of memory that is not used again soon.
+/// Accesses to memory that is not used again soon.
 template <typename Word>
 Word __ldcs(const Word* from) {
   return *from;
@@ -87,7 +87,7 @@ struct EmulatedBlock {
 
 inline thread_local EmulatedBlock* emulated_block = nullptr;
 
-/// The next thread runs; this one goes on when all have come to a __syncthreads or their end.
+/// Lets the next thread run. This one continues when all threads have reached a __syncthreads or their end.
 inline void __syncthreads() {
   const unsigned thread = threadIdx.x;
   swapcontext(&emulated_block->contexts[thread], &emulated_block->scheduler);
@@ -127,9 +127,9 @@ inline void run_meeting(unsigned blocks, unsigned threads, const std::function<v
 
 #endif
 
-/// The largest value of the threads of a warp, for all of them; all threads of the block call it together.
+/// Returns the largest value of the threads of a warp to all of them. All threads of the block must call it together.
 inline std::uint32_t largest_in_warp(std::uint32_t value) {
-  static std::array<std::uint32_t, 1024> values;  // one block at a time
+  static std::array<std::uint32_t, 1024> values;  // only one block runs at a time
   values[threadIdx.x] = value;
   __syncthreads();
   const auto first = values.begin() + threadIdx.x / kWarpThreads * kWarpThreads;
@@ -138,10 +138,10 @@ inline std::uint32_t largest_in_warp(std::uint32_t value) {
   return largest;
 }
 
-/// How often this thread has started a kernel.
+/// The number of kernels that this thread has started.
 inline thread_local std::int64_t emulated_launches = 0;
 
-/// Returns when all threads have run. Nothing is ever in the memory of a GPU, and `stream` is not looked at.
+/// Returns when all threads have run. All memory is host memory, and `stream` is ignored.
 template <typename Argument>
 void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, Threads how,
                   const std::type_identity_t<Argument>& argument, cudaStream_t stream) {

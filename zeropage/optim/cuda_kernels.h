@@ -1,8 +1,8 @@
 /// \file
-/// The update kernels. update_kernel: masters and fp32 states, the fast one, of which there is one per pair of types.
-/// update_rounded_kernel: what is rounded at random, packed states and 16-bit parameters without masters, whose types
-/// it looks up at run time; threads of a block share the exponent of an int8 block. Both give the scalar twin's bits,
-/// but for those of a NaN, which the processor chooses. For update_cuda.cu alone.
+/// The update kernels. update_kernel: masters and fp32 states; the fast one, compiled for each pair of types.
+/// update_rounded_kernel: stochastic rounding of packed states and of 16-bit parameters without masters; it selects
+/// their types at run time, and threads of a block share the exponent of an int8 block. Both give the bits of the
+/// scalar reference, except for the bits of a NaN, which the processor chooses. Only for update_cuda.cu.
 #pragma once
 
 #include <cstddef>
@@ -19,19 +19,19 @@
 namespace zeropage::optim {
 
 constexpr int kThreads = 256;
-constexpr int kPieces = 32;  // kernels take at most 4 KB of arguments
+constexpr int kPieces = 32;  // arguments of a kernel are limited to 4 KB
 constexpr std::int64_t kBlockNumel = kThreads * kRunNumel;
 static_assert(kWarpNumel == kPackedBlockNumel, "a warp has a block of an int8 state");
 
 template <typename Rule>
 struct Piece {
   float* master = nullptr;     ///< null: the parameter is its own
-  PackedState states[2] = {};  ///< also those in fp32
+  PackedState states[2] = {};  ///< including those in fp32
   const void* gradient = nullptr;
   void* parameter = nullptr;
   std::int64_t numel = 0;
   std::uint64_t rounding_key = 0;
-  std::uint64_t index = 0;  ///< of the first element, for rounding
+  std::uint64_t index = 0;  ///< index of the first element, for rounding
   Rule rule = {};
 };
 
@@ -48,11 +48,11 @@ struct Launch {
 };
 static_assert(sizeof(Launch<AdamRule>) <= 4096 && kPieces <= 32);
 
-/// What a thread works on.
+/// The elements of a thread.
 struct Place {
   int piece;
-  std::int64_t first;  ///< of its elements, within the piece
-  int left;            ///< elements of the piece from there on, as far as they matter; 0: there are none
+  std::int64_t first;  ///< its first element, within the piece
+  int left;            ///< remaining elements of the piece from there on, limited to those of the thread; 0: none
   bool whole;          ///< see load_run
 };
 
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant_
   store_run(masters, piece.master, first, left, whole);
   ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) store_run(states[s], piece.states[s].data, first, left, whole);
-  // Of fp32 the master is the parameter.
+  // In fp32 the master is the parameter.
   if constexpr (sizeof(typename Parameter::Element) == 2) {
     store_narrow<Parameter>(masters, piece.parameter, first, left, whole);
   }
@@ -121,7 +121,7 @@ inline __device__ void load_packed(bool squares, float (&wide)[kRunNumel], const
   }
 }
 
-/// A warp has a block of the state: all of its threads call this together.
+/// A warp has a block of the state. All of its threads must call this together.
 inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel], const PackedState& state,
                                     const Place& place, std::uint64_t key, std::uint64_t index) {
   std::uint32_t largest = 0;
@@ -177,7 +177,7 @@ __device__ void store_states(const float (&states)[2][kRunNumel], const Launch<R
   }
 }
 
-/// Threads without an element go along, because a warp does all of a block of an int8 state together.
+/// Threads without an element also run this, because a warp handles a block of an int8 state together.
 template <typename Rule>
 __global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_constant__ Launch<Rule> launch) {
   const Place place = place_of_thread(launch);

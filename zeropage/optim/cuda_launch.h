@@ -1,5 +1,5 @@
 /// \file
-/// How kernels are started. nvcc runs them on a GPU; other compilers (cuda_emulation.h) on the host, so that tests can
+/// Starts kernels. With nvcc they run on a GPU; with other compilers (cuda_emulation.h) on the host, so that tests can
 /// compare them with the host's own functions on any machine. Internal to this room.
 #pragma once
 
@@ -7,8 +7,8 @@
 
 namespace zeropage::optim {
 
-/// Whether the threads of a block wait for each other (__syncthreads). Only the emulation asks, for which such threads
-/// are dear.
+/// Whether the threads of a block wait for each other (__syncthreads). Only the emulation needs this, because such
+/// threads are expensive there.
 enum class Threads { kApart, kMeet };
 
 constexpr int kWarpThreads = 32;
@@ -29,7 +29,7 @@ constexpr int kWarpThreads = 32;
 
 namespace zeropage::optim {
 
-/// The largest value of the threads of a warp, for all of them; they call it together.
+/// Returns the largest value of the threads of a warp to all of them. They must call it together.
 inline __device__ std::uint32_t largest_in_warp(std::uint32_t value) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
   return __reduce_max_sync(0xffffffffU, value);

@@ -1,5 +1,5 @@
 /// \file
-/// The types of elements that kernels read and write, and how a kernel is chosen by them. For the .cu files alone.
+/// The types of elements that kernels read and write, and the choice of a kernel by them. Only for the .cu files.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,8 @@ struct Float16 {
   }
 };
 
-/// Elements of a thread. They are two groups, so that each access of a warp is one run of memory: 16 bytes of every
-/// thread in fp32.
+/// Number of elements of a thread. They are in two groups, so that each access of a warp is to consecutive memory: 16
+/// bytes of every thread in fp32.
 constexpr int kRunNumel = 8;
 constexpr int kGroupNumel = 4;
 constexpr int kGroupStride = kWarpThreads * kGroupNumel;
@@ -46,7 +46,7 @@ constexpr int kWarpNumel = kWarpThreads * kRunNumel;
 /// The distance of a thread's element `k` from its first one.
 inline __device__ constexpr int offset_of(int k) { return k / kGroupNumel * kGroupStride + k % kGroupNumel; }
 
-/// What a thread reads or writes at once: a group of elements of so many bytes.
+/// The word that a thread reads or writes at once: a group of elements of this size.
 template <std::size_t kElementBytes>
 struct GroupOf;
 template <>
@@ -80,7 +80,7 @@ __device__ void load_run(Element (&values)[kRunNumel], const void* data, std::in
   }
 }
 
-/// The other way round.
+/// The reverse.
 template <typename Element>
 __device__ void store_run(const Element (&values)[kRunNumel], void* data, std::int64_t first, int left, bool whole) {
   using Word = typename GroupOf<sizeof(Element)>::Word;
@@ -89,7 +89,8 @@ __device__ void store_run(const Element (&values)[kRunNumel], void* data, std::i
     for (int k = 0; k < kRunNumel; k += kGroupNumel) {
       Word word;
       std::memcpy(&word, values + k, sizeof(word));
-      __stcs(reinterpret_cast<Word*>(to + offset_of(k)), word);  // a plain store is merged with those below, and split
+      __stcs(reinterpret_cast<Word*>(to + offset_of(k)),
+             word);  // a plain store would be merged with those below, and split
     }
   } else {
     for (int k = 0; k < kRunNumel; ++k) {

@@ -8,7 +8,7 @@
 namespace zeropage::optim {
 namespace {
 
-constexpr std::size_t kDeviceTypes = 64;  // torch has some twenty
+constexpr std::size_t kDeviceTypes = 64;  // torch has about twenty
 
 std::array<std::atomic<const DeviceKernels*>, kDeviceTypes>& registered() {
   static std::array<std::atomic<const DeviceKernels*>, kDeviceTypes> kernels{};

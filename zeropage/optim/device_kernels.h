@@ -1,6 +1,6 @@
 /// \file
-/// Which kernels of our own there are for a kind of device. Whoever has some registers them: the CUDA build for GPUs,
-/// the tests for their simulated device. Devices without kernels are updated by torch's operators.
+/// The registry of our own kernels by type of device. The CUDA build registers kernels for GPUs, and the tests register
+/// some for their simulated device. Devices without kernels use torch's operators.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace zeropage::optim {
 
-/// A range that is updated by one step.
+/// A range of elements with the same step.
 struct UpdatePiece {
   Arrays arrays;  ///< in the memory of the current device
   std::int64_t numel = 0;
@@ -25,20 +25,20 @@ struct SquaredPiece {
   DType dtype = DType::kFloat32;
 };
 
-/// Starts kernels on `stream`, which is what torch calls a stream's native handle (a cudaStream_t on GPUs).
+/// Functions that start kernels on `stream`, torch's native handle of a stream (a cudaStream_t on GPUs).
 struct DeviceKernels {
-  /// The update of all pieces: update_cuda.h says what it does.
+  /// The update of all pieces: see update_cuda.h.
   void (*update)(const std::vector<UpdatePiece>& pieces, void* stream) = nullptr;
 
-  /// The sums of the squares of all pieces: norm_cuda.h says what it does. Null: torch's operators do it.
+  /// The sums of the squares of all pieces: see norm_cuda.h. Null: torch's operators are used.
   void (*square)(const std::vector<SquaredPiece>& pieces, double* lanes, double* blocks, void* stream) = nullptr;
 
-  /// Values in 8 or 4 bits: block_codes_cuda.h says what they do. Both or none; null: torch's operators do it.
+  /// Values in 8 or 4 bits: see block_codes_cuda.h. Set both or none; null: torch's operators are used.
   void (*encode)(const CodedParts& parts, const void* values, std::byte* coded, void* stream) = nullptr;
   void (*decode)(const CodedParts& parts, const std::byte* coded, void* values, void* stream) = nullptr;
 };
 
-/// Registers them for a device type (torch's number for it). `kernels` live as long as the process.
+/// Registers them for a device type (torch's number for it). `kernels` must exist until the process ends.
 void set_device_kernels(int device_type, const DeviceKernels* kernels);
 
 /// Null when there are none. Cost: one read.

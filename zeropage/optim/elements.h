@@ -1,5 +1,5 @@
 /// \file
-/// The rules of rules.h for one element: what the scalar twin and the CUDA kernels run, from one source. Without fused
+/// The rules of rules.h for one element. The scalar reference and the CUDA kernels use this source. Without fused
 /// multiply-add, and with correctly rounded roots and divisions, both give the same bits. Internal to this room.
 #pragma once
 

@@ -11,7 +11,7 @@
 namespace zeropage::optim {
 namespace {
 
-constexpr std::int64_t kBlockNumel = 2048;  // what lies between the loops stays in the L1 cache
+constexpr std::int64_t kBlockNumel = 2048;  // intermediate values between the loops stay in the L1 cache
 
 struct Scalars {
   float gradient_scale, beta1, one_minus_beta1, beta2, one_minus_beta2, correct_first, correct_second, eps_inside,

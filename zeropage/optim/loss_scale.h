@@ -1,11 +1,11 @@
 /// \file
 /// The loss scale of fp16 training, by the rule of DeepSpeed's dynamic scaler:
 ///   1. A step that overflowed uses up one unit of hysteresis; on the last unit the scale is halved instead, not below
-///      the minimum. When it is at the minimum already, training cannot go on: an error.
-///   2. Let s be the clean steps since the last overflow (or the start), the current one not counted. When s is a
-///      positive multiple of the window the scale is doubled and the hysteresis refilled. (So the first doubling comes
-///      with clean step number window + 1.)
-///   3. With consecutive_hysteresis every clean step refills the hysteresis; without it only a doubling does.
+///      the minimum. If it is already at the minimum, training cannot continue: this is an error.
+///   2. Let s be the number of clean steps since the last overflow (or the start), without the current one. When s is a
+///      positive multiple of the window, the scale is doubled and the hysteresis is reset. (So the first doubling is at
+///      clean step number window + 1.)
+///   3. With consecutive_hysteresis every clean step resets the hysteresis; without it only a doubling does.
 /// A static scale never changes.
 #pragma once
 
@@ -16,10 +16,10 @@
 
 namespace zeropage::optim {
 
-/// What a checkpoint keeps of a LossScaler.
+/// The state of a LossScaler in a checkpoint.
 struct LossScaleState {
   double scale = 1.0;
-  std::int64_t step = 0;                 ///< updates so far
+  std::int64_t step = 0;                 ///< number of updates so far
   std::int64_t last_overflow_step = -1;  ///< -1: none yet
   int hysteresis_left = 1;
 
@@ -36,14 +36,14 @@ class LossScaler {
   double scale() const { return state_.scale; }
   bool dynamic() const { return config_.dynamic; }
 
-  /// Tells how the step went; every rank must be told the same. Errors: Error when the gradients overflowed at the
-  /// minimal scale (the state then stays as it was); it names the first `parameter` that did.
+  /// Records the result of a step, which must be the same on every rank. Errors: Error when the gradients overflowed at
+  /// the minimal scale (the state is then unchanged), with the first such `parameter`.
   void update(bool overflow, std::string_view parameter = "unknown");
 
   const LossScaleState& state() const { return state_; }
 
-  /// Continues from a checkpoint. A static scale stays what the configuration says. Errors: CheckpointError when
-  /// `state` is none that a scaler can be in.
+  /// Continues from a checkpoint. A static scale stays that of the configuration. Errors: CheckpointError when `state`
+  /// is impossible.
   void set_state(const LossScaleState& state);
 
  private:

@@ -21,7 +21,7 @@ config::LossScale dynamic(std::int64_t window, int hysteresis, bool consecutive,
           .min_scale = min_scale};
 }
 
-/// The rule said again, from the whole history instead of a state: scale after each step, -1 where the error comes.
+/// The rule computed from the whole history instead of a state: the scale after each step, -1 for the error.
 std::vector<double> scales_of_history(const std::vector<bool>& overflows, const config::LossScale& config) {
   std::vector<double> scales;
   double scale = std::ldexp(1.0, config.initial_power);
@@ -92,7 +92,7 @@ TEST(LossScaler, ByHand) {
   EXPECT_EQ(run("...", false), (std::vector<double>{16, 16, 32}));
   EXPECT_EQ(run("..o...", false), (std::vector<double>{16, 16, 16, 16, 16, 32}));
   EXPECT_EQ(run("o.o.o", false), (std::vector<double>{16, 16, 8, 8, 4})) << "hysteresis stays used up";
-  EXPECT_EQ(run("o.o.o", true), (std::vector<double>{16, 16, 16, 16, 16})) << "a clean step refills it";
+  EXPECT_EQ(run("o.o.o", true), (std::vector<double>{16, 16, 16, 16, 16})) << "a clean step resets it";
   EXPECT_EQ(run("oooo", false), (std::vector<double>{16, 8, 4, -1}));
 }
 
@@ -119,7 +119,7 @@ TEST(LossScaler, StaticScaleNeverChanges) {
   EXPECT_FALSE(scaler.dynamic());
 }
 
-// Would catch state that a checkpoint forgets: a restored scaler must go on exactly as the saved one.
+// Would catch state that a checkpoint does not contain: a restored scaler must continue exactly like the saved one.
 TEST(LossScaler, ContinuesFromItsState) {
   for (int cut = 0; cut < 12; ++cut) {
     LossScaler original(dynamic(3, 2, false));

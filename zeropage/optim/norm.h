@@ -1,5 +1,5 @@
 /// \file
-/// The global gradient norm and the factor that limits it.
+/// The global gradient norm, and the factor of clipping.
 #pragma once
 
 #include <cstdint>
@@ -8,19 +8,19 @@
 
 namespace zeropage::optim {
 
-/// Sum of the squares of fp32, bf16, fp16 or fp64 elements that come in pieces, each square and the sum in double.
-/// Element i of a block of kBlockNumel goes to partial sum i mod 16; these are added in one order, and the blocks in
-/// theirs. So the result depends on the values only: not on the pieces, the machine or threads. Infinity and NaN
+/// Sum of the squares of fp32, bf16, fp16 or fp64 elements that are added in pieces, each square and the sum in double.
+/// Element i of a block of kBlockNumel goes to partial sum i mod 16; these are added in a fixed order, and so are the
+/// blocks. So the result depends only on the values, not on the pieces, the machine or threads. Infinity and NaN
 /// propagate; fp32 squares cannot overflow.
 class SquareSum {
  public:
   static constexpr int kLanes = 16;
   static constexpr std::int64_t kBlockNumel = 1 << 16;
 
-  /// The next `numel` elements. Cost: one read. Errors: UsageError for kOther.
+  /// Adds the next `numel` elements. Cost: one read. Errors: UsageError for kOther.
   void add(const void* data, DType dtype, std::int64_t numel);
 
-  /// Of all elements so far. Cost: a few additions.
+  /// The sum of all elements so far. Cost: a few additions.
   double sum() const;
 
  private:
@@ -29,12 +29,12 @@ class SquareSum {
   template <typename Element, typename AddBlock>
   void add_in_blocks(const Element* data, std::int64_t numel, AddBlock add_block);
 
-  double blocks_ = 0.0;        // of those that are complete
-  std::int64_t in_block_ = 0;  // elements of the one that is not
+  double blocks_ = 0.0;        // sum of the complete blocks
+  std::int64_t in_block_ = 0;  // elements of the incomplete block
   double lanes_[kLanes] = {};
 };
 
-/// Blocks of SquareSum in so many elements.
+/// Number of blocks of SquareSum for `numel` elements.
 constexpr std::int64_t square_blocks(std::int64_t numel) {
   return (numel + SquareSum::kBlockNumel - 1) / SquareSum::kBlockNumel;
 }

@@ -1,5 +1,4 @@
-// Sums of squares as SquareSum defines them: a thread for each of its partial sums, which adds the elements in the same
-// order.
+// Sums of squares as defined by SquareSum: one thread for each of its partial sums adds the elements in the same order.
 #include "zeropage/optim/norm_cuda.h"
 
 #include <string>
@@ -16,7 +15,7 @@ constexpr int kSquareLanes = SquareSum::kLanes;
 constexpr std::int64_t kSquareBlockNumel = SquareSum::kBlockNumel;
 constexpr int kSquareThreads = 128;
 constexpr int kSquarePieces = 128;  // kernels take at most 4 KB of arguments
-constexpr int kAhead = 32;          // loads under way in each thread, so that few threads keep the memory busy
+constexpr int kAhead = 32;          // concurrent loads in each thread, so that few threads use the full memory bandwidth
 
 struct Squares {
   const void* data[kSquarePieces] = {};
@@ -24,7 +23,7 @@ struct Squares {
   unsigned first_block[kSquarePieces] = {};
   int count = 0;
   unsigned blocks = 0;
-  double* lanes = nullptr;  ///< of the first piece's first block on
+  double* lanes = nullptr;  ///< starting with those of the first piece's first block
 };
 static_assert(sizeof(Squares) <= 4096);
 

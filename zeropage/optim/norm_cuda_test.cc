@@ -1,4 +1,4 @@
-// The kernels themselves, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
+// Tests of the kernels, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
 #include "zeropage/optim/norm_cuda.cu"
 
 #include <gtest/gtest.h>
@@ -19,7 +19,7 @@ std::vector<float> values_of_all_sizes(std::size_t numel) {
   return values;
 }
 
-/// Per piece: the kernels' sum.
+/// The kernels' sum of each piece.
 std::vector<double> sums_by_kernels(const std::vector<SquaredPiece>& pieces) {
   std::int64_t blocks = 0;
   for (const auto& piece : pieces) blocks += square_blocks(piece.numel);
@@ -37,7 +37,7 @@ std::vector<double> sums_by_kernels(const std::vector<SquaredPiece>& pieces) {
 }
 
 // Would catch a kernel that adds in another order than the host, leaves out elements at the end of a block or a piece,
-// or takes those of the piece beside it; and launches that mix up pieces of two types or beyond what one launch takes.
+// or uses those of the next piece; and launches that mix up pieces of two types, or more pieces than one launch takes.
 TEST(NormOnCuda, HasTheHostsBits) {
   const std::vector<std::int64_t> lengths = {1, 15, 16, 0, 17, 511, 512, 65535, 65536, 65537, 150001, 0};
   const auto values = values_of_all_sizes(400000);

@@ -65,7 +65,8 @@ TEST(SumOfSquares, OtherTypesEqualTheirFp32Values) {
   EXPECT_THROW(sum_of_squares(values.data(), DType::kOther, 4), UsageError);
 }
 
-// The step's overflow global check rests on this: one bad element anywhere must show, and large finite ones must not.
+// Would catch a missed overflow in the global check of the step: one infinity or NaN anywhere must be visible, and
+// large finite values must not be.
 TEST(SumOfSquares, OnlyBadElementsMakeItBad) {
   for (std::size_t bad = 0; bad < 37; ++bad) {
     std::vector<float> values(37, 3e38F);
@@ -77,7 +78,7 @@ TEST(SumOfSquares, OnlyBadElementsMakeItBad) {
   }
 }
 
-// Would catch a norm that depends on the pieces in which a reduction happens to write a gradient.
+// Would catch a norm that depends on the pieces in which a reduction writes a gradient.
 TEST(SquareSum, DoesNotDependOnThePieces) {
   const std::vector<float> values = random_values(3 * SquareSum::kBlockNumel + 777);
   const auto numel = static_cast<std::int64_t>(values.size());
@@ -104,7 +105,7 @@ TEST(ClipCoefficient, FollowsClipGradNorm) {
   EXPECT_FLOAT_EQ(clip_coefficient(4.0, 1.0), 1.0F / 4.000001F);
   EXPECT_EQ(clip_coefficient(4.0, 0.0), 1.0F) << "0 means no clipping";
   EXPECT_EQ(clip_coefficient(INFINITY, 1.0), 0.0F);
-  EXPECT_TRUE(std::isnan(clip_coefficient(NAN, 1.0))) << "a NaN norm must not pass for a small one";
+  EXPECT_TRUE(std::isnan(clip_coefficient(NAN, 1.0))) << "a NaN norm must not count as a small one";
 }
 
 }  // namespace

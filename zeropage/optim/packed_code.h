@@ -1,6 +1,6 @@
 /// \file
-/// One element of an int8 state (packed_state.h), and the exponent that a block shares: what the host's loops and the
-/// CUDA kernels run, from one source. Internal to this room.
+/// One element of an int8 state (packed_state.h), and the exponent of a block. The host's loops and the CUDA kernels
+/// use this source. Internal to this room.
 #pragma once
 
 #include <bit>
@@ -8,17 +8,17 @@
 
 namespace zeropage::optim {
 
-inline constexpr std::uint8_t kInfiniteBlock = 255;  // its exponent: unpacks to infinity and NaN
+inline constexpr std::uint8_t kInfiniteBlock = 255;  // this exponent: the block unpacks to infinity and NaN
 inline constexpr std::uint32_t kMagnitude = 0x7fffffffU;
 
-/// A code of 8 bits with `exponent_bits` of exponent and 3 of mantissa, after a sign where one fits.
+/// A code of 8 bits with `exponent_bits` of exponent and 3 of mantissa, and a sign if a bit remains for it.
 template <int exponent_bits>
 struct Code {
   static constexpr bool kSigned = exponent_bits == 4;
-  // In fp32's terms: where the code's normal numbers begin, below the block's exponent, which stands for 2^0.
+  // As an fp32 exponent: the smallest normal numbers of the code, relative to the block's exponent, which is 2^0.
   static constexpr std::uint32_t kFirstExponent = 127 - ((1U << exponent_bits) - 2);
   static constexpr std::uint32_t kLargest = (1U << (exponent_bits + 3)) - 1;
-  static constexpr float kUnit = std::bit_cast<float>((kFirstExponent - 3) << 23);  // between subnormals
+  static constexpr float kUnit = std::bit_cast<float>((kFirstExponent - 3) << 23);  // the distance of subnormals
   static constexpr float kUnitsPerOne = std::bit_cast<float>((254 - (kFirstExponent - 3)) << 23);
 
   static constexpr float widen(std::uint8_t code) {
@@ -48,17 +48,17 @@ using SquaresCode = Code<5>;
 /// These bits have the order of the magnitudes; NaN is above infinity.
 constexpr std::uint32_t magnitude_bits(float value) { return std::bit_cast<std::uint32_t>(value) & kMagnitude; }
 
-/// Of a block whose largest magnitude has these bits. The largest code is 1.875: what lies above it takes the next
-/// exponent.
+/// The exponent of a block whose largest magnitude has these bits. The largest code is 1.875; larger values need the
+/// next exponent.
 constexpr std::uint8_t shared_exponent(std::uint32_t largest_magnitude) {
   const std::uint32_t exponent = (largest_magnitude + 0xfffffU) >> 23;
   return exponent < 254 ? static_cast<std::uint8_t>(exponent) : kInfiniteBlock;
 }
 
-/// What the widened codes of a block are multiplied by.
+/// The factor of the widened codes of a block.
 constexpr float block_scale(std::uint8_t exponent) { return std::bit_cast<float>(std::uint32_t{exponent} << 23); }
 
-/// And its values, before they are rounded to codes.
+/// The factor of the values of a block before they are rounded to codes.
 constexpr float inverse_block_scale(std::uint8_t exponent) {
   return exponent == kInfiniteBlock ? 0.0F : std::bit_cast<float>((254U - exponent) << 23);
 }

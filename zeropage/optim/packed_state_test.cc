@@ -33,7 +33,7 @@ std::vector<float> spread_values(std::int64_t numel, bool squares, unsigned seed
   return values;
 }
 
-// Would catch states that drift by being read and written, as a checkpoint that is loaded does.
+// Would catch states that change when they are read and written, as in a loaded checkpoint.
 TEST(PackedState, IsTheSameWhenPackedAgain) {
   for (const StateDtype dtype : kPackedDtypes) {
     for (const bool squares : {false, true}) {
@@ -69,8 +69,8 @@ TEST(PackedState, KeepsThreeBitsOfEveryElement) {
   }
 }
 
-// Would catch rounding that is not right on average: a moment that grows by less than a step per update must grow all
-// the same.
+// Would catch rounding that is not right on average: a moment that grows by less than a step per update must still
+// grow.
 TEST(PackedState, IsRightOnAverage) {
   for (const StateDtype dtype : kPackedDtypes) {
     for (const bool squares : {false, true}) {
@@ -87,14 +87,15 @@ TEST(PackedState, IsRightOnAverage) {
         small += kept[1] / kTries;
         for (int i = 2; i < kBlock; ++i) others += kept[i] / (kTries * (kBlock - 2.0));
       }
-      // Steps are an eighth of a power of two at most: deviations of 0.04 and 0.0005 over the root of the tries.
+      // Steps are at most an eighth of a power of two: deviations of 0.04 and 0.0005 over the root of the number of
+      // trials.
       EXPECT_NEAR(small, 0.0131, 5 * 0.0005 / std::sqrt(kTries));
       EXPECT_NEAR(others, 0.7, 5 * 0.04 / std::sqrt(kTries * (kBlock - 2.0)));
     }
   }
 }
 
-// Would catch padding that comes to life, and values that are not finite and are lost.
+// Would catch padding that does not stay zero, and lost infinities and NaNs.
 TEST(PackedState, ZerosAndWhatIsNotFinite) {
   Packed packed(2 * kBlock, StateDtype::kInt8, false);
   std::vector<float> values(2 * kBlock, 0.0F);
@@ -119,7 +120,7 @@ struct PackedUpdate {
     first.pack_all(wide.first, 1);
     second.pack_all(wide.second, 2);
   }
-  /// begin: of the first element, which begins a block.
+  /// begin: index of the first element, which begins a block.
   Arrays arrays(std::int64_t begin = 0) {
     Arrays arrays = wide.arrays(begin);
     arrays.states = {};
@@ -140,8 +141,8 @@ std::vector<Step> steps_to_try() {
           {OptimizerKind::kSgd, {.lr = 0.1, .momentum = 0.9}, 3}};
 }
 
-// Would catch vector kernels, or blocks, that treat packed states otherwise than the scalar twin does, and updates that
-// depend on where a range is split.
+// Would catch vector kernels, or blocks, that treat packed states differently from the scalar reference, and updates
+// that depend on where a range is split.
 TEST(PackedUpdate, EqualsTheScalarTwinAndDoesNotDependOnSplits) {
   const std::int64_t numel = 11 * kBlock + 100;
   for (Step step : steps_to_try()) {
@@ -187,7 +188,8 @@ TEST(PackedUpdate, EqualsTheScalarTwinAtEveryLength) {
   }
 }
 
-// Would catch a wrong state that is read or written: the update is that of the widened states, which it rounds.
+// Would catch a wrong state that is read or written: the update must be the one of the widened states, which are then
+// rounded.
 TEST(PackedUpdate, IsTheUpdateOfTheWidenedStates) {
   const std::int64_t numel = 5 * kBlock;
   for (const Step& step : steps_to_try()) {
@@ -211,7 +213,7 @@ TEST(PackedUpdate, IsTheUpdateOfTheWidenedStates) {
   }
 }
 
-// Lamb reads its moments twice: would catch a second pass that rounds them again, or works on others.
+// Would catch a second pass of Lamb that rounds the moments again, or uses others: Lamb reads its moments twice.
 TEST(PackedUpdate, LambMovesByTheMomentsThatItKeeps) {
   const std::int64_t numel = 3000;
   const Step step{OptimizerKind::kLamb, {.lr = 1e-2, .weight_decay = 0.1}, 3};

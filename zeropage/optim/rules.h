@@ -1,7 +1,7 @@
 /// \file
 /// The optimizers of update.h as types: each holds the scalars of one step, prepared in double and rounded to fp32. The
-/// scalar twin (update.cc) and the vector kernels (update_vectors.cc) have one function for each of them. Internal to
-/// this room.
+/// scalar reference (update.cc) and the vector kernels (update_vectors.cc) have one function for each of them. Internal
+/// to this room.
 #pragma once
 
 #include <cmath>
@@ -131,17 +131,17 @@ auto with_rule(const Step& step, Call&& call) {
   return call(AdamRule(step));
 }
 
-/// The vector part of `update`: as many whole vectors as `numel` holds. Returns how many elements that is. The types
-/// are checked already.
+/// The vector part of `update`: as many complete vectors as there are in `numel` elements. Returns the number of
+/// updated elements. The types have already been checked.
 std::int64_t update_vectors(const Arrays& arrays, std::int64_t numel, const Step& step);
 
-/// `update_vectors` by one instruction set.
+/// `update_vectors` with one instruction set.
 struct VectorKernel {
   const char* name;
   std::int64_t (*update)(const Arrays&, std::int64_t, const Step&);
 };
 
-/// Those that this processor runs, the widest first.
+/// The kernels that this processor can run, the widest first.
 std::vector<VectorKernel> vector_kernels();
 
 }  // namespace zeropage::optim

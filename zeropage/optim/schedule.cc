@@ -65,7 +65,7 @@ std::int64_t second_step_size(const Schedule& config) {
 
 std::int64_t cycle_size(const Schedule& config) { return config.cycle_first_step_size + second_step_size(config); }
 
-/// Height in the cycle, 0 to 1 and back. Taken from whole steps, so that stairs begin exactly where they should.
+/// Height in the cycle, 0 to 1 and back. Computed from whole steps, so that stairs begin at exact steps.
 double cycle_height(const Schedule& config, std::int64_t i) {
   const std::int64_t position = (i + 1) % cycle_size(config);
   const bool rising = position <= config.cycle_first_step_size;

@@ -8,17 +8,17 @@
 ///   WarmupCosineLR  base * (r + (1 - r) * w(i)), r = warmup_min_ratio, for i < N, then
 ///                   base * (c + (1 - c) * (1 + cos(pi * x)) / 2), c = cos_min_ratio,
 ///                   x = min(1, (i - N + 1) / max(1, total - N))
-///   OneCycle        min + (max - min) * s, where s goes 0, 1, 0 over first + second steps (in stairs if asked), then
-///                   min / (1 + decay_lr_rate * d), d = decay intervals since the end; beta1 goes the other way:
-///                   max_mom - (max_mom - min_mom) * s, then max_mom * (1 + decay_mom_rate * d)
+///   OneCycle        min + (max - min) * s, where s is 0, 1, 0 over first + second steps (in stairs if configured),
+///                   then min / (1 + decay_lr_rate * d), d = decay intervals since the end; beta1 changes in the
+///                   opposite direction: max_mom - (max_mom - min_mom) * s, then max_mom * (1 + decay_mom_rate * d)
 ///   LRRangeTest     min * (1 + rate * (i + 1) / size), the fraction rounded down for a staircase
 ///
-/// Before the first step (i = -1), as DeepSpeed sets it when it builds the schedule: WarmupLR and WarmupDecayLR give
-/// warmup_min_lr, WarmupCosineLR 0, OneCycle cycle_min_lr with cycle_min_mom, LRRangeTest its minimum. So the first
-/// step of a warm-up from 0 changes nothing but the moments, and neither does the second, since w(0) = 0: the
-/// reference's behaviour, kept.
-/// Not as there: without warmup_max_lr every group warms up to its own rate (DeepSpeed's WarmupLR takes the first
-/// group's for all, its WarmupDecayLR 0.001), and OneCycle leaves beta2 alone (DeepSpeed sets it to 0.99).
+/// Before the first step (i = -1) the rates are those of DeepSpeed when it builds the schedule: WarmupLR and
+/// WarmupDecayLR give warmup_min_lr, WarmupCosineLR 0, OneCycle cycle_min_lr with cycle_min_mom, LRRangeTest its
+/// minimum. So the first step of a warm-up from 0 changes only the moments, and so does the second, because w(0) = 0,
+/// as in DeepSpeed. Differences to DeepSpeed: without warmup_max_lr every group warms up to its own rate (DeepSpeed's
+/// WarmupLR uses the first group's for all, its WarmupDecayLR 0.001), and OneCycle does not change beta2 (DeepSpeed
+/// sets it to 0.99).
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,10 @@ class LrSchedule {
   /// Errors: ConfigError when the kind is kNone or a step size is not positive.
   LrSchedule(const config::Schedule& config, std::vector<double> base_lrs);
 
-  /// One more parameter group, with this rate without a schedule.
+  /// Adds a parameter group, with this rate without a schedule.
   void add_group(double base_lr) { base_lrs_.push_back(base_lr); }
 
-  /// Goes to the next iteration and returns its rates.
+  /// Advances to the next iteration and returns its rates.
   std::vector<double> step();
 
   /// Rates of the next training step, one per group. Cost: a few operations per group.
@@ -59,8 +59,7 @@ class LrSchedule {
   std::int64_t iteration_;
 };
 
-/// What is odd about a schedule that DeepSpeed runs all the same: a warm-up that lasts beyond total_num_steps. Absent:
-/// nothing.
+/// A warning about a schedule that DeepSpeed accepts: a warm-up that is longer than total_num_steps. nullopt: none.
 std::optional<std::string> schedule_warning(const config::Schedule& schedule);
 
 }  // namespace zeropage::optim

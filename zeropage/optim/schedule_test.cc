@@ -18,7 +18,7 @@ Schedule schedule_of(ScheduleKind kind) {
   return config;
 }
 
-/// The rates that training steps 0, 1, 2, ... of a group with rate 1.0 run at must be `expected`: tables made by hand.
+/// Checks the rates of training steps 0, 1, 2, ... of a group with rate 1.0 against `expected`, computed by hand.
 void expect_lrs(const Schedule& config, const std::vector<double>& expected) {
   LrSchedule schedule(config, {1.0});
   std::vector<double> lrs = schedule.lrs();
@@ -179,7 +179,7 @@ TEST(LrSchedule, ContinuesWhereItWas) {
   EXPECT_THROW(resumed.set_last_batch_iteration(-2), CheckpointError);
 }
 
-// A schedule whose warm-up outlasts the run it was written for, which nobody would notice but by its losses.
+// Would catch a missing warning about a warm-up that is longer than the run.
 TEST(LrSchedule, AWarmupBeyondTheEndIsOdd) {
   Schedule config = schedule_of(ScheduleKind::kWarmupCosine);
   config.total_num_steps = 100;

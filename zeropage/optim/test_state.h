@@ -13,7 +13,7 @@
 
 namespace zeropage::optim {
 
-/// Every optimizer, with and without what its parameters switch on.
+/// Every optimizer, with and without its optional features.
 inline std::vector<Step> one_pass_steps() {
   using config::OptimizerKind;
   using config::OptimizerParams;
@@ -48,7 +48,7 @@ inline std::vector<Step> one_pass_steps() {
   };
 }
 
-/// The memory of one update. Everything past what is updated must stay as it was.
+/// The memory of one update. Everything after the updated elements must not change.
 struct State {
   std::vector<float> master, first, second;
   std::vector<char> gradient, parameter;
@@ -95,7 +95,7 @@ struct State {
   }
 };
 
-/// Memory of one packed state: of one piece, or of several that each begin a block.
+/// Memory of one packed state: for one piece, or for several that each begin a block.
 struct Packed {
   std::vector<std::uint16_t> data;
   std::vector<std::uint8_t> exponents;

@@ -91,7 +91,7 @@ namespace {
 
 constexpr std::int64_t kBlockNumel = 1024;  // widened parameters stay in the L1 cache
 
-/// Calls `update` on the parameters as fp32, block by block, and rounds what it leaves.
+/// Calls `update` on the parameters as fp32, block by block, and rounds the results.
 template <typename Update>
 void update_widened(const Arrays& arrays, std::int64_t numel, const Step& step, Update&& update) {
   float wide[kBlockNumel];

@@ -11,7 +11,7 @@
 namespace zeropage::optim {
 namespace {
 
-/// Whether anything of the update is rounded at random.
+/// Whether the update rounds anything stochastically.
 bool is_rounded(const Arrays& arrays) {
   return arrays.master == nullptr || arrays.state_dtype != config::StateDtype::kFloat32;
 }
@@ -56,7 +56,7 @@ Piece<Rule> piece_of(const Arrays& arrays, std::int64_t numel, const Step& step)
 
 template <typename Rule>
 void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
-  const Arrays& types = pieces.front().arrays;  // of all, see Alike
+  const Arrays& types = pieces.front().arrays;  // the same for all pieces, see Alike
   const auto kind = pieces.front().step.kind;
   const bool rounded = is_rounded(types);
   Launch<Rule> launch{.gradient_dtype = types.gradient_dtype,
@@ -65,7 +65,7 @@ void start_all(const std::vector<UpdatePiece>& pieces, cudaStream_t stream) {
                       .squares = {is_sum_of_squares(kind, 0), is_sum_of_squares(kind, 1)}};
   unsigned blocks = 0;
   for (const UpdatePiece& piece : pieces) {
-    // Pieces so long that a grid would not do are no parameters: 2^31 blocks are at least 2^39 elements.
+    // A grid is always large enough: 2^31 blocks are at least 2^39 elements, more than any parameter has.
     launch.first_block[launch.count] = blocks;
     launch.pieces[launch.count] = piece_of<Rule>(piece.arrays, piece.numel, piece.step);
     launch.aligned |= static_cast<unsigned>(is_aligned(launch.pieces[launch.count])) << launch.count;

@@ -1,4 +1,4 @@
-// The kernels themselves, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
+// Tests of the kernels, compiled for the host (cuda_emulation.h): the same file that nvcc compiles.
 #include "zeropage/optim/update_cuda.cu"
 
 #include <gtest/gtest.h>
@@ -13,13 +13,13 @@ namespace {
 
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
-/// Elements that a piece takes.
+/// The elements of a piece.
 struct Range {
   std::int64_t begin;
   std::int64_t numel;
 };
 
-/// Ranges of these lengths, with gaps of all kinds: they begin anywhere.
+/// Ranges of these lengths with different gaps, so that they begin at any element.
 std::vector<Range> ranges_of(const std::vector<std::int64_t>& lengths) {
   std::vector<Range> ranges;
   std::int64_t next = 3;
@@ -30,7 +30,7 @@ std::vector<Range> ranges_of(const std::vector<std::int64_t>& lengths) {
   return ranges;
 }
 
-/// The same, but they begin where a page's parameters do: elements are accessed several at a time.
+/// The same, but they begin at aligned elements, like a page's parameters: several elements are accessed at once.
 std::vector<Range> aligned_ranges_of(const std::vector<std::int64_t>& lengths) {
   std::vector<Range> ranges;
   std::int64_t next = 0;
@@ -45,7 +45,7 @@ std::int64_t numel_of(const std::vector<Range>& ranges) {
   return ranges.empty() ? 16 : ranges.back().begin + ranges.back().numel + 16;
 }
 
-/// What parameters of one group may differ in: how often they were updated. And what no two pieces share here.
+/// A step with the values in which parameters of one group may differ: the number of updates and the keys of rounding.
 Step step_of(const Step& step, std::size_t piece) {
   Step own = step;
   own.step += static_cast<std::int64_t>(piece);
@@ -54,7 +54,7 @@ Step step_of(const Step& step, std::size_t piece) {
   return own;
 }
 
-/// Updates the ranges by the kernels and by the scalar twin; what lies between them must stay as it was.
+/// Updates the ranges with the kernels and with the scalar reference. Elements between them must not change.
 void expect_the_twins_bits(State initial, const std::vector<Range>& ranges, const Step& step) {
   State twin = initial;
   std::vector<UpdatePiece> pieces;
@@ -67,8 +67,8 @@ void expect_the_twins_bits(State initial, const std::vector<Range>& ranges, cons
                                << dtype_name(initial.parameter_dtype) << ", " << ranges.size() << " pieces";
 }
 
-// Would catch a kernel that differs from the scalar twin in one bit, leaves elements of a block out, takes some of its
-// neighbours', or mixes up two pieces' arrays or hyperparameters.
+// Would catch a kernel that differs from the scalar reference in one bit, leaves elements of a block out, updates
+// neighbours, or mixes up two pieces' arrays or hyperparameters.
 TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   const std::vector<std::int64_t> lengths = {1, 7, 8, 255, 256, 2047, 2048, 2049, 10000};
   for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
@@ -82,8 +82,8 @@ TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   }
 }
 
-// Would catch pieces that are updated in the types, or by the rule, of the first one; and launches that are not shared
-// by all pieces that are alike, wherever they stand.
+// Would catch pieces that are updated with the types or the rule of the first one; and separate launches for pieces
+// that are alike, at any position.
 TEST(UpdateOnCuda, TakesPiecesOfDifferentTypesTogether) {
   const auto ranges = ranges_of({40, 1, 300, 2049});
   const auto two_rules = [](bool momentum) {
@@ -111,7 +111,7 @@ TEST(UpdateOnCuda, TakesPiecesOfDifferentTypesTogether) {
   EXPECT_TRUE(states == twins);
 }
 
-// A launch takes 32 pieces. Would catch one that is dropped, or updated twice, where a launch ends; and empty pieces,
+// Would catch a piece that is dropped or updated twice at the end of a launch, which takes 32 pieces; and empty pieces,
 // which have no block.
 TEST(UpdateOnCuda, TakesAnyNumberOfPieces) {
   for (const Step& step : one_pass_steps()) {
@@ -126,7 +126,7 @@ TEST(UpdateOnCuda, TakesAnyNumberOfPieces) {
   }
 }
 
-/// How an update keeps what it rounds.
+/// The types in which an update stores parameters and states.
 struct Kept {
   config::StateDtype states;
   bool masters;
@@ -134,7 +134,7 @@ struct Kept {
   DType parameter_dtype;
 };
 
-/// The memory of an update that rounds at random.
+/// The memory of an update with stochastic rounding.
 struct RoundedState {
   State wide;
   Kept kept;
@@ -155,7 +155,7 @@ struct RoundedState {
     }
   }
 
-  /// Blocks of a range begin with it, as in the engine.
+  /// The blocks of a range begin with the range, as in the engine.
   Arrays arrays(const std::vector<Range>& ranges, std::size_t i) {
     Arrays all = wide.arrays();
     all.state_dtype = kept.states;
@@ -200,8 +200,8 @@ std::vector<Kept> all_kept(config::StateDtype states) {
   return all;
 }
 
-// Would catch a kernel that rounds otherwise than the host: by other random bits, another exponent of a block, or in
-// another order.
+// Would catch a kernel that rounds differently from the host: with other random bits, another exponent of a block, or
+// in another order.
 TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
   const std::vector<std::int64_t> lengths = {1, 255, 256, 257, 2049};
   for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
@@ -213,8 +213,8 @@ TEST(UpdateOnCuda, RoundsAtRandomAsTheScalarTwin) {
   }
 }
 
-// And blocks of int8, whose threads wait for each other: would catch one that reads the exponent of a block before it
-// is found, or the one of a neighbour. The types are those of the test above, one after the other.
+// The same for blocks of int8, whose threads wait for each other: would catch a thread that reads the exponent of a
+// block too early, or the one of a neighbour. The types are those of the test above, one after the other.
 TEST(UpdateOnCuda, RoundsBlocksAsTheScalarTwin) {
   const auto types = all_kept(config::StateDtype::kInt8);
   std::size_t next = 0;
@@ -231,7 +231,7 @@ TEST(UpdateOnCuda, RoundsBlocksAsTheScalarTwin) {
   }
 }
 
-// Would catch arrays that only a kernel would find out not to be there.
+// Would catch missing arrays that are not found before a kernel runs.
 TEST(UpdateOnCuda, WrongStepsAndStatesAreErrors) {
   State state(8, DType::kFloat32, DType::kFloat32, 3);
   const auto fails = [&](const Arrays& arrays, const Step& step) {

@@ -21,14 +21,14 @@ using config::OptimizerParams;
 
 constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
-/// What `update` does, by one instruction set.
+/// Does the same as `update` with one instruction set.
 void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t numel, const Step& step) {
   const std::int64_t done = kernel.update(arrays, numel, step);
   EXPECT_TRUE(done <= numel && numel - done < 16);
   update_reference(arrays.from(done), numel - done, step);
 }
 
-// Would catch a vector loop of any instruction set that differs from the scalar twin in one bit, at any length,
+// Would catch a vector loop of any instruction set that differs from the scalar reference in one bit, at any length,
 // alignment and type. The widest vectors have 16 elements: lengths reach four of them and three more.
 TEST(Update, EqualsTheScalarTwinBitForBit) {
   const auto kernels = vector_kernels();
@@ -53,8 +53,8 @@ TEST(Update, EqualsTheScalarTwinBitForBit) {
   }
 }
 
-// The same without a master: would catch parameters that are widened or rounded otherwise at some length, alignment or
-// type.
+// The same without a master: would catch parameters that are widened or rounded differently at some length, alignment
+// or type.
 TEST(Update, EqualsTheScalarTwinWithoutMasters) {
   for (Step step : one_pass_steps()) {
     step.rounding_key = 5;
@@ -79,8 +79,8 @@ TEST(Update, EqualsTheScalarTwinWithoutMasters) {
   }
 }
 
-// Rounding and widening have corners (ties, subnormals, infinity, NaN): all 65536 gradients, and masters of every
-// exponent.
+// Would catch errors in special cases of rounding and widening (ties, subnormals, infinity, NaN): all 65536 gradients,
+// and masters of every exponent.
 TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
   constexpr int kNumel = 1 << 16;
   const Step step{OptimizerKind::kSgd, {.lr = 0.25}};
@@ -94,7 +94,7 @@ TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
                                                                                      : 0x1000U);
       fast.master[i] = std::bit_cast<float>(i % 2 == 0 ? bits : bits ^ 0x00055000U);
     }
-    // Where a NaN meets a NaN, which of the two is kept differs between instruction sets.
+    // For an operation on two NaNs, instruction sets differ in which one they keep.
     for (int i = 0; i < kNumel; ++i) {
       if (std::isnan(fast.master[i])) std::memset(fast.gradient.data() + 2 * i, 0, 2);
     }
@@ -108,7 +108,7 @@ TEST(Update, EqualsTheTwinForEveryKindOfNumber) {
   }
 }
 
-// Stages split the same parameter at different places: the bits must not depend on where.
+// Would catch bits that depend on where a range is split: stages split the same parameter at different places.
 TEST(Update, DoesNotDependOnHowARangeIsSplit) {
   const std::int64_t numel = 5000;
   for (const Step& step : one_pass_steps()) {
@@ -159,7 +159,7 @@ TEST(Update, ParametersCanBeTheirOwnMasters) {
   }
 }
 
-/// The textbook in double.
+/// The textbook formulas in double.
 struct Textbook {
   double p, first = 0.0, second = 0.0;
 
@@ -191,7 +191,7 @@ struct Textbook {
   }
 };
 
-// Would catch a wrong formula, which the twin would share: twenty steps against the textbook.
+// Would catch a wrong formula, which the scalar reference would share: twenty steps against the textbook.
 TEST(Update, FollowsTheFormulasInDouble) {
   for (Step step : one_pass_steps()) {
     State state(64, DType::kFloat32, DType::kFloat32, 11);
@@ -221,7 +221,7 @@ TEST(Update, FirstStepOfAdamByHand) {
   EXPECT_FLOAT_EQ(v, 0.009F);
 }
 
-// 16-bit parameters are the rounded master, and the master keeps what rounding drops.
+// Would catch a 16-bit parameter that is not the rounded master, and a master that is rounded.
 TEST(Update, ParameterIsTheRoundedMaster) {
   State state(100, DType::kFloat32, DType::kBFloat16, 5);
   update(state.arrays(), 100, {OptimizerKind::kAdamW, {.lr = 1e-4}});
@@ -235,7 +235,7 @@ TEST(Update, ParameterIsTheRoundedMaster) {
   EXPECT_GT(differing, 50);
 }
 
-// Padding behind a shard's last parameter is zeros and must stay so.
+// Would catch padding after a shard's last parameter that does not stay zero.
 TEST(Update, ZerosStayZero) {
   for (const Step& step : one_pass_steps()) {
     std::vector<float> p(40), first(40), second(40), g(40);

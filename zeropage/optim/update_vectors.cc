@@ -1,10 +1,10 @@
-// The vector twins of update.cc, by Highway: this file is compiled once per instruction set (foreach_target.h includes
-// it again and again), and the widest set that the processor has is chosen at the first call. Only Highway's headers
-// are used: it would choose at run time with the help of a shared library, which a wheel would have to carry.
+// The vector versions of update.cc, with Highway: this file is compiled once per instruction set (foreach_target.h
+// includes it repeatedly), and the first call chooses the widest set of the processor. Only Highway's headers are used:
+// its own choice at run time needs a shared library, which a wheel would have to contain.
 //
-// Every operation is exactly rounded and none is fused, so all sets and the scalar twin give the same bits.
+// Every operation is exactly rounded and none is fused, so all sets and the scalar reference give the same bits.
 
-// The sets between these bring nothing here but compile time.
+// The sets between these only cost compile time here.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "zeropage/optim/update_vectors.cc"
@@ -29,7 +29,7 @@ using WordVector = hn::Vec<Words>;
 HWY_INLINE Vector all(float value) { return hn::Set(Floats(), value); }
 HWY_INLINE WordVector word(std::uint32_t value) { return hn::Set(Words(), value); }
 
-/// a > b for words below 2^31, of which every set has the signed comparison.
+/// a > b for words below 2^31; every set has the signed comparison.
 HWY_INLINE hn::Mask<Words> greater(WordVector a, WordVector b) {
   return hn::RebindMask(Words(), hn::Gt(hn::BitCast(Signed(), a), hn::BitCast(Signed(), b)));
 }
@@ -92,7 +92,7 @@ struct Float16 {
   }
 };
 
-// One vector of each rule, as update_element in update.cc.
+// One vector of each rule, like update_element in update.cc.
 
 HWY_INLINE Vector update_vector(const AdamRule& rule, Vector p, Vector& m, Vector& v, Vector g) {
   if (rule.l2 != 0.0F) g = hn::Add(g, hn::Mul(all(rule.l2), p));
@@ -181,7 +181,7 @@ namespace zeropage::optim {
 std::vector<VectorKernel> vector_kernels() {
   std::vector<VectorKernel> kernels;
 #if HWY_ARCH_X86_64
-  // Highway's AVX2 and AVX-512 sets are x86-64-v3 and v4, and cryptographic instructions that come with all of them.
+  // Highway's AVX2 and AVX-512 sets are x86-64-v3 and v4, and cryptographic instructions that all such processors have.
   const bool extras = __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
 #if HWY_TARGETS & HWY_AVX3
   if (extras && __builtin_cpu_supports("x86-64-v4")) kernels.push_back({"AVX-512", N_AVX3::update_vectors});

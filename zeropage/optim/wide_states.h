@@ -1,6 +1,6 @@
 /// \file
-/// Packed states as fp32, block by block: each array is still read and written once, and what lies between stays in the
-/// L1 cache. Internal to this room.
+/// Packed states as fp32, block by block: each array is still read and written once, and intermediate values stay in
+/// the L1 cache. Internal to this room.
 #pragma once
 
 #include <algorithm>
@@ -14,8 +14,8 @@ namespace zeropage::optim {
 
 enum class Access { kLook, kChange };
 
-/// Calls `call(wide, count)` for blocks of `arrays`, whose states are not fp32, with states that are; packs what it
-/// leaves in them, unless it only looks.
+/// Calls `call(wide, count)` for blocks of `arrays`, whose states are not fp32, with fp32 states. Packs them
+/// afterwards, unless `call` only reads them.
 template <typename Call>
 void with_wide_states(const Arrays& arrays, std::int64_t numel, const Step& step, Access access, Call&& call) {
   constexpr std::int64_t kNumel = 4 * kPackedBlockNumel;

@@ -208,7 +208,7 @@ def _group_state(base: Any, group: int) -> dict[str, Any]:
 
 def _piece(tensors: list[StoredTensor], rank: int, begin: int, end: int, name: str) -> tuple[StoredTensor, int, int]:
     if rank >= len(tensors) or end > tensors[rank].numel():
-        there = f"{tensors[rank].numel()} of rank {rank}" if rank < len(tensors) else f"{len(tensors)} ranks"
+        there = f"{tensors[rank].numel()} elements of rank {rank}" if rank < len(tensors) else f"{len(tensors)} ranks"
         raise CheckpointError(
             f"'{name}' should be at [{begin}, {end}) of rank {rank}'s flat tensor, but the files have {there}"
         )
