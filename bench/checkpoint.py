@@ -1,13 +1,14 @@
-"""Measures saves to durable storage: this engine's, torch.save's and torch.distributed.checkpoint's of the same bytes,
-and plain writes; and how long a save in the background holds the training up, beside one copy of the state in memory.
+"""Measures saves to durable storage: with this engine, torch.save and torch.distributed.checkpoint, of the same bytes,
+and plain writes; and how long a save in the background delays the training, compared with one copy of the state in
+memory.
 
-The ways take turns in every round, so that a disk or a machine that is slow for a while is slow for all of them. Every
-save ends with an fsync. One rank, so that nobody shares the disk. MB are 10^6 bytes.
+The methods alternate in every round, so a disk or a machine that is slow for a while slows all of them. Every save ends
+with an fsync. There is one rank, so the disk is not shared. MB are 10^6 bytes.
 
     {"state_mb": ..., "save_mb_s": ..., "save_over_fio": ..., "torch_save_time": ..., "stall_over_copy": ...}
 
-save_over_fio: beside fio (direct, 8 requests of 1 MiB under way), where it is installed; save_over_write: beside
-write() of 1 MiB each.
+save_over_fio: compared with fio (direct, 8 requests of 1 MiB at once) if it is installed; save_over_write: compared
+with calls of write() of 1 MiB each.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_plainly(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    """The same bytes in blocks, as dd conv=fsync writes them."""
+    """Writes the same bytes in blocks like dd conv=fsync."""
     folder.mkdir()
     with open(folder / "file", "wb", buffering=0) as file:
         for tensor in state.values():
@@ -78,13 +79,13 @@ def save_by_torch(folder: Path, state: dict[str, torch.Tensor]) -> None:
 
 
 def save_by_dcp(folder: Path, state: dict[str, torch.Tensor]) -> None:
-    with warnings.catch_warnings(action="ignore"):  # of torch's, that there is one process
+    with warnings.catch_warnings(action="ignore"):  # torch warns that there is only one process
         dcp.save(state, checkpoint_id=folder, no_dist=True)
     sync_tree(folder)
 
 
 def fio_seconds(file: Path, size: int) -> float:
-    """fio's own time for a new file of so many bytes, its fsync included."""
+    """The time that fio reports for a new file of `size` bytes, including its fsync."""
     command = [
         "fio",
         "--name=write",
@@ -110,11 +111,11 @@ def seconds_of(work: Callable[[], Any]) -> float:
 
 def measure(numel: int, rounds: int, root: Path) -> dict[str, float]:
     torch.serialization.set_crc32_options(False)
-    torch.set_num_threads(1)  # one copy is one thread's, here as in the engine
+    torch.set_num_threads(1)  # one copy uses one thread, as in the engine
     state = state_like(numel)
     copy = {name: torch.empty_like(tensor) for name, tensor in state.items()}
     plain, behind = engine_of(numel, False), engine_of(numel, True)
-    behind.save_checkpoint(root / "warm")  # its memory for the copy is there from now on
+    behind.save_checkpoint(root / "warm")  # allocates its memory for the copy
     behind.wait_for_checkpoint()
     ways: dict[str, Callable[[Path], Any]] = {
         "write": lambda folder: write_plainly(folder, state),
@@ -158,7 +159,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=20_000_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--folder", type=Path, help="a folder on the disk to be measured; default: the system's temporary one"
+        "--folder", type=Path, help="a folder on the disk to measure; default: the system's temporary folder"
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="zp-bench-", dir=options.folder) as root:

@@ -1,4 +1,4 @@
-"""What the benches share: ranks as processes, blocks of steps that take turns, one line of JSON per result."""
+"""Shared code of the benches: ranks as processes, alternating blocks of steps, one line of JSON per result."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 def start_ranks(size: int, arguments: Sequence[str]) -> list[subprocess.Popen]:
-    """Starts this program again as `size` ranks of one job, the cores shared evenly among them."""
+    """Starts this program again as `size` ranks of one job, with the cores divided evenly among them."""
     shared = {
         "WORLD_SIZE": size,
         "LOCAL_WORLD_SIZE": size,
@@ -60,8 +60,7 @@ def run_ranks(size: int, arguments: Sequence[str] = ()) -> None:
 
 @contextmanager
 def hogs(count: int) -> Iterator[None]:
-    """`count` processes that do nothing but use a core each, for as long as the block runs. They end with this process,
-    too."""
+    """Runs `count` busy processes, each using one core, during the block. They end with this process, too."""
     program = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
     busy = [subprocess.Popen([sys.executable, "-I", "-S", "-c", program]) for _ in range(count)]
     try:
@@ -74,11 +73,11 @@ def hogs(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Block:
-    """What one step took on average over a block of them, on this rank."""
+    """The average cost of one step over a block of steps, on this rank."""
 
     wall_s: float
-    cpu_s: float  # all threads of the process: what is left of a time when others use the machine, too
-    sleeps: float  # how often the calling thread gave its core up by itself
+    cpu_s: float  # of all threads of the process; meaningful even when other programs use the machine
+    sleeps: float  # how often the calling thread gave up its core voluntarily
 
 
 def _sleeps() -> int:
@@ -88,9 +87,9 @@ def _sleeps() -> int:
 def take_turns(
     systems: Mapping[str, Callable[[], object]], rounds: int, steps: int, barrier: Callable[[], object] = lambda: None
 ) -> dict[str, list[Block]]:
-    """Runs `steps` steps of one system after the other, `rounds` times, each round beginning with another system.
+    """Runs `steps` steps of each system in turn, `rounds` times; each round begins with a different system.
 
-    So what else the machine does meets all systems alike. Returns one block per round and system.
+    So other load on the machine affects all systems equally. Returns one block per round and system.
     """
     blocks: dict[str, list[Block]] = {name: [] for name in systems}
     names = list(systems)
@@ -98,7 +97,7 @@ def take_turns(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             step = systems[name]
-            step()  # what the system before left in the caches is not this one's fault
+            step()  # replaces what the previous system left in the caches
             barrier()
             wall, cpu, slept = time.perf_counter(), time.process_time(), _sleeps()
             for _ in range(steps):

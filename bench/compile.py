@@ -1,9 +1,9 @@
-"""torch.compile at stage 3 and 2 ranks, on a GPT of 10M parameters: step times beside FSDP2 (compiled, too) and beside
-our own eager steps, bytes of gathered pages, and how long compiling takes.
+"""torch.compile at stage 3 and 2 ranks, on a GPT of 10M parameters: step times compared with FSDP2 (also compiled) and
+with our eager steps, bytes of gathered pages, and the compile time.
 
-All systems are in the same processes and take turns. Inductor compiles the whole model with us (`fullgraph=True`), and
-FSDP2's blocks. Losses are compared before any time is taken. The time of compiling is that of the first forward and
-backward, in an empty cache, beside the same model without an engine.
+All systems run alternately in the same processes. Inductor compiles the whole model with us (`fullgraph=True`), and
+single blocks with FSDP2. Losses are compared before any time is measured. The compile time is the time of the first
+forward and backward with an empty cache, compared with the same model without an engine.
 """
 
 import argparse
@@ -72,7 +72,7 @@ def measure_steps(rounds: int, steps: int) -> None:
 
 
 def first_pass_s(model: torch.nn.Module, batch: torch.Tensor) -> float:
-    """Forward and backward of a model that is compiled there, in an empty cache."""
+    """Seconds of the first forward and backward, which compile the model, with an empty cache."""
     torch._dynamo.reset()
     with torch._inductor.utils.fresh_cache():
         model.compile(fullgraph=True)
@@ -96,7 +96,7 @@ def measure_compiling(rounds: int) -> None:
                 model = core.module
             dist.barrier()
             spent = first_pass_s(model, batch)
-            if turn > 0:  # the first one imports the compiler
+            if turn > 0:  # the first turn imports the compiler
                 seconds[name].append(spent)
             if name != "plain":
                 core.step()

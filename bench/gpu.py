@@ -1,10 +1,10 @@
-"""Step time and memory on GPUs: ours beside plain PyTorch, FSDP2 and DeepSpeed, within a budget of seconds.
+"""Step time and memory on GPUs, compared with plain PyTorch, FSDP2 and DeepSpeed, within a budget of seconds.
 
-Every row runs in processes of its own with a timeout, the most important rows first; what does not fit the budget is
-named. First the machine itself is measured (`gpu_machine.py`). Each row is one line of JSON: `ms` (median) and `ms_min`
-of a step, `host_ms` that the host needs to launch it, `after_backward_ms` from the end of the backward to the end of
-the step, peak bytes allocated and reserved, first and last loss. A table follows. With two or more GPUs all rows run
-once more with one rank per GPU.
+Every row runs in separate processes with a timeout, the most important rows first; rows beyond the budget are named.
+First the machine itself is measured (`gpu_machine.py`). Each row is one line of JSON: `ms` (median) and `ms_min` of a
+step, `host_ms` for the host to launch it, `after_backward_ms` from the end of the backward to the end of the step, peak
+bytes allocated and reserved, first and last loss. A table follows. With two or more GPUs all rows run once more with
+one rank per GPU.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def peak_bytes(device: torch.device) -> dict[str, int]:
-    """Of the device's allocator since the process began; empty on the CPU."""
+    """Peaks of the device's allocator since the process began; empty on the CPU."""
     if device.type == "cpu":
         return {}
     memory = torch.accelerator
@@ -47,7 +47,7 @@ def peak_bytes(device: torch.device) -> dict[str, int]:
 
 
 def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, Any]:
-    """Figures of STEPS steps after WARM_UP_STEPS. The losses are of the first and the last step of all."""
+    """Figures of STEPS steps after WARM_UP_STEPS. The losses are those of the very first and the last step."""
     losses, whole, host, after = [], [], [], []
     for step in range(WARM_UP_STEPS + STEPS):
         synchronize(device)
@@ -63,7 +63,7 @@ def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, An
         if step >= WARM_UP_STEPS:
             after.append(end - backward_done)
             host.append(launched_backward - begin + launched - backward_done)
-    for _ in range(STEPS):  # without a wait in the middle
+    for _ in range(STEPS):  # no synchronization between the steps
         begin = time.perf_counter()
         losses.append(system.backward())
         system.step()
@@ -84,8 +84,8 @@ def time_steps(system: gpu_systems.System, device: torch.device) -> dict[str, An
 
 
 def profile(system: gpu_systems.System, device: torch.device) -> None:
-    """Prints the kernels, launches and synchronisations of three steps, and what the update kernels read and write per
-    second."""
+    """Prints the kernels, launches and synchronisations of three steps, and the bytes per second of the update
+    kernels."""
     activities = [torch.profiler.ProfilerActivity.CPU] + (
         [torch.profiler.ProfilerActivity.CUDA] if device.type == "cuda" else []
     )
@@ -106,7 +106,7 @@ def profile(system: gpu_systems.System, device: torch.device) -> None:
 
 
 def run_row(model: str, name: str, device: torch.device, profiled: bool) -> None:
-    """The part of one process: one rank of one row."""
+    """Runs one rank of one row in this process."""
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
@@ -127,7 +127,7 @@ def run_row(model: str, name: str, device: torch.device, profiled: bool) -> None
 
 
 def start_row(arguments: list[str], ranks: int, timeout_s: float) -> dict[str, Any]:
-    """Runs one row as `ranks` processes; its figures, or why there are none."""
+    """Runs one row as `ranks` processes. Returns its figures, or the reason for having none."""
     job = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     processes = []
     for rank in range(ranks):
@@ -177,7 +177,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[dict[str, Any]]:
-    """Every row that fits the budget, each printed when it is there."""
+    """Measures every row that fits the budget, and prints each as soon as it is measured."""
     end = time.monotonic() + arguments.budget_s
     gpus = backend(device).device_count() if device.type != "cpu" else 1
     results = []
@@ -197,7 +197,7 @@ def measure_all(arguments: argparse.Namespace, device: torch.device) -> list[dic
                 continue
             left = end - time.monotonic()
             if left < 5:
-                found = {"error": f"left out: the budget of {arguments.budget_s} s is spent (--budget_s)"}
+                found = {"error": f"left out: the budget of {arguments.budget_s} s is used up (--budget_s)"}
             else:
                 row = [
                     "--model",
@@ -219,9 +219,9 @@ def main() -> int:
     parser.add_argument("--budget_s", type=float, default=240, help="seconds for all rows together")
     parser.add_argument("--models", nargs="+", default=["1.3B", "350M"], choices=gpu_systems.MODELS)
     parser.add_argument("--rows", nargs="+", help="only these, by name")
-    parser.add_argument("--ranks", type=int, help="only so many ranks; default: one, and one per GPU")
+    parser.add_argument("--ranks", type=int, help="only this number of ranks; default: one, and one per GPU")
     parser.add_argument("--device", help="default: the accelerator of this machine")
-    parser.add_argument("--out", type=Path, help="a folder for gpu.jsonl and gpu.txt, too")
+    parser.add_argument("--out", type=Path, help="also write gpu.jsonl and gpu.txt into this folder")
     parser.add_argument(
         "--profile", action="store_true", help="kernels, launches and synchronisations of each row, on stderr"
     )

@@ -1,4 +1,4 @@
-"""What the machine can do: memory rates of the device, of the link to it, and of the host."""
+"""The machine's memory rates: of the device, of the link to it, and of the host."""
 
 import time
 from collections.abc import Callable
@@ -23,7 +23,7 @@ def _best_rate(copy: Callable[[], object], synchronize: Callable[[], object], mo
 
 
 def measure(device: torch.device, size_bytes: int = 1 << 30) -> dict[str, Any]:
-    """GB/s: `device_copy` and `host_copy` count bytes read and written, the others bytes that cross the link."""
+    """GB/s: `device_copy` and `host_copy` count bytes read and written, the others count bytes that cross the link."""
     small = device.type == "cpu"
     size_bytes = 1 << 26 if small else size_bytes
     first, second = (torch.ones(size_bytes, dtype=torch.uint8) for _ in range(2))

@@ -1,7 +1,7 @@
-"""What `gpu.py` compares: a training step of plain PyTorch, FSDP2, DeepSpeed and ours, all on the same model, batch and
-first values.
+"""The systems that `gpu.py` compares: a training step of plain PyTorch, FSDP2, DeepSpeed and Zeropage, all with the
+same model, batch and initial values.
 
-Each maker returns a `System`: the step in two halves, so that what follows the backward can be timed alone.
+Each function returns a `System`: the step in two halves, so that the part after the backward can be timed separately.
 """
 
 import copy
@@ -34,17 +34,17 @@ SEED = 1234
 
 @dataclass
 class System:
-    """One way to train. `backward()` runs forward and backward and returns the loss; `step()` does the rest of a
+    """One system to measure. `backward()` runs forward and backward and returns the loss; `step()` does the rest of a
     training step."""
 
     backward: Callable[[], torch.Tensor]
     step: Callable[[], None]
-    predicted_bytes: int | None = None  # model state on the device by the plan, where there is one
+    predicted_bytes: int | None = None  # planned model state on the device, if there is a plan
 
 
 def model_on(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Gpt:
-    """The model with values that depend on the seed and the device alone. Initialised on the device: the host would
-    take seconds."""
+    """The model with values that depend only on the seed and the device. Initialised on the device, because the host
+    would take seconds."""
     with torch.device("meta"):
         model = Gpt(MODELS[name])
     model = model.to_empty(device=device)
@@ -61,7 +61,7 @@ def model_on(name: str, device: torch.device, dtype: torch.dtype = torch.float32
 
 
 def batch_on(name: str, device: torch.device, rank: int) -> torch.Tensor:
-    """tokens [rows, context + 1], other ones on every rank"""
+    """tokens [rows, context + 1], different on every rank"""
     config = MODELS[name]
     generator = torch.Generator().manual_seed(SEED + rank)
     tokens = torch.randint(config.vocabulary, (ROWS_OF_BATCH[name], config.context + 1), generator=generator)
@@ -69,8 +69,8 @@ def batch_on(name: str, device: torch.device, rank: int) -> torch.Tensor:
 
 
 def plain_masters(name: str, device: torch.device, batch: torch.Tensor) -> System:
-    """bf16 parameters with fp32 masters by hand: gradients are converted, clipped, applied by fused AdamW, and rounded
-    back."""
+    """bf16 parameters with hand-written fp32 masters: gradients are converted, clipped and applied by fused AdamW, and
+    the result is rounded back."""
     model = model_on(name, device)
     masters = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
     model = model.to(torch.bfloat16)
@@ -117,13 +117,13 @@ def plain_autocast(name: str, device: torch.device, batch: torch.Tensor) -> Syst
 
 
 def ddp(name: str, device: torch.device, batch: torch.Tensor) -> System:
-    """Data parallel under autocast, gradients in the buckets themselves, fused AdamW."""
+    """Data parallel under autocast, gradients as views of the buckets, fused AdamW."""
     model = nn.parallel.DistributedDataParallel(model_on(name, device), gradient_as_bucket_view=True)
     return _loop(model, batch, torch.optim.AdamW(model.parameters(), fused=True, **ADAMW), autocast=True)
 
 
 def fsdp2(name: str, device: torch.device, batch: torch.Tensor, offload: bool = False) -> System:
-    """`fully_shard` of every block and of the rest: fp32 shards, bf16 computation. offload: CPUOffloadPolicy."""
+    """`fully_shard` on every block and on the rest: fp32 shards, bf16 computation. offload: CPUOffloadPolicy."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
@@ -150,7 +150,7 @@ def _engine_config(name: str, zero: dict[str, Any]) -> dict[str, Any]:
 
 
 def deepspeed(name: str, device: torch.device, batch: torch.Tensor, zero: dict[str, Any]) -> System:
-    """DeepSpeed with the same configuration as ours, where it can be imported."""
+    """DeepSpeed with our configuration, if it can be imported."""
     import deepspeed as peer
 
     config = _engine_config(name, zero)
@@ -161,7 +161,7 @@ def deepspeed(name: str, device: torch.device, batch: torch.Tensor, zero: dict[s
 def ours(
     name: str, device: torch.device, batch: torch.Tensor, zero: dict[str, Any], own: dict[str, Any] | None = None
 ) -> System:
-    """Ours. own: the section "zeropage" of the configuration."""
+    """Zeropage. own: the section "zeropage" of the configuration."""
     import zeropage
 
     config = {**_engine_config(name, zero), "zeropage": own or {}}

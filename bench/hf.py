@@ -1,13 +1,14 @@
-"""GPT-2 of 10 million parameters through transformers' Trainer on 2 CPU ranks: stage 3 over FSDP2 through Accelerate,
-and what the alias costs.
+"""GPT-2 of 10 million parameters through transformers' Trainer on 2 CPU ranks: stage 3 compared with FSDP2 through
+Accelerate, and the cost of the alias.
 
-    bench/hf.py            all of it, a line of JSON
+    bench/hf.py            everything, as a line of JSON
     bench/hf.py --rounds 3 fewer rounds
 
-Each round trains both systems, one after the other in the same processes, each with a new Trainer; rounds begin with
-the other one. A step is timed between the ends of two steps. Accelerate chooses FSDP on GPUs only, so it is told to on
-CPUs, too (`let_accelerate_shard`). The alias: microseconds of a step of a small engine with the names that it gives
-parameters and without them, and seconds of `import deepspeed` beyond `import zeropage` and its engine.
+Each round trains both systems one after the other in the same processes, each with a new Trainer; rounds begin
+alternately with one and the other. A step is timed from the end of the previous step to its own end. Accelerate chooses
+FSDP only on GPUs, so `let_accelerate_shard` enables it on CPUs. The cost of the alias: microseconds of a small engine's
+step with and without the attributes that the alias adds to parameters, and seconds of `import deepspeed` beyond `import
+zeropage` and its engine.
 """
 
 import argparse
@@ -42,7 +43,7 @@ IMPORT = (
 
 
 def let_accelerate_shard() -> None:
-    """What Accelerate does on GPUs when it is given a plugin for FSDP; on CPUs it leaves that out."""
+    """Does what Accelerate does with a plugin for FSDP on GPUs but not on CPUs."""
     from accelerate.state import AcceleratorState, DistributedType
 
     plain = AcceleratorState.__init__
@@ -56,7 +57,7 @@ def let_accelerate_shard() -> None:
 
 
 def train(system: str, steps: int, folder: str) -> tuple[Block, float]:
-    """(what a step took, the last loss)"""
+    """(cost of a step, last loss)"""
     import torch
     from accelerate.state import AcceleratorState, GradientState
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
@@ -66,7 +67,7 @@ def train(system: str, steps: int, folder: str) -> tuple[Block, float]:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     for name in [name for name in os.environ if name.startswith(("ACCELERATE_USE_", "FSDP_"))]:
-        del os.environ[name]  # what the other system's arguments have left
+        del os.environ[name]  # set by the other system's arguments
     times: list[tuple[float, float, int]] = []
 
     class Clock(TrainerCallback):
@@ -103,7 +104,7 @@ def train(system: str, steps: int, folder: str) -> tuple[Block, float]:
 
 
 def measure(rounds: int, steps: int, result: str) -> None:
-    """What a rank does; rank 0 writes the figures."""
+    """The program of a rank; rank 0 writes the figures."""
     import torch
 
     torch.set_num_threads(1)
@@ -124,7 +125,7 @@ def measure(rounds: int, steps: int, result: str) -> None:
 
 
 def alias_step_us(rounds: int) -> dict[str, float]:
-    """What a step takes longer with the properties of the alias: 40 parameters, one rank."""
+    """The additional time of a step with the properties of the alias: 40 parameters, one rank."""
     import torch
 
     import zeropage

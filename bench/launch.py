@@ -1,6 +1,6 @@
-"""What the launcher costs: from the command to the first line of a script, against plain python and torchrun.
+"""The time from the launch command to the first line of a script, compared with plain python and torchrun.
 
-One rank on this host, the systems taking turns. The target is 0.3 s over `python script.py`.
+There is one rank on this host, and the systems alternate. The target is 0.3 s more than `python script.py`.
 """
 
 import argparse

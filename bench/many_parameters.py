@@ -1,10 +1,10 @@
-"""What a parameter costs where there are very many: 1,000 to 100,000 of 16 elements each, stages 0 and 3, one and two
+"""The cost per parameter with very many parameters: 1,000 to 100,000 of 16 elements each, stages 0 and 3, one and two
 ranks.
 
-Every row is one operation in microseconds per parameter, beside plain PyTorch's on one rank where it has such an
-operation: the same step with fused AdamW, torch.save, torch.load. A cost that grows with the square of the number of
-parameters shows as a figure that grows from row to row: at 100,000 it is to be at most twice that at 1,000, and a load
-at most as long as torch.load.
+Every row is one operation in microseconds per parameter, compared with the same operation of plain PyTorch on one rank
+if it exists: the step with fused AdamW, torch.save, torch.load. If a cost grows with the square of the number of
+parameters, the figure grows from row to row. The targets: at 100,000 at most twice the figure at 1,000, and a load at
+most as long as torch.load.
 
     {"operation": "load", "parameters": 100000, "ranks": 1, "stage": 3, "us_per_parameter": ...,
     "torch_us_per_parameter": ..., "ratio": ...}
@@ -30,7 +30,7 @@ NUMEL = 16
 
 
 class Chain(torch.nn.Module):
-    """Multiplies by one parameter after the other: an operator each, and nothing else."""
+    """Multiplies by one parameter after the other: one operator per parameter, and nothing else."""
 
     def __init__(self, parameters: int):
         super().__init__()
@@ -54,7 +54,7 @@ def seconds_of(work: Callable[[], Any], rounds: int) -> float:
 
 
 def plain_seconds(parameters: int, rounds: int, file: Path) -> dict[str, float]:
-    """PyTorch's times: what it does not have is missing."""
+    """PyTorch's times; operations that it does not have are missing."""
     model = Chain(parameters)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     batch = torch.ones(NUMEL)
@@ -78,7 +78,7 @@ def plain_seconds(parameters: int, rounds: int, file: Path) -> dict[str, float]:
 
 
 def engine_seconds(parameters: int, stage: int, rounds: int, folder: Path) -> dict[str, float]:
-    """Ours; the operations that one process does alone are done by rank 0."""
+    """Our times; rank 0 does the operations of a single process."""
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {"stage": stage},
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=json.loads, default=[1, 2], metavar="[1,2]")
     parser.add_argument("--stages", type=json.loads, default=[0, 3], metavar="[0,3]")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--folder", help="where checkpoints are written; default: the system's temporary one")
+    parser.add_argument("--folder", help="where checkpoints are written; default: the system's temporary folder")
     options = parser.parse_args()
     if is_rank():
         measure(options)

@@ -1,8 +1,8 @@
-"""Muon's step beside torch.optim.Muon's under DDP, and beside AdamW's, at equal tokens; and the bytes of optimizer
-state on a rank.
+"""Muon's step compared with torch.optim.Muon's under DDP and with AdamW's, for the same tokens; and the bytes of
+optimizer state on a rank.
 
-All of them train the same model in the same process, in turns. Matrices are Muon's ("standard", in bf16, as torch's),
-the rest AdamW's. With --offload one more Muon has its masters in host memory or on a drive.
+All of them train the same model in the same process, in turns. Muon updates the matrices ("standard", in bf16, like
+torch's), AdamW the rest. With --offload one more Muon has its masters in host memory or on a drive.
 """
 
 import argparse
@@ -95,7 +95,7 @@ def measure(size: str, rows: int, stage: int, offload: str | None, folder: str, 
         contests.append(("muon, offloaded", "muon"))
     systems = {name: step for name, (step, _) in made.items()}
     losses = {name: torch.stack([step() for _ in range(4)]) for name, step in systems.items()}
-    torch.testing.assert_close(losses["muon"], losses["torch"], rtol=1e-3, atol=0)  # products in bf16
+    torch.testing.assert_close(losses["muon"], losses["torch"], rtol=1e-3, atol=0)  # because products are in bf16
     assert offload is None or torch.equal(losses["muon, offloaded"], losses["muon"])
     blocks = take_turns(systems, rounds, steps, torch.distributed.barrier)
     state = {name: state_bytes() for name, (_, state_bytes) in made.items()}

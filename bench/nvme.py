@@ -1,12 +1,13 @@
-"""The store beside fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's own
-pre-written file.
+"""The store compared with fio: io_uring, direct, registered buffers and files, the same block and depth, on the store's
+own pre-written file.
 
-fio's buffers lie on ordinary pages and, where the system has reserved some (vm.nr_hugepages), on huge ones as the
-store's do. The sides take turns. A round is: the store writes everything (both slots), fio reads, the store reads, fio
-writes. The target is 0.95 of fio's rates. Needs fio; without it the bench says so and compares nothing.
+fio's buffers are on ordinary pages and, if the system has reserved huge pages (vm.nr_hugepages), also on huge pages
+like the store's. The sides alternate. A round is: the store writes everything (both slots), fio reads, the store reads,
+fio writes. The target is 0.95 of fio's rates. Needs fio; without it the bench prints a message and compares nothing.
 
-Then the pipeline of an update: what reading, updating and writing take alone, and together. A drive that cannot read
-and write at once at full speed limits it to what both take together; the target is 0.9 of the longest part.
+Then the pipeline of an update: the times of reading, updating and writing alone, and together. On a drive that cannot
+read and write at full speed at once, the pipeline is limited by the time of both together; the target is 0.9 of the
+longest part.
 """
 
 import argparse
@@ -71,7 +72,7 @@ def free_huge_pages() -> int:
 
 
 def run_fio(path: str, traffic: str, block: int, depth: int, size: int, huge: bool = False) -> Rate:
-    """One pass of fio over the file. huge: its buffers lie on huge pages."""
+    """One pass of fio over the file. huge: with buffers on huge pages."""
     command = [
         "fio",
         "--name=bench",
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--block", type=int, default=1 << 20)
     parser.add_argument("--depth", type=int, default=8)
     parser.add_argument("--size_mib", type=int, default=512, help="bytes of one pass")
-    parser.add_argument("--folder", default=None, help="on the drive; a temporary folder unless given")
+    parser.add_argument("--folder", default=None, help="a folder on the drive; default: a temporary folder")
     parser.add_argument("--program", default=str(Path(__file__).resolve().parent.parent / "build/dev/bench_nvme"))
     options = parser.parse_args()
     size = options.size_mib << 20
@@ -157,7 +158,7 @@ def compare(store: Store, options: argparse.Namespace, size: int) -> None:
 
 
 def measure_pipeline(store: Store, rounds: int) -> None:
-    store.pipeline()  # the first one makes its pages
+    store.pipeline()  # the first pass allocates its pages
     passes = [store.pipeline() for _ in range(rounds)]
     efficiencies = [
         max(seconds["read"], seconds["update"], seconds["write"]) / seconds["pipelined"] for seconds in passes

@@ -1,6 +1,7 @@
-// The store's side of bench/nvme.py: a store whose file fio uses, too. Reads commands, a word a line (read, write,
-// mixed), and answers each with "bytes seconds cpu_seconds"; "pipeline" with the seconds of reading, updating, writing
-// alone, reading with writing, and all three. The first line it prints is the path by which others open its file.
+// The store's side of bench/nvme.py: a store whose file fio also uses. Reads commands, one word per line (read, write,
+// mixed), and answers each with "bytes seconds cpu_seconds"; the answer to "pipeline" is the seconds of reading,
+// updating and writing alone, of reading with writing, and of all three. The first line of output is the path under
+// which other programs can open its file.
 #include <fmt/format.h>
 #include <unistd.h>
 

@@ -1,8 +1,8 @@
 """Memory of a model of 300 million parameters at stage 3 with its state on a drive, against the plan's figure: the
 target is 1.05 of it.
 
-What the engine counts (state, frames, buffers, at their peaks) and what the process takes beyond torch itself,
-activations included.
+Compares the engine's counters (state, frames, buffers, at their peaks) and the memory of the process beyond torch
+itself, including activations.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def resident(field: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", default=None, help="on the drive; a temporary folder unless given")
+    parser.add_argument("--folder", default=None, help="a folder on the drive; default: a temporary folder")
     parser.add_argument("--layers", type=int, default=43)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--steps", type=int, default=5)
@@ -45,12 +45,14 @@ def main() -> None:
         config = row["config"]
         for section in ("offload_optimizer", "offload_param"):
             config["zero_optimization"][section]["nvme_path"] = folder
-        torch.ones(64, 64).bfloat16() @ torch.ones(64, 64).bfloat16()  # what torch takes when it first computes
+        torch.ones(64, 64).bfloat16() @ torch.ones(
+            64, 64
+        ).bfloat16()  # allocates what torch needs for its first computation
         base = resident("VmRSS")
         with zeropage.zero.Init(config_dict_or_path=config):
             model = Gpt(shape)
         engine, *_ = zeropage.initialize(model=model, config=config)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak from here on: training
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, so that it is of the training
         tokens = torch.zeros(1, SEQUENCE + 1, dtype=torch.long)
         began = time.monotonic()
         after = []

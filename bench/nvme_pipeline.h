@@ -59,7 +59,7 @@ class Pipeline {
   std::vector<int> order_;
   std::vector<float> gradient_;
   std::vector<std::uint16_t> parameter_ = std::vector<std::uint16_t>(kPageNumel);
-  std::vector<float> still_ = std::vector<float>(3 * kPageNumel);  // state that is in memory all the time
+  std::vector<float> still_ = std::vector<float>(3 * kPageNumel);  // state that is always in memory
   io::PageCache cache_;
 };
 

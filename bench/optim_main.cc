@@ -1,10 +1,10 @@
 // The update kernel against the memory bus and against torch, one line of JSON each:
 //   optim      AdamW in fp32 against a stream of the same reads and writes (4 and 3) without arithmetic, and against
-//              torch's fused AdamW: with tensors of its own, as torch.optim.AdamW(fused=True) has them, and in the
-//              engine's memory, which is on huge pages
+//              torch's fused AdamW: with ordinary tensors, as torch.optim.AdamW(fused=True) has them, and with tensors
+//              in the engine's memory, which is on huge pages
 //   host_step  bf16 gradient in, bf16 parameter out, clipped: norm and update of the engine against cast, norm, clip,
 //              fused AdamW and cast back as operators of torch
-// The contestants take turns, on the same memory but for the one said, each round beginning with another one.
+// The contestants alternate, on the same memory except where noted above, each round beginning with a different one.
 
 #include "zeropage/memory/torch_config.h"
 
@@ -35,7 +35,7 @@ constexpr std::int64_t kGrainNumel = 1 << 16;
 /// Seconds of every round of each contestant.
 std::vector<std::vector<double>> take_turns(const std::vector<std::function<void()>>& contestants, int rounds) {
   std::vector<std::vector<double>> seconds(contestants.size());
-  for (const auto& contestant : contestants) contestant();  // touches its memory
+  for (const auto& contestant : contestants) contestant();  // the first touch of its memory
   for (int round = 0; round < rounds; ++round) {
     for (std::size_t turn = 0; turn < contestants.size(); ++turn) {
       const std::size_t index = (turn + static_cast<std::size_t>(round)) % contestants.size();
@@ -115,7 +115,7 @@ void bench_optim(std::int64_t numel, int rounds) {
   const at::Tensor own_p = p.tensor().clone(), own_g = g.tensor().clone(), own_m = m.tensor().clone(),
                    own_v = v.tensor().clone();
   const auto fused_in_own = [&] { torch_fused_adamw(own_p, own_g, own_m, own_v, step); };
-  // Last, since it leaves no moments behind: the others run on what it wrote, which costs them nothing.
+  // Last, because it overwrites the moments; the others then run on these values, which does not change their times.
   const auto streamed = [&] {
     at::parallel_for(0, numel, kGrainNumel, [&](std::int64_t begin, std::int64_t end) {
       stream(p.data() + begin, m.data() + begin, v.data() + begin, g.data() + begin, end - begin);
@@ -132,7 +132,7 @@ void bench_optim(std::int64_t numel, int rounds) {
       rate_figures("torch_fused", seconds[2], bytes), rate_figures("stream", seconds[3], bytes));
 }
 
-/// A pass of its own, as there is no reduction here that would sum the squares on its way.
+/// A separate pass, because there is no reduction here that would also sum the squares.
 double sum_of_squares(const at::Tensor& bf16) {
   const auto* data = static_cast<const std::byte*>(bf16.const_data_ptr());
   return at::parallel_reduce(

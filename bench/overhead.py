@@ -1,13 +1,12 @@
-"""What the engine costs beside the mathematics: 200 layers of Linear(16, 16), stage 3, against plain PyTorch with fused
-AdamW.
+"""The engine's overhead per layer: 200 layers of Linear(16, 16), stage 3, compared with plain PyTorch with fused AdamW.
 
 At one rank nothing is communicated, so the difference is the engine's own work: finding the operators that touch
-parameters, moving gradients, the global check, the update. The row with two ranks pages for real. Figures are
-microseconds per layer and step (forward, backward and update), ours minus plain.
+parameters, moving gradients, the global check, the update. In the row with two ranks, pages are really gathered and
+evicted. Figures are microseconds per layer and step (forward, backward and update), ours minus plain.
 
-The rows "virtual gradients" are what `p.grad` costs a program that never looks at it. There is no engine without it to
-compare with, so its cost is bounded from above: backwards of a loss that uses the last layer alone are added to a step.
-Each of them takes all gradients of the model away and shows them again, and does whatever else an engine does per
+The rows "virtual gradients" are the cost of `p.grad` for a program that never reads it. No engine without it exists for
+comparison, so the rows are an upper bound: backwards of a loss that uses only the last layer are added to a step. Each
+of them removes all gradients of the model and shows them again, and does all other work that an engine does per
 parameter and backward.
 """
 
@@ -50,7 +49,7 @@ def plain_system(batch: torch.Tensor):
 
 
 def engine_system(batch: torch.Tensor, zero: dict, layers: int = LAYERS, more_backwards: int = 0):
-    """more_backwards: of the last layer alone."""
+    """more_backwards: the number of additional backwards, which use only the last layer."""
     engine, _, _, _ = zeropage.initialize(
         model=make_model(layers),
         config={
@@ -95,7 +94,7 @@ def measure_gradients(batch: torch.Tensor, stage: int, rounds: int, steps: int) 
 
 
 def measure(rounds: int, steps: int) -> None:
-    torch.set_num_threads(1)  # layers this small have nothing to share out
+    torch.set_num_threads(1)  # layers this small have no work for more threads
     world = zeropage.distributed.current_world()
     torch.manual_seed(1)
     batch = torch.randn(8, WIDTH)

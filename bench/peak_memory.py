@@ -1,9 +1,9 @@
-"""Peak memory of a rank while a 100M-parameter GPT trains in fp32 on 2 ranks, beside DDP with fused AdamW.
+"""Peak memory of a rank while a 100M-parameter GPT trains in fp32 on 2 ranks, compared with DDP with fused AdamW.
 
-Every system runs in fresh processes, from the import of torch to the last step, and the systems take turns. Another
+Every system runs in fresh processes, from the import of torch to the last step, and the systems alternate. Another
 process samples the ranks' PSS (memory shared by k processes counts 1/k) from smaps_rollup; VmHWM, which counts shared
-memory in full for each process, stands beside. The batch is small, so that model state dominates. A ratio below 1 means
-that ours needs less.
+memory in full for each process, is also shown. The batch is small, so model state dominates. A ratio below 1 means that
+ours needs less.
 """
 
 import argparse
@@ -31,7 +31,7 @@ SAMPLE_S = 0.005
 
 
 def train(name: str, model: str, steps: int, done: str) -> None:
-    """One rank of one system. Says in the folder `done` that it has trained, and waits to be killed."""
+    """One rank of one system. Creates a file in the folder `done` after training, and waits to be killed."""
     import systems
     import torch.distributed as dist
 
@@ -46,7 +46,7 @@ def train(name: str, model: str, steps: int, done: str) -> None:
     step = make(config, systems.batch_of(config, rows=1))
     for _ in range(steps):
         step()
-    # The memory that ranks share counts in full for the last one that lives: none may go before the sampling ends.
+    # Shared memory counts in full for the last rank alive, so no rank may end before the sampling does.
     Path(done, os.environ["RANK"]).touch()
     signal.pause()
 
@@ -63,7 +63,7 @@ def field_kb(path: Path, field: str) -> int:
 
 
 def sample_peaks(ranks: list[subprocess.Popen], done: str) -> tuple[int, int]:
-    """Samples until all ranks have trained. Returns the peak PSS and VmHWM of the rank that has most, in bytes."""
+    """Samples until all ranks have trained. Returns the peak PSS and VmHWM, in bytes, of the rank with the largest."""
     pss_kb = [0] * len(ranks)
     hwm_kb = [0] * len(ranks)
     while len(os.listdir(done)) < len(ranks):
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--systems", nargs="+", default=list(TARGETS), choices=TARGETS)
-    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # what a rank is to run
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)  # the arguments of a rank
     arguments = parser.parse_args()
     if is_rank():
         name, done = arguments.train

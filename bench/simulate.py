@@ -1,9 +1,10 @@
-"""What `zeropage simulate` says a step takes, with the figures that `--measure` finds, against steps: stages 0 to 3 on
-1, 2, 4 and 8 ranks.
+"""The step time that `zeropage simulate` predicts, with figures from `--measure`, compared with measured steps: stages
+0 to 3 on 1, 2, 4 and 8 ranks.
 
-The ranks take turns at measuring the machine, as `zeropage plan --measure` does, and at steps of every stage; of each
-figure and of each step the best round counts, so what else the machine does is left out of both. Ranks that are more
-than the cores share them, which measuring sees. A ratio above 1 means that the step took longer than was said.
+The ranks take turns at measuring the machine, as `zeropage plan --measure` does, and at steps of every stage; the best
+round of each figure and of each step counts, so other load on the machine affects neither. If there are more ranks than
+cores, ranks share cores, and the measured figures include that. A ratio above 1 means that the step took longer than
+predicted.
 """
 
 import argparse
@@ -33,7 +34,7 @@ ROUNDS, STEPS = 6, 1
 
 
 def as_config_json(config: systems.GptConfig) -> dict:
-    """The model as its config.json would have it."""
+    """The model's config.json."""
     return {
         "model_type": "gpt2",
         "n_embd": config.width,
@@ -45,7 +46,7 @@ def as_config_json(config: systems.GptConfig) -> dict:
 
 
 def simulated_s(model: str, ranks: int, figures: dict) -> dict[int, float]:
-    """Seconds of a step by stage, as the command says."""
+    """Seconds of a step by stage, as the command predicts."""
     config = MODELS[model]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}
     seconds = {}
@@ -91,7 +92,7 @@ def measure_steps(model: str) -> None:
         "disk": 1e12,
         "disk_read_rate": 1e9,
         "disk_write_rate": 1e9,
-    }  # nothing is on a disk here
+    }  # no state is on a disk here
     emit(
         "machine",
         model=model,

@@ -1,11 +1,11 @@
-"""Step time of a GPT at 2 and 4 ranks: stage 0 beside DDP, stage 3 beside FSDP2, all in the same processes, taking
-turns.
+"""Step time of a GPT at 2 and 4 ranks: stage 0 compared with DDP, stage 3 with FSDP2, alternating in the same
+processes.
 
-The peers run on gloo; ours on shared memory, which is what CPU ranks of one host get, and in rows of their own on gloo.
-Losses are compared before any time is taken. A ratio below 1 means that ours is faster.
+The peers use gloo. Zeropage uses shared memory, as CPU ranks of one host do by default, and in separate rows gloo.
+Losses are compared before any time is measured. A ratio below 1 means that ours is faster.
 
-The contest "shared cores" is short: stages 0 and 3 beside DDP, the small model at 2 ranks, in many blocks of few steps.
-With `--hogs 2` it alone runs, while two busy processes compete for the cores.
+The contest "shared cores" is short: stages 0 and 3 compared with DDP, the small model at 2 ranks, in many blocks of few
+steps. With `--hogs 2` only this contest runs, while two busy processes compete for the cores.
 """
 
 import argparse
@@ -27,7 +27,7 @@ LOSS_TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Job:
-    """What one set of processes measures."""
+    """The measurement of one set of processes."""
 
     model: str
     ranks: int
@@ -35,12 +35,12 @@ class Job:
     rows: int  # of 64 tokens, per rank
     rounds: int
     steps: int  # of one block
-    on_gloo: bool  # with rows for ours on gloo
+    on_gloo: bool  # also measures Zeropage on gloo
     hogs: int = 0  # busy processes that compete for the cores
 
 
 def jobs() -> list[Job]:
-    """All of them. The large model goes without rows on gloo at 4 ranks: that many copies of it do not fit a small
+    """All jobs. The large model has no rows on gloo at 4 ranks, because so many copies of it do not fit a small
     machine."""
     pairs = [(ranks, contest) for ranks in (2, 4) for contest in ("data parallel", "sharded")]
     small = [Job("10M", *pair, rows=4, rounds=11, steps=4, on_gloo=True) for pair in pairs]
@@ -50,7 +50,7 @@ def jobs() -> list[Job]:
 
 
 def contestants(job: Job) -> tuple[str, dict]:
-    """The peer's name, and how every system of the contest is made, by name."""
+    """The peer's name, and a function that makes each system of the contest, by name."""
     stage_0, stage_3 = (partial(systems.engine, stage=stage) for stage in (0, 3))
     if job.contest == "sharded":
         peer, make_peer = "FSDP2", systems.fsdp2
@@ -65,7 +65,8 @@ def contestants(job: Job) -> tuple[str, dict]:
 
 
 def check_losses(steps: dict[str, systems.Step], peer: str) -> None:
-    """Three steps of each. Raises AssertionError when a loss differs from the peer's beyond rounding."""
+    """Compares three steps of each system. Raises AssertionError when a loss differs from the peer's by more than
+    rounding."""
     losses = {name: torch.stack([step() for _ in range(3)]) for name, step in steps.items()}
     for name, values in losses.items():
         if not torch.allclose(values, losses[peer], rtol=LOSS_TOLERANCE, atol=0):
@@ -110,9 +111,7 @@ def main() -> None:
     parser.add_argument("--model", choices=systems.MODELS, help="only this one")
     parser.add_argument("--ranks", type=int, help="only so many")
     parser.add_argument("--contest", choices=CONTESTS, help="only this one")
-    parser.add_argument(
-        "--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS
-    )  # what a rank is to do
+    parser.add_argument("--job", type=lambda text: Job(**json.loads(text)), help=argparse.SUPPRESS)  # the job of a rank
     parser.add_argument("--hogs", type=int, default=0, help="busy processes that compete for the cores (0)")
     arguments = parser.parse_args()
     if is_rank():
@@ -126,7 +125,7 @@ def main() -> None:
         if all(getattr(arguments, key) in (None, getattr(job, key)) for key in ("model", "ranks", "contest"))
     ]
     if not wanted:
-        parser.error("no contest is of this model and these ranks")
+        parser.error("no contest has this model and this number of ranks")
     with hogs(arguments.hogs):
         for job in wanted:
             run_ranks(job.ranks, ["--job", json.dumps(asdict(replace(job, hogs=arguments.hogs)))])

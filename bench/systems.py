@@ -1,5 +1,5 @@
-"""The systems that the benches compare, each on the same model: a step of `torch` peers with their best settings, and
-ours."""
+"""The systems that the benches compare, on the same model: steps of peers in `torch` with their best settings, and of
+Zeropage."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def batch_of(config: GptConfig, rows: int) -> torch.Tensor:
-    """tokens [rows, context + 1], other ones on every rank"""
+    """tokens [rows, context + 1], different on every rank"""
     generator = torch.Generator().manual_seed(zeropage.distributed.current_world().rank)
     return torch.randint(config.vocabulary, (rows, config.context + 1), generator=generator)
 
@@ -43,14 +43,14 @@ def _plain_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch:
 
 
 def ddp(config: GptConfig, batch: torch.Tensor) -> Step:
-    """Data parallel, gradients in the buckets themselves, fused AdamW."""
+    """Data parallel, gradients as views of the buckets, fused AdamW."""
     model = DistributedDataParallel(Gpt(config), gradient_as_bucket_view=True)
     return _plain_step(model, torch.optim.AdamW(model.parameters(), fused=True, **ADAMW), batch)
 
 
 def fsdp2(config: GptConfig, batch: torch.Tensor, compiled: bool = False) -> Step:
-    """`fully_shard` of every block and of the rest, fused AdamW. compiled: every block by itself, as PyTorch advises:
-    the hooks between them cannot be compiled."""
+    """`fully_shard` on every block and on the rest, fused AdamW. compiled: compiles every block separately, as PyTorch
+    advises, because the hooks between blocks cannot be compiled."""
     model = Gpt(config)
     for block in model.blocks if compiled else ():
         block.compile(fullgraph=True)
@@ -62,7 +62,7 @@ def fsdp2(config: GptConfig, batch: torch.Tensor, compiled: bool = False) -> Ste
 
 
 def live_quarter(config: GptConfig) -> dict[str, int]:
-    """Settings that let a quarter of the parameters be resident."""
+    """Settings with which a quarter of the parameters can be resident."""
     with torch.device("meta"):
         numel = sum(parameter.numel() for parameter in Gpt(config).parameters())
     return {"stage3_max_live_parameters": numel // 4}
@@ -71,7 +71,7 @@ def live_quarter(config: GptConfig) -> dict[str, int]:
 def make_engine(
     config: GptConfig, batch: torch.Tensor, stage: int, zero: dict | None = None, communicator: str = "auto"
 ) -> zeropage.ZeropageEngine:
-    """Ours, as configured by default but for `zero`."""
+    """An engine with the default configuration except for `zero`."""
     core, _, _, _ = zeropage.initialize(
         model=Gpt(config),
         config={
@@ -95,5 +95,5 @@ def engine_step(core: zeropage.ZeropageEngine, batch: torch.Tensor) -> Step:
 
 
 def engine(config: GptConfig, batch: torch.Tensor, stage: int, **settings: object) -> Step:
-    """A step of `make_engine`, which takes the settings."""
+    """A step of an engine; settings: those of `make_engine`."""
     return engine_step(make_engine(config, batch, stage, **settings), batch)

@@ -1,4 +1,4 @@
-"""Prints what CMake must know about the installed torch, as one CMake list."""
+"""Prints facts about the installed torch for CMake, as one CMake list."""
 
 import os
 import sys

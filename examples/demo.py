@@ -1,4 +1,4 @@
-"""`make demo`: trains the language model on two ranks at stage 2, then shortly at the other stages, and compares
+"""`make demo`: trains the language model on two ranks at stage 2, then briefly at the other stages, and compares
 them."""
 
 import json
@@ -19,7 +19,7 @@ SHOWN_STEPS = (1, 2, 5)
 
 
 def train(stage: int, steps: int, result: Path) -> dict:
-    """Runs the example on two ranks; returns what its rank 0 wrote."""
+    """Runs the example on two ranks; returns the results that its rank 0 wrote."""
     command = ["zeropage", "--num_gpus=2", str(HERE / "train_gpt.py"), f"--steps={steps}"]
     if stage != MAIN_STAGE:
         command.append(f"--stage={stage}")
@@ -29,7 +29,7 @@ def train(stage: int, steps: int, result: Path) -> dict:
     environment = {**os.environ, "PATH": os.pathsep.join([beside_python, os.environ.get("PATH", os.defpath)])}
     program = shutil.which("zeropage", path=environment["PATH"])
     if program is None:
-        sys.exit("demo: there is no `zeropage` command; run `make setup` or `pip install .` first")
+        sys.exit("demo: the `zeropage` command is missing; run `make setup` or `pip install .` first")
     done = subprocess.run([program, *command[1:], f"--result={result}"], env=environment)
     if done.returncode:
         sys.exit(f"demo: the run at stage {stage} failed with exit code {done.returncode}; its error is above")
@@ -38,7 +38,7 @@ def train(stage: int, steps: int, result: Path) -> dict:
 
 
 def table(rows: list[list[str]]) -> str:
-    """First column to the left, the others to the right."""
+    """Aligns the first column to the left and the others to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = (
         "  ".join(

@@ -1,7 +1,7 @@
 """`make demo-infinity`: trains a model whose state is more than ten times the memory that the process may use.
 
-Parameters, gradients and optimizer state live in files of `--folder`. The process, with Python and torch and all their
-libraries, runs under a limit on its memory.
+Parameters, gradients and optimizer state are in files in `--folder`. The process runs under a limit on its memory,
+which includes Python, torch and all their libraries.
 """
 
 import argparse
@@ -23,7 +23,7 @@ GRADIENT_BYTES = 4  # fp32
 STATE_BYTES = 2 + GRADIENT_BYTES + 12  # 16-bit parameter, gradient, and master and two moments in fp32
 RESERVED_BYTES = (
     2 * (2 + 12) + GRADIENT_BYTES + 4
-)  # two places of what a step changes; the model while it is built, in fp32
+)  # two copies of the state that a step changes, and the model in fp32 while it is built
 
 
 def config_in(folder: str, width: int) -> dict:
@@ -46,7 +46,7 @@ def config_in(folder: str, width: int) -> dict:
 
 
 def train(folder: str, steps: int, layers: int, width: int) -> dict:
-    """In the process under the limit: what `report` shows."""
+    """Trains in the process under the limit. Returns the figures for `report`."""
     import torch
     from gpt import Gpt, GptConfig
     from text_data import LibraryText
@@ -75,10 +75,10 @@ def train(folder: str, steps: int, layers: int, width: int) -> dict:
 
 
 def report(run: dict, peak_bytes: int, how: str) -> bool:
-    """Prints what was seen; whether the state was ten times what memory may hold, and the peak within the limit."""
+    """Prints the figures. Returns whether the state was at least ten times the limit, and the peak within it."""
     numel, steps = run["numel"], len(run["losses"])
     state = STATE_BYTES * numel
-    # The first step begins without a trace and ends the set-up: rates are those of the others.
+    # The first step has no trace yet and includes the set-up, so the rates are those of the later steps.
     step_s = (run["seconds"][-1] - run["seconds"][0]) / (steps - 1)
     read, written, waited_s = (
         (last - first) / (steps - 1) for first, last in zip(run["traffic"][1], run["traffic"][-1], strict=True)
@@ -87,13 +87,18 @@ def report(run: dict, peak_bytes: int, how: str) -> bool:
     daily = written * 86400 / step_s
     print(f"""
 model          {numel / 1e6:.0f} million parameters; state {state / 1e9:.2f} GB ({bytes_each})
-memory         peak {peak_bytes / 1e6:.0f} MB of {LIMIT_BYTES / 1e6:.0f} MB, Python and torch included: the state is {state / LIMIT_BYTES:.1f} times the limit
+memory         peak {peak_bytes / 1e6:.0f} MB of {LIMIT_BYTES / 1e6:.0f} MB, Python and torch included: the state is {
+        state / LIMIT_BYTES:.1f} times the limit
 limit          {how}
 loss           {run["losses"][0]:.3f} -> {run["losses"][-1]:.3f} in {steps} steps of {step_s:.1f} s
-read           {read / 1e9:.2f} GB per step, {read / numel:.1f} bytes per parameter; formula 12+g = {12 + GRADIENT_BYTES} in the update, and 2 in each of two passes
-written        {written / 1e9:.2f} GB per step, {written / numel:.1f} bytes per parameter; formula 14 in the update, and g = {GRADIENT_BYTES} in the backward
-drive          {(read + written) / step_s / 1e9:.2f} GB/s; stood still for it {100 * waited_s / step_s:.0f} % of the time: the limit is {"the drive" if waited_s > step_s / 2 else "computing"}
-endurance      {daily / 1e12:.1f} TB written per day; a drive that may take 600 TB lasts {600e12 / daily:.0f} days""")
+read           {read / 1e9:.2f} GB per step, {read / numel:.1f} bytes per parameter; formula 12+g = {
+        12 + GRADIENT_BYTES
+    } in the update, and 2 in each of two passes
+written        {written / 1e9:.2f} GB per step, {
+        written / numel:.1f} bytes per parameter; formula 14 in the update, and g = {GRADIENT_BYTES} in the backward
+drive          {(read + written) / step_s / 1e9:.2f} GB/s; waiting for it {100 * waited_s / step_s:.0f} % of the time,
+               so the limit is {"the drive" if waited_s > step_s / 2 else "computing"}
+endurance      {daily / 1e12:.1f} TB written per day; a drive rated for 600 TB lasts {600e12 / daily:.0f} days""")
     return state >= 10 * LIMIT_BYTES and peak_bytes <= LIMIT_BYTES and run["losses"][-1] < run["losses"][0]
 
 
@@ -106,7 +111,7 @@ def run_limited(arguments: argparse.Namespace, result: Path) -> bool:
             *(f"--{name}={getattr(arguments, name)}" for name in ("folder", "steps", "layers", "width")),
         ]
         command.append(f"--result={result}")
-        # One pool of malloc: freed memory of one thread serves the others.
+        # With one pool of malloc, other threads can reuse a thread's freed memory.
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": str(min(4, os.cpu_count() or 1))}
         done = subprocess.run(command, env=environment, preexec_fn=limit.enter)
         if done.returncode:
@@ -119,7 +124,7 @@ def run_limited(arguments: argparse.Namespace, result: Path) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--folder", default=tempfile.gettempdir(), help="on the drive; a folder in memory shows nothing"
+        "--folder", default=tempfile.gettempdir(), help="a folder on the drive; a folder in memory would prove nothing"
     )
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--layers", type=int, default=43)

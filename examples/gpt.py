@@ -14,8 +14,8 @@ class GptConfig:
     layers: int = 6
     heads: int = 4
     width: int = 192
-    # With Adam a weight moves by about the learning rate per step, whatever its size. At 1e-4 these factors, on small
-    # first values, let a few dozen steps be seen.
+    # With Adam a weight changes by about the learning rate per step, whatever its size. At 1e-4, these factors and
+    # small initial values make progress visible within a few dozen steps.
     branch_gain: float = 12.0
     output_gain: float = 8.0
     seed: int = 1
@@ -58,8 +58,8 @@ class Gpt(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """Embeddings start small (their norm follows, so only their direction matters) and keep the first logits near
-        0."""
+        """Embeddings start small, which keeps the first logits near 0; a norm follows them, so only their direction
+        matters."""
         generator = torch.Generator().manual_seed(self.config.seed)
         for name, parameter in self.named_parameters():
             if name.endswith("norm.weight"):
@@ -69,7 +69,7 @@ class Gpt(nn.Module):
             else:
                 std = 0.005 if "embedding" in name else 0.02
                 if name.endswith(("projection.weight", "contract.weight")):
-                    std /= (2 * self.config.layers) ** 0.5  # the sum over layers keeps its size
+                    std /= (2 * self.config.layers) ** 0.5  # keeps the sum over layers independent of their number
                 nn.init.normal_(parameter, std=std, generator=generator)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

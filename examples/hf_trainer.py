@@ -26,7 +26,7 @@ VOCABULARY = 256
 
 
 class Text(torch.utils.data.Dataset):
-    """This file's own bytes, in pieces of 64."""
+    """The bytes of this file, in pieces of 64."""
 
     def __init__(self) -> None:
         with open(__file__, "rb") as file:

@@ -1,4 +1,4 @@
-"""A limit on the memory of a process: a cgroup where this user may make one, else the measured peak held against it."""
+"""A limit on the memory of a process: a cgroup if this user may make one, else a comparison with the measured peak."""
 
 import contextlib
 import os
@@ -10,20 +10,20 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class MemoryLimit:
-    """`how` says what enforces it; `enter` is for the process that shall keep it, before it allocates."""
+    """`how` describes what enforces it. The limited process calls `enter` before it allocates."""
 
-    how = "nothing here may limit memory: the measured peak is held against the limit afterwards"
+    how = "memory cannot be limited here: the measured peak is compared with the limit afterwards"
 
     def enter(self) -> None:
         pass
 
     def peak_bytes(self) -> int:
-        """Of the child processes that have ended."""
+        """The peak of the child processes that have ended."""
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
 class CgroupLimit(MemoryLimit):
-    """The group counts everything: the program, its libraries, what it has read from files into the page cache."""
+    """The group counts all memory: the program, its libraries, and the page cache of files that it has read."""
 
     def __init__(self, group: Path, version: int, limit_bytes: int):
         self.group, self.version = group, version
@@ -34,7 +34,7 @@ class CgroupLimit(MemoryLimit):
             version
         ]
         (group / limits[0]).write_text(str(limit_bytes))
-        with contextlib.suppress(OSError):  # without swap, or without its accounting, there is nothing to forbid
+        with contextlib.suppress(OSError):  # without swap, or without its accounting, there is nothing to limit
             (group / limits[1]).write_text(str(limit_bytes if version == 1 else 0))
 
     def enter(self) -> None:
@@ -47,7 +47,7 @@ class CgroupLimit(MemoryLimit):
 
 @contextlib.contextmanager
 def memory_limit(limit_bytes: int) -> Iterator[MemoryLimit]:
-    """The strictest limit that this machine allows, as long as the block runs."""
+    """The strictest limit that this machine permits, during the block."""
     for parent, version in ((CGROUPS / "memory", 1), (CGROUPS, 2)):
         group = parent / f"zeropage-demo-{os.getpid()}"
         try:
@@ -56,7 +56,7 @@ def memory_limit(limit_bytes: int) -> Iterator[MemoryLimit]:
             continue
         try:
             limit = CgroupLimit(group, version, limit_bytes)
-        except OSError:  # version 2 without the memory controller, or not ours
+        except OSError:  # version 2 without the memory controller, or a group without permission
             group.rmdir()
             continue
         try:

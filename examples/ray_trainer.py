@@ -17,8 +17,8 @@ CONFIG = Path(__file__).resolve().with_name("ds_config.json")
 
 
 def train_rank(options: dict[str, Any]) -> None:
-    """What every worker of Ray does. Ray has set RANK, WORLD_SIZE and the address where ranks meet, which `initialize`
-    reads."""
+    """The program of every worker of Ray. Ray has set RANK, WORLD_SIZE and the address of the rendezvous, which
+    `initialize` reads."""
     import ray.train
     from gpt import Gpt, GptConfig
     from text_data import LibraryText
@@ -51,7 +51,7 @@ def main() -> None:
 
     output = arguments.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    ray.init(include_dashboard=False)  # workers find the modules beside this file, as Ray takes over its folder
+    ray.init(include_dashboard=False)  # workers can import the modules of this folder, because Ray uses it as theirs
     trainer = TorchTrainer(
         train_rank,
         train_loop_config={"config": str(CONFIG), "steps": arguments.steps, "result": str(output / "losses.json")},

@@ -1,4 +1,4 @@
-"""Text that every machine has: the sources of Python's standard library, as bytes."""
+"""Text available on every machine: the sources of Python's standard library, as bytes."""
 
 import sysconfig
 from pathlib import Path

@@ -25,10 +25,10 @@ def parse_arguments() -> argparse.Namespace:
         "--config", default=Path(__file__).with_name("ds_config.json"), help="ds_config.json by default"
     )
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps")
-    parser.add_argument("--seed", type=int, default=1, help="of the model's first values")
-    parser.add_argument("--stage", type=int, choices=range(4), help="instead of the configuration's")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the model's initial values")
+    parser.add_argument("--stage", type=int, choices=range(4), help="overrides the configuration's stage")
     parser.add_argument("--result", type=Path, help="rank 0 writes losses and bytes here, as JSON")
-    parser.add_argument("--local_rank", type=int, default=-1, help="given by the launcher")
+    parser.add_argument("--local_rank", type=int, default=-1, help="set by the launcher")
     return parser.parse_args()
 
 
@@ -41,7 +41,7 @@ def load_config(path: Path, stage: int | None) -> str | dict:
 
 
 def recording(batches: Iterable[torch.Tensor], model_engine, losses: list[float]) -> Iterator[torch.Tensor]:
-    """Passes the batches through and notes the loss of each optimizer step."""
+    """Yields the batches and records the loss of each optimizer step."""
     for batch in batches:
         yield batch
         if model_engine.global_steps > len(losses):
@@ -80,7 +80,7 @@ def report_end(model_engine, losses: list[float], result: Path | None) -> None:
     summary = f"stage {memory.stage}: loss {losses[0]:.4f} at step 1, {losses[-1]:.4f} at step {len(losses)}"
     print(
         f"\n{summary}\n\n{memory.table()}", file=sys.stderr, flush=True
-    )  # where the progress line goes, so that the order stays
+    )  # to the same stream as the progress line, to keep the order
     if result is not None:
         formula = {kind: getattr(memory.formula, kind) for kind in MEMORY_KINDS[:3]}
         content = {"stage": memory.stage, "losses": losses, "bytes": memory.ranks, "formula": formula}

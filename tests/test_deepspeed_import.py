@@ -179,7 +179,9 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
         },
         "do not have DeepSpeed's layout.*AttributeError": {model: lambda state: state.update(module=[1, 2])},
         "do not have DeepSpeed's layout.*TypeError": {model: lambda state: state.update(buffer_names=5)},
-        "do not have DeepSpeed's layout.*IndexError": {model: lambda state: state["param_shapes"].append({"more": (1,)})},
+        "do not have DeepSpeed's layout.*IndexError": {
+            model: lambda state: state["param_shapes"].append({"more": (1,)})
+        },
     }
     for number, (message, changes) in enumerate(cases.items()):
         changed_copy(source, tmp_path / str(number), changes)

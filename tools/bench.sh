@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every measurement in bench/ (a file that can be run alone; each says in its first line what it measures), one
-# after the other, so that they do not disturb each other. Goes on after a failure and reports it at the end.
+# Runs every measurement in bench/ (each is a program whose first line describes it), one after the other, so that they
+# do not disturb each other. Continues after a failure and reports it at the end.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 failed=

@@ -1,7 +1,7 @@
-"""Checks the format of the C++ files and the length of all files; --width: also of lines of comments, docstrings and
-Markdown.
+"""Checks the format of the C++ files and the length of all files; --width: also the length of lines of comments,
+docstrings and Markdown.
 
-check_style.py CLANG_FORMAT [--width] [--fix]; --fix mends all but the length of files.
+check_style.py CLANG_FORMAT [--width] [--fix]; --fix corrects everything except the length of files.
 """
 
 import subprocess
@@ -19,7 +19,7 @@ GENERATED = {"docs/config.md"}
 
 
 def tracked() -> list[Path]:
-    """Files of the project: what git knows, and new files that it does not ignore."""
+    """Files of the project: those that git tracks, and new files that it does not ignore."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -50,7 +50,7 @@ def main() -> int:
     done = subprocess.run([*command, *sources], capture_output=True, text=True) if sources else None
     if done and done.returncode:
         problems.append(done.stderr.strip() + "\nformat: run `make format`")
-    print("\n".join(problems) if problems else f"style: {len(files)} files have the format and the length they should")
+    print("\n".join(problems) if problems else f"style: {len(files)} files have the right format and length")
     return bool(problems)
 
 

@@ -1,10 +1,11 @@
-"""Compiles every torch-facing file against the headers of other versions of torch.
+"""Compiles every file that includes torch with the headers of other versions of torch.
 
 check_torch.py [--sample N] [--seconds S] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are
-used with the other headers. The headers of a version come from its wheel (530 MB, once) and stay in the user's cache,
-$XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so that a compiler cache makes the next run short. --sample:
-only N files, others every day, so that all have their turn within weeks. --seconds: no file is begun after so many;
-the files that were left out are counted. Exit code 3: the headers could not be had, and nothing was checked.
+used with the other version's headers. The headers of a version come from its wheel (530 MB, once) and are kept in the
+user's cache, $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so a compiler cache makes the next run short.
+--sample: only N files, different ones every day, so that all are checked within weeks. --seconds: no file is started
+after this time; the number of files left out is reported. Exit code 3: the headers could not be downloaded, and nothing
+was checked.
 """
 
 import argparse
@@ -31,8 +32,8 @@ NO_HEADERS = 3  # exit code
 
 
 def headers_of(version: str, timeout_s: float) -> Path:
-    """The folder that holds torch/include of a version; downloads the wheel when it is not in the cache. Raises OSError
-    and subprocess.SubprocessError when that fails."""
+    """The folder with a version's torch/include; downloads the wheel unless it is in the cache. Raises OSError and
+    subprocess.SubprocessError when that fails."""
     folder = CACHE / version
     if not folder.is_dir():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -72,7 +73,7 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
         ):
             continue
         words = [re.sub(r"^.*(?=/torch/include)", str(headers), word) for word in words if not word.startswith("-O")]
-        if "-include" in words:  # headers that were precompiled with the torch of the build
+        if "-include" in words:  # headers that were precompiled with the build's torch
             del words[(at := words.index("-include")) : at + 2]
         name = str(Path(entry["file"]).relative_to(ROOT))
         words[words.index("-o") + 1] = str(objects / (name.replace("/", "_") + ".o"))
@@ -81,7 +82,7 @@ def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, 
 
 
 def compile_one(task: tuple[str, str, list[str]], end: float) -> tuple[str, str | None]:
-    """(file, what the compiler said when it failed; None: the time was over before)."""
+    """(file, the compiler's output, empty on success; None: not started, because the time was over)."""
     name, folder, command = task
     if time.monotonic() > end:
         return name, None
@@ -90,16 +91,16 @@ def compile_one(task: tuple[str, str, list[str]], end: float) -> tuple[str, str 
 
 
 def check(build: Path, version: str, headers: Path, sample: int | None, end: float) -> bool:
-    """Compiles the files; says which did not. end: of time.monotonic(), after which no file is begun."""
+    """Compiles the files and names those that fail. end: value of time.monotonic() after which no file is started."""
     objects = ROOT / "build" / "check-torch" / version
     objects.mkdir(parents=True, exist_ok=True)
     tasks = commands(build, headers, objects)
     if not tasks:
-        print(f"check-torch: {build} has no torch-facing files; configure it first", file=sys.stderr)
+        print(f"check-torch: {build} has no files that include torch; configure it first", file=sys.stderr)
         return False
     if sample is not None:
         tasks = random.Random(datetime.date.today().toordinal()).sample(tasks, min(sample, len(tasks)))
-    # A file takes up to 1.5 GB of compiler memory, so there are no more compilers than cores.
+    # A file takes up to 1.5 GB of compiler memory, so only one compiler per core runs.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         outcomes = list(pool.map(compile_one, tasks, [end] * len(tasks)))
     failed = [(name, said) for name, said in outcomes if said]
@@ -114,8 +115,8 @@ def check(build: Path, version: str, headers: Path, sample: int | None, end: flo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sample", type=int, help="only so many files, which the date chooses")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="no file is begun after so many")
+    parser.add_argument("--sample", type=int, help="only this number of files, chosen by the date")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="no file is started after this time")
     parser.add_argument("build", type=Path)
     parser.add_argument("versions", nargs="+")
     options = parser.parse_args()
@@ -124,7 +125,9 @@ def main() -> int:
             version: headers_of(version, min(DOWNLOAD_TIMEOUT_S, options.seconds)) for version in options.versions
         }
     except (OSError, subprocess.SubprocessError) as error:
-        print(f"check-torch: nothing was checked, because the headers could not be had: {error}", file=sys.stderr)
+        print(
+            f"check-torch: nothing was checked, because the headers could not be downloaded: {error}", file=sys.stderr
+        )
         return NO_HEADERS
     end = time.monotonic() + options.seconds
     build = options.build.resolve()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # fuzz.sh [SECONDS]: runs libFuzzer with sanitizers on every fuzz/*_fuzz.cc, all at once, for SECONDS, from the corpus
-# in the repository; new inputs go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or takes more
-# than 512 MiB. Needs clang.
+# in the repository; new inputs go to build/fuzz/. Fails, and keeps the input, when one crashes, hangs or uses more than
+# 512 MiB. Needs clang.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seconds=${1:-60}
@@ -16,7 +16,7 @@ common=(-std=c++20 -O1 -g -I. -DFMT_HEADER_ONLY '-DZEROPAGE_VERSION="fuzz"' -fsa
 objects=()
 for source in "${sources[@]}"; do
   objects+=("$folder/$(basename "$source" .cc).o")
-  rm -f "${objects[-1]}" # so that linking fails when compiling has
+  rm -f "${objects[-1]}" # so that linking fails if compiling fails
   "$clang" "${common[@]}" -fsanitize=fuzzer-no-link -c "$source" -o "${objects[-1]}" &
   [ $((${#objects[@]} % $(nproc))) != 0 ] || wait
 done

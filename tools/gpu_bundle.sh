@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Gathers what a GPU machine without internet and without apt lacks: the header-only libraries and the test framework,
-# into .gpu-bundle/ (a few MB, ignored by git). Copy it there with the checkout; make gpu-test looks into it.
+# Copies what a GPU machine without internet and apt lacks, the header-only libraries and the test framework, into
+# .gpu-bundle/ (a few MB, ignored by git). Copy it to that machine with the checkout; make gpu-test uses it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bundle=.gpu-bundle
 
-# where NAME: the folder on the compiler's path that holds NAME.
+# where NAME: the folder on the compiler's path that contains NAME.
 where() {
   local folder
   for folder in /usr/local/include /usr/include; do

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Builds on a machine with a GPU (gpu_build.sh) and runs the tests that need one, several at once, each with its own
-# timeout where pytest has the plug-ins xdist and timeout. Results go to ${OUT:-runs/gpu}: tests.xml and tests.log.
-# Arguments go to pytest.
+# Builds on a machine with a GPU (gpu_build.sh) and runs the tests that need one, in parallel and each with a timeout if
+# pytest has the plug-ins xdist and timeout. Results go to ${OUT:-runs/gpu}: tests.xml and tests.log. Arguments go to
+# pytest.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=build/gpu
@@ -9,7 +9,7 @@ out=${OUT:-runs/gpu}
 tools/gpu_build.sh "$folder" || exit 1
 python=$(command -v "${PYTHON:-python3}")
 "$python" -c 'import pytest' 2>/dev/null || {
-  echo "gpu-test: $python has no pytest; carry its wheels here (pip download pytest) and put them on PYTHONPATH" >&2
+  echo "gpu-test: $python has no pytest; copy its wheels here (pip download pytest) and put them on PYTHONPATH" >&2
   exit 1
 }
 mkdir -p "$out"
@@ -20,5 +20,5 @@ PYTHONPATH=$PWD/python ZEROPAGE_COMMAND=$PWD/$folder/zeropage timeout "${GPU_TES
   "$python" -m pytest -q -m gpu tests -rfE --junitxml="$out/tests.xml" "${options[@]}" "$@" 2>&1 | tee "$out/tests.log"
 status=${PIPESTATUS[0]}
 [ "$status" != 124 ] || echo "gpu-test: ended after ${GPU_TEST_SECONDS:-420} s (GPU_TEST_SECONDS)" >&2
-echo "gpu-test: $(tail -n 1 "$out/tests.log"); all of it in $out/tests.log"
+echo "gpu-test: $(tail -n 1 "$out/tests.log"); the whole output is in $out/tests.log"
 exit "$status"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# setup.sh: brings a fresh Debian or Ubuntu to the point where the project builds: packages, .venv, torch. Looks before
-# it acts, so that a second run costs a fraction of a second. Each step says one line; a failure says what to do.
-# setup.sh tests: also what the tests and make lint need: GoogleTest, MPI, Slurm, Hugging Face's libraries, ruff, mypy.
-# setup.sh fuzz: only clang with libFuzzer, about 100 MB to download, which nothing but make fuzz needs.
+# setup.sh: prepares a fresh Debian or Ubuntu for building the project: packages, .venv, torch. It installs only what is
+# missing, so a second run takes a fraction of a second. Each step prints one line; an error message says what to do.
+# setup.sh tests: also installs what the tests and make lint need: GoogleTest, MPI, Slurm, Hugging Face's libraries,
+# ruff, mypy. setup.sh fuzz: installs only clang with libFuzzer, a download of about 100 MB, which only make fuzz needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -15,7 +15,7 @@ fail() {
   exit 1
 }
 
-# run LINE COMMAND...: says LINE, keeps the command's output in the log, shows its end when it fails.
+# run LINE COMMAND...: prints LINE, writes the command's output to the log, and shows its end if the command fails.
 run() {
   local line=$1
   shift
@@ -26,7 +26,7 @@ run() {
   }
 }
 
-# missing_of_list: from standard input, lines of a header or program and the package that brings it.
+# missing_of_list: from standard input, lines of a header or program and the package that contains it.
 missing_of_list() {
   local probe package
   while read -r probe package; do
@@ -72,53 +72,53 @@ ssh openssh-client
 srun slurm-client
 /usr/sbin/munged munge
 LIST
-  # For the test that opens a report. Ubuntu's package is only a way to a snap, which containers cannot have.
+  # For the test that opens a report. Ubuntu's package only installs a snap, which does not work in containers.
   command -v chromium >/dev/null || command -v google-chrome >/dev/null || ! grep -q '^ID=debian' /etc/os-release || echo chromium
 }
 
 install_packages() { # PACKAGES: names, separated by blanks
   local packages=$1 sudo=
   [ -n "${packages// /}" ] || return 0
-  command -v apt-get >/dev/null || fail "missing: $packages(names as in Debian). Install them with this system's package manager and run this again."
+  command -v apt-get >/dev/null || fail "missing: $packages(Debian's names). Install them with this system's package manager and run this again."
   if [ "$(id -u)" != 0 ]; then
     command -v sudo >/dev/null || fail "missing: $packages. Become root and run: apt-get install $packages"
     sudo=sudo
   fi
-  run "refreshing apt's lists" $sudo apt-get update -q || echo "setup: apt-get update failed; trying with the lists that are there"
+  run "refreshing apt's lists" $sudo apt-get update -q || echo "setup: apt-get update failed; trying with the existing lists"
   # shellcheck disable=SC2086
   run "installing $packages" $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $packages ||
-    fail "apt-get could not install: $packages. Its last lines are above; mend that and run this again."
+    fail "apt-get could not install: $packages. Its last lines are above; fix the cause and run this again."
 }
 
-# libFuzzer's library is a package of its own, with clang's version in its name.
+# libFuzzer's library is a separate package, with clang's version in its name.
 has_fuzzer() { echo 'extern "C" int LLVMFuzzerTestOneInput(const char*, unsigned long) { return 0; }' |
   clang++ -fsanitize=fuzzer,address -x c++ - -o /dev/null 2>/dev/null; }
 
 install_clang() {
   command -v clang++ >/dev/null || install_packages clang
   has_fuzzer || install_packages "libclang-rt-$(clang++ -dumpversion | cut -d. -f1)-dev"
-  has_fuzzer || fail "clang++ is here, its libFuzzer is not, so make fuzz cannot run"
+  has_fuzzer || fail "clang++ is installed but its libFuzzer is not, so make fuzz cannot run"
 }
 
 make_venv() {
   [ -x .venv/bin/python ] && return 0
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1). Say which one to use: make PYTHON=python3.12 setup"
+    fail "Python 3.11 or newer is needed, $python is $("$python" -V 2>&1). Choose another: make PYTHON=python3.12 setup"
   run "making .venv with $("$python" -V 2>&1)" "$python" -m venv .venv || fail "could not make .venv; its last lines are above."
 }
 
-# in_venv MODULE: is it installed? (a look at the folder: importing torch to see would take seconds)
+# in_venv MODULE: whether it is installed (looks at the folder, because importing torch would take seconds)
 in_venv() { compgen -G ".venv/lib/python3*/site-packages/$1" >/dev/null; }
 
 install_torch() {
   local want=${TORCH:-$tested_torch}
   in_venv torch/version.py && return 0
-  run "installing $want (hundreds of MB; gigabytes where pip takes a CUDA build)" .venv/bin/pip install -q "$want" ||
-    fail "pip could not install $want. With another index set PIP_INDEX_URL; with another version: make TORCH='torch==2.12.0' setup"
+  run "installing $want (hundreds of MB; gigabytes if pip chooses a CUDA build)" .venv/bin/pip install -q "$want" ||
+    fail "pip could not install $want. For another index set PIP_INDEX_URL; for another version: make TORCH='torch==2.12.0' setup"
 }
 
-# install_missing OPTION...: packages from standard input, as lines MODULE PACKAGE; those whose module is there are left
-# alone.
+# install_missing OPTION...: installs packages from standard input, as lines MODULE PACKAGE, except those whose module
+# is installed.
 install_missing() {
   local want=() module package
   while read -r module package; do
@@ -126,7 +126,7 @@ install_missing() {
   done
   [ ${#want[@]} = 0 ] && return 0
   run "installing ${want[*]}" .venv/bin/pip install -q "$@" "${want[@]}" ||
-    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+    fail "pip could not install ${want[*]}. For another index set PIP_INDEX_URL and run this again."
 }
 
 install_python_packages() {
@@ -148,7 +148,7 @@ ruff ruff==0.17.6
 mypy mypy==2.4.1
 pytest_timeout.py pytest-timeout
 LIST
-  # Other people's optimizers, for tests. Their dependencies would bring another torch.
+  # Optimizers of other projects, for tests. Their dependencies would install another torch.
   install_missing --no-deps <<'LIST'
 schedulefree schedulefree
 pytorch_optimizer pytorch_optimizer
@@ -157,8 +157,8 @@ torchao torchao
 LIST
 }
 
-# What tests/hf trains with, Ray (80 MB) for its example, and the small packages that these import. Without their other
-# dependencies: torch among them stays as it is.
+# The libraries of tests/hf, Ray (80 MB) for its example, and the small packages that these import. Without their other
+# dependencies, so that torch is not replaced.
 install_libraries() {
   local want=() module package
   while read -r module package; do
@@ -194,11 +194,11 @@ tensorboardX tensorboardX
 LIST
   [ ${#want[@]} = 0 ] && return 0
   run "installing ${want[*]}" .venv/bin/python -m pip install -q --no-deps "${want[@]}" ||
-    fail "pip could not install ${want[*]}. With another index set PIP_INDEX_URL and run this again."
+    fail "pip could not install ${want[*]}. For another index set PIP_INDEX_URL and run this again."
 }
 
-# What tests/architectures builds models of, in a folder that no other test imports from: with diffusers or torchvision
-# beside them, the libraries above behave differently. Without dependencies; torchvision's operators, which are built
+# The libraries of tests/architectures, in a folder that no other test imports from, because the libraries above behave
+# differently if diffusers or torchvision is installed. Without dependencies; torchvision's operators, which are built
 # for another torch, are not used.
 install_architectures() {
   local folder=.venv/share/architectures
@@ -206,10 +206,10 @@ install_architectures() {
   [ -d $folder/diffusers ] && [ -d $folder/torchvision ] && return 0
   # shellcheck disable=SC2086
   run "installing $packages for tests/architectures" .venv/bin/python -m pip install -q --no-deps --upgrade --target $folder $packages ||
-    fail "pip could not install $packages. With another index set PIP_INDEX_URL and run this again."
+    fail "pip could not install $packages. For another index set PIP_INDEX_URL and run this again."
 }
 
-# The package is used where it stands: the venv's import path gets the folder python/, its bin/ the built command.
+# The package is used in place: the venv's import path gets the folder python/, and its bin/ the built command.
 link_package() {
   local site
   for site in .venv/lib/python3*/site-packages; do
@@ -227,7 +227,7 @@ case ${1:-} in
     install_clang
     exit
     ;;
-  *) fail "unknown argument: $1. Known are: tests, fuzz" ;;
+  *) fail "unknown argument: $1. Known arguments: tests, fuzz" ;;
 esac
 install_packages "$(missing_packages | tr '\n' ' ')${tests:+$(missing_test_packages | tr '\n' ' ')}"
 make_venv

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # test.sh FOLDER [fast]: the C++ tests of FOLDER, then the Python tests. Runs both even if the first fails, so that one
-# run shows all.
-# fast: C++ tests without torch, and the Python tests that find most in little time, both at once.
+# run shows all failures. fast: C++ tests without torch, and in parallel the Python tests that find most in little time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 folder=$1
@@ -23,8 +22,8 @@ ctest --test-dir "$folder" --progress --output-on-failure --no-tests=error || st
 # 5: no tests were collected, which is a failure here too.
 .venv/bin/python -m pytest -q -m "not gpu" tests python || status=1
 
-# What is for accelerators, on the simulated one (tests/simulated_device/README.md): in a process of its own, which
-# torch takes to have one.
+# Tests for accelerators run on the simulated one (tests/simulated_device/README.md), in a separate process, because
+# torch there reports an accelerator.
 .venv/bin/python -m pytest -q -m "gpu and not cuda" tests || status=1
 
 [ $status = 0 ] && echo "test: all passed" || echo "test: FAILED; the failing tests are named above" >&2

@@ -1,7 +1,7 @@
 """Wraps comments, docstrings and paragraphs of Markdown at the project's width. Used by check_style.py.
 
-A line that is too long hands its last words to the next line of the same paragraph, or to a new line. Words and their
-order stay; what is no plain text (code, tables, links to pictures, headings) stays as it is.
+The last words of a line that is too long move to the next line of the same paragraph, or to a new line. Words and their
+order do not change; everything but plain text (code, tables, links to pictures, headings) is left unchanged.
 """
 
 import ast
@@ -38,7 +38,7 @@ def _docstring_lines(text: str) -> set[int]:
 
 
 def prefixes(path: Path, lines: list[str]) -> list[str | None]:
-    """For each line what a paragraph's lines begin with ("", "    ", "/// "), or None for what is no text."""
+    """For each line the prefix of its paragraph's lines ("", "    ", "/// "), or None for a line that is not text."""
     result: list[str | None] = []
     if path.suffix == ".md":
         in_fence = False
@@ -57,7 +57,7 @@ def prefixes(path: Path, lines: list[str]) -> list[str | None]:
 
 
 def long_lines(path: Path) -> list[int]:
-    """Numbers, from 1, of the lines of text that are longer than WIDTH and have a place to break."""
+    """Numbers, from 1, of the lines of text that are longer than WIDTH and can be broken."""
     lines = path.read_text().split("\n")
     return [
         n for n, (line, prefix) in enumerate(zip(lines, prefixes(path, lines), strict=True), 1) if _split(line, prefix)
@@ -65,13 +65,13 @@ def long_lines(path: Path) -> list[int]:
 
 
 def _split(line: str, prefix: str | None) -> tuple[str, str] | None:
-    """What stays on the line and what does not, or None where it is not too long or has no place to break."""
+    """The part that stays on the line and the rest, or None if the line is not too long or cannot be broken."""
     if prefix is None or len(line) <= WIDTH:
         return None
     text = line[len(prefix) :]
     marker = re.match(r'([-*+]|\d+\.)\s+|"""', text)
     at = line.rfind(" ", 0, WIDTH + 1)
-    # No line of a paragraph may begin with what Markdown takes for an item or a heading.
+    # No line of a paragraph may begin with what Markdown reads as an item or a heading.
     while at > 0 and re.match(r"([-*+#]|\d+\.)\s", line[at + 1 :]):
         at = line.rfind(" ", 0, at)
     if at <= len(prefix) + (marker.end() if marker else 0):

@@ -1,6 +1,6 @@
 /// \file
-/// The model of examples/gpt.py in libtorch modules: the same operators in the same order, so that the same values come
-/// out to the last bit.
+/// The model of examples/gpt.py in libtorch modules: the same operators in the same order, so the values are
+/// bit-identical.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -27,7 +27,7 @@ struct GptConfig {
   std::uint64_t seed = 1;
 };
 
-/// As Python's nn.Linear computes: libtorch's own adds the bias in an operator of its own, which rounds otherwise.
+/// Computes like Python's nn.Linear. libtorch's Linear adds the bias in a separate operator, which rounds differently.
 inline at::Tensor linear(const nn::Linear& layer, const at::Tensor& x) {
   return at::linear(x, layer->weight, layer->bias);
 }
@@ -82,8 +82,8 @@ struct GptImpl : nn::Module {
     const at::Tensor inputs = tokens.slice(1, 0, -1);
     const at::Tensor targets = tokens.slice(1, 1);
     const at::Tensor positions = at::arange(inputs.size(1), tokens.options().dtype(at::kLong));
-    // One after the other: the order of operators is the order of their gradients, and C++ does not say which operand
-    // is first.
+    // In separate statements: the order of operators decides the order of their gradients, and C++ does not define
+    // which operand is evaluated first.
     const at::Tensor token_vectors = token_embedding(inputs);
     at::Tensor x = embedding_norm(token_vectors + position_embedding(positions));
     for (const auto& block : *blocks) x = block->as<BlockImpl>()->forward(x);
@@ -91,7 +91,7 @@ struct GptImpl : nn::Module {
     return at::cross_entropy_loss(logits.flatten(0, 1).to(at::kFloat), targets.flatten());
   }
 
-  /// As examples/gpt.py draws them, from the same generator.
+  /// Draws the same values as examples/gpt.py, from the same generator.
   void initialize() {
     torch::NoGradGuard no_grad;
     auto generator = at::make_generator<at::CPUGeneratorImpl>(config.seed);

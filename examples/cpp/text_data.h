@@ -1,6 +1,6 @@
 /// \file
 /// The data of examples/text_data.py: the sources of Python's standard library, as bytes, in the order in which the
-/// loader of the Python package gives them to a rank.
+/// Python package's loader passes them to a rank.
 #pragma once
 
 #include <ATen/ATen.h>
@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-/// Where Python keeps its library.
+/// The folder of Python's standard library.
 inline std::string library_folder() {
   std::string folder;
   FILE* python = ::popen("python3 -c 'import sysconfig; print(sysconfig.get_path(\"stdlib\"), end=\"\")'", "r");
@@ -40,8 +40,7 @@ class LibraryText {
       std::ifstream file(path, std::ios::binary);
       text_.append(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
     }
-    if (size() < 1)
-      throw std::runtime_error("there are no Python sources in \"" + folder + "\"; name their folder: --text DIR");
+    if (size() < 1) throw std::runtime_error("no Python sources in \"" + folder + "\"; name their folder: --text DIR");
   }
   std::int64_t size() const { return (static_cast<std::int64_t>(text_.size()) - 1) / context_; }
   std::int64_t context() const { return context_; }
@@ -52,7 +51,7 @@ class LibraryText {
   std::int64_t context_;
 };
 
-/// A random order of all items, the same on all ranks and new in each epoch; this rank takes every size-th.
+/// A random order of all items, the same on all ranks and new in each epoch; this rank gets every size-th item.
 class RankBatches {
  public:
   RankBatches(const LibraryText& text, std::int64_t batch_size, int rank, int size)

@@ -1,5 +1,5 @@
-// Trains the language model of examples/gpt.py in C++; the same data and configuration, and in fp32 the same losses to
-// the last bit.
+// Trains the language model of examples/gpt.py in C++; with the same data and configuration, and in fp32 with
+// bit-identical losses.
 //
 //     zeropage --num_gpus=2 --no_python build/dev/examples/cpp/train_gpt --config examples/ds_config.json
 #include <zeropage/zeropage.h>
@@ -20,9 +20,9 @@ constexpr const char* kUsage =
     "train_gpt --config FILE [--steps N] [--seed N] [--stage 0-3] [--checkpoint FOLDER] [--text FOLDER] [--result "
     "FILE]\n"
     "  --steps       optimizer steps (60)\n"
-    "  --seed        of the model's first values (1)\n"
-    "  --stage       instead of the configuration's\n"
-    "  --checkpoint  goes on from the newest step in this folder, and saves there at the end\n"
+    "  --seed        seed of the model's initial values (1)\n"
+    "  --stage       overrides the configuration's stage\n"
+    "  --checkpoint  resumes from the newest step in this folder, and saves there at the end\n"
     "  --text        folder of Python sources to learn (Python's library)\n"
     "  --result      rank 0 writes losses and bytes here, as JSON\n";
 

@@ -1,5 +1,5 @@
 /// \file
-/// The parts of the module `zeropage._C`. A bind file adapts arguments and names; it decides nothing.
+/// The parts of the module `zeropage._C`. A bind file adapts arguments and names, and has no logic of its own.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// In a file of its own: the header of process groups takes long to compile.
+// A separate file, because the header of process groups takes long to compile.
 #include "zeropage/memory/torch_config.h"
 
 #include <pybind11/stl.h>
@@ -32,7 +32,7 @@ std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroup
   return comm::make_fault_communicator(std::move(communicator), std::move(delays));
 }
 
-/// Of a communicator, which it does not keep.
+/// Refers to a communicator without owning it.
 struct Watch {
   std::weak_ptr<comm::Communicator> watched;
 };
@@ -74,15 +74,14 @@ py::tuple world_from_environment() {
 
 void init_c10d(py::module_& module) {
   module.def("world_from_environment", &world_from_environment,
-             "Rank, local rank, size and local size, as whoever started this process says. Raises ConfigError.");
+             "Rank, local rank, size and local size, from the variables that the launcher set. Raises ConfigError.");
   module.def(
       "segment_name", [](std::int64_t number) { return comm::segment_name(&environment, number); }, py::arg("number"),
-      "What the ranks of this job call their shared memory; number: which communicator of the job.");
-  module.def(
-      "job_store", &job_store, py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"),
-      py::arg("timeout_ms"), Unlocked(),
-      "The store of torch.distributed through which the ranks of this job find each other, made at the first call. "
-      "Collective then. Raises ConfigError, OSError, PeerError, TimeoutError.");
+      "The name of the shared memory of this job's ranks; number: which communicator of the job.");
+  module.def("job_store", &job_store, py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"),
+             py::arg("timeout_ms"), Unlocked(),
+             "The store of torch.distributed through which the ranks of this job find each other, made at the first "
+             "call, which is collective. Raises ConfigError, OSError, PeerError, TimeoutError.");
   module.attr("default_timeout_ms") = config::Own().timeout_ms;
   module.def(
       "make_one_rank_communicator",
@@ -90,7 +89,7 @@ void init_c10d(py::module_& module) {
         return comm::make_one_rank_communicator(device, std::chrono::milliseconds(timeout_ms));
       },
       py::arg("device"), py::arg("timeout_ms"), "A job of one rank on `device`, without process groups.");
-  py::class_<Watch>(module, "CommunicatorWatch", "Says whether a communicator is still there, and does not keep it.")
+  py::class_<Watch>(module, "CommunicatorWatch", "Tells whether a communicator still exists, without owning it.")
       .def(py::init([](const std::shared_ptr<comm::Communicator>& watched) { return Watch{watched}; }))
       .def_property_readonly("is_over", [](const Watch& watch) { return watch.watched.expired(); });
   module.def(
@@ -99,15 +98,15 @@ void init_c10d(py::module_& module) {
   module.def("agree_on_hosts", &agree_on_hosts, py::arg("store"), py::arg("rank"), py::arg("local_rank"),
              py::arg("size"), py::arg("local_size"),
              "How many hosts there are and how many ranks each has, where collectives by hosts are possible; else one "
-             "host with all ranks. Collective; nobody else writes into the store.");
+             "host with all ranks. Collective; nothing else may write into the store.");
   module.def("join_hosts", &join_hosts, py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("local_size"),
              py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
              "CPU ranks of several hosts: their communicator, and the two process groups of this rank's column, which "
-             "it uses. name: of shared memory that this job alone uses. Collective; nobody else writes into the "
+             "it uses. name: of shared memory that only this job uses. Collective; nobody else writes into the "
              "store.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
-             "Ranks of two torch process groups of their own: one for buffers on `device`, one (gloo) for control. For "
+             "Ranks of two dedicated torch process groups: one for buffers on `device`, one (gloo) for control. For "
              "tests each collective is delayed at random by up to max_delay_us.");
 }
 

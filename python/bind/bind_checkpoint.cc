@@ -1,6 +1,6 @@
 #include "zeropage/engine/checkpoint.h"
 
-// The casters of tensors come after torch's configuration.
+// Included here: the casters of tensors need torch's configuration.
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -48,7 +48,7 @@ std::vector<std::string> export_model(Checkpoint& step, std::string folder, std:
                                   {std::move(folder), "F32", max_file_bytes, exclude_frozen});
 }
 
-/// What is in a step for people who only want the model.
+/// The model's tensors in a step, for programs that need nothing else of it.
 void bind_model_files(py::module_& module) {
   using checkpoint::ModelTensor;
   py::class_<ModelTensor>(module, "ModelTensor", "A parameter or buffer in a step.")
@@ -69,7 +69,8 @@ void bind_model_files(py::module_& module) {
         return checkpoint::choose_step(checkpoint::system_files(), folder, tag);
       },
       py::arg("folder"), py::arg("tag"), Unlocked(), "The path of the tagged or the newest step, or None.");
-  module.def("check_tag", &checkpoint::check_tag, py::arg("tag"), "Raises UsageError for what cannot name a step.");
+  module.def("check_tag", &checkpoint::check_tag, py::arg("tag"),
+             "Raises UsageError for a tag that cannot name a step.");
   module.def(
       "finish_save", [](Engine& engine) { engine.finish_save(); }, py::arg("engine"), Unlocked(),
       "Returns when no save is under way. Raises its CheckpointError.");
@@ -78,7 +79,7 @@ void bind_model_files(py::module_& module) {
       "Raises the CheckpointError of a save that the ranks have seen fail.");
   module.def(
       "stop_agreed", [](Engine& engine) { return engine.stop_agreed(); }, py::arg("engine"),
-      "Whether the last boundary step found that some rank was asked to end.");
+      "Whether some rank had been asked to stop at the last boundary step.");
 }
 
 /// form, key, the name of the tensor or None, then the count of updates
@@ -106,24 +107,25 @@ std::string write_imported_step(const std::string& folder, const checkpoint::Man
   return engine::write_imported_step(folder, manifest, imported, read);
 }
 
-/// A manifest as far as whoever imports a step fills it in.
+/// The parts of a manifest that an importer fills in.
 void bind_imports(py::module_& module) {
   using checkpoint::Manifest;
   using checkpoint::ParameterRecord;
   using checkpoint::TrainingState;
   using optim::LossScaleState;
-  py::class_<LossScaleState>(module, "LossScaleState", "Where a dynamic loss scale stands.")
+  py::class_<LossScaleState>(module, "LossScaleState", "The state of a dynamic loss scale.")
       .def(py::init<double, std::int64_t, std::int64_t, int>(), py::arg("scale"), py::arg("step"),
            py::arg("last_overflow_step"), py::arg("hysteresis_left"));
-  py::class_<TrainingState>(module, "TrainingState", "Where a training stands.")
+  py::class_<TrainingState>(module, "TrainingState", "Counters and state of a training run.")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::optional<std::int64_t>,
                     std::optional<LossScaleState>>(),
            py::arg("global_steps"), py::arg("skipped_steps"), py::arg("consecutive_skips"), py::arg("micro_steps"),
            py::arg("schedule_iteration"), py::arg("loss_scale"));
-  py::class_<ParameterRecord>(module, "ParameterRecord", "A parameter of a step; updates: optimizer steps it has seen.")
+  py::class_<ParameterRecord>(module, "ParameterRecord",
+                              "A parameter of a step; updates: how many optimizer steps have updated it.")
       .def(py::init<std::string, std::vector<std::string>, bool, std::int64_t>(), py::arg("name"), py::arg("aliases"),
            py::arg("trainable"), py::arg("updates"));
-  py::class_<Manifest>(module, "Manifest", "All of a step but its tensors.")
+  py::class_<Manifest>(module, "Manifest", "All of a step except its tensors.")
       .def(py::init<>())
       .def_readwrite("tag", &Manifest::tag)
       .def_readwrite("stage", &Manifest::stage)
@@ -159,14 +161,15 @@ void init_checkpoint(py::module_& module) {
              return names;
            })
       .def("read_range", &engine::read_range, py::arg("name"), py::arg("offset"), py::arg("numel"), Unlocked(),
-           "A run of elements of a flat tensor, on the host.")
+           "Consecutive elements of a flat tensor, on the host.")
       .def("read_tensor", &engine::read_tensor, py::arg("name"), Unlocked(), "A whole tensor, on the host.")
       .def("verify", &Checkpoint::verify, Unlocked(), "Compares every byte with its digest.");
   py::class_<checkpoint::SavedOptimizerStates>(module, "SavedOptimizerStates",
-                                               "What a step has of the optimizer's state, whoever saved it.")
+                                               "The optimizer state in a step, whichever program saved it.")
       .def(py::init<const Checkpoint&>(), py::arg("step"), py::keep_alive<1, 2>())
       .def("for_object", &states_for_object, py::arg("parameter"), py::arg("is_torchs"),
-           "(form, key, name of the tensor or None, then the count of updates) of all that an object has to read. "
+           "(form, key, name of the tensor or None, then the count of updates) of everything that an optimizer object "
+           "has to read. "
            "Raises "
            "CheckpointError.");
   module.def("save_checkpoint", &save_checkpoint, py::arg("engine"), py::arg("folder"), py::arg("tag"),
@@ -180,7 +183,7 @@ void init_checkpoint(py::module_& module) {
       py::arg("engine"), py::arg("folder"), py::arg("tag"), Unlocked(), "Collective; the opened step, or None.");
   module.def("load_checkpoint", &load_checkpoint, py::arg("engine"), py::arg("step"), py::arg("strict"),
              py::arg("parameters"), py::arg("optimizer_states"), py::arg("schedule"), py::arg("module_only"),
-             py::arg("problem"), Unlocked(), "Collective; returns a warning about what it left alone, or None.");
+             py::arg("problem"), Unlocked(), "Collective; returns a warning about the state it did not load, or None.");
   bind_model_files(module);
   bind_imports(module);
 }

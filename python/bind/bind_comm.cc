@@ -1,5 +1,5 @@
 #include "zeropage/memory/torch_config.h"
-// The casters of tensors come after torch's configuration.
+// Included here: the casters of tensors need torch's configuration.
 #include <ATen/ops/empty.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
@@ -70,24 +70,25 @@ py::bytes gather_bytes(Communicator& communicator, const std::string& mine) {
 }  // namespace
 
 void init_comm(py::module_& module) {
-  py::class_<Communicator, CommunicatorPtr>(module, "Communicator", "The ranks of a job, as one of them sees them.")
+  py::class_<Communicator, CommunicatorPtr>(module, "Communicator", "One rank's connection to all ranks of a job.")
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
       .def_property_readonly("one_sided", &Communicator::one_sided,
-                             "True when peers' memory can be read without their taking part.")
+                             "True when peers' memory can be read without any action of theirs.")
       .def(
           "barrier", [](Communicator& communicator) { communicator.barrier({"barrier"}); }, Unlocked(),
-          "Returns when every rank has come. Raises PeerError, TimeoutError.")
+          "Returns when every rank has called it. Raises PeerError, TimeoutError.")
       .def("abort", &Communicator::abort, py::arg("reason"), Unlocked(),
-           "Makes every present and future wait of every rank fail with PeerError.")
-      .def("all_gather_small", &gather_bytes, py::arg("mine"), "The bytes of every rank, one after the other.")
-      .def("all_gather", &all_gather, py::arg("shard"), Unlocked(), "Every rank's shard, one after the other.")
+           "Makes every current and future wait of every rank fail with PeerError.")
+      .def("all_gather_small", &gather_bytes, py::arg("mine"), "The bytes of every rank, in the order of ranks.")
+      .def("all_gather", &all_gather, py::arg("shard"), Unlocked(), "Every rank's shard, in the order of ranks.")
       .def("reduce_scatter", &reduce_scatter, py::arg("whole"), Unlocked(), "This rank's part of the sum over ranks.")
       .def("broadcast", &broadcast, py::arg("tensor"), py::arg("root"), Unlocked(),
            "Gives every rank the root's values. tensor: contiguous.")
       .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.")
-      .def_property_readonly("bytes_between_hosts", &Communicator::bytes_between_hosts,
-                             "Those of them that went between hosts; 0 where it does not know hosts.");
+      .def_property_readonly(
+          "bytes_between_hosts", &Communicator::bytes_between_hosts,
+          "The part of them that went between hosts; 0 for a communicator that does not know the hosts.");
 
   module.def(
       "make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),
@@ -111,9 +112,9 @@ void init_comm(py::module_& module) {
       },
       py::arg("all"), py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"), py::arg("count"),
       py::arg("name"), Unlocked(),
-      "`all` with groups of `count` nearby CPU ranks, which share memory under this name. Collective.");
+      "`all` with groups of `count` nearby CPU ranks, whose shared memory has this name. Collective.");
   module.def("with_nearby", &comm::with_nearby, py::arg("all"), py::arg("nearby"),
-             "`all` with the group of nearby ranks that this rank is one of.");
+             "`all` with the group of nearby ranks that this rank belongs to.");
   module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),
              "Runs the conformance suite of communicators; raises on the first difference. Collective.");
 }

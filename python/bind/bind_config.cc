@@ -64,7 +64,7 @@ void init_config(py::module_& module) {
           [](const config::OptimizerParams& params, const std::string& name) {
             return config::find_hyperparameter(name).get(params);
           },
-          py::arg("name"), "By the name that torch.optim gives it. Raises ConfigError for another name.")
+          py::arg("name"), "By its name in torch.optim. Raises ConfigError for another name.")
       .def(
           "__setitem__",
           [](config::OptimizerParams& params, const std::string& name, const config::HyperparameterValue& value) {
@@ -81,7 +81,7 @@ void init_config(py::module_& module) {
         for (const auto& hyperparameter : entry->hyperparameters) names.emplace_back(hyperparameter.name);
         return names;
       },
-      py::arg("kind"), "Those of the optimizer, under the names that torch.optim gives them; none for NONE and TORCH.");
+      py::arg("kind"), "The hyperparameters of the optimizer, by their names in torch.optim; none for NONE and TORCH.");
 
   py::class_<Config>(module, "Config", "The typed configuration (see docs/config.md).")
       .def_static("from_json", &Config::from_json, py::arg("text"), py::arg("world_size"), py::arg("origin"),
@@ -89,7 +89,7 @@ void init_config(py::module_& module) {
       .def_static("from_file", &Config::from_file, py::arg("path"), py::arg("world_size"),
                   "The same for a file. Raises also IoError.")
       .def_static("notes", &config::notes, py::arg("text"), py::arg("origin"),
-                  "Lines about effective values that the document does not spell so.")
+                  "Lines about effective values that differ from the document.")
       .def_static("notes_of_file", &config::notes_of_file, py::arg("path"))
       .def_property_readonly("train_batch_size", field<&Config::batch, &config::Batch::train_batch_size>())
       .def_property_readonly("micro_batch_size", field<&Config::batch, &config::Batch::micro_batch_size>())
@@ -126,11 +126,11 @@ void init_config(py::module_& module) {
           [](Config& config, config::OptimizerKind kind, const config::OptimizerParams& params) {
             config.optimizer = {kind, params};
           },
-          py::arg("kind"), py::arg("params"), "For an optimizer object given instead of the config's section.")
+          py::arg("kind"), py::arg("params"), "For an optimizer object that replaces the config's section.")
       .def_property(
           "schedule_kind", field<&Config::schedule, &config::Schedule::kind>(),
           [](Config& config, config::ScheduleKind kind) { config.schedule.kind = kind; },
-          "Written when a scheduler object is given instead of the config's section.")
+          "Set when a scheduler object replaces the config's section.")
       .def_readonly("steps_per_print", &Config::steps_per_print)
       .def_readonly("allow_untested_optimizer", &Config::allow_untested_optimizer)
       .def_readonly("log_level", &Config::log_level)
@@ -150,8 +150,8 @@ void init_config(py::module_& module) {
                              field<&Config::zeropage, &config::Own::hierarchical_collectives>())
       .def_property_readonly("deterministic_reduction",
                              field<&Config::zeropage, &config::Own::deterministic_reduction>())
-      .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" and wait for with_planned.")
-      .def_readonly("effective_json", &Config::effective_json, "Every key with the effective value.");
+      .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" until with_planned sets them.")
+      .def_readonly("effective_json", &Config::effective_json, "Every key with its effective value.");
 
   using optim::LrSchedule;
   py::class_<LrSchedule>(module, "LrSchedule", "A learning-rate schedule, for programs that step it themselves.")
@@ -161,7 +161,7 @@ void init_config(py::module_& module) {
            py::arg("config"), py::arg("base_lrs"),
            "base_lrs: each group's rate without a schedule. Raises ConfigError.")
       .def_property("last_batch_iteration", &LrSchedule::last_batch_iteration, &LrSchedule::set_last_batch_iteration)
-      .def_property_readonly("rates", &LrSchedule::lrs, "Of the next step, one per group.")
+      .def_property_readonly("rates", &LrSchedule::lrs, "Learning rates of the next step, one per group.")
       .def_property_readonly("momenta", &LrSchedule::momenta, "beta1 of the next step, one per group, or None.");
 }
 

@@ -1,6 +1,6 @@
 #include "zeropage/engine/engine.h"
 
-// The casters of tensors come after torch's configuration.
+// Included here: the casters of tensors need torch's configuration.
 #include <set>
 
 #include <pybind11/functional.h>
@@ -20,7 +20,7 @@ using engine::Engine;
 /// (name, tensor, group index or -1)
 using ParameterTuple = std::tuple<std::string, at::Tensor, int>;
 
-/// Those with a name of `in_fp32` stay fp32; the optimizer needs those of `whole` whole.
+/// Parameters named in `in_fp32` stay fp32; parameters named in `whole` reach the optimizer unsharded.
 std::vector<engine::ParameterInput> inputs_of(std::vector<ParameterTuple> parameters,
                                               const std::set<std::string>& in_fp32,
                                               const std::set<std::string>& whole) {
@@ -40,7 +40,7 @@ std::unique_ptr<Engine> make_engine(std::vector<ParameterTuple> parameters, std:
                                     std::shared_ptr<comm::Communicator> saves, const std::set<std::string>& in_fp32,
                                     const std::set<std::string>& whole) {
   auto inputs = inputs_of(std::move(parameters), in_fp32, whole);
-  // Not as the guard of py::init, which would enter the instance into pybind's table without the lock.
+  // Not a guard of py::init, which would register the instance in pybind's table without the lock.
   py::gil_scoped_release unlocked;
   return std::make_unique<Engine>(std::move(inputs), std::move(groups), config, std::move(communicator), device,
                                   std::move(reductions), std::move(saves));
@@ -129,7 +129,7 @@ void bind_values(py::module_& module) {
       .def_readonly("parameters", &formula::StateBytes::parameters)
       .def_readonly("gradients", &formula::StateBytes::gradients)
       .def_readwrite("optimizer", &formula::StateBytes::optimizer,
-                     "Written to add what an optimizer of PyTorch keeps.");
+                     "Writable, to add the state of an optimizer of PyTorch.");
   py::class_<paging::PagerStats>(module, "PagerStats", "Counters of the pager.")
       .def_readonly("touches", &paging::PagerStats::touches)
       .def_readonly("faults", &paging::PagerStats::faults)
@@ -142,7 +142,7 @@ void bind_values(py::module_& module) {
 }
 
 void bind_training(py::class_<Engine>& engine) {
-  engine.def("before_forward", &Engine::before_forward, "Takes in parameters that were replaced from outside.")
+  engine.def("before_forward", &Engine::before_forward, "Adopts parameters that were replaced from outside.")
       .def(
           "backward",
           [](Engine& self, const at::Tensor& loss, bool retain_graph, bool scale_by_accumulation) {
@@ -152,24 +152,27 @@ void bind_training(py::class_<Engine>& engine) {
           "Runs the backward of a scalar loss; returns the loss divided by the accumulation steps.")
       .def("scale", &Engine::scale, py::arg("loss"), "The loss times the loss scale, for its own backward().")
       .def("step", &step, py::arg("update") = py::none(), Unlocked(),
-           "Ends a micro step; True when it was an accumulation boundary. `update` is the optimizer, where it is "
-           "torch's; else it is called before the update.")
+           "Ends a micro step; True when it was an accumulation boundary. `update` is the step of a torch optimizer; "
+           "with another optimizer it is called before the update.")
       .def(
           "begin_edit", [](Engine& self) { return tuples_of(self.begin_edit()); }, Unlocked(),
-          "(parameter, values, None) of what this rank updates, to be changed in place.")
-      .def("end_edit", &Engine::end_edit, py::arg("failure"), Unlocked(), "Collective. Puts the values in place.")
-      .def("owned_segments", &owned_segments, "(parameter, first element, elements) of what this rank updates.")
-      .def("zero_grad", &Engine::zero_grad, Unlocked(), "Forgets gradients accumulated so far.")
+          "(parameter, values, None) of the segments that this rank updates, to be changed in place.")
+      .def("end_edit", &Engine::end_edit, py::arg("failure"), Unlocked(),
+           "Collective. Puts the changed values into effect.")
+      .def("owned_segments", &owned_segments,
+           "(parameter, first element, elements) of the segments that this rank updates.")
+      .def("zero_grad", &Engine::zero_grad, Unlocked(), "Drops gradients accumulated so far.")
       .def("is_accumulation_boundary", &Engine::is_accumulation_boundary)
       .def("set_accumulation_boundary", &Engine::set_accumulation_boundary, py::arg("boundary"),
-           "None: count micro steps again.")
+           "None: decided by counting micro steps again.")
       .def_property("accumulation_steps", &Engine::accumulation_steps, &Engine::set_accumulation_steps)
       .def_property_readonly("window_is_new", &Engine::window_is_new)
-      .def("set_micro_batch_size", &Engine::set_micro_batch_size, py::arg("samples"), "Of one rank.")
+      .def("set_micro_batch_size", &Engine::set_micro_batch_size, py::arg("samples"),
+           "The micro-batch size of one rank.")
       .def_property(
           "groups", [](Engine& self) { return self.groups(); },
           [](Engine& self, const std::vector<config::OptimizerParams>& groups) { self.groups() = groups; },
-          "Current hyperparameters, one entry per group; a copy, to be assigned back.")
+          "Current hyperparameters, one entry per group; a copy: assign it to change them.")
       .def("scheduled_lrs", &Engine::scheduled_lrs, "Rates of the next step by the configured schedule.")
       .def_property("schedule_iteration", &Engine::schedule_iteration, &Engine::set_schedule_iteration);
 }
@@ -178,13 +181,12 @@ void bind_training(py::class_<Engine>& engine) {
 
 void init_engine(py::module_& module) {
   bind_values(module);
-  module.def(
-      "settle_types", &settle_types, py::arg("config"), py::arg("parameters"), py::arg("declared"),
-      py::arg("added") = false,
-      "Says which parameters stay fp32, and sets the config's precision where it names none. Raises ConfigError.");
+  module.def("settle_types", &settle_types, py::arg("config"), py::arg("parameters"), py::arg("declared"),
+             py::arg("added") = false,
+             "Decides which parameters stay fp32, and sets the config's precision if it has none. Raises ConfigError.");
   module.def(
       "require_same_everywhere", &engine::require_same_everywhere, py::arg("communicator"), py::arg("text"), Unlocked(),
-      "Collective. Compares a string, a fact per line, over the ranks. Raises PeerError with the first difference.");
+      "Collective. Compares a string of one fact per line over the ranks. Raises PeerError with the first difference.");
   py::class_<Engine> engine(module, "Engine", "Places a model's state on ranks; runs backward and step.");
   engine
       .def(py::init(&make_engine), py::arg("parameters"), py::arg("groups"), py::arg("config"), py::arg("communicator"),
@@ -208,8 +210,9 @@ void init_engine(py::module_& module) {
           py::arg("parameters"), py::arg("groups"), py::arg("in_fp32"), py::arg("whole"),
           "More parameters, as given when the engine was made; all groups.")
       .def("let_go", &Engine::let_go, py::arg("parameter"), Unlocked(),
-           "Lets go of a parameter's tensor; see swap_tensors.")
-      .def("take", &Engine::take, py::arg("parameter"), py::arg("tensor"), Unlocked(), "Takes the one in its place.")
+           "Gives up a parameter's tensor; see swap_tensors.")
+      .def("take", &Engine::take, py::arg("parameter"), py::arg("tensor"), Unlocked(),
+           "Adopts the tensor that replaces it.")
       .def("release", &Engine::release, py::arg("ticket"), py::arg("modifier_rank"), Unlocked(), "Ends a gather.")
       .def(
           "offload_states",
@@ -219,18 +222,19 @@ void init_engine(py::module_& module) {
           py::arg("optimizer"), py::arg("gradients"), py::arg("parameters"), py::arg("pin_memory"), Unlocked(),
           "Moves state to the host until reload_states.")
       .def("keep_parameters_only", &Engine::keep_parameters_only, Unlocked(),
-           "Frees all state but the parameters, which can be read, written and taken over. Only gather and release may "
+           "Frees all state except the parameters, which can be read, written and taken over. Only gather and release "
+           "may "
            "follow.")
       .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
       .def("wait_for_updates", &Engine::wait_for_updates, Unlocked(),
            "Waits for updates overlapped with the backward; for tests.")
-      .def("trim_memory", &Engine::trim_memory, Unlocked(), "Gives cached memory back to the system.")
+      .def("trim_memory", &Engine::trim_memory, Unlocked(), "Returns cached memory to the system.")
       .def("measured_bytes", &measured_bytes, py::arg("host") = false,
-           "Per kind: bytes now and at the peak, counted by the ledger; on the device, or what is offloaded to the "
+           "Per kind: bytes now and at the peak, counted by the ledger; on the device, or offloaded to the "
            "host.")
       .def(
           "held_memory", [](const Engine& self) { return report::format_held_memory(*self.ledger()); },
-          "What the engine holds now, by kind, in words.")
+          "The state that the engine has now, by kind, as text.")
       .def_property_readonly("pager_stats", &Engine::pager_stats)
       .def(
           "disk_traffic",
@@ -238,15 +242,16 @@ void init_engine(py::module_& module) {
             const auto traffic = self.disk_traffic();
             return std::tuple(traffic.read_bytes, traffic.written_bytes, traffic.waiting_s);
           },
-          "Bytes read and written by this rank so far, and the seconds in which it stood still for them.")
-      .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty when nothing is observed.")
-      .def("transfer_table", &transfer_table, "Collectives by operation and size as a table; empty text: not observed.")
+          "Bytes read and written by this rank so far, and the seconds it waited for them.")
+      .def("span_seconds", &span_seconds, "Host seconds by kind of span, so far; empty without observation.")
+      .def("transfer_table", &transfer_table,
+           "Collectives by operation and size as a table; empty without observation.")
       .def(
           "formula_bytes", [](const Engine& self) { return self.formula_bytes().device; },
           "Model state per rank by the formula, for this configuration, on the device.")
       .def(
           "formula_host_bytes", [](const Engine& self) { return self.formula_bytes().offloaded; },
-          "The same of what is offloaded.")
+          "The same for offloaded state.")
       .def("formula_bytes_at_stage", &Engine::formula_bytes_at_stage, py::arg("stage"))
       .def_property_readonly("trainable_numel", &Engine::trainable_numel)
       .def_property_readonly("page_count", &Engine::page_count);

@@ -3,14 +3,14 @@
 #include "zeropage/base/exit_code.h"
 #include "zeropage/base/host_error.h"
 
-// After the project's headers: torch's exceptions bring Python's.
+// After the project's headers, because torch's exceptions include Python's headers.
 #include <c10/util/Exception.h>
 #include <torch/csrc/Exceptions.h>
 
 namespace zeropage::python {
 namespace {
 
-/// Sets the Python exception of this name. The class is looked up when needed, so that no reference outlives the
+/// Sets the Python exception of this name. The class is looked up when needed, so no reference outlives the
 /// interpreter.
 void raise_as(const char* name, const std::exception& error) {
   const py::object type = py::module_::import("zeropage.errors").attr(name);
@@ -35,13 +35,13 @@ void translate(std::exception_ptr pointer) {
   } catch (const Error& error) {
     raise_as("ZeropageError", error);
   } catch (python_error& error) {
-    error.restore();  // an exception of Python code that autograd called
+    error.restore();  // raised by Python code that autograd called
   } catch (const c10::Error&) {
     torch::translate_exception_to_python(std::current_exception());
   }
 }
 
-/// Python's exception as C++ code of torch passes it on.
+/// Rethrows the C++ form of a Python exception as torch's C++ code does.
 void throw_as_python(std::exception_ptr pointer) {
   py::gil_scoped_acquire locked;
   translate(std::move(pointer));

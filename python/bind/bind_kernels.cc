@@ -1,6 +1,6 @@
 #include "zeropage/memory/torch_config.h"
 
-// The casters of tensors come after torch's configuration.
+// Included here: the casters of tensors need torch's configuration.
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/python_variable.h>
 #include <torch/csrc/utils/pybind.h>
@@ -22,14 +22,14 @@ struct Use {
   bool writes;
 };
 
-/// Python's callable, called with positional and named arguments as they are.
+/// Python's callable, called with unchanged positional and named arguments.
 py::object forward(const py::object& callable, const py::args& arguments, const py::kwargs& named) {
   PyObject* result = PyObject_Call(callable.ptr(), arguments.ptr(), named.empty() ? nullptr : named.ptr());
   if (result == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
 
-/// A callable that reads its tensors by address: their pages are pinned while it runs.
+/// A callable that reads its tensors by address, so their pages are pinned while it runs.
 class PinnedCall {
  public:
   PinnedCall(py::object callable, std::string name, std::vector<bool> written)
@@ -50,7 +50,7 @@ class PinnedCall {
   }
 
  private:
-  /// Tensors of a list or tuple, the inner ones included, are counted one after the other.
+  /// Numbers the tensors of a list or tuple, including nested ones, in order.
   void collect(const py::handle& sequence, std::size_t& position, std::vector<Use>& uses) {
     for (const auto& value : sequence) collect_one(value, position, uses);
   }
@@ -71,7 +71,7 @@ class PinnedCall {
   std::vector<bool> written_;
 };
 
-/// A callable whose custom function finds the pages that it needs by itself.
+/// A callable whose custom function makes the pages it needs resident itself.
 class UnobservedCall {
  public:
   explicit UnobservedCall(py::object callable) : callable_(std::move(callable)) {}
@@ -104,13 +104,14 @@ void init_kernels(py::module_& module) {
            py::arg("written"), "written: by position, whether the kernel writes the argument.")
       .def("__call__", &PinnedCall::call);
   module.def("is_paged", &paging::is_paged, py::arg("tensor"),
-             "Whether a tensor is a sharded parameter, or an alias of one: absent when nothing uses it.");
-  py::class_<UnobservedCall>(module, "UnobservedCall", py::dynamic_attr(),
-                             "Calls what runs one custom function that needs no page before its operators do.")
+             "Whether a tensor is a sharded parameter, or an alias of one, and so absent while nothing uses it.");
+  py::class_<UnobservedCall>(
+      module, "UnobservedCall", py::dynamic_attr(),
+      "Calls a function that runs one custom function, whose operators are the first to need pages.")
       .def(py::init<py::object>(), py::arg("callable"))
       .def("__call__", &UnobservedCall::call);
   py::class_<ObserverPause>(module, "ObserverPause",
-                            "While it is entered, torch records nothing that this thread runs, if an observer is on.")
+                            "While entered, torch records nothing that this thread runs, if an observer is active.")
       .def(py::init<>())
       .def("__enter__", &ObserverPause::enter)
       .def("__exit__", &ObserverPause::exit);

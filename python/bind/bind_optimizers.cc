@@ -1,4 +1,4 @@
-// What the step of an optimizer of PyTorch needs from C++.
+// C++ functions for the step of an optimizer of PyTorch.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -39,27 +39,28 @@ void adam_step(const at::Tensor& parameter, const at::Tensor& gradient, const at
 }  // namespace
 
 void init_optimizers(py::module_& module) {
-  py::class_<WholeShape>(module, "WholeShape", "How the elements of a parameter in memory are a tensor of its shape.")
+  py::class_<WholeShape>(module, "WholeShape", "Maps a parameter's elements in memory to a tensor of its shape.")
       .def_static("of", &WholeShape::of, py::arg("parameter"))
       .def_property_readonly("extents", [](const WholeShape& self) { return py::tuple(py::cast(self.extents)); })
       .def("numel", &WholeShape::numel)
-      .def("flat", &WholeShape::flat, py::arg("value"), "As one run of elements, as the parameter lies in memory.")
-      .def("shaped", &WholeShape::shaped, py::arg("flat"), "The other way; a view.");
+      .def("flat", &WholeShape::flat, py::arg("value"), "One-dimensional, in the parameter's memory order.")
+      .def("shaped", &WholeShape::shaped, py::arg("flat"), "The reverse of flat; a view.");
   py::class_<WholeParameters>(module, "WholeParameters",
-                              "Parameters that an optimizer object sees whole; see session/whole_parameters.h.")
+                              "Parameters that an optimizer object gets unsharded; see session/whole_parameters.h.")
       .def(py::init<std::shared_ptr<comm::Communicator>, c10::Device>(), py::arg("communicator"), py::arg("device"))
       .def("add", &add, py::arg("shapes"), py::arg("mine"), Unlocked(),
            "Collective. mine: (first element, elements) of each that this rank updates.")
       .def("__contains__", &WholeParameters::contains, py::arg("parameter"))
       .def("shape", &WholeParameters::shape, py::arg("parameter"))
       .def("owner", &WholeParameters::owner, py::arg("parameter"))
-      .def("is_sent", &WholeParameters::is_sent, py::arg("parameter"), "Whether its parts are sent to the owner.")
-      .def("seen", &WholeParameters::seen, "Those that the optimizer of this rank updates.")
-      .def("gather", &WholeParameters::gather, py::arg("mine"), Unlocked(),
-           "Collective. mine: parameter -> (values, gradient or None), flat. Returns the same of whole parameters.")
+      .def("is_sent", &WholeParameters::is_sent, py::arg("parameter"), "Whether the ranks send its parts to an owner.")
+      .def("seen", &WholeParameters::seen, "The parameters that the optimizer of this rank updates.")
+      .def(
+          "gather", &WholeParameters::gather, py::arg("mine"), Unlocked(),
+          "Collective. mine: parameter -> (values, gradient or None), flat. Returns the same for unsharded parameters.")
       .def("scatter", &WholeParameters::scatter, py::arg("whole"), py::arg("mine"), Unlocked(), "Collective.")
       .def("from_owner", &WholeParameters::from_owner, py::arg("parameter"), py::arg("mine"), Unlocked(),
-           "Collective. The owner's tensor, new, in fp32; None when it has none.")
+           "Collective. A new fp32 copy of the owner's tensor; None when the owner has none.")
       .def("agree", &WholeParameters::agree, py::arg("failure"), Unlocked(),
            "Collective. Whether all succeeded. Raises PeerError when another rank failed alone.");
   module.def("orthogonal", &session::orthogonal, py::arg("u"), py::arg("method"), py::arg("steps"),
@@ -69,10 +70,11 @@ void init_optimizers(py::module_& module) {
              py::kw_only(), py::arg("lr"), py::arg("momentum"), py::arg("weight_decay"), py::arg("nesterov"),
              py::arg("ns_method"), py::arg("ns_steps"), py::arg("ns_dtype"), py::arg("adjust_lr_fn"),
              py::arg("matrices"), Unlocked(),
-             "One update of a parameter that is seen whole; see session/muon.h. Keywords: those of a parameter group.");
+             "One update of an unsharded parameter; see session/muon.h. The keywords are those of a parameter group.");
   module.def("adam_step", &adam_step, py::arg("parameter"), py::arg("gradient"), py::arg("exp_avg"),
              py::arg("exp_avg_sq"), py::kw_only(), py::arg("step"), py::arg("lr"), py::arg("betas"), py::arg("eps"),
-             py::arg("weight_decay"), py::arg("adam_w_mode"), Unlocked(), "The same of Muon's other half.");
+             py::arg("weight_decay"), py::arg("adam_w_mode"), Unlocked(),
+             "One update of a parameter that Muon leaves to Adam.");
 }
 
 }  // namespace zeropage::python

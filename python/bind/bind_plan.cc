@@ -66,7 +66,7 @@ std::tuple<double, double, double> measure_links(comm::Communicator& communicato
 }  // namespace
 
 void init_plan(py::module_& module) {
-  py::class_<planner::Model>(module, "PlanModel", "The model that is planned for.")
+  py::class_<planner::Model>(module, "PlanModel", "The model that a plan is for.")
       .def_static("read", &planner::read_model, py::arg("source"),
                   "A count (7B), a safetensors file or index, a config.json. Raises ConfigError, IoError.")
       .def_static(
@@ -74,8 +74,8 @@ void init_plan(py::module_& module) {
           py::arg("muon"),
           "Elements of each parameter, whether it is trained, and whether Muon updates it. Raises ConfigError.");
   module.def("takes_muon", &planner::takes_muon, py::arg("name"), py::arg("dimensions"),
-             "Whether Muon updates a parameter that does not say so itself.");
-  py::class_<formula::FreeMemory>(module, "FreeMemory", "What one rank can still take.")
+             "Whether Muon updates a parameter without a use_muon attribute.");
+  py::class_<formula::FreeMemory>(module, "FreeMemory", "Memory that one rank can still allocate.")
       .def(py::init<std::int64_t, std::int64_t, bool>(), py::arg("device_bytes"), py::arg("host_bytes"),
            py::arg("device_is_host"))
       .def_readonly("device_bytes", &formula::FreeMemory::device_bytes)
@@ -84,9 +84,9 @@ void init_plan(py::module_& module) {
              "Of the device, and this rank's part of the host's. Raises IoError.");
   module.def("choose_automatic", &choose_automatic, py::arg("config"), py::arg("numels"), py::arg("trainable"),
              py::arg("memory"), py::arg("communicator"), py::call_guard<py::gil_scoped_release>(),
-             "The configuration with values for all that is \"auto\"; rank 0 says which and why. Collective.");
+             "The configuration with values for every \"auto\"; rank 0 logs the values and the reasons. Collective.");
   module.def("measure_drive", &measure_drive, py::arg("folder"), py::call_guard<py::gil_scoped_release>(),
-             "Bytes per second read and written; takes half a GiB there for a while. Raises IoError.");
+             "Bytes per second read and written; uses half a GiB there meanwhile. Raises IoError.");
   module.def("measure_links", &measure_links, py::arg("communicator"), py::arg("page_bytes"), py::arg("seconds"),
              py::call_guard<py::gil_scoped_release>(),
              "Bytes per second of gathering and of reducing pages, and seconds of a hop. Collective.");
@@ -96,7 +96,7 @@ void init_plan(py::module_& module) {
              py::arg("figures"), py::arg("optimizer"), py::arg("optimizer_bytes"), py::arg("precision"),
              py::arg("micro_batch"), py::arg("accumulation_steps"), py::arg("sequence"), py::arg("quantized_weights"),
              py::arg("quantized_gradients"), py::arg("hpz_partition_size"),
-             "The plan as JSON and as text. Figures need a device. Raises ConfigError.");
+             "The plan as JSON and as text. Figures replace those of the device. Raises ConfigError.");
 }
 
 }  // namespace zeropage::python

@@ -14,7 +14,7 @@ namespace {
 
 using report::Progress;
 
-/// Every update becomes a plain line for `write`.
+/// Calls `write` with a plain line at every update.
 std::unique_ptr<Progress> every_line(std::string unit, std::function<void(std::string_view)> write) {
   report::ProgressOptions options;
   options.unit = std::move(unit);
@@ -34,7 +34,7 @@ void init_report(py::module_& module) {
            }),
            py::arg("total_steps"), py::arg("unit"),
            "Writes to stderr: one line rewritten on a terminal, else plain lines at most every few seconds.")
-      .def_static("every_line", &every_line, py::arg("unit"), py::arg("write"), "Every update becomes a line.")
+      .def_static("every_line", &every_line, py::arg("unit"), py::arg("write"), "One line per update.")
       .def(
           "update",
           [](Progress& self, std::int64_t step, double loss, double learning_rate, double units,
@@ -43,7 +43,7 @@ void init_report(py::module_& module) {
           },
           py::arg("step"), py::arg("loss"), py::arg("learning_rate"), py::arg("units"),
           py::arg("loss_scale") = py::none(), py::arg("disk_bytes") = 0, py::arg("disk_wait_s") = 0.0,
-          "Takes note of a step, and shows it if the last line is old enough.")
+          "Records a step, and shows it if the last line is old enough.")
       .def("finish", &Progress::finish, "Shows the last step and ends the line.");
 
   module.def("format_bytes", &report::format_bytes, py::arg("bytes"));
@@ -60,16 +60,17 @@ void init_report(py::module_& module) {
       "ranks: per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers; host: the same of what "
       "is offloaded.");
   py::class_<report::AppendFile>(module, "AppendFile",
-                                 "Appends lines to a file of metrics, over restarts and on disks that may be full.")
+                                 "Appends lines to a file of metrics, across restarts and on disks that may be full.")
       .def(py::init<std::string, std::string_view>(), py::arg("path"), py::arg("begins"),
-           "begins: the bytes with which each file of this kind starts; then a torn last line is removed. Raises "
+           "begins: the first bytes of every file of this kind; in such a file an incomplete last line is removed. "
+           "Raises "
            "OSError.")
       .def("is_empty", &report::AppendFile::is_empty)
       .def("write", &report::AppendFile::write, py::arg("line"),
-           "With its end. A line that cannot be written is counted; the first is said.")
-      .def("close", &report::AppendFile::close, "Says how many lines could not be written.");
+           "line: without its newline. A line that cannot be written is counted; the first one is reported.")
+      .def("close", &report::AppendFile::close, "Closes the file and reports how many lines could not be written.");
   module.def("set_log_level", &set_log_level, py::arg("level"),
-             "From now on less severe lines are not written, by this process. Raises ConfigError.");
+             "From now on this process does not write less severe lines. Raises ConfigError.");
   module.def("log_info", &log_info, py::arg("message"), "One line to stderr.");
   module.def("log_warn", &log_warn, py::arg("message"), "One line to stderr.");
 }

@@ -26,10 +26,10 @@ void init_session(py::module_& module) {
       .def_property_readonly("has_file", &StepObserver::has_file)
       .def("end_phase", &StepObserver::end_phase, py::arg("phase"), Unlocked(), "phase: forward, backward or step.")
       .def("end_step", &StepObserver::end_step, py::arg("loss"), py::arg("lr"),
-           "After an optimizer step, applied or skipped; loss: None where it is not known.")
+           "After an optimizer step, applied or skipped; loss: None if unknown.")
       .def("monitored", &StepObserver::monitored, py::arg("loss"), py::arg("lr"), py::arg("times"),
-           "What monitors are told of that step: names and values.")
-      .def("close", &StepObserver::close, "Ends the file.");
+           "The names and values of that step for monitors.")
+      .def("close", &StepObserver::close, "Closes the file.");
   py::class_<session::Preemption>(module, "Preemption",
                                   "Watches for SIGTERM until it is deleted (zeropage.preemption_folder).")
       .def(py::init([](engine::Engine& engine, double grace_s) {
@@ -46,8 +46,7 @@ void init_session(py::module_& module) {
       "Collective. Per rank, bytes of parameters, gradients, optimizer, frames (peak) and buffers: on the device, and "
       "of "
       "what is offloaded. client_state: bytes that an optimizer of PyTorch keeps, on the device and on the host.");
-  module.def("process_bytes", &session::process_bytes,
-             "Memory of this process that is resident, what it shares included.");
+  module.def("process_bytes", &session::process_bytes, "Resident memory of this process, including shared memory.");
 }
 
 }  // namespace zeropage::python

@@ -2,7 +2,7 @@
 #include "zeropage/engine/parameter_values.h"
 #include "zeropage/paging/parameter_link.h"
 
-// The casters of tensors come after torch's configuration.
+// Included here: the casters of tensors need torch's configuration.
 #include <pybind11/stl.h>
 #include <torch/csrc/utils/pybind.h>
 
@@ -44,11 +44,11 @@ void init_values(py::module_& module) {
       .value("PARAMETER", Kind::kParameter)
       .value("GRADIENT", Kind::kGradient)
       .value("STATE", Kind::kState);
-  module.def("is_paged", &is_paged, py::arg("parameter"), "Whether it is evicted when it is not in use.");
+  module.def("is_paged", &is_paged, py::arg("parameter"), "Whether it is evicted while it is not in use.");
   auto engine = py::reinterpret_borrow<py::class_<Engine>>(module.attr("Engine"));
   engine
       .def("full_value", &value_of<&Values::full>, py::arg("parameter"), py::arg("kind"), py::arg("state") = "",
-           Unlocked(), "A value in fp32 and the parameter's shape; None: there is none. Collective.")
+           Unlocked(), "A value in fp32 and the parameter's shape, or None. Collective.")
       .def("set_full_value", &set_value_of<&Values::set_full>, py::arg("parameter"), py::arg("value"), py::arg("kind"),
            py::arg("state") = "", Unlocked(), "Collective.")
       .def("local_value", &value_of<&Values::local>, py::arg("parameter"), py::arg("kind"), py::arg("state") = "",
