@@ -1,5 +1,5 @@
-"""Pages opened in a headless browser, as a reader would: what its console says, and whether anything sticks out of the
-window.
+"""Opens pages in a headless browser, as a reader would: returns its console messages, and whether anything sticks out
+of the window.
 
 1. The browser is started with its DevTools protocol on two pipes, its descriptors 3 and 4: JSON documents that end with
    a zero byte.
@@ -124,7 +124,7 @@ class Browser:
         deadline = time.monotonic() + _TIMEOUT_S
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive(deadline)
-        self._call("Runtime.evaluate", session, expression="0")  # what the page has said by then has arrived
+        self._call("Runtime.evaluate", session, expression="0")  # messages from before have arrived now
         bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")
         return session, [json.dumps(event["params"]) for event in self._events if event["method"] in bad]
 
@@ -144,7 +144,7 @@ class Browser:
     def _receive(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self._buffer:
             if not select.select([self._out], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                raise TimeoutError(f"the browser said nothing for {_TIMEOUT_S} s")
+                raise TimeoutError(f"no answer from the browser for {_TIMEOUT_S} s")
             part = os.read(self._out, 1 << 16)
             assert part, "the browser has ended"
             self._buffer += part

@@ -15,7 +15,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "gpu: runs on an accelerator: a GPU, or the simulated device where there is none"
     )
     config.addinivalue_line("markers", "cuda: needs a GPU of CUDA: what only nvcc, NCCL or CUDA's allocator can show")
-    config.addinivalue_line("markers", "simulated: for the simulated device alone")
+    config.addinivalue_line("markers", "simulated: only for the simulated device")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
 
 

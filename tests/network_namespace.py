@@ -1,4 +1,4 @@
-"""Ranks in a network namespace of their own, where nobody else uses the loopback interface and its bytes can be
+"""Ranks in a separate network namespace, where no other process uses the loopback interface and its bytes can be
 counted."""
 
 import fcntl

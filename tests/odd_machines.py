@@ -1,8 +1,8 @@
 """Trains on machines that lack something, one after the other, and prints what became of each
 (tests/test_odd_machines.py).
 
-This process imports torch and the package once. For each machine a fork of it makes the machine what it is to be, for
-itself and its children alone, and forks two ranks.
+This process imports torch and the package once. For each machine, a fork changes the machine for itself and its
+children only, and forks two ranks.
 
     python odd_machines.py FOLDER MACHINE...
 """
@@ -36,7 +36,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 class NotPermittedError(Exception):
-    """The system does not let this process make such a machine."""
+    """The system does not permit this process to set up such a machine."""
 
 
 def call(function: str, *arguments: object) -> int:

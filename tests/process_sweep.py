@@ -5,10 +5,10 @@
 2. A job is two ranks at a random stage that train, save every step, and write a log: each loss, and each save that has
    returned.
 3. Something happens to it at a random moment (`DISTURBANCES`). Then the job is started again, undisturbed, until it has
-   all its steps. Jobs that nothing disturbs say how busy the machine is: all timeouts grow with what they take.
-4. Every loss in every log is plain PyTorch's of that step. A start goes on at least from the last save that had
-   returned on all ranks. A run that ends early says why, naming a rank, a path or a signal. Afterwards there is no
-   process, no name in /dev/shm, and no file of somebody else's is changed.
+   all its steps. Undisturbed jobs measure how busy the machine is: all timeouts grow with their time.
+4. Every loss in every log equals plain PyTorch's of that step. A restart resumes from the last save that had returned
+   on all ranks, or a later one. The error of a run that ends early names a rank, a path or a signal. Afterwards there
+   is no process, no name in /dev/shm, and no file of somebody else's is changed.
 
 python process_sweep.py SEED SECONDS FOLDER
 """
@@ -43,7 +43,8 @@ DISTURBANCES = ("nothing", "kill one", "kill both", "stop one", "end one", "fill
 
 
 def plain_losses() -> list[float]:
-    """Of one process without the package: each rank's loss is of its own part of the batch, so all parts are here."""
+    """The losses of one process without the package: each rank's loss is of its own part of the batch, so all parts are
+    here."""
     model = small_net(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
     losses = []
@@ -126,7 +127,7 @@ class Trial:
         self.finish(disturbance)
         assert self.check_logs() == STEPS, [self.lines(rank) for rank in range(WORLD)]
         starts = [int(line.split()[1]) for line in self.lines(0) if line.startswith("from")]
-        assert starts[-1] >= acknowledged, f"saved {acknowledged}, but the next start went on from {starts}"
+        assert starts[-1] >= acknowledged, f"saved {acknowledged}, but the next start resumed from {starts}"
         assert (self.folder / "ckpt" / "letter.txt").read_text() == "not ours"
         assert (self.folder / ".other.tmp").read_text() == "not ours"
 
@@ -197,7 +198,7 @@ class Trial:
         return min(saved)
 
     def check_error(self, rank: int, disturbance: str) -> None:
-        """An early end says why, and names the path or the other rank."""
+        """The error of an early end has the reason, and names the path or the other rank."""
         text = (self.folder / f"err{rank}").read_text()
         found = re.search(r"^(PeerError|TimeoutError|CheckpointError|IoError): .*", text, re.MULTILINE | re.DOTALL)
         peer = rf"rank(\(s\))? {1 - rank}\b"

@@ -1,4 +1,4 @@
-"""Ranks as real processes: each runs a function of a test module and hands its result back through a file."""
+"""Ranks as real processes: each runs a function of a test module and returns its result through a file."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ def free_port() -> int:
 def start_ranks(
     world: int, module: str, function: str, arguments: str, folder: Path, variables: Sequence[dict[str, str]] = ()
 ) -> list[subprocess.Popen]:
-    """Starts `function(**arguments)` (JSON) of a module beside this one on every rank, with a launcher's environment.
+    """Starts `function(**arguments)` (JSON) of a module in this folder on every rank, with a launcher's environment.
 
     variables: more of them, by rank.
     """
@@ -79,8 +79,8 @@ def run_processes(
 
 
 def _wait_for(ranks: list[subprocess.Popen], timeout_s: float) -> None:
-    """Until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what they see
-    of it."""
+    """Waits until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what
+    they see of it."""
     end = time.monotonic() + timeout_s
     failed = False
     while time.monotonic() < end:

@@ -136,7 +136,7 @@ def test_zero_grad_before_every_micro_step_is_said(capfd):
 
 
 def test_what_the_last_step_did(tmp_path):
-    """Catches a step between boundaries that says it updated, and a norm or an overflow of before a loaded
+    """Catches a step between boundaries that reports an update, and a norm or an overflow of before a loaded
     checkpoint."""
     config = micro_config(1, 2, fp16={"enabled": True, "initial_scale_power": 4, "hysteresis": 1})
 
@@ -171,7 +171,7 @@ PRECISIONS = {
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_skipped_steps_are_said_and_counted(precision: str, capfd, tmp_path):
-    """Catches a skipped step of which nobody hears: which step, at which loss scale, and which parameter was first."""
+    """Catches a skipped step without a report of the step, the loss scale and the first parameter."""
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> None:
         assert micro_step(0)
@@ -235,7 +235,7 @@ def own_backwards(engine: Any) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 @STAGES
 def test_gradients_that_add_up_do_so_in_fp32(stage: int, world: int, loop: Callable[[Any], None]):
-    """Catches sums in bf16 where one accumulation step was configured, and more gradients come all the same: 1.000
+    """Catches sums in bf16 where one accumulation step was configured, and more gradients arrive nevertheless: 1.000
     instead of 1.250."""
     config = config_of(stage, batch=world, clipping=0.0, bf16={"enabled": True})
     config["optimizer"] = {"type": "SGD", "params": {"lr": 1.0}}

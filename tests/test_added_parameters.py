@@ -72,7 +72,7 @@ def plain_with_head(steps: int) -> torch.Tensor:
 
 @STAGES
 def test_added_parameters_train_and_are_saved(stage: int, tmp_path):
-    """Catches added parameters that do not train as a new group would, whose memory nobody counts, or that checkpoints
+    """Catches added parameters that do not train as a new group would, whose memory is not counted, or that checkpoints
     lack."""
     config = config_of(stage, batch=8, eps=DAMPING_EPS)
 

@@ -1,5 +1,5 @@
-"""The package `deepspeed` of the alias: the names that other libraries import are there, and what is not built says so.
-One process."""
+"""The package `deepspeed` of the alias: the names that other libraries import exist, and features that are not built
+raise an error with a reason. One process."""
 
 import os
 import subprocess
@@ -117,7 +117,7 @@ def test_versions_and_builders_answer(tmp_path: Path):
 
 
 def test_importing_it_is_cheap(tmp_path: Path):
-    """Catches modules that are imported before anybody asks for them: the alias is to cost 0.05 s over zeropage."""
+    """Catches modules that are imported before they are used: the alias may take at most 0.05 s more than zeropage."""
     program = "import time, zeropage\nimport zeropage.engine, sys\nbegin = time.perf_counter()\nimport deepspeed\nprint(time.perf_counter() - begin)\n"
     program += (
         "assert not [m for m in sys.modules if m.startswith('deepspeed.') and m != 'deepspeed._names'], sys.modules\n"

@@ -78,7 +78,7 @@ def test_functions_that_read_parameters_by_address(two_sided):
 
 
 def test_functions_not_observed_get_the_message():
-    """Catches silence when the observer is switched off: the access itself must say what to do."""
+    """Catches a missing error when the observer is switched off: the access itself must raise one with advice."""
     config = paged_config(zeropage={"observe_functions": False})
     with pytest.raises(RuntimeError, match=r"layers\.0\.weight.*GatheredParameters"):
         engine_run(

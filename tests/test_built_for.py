@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "python" / "zeropage"
 
 
 def test_another_torch_is_an_error_that_says_what_to_do(tmp_path):
-    """Catches a C++ module that is loaded beside another torch, where it crashes, and an error without both versions or
+    """Catches a C++ module that is loaded with another torch, where it crashes, and an error without both versions or
     the command."""
     package = tmp_path / "zeropage"
     package.mkdir()

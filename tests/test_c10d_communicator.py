@@ -1,4 +1,4 @@
-"""The communicator over torch's process groups (gloo, ranks as processes): what it computes, sends and says."""
+"""The communicator over torch's process groups (gloo, ranks as processes): its results, bytes and messages."""
 
 import json
 import time
@@ -87,7 +87,7 @@ def aborting_rank() -> str:
     if dist.get_rank() == 1:
         communicator.abort("disk full")
     error = _error_of(lambda: communicator.all_gather(torch.ones(10)))
-    dist.barrier()  # the store lives on rank 0
+    dist.barrier()  # the store is on rank 0
     return error
 
 
@@ -120,7 +120,7 @@ def test_different_calls_are_named(tmp_path: Path) -> None:
 
 
 def test_late_rank_is_named_with_what_it_did_last(tmp_path: Path) -> None:
-    """Catches a hang, and a message that does not say where the others are."""
+    """Catches a hang, and a message without the state of the other ranks."""
     waiting, late = _run(2, "late_rank", tmp_path)
     assert waiting.startswith("TimeoutError") and "all_gather of 40 bytes" in waiting
     assert "missing: rank 1, which last reported collective 0: barrier" in waiting

@@ -156,7 +156,7 @@ def test_resume_over_a_network(tmp_path, stage):
 
 
 def resume_in_process(folder: str) -> list[float]:
-    """Of one rank that is a process: goes on from what is in the folder, and saves."""
+    """The program of one rank as a process: resumes from the folder's newest step, and saves."""
     engine = engine_of(1, stage=3, precision="bf16")
     engine.load_checkpoint(folder)
     losses = train(engine, 2, engine.global_rank, range(2, 4))
@@ -165,7 +165,7 @@ def resume_in_process(folder: str) -> list[float]:
 
 
 def test_resume_in_new_processes(tmp_path):
-    """Catches state that lives on in the process and is missing on disk."""
+    """Catches state that stays in the process and is missing on disk."""
 
     def run(rank: int, communicator: Any) -> list[float]:
         engine = engine_of(0, stage=3, precision="bf16")
@@ -200,7 +200,7 @@ def test_what_was_written_between_steps_is_saved(tmp_path):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
-    """Catches bytes that reach the model before all ranks have verified theirs, and messages that do not say where."""
+    """Catches bytes that reach the model before all ranks have verified theirs, and messages without the place."""
 
     def run(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=stage)
@@ -293,7 +293,7 @@ def test_the_rest_of_the_surface(tmp_path):
     engine.save_checkpoint(tmp_path, tag="kept")
     expected = torch.rand(3)
     engine.load_checkpoint(tmp_path, tag="kept")
-    assert torch.equal(torch.rand(3), expected), "torch's generator goes on from the checkpoint"
+    assert torch.equal(torch.rand(3), expected), "torch's generator continues from the checkpoint"
     assert (tmp_path / "latest").read_text() == "kept\n"
 
 
@@ -316,8 +316,7 @@ class TiedAndFrozen(torch.nn.Module):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_odd_parameters(tmp_path, stage):
-    """Catches kinds of parameters that are lost, doubled or turned, and frozen ones that are not left alone when
-    excluded."""
+    """Catches kinds of parameters that are lost, doubled or turned, and frozen ones that are changed when excluded."""
 
     models = [TiedAndFrozen(value) for value in (1.0, 2.0, 2.0)]
 
@@ -361,7 +360,7 @@ def stepped(model: torch.nn.Module) -> Any:
 
 
 def test_frozen_parameters_that_were_left_out_are_listed(tmp_path, capfd):
-    """Catches a strict load that says nothing of a base which the checkpoint does not have."""
+    """Catches a strict load without a message about a base which the checkpoint does not have."""
     stepped(Base()).save_checkpoint(tmp_path, exclude_frozen_parameters=True)
     other = stepped(Base())
     base = other.module.base.weight.detach().clone()

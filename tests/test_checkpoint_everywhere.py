@@ -1,4 +1,4 @@
-"""Checkpoints through every world size and stage, and from every place where state may live."""
+"""Checkpoints through every world size and stage, and from every place where state may be."""
 
 import copy
 import shutil

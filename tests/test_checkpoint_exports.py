@@ -67,7 +67,7 @@ def test_a_file_that_cannot_be_written_is_everybodys_error(tmp_path):
 
 @pytest.mark.parametrize("lazy", (False, True))
 def test_fp32_comes_from_the_masters_of_any_ranks(tmp_path, lazy):
-    """Catches 16-bit values where there are better ones, and tensors in the order of memory instead of their own."""
+    """Catches 16-bit values where more precise ones exist, and tensors in memory order instead of their own."""
 
     def run(rank: int, communicator: Any) -> None:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config_of(2, batch=2, **BF16))

@@ -76,7 +76,7 @@ def test_values_that_fit_nothing_are_refused_before_anything_changes(tmp_path, m
 
 
 def test_a_second_job_is_refused_by_name(tmp_path):
-    """Catches two jobs that remove each other's steps while both end well; and a folder that stays taken when its job
+    """Catches two jobs that remove each other's steps while both succeed; and a folder that stays locked when its job
     has ended."""
     script = (
         "import sys, torch, zeropage\n"
@@ -100,7 +100,7 @@ def test_a_second_job_is_refused_by_name(tmp_path):
     engine.destroy()
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert second.returncode == 0, second.stderr
-    third = engine_of(0, stage=0, own={"keep_last": 1})  # a run of its own: the others' steps stay
+    third = engine_of(0, stage=0, own={"keep_last": 1})  # another run: it keeps the steps of the others
     third.save_checkpoint(tmp_path, "new")
     listed = json.loads(
         subprocess.run(

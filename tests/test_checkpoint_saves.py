@@ -1,4 +1,4 @@
-"""Saves while training goes on, disks that are full, old checkpoints that go, damaged ones that are passed over."""
+"""Saves during training, full disks, removal of old checkpoints, damaged checkpoints that are skipped."""
 
 import contextlib
 import resource
@@ -126,7 +126,7 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over_only_on_request(tmp_path, capfd):
-    """Catches a fallback that nobody asked for, that goes unnoticed, or that believes a manifest without looking at the
+    """Catches a fallback that was not configured, that is not reported, or that trusts a manifest without verifying the
     shards."""
 
     def run(rank: int, communicator: Any, own: dict[str, Any]) -> tuple[str | None, dict | None]:

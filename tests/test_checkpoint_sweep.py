@@ -2,10 +2,10 @@
 stage and tier.
 
 The oracle is outside of the engine that is under attack: the bits that an undisturbed run has after every step, which
-plain PyTorch confirms. Every start either goes on from the last acknowledged step (or the one after it, when the kill
-came before the word) with those bits, or is refused with the path of what is damaged; then `allow_fallback` goes on
-from the newest step that is sound. Nothing that others have in the folder changes. The seed is fixed;
-ZEROPAGE_SWEEP_SEED and ZEROPAGE_SWEEP_ROUNDS try others.
+plain PyTorch confirms. Every start either resumes bit-identically from the last acknowledged step (or the one after it,
+when the kill came before the acknowledgement), or is refused with the path of the damaged file; then `allow_fallback`
+resumes from the newest intact step. Other files in the folder do not change. The seed is fixed; ZEROPAGE_SWEEP_SEED and
+ZEROPAGE_SWEEP_ROUNDS try others.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def digest(values: torch.Tensor) -> str:
 
 
 def worker(folder: str, drive: str, stage: int, tier: str, own: dict[str, Any], file_bytes: int, steps: int) -> None:
-    """Goes on from `folder` and saves after every step, until it is ended; tells on stdout, a line of JSON each, what
+    """Resumes from `folder` and saves after every step, until it is ended; tells on stdout, a line of JSON each, what
     has happened."""
 
     def tell(rank: int, **facts: Any) -> None:
@@ -103,7 +103,7 @@ class Sweep:
     done: list[str] = field(default_factory=list)
 
     def start(self, own: dict[str, Any], file_bytes: int = 0) -> subprocess.Popen:
-        tiers = [tier for tier in TIERS if not (file_bytes and tier == "drive")]  # its files are to have room
+        tiers = [tier for tier in TIERS if not (file_bytes and tier == "drive")]  # its files need room
         stage, tier = self.random.choice(
             [(stage, tier) for stage in range(4) for tier in tiers if stage > 0 or tier == "memory"]
         )
@@ -118,7 +118,7 @@ class Sweep:
         )
 
     def facts(self, process: subprocess.Popen) -> Iterator[dict[str, Any]]:
-        """What the worker tells; what it has saved is checked and kept."""
+        """The worker's output; checks and keeps what it has saved."""
         for line in process.stdout:
             if not line.endswith("\n"):  # the kill came within the line
                 return
@@ -136,7 +136,7 @@ class Sweep:
         self.acknowledged = step
 
     def train_and_end(self, ending: str) -> None:
-        """One run: it goes on where the last one ended, and ends by a signal after some saves; "full": no save is
+        """One run: it resumes where the last one ended, and ends by a signal after some saves; "full": no save is
         possible."""
         # A shard does not fit, whether a manifest would or not.
         process = self.start({}, file_bytes=self.random.choice([2_000, 20_000, 60_000]) if ending == "full" else 0)
@@ -174,7 +174,7 @@ class Sweep:
         victim = self.random.choice(sorted(path for path in newest.iterdir() if path.name != "latest"))
         ways = ["flip", "truncate", "remove"]
         if (self.folder / "latest").read_text().strip() == newest.name:
-            ways.append("remove the step")  # else nothing could know that it was there
+            ways.append("remove the step")  # else its removal could not be noticed
         how = self.random.choice(ways)
         self.done.append(f"{how}: {victim}")
         if how == "flip":

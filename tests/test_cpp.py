@@ -1,4 +1,5 @@
-"""C++ programs: the example beside its Python twin, and a project of its own against the installed package."""
+"""C++ programs: the example compared with its Python counterpart, and a separate project built against the installed
+package."""
 
 import itertools
 import json
@@ -173,7 +174,7 @@ def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
 
 @needs_mpirun
 def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
-    """Catches ranks of several hosts that another launcher started, which would each train alone."""
+    """Catches ranks of several hosts, started by another launcher, that would each train separately."""
     file = tmp_path / "ds_config.json"
     file.write_text(json.dumps({**CONFIG, "zeropage": {"communicator": "mpi"}}))
     world = {

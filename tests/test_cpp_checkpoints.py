@@ -42,7 +42,7 @@ MUON = {
 
 
 class PlainMuon:
-    """Its two halves as two optimizers; torch.optim.Muon computes in bf16 alone, so the matrices are done by hand."""
+    """Its two halves as two optimizers; torch.optim.Muon computes only in bf16, so the matrices are updated by hand."""
 
     def __init__(self, parameters: Any):
         parameters = list(parameters)
@@ -150,7 +150,7 @@ def test_objects_go_on_in_the_other_language(tmp_path, kind, cpp_begins):
 
 
 class Adam(torch.optim.Optimizer):
-    """Another package's class of the same name, with moments of its own."""
+    """Another package's class of the same name, with different moments."""
 
     def __init__(self, parameters: Any):
         super().__init__(parameters, {"lr": 0.01})
@@ -163,8 +163,7 @@ class Adam(torch.optim.Optimizer):
 
 
 def test_what_another_class_of_the_same_name_has_saved_is_refused(tmp_path):
-    """Catches a class that finds no state of its own in a checkpoint, in either direction, and begins anew in
-    silence."""
+    """Catches a class that does not find its state in a checkpoint, in either direction, and starts anew in silence."""
 
     def train(engine: Any, folder: Path) -> None:
         engine.backward(loss_of(engine, batch_of(0, 0)))
@@ -184,7 +183,7 @@ def test_what_another_class_of_the_same_name_has_saved_is_refused(tmp_path):
 
 @pytest.mark.parametrize("option", ["amsgrad", "maximize"])
 def test_options_that_the_engines_update_does_not_have(tmp_path, option):
-    """Catches a resumed run that drops amsgrad or maximize, and one that switches them on by itself."""
+    """Catches a resumed run that drops amsgrad or maximize, and one that switches them on without being asked."""
     special = engine_of("Adam", 2, lambda parameters: torch.optim.Adam(parameters, lr=0.01, **{option: True}))
     usual = engine_of("Adam", 2)
     for name, engine in (("special", special), ("usual", usual)):

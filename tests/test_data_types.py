@@ -112,8 +112,7 @@ def test_modules_that_stay_fp32(way, stage):
         )
         assert outcome["counted"]["optimizer"] >= outcome["formula"].optimizer
 
-    # The router alone, on what the body gives it: the oracle is plain PyTorch with a body in bf16 and fp32 masters of
-    # it.
+    # Only the router, on the body's output: the oracle is plain PyTorch with a body in bf16 and fp32 masters of it.
     plain = copy.deepcopy(model)
     masters = [p.detach().clone().requires_grad_() for p in plain.body.parameters()]
     plain.body.bfloat16()
@@ -135,7 +134,7 @@ def test_modules_that_stay_fp32(way, stage):
 
 @pytest.mark.parametrize("stage", (0, 2, 3))
 def test_small_steps_of_a_module_in_fp32(stage):
-    """Catches a module that is called fp32 and moves in steps of bf16: 1e-4 beside 1 is lost there."""
+    """Catches a module that is reported as fp32 but changes in steps of bf16: 1e-4 added to 1 is lost there."""
 
     class Offset(nn.Module):
         def __init__(self):

@@ -1,4 +1,4 @@
-"""Checkpoints made by a real DeepSpeed (tests/make_deepspeed_checkpoints.py) become steps from which training goes on
+"""Checkpoints made by a real DeepSpeed (tests/make_deepspeed_checkpoints.py) become steps from which training resumes
 as DeepSpeed's did."""
 
 import copy
@@ -192,8 +192,8 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
 
 @pytest.mark.parametrize("tag", ["../other", "a/../../other", "..", ".", "", "a\x1b[31m"])
 def test_a_tag_that_leads_out_of_the_folder_is_refused(tmp_path, tag):
-    """Catches a step that is read from elsewhere because `latest`, which somebody else may have written, or --tag names
-    a path."""
+    """Catches a step that is read from elsewhere because `latest`, which another program may have written, or --tag
+    names a path."""
     (tmp_path / "other").mkdir()
     folder = tmp_path / "deepspeed"
     folder.mkdir()

@@ -309,7 +309,7 @@ def on_each_rank() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_names_that_communicate(tmp_path: Path):
-    """Catches ranks that scale their gradients differently, an overflow that one rank alone sees, and parts that do not
+    """Catches ranks that scale their gradients differently, an overflow that only one rank sees, and parts that do not
     make the whole."""
     first, second = run_processes(2, "test_deepspeed_names", "on_each_rank", "{}", tmp_path)
     assert [first["part"], second["part"]] == [(8,), (7,)]

@@ -1,5 +1,5 @@
-"""What programs written for DeepSpeed rely on beside the loop: schedules, several engines under one loss, no_sync,
-attributes of parameters, errors."""
+"""Behaviour that programs written for DeepSpeed rely on outside the loop: schedules, several engines under one loss,
+no_sync, attributes of parameters, errors."""
 
 import copy
 import math
@@ -160,8 +160,8 @@ def test_no_sync_refuses_what_has_no_place_in_it(stage):
 
 
 def test_attributes_of_parameters():
-    """Catches parts of ranks that are not the parameter together, and a parameter that is said to be kept or there when
-    it is not."""
+    """Catches parts of ranks that together are not the parameter, and a parameter that is reported as kept or resident
+    when it is not."""
     parameter_view.install()
     models = [nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 1)) for _ in range(WORLD)]
     models[1].load_state_dict(models[0].state_dict())

@@ -22,7 +22,7 @@ def moved(counted: dict[str, int]) -> int:
 
 
 def moved_by_autograd(precision: str) -> int:
-    """Bytes that the backward alone moves, which leaves gradients where it made them."""
+    """Bytes that only the backward moves, which leaves gradients where it made them."""
     model = small_net().to(accelerator.device(), TYPES[precision])
     loss = model(*(x.to(accelerator.device()) for x in token_batch(0)))
     torch.accelerator.synchronize()

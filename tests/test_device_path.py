@@ -240,7 +240,7 @@ def test_memory_goes_back_to_the_system():
 
 
 def test_a_lack_of_memory_names_what_the_engine_holds():
-    """Catches an error of torch's alone, which knows bytes and no kinds."""
+    """Catches torch's error without ours: torch's has bytes but no kinds."""
     engine = make_engine(accelerator.device(), 0)
     model = engine.module
     model.forward = lambda *_: torch.empty(1 << 50, device=accelerator.device())
@@ -251,6 +251,6 @@ def test_a_lack_of_memory_names_what_the_engine_holds():
 
 
 def test_a_step_without_a_backward_names_graphs_of_the_device():
-    """Catches a message that leaves programs alone which replay a graph with the backward in it."""
+    """Catches a message without advice for programs that replay a graph with the backward in it."""
     with pytest.raises(zeropage.errors.UsageError, match="before backward.*replayed.*capture the forward alone"):
         make_engine(accelerator.device(), 0).step()

@@ -1,5 +1,5 @@
 """Programs that use several streams of a device: who uses a frame, a gradient or a parameter on another stream comes
-after whoever used it before. Checked on the simulated device (simulated_device/README.md)."""
+after its previous user. Checked on the simulated device (simulated_device/README.md)."""
 
 import contextlib
 import copy
@@ -149,8 +149,8 @@ def test_micro_steps_on_two_streams(stage: int, offload: bool):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_gradients_that_are_added_on_another_stream_unplanned(stage: int):
-    """Catches frames of 16 bit that become frames of fp32, for a second backward that the configuration does not say,
-    before the first one's stream has filled them."""
+    """Catches frames of 16 bit that become frames of fp32, for a second backward that the configuration does not
+    declare, before the first one's stream has filled them."""
 
     def trained(device: str | torch.device) -> torch.Tensor:
         engine = make_engine(device, stage, bf16={"enabled": True})
@@ -190,7 +190,7 @@ def test_gradients_that_two_streams_read():
 
 
 class TwoStreams(nn.Module):
-    """Half of the layers on a stream of its own, as a model of the user's may do."""
+    """Half of the layers on a separate stream, as a user's model may do."""
 
     def __init__(self, device: torch.device):
         super().__init__()

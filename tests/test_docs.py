@@ -1,5 +1,5 @@
-"""The documentation does what it says: its programs run, its configurations are accepted, its commands work, its links
-lead somewhere."""
+"""The documentation is correct: its programs run, its configurations are accepted, its commands work, its links lead
+somewhere."""
 
 import json
 import os
@@ -42,15 +42,15 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def commands(page: str) -> list[str]:
-    """Indented lines that call the command `zeropage`, without what is said about them."""
+    """Indented lines that call the command `zeropage`, without the text around them."""
     lines = re.findall(r"^    ((?:\w+=\S+ )?zeropage .*)$", text_of(page), re.MULTILINE)
     return [line.split(" #")[0].strip() for line in lines]
 
 
 @pytest.mark.parametrize("page", [page for page in GUIDES if blocks(page, "python") and page not in FRAGMENTS])
 def test_programs_run(page, tmp_path, monkeypatch):
-    """Catches a program that does not run as it stands. Those of one page follow each other; configurations lie beside
-    them."""
+    """Catches a program that does not run unchanged. The programs of one page run in order; configurations are in the
+    folder of them."""
     config = blocks(page, "json")
     if config:
         (tmp_path / "ds_config.json").write_text(config[0])
@@ -142,7 +142,7 @@ def test_commands_work(line, folder, tmp_path):
 
 
 def test_messages_are_in_the_sources():
-    """Catches advice for a message that is worded otherwise by now, so that nobody would find it."""
+    """Catches advice for a message whose wording has changed, which nobody would find."""
     quoted = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 10
     files = [

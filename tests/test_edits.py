@@ -89,7 +89,7 @@ def test_masters_follow_edits(edit, stage):
 
     sections = {"bf16": {"enabled": True}, "eps": DAMPING_EPS}
     found = run(paged_config(zero_optimization={"stage": stage}, **sections))
-    # Stages 1-3 round gradients alike; stage 0 rounds their sum once more.
+    # Stages 1-3 round gradients in the same way; stage 0 rounds their sum once more.
     reference = run(config_of(1, **sections))
     bound = 2**-7 if stage == 0 else 0.0
     assert (found - reference).abs().max().item() <= bound

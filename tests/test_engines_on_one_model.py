@@ -110,7 +110,7 @@ def test_the_model_of_a_destroyed_engine(stage):
     def then(engines, model, rank):
         engines.pop().destroy()
         with zeropage.zero.GatheredParameters(list(model.parameters()), modifier_rank=0):
-            if rank == 0 or stage < 3:  # whole parameters are nobody's any more
+            if rank == 0 or stage < 3:  # unsharded parameters have no engine any more
                 model.tiny.data.add_(1)
         copied = copy.deepcopy(model)
         copied.tiny.data.sub_(1)

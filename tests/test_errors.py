@@ -1,5 +1,5 @@
-"""What users and machines get wrong: every rank raises, soon, with a message that says what to do, and no step is half
-applied."""
+"""Mistakes of users and failures of machines: every rank raises soon, with a message that has advice, and no step is
+half applied."""
 
 import copy
 import json
@@ -122,7 +122,7 @@ def test_ranks_with_different_configurations():
     ],
 )
 def test_configurations_that_cannot_be_used(config, message):
-    """Catches a rank that goes on, or waits, when the configuration is refused."""
+    """Catches a rank that continues, or waits, when the configuration is refused."""
     models = [small_net(), small_net()]
     for failure in errors_on_ranks(lambda rank: zeropage.initialize(model=models[rank], config=config)):
         assert isinstance(failure, ConfigError)
@@ -264,7 +264,7 @@ def test_a_rank_that_fails_leaves_no_half_applied_step(failing, stage):
 
 
 def train_until_killed(folder: str) -> str:
-    """A rank that trains for ever; says in a file that it does."""
+    """A rank that trains for ever; it creates a file when it has begun."""
     engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zeropage={"timeout_ms": 20_000}))
     try:
         for step in range(10**6):
@@ -278,7 +278,8 @@ def train_until_killed(folder: str) -> str:
 
 
 def test_a_rank_that_is_killed(tmp_path):
-    """Catches survivors that wait for the timeout, or for ever, when a process is gone: they name it at once."""
+    """Catches survivors that wait for the timeout, or for ever, when a process is gone: they must name it
+    immediately."""
     ranks = start_ranks(2, "test_errors", "train_until_killed", json.dumps({"folder": str(tmp_path)}), tmp_path)
     try:
         deadline = time.monotonic() + 60

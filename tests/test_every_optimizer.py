@@ -29,7 +29,7 @@ from zeropage.testing import run_ranks
 
 STEPS = 4
 
-# They cannot make a step in plain PyTorch as it is done here: they need a closure, Hessians, the model, or packages
+# They cannot make a step in plain PyTorch with this test's loop: they need a closure, Hessians, the model, or packages
 # that are not there; or they compile for a minute.
 _NOT_PLAIN = {
     "adahessian",
@@ -122,7 +122,7 @@ def plain_run(make: Make, model: nn.Module) -> torch.Tensor:
 
 
 def engine_run(make: Make, model: nn.Module, stage: int) -> torch.Tensor | str:
-    """The parameters, or what initialize says."""
+    """The parameters, or the error of initialize."""
     zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
     config = {
         "train_batch_size": 2,

@@ -1,5 +1,4 @@
-"""Forked children of a rank (workers of multiprocessing, os.fork): whatever happens to them, nothing happens to the
-job."""
+"""Forked children of a rank (workers of multiprocessing, os.fork): nothing that happens to them affects the job."""
 
 import json
 import os

@@ -159,7 +159,7 @@ def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Pat
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_on_the_gpu_follow_torch(name, precision):
     """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each
-    optimizer beside torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
+    optimizer compared with torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
     kind, params, make = OPTIMIZERS[name]
 
     def by_engine(device: torch.device) -> torch.Tensor:
@@ -197,7 +197,7 @@ def initialize_where_rounded(config: dict) -> Any:
         return zeropage.initialize(model=Vector(), config=config, device=accelerator.device())[0]
     except errors.ConfigError as error:
         assert "CUDA kernels" in str(error)
-        pytest.skip("the build has no CUDA kernels; the engine says so")
+        pytest.skip("the build has no CUDA kernels")
 
 
 # Type of the moments, masters, offload.

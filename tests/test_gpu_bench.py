@@ -70,7 +70,7 @@ def test_a_spent_budget_is_said():
 
 @pytest.mark.parametrize("script", ["gpu_test.sh", "gpu_bench.sh"])
 def test_without_a_gpu_one_line_says_so(script: str):
-    """Catches a script that goes on without a GPU, and measures or tests nothing."""
+    """Catches a script that continues without a GPU, and measures or tests nothing."""
     environment = {**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([ROOT / "tools" / script], env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and not done.stdout

@@ -42,7 +42,7 @@ def assert_like(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def sections_of(place: str) -> dict[str, Any]:
-    """What lives elsewhere than on the device, and when it is updated."""
+    """State outside of the device, and when it is updated."""
     zero: dict[str, Any] = {"stage3_max_live_parameters": 9000}
     own = dict(SMALL)
     if place != "resident":
@@ -116,7 +116,7 @@ def test_delays_change_no_bit(seed: int):
 @pytest.mark.parametrize("place", ("resident", "pinned"))
 @pytest.mark.parametrize("stage", range(4))
 def test_no_norm_is_computed_on_the_device(stage: int, place: str):
-    """Catches an update that waits for squares that nobody sums, and a norm of what the device left there."""
+    """Catches an update that waits for squares that are never summed, and a norm of leftover values on the device."""
     config = config_for(stage, place, "bf16")
     config["zero_optimization"]["compute_grad_norm"] = False
     config["bf16"]["check_grad_overflow"] = False
@@ -143,7 +143,7 @@ def test_muon_sees_whole_parameters(stage: int, place: str):
 
 @pytest.mark.parametrize("stage", range(4))
 def test_added_parameters_train_on_the_device(stage: int):
-    """Catches a new layer that stays on the host, or that cannot be moved because torch does not let it."""
+    """Catches a new layer that stays on the host, or that torch does not permit to be moved."""
     found = []
     for device in (None, "cpu"):
         engine = make_engine(config_for(stage, "resident"), device)
@@ -222,7 +222,7 @@ def test_a_model_is_built_in_shards(place: str):
 
 
 class TwoStreams(nn.Module):
-    """Its branches run beside each other, one on a stream of its own."""
+    """Its branches run in parallel, one on a separate stream."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -282,8 +282,8 @@ SCRIPT = """
 
 
 def run_on_two_devices(program: str, folder: Path, gloo: bool, **values: Any) -> None:
-    """Runs a program with the launcher, each rank on a device of its own, which it prints after "devices". `values`,
-    the paths of modules and the folder are filled in."""
+    """Runs a program with the launcher, each rank on its own device, which it prints after "devices". `values`, the
+    paths of modules and the folder are filled in."""
     if not accelerator.SIMULATED and torch.cuda.device_count() < 2:
         pytest.skip("NCCL needs two GPUs")
     here = Path(__file__).resolve().parent

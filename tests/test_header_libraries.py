@@ -1,5 +1,4 @@
-"""A build on a machine that has none of the header libraries, and nobody who could install them
-(cmake/headers.cmake)."""
+"""A build on a machine that has none of the header libraries, and no way to install them (cmake/headers.cmake)."""
 
 import re
 import subprocess
@@ -16,7 +15,7 @@ FILES = ("base/log.cc", "base/machine_json.cc", "base/digest.cc", "optim/convert
 TIMEOUT_S = 300
 
 
-# In a view of the file system of its own: /usr/include with a layer above it in which the libraries are deleted.
+# In a separate view of the file system: /usr/include with a layer above it in which the libraries are deleted.
 HIDE = """set -e
 mount -t tmpfs none {place}
 mkdir {place}/upper {place}/work

@@ -35,7 +35,7 @@ def is_absent(tensor: torch.Tensor) -> bool:
 
 
 def build_and_train(communicator: str, precision: str):
-    """One rank, a process with random numbers of its own; what it saw."""
+    """One rank, a process with its own random numbers; returns its observations."""
     rank = int(os.environ["RANK"])
     torch.manual_seed(rank)
     config = config_in_shards(communicator, precision)
@@ -172,7 +172,7 @@ def test_gathered_parameters_before_initialize(two_sided):
 
 
 def test_buffers_are_whole_after_initialize():
-    """Catches buffers that stay sharded: a rank that evaluates alone would wait for the others."""
+    """Catches buffers that stay sharded: a rank that evaluates without the others would wait for them."""
 
     def run(rank, communicator):
         with zeropage.zero.Init(config=config_in_shards()):
@@ -187,7 +187,8 @@ def test_buffers_are_whole_after_initialize():
 
 
 def test_a_module_made_before_is_taken_in():
-    """Catches parameters that stay whole, tied ones that are taken twice, and an engine that does not know them."""
+    """Catches parameters that stay unsharded, tied ones that are adopted twice, and an engine that does not find
+    them."""
 
     def run(rank, communicator):
         module = nn.Module()

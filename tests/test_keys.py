@@ -56,7 +56,8 @@ def one_rank(**sections: Any) -> Any:
 @STAGES
 @pytest.mark.parametrize("sections", [{}, {"bf16": {"enabled": True}}], ids=["fp32", "bf16"])
 def test_without_the_norm_the_same_parameters(stage: int, sections: dict[str, Any]):
-    """Catches a norm that is said though nobody computed it, and an update that changes when it is not computed."""
+    """Catches a norm that is reported although it was not computed, and an update that changes when it is not
+    computed."""
 
     def config(**zero: Any) -> dict[str, Any]:
         return config_of(stage, clipping=0.0, zero_optimization=zero, zeropage={"page_numel": 5000}, **sections)
@@ -87,7 +88,7 @@ def test_without_the_norm_the_same_parameters(stage: int, sections: dict[str, An
     ids=["bf16", "bf16 unchecked", "fp16"],
 )
 def test_without_the_norm_overflow_is_found(stage: int, sections: dict[str, Any], skipped: bool):
-    """Catches a step with an infinite gradient that is applied because nobody computed its norm, and a check that runs
+    """Catches a step with an infinite gradient that is applied because its norm was not computed, and a check that runs
     where it is switched off."""
 
     def loop(engine: Any, rank: int) -> tuple[bool, int]:
@@ -139,7 +140,7 @@ def test_the_program_decides_when_to_update(stage: int, own_backward: bool):
 
 
 def test_losses_are_divided_by_the_configured_steps_unless_told():
-    """Catches a loss that is divided by a count that nobody configured, or not by the one that is."""
+    """Catches a loss that is divided by another count than the configured one."""
     engine = one_rank(batch=8, accumulation=2, managed_gradient_accumulation=False)
     norms = []
     for scale in (True, False):
@@ -216,7 +217,7 @@ def test_forked_workers_collect(collector):
     engine.destroy()
 
 
-# -- log_level, and what is said at the start
+# -- log_level, and messages at the start
 
 PROGRAM = """
 import json, sys
@@ -248,7 +249,7 @@ def test_log_level_hides_less_severe_lines():
 
 
 def test_what_differs_or_does_nothing_is_said_once_by_rank_0(capfd):
-    """Catches a key without effect, or clipping that is absent, that nobody names, or that every rank names."""
+    """Catches a key without effect, or missing clipping, that no rank reports, or that every rank reports."""
     config = config_of(2, zero_optimization={"sub_group_size": 1_000_000, "contiguous_gradients": True})
     del config["gradient_clipping"]
     on_ranks(config, lambda engine, rank: None)

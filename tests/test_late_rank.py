@@ -1,4 +1,4 @@
-"""A rank that stops in the middle of training: the others say who is late, and where every rank is."""
+"""A rank that stops in the middle of training: the others report which rank is late, and where every rank is."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def train_with_a_late_rank(transport: str, folder: str) -> str:
 
 @pytest.mark.parametrize("transport", ["shared_memory", "c10d"])
 def test_the_late_rank_is_named_and_where_all_are(transport: str, tmp_path: Path) -> None:
-    """Catches a hang, an error that blames a rank that waits, and one that does not say which page everybody was at."""
+    """Catches a hang, an error that blames a rank that waits, and one without the page that each rank was at."""
     arguments = json.dumps({"transport": transport, "folder": str(tmp_path)})
     errors = run_processes(WORLD, "test_late_rank", "train_with_a_late_rank", arguments, tmp_path, timeout_s=240)
     first = next(error for error in errors if error.startswith("TimeoutError"))

@@ -19,8 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
 DEADLINE_S = 30
-# Children that hide from whoever looks only for direct children or process groups: a grandchild, and a daemon that left
-# its parent and its session. All write their ids down.
+# Children that a search for direct children or process groups does not find: a grandchild, and a daemon that left its
+# parent and its session. All write their ids down.
 FAMILY = """
     import os, sys, time
     note = lambda: open(f"{sys.argv[-1]}/{os.getpid()}", "w").close()
@@ -214,7 +214,7 @@ def test_lines_are_whole_and_none_is_lost(script):
     for rank in range(3):
         ours = [line.removeprefix(f"[rank {rank}] ") for line in out if line.startswith(f"[rank {rank}] ")]
         assert ours[:3000] == [f"out {rank} {i} " + "x" * (i % 300) for i in range(3000)]
-        assert "".join(ours[3000:]) == "y" * 200_000, "a line without an end comes in pieces"
+        assert "".join(ours[3000:]) == "y" * 200_000, "a line without an end is passed on in pieces"
         assert [line for line in err if line.startswith(f"[rank {rank}] ")] == [
             f"[rank {rank}] err {rank} {i}" for i in range(3000)
         ]
@@ -235,7 +235,7 @@ def test_an_endless_line_does_not_eat_memory(script):
 
 
 def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
-    """Catches a launcher that cannot be ended while nobody reads its output."""
+    """Catches a launcher that cannot be ended while its output is not read."""
     process = start(
         "--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None
     )
@@ -248,7 +248,7 @@ def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
 
 
 def test_a_reader_that_left_ends_the_job(script):
-    """Catches a job that trains for nobody after `zeropage ... | head` has ended."""
+    """Catches a job that continues after `zeropage ... | head` has ended."""
     process = start("--num_gpus", "2", script("import time\nwhile True: print('x', flush=True); time.sleep(0.01)"))
     process.stdout.readline()
     process.stdout.close()
@@ -429,7 +429,7 @@ def test_ctrl_c_reaches_every_rank_once(script):
 
 
 def read_until(fd: int, enough) -> str:
-    """What comes out of a pseudo-terminal, until `enough(text)` or its end."""
+    """The output of a pseudo-terminal, until `enough(text)` or its end."""
     data = b""
     while not enough(data.decode(errors="replace")):
         try:

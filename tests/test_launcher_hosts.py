@@ -190,7 +190,7 @@ def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
 
 @pytest.fixture
 def environment_of_host1(hosts, tmp_path):
-    """A script for --venv_script that puts a folder of stand-ins before PATH, on host1 alone; the folder, and the words
+    """A script for --venv_script that puts a folder of stand-ins before PATH, only on host1; the folder, and the words
     to use it."""
     folder = tmp_path / "stand-ins"
     folder.mkdir()

@@ -18,7 +18,7 @@ def test_a_taken_port_is_replaced_and_said(script):
 
 def test_launchers_started_together_take_different_ports(script, tmp_path):
     """Catches two jobs on one host that choose the same port."""
-    may_end = tmp_path / "may_end"  # all jobs run at once, however slowly they start
+    may_end = tmp_path / "may_end"  # all jobs run at the same time, however slowly they start
     path = script(
         "import os, time; print(os.environ['MASTER_PORT'], flush=True)\n"
         f"while not os.path.exists({str(may_end)!r}): time.sleep(0.05)"

@@ -1,4 +1,4 @@
-"""How long an engine lives."""
+"""The lifetime of engines."""
 
 import copy
 import gc
@@ -32,7 +32,7 @@ def test_an_engine_ends_with_its_last_reference(more, tmp_path, monkeypatch):
     collected."""
     monkeypatch.chdir(tmp_path)
     config = {**CONFIG, **more}
-    zeropage.initialize(model=nn.Linear(2, 2), config=config)  # whatever is imported late is there now
+    zeropage.initialize(model=nn.Linear(2, 2), config=config)  # all late imports are done now
     gc.collect()
     gc.disable()
     try:
@@ -48,7 +48,7 @@ def test_an_engine_ends_with_its_last_reference(more, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("copying", [copy.deepcopy, copy.copy, pickle.dumps])
 def test_an_engine_is_not_copied(copying):
-    """Catches an error that speaks of a class inside of the engine, and two engines that share one memory."""
+    """Catches an error that names an internal class of the engine, and two engines that share one memory."""
     engine, *_ = zeropage.initialize(model=nn.Linear(2, 2), config=CONFIG)
     with pytest.raises(errors.UsageError, match=r"copy\.deepcopy\(engine\.module\)"):
         copying(engine)

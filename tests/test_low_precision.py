@@ -33,7 +33,7 @@ PRECISIONS = {
     "fp16 static": {"fp16": {"enabled": True, "loss_scale": 128}},
     "fp16 dynamic": {"fp16": DYNAMIC},
 }
-# What the sections zero_optimization and zeropage say.
+# The sections zero_optimization and zeropage.
 OFFLOADS = {
     "device": ({}, {}),
     "host": ({"offload_optimizer": {"device": "cpu"}}, {}),
@@ -85,7 +85,7 @@ def test_sharded_stages_have_the_same_bits(precision, stage, world):
 @pytest.mark.parametrize("stage", range(4))
 def test_overflow_is_skipped_on_all_ranks(precision, stage, value):
     """Catches ranks that disagree on a skip: an inf or NaN in one element on one rank must stop all, change nothing and
-    then be forgotten. bf16 is checked only when the configuration says so."""
+    then be forgotten. bf16 is checked only if the configuration says so."""
     options = {"bf16": {"enabled": True, "check_grad_overflow": True}} if precision == "bf16" else PRECISIONS[precision]
     config = config_of(stage, zeropage={"page_numel": 10_000}, **options)
     outcomes = train_ranks(small_net(), 2, config, STEPS, prepare=Poison(1, POISONED_STEPS, value))
@@ -200,7 +200,7 @@ def plain_bf16(steps: int) -> torch.Tensor:
 def test_bf16_follows_plain_pytorch(stage):
     """Catches masters that are not kept in fp32, and gradients rounded on the way. fp32 values that differ in the last
     place are now and then rounded to another bf16 value, and the runs part from there: so few steps, and equal values
-    but for a few, which differ by one unit (2^-7 for values between 1 and 2)."""
+    except a few, which differ by one unit (2^-7 for values between 1 and 2)."""
     config = config_of(stage, **PRECISIONS["bf16"])
     difference = (train_ranks(small_net(), 1, config, 3)[0].parameters - plain_bf16(3)).abs()
     assert (difference > 0).float().mean().item() < 1e-3

@@ -1,4 +1,4 @@
-"""Where ranks meet (MASTER_ADDR, MASTER_PORT): who can reach it, whom a rank believes there, and what is said when
+"""The rendezvous of ranks (MASTER_ADDR, MASTER_PORT): who can reach it, whom a rank trusts there, and the error when
 nobody is there."""
 
 import os
@@ -87,7 +87,7 @@ def engine_listens(port: int) -> list[str]:
 
 
 def test_ranks_of_one_host_cannot_be_reached_from_others(tmp_path):
-    """Catches a store (and gloo's own sockets) of a job on one host that whoever reaches this host can read and
+    """Catches a store (and gloo's own sockets) of a job on one host that anyone who reaches this host can read and
     write."""
     for addresses in run_processes(2, "test_meeting", "engine_listens", '{"port": 0}', tmp_path):
         assert addresses and set(addresses) == {"127.0.0.1"}, addresses
@@ -103,7 +103,8 @@ def test_on_several_hosts_only_the_first_hosts_address_is_used():
 
 
 def test_a_rank_of_another_job_is_refused():
-    """Catches a rank that trains with whoever answers at the address, because two jobs were given the same port."""
+    """Catches a rank that trains with any process that answers at the address, because two jobs were given the same
+    port."""
     port = free_port()
     done = outputs(
         *(start(rank, 1, port, 4, ZEROPAGE_JOB_TOKEN=str(rank) * 32, GLOO_SOCKET_IFNAME="lo") for rank in range(2))
@@ -124,7 +125,7 @@ def test_a_program_that_does_not_know_the_token_is_not_believed():
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.255.255.1"])
 def test_nobody_answers(address, monkeypatch):
-    """Catches minutes of retries and a hundred lines of frames where one line could say who was not there, and what to
+    """Catches minutes of retries and a hundred lines of frames where one line could name the missing rank, and what to
     set."""
     monkeypatch.setenv("MASTER_ADDR", address)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
@@ -173,7 +174,7 @@ def test_the_launcher_says_so_before_ranks_start(script, tmp_path):  # noqa: F81
     ],
 )
 def test_variables_that_are_not_what_they_should_be(name, value, monkeypatch):
-    """Catches a bare error of Python or torch, or a rank that waits at a place that nobody meant."""
+    """Catches a bare error of Python or torch, or a rank that waits at an unintended address."""
     for variable, good in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500"), ("ZEROPAGE_JOB_TOKEN", "a" * 32)):
         monkeypatch.setenv(variable, good)
     monkeypatch.setenv(name, value)
@@ -182,7 +183,7 @@ def test_variables_that_are_not_what_they_should_be(name, value, monkeypatch):
 
 
 def test_environment_of_the_launcher(monkeypatch):
-    """Catches ranks that run alone because a variable was missing."""
+    """Catches ranks that run separately because a variable was missing."""
 
     def world_of(variables: dict[str, str]) -> distributed.World:
         with monkeypatch.context() as patch:

@@ -70,7 +70,7 @@ def test_a_run_goes_on_behind_what_a_kill_has_torn(tmp_path):
 
 
 def test_a_path_that_cannot_be_used_is_said_at_once(tmp_path):
-    """Catches a mistake in the configuration that shows after hours, when somebody looks for the file."""
+    """Catches a mistake in the configuration that is noticed hours later, when somebody looks for the file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train({"zeropage": {"metrics_file": str(tmp_path / "file" / "run.jsonl")}}, steps=1)

@@ -1,4 +1,4 @@
-"""The readers of a metrics file, `zeropage report` and `top`, on files whose bytes somebody has changed at random.
+"""The readers of a metrics file, `zeropage report` and `top`, on files with bytes changed at random.
 
 ZEROPAGE_FUZZ_SECONDS and ZEROPAGE_FUZZ_SEED run other and longer searches.
 """

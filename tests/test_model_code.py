@@ -124,7 +124,7 @@ def test_raw_access_names_the_parameter():
     ],
 )
 def test_memory_exchanged_under_the_engine(spoil, message):
-    """Catches training that goes on with parameters that are the engine's no more."""
+    """Catches training that continues with parameters that are no longer the engine's."""
 
     def exchange(engine, rank):
         with zeropage.zero.GatheredParameters(engine.module.tiny):

@@ -185,13 +185,13 @@ def test_experts_over_a_network_where_parameters_are_whole(stage):
 
 
 def test_experts_over_a_network_end_with_a_named_error():
-    """Catches a hang where gathers need all ranks and their choices differ: the error says which page a rank is at."""
+    """Catches a hang where gathers need all ranks and their choices differ: the error names the page of a rank."""
     with pytest.raises((zeropage.errors.PeerError, zeropage.errors.TimeoutError), match=r"experts\.\d\.(weight|bias)"):
         engine_run(seeded(Experts), square_loss(3, 4), 2, 8, two_sided=True, timeout_s=2)
 
 
 def train_experts_as_process(timeout_ms: int) -> str:
-    """One rank over gloo, in a process of its own; how it ends."""
+    """One rank over gloo, in a separate process; returns how it ended."""
     config = paged_config(zeropage={"communicator": "c10d", "timeout_ms": timeout_ms})
     engine, *_ = zeropage.initialize(model=seeded(Experts), config=config)
     try:

@@ -115,7 +115,7 @@ def test_wandb_run(monkeypatch):
 
 @pytest.mark.parametrize(("section", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
 def test_a_missing_package_is_named(section, module, monkeypatch):
-    """Catches a bare ImportError where a line could say what to install."""
+    """Catches a bare ImportError instead of a line with the package to install."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(errors.ConfigError, match=f"pip install {section}"):
         train({section: {"enabled": True}})

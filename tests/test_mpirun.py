@@ -65,7 +65,7 @@ pathlib.Path(sys.argv[1], f"rank{results[0][0]}.json").write_text(json.dumps(res
     ids=["Open MPI", "MPICH", "srun", "the nearer launcher wins"],
 )
 def test_its_variables_stand_for_the_launchers(variables, world, monkeypatch):
-    """Catches ranks that each train alone, or that mix up hosts, because who started them calls its variables
+    """Catches ranks that each train separately, or that mix up hosts, because their launcher calls its variables
     otherwise."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -73,7 +73,7 @@ def test_its_variables_stand_for_the_launchers(variables, world, monkeypatch):
 
 
 def test_ranks_of_several_hosts_need_an_address(monkeypatch):
-    """Catches a torch error of a hundred lines where one could say which variables are missing."""
+    """Catches a torch error of a hundred lines instead of one that names the missing variables."""
     for name, value in HYDRA.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(errors.ConfigError, match=r"neither MASTER_ADDR nor MASTER_PORT.* mpirun -x MASTER_ADDR"):

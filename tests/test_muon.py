@@ -85,8 +85,8 @@ def expected() -> torch.Tensor:
 
 @pytest.mark.parametrize(("stage", "page_numel"), ((0, 5000), (1, 5000), (2, 1), (3, 5000), (3, 100_000)))
 def test_bits_of_torch(stage, page_numel, expected):
-    """Catches parts of a matrix that are orthogonalised by themselves, a norm of padding, a parameter in the wrong
-    half, and an owner's result that other ranks do not get."""
+    """Catches parts of a matrix that are orthogonalised separately, a norm of padding, a parameter in the wrong half,
+    and an owner's result that other ranks do not get."""
     for parameters, _ in engine_run(settings(stage, zeropage={"page_numel": page_numel})):
         assert torch.equal(parameters, expected)
     assert not torch.equal(expected, flat_parameters(small_net()))

@@ -107,7 +107,7 @@ def test_a_part_on_disk_and_more_buffers_than_pages(offload: dict[str, Any], tmp
 
 
 def train_here(folder: str, communicator: str) -> torch.Tensor:
-    """For a process of its own: the parameters after ten steps at stage 3."""
+    """Runs in a separate process: the parameters after ten steps at stage 3."""
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     sections = config(3, folder, "bf16", {})
     sections["zeropage"]["communicator"] = communicator
@@ -225,7 +225,7 @@ def test_damaged_parameters_end_the_pass_that_reads_them(damage: Any, says: str,
 
 
 def train_for_ever(folder: str, checkpoints: str) -> None:
-    """For a process that is killed: saves at step 3 and goes on."""
+    """Runs in a process that is killed: saves at step 3 and continues."""
     engine, *_ = zeropage.initialize(model=Tiny(), config=config(3, folder, "bf16", {}))
     train_engine(engine, 1, 0, 3)
     engine.save_checkpoint(checkpoints)
@@ -275,7 +275,7 @@ def test_memory_holds_the_buffers_alone(tmp_path: Path):
 
 
 def test_the_trace_shows_what_the_drive_does_meanwhile(tmp_path: Path):
-    """Catches a drive that stands still while pages are updated, and a trace that has no lane for it."""
+    """Catches a drive that is idle while pages are updated, and a trace that has no lane for it."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(8)))
     sections = config(3, str(tmp_path), "fp32", {})

@@ -126,7 +126,7 @@ def test_evaluation_recomputation_and_reading(world: int, tmp_path: Path):
 
 
 class OneHuge(nn.Module):
-    """A matrix of 51,200 elements beside small ones."""
+    """A matrix of 51,200 elements with small ones."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Offload to the host: the same bits as without it, and bytes where the formula says."""
+"""Offload to the host: the same bits as without it, and bytes as in the formula."""
 
 import copy
 import functools
@@ -135,7 +135,7 @@ def test_200_steps_at_any_number_of_threads(stage: int):
 
 
 def bytes_by_tier(stage: int, world: int, offload: dict[str, Any]) -> list[tuple[dict[str, int], dict[str, int], str]]:
-    """Of each rank of a bf16 run, what stands on the device and on the host, and the table."""
+    """For each rank of a bf16 run, the bytes on the device and on the host, and the table."""
     settings = config(stage, offload, **copy.deepcopy(PRECISIONS["bf16"]))
 
     def run(rank: int, communicator: Any):
@@ -162,7 +162,7 @@ def bytes_by_tier(stage: int, world: int, offload: dict[str, Any]) -> list[tuple
     ],
 )
 def test_the_device_loses_exactly_what_the_host_gains(stage: int, offload: dict[str, Any], moved: tuple[str, ...]):
-    """Catches state that stays on the device, and bytes that nobody counts."""
+    """Catches state that stays on the device, and bytes that are not counted."""
     for before, after in zip(bytes_by_tier(stage, 2, {}), bytes_by_tier(stage, 2, offload), strict=True):
         (device, host, _), (device_after, host_after, table) = before, after
         assert set(host.values()) == {0}

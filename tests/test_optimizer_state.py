@@ -134,7 +134,7 @@ def test_a_scheduler_still_drives_the_engine(name):
 
 @pytest.mark.parametrize("name", ("AdamW", "NAdam"))
 def test_the_state_of_another_model_is_refused(name):
-    """Catches a state that is taken in part before its shapes are looked at."""
+    """Catches a state that is loaded in part before its shapes are checked."""
 
     def body(engine: Any, optimizer: Any, train: Any) -> None:
         train(range(1))
@@ -153,7 +153,7 @@ def test_the_state_of_another_model_is_refused(name):
 
 @pytest.mark.parametrize("name", ("AdamW", "RMSprop"))
 def test_hooks_of_state_dicts(name):
-    """Catches hooks on the user's object that are passed over since the engine answers in its place."""
+    """Catches hooks on the user's object that are not called, because the engine replaces it."""
 
     def body(engine: Any, optimizer: Any, train: Any) -> list[str]:
         train(range(1))

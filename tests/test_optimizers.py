@@ -161,7 +161,7 @@ def test_stages_give_the_same_bits(name):
 
 @pytest.mark.parametrize("name", STATES)
 def test_state_takes_the_bytes_of_the_formula(name):
-    """Catches moments that an optimizer does not need, and a formula that does not know how many it has."""
+    """Catches moments that an optimizer does not need, and a formula with another number of them."""
     numel = 1 << 16
     for precision, master in (("fp32", 0), ("bf16", 1)):
         engine = engine_for(name, numel, **({"bf16": {"enabled": True}} if master else {}))

@@ -34,7 +34,7 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("stage", range(4))
 def test_ways_of_reducing(stage, name):
-    """Catches scales that are applied twice or not taken back, and types that lose more than they say."""
+    """Catches scales that are applied twice or not removed, and types that lose more precision than they should."""
     options, accumulation, bound = OPTIONS[name]
     config = {**config_of(stage, accumulation=accumulation, eps=DAMPING_EPS, zeropage={"page_numel": 5000}), **options}
     found = train_ranks(small_net(), 2, config, STEPS)[0].parameters
@@ -81,7 +81,7 @@ class OddParameters(nn.Module):
 @pytest.mark.parametrize("world", (1, 2))
 @pytest.mark.parametrize("stage", range(4))
 def test_odd_parameters(stage, world):
-    """Catches parameters whose place in a page is not what their shape, type or strides say."""
+    """Catches parameters whose place in a page does not follow from their shape, type or strides."""
 
     def loss_of(model, step, rank):
         return model(torch.randn(2, 3, generator=torch.Generator().manual_seed(100 * step + rank)))

@@ -286,7 +286,7 @@ def test_the_engines_clipping_and_norm_see_what_was_written():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_one_rank_alone_may_read(stage):
-    """Catches a gather that all ranks must come to where ranks can read each other's memory."""
+    """Catches a gather that needs all ranks although ranks can read each other's memory."""
 
     def read_on_rank_0(rank, _):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(small_net()), config=configuration(stage))
@@ -302,7 +302,7 @@ def test_one_rank_alone_may_read(stage):
 
 
 def test_one_rank_alone_is_told_where_gradients_are_gathered():
-    """Catches a rank that waits without end, or an error that does not say why."""
+    """Catches a rank that waits for ever, or an error without the reason."""
 
     def run(rank, _):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(small_net()), config=configuration(2))
@@ -319,7 +319,7 @@ def test_one_rank_alone_is_told_where_gradients_are_gathered():
 
 
 def test_who_touches_nothing_pays_nothing():
-    """Catches frames, gathers and bytes for gradients that nobody looks at."""
+    """Catches frames, gathers and bytes for gradients that are never read."""
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(small_net()), config=configuration(2))

@@ -79,7 +79,7 @@ def test_the_plan_counts_what_the_engine_counts(ranks, precision):
     ],
 )
 def test_nonsense_is_an_error_with_words(call, words):
-    """Catches arguments without a meaning that are planned all the same."""
+    """Catches meaningless arguments that are not refused."""
     with pytest.raises(zeropage.errors.ConfigError, match=words):
         call()
 

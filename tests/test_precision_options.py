@@ -112,7 +112,7 @@ def test_own_masters_train_where_rounding_to_nearest_stands_still():
 
 @pytest.mark.parametrize("stage", (0, 2))
 def test_own_masters_take_their_bytes(stage):
-    """Catches masters that are kept all the same, and a formula that counts them: 2 B parameter, 2 B gradient, 8 B of
+    """Catches masters that are kept nevertheless, and a formula that counts them: 2 B parameter, 2 B gradient, 8 B of
     Adam."""
     model = torch.nn.Linear(256, 256, bias=False)
     engine = zeropage.initialize(model=model, config=config_of(stage, batch=1, **BF16_MASTERS))[0]

@@ -89,7 +89,7 @@ def train(model: str, precision: str, config: dict) -> dict:
 
 def state_of_muon(model: str, precision: str, config: dict) -> dict:
     """After a step, whose iterations are few because they do not change what is kept: bytes that the engine counts on
-    device and host, those that Muon keeps, and the most that the engine has given it beside."""
+    device and host, those that Muon keeps, and the largest amount of other memory from the engine."""
     config["optimizer"]["params"]["ns_steps"] = 1
     engine, *_ = zeropage.initialize(model=MODELS[model](), config=config)
     inputs = torch.ones(1, 700, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)

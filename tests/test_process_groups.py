@@ -138,7 +138,7 @@ def test_nccl_is_for_ranks_that_have_a_gpu_each(
 
 
 def test_one_rank_has_no_groups():
-    """Catches an engine of one rank that makes process groups, which nobody ends, and one that trains otherwise
+    """Catches an engine of one rank that makes process groups, which are never ended, and one that trains otherwise
     without."""
     finals = []
     for communicator in ("auto", "c10d"):
@@ -184,8 +184,8 @@ def make_and_destroy_engines(stage: int, count: int, on_device: bool) -> dict[st
 @pytest.mark.parametrize("on_device", [False, pytest.param(True, marks=pytest.mark.simulated)])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_engines_end_their_groups(stage: int, on_device: bool, tmp_path: Path):
-    """Catches groups that nobody ends, with their threads and connections, and the end of a group that the script has
-    made."""
+    """Catches groups that are never ended, with their threads and connections, and the end of a group that the script
+    has made."""
     arguments = json.dumps({"stage": stage, "count": 4, "on_device": on_device})
     for rank in run_processes(2, "test_process_groups", "make_and_destroy_engines", arguments, tmp_path):
         assert rank["sum"] == 2.0

@@ -217,7 +217,7 @@ def test_torch_schedulers(built_on, recwarn):
 
 
 def test_configured_schedule():
-    """Catches a schedule that stands still, runs twice, or does not show in the groups."""
+    """Catches a schedule that does not advance, advances twice, or does not show in the groups."""
     schedule = {"type": "WarmupLR", "params": {"warmup_num_steps": 4, "warmup_max_lr": 1e-2, "warmup_type": "linear"}}
     engine, optimizer, _, scheduler = zeropage.initialize(model=make_model(), config={**CONFIG, "scheduler": schedule})
     rates = []

@@ -173,7 +173,7 @@ def test_what_leaves_the_engine_is_exact(two_sided: bool, tmp_path: Path):
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_a_model_that_an_init_scope_takes(two_sided: bool, capfd: pytest.CaptureFixture[str]):
-    """Catches a scope that hands rounded values on, and arguments of its own that are dropped without a word."""
+    """Catches a scope that passes rounded values on, and its arguments being ignored silently."""
     config = quantized(zero_optimization={"stage3_max_live_parameters": 3000})
     built = small_net()
 
@@ -245,7 +245,7 @@ def test_frozen_parameters_alone(two_sided: bool):
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_an_overflow_is_seen(two_sided: bool):
-    """Catches an infinite gradient of one rank that its code hides: the update would go on with a wrong value."""
+    """Catches an infinite gradient of one rank that its code hides: the update would continue with a wrong value."""
     model = small_net()
 
     def run(rank: int, communicator: Any) -> tuple[bool, torch.Tensor]:

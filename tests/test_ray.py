@@ -13,7 +13,8 @@ pytestmark = pytest.mark.slow
 
 
 def test_ray_starts_the_ranks(tmp_path: Path):
-    """Catches workers of Ray that train alone, or an example that does not run as its first lines say."""
+    """Catches workers of Ray that train separately, or an example that does not run with the command in its first
+    lines."""
     command = [sys.executable, str(EXAMPLE), "--workers=2", "--steps=3", f"--output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr

@@ -130,7 +130,7 @@ def test_the_page_shows_what_the_file_says(tmp_path):
     assert "state by the formula 9.77 KiB" in text and "with the live limit 10.7 KiB" in text
     assert "optimizer, offloaded 12.1 KiB" in text
     assert text.count(f"{path.name}: ") == 9, "each picture names the file and the fields that its numbers are from"
-    assert text.count("</script><b>&") == 1, "the configuration stands there as text"
+    assert text.count("</script><b>&") == 1, "the configuration is shown as text"
 
 
 BROWSER = find_browser()
@@ -236,7 +236,7 @@ def test_a_hostile_file_gives_a_harmless_page(tmp_path):
 
 
 def test_all_text_is_escaped_in_one_place():
-    """Catches markup that is put together by hand, beside the function that escapes."""
+    """Catches markup that is put together without the function that escapes."""
     for name in ("run_page", "svg_charts"):
         source = (ROOT / "python" / "zeropage" / "tools" / f"{name}.py").read_text()
         by_hand = [

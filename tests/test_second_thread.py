@@ -16,7 +16,7 @@ PAGES, NUMEL, STEPS, RATE = 6, 512, 40, 0.25
 
 
 class Levels(nn.Module):
-    """Parameters that are all of one value, 1000 apart, each on a page of its own; every step takes RATE away."""
+    """Parameters that are all of one value, 1000 apart, each on its own page; every step takes RATE away."""
 
     def __init__(self):
         super().__init__()

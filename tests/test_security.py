@@ -43,7 +43,7 @@ def planted(tmp_path):
     ids=lambda words: " ".join(words[:2]),
 )
 def test_no_command_runs_code_of_the_current_folder(words, planted):
-    """Catches a torch.py of whoever owns the folder that runs with the rights of whoever looks at a run there."""
+    """Catches a torch.py in a folder of another user that runs with the rights of the user who looks at a run there."""
     write(planted / "run.jsonl", RUN, step(1))
     checkpoint = planted / "deepspeed"
     (checkpoint / "global_step1").mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_no_command_runs_code_of_the_current_folder(words, planted):
 
 
 def test_the_users_script_has_its_folder(planted, tmp_path):
-    """Catches a safe path where it does not belong: a script's own modules lie beside it."""
+    """Catches a safe path where it does not belong: a script's own modules are in its folder."""
     (planted / "own_module.py").write_text("print('own module')\n")
     script = planted / "script.py"
     script.write_text("import own_module\n")

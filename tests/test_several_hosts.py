@@ -64,7 +64,7 @@ def hosts(tmp_path_factory):
 
 @pytest.fixture
 def train(hosts, script, tmp_path):  # noqa: F811
-    """Runs the program on hosts with `slots` ranks; empty: on one host with four. Returns what the ranks said."""
+    """Runs the program on hosts with `slots` ranks; empty: on one host with four. Returns the output of the ranks."""
     path = script(PROGRAM)
 
     def run(*slots: int, dtype: str = "fp32", zero: dict | None = None, **own) -> list:
@@ -116,7 +116,7 @@ def test_two_hosts_train_as_one(train, dtype):
     element = 4 if dtype == "fp32" else 2
     # A gather brings each host the other one's half. The backward gathers again all but the last layer, which is still
     # there, and the first one, of whose weight it asks nothing. A reduction sends the sums of one host's terms to
-    # owners on host 1, and to owners on host 0 the two terms of host 1; of bf16 terms alone.
+    # owners on host 1, and to owners on host 0 the two terms of host 1; only with bf16 terms.
     gathers = (2 * LAYERS - 2) / LAYERS * element
     reduction = (4 + 2 * 4) / 2 if dtype == "fp32" else 2 * 2
     assert counted_per_element(by_hosts) == pytest.approx(gathers + reduction, rel=0.01)
@@ -151,7 +151,7 @@ def test_second_shards_that_do_not_fit_or_have_no_effect(train):
 
 @pytest.mark.slow
 def test_hosts_with_different_numbers_of_ranks_exchange_with_all(train):
-    """Catches hosts that are taken for a table that they are not, and a run that does not say so."""
+    """Catches hosts that are treated as a regular grid although they are not, and a run without a message about it."""
     ranks, said = train(1, 2)
     assert len({json.dumps(rank[2]) for rank in ranks}) == 1
     assert "collectives by hosts need as many ranks on each host" in said

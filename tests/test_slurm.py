@@ -64,7 +64,7 @@ def trained(cluster):
 
 
 def test_srun_python_is_one_job(trained):
-    """Catches N ranks that each train a copy of their own, because nobody read Slurm's variables."""
+    """Catches N ranks that each train a separate copy, because Slurm's variables were not read."""
     assert [(rank, size) for rank, size, _ in trained] == [(0, 2), (1, 2)]
     assert trained[0][2] != trained[1][2], "each has its part of the batch"
 
@@ -101,7 +101,7 @@ def test_a_killed_rank_ends_the_job(cluster):
 
 
 def test_the_batch_script_of_the_examples(cluster):
-    """Catches a script for sbatch that starts no job, or ranks that train alone: two tasks, as the command says."""
+    """Catches a script for sbatch that starts no job, or ranks that train separately: two tasks, as in the command."""
     environment = {"PYTHON": sys.executable, "MASTER_ADDR": "127.0.0.1", "GLOO_SOCKET_IFNAME": "lo"}
     words = [
         "--wait",
@@ -142,7 +142,7 @@ def test_salloc_zeropage(cluster):
 
 @pytest.mark.parametrize("launcher", [False, True], ids=["python", "zeropage"])
 def test_scancel_leaves_no_process(cluster, launcher):
-    """Catches ranks that live on, and hold their nodes, when Slurm has cancelled their job."""
+    """Catches ranks that continue, and keep their nodes, when Slurm has cancelled their job."""
     words = [COMMAND, "-q", "--no_local_rank"] if launcher else [sys.executable]
     name = f"cancelled-{launcher}"
     command = ["srun", "-N1", "-n2", "-J", name, *words, "wait.py", "wait"]

@@ -1,4 +1,5 @@
-"""Ranks with other versions of torch, or other instructions of their processors, may compute other bits: it is said."""
+"""Ranks with other versions of torch, or other instructions of their processors, may compute other bits, which is
+reported."""
 
 import pytest
 import torch

@@ -1,5 +1,5 @@
-"""Updates that go on overlapped with the backward, before the global check of their step: the bits of those that wait,
-whatever happens in between."""
+"""Updates overlapped with the backward, before the global check of their step: the bits of those that wait, whatever
+happens in between."""
 
 import json
 import random
@@ -17,7 +17,7 @@ import zeropage
 from zeropage.testing import run_ranks
 
 STEPS = 1000
-BACKWARD_OF_A_LAYER_S = 0.02  # beside which an update of a page begins and ends
+BACKWARD_OF_A_LAYER_S = 0.02  # during which an update of a page begins and ends
 PRECISIONS = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
@@ -265,7 +265,7 @@ def test_updates_go_on_beside_the_backward(stage, world, tmp_path):
             stage, "bf16", 1 << 20, clipping=1e9, zeropage={"trace": {"file": str(trace), "first_step": 2}}
         )
         engine, *_ = zeropage.initialize(model=model, config=settings)
-        for layer in model:  # a backward long enough to see what goes on beside it
+        for layer in model:  # a backward long enough to see what runs at the same time
             layer.weight.register_hook(lambda gradient: time.sleep(BACKWARD_OF_A_LAYER_S))
         for step in range(3):
             engine.backward(engine(inputs_of(step, rank).bfloat16()).float().square().mean())
@@ -280,7 +280,7 @@ def test_updates_go_on_beside_the_backward(stage, world, tmp_path):
 
 
 def test_the_log_is_in_the_memory_table():
-    """Catches bytes that nobody counts, and a log where nobody asked for one and the processors are needed for the
+    """Catches bytes that are not counted, and a log although none was configured and the processors are needed for the
     backward."""
     zero = {"offload_optimizer": {"device": "cpu"}}
     for asked, log_bytes in (({}, 0), ({"speculation_bytes": 0}, 0), ({"speculation_bytes": 1 << 20}, 1 << 20)):

@@ -1,5 +1,5 @@
-"""Stages 0-3 train alike: bit for bit where the order of summation is the same, and as plain PyTorch does within
-rounding."""
+"""Stages 0-3 give the same results: bit for bit where the order of summation is the same, and as plain PyTorch does
+within rounding."""
 
 import functools
 import json
@@ -128,7 +128,7 @@ def test_accumulation(world):
 
 
 def train_as_process(world: int, communicator: str) -> list[torch.Tensor]:
-    """One rank of runs of 5 steps at stages 2 and 3; runs in a process of its own."""
+    """One rank of runs of 5 steps at stages 2 and 3; runs in a separate process."""
     ended = []
     for stage in (2, 3):
         zero = {"stage3_max_live_parameters": LARGEST_PAGE_NUMEL}

@@ -1,7 +1,7 @@
 """The order in which a rank starts collectives on its two groups of a device, one for parameters and one for gradients.
 
 Backends like NCCL's may wait for ever where ranks start the collectives of two communicators in different orders. The
-simulated device's backend notes what it is told to start."""
+simulated device's backend records the collectives that are started."""
 
 import json
 import random
@@ -114,8 +114,8 @@ def call_differently(names: list[str]) -> list[Any]:
     ids=", ".join,
 )
 def test_different_calls_are_named(names: tuple[str, str], tmp_path: Path):
-    """Catches ranks that are not told that they do different things, because what they do has started already; and
-    connections that are made by the first collective, behind which the host waits for ranks that come later."""
+    """Catches ranks that get no error for different collectives, because these have started already; and connections
+    that are made by the first collective, behind which the host waits for ranks that come later."""
     arguments = json.dumps({"names": names})
     for connected, error, seconds in run_processes(2, "test_start_order", "call_differently", arguments, tmp_path):
         assert [entry.split(": ")[1] for entry in connected] == ["connect"]

@@ -1,4 +1,4 @@
-"""Moments in bf16 and int8: close to torch.optim, the same bits whoever updates, the bytes they should take, and
+"""Moments in bf16 and int8: close to torch.optim, the same bits whichever ranks update, the bytes they should take, and
 checkpoints."""
 
 import copy
@@ -76,7 +76,7 @@ def test_bits_do_not_depend_on_who_updates(stage, dtype, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "per_moment"), [("fp32", 4), ("bf16", 2), ("int8", 1 + 1 / 256)])
 def test_they_take_their_bytes(dtype, per_moment):
-    """Catches moments that are kept in fp32 all the same, and a formula that counts them so."""
+    """Catches moments that are kept in fp32 nevertheless, and a formula that counts them so."""
     numel = 1 << 18
     model = torch.nn.Linear(512, 512, bias=False)
     for sections, masters in ((BF16, 4), ({}, 0)):

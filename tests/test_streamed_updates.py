@@ -44,7 +44,7 @@ def make_engine(
         return zeropage.initialize(model=small_net(), config=config_of(stage, **sections))[0]
     except errors.ConfigError as error:
         assert "which this build does not have for this device" in str(error)
-        pytest.skip("the build has no CUDA kernels; the engine says so")
+        pytest.skip("the build has no CUDA kernels")
 
 
 def train(engine: Any, steps: range = range(4)) -> torch.Tensor:
@@ -149,7 +149,7 @@ def test_a_step_that_overflows_changes_nothing():
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_checkpoint_goes_from_one_to_the_other(first: bool, tmp_path: Path):
-    """Catches state that is saved before it is back on the host, or loaded beside it."""
+    """Catches state that is saved before it is back on the host, or loaded into another place."""
     with delays(seed=7):
         saved = make_engine(2, first, "bf16, moments in int8")
         train(saved, range(3))

@@ -1,4 +1,4 @@
-"""python/zeropage/_C.pyi, by which mypy and editors know the C++ module."""
+"""python/zeropage/_C.pyi, from which mypy and editors know the C++ module."""
 
 import ast
 import subprocess
@@ -29,7 +29,7 @@ def names_of(text: str) -> set[str]:
 
 
 def test_the_stub_is_that_of_the_module(tmp_path):
-    """Catches a function of the module that mypy does not know, and one that it knows and that is gone."""
+    """Catches a function of the module that is missing in the stub, and one in the stub that is gone."""
     run = "import mypy.stubgen; mypy.stubgen.main()"
     command = [sys.executable, "-c", run, "-q", "-m", "zeropage._C", "-o", str(tmp_path)]
     subprocess.run(command, check=True, timeout=120)

@@ -1,4 +1,4 @@
-"""`zeropage top`: which processes are ranks, and what is said of them."""
+"""`zeropage top`: which processes are ranks, and what it shows of them."""
 
 import os
 import subprocess
@@ -74,7 +74,7 @@ def test_ranks_that_have_ended():
 
 
 def test_a_step_that_took_no_time():
-    """Catches a division by what a damaged file says a step took."""
+    """Catches a division by a step time from a damaged file."""
     last = step(2)
     assert top._progress_lines([step(1), {**last, "seconds": {**last["seconds"], "whole": 0}}]) == [
         "step 2, loss 1.5, 0 ms a step"

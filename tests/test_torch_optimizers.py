@@ -152,8 +152,8 @@ def test_stages_give_the_same_bits(name, bf16):
 
 @pytest.mark.parametrize("name", ("RMSprop", "NAdam", "Rprop"))
 def test_checkpoints_go_on_at_another_world_and_stage(tmp_path, name):
-    """Catches state that is not saved, or comes back to other elements: stage 0 goes on where stage 3 ended, and one
-    rank where two did."""
+    """Catches state that is not saved, or returns to other elements: stage 0 resumes where stage 3 ended, and one rank
+    where two did."""
     assert not torch.equal(run_net(2, 3, name, range(2), folder=tmp_path, save=True), run_net(2, 3, name, range(4)))
     straight = run_net(2, 3, name, range(4))
     assert torch.equal(run_net(2, 0, name, range(2, 4), folder=tmp_path, tag="world2"), straight)
@@ -188,7 +188,7 @@ def test_state_dict_goes_on(name):
 
 
 class Signs(torch.optim.Optimizer):
-    """An optimizer of somebody's own, which counts its steps in the group."""
+    """An optimizer class of a user, which counts its steps in the group."""
 
     def __init__(self, parameters: Any, lr: float = 1e-2):
         super().__init__(parameters, {"lr": lr, "count": 0})
@@ -202,8 +202,7 @@ class Signs(torch.optim.Optimizer):
 
 
 def test_own_optimizers_step_once():
-    """Catches a class of somebody's own that is refused where it gets all parameters whole; and groups that count
-    pages."""
+    """Catches a user's class that is refused although it gets all parameters unsharded; and groups that count pages."""
     settings = config(zeropage={"page_numel": 1})
     model = nn.ModuleList([Vector(), Vector()])
     model.forward = lambda gradient: model[0](gradient) + model[1](gradient)
@@ -257,7 +256,7 @@ def test_torch_schedulers(name, optimizer):
 
 @pytest.mark.parametrize("stage", (0, 2))
 def test_its_state_is_in_the_memory_table(stage):
-    """Catches state that nobody counts: momentum, square average and mean of a centered RMSprop, sharded as the stage
+    """Catches state that is not counted: momentum, square average and mean of a centered RMSprop, sharded as the stage
     says."""
     model = nn.Linear(128, 128, bias=False)
     config = {**config_of(stage), "optimizer": {"type": "RMSprop", "params": OPTIMIZERS["RMSprop"]}}
@@ -291,7 +290,7 @@ def test_a_metric_that_is_missing_ends_no_update(given):
 
 
 def test_arguments_for_no_scheduler():
-    """Catches a metric that nobody takes."""
+    """Catches a metric that is never read."""
     engine = zeropage.initialize(model=Vector(), config=config({"type": "AdamW"}))[0]
     engine.backward(engine(gradient_of(0)))
     with pytest.raises(errors.UsageError, match="lr_kwargs"):
@@ -300,7 +299,7 @@ def test_arguments_for_no_scheduler():
 
 @pytest.mark.parametrize("make", (torch.optim.AdamW, torch.optim.RMSprop))
 def test_ranks_are_compared_on_their_optimizer_objects(make):
-    """Catches ranks that update their parts of the model with hyperparameters of their own."""
+    """Catches ranks that update their parts of the model with different hyperparameters."""
 
     def run(rank: int, communicator: Any) -> None:
         model = Vector()

@@ -41,7 +41,7 @@ def train(
 
 @pytest.mark.parametrize("save_after", [4, 10, 13])
 def test_a_loaded_checkpoint_continues_in_the_data(save_after: int, tmp_path):
-    """Catches samples that are drawn twice or never after a restart: in the middle of an epoch, at its end, in the
+    """Catches samples that are repeated or skipped after a restart: in the middle of an epoch, at its end, in the
     second one."""
     base = nn.Linear(1, 1)
 

@@ -1,6 +1,6 @@
 """Parameters and gradients that an engine was not told of: unfrozen layers, exchanged data, other optimizers and other
-backwards, writes by one rank. What trains is compared with plain PyTorch, what cannot is an error or is said by
-name."""
+backwards, writes by one rank. What trains is compared with plain PyTorch; what cannot train is an error or is reported
+by name."""
 
 import copy
 from collections.abc import Callable
@@ -248,7 +248,7 @@ def test_gradients_that_the_program_writes():
 
 
 def test_an_optimizer_of_another_model_is_refused():
-    """Catches updates that go on and train nothing, because the optimizer has a copy's parameters."""
+    """Catches updates that continue and train nothing, because the optimizer has a copy's parameters."""
     model = net()
     with pytest.raises(ConfigError, match=r"parameter 0 of group 0.*not one of the model's, and 14 .*'tiny'"):
         zeropage.initialize(
@@ -279,7 +279,7 @@ def test_parameters_in_no_group_are_said(capfd):
 
 
 class Proxies(nn.Module):
-    """A loss module with parameters of its own."""
+    """A loss module with parameters."""
 
     def __init__(self):
         super().__init__()

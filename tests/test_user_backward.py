@@ -32,7 +32,7 @@ def same_on_all_ranks(found: list[Any], expected: dict[str, torch.Tensor], withi
 @pytest.mark.parametrize("models", [1, 3])
 @pytest.mark.parametrize("stage", range(4))
 def test_one_loss_of_several_models_in_fp16(stage: int, models: int):
-    """Catches losses of modules that are called beside their engines, so that nothing scales them, being refused, or
+    """Catches losses of modules that are called without their engines, so that nothing scales them, being refused, or
     gradients that are smaller by the loss scale."""
     plain = [small_net(seed) for seed in range(models)]
     expected = [copy.deepcopy(model) for model in plain]
@@ -85,7 +85,8 @@ class TwoLosses(nn.Module):
 @pytest.mark.parametrize("way", ["backward", "scale"])
 @pytest.mark.parametrize("stage", range(4))
 def test_two_losses_of_one_forward(stage: int, way: str):
-    """Catches gradients of a first loss that are left in those of a second one, though zero_grad lies between them."""
+    """Catches gradients of a first loss that are left in those of a second one, though zero_grad is called between
+    them."""
     torch.manual_seed(1)
     model, x, targets = TwoLosses(), torch.randn(4, 4), torch.randint(4, (2, 4))
     expected = []

@@ -137,7 +137,8 @@ def test_masters_of_bf16_are_what_it_updates():
 
 @pytest.mark.parametrize("section", ("offload_optimizer", "nvme"))
 def test_where_masters_live_elsewhere(section, tmp_path):
-    """Catches a step that does not get what is offloaded or on a drive, or whose result does not go back there."""
+    """Catches a step that does not get state that is offloaded or on a drive, or whose result is not written back
+    there."""
     target = {"device": "cpu"} if section == "offload_optimizer" else {"device": "nvme", "nvme_path": str(tmp_path)}
     sections = {"zero_optimization": {"offload_optimizer": target}}
     for parameters, calls in engine_run(Counting, 2, after=lambda engine, optimizer: optimizer.calls, **sections):
@@ -367,7 +368,7 @@ def test_a_configured_schedule_fills_the_tensor():
 
 
 def test_step_of_the_object_is_refused():
-    """Catches a step that is left in the loop and counts, or decays weights, beside the engine's."""
+    """Catches a step that is left in the loop and counts, or decays weights, in addition to the engine's."""
     model = nn.Linear(4, 1)
     optimizer = Counting(model.parameters())
     zeropage.initialize(model=model, optimizer=optimizer, config={**settings(0), "train_batch_size": 1})
@@ -401,7 +402,7 @@ def test_another_optimizer_in_the_loop_is_said(stage, given, capfd):
 
 
 def test_memory_of_a_step():
-    """Catches copies that nobody counts, or that stay: 4 bytes for each element that the rank updates, while the step
+    """Catches copies that are not counted, or that stay: 4 bytes for each element that the rank updates, while the step
     runs."""
     model = nn.Linear(512, 512, bias=False)
 

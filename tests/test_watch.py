@@ -1,5 +1,5 @@
-"""What a run tells about itself: times, memory, collectives, operations, the metrics file, the trace, and the stage it
-chose."""
+"""What a run reports about itself: times, memory, collectives, operations, the metrics file, the trace, and the stage
+it chose."""
 
 import json
 
@@ -64,7 +64,7 @@ def test_wall_clock_and_memory_breakdown(capfd, tmp_path):
 
 
 def test_comms_logger(capfd):
-    """Catches transfers that are missing from the table, and operations that nobody asked for."""
+    """Catches transfers that are missing from the table, and operations that were not requested."""
     train_two(
         2,
         comms_logger={
@@ -96,7 +96,7 @@ def test_flops_profiler(tmp_path):
 
 
 def test_metrics_file(tmp_path):
-    """Catches a step that is missing, a line that is no JSON, and counters that stand still."""
+    """Catches a missing step, a line that is not JSON, and counters that do not advance."""
     path = tmp_path / "new" / "metrics.jsonl"
     train_two(11, zeropage={"metrics_file": str(path)})
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -153,7 +153,7 @@ def test_trace(by, tmp_path, monkeypatch):
 
 
 def test_nothing_is_observed_unless_asked_for():
-    """Catches a run that pays for figures nobody wants."""
+    """Catches a run that spends time on figures that were not requested."""
     engine = train(1, {})
     assert engine._core.span_seconds() == {} and engine.comms_summary() == "" and not engine.monitor.enabled
 

@@ -286,7 +286,8 @@ def test_a_step_that_needs_more_is_refused(name):
 
 
 def test_layouts_in_memory(tmp_path):
-    """Catches values of a channels-last or transposed parameter that are given in another order than its shape says."""
+    """Catches values of a channels-last or transposed parameter that are passed in another order than that of its
+    shape."""
 
     def make(memory: bool) -> nn.Module:
         torch.manual_seed(0)

@@ -15,7 +15,7 @@ from zeropage.testing import run_ranks
 
 
 class Adapted(nn.Module):
-    """Two quantized layers, and what is trained beside them."""
+    """Two quantized layers, and the trained modules next to them."""
 
     def __init__(self):
         super().__init__()

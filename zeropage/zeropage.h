@@ -1,5 +1,5 @@
 /// \file
-/// The one include of a C++ program that trains with Zeropage:
+/// The only header that a C++ program needs to train with Zeropage:
 ///
 ///     #include <zeropage/zeropage.h>
 ///     auto engine = zeropage::initialize(*model, zeropage::Config::from_file("ds_config.json"));
@@ -9,8 +9,8 @@
 ///       engine.step();
 ///     }
 ///
-/// Ranks are started by `zeropage --num_gpus=2 --no_python ./program`, torchrun, mpirun or srun. docs/cpp.md goes from
-/// an empty folder to two ranks.
+/// Ranks are started by `zeropage --num_gpus=2 --no_python ./program`, torchrun, mpirun or srun. docs/cpp.md is a
+/// tutorial from an empty folder to two ranks.
 #pragma once
 
 #include "zeropage/base/error.h"

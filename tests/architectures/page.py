@@ -14,8 +14,7 @@ HEAD = """# Architectures that were tried
 
 The sweep tried every architecture of transformers that has a model class, one model of each module of timm, and models
 of diffusers. It built each from the configuration class with tiny sizes and random weights, and trained {steps} steps with
-AdamW at stage 3 on two ranks. Every parameter had a page of its own, sharded over the ranks, and no page stayed
-gathered.
+AdamW at stage 3 on two ranks. Every parameter had its own page, sharded over the ranks, and no page stayed gathered.
 
 - "trains": the final parameters are within 1e-5 of plain PyTorch's on the same data in one process.
 - "trains, within rounding": they are not within 1e-5. But plain PyTorch itself differs as much if the last bits of the

@@ -1,10 +1,10 @@
-"""Other people's architectures, tiny and random, trained three steps at stage 3 on two ranks, beside plain PyTorch in
-one process.
+"""Architectures of public libraries, tiny and random, trained three steps at stage 3 on two ranks, compared with plain
+PyTorch in one process.
 
     python tests/architectures/sweep.py                         # all that can be built; some ten minutes on two cores
     python tests/architectures/sweep.py --only llama t5         # these
-    python tests/architectures/sweep.py --results FILE          # notes results there, and goes on where the file ends
-    python tests/architectures/sweep.py --results FILE --write docs/models.md
+    python tests/architectures/sweep.py --results FILE          # writes results there, and resumes after the file's
+    last one python tests/architectures/sweep.py --results FILE --write docs/models.md
 
 1. Workers are processes: one that crashes or hangs ends the trial of one architecture, and another one is started.
 2. The parent sends a worker a name, and gets a line of JSON back (trial.Result).
@@ -64,21 +64,21 @@ class Worker:
             self._said = [*self._said[-20:], line]
 
     def _answer(self, timeout_s: float) -> Any:
-        """The next line, or None when none comes in time. A worker writes a line at once, so that reading one does not
-        wait."""
+        """The next line, or None when none arrives in time. A worker writes a line at once, so that reading one does
+        not wait."""
         ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
         line = self._process.stdout.readline() if ready else b""
         return json.loads(line) if line else None
 
     def attempt(self, name: str) -> Result | None:
-        """What came of one architecture; None when the worker is of no more use."""
+        """The result of one architecture; None when the worker cannot be used any more."""
         self._process.stdin.write(f"{name}\n".encode())
         self._process.stdin.flush()
         answer = self._answer(TRIAL_TIMEOUT_S)
         return None if answer is None else Result(**answer)
 
     def why_it_ended(self) -> str:
-        """Ends the process; what it said last."""
+        """Ends the process and returns its last output."""
         code = self._process.poll()
         self.close()
         said = b"".join(self._said).decode(errors="replace").strip().splitlines()
@@ -151,9 +151,12 @@ def main() -> int:
         "--library", nargs="*", choices=libraries.LIBRARIES, default=list(libraries.LIBRARIES), help="which libraries"
     )
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these architectures; all without it")
-    parser.add_argument("--workers", type=int, default=2, help="processes at once; each has two ranks as threads")
+    parser.add_argument("--workers", type=int, default=2, help="parallel processes; each has two ranks as threads")
     parser.add_argument(
-        "--results", type=Path, metavar="FILE", help="notes results there; what the file has is not tried again"
+        "--results",
+        type=Path,
+        metavar="FILE",
+        help="writes results there; architectures with a result in the file are not tried again",
     )
     parser.add_argument("--write", type=Path, metavar="FILE", help="writes the table of the results there")
     parser.add_argument("--worker", choices=libraries.LIBRARIES, help=argparse.SUPPRESS)

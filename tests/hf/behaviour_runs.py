@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tiny import PLAIN, VOCABULARY, Tokens, arguments, ds_config, history, llama, llama_config, weights_of
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, Trainer, TrainingArguments
 
-# Every parameter is a page of its own, and only few are resident.
+# Every parameter has its own page, and only few are resident.
 TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
 
 
@@ -24,8 +24,8 @@ def _trainer(
 
 
 def load_models(folder: str) -> dict[str, Any]:
-    """from_pretrained as it is, and under zero.Init: a whole model, one with a new head, one with an embedding of
-    another size."""
+    """from_pretrained without and under zero.Init: a whole model, one with a new head, one with an embedding of another
+    size."""
     place = Path(folder) / "saved"
     if os.environ["RANK"] == "0":
         llama().save_pretrained(place)
@@ -140,7 +140,7 @@ def again_and_again(folder: str) -> dict[str, Any]:
 
 
 def checkpoints(folder: str) -> dict[str, Any]:
-    """A run that saves, keeps the best, and is resumed; its folders; and one that saves the model alone."""
+    """A run that saves, keeps the best, and is resumed; its folders; and a run that saves only the model."""
     results = {}
     for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
         place = Path(folder) / name

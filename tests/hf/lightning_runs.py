@@ -11,7 +11,7 @@ from tiny import PLAIN, Tokens, llama, weights_of
 
 
 class OnCpus(DeepSpeedStrategy):
-    """Lightning's strategy as it is, without its two demands for a GPU."""
+    """Lightning's strategy unchanged, except for its two checks for a GPU."""
 
     def setup_environment(self) -> None:
         super(DeepSpeedStrategy, self).setup_environment()
@@ -67,7 +67,7 @@ def _fit(strategy: Any, folder: Path, steps: int, resume: Path | None = None) ->
 
 
 def train_everywhere(folder: str) -> dict[str, Any]:
-    """Lightning's Trainer with each strategy: losses, validation, weights, and a run that goes on from a checkpoint."""
+    """Lightning's Trainer with each strategy: losses, validation, weights, and a run that resumes from a checkpoint."""
     os.environ |= {"GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "lightning"}
     offload = {"offload_optimizer": True, "offload_parameters": True}
     strategies = {

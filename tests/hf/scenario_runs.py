@@ -7,7 +7,7 @@ import torch
 from tiny import PLAIN, Tokens, arguments, ds_config, history, llama, weights_of
 from transformers import LlamaForCausalLM, Trainer
 
-# Every parameter is a page of its own, and only few are resident.
+# Every parameter has its own page, and only few are resident.
 TIGHT = {"stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 4096}
 
 

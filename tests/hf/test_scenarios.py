@@ -51,7 +51,7 @@ def test_optimizers_of_the_trainer(ranks: list[dict[str, Any]]):
 
 
 def test_an_optimizer_of_whole_parameters(ranks: list[dict[str, Any]]):
-    """Catches Adafactor on shards, where it would train another model without a word: Accelerate lets every optimizer
+    """Catches Adafactor on shards, where it would silently train another model: Accelerate lets every optimizer
     pass."""
     for rank in ranks:
         assert_alike(rank["optimizers"]["adafactor"])

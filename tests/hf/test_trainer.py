@@ -33,8 +33,8 @@ def test_trainer_at_every_stage(tmp_path: Path):
 
 
 def test_the_example_trains(tmp_path: Path):
-    """Catches an example that does not run under the launcher as its first lines say, or whose saved model is not the
-    trained one."""
+    """Catches an example that does not run under the launcher with the command in its first lines, or whose saved model
+    is not the trained one."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}"]
     command += [str(ROOT / "examples" / "hf_trainer.py"), "--output", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)

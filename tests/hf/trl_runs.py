@@ -59,7 +59,9 @@ def make_model(folder: str) -> str:
     torch.manual_seed(0)
     LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(folder / "reward")
     fast.save_pretrained(folder / "reward")
-    _preferences().save_to_disk(f"{folder}/preferences")  # the main rank hands log probabilities on through its folder
+    _preferences().save_to_disk(
+        f"{folder}/preferences"
+    )  # the main rank passes log probabilities to the others through its folder
     return str(folder)
 
 
@@ -114,7 +116,7 @@ def _even_words(completions: list[str], **_: Any) -> list[float]:
 
 
 def _grpo(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
-    """Two completions of every prompt are sampled, with a reference model beside the trained one."""
+    """Two completions of every prompt are sampled, with a reference model in addition to the trained one."""
     arguments = GRPOConfig(
         str(folder),
         num_generations=2,

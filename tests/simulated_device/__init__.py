@@ -1,7 +1,7 @@
 """A simulated accelerator: torch device "simulated", two of them. See README.md in this folder.
 
 `load()` makes it torch's accelerator for the rest of the process. `visible` decides whether torch finds it; tests that
-are not for accelerators hide it. `check()` raises what has been found since the last call: races, and memory that was
+are not for accelerators hide it. `check()` raises the faults found since the last call: races, and memory that was
 freed too early.
 """
 
@@ -21,7 +21,7 @@ _loaded = None
 
 
 class SimulatedDeviceError(AssertionError):
-    """The program has used the device in a way that would go wrong on a GPU sooner or later."""
+    """The program has used the device in a way that would sooner or later fail on a GPU."""
 
 
 def is_loaded() -> bool:
@@ -47,8 +47,8 @@ def load() -> None:
 
 
 def set_kernels(used: bool) -> None:
-    """Whether engines find kernels of their own for the device, as in a CUDA build; else torch's operators do their
-    work."""
+    """Whether engines find their own kernels for the device, as in a CUDA build; otherwise they use torch's
+    operators."""
     from zeropage import _C
 
     _C.set_device_kernels(_loaded.device_type(), _loaded.kernels() if used else None)
@@ -84,10 +84,10 @@ def delays(seed: int, max_us: int = 2000) -> Iterator[None]:
 
 @contextlib.contextmanager
 def count() -> Iterator[dict[str, int]]:
-    """What happened within the block, in the dict when it is over: tasks, bytes_read and bytes_written of device
+    """Counts events within the block; the dict is filled at its end: tasks, bytes_read and bytes_written of device
     memory, waits of the host for streams, events and devices, fetches (copies to the host, values) and uploads that the
-    host waited for, waits that polled: the host asked until something was done, and update_launches of the engine's
-    kernels, as far as they have run."""
+    host waited for, waits that polled (the host asked until something was done), and update_launches of the engine's
+    kernels that have run."""
     counted: dict[str, int] = {}
     before = _loaded.counters()
     yield counted
@@ -102,8 +102,8 @@ def take_starts() -> list[str]:
 
 
 def _register_backend() -> None:
-    """What torch.distributed uses for tensors on the device. ZEROPAGE_SIMULATED_GLOO: wait() keeps the host, as Gloo's
-    does."""
+    """Registers the backend of torch.distributed for tensors on the device. ZEROPAGE_SIMULATED_GLOO: wait() blocks the
+    host, like Gloo's."""
     import torch.distributed as dist
 
     def create(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> dist.Backend:
@@ -114,7 +114,7 @@ def _register_backend() -> None:
 
 
 def _torch_module() -> types.ModuleType:
-    """What torch expects as torch.simulated."""
+    """The module that torch expects as torch.simulated."""
     module = types.ModuleType(f"torch.{NAME}")
     module.is_available = _loaded.is_visible
     module.is_initialized = lambda: True

@@ -1,6 +1,6 @@
 /// \file
-/// Memory that has two addresses: one memfd, mapped twice. Through the public address the host may be kept from it; the
-/// streams use the private address.
+/// Memory that has two addresses: one memfd, mapped twice. Access by the host, through the public address, can be
+/// blocked; the streams use the private address.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace simulated_device {
 
 class Arena {
  public:
-  /// Reserves addresses; memory is taken when it is written. `hidden`: the public address cannot be touched at all.
+  /// Reserves addresses; memory is allocated when it is written. `hidden`: the public address cannot be touched at all.
   Arena(const char* name, std::size_t bytes, bool hidden);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -25,10 +25,10 @@ class Arena {
     return reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(address) - public_ + private_);
   }
 
-  /// The next bytes that nobody has had, page-aligned. Null when there are none.
+  /// The next unused bytes, page-aligned. Null when there are none.
   void* take(std::size_t bytes);
 
-  /// Gives the memory (not the addresses) back to the system.
+  /// Returns the memory (not the addresses) to the system.
   void discard(Span bytes);
 
  private:

@@ -1,6 +1,6 @@
 /// \file
-/// Vector clocks. An actor is a stream, or the host; it counts its actions. A clock says how much of every actor has
-/// happened before some moment.
+/// Vector clocks. An actor is a stream, or the host; it counts its actions. A clock has, for every actor, the number of
+/// actions that happened before some moment.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@ namespace simulated_device {
 
 class Clock {
  public:
-  /// Everything that `other` knows has happened, too.
+  /// Adds everything that happened before `other`.
   void join(const Clock& other) {
     if (ticks_.size() < other.ticks_.size()) ticks_.resize(other.ticks_.size());
     for (std::size_t i = 0; i < other.ticks_.size(); ++i) ticks_[i] = std::max(ticks_[i], other.ticks_[i]);

@@ -1,5 +1,5 @@
 /// \file
-/// The calling thread's current device and streams, and torch's words for the machine's streams.
+/// The calling thread's current device and streams, and torch's stream objects for the machine's streams.
 #pragma once
 
 #include <c10/core/Device.h>

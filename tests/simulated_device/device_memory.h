@@ -1,7 +1,8 @@
 /// \file
-/// The allocator of device memory: what torch's does on a GPU. A block belongs to the stream that was current when it
-/// was made. Freed, it is poisoned on that stream and handed out again to it at once, last in, first out; streams that
-/// were noted for it are waited for first. Poisoning counts as a write, so freeing what another stream uses is a race.
+/// The allocator of device memory, which behaves like torch's on a GPU. A block belongs to the stream that was current
+/// when it was made. Freed, it is poisoned on that stream and available to it again immediately, last in, first out; it
+/// first waits for the streams that were recorded for it. Poisoning counts as a write, so freeing what another stream
+/// uses is a race.
 #pragma once
 
 #include <cstddef>
@@ -28,15 +29,15 @@ class DeviceMemory {
  public:
   static DeviceMemory& get();
 
-  /// Null when there is none. `what`: who wants it, for messages.
+  /// Null when there is none. `what`: the user, for messages.
   void* allocate(Stream& stream, std::size_t bytes);
   void free(void* data);
   void note_use(const void* data, Stream& stream);
 
-  /// The device of the block that `data` lies in, if there is one.
+  /// The device of the block that contains `data`, if there is one.
   std::optional<int> device_of(const void* data);
 
-  /// Gives what is free back to the system.
+  /// Returns free blocks to the system.
   void empty_cache();
   DeviceBytes bytes(int device);
   void reset_peak(int device);
@@ -46,7 +47,7 @@ class DeviceMemory {
     std::size_t bytes = 0;
     Stream* home = nullptr;
     std::vector<Stream*> others;
-    std::vector<PointPtr> uses;  // of others, once it is freed
+    std::vector<PointPtr> uses;  // by other streams, once it is freed
   };
 
   void poison(std::uintptr_t address, const Block& block, const char* why);

@@ -13,7 +13,7 @@ namespace {
 
 struct sigaction former;
 
-/// Whether the access wrote; without a word of the processor it counts as a write.
+/// Whether the access wrote; if the processor does not tell, it counts as a write.
 bool is_write(void* context) {
 #ifdef __x86_64__
   return (static_cast<ucontext_t*>(context)->uc_mcontext.gregs[REG_ERR] & 2) != 0;
@@ -31,15 +31,15 @@ void say_where(const void* address, int device) {
   backtrace_symbols_fd(frames, backtrace(frames, 64), STDERR_FILENO);
 }
 
-/// Faults are synchronous: the thread is in code that accessed the address, which is none of ours, so it holds none of
-/// our locks.
+/// Faults are synchronous: the thread is in code that accessed the address, which is not in this library, so it holds
+/// none of our locks.
 void on_signal(int signal, siginfo_t* info, void* context) {
   auto& machine = Machine::get();
   if (machine.pinned().on_fault(info->si_addr, is_write(context))) return;
   for (int device = 0; device < kDevices; ++device) {
     if (machine.memory(device).contains(info->si_addr)) say_where(info->si_addr, device);
   }
-  // The instruction runs again, and the former handler has it.
+  // The instruction runs again, and the previous handler gets the fault.
   sigaction(signal, &former, nullptr);
 }
 

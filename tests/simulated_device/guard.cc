@@ -1,4 +1,4 @@
-// Devices, streams and events as torch asks for them.
+// Torch's interface for devices, streams and events.
 #include <c10/core/Allocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <unistd.h>

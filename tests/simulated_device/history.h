@@ -1,5 +1,5 @@
 /// \file
-/// Who read and wrote which bytes last, and whether one access happened after another.
+/// The last reads and writes of all bytes, and whether one access happened after another.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace simulated_device {
 
-/// One access of a stream to memory. `what` lives as long as the process.
+/// One access of a stream to memory. `what` exists as long as the process.
 struct Access {
   int actor = -1;  ///< -1: none
   std::uint64_t tick = 0;
@@ -34,8 +34,8 @@ class History {
   /// Called for a conflict: the earlier access, whether it wrote, and the bytes that both touch.
   using Report = std::function<void(const Access& before, bool wrote, Span bytes)>;
 
-  /// Notes an access by somebody who knows `clock`. A conflict is an access to the same bytes that `clock` does not
-  /// know, one of the two a write.
+  /// Records an access that happens after everything in `clock`. A conflict is an access to the same bytes that is not
+  /// in `clock`, if one of the two is a write.
   void note(Span bytes, bool writes, const Access& now, const Clock& clock, const Report& conflict);
 
   /// Forgets all accesses to these bytes.

@@ -1,4 +1,4 @@
-// What else torch asks of an accelerator: whether it is there, its allocators, its random numbers.
+// The rest of torch's interface for an accelerator: whether it is there, its allocators, its random numbers.
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CachingDeviceAllocator.h>

@@ -20,7 +20,7 @@ using zeropage::optim::PackedState;
 using zeropage::optim::SquaredPiece;
 using zeropage::optim::UpdatePiece;
 
-/// Notes what a kernel does with an array, and replaces its address by the private one.
+/// Records a kernel's use of an array, and replaces its address by the private one.
 class Translation {
  public:
   explicit Translation(int device) : device_(device) {}
@@ -59,7 +59,7 @@ void translate_states(Arrays& arrays, std::int64_t numel, Translation& translati
 
 std::atomic<std::int64_t> launched_updates = 0;
 
-/// Emulated blocks share what their warps compare with those of other streams.
+/// Emulated blocks share the memory of their warps' comparisons with blocks of other streams.
 std::mutex one_kernel;
 
 void update(const std::vector<UpdatePiece>& pieces, void* native_stream) {

@@ -1,14 +1,14 @@
 /// \file
-/// The simulated machine: devices with memory and streams, page-locked host memory, and what is known about the order
-/// of accesses.
+/// The simulated machine: devices with memory and streams, page-locked host memory, and knowledge about the order of
+/// accesses.
 ///
-///   1. launch() notes which bytes a task reads and writes, compares that with earlier accesses (history.h), and gives
-///      the task to its stream's thread. All knowledge is of launches, so what is found does not depend on when tasks
-///      run.
-///   2. A stream knows what it has been given, what the host knew at the launch, and what the events knew that it
-///      waited for.
-///   3. The host knows what it has waited for. All host threads count as one: what one of them has waited for, the
-///      others know, too. So two host threads are never reported against each other.
+///   1. launch() records which bytes a task reads and writes, compares them with earlier accesses (history.h), and
+///      passes the task to its stream's thread. All knowledge is about launches, so the faults found do not depend on
+///      when tasks run.
+///   2. A stream knows its tasks, everything that the host knew at their launch, and everything that the events it
+///      waited for knew.
+///   3. The host knows what it has waited for. All host threads count as one: a wait of one counts for the others, too.
+///      So races between two host threads are never reported.
 ///   4. The host's own accesses to page-locked memory are found by protecting it (pinned.h); device memory it cannot
 ///      touch at all.
 #pragma once
@@ -34,7 +34,7 @@ namespace simulated_device {
 inline constexpr int kDevices = 2;
 inline constexpr int kStreamsInPool = 32;  // per device; stream 0 is the default one
 
-/// What a task does with memory: `bytes` elements' bytes of a span that may have gaps.
+/// A task's use of memory: `bytes` bytes of elements in a span that may have gaps.
 struct Use {
   const void* data = nullptr;
   std::size_t span_bytes = 0;
@@ -77,12 +77,13 @@ class Machine {
   void wait(const PointPtr& point, std::int64_t Counters::*counter = &Counters::waits);
   bool query(const PointPtr& point);
 
-  /// The host waits until it is reached and knows nothing more: for simulations of what a device needs no wait for.
+  /// The host waits until it is reached, without learning anything: to simulate things for which a device needs no
+  /// wait.
   void wait_unnoticed(const PointPtr& point);
 
   void synchronize(int device);
 
-  /// Waits until nothing runs any more, without knowing more. For the end of a process.
+  /// Waits until nothing runs any more, without learning anything. For the end of a process.
   void drain();
 
   void forget(Span bytes);
@@ -96,7 +97,7 @@ class Machine {
   /// All faults since the last call.
   std::vector<std::string> take_faults();
 
-  /// Throws what a task threw, if one did. Errors: std::runtime_error.
+  /// Rethrows the exception of a task, if there is one. Errors: std::runtime_error.
   void rethrow();
 
  private:

@@ -1,4 +1,4 @@
-// What the tests' Python says to the device.
+// The Python interface of the device for tests.
 #include <torch/extension.h>
 
 #include "current.h"

@@ -1,16 +1,16 @@
-"""Engines with one wait removed. Each is tested on the simulated device, and the tests must fail: they would find that
-mistake.
+"""Engines with one wait removed. Each is tested on the simulated device, and the tests must fail, which shows that they
+would find that mistake.
 
     make mutants                                                        # all; half an hour on two idle cores
     .venv/bin/python tests/simulated_device/mutants.py --list           # what there is
     .venv/bin/python tests/simulated_device/mutants.py staging          # those whose name has this word
     .venv/bin/python tests/simulated_device/mutants.py staging --tests tests/test_gpu.py  # whether these tests find it
 
-1. The statements are found in the sources, so new waits are tried without a word here. One that no test can miss,
-   because another statement orders the same, is named in EQUIVALENT with the reason.
-2. One module has all mutants: each statement looks whether the environment removes it (ZEROPAGE_MUTANT). Of the build
-   (tools/build.sh, of which this runs what it needs) only these files are compiled again, and the Python module is
-   linked again, in build/mutants. The checkout's own module stays.
+1. The statements are found in the sources, so new waits are tried without a change here. A wait whose removal cannot be
+   found, because another statement orders the same, is named in EQUIVALENT with the reason.
+2. One module has all mutants: each statement checks whether the environment removes it (ZEROPAGE_MUTANT). Only these
+   files of the build (tools/build.sh, run here for the needed targets) are compiled again, and the Python module is
+   linked again, in build/mutants. The checkout's own module is not changed.
 3. The tests must pass before anything is removed: else every mutant would count as found.
 4. A mutant is found when a test fails, or when the tests do not end in time (--timeout_s).
 """
@@ -57,7 +57,7 @@ static bool is_removed(const char* place) {{
 }}
 """
 
-# Words of the mutant's name -> why nothing can fail.
+# Words of the mutant's name -> the reason why nothing can fail.
 EQUIVALENT: dict[str, str] = {
     "engine/speculation.cc:56": "the log is written when a gradient is there, which the device computes after that",
 }
@@ -65,7 +65,7 @@ EQUIVALENT: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A statement of a source, which may be removed."""
+    """A statement of a source that can be removed."""
 
     source: Path
     line: int
@@ -106,13 +106,13 @@ def mutants_of(source: Path) -> Iterator[Mutant]:
             or "[&]" in statement
             or "{" in statement
         ):
-            continue  # not a statement of its own
+            continue  # not a separate statement
         line = text.count("\n", 0, found.start()) + 1
         yield Mutant(source, line, begin, end, statement)
 
 
 def removable(source: Path, mutants: list[Mutant]) -> str:
-    """The text of a source in which each of the statements looks whether it is to be removed."""
+    """The text of a source in which each of the statements checks whether it should be removed."""
     text = source.read_text()
     for mutant in sorted(mutants, key=lambda mutant: mutant.begin, reverse=True):
         guarded = f' {{ if (!is_removed("{mutant.place}")) {mutant.statement} }}'
@@ -131,7 +131,7 @@ def all_mutants() -> list[Mutant]:
 
 
 def ninja_command(target: str) -> str:
-    """What ninja would do last for a target."""
+    """The last command that ninja would run for a target."""
     listed = subprocess.run(
         ["ninja", "-C", BUILD, "-t", "commands", target], check=True, capture_output=True, text=True
     )
@@ -139,7 +139,7 @@ def ninja_command(target: str) -> str:
 
 
 def link_package(package: Path) -> None:
-    """The Python package, all but its module, in `package`."""
+    """Links the Python package without its module into `package`."""
     package.mkdir(parents=True, exist_ok=True)
     for path in (ROOT / "python" / "zeropage").iterdir():
         link = package / path.name
@@ -149,7 +149,7 @@ def link_package(package: Path) -> None:
 
 
 def compile_again(source: Path, text: str) -> Path:
-    """The object file of `text` in the place of a source."""
+    """Compiles `text` in the place of a source; returns the object file."""
     changed = MADE / str(source.relative_to(ROOT / "zeropage")).replace("/", "_")
     made = changed.with_suffix(".o")
     changed.write_text(text)
@@ -169,7 +169,7 @@ def build(mutants: list[Mutant]) -> None:
     made = []
     for source in sorted({mutant.source for mutant in mutants}):
         made.append(compile_again(source, removable(source, [m for m in mutants if m.source == source])))
-    # First of all files: the linker takes what they define from there, and not from the library.
+    # First of all files, so that the linker uses their definitions and not the library's.
     module = str(ROOT / "python" / "zeropage" / "_C.so")
     objects = " ".join(map(str, made))
     command, replaced = re.subn(
@@ -182,11 +182,11 @@ def build(mutants: list[Mutant]) -> None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the tests said about a mutant."""
+    """The result of the tests for a mutant."""
 
     failed: bool
     seconds: float
-    why: str  # the first test that failed, or that there was no end
+    why: str  # the first test that failed, or that the tests did not end
 
 
 def test(removed: Mutant | None, tests: list[str], timeout_s: float) -> Outcome:
@@ -213,7 +213,7 @@ def test(removed: Mutant | None, tests: list[str], timeout_s: float) -> Outcome:
     if code == 0:
         return Outcome(False, seconds, "")
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
-        raise RuntimeError(f"mutants: somebody ended the tests by signal {-code}, which says nothing about the mutant")
+        raise RuntimeError(f"mutants: the tests were ended by signal {-code}, which is no result for the mutant")
     if code < 0 or "Fatal Python error" in said:
         return Outcome(True, seconds, "the process died")
     if code != 1 or first is None:
@@ -222,7 +222,7 @@ def test(removed: Mutant | None, tests: list[str], timeout_s: float) -> Outcome:
 
 
 def try_all(chosen: list[Mutant], tests: list[str], timeout_s: float) -> int:
-    """Returns how many were missed."""
+    """Returns the number of mutants that were not found."""
     missed = 0
     for mutant in chosen:
         reason = next((why for words, why in EQUIVALENT.items() if words in mutant.name), None)
@@ -240,10 +240,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", help="parts of names; all of them must be in a mutant's name")
     parser.add_argument(
-        "--tests", nargs="+", default=list(TESTS), help="files or names of tests, where it is known which must find it"
+        "--tests",
+        nargs="+",
+        default=list(TESTS),
+        help="files or names of tests, if it is known which of them must find it",
     )
     parser.add_argument("--list", action="store_true", help="only names them")
-    parser.add_argument("--timeout_s", type=float, help="of the tests of one mutant; else by what they take unchanged")
+    parser.add_argument(
+        "--timeout_s", type=float, help="of the tests of one mutant; default: from their time without a mutant"
+    )
     options = parser.parse_args()
     chosen = [mutant for mutant in all_mutants() if all(word in mutant.name for word in options.words)]
     if options.list or not chosen:

@@ -2,11 +2,11 @@
 //
 //   1. Tensors of the device become tensors on the CPU over the same memory (by its private address). CPU tensors are
 //      read now.
-//   2. What the operator returns must exist before it runs. In place and out= variants return arguments. For the others
-//      the operator runs on the meta device, which says sizes and types.
-//   3. The task runs the operator on the CPU and copies what it returns into what step 2 made.
+//   2. The operator's results must exist before it runs. In-place and out= variants return arguments. For the others
+//      the operator runs on the meta device, which gives sizes and types.
+//   3. The task runs the operator on the CPU and copies its results into the tensors of step 2.
 //   4. Where the meta device cannot tell (sizes depend on values, no meta kernel) the calling thread waits for the
-//      CPU's results. Only for operators that make a GPU wait, too, does the host learn from that wait.
+//      CPU's results. The wait counts for the host only for operators that also make the host wait on a GPU.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -40,13 +40,13 @@ const std::set<std::string> kWaits = {"aten::nonzero",
 const std::set<std::string> kOnlyWrite = {"aten::zero_",   "aten::fill_",      "aten::normal_", "aten::uniform_",
                                           "aten::random_", "aten::bernoulli_", "aten::set_",    "aten::exponential_"};
 
-/// Operators whose results have other types on the CPU than the meta device says; in 16 bit, for example.
+/// Operators whose results have other types on the CPU than the meta device says; in 16 bits, for example.
 const std::set<std::string> kMetaDiffers = {"aten::native_layer_norm", "aten::native_group_norm",
                                             "aten::native_batch_norm"};
 
 std::string without_overload(const std::string& name) { return name.substr(0, name.find('.')); }
 
-/// Takes tensors on the CPU of any size beside those of the device, as on a GPU.
+/// Whether it accepts tensors on the CPU of any size together with those of the device, as on a GPU.
 bool takes_host_tensors(const std::string& name) { return name.find("index") != std::string::npos; }
 
 struct Call {
@@ -141,7 +141,7 @@ at::Tensor new_like(const at::Tensor& tensor, int device) {
                            tensor.options().device(c10::Device(kType, static_cast<c10::DeviceIndex>(device))));
 }
 
-/// What the operator will return, by the meta device; empty when that cannot tell.
+/// The operator's results according to the meta device; empty if it cannot run there.
 std::vector<at::Tensor> results_by_meta(const Call& call, const Stack& arguments) {
   static std::mutex mutex;
   static std::set<std::string> without;
@@ -278,7 +278,7 @@ bool writes_into_nothing(const c10::FunctionSchema& schema, const Stack& argumen
   return false;
 }
 
-/// Random numbers of the device come by a generator, for which each random operator but a few has an argument.
+/// Random numbers of the device come from a generator, for which almost all random operators have an argument.
 bool draws_unseen(const c10::OperatorHandle& op) {
   const auto is_generator = [](const c10::Argument& argument) { return argument.name() == "generator"; };
   return op.hasTag(at::Tag::nondeterministic_seeded) && std::ranges::none_of(op.schema().arguments(), is_generator);

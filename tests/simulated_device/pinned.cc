@@ -49,7 +49,7 @@ void PinnedMemory::free(void* address) {
     if (!noted) {
       machine_.report("page-locked memory is freed while " + *expected.access.what +
                       (expected.writes ? " writes" : " reads") +
-                      " it: nobody has waited for that, and the allocator does not know of it");
+                      " it: the host has not waited, and the stream was not recorded for the block");
     }
     return true;
   });
@@ -125,7 +125,7 @@ bool PinnedMemory::on_fault(const void* data, bool writes) {
                     *expected.access.what + (expected.writes ? " writes" : " reads") + ", and it has not waited");
   }
   std::erase_if(expected_, is_race);
-  // The page may hold other bytes that the host has every right to: from now on nothing in it is protected.
+  // The page may have other bytes that the host may access: from now on nothing in it is protected.
   const std::uintptr_t page = address / kPageBytes * kPageBytes;
   mprotect(reinterpret_cast<void*>(page), kPageBytes, PROT_READ | PROT_WRITE);
   return true;

@@ -1,12 +1,12 @@
 /// \file
-/// Page-locked host memory. What a stream was told to do with it and the host has not waited for is protected: what a
-/// stream writes the host can neither read nor write, what a stream reads the host cannot write. An access all the same
-/// is a fault of the processor; its handler reports a race and lets the host go on. Protection ends when the host has
-/// waited, not when the stream is done, so delays do not matter.
+/// Page-locked host memory. Memory of tasks that the host has not waited for is protected: the host can neither read
+/// nor write memory that a stream writes, and cannot write memory that a stream reads. Such an access is a fault of the
+/// processor; its handler reports a race and lets the host continue. Protection ends when the host has waited, not when
+/// the stream is done, so delays do not matter.
 ///
-/// The allocator does what torch's does: a freed block is handed out again when the streams that were noted for the
-/// block are through. Streams are noted by the address or the context of a whole block; a copy that begins in the
-/// middle of one is not.
+/// The allocator behaves like torch's: a freed block is reused when the streams that were recorded for it have
+/// finished. Streams are recorded by the address or the context of a whole block; a copy that begins in the middle of a
+/// block is not recorded.
 #pragma once
 
 #include <cstddef>
@@ -35,10 +35,10 @@ class PinnedMemory {
   /// A block of at least `bytes`; null when there is none.
   void* allocate(std::size_t bytes);
 
-  /// Frees a block. A fault is reported when a stream may still use it and was not noted.
+  /// Frees a block. A fault is reported when a stream may still use it and was not recorded.
   void free(void* block);
 
-  /// Notes that `stream` uses the block that begins at `block`; false when none does.
+  /// Records that `stream` uses the block that begins at `block`; false when none does.
   bool note_use(const void* block, Stream& stream);
 
   // For the machine, under its lock.
@@ -46,10 +46,10 @@ class PinnedMemory {
   /// A stream will access it; from now on the host may not, until it has waited.
   void expect(Span bytes, bool writes, const Access& access);
 
-  /// What the host knows now is not protected any more.
+  /// Ends the protection of everything that the host has waited for.
   void release_known(const Clock& host);
 
-  /// The host touched `address`, which is protected. False: it is nothing of ours.
+  /// The host touched `address`, which is protected. False: the address is not in this memory.
   bool on_fault(const void* address, bool writes);
 
  private:
@@ -75,8 +75,8 @@ class PinnedMemory {
   std::vector<Expected> expected_;
 };
 
-/// Catches faults of the processor: reports accesses of the host to protected page-locked memory, and says where a
-/// process dies that touches device memory. Other faults are passed on.
+/// Catches faults of the processor: reports accesses of the host to protected page-locked memory, and prints the
+/// address when a process is killed because it touched device memory. Other faults are passed on.
 void install_fault_handler();
 
 }  // namespace simulated_device

@@ -21,7 +21,7 @@ namespace {
 using Tensors = std::vector<at::Tensor>;
 using WorkPtr = c10::intrusive_ptr<c10d::Work>;
 
-/// What became of a collective.
+/// The result of a collective.
 struct Outcome {
   std::mutex mutex;
   std::exception_ptr error;
@@ -60,7 +60,7 @@ class StreamWork final : public c10d::Work {
   const Tensors results_;
 };
 
-/// What the backends of this process were told to do, in the order of the calls.
+/// The collectives that the backends of this process have started, in the order of the calls.
 struct Starts {
   std::mutex mutex;
   std::vector<std::string> entries;
@@ -88,7 +88,8 @@ class StreamBackend final : public c10d::Backend {
     }
     abort_signal_.notify_all();
     gloo_->abort();
-    if (stream_ != nullptr) Machine::get().wait(Machine::get().record(*stream_));  // as NCCL's, which ends its kernels
+    if (stream_ != nullptr)
+      Machine::get().wait(Machine::get().record(*stream_));  // as NCCL does when it ends its kernels
   }
   void eagerConnectSingleDevice(at::Device) override { note_start("connect"); }
 
@@ -150,8 +151,8 @@ class StreamBackend final : public c10d::Backend {
     return c10::make_intrusive<StreamWork>(machine.record(*stream_), outcome, device, host_waits_, out);
   }
 
-  /// As NCCL's kernels, which wait for each other until somebody aborts them where ranks' calls differ. Gloo's threads
-  /// would end the process instead.
+  /// Behaves like NCCL's kernels, which wait for each other until they are aborted if the calls of ranks differ. Gloo's
+  /// threads would end the process instead.
   void meet(const std::string& call) {
     const auto mine = at::full({1}, static_cast<std::int64_t>(std::hash<std::string>()(call)), at::kLong);
     auto all = at::empty({getSize()}, mine.options());
@@ -160,7 +161,7 @@ class StreamBackend final : public c10d::Backend {
     if (all.eq(mine).all().item<bool>()) return;
     std::unique_lock lock(abort_mutex_);
     if (!abort_signal_.wait_for(lock, kLongestWait, [this] { return aborted_; })) {
-      throw std::runtime_error("the simulated device: ranks called different collectives, and nobody aborted them");
+      throw std::runtime_error("the simulated device: ranks called different collectives, and were not aborted");
     }
     throw std::runtime_error("the simulated device: aborted");
   }

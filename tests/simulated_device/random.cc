@@ -60,7 +60,7 @@ struct GeneratorImpl final : c10::GeneratorImpl {
   std::uint64_t count_ = 0;
 };
 
-/// Torch's for the CPU draws from the CPU's random numbers; these have to be the device's.
+/// Torch's operator for the CPU draws from the CPU's random numbers, but these must be the device's.
 std::tuple<at::Tensor, at::Tensor> native_dropout(const at::Tensor& input, double p, std::optional<bool> train) {
   const bool drops = train.value_or(true);
   const double kept = drops ? 1.0 - p : 1.0;

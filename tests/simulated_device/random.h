@@ -1,6 +1,5 @@
 /// \file
-/// Random numbers: an operator that draws some is given a seed when it is launched, so the numbers do not depend on
-/// delays.
+/// Random numbers: an operator that draws some gets a seed when it is launched, so the numbers do not depend on delays.
 #pragma once
 
 #include <ATen/core/Generator.h>

@@ -41,7 +41,7 @@ void Stream::push(std::function<void()> task) {
   filled_.notify_one();
   if (started_) return;
   started_ = true;
-  // It ends with the process: tasks refer to nothing that dies before.
+  // It ends with the process: tasks refer only to objects that exist until then.
   std::thread([this] { run(); }).detach();
 }
 

@@ -1,5 +1,5 @@
 /// \file
-/// What the files that know torch need of each other.
+/// Functions shared by the files that include torch.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,14 +12,14 @@
 
 namespace simulated_device {
 
-/// Makes torch know the device as its accelerator. Once per process.
+/// Registers the device as torch's accelerator. Once per process.
 void register_hooks();
 
-/// Operators that torch would take apart on a device it does not know run by their kernels for the CPU, so that the
-/// bits are the CPU's.
+/// Operators that torch would decompose on an unknown device use their kernels for the CPU, so that the bits are the
+/// CPU's.
 void prefer_cpu_kernels();
 
-/// Whether torch finds it there (torch.accelerator.is_available). At first it does.
+/// Whether torch finds it (torch.accelerator.is_available). Initially it does.
 void set_visible(bool value);
 bool is_visible();
 
@@ -27,10 +27,11 @@ bool is_visible();
 /// not the device's, nor page-locked.
 at::Tensor inside_view(const at::Tensor& tensor, int device);
 
-/// What a task does with a tensor's memory.
+/// A task's use of a tensor's memory.
 Use use_of(const at::Tensor& tensor, bool writes);
 
-/// Launches and has the calling thread wait without knowing that it has: for what a device would do by itself.
+/// Launches, and waits in the calling thread without counting it as a wait: for things that a device would do by
+/// itself.
 void run_now(Stream& stream, const std::string& what, const std::vector<Use>& uses, std::function<void()> task);
 
 /// New memory of another size for a storage; the contents are copied as far as they fit.
