@@ -40,7 +40,7 @@ def test_a_flipped_bit_is_found_and_named(name):
     with pytest.raises(PeerError) as error:
         run_ranks(WORLD, lambda rank, communicator: train(model, 0, rank, 4, name))
     message = str(error.value)
-    assert "after step 4 ranks do not hold the same parameters" in message
+    assert "after step 4 ranks do not have the same parameters" in message
     assert "rank 1 from rank 0, 2" in message and f'"{name}"' in message and "page " in message
 
 

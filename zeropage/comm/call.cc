@@ -23,7 +23,7 @@ const char* op_name(OpKind kind) {
   return "unknown";
 }
 
-/// What a script has most often done when its ranks come to two calls at once.
+/// The most frequent cause in a script when its ranks are at two different calls.
 const char* usual_cause(const Call& a, const Call& b) {
   const auto is_one_of = [&](auto... strings) {
     return ((std::string_view(a.tag_text) == strings || std::string_view(b.tag_text) == strings) || ...);

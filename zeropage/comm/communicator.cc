@@ -14,8 +14,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-constexpr microseconds kSpin{20};             // a wait that is this short is not worth a sleep
-constexpr microseconds kAbortSlice{200'000};  // between looks at whether a rank has aborted
+constexpr microseconds kSpin{20};             // such a short wait is not worth a sleep
+constexpr microseconds kAbortSlice{200'000};  // between checks whether a rank has aborted
 
 }  // namespace
 
@@ -63,7 +63,7 @@ void poll_until(Communicator& communicator, const std::function<bool()>& ready, 
     if (waited < kSpin) {
       std::this_thread::yield();
     } else {
-      // Late by a sixteenth of what it takes at most, and by a tenth of a millisecond.
+      // The wait ends at most a sixteenth of its duration, and a tenth of a millisecond, too late.
       std::this_thread::sleep_for(std::clamp(waited / 16, microseconds(5), microseconds(100)));
     }
   }

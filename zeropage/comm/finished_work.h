@@ -1,5 +1,5 @@
 /// \file
-/// A collective that was over when its start returned.
+/// A collective that was complete when its start returned.
 #pragma once
 
 #include "zeropage/comm/communicator.h"

@@ -10,11 +10,11 @@ namespace zeropage::comm {
 namespace {
 
 constexpr std::int64_t kFewBytes = 64;
-constexpr std::int64_t kRounds = 8;  // between two looks at the clock
+constexpr std::int64_t kRounds = 8;  // between two reads of the clock
 
 /// Seconds of one call of `work`. Ranks stop together: rank 0's clock decides.
 double seconds_of(Communicator& communicator, double seconds, const std::function<void()>& work) {
-  work();  // pages of memory are touched for the first time
+  work();  // first touch of the memory
   communicator.barrier({"measuring begins"});
   const auto began = std::chrono::steady_clock::now();
   const auto elapsed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count(); };
@@ -37,7 +37,7 @@ LinkFigures measure_links(Communicator& communicator, std::int64_t page_bytes, d
   if (size == 1) return figures;
   constexpr std::int64_t kAlignment = 4096;
   const std::int64_t shard_bytes = round_up(page_bytes / size, kAlignment);
-  const auto shard = communicator.allocate(2 * shard_bytes, "measured shard");  // of sums in fp32, too
+  const auto shard = communicator.allocate(2 * shard_bytes, "measured shard");  // also fits sums in fp32
   const auto whole = communicator.allocate(size * shard_bytes, "measured page");
   const auto gather = [&] {
     if (!communicator.one_sided()) {

@@ -1,5 +1,5 @@
 /// \file
-/// How fast pages travel between ranks, in the ways in which the engine moves them.
+/// Measures the speed of gathering and reducing pages between ranks, with the methods of the engine.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +14,8 @@ struct LinkFigures {
   double hop_s = 0;        ///< of a collective of a few bytes, divided by its size() - 1 hops
 };
 
-/// Gathers and reduces pages of `page_bytes` for about `seconds`, all ranks at the same time. Collective. Where peers'
-/// memory can be read a gather is a copy. Memory: twice the page. Errors: those of the communicator.
+/// Gathers and reduces pages of `page_bytes` for about `seconds`, all ranks at the same time. Collective. If peers'
+/// memory can be read, a gather is a copy. Memory: twice the page. Errors: those of the communicator.
 LinkFigures measure_links(Communicator& communicator, std::int64_t page_bytes, double seconds);
 
 }  // namespace zeropage::comm

@@ -25,7 +25,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kRetryDelay{100};
-constexpr milliseconds kAttemptPatience{3'000};  // then the next address gets its turn
+constexpr milliseconds kAttemptPatience{3'000};  // then the next address is tried
 
 milliseconds left_until(Clock::time_point deadline) {
   return std::max(std::chrono::ceil<milliseconds>(deadline - Clock::now()), milliseconds(0));
@@ -33,7 +33,7 @@ milliseconds left_until(Clock::time_point deadline) {
 
 /// The answer of the resolver.
 struct Resolved {
-  int error = 0;  ///< of getaddrinfo
+  int error = 0;  ///< error code of getaddrinfo
   std::vector<HostNumber> addresses;
 };
 
@@ -63,7 +63,7 @@ Resolved ask_resolver(const std::string& host) {
   return answer;
 }
 
-/// The resolver has no timeout of its own that could be set; a thread that it keeps is left behind.
+/// The resolver has no timeout that could be set; a thread that is stuck in it is abandoned.
 std::future<Resolved> ask_in_background(const std::string& host) {
   auto promise = std::make_shared<std::promise<Resolved>>();
   auto answer = promise->get_future();
@@ -71,7 +71,7 @@ std::future<Resolved> ask_in_background(const std::string& host) {
   return answer;
 }
 
-/// An address and port as the system calls take them.
+/// An address and port in the form of the system calls.
 struct SocketAddress {
   sockaddr_storage storage{};
   socklen_t bytes = 0;
@@ -94,7 +94,7 @@ struct SocketAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
 };
 
-/// None, and errno, when it cannot be had.
+/// None, and errno, on failure.
 Descriptor try_listen(const HostNumber& address, std::uint16_t port) {
   Descriptor socket(::socket(address.is_ip6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
   if (!socket) return socket;
@@ -108,8 +108,8 @@ Descriptor try_listen(const HostNumber& address, std::uint16_t port) {
   return socket;
 }
 
-/// Whether the kernel has connected the socket with itself, as it may when nobody listens at a port that it also hands
-/// out.
+/// Whether the kernel has connected the socket with itself, as it may do if no program listens at a port from its own
+/// range.
 bool is_its_own_peer(int socket) {
   sockaddr_storage self{}, peer{};
   socklen_t self_bytes = sizeof(self), peer_bytes = sizeof(peer);
@@ -118,7 +118,7 @@ bool is_its_own_peer(int socket) {
          std::memcmp(&self, &peer, self_bytes) == 0;
 }
 
-/// 0: somebody listens there; else the reason.
+/// 0: a program listens there; otherwise the reason of the failure.
 int try_connect(const HostNumber& address, std::uint16_t port, milliseconds patience) {
   const Descriptor socket(::socket(address.is_ip6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket) return errno;
@@ -162,10 +162,10 @@ std::vector<HostNumber> resolve_host(const std::string& host, const std::string&
 Descriptor listen_for_ranks(const std::vector<HostNumber>& addresses, const Meeting& meeting) {
   std::vector<HostNumber> wanted;
   std::ranges::copy_if(addresses, std::back_inserter(wanted), [](const HostNumber& one) { return !one.is_loopback; });
-  // Loopback alone is meant where it is all that was asked for by number.
+  // Only loopback is meant if it was given as a numeric address.
   const bool is_number = addresses.size() == 1 && addresses[0].text == meeting.address;
   if (is_number) wanted = addresses;
-  wanted.push_back({"::", true, false});  // all addresses; where there is no IPv6, all of IPv4
+  wanted.push_back({"::", true, false});  // all addresses; without IPv6, all of IPv4
   wanted.push_back({"0.0.0.0", false, false});
   for (const HostNumber& address : wanted) {
     if (Descriptor socket = try_listen(address, meeting.port)) return socket;

@@ -1,6 +1,6 @@
 /// \file
-/// Sockets at the place where the ranks of a job meet (MASTER_ADDR, MASTER_PORT): who may reach it, and whether
-/// somebody is there.
+/// Sockets for the rendezvous of a job's ranks (MASTER_ADDR, MASTER_PORT): listening for the right addresses, and
+/// waiting for a listener.
 #pragma once
 
 #include <chrono>
@@ -12,27 +12,26 @@
 
 namespace zeropage::comm {
 
-/// One address of a host, in numbers.
+/// One numeric address of a host.
 struct HostNumber {
   std::string text;  ///< "10.0.0.1", "fd00::1"
   bool is_ip6 = false;
   bool is_loopback = false;
 };
 
-/// The addresses that `host` has here, in the resolver's order. `source`: where the name is from and what to set
-/// instead, for messages. A name that is unknown only for now is asked for again. Errors: ConfigError when the name
-/// does not resolve; TimeoutError.
+/// The addresses that `host` has here, in the resolver's order. `source`: the origin of the name and the setting to
+/// change, for messages. Temporary failures of the resolver are retried. Errors: ConfigError when the name does not
+/// resolve; TimeoutError.
 std::vector<HostNumber> resolve_host(const std::string& host, const std::string& source,
                                      std::chrono::milliseconds timeout);
 
-/// What rank 0 listens with: at the first of `addresses` that is this host's and can be reached from others. Where the
-/// name stands for the loopback here (Debian writes it so into /etc/hosts) or for an address that is translated on the
-/// way, others reach this host
-/// otherwise: then at all addresses. Errors: IoError when the port is taken.
+/// Rank 0's listening socket: at the first of `addresses` that belongs to this host and can be reached from others. If
+/// the name means loopback here (as in Debian's /etc/hosts) or an address behind translation, others reach this host by
+/// another address: then it listens at all addresses. Errors: IoError when the port is taken.
 Descriptor listen_for_ranks(const std::vector<HostNumber>& addresses, const Meeting& meeting);
 
-/// Returns when somebody listens at one of `addresses`; tries again and again until then. Errors: TimeoutError with the
-/// reason of the last attempt.
+/// Returns when a program listens at one of `addresses`; retries until then. Errors: TimeoutError with the reason of
+/// the last attempt.
 void await_listener(const std::vector<HostNumber>& addresses, const Meeting& meeting,
                     std::chrono::milliseconds timeout);
 

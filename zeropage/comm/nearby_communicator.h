@@ -1,5 +1,5 @@
 /// \file
-/// A communicator whose ranks can also gather among a few of them that are near each other.
+/// A communicator whose ranks can also gather within small groups of nearby ranks.
 #pragma once
 
 #include <cstdint>
@@ -12,11 +12,12 @@
 namespace zeropage::comm {
 
 /// `all`, with gathers among the ranks of `nearby`: those of `all` with the numbers [k * n, (k + 1) * n), n =
-/// nearby->size(), that this rank is one of. No one else uses `nearby`; all ranks of `nearby` call it in one order.
+/// nearby->size(), that include this rank. No other code may use `nearby`; all ranks of `nearby` call it in the same
+/// order.
 std::shared_ptr<Communicator> with_nearby(std::shared_ptr<Communicator> all, std::shared_ptr<Communicator> nearby);
 
-/// How the world lies, as needed for groups of `count` nearby ranks (zero_hpz_partition_size). Errors: ConfigError
-/// unless `count` divides the number of ranks of this rank's host and these have consecutive numbers.
+/// Checks that `world` permits groups of `count` nearby ranks (zero_hpz_partition_size). Errors: ConfigError unless
+/// `count` divides the number of ranks of this rank's host and these have consecutive numbers.
 void check_nearby(const World& world, std::int64_t count);
 
 /// `all`, whose ranks are `world`, with its groups of `count` nearby CPU ranks, which share memory. Collective. `name`:

@@ -1,5 +1,5 @@
 /// \file
-/// After a fork the child owns nothing of its parent's rank: it takes part in no collective and says nothing to the
+/// After a fork the child does not own its parent's rank: it takes part in no collective and sends nothing to the
 /// peers.
 #pragma once
 
@@ -15,7 +15,7 @@ class OwnerProcess {
   /// True in a process that was forked from the owner. Costs a system call.
   bool is_forked() const;
 
-  /// Errors: UsageError in a forked process, with both processes and what to do.
+  /// Errors: UsageError in a forked process, with both processes and advice.
   void throw_if_forked() const;
 
  private:

@@ -1,5 +1,5 @@
 /// \file
-/// A communicator that tells a timeline of every transfer of another one.
+/// A communicator that records every transfer of another one in a timeline.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,7 @@
 
 namespace zeropage::comm {
 
-/// `inner`, with every collective added to `timeline` when its end is noticed. Operations are called all_gather,
+/// `inner`, with every collective added to `timeline` when its end is detected. Operations are called all_gather,
 /// reduce_scatter, all_reduce, broadcast, all_to_all, barrier and exchange (small host bytes). Cost: less than a
 /// microsecond per collective.
 std::shared_ptr<Communicator> record_transfers(std::shared_ptr<Communicator> inner, std::shared_ptr<Timeline> timeline);

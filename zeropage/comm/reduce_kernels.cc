@@ -8,8 +8,8 @@
 
 #include "zeropage/base/error.h"
 
-// One source, compiled once per instruction set; the loader picks. Sanitizers instrument the code that picks before
-// they are ready themselves, so there only the portable version is built.
+// One source, compiled once per instruction set; the loader chooses. Sanitizers instrument the choosing code, which
+// runs before they are ready, so with them only the portable version is built.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)
 #define ZEROPAGE_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
@@ -37,7 +37,7 @@ inline float from_fp16(std::uint16_t value) {
   const std::uint32_t exponent_shift =
       magnitude >= 0x7c00u ? 224u << 23 : 112u << 23;  // infinity and NaN keep all ones
   const std::uint32_t normal = (magnitude << 13) + exponent_shift;
-  // Through an integer, not through fp32 subnormals, which the processor may be told to flush to zero.
+  // Through an integer, not through fp32 subnormals, which the processor may be set to flush to zero.
   const auto subnormal =
       std::bit_cast<std::uint32_t>(static_cast<float>(static_cast<std::int32_t>(magnitude)) * 0x1p-24f);
   const std::uint32_t sign = static_cast<std::uint32_t>(value & 0x8000u) << 16;
@@ -57,7 +57,7 @@ inline std::uint16_t to_fp16(float value) {
   return static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000u));
 }
 
-// Inputs and outputs come at any alignment, hence may_alias types of alignment 1.
+// Inputs and outputs have any alignment, hence may_alias types of alignment 1.
 typedef float AnyFloat __attribute__((aligned(1), may_alias));
 typedef double AnyDouble __attribute__((aligned(1), may_alias));
 typedef std::uint16_t AnyHalf __attribute__((aligned(1), may_alias));

@@ -18,7 +18,7 @@ class ThreadTransport final : public RegionTransport {
   std::string describe(int) const override { return ""; }
 
   RegionParts share(Communicator& communicator, std::int64_t bytes, std::string_view label) override {
-    // A member, because after an error here a peer may still be copying it.
+    // A member, because a peer may still be copying it after an error here.
     shared_ = std::make_shared<MappedRegion>(-1, bytes, std::string(label).c_str());
     const Tag tag{"allocate", bytes};
     const auto* address = &shared_;

@@ -10,8 +10,8 @@
 
 namespace zeropage::comm {
 
-/// One communicator per rank; hand each to its own thread. They share memory, not fate: destroying one tells the others
-/// that this rank has left. A wait ends after `timeout`. Cost: about 0.8 MiB per rank, touched when used.
+/// One communicator per rank; pass each to its own thread. Destroying one tells the others that this rank has left. A
+/// wait ends after `timeout`. Cost: about 0.8 MiB per rank, touched when used.
 /// Errors: ConfigError for a size that is not between 1 and 1024.
 std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, std::chrono::milliseconds timeout);
 

@@ -29,7 +29,7 @@ constexpr int kFirstMadePort = 20'000;
 constexpr int kMadePorts = 10'000;
 constexpr std::size_t kTokenDigits = 32;
 
-/// What one launcher calls the four numbers.
+/// One launcher's names of the four variables.
 struct Names {
   const char* rank;
   const char* local_rank;
@@ -39,7 +39,7 @@ struct Names {
 
 constexpr Names kTorchNames{"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"};
 
-// A variable that is there only in the ranks, not in the shell of an allocation, tells who started them.
+// A variable that is set only in the ranks, not in the shell of an allocation, shows which launcher started them.
 constexpr Names kMpiNames[] = {
     {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"},
     {"PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"},
@@ -74,7 +74,7 @@ int to_int(const std::string& text, const Found& found) {
   throw ConfigError(fmt::format("expected integers in {}: {}", list_given(found), kLaunchHint));
 }
 
-/// found: rank, local rank, size, local size, then whatever else must be there.
+/// found: rank, local rank, size, local size, then further required variables.
 World read_world(const Found& found) {
   std::vector<std::string> missing;
   for (const auto& [name, value] : found) {
@@ -102,8 +102,8 @@ Found look_up(const Environment& environment, const Names& names) {
           {names.local_size, get(environment, names.local_size)}};
 }
 
-/// A number that the ranks of this job share and other jobs hardly have: of the launcher's token, or of what else tells
-/// jobs apart.
+/// A number that is the same for the ranks of this job and almost certainly different for other jobs: from the
+/// launcher's token, or from other variables that identify the job.
 std::uint64_t job_digest(const Environment& environment) {
   std::string identity = token_from_environment(environment);
   if (identity.empty()) {
@@ -193,7 +193,7 @@ Meeting meeting_from_environment(const Environment& environment, const World& wo
         fmt::format("MASTER_PORT={}, expected a port from 1 to 65535: {}", json::quote(*port), kMeetingHint));
   }
   Meeting meeting{*address, static_cast<std::uint16_t>(*number)};
-  // torchrun keeps one store for all attempts of a job, and says so as c10d's own rendezvous understands it.
+  // torchrun keeps one store for all attempts of a job, and sets the variables of c10d's own rendezvous.
   meeting.is_open = get(environment, "TORCHELASTIC_USE_AGENT_STORE") == "True";
   if (meeting.is_open) meeting.prefix = get(environment, "TORCHELASTIC_RESTART_COUNT").value_or("0") + "/";
   return meeting;

@@ -1,5 +1,5 @@
 /// \file
-/// What communicators that add something to another one have in common: all that they leave as it is.
+/// The common base of communicators that wrap another one: the calls that they do not change.
 #pragma once
 
 #include <functional>

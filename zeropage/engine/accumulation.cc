@@ -28,7 +28,7 @@ void AccumulationWindow::set_micro_batch_samples(std::int64_t samples) {
 }
 
 void AccumulationWindow::end_micro_step() {
-  // A step without a backward uses what the program left in p.grad: one micro batch.
+  // A step without a backward uses the program's own p.grad: one micro batch.
   const std::int64_t micro_steps = counted_ ? 1 : std::max<std::int64_t>(backwards_, 1);
   ended_ += micro_steps;
   micro_steps_ += micro_steps;

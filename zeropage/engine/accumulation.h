@@ -1,18 +1,19 @@
 /// \file
-/// Where in an accumulation window an engine is. A window is the micro steps whose gradients one update uses:
+/// The position of an engine in an accumulation window. A window is the sequence of micro steps whose gradients one
+/// update uses:
 ///
 ///   1. A window begins when the engine is made, after each update (applied or skipped), after a loaded checkpoint, and
 ///      after zero_grad(), which drops the gradients of the window it interrupts.
-///   2. Each step() ends a micro step. The one that makes the window as long as the present accumulation steps is its
-///      boundary.
+///   2. Each step() ends a micro step. The micro step with which the window reaches the current number of accumulation
+///      steps is its boundary.
 ///   3. force(true) makes the next micro step a boundary, force(false) none, until force(nullopt). A window that ended
 ///      early does not shorten the one after it.
-///   4. New accumulation steps hold at once: a window that is already as long, or longer, ends with its next micro
-///      step.
-///   5. Where micro steps are not counted (managed_gradient_accumulation false) every step() is a boundary, and each
-///      backward before it a micro step.
+///   4. A new number of accumulation steps applies immediately: a window that is already as long, or longer, ends with
+///      its next micro step.
+///   5. If micro steps are not counted (managed_gradient_accumulation false), every step() is a boundary, and each
+///      backward before it is a micro step.
 ///
-/// The engine owns it; the reducer is told by the engine, and Python asks the engine.
+/// The engine owns it, informs the reducer, and answers Python's queries.
 #pragma once
 
 #include <cstdint>
@@ -30,7 +31,7 @@ class AccumulationWindow {
   void set_steps(std::int64_t steps);
   void set_micro_batch_samples(std::int64_t samples);
 
-  /// nullopt: count micro steps.
+  /// nullopt: boundaries are found by counting micro steps.
   void force(std::optional<bool> boundary) { forced_ = boundary; }
 
   /// Whether the next step() ends the window.
@@ -49,10 +50,10 @@ class AccumulationWindow {
   /// step() was called.
   void end_micro_step();
 
-  /// The window has led to an update, applied or skipped: the next one begins.
+  /// Ends the window after an update, applied or skipped; the next one begins.
   void end();
 
-  /// The window begins again without an update.
+  /// Starts the window again without an update.
   void restart();
 
   /// Samples of a window of full length.
@@ -62,7 +63,7 @@ class AccumulationWindow {
   std::int64_t samples() const { return samples_; }
   void set_samples(std::int64_t samples) { samples_ = samples; }
 
-  /// Calls of step(), in all windows; not counted: backwards before them.
+  /// Calls of step(), in all windows; without counting: backwards before them.
   std::int64_t micro_steps() const { return micro_steps_; }
   void set_micro_steps(std::int64_t micro_steps) { micro_steps_ = micro_steps; }
 

@@ -14,7 +14,7 @@
 namespace zeropage::engine {
 namespace {
 
-/// The first number of a file; nothing where there is no such file or it begins with a word ("max").
+/// The first number of a file; nothing if the file is missing or begins with a word ("max").
 std::optional<std::int64_t> number_in(const char* path) {
   std::ifstream file(path);
   std::int64_t value = 0;
@@ -32,7 +32,7 @@ std::int64_t available_host_bytes() {
     const std::int64_t available = kib * 1024;
     return std::max<std::int64_t>(0, limit && taken ? std::min(available, *limit - *taken) : available);
   }
-  throw IoError("/proc/meminfo: expected a line MemAvailable, got none; write numbers in place of \"auto\"");
+  throw IoError("/proc/meminfo: expected a line MemAvailable, got none; write numbers instead of \"auto\"");
 }
 
 std::string text_of(const std::variant<std::int64_t, std::string>& value) {

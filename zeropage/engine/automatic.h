@@ -1,5 +1,5 @@
 /// \file
-/// The choices of formula/automatic.h made on running ranks: all with the least memory that any of them has.
+/// Makes the choices of formula/automatic.h on running ranks, for the smallest free memory of any rank.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -10,18 +10,18 @@
 
 namespace zeropage::engine {
 
-/// What a rank can still take: its device's memory, and its part of the host's available memory. The control group may
-/// allow less than the host has. Cost: reads a few small files. Errors: IoError.
+/// Memory that a rank can still allocate: its device's free memory, and its part of the host's available memory, which
+/// a control group may limit. Cost: reads a few small files. Errors: IoError.
 formula::FreeMemory free_memory(c10::Device device, int ranks_of_host);
 
-/// What is to be trained. largest_numel: of one parameter.
+/// The model to train. largest_numel: elements of the largest parameter.
 struct ModelCounts {
   std::int64_t trainable_numel = 0;
   std::int64_t frozen_numel = 0;
   std::int64_t largest_numel = 0;
 };
 
-/// `config` with values for all that is "auto"; rank 0 says which and why. Collective where there is something to
+/// `config` with values for every "auto"; rank 0 logs the values and the reasons. Collective if there is something to
 /// choose. Errors: those of formula::choose_automatic and of the communicator.
 config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, formula::FreeMemory memory,
                                 comm::Communicator& communicator);

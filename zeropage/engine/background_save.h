@@ -1,9 +1,9 @@
 /// \file
-/// Saving while training goes on.
+/// Saving in the background of training.
 ///
-///   1. start(): copies this rank's tensors into memory and returns; that copy is all that training waits for.
-///   2. A thread writes and commits it by the protocol of checkpoint/save.cc, over a communicator of its own.
-///   3. wait() returns when it has ended, and throws its error once. One save at a time.
+///   1. start(): copies this rank's tensors into memory and returns; training waits only for this copy.
+///   2. A thread writes and commits it by the protocol of checkpoint/save.cc, over a separate communicator.
+///   3. wait() returns when the save has ended, and throws its error once. One save at a time.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -22,16 +22,16 @@ namespace zeropage::engine {
 
 class BackgroundSave {
  public:
-  /// `communicator`: used by nobody else while a save is under way.
+  /// `communicator`: must not be used by other code during a save.
   BackgroundSave(checkpoint::FileSystem& files, std::shared_ptr<comm::Communicator> communicator,
                  std::shared_ptr<Ledger> ledger);
 
-  /// Waits; an error that nobody has asked for is logged.
+  /// Waits; an error that has not been thrown yet is logged.
   ~BackgroundSave();
   BackgroundSave(const BackgroundSave&) = delete;
   BackgroundSave& operator=(const BackgroundSave&) = delete;
 
-  /// Waits for the save before, then copies and starts. Cost: one copy of the tensors into memory that is kept for
+  /// Waits for the previous save, then copies and starts. Cost: one copy of the tensors into memory that is kept for
   /// later saves (counted as buffers). Errors: those of wait(), IoError when there is no memory.
   void start(checkpoint::SaveRequest request);
 

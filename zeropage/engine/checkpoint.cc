@@ -34,8 +34,8 @@ checkpoint::ReadBytes reader_of(const void* data, c10::Device device) {
 
 constexpr std::int64_t kStateBytes = sizeof(float);
 
-/// Reads state from its home. Pieces are asked for page by page; the page of the last one stays held, so that each page
-/// comes from its home once.
+/// Reads state from its store. Pieces are requested page by page; the page of the last piece stays held, so each page
+/// is read from its store once.
 class StateCursor {
  public:
   explicit StateCursor(const ModelState& model) : model_(model) {}
@@ -76,7 +76,7 @@ class StateCursor {
   int page_ = -1;
 };
 
-/// What lies in this rank's shard of a page.
+/// Adds the part of a page in this rank's shard.
 void add_page(const CheckpointedState& state, const layout::Page& page, const std::shared_ptr<StateCursor>& cursor,
               std::vector<LocalTensor>& out) {
   const int rank = state.communicator.rank();
@@ -86,7 +86,7 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
     const auto& name = state.model.layout()->parameters()[segment.parameter].name;
     const auto shape = stored_shape(state.model.tensors()[segment.parameter]);
     const std::int64_t at = segment.page_offset - own.begin;
-    // The piece that it is a part of: where a rank has whole pages, each saves its shard of them.
+    // The piece that contains it: even if ranks have whole pages, each saves only its shard of them.
     const auto piece = *std::partition_point(pieces.begin(), pieces.end(),
                                              [&](const StatePiece& p) { return p.offset + p.numel <= at; });
     const auto add = [&](const std::string& kind, at::ScalarType type, checkpoint::ReadBytes read) {
@@ -111,7 +111,8 @@ void add_page(const CheckpointedState& state, const layout::Page& page, const st
   }
 }
 
-/// What of a caller's state lies in this rank's shard; what has no dimensions goes with the parameter's first element.
+/// Adds the part of a caller's state in this rank's shard; a value without dimensions belongs to the parameter's first
+/// element.
 void add_caller_state(const CheckpointedState& state, const CallerState& kept, std::vector<LocalTensor>& out) {
   const auto& layout = *state.model.layout();
   const auto& name = layout.parameters()[kept.parameter].name;

@@ -29,7 +29,7 @@ at::ScalarType type_of(const checkpoint::TensorInfo& info) {
 }
 
 std::vector<std::int64_t> memory_order(const at::Tensor& tensor) {
-  // What is not dense is laid out contiguously.
+  // Tensors that are not dense are stored contiguously.
   if (tensor.is_contiguous() || !tensor.is_non_overlapping_and_dense()) return {};
   std::vector<std::int64_t> order(static_cast<std::size_t>(tensor.dim()));
   std::iota(order.begin(), order.end(), 0);
@@ -65,7 +65,7 @@ std::string type_name(at::ScalarType type, const std::string& tensor) {
     if (known == type) return name;
   }
   throw CheckpointError(
-      fmt::format("tensor '{}' has the type {}, which checkpoints do not hold", tensor, c10::toString(type)));
+      fmt::format("tensor '{}' has the type {}, which checkpoints do not support", tensor, c10::toString(type)));
 }
 
 }  // namespace zeropage::engine

@@ -1,6 +1,6 @@
 /// \file
-/// How an engine's tensors look in a checkpoint: types, extents, and the names of the optimizer's state. Saving and
-/// loading share it.
+/// The form of an engine's tensors in a checkpoint: types, extents, and the names of the optimizer's state. Shared by
+/// saving and loading.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -15,17 +15,16 @@
 
 namespace zeropage::engine {
 
-/// The type of a tensor of a checkpoint; its manifest has been checked, so there is one.
+/// The type of a tensor of a checkpoint; its manifest has been checked, so the type is known.
 at::ScalarType type_of(const checkpoint::TensorInfo& info);
 
-/// The dimensions as they lie in memory, for a parameter that is transposed or channels-last; empty for others.
+/// The dimensions in memory order, for a parameter that is transposed or channels-last; empty for others.
 std::vector<std::int64_t> memory_order(const at::Tensor& tensor);
 
 /// The extents in memory order.
 std::vector<std::int64_t> stored_shape(const at::Tensor& tensor);
 
-/// The arrays of a trained page by the names they have in checkpoints, where all are fp32: first the master, where
-/// there is one.
+/// The arrays of a trained page by their names in checkpoints, where all are fp32: first the master, if there is one.
 std::vector<std::pair<std::string, int>> state_arrays(const CheckpointedState& state, int page);
 
 /// The type of a parameter in its page.

@@ -17,11 +17,11 @@ std::regex expression_for(const std::string& name) {
     return std::regex("(^|\\.)(" + name + ")($|\\.)");
   } catch (const std::regex_error&) {
     throw ConfigError(
-        fmt::format("{}: \"{}\" is no regular expression; write a name, or escape what is special", kKey, name));
+        fmt::format("{}: \"{}\" is not a regular expression; write a name, or escape special characters", kKey, name));
   }
 }
 
-/// Returns how many parameters have the name.
+/// Returns the number of parameters with this name.
 int keep(const std::string& name, std::vector<ParameterInput>& parameters) {
   const auto expression = expression_for(name);
   int found = 0;

@@ -18,7 +18,7 @@ namespace {
 
 using config::OptimizerKind;
 
-/// What every formula works on: fp32 views of the arrays, and the scaled gradient, a copy that may be overwritten.
+/// The inputs of every formula: fp32 views of the arrays, and the scaled gradient, a copy that may be overwritten.
 struct Views {
   at::Tensor master, first, second, gradient;
 };

@@ -1,6 +1,6 @@
 /// \file
-/// State on disk, page by page (io/page_cache.h): the optimizer's as a OptimizerStateStore, the shards of parameters
-/// and gradients as they are. Passes over the optimizer's state alternate their direction, so that a pass begins with
+/// State on disk, page by page (io/page_cache.h): the optimizer's state as an OptimizerStateStore, and the shards of
+/// parameters and gradients. Passes over the optimizer's state alternate their direction, so that a pass begins with
 /// the pages that the last one left in the buffers.
 #pragma once
 
@@ -18,19 +18,19 @@
 
 namespace zeropage::engine {
 
-/// How `config` wants a store of this rank in `folders` to be.
+/// The options of this rank's store in `folders` for `config`.
 io::StoreOptions store_options(const config::Config& config, std::vector<std::string> folders, int rank);
 
-/// Where the optimizer's state of `shape` lives, as `config` says: in memory (streamed_state_store.h where a device
-/// updates what the host keeps), or, of the pages that are offloaded, on the drive. Errors: those of io::Store.
+/// The store of the optimizer's state of `shape` for `config`: in memory (streamed_state_store.h if a device updates
+/// state in host memory), or for offloaded pages on the drive. Errors: those of io::Store.
 std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape& shape, const layout::Layout& layout,
                                                                 const config::Config& config,
                                                                 const std::shared_ptr<comm::Communicator>& communicator,
                                                                 c10::Device device,
                                                                 const std::shared_ptr<Ledger>& ledger);
 
-/// The shards of parameters that `config` wants on the drive: all but persistent pages and the first ones, of which as
-/// many stay in memory as fit max_in_cpu. Null: none. Errors: those of io::Store.
+/// The shards of parameters on the drive: all except persistent pages and the first other pages that fit max_in_cpu,
+/// which stay in memory. Null: no parameter is on a drive. Errors: those of io::Store.
 std::shared_ptr<io::PageCache> make_parameter_disk(const layout::Layout& layout, const config::Config& config, int rank,
                                                    const std::shared_ptr<Ledger>& ledger);
 

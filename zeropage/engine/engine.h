@@ -1,6 +1,6 @@
 /// \file
-/// The engine: takes a model's parameters, places their state as the configuration says, and runs backward and step.
-/// The same class serves C++ programs and, through thin bindings, the Python package.
+/// The engine: takes a model's parameters, places their state according to the configuration, and runs backward and
+/// step. The same class serves C++ programs and, through thin bindings, the Python package.
 ///
 ///     Engine engine(parameters, groups, config, communicator, device);
 ///     loss = model->forward(batch);  engine.backward(loss);  engine.step();
@@ -40,8 +40,8 @@ struct ParameterInput {
   std::string name;
   at::Tensor tensor;
   int group = -1;          ///< index into the groups, -1: no optimizer updates it
-  bool keep_fp32 = false;  ///< it is fp32 whatever the precision; see data_types.h
-  bool whole = false;      ///< its optimizer needs all of it; see layout/whole_pages.h
+  bool keep_fp32 = false;  ///< it is fp32 at every precision; see data_types.h
+  bool whole = false;      ///< its optimizer needs all of its elements; see layout/whole_pages.h
 };
 
 /// Options of `Engine::backward`.
@@ -50,16 +50,16 @@ struct BackwardOptions {
   bool scale_by_accumulation = true;  ///< divide the loss by gradient_accumulation_steps
 };
 
-/// Kinds of state that can leave the device for a while.
+/// Kinds of state that can be moved off the device temporarily.
 struct StateKinds {
   bool optimizer = true;  ///< masters and moments
   bool gradients = true;  ///< their buffers
   bool parameters = true;
 };
 
-/// What the last step did.
+/// The result of the last step.
 struct StepResult {
-  bool applied = false;                 ///< it was at an accumulation boundary and updated the parameters
+  bool applied = false;                 ///< the step was at an accumulation boundary and updated the parameters
   bool overflow = false;                ///< the last boundary step was skipped because a gradient was not finite
   std::optional<double> gradient_norm;  ///< of the last boundary step: global 2-norm before clipping
   float clip_coefficient = 1.0f;
@@ -71,26 +71,25 @@ struct StepResult {
 class Engine {
  public:
   /// Collective. Casts floating parameters to the configured precision, gives every rank rank 0's values, and moves all
-  /// state to its place. Peak memory: the model as given (its shards, when it was made in an Init scope) plus this
-  /// rank's state plus one page.
+  /// state to its place. Peak memory: the model (its shards, if it was made in an Init scope) plus this rank's state
+  /// plus one page.
   /// Errors: ConfigError (no parameters, wrong device, unsupported dtype, parameters that share memory), PeerError
   /// (ranks differ in configuration or model; the message shows the first difference).
-  /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, since in a backward
-  /// gathers and reductions come in an order that may differ between ranks, and it lets the two overlap; null: the same
-  /// serves both.
-  /// `saves`: one for the thread of zeropage.async_save, which needs it.
+  /// `reductions`: a second communicator for gradients. Transports with two-sided gathers need it, because the order of
+  /// gathers and reductions in a backward may differ between ranks; it also lets the two overlap. null: one
+  /// communicator is used for both. `saves`: a communicator for the thread of zeropage.async_save, which needs it.
   Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
          const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
          std::shared_ptr<comm::Communicator> reductions = nullptr, std::shared_ptr<comm::Communicator> saves = nullptr);
 
-  /// Ends training; not collective. Parameters keep their values. Those that are sharded stay so, and operators gather
-  /// them as before, on all ranks alike, until they are destroyed or another engine takes them over;
-  /// `make_parameters_whole` before avoids that.
+  /// Ends training; not collective. Parameters keep their values. Sharded parameters stay sharded, and operators gather
+  /// them as before, on all ranks in the same order, until they are destroyed or another engine takes them over; a call
+  /// of `make_parameters_whole` before the end avoids that.
   ~Engine();
   Engine(const Engine&) = delete;
   Engine& operator=(const Engine&) = delete;
 
-  /// Call before each forward: takes in parameters that were replaced from outside (`p.data = ...`). Cost: nanoseconds
+  /// Call before each forward: adopts parameters that were replaced from outside (`p.data = ...`). Cost: nanoseconds
   /// per parameter.
   void before_forward();
 
@@ -100,47 +99,46 @@ class Engine {
   /// steps. Errors: those of the graph, PeerError, TimeoutError.
   at::Tensor backward(const at::Tensor& loss, const BackwardOptions& options = {});
 
-  /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is as good as
-  /// `backward(loss)`: when its gradient comes to the result it is divided by the accumulation steps. Errors: as
-  /// `backward`, when that backward runs.
+  /// For `scale(loss).backward()`: the loss times the loss scale. The backward of the result is equivalent to
+  /// `backward(loss)`: the gradient of the result is divided by the accumulation steps. Errors: those of `backward`,
+  /// when that backward runs.
   at::Tensor scale(const at::Tensor& loss);
 
   /// Ends a micro step. At an accumulation boundary: global check over all ranks, update, next learning rate; returns
   /// true. In between only counts; returns false. Errors: UsageError (no optimizer, no backward before), PeerError,
   /// TimeoutError, Error (loss scale exhausted). A step is applied by all ranks or by none; when a rank dies in the
-  /// middle of the update, the others raise, and their engines refuse everything from then on but reading (UsageError:
-  /// restart from a checkpoint). `update` runs the optimizer where the configuration's is kClient; elsewhere it is
-  /// called once before the update, without segments. What it throws is thrown here, and a PeerError on the other
-  /// ranks: then no parameter has changed, gradients are forgotten, and training can go on. See client_update.h for its
-  /// cost.
+  /// middle of the update, the others raise, and from then on their engines refuse everything except reading
+  /// (UsageError: restart from a checkpoint). `update` runs the optimizer if the configuration's is kClient; otherwise
+  /// it is called once before the update, without segments. Its exceptions are thrown here, and a PeerError on the
+  /// other ranks: then no parameter has changed, gradients are dropped, and training can continue. See client_update.h
+  /// for its cost.
   bool step(const ClientUpdate& update = nullptr);
 
-  /// What this rank updates of the parameters that an optimizer has, in the order of the pages.
+  /// The segments that this rank updates, of the parameters that an optimizer has, in the order of the pages.
   std::vector<OwnedSegment> owned_segments() const;
 
-  /// Copies of all masters that this rank updates, without gradients, to be changed until `end_edit` puts them in
-  /// place. Between updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
+  /// Copies of all masters that this rank updates, without gradients, which may be changed until `end_edit` puts them
+  /// into effect. Between updates. Memory: 4 bytes per element. Errors: UsageError when an edit is open, IoError.
   std::vector<ClientSegment> begin_edit();
 
-  /// Collective. Ends an edit: parameters take the new values on all ranks. Where `failure` is not empty on some rank
+  /// Collective. Ends an edit: parameters get the new values on all ranks. If `failure` is not empty on some rank,
   /// nothing changes, and the ranks on which it is empty get a PeerError.
   void end_edit(const std::string& failure = {});
 
-  /// Says that what was written into parameters since the last backward is meant, so that the step does not warn of it:
-  /// the writes of an optimizer that evaluates the loss within its own step (LBFGS).
+  /// Declares that writes to parameters since the last backward are intended, so that the step does not warn about
+  /// them. They come from an optimizer that evaluates the loss within its own step (LBFGS).
   void accept_writes();
 
-  /// Forgets gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops
-  /// micro steps that went well: a loop that calls it before each of them would never update.
+  /// Drops gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops
+  /// successful micro steps: a loop that calls it before each of them would never update.
   void zero_grad();
 
-  /// Returns when no update goes on overlapped with the backward any more; step() does not need it. For tests and
-  /// measurements.
+  /// Returns when no overlapped update runs any more; step() does not need it. For tests and measurements.
   void wait_for_updates();
 
   bool is_accumulation_boundary() const;
   void set_accumulation_boundary(std::optional<bool> boundary);  ///< nullopt: count micro steps again
-  void set_accumulation_steps(std::int64_t steps);               ///< from now on; see AccumulationWindow
+  void set_accumulation_steps(std::int64_t steps);               ///< see AccumulationWindow
   std::int64_t accumulation_steps() const;
   bool window_is_new() const;                       ///< no backward has run since the last update
   void set_micro_batch_size(std::int64_t samples);  ///< of one rank; for `global_samples`
@@ -148,7 +146,7 @@ class Engine {
   /// Current hyperparameters, one entry per group; write to change them from the next step on.
   std::vector<config::OptimizerParams>& groups();
 
-  /// Learning rates the configured schedule gives for the next step; empty when there is no schedule.
+  /// Learning rates of the configured schedule for the next step; empty without a schedule.
   std::vector<double> scheduled_lrs() const;
   std::int64_t schedule_iteration() const;
   void set_schedule_iteration(std::int64_t iteration);
@@ -160,62 +158,62 @@ class Engine {
   std::int64_t global_samples() const;  ///< of all ranks, in all boundary steps
   const StepResult& last_step() const;
 
-  /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError
-  /// where nothing may be read, as while state is away.
+  /// Full and local values of parameters: in fp32, their mean gradients, the optimizer's state. Errors: UsageError when
+  /// nothing may be read, for example while state is unloaded.
   ParameterValues& values();
 
-  /// Collective, last of all: every rank has every parameter in plain memory of its own, also those that were sharded,
-  /// and what offload_states has moved is back. Memory: the sharded parameters, whole. Errors: PeerError, TimeoutError.
+  /// Collective, the last call: every rank gets every parameter in its own plain memory, also the sharded ones, and
+  /// state moved by offload_states returns. Memory: all of the sharded parameters. Errors: PeerError, TimeoutError.
   void make_parameters_whole();
 
-  /// Makes the pages of these parameters resident and keeps them so until `release`. Returns a ticket.
+  /// Makes the pages of these parameters resident until `release`. Returns a ticket.
   std::int64_t gather(const std::vector<at::Tensor>& parameters);
 
-  /// Ends training: frees all state but the parameters, which can be read and written as before, and which another
+  /// Ends training: frees all state except the parameters, which can be read and written as before, and which another
   /// engine may take over. Other functions than gather, release, let_go and take raise a UsageError or must not be
   /// called afterwards. Not collective.
   void keep_parameters_only();
 
-  /// Ends a gather. With `modifier_rank` >= 0 every rank takes that rank's values (collective); otherwise what each
-  /// rank wrote stands, which must be the same everywhere.
+  /// Ends a gather. With `modifier_rank` >= 0 every rank gets that rank's values (collective); otherwise each rank
+  /// keeps the values that it wrote, which must be the same everywhere.
   void release(std::int64_t ticket, int modifier_rank = -1);
 
-  /// Collective, between updates: more parameters of the model, or others, on pages of their own, with rank 0's values.
-  /// `groups`: those of now and new ones behind them. Errors: UsageError (in the middle of an update, a name that is
-  /// there), PeerError (ranks differ), ConfigError, as the constructor's.
+  /// Collective, between updates: adds parameters of the model, or others, on separate pages, with rank 0's values.
+  /// `groups`: the existing groups followed by new ones. Errors: UsageError (in the middle of an update, an existing
+  /// name), PeerError (ranks differ), ConfigError, as the constructor's.
   void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
 
-  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: lets go of its tensor, which keeps
-  /// its values in memory of its own; then takes the tensor that has come into its place, with its values. Nothing else
+  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: `let_go` gives up its tensor, which
+  /// keeps its values in separate memory; `take` then adopts the tensor that replaces it, with its values. Nothing else
   /// may be called in between.
   void let_go(int parameter);
   void take(int parameter, const at::Tensor& tensor);
 
-  /// Collective. Saves everything that training goes on from; returns the step's path. With zeropage.async_save it
-  /// returns when the state is copied, after the save before has ended. Errors: UsageError between the micro steps of
-  /// an update (gradients are not kept), CheckpointError, also of the save before; see save_state in `checkpoint.h`.
+  /// Collective. Saves everything that resuming needs; returns the step's path. With zeropage.async_save it returns
+  /// when the state is copied, after the previous save has ended. Errors: UsageError between the micro steps of an
+  /// update (gradients are not saved), CheckpointError, also of the previous save; see save_state in `checkpoint.h`.
   std::string save_checkpoint(const SaveOptions& options);
 
-  /// Returns when no save is under way. Errors: CheckpointError of the one that was.
+  /// Waits until no save is in progress. Errors: CheckpointError of that save.
   void finish_save();
 
   /// Call at the end of a step, when all bookkeeping is done. Errors: CheckpointError, on every rank at the same step,
-  /// when a save in the background has failed; the step stands, and training can go on.
+  /// when a save in the background has failed; the step is applied, and training can continue.
   void check_save();
 
-  /// Asks all ranks to end after the next boundary step. From any thread, also from a signal handler.
+  /// Asks all ranks to stop after the next boundary step. From any thread, also from a signal handler.
   void request_stop() noexcept;
 
-  /// Whether the last boundary step has found that some rank was asked to end; the same on all ranks.
+  /// Whether some rank had been asked to stop at the last boundary step; the same on all ranks.
   bool stop_agreed() const;
 
-  /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged, or the newest; null when
-  /// there is none. See find_checkpoint in `find_checkpoint.h`, which zeropage.allow_fallback concerns. Errors:
+  /// Collective. Opens the step to load from a folder, the same on all ranks: the tagged or the newest step; null when
+  /// there is none. See find_checkpoint in `find_checkpoint.h`; zeropage.allow_fallback applies. Errors:
   /// CheckpointError.
   std::unique_ptr<checkpoint::Checkpoint> find_checkpoint(const std::string& folder,
                                                           const std::optional<std::string>& tag);
 
-  /// Collective. Goes on from a step; gradients in hand are forgotten. Errors: CheckpointError; see load_state in
+  /// Collective. Resumes from a step; existing gradients are dropped. Errors: CheckpointError; see load_state in
   /// `checkpoint.h`.
   LoadReport load_checkpoint(checkpoint::Checkpoint& step, const LoadOptions& options);
 
@@ -224,7 +222,7 @@ class Engine {
   void offload_states(const StateKinds& which, bool pin_memory = true);
   void reload_states();
 
-  /// Gives cached frames and evictable pages back to the system.
+  /// Returns cached frames and evictable pages to the system.
   void trim_memory();
 
   const std::shared_ptr<Ledger>& ledger() const;
@@ -232,7 +230,7 @@ class Engine {
   io::MoverStats disk_traffic() const;                  ///< of this rank, so far
   std::vector<paging::PageCounts> page_counts() const;  ///< of paged pages
 
-  /// Where time went, in what is observed; null when the configuration asks for nothing of the kind.
+  /// The recorded times; null when the configuration does not enable any recording.
   std::shared_ptr<const Timeline> timeline() const;
   formula::PlacedBytes formula_bytes() const;                   ///< per rank, for this configuration
   formula::StateBytes formula_bytes_at_stage(int stage) const;  ///< with everything on the device

@@ -1,4 +1,4 @@
-// Backwards: the engine's own, and those that the program runs.
+// Backwards: the engine's own, and those run by the program.
 #include <ATen/ops/div.h>
 #include <ATen/ops/mul.h>
 #include <fmt/format.h>
@@ -26,14 +26,14 @@ void check_loss(const at::Tensor& loss, std::string_view caller) {
 
 }  // namespace
 
-/// What all backwards begin with. Returns whether a step follows this one.
+/// Common start of all backwards. Returns whether a step follows this one.
 bool Engine::Impl::open_backward() {
   state_.require_types();
   gradients_->apply_user_writes();
   recorder_.end_forward();
   if (timeline() != nullptr) backward_begin_ns_ = Timeline::now_ns();
   const bool boundary = window_.at_boundary();
-  // Where micro steps are not counted nobody knows which backward is the last.
+  // If micro steps are not counted, the last backward is not known.
   if (boundary && config_.batch.counted) speculation_->begin(divisor(), groups_, steps_);
   backward_failed_ = true;
   return boundary;
@@ -56,8 +56,8 @@ void Engine::Impl::end_backward() {
   if (timeline() != nullptr) timeline()->add(SpanKind::kBackward, "backward", -1, backward_begin_ns_);
 }
 
-/// During a backward that the engine does not run: it begins with `begin`, unless it has begun, and ends as the
-/// engine's own.
+/// For a backward that the engine does not run: it begins with `begin`, unless it has begun, and ends like the engine's
+/// own.
 void Engine::Impl::watch_backward(const std::function<void()>& begin) {
   const auto end = [self = std::weak_ptr<Impl*>(self_)] {
     try {
@@ -74,8 +74,7 @@ void Engine::Impl::watch_backward(const std::function<void()>& begin) {
   }
 }
 
-/// On whatever thread autograd uses. Where the engine has not begun this backward the program runs it:
-/// `loss.backward()`.
+/// Called on a thread of autograd. If the engine has not begun this backward, the program runs it: `loss.backward()`.
 void Engine::Impl::before_gradient() {
   if (in_backward_) return;
   watch_backward([this] {
@@ -84,9 +83,8 @@ void Engine::Impl::before_gradient() {
   });
 }
 
-/// What the gradients of a backward that the program runs are multiplied by: with fp16 by the loss scale, too, where
-/// the forward did not go through the engine either, as of one loss of several models. Then gradients too small for
-/// fp16 are lost.
+/// The factor for gradients of a backward run by the program. It includes fp16's loss scale if the forward did not go
+/// through the engine either, for example with one loss of several models; then gradients too small for fp16 are lost.
 float Engine::Impl::program_factor() {
   if (scale() != 1.0 && forward_begun_) {
     throw UsageError(fmt::format(
@@ -102,7 +100,7 @@ float Engine::Impl::program_factor() {
   return static_cast<float>(scale() / window_.steps());
 }
 
-/// The loss itself is multiplied by the scale; its backward begins and ends as the engine's own does.
+/// The loss itself is multiplied by the scale; its backward begins and ends like the engine's own.
 at::Tensor Engine::Impl::scale_loss(const at::Tensor& loss) {
   require_whole_state("scale");
   check_loss(loss, "scale");

@@ -1,4 +1,4 @@
-// Saving an engine's state and going on from a saved one.
+// Saving an engine's state and resuming from a saved one.
 #include <map>
 #include <set>
 #include <string>
@@ -19,7 +19,7 @@ checkpoint::TrainingState Engine::Impl::training() const {
   return training;
 }
 
-/// What was frozen when this engine was made, and is trained in the step that is loaded, has state to take it.
+/// Gives state to parameters that were frozen when this engine was made and are trained in the loaded step.
 void Engine::Impl::begin_training_of(const checkpoint::Manifest& manifest) {
   std::set<std::string> trained;
   for (const auto& record : manifest.parameters) {
@@ -35,10 +35,10 @@ void Engine::Impl::begin_training_of(const checkpoint::Manifest& manifest) {
   if (!pages.empty()) reducer_->begin_training({pages.begin(), pages.end()});
 }
 
-/// After a load: what is trained here by now, and was not when the step was saved, has moments of zeros again.
+/// After a load: parameters that are trained here but were not in the saved step get zero moments again.
 void Engine::Impl::forget_untrained(const checkpoint::Manifest& manifest) {
   const auto& layout = *state_.layout();
-  std::map<std::string_view, int> began_later;  // mostly empty, and there may be very many parameters
+  std::map<std::string_view, int> began_later;  // mostly empty, though there may be very many parameters
   for (std::size_t i = 0; i < layout.parameters().size(); ++i) {
     const auto parameter = static_cast<int>(i);
     if (layout.began_later(layout.page_of(parameter))) began_later.emplace(layout.parameters()[i].name, parameter);
@@ -61,7 +61,7 @@ void Engine::Impl::resume(const checkpoint::TrainingState& training, const LoadO
   skipped_steps_ = training.skipped_steps;
   consecutive_skips_ = training.consecutive_skips;
   window_.set_micro_steps(training.micro_steps);
-  // Steps of before samples were saved: as if all had been like those of now.
+  // Steps saved before samples were counted: assumes the current batch size for all of them.
   window_.set_samples(training.samples.value_or(training.global_steps * window_.samples_of_update()));
   if (options.optimizer_states && scaler_ && training.loss_scale) scaler_->set_state(*training.loss_scale);
   if (options.schedule && schedule_ && training.schedule_iteration) {
@@ -75,7 +75,7 @@ std::string Engine::save_checkpoint(const SaveOptions& options) {
   if (impl_->reducer_->anything_arrived()) {
     throw UsageError(
         "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
-        "the step() that ends the update, or forget them with zero_grad()");
+        "the step() that ends the update, or drop them with zero_grad()");
   }
   impl_->state_.absorb_replaced();
   impl_->compare_writes();

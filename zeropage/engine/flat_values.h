@@ -1,6 +1,5 @@
 /// \file
-/// A parameter's values as one run of elements, in the order in which the parameter has them in memory: so they lie in
-/// pages.
+/// A parameter's values as a one-dimensional array in the parameter's memory order, which is their order in pages.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -11,7 +10,7 @@
 
 namespace zeropage::engine {
 
-/// A view of all elements; also of an absent parameter.
+/// A view of all elements; also works for an absent parameter.
 inline at::Tensor flat_in_memory(const at::Tensor& tensor) {
   return tensor.detach().as_strided({tensor.numel()}, {1}, tensor.storage_offset());
 }
@@ -29,7 +28,7 @@ inline at::Tensor flat_value(const at::Tensor& parameter, const at::Tensor& valu
   return flat_in_memory(laid_out);
 }
 
-/// Where the elements of a parameter that this rank updates are in its range of the page; numel 0: it updates none.
+/// The position, in this rank's range of the page, of the elements of a parameter that it updates; numel 0: none.
 inline StatePiece own_piece(const ModelState& state, int parameter) {
   const int page = state.layout()->page_of(parameter);
   const auto& own = state.owned(page);

@@ -11,7 +11,7 @@
 namespace zeropage::engine {
 namespace {
 
-// Elements per task: far above the cost of handing out a task, far below a page.
+// Elements per task: enough work for the cost of starting a task, far below a page.
 constexpr std::int64_t kGrainNumel = 1 << 16;
 
 // fp32 elements of a cache line.

@@ -9,22 +9,22 @@
 
 namespace zeropage::engine {
 
-/// A run of elements of an owned range that belongs to one parameter, and its step.
+/// Consecutive elements of an owned range that belong to one parameter, and its step.
 struct Segment {
   std::int64_t offset = 0;  ///< elements from the start of the range
   std::int64_t numel = 0;
   optim::Step step;
-  std::int64_t block = 0;          ///< the first of its blocks of packed states
-  const void* gradient = nullptr;  ///< where it is, unless in the range
+  std::int64_t block = 0;          ///< the first block of its packed states
+  const void* gradient = nullptr;  ///< its address, unless it is in the range
 
-  /// Its part of the arrays of a range.
+  /// The segment's part of a range's arrays.
   optim::Arrays of(const optim::Arrays& range) const;
 
   bool operator==(const Segment&) const = default;
 };
 
-/// Updates the segments (ascending, apart) of `range`, whose arrays begin at the range's start. Threads split the range
-/// between cache lines, and segments with packed states between blocks. Cost and errors: as optim::update.
+/// Updates the segments (ascending, disjoint) of `range`, whose arrays begin at the range's start. Threads split the
+/// range between cache lines, and segments with packed states between blocks. Cost and errors: as optim::update.
 void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments);
 
 }  // namespace zeropage::engine

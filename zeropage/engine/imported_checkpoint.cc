@@ -13,7 +13,7 @@
 namespace zeropage::engine {
 namespace {
 
-constexpr std::chrono::seconds kTimeout{60};  // there is nobody else to wait for
+constexpr std::chrono::seconds kTimeout{60};  // there is no other rank to wait for
 
 using Read = std::function<at::Tensor(const std::string&)>;
 
@@ -24,7 +24,7 @@ at::Tensor checked(const Read& read, const ImportedTensor& tensor, std::int64_t 
                                     c10::toString(tensor.type), values.numel(), c10::toString(values.scalar_type())));
 }
 
-/// Holds the values from the first piece that is asked for to the last: files are written from start to end.
+/// Keeps the values from the first requested piece to the last, because files are written from start to end.
 checkpoint::ReadBytes reader_of(const Read& read, const ImportedTensor& tensor, std::int64_t numel) {
   const auto held = std::make_shared<at::Tensor>();
   return [&read, &tensor, numel, held](std::int64_t begin, std::byte* out, std::int64_t bytes) {

@@ -1,8 +1,8 @@
 /// \file
-/// Building a model that is larger than memory. While an `Init` lives, tensors that this thread makes are kept within
-/// the live
-/// limit: the least recently used ones are cut into shards, one per rank, and any operator that touches one of those
-/// gathers it again. The engine then takes the parameters over page by page, so no rank ever holds the whole model.
+/// Building a model that is larger than memory. While an `Init` exists, tensors that this thread makes are kept within
+/// the live limit: the least recently used ones are split into shards, one per rank, and any operator that touches such
+/// a tensor gathers it again. The engine then takes the parameters over page by page, so no rank ever holds the whole
+/// model.
 ///
 ///     Model model = nullptr;
 ///     {
@@ -11,10 +11,9 @@
 ///     }
 ///     Engine engine(parameters, groups, config, communicator, device);
 ///
-/// Rank 0's values win: a tensor that is cut takes them, and so does every parameter when the engine is made. Values
-/// stay in the type they were made in until then, so 16-bit training starts from exact fp32 masters. All ranks must run
-/// the same code until the engine is made; a rank that goes its own way ends in an error that names the tensor and the
-/// operator.
+/// Rank 0's values count: a tensor gets them when it is sharded, and every parameter when the engine is made. Until
+/// then values keep their original type, so 16-bit training starts from exact fp32 masters. All ranks must run the same
+/// code until the engine is made; different code on a rank is an error that names the tensor and the operator.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -33,23 +32,24 @@ namespace zeropage::engine {
 
 class DeferredPages;
 
-/// A scope of the thread that makes it. Scopes nest: the innermost one counts. Making an engine ends it, too.
+/// A scope of the thread that makes it. Scopes nest: the innermost one applies. Making an engine also ends it.
 class Init {
  public:
-  /// Costs nothing and does nothing when parameters are not sharded: below stage 3, or with one rank. With parameters
-  /// on a drive shards go there, with one rank as well. The live limit is
-  /// `stage3_max_live_parameters` elements of fp32; tensors of at most `stage3_param_persistence_threshold` such
-  /// elements (which the engine keeps whole as well), or of less than 4 KiB, are left alone.
+  /// Has no cost and no effect if parameters are not sharded: below stage 3, or with one rank. With parameters on a
+  /// drive, shards go there, also with one rank. The live limit is `stage3_max_live_parameters` elements of fp32;
+  /// tensors of at most `stage3_param_persistence_threshold` such elements (which the engine does not shard either), or
+  /// of less than 4 KiB, are not affected.
   Init(const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device);
   ~Init();
   Init(const Init&) = delete;
   Init& operator=(const Init&) = delete;
 
-  /// Ends the scope before the object goes; a second time does nothing. Tensors made in it stay as they are.
+  /// Ends the scope before the object's destruction; a second call has no effect. Tensors made in it do not change.
   void leave();
 
-  /// Takes in a tensor that was made outside the scope, as if it had been made here; it may be cut at once. All ranks
-  /// alike. Tensors of other devices, or that are too small, are left alone. Errors: PeerError, TimeoutError.
+  /// Adopts a tensor that was made outside the scope, as if it had been made here; it may be sharded immediately.
+  /// Called by all ranks in the same way. Tensors of other devices, or that are too small, are not changed. Errors:
+  /// PeerError, TimeoutError.
   void adopt(const at::Tensor& tensor);
 
  private:
@@ -60,15 +60,15 @@ class Init {
 /// True for tensors of an Init scope that no engine has taken over.
 bool is_deferred(const at::Tensor& tensor);
 
-/// Makes a deferred tensor (a large buffer, say) an ordinary one that stays whole on every rank; others are left alone.
-/// All ranks alike. Errors: PeerError, TimeoutError.
+/// Turns a deferred tensor (for example a large buffer) into an ordinary one that is unsharded on every rank; others
+/// are not changed. Called by all ranks in the same way. Errors: PeerError, TimeoutError.
 void settle(const at::Tensor& tensor);
 
-/// Makes the deferred ones among `tensors` resident until `release_deferred` of the same list. All ranks alike. Errors:
-/// PeerError, TimeoutError.
+/// Makes the deferred ones among `tensors` resident until `release_deferred` of the same list. Called by all ranks in
+/// the same way. Errors: PeerError, TimeoutError.
 void gather_deferred(const std::vector<at::Tensor>& tensors);
 
-/// Ends `gather_deferred`. With `modifier_rank` >= 0 every rank takes that rank's values (collective).
+/// Ends `gather_deferred`. With `modifier_rank` >= 0 every rank gets that rank's values (collective).
 void release_deferred(const std::vector<at::Tensor>& tensors, int modifier_rank = -1);
 
 }  // namespace zeropage::engine

@@ -16,7 +16,7 @@ std::string listed(const std::vector<std::string>& names) {
 
 std::optional<std::string> LoadReport::warning() const {
   if (missing.empty() && unexpected.empty()) return std::nullopt;
-  return fmt::format("not in the checkpoint, and as the model had them: {}; not in the model: {}", listed(missing),
+  return fmt::format("not in the checkpoint, so unchanged: {}; not in the model: {}", listed(missing),
                      listed(unexpected));
 }
 

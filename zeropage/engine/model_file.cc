@@ -25,12 +25,12 @@ bool is_parameter(const at::Tensor& tensor) {
   return paging::link_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()) != nullptr;
 }
 
-/// Gathers the tensors in their order; where their values are wanted, they are handed out from a copy on the host.
+/// Gathers the tensors in order; if their values are needed, it provides them from a copy on the host.
 class Gatherer {
  public:
   Gatherer(Engine& engine, const NamedTensors& tensors) : engine_(engine), tensors_(tensors) {}
 
-  /// Every rank gathers each tensor once, also when rank 0 has failed to write one.
+  /// Every rank gathers each tensor once, even after rank 0 has failed to write one.
   void gather_rest() {
     while (next_ < tensors_.size()) gather(/*wanted=*/false);
   }
@@ -64,7 +64,7 @@ void check(const std::string& path, const NamedTensors& tensors) {
   }
   std::set<std::string> names;
   for (const auto& [name, tensor] : tensors) {
-    if (!names.insert(name).second) throw UsageError(fmt::format("the tensor '{}' comes twice", name));
+    if (!names.insert(name).second) throw UsageError(fmt::format("the tensor '{}' occurs twice", name));
   }
 }
 
@@ -97,7 +97,7 @@ void save_model_file(Engine& engine, comm::Communicator& communicator, const std
                      const NamedTensors& tensors) {
   c10::AutoGradMode no_grad(false);
   check(path, tensors);
-  // The order in which the file holds them.
+  // The order of the tensors in the file.
   NamedTensors ordered = tensors;
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const auto& a, const auto& b) { return a.second.element_size() > b.second.element_size(); });

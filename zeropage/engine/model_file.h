@@ -1,5 +1,5 @@
 /// \file
-/// The model as one safetensors file, in the types it computes with.
+/// The model as one safetensors file, in its compute types.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -16,9 +16,9 @@ namespace zeropage::engine {
 using NamedTensors = std::vector<std::pair<std::string, at::Tensor>>;
 
 /// Collective. Writes `tensors` (parameters of the engine, and buffers) to `path`, which appears complete and durable,
-/// or not at all; a file that is there is replaced. Parameters are gathered one after the other and written by rank 0.
-/// Memory: one page, and one parameter on rank 0. Errors: UsageError (a name that does not end in .safetensors, names
-/// that come twice), CheckpointError on every rank when rank 0 cannot write.
+/// or not at all; an existing file is replaced. Parameters are gathered one after the other and written by rank 0.
+/// Memory: one page, and one parameter on rank 0. Errors: UsageError (a name that does not end in .safetensors,
+/// duplicate names), CheckpointError on every rank when rank 0 cannot write.
 void save_model_file(Engine& engine, comm::Communicator& communicator, const std::string& path,
                      const NamedTensors& tensors);
 

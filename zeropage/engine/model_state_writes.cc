@@ -1,4 +1,4 @@
-// What users write into parameters, and what they put in their place, between two updates.
+// Users' writes into parameters, and their replacements of parameters, between two updates.
 #include <ATen/ops/where.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
@@ -67,7 +67,7 @@ void ModelState::absorb_replaced() {
     c10::AutoGradMode no_grad(false);
     const at::Tensor replacement = tensor.detach();
     attach(parameter);
-    paging::mark(tensor);  // so that the copy below is seen as a write, and faults where it must
+    paging::mark(tensor);  // so that the copy below counts as a write, and faults if needed
     tensor.detach().copy_(replacement);
     if (!needs_mark(page)) paging::unmark(tensor);
   }
@@ -100,7 +100,7 @@ std::vector<bool> ModelState::written_pages() const {
   for (std::size_t page = 0; page < written.size(); ++page) written[page] = pager_->is_written(static_cast<int>(page));
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const int page = layout_->page_of(static_cast<int>(i));
-    // The versions of sharded ones change when other ranks write, too: what they wrote is in frames.
+    // The versions of sharded parameters also change when other ranks write; local writes are in frames.
     if (!pager_->paged(page) && version_of(tensors_[i]) != versions_[i]) {
       written[page] = true;
     }

@@ -12,7 +12,7 @@ namespace {
 
 using config::StateDtype;
 
-/// Of one state, up to the next cache line.
+/// Bytes of one state, rounded up to a cache line.
 std::int64_t state_bytes(StateDtype dtype, std::int64_t numel, std::int64_t blocks) {
   std::int64_t bytes = 4 * numel;
   if (dtype == StateDtype::kBFloat16) bytes = 2 * numel;
@@ -20,17 +20,17 @@ std::int64_t state_bytes(StateDtype dtype, std::int64_t numel, std::int64_t bloc
   return round_up(bytes, 64);
 }
 
-/// Of the elements of a packed state.
+/// Bytes of the elements of a packed state.
 std::int64_t packed_bytes(StateDtype dtype, std::int64_t numel) {
   return dtype == StateDtype::kBFloat16 ? 2 * numel : numel;
 }
 
-/// Exponents of so many elements.
+/// Exponents of `numel` elements.
 std::int64_t packed_blocks(StateDtype dtype, std::int64_t numel) {
   return dtype == StateDtype::kInt8 ? ceil_div(numel, optim::kPackedBlockNumel) : 0;
 }
 
-/// Elements of a packed state, from the first of a block on.
+/// Elements of a packed state, from the start of a block.
 struct PackedOnHost {
   PackedOnHost(StateDtype dtype, std::int64_t numel)
       : data(packed_bytes(dtype, numel)), exponents(packed_blocks(dtype, numel)) {}
@@ -121,7 +121,7 @@ class MemoryStateStore final : public OptimizerStateStore {
     }
   }
 
-  /// Moves what is not offloaded.
+  /// Moves state that is not offloaded.
   void move_kept(memory::MemoryPlace place) {
     auto& kept = tiers_[false];
     const std::int64_t bytes = kept.memory->bytes();
@@ -142,8 +142,8 @@ class MemoryStateStore final : public OptimizerStateStore {
   StateShape shape_;
   memory::MemoryPlace device_;
   std::shared_ptr<Ledger> ledger_;
-  std::array<Tier, 2> tiers_;                                   // of what stays, and of what is offloaded
-  std::map<int, std::unique_ptr<memory::DeviceBuffer>> added_;  // by page, beside the tiers' own
+  std::array<Tier, 2> tiers_;                                   // of state that stays, and of offloaded state
+  std::map<int, std::unique_ptr<memory::DeviceBuffer>> added_;  // by page, separate from the tiers
   std::vector<StateArrays> pages_;
 };
 
@@ -157,7 +157,7 @@ std::unique_ptr<OptimizerStateStore> make_memory_state_store(const StateShape& s
 std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::int64_t begin, std::int64_t end) {
   std::vector<StatePiece> pieces;
   for (const auto& segment : layout.segments(page, begin, end)) {
-    // The pieces before this one have at most so many blocks: each may end in one that is not full.
+    // The maximum number of blocks of the earlier pieces: each may end in a partial block.
     const std::int64_t offset = segment.page_offset - begin;
     const auto before = static_cast<std::int64_t>(pieces.size());
     pieces.push_back({segment.parameter, segment.parameter_offset, offset, segment.numel,
@@ -220,12 +220,12 @@ HeldState::~HeldState() noexcept(false) {
   try {
     state_store_.release(page_, access_ == Access::kWrite);
   } catch (...) {
-    if (!failing) throw;  // else the error that is under way says more
+    if (!failing) throw;  // otherwise the current exception is more informative
   }
 }
 
 void HeldState::read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const {
-  // Blocks are unpacked as a whole.
+  // Only whole blocks can be unpacked.
   const std::int64_t first = begin / optim::kPackedBlockNumel * optim::kPackedBlockNumel;
   std::vector<float> wide(static_cast<std::size_t>(begin - first + numel));
   const auto count = static_cast<std::int64_t>(wide.size());

@@ -1,18 +1,17 @@
 /// \file
-/// Where the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page lives when it is not in use.
-/// The update, checkpoints and whatever else touches that state hold one page's arrays at a time and do not know where
-/// they come from.
+/// The store of the optimizer's state (fp32 masters, and moments in fp32 or packed) of every page. The update,
+/// checkpoints and all other users hold one page's arrays at a time, independent of where the store keeps them.
 ///
-///   1. begin_pass(pages): these will be acquired, each once. A home that is far away starts to read ahead. It says in
-///      which order it wants them.
-///   2. acquire(page): waits until the page's arrays are in memory. They stay where they are until release.
-///   3. release(page, changed): what changed is on its way home, behind the pages that follow.
-///   4. end_pass(): waits until everything that changed is at home. commit() makes it stand; abandon(), which is for
-///      what lives on a drive, takes it back. A second pass may come before that.
+///   1. begin_pass(pages): these pages will be acquired, each once. A store on a drive or another device starts to read
+///      ahead. It returns the order in which they must be acquired.
+///   2. acquire(page): waits until the page's arrays are in memory. They do not move until release.
+///   3. release(page, changed): starts to write changed arrays back, while the following pages are processed.
+///   4. end_pass(): waits until all changes are written back. commit() makes them final; abandon(), for state on a
+///      drive, undoes them. There may be a second pass before that.
 ///
-/// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is ahead
-/// of it, and release(changed) returns when it is at home. One page at a time, one thread; in memory two threads may
-/// hold different pages.
+/// Outside of a pass any page may be acquired at any time (checkpoints, values that users write): then nothing is read
+/// ahead, and release(changed) returns when the changes are written back. One page at a time, one thread; in memory two
+/// threads may hold different pages.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -32,13 +31,13 @@
 
 namespace zeropage::engine {
 
-/// A parameter's part of a range. Blocks of packed states begin with each.
+/// A parameter's part of a range. Each begins with a new block of packed states.
 struct StatePiece {
   int parameter = 0;
   std::int64_t parameter_offset = 0;  ///< where it starts in the parameter
   std::int64_t offset = 0;            ///< from the start of the range
   std::int64_t numel = 0;
-  std::int64_t block = 0;  ///< the first of its blocks
+  std::int64_t block = 0;  ///< its first block
 };
 
 /// The pieces of elements [begin, end) of a page.
@@ -48,14 +47,14 @@ std::vector<StatePiece> pieces_of(const layout::Layout& layout, int page, std::i
 struct StateArrays {
   static constexpr int kMaster = -1;
 
-  float* master = nullptr;  ///< null on fp32 pages, whose parameter is its own master
-  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< as many as the optimizer keeps, if they are fp32
+  float* master = nullptr;  ///< null on fp32 pages, whose parameters are their own masters
+  std::array<float*, config::kMaxOptimizerStates> states = {};  ///< the optimizer's states, if they are fp32
   config::StateDtype dtype = config::StateDtype::kFloat32;
-  std::array<optim::PackedState, config::kMaxOptimizerStates> packed = {};  ///< if they are not
+  std::array<optim::PackedState, config::kMaxOptimizerStates> packed = {};  ///< the optimizer's states, otherwise
   std::array<bool, config::kMaxOptimizerStates> squares = {};               ///< optim::is_sum_of_squares
 
-  c10::Device device = c10::kCPU;    ///< in whose memory they are
-  std::span<std::byte> memory = {};  ///< of all of these
+  c10::Device device = c10::kCPU;    ///< the device of their memory
+  std::span<std::byte> memory = {};  ///< the memory of all arrays
 
   /// Whether the master (kMaster) or the state of that index is fp32, in `array`.
   bool is_wide(int index) const { return index == kMaster || dtype == config::StateDtype::kFloat32; }
@@ -65,7 +64,7 @@ struct StateArrays {
   StateArrays moved_to(std::byte* target, c10::Device target_device) const;
 };
 
-/// What a home keeps of one page; see StateShape.
+/// The content of a store for one page; see StateShape.
 struct PageShape {
   std::int64_t numel = 0;
   std::int64_t blocks = 0;
@@ -73,20 +72,20 @@ struct PageShape {
   bool masters = false;
 };
 
-/// What a home keeps.
+/// The content of a store.
 struct StateShape {
   std::vector<std::int64_t> numel;   ///< per page: elements that this rank updates; 0: the page is not trained
-  std::vector<std::int64_t> blocks;  ///< per page: of packed states, more than any piece's
-  std::vector<bool> offloaded;       ///< per page: it lives on the host
-  std::vector<bool> masters;         ///< per page: it has some
+  std::vector<std::int64_t> blocks;  ///< per page: blocks of packed states, an upper bound
+  std::vector<bool> offloaded;       ///< per page: it is on the host
+  std::vector<bool> masters;         ///< per page: whether it has masters
   int states = 0;
   config::StateDtype dtype = config::StateDtype::kFloat32;
   std::array<bool, config::kMaxOptimizerStates> squares = {};
 
-  /// Of all arrays of a page; a multiple of 64.
+  /// Bytes of all arrays of a page; a multiple of 64.
   std::int64_t bytes(int page) const;
 
-  /// A page's arrays one after the other in `memory`, of so many bytes.
+  /// A page's arrays one after the other in `memory`, which has bytes(page) bytes.
   StateArrays arrays(int page, std::byte* memory) const;
 };
 
@@ -94,10 +93,10 @@ class OptimizerStateStore {
  public:
   virtual ~OptimizerStateStore() = default;
 
-  /// Where the update of `page` runs. In a pass its arrays are in the memory of that device while they are held.
+  /// The device that updates `page`. In a pass its arrays are in the memory of that device while they are held.
   virtual c10::Device device(int page) const = 0;
 
-  /// Whether its arrays are in one place during a pass, held or not.
+  /// Whether its arrays do not move during a pass, held or not.
   virtual bool stays(int page) const = 0;
 
   /// Returns `pages` in the order in which they are to be acquired, the same on all ranks.
@@ -106,35 +105,35 @@ class OptimizerStateStore {
   /// Errors: IoError when the state cannot be read, or differs from what was written.
   virtual StateArrays acquire(int page) = 0;
 
-  /// Errors: IoError when the state cannot be written; inside of a pass perhaps at a later call.
+  /// Errors: IoError when the state cannot be written; inside of a pass possibly in a later call.
   virtual void release(int page, bool changed) = 0;
 
   virtual void end_pass() = 0;
   virtual void commit() = 0;
   virtual void abandon() = 0;
 
-  /// What has been read and written so far.
+  /// Bytes read and written so far.
   virtual io::MoverStats traffic() const = 0;
 
-  /// From now on that is noted there.
+  /// From now on reads and writes are added to `timeline`.
   virtual void observe(const std::shared_ptr<Timeline>& timeline) = 0;
 
-  /// Zero-filled arrays, in memory, for a page that had none, or that is the next one. Outside of a pass.
+  /// Adds zero-filled arrays, in memory, for a page without arrays, or for the next new page. Outside of a pass.
   virtual void add(int page, const PageShape& shape) = 0;
 
-  /// Moves what is in the device's memory to the host's until `reload`. Pages can be acquired there meanwhile.
+  /// Moves state from the device's memory to the host's until `reload`. Meanwhile pages can be acquired there.
   virtual void unload() = 0;
   virtual void reload() = 0;
 };
 
 /// Memory: one zero-filled buffer at `device` and one at `host` for the offloaded pages, in which each page's arrays
-/// lie one after the other. Nothing moves but by unload and reload.
+/// are contiguous. Only unload and reload move them.
 std::unique_ptr<OptimizerStateStore> make_memory_state_store(const StateShape& shape, memory::MemoryPlace device,
                                                              memory::MemoryPlace host, std::shared_ptr<Ledger> ledger);
 
 enum class Access { kRead, kWrite };
 
-/// A page's arrays, held while this lives. Errors: as acquire and, at the end, release.
+/// A page's arrays, held while this object exists. Errors: as acquire and, at the end, release.
 class HeldState {
  public:
   HeldState(OptimizerStateStore& home, int page, Access access);
@@ -148,8 +147,8 @@ class HeldState {
   /// Elements [begin, begin + numel) of a piece of a packed state, as fp32 on the host. Waits for the device.
   void read(int index, const StatePiece& piece, std::int64_t begin, float* out, std::int64_t numel) const;
 
-  /// All of a piece of a packed state, from the host; values between two that it can hold are rounded by a hash of
-  /// `key` and place.
+  /// All of a piece of a packed state, from the host; values that it cannot represent are rounded by a hash of `key`
+  /// and the position.
   void write(int index, const StatePiece& piece, const float* values, std::uint64_t key) const;
 
  private:

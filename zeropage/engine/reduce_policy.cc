@@ -26,7 +26,7 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   policy.overlap = config.zero.overlap_comm;
   if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is
-  // only stored keeps the type autograd made it in.
+  // only stored keeps the type from autograd.
   const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
   const DType adding =
       config.gradients.accumulation_dtype.value_or(config.fp32_masters ? DType::kFloat32 : state.compute_dtype());

@@ -1,5 +1,5 @@
 /// \file
-/// How gradients are reduced, as configuration and placement have it.
+/// The way gradients are reduced, from configuration and placement.
 #pragma once
 
 #include <memory>
@@ -17,7 +17,7 @@ bool scales_losses(const config::Config& config);
 /// Whether a step whose gradients are not finite is skipped: with a loss scale, and in bf16 unless switched off.
 bool checks_overflow(const config::Config& config);
 
-/// `rank`: this one. Makes the place on a drive where gradients shall live there. Errors: those of io::Store.
+/// `rank`: this one. Makes their store on a drive if gradients are offloaded to one. Errors: those of io::Store.
 reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
                                    const std::shared_ptr<Ledger>& ledger);
 

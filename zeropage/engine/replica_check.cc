@@ -20,7 +20,7 @@ using Digests = std::vector<std::uint64_t>;
 
 constexpr std::size_t kNamesShown = 5;
 
-/// Of a page's parameters; padding between them is nobody's.
+/// The digests of a page's parameters, without the padding between them.
 Digests parameter_digests(const ModelState& state, const layout::Page& page) {
   const auto* bytes = state.whole_page(page.index);
   const auto device = state.owned(page.index).device;
@@ -42,7 +42,7 @@ std::uint64_t digest_of(const Digests& digests) {
                 static_cast<std::int64_t>(digests.size() * sizeof(digests[0])));
 }
 
-/// Every rank's digests, one rank after the other.
+/// Every rank's digests, in the order of ranks.
 Digests gather(comm::Communicator& communicator, const Digests& mine) {
   const std::string all =
       comm::all_gather_small(communicator, {reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(mine[0])},
@@ -59,7 +59,7 @@ bool all_alike(const Digests& all, std::size_t count, std::size_t item) {
   return true;
 }
 
-/// "rank 2 differs from rank 0, 1, 3", the most being right.
+/// "rank 2 from rank 0, 1, 3"; the largest group counts as right.
 std::string who(const Digests& all, std::size_t count, std::size_t item) {
   std::map<std::uint64_t, std::vector<std::size_t>> ranks;
   for (std::size_t at = item; at < all.size(); at += count) ranks[all[at]].push_back(at / count);
@@ -104,9 +104,9 @@ void compare_replicas(const ModelState& state, comm::Communicator& communicator,
   const std::string more = found > names.size() ? fmt::format(" and {} more", found - names.size()) : "";
   const std::string pages_more = differ.size() > 1 ? fmt::format(", and so do {} more pages", differ.size() - 1) : "";
   throw PeerError(
-      fmt::format("after step {} ranks do not hold the same parameters: page {} differs, {}, in {}{}{}. Either memory "
+      fmt::format("after step {} ranks do not have the same parameters: page {} differs, {}, in {}{}{}. Either memory "
                   "of a rank lost a bit, or "
-                  "code changed a parameter on some ranks alone. Go on from a checkpoint of before; when the same rank "
+                  "code changed a parameter only on some ranks. Resume from an earlier checkpoint; when the same rank "
                   "differs again, "
                   "take its machine out of the job (zeropage.replica_check_steps)",
                   step, page.index, who(all, pages.size(), differ[0]), fmt::join(names, ", "), more, pages_more));

@@ -15,7 +15,7 @@ void take_scheduled(const optim::LrSchedule& schedule, config::OptimizerKind kin
   for (std::size_t i = 0; i < groups.size(); ++i) {
     groups[i].lr = rates[i];
     if (!momenta) continue;
-    // Each optimizer has one of the two; torch's that run by the caller, either.
+    // Each optimizer has one of the two; torch's optimizers, run by the caller, may have either.
     if (kind != config::OptimizerKind::kSgd) groups[i].beta1 = (*momenta)[i];
     if (kind == config::OptimizerKind::kSgd || kind == config::OptimizerKind::kClient)
       groups[i].momentum = (*momenta)[i];

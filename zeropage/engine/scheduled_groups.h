@@ -1,5 +1,5 @@
 /// \file
-/// What a schedule sets in the parameter groups.
+/// The values that a schedule sets in the parameter groups.
 #pragma once
 
 #include <vector>
@@ -12,7 +12,7 @@ namespace zeropage::engine {
 /// The learning rate of each group.
 std::vector<double> rates_of(const std::vector<config::OptimizerParams>& groups);
 
-/// Takes the schedule's learning rates and, where it has them, momenta for the next step of an optimizer of `kind`.
+/// Sets the schedule's learning rates and momenta, if it has any, for the next step of an optimizer of `kind`.
 void take_scheduled(const optim::LrSchedule& schedule, config::OptimizerKind kind,
                     std::vector<config::OptimizerParams>& groups);
 

@@ -1,16 +1,15 @@
 /// \file
-/// Notices an optimizer of the program's that the engine does not know: an `optimizer.step()` that was left in the loop
-/// changes parameters between the last backward of a window and the engine's step, and the engine's own update comes on
-/// top of it.
+/// Detects an optimizer of the program that the engine does not know: an `optimizer.step()` left in the loop changes
+/// parameters between the last backward of a window and the engine's step, and the engine's own update is then added to
+/// it.
 ///
-///   1. At the end of that backward a few parameters with gradients, spread over the model, are noted: what says that
-///      somebody has written them.
-///   2. The step looks whether most of them were written since.
+///   1. At the end of that backward a few parameters with gradients, spread over the model, are recorded with values
+///      that change when they are written.
+///   2. The step checks whether most of them were written since.
 ///
-/// An optimizer that the program gave to the engine writes in the step itself, or forgets what was noted (LBFGS,
-/// edits).
+/// An optimizer that the program passed to the engine writes in the step itself, or discards the record (LBFGS, edits).
 ///
-/// Not noticed: writes past torch's version counters (torch::optim::SGD) into fp32 parameters that are whole and on a
+/// Not detected: writes that bypass torch's version counters (torch::optim::SGD) into unsharded fp32 parameters on a
 /// device other than the CPU.
 #pragma once
 
@@ -28,10 +27,10 @@ class SecondUpdate {
  public:
   explicit SecondUpdate(ModelState& state) : state_(state) {}
 
-  /// Gradients of a window are complete. Cost: a few parameters, whatever the model.
+  /// Called when the gradients of a window are complete. Cost: that of a few parameters, for any model.
   void note();
 
-  /// Whether most of the noted parameters were written since; forgets them.
+  /// Whether most of the recorded parameters were written since; discards the record.
   bool happened();
 
   void forget() { marks_.clear(); }
@@ -40,9 +39,9 @@ class SecondUpdate {
   using Values = std::array<std::uint8_t, 64>;
   struct Mark {
     int parameter = 0;
-    bool written = false;  ///< before it was noted
+    bool written = false;  ///< before it was recorded
     std::uint32_t version = 0;
-    Values values = {};  ///< some bytes, where they are always there
+    Values values = {};  ///< some bytes of parameters that are always resident
   };
   Mark mark_of(int parameter) const;
   bool is_written(int parameter) const;

@@ -1,5 +1,5 @@
 /// \file
-/// Whole pieces of a page's state in fp32, whatever type they are kept in.
+/// Whole pieces of a page's state in fp32, converted from the type in which they are kept.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"

@@ -121,7 +121,8 @@ class StreamedStateStore final : public OptimizerStateStore {
 
   bool is_streamed(int page) const { return streamed_[static_cast<std::size_t>(page)]; }
 
-  /// Whether buffers have to grow for a page of so many bytes. A page without state, as of SGD, goes through one, too.
+  /// Whether buffers have to grow for a page of `bytes` bytes. A page without state, for example with SGD, also uses a
+  /// buffer.
   bool fit_buffers(std::int64_t bytes) {
     constexpr std::int64_t kSmallestBytes = 64;
     const std::int64_t before = std::exchange(buffer_bytes_, std::max({buffer_bytes_, bytes, kSmallestBytes}));
@@ -133,7 +134,7 @@ class StreamedStateStore final : public OptimizerStateStore {
     for (int i = 0; i < formula::kStreamBuffers && buffer_bytes_ > 0; ++i) {
       auto storage = std::make_unique<memory::DeviceBuffer>(buffer_bytes_, device_, ledger_, MemoryKind::kBuffers);
       buffers_.push_back({std::move(storage), c10::Event(device_.type()), c10::Event(device_.type())});
-      buffers_.back().emptied.record(paging::current_stream(device_));  // its zeros are written
+      buffers_.back().emptied.record(paging::current_stream(device_));  // after the zeros are written
     }
   }
 
@@ -145,7 +146,7 @@ class StreamedStateStore final : public OptimizerStateStore {
     return *found;
   }
 
-  /// Of the pages that wait, as many as there are empty buffers.
+  /// Starts copies of waiting pages, one per empty buffer.
   void start_copies() {
     const c10::StreamGuard guard(to_device_);
     for (auto& buffer : buffers_) {
@@ -197,7 +198,7 @@ class StreamedStateStore final : public OptimizerStateStore {
   std::deque<int> waiting_;  // pages of this pass that have no buffer yet
   bool in_pass_ = false;
   c10::Event pass_done_;         // all copies of the last pass, in both directions
-  bool host_is_behind_ = false;  // the host has not waited for that
+  bool host_is_behind_ = false;  // the host has not waited for these copies
 };
 
 }  // namespace

@@ -2,9 +2,9 @@
 /// Optimizer state that is kept in host memory and updated on a device. In a pass a page's arrays are copied to a
 /// buffer of the device, updated there, and copied back:
 ///
-///   1. begin_pass: the copies of the first pages are started, one per buffer, on a stream of their own.
+///   1. begin_pass: the copies of the first pages are started, one per buffer, on a separate stream.
 ///   2. acquire: the device's current stream waits for the page's copy; the host does not wait.
-///   3. release: what changed is copied back on a second stream, after all that the current stream has been given. The
+///   3. release: changed arrays are copied back on a second stream, after the earlier work of the current stream. The
 ///      next page that has no buffer yet gets this one, and its copy waits until the buffer is free.
 ///   4. The next pass's copies wait for those of the last one on the device. Outside of a pass (checkpoints, values
 ///      that users read and write) acquire returns the arrays in host memory, and the host waits for the last pass

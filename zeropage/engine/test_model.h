@@ -1,5 +1,5 @@
 /// \file
-/// A model of ones on a single rank, for tests of what an engine is made of.
+/// A model of ones on a single rank, for tests of an engine's parts.
 #pragma once
 
 #include <ATen/ops/ones.h>

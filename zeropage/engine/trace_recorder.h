@@ -1,5 +1,5 @@
 /// \file
-/// What an engine notes of itself: the timeline of its configuration, and the table of collectives at its end.
+/// An engine's recordings: the timeline of its configuration, and the table of collectives at its end.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@ namespace zeropage::engine {
 
 class TraceRecorder {
  public:
-  /// The environment variable ZEROPAGE_TRACE goes before the configured file of the trace.
+  /// The environment variable ZEROPAGE_TRACE has precedence over the configured file of the trace.
   TraceRecorder(const config::Observation& wanted, int rank);
 
   /// Prints the table of collectives on rank 0, if comms_logger is on.
@@ -25,12 +25,12 @@ class TraceRecorder {
   /// Null when nothing is observed.
   const std::shared_ptr<Timeline>& timeline() const { return timeline_; }
 
-  /// A forward begins where the module is called and ends where the backward begins; one without a backward is not
-  /// noted.
+  /// A forward begins where the module is called and ends where the backward begins; a forward without a backward is
+  /// not recorded.
   void begin_forward();
   void end_forward();
 
-  /// Runs the step of the engine. `step` says whether it was the end of an optimizer step.
+  /// Runs the step of the engine. `step` returns whether it ended an optimizer step.
   bool step(const std::function<bool()>& step) const;
 
   /// The same communicator, its transfers added to the timeline if there is one.

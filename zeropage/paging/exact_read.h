@@ -1,5 +1,5 @@
 /// \file
-/// Reads of a sharded parameter that need its exact values, where its pages travel in 8 bits (pager_codes.cc).
+/// Reads of a sharded parameter that need its exact values, although its pages are gathered in 8 bits (pager_codes.cc).
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -10,8 +10,8 @@
 
 namespace zeropage::paging {
 
-/// While it lives, operators that read `tensor` find exact values. Nothing for tensors whose values always are.
-/// Collective where gathers are. Errors: as PageTable::touch.
+/// While it exists, operators that read `tensor` find exact values. No effect for tensors whose values are always
+/// exact. Collective if gathers are. Errors: as PageTable::touch.
 class ExactRead {
  public:
   explicit ExactRead(const at::Tensor& tensor);

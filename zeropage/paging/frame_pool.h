@@ -1,6 +1,6 @@
 /// \file
-/// Frames: buffers that hold a gathered page or a page's gradients for a while. The pool reuses freed memory, so that a
-/// step neither maps nor zeroes memory again, and never holds more than its limit plus the frame being asked for.
+/// Frames: buffers that temporarily contain a gathered page or a page's gradients. The pool reuses freed memory, so
+/// that a step neither maps nor zeroes memory again. It never keeps more than its limit plus the requested frame.
 #pragma once
 
 #include <map>
@@ -22,21 +22,21 @@ class FramePool {
   /// Memory for `bytes`, contents undefined, for the device's current stream. Errors: as memory::DeviceBuffer.
   virtual std::byte* acquire(std::int64_t bytes) = 0;
 
-  /// Takes back what `acquire` gave; the memory is kept for the next one, which comes after `used` (see StreamOrder).
+  /// Returns a frame of `acquire`; its memory is kept for the next one, whose use comes after `used` (see StreamOrder).
   virtual void release(std::byte* frame, std::optional<c10::Event> used = {}) = 0;
 
-  /// Gives all unused memory back to the system.
+  /// Returns all unused memory to the system.
   virtual void trim() = 0;
 };
 
-/// Frames that only this rank reads and writes: one buffer each, unused ones kept while in use plus unused stays within
-/// `limit_bytes`. Of a device a few unused ones may be kept and another one be made, so that nobody waits for a frame
-/// that is still in use.
+/// Frames that only this rank reads and writes: one buffer each; unused ones are kept while all frames together are
+/// within `limit_bytes`. On a device a few unused ones may be kept while another one is made, to avoid waiting for a
+/// frame that is still in use.
 std::unique_ptr<FramePool> make_private_frame_pool(c10::Device device, std::int64_t limit_bytes,
                                                    std::shared_ptr<Ledger> ledger, MemoryKind kind);
 
 /// Frames that peers read in place: carved (first fit, lowest address first) from one Memory of the communicator, of
-/// `capacity_bytes` address space, of which only what is used costs memory.
+/// `capacity_bytes` address space, of which only used parts need memory.
 std::unique_ptr<FramePool> make_shared_frame_pool(comm::Communicator& communicator, std::int64_t capacity_bytes,
                                                   std::shared_ptr<Ledger> ledger, MemoryKind kind);
 

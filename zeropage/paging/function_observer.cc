@@ -20,7 +20,7 @@ using PageUses = std::vector<PageUse>;
 
 thread_local bool pass_by_next = false;
 
-/// Process-wide, since RecordFunction callbacks are plain functions.
+/// Process-wide, because RecordFunction callbacks are plain functions.
 struct ObserverState {
   std::mutex mutex;
   int users = 0;
@@ -33,7 +33,7 @@ ObserverState& observer_state() {
   return *state;
 }
 
-/// Pins for as long as the function runs.
+/// Pins pages while the function runs.
 struct PinContext : at::ObserverContext {
   explicit PinContext(PageUses uses, const char* user) {
     for (auto& use : uses) {
@@ -79,7 +79,7 @@ std::unique_ptr<at::ObserverContext> on_start(const at::RecordFunction& function
     }
     return std::make_unique<PinContext>(std::move(uses), function.name());
   }
-  // Operators (the fallback sees them) have a name, and what else torch records by hand has no sequence number.
+  // Operators (the fallback handles them) have a name, and torch's other manual records have no sequence number.
   if (function.operator_name().has_value() || function.seqNr() < 0) return nullptr;
   if (std::exchange(pass_by_next, false)) return nullptr;
   PageUses uses = pages_of(function.inputs());

@@ -1,17 +1,17 @@
 /// \file
 /// Parameters in custom `autograd.Function`s. Such a function may read its tensors by raw pointer (Triton, pybind11
-/// kernels), which no dispatcher sees. During an engine's first step a RecordFunction callback watches for functions
-/// that take parameters:
+/// kernels), which bypasses the dispatcher. During an engine's first step a RecordFunction callback looks for functions
+/// with parameters as arguments:
 ///   1. `Function.apply` is recorded with its tensor inputs and a sequence number: the inputs' pages are made resident
 ///      and pinned until the forward is over, and remembered under (thread, sequence number).
 ///   2. The function's backward node is recorded with the same pair: the pages are pinned again while it runs.
-///   3. When the first step found no such function the callback goes away, and costs nothing; else it stays.
-/// Compiled graphs are such functions, too. Those whose operators and kernels fetch parameters by themselves are called
-/// within an UnobservedFunction (python/zeropage/compiled_graphs.py), and get nothing pinned here.
-/// While torch compiles, it runs thousands of operators on tensors without values: the observer, for which torch would
-/// prepare the arguments of each, is paused there (PausedObserver).
-/// Torch swallows exceptions of these callbacks. So when a page cannot be gathered, the guard on its storage stays,
-/// with the cause as its message, and the function's raw access raises that.
+///   3. If the first step had no such function, the callback is removed, at no further cost; otherwise it stays.
+/// Compiled graphs are such functions, too. Those whose operators and kernels fetch parameters themselves are called
+/// within an UnobservedFunction (python/zeropage/compiled_graphs.py), and nothing is pinned for them here. While torch
+/// compiles, it runs thousands of operators on tensors without values: the observer, for which torch would prepare the
+/// arguments of each, is paused then (PausedObserver). Torch swallows exceptions of these callbacks. So when a page
+/// cannot be gathered, the guard on its storage stays, with the cause as its message, and the function's raw access
+/// raises it.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -22,7 +22,7 @@
 
 namespace zeropage::paging {
 
-/// While one of these exists the observer is on (one callback per process, however many engines observe).
+/// The observer is active while one of these objects exists (one callback per process for any number of engines).
 class FunctionObserver {
  public:
   FunctionObserver();
@@ -33,11 +33,11 @@ class FunctionObserver {
   /// True when a custom function was seen to take a parameter of this pager.
   static bool saw_function(const PagerHandle& pager);
 
-  /// Forgets forwards of this pager whose backward never came; called at the end of a step.
+  /// Drops records of forwards of this pager without a backward; called at the end of a step.
   static void forget(const PagerHandle& pager);
 };
 
-/// While one of these exists, the next custom function that this thread calls, and its backward, are passed by.
+/// While one of these exists, the observer ignores the next custom function that this thread calls, and its backward.
 class UnobservedFunction {
  public:
   UnobservedFunction();
@@ -46,8 +46,8 @@ class UnobservedFunction {
   UnobservedFunction& operator=(const UnobservedFunction&) = delete;
 };
 
-/// While one of these exists, torch records nothing that this thread runs, if an observer is on. Lives and ends in one
-/// thread.
+/// While one of these exists, torch records nothing that this thread runs, if an observer is active. Made and destroyed
+/// in one thread.
 class PausedObserver {
  public:
   PausedObserver();

@@ -1,14 +1,14 @@
-// Pages that travel in 8 bits.
+// Pages that are gathered in 8 bits.
 //
-//   1. Each rank codes its shard, the coded shards are gathered, and every rank decodes all of them into its frame, its
-//      own one, too. So frames have the same values everywhere. Where a rank copies its peers' shards from their
-//      memory, it rounds them while it copies: to the same values.
-//   2. Who writes a parameter, or opens a scope for it, needs exact values: the frame is then gathered as it is. It is
-//      dropped when the scope has ended, or when what was written has gone home, so that what operators read does not
-//      depend on scopes.
-//   3. Second shards (second_shards.h) are of what operators read.
-//   4. An operator may write a page of which it has just begun to read another parameter. Such a frame stays. Only what
-//      has changed in it goes home.
+//   1. Each rank codes its shard, the coded shards are gathered, and every rank decodes all of them, including its own,
+//      into its frame. So frames have the same values everywhere. If a rank copies its peers' shards from their memory,
+//      it rounds them in the copy, to the same values.
+//   2. Writing a parameter, or opening a scope for it, needs exact values: the frame is then gathered without rounding.
+//      It is dropped when the scope has ended, or when the writes have been stored in the shard, so that the values
+//      read by operators do not depend on scopes.
+//   3. Second shards (second_shards.h) have the values that operators read.
+//   4. An operator may write a page of which it has just begun to read another parameter. Such a frame stays. Only its
+//      changed values are written to the shard.
 //   5. When the engine has ended pages are gathered as they are.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -63,7 +63,7 @@ void Pager::drop_rounded(int page) {
   if (state.state == State::kResident && state.rounded && state.pins == 0) evict(page);
 }
 
-/// When nobody needs exact values any more.
+/// Called when exact values are no longer needed.
 void Pager::drop_exact(int page) {
   const auto& state = pages_[page];
   if (!is_coded(page) || state.rounded || state.dirty || state.pins > 0 || state.state != State::kResident) return;
@@ -82,8 +82,8 @@ void Pager::stop_coding() {
   options_.coded = CodedPages::kNone;
 }
 
-/// Takes the first `numel` elements of the own shard home from a frame with rounded values: those that are what
-/// gathering gave stay exact.
+/// Writes the first `numel` elements of the own shard from a frame with rounded values: elements that are unchanged
+/// since the gather stay exact.
 void Pager::keep_unwritten(int page, std::byte* shard, std::int64_t numel) const {
   const auto& spec = layout_->pages()[page];
   const auto place = shard_device();

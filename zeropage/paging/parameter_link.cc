@@ -5,9 +5,9 @@
 namespace zeropage::paging {
 namespace {
 
-// torch 2.11 has no function that removes the access guard of a storage, and no version has one that takes back the
-// guard against writing. The flags are private; an explicit instantiation may name private members, and the friend
-// functions that it defines give access.
+// torch 2.11 has no function that removes the access guard of a storage, and no version has one that removes the guard
+// against writing. The flags are private; an explicit instantiation may name private members, and the friend functions
+// that it defines give access.
 struct GuardFlags {
   bool& raises;           // for every pointer
   bool& raises_on_write;  // for those that may be written through
@@ -35,14 +35,14 @@ std::atomic<bool> profiled_now{false};
 
 void delete_link(void* context) { delete static_cast<ParameterLink*>(context); }
 
-// The key set is protected in TensorImpl; naming the member through a derived class is the legal way to it.
+// The key set is protected in TensorImpl; a derived class may access the member.
 struct KeySetAccess : c10::TensorImpl {
   static c10::DispatchKeySet& of(c10::TensorImpl* tensor) { return tensor->*(&KeySetAccess::key_set_); }
 };
 
 void set_address(c10::StorageImpl* storage, void* data) {
   at::DataPtr& old = storage->_mutable_data_ptr_no_checks();
-  if (old.get_deleter() != &delete_link) return;  // the user gave the storage other memory (share_memory_)
+  if (old.get_deleter() != &delete_link) return;  // the user replaced the storage's memory (share_memory_)
   const c10::Device device = old.device();
   void* context = old.release_context();
   storage->set_data_ptr_noswap(at::DataPtr(data, context, &delete_link, device));

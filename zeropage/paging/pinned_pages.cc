@@ -20,7 +20,7 @@ void PinnedPages::use(const at::Tensor& tensor, bool writes, std::string_view us
 PinnedPages::~PinnedPages() {
   if (timeline_ != nullptr) timeline_->add(SpanKind::kOperator, name_, page_, begin_ns_);
   for (auto& [handle, page] : pinned_) {
-    // The operator may have given the storage other memory, and so ended the last page of an Init scope.
+    // The operator may have replaced the storage's memory, and so ended the last page of an Init scope.
     if (PageTable* pager = handle->pager.load(std::memory_order_acquire)) pager->unpin(page);
   }
 }

@@ -1,6 +1,7 @@
 /// \file
-/// The pages of parameters that one operator or kernel uses: resident and pinned from `use` until this object goes.
-/// Those who run kernels with raw pointers (compiled code, which no dispatcher sees) use it as the fallback does.
+/// The pages of parameters that one operator or kernel uses: resident and pinned from `use` until this object is
+/// destroyed. Callers of kernels with raw pointers (compiled code, which bypasses the dispatcher) use it like the
+/// fallback.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -23,8 +24,8 @@ class PinnedPages {
   PinnedPages(const PinnedPages&) = delete;
   PinnedPages& operator=(const PinnedPages&) = delete;
 
-  /// Makes the page of `tensor` resident, when it is a parameter or an alias of one, and notes a write of it. `user`
-  /// (for messages and times) lives as long as this object. Costs a few pointer reads for other tensors.
+  /// Makes the page of `tensor` resident, if it is a parameter or an alias of one, and records a write of it. `user`
+  /// (for messages and times) must exist as long as this object. Costs a few pointer reads for other tensors.
   /// Errors: as PageTable::touch.
   void use(const at::Tensor& tensor, bool writes, std::string_view user);
 

@@ -1,9 +1,9 @@
 /// \file
-/// Second shards of pages, divided over the few ranks that are near each other (zero_hpz_partition_size): a page that
-/// was gathered from all ranks once is gathered again from these, until its values change.
+/// Second shards of pages, divided over a few nearby ranks (zero_hpz_partition_size): a page that was gathered from all
+/// ranks once is then gathered from these, until its values change.
 ///
-/// Each rank cuts its part out of the frame that it has gathered, so no bytes are sent for it. Which pages are valid
-/// follows from gathers and changes that all ranks make together, so all ranks choose the same way.
+/// Each rank copies its part from the frame that it has gathered, so no bytes are sent for it. Gathers and changes that
+/// all ranks make together determine which pages are valid, so all ranks make the same choice.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -22,8 +22,8 @@ class SecondShards {
  public:
   SecondShards(std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
 
-  /// Memory for the pages that came since the last call; frame_bytes: of each of those, a multiple of the number of
-  /// nearby ranks; 0 for pages that get none. Collective.
+  /// Allocates memory for the pages added since the last call; frame_bytes: of each of them, a multiple of the number
+  /// of nearby ranks; 0 for pages without second shards. Collective.
   void add(const std::vector<std::int64_t>& frame_bytes);
 
   /// Whether `page` can be gathered from nearby ranks.
@@ -32,24 +32,24 @@ class SecondShards {
   /// Starts to fill `frame`. Errors: those of Communicator::all_gather.
   comm::WorkPtr gather(int page, std::byte* frame, comm::Tag tag);
 
-  /// Takes this rank's part out of `frame`, in the order of the current stream. Cost: a copy of that part.
+  /// Copies this rank's part from `frame`, in the order of the current stream. Cost: a copy of that part.
   void keep(int page, const std::byte* frame);
 
-  /// The values of `page` have changed.
+  /// Call when the values of `page` have changed.
   void invalidate(int page) { pages_[page].valid = false; }
 
-  /// Gives the memory back, and takes it again. Collective. Between them there are no second shards.
+  /// Frees the memory, and allocates it again. Collective. In between there are no second shards.
   void unload();
   void reload();
 
  private:
   struct Page {
-    std::int64_t begin = 0;  ///< in the memory of its block
+    std::int64_t begin = 0;  ///< offset in the memory of its block
     std::int64_t bytes = 0;  ///< of this rank's part
     int block = 0;
     bool valid = false;
   };
-  /// Of the pages of one call of `add`.
+  /// The memory of the pages of one call of `add`.
   struct Block {
     std::int64_t bytes = 0;
     std::unique_ptr<comm::Memory> memory = nullptr;

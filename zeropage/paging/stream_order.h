@@ -1,6 +1,6 @@
 /// \file
-/// Which stream used a piece of device memory last, so that who uses it on another one comes after it. On the CPU
-/// nothing of this does anything, and while the stream is the same it costs nothing.
+/// Remembers which stream used a piece of device memory last, so that its use on another stream comes later. It does
+/// nothing on the CPU, and has no cost while the stream is the same.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -13,14 +13,14 @@ namespace zeropage::paging {
 
 class StreamOrder {
  public:
-  /// What the device's current stream is given from now on comes after what the streams before it were given.
+  /// Orders later work of the device's current stream after the earlier work of the previous streams.
   void enter(c10::Device device);
 
-  /// `stream` has been given what fills the memory: the next one that enters waits for that alone, and not for what
-  /// `stream` gets later.
+  /// Call when the work that fills the memory was added to `stream`: the next stream to enter waits only for that, and
+  /// not for later work of `stream`.
   void filled_on(const c10::Stream& stream);
 
-  /// What has to be over before somebody else uses the memory; nothing where nobody has.
+  /// The event that must be over before another use of the memory; nothing if it was not used.
   std::optional<c10::Event> leave();
 
  private:
@@ -31,7 +31,7 @@ class StreamOrder {
 /// The device's stream that is current in this thread.
 c10::Stream current_stream(c10::Device device);
 
-/// What the device's current stream was given by now; nothing on the CPU.
+/// An event after all earlier work of the device's current stream; nothing on the CPU.
 std::optional<c10::Event> given_so_far(c10::Device device);
 
 }  // namespace zeropage::paging

@@ -14,11 +14,11 @@ namespace zeropage::reduce {
 
 struct BackwardEnd::Backward {
   std::function<void()> end;
-  std::atomic<int> task{-1};  // the last one that got a callback, as autograd counts them
+  std::atomic<int> task{-1};  // autograd's number of the last task that got a callback
   std::atomic<bool> over{false};
 };
 
-/// A graph task holds it.
+/// Owned by a graph task.
 class BackwardEnd::Callback {
  public:
   explicit Callback(std::shared_ptr<Backward> backward) : backward_(std::move(backward)) {}

@@ -15,7 +15,7 @@ namespace {
 
 constexpr optim::BlockCode kCode = optim::BlockCode::kInt4;
 
-/// A reduction whose codes are exchanged.
+/// A reduction that exchanges codes.
 struct Reduction {
   optim::CodedParts parts;
   std::byte* whole = nullptr;  ///< of all owners; then all ranks' values of this owner
@@ -36,9 +36,9 @@ class ExchangedSum final : public comm::Work {
     try {
       if (std::uncaught_exceptions() == 0) wait();
     } catch (const std::exception&) {
-      // The communicator has failed; the next call on it says so again.
+      // The communicator has failed; the next call on it raises the error again.
     }
-    exchange_.reset();  // nobody reads and writes the buffers any more
+    exchange_.reset();  // the buffers are no longer read or written
     give_back();
   }
 

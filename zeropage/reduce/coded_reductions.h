@@ -1,12 +1,12 @@
 /// \file
-/// Reductions in 4 bits (optim/block_codes.h): what a rank has of a page's gradients is coded for each owner, the codes
-/// are exchanged, and each owner adds what they say, in fp32 and in the order of the ranks.
+/// Reductions in 4 bits (optim/block_codes.h): a rank's gradients of a page are coded for each owner, the codes are
+/// exchanged, and each owner adds the decoded values, in fp32 and in the order of the ranks.
 ///
 /// Between hosts, where the communicator sums by hosts (comm/hosts/hosts_reduction.h): each host adds its own ranks'
 /// gradients as they are, and only the sums of hosts are coded. The bits are then others than on one host.
 ///
-/// The values that codes say are rounded to the type of the gradients before they are added. So ranks that share memory
-/// get the same bits without an exchange: each one rounds its gradients in place, and the ordinary reduction follows.
+/// Decoded values are rounded to the type of the gradients before they are added. So ranks that share memory get the
+/// same bits without an exchange: each one rounds its gradients in place, and the ordinary reduction follows.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -18,9 +18,9 @@
 
 namespace zeropage::reduce {
 
-/// `inner`, but for its reduce_scatter of fp32, bf16 and fp16 values, which lie on `device` and which it overwrites.
-/// Wire: 0.27 of bf16's bytes. Memory, where ranks do not share it: twice that for each reduction that is under way.
-/// Everything else goes to `inner`.
+/// Wraps `inner`, replacing its reduce_scatter of fp32, bf16 and fp16 values on `device`, which are overwritten. Wire:
+/// 0.27 of bf16's bytes. Memory, if ranks do not share it: twice that for each reduction in progress. All other calls
+/// go to `inner`.
 std::shared_ptr<comm::Communicator> code_reductions(std::shared_ptr<comm::Communicator> inner, c10::Device device,
                                                     std::shared_ptr<Ledger> ledger);
 

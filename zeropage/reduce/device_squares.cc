@@ -16,11 +16,11 @@
 namespace zeropage::reduce {
 namespace {
 
-/// A thread of a kernel adds 4096 elements one after the other: many must run side by side to read as fast as memory
-/// can.
+/// A thread of a kernel adds 4096 elements one after the other: many must run in parallel to read at the full speed of
+/// memory.
 constexpr std::int64_t kLaunchNumel = 1 << 27;
 
-/// Of temporary doubles.
+/// Elements of temporary doubles.
 constexpr std::int64_t kOperatorNumel = 1 << 23;
 
 }  // namespace

@@ -30,10 +30,10 @@ std::int64_t GradientFrames::bytes(int page) const { return policy_.frame_bytes(
 void GradientFrames::make_pool() {
   std::int64_t total_bytes = 0;
   for (const auto& page : layout_->pages()) {
-    if (page.group < 0) continue;  // else it may be trained later
+    if (page.group < 0) continue;  // otherwise it may be trained later
     total_bytes += round_up(bytes(page.index), kMemoryPageBytes);
   }
-  // Twice: a page may get gradients again while its first frame is being reduced. Only what is touched costs memory.
+  // Twice: a page may get gradients again while its first frame is being reduced. Only touched parts need memory.
   pool_ = communicator_.one_sided() ? paging::make_shared_frame_pool(communicator_, 2 * total_bytes + kMemoryPageBytes,
                                                                      ledger_, MemoryKind::kFrames)
                                     : paging::make_private_frame_pool(device_, INT64_MAX, ledger_, MemoryKind::kFrames);

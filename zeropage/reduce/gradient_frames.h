@@ -1,7 +1,7 @@
 /// \file
 /// Memory of the frames that receive gradients, of a whole page each:
 ///
-///   - A whole page (stages 0 and 1) has a frame of its own, `home`, in which gradients add up.
+///   - A whole page (stages 0 and 1) has its own frame, `home`, in which gradients add up.
 ///   - Other frames are borrowed from a pool: those of sharded pages, and those of gradients that arrive after the
 ///     page's reduction has started.
 #pragma once
@@ -23,7 +23,7 @@ namespace zeropage::reduce {
 
 class GradientFrames {
  public:
-  /// Collective. `pages`: those that are trained. `communicator` and `policy` outlive this. Errors: as
+  /// Collective. `pages`: those that are trained. `communicator` and `policy` must outlive this object. Errors: as
   /// memory::DeviceBuffer, and as Communicator::allocate.
   GradientFrames(std::shared_ptr<const layout::Layout> layout, const std::vector<int>& pages,
                  comm::Communicator& communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
@@ -35,20 +35,20 @@ class GradientFrames {
   /// A frame of the pool, contents undefined, for the current stream: [padded_numel, frame type].
   std::byte* acquire(int page);
 
-  /// Gives it back; `used`: see FramePool::release.
+  /// Returns it; `used`: see FramePool::release.
   void release(std::byte* frame, std::optional<c10::Event> used = {}) { pool_->release(frame, std::move(used)); }
 
-  /// A page that is trained from now on. Collective.
+  /// Adds a page that is trained from now on. Collective.
   void add(int page);
 
-  /// The layout has got more pages: the pool gets room for them. No frame of the pool is in use. Collective.
+  /// Enlarges the pool for new pages of the layout. No frame of the pool may be in use. Collective.
   void grow();
 
-  /// Frees the pages' own frames; `allocate` makes them again. Collective.
+  /// Frees the pages' own frames; `allocate` allocates them again. Collective.
   void free_homes();
   void allocate_homes(const std::vector<int>& pages);
 
-  /// Gives unused frames of the pool back to the system.
+  /// Returns unused frames of the pool to the system.
   void trim() { pool_->trim(); }
 
  private:
@@ -68,7 +68,7 @@ class GradientFrames {
   std::vector<std::byte*> homes_;         // per page
   std::unique_ptr<comm::Memory> memory_;  // of the pages' own frames
   LedgerEntry entry_;
-  std::vector<AddedFrame> added_;  // of pages that were added later
+  std::vector<AddedFrame> added_;  // for pages that were added later
   std::unique_ptr<paging::FramePool> pool_;
 };
 

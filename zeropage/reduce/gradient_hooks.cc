@@ -47,7 +47,8 @@ class BeforeHook final : public torch::autograd::FunctionPreHook {
 
 struct GradientHooks::Impl {
   struct Installed {
-    NodePtr accumulator = nullptr;  // kept alive: the parameter itself holds it weakly, and the hook would go with it
+    NodePtr accumulator =
+        nullptr;  // kept alive, because the parameter has only a weak reference, and the hook would be destroyed with it
     std::uintptr_t key = 0;
     const torch::autograd::FunctionPreHook* before = nullptr;
 
@@ -62,7 +63,7 @@ struct GradientHooks::Impl {
   std::shared_ptr<std::function<void()>> before;
   std::shared_ptr<std::function<void(int)>> callback;
   std::vector<Installed> installed;  // by parameter
-  std::mutex mutex;                  // a second thread may run a forward of its own
+  std::mutex mutex;                  // a second thread may run another forward
 };
 
 GradientHooks::GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient)

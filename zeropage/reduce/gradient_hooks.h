@@ -1,10 +1,10 @@
 /// \file
 /// Tells the reducer when autograd has finished a parameter's gradient: a post hook on the parameter's AccumulateGrad
-/// node, as c10d's Reducer uses, which runs after the gradient stands in `p.grad`, on whatever thread autograd uses.
+/// node, like that of c10d's Reducer, which runs after the gradient is in `p.grad`, on any thread of autograd.
 ///
-/// A parameter holds its node weakly, and gets another one after `p.data = ...`, `p.set_(...)`, `requires_grad_(True)`
-/// and the like: `install` before each forward and backward, and after each step. A node also remembers the stream it
-/// was made on: `remove` lets go of those that no graph holds.
+/// A parameter has a weak reference to its node, and gets another node after `p.data = ...`, `p.set_(...)`,
+/// `requires_grad_(True)` and similar calls: call `install` before each forward and backward, and after each step. A
+/// node also remembers its stream: `remove` releases nodes that are in no graph.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -17,20 +17,18 @@
 
 namespace zeropage::reduce {
 
-/// Hooks on a set of parameters; removed with the object.
+/// Hooks on a set of parameters, removed with the object.
 class GradientHooks {
  public:
   /// `on_gradient(i)` is called with the index into the parameters of `install` whenever parameter i's gradient was
-  /// accumulated, and `before_gradient()` before each of that. An exception thrown by them ends the backward and
-  /// reaches its caller.
+  /// accumulated, and `before_gradient()` before that. Their exceptions end the backward and reach its caller.
   GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient);
   ~GradientHooks();
   GradientHooks(const GradientHooks&) = delete;
   GradientHooks& operator=(const GradientHooks&) = delete;
 
-  /// Hooks the node that each parameter has now, where `wanted` and the parameter require a gradient; those that were
-  /// hooked and are no longer the parameter's are let go. Cost: some 10 ns per parameter that is hooked already, 0.2 us
-  /// for others.
+  /// Hooks the current node of each parameter that is `wanted` and requires a gradient, and releases hooked nodes that
+  /// are no longer a parameter's. Cost: some 10 ns per parameter that is hooked already, 0.2 us for others.
   void install(const std::vector<at::Tensor>& parameters, const std::vector<bool>& wanted);
 
   void remove();

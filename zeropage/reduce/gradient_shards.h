@@ -1,6 +1,6 @@
 /// \file
-/// Memory of this rank's shards of summed gradients, at stages 2 and 3. A page that keeps its gradients
-/// (ReducePolicy::keep) and one whose shard is on the drive have none.
+/// Memory of this rank's shards of summed gradients, at stages 2 and 3. Pages that keep their gradients
+/// (ReducePolicy::keep) and pages with shards on the drive have none.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -18,28 +18,28 @@ namespace zeropage::reduce {
 
 class GradientShards {
  public:
-  /// `communicator` and `policy` outlive this. `allocate` gets the memory.
+  /// `communicator` and `policy` must outlive this object. `allocate` allocates the memory.
   GradientShards(std::shared_ptr<const layout::Layout> layout, comm::Communicator& communicator, c10::Device device,
                  std::shared_ptr<Ledger> ledger, const ReducePolicy& policy);
 
-  /// Collective. Memory for the shards of those `pages` that are offloaded, or of those that are not. Errors: as
+  /// Collective. Allocates the shards of those `pages` that are offloaded, or of those that are not. Errors: as
   /// memory::DeviceBuffer, and as Communicator::allocate.
   void allocate(const std::vector<int>& pages, bool offloaded);
 
-  /// A page that is trained from now on, in memory of its own.
+  /// Adds a page that is trained from now on, in separate memory.
   void add(int page);
 
-  /// Frees the shards that are on the device; `allocate` makes them again. Collective.
+  /// Frees the shards on the device; `allocate` allocates them again. Collective.
   void free_on_device();
 
   /// The page's shard [shard_numel, ReducePolicy::sum_dtype]; null when it has no memory here.
   std::byte* data(int page) const { return data_[static_cast<std::size_t>(page)]; }
 
-  /// Whether all ranks have this shard at the same place of memory that they share.
+  /// Whether all ranks have this shard at the same offset of memory that they share.
   bool is_shared(int page) const;
 
  private:
-  /// Where peers can read each other's shards it is the communicator's memory.
+  /// If peers can read each other's shards, it is the communicator's memory.
   struct Block {
     std::unique_ptr<memory::DeviceBuffer> buffer;
     std::unique_ptr<comm::Memory> shared;

@@ -31,7 +31,7 @@ void NormAccumulator::forget(int page) {
 
 std::int64_t NormAccumulator::shard_begin(int page) const { return rank_ * layout_->pages()[page].shard_numel; }
 
-/// Index of the segment that has the element at `offset` of the page or, between segments, of the next one.
+/// Index of the segment with the element at `offset` of the page or, between segments, of the next one.
 std::size_t NormAccumulator::segment_at(int page, std::int64_t offset) const {
   const auto& segments = pages_[page].segments;
   const auto ends_before = [&](const auto& segment) { return segment.page_offset + segment.numel <= offset; };
@@ -58,7 +58,7 @@ comm::OnReduced NormAccumulator::watch(int page, const std::byte* data, DType dt
   forget(page);
   if (!enabled_) return {};
   return [=, this](std::int64_t begin, std::int64_t numel) {
-    // An earlier writer may still have been at work when this one was announced: its squares are void, too.
+    // An earlier writer may still have been writing when this one was announced: its squares are discarded, too.
     if (begin == 0) forget(page);
     add(page, data + begin * element_bytes(dtype), dtype, begin, numel);
   };

@@ -1,5 +1,5 @@
 /// \file
-/// Moving values piece by piece, so that whoever looks at them next finds them in the cache.
+/// Moves values piece by piece, so that they are in the cache for their next reader.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 namespace zeropage::reduce {
 
 /// Calls `move(begin, numel)` and `on_reduced(begin, numel)` for one piece after the other; without `on_reduced` for
-/// all at once.
+/// all in one call.
 template <typename Move>
 void in_pieces(std::int64_t total_numel, const comm::OnReduced& on_reduced, Move&& move) {
   if (!on_reduced) return move(0, total_numel);

@@ -1,9 +1,9 @@
 /// \file
-/// In which order pages are reduced in a backward. It is the same on all ranks, so that their collectives match:
+/// The order in which pages are reduced in a backward. It is the same on all ranks, so that their collectives match:
 ///
 ///   1. The first order is the reverse of the layout's: autograd reaches the last layers first.
-///   2. The first backward that reduces notes in which order its pages become complete. At its end all ranks take the
-///      order of rank 0 (`settle`).
+///   2. The first backward that reduces records the order in which its pages become complete. At its end all ranks
+///      adopt the order of rank 0 (`settle`).
 ///   3. A page that had no gradient on any rank in kBackwardsWithoutGradient backwards in a row is left out of the
 ///      order until it gets one.
 ///
@@ -20,36 +20,36 @@ namespace zeropage::reduce {
 
 class ReductionOrder {
  public:
-  /// Large enough that the pages of two losses that take turns stay in the order.
+  /// Large enough that the pages of two alternating losses stay in the order.
   static constexpr int kBackwardsWithoutGradient = 4;
 
   /// `trained`: the pages that are reduced, in the order of the layout.
   explicit ReductionOrder(std::vector<int> trained);
 
-  /// All pages that are reduced, also those that are left out at present.
+  /// All pages that are reduced, also those that are currently left out.
   const std::vector<int>& pages() const { return pages_; }
 
-  /// A page that is trained from now on, at the end of the order.
+  /// Adds a page that is trained from now on, at the end of the order.
   void add(int page);
 
-  /// The next page that this backward has to reduce; empty at the end of the order.
+  /// The next page that this backward must reduce; empty at the end of the order.
   std::optional<int> next();
 
-  /// The page of `next` is being reduced.
+  /// Moves on; call when the page of `next` is being reduced.
   void advance() { ++next_; }
 
   /// The order begins again with the next backward.
   void restart() { next_ = 0; }
 
-  /// In a backward that reduces: this rank has all gradients of the page that its graph gives. Only the first call for
-  /// a page counts.
+  /// In a backward that reduces: call when this rank has all gradients of the page from its graph. Only the first call
+  /// for a page counts.
   void note_complete(int page);
 
-  /// Whether some rank had gradients of the page in the backward that ends now.
+  /// Records whether some rank had gradients of the page in the backward that ends now.
   void note_backward(int page, bool has_gradient);
 
-  /// Collective, once: all ranks take the order in which rank 0's pages became complete; the others follow. Errors:
-  /// those of Work::wait.
+  /// Collective, once: all ranks adopt the order in which rank 0's pages became complete; the other pages follow.
+  /// Errors: those of Work::wait.
   void settle(comm::Communicator& communicator);
   bool is_settled() const { return settled_; }
 

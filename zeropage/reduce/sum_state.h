@@ -17,9 +17,9 @@ namespace zeropage::reduce {
 
 enum class SumState {
   kNone,         ///< there is no sum
-  kReducing,     ///< a reduction is under way, which makes the sum or adds to it
-  kReady,        ///< complete on this rank; listeners have been told
-  kInvalidated,  ///< there is a sum, but listeners have been told that it is about to change or to move
+  kReducing,     ///< a reduction is in progress, which makes the sum or adds to it
+  kReady,        ///< complete on this rank; listeners have been notified
+  kInvalidated,  ///< there is a sum, but listeners have been notified that it is about to change or to move
 };
 
 constexpr std::string_view name_of(SumState state) {

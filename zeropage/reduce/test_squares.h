@@ -1,5 +1,5 @@
 /// \file
-/// For tests: squares that were summed on the way, against a pass over the gradient.
+/// For tests: compares squares that were summed during the reduction with a pass over the gradient.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -9,8 +9,8 @@
 
 namespace zeropage::reduce {
 
-/// Expects of every page with a gradient that its squares are known without reading it again, and to the bit (or within
-/// `relative_tolerance`) those of the sum that is stored.
+/// Expects of every page with a gradient that its squares are available without reading it again, and that they equal
+/// those of the stored sum bit for bit (or within `relative_tolerance`).
 inline void expect_squares(Reducer& reducer, const layout::Layout& layout, const ReducePolicy& policy, int rank,
                            double relative_tolerance = 0.0) {
   for (const auto& page : layout.pages()) {

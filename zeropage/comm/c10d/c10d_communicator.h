@@ -1,5 +1,5 @@
 /// \file
-/// A communicator over torch's process groups: NCCL, Gloo, MPI, UCC; the road to many machines and to GPUs.
+/// A communicator over torch's process groups: NCCL, Gloo, MPI, UCC; for many machines and for GPUs.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -16,19 +16,18 @@ class ProcessGroup;
 
 namespace zeropage::comm {
 
-/// `data` moves buffers that lie on `device`; `control`, a gloo group of the same ranks, moves host values (and host
-/// buffers, when `device` is not the CPU), and its store carries abort reasons. No other communicator uses either.
-/// Collective.
+/// `data` moves buffers on `device`; `control`, a gloo group of the same ranks, moves host values (and host buffers, if
+/// `device` is not the CPU), and its store carries abort reasons. No other communicator may use either. Collective.
 ///
 /// Sums: on CPU and gloo, or when `deterministic_reduction`, contributions are exchanged (all-to-all) and summed here
-/// in the order of the ranks, so that bits equal every other communicator's; otherwise NCCL sums. Wire bytes are the
-/// same. A reduce_scatter needs a receive buffer of the size of `whole` while it runs.
+/// in the order of the ranks, so that results are bit-identical to every other communicator's; otherwise NCCL sums.
+/// Wire bytes are the same. A reduce_scatter needs a receive buffer of the size of `whole` while it runs.
 ///
 /// While checking is on (as it is at the start) every collective first exchanges its description (one small message per
 /// rank); ranks that differ get PeerError instead of wrong sums, crashes or hangs. On devices with streams, works order
-/// the current stream instead of blocking, as torch's do, and a collective starts when it is called, so that ranks that
-/// make the same calls start the collectives of several communicators in the same order. After an error the process
-/// groups cannot be used again.
+/// the current stream instead of blocking, like torch's, and a collective starts when it is called, so that ranks with
+/// the same calls start the collectives of several communicators in the same order. After an error the process groups
+/// cannot be used again.
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout);

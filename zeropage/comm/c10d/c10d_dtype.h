@@ -1,5 +1,5 @@
 /// \file
-/// Element types by their names here and in torch.
+/// Conversions between our and torch's element types.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -8,7 +8,7 @@
 
 namespace zeropage {
 
-/// The project's name for a torch element type; kOther for what is only moved.
+/// The project's type for a torch element type; kOther for types that are only moved.
 inline DType dtype_of(at::ScalarType type) {
   switch (type) {
     case at::kFloat: return DType::kFloat32;

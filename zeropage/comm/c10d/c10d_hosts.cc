@@ -6,7 +6,7 @@
 #include <utility>
 #include <vector>
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 

@@ -1,8 +1,8 @@
 /// \file
 /// The ranks of a job on several hosts as a communicator over hosts: shared memory on each host, and gloo between
-/// hosts. For CPU ranks; Python asks here, too.
+/// hosts. For CPU ranks; also used by Python.
 ///
-///  1. Ranks tell each other through a store whether they are a table of hosts (host_grid.h).
+///  1. Ranks exchange through a store whether they form a grid of hosts (host_grid.h).
 ///  2. The ranks of each host join shared memory.
 ///  3. The ranks of each column make their process groups, through the store.
 #pragma once
@@ -15,13 +15,13 @@
 #include "zeropage/comm/hosts/host_grid.h"
 #include "zeropage/comm/world.h"
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 namespace zeropage::comm {
 
-/// The table of hosts that the ranks are; of one row where ranks of a host could do nothing for each other. Where hosts
-/// have several ranks and are no table, rank 0 says so in the log. Collective; nobody else writes into `store`.
+/// The grid of hosts that the ranks form; with one row if ranks of a host could not save any traffic together. If hosts
+/// have several ranks but form no grid, rank 0 logs that. Collective; nothing else may write into `store`.
 /// Errors: those of the store.
 HostGrid agree_on_hosts(c10d::Store& store, const World& world);
 
@@ -31,9 +31,9 @@ struct HostsGroups {
   c10::intrusive_ptr<c10d::ProcessGroup> control;
 };
 
-/// Joins the ranks of `world`, which are `grid`. Collective; nobody else writes into `store`. `name`: of shared memory
-/// that this job alone uses on its hosts, as for join_shared_memory. `deterministic_reduction`: as for
-/// make_hosts_communicator. Errors: those of join_shared_memory, with what to set, and of gloo.
+/// Joins the ranks of `world`, which form `grid`. Collective; nothing else may write into `store`. `name`: of shared
+/// memory that only this job uses on its hosts, as for join_shared_memory. `deterministic_reduction`: as for
+/// make_hosts_communicator. Errors: those of join_shared_memory, with the setting to change, and of gloo.
 HostsGroups join_hosts(const HostGrid& grid, const World& world, const c10::intrusive_ptr<c10d::Store>& store,
                        const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
 

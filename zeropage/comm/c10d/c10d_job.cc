@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #ifdef USE_C10D_NCCL
@@ -45,7 +45,7 @@ GroupPtr make_nccl_group(const StorePtr& store, const char* name, c10::DeviceTyp
   return group;
 }
 
-/// Calls `join` with the part of the job's store that `number` names.
+/// Calls `join` with the part of the job's store for `number`.
 template <typename Join>
 auto join_by_store(const World& world, const Meeting& meeting, const std::string& token, std::int64_t number,
                    milliseconds timeout, const Join& join) {

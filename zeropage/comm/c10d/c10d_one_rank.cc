@@ -111,7 +111,7 @@ class OneRankCommunicator final : public Communicator {
   const c10::Device device_;
   const std::chrono::milliseconds timeout_;
   std::mutex mutex_;
-  std::string reason_;  ///< why it was aborted; empty: it was not
+  std::string reason_;  ///< the reason of the abort; empty: not aborted
 };
 
 }  // namespace

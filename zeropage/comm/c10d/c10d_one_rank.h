@@ -11,8 +11,8 @@
 
 namespace zeropage::comm {
 
-/// Buffers lie on `device` or in host memory; memory of its own is private memory of `device`. What a collective copies
-/// or adds on a device is done in the order of its current stream. `timeout`: of wait_until.
+/// Buffers are on `device` or in host memory; the communicator's memory is private memory of `device`. Collectives copy
+/// and add on a device in the order of its current stream. `timeout`: of wait_until.
 std::unique_ptr<Communicator> make_one_rank_communicator(c10::Device device, std::chrono::milliseconds timeout);
 
 }  // namespace zeropage::comm

@@ -16,8 +16,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kSlice{500};   // between looks at the store for a peer's abort
-constexpr milliseconds kGrace{5000};  // for the backend's own timeout, which frees the buffers, to come first
+constexpr milliseconds kSlice{500};   // between checks of the store for a peer's abort
+constexpr milliseconds kGrace{5000};  // so that the backend's own timeout, which frees the buffers, is first
 const char* const kAbortKey = "zeropage/abort";
 
 std::string position_key(int rank) { return fmt::format("zeropage/at/{}", rank); }
@@ -122,11 +122,11 @@ void C10dQueue::abort(const std::string& reason) {
     data_->abort();
     control_->abort();
   } catch (const std::exception&) {
-    // The peers then learn it from connections that close, or from their timeout.
+    // The peers then notice it by closed connections, or by their timeout.
   }
 }
 
-/// A stage in which all ranks show each other what they are about to do, before anything else is sent.
+/// A stage in which all ranks exchange the description of their collective, before anything else is sent.
 C10dStage C10dQueue::make_check(const C10dOperation& operation) {
   const auto bytes = static_cast<std::int64_t>(sizeof(Call));
   const Call call = operation.call;
@@ -146,17 +146,17 @@ C10dStage C10dQueue::make_check(const C10dOperation& operation) {
   return stage;
 }
 
-/// Tells the peers' error messages where this rank is. Cost: one message to the store.
+/// Publishes this rank's position for the peers' error messages. Cost: one message to the store.
 void C10dQueue::publish_position(const C10dOperation& operation) {
   if (!store_) return;
   try {
     store_->set(position_key(rank_), fmt::format("{} {}", operation.sequence, describe_call(operation.call)));
   } catch (const std::exception&) {
-    // Only messages become poorer.
+    // Only error messages have less information.
   }
 }
 
-/// Hands over stages, in order, as far as possible without blocking.
+/// Submits stages, in order, as far as possible without blocking.
 void C10dQueue::advance() {
   throw_if_failed();
   while (!pending_.empty()) {
@@ -174,7 +174,7 @@ void C10dQueue::advance() {
   }
 }
 
-/// True when the stage that runs, if any, is done and its result dealt with.
+/// True when the running stage, if any, is done and its result processed.
 bool C10dQueue::collect(C10dOperation& operation, bool final_stage) {
   if (!operation.work) return true;
   const bool need_not_wait = !final_stage && operation.stages[operation.started - 1].on_stream;
@@ -183,7 +183,7 @@ bool C10dQueue::collect(C10dOperation& operation, bool final_stage) {
   return true;
 }
 
-/// Whether the check that runs beside the stages has shown that all ranks do the same.
+/// Whether the check that runs in parallel to the stages has passed.
 bool C10dQueue::passed(C10dOperation& operation) {
   if (!operation.check_work) return true;
   if (!operation.check_work->isCompleted()) return false;
@@ -196,7 +196,7 @@ bool C10dQueue::passed(C10dOperation& operation) {
   return true;
 }
 
-/// Blocks until the check has passed and the stage that runs is done, or orders the stream behind it.
+/// Blocks until the check has passed and the running stage is done, or orders the stream after it.
 void C10dQueue::block(C10dOperation& operation) {
   if (operation.check_work) block(operation, *operation.check_work);
   if (!passed(operation)) return;
@@ -212,11 +212,11 @@ void C10dQueue::block(C10dOperation& operation, c10d::Work& work) {
     try {
       work.wait(kSlice);
     } catch (const std::exception&) {
-      if (work.isCompleted()) return;  // finish_stage says what it was
+      if (work.isCompleted()) return;  // finish_stage handles the result
     }
     if (work.isCompleted()) return;
     if (!std::exchange(said_where, true))
-      publish_position(operation);  // who has not come this far by the timeout is late
+      publish_position(operation);  // ranks that have not reached this position by the timeout are late
     throw_if_aborted();
     if (Clock::now() - begin > timeout_ + kGrace) {
       const std::string message =
@@ -232,7 +232,7 @@ void C10dQueue::finish_stage(C10dOperation& operation) {
   const C10dWorkPtr work = std::exchange(operation.work, {});
   if (!work) return;
   try {
-    work->wait();  // it is done: rethrows its error, or orders the stream
+    work->wait();  // it is complete: rethrows its error, or orders the stream
     if (const auto& finish = operation.stages[operation.started - 1].finish) finish();
   } catch (...) {
     rethrow(operation);
@@ -256,7 +256,7 @@ void C10dQueue::throw_if_aborted_by_peer() {
   try {
     if (store_->check({kAbortKey})) reason = store_->get_to_str(kAbortKey);
   } catch (const std::exception&) {
-    return;  // without the store the backend's own error has to do
+    return;  // without the store only the backend's error is available
   }
   if (reason.empty()) return;
   {
@@ -266,8 +266,8 @@ void C10dQueue::throw_if_aborted_by_peer() {
   throw PeerError(reason);
 }
 
-/// "; missing: rank 1, which last reported collective 7: ...; rank 2 is at collective 9: ...", where `sequence` is what
-/// this rank waits in.
+/// "; missing: rank 1, which last reported collective 7: ...; rank 2 is at collective 9: ...", where `sequence` is the
+/// collective in which this rank waits.
 std::string C10dQueue::positions(std::uint64_t sequence) {
   std::string late;
   std::string others;
@@ -292,7 +292,7 @@ std::string C10dQueue::positions(std::uint64_t sequence) {
   return late + others;
 }
 
-/// Turns the exception in flight, which `operation` met, into one of ours, and tells the peers.
+/// Turns the current exception of `operation` into one of ours, and informs the peers.
 void C10dQueue::rethrow(const C10dOperation& operation) {
   try {
     throw;

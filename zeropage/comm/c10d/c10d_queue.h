@@ -1,18 +1,18 @@
 /// \file
 /// The collectives that one rank has started on c10d process groups, in order.
 ///
-///  1. A collective is a list of stages, each one call on a process group and what to do with its result here. Checked
-///     collectives begin with an exchange of their descriptions (the check).
-///  2. Process groups match calls of ranks by their order. Hence a stage is only handed over when all stages of earlier
-///     collectives have been: every rank hands over the same calls in the same order, however often it polls.
-///  3. A stage is handed over when the one before it in the same collective is complete; single-stage collectives
-///     therefore run side by side.
-///  4. Backends that order a device's streams (NCCL) may wait for ever where ranks start the collectives of two
-///     communicators in different orders. So what starts there depends on the rank's calls alone, and not on what it
-///     sees end: such a stage waits neither for the check, which runs beside it, nor for the stage before it. A
-///     result is used when its check has passed. Where it fails, the abort ends what has started.
-///  5. The first error ends everything: it is written to the store of the process group, where the others, who look
-///     there while they wait, find it; and the process groups are told to abort.
+///  1. A collective is a list of stages, each of them one call on a process group and a function for its result.
+///     Checked collectives begin with an exchange of their descriptions (the check).
+///  2. Process groups match calls of ranks by their order. Hence a stage is only submitted when all stages of earlier
+///     collectives have been: every rank submits the same calls in the same order, no matter how often it polls.
+///  3. A stage is submitted when the previous one in the same collective is complete; single-stage collectives
+///     therefore run in parallel.
+///  4. Backends that order a device's streams (NCCL) may wait for ever if ranks start the collectives of two
+///     communicators in different orders. So their starts depend only on the rank's calls, and not on the ends of other
+///     collectives: such a stage waits neither for the check, which runs in parallel, nor for the previous stage. A
+///     result is used when its check has passed. If the check fails, the abort ends the started collectives.
+///  5. The first error ends everything: it is written to the store of the process group, which the others read while
+///     they wait; and the process groups are aborted.
 #pragma once
 
 #include <chrono>
@@ -24,7 +24,7 @@
 #include <string>
 #include <vector>
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "zeropage/comm/call.h"
@@ -38,17 +38,17 @@ using C10dWorkPtr = c10::intrusive_ptr<c10d::Work>;
 struct C10dStage {
   std::function<C10dWorkPtr()> start;
   std::function<void()> finish;  ///< may be empty
-  bool on_stream = false;        ///< its completion orders the device's current stream and need not be waited for here
+  bool on_stream = false;        ///< its completion orders the device's current stream and needs no wait here
 };
 
 struct C10dOperation {
   Call call;
   std::uint64_t sequence = 0;
   std::vector<C10dStage> stages;
-  C10dStage check;          ///< beside the stages; `start` is empty where there is none, or where it is the first stage
-  std::size_t started = 0;  ///< stages handed over
+  C10dStage check;  ///< runs in parallel to the stages; `start` is empty if there is none, or if it is the first stage
+  std::size_t started = 0;  ///< submitted stages
   C10dWorkPtr check_work;   ///< until it has passed
-  C10dWorkPtr work;         ///< of the last stage that was handed over, until it is complete
+  C10dWorkPtr work;         ///< of the last submitted stage, until it is complete
   bool complete = false;
 
   bool all_started() const { return started == stages.size(); }
@@ -58,17 +58,17 @@ struct C10dOperation {
 C10dWorkPtr gather_into(const ProcessGroupPtr& group, at::Tensor whole, at::Tensor shard,
                         std::chrono::milliseconds timeout);
 
-/// The message of the exception in flight, without torch's backtrace and gloo's source file.
+/// The message of the current exception, without torch's backtrace and gloo's source file.
 std::string message_in_flight();
 
-/// Whether such a message of torch or gloo tells of a timeout.
+/// Whether such a message of torch or gloo is about a timeout.
 bool is_timeout(const std::string& message);
 
 class C10dQueue {
  public:
   C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);
 
-  /// Takes `operation` in, behind a comparison with the peers' when `check`, and hands over what can be. Does not
+  /// Adds `operation`, with a comparison with the peers' first if `check`, and submits what is possible. Does not
   /// block.
   /// Errors: PeerError after a failure, UsageError in a forked process.
   std::shared_ptr<C10dOperation> start(C10dOperation operation, bool check);
@@ -85,7 +85,7 @@ class C10dQueue {
   /// From any thread. Errors: PeerError when this rank or a peer has aborted.
   void throw_if_aborted();
 
-  /// Fails every present and future wait of every rank. Safe from any thread; the first reason wins.
+  /// Makes every current and future wait of every rank fail. Safe from any thread; the first reason counts.
   void abort(const std::string& reason);
 
  private:
@@ -110,7 +110,7 @@ class C10dQueue {
   const int size_;
   const OwnerProcess owner_;
 
-  std::deque<std::shared_ptr<C10dOperation>> pending_;  ///< not all stages handed over
+  std::deque<std::shared_ptr<C10dOperation>> pending_;  ///< with stages that are not submitted yet
   std::uint64_t next_sequence_ = 0;
   std::mutex failure_mutex_;
   std::string failure_;

@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
@@ -62,8 +62,8 @@ std::string make_challenge() {
   return text;
 }
 
-/// What is at `key`. Errors: TimeoutError saying what did not happen; c10::DistNetworkError when the store was closed
-/// meanwhile.
+/// The value at `key`. Errors: TimeoutError that names the missing event; c10::DistNetworkError when the store was
+/// closed meanwhile.
 std::string await_text(c10d::Store& store, const std::string& key, milliseconds timeout, const std::string& missing) {
   try {
     store.wait({key}, timeout);
@@ -124,7 +124,7 @@ StorePtr make_store(const World& world, const Meeting& given, const std::string&
   Meeting meeting = given;
   const bool on_one_host = world.local_size == world.size;
   if (on_one_host && !meeting.is_open) meeting.address = "127.0.0.1";
-  // Gloo listens, too: else at the address that this host's name has. What the user has set is kept.
+  // Gloo also listens: by default at the address of this host's name. The user's setting is kept.
   if (on_one_host) ::setenv("GLOO_SOCKET_IFNAME", "lo", /*overwrite=*/0);
   const auto blocking = enter_blocking();
   try {

@@ -1,6 +1,6 @@
 /// \file
-/// An all_to_all over hosts: every part goes first to the rank of its sender's host that is in its receiver's column,
-/// and with the other parts of that host from there to the receiver.
+/// An all_to_all over hosts: every part goes first to the rank on its sender's host in its receiver's column, and from
+/// there, together with the other parts of that host, to the receiver.
 #pragma once
 
 #include "zeropage/comm/hosts/host_grid.h"
@@ -16,7 +16,8 @@ struct AllToAllCall {
   Tag tag;
 };
 
-/// Appends the stages of `call` for `rank` of `grid`. Memory while it runs: twice what the rank sends or passes on.
+/// Appends the stages of `call` for `rank` of `grid`. Memory while it runs: twice the bytes that the rank sends or
+/// forwards.
 void add_all_to_all(HostsOperation& operation, const HostGrid& grid, int rank, const AllToAllCall& call);
 
 }  // namespace zeropage::comm

@@ -64,7 +64,7 @@ void HostsQueue::advance(HostsOperation& operation, const std::array<bool, 2>& m
   while (works_done(operation)) {
     if (operation.started == operation.stages.size()) {
       operation.complete = true;
-      operation.stages.clear();  // and the buffers that they hold
+      operation.stages.clear();  // and their buffers
       operation.started = 0;
       return;
     }
@@ -80,7 +80,7 @@ void HostsQueue::advance(HostsOperation& operation, const std::array<bool, 2>& m
   }
 }
 
-/// True when no stage of `operation` is under way; then what the last one brought has been dealt with.
+/// True if no stage of `operation` is running; then the results of the last one have been processed.
 bool HostsQueue::works_done(HostsOperation& operation) {
   if (!operation.running) return true;
   const HostsStage& stage = operation.stages[operation.started - 1];
@@ -98,7 +98,8 @@ void HostsQueue::abort(std::string_view reason) {
   between_->abort(reason);
 }
 
-/// Tells the ranks of the other side of the exception in flight, and says whom the ranks in its message are.
+/// Informs the ranks of the other side of the current exception, and adds to its message which group its rank numbers
+/// are of.
 void HostsQueue::rethrow(Side side) {
   const auto told = [&](const std::exception& error) {
     std::string message = fmt::format("{}: {}", names_[index_of(side)], error.what());

@@ -1,16 +1,17 @@
 /// \file
 /// The collectives over hosts that one rank has started, in order.
 ///
-///  1. A collective is a list of stages. A stage is one or more collectives of one side, the communicator of this
-///     rank's host or the one between hosts, and then what is done with their results here.
-///  2. A stage starts when the one before it in its collective is done and all stages of that side of earlier
-///     collectives have started: all ranks of a communicator start the same collectives in the same order, however
-///     often each of them polls.
-///  3. Stages start and end while this rank starts, polls or waits for anything on the same communicator.
-///  4. Whoever waits blocks in the oldest collective that is not complete. So the oldest one of all ranks goes on.
-///  5. The stages of a collective are checked (Communicator::set_checking) if the collective was when this rank started
-///     it: when its stages start depends on the rank, and a check needs all ranks.
-///  6. The first error ends both sides, on all ranks: each rank that meets it on one side aborts the other.
+///  1. A collective is a list of stages. A stage is one or more collectives of one side (the communicator of this
+///     rank's host or the one between hosts) and a function for their results.
+///  2. A stage starts when the previous stage of its collective is done and all stages of earlier collectives on that
+///     side have started: all ranks of a communicator start the same collectives in the same order, no matter how often
+///     each of them polls.
+///  3. Stages start and end during this rank's starts, polls and waits on the same communicator.
+///  4. A wait blocks in the oldest collective that is not complete. So the oldest one of all ranks always makes
+///     progress.
+///  5. The stages of a collective are checked (Communicator::set_checking) if checking was on when this rank started
+///     the collective: the start of its stages depends on the rank, and a check needs all ranks.
+///  6. The first error ends both sides, on all ranks: each rank with an error on one side aborts the other.
 #pragma once
 
 #include <array>
@@ -38,20 +39,20 @@ struct HostsOperation {
   std::vector<HostsStage> stages = {};
   bool checked = true;
   std::size_t started = 0;
-  std::vector<WorkPtr> works = {};  ///< of the stage that was started last, until it is done
-  bool running = false;             ///< that stage
+  std::vector<WorkPtr> works = {};  ///< of the last started stage, until it is done
+  bool running = false;             ///< whether that stage is running
   bool complete = false;
 };
 
 class HostsQueue {
  public:
-  /// `inside`, `between`: what messages call the ranks of the two communicators.
+  /// `inside`, `between`: the names of the ranks of the two communicators in messages.
   HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string inside_name,
              std::string between_name);
 
   Communicator& at(Side side) const { return side == Side::kInside ? *inside_ : *between_; }
 
-  /// Takes `operation` in and starts what can be. Does not block. Errors: those of the two communicators.
+  /// Adds `operation` and starts what is possible. Does not block. Errors: those of the two communicators.
   std::shared_ptr<HostsOperation> start(HostsOperation operation);
 
   /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
@@ -63,13 +64,13 @@ class HostsQueue {
   /// Returns when all are complete: before calls that do not go through this queue.
   void drain();
 
-  /// Of collectives that are started from now on, and of calls that do not go through this queue.
+  /// Applies to collectives that are started from now on, and to calls that do not go through this queue.
   void set_checking(bool checking);
 
-  /// Starts and ends what can be without blocking.
+  /// Starts and ends stages as far as possible without blocking.
   void advance();
 
-  /// Calls one side. An error aborts the other one, and says on which side it was.
+  /// Calls one side. An error aborts the other one, and its message names the failed side.
   template <typename Call>
   auto on(Side side, const Call& call) {
     try {
@@ -89,7 +90,7 @@ class HostsQueue {
   const std::shared_ptr<Communicator> inside_;
   const std::shared_ptr<Communicator> between_;
   const std::array<std::string, 2> names_;
-  bool checking_ = true;  // as both sides at the start
+  bool checking_ = true;  // the initial value of both sides
   std::deque<std::shared_ptr<HostsOperation>> pending_;
 };
 

@@ -55,7 +55,7 @@ class OrderedReduction {
     }
   }
 
-  /// Hop 0 is there even if no sum takes it: it carries the terms.
+  /// Hop 0 exists even if no sum uses it, because it carries the terms.
   void start_hop(int hop, Communicator& between, std::vector<WorkPtr>& works) {
     const auto part_bytes = [this, hop](int from, int to) { return hop_bytes(hop, from, to); };
     std::int64_t sent_bytes = 0;
@@ -76,7 +76,7 @@ class OrderedReduction {
         next += sum_bytes_;
       }
     }
-    // What came with an earlier hop has been used, unless it is this rank's own.
+    // The data of an earlier hop has been used, unless it is for this rank itself.
     std::byte* received = (hop == 0             ? received_terms_
                            : received_bytes > 0 ? received_sums_
                                                 : nothing_)
@@ -107,7 +107,7 @@ class OrderedReduction {
     works.push_back(between.all_to_all(sent_.data(), returned_.data(), part_bytes, call_.tag));
   }
 
-  /// What the owner itself adds, and to what.
+  /// Adds the owner's own terms to the received sum.
   void finish() {
     std::vector<const std::byte*> terms;
     const std::byte* start = returns(host_) ? returned_.data() : sum_from_before(host_);
@@ -148,7 +148,7 @@ class OrderedReduction {
            (sums ? static_cast<std::int64_t>(passing(hop).size()) * sum_bytes_ : 0);
   }
 
-  /// The sum of `owner`'s shard over the hosts before this one; null where none came.
+  /// The sum of `owner`'s shard over the earlier hosts; null if none was received.
   const std::byte* sum_from_before(int owner) const {
     if (sums_ == nullptr) return nullptr;
     std::int64_t begin = 0;
@@ -179,7 +179,7 @@ class OrderedReduction {
   Bytes received_sums_;
   Bytes nothing_;
   Bytes returned_;
-  const std::byte* sums_ = nullptr;  // from the host before this one, of the owners of passing(host_ - 1)
+  const std::byte* sums_ = nullptr;  // from the previous host, for the owners of passing(host_ - 1)
 };
 
 /// Appends the stage that puts the sums of this host's terms into `sums`: those of the shards of its column [hosts,

@@ -1,13 +1,13 @@
 /// \file
-/// A reduce_scatter over hosts whose sums are formed in the order of the ranks, as stages:
+/// A reduce_scatter over hosts with sums in the order of the ranks, as stages:
 ///
-///  1. The ranks of a host send each other their terms: rank j of a host gets those of column j's shards, a block for
-///     each host's shard.
-///  2. In the column every host sends the owners the terms that they add themselves. Where a sum goes from host to
-///     host, host 0 adds its terms and sends the sum to host 1, which adds its terms, and so on: one exchange per hop,
-///     the first together with the terms.
+///  1. The ranks of a host exchange their terms: rank j of a host gets those of column j's shards, one block for each
+///     host's shard.
+///  2. In the column every host sends the owners the terms that they add themselves. If a sum goes from host to host,
+///     host 0 adds its terms and sends the sum to host 1, which adds its terms, and so on: one exchange per hop, the
+///     first together with the terms.
 ///  3. The last host sends sums that end there to their owners.
-///  4. The owner adds what is left.
+///  4. The owner adds the remaining terms.
 ///
 /// A reduce_scatter whose sums cross between hosts in codes (ZeRO++'s quantized gradients):
 ///
@@ -43,7 +43,7 @@ struct ReductionCall {
 };
 
 /// Appends the stages of `call` for the rank at `host`, `local` of `grid`. Memory while it runs: the size of `whole`,
-/// and on top what is sent and received between hosts.
+/// plus the bytes sent and received between hosts.
 void add_ordered_reduction(HostsOperation& operation, const HostGrid& grid, int host, const ReductionCall& call);
 
 /// The same with sums over the ranks of each host first, and then over hosts.

@@ -27,7 +27,7 @@ class MpiWork final : public Work {
       }
       group_.wait(*operation_);
     } catch (const std::exception&) {
-      // The group has failed; the next call on it says so again.
+      // The group has failed; the next call on it raises the error again.
     }
   }
   bool poll() override { return group_.poll(*operation_); }
@@ -156,7 +156,7 @@ class MpiCommunicator final : public Communicator {
 
   WorkPtr start(MpiOperation op) { return std::make_unique<MpiWork>(*group_, group_->start(std::move(op), checking_)); }
 
-  /// The other ranks, nearest first, so that not all send to the same one at once.
+  /// The other ranks, nearest first, so that not all send to the same rank at the same time.
   std::vector<int> peers() const {
     std::vector<int> peers;
     for (int distance = 1; distance < size_; ++distance) peers.push_back((rank_ + distance) % size_);
@@ -199,11 +199,11 @@ class MpiCommunicator final : public Communicator {
     if (!transfers.empty()) op.stages.push_back({[=] { return transfers; }, {}});
   }
 
-  /// Every rank sends part r of its `whole` to rank r, which hands the parts to `sum` in the order of the ranks.
+  /// Every rank sends part r of its `whole` to rank r, which passes the parts to `sum` in the order of the ranks.
   template <typename Offset, typename Sum>
   void add_exchange(MpiOperation& op, std::byte* whole, Offset offset, Sum sum) {
     const std::int64_t own_bytes = offset(rank_ + 1) - offset(rank_);
-    // Made when the stage starts, so that collectives that wait hold no memory.
+    // Allocated when the stage starts, so that waiting collectives use no memory.
     auto received = std::make_shared<std::unique_ptr<std::byte[]>>();
     const auto slot = [=, this](int r) { return received->get() + (r < rank_ ? r : r - 1) * own_bytes; };
     MpiStage stage;

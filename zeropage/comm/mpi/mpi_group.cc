@@ -7,7 +7,7 @@
 
 #include "zeropage/base/error.h"
 
-// What MPI's thread does.
+// The functions that MPI's thread runs.
 
 namespace zeropage::comm {
 namespace {
@@ -16,7 +16,7 @@ using std::chrono::milliseconds;
 
 constexpr int kControlTag = 0;
 constexpr int kTags = 32000;         // tags up to 32767 are legal everywhere
-constexpr int kControlBytes = 2000;  // fits what implementations send without asking
+constexpr int kControlBytes = 2000;  // small enough to be sent eagerly by all implementations
 constexpr char kFailed = 'f';
 constexpr char kClosed = 'c';
 constexpr milliseconds kGrace{500};      // for matched messages to finish after a failure
@@ -38,7 +38,7 @@ std::shared_ptr<MpiGroup> MpiGroup::make(MpiRuntime& runtime, milliseconds timeo
   return group;
 }
 
-/// True when the duplicate of the communicator is there.
+/// True when the duplicate of the communicator has been made.
 bool MpiGroup::open() {
   if (opening_ == MPI_REQUEST_NULL) return true;
   int done = 0;
@@ -60,7 +60,7 @@ void MpiGroup::listen() {
             "MPI_Irecv");
 }
 
-/// A stage in which all ranks show each other what they are about to do, before anything else is sent.
+/// A stage in which all ranks exchange the description of their collective, before anything else is sent.
 MpiStage MpiGroup::make_check(const MpiOperation& operation) const {
   const auto bytes = static_cast<std::int64_t>(sizeof(Call));
   auto calls = std::make_shared<std::vector<Call>>(static_cast<std::size_t>(size_), operation.call);
@@ -121,7 +121,7 @@ MpiPoller::Progress MpiGroup::progress() {
   return active_.empty() && telling_.empty() ? Progress::kIdle : Progress::kWaiting;
 }
 
-/// Goes through as many stages as can be finished without waiting; true when one was.
+/// Runs as many stages as can be finished without waiting; true if one was finished.
 bool MpiGroup::advance(MpiOperation& operation) {
   bool advanced = false;
   while (operation.stage < operation.stages.size()) {
@@ -202,7 +202,8 @@ void MpiGroup::note_missing(MpiOperation& operation) {
   operation.missing = std::move(missing);
 }
 
-/// After a failure: takes callers' buffers away from MPI; true when it has. What was not matched by then never will be.
+/// After a failure: releases callers' buffers from MPI; true when done. Messages that were not matched by then never
+/// will be.
 bool MpiGroup::wind_down() {
   const bool first = cancelled_at_ == Clock::time_point{};
   if (first) cancelled_at_ = Clock::now();
@@ -226,7 +227,7 @@ bool MpiGroup::wind_down() {
   return true;
 }
 
-/// Hears what peers say outside of collectives; true when somebody said something.
+/// Receives peers' messages outside of collectives; true if there was one.
 bool MpiGroup::exchange_control() {
   bool heard = false;
   while (true) {

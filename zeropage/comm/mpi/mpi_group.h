@@ -1,17 +1,17 @@
 /// \file
 /// The collectives that the ranks of one MPI communicator have started, as messages between pairs of ranks.
 ///
-///  1. A collective is a list of stages: sends and receives that are posted together, and what to do when all are done.
-///     Checked collectives begin with an exchange of their descriptions.
-///  2. Stages of one collective follow each other; collectives do not wait for one another: the tag of a message is the
-///     number of its collective, and messages with one tag arrive in the order of the stages. What is longer than one
-///     message may be goes in several.
+///  1. A collective is a list of stages: sends and receives that are posted together, and a function to call when all
+///     are done. Checked collectives begin with an exchange of their descriptions.
+///  2. Stages of one collective run in order; collectives do not wait for each other: the tag of a message is the
+///     number of its collective, and messages with one tag arrive in the order of the stages. Data that is too long for
+///     one message is split.
 ///  3. MPI's thread (mpi_runtime.h) posts, tests and finishes stages. Callers wait at a condition variable with a
-///     deadline; the messages that have not come say which ranks are missing.
+///     deadline; the messages that have not arrived show which ranks are missing.
 ///  4. The first error ends everything: its text goes to every rank in a control message, for which every rank has a
-///     receive posted at all times. Receives that nothing has matched are cancelled and the others get a short time to
-///     finish, before waits throw and buffers may vanish.
-///  5. Whoever closes says so in a control message. A rank that still needs it gets an error, a second later, so that
+///     receive posted at all times. Unmatched receives are cancelled and the others get a short time to finish, before
+///     waits throw and buffers may be freed.
+///  5. A rank that closes sends a control message. A rank that still needs it gets an error, one second later, so that
 ///     data that was sent before arrives first. The MPI communicator is freed when all have closed.
 #pragma once
 
@@ -48,7 +48,7 @@ struct MpiOperation {
   std::uint64_t sequence = 0;
   std::vector<MpiStage> stages;
 
-  // Of MPI's thread.
+  // Used only by MPI's thread.
   struct Message {
     int peer;
     bool send;
@@ -57,7 +57,7 @@ struct MpiOperation {
   std::size_t stage = 0;
   bool posted = false;
   std::vector<MPI_Request> requests;  ///< null ones are done
-  std::vector<Message> messages;      ///< what each request is
+  std::vector<Message> messages;      ///< the message of each request
 
   // Guarded by the group's mutex.
   std::vector<int> missing;
@@ -75,7 +75,7 @@ class MpiGroup final : public MpiPoller {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  /// Takes `operation` in, behind a comparison with the peers' when `check`. Does not block. Errors: PeerError.
+  /// Adds `operation`, with a comparison with the peers' first if `check`. Does not block. Errors: PeerError.
   std::shared_ptr<MpiOperation> start(MpiOperation operation, bool check);
 
   /// True when `operation` is complete. Errors: PeerError.
@@ -91,10 +91,10 @@ class MpiGroup final : public MpiPoller {
   void throw_if_aborted();
   std::chrono::milliseconds timeout() const { return timeout_; }
 
-  /// Fails every present and future wait of every rank. Safe from any thread; the first reason wins.
+  /// Makes every current and future wait of every rank fail. Safe from any thread; the first reason counts.
   void abort(const std::string& reason);
 
-  /// Nothing is started here any more. Does not block.
+  /// Call when nothing more will be started. Does not block.
   void close();
 
   Progress progress() override;
@@ -128,7 +128,7 @@ class MpiGroup final : public MpiPoller {
   int rank_ = 0;
   int size_ = 1;
 
-  // Of MPI's thread.
+  // Used only by MPI's thread.
   MPI_Comm comm_ = MPI_COMM_NULL;
   MPI_Request opening_ = MPI_REQUEST_NULL;
   std::vector<std::shared_ptr<MpiOperation>> active_;

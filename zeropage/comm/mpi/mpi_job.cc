@@ -11,13 +11,13 @@
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 
 // 1. All ranks meet in a communicator over MPI.
-// 2. They compare what sharing memory takes: the same running kernel, process ids, /dev/shm and user.
-// 3. Where all agree, rank 0 names a piece of shared memory, and all join that; the communicator over MPI is closed.
+// 2. They compare the requirements of shared memory: the same running kernel, process ids, /dev/shm and user.
+// 3. If all are equal, rank 0 names a shared memory, and all join it; the communicator over MPI is closed.
 
 namespace zeropage::comm {
 namespace {
 
-/// Alike for ranks that can share memory.
+/// Equal for ranks that can share memory.
 struct Place {
   char boot_id[40] = {};
   std::uint64_t process_ids = 0;

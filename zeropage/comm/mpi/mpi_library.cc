@@ -7,7 +7,7 @@
 
 void zeropage_join_mpi_job(const zeropage::comm::MpiJob& job, std::shared_ptr<zeropage::comm::Communicator>& joined) {
   using namespace zeropage::comm;
-  // MPI starts once in a process and ends with it, whatever engines come and go.
+  // MPI starts once in a process and ends with it, independent of engines.
   static const std::shared_ptr<MpiRuntime> runtime = MpiRuntime::start();
   joined = job.share_memory ? join_mpi_job(runtime, job.timeout) : make_mpi_communicator(runtime, job.timeout);
   if (joined->rank() != job.world.rank || joined->size() != job.world.size) {

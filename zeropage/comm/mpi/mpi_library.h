@@ -1,6 +1,6 @@
 /// \file
-/// The door of the library that talks to MPI. It is loaded when ranks need it, so that programs run where there is no
-/// MPI. Programs that start MPI themselves link `zeropage::mpi` and use mpi_communicator.h instead.
+/// The interface of the library that uses MPI. It is loaded when ranks need it, so that programs also run without MPI.
+/// Programs that start MPI themselves link `zeropage::mpi` and use mpi_communicator.h instead.
 #pragma once
 
 #include <chrono>
@@ -15,12 +15,12 @@ inline constexpr const char* kMpiLibrary = "libzeropage_mpi.so";
 inline constexpr const char* kJoinMpiJob = "zeropage_join_mpi_job";
 
 struct MpiJob {
-  World world;  ///< what the environment says of this rank; MPI must say the same
+  World world;  ///< this rank according to the environment; MPI must agree
   std::chrono::milliseconds timeout{0};
-  bool share_memory = true;  ///< where all ranks can: see join_mpi_job
+  bool share_memory = true;  ///< if all ranks can: see join_mpi_job
 };
 
-/// Joins all ranks of MPI_COMM_WORLD, and starts MPI when that is the first time. Collective; once per communicator.
+/// Joins all ranks of MPI_COMM_WORLD, and starts MPI on the first call. Collective; once per communicator.
 /// Errors: ConfigError (MPI did not start these ranks), and those of MpiRuntime::start and join_mpi_job.
 using JoinMpiJob = void(const MpiJob& job, std::shared_ptr<Communicator>& joined);
 

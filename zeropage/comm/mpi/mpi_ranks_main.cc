@@ -1,5 +1,5 @@
-// What each rank does in the tests of the communicator over MPI: `mpirun -n N mpi_ranks SCENARIO`. Every rank prints
-// one line with its outcome.
+// The program of each rank in the tests of the communicator over MPI: `mpirun -n N mpi_ranks SCENARIO`. Every rank
+// prints one line with its outcome.
 #include <unistd.h>
 
 #include <csignal>
@@ -26,16 +26,16 @@ void reduce_for_ever(Communicator& c, int steps = -1) {
   for (std::int64_t i = 0; i != steps; ++i) c.all_reduce(data.data(), 300000, DType::kFloat32, {"sum", i}, {})->wait();
 }
 
-/// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: meanwhile the others can speak,
-/// too.
+/// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: this gives the others time to print
+/// their outcomes.
 void speak_to_the_end() { signal(SIGTERM, SIG_IGN); }
 
 void conforms(const Runtime& mpi) {
   const auto first = make_mpi_communicator(mpi, kLong);
-  const auto second = make_mpi_communicator(mpi, kLong, 1000);  // everything goes in pieces
+  const auto second = make_mpi_communicator(mpi, kLong, 1000);  // every message is split
   first->set_checking(false);
   run_conformance(*first);
-  // Both at once: messages of two communicators do not mix.
+  // Both in parallel: messages of two communicators do not mix.
   std::string outcome;
   std::thread thread([&] { outcome = outcome_of([&] { reduce_for_ever(*first, 20); }); });
   run_conformance(*second);
@@ -105,7 +105,7 @@ void sizes_differ_unchecked(const Runtime& mpi) {
 }
 
 void runtime_starts_twice(const Runtime& mpi) {
-  const auto again = MpiRuntime::start();  // takes the place of a program that has initialised MPI itself
+  const auto again = MpiRuntime::start();  // simulates a program that has initialised MPI itself
   reduce_for_ever(*make_mpi_communicator(again, kLong), 3);
 }
 

@@ -15,12 +15,12 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
-constexpr microseconds kLook{50};  // polls without a nap after the last progress
+constexpr microseconds kLook{50};  // time of polling without sleeps after the last progress
 constexpr microseconds kShortestNap{20};
 constexpr microseconds kLongestNap{1000};
 constexpr microseconds kIdleNap{10'000};
 
-/// True when it was not the program that initialised MPI.
+/// True if the program had not initialised MPI.
 bool initialize_mpi() {
   int initialized = 0;
   int finalized = 0;
@@ -116,7 +116,7 @@ void MpiRuntime::run() {
   end();
 }
 
-/// One look at every poller; true when something moved.
+/// Polls every poller once; true if there was progress.
 bool MpiRuntime::step() {
   bool advanced = false;
   idle_ = true;

@@ -9,7 +9,7 @@
 #include "zeropage/comm/call.h"
 #include "zeropage/comm/mpi/mpi_group.h"
 
-// What the ranks' own threads do: start, wait, give up.
+// The functions of the ranks' own threads: start, wait, give up.
 
 namespace zeropage::comm {
 namespace {
@@ -17,9 +17,9 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kSlice{100};         // between looks at who has closed
+constexpr milliseconds kSlice{100};         // between checks for closed ranks
 constexpr milliseconds kClosedGrace{1000};  // for data sent before a rank closed
-constexpr milliseconds kQuietLimit{2000};   // more than MPI's thread takes, unless MPI itself hangs
+constexpr milliseconds kQuietLimit{2000};   // more than MPI's thread needs, unless MPI itself hangs
 
 std::string name(const MpiOperation& operation) {
   return fmt::format("{} (collective {})", describe_call(operation.call), operation.sequence);

@@ -36,7 +36,7 @@ struct LocalAddress {
   const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&address); }
 };
 
-/// Who is at the other end.
+/// The process at the other end.
 ucred peer_of(int socket) {
   ucred peer{};
   socklen_t bytes = sizeof(peer);
@@ -46,7 +46,7 @@ ucred peer_of(int socket) {
   return peer;
 }
 
-/// A message of one byte, with room for one descriptor beside it.
+/// A message of one byte and one descriptor.
 struct Envelope {
   char byte = 'f';
   iovec part{&byte, 1};
@@ -69,7 +69,7 @@ void send_file(int socket, int fd) {
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &fd, sizeof(fd));
-  // One byte fits into the buffer of a new connection; who has gone meanwhile needs nothing.
+  // One byte fits into the buffer of a new connection; errors of closed connections do not matter.
   (void)!::sendmsg(socket, &envelope.message, MSG_NOSIGNAL);
 }
 
@@ -83,7 +83,7 @@ Descriptor receive_file(int socket) {
   return Descriptor(fd);
 }
 
-/// A connection to whoever offers `name`; none when nobody does.
+/// A connection to the process that offers `name`; none if there is no such process.
 Descriptor connect_to(const std::string& name) {
   Descriptor socket = make_socket();
   const LocalAddress address(name);

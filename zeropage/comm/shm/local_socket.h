@@ -1,6 +1,6 @@
 /// \file
-/// Handing an open file to other processes of this host and user, under a name that the kernel forgets with the process
-/// that offers it.
+/// Passes an open file to other processes of this host and user, under a name that disappears with the offering
+/// process.
 #pragma once
 
 #include <sys/types.h>
@@ -13,22 +13,22 @@
 
 namespace zeropage::comm {
 
-/// Offers one file under a name, which is a local socket's in the kernel's own table ("abstract"), not in a file
-/// system.
+/// Offers one file under a name, which is the name of an "abstract" local socket in the kernel's own table, not in a
+/// file system.
 class FileOffer {
  public:
-  /// Errors: PeerError when somebody offers something under this name already, with who that is; IoError.
+  /// Errors: PeerError, with the other process, if one offers something under this name already; IoError.
   explicit FileOffer(const std::string& name);
 
-  /// Gives a copy of `fd` to all who have asked and are of this process's user. Does not wait.
+  /// Sends a copy of `fd` to all processes of the same user that have asked. Does not wait.
   void serve(int fd) const;
 
  private:
   Descriptor socket_;
 };
 
-/// Asks for the file under `name`. None: nobody offers one, or nobody has answered within `patience`. Errors: IoError
-/// when the name belongs to another user.
+/// Requests the file under `name`. None: there is no offer, or no answer within `patience`. Errors: IoError when the
+/// name belongs to another user.
 Descriptor request_file(const std::string& name, std::chrono::milliseconds patience);
 
 }  // namespace zeropage::comm

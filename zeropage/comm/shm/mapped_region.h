@@ -1,5 +1,5 @@
 /// \file
-/// A mapping of memory that is released with its object.
+/// A memory mapping that is released with its object.
 #pragma once
 
 #include <cstddef>
@@ -9,8 +9,8 @@ namespace zeropage::comm {
 
 class MappedRegion {
  public:
-  /// Maps `bytes` of the file `fd` (at least one page), shared and writable; anonymous zeros when `fd` is -1. Costs
-  /// address space until touched. `label` goes into messages. Errors: IoError.
+  /// Maps `bytes` of the file `fd` (at least one page), shared and writable; anonymous zeros when `fd` is -1. Needs
+  /// only address space until touched. `label` is used in messages. Errors: IoError.
   MappedRegion(int fd, std::int64_t bytes, const char* label);
   ~MappedRegion();
   MappedRegion(const MappedRegion&) = delete;
@@ -19,7 +19,7 @@ class MappedRegion {
   std::byte* data() const { return data_; }
   std::int64_t bytes() const { return bytes_; }
 
-  /// Frees the whole pages inside [offset, offset + length) for everybody who maps them; they read as zeros after.
+  /// Frees the whole pages inside [offset, offset + length) in all mappings; they read as zeros afterwards.
   void discard(std::int64_t offset, std::int64_t length);
 
  private:

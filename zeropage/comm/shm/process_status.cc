@@ -18,7 +18,7 @@ std::optional<ProcessStatus> process_status(std::int64_t pid) {
   close(fd);
   if (length <= 0) return std::nullopt;
   buffer[length] = '\0';
-  // "pid (name) state ..."; the name may hold anything, so look for its end from behind.
+  // "pid (name) state ..."; the name may contain anything, so its end is searched from the end of the text.
   const std::string_view text(buffer, static_cast<std::size_t>(length));
   std::size_t position = text.rfind(") ");
   if (position == std::string_view::npos) return std::nullopt;

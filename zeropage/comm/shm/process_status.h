@@ -1,5 +1,5 @@
 /// \file
-/// Whether another process of this host still lives, safe against reused process ids.
+/// Whether another process of this host is still alive, safe against reused process ids.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@ struct ProcessStatus {
   char state = '?';              ///< as in /proc/<pid>/stat: 'R' running, 'S' sleeping, 'T' stopped, 'Z' ended, ...
 };
 
-/// Reads /proc/<pid>/stat (about 10 us). Empty when there is no such process, or it has ended and waits to be reaped.
+/// Reads /proc/<pid>/stat (about 10 us). Empty if there is no such process, or it has ended but is not reaped yet.
 std::optional<ProcessStatus> process_status(std::int64_t pid);
 
 /// True when the process `pid` that was started at `start_time` has not ended.

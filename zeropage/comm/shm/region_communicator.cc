@@ -36,15 +36,15 @@ class RegionWork final : public Work {
   ~RegionWork() override {
     if (operation_->complete || communicator_.owner_.is_forked()) return;
     try {
-      // Its buffers may be gone after this line. An exception that passes means that this rank will not go on: then the
-      // peers must learn it now; otherwise they are on their way here.
+      // Its buffers may be freed after this line. With an exception in flight this rank will not continue, so the peers
+      // must be informed now; otherwise they will reach this collective.
       if (std::uncaught_exceptions() > 0) {
         communicator_.abort("an error ended its " + describe_call(operation_->call));
       } else {
         wait();
       }
     } catch (const Error&) {
-      // The communicator has failed; the next call on it says so again.
+      // The communicator has failed; the next call on it raises the error again.
     }
   }
 
@@ -75,7 +75,7 @@ RegionCommunicator::RegionCommunicator(std::shared_ptr<ControlBlock> control, in
       slot_free_at_(kSlots, 0) {}
 
 RegionCommunicator::~RegionCommunicator() {
-  if (owner_.is_forked()) return;  // the child ends; the rank has not left
+  if (owner_.is_forked()) return;  // the forked child ends; the rank has not left
   control_->rank(rank_).left.store(true, std::memory_order_release);
   control_->notify();
 }

@@ -1,10 +1,10 @@
 /// \file
 /// The communicator of ranks that share memory: threads of one process or processes of one host. The protocol is
-/// described in region_control.h. There are no helper threads: a collective advances while some call on the same
-/// communicator polls or waits, and every wait advances all that were started.
+/// described in region_control.h. There are no helper threads: a collective advances during polls and waits on the same
+/// communicator, and every wait advances all started collectives.
 ///
-/// Cost: a collective of at most 4 KiB per rank is one exchange of cache lines. Larger ones read each peer's part once,
-/// from where it lies when it is in a Memory, through a bounce buffer that fits the cache when it is not.
+/// Cost: a collective of at most 4 KiB per rank is one exchange of cache lines. Larger ones read each peer's part once:
+/// in place if it is in a Memory, otherwise through a bounce buffer that fits the cache.
 #pragma once
 
 #include <deque>
@@ -20,15 +20,15 @@
 
 namespace zeropage::comm {
 
-/// What differs between threads and processes.
+/// The differences between threads and processes.
 class RegionTransport {
  public:
   virtual ~RegionTransport() = default;
 
-  /// What became of a rank that cannot answer any more ("pid 12 has ended"); empty while it can.
+  /// The state of a rank that cannot answer any more ("pid 12 has ended"); empty while it can.
   virtual std::string lost(int rank) const = 0;
 
-  /// For messages about a rank that is late: "pid 12, stopped by a signal"; may be empty.
+  /// For messages about a late rank: "pid 12, stopped by a signal"; may be empty.
   virtual std::string describe(int rank) const = 0;
 
   /// Collective: zero-filled memory of `bytes` on every rank, mapped by every rank. Errors: IoError, PeerError.
@@ -37,10 +37,10 @@ class RegionTransport {
 
 class RegionCommunicator final : public Communicator {
  public:
-  /// `control` is common to all ranks, which have all attached.
+  /// `control` is shared by all ranks, which have all attached.
   RegionCommunicator(std::shared_ptr<ControlBlock> control, int rank, std::unique_ptr<RegionTransport> transport,
                      std::chrono::milliseconds timeout);
-  /// Tells the peers that this rank has left: whoever still needs it gets a PeerError.
+  /// Tells the peers that this rank has left: those that still need it get a PeerError.
   ~RegionCommunicator() override;
 
   int rank() const override { return rank_; }
@@ -65,12 +65,12 @@ class RegionCommunicator final : public Communicator {
  private:
   friend class RegionWork;
 
-  /// What a rank waits for, and how to speak about it.
+  /// A rank's wait and its description for messages.
   struct Wait {
     std::function<bool()> done;
-    std::function<std::vector<int>()> missing;  ///< the ranks that it takes
+    std::function<std::vector<int>()> missing;  ///< the ranks that it needs
     std::function<std::string()> what;
-    bool peers_notify;  ///< false when `done` depends on memory that peers may write without waking anybody
+    bool peers_notify;  ///< false if `done` depends on memory that peers may write without a wake-up
   };
 
   WorkPtr start(Operation operation, Tag tag);
@@ -105,7 +105,7 @@ class RegionCommunicator final : public Communicator {
   std::int64_t next_memory_ = 0;
   std::deque<std::shared_ptr<Operation>> pending_;  ///< started; begins with one that is not executed
   std::uint64_t started_ = 0;
-  std::uint64_t agreed_progress_ = 0;        ///< progress at the end of the last collective agreed on
+  std::uint64_t agreed_progress_ = 0;        ///< progress at the end of the last agreed collective
   std::vector<std::uint64_t> slot_free_at_;  ///< progress that all ranks must reach before a slot is reused
   std::int64_t bytes_moved_ = 0;
 };

@@ -34,7 +34,7 @@ void ControlBlock::notify() {
 void ControlBlock::sleep_until_event(std::uint32_t seen, std::chrono::microseconds limit) {
   const timespec slice{static_cast<time_t>(limit.count() / 1000000), static_cast<long>(limit.count() % 1000000 * 1000)};
   sleepers.fetch_add(1, std::memory_order_seq_cst);
-  // The kernel compares `event` with `seen` itself, so that a notify between the caller's check and here is not lost.
+  // The kernel compares `event` with `seen` itself, so a notify between the caller's check and this call is not lost.
   syscall(SYS_futex, reinterpret_cast<std::uint32_t*>(&event), FUTEX_WAIT, seen, &slice, nullptr, 0);
   sleepers.fetch_sub(1, std::memory_order_seq_cst);
 }

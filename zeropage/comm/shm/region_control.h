@@ -1,26 +1,26 @@
 /// \file
-/// What ranks that share memory write for each other to read.
+/// The shared control data of ranks that share memory.
 ///
 /// The protocol of one collective (the s-th of this communicator on every rank, s = 0, 1, ...):
-///  1. A rank describes its call in its slot s % kSlots (inputs of at most kInlineBytes are copied in with it) and
+///  1. A rank writes the description of its call to its slot s % kSlots (with inputs of at most kInlineBytes) and
 ///     stores `started` = s + 1.
 ///  2. When all ranks have started s, every rank compares their calls; a difference aborts the communicator. The calls
-///     also say where the inputs lie, hence everybody takes the same route:
-///       inline  all inputs are in the slots: one step, read them;
-///       direct  all inputs lie in shared memory: read them there (all_reduce: sum one slice, then copy the others');
-///       staged  some input is private: pass through the bounce buffers chunk by chunk, filling one half of the own
-///               buffer while the peers read the other.
+///     also tell where the inputs are, so all ranks take the same route:
+///       inline all inputs are in the slots: one step, which reads them;
+///       direct all inputs are in shared memory: read them there (all_reduce: sum one slice, then copy the others');
+///       staged some input is private: copied through the bounce buffers chunk by chunk; one half of the own buffer is
+///       filled while the peers read the other.
 ///  3. A route is a number of steps. `base` of s is the number of steps of all collectives before s. A rank that has
-///     done k steps of s stores base + k in `done` of its slot. A step may begin when every rank has done the step
-///     before it; the first step of an inline or direct collective needs nothing but 2. So a rank that was late does
-///     all it can of all collectives that its peers have started, before it waits for anybody.
-///  4. A staged collective has the bounce buffers for itself: it begins when all ranks have done all earlier
+///     done k steps of s stores base + k in `done` of its slot. A step may begin when every rank has done the previous
+///     step; the first step of an inline or direct collective needs only 2. So a late rank does all possible steps of
+///     all collectives that its peers have started, before it waits.
+///  4. A staged collective has exclusive use of the bounce buffers: it begins when all ranks have done all earlier
 ///     collectives (`progress`, the steps of the collectives up to the first that this rank has not done), and no later
 ///     one begins before this rank has done it.
 ///  5. The collective is complete when this rank has done all steps (inline), or all ranks have (direct and staged:
 ///     until then they may be reading this rank's memory).
 ///  6. Slot s % kSlots is written again when the `progress` of all ranks includes s.
-/// Whoever publishes something bumps `event` and wakes those that sleep on it.
+/// Every publication increments `event` and wakes the ranks that sleep on it.
 #pragma once
 
 #include <atomic>
@@ -40,11 +40,11 @@ constexpr int kMaxRanks = 1024;
 
 struct alignas(64) Slot {
   Call call;
-  std::atomic<std::uint64_t> done{0};  ///< only grows, also from one collective to the next in this slot
+  std::atomic<std::uint64_t> done{0};  ///< only increases, also from one collective to the next in this slot
   alignas(64) std::byte payload[kInlineBytes];
 };
 
-/// OnReduced by one rank (`pid` and `start_time` once, when it joins), read by all.
+/// Written by one rank (`pid` and `start_time` once, when it joins), read by all.
 struct alignas(64) RankControl {
   std::atomic<std::int64_t> pid{0};
   std::atomic<std::uint64_t> start_time{0};
@@ -64,23 +64,23 @@ struct alignas(64) ControlBlock {
   alignas(64) std::atomic<std::uint32_t> event{0};
   std::atomic<std::uint32_t> sleepers{0};
 
-  alignas(64) std::atomic<std::uint32_t> aborted{0};  ///< 0 no, 1 the reason is being on_reduced, 2 yes
+  alignas(64) std::atomic<std::uint32_t> aborted{0};  ///< 0 no, 1 the reason is being written, 2 yes
   std::int32_t abort_rank = 0;
   char abort_reason[2000] = {};
 
   RankControl& rank(int r) { return reinterpret_cast<RankControl*>(this + 1)[r]; }
 
-  /// Wakes whoever sleeps in `sleep_until_event`. Cost: one atomic addition; a system call only when somebody sleeps.
+  /// Wakes all ranks in `sleep_until_event`. Cost: one atomic addition; a system call only if a rank sleeps.
   void notify();
 
-  /// Sleeps until `notify` is called after `event` had the value `seen`, or `limit` has passed, or earlier.
+  /// Sleeps until `notify` is called after `event` had the value `seen`, or at most `limit`; may return early.
   void sleep_until_event(std::uint32_t seen, std::chrono::microseconds limit);
 
-  /// Makes `aborted` true for every rank; the first reason wins. Safe from any thread.
+  /// Makes `aborted` true for every rank; the first reason counts. Safe from any thread.
   void abort(int rank, std::string_view reason);
 };
 
-/// "zeropage" and a number that changes with the layout above: ranks of different builds refuse each other.
+/// "zeropage" and a number that changes with the layout above: ranks of different builds reject each other.
 constexpr std::uint64_t kControlLayout = 0x7a65726f70000003;
 
 /// Bytes of a control block and its ranks.
@@ -88,7 +88,7 @@ constexpr std::int64_t control_bytes(int size) {
   return static_cast<std::int64_t>(sizeof(ControlBlock)) + size * static_cast<std::int64_t>(sizeof(RankControl));
 }
 
-/// Begins the life of a control block in zero-filled memory of control_bytes(size).
+/// Constructs a control block in zero-filled memory of control_bytes(size).
 ControlBlock* create_control(std::byte* memory, int size);
 
 }  // namespace zeropage::comm

@@ -30,7 +30,7 @@ void RegionTable::add(std::int64_t memory, int rank, RegionParts parts) {
 }
 
 void RegionTable::remove(std::int64_t memory) {
-  Entry released;  // unmapped after the lock is gone
+  Entry released;  // unmapped after the lock is released
   const std::scoped_lock lock(mutex_);
   const auto found = entries_.find(memory);
   if (found == entries_.end()) return;

@@ -1,5 +1,6 @@
 /// \file
-/// Memory that all ranks of a host have mapped, and the table that finds a pointer's twin in another rank's.
+/// Memory that all ranks of a host have mapped, and the table that finds the corresponding address in another rank's
+/// part.
 #pragma once
 
 #include <map>
@@ -17,8 +18,8 @@ namespace zeropage::comm {
 /// parts[r] is rank r's part, mapped in this process.
 using RegionParts = std::vector<std::shared_ptr<MappedRegion>>;
 
-/// The live Memory objects of one communicator. Locked, because a Memory may be freed by another thread than the one
-/// that communicates. Every lookup costs one search of an ordered map with as many entries as there are Memories.
+/// The live Memory objects of one communicator. It has a lock, because a Memory may be freed by another thread than the
+/// communicating one. Every lookup is one search of an ordered map with one entry per Memory.
 class RegionTable {
  public:
   struct Place {
@@ -29,7 +30,7 @@ class RegionTable {
   void add(std::int64_t memory, int rank, RegionParts parts);
   void remove(std::int64_t memory);
 
-  /// Where [local, local + bytes) lies, if wholly inside this rank's part of one Memory.
+  /// The place of [local, local + bytes), if it is wholly inside this rank's part of one Memory.
   std::optional<Place> find(const void* local, std::int64_t bytes) const;
 
   /// The address of `place` in `rank`'s part; null when this rank has freed that Memory.

@@ -23,22 +23,22 @@ bool is_scattered(const Call& call) { return call.kind == OpKind::kReduceScatter
 
 std::int64_t slices_per_input(const Call& call, int size) { return is_scattered(call) ? size : 1; }
 
-/// Elements of each slice that pass through one half of the bounce buffer at a time.
+/// Elements of each slice that fit one half of the bounce buffer.
 std::int64_t chunk_numel(const Call& call, int size) {
   const std::int64_t fitting = kBounceBytes / (slices_per_input(call, size) * element_bytes(call.dtype));
   return std::max<std::int64_t>(fitting / 64 * 64, 1);
 }
 
-/// The part of an all_reduce over `count` elements that `rank` sums: its own one where they divide evenly.
+/// The part of an all_reduce over `count` elements that `rank` sums: its own part if they divide evenly.
 Range slice_of_rank(std::int64_t count, int rank, int size) {
   const std::int64_t slice = count / size;
   if (slice * size == count) return {slice * rank, slice};
-  const std::int64_t aligned = round_up(slice + 1, 16);  // slices start at cache lines where the buffer does
+  const std::int64_t aligned = round_up(slice + 1, 16);  // slices start at cache lines if the buffer does
   const std::int64_t begin = std::min(count, aligned * rank);
   return {begin, std::min(aligned, count - begin)};
 }
 
-/// The steps of one rank, for one chunk; inline and direct routes have one chunk, the whole.
+/// The steps of one rank, for one chunk; inline and direct routes have one chunk, the whole input.
 class Step {
  public:
   Step(const Operation& op, ControlBlock& control, int rank)
@@ -50,7 +50,7 @@ class Step {
         element_(element_bytes(op.call.dtype)),
         stride_(op.route == Route::kStaged ? chunk_numel(op.call, size_) : op.call.numel) {}
 
-  /// Copies chunk `chunk` of this rank's input where the peers can read it.
+  /// Copies chunk `chunk` of this rank's input to memory that the peers can read.
   void stage(std::int64_t chunk) {
     if (call_.kind == OpKind::kBroadcast && call_.root != rank_) return;
     const Range range = range_of(chunk);
@@ -61,7 +61,7 @@ class Step {
     }
   }
 
-  /// all_reduce: sums this rank's slice of the chunk over its own contribution, which nobody else reads.
+  /// all_reduce: sums this rank's slice of the chunk over its own contribution, which no other rank reads.
   std::int64_t sum_slice(std::int64_t chunk) {
     const Range slice = slice_of_rank(range_of(chunk).count, rank_, size_);
     const bool staged = op_.route == Route::kStaged;
@@ -70,7 +70,7 @@ class Step {
     return slice.count * element_ * (size_ - 1);
   }
 
-  /// Takes what this rank needs of the chunk from all ranks. Returns the bytes read from others.
+  /// Reads this rank's share of the chunk from all ranks. Returns the bytes read from others.
   std::int64_t read(std::int64_t chunk) {
     const Range range = range_of(chunk);
     switch (call_.kind) {
@@ -99,7 +99,7 @@ class Step {
   }
 
  private:
-  /// all_to_all: what lies in `range` of this rank's parts, each in the place of a part of the largest size.
+  /// all_to_all: stages `range` of this rank's parts, each in a slot of the largest part's size.
   void stage_parts(std::int64_t chunk, Range range) {
     const std::byte* part = op_.input;
     for (std::int64_t s = 0; s < size_; ++s) {
@@ -109,7 +109,7 @@ class Step {
     }
   }
 
-  /// all_to_all: what lies in `range` of the parts for this rank.
+  /// all_to_all: reads `range` of the parts for this rank.
   std::int64_t read_parts(std::int64_t chunk, Range range) const {
     std::int64_t moved_bytes = 0;
     std::byte* to = op_.output;
@@ -130,7 +130,7 @@ class Step {
 
   std::byte* bounce(int q, std::int64_t chunk) const { return control_.rank(q).bounce[chunk % 2]; }
 
-  /// Where rank q's contribution to this rank's part of the chunk can be read.
+  /// The address of rank q's contribution to this rank's part of the chunk.
   const std::byte* source(int q, std::int64_t chunk) const {
     const std::byte* base = nullptr;
     switch (op_.route) {
@@ -144,7 +144,7 @@ class Step {
     return is_scattered(call_) ? base + rank_ * stride_ * element_ : base;
   }
 
-  /// Pieces of a chunk that begins at `first`.
+  /// The callback for pieces of a chunk that begins at `first`.
   OnReduced written_from(std::int64_t first) const {
     if (!op_.on_reduced) return {};
     return [this, first](std::int64_t begin, std::int64_t numel) { op_.on_reduced(first + begin, numel); };
@@ -170,7 +170,7 @@ class Step {
     return moved_bytes;
   }
 
-  /// all_reduce, when `range` has just been put into the output: tells of what lies in this rank's part.
+  /// all_reduce, called when `range` has just been written to the output: reports the elements in this rank's part.
   void tell_own(Range range) const {
     if (!op_.on_reduced) return;
     const std::int64_t part = call_.numel / size_;

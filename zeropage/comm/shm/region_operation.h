@@ -1,6 +1,6 @@
 /// \file
-/// One collective as one rank carries it out: its buffers, the route that all ranks agreed on, and the steps of that
-/// route (see region_control.h).
+/// One rank's execution of a collective: its buffers, the agreed route, and the steps of that route (see
+/// region_control.h).
 #pragma once
 
 #include <cstdint>
@@ -11,11 +11,11 @@
 
 namespace zeropage::comm {
 
-/// What this rank and another one have for each other in an all_to_all.
+/// The data between this rank and another one in an all_to_all.
 struct Part {
   std::int64_t sent_bytes = 0;
   std::int64_t received_bytes = 0;
-  std::int64_t begin = 0;  ///< of what the other one has, in its input
+  std::int64_t begin = 0;  ///< offset of the other rank's part in its input
 };
 
 enum class Route : std::uint8_t { kInline, kDirect, kStaged };
@@ -52,13 +52,13 @@ std::int64_t input_bytes(const Call& call, int size);
 /// Bytes of this rank's input.
 std::int64_t own_input_bytes(const Operation& op, int size);
 
-/// Steps that the operation takes on its route.
+/// The number of steps of the operation on its route.
 std::int64_t count_steps(const Operation& op, int size);
 
-/// Carries out step `op.step`, whose precondition holds. Returns the bytes that were read from other ranks.
+/// Runs step `op.step`, whose precondition holds. Returns the bytes read from other ranks.
 std::int64_t run_step(const Operation& op, ControlBlock& control, int rank);
 
-/// Carries out the whole operation when there is only one rank.
+/// Runs the whole operation if there is only one rank.
 void run_alone(const Operation& op);
 
 }  // namespace zeropage::comm

@@ -3,11 +3,11 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/shm/region_communicator.h"
 
-// How collectives advance: steps 2 to 6 of the protocol in region_control.h.
+// The progress of collectives: steps 2 to 6 of the protocol in region_control.h.
 
 namespace zeropage::comm {
 
-/// Does every own step whose precondition holds.
+/// Runs every step of this rank whose precondition holds.
 void RegionCommunicator::advance() {
   throw_if_aborted();
   std::size_t at = 0;
@@ -43,7 +43,8 @@ void RegionCommunicator::run_steps(Operation& op) {
   }
 }
 
-/// True when every rank has started `op`; then its route is known. A rank that started something else ends it all.
+/// True when every rank has started `op`; then its route is known. A rank that started another collective is an error,
+/// which ends everything.
 bool RegionCommunicator::agree(Operation& op) {
   bool all_started = true;
   for (int q = 0; q < size_; ++q) {

@@ -7,8 +7,8 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/shm/region_communicator.h"
 
-// How a rank waits: it looks a while, then sleeps in slices, after each of which it checks that the ranks it waits for
-// are alive. Every wait ends in success, TimeoutError or PeerError, and an error here ends the peers' waits too.
+// Waits of a rank: it polls for a while, then sleeps in slices, and after each it checks that the ranks it waits for
+// are alive. Every wait ends in success, TimeoutError or PeerError, and an error here also ends the peers' waits.
 
 namespace zeropage::comm {
 namespace {
@@ -53,7 +53,7 @@ std::vector<int> RegionCommunicator::ranks_behind(std::uint64_t progress) const 
   return behind;
 }
 
-/// The ranks that keep `op` from its next step, or from being complete.
+/// The ranks that are missing for the next step of `op`, or for its completion.
 std::vector<int> RegionCommunicator::ranks_missing(const Operation& op) const {
   if (op.agreed && op.step == 0) return ranks_behind(op.base);
   std::vector<int> missing;
@@ -71,7 +71,8 @@ void RegionCommunicator::wait_for(Operation& op) {
     advance();
     return finish(op);
   };
-  // One that cannot go on may be held up by an earlier one: the first that is not done says who is missing.
+  // An operation that cannot continue may be blocked by an earlier one: the missing ranks are those of the first that
+  // is not done.
   wait.missing = [&] { return ranks_missing(op.executed() ? op : *pending_.front()); };
   wait.what = [&] {
     std::string text = fmt::format("{} (collective {})", describe_call(op.call), op.sequence);
@@ -121,7 +122,7 @@ void RegionCommunicator::block(const Wait& wait) {
     }
     if (now - begin >= timeout_) throw_timeout(wait);
     const auto left = std::chrono::duration_cast<microseconds>(timeout_ - (now - begin)) + microseconds(1);
-    // Nobody wakes a rank that watches plain memory: it naps for a fraction of the time it has waited already.
+    // There is no wake-up for a wait on plain memory: it sleeps for a fraction of the time it has waited already.
     const auto waited = std::chrono::duration_cast<microseconds>(now - begin);
     const auto nap = wait.peers_notify ? kLivenessSlice : std::clamp(waited / 4, microseconds(20), microseconds(1000));
     control_->sleep_until_event(seen, std::min(nap, left));
@@ -140,7 +141,7 @@ void RegionCommunicator::throw_if_lost(const Wait& wait) {
     const bool left = control_->rank(q).left.load(std::memory_order_acquire);
     const std::string fate = transport_->lost(q);
     if (!left && fate.empty()) continue;
-    // It may have done its part just before it went.
+    // It may have done its part just before it ended.
     if (wait.done() || std::ranges::count(wait.missing(), q) == 0) continue;
     const std::string message =
         left ? describe_leaver(q, rank_, wait.what())

@@ -62,7 +62,7 @@ SharedFile create_reserved_file(std::int64_t bytes) {
     reserve(file.fd.get(), bytes);
     return file;
   } catch (const IoError&) {
-    return create_shared_file(Backing::kTemporaryFile, bytes);  // its error says more
+    return create_shared_file(Backing::kTemporaryFile, bytes);  // its error is more informative
   }
 }
 

@@ -16,7 +16,7 @@
 namespace zeropage::comm {
 namespace {
 
-/// What a rank tells its peers about a file it has made, and afterwards about its attempt to map theirs.
+/// A rank's message about a file it has made, and then about its attempt to map the peers' files.
 struct Offer {
   std::int64_t bytes = 0;
   char path[120] = {};
@@ -66,7 +66,8 @@ class ProcessTransport final : public RegionTransport {
   }
 
  private:
-  /// Empty, and `errors` longer, when some rank could not create its file or map a peer's: the same on all ranks.
+  /// Empty, with a message added to `errors`, if some rank could not create its file or map a peer's: the same on all
+  /// ranks.
   RegionParts try_share(Communicator& communicator, Backing backing, std::int64_t bytes, const std::string& label,
                         std::string& errors) {
     SharedFile file;
@@ -83,7 +84,7 @@ class ProcessTransport final : public RegionTransport {
       const std::vector<Offer> offers = exchange(communicator, offer, bytes);
       for (int r = 0; r < communicator.size(); ++r) {
         const char* path = offers[static_cast<std::size_t>(r)].path;
-        if (path[0] == '\0') continue;  // its outcome says why
+        if (path[0] == '\0') continue;  // its outcome has the reason
         const bool own = r == communicator.rank();
         const SharedFile theirs = own ? SharedFile() : open_shared_file(path, bytes);
         parts.push_back(std::make_shared<MappedRegion>(own ? file.fd.get() : theirs.fd.get(), bytes, label.c_str()));

@@ -10,12 +10,12 @@
 
 namespace zeropage::comm {
 
-/// Joins the ranks of one job; returns when all `size` have come. All call with the same `name`, which no other job of
-/// this host uses at the time: letters, digits and "-_." ("zp-<uid>-<token>"). Ranks must run as the same user and see
-/// each other's process ids (one PID namespace). A wait, this one included, ends after `timeout`.
-/// Memory: about 0.8 MiB per rank, reserved at once. Nothing of it has a name in a file system.
+/// Joins the ranks of one job; returns when all `size` ranks have joined. All call with the same `name`, which no other
+/// job of this host uses at the same time: letters, digits and "-_." ("zp-<uid>-<token>"). Ranks must run as the same
+/// user in one PID namespace. Every wait, including this one, ends after `timeout`.
+/// Memory: about 0.8 MiB per rank, reserved immediately, without a name in a file system.
 /// Errors: ConfigError (name, rank, size), IoError (no shared memory, or it belongs to another user), PeerError (a rank
-/// died, came twice, or has another size), TimeoutError (naming the ranks that did not come).
+/// died, joined twice, or has another size), TimeoutError (with the missing ranks).
 std::unique_ptr<Communicator> join_shared_memory(const std::string& name, int rank, int size,
                                                  std::chrono::milliseconds timeout);
 

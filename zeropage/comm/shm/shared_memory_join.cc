@@ -22,7 +22,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kAnswerPatience{100};  // rank 0 looks every few milliseconds for who has asked
+constexpr std::chrono::milliseconds kAnswerPatience{100};  // rank 0 checks for requests every few milliseconds
 
 class Joiner {
  public:
@@ -84,7 +84,7 @@ class Joiner {
     return control;
   }
 
-  /// Steps 4 and 5. `serve` is called again and again meanwhile.
+  /// Steps 4 and 5. `serve` is called repeatedly meanwhile.
   template <typename Serve>
   void claim(ControlBlock& control, const Serve& serve) {
     RankControl& self = control.rank(rank_);
@@ -116,7 +116,7 @@ class Joiner {
     }
   }
 
-  /// A rank that gives up tells those that have come.
+  /// A rank that gives up informs those that have joined.
   void check_deadline(ControlBlock* control) const {
     if (Clock::now() < deadline_) return;
     std::vector<int> missing;

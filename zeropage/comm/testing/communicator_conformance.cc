@@ -14,7 +14,7 @@
 namespace zeropage::comm {
 namespace {
 
-// The scalar twin of the kernels: one element at a time, by arithmetic instead of bit tricks.
+// The scalar version of the kernels: one element at a time, with arithmetic instead of bit operations.
 
 double decode(const std::byte* at, DType dtype) {
   if (dtype == DType::kFloat64) {
@@ -82,7 +82,7 @@ void encode(double value, DType dtype, std::byte* at) {
   std::memcpy(at, &bits, static_cast<std::size_t>(element_bytes(dtype)));
 }
 
-/// Element `index` of rank `rank`: many magnitudes and signs, so that the order of summation shows in the last bits.
+/// Element `index` of rank `rank`: many magnitudes and signs, so that the order of summation affects the last bits.
 double element(int rank, std::int64_t index) {
   std::uint64_t state = static_cast<std::uint64_t>(index) * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(rank) + 1;
   state = (state ^ state >> 31) * 0xbf58476d1ce4e5b9u;
@@ -93,7 +93,7 @@ double element(int rank, std::int64_t index) {
   return std::ldexp(unit, static_cast<int>(state % 30) - 20);
 }
 
-/// Large enough for every transport to cut it into several pieces.
+/// Large enough for every transport to split it into several pieces.
 constexpr std::int64_t kLargeNumel = 300007;
 
 using Buffer = std::vector<std::byte>;
@@ -104,7 +104,7 @@ Buffer make_input(int rank, std::int64_t numel, DType dtype) {
   return buffer;
 }
 
-/// What the sums of elements [first, first + numel) over all ranks must be; `before` is added when accumulating.
+/// The expected sums of elements [first, first + numel) over all ranks; `before` is added when accumulating.
 Buffer expected_sums(int size, std::int64_t first, std::int64_t numel, DType in_dtype, DType out_dtype,
                      const std::vector<float>* before) {
   const DType sum_dtype = in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
@@ -143,7 +143,7 @@ void copy(std::byte* to, const Buffer& from) {
   if (!from.empty()) std::memcpy(to, from.data(), from.size());
 }
 
-/// Looks at a reduction's output when it is told that a piece of it is final.
+/// Checks a reduction's output when a piece of it is reported as final.
 class Told {
  public:
   Told(const std::byte* out, std::int64_t numel, DType dtype)
@@ -152,13 +152,13 @@ class Told {
   OnReduced listener() {
     return [this](std::int64_t begin, std::int64_t numel) {
       in_order_ &= begin == told_numel_ && numel >= 0 && begin + numel <= numel_;
-      if (!in_order_ || numel == 0) return;  // memcpy takes no null, not even for nothing
+      if (!in_order_ || numel == 0) return;  // memcpy does not accept null, even for zero bytes
       std::memcpy(seen_.data() + begin * element_, out_ + begin * element_, static_cast<std::size_t>(numel * element_));
       told_numel_ += numel;
     };
   }
 
-  /// What is wrong: not told of every element once and in order, or before it was final. Empty: nothing.
+  /// The error: elements were not reported once and in order, or before they were final. Empty: none.
   std::string complaint() const {
     if (!in_order_) return fmt::format("after the first {} of {} elements, told of others", told_numel_, numel_);
     if (told_numel_ != numel_) return fmt::format("told of {} elements of {}", told_numel_, numel_);
@@ -247,8 +247,8 @@ class Suite {
     });
   }
 
-  /// Parts of equal sizes, of sizes that grow with both ranks, and from few ranks to few. Each names its sender and its
-  /// receiver, so that none can be taken for another one.
+  /// Parts of equal sizes, of sizes that grow with both ranks, and from few ranks to few. Each identifies its sender
+  /// and its receiver, so that exchanged parts are detected.
   void exchanges_parts(std::int64_t numel) {
     exchanges_parts("equal", [=](int, int) { return numel; });
     exchanges_parts("different", [=](int from, int to) { return numel + 3 * from + 64 * to; });
@@ -343,7 +343,7 @@ class Suite {
     });
   }
 
-  /// Works complete in any order of waiting, and a dropped one does no harm.
+  /// Works complete in any order of waiting, and a dropped one causes no error.
   void many_at_once() {
     constexpr int kWorks = 100;
     constexpr std::int64_t kNumel = 3000;

@@ -1,5 +1,5 @@
 /// \file
-/// For tests: ranks as threads that behave as on a network.
+/// For tests: ranks as threads that behave like ranks on a network.
 #pragma once
 
 #include <string>

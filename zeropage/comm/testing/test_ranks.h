@@ -1,5 +1,5 @@
 /// \file
-/// For tests: bodies that run on every rank, as threads or as processes, and what became of each.
+/// For tests: runs functions on every rank, as threads or as processes, and returns their outcomes.
 #pragma once
 
 #include <sys/wait.h>
@@ -22,7 +22,7 @@ namespace zeropage::comm {
 
 using RankBody = std::function<void(Communicator&)>;
 
-/// "PeerError: rank 1 ..." for what `body` throws, "" when it throws nothing.
+/// "PeerError: rank 1 ..." for the exception of `body`, "" without one.
 inline std::string outcome_of(const std::function<void()>& body) {
   try {
     body();

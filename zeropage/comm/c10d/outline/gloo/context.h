@@ -1,6 +1,7 @@
 /// \file
-/// torch's wheels hold Gloo, but not the headers that c10d/ProcessGroupGloo.hpp includes. These outlines name what that
-/// header names, so that c10d_job.cc can make such a process group; nothing here is ever made or called by our code.
+/// torch's wheels include Gloo, but not the headers that c10d/ProcessGroupGloo.hpp includes. These outlines declare the
+/// names used by that header, so that c10d_job.cc can make such a process group; our code never creates or calls
+/// anything declared here.
 #pragma once
 
 #include <chrono>
