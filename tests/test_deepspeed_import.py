@@ -174,7 +174,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
         "saved by 2 ranks, with optimizer states of 1": {rank1: None},
         "only data parallel": {model: lambda state: state.update(mp_world_size=2)},
         "expected a list under 'param_shapes'": {model: lambda state: state.pop("param_shapes")},
-        "'expand.weight' should lie at": {
+        "'expand.weight' should be at": {
             model: lambda state: state["param_shapes"][0].update({"expand.weight": (70, 5)})
         },
         "do not have DeepSpeed's layout.*AttributeError": {model: lambda state: state.update(module=[1, 2])},

@@ -255,7 +255,7 @@ def test_what_differs_or_does_nothing_is_said_once_by_rank_0(capfd):
     on_ranks(config, lambda engine, rank: None)
     said = capfd.readouterr().err
     for part in (
-        "zero_optimization.sub_group_size: 1000000 has no effect: The update goes page by page",
+        "zero_optimization.sub_group_size: 1000000 has no effect: The update runs page by page",
         "as by default: zero_optimization.contiguous_gradients;",
         'gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at 1.0 since mid-2026: write "gradient_clipping": 1.0',
     ):
