@@ -81,7 +81,7 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->add_flag("--quantized_gradients", command.quantized_gradients, "Reduce gradients in 4 bits from stage 1 on");
   plan->add_option(
           "--hpz_partition_size", command.hpz_partition_size,
-          "Ranks of a host that keep what they have gathered at stage 3, for the gathers until the next update")
+          "Ranks of a host that keep second shards of gathered pages at stage 3, for the gathers until the next update")
       ->type_name("N");
 }
 

@@ -11,7 +11,7 @@
 
 namespace zeropage::comm {
 
-/// Hands on everything but the collectives that every communicator has.
+/// Forwards everything except the collectives that every communicator has.
 class WrappedCommunicator : public Communicator {
  public:
   explicit WrappedCommunicator(std::shared_ptr<Communicator> inner) : inner_(std::move(inner)) {}

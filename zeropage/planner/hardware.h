@@ -27,7 +27,7 @@ struct Hardware {
   double device_latency_s = 0;    ///< of one hop of a collective inside a host
   double network_latency_s = 0;   ///< of one hop between hosts
   double overlap = 1;             ///< share of a transfer that does not slow down a computation at the same time
-  bool is_cpu = false;            ///< the devices are cores: ranks of several hosts gather and reduce by hosts
+  bool is_cpu = false;            ///< the devices are CPU cores: ranks of several hosts gather and reduce host by host
 };
 
 /// "H100", "H200", "A100" (80 GB), "A100-40", "V100", "4090"; case does not count. Errors: ConfigError with the known

@@ -83,12 +83,12 @@ struct Pieces {
   double disk_in_s = 0;       ///< this rank's parameters from the disk
 };
 
-/// Whether ranks do for each other what they can before they talk to other hosts.
+/// Whether ranks of a host combine their data before they communicate with other hosts.
 bool goes_by_hosts(const Request& request) {
   return request.hardware->is_cpu && request.hosts > 1 && request.devices_per_host > 1;
 }
 
-/// Of what is gathered.
+/// Seconds per gathered byte.
 double gather_s_per_byte(const Request& request) {
   const Hardware& hardware = *request.hardware;
   const double world = request.world_size();
@@ -102,7 +102,8 @@ double gather_s_per_byte(const Request& request) {
   return (world - 1) / world / link;
 }
 
-/// Of what is reduced. `wire_bytes` of an element: as ranks send it, or coded sums of hosts; `term_bytes`: of a rank.
+/// Seconds per reduced element. `wire_bytes` of an element: in a rank's message, or of coded sums of hosts;
+/// `term_bytes`: of a rank's term.
 double reduce_s_per_element(const Request& request, double wire_bytes, double term_bytes) {
   const Hardware& hardware = *request.hardware;
   const double world = request.world_size();

@@ -6,7 +6,7 @@
 ///   all_gather      the column exchanges its shards; then the ranks of a host exchange the data of their columns
 ///   reduce_scatter  the ranks of a host exchange the terms of their columns' shards; then each column computes the
 ///                   sums of its own ranks' shards, by the routes of host_grid.h
-///   ... in codes    the sums of each host travel in 8 or 4 bits (hosts_reduction.h)
+///   ... in codes    the sums of each host are sent in 8 or 4 bits (hosts_reduction.h)
 ///   all_reduce      a reduce_scatter and then an all_gather, in place
 ///   broadcast       to the root's column; then each rank of that column to its host
 /// Sums are bit-identical to every other communicator's: terms are added in the order of the ranks.

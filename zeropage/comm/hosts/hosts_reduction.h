@@ -9,7 +9,7 @@
 ///  3. The last host sends sums that end there to their owners.
 ///  4. The owner adds the remaining terms.
 ///
-/// A reduce_scatter whose sums cross between hosts in codes (ZeRO++'s quantized gradients):
+/// A reduce_scatter that sends sums between hosts as codes (ZeRO++'s quantized gradients):
 ///
 ///  1. On each host rank j adds the terms of its host for the shards of column j, in fp32 and in the order of the
 ///     ranks: a sum for each host's shard.
@@ -19,7 +19,7 @@
 ///
 /// The sums then depend on the values, on how many hosts there are, and on how many ranks each has. An element's error
 /// is at most that of the codes of each host's sum. Of blocks in 4 bits (optim/block_codes.h) that is half a scale: the
-/// block's largest sum / 14, which is at most what the scales of the host's ranks would add up to.
+/// block's largest sum / 14, which is at most the sum of the scales of the host's ranks.
 #pragma once
 
 #include <memory>
