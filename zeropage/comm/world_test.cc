@@ -30,7 +30,7 @@ std::string error_of(const Variables& variables) {
   return "no error";
 }
 
-// A variable read under the wrong name would make a rank believe it is another, or alone.
+// A variable read under the wrong name would give a rank a wrong number, or make it a job of one rank.
 TEST(World, IsReadFromEveryLauncher) {
   EXPECT_EQ(world_of({}), World{});
   const Variables torch{{"RANK", "3"},       {"LOCAL_RANK", "1"},          {"WORLD_SIZE", "4"},
@@ -51,7 +51,7 @@ TEST(World, IsReadFromEveryLauncher) {
   EXPECT_EQ(world_of(slurm), (World{8, 0, 11, 3}));
 }
 
-// A meeting place read wrongly leaves the ranks of two hosts, or of torchrun's next attempt, waiting for each other.
+// With a wrong address, the ranks of two hosts, or of torchrun's next attempt, would wait for each other.
 TEST(Meeting, IsReadFromTheEnvironment) {
   const auto meeting_of = [](const Variables& variables, const World& world = {0, 0, 4, 2}) {
     return meeting_from_environment(environment_of(variables), world);
@@ -80,7 +80,7 @@ TEST(Meeting, OfOneHostIsMadeFromTheJobsName) {
   EXPECT_NE(port_of("7"), port_of("8"));
 }
 
-// Catches a token that somebody else wrote, and that ranks would believe in silence.
+// Catches a token in another form, which ranks would silently accept.
 TEST(Meeting, TokenHasItsForm) {
   const auto token_of = [](const std::string& value) {
     const Variables variables{{"ZEROPAGE_JOB_TOKEN", value}};
@@ -112,7 +112,7 @@ TEST(World, NamesWhatIsMissingOrWrong) {
   EXPECT_NE(error_of(wrong).find("contradict each other (RANK=1"), std::string::npos);
 }
 
-// Two jobs, or two engines of one, that met in one segment would mix their data.
+// Two jobs, or two engines of one job, in the same segment would mix their data.
 TEST(SegmentName, IsOneForAJobAndAnotherForOthers) {
   const auto name = [](const Variables& variables, int number) {
     return segment_name(environment_of(variables), number);

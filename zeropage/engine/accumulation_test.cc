@@ -9,7 +9,7 @@
 namespace zeropage::engine {
 namespace {
 
-/// Runs micro steps up to number `last` and notes those that end a window.
+/// Runs micro steps up to number `last` and records those that end a window.
 void run(AccumulationWindow& window, std::vector<std::int64_t>& updates, std::int64_t last) {
   while (window.micro_steps() < last) {
     window.note_backward();
@@ -59,7 +59,7 @@ TEST(AccumulationWindow, AForcedBoundaryLeavesTheNextWindowWhole) {
   EXPECT_EQ(updates, (std::vector<std::int64_t>{1, 4, 10}));
 }
 
-// Catches micro steps whose gradients were dropped and that count all the same.
+// Catches micro steps that count although their gradients were dropped.
 TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
   AccumulationWindow window(2, 5);
   std::vector<std::int64_t> updates;
@@ -72,7 +72,7 @@ TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
   EXPECT_EQ(window.samples(), 10);
 }
 
-// Catches a step() that does not update where the program decides, and backwards that are not counted as micro steps.
+// Catches a step() without an update although the program decides, and backwards that are not counted as micro steps.
 TEST(AccumulationWindow, EveryStepEndsAWindowThatIsNotCounted) {
   AccumulationWindow window(4, 5, /*counted=*/false);
   for (const int backwards : {1, 3, 0}) {

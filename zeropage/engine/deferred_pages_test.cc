@@ -1,4 +1,4 @@
-// Tensors of an Init scope: what is taken, evicted, gathered again and forgotten, on ranks as threads.
+// Tensors of an Init scope: which are adopted, evicted, gathered again and dropped, on ranks as threads.
 #include "zeropage/engine/deferred_pages.h"
 
 #include <gtest/gtest.h>
@@ -80,7 +80,7 @@ TEST(DeferredPages, WhatWasWrittenSinceIsWhatRank0Wrote) {
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches temporaries that are sent to anybody, and memory that is kept for what is gone.
+// Catches temporaries that are sent, and memory that is kept for destroyed tensors.
 TEST(DeferredPages, TemporariesCostNoCommunication) {
   const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
     Init scope(config_with_room_for(8), borrowed(communicator), c10::Device(c10::kCPU));
@@ -109,7 +109,7 @@ TEST(DeferredPages, GarbageMayBeFreedAtDifferentMoments) {
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches a hang, or an error without a name, where ranks build different models.
+// Catches a hang, or an error without a name, when ranks build different models.
 TEST(DeferredPages, RanksThatMakeOtherTensorsAreTold) {
   const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;

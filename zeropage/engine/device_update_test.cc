@@ -10,7 +10,7 @@
 namespace zeropage::engine {
 namespace {
 
-/// What the engine says to what is rounded at random, on a GPU; empty: nothing.
+/// The engine's error for randomly rounded state on a GPU; empty: none.
 std::string refusal(config::OptimizerKind kind, config::StateDtype states, bool masters, double offloaded) {
   config::Config config;
   config.optimizer.kind = kind;
@@ -27,8 +27,8 @@ std::string refusal(config::OptimizerKind kind, config::StateDtype states, bool 
   return "";
 }
 
-// Would catch an update on a GPU that reads packed moments as fp32, or no masters where there are none: all that own
-// kernels do not update must be offloaded, or refused with words.
+// Would catch an update on a GPU that reads packed moments as fp32, or masters that do not exist: everything that our
+// own kernels do not update must be offloaded, or refused with an error.
 TEST(UpdateOnDevice, TakesWhatItRounds) {
   using config::OptimizerKind;
   using config::StateDtype;

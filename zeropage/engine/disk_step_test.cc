@@ -1,4 +1,4 @@
-// A step of which the drives hold a part when a rank fails: all of it goes back, on all ranks.
+// A step that the drives have in part when a rank fails: it is undone on all ranks.
 #include <gtest/gtest.h>
 
 #include <ATen/ops/ones.h>
@@ -15,7 +15,7 @@
 namespace zeropage::engine {
 namespace {
 
-/// A folder that goes away with its object.
+/// A folder that is removed with its object.
 class Folder {
  public:
   Folder() {
@@ -67,7 +67,7 @@ bool all_is(ModelState& state, float value) {
   return same;
 }
 
-// Would catch a rank that activates its part of a step although another rank's part never came to its drive.
+// Would catch a rank that activates its part of a step although another rank's part never reached its drive.
 TEST(DiskStep, StandsOnAllRanksOrOnNone) {
   const Folder folder;
   const config::Config config = make_config(folder.path());

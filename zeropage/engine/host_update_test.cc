@@ -66,7 +66,7 @@ struct Range {
   }
 };
 
-// Would catch threads that share a block of packed states, or split a parameter where rounding shows it.
+// Would catch threads that share a block of packed states, or split a parameter where rounding changes the result.
 TEST(HostUpdate, DoesNotDependOnTheNumberOfThreads) {
   for (const StateDtype dtype : {StateDtype::kFloat32, StateDtype::kBFloat16, StateDtype::kInt8}) {
     Range alone(dtype);

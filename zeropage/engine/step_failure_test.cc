@@ -1,4 +1,4 @@
-// What is left of an engine when something goes wrong in the middle of a pass.
+// The state of an engine after a failure in the middle of a pass.
 #include <ATen/Parallel.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/mul.h>
@@ -49,8 +49,8 @@ at::Tensor loss_of(const std::vector<at::Tensor>& parameters) {
   return loss;
 }
 
-/// Two good steps, then a third in whose update rank 1 is killed. Throws what the third step threw, after a look at
-/// what the engine says afterwards.
+/// Two good steps, then a third in whose update rank 1 is killed. Rethrows the exception of the third step, after a
+/// check of the engine's later errors.
 void train_until_death(std::unique_ptr<comm::Communicator> inner) {
   at::set_num_threads(1);
   const int rank = inner->rank();
@@ -79,8 +79,8 @@ void train_until_death(std::unique_ptr<comm::Communicator> inner) {
   throw Error(cause);
 }
 
-// Catches survivors that hang or go on with parameters of which some are a step ahead, and errors that do not say who
-// died.
+// Catches survivors that hang or continue with parameters of which some are a step ahead, and errors without the dead
+// rank.
 TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
   const std::string name = comm::unique_job_name();
   std::vector<std::unique_ptr<comm::RankProcess>> ranks;
@@ -100,8 +100,8 @@ TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
   }
 }
 
-// Catches a hang, or a shard rewritten while peers still read it, when only one rank has written a page that must
-// leave.
+// Catches a hang, or a shard rewritten while peers still read it, when only one rank has written a page that must be
+// evicted.
 TEST(StepFailure, DirtyPageThatLeavesOnOneRankOnlyIsANamedError) {
   const auto body = [](comm::Communicator& communicator) {
     const auto parameters = make_parameters();

@@ -1,4 +1,4 @@
-// Frames: reuse, limits, and what the ledger says about them.
+// Frames: reuse, limits, and their entries in the ledger.
 #include "zeropage/paging/frame_pool.h"
 
 #include <gtest/gtest.h>
@@ -18,7 +18,7 @@ const c10::Device kHost(c10::kCPU);
 
 std::int64_t held_bytes(const Ledger& ledger) { return ledger.current_bytes(MemoryKind::kFrames); }
 
-// Catches memory that is mapped anew in every step.
+// Catches memory that is mapped again in every step.
 TEST(PrivateFrames, AreReused) {
   auto ledger = std::make_shared<Ledger>();
   auto pool = make_private_frame_pool(kHost, 10 * kMiB, ledger, MemoryKind::kFrames);
@@ -28,7 +28,7 @@ TEST(PrivateFrames, AreReused) {
   EXPECT_EQ(held_bytes(*ledger), kMiB);
 }
 
-// Catches small pages that sit in large frames and so use up what the limit grants.
+// Catches small pages in large frames, which use up the limit.
 TEST(PrivateFrames, AreNotMuchLargerThanAskedFor) {
   auto ledger = std::make_shared<Ledger>();
   auto pool = make_private_frame_pool(kHost, 10 * kMiB, ledger, MemoryKind::kFrames);
@@ -61,7 +61,7 @@ struct SharedPool {
   std::unique_ptr<FramePool> pool;
 };
 
-// Catches holes that are not joined again: after some steps no frame would fit.
+// Catches gaps that are not joined again: after some steps no frame would fit.
 TEST(SharedFrames, HolesAreJoined) {
   SharedPool shared(64 * kKiB);
   std::vector<std::byte*> frames;
@@ -71,7 +71,7 @@ TEST(SharedFrames, HolesAreJoined) {
   EXPECT_EQ(shared.pool->acquire(64 * kKiB), frames[0]);
 }
 
-// Catches a ledger that counts address space, or forgets what the system still holds.
+// Catches a ledger that counts address space, or omits memory that is still allocated.
 TEST(SharedFrames, LedgerCountsWhatIsTouched) {
   SharedPool shared(kMiB);
   EXPECT_EQ(held_bytes(*shared.ledger), 0);

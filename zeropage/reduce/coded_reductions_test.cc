@@ -40,7 +40,7 @@ std::vector<std::byte> narrowed(const std::vector<float>& wide, DType dtype) {
   return narrow;
 }
 
-/// What the owner's sum must be: codes of each rank's part by the definition's own functions, added in fp32.
+/// The expected sum of the owner: codes of each rank's part by the scalar functions, added in fp32.
 std::vector<float> expected_sum(int size, int owner, DType dtype, float before) {
   std::vector<float> sum(kNumel);
   for (int rank = 0; rank < size; ++rank) {
@@ -73,8 +73,8 @@ std::shared_ptr<comm::Communicator> coded(comm::Communicator& communicator, std:
 class CodedSums : public testing::TestWithParam<std::tuple<int, bool>> {};
 INSTANTIATE_TEST_SUITE_P(Worlds, CodedSums, testing::Combine(testing::Values(1, 2, 4), testing::Bool()));
 
-// Catches sums that depend on the transport or on who adds, other orders of addition, and parts that go to the wrong
-// owner. One rank sums nothing, and codes nothing.
+// Catches sums that depend on the transport or on the adding rank, other orders of addition, and parts that are sent to
+// the wrong owner. A single rank sums nothing, and codes nothing.
 TEST_P(CodedSums, AreThoseOfTheCodes) {
   const auto [world, two_sided] = GetParam();
   run(world, two_sided, [](comm::Communicator& communicator) {
@@ -118,7 +118,7 @@ TEST_P(CodedSums, StandInPlace) {
   });
 }
 
-// Catches an overflow that the codes hide: the check for it would go on with a wrong update.
+// Catches an overflow that the codes hide: the step would be applied with wrong values.
 TEST_P(CodedSums, ShowWhatIsNotFinite) {
   const auto [world, two_sided] = GetParam();
   run(world, two_sided, [](comm::Communicator& communicator) {
@@ -173,7 +173,7 @@ TEST(CodedSumsOfHosts, AreFormedOnEachHostFirst) {
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches gradients that travel as they are, and buffers that are counted nowhere or never given back.
+// Catches gradients that are sent without coding, and buffers that are not counted or never freed.
 TEST(CodedSumsBytes, AreAQuarterOfSixteenBits) {
   run(2, /*two_sided=*/true, [](comm::Communicator& communicator) {
     const auto ledger = std::make_shared<Ledger>();

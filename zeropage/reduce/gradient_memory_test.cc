@@ -1,4 +1,4 @@
-// Where frames and shards of gradients are, and what the ledger says of them.
+// The memory of frames and shards of gradients, and its entries in the ledger.
 #include <gtest/gtest.h>
 
 #include "zeropage/comm/testing/test_ranks.h"
@@ -53,7 +53,7 @@ TEST(GradientFrames, AreThePagesOwn) {
   for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches a sharded page that gets a whole frame for good, and a borrowed frame that is not used again.
+// Catches a sharded page that gets a whole frame permanently, and a borrowed frame that is not reused.
 TEST(GradientFrames, AreBorrowedBySomePages) {
   const auto body = [](comm::Communicator& communicator) {
     const auto ledger = std::make_shared<Ledger>();
@@ -70,7 +70,7 @@ TEST(GradientFrames, AreBorrowedBySomePages) {
   for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches shards that overlap, one of an offloaded page among those of the device, and shards that are said to be
+// Catches shards that overlap, one of an offloaded page among those of the device, and shards that are reported as
 // readable by peers though every rank has them elsewhere.
 TEST(GradientShards, AreInTwoBlocks) {
   const auto body = [](comm::Communicator& communicator) {
@@ -98,7 +98,7 @@ TEST(GradientShards, AreInTwoBlocks) {
   for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches memory for the shards of a page whose gradients stay in the tensors that autograd made.
+// Catches memory for the shards of a page whose gradients stay in autograd's tensors.
 TEST(GradientShards, AreNotMadeForKeptGradients) {
   const auto body = [](comm::Communicator& communicator) {
     const auto ledger = std::make_shared<Ledger>();

@@ -1,4 +1,4 @@
-// Squares of the pieces that a writer tells of, against one pass over the shard.
+// Squares of the pieces that a writer reports, against one pass over the shard.
 #include "zeropage/reduce/norm_accumulator.h"
 
 #include <gtest/gtest.h>
@@ -58,7 +58,7 @@ struct Page {
   int reads = 0;
 };
 
-// Catches squares of a neighbour's elements or of gaps, a shard that is read again though every element was told of,
+// Catches squares of a neighbour's elements or of gaps, a shard that is read again though every element was reported,
 // and squares of an earlier write that stay when the sum is written again.
 TEST(NormAccumulator, SumsWhatWritersTellOf) {
   const auto body = [](comm::Communicator& communicator) {
@@ -75,7 +75,7 @@ TEST(NormAccumulator, SumsWhatWritersTellOf) {
   for (const auto& outcome : comm::run_threads(2, kTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches a norm that lacks the elements of a writer that told of a part only, or of none.
+// Catches a norm without the elements of a writer that reported only a part, or nothing.
 TEST(NormAccumulator, ReadsAgainWhatNobodyToldOf) {
   const auto body = [](comm::Communicator& communicator) {
     Page page(communicator);
@@ -89,7 +89,7 @@ TEST(NormAccumulator, ReadsAgainWhatNobodyToldOf) {
   for (const auto& outcome : comm::run_threads(2, kTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
-// Catches squares that are summed though nobody asks for them.
+// Catches squares that are summed though they are not needed.
 TEST(NormAccumulator, SumsNothingWhenNobodyAsks) {
   const auto body = [](comm::Communicator& communicator) {
     Page page(communicator, /*enabled=*/false);

@@ -1,4 +1,4 @@
-// The squares for the global norm are those of the sum that is stored, whoever wrote it last and in whatever pieces.
+// The squares for the global norm are those of the stored sum, for every last writer and every division into pieces.
 #include <ATen/Parallel.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/arange.h>
@@ -14,7 +14,7 @@
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/test_squares.h"
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
@@ -25,7 +25,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kTimeout{20000};
 
-/// Several blocks of a sum of squares, cut anywhere by shards; and small ones that transports send in another way.
+/// Several blocks of a sum of squares, divided anywhere by shards; and small ones that transports send in another way.
 const std::vector<std::vector<std::int64_t>> kModels = {{70000, 3, 0, 200001, 4097}, {5, 300, 17}};
 
 enum class Result { kWhole, kShardOfWhole, kShard };  ///< stage 0, stage 1, stages 2 and 3
@@ -115,8 +115,7 @@ void check_squares(comm::Communicator& communicator, const std::vector<std::int6
   Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
                   c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
   for (const bool late : {false, true}) {
-    if (late)
-      reducer.listen([](int) {}, [](int) {});  // a single rank's sums come late only where somebody waits for them
+    if (late) reducer.listen([](int) {}, [](int) {});  // a single rank's sums are only announced with listeners
     for (int backward = 0; backward < 2; ++backward) {
       reducer.begin_backward(/*boundary=*/late || backward == 1);
       run_graph(parameters, communicator.rank(), true);
@@ -130,7 +129,7 @@ void check_squares(comm::Communicator& communicator, const std::vector<std::int6
 }
 
 void check_all(comm::Communicator& communicator) {
-  at::set_num_threads(1);  // ranks are threads already; more of them only spin
+  at::set_num_threads(1);  // ranks are threads already; more threads would only spin
   for (const auto& numels : kModels) {
     for (const Kind& kind : kinds()) check_squares(communicator, numels, kind);
   }
@@ -161,7 +160,7 @@ void check_squares_before_travel(comm::Communicator& communicator, const Kind& k
 class SquaresOnRanks : public testing::TestWithParam<int> {};
 
 // Catches a sum that is read once more for its squares, squares that depend on the pieces in which a transport writes,
-// or miss what lies between two shards, and those of a sum to which something was added later.
+// or miss what lies between two shards, and those of a sum that was increased later.
 TEST_P(SquaresOnRanks, AreThoseOfTheStoredSum) {
   for (const auto& outcome : comm::run_threads(GetParam(), kTimeout, check_all)) EXPECT_EQ(outcome, "");
 }
@@ -182,7 +181,7 @@ std::unique_ptr<comm::Communicator> over_gloo(const c10::intrusive_ptr<c10d::Sto
                                       /*deterministic_reduction=*/true, kTimeout);
 }
 
-// Catches the same where sums are formed from messages, or by gloo.
+// Catches the same if sums are computed from messages, or by gloo.
 TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   const auto outcomes = comm::run_threads(GetParam(), kTimeout, [&](comm::Communicator& threads) {
@@ -192,7 +191,7 @@ TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
 }
 
 // Catches squares of other elements than a shard's, of a sum that is not rounded as it is stored, and those of a first
-// sum that stay when something is added to it. Within one memory: what a device does with its own operators.
+// sum that stay when something is added to it. Within one memory, like a device with its own operators.
 TEST(SquaresBeforeTravel, AreThoseOfTheStoredSum) {
   for (const Kind& kind : {Kind{Result::kShard, false},
                            Kind{Result::kShard, true, DType::kBFloat16, DType::kBFloat16, DType::kBFloat16}}) {

@@ -36,8 +36,8 @@ std::shared_ptr<const layout::Layout> make_layout(int world) {
                  .world_size = world, .page_numel = 64, .parameter_alignment_numel = 8, .shard_alignment_numel = 16});
 }
 
-/// What rank's `backward` of `step` does: the gradient of each parameter, 0 when its graph does not reach it. Small
-/// whole numbers, so that every order of summation gives the same. Some steps reach nothing, or a few parameters only.
+/// The gradient of each parameter in `backward` of `step` on `rank`, 0 if its graph does not reach it. Small whole
+/// numbers, so that every order of summation gives the same. Some steps reach nothing, or a few parameters only.
 std::vector<int> graph_of(int rank, int step, int backward) {
   std::mt19937 random(10000 * rank + 100 * step + backward);
   std::vector<int> gradients(kNumels.size());
@@ -102,14 +102,14 @@ struct Case {
   const char* name;
   ReducePolicy policy;
   bool two_sided;
-  int segments;  ///< graphs per backward: 2 as with a weight that stands in two reentrant checkpoints
+  int segments;                     ///< graphs per backward: 2 as with a weight in two reentrant checkpoints
   int steps_from = kBackwards - 1;  ///< backwards from this one on take themselves for the last before a step
 };
 
 class ReducerOnRanks : public testing::TestWithParam<std::tuple<int, Case>> {};
 
 // Catches ranks that start different collectives, gradients that are lost, counted twice or left over from an earlier
-// step, and frames that are used again while they travel.
+// step, and frames that are reused while they are sent.
 TEST_P(ReducerOnRanks, SumsWhatEachRankReached) {
   const auto& [world, what] = GetParam();
   auto communicators = comm::make_thread_communicators(world, std::chrono::seconds(20));

@@ -28,8 +28,8 @@ TEST(ReductionOrder, BeginsWithTheLastPage) {
   EXPECT_EQ(run(order), (std::vector<int>{3, 2, 0, 1})) << "every backward has all of them";
 }
 
-// Catches ranks that keep orders of their own, a page that is lost because rank 0 did not complete it, and one that is
-// there twice because it became complete twice (a second gradient after its reduction).
+// Catches ranks that keep different orders, a page that is lost because rank 0 did not complete it, and one that is in
+// the order twice because it became complete twice (a second gradient after its reduction).
 TEST(ReductionOrder, SettlesOnThatOfRank0) {
   const auto body = [](comm::Communicator& communicator) {
     ReductionOrder order({0, 1, 2, 3});

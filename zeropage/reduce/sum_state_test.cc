@@ -13,8 +13,8 @@ namespace {
 
 constexpr SumState kAll[] = {SumState::kNone, SumState::kReducing, SumState::kReady, SumState::kInvalidated};
 
-// Catches a listener that is not told before a sum changes (ready -> reducing, ready -> none), one that is told of a
-// sum that nobody reduced (none -> ready), and two reductions of a page at once.
+// Catches a listener that is not notified before a sum changes (ready -> reducing, ready -> none), one that is notified
+// of a sum that was not reduced (none -> ready), and two reductions of a page at the same time.
 TEST(SumState, FollowsItsTable) {
   using enum SumState;
   const std::set<std::pair<SumState, SumState>> legal = {
@@ -25,7 +25,7 @@ TEST(SumState, FollowsItsTable) {
   }
 }
 
-// Catches an illegal transition that goes unnoticed, and a message that does not say which page and which states.
+// Catches an illegal transition without an error, and a message without the page and the states.
 TEST(SumState, RefusesOtherTransitions) {
   EXPECT_EQ(checked_transition(SumState::kNone, SumState::kReducing, "gradients of page 3"), SumState::kReducing);
   try {

@@ -1,4 +1,4 @@
-// Ranks as processes that meet over TCP and make process groups without Python, as C++ programs on several hosts do.
+// Ranks as processes that connect over TCP and make process groups without Python, like C++ programs on several hosts.
 #include "zeropage/comm/c10d/c10d_job.h"
 
 #include <arpa/inet.h>
@@ -15,8 +15,8 @@ namespace {
 
 using std::chrono::milliseconds;
 
-/// A port that nobody listens on. Somebody else may take it before the test does; then the test says "address already
-/// in use".
+/// A port without a listener. Another program may take it before the test does; the test then fails with "address
+/// already in use".
 std::uint16_t free_port() {
   const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
   sockaddr_in address{};
@@ -50,8 +50,8 @@ std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, i
                        timeout);
 }
 
-// Catches what a job of one rank does otherwise than others: sums that are not taken, host values that count as the
-// device's. In a process of its own: the threads that torch starts here would be missing in ranks forked later.
+// Catches differences between a job of one rank and others: sums that are not computed, host values that count as the
+// device's. In a separate process, because the threads that torch starts here would be missing in ranks forked later.
 TEST(OneRank, Conformance) {
   RankProcess rank([] {
     const auto communicator = make_one_rank_communicator(c10::Device(c10::kCPU), milliseconds(20000));
@@ -70,8 +70,8 @@ TEST(OneRank, WaitsEnd) {
 
 class C10dJobConformance : public testing::TestWithParam<int> {};
 
-// Catches groups that are not the ones torch makes for Python, and communicators of one job that mix: the first lives
-// while the second is made and used, and the second outlives it.
+// Catches groups that differ from torch's for Python, and communicators of one job that mix: the first exists while the
+// second is made and used, and the second outlives it.
 TEST_P(C10dJobConformance, Holds) {
   const auto outcomes = run_job(GetParam(), GetParam(), [](const World& world, const Meeting& meeting) {
     auto first = join(world, meeting, 0, milliseconds(20000));
@@ -85,7 +85,7 @@ TEST_P(C10dJobConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Sizes, C10dJobConformance, testing::Values(1, 3));
 
-// Catches hosts whose ranks share memory with those of another one, columns that mix, and ranks that are no table.
+// Catches hosts whose ranks share memory with those of another one, columns that mix, and ranks that form no grid.
 TEST(C10dJob, RanksOfTwoHosts) {
   const std::string name = unique_job_name();
   const auto outcomes = run_job(4, 4, [&](const World& job, const Meeting& meeting) {
@@ -103,8 +103,7 @@ TEST(C10dJob, RanksOfTwoHosts) {
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches a rank that waits for ever for one that never comes, and a message that does not say where they should have
-// met.
+// Catches a rank that waits for ever for a missing one, and a message without the address of the rendezvous.
 TEST(C10dJob, RankThatDoesNotComeIsATimeout) {
   const auto outcomes =
       run_job(2, 1, [](const World& world, const Meeting& meeting) { join(world, meeting, 0, milliseconds(1000)); });
@@ -112,7 +111,7 @@ TEST(C10dJob, RankThatDoesNotComeIsATimeout) {
       << outcomes[0];
 }
 
-// Catches the same where rank 0, to which the others connect, is missing.
+// Catches the same if rank 0, to which the others connect, is missing.
 TEST(C10dJob, NobodyListeningIsATimeout) {
   const auto outcomes = run_job(2, 1, [](const World& world, const Meeting& meeting) {
     join({1, 1, 2, 2}, meeting, 0, milliseconds(1000));

@@ -1,4 +1,4 @@
-// Which ranks are a table of hosts, and how sums get from host to host.
+// Which ranks form a grid of hosts, and the routes of sums between hosts.
 #include "zeropage/comm/hosts/host_grid.h"
 
 #include <gtest/gtest.h>
@@ -11,7 +11,7 @@ namespace {
 using enum TermRoute;
 using Routes = std::vector<TermRoute>;
 
-// Catches tables of ranks that are none: ranks dealt out in turn, hosts of different sizes.
+// Catches ranks that are treated as a grid but form none: ranks assigned to hosts in turn, hosts of different sizes.
 TEST(HostGrid, RanksOfAHostFollowEachOther) {
   EXPECT_EQ(column_count({5, 1, 8, 4}), 4);
   EXPECT_EQ(column_count({5, 2, 8, 4}), 0);  // dealt out in turn
@@ -38,7 +38,7 @@ TEST(TermRoute, FewestBytesBetweenHosts) {
   }
 }
 
-// Catches formulas of bytes that are not what the ranks send: each hop and each host's terms counted one by one.
+// Catches formulas of bytes that differ from the messages: each hop and each host's terms are counted one by one.
 TEST(TermRoute, BytesAreThoseOfTheMessages) {
   const HostGrid grid{4, 3};
   for (const TermRoute route : {kTerms, kSumsThenTerms, kSums}) {
@@ -54,13 +54,13 @@ TEST(TermRoute, BytesAreThoseOfTheMessages) {
   }
 }
 
-// Catches a chain where terms are as short as a sum, and terms where they are longer.
+// Catches a chain although terms are as short as a sum, and terms although they are longer.
 TEST(TermRoute, ByTheSizesOfTermsAndSums) {
   EXPECT_EQ(choose_routes({2, 2}, DType::kBFloat16), Routes({kTerms, kTerms}));
   EXPECT_EQ(choose_routes({2, 2}, DType::kFloat32), Routes({kTerms, kSumsThenTerms}));
   EXPECT_EQ(choose_routes({2, 8}, DType::kBFloat16), Routes({kSums, kSumsThenTerms}));
   EXPECT_EQ(choose_routes({3, 8}, DType::kFloat32), Routes({kSums, kSums, kSumsThenTerms}));
-  // 12 hosts' worth of flat bytes per element, and what is left of them.
+  // 12 hosts' flat bytes per element, and the remaining bytes.
   std::int64_t sent = 0;
   for (int owner = 0; owner < 2; ++owner) {
     sent += bytes_between_hosts(choose_routes({2, 8}, DType::kBFloat16)[static_cast<std::size_t>(owner)], {2, 8}, owner,

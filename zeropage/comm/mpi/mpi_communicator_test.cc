@@ -1,4 +1,4 @@
-// The communicator over MPI, on ranks that a real mpirun starts (mpi_ranks_main.cc says what they do).
+// The communicator over MPI, on ranks that a real mpirun starts (their program is mpi_ranks_main.cc).
 #include <gtest/gtest.h>
 
 #include <array>
@@ -48,7 +48,8 @@ void expect_success(const Job& job, int ranks) {
   EXPECT_EQ(job.outcomes, std::vector<std::string>(static_cast<std::size_t>(ranks))) << job.output;
 }
 
-/// At least so many ranks got to their end; those that did say each of `pieces`, and mpirun fails soon.
+/// Expects that at least `ranks` ranks reached their end with an outcome that contains each of `pieces`, and that
+/// mpirun fails soon.
 void expect_failure(const Job& job, std::size_t ranks, const std::vector<std::string>& pieces) {
   EXPECT_NE(job.status, 0) << job.output;
   EXPECT_GE(job.outcomes.size(), ranks) << job.output;
@@ -60,25 +61,25 @@ void expect_failure(const Job& job, std::size_t ranks, const std::vector<std::st
 
 class MpiConformance : public testing::TestWithParam<int> {};
 
-// Catches wrong sums, orders and tags; pieces of long messages that go astray; two communicators that mix; a job that
-// does not end by itself.
+// Catches wrong sums, orders and tags; lost pieces of long messages; two communicators that mix; a job that does not
+// end by itself.
 TEST_P(MpiConformance, Holds) { expect_success(run_job(GetParam(), "conforms"), GetParam()); }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, MpiConformance, testing::Values(1, 2, 4));
 
-// Catches ranks of one host that talk through MPI, or that cannot join twice.
+// Catches ranks of one host that communicate through MPI, or that cannot join twice.
 TEST(Mpi, RanksOfOneHostShareMemory) { expect_success(run_job(3, "joins"), 3); }
 
 // Catches a runtime that finalises an MPI that is not its own.
 TEST(Mpi, TheProgramMayInitialiseMpi) { expect_success(run_job(2, "runtime_starts_twice"), 2); }
 
-// Catches a hang when a rank neither dies nor goes on, and a stopped rank that outlives the job.
+// Catches a hang when a rank neither dies nor continues, and a stopped rank that outlives the job.
 TEST(Mpi, StoppedRankIsNamedAfterTheTimeout) {
   expect_failure(run_job(3, "last_is_stopped"), 2,
                  {"waited 1000 ms for all_reduce of 300000 fp32 ('sum'", "missing: rank 2."});
 }
 
-// Catches a job that goes on without a rank.
+// Catches a job that continues without a rank.
 TEST(Mpi, KilledRankEndsTheJob) {
   const Job job = run_job(3, "last_is_killed");
   EXPECT_NE(job.status, 0);
@@ -86,7 +87,7 @@ TEST(Mpi, KilledRankEndsTheJob) {
   EXPECT_LT(job.took, milliseconds(10000));
 }
 
-// Catches waits that do not hear of an abort, and reasons that get lost.
+// Catches waits that an abort does not reach, and reasons that get lost.
 TEST(Mpi, AbortWakesEveryRank) {
   expect_failure(run_job(3, "last_aborts"), 3, {"PeerError: rank 2 aborted: out of coffee"});
 }
@@ -102,13 +103,13 @@ TEST(Mpi, RankThatLeavesIsNamed) {
   EXPECT_LT(job.took, milliseconds(10000));
 }
 
-// Catches collectives that mix up data when ranks do not do the same.
+// Catches collectives that mix up data when ranks call different ones.
 TEST(Mpi, DifferentCallsAreNamed) {
   expect_failure(run_job(2, "calls_differ"), 2,
                  {"PeerError: ", "do not agree on collective 0", "of 50 fp32 ('sum' 7)"});
 }
 
-// Catches silent garbage where nothing was compared before.
+// Catches wrong results without an error when nothing was compared before.
 TEST(Mpi, DifferentSizesAreErrorsUnchecked) {
   expect_failure(run_job(2, "sizes_differ_unchecked"), 2, {"PeerError: ", "all_reduce of "});
 }

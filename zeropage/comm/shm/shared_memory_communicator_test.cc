@@ -1,4 +1,4 @@
-// Ranks as processes: the conformance suite, ranks that die, stop or never come, and what is left in /dev/shm.
+// Ranks as processes: the conformance suite, ranks that die, stop or never join, and leftovers in /dev/shm.
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 
 #include <gtest/gtest.h>
@@ -32,7 +32,7 @@ std::vector<std::string> leftovers() {
 
 class ProcessConformance : public testing::TestWithParam<int> {};
 
-// Catches what differs between processes and threads: mappings, offsets, wake-ups across processes.
+// Catches differences between processes and threads: mappings, offsets, wake-ups across processes.
 TEST_P(ProcessConformance, Holds) {
   for (const std::string& outcome : run_processes(GetParam(), kLong, run_conformance)) EXPECT_EQ(outcome, "");
   EXPECT_EQ(leftovers(), std::vector<std::string>());
@@ -61,7 +61,7 @@ TEST(SharedMemory, KilledRankIsNamedAtOnce) {
   EXPECT_EQ(leftovers(), std::vector<std::string>());
 }
 
-// Catches a hang when a rank neither dies nor goes on.
+// Catches a hang when a rank neither dies nor continues.
 TEST(SharedMemory, StoppedRankIsNamedAfterTheTimeout) {
   const auto ranks = start_processes(unique_job_name(), 3, kShort, reduce_for_ever);
   std::this_thread::sleep_for(milliseconds(300));
@@ -74,7 +74,7 @@ TEST(SharedMemory, StoppedRankIsNamedAfterTheTimeout) {
   }
   ranks[1]->signal(SIGCONT);
   const std::string outcome = ranks[1]->outcome();
-  EXPECT_TRUE(outcome.starts_with("PeerError: rank ")) << outcome;  // it learns that the others gave up
+  EXPECT_TRUE(outcome.starts_with("PeerError: rank ")) << outcome;  // it is informed that the others gave up
 }
 
 // Catches messages that blame the wrong rank when some never start.
@@ -94,14 +94,14 @@ TEST(SharedMemory, RanksThatNeverComeAreNamed) {
   EXPECT_TRUE(contains(alone, "for rank(s) 0 or for rank 0 to offer its memory")) << alone;
 }
 
-// Catches what a job that was killed while it started leaves behind, and a second start that meets it.
+// Catches leftovers of a job that was killed while it started, and a second start that fails because of them.
 TEST(SharedMemory, NothingIsLeftOfAJobThatWasKilledWhileItStarted) {
   const std::string name = unique_job_name();
   const auto join = [&](int rank) { join_shared_memory(name, rank, 2, kLong)->barrier({"fresh", 0}); };
   for (int i = 0; i < 20; ++i) {
     std::vector<std::unique_ptr<RankProcess>> dead;
     for (const int rank : {0, 1}) {
-      if (rank == i % 3) continue;  // one of the two, or both come
+      if (rank == i % 3) continue;  // one of the two joins, or both
       dead.push_back(std::make_unique<RankProcess>([&, rank] { join(rank); }));
     }
     std::this_thread::sleep_for(std::chrono::microseconds(300 * i));
@@ -115,7 +115,7 @@ TEST(SharedMemory, NothingIsLeftOfAJobThatWasKilledWhileItStarted) {
   }
 }
 
-// Catches a second job that joins one that is starting under the same name.
+// Catches a second job that joins a starting one of the same name.
 TEST(SharedMemory, NamesInUseAreRefused) {
   const std::string name = unique_job_name();
   RankProcess waiting([&] { join_shared_memory(name, 0, 2, kLong)->barrier({"both", 0}); });
@@ -130,7 +130,7 @@ TEST(SharedMemory, NamesInUseAreRefused) {
   EXPECT_EQ(one.outcome(), "");
 }
 
-// Catches jobs that meet in the same memory although their names differ.
+// Catches jobs that share memory although their names differ.
 TEST(SharedMemory, TwoJobsDoNotMeet) {
   const auto body = [](float value) {
     return [value](Communicator& c) {
@@ -148,7 +148,7 @@ TEST(SharedMemory, TwoJobsDoNotMeet) {
   }
 }
 
-// Catches memory that another user's process is given, and memory of another user that we would believe.
+// Catches memory that is passed to another user's process, and memory of another user that is trusted.
 TEST(SharedMemory, BelongsToOneUser) {
   if (geteuid() != 0) GTEST_SKIP() << "only root can become another user";
   const auto as_nobody = [](const std::string& name, int rank) {
@@ -172,7 +172,7 @@ TEST(SharedMemory, BelongsToOneUser) {
   EXPECT_TRUE(contains(waiting.outcome(), "for rank(s) 1")) << "the stranger was not taken for rank 1";
 }
 
-// Catches a second process that takes the place of a rank that has come already.
+// Catches a second process that replaces a rank that has joined already.
 TEST(SharedMemory, EveryRankJoinsOnce) {
   const std::string name = unique_job_name();
   RankProcess zero([&] { join_shared_memory(name, 0, 3, kShort); });
@@ -193,7 +193,7 @@ TEST(SharedMemory, RefusesBadNamesAndRanks) {
   EXPECT_THROW(join_shared_memory("zp-x", 0, 0, kShort), ConfigError);
 }
 
-// Catches a full /dev/shm that kills with SIGBUS instead of an error that says how much is needed.
+// Catches a full /dev/shm that kills with SIGBUS instead of an error with the needed size.
 TEST(SharedMemory, TooLittleSpaceIsAnErrorWithSizes) {
   struct stat status {};
   ASSERT_EQ(stat("/dev/shm", &status), 0);

@@ -55,7 +55,7 @@ TEST(FaultCommunicator, DelaysBeforeAndInside) {
   });
 }
 
-// Catches a rank that forgets a collective and is not named.
+// Catches a rank that skips a collective and is not named.
 TEST(FaultCommunicator, DroppedCollectiveEndsOnEveryRank) {
   const auto rule = [](int rank) { return only(rank == 2 ? 1 : -1, {.drop = true}); };
   const auto outcomes = run_with_faults(milliseconds(300), rule, [](Communicator& c) {
