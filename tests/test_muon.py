@@ -172,6 +172,18 @@ def test_masters_elsewhere(stage, where, in_memory, expected, tmp_path):
 
 
 @pytest.mark.parametrize("where", ("cpu", "nvme"))
+@pytest.mark.parametrize("stage", (1, 2, 3))
+def test_masters_of_bf16_elsewhere(stage, where, tmp_path):
+    """Catches fp32 masters that are lost, or rounded, between memory of the host, or a drive, and the update."""
+    target = {"device": where, **({"nvme_path": str(tmp_path)} if where == "nvme" else {})}
+    bf16 = {"bf16": {"enabled": True}}
+    here = engine_run(settings(stage, **bf16))
+    elsewhere = engine_run(settings(stage, zero_optimization={"offload_optimizer": target}, **bf16))
+    for (expected, _), (parameters, _) in zip(here, elsewhere, strict=True):
+        assert torch.equal(parameters, expected)
+
+
+@pytest.mark.parametrize("where", ("cpu", "nvme"))
 def test_masters_and_parameters_elsewhere(where, expected, tmp_path):
     """Catches whole parameters that are not read from, or written to, where offload_param keeps them."""
     target = {"device": where, **({"nvme_path": str(tmp_path)} if where == "nvme" else {})}

@@ -325,9 +325,9 @@ class Checker {
       return;
     }
     note(settings.at(device).line, device,
-         fmt::format(
-             "fp32 masters are on the drive, and Muon's momenta in host memory; {}: true says that this is wanted",
-             in_memory));
+         fmt::format("only the fp32 masters of 16-bit parameters are on the drive, Muon's momenta in host memory; {}: "
+                     "true says that this is wanted",
+                     in_memory));
   }
 
   const std::string& origin_;

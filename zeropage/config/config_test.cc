@@ -309,8 +309,8 @@ TEST(Config, momenta_in_memory_are_said) {
   };
   const auto lines = said(R"("nvme", "nvme_path": "/tmp"})");
   ASSERT_EQ(lines.size(), 1u);
-  EXPECT_NE(lines[0].find("config:2: zero_optimization.offload_optimizer.device: fp32 masters are on the drive, and "
-                          "Muon's momenta in host memory"),
+  EXPECT_NE(lines[0].find("config:2: zero_optimization.offload_optimizer.device: only the fp32 masters of 16-bit "
+                          "parameters are on the drive, Muon's momenta in host memory"),
             std::string::npos)
       << lines[0];
   EXPECT_TRUE(said(R"("cpu"})").empty());
