@@ -31,6 +31,8 @@ void each(const Visit& visit) {
   visit("max_coeff", &G::max_coeff);
   visit("min_coeff", &G::min_coeff);
   visit("eps_inside_sqrt", &G::eps_inside_sqrt);
+  visit("use_muon", &G::use_muon);  // these two have no optimizer of the engine's own
+  visit("muon_heads", &G::muon_heads);
 }
 
 }  // namespace
@@ -60,7 +62,9 @@ std::vector<OptimizerParams> hyperparameters(const std::vector<ParameterGroup>& 
         throw ConfigError(fmt::format(
             "parameter group {} has {}, which the configured optimizer does not have: leave it out", i, name));
       }
-      hyperparameter->set(all[i], *value);
+      if constexpr (std::is_constructible_v<config::HyperparameterValue, decltype(*value)>) {
+        hyperparameter->set(all[i], *value);
+      }
     });
     if (all[i].initial_accumulator_value != all[0].initial_accumulator_value) {
       throw ConfigError("parameter groups have different initial_accumulator_value; give all of them the same");

@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/optim/serialize.h>
 
+#include <algorithm>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -85,10 +87,12 @@ void apply(const ParameterGroup& group, std::size_t index, MuonGroupOptions& opt
   known.eps = group.eps;
   known.momentum = group.momentum;
   known.nesterov = group.nesterov;
+  known.use_muon = group.use_muon;
+  known.muon_heads = group.muon_heads;
   if (!known.has_same_options(group)) {
     throw ConfigError(fmt::format(
-        "parameter group {} has a hyperparameter that Muon does not have; it has lr, weight_decay, momentum and "
-        "nesterov, and for the parameters that AdamW updates betas and eps",
+        "parameter group {} has a hyperparameter that Muon does not have; it has lr, weight_decay, momentum, nesterov, "
+        "use_muon and muon_heads, and for the parameters that AdamW updates betas and eps",
         index));
   }
   if (group.lr) options.set_lr(*group.lr);
@@ -108,6 +112,21 @@ bool is_convolution(const torch::nn::Module& module) {
   using namespace torch::nn;
   return is_one_of<Conv1dImpl, Conv2dImpl, Conv3dImpl, ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl>(
       module);
+}
+
+/// The group's heads, as the matrices of one of its parameters. Errors: ConfigError when they do not fit.
+std::int64_t heads_of(const std::string& name, const at::Tensor& parameter, std::int64_t heads, bool per_head) {
+  if (!per_head) {
+    throw ConfigError(
+        "a parameter group has muon_heads, which count with optimizer.params.per_head_muon true; set the "
+        "key, or leave muon_heads out");
+  }
+  if (heads < 1 || parameter.dim() != 2 || parameter.size(0) % heads != 0) {
+    throw ConfigError(
+        fmt::format("optimizer.params.per_head_muon: parameter '{}' [{}] is not {} heads of as many rows each", name,
+                    fmt::join(parameter.sizes(), ", "), heads));
+  }
+  return heads;
 }
 
 std::set<const void*> convolution_kernels(const torch::nn::Module& model) {
@@ -199,11 +218,11 @@ std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module&
                                 const std::vector<ParameterGroup>& groups) {
   const auto effective = json::parse(config.effective_json);
   const json& params = section_of(effective);
-  if (params.at("per_head_muon").get<bool>()) {
+  const bool per_head = params.at("per_head_muon").get<bool>();
+  if (per_head && std::ranges::none_of(groups, [](const auto& group) { return group.muon_heads.has_value(); })) {
     throw ConfigError(
-        "optimizer.params.per_head_muon: only the Python package can find the number of heads of a model; remove the "
-        "key from "
-        "the configuration of a C++ program");
+        "optimizer.params.per_head_muon is true, and no parameter group says how many heads its parameters have: "
+        "expected muon_heads in the group of each kind of projection");
   }
   std::map<const void*, std::string> names;
   for (const auto& parameter : model.named_parameters()) {
@@ -216,9 +235,11 @@ std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module&
   std::map<std::tuple<std::size_t, bool, std::int64_t>, std::vector<at::Tensor>> halves;
   for (std::size_t i = 0; i < given.size(); ++i) {
     for (const auto& parameter : given[i].parameters) {
-      const bool use_muon = planner::takes_muon(names[parameter.unsafeGetTensorImpl()], parameter.dim());
-      const bool flat = use_muon && kernels.contains(parameter.unsafeGetTensorImpl());
-      halves[{i, !use_muon, flat ? 1 : 0}].push_back(parameter);
+      const std::string& name = names[parameter.unsafeGetTensorImpl()];
+      const bool use_muon = given[i].use_muon.value_or(planner::takes_muon(name, parameter.dim()));
+      std::int64_t matrices = use_muon && kernels.contains(parameter.unsafeGetTensorImpl()) ? 1 : 0;
+      if (use_muon && given[i].muon_heads) matrices = heads_of(name, parameter, *given[i].muon_heads, per_head);
+      halves[{i, !use_muon, matrices}].push_back(parameter);
     }
   }
   std::vector<OptimizerParamGroup> split;

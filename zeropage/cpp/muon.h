@@ -58,8 +58,9 @@ class Muon : public torch::optim::Optimizer {
 };
 
 /// The object that the section "optimizer" of `config` names. Each of `groups` (empty: one of all parameters) is
-/// divided into matrices and others: planner::takes_muon. Errors: ConfigError for hyperparameters of a group that Muon
-/// does not have, and for per_head_muon, which needs information that only Python models have.
+/// divided into matrices and others: ParameterGroup::use_muon, else planner::takes_muon. Errors: ConfigError for
+/// hyperparameters of a group that Muon does not have, for per_head_muon without muon_heads or the other way round, and
+/// for heads that do not fit.
 std::shared_ptr<Muon> make_muon(const config::Config& config, torch::nn::Module& model,
                                 const std::vector<ParameterGroup>& groups);
 

@@ -30,7 +30,7 @@ constexpr const char* kMuon = R"({"optimizer": {"type": "Muon", "params":
   {"lr": 0.02, "adam_lr": 0.01, "weight_decay": 0.1, "ns_method": "standard", "ns_dtype": "fp32", "eps": 1e-4}}})";
 
 /// Matrices and the rest of make_model(), one after the other.
-void train_by_hand(torch::nn::Sequential& model, int steps) {
+void train_by_hand(torch::nn::Sequential& model, int steps, bool by_rows = false) {
   std::map<std::size_t, std::vector<at::Tensor>> kept;
   session::MuonOptions muon{.lr = 0.02, .weight_decay = 0.1, .ns_method = "standard", .ns_dtype = "fp32"};
   session::MuonAdamOptions adam{.lr = 0.01, .eps = 1e-4, .weight_decay = 0.1};
@@ -43,6 +43,7 @@ void train_by_hand(torch::nn::Sequential& model, int steps) {
       const auto& p = parameters[i];
       if (step == 0) kept[i] = {at::zeros_like(p), at::zeros_like(p)};
       if (p.dim() == 2) {
+        muon.matrices = by_rows ? p.size(0) : 0;
         session::muon_step(p, p.grad(), kept[i][0], muon);
       } else {
         session::adam_step(p, p.grad(), kept[i][0], kept[i][1], step + 1, adam);
@@ -153,8 +154,65 @@ TEST(Muon, DividesGroupsIntoHalves) {
   EXPECT_EQ(options_of(given, 2).adam.eps, 1e-4);
   group.max_coeff = 1.0;
   EXPECT_THROW(cpp::make_muon(config, model, {group}), ConfigError);
-  const auto heads = config_of(0, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})");
-  EXPECT_THROW(initialize(model, heads, {}), ConfigError);
+}
+
+// Catches a group's use_muon that does not count, heads that are orthogonalized together, and heads that do not fit or
+// that nobody asked for.
+TEST(Muon, GroupsSayWhatMuonUpdatesAndItsHeads) {
+  Mixed model;
+  const auto plain = config::Config::from_json(config_of(0, kMuon).text(), 1, "test");
+  const auto by_head = config::Config::from_json(
+      config_of(0, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})").text(), 1, "test");
+  const auto options_of = [&](const auto& muon, std::size_t group) {
+    return static_cast<const cpp::MuonGroupOptions&>(muon->param_groups()[group].options());
+  };
+  ParameterGroup head;
+  head.parameters = {model.head->weight};
+  head.use_muon = false;
+  ParameterGroup embed;
+  embed.parameters = {model.embed->weight};
+  embed.use_muon = true;
+  const auto turned = cpp::make_muon(plain, model, {head, embed});
+  ASSERT_EQ(turned->param_groups().size(), 2U);
+  EXPECT_FALSE(options_of(turned, 0).use_muon);
+  EXPECT_TRUE(options_of(turned, 1).use_muon);
+  head.use_muon.reset();
+  EXPECT_THROW(cpp::make_muon(by_head, model, {head}), ConfigError);
+  head.muon_heads = 2;
+  EXPECT_THROW(cpp::make_muon(plain, model, {head}), ConfigError);
+  const auto heads = cpp::make_muon(by_head, model, {head});
+  EXPECT_EQ(options_of(heads, 0).muon.matrices, 2);
+  head.muon_heads = 3;
+  EXPECT_THROW(cpp::make_muon(by_head, model, {head}), ConfigError);
+  head.muon_heads = 0;
+  EXPECT_THROW(cpp::make_muon(by_head, model, {head}), ConfigError);
+  EXPECT_THROW(initialize(model, config_of(0, R"({"optimizer": {"type": "AdamW"}})"), {.parameter_groups = {embed}}),
+               ConfigError)
+      << "AdamW has no such option";
+}
+
+// Catches heads that are lost on the way from the group to the step: each one is a matrix of its own, at every stage.
+TEST(Muon, HeadsAreUpdatedByThemselves) {
+  auto expected = make_model();
+  train_by_hand(expected, 2, /*by_rows=*/true);
+  for (const int stage : {0, 1, 3}) {
+    SCOPED_TRACE(fmt::format("stage {}", stage));
+    on_two_ranks([&](int rank, Options options) {
+      auto model = make_model();
+      for (const auto& parameter : model->parameters()) {
+        auto& group = options.parameter_groups.emplace_back();
+        group.parameters = {parameter};
+        if (parameter.dim() == 2) group.muon_heads = parameter.size(0);
+      }
+      const auto config = config_of(stage, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})");
+      auto engine = initialize(*model, config, options);
+      train(engine, model, 0, 2, rank);
+      expect_equal(model->parameters(), expected->parameters());
+    });
+  }
+  auto whole = make_model();
+  train_by_hand(whole, 2);
+  EXPECT_FALSE(at::equal(whole->parameters()[0], expected->parameters()[0]));
 }
 
 /// A program's own class: steps in proportion to the parameter's norm.

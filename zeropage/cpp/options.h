@@ -37,6 +37,8 @@ struct ParameterGroup {
   std::optional<double> max_coeff{};                  ///< Lamb, as the next two: limits of the trust ratio
   std::optional<double> min_coeff{};
   std::optional<bool> eps_inside_sqrt{};
+  std::optional<bool> use_muon{};  ///< Muon: whether it updates them, or AdamW; absent: by name and dimensions
+  std::optional<std::int64_t> muon_heads{};  ///< Muon with per_head_muon: attention heads that their rows are
 
   /// Whether everything except the parameters is equal.
   bool has_same_options(const ParameterGroup& other) const;
