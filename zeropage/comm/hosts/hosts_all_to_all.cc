@@ -79,7 +79,7 @@ class AllToAll {
   void finish() { to_hosts_.reset(); }
 
  private:
-  /// What rank `local` of this host has for rank `to` of the job.
+  /// Bytes from rank `local` of this host to rank `to` of the job.
   std::int64_t bytes_of(int local, int to) const { return call_.part_bytes(grid_.rank_at(host_, local), to); }
 
   const HostGrid grid_;

@@ -30,7 +30,7 @@ class HostsWork final : public Work {
         wait();
       }
     } catch (const std::exception&) {
-      // Both sides have failed; the next call on either says so again.
+      // Both sides have failed; the next call on either raises the error again.
     }
     // Buffers may be gone after this line.
     *operation_ = HostsOperation{.complete = true};
@@ -69,7 +69,7 @@ class HostsCommunicator final : public Communicator {
     throw UsageError("ranks of other hosts cannot read this one's memory; ask one_sided() before peer_address()");
   }
 
-  /// In the memory that the ranks of a host share, where they do, so that they read each other's shards in place.
+  /// In memory shared by the ranks of a host, if they share memory, so that they read each other's shards in place.
   std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
     queue_.drain();
     return queue_.on(Side::kInside, [&](Communicator& inside) { return inside.allocate(bytes, label); });
@@ -107,8 +107,8 @@ class HostsCommunicator final : public Communicator {
     return start(std::move(op));
   }
 
-  /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by
-  /// all.
+  /// Each rank sums one slice, and slices are gathered in place; the remainder of an uneven division is gathered and
+  /// summed by all.
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
     check_size(numel, "all_reduce");
     check_reducible(dtype, dtype, false, "all_reduce");
@@ -144,7 +144,7 @@ class HostsCommunicator final : public Communicator {
   }
 
   WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
-    sent_bytes(part_bytes, rank(), size());  // these two look for negative sizes
+    sent_bytes(part_bytes, rank(), size());  // these two check for negative sizes
     received_bytes(part_bytes, rank(), size());
     HostsOperation op;
     add_all_to_all(op, grid_, rank(),
@@ -154,7 +154,7 @@ class HostsCommunicator final : public Communicator {
 
   void barrier(Tag tag) override {
     queue_.drain();
-    // Who has met its column meets its host, whose other ranks have met theirs.
+    // First a barrier with the column, then with the host, whose other ranks have had one with their columns.
     queue_.on(Side::kBetween, [&](Communicator& column) { column.barrier(tag); });
     queue_.on(Side::kInside, [&](Communicator& host) { host.barrier(tag); });
   }
@@ -226,7 +226,7 @@ class HostsCommunicator final : public Communicator {
       *column = make_bytes(bytes * grid_.hosts);
       works.push_back(between.all_gather(shard, column->get(), bytes, tag));
     });
-    // A block of each host at its place. That of this host is read where its shards are.
+    // One block per host at its position. The block of this host is read from its shards in place.
     const auto gather_blocks = [=, this](Communicator& inside, std::vector<WorkPtr>& works) {
       for (int host = 0; host < grid_.hosts; ++host) {
         const std::byte* from = host == host_ ? shard : column->get() + host * bytes;
@@ -246,7 +246,7 @@ class HostsCommunicator final : public Communicator {
       std::vector<const std::byte*> terms;
       for (int r = 0; r < size; ++r) terms.push_back(all.get() + r * bytes);
       reduce_ranks(terms, data, numel, dtype, dtype, false, {});
-      // Who listens has parts that divide evenly: then this is all there is.
+      // Callers with on_reduced have evenly divided parts: then this is everything.
       if (on_reduced) on_reduced(0, numel / size);
     };
   }
