@@ -18,16 +18,16 @@ constexpr int kLaneNumel = static_cast<int>(block_numel_of(BlockCode::kInt8)) / 
 
 struct Coding {
   CodedParts parts;
-  std::int64_t blocks = 0;  ///< number of blocks of a part
-  const void* values = nullptr;
-  void* decoded = nullptr;
-  std::byte* coded = nullptr;
+  std::int64_t blocks = 0;       ///< number of blocks of a part
+  const void* values = nullptr;  ///< [parts.count, parts.numel], parts.dtype; of encode_kernel
+  void* decoded = nullptr;       ///< the same, of decode_kernel
+  std::byte* coded = nullptr;    ///< [parts.count, parts.part_bytes()]: fp32 scales [blocks], then codes
 };
 
 /// The place of a warp's block.
 struct CodedBlock {
-  float* scale = nullptr;
-  std::uint8_t* codes = nullptr;
+  float* scale = nullptr;         ///< [1]
+  std::uint8_t* codes = nullptr;  ///< [numel] in 8 bits, [numel / 2] bytes in 4
   std::int64_t first = 0;  ///< element of all values
   std::int64_t numel = 0;  ///< 0: the warp has none
 };
@@ -80,6 +80,7 @@ __global__ void __launch_bounds__(kCodeThreads) encode_kernel(const __grid_const
   }
 }
 
+/// A lane decodes what it encodes in encode_kernel.
 template <typename Values>
 __global__ void __launch_bounds__(kCodeThreads) decode_kernel(const __grid_constant__ Coding coding) {
   const CodedBlock block = block_of_warp(coding);

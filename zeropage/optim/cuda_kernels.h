@@ -25,10 +25,10 @@ static_assert(kWarpNumel == kPackedBlockNumel, "a warp has a block of an int8 st
 
 template <typename Rule>
 struct Piece {
-  float* master = nullptr;     ///< null: the parameter is its own
-  PackedState states[2] = {};  ///< including those in fp32
-  const void* gradient = nullptr;
-  void* parameter = nullptr;
+  float* master = nullptr;         ///< [numel], fp32; null: the parameter is its own
+  PackedState states[2] = {};      ///< [numel] each, in Launch::state_dtype, including fp32
+  const void* gradient = nullptr;  ///< [numel], Launch::gradient_dtype
+  void* parameter = nullptr;       ///< [numel], Launch::parameter_dtype
   std::int64_t numel = 0;
   std::uint64_t rounding_key = 0;
   std::uint64_t index = 0;  ///< index of the first element, for rounding

@@ -18,18 +18,18 @@ constexpr int kSquarePieces = 128;  // kernels take at most 4 KB of arguments
 constexpr int kAhead = 32;          // concurrent loads in each thread, so that few threads use the full memory bandwidth
 
 struct Squares {
-  const void* data[kSquarePieces] = {};
+  const void* data[kSquarePieces] = {};  ///< [numel] each, fp32, bf16 or fp16, all of one type
   std::int64_t numel[kSquarePieces] = {};
   unsigned first_block[kSquarePieces] = {};
   int count = 0;
   unsigned blocks = 0;
-  double* lanes = nullptr;  ///< starting with those of the first piece's first block
+  double* lanes = nullptr;  ///< [blocks, kSquareLanes], fp64, from the first piece's first block on
 };
 static_assert(sizeof(Squares) <= 4096);
 
 struct Folding {
-  const double* lanes = nullptr;
-  double* sums = nullptr;
+  const double* lanes = nullptr;  ///< [blocks, kSquareLanes], fp64
+  double* sums = nullptr;         ///< [blocks], fp64
   std::int64_t blocks = 0;
 };
 
@@ -48,6 +48,7 @@ __device__ int piece_at(const Squares& squares, unsigned block) {
   return first;
 }
 
+/// A thread sums every kSquareLanes-th square of one block: squares.lanes[block, lane].
 template <typename Values>
 __global__ void __launch_bounds__(kSquareThreads) lanes_kernel(const __grid_constant__ Squares squares) {
   const unsigned thread = blockIdx.x * kSquareThreads + threadIdx.x;
@@ -71,6 +72,7 @@ __global__ void __launch_bounds__(kSquareThreads) lanes_kernel(const __grid_cons
   squares.lanes[thread] = sum;
 }
 
+/// A thread adds the lanes of one block: folding.sums[block].
 __global__ void __launch_bounds__(kSquareThreads) fold_kernel(const __grid_constant__ Folding folding) {
   const std::int64_t block = static_cast<std::int64_t>(blockIdx.x) * kSquareThreads + threadIdx.x;
   if (block >= folding.blocks) return;

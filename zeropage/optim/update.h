@@ -47,7 +47,7 @@ struct Step {
   bool operator==(const Step&) const = default;
 };
 
-/// The arrays of one update, aligned to their elements and without overlap.
+/// The arrays of one update, [numel] each, aligned to their elements and without overlap.
 struct Arrays {
   float* master = nullptr;  ///< null: a 16-bit parameter is its own master, and is rounded stochastically
   std::array<float*, config::kMaxOptimizerStates> states = {};  ///< config::optimizer_state_count of them
