@@ -15,6 +15,7 @@
 ///  - Calls come from one thread at a time per communicator.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -107,8 +108,8 @@ class Communicator {
 
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
   /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
-  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `written`, which may be
-  /// empty, is told of every element once where the sum is formed in host memory, and of none where it is not.
+  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `on_reduced`, which
+  /// may be empty, is told of every element once where the sum is formed in host memory, and of none where it is not.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) = 0;
 
@@ -122,10 +123,10 @@ class Communicator {
                                           DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
                                           const SumCodec& codec);
 
-  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `written` is given by
-  /// all ranks or by none, and then numel is a multiple of size: where the sum is formed in host memory it is told of
-  /// every element of this rank's part [rank * numel / size, (rank + 1) * numel / size) once, counted from the part's
-  /// begin, and of none where it is not.
+  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `on_reduced` is given
+  /// by all ranks or by none, and then numel is a multiple of size: where the sum is formed in host memory it is told
+  /// of every element of this rank's part [rank * numel / size, (rank + 1) * numel / size) once, counted from the
+  /// part's begin, and of none where it is not.
   virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) = 0;
 
   /// Copies `data` [bytes] of `root` to every rank.
@@ -171,8 +172,8 @@ class Communicator {
   /// Wakes peers blocked in `wait_until`, after memory they look at was written. Cheap when nobody waits.
   virtual void notify() {}
 
-  /// While true, transports that cannot see what peers do (c10d) compare every collective with the peers' before it
-  /// runs. The engine turns it off while all ranks follow the same trace.
+  /// While true, as at the start, transports that cannot see what peers do (c10d) compare every collective with the
+  /// peers' before it runs. UncheckedScope calls it, and communicators that pass it on to others.
   virtual void set_checking(bool /*checking*/) {}
 
   /// Makes every present and future wait of every rank fail at once with PeerError carrying `reason` and this rank.
@@ -186,9 +187,31 @@ class Communicator {
   virtual std::int64_t bytes_between_hosts() const { return 0; }
 
  protected:
+  friend class UncheckedScope;
   friend std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
   /// What all_gather_small does; a transport whose buffers lie on a device has its own way for host bytes.
   virtual std::string gather_host_bytes(std::string_view mine, Tag tag);
+
+ private:
+  std::atomic<int> unchecked_scopes_ = 0;
+};
+
+/// While one exists the collectives of a communicator are not compared with the peers'. For collectives that follow
+/// from others which were compared: all ranks make the same scopes around the same collectives. Scopes may overlap, and
+/// threads may have scopes of their own: the last one that ends ends it.
+class UncheckedScope {
+ public:
+  explicit UncheckedScope(Communicator& communicator) : communicator_(communicator) {
+    if (communicator_.unchecked_scopes_++ == 0) communicator_.set_checking(false);
+  }
+  ~UncheckedScope() {
+    if (--communicator_.unchecked_scopes_ == 0) communicator_.set_checking(true);
+  }
+  UncheckedScope(const UncheckedScope&) = delete;
+  UncheckedScope& operator=(const UncheckedScope&) = delete;
+
+ private:
+  Communicator& communicator_;
 };
 
 /// Blocks until `ready()`, a cheap test of something that this process brings about: a device, a thread. From any

@@ -130,7 +130,7 @@ std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
   return std::min(one, other);
 }
 
-GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine) {
+GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalCheck& mine) {
   std::string packed(sizeof(Header), '\0');
   const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash, mine.flags};
   std::memcpy(packed.data(), &header, sizeof(header));

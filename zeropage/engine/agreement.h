@@ -36,7 +36,7 @@ struct StepFlags {
 std::int64_t first_parameter(std::int64_t one, std::int64_t other);
 
 /// What one rank brings to the global check of a step.
-struct LocalVerdict {
+struct LocalCheck {
   double sum_of_squares = 0.0;           ///< of this rank's part of the summed gradients, unscaled by anything
   std::int64_t overflow_parameter = -1;  ///< the first parameter whose gradient here is not finite
   std::uint64_t trace_hash = 0;
@@ -60,6 +60,6 @@ void require_same_writes(comm::Communicator& communicator, const layout::Layout&
                          const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest);
 
 /// Collective: one small exchange. Norms are added in double in the order of the ranks.
-GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalVerdict& mine);
+GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalCheck& mine);
 
 }  // namespace zeropage::engine

@@ -46,27 +46,27 @@ TEST(RequireSame, IsSilentOtherwise) {
   }
 }
 
-std::vector<GlobalCheck> verdicts_of(const std::vector<LocalVerdict>& local) {
-  std::vector<GlobalCheck> verdicts(local.size());
+std::vector<GlobalCheck> checks_of(const std::vector<LocalCheck>& local) {
+  std::vector<GlobalCheck> checks(local.size());
   for (const auto& outcome :
        comm::run_threads(static_cast<int>(local.size()), kLong, [&](comm::Communicator& communicator) {
-         verdicts[communicator.rank()] = agree_on_step(communicator, local[communicator.rank()]);
+         checks[communicator.rank()] = agree_on_step(communicator, local[communicator.rank()]);
        })) {
     EXPECT_EQ(outcome, "");
   }
-  return verdicts;
+  return checks;
 }
 
 // Catches sums and overflows that differ between ranks.
 TEST(AgreeOnStep, IsTheSameOnEveryRank) {
-  std::vector<LocalVerdict> local(3);
+  std::vector<LocalCheck> local(3);
   for (int rank = 0; rank < 3; ++rank) {
     local[rank].sum_of_squares = std::pow(10.0, 8 * rank);  // an order of summation shows in the last place
     local[rank].trace_hash = 7;
   }
   local[1].overflow_parameter = 11;
   local[2].overflow_parameter = 3;
-  for (const auto& global_check : verdicts_of(local)) {
+  for (const auto& global_check : checks_of(local)) {
     EXPECT_EQ(global_check.sum_of_squares, (1.0 + 1e8) + 1e16);
     EXPECT_EQ(global_check.overflow_parameter, 3);  // the model's first, whichever rank has it
     EXPECT_TRUE(global_check.traces_agree);
@@ -75,17 +75,17 @@ TEST(AgreeOnStep, IsTheSameOnEveryRank) {
 
 // Catches a rank that goes on unchecked although another follows another trace.
 TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
-  std::vector<LocalVerdict> local(3);
+  std::vector<LocalCheck> local(3);
   for (auto& global_check : local) global_check.trace_hash = 7;
   local[2].trace_hash = 8;
-  for (const auto& global_check : verdicts_of(local)) EXPECT_FALSE(global_check.traces_agree);
+  for (const auto& global_check : checks_of(local)) EXPECT_FALSE(global_check.traces_agree);
 }
 
 // Catches a rank's word that the others do not hear: they would go on without it.
 TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
-  std::vector<LocalVerdict> local(3);
+  std::vector<LocalCheck> local(3);
   local[1].flags.stop_requested = true;
-  for (const auto& global_check : verdicts_of(local)) {
+  for (const auto& global_check : checks_of(local)) {
     EXPECT_TRUE(global_check.flags.stop_requested);
     EXPECT_FALSE(global_check.flags.save_failed);
   }
@@ -93,9 +93,9 @@ TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
 
 // Catches an infinite norm that is lost on the way: the step would be applied.
 TEST(AgreeOnStep, CarriesWhatIsNotFinite) {
-  std::vector<LocalVerdict> local(2);
+  std::vector<LocalCheck> local(2);
   local[1].sum_of_squares = std::numeric_limits<double>::quiet_NaN();
-  for (const auto& global_check : verdicts_of(local)) EXPECT_FALSE(std::isfinite(global_check.sum_of_squares));
+  for (const auto& global_check : checks_of(local)) EXPECT_FALSE(std::isfinite(global_check.sum_of_squares));
 }
 
 }  // namespace

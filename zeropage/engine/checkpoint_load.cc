@@ -265,7 +265,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   state.model.absorb_replaced();
   pager.end_pass();
   Plan plan;
-  const paging::UpdateScope scope(pager, {});  // before any rank changes its shards
+  const paging::UpdateScope scope(pager);  // before any rank changes its shards
   checkpoint::run_on_all_ranks(state.communicator,
                                fmt::format("{} was not loaded, and the model is as it was", step.path()), [&] {
                                  plan = Planner(state, step, options).plan();

@@ -12,20 +12,19 @@
 
 namespace zeropage::engine {
 
-ClientValues::ClientValues(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
-                           const std::vector<bool>& received, float gradient_scale,
+ClientValues::ClientValues(UpdatePass& pass, const std::vector<bool>& received, float gradient_scale,
                            const std::shared_ptr<Ledger>& ledger)
-    : ledger_(ledger), values_(state.layout()->pages().size()) {
+    : ledger_(ledger), values_(pass.state().layout()->pages().size()) {
   c10::AutoGradMode no_grad(false);
+  const ModelState& state = pass.state();
   const auto has_gradient = [&](int parameter) { return !received.empty() && received[parameter]; };
-  const auto pages = state.state_store().begin_pass(trained_pages(*state.layout()));
   const auto with_gradients = received.empty() ? std::vector<int>{} : updated_pages(*state.layout(), received);
-  if (reducer.disk() != nullptr) reducer.disk()->read_ahead(with_gradients);
+  const auto pages = pass.begin(trained_pages(*state.layout()), with_gradients);
   for (const int page : pages) {
     const auto& own = state.owned(page);
     const bool any_gradient = std::ranges::binary_search(with_gradients, page);
-    staging.fetch(page);
-    const HeldArrays held(state, reducer, staging, page, ParameterUse::kRead, Access::kRead,
+    pass.fetch(page);
+    const HeldArrays held(pass, page, ParameterUse::kRead, Access::kRead,
                           any_gradient ? GradientUse::kRead : GradientUse::kNone);
     const memory::MemoryPlace place(held.device(), state.offloaded()[page] ? Tier::kHost : Tier::kDevice);
     const auto& arrays = held.arrays();
@@ -35,8 +34,8 @@ ClientValues::ClientValues(const ModelState& state, const reduce::Reducer& reduc
     if (any_gradient) {
       gradient = memory::flat_view(const_cast<void*>(arrays.gradient), own.numel, scalar_type_of(arrays.gradient_dtype),
                                    held.device());
-      const bool stays = arrays.gradient == reducer.gradient(page).data && arrays.gradient_dtype == DType::kFloat32;
-      if (!stays) gradient = buffer(own.numel, place).copy_(gradient);
+      const bool may_be_overwritten = held.gradient_in_place() && arrays.gradient_dtype == DType::kFloat32;
+      if (!may_be_overwritten) gradient = buffer(own.numel, place).copy_(gradient);
       gradient.mul_(gradient_scale);
     }
     for (const auto& piece : pieces_of(*state.layout(), page, own.begin, own.begin + own.numel)) {
@@ -44,9 +43,9 @@ ClientValues::ClientValues(const ModelState& state, const reduce::Reducer& reduc
           {piece.parameter, values_[page].narrow(0, piece.offset, piece.numel),
            has_gradient(piece.parameter) ? gradient.narrow(0, piece.offset, piece.numel) : at::Tensor()});
     }
-    staging.write_back(page, {});
+    pass.write_back(page, {});
   }
-  state.state_store().end_pass();
+  pass.end();
 }
 
 at::Tensor ClientValues::buffer(std::int64_t numel, const memory::MemoryPlace& place) {

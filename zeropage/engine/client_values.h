@@ -11,10 +11,8 @@
 #include <vector>
 
 #include "zeropage/engine/client_update.h"
-#include "zeropage/engine/model_state.h"
-#include "zeropage/engine/staging.h"
+#include "zeropage/engine/update_pass.h"
 #include "zeropage/memory/device_buffer.h"
-#include "zeropage/reduce/reducer.h"
 
 namespace zeropage::engine {
 
@@ -24,8 +22,8 @@ class ClientValues {
   /// drive.
   /// `received`: parameters that have a gradient, which is multiplied by `gradient_scale`; empty: none has. Errors:
   /// IoError.
-  ClientValues(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
-               const std::vector<bool>& received, float gradient_scale, const std::shared_ptr<Ledger>& ledger);
+  ClientValues(UpdatePass& pass, const std::vector<bool>& received, float gradient_scale,
+               const std::shared_ptr<Ledger>& ledger);
 
   const std::vector<ClientSegment>& segments() const { return segments_; }
 

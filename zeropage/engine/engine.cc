@@ -37,9 +37,9 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   reducer_->on_left_gradients([this] { return program_factor(); });
   if (timeline() != nullptr) state_.observe(recorder_.timeline(), reducer_->disk());
   offloader_ = std::make_unique<StateOffloader>(state_, *reducer_, *communicator_);
-  staging_ = std::make_unique<Staging>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
+  update_pass_ = std::make_unique<UpdatePass>(state_, *reducer_, device_, optimizer_host(config_, device_), ledger_);
   const auto undo_log = undo_log_bytes(config_, state_.counts(), formula(), device_);
-  speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *staging_, device_, undo_log, ledger_);
+  speculation_ = std::make_unique<Speculation>(config_, state_, *reducer_, *update_pass_, device_, undo_log, ledger_);
   gradients_ = std::make_unique<GradientViews>(
       state_, *reducer_, *communicator_, device_, ledger_,
       saturating_mul(config_.zero.max_live_numel, element_bytes(state_.compute_dtype())));
@@ -67,7 +67,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   memory::release_cached_memory(device_);  // of the parameters as they were, and of what made the pages
 }
 
-void Engine::Impl::come_to_rest() noexcept {
+void Engine::Impl::wait_until_idle() noexcept {
   try {
     if (speculation_) speculation_->close();
     // Copies from and to page-locked memory may be on their way: nobody else knows of them.
@@ -92,7 +92,7 @@ Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::Optim
     : impl_(std::make_unique<Impl>(std::move(parameters), std::move(groups), config, std::move(communicator), device,
                                    std::move(reductions), std::move(saves))) {}
 Engine::~Engine() {
-  impl_->come_to_rest();
+  impl_->wait_until_idle();
   impl_->state_.leave_parameters();
 }
 

@@ -100,7 +100,7 @@ void Engine::Impl::add_parameters(const std::vector<ParameterInput>& inputs,
   std::vector<at::Tensor> tensors;
   for (const auto& input : inputs) tensors.push_back(input.tensor);
   reducer_->add(tensors, state_.offloaded());
-  staging_->grow();
+  update_pass_->grow();
   speculation_->grow();
   steps_.resize(state_.tensors().size());
   for (std::size_t i = groups_.size(); i < groups.size(); ++i) {
@@ -136,7 +136,7 @@ void Engine::keep_parameters_only() { impl_->keep_parameters_only(); }
 void Engine::Impl::keep_parameters_only() {
   if (std::exchange(parameters_only_, true)) return;
   offloader_->move_back();
-  come_to_rest();
+  wait_until_idle();
   background_save_.reset();
   run_.reset();  // another engine may save into the folder
   // What refers to others is freed before them.
@@ -144,7 +144,7 @@ void Engine::Impl::keep_parameters_only() {
   gradients_.reset();
   offloader_.reset();
   speculation_.reset();
-  staging_.reset();
+  update_pass_.reset();
   reducer_.reset();
   self_.reset();
   state_.keep_parameters_only();

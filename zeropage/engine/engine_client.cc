@@ -17,8 +17,7 @@ std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, floa
     call_together(*communicator_, "the optimizer's step failed, so that no rank has applied it:", [&] {
       state_.take_user_writes();
       if (config_.optimizer.kind == config::OptimizerKind::kClient) {
-        values = std::make_unique<ClientValues>(state_, *reducer_, *staging_, global_check.received, gradient_scale,
-                                                ledger_);
+        values = std::make_unique<ClientValues>(*update_pass_, global_check.received, gradient_scale, ledger_);
       } else {
         gradients_->publish(1.0 / gradient_scale);
       }
@@ -43,14 +42,14 @@ std::vector<ClientSegment> Engine::Impl::begin_edit() {
   state_.absorb_replaced();
   speculation_->undo();
   state_.take_user_writes();
-  edit_ = std::make_unique<ClientValues>(state_, *reducer_, *staging_, std::vector<bool>{}, 1.0F, ledger_);
+  edit_ = std::make_unique<ClientValues>(*update_pass_, std::vector<bool>{}, 1.0F, ledger_);
   return edit_->segments();
 }
 
 void Engine::Impl::end_edit(const std::string& failure) {
   if (!edit_) throw UsageError("end_edit() was called without begin_edit()");
   const auto values = std::move(edit_);
-  const paging::UpdateScope scope(state_.pager(), {});  // before any rank changes its shards
+  const paging::UpdateScope scope(state_.pager());  // before any rank changes its shards
   require_success_everywhere(*communicator_,
                              "a method of the optimizer failed, so that no rank has changed parameters:", failure);
   change([&] {

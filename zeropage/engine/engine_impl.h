@@ -81,7 +81,7 @@ class Engine::Impl {
   std::vector<config::OptimizerParams> groups_;
   ModelState state_;
   std::unique_ptr<reduce::Reducer> reducer_;
-  std::unique_ptr<Staging> staging_;
+  std::unique_ptr<UpdatePass> update_pass_;
   std::unique_ptr<Speculation> speculation_;
   std::unique_ptr<StateOffloader> offloader_;
   std::unique_ptr<GradientViews> gradients_;
@@ -115,7 +115,7 @@ class Engine::Impl {
 
   /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either
   /// way.
-  void come_to_rest() noexcept;
+  void wait_until_idle() noexcept;
 
   /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by
   /// here.

@@ -1,8 +1,25 @@
-// The step: the global check over all ranks, the update, or the step that is skipped.
+// The step: the global check over all ranks, the update, or the step that is skipped. Its order matters:
+//
+//   1. What the program wrote into `p.grad` goes into the sums before left gradients do: what `p.grad` shows is in the
+//      sums already, and would be added twice.
+//   2. Errors that one rank finds alone come before end_micro_step, so that the call can be repeated.
+//   3. absorb_replaced before the global check, which compares what the program wrote (`p.data = ...` included).
+//   4. The UpdateScope begins before the global check: after it a peer may change shards that an operator of another
+//      thread of this rank reads.
+//   5. agree: the last reductions, then the squares of the sums; then no more updates ahead (Speculation::close), whose
+//      number belongs to this step; then the exchange. When it fails on some rank the updates ahead are undone, and the
+//      state is what it was.
+//   6. A skipped step keeps what the program wrote into parameters, and nothing else.
+//   7. The program's part (`call`) may still fail, on all ranks alike. From the first change on (`change`) an error
+//      makes the engine unusable: ranks may have updated different pages.
+//   8. After the update: settle_writes, so that the update's own writes are not taken for the program's; then reset, as
+//      the update reads gradients to its end; then the loss scale, which divisor() and the message of a skipped step
+//      use; then the schedule, for the next step; last the comparison of replicas, of the new state.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -14,7 +31,7 @@ namespace zeropage::engine {
 
 GlobalCheck Engine::Impl::agree(bool calls) {
   reducer_->finish();
-  LocalVerdict mine;
+  LocalCheck mine;
   const auto written = state_.written_pages();
   mine.flags = {background_save_ && background_save_->failed(), stop_requested_, calls,
                 std::ranges::count(written, true) > 0};
@@ -70,7 +87,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   warn_of_second_update();
 
   state_.absorb_replaced();
-  const paging::UpdateScope scope(state_.pager(), {});  // before any rank changes its shards
+  const paging::UpdateScope scope(state_.pager());  // before any rank changes its shards
   GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();
   if (config_.gradients.norm) last_.gradient_norm = norm;
@@ -140,8 +157,10 @@ void Engine::Impl::compare_writes() {
 /// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from
 /// now on.
 void Engine::Impl::begin_training(const std::vector<int>& pages) {
+  // Their thread reads the state's tables and the slots of staging, which change here.
+  if (speculation_) speculation_->wait();
   for (const int page : pages) state_.begin_training(page);
-  staging_->grow();
+  update_pass_->grow();
 }
 
 /// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks
@@ -190,12 +209,13 @@ void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   state_.pager().drop_stale(updated);
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
-  communicator_->set_checking(false);  // the global check, the same everywhere, says which gathers come
+  // Which gathers follow is the same everywhere: the global check has compared it.
+  std::optional<comm::UncheckedScope> unchecked(std::in_place, *communicator_);
   if (inputs.kind == config::OptimizerKind::kLamb) {
-    inputs.lamb_ratios = lamb_ratios(state_, *reducer_, *staging_, updated, inputs, *communicator_);
+    inputs.lamb_ratios = lamb_ratios(*update_pass_, updated, inputs, *communicator_);
   }
   last_.undone = speculation_->validate(inputs) < last_.pages_ahead;
-  update_pages(state_, *reducer_, *staging_, std::move(updated), inputs, *speculation_, [&](int page) {
+  update_pages(*update_pass_, std::move(updated), inputs, *speculation_, [&](int page) {
     if (state_.pager().paged(page)) {
       state_.pager().publish(page);
     } else if (owned_in_parts) {
@@ -205,7 +225,7 @@ void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
     }
   });
   for (auto& gather : gathers) gather->wait();
-  communicator_->set_checking(true);
+  unchecked.reset();
   state_.commit_step();
   state_.pager().refresh_pinned();
 }

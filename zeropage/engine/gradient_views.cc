@@ -116,7 +116,7 @@ void GradientViews::make_gradient(int parameter) {
 void GradientViews::publish(double divisor) {
   divisor_ = divisor;
   published_ = true;
-  say_generation(generation_ / 2 * 2 + 2);
+  publish_generation(generation_ / 2 * 2 + 2);
   make_gradients();
   for (const auto& page : state_.layout()->pages()) {
     if (page.trainable) show_page(page.index);
@@ -226,7 +226,6 @@ void GradientViews::read_sums(int page) {
   const std::int64_t begin = communicator_.rank() * spec.shard_numel;
   const auto mine = in_page(page, begin, spec.shard_numel);
   reducer_.read_sum(page, [&](const at::Tensor& sum) { put_mean(mine, sum, divisor_); });
-  communicator_.set_checking(true);  // nothing says that the peers do the same
   communicator_
       .all_gather(state.frame + begin * spec.element_bytes, state.frame, spec.shard_bytes(),
                   comm::Tag{state.label, page})
@@ -251,7 +250,7 @@ void GradientViews::read_peers(int page) {
 }
 
 /// To the peers.
-void GradientViews::say_generation(std::uint64_t generation) {
+void GradientViews::publish_generation(std::uint64_t generation) {
   generation_ = generation;
   if (!generation_cell_) return;
   std::atomic_ref<std::uint64_t>(*reinterpret_cast<std::uint64_t*>(generation_cell_->data()))
@@ -319,8 +318,7 @@ void GradientViews::apply_user_writes() {
   const c10::AutoGradMode no_grad(false);
   if (anything_changed()) {
     const comm::Tag tag{"gradients that the program has changed", 0};
-    communicator_.set_checking(true);  // as in fill_frame
-    communicator_.barrier(tag);        // a peer may be reading the sums
+    communicator_.barrier(tag);  // a peer may be reading the sums
     for (std::size_t page = 0; page < pages_.size(); ++page) {
       if (pages_[page].written) merge(static_cast<int>(page));
     }
@@ -336,7 +334,7 @@ void GradientViews::apply_user_writes() {
 void GradientViews::discard() {
   if (!published_) return;
   withdraw();
-  say_generation(generation_ + 1);
+  publish_generation(generation_ + 1);
 }
 
 /// What was written into a page becomes part of its sum.

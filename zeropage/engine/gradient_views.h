@@ -12,9 +12,9 @@
 ///      gradient in the parameter's type (one rank, no loss scale) the storage points to the sum.
 ///   3. Frames stay, within the limit on live parameters: beyond it the one that was touched least recently is given
 ///      back. What an operator has written stays until 4.
-///   4. take_back(), before the step or another backward: what was written becomes part of the sum, which keeps its own
-///      precision in elements that were not changed; so do gradients that were assigned (`p.grad = t`), and one that
-///      was dropped (`p.grad = None`) counts as not received. Then `p.grad` is None on all parameters. Ranks come
+///   4. apply_user_writes(), before the step or another backward: what was written becomes part of the sum, which keeps
+///      its own precision in elements that were not changed; so do gradients that were assigned (`p.grad = t`), and one
+///      that was dropped (`p.grad = None`) counts as not received. Then `p.grad` is None on all parameters. Ranks come
 ///      together before the first change of a sum that a peer may be reading; what they have written must be the same
 ///      on all of them.
 ///   5. Tensors that the program has kept take their values with them, in memory of their own; the next window has new
@@ -99,7 +99,7 @@ class GradientViews final : public paging::PageTable {
   void fill_frame(int page);
   void read_sums(int page);
   void read_peers(int page);
-  void say_generation(std::uint64_t generation);
+  void publish_generation(std::uint64_t generation);
   void make_room(std::int64_t bytes);
   void fill_storages(int page, std::byte* first);
   void drop_frame(int page);

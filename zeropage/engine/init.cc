@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "zeropage/base/checked.h"
 #include "zeropage/engine/deferred_pages.h"
 #include "zeropage/engine/disk_state_store.h"
 #include "zeropage/engine/placement.h"
@@ -51,10 +52,10 @@ Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> com
   paging::ensure_fallback();
   paging::ensure_scope_allocator();
   constexpr std::int64_t kElementBytes = 4;
-  const auto to_bytes = [](std::int64_t numel) { return std::min(numel, INT64_MAX / kElementBytes) * kElementBytes; };
   DeferredOptions options;
-  options.limit_bytes = to_bytes(config.zero.max_live_numel);
-  options.smallest_bytes = std::max(kSmallestBytes, to_bytes(config.zero.persistence_threshold_numel) + 1);
+  options.limit_bytes = saturating_mul(config.zero.max_live_numel, kElementBytes);
+  const std::int64_t persistent_bytes = saturating_mul(config.zero.persistence_threshold_numel, kElementBytes);
+  options.smallest_bytes = std::max(kSmallestBytes, std::min(persistent_bytes, INT64_MAX - 1) + 1);
   if (on_disk) {
     auto store = store_options(config, config.zero.offload.parameter_folders, communicator->rank());
     options.disk = std::make_shared<io::Scratch>(std::move(store));

@@ -99,22 +99,22 @@ class SumsOnDevice {
 
 }  // namespace
 
-std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
-                                std::vector<int> pages, const UpdateInputs& inputs, comm::Communicator& communicator) {
+std::vector<double> lamb_ratios(UpdatePass& pass, std::vector<int> pages, const UpdateInputs& inputs,
+                                comm::Communicator& communicator) {
   c10::AutoGradMode no_grad(false);
+  const ModelState& state = pass.state();
   const std::size_t parameters = state.layout()->parameters().size();
   const auto world = static_cast<std::size_t>(communicator.size());
   std::vector<LambSums> sums(world * parameters);  // a row for each rank's shards
   SumsOnDevice on_device;
   bool in_parts = false;
-  pages = state.state_store().begin_pass(std::move(pages));
-  if (reducer.disk() != nullptr) reducer.disk()->read_ahead(pages);
+  pages = pass.begin(pages, pages);
   for (const int index : pages) {
-    staging.fetch(index);
+    pass.fetch(index);
     const auto& page = state.layout()->pages()[static_cast<std::size_t>(index)];
     const auto& own = state.owned(index);
     in_parts |= own.numel < page.padded_numel;
-    const HeldArrays held(state, reducer, staging, index, ParameterUse::kRead);
+    const HeldArrays held(pass, index, ParameterUse::kRead);
     for (std::size_t rank = 0; rank < world; ++rank) {
       const std::int64_t shard_begin = static_cast<std::int64_t>(rank) * page.shard_numel;
       if (shard_begin < own.begin || shard_begin >= own.begin + own.numel) continue;
@@ -125,7 +125,7 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
         step.rounding_shift = piece.parameter_offset - offset;
         const std::size_t entry = rank * parameters + static_cast<std::size_t>(piece.parameter);
         auto arrays = held.arrays().from(offset);
-        if (reducer.keeps(index)) arrays.gradient = kept_gradient(reducer, piece.parameter);
+        if (const void* kept = pass.kept_gradient(index, piece.parameter)) arrays.gradient = kept;
         if (held.device().is_cpu()) {
           sums[entry] = moments_on_host(arrays, piece.numel, step);
         } else {
@@ -133,9 +133,9 @@ std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& 
         }
       }
     }
-    staging.write_back(index, {});
+    pass.write_back(index, {});
   }
-  state.state_store().end_pass();
+  pass.end();
   on_device.fetch_into(sums, communicator);
   if (in_parts) {
     const auto* mine = sums.data() + static_cast<std::size_t>(communicator.rank()) * parameters;

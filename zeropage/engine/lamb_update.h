@@ -19,8 +19,8 @@ namespace zeropage::engine {
 
 /// Points 1 and 2 for `pages`; the ratio of every parameter that received a gradient. Collective. Errors: PeerError,
 /// TimeoutError, and those of the state's home.
-std::vector<double> lamb_ratios(const ModelState& state, const reduce::Reducer& reducer, Staging& staging,
-                                std::vector<int> pages, const UpdateInputs& inputs, comm::Communicator& communicator);
+std::vector<double> lamb_ratios(UpdatePass& pass, std::vector<int> pages, const UpdateInputs& inputs,
+                                comm::Communicator& communicator);
 
 /// Point 3 for one segment, whose arrays lie on `device`.
 void lamb_move(const optim::Arrays& arrays, std::int64_t numel, const optim::Step& step, double ratio,

@@ -26,9 +26,9 @@ std::vector<std::int64_t> contiguous_strides(at::IntArrayRef sizes) {
   return strides;
 }
 
-bool is_given_up(const paging::PageTable& holder) {
+bool has_ended(const paging::PageTable& holder) {
   const auto* pager = dynamic_cast<const paging::Pager*>(&holder);
-  return pager != nullptr && pager->given_up();
+  return pager != nullptr && pager->engine_has_ended();
 }
 
 /// What the formula says of pages that stay fp32 in a 16-bit run.
@@ -145,7 +145,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
     }
     const auto* link = paging::link_of(tensor.storage().unsafeGetStorageImpl());
     const auto* holder = link == nullptr ? nullptr : link->handle->pager.load();
-    if (holder != nullptr && !link->deferred && !is_given_up(*holder)) {
+    if (holder != nullptr && !link->deferred && !has_ended(*holder)) {
       throw ConfigError(
           fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
                       "destroy the other engine first",

@@ -199,8 +199,8 @@ class ModelState {
     std::shared_ptr<comm::Memory> memory;
     LedgerEntry entry;
   };
-  std::vector<AddedWhole> added_whole_;         // of pages that were added
-  std::unique_ptr<memory::DeviceBuffer> away_;  // whole pages, while they are unloaded
+  std::vector<AddedWhole> added_whole_;             // of pages that were added
+  std::unique_ptr<memory::DeviceBuffer> unloaded_;  // whole pages, while they are unloaded
   std::vector<bool> offloaded_;
   std::unique_ptr<OptimizerStateStore> state_store_;
   std::vector<OwnedRange> owned_;

@@ -54,8 +54,8 @@ void ModelState::allocate() {
   paging::PagerOptions options;
   const std::int64_t element = element_bytes(compute_dtype_);
   options.max_live_bytes = saturating_mul(config_.zero.max_live_numel, element);
-  options.prefetch_bytes = config_.zero.prefetch_bucket_numel * element;
-  options.max_reuse_distance_bytes = config_.zero.max_reuse_distance_numel * element;
+  options.prefetch_bytes = saturating_mul(config_.zero.prefetch_bucket_numel, element);
+  options.max_reuse_distance_bytes = saturating_mul(config_.zero.max_reuse_distance_numel, element);
   options.host = parameter_host(config_, device_);
   std::vector<bool> paged;
   std::int64_t whole_bytes = 0;
@@ -163,7 +163,7 @@ std::shared_ptr<void> ModelState::whole_owner(int page) const {
 }
 
 void ModelState::keep_parameters_only() {
-  pager_->give_up();
+  pager_->end_engine();
   state_store_.reset();
 }
 
@@ -181,17 +181,17 @@ void ModelState::unload_parameters(memory::MemoryPlace host) {
       paging::link_of(storage)->memory.reset();
     }
   }
-  away_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
-  memory::copy_bytes(away_->data(), host.device, whole_memory_->data(), device_, bytes);
+  unloaded_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  memory::copy_bytes(unloaded_->data(), host.device, whole_memory_->data(), device_, bytes);
   whole_memory_.reset();
   whole_entry_ = LedgerEntry();
 }
 
 void ModelState::reload_parameters() {
   pager_->reload();
-  allocate_whole(away_->bytes());
-  memory::copy_bytes(whole_memory_->data(), device_, away_->data(), c10::kCPU, away_->bytes());
-  away_.reset();
+  allocate_whole(unloaded_->bytes());
+  memory::copy_bytes(whole_memory_->data(), device_, unloaded_->data(), c10::kCPU, unloaded_->bytes());
+  unloaded_.reset();
   for (const auto& page : layout_->pages()) {
     if (pager_->paged(page.index) || is_added(page.index)) continue;
     for (const auto& place : page.placements) {

@@ -138,7 +138,7 @@ void ModelState::leave_parameters() {
       paging::unmark(tensor);
     }
   }
-  pager_->give_up();
+  pager_->end_engine();
 }
 
 }  // namespace zeropage::engine

@@ -94,8 +94,7 @@ at::Tensor ParameterValues::piece_of(const at::Tensor& parameter, const at::Tens
   return flat_value(state_.tensors()[index], value, device_).narrow(0, piece.parameter_offset, piece.numel);
 }
 
-std::vector<std::string> ParameterValues::exchange_texts(const std::string& mine) {
-  communicator_.set_checking(true);  // nothing says that the peers do the same
+std::vector<std::string> ParameterValues::exchange(const std::string& mine) {
   return checkpoint::exchange_texts(communicator_, mine);
 }
 
@@ -241,7 +240,6 @@ at::Tensor ParameterValues::assemble(int parameter, const at::Tensor& piece) {
   const auto mine = at::zeros({largest}, options);
   mine.narrow(0, 0, piece.numel()).copy_(piece);
   const auto all = at::empty({communicator_.size() * largest}, options);
-  communicator_.set_checking(true);  // nothing says that the peers do the same
   communicator_
       .all_gather(mine.const_data_ptr(), all.mutable_data_ptr(), largest * static_cast<std::int64_t>(sizeof(float)),
                   comm::Tag{"a full value of a parameter", parameter})

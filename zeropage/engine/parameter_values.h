@@ -70,7 +70,7 @@ class ParameterValues {
   void set_updates(const at::Tensor& parameter, std::int64_t updates) { updates_[index_of(parameter)] = updates; }
 
   /// Every rank's text, by rank: what they know of state that an optimizer of the caller's keeps. Collective.
-  std::vector<std::string> exchange_texts(const std::string& mine);
+  std::vector<std::string> exchange(const std::string& mine);
 
  private:
   int index_of(const at::Tensor& parameter) const;

@@ -1,6 +1,7 @@
 /// \file
-/// A stage is a value: which kinds of state are sharded. Everything downstream reads this table and no stage number.
-/// Offloaded state lives in the memories below.
+/// A stage is a value: which kinds of state are sharded. The engine and what it is made of (pager, reducer, update)
+/// read this table and no stage number; formulas and plans, which compare stages, have the number. Offloaded state is
+/// in the memories below.
 #pragma once
 
 #include <optional>

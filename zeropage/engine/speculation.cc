@@ -34,12 +34,12 @@ void leave_a_processor() {
 
 }  // namespace
 
-Speculation::Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Staging& staging,
+Speculation::Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, UpdatePass& pass,
                          c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger)
     : config_(config),
       state_(state),
       reducer_(reducer),
-      staging_(staging),
+      pass_(pass),
       device_(device),
       log_(log_bytes, optimizer_host(config, device), ledger, MemoryKind::kBuffers),
       received_(state.tensors().size(), true) {
@@ -52,8 +52,8 @@ Speculation::Speculation(const config::Config& config, ModelState& state, reduce
 void Speculation::begin(double divisor, const std::vector<config::OptimizerParams>& groups,
                         const std::vector<std::int64_t>& steps) {
   if (log_.bytes() == 0) return;
-  if (parameters_left_) {
-    paging::wait_for(*parameters_left_, state_.communicator(), "updated parameters on their way to the device");
+  if (parameters_copied_) {
+    paging::wait_for(*parameters_copied_, state_.communicator(), "updated parameters on their way to the device");
   }
   const auto lock = stop_queue();
   gradient_scale_ = static_cast<float>(1.0 / divisor);
@@ -61,7 +61,7 @@ void Speculation::begin(double divisor, const std::vector<config::OptimizerParam
   steps_ = steps;
   for (auto& step : steps_) ++step;
   if (ahead_.empty()) used_bytes_ = 0;
-  open_ = last_stood_;
+  open_ = last_step_as_expected_;
 }
 
 bool Speculation::may_begin(int page) const {
@@ -134,8 +134,8 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const QueuedPage& qu
 
   const Span span(state_.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page ahead", page);
   if (queued.ready) paging::wait_for(*queued.ready, state_.communicator(), "a sum of gradients");
-  staging_.fetch(page);
-  const HeldArrays held(state_, reducer_, staging_, page, ParameterUse::kRead);
+  pass_.fetch(page);
+  const HeldArrays held(pass_, page, ParameterUse::kRead);
   Ahead ahead{page, log_.data() + used_bytes_, log_.data() + used_bytes_ + state_bytes, {}, {}};
   copy_host(ahead.old_state, held.state_memory().data(), state_bytes);
   auto arrays = held.arrays();
@@ -189,11 +189,11 @@ int Speculation::close() {
 }
 
 int Speculation::validate(const UpdateInputs& inputs) {
-  last_stood_ = inputs.gradient_scale == gradient_scale_;
+  last_step_as_expected_ = inputs.gradient_scale == gradient_scale_;
   std::erase_if(ahead_, [&](const Ahead& ahead) {
     if (is_still_valid(ahead, inputs)) return false;
     put_back(ahead);
-    last_stood_ = false;
+    last_step_as_expected_ = false;
     return true;
   });
   return static_cast<int>(ahead_.size());
@@ -210,7 +210,7 @@ bool Speculation::is_still_valid(const Ahead& ahead, const UpdateInputs& inputs)
 void Speculation::undo() {
   const auto lock = stop_queue();
   open_ = false;
-  last_stood_ = false;
+  last_step_as_expected_ = false;
   begun_ = 0;
   for (const auto& ahead : ahead_) put_back(ahead);
   ahead_.clear();
@@ -236,8 +236,8 @@ void Speculation::commit(int page) {
   }
   ahead_.erase(ahead);
   if (!ahead_.empty() || device_.is_cpu()) return;
-  if (!parameters_left_) parameters_left_.emplace(device_.type());
-  parameters_left_->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+  if (!parameters_copied_) parameters_copied_.emplace(device_.type());
+  parameters_copied_->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
 }
 
 std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,

@@ -20,6 +20,24 @@
 /// parameter got no gradient on this rank, or that are whole on a device and their own masters: users may write those
 /// unnoticed. What does not fit the log waits, too. An update that fails here leaves nothing behind; the step makes it
 /// again, and raises what there is to raise on every rank.
+///
+/// What the thread reads without a lock, and why nothing changes it meanwhile:
+///
+///   - The inputs of the update (`gradient_scale_` to `received_`): written by `begin` after stop_queue, and by `grow`,
+///     between updates.
+///   - The sum of the page at work: the reducer says before it changes or frees a sum (`rollback`, which waits until
+///     the page is not at work). The sum was complete before the page was queued, under the lock.
+///   - The parameter and the optimizer state of that page: ModelState says before it takes in what a user wrote; the
+///     update, checkpoints and edits call `close`, `undo` or `rollback` before. Different pages may be held by two
+///     threads (optimizer_state_store.h).
+///   - The layout, and the tables of pages: they grow between updates, and in Engine::Impl::begin_training after
+///     `wait`.
+///   - The log and `used_bytes_`: only the thread, and `begin` after stop_queue.
+///
+/// `ahead_` is the thread's while a page is at work. validate, is_ahead and commit read it without the lock: they run
+/// after `close`, when nothing is queued or at work, and nothing can be queued before the next `begin`.
+///
+/// Order of locks: the reducer's mutex, then this one. The thread holds neither while it works.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -39,7 +57,6 @@
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/model_state.h"
-#include "zeropage/engine/staging.h"
 #include "zeropage/engine/update.h"
 #include "zeropage/formula/model_state.h"
 #include "zeropage/memory/device_buffer.h"
@@ -51,7 +68,7 @@ class Speculation {
  public:
   /// The log counts as buffers of the host; of 0 bytes nothing ever begins, and there is no thread. Else `reducer` and
   /// `state` tell it of sums and writes from now on: to be destroyed before them, when no backward runs.
-  Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, Staging& staging,
+  Speculation(const config::Config& config, ModelState& state, reduce::Reducer& reducer, UpdatePass& pass,
               c10::Device device, std::int64_t log_bytes, const std::shared_ptr<Ledger>& ledger);
 
   /// The state has got more parameters. Between updates.
@@ -106,17 +123,17 @@ class Speculation {
   const config::Config& config_;
   ModelState& state_;
   const reduce::Reducer& reducer_;
-  Staging& staging_;
+  UpdatePass& pass_;
   c10::Device device_;
   memory::DeviceBuffer log_;
-  std::optional<c10::Event> parameters_left_;  // the log; absent on the CPU
+  std::optional<c10::Event> parameters_copied_;  // the log; absent on the CPU
 
   // What pages are updated by; written while the thread is idle.
   float gradient_scale_ = 1.0F;
   std::vector<config::OptimizerParams> groups_;
   std::vector<std::int64_t> steps_;
   std::vector<bool> received_;
-  bool last_stood_ = true;
+  bool last_step_as_expected_ = true;
 
   std::mutex mutex_;
   std::condition_variable_any changed_;

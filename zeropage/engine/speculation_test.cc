@@ -27,8 +27,8 @@ TEST(Speculation, ClosingWaitsForOnePageOnly) {
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), model.communicator, c10::kCPU, model.ledger,
                           reduce_policy(config, state, model.communicator->rank(), c10::kCPU, model.ledger));
-  Staging staging(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), model.ledger);
-  Speculation speculation(config, state, reducer, staging, c10::kCPU, 14 * kParameters * kNumel, model.ledger);
+  UpdatePass pass(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), model.ledger);
+  Speculation speculation(config, state, reducer, pass, c10::kCPU, 14 * kParameters * kNumel, model.ledger);
   const auto train = [&] {
     speculation.begin(1.0, {{.lr = 0.01}}, std::vector<std::int64_t>(kParameters, 0));
     reducer.begin_backward(true);

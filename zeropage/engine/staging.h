@@ -40,8 +40,8 @@ class Staging {
 
   /// Where a page's arrays are during its update.
   struct Location {
-    void* gradient = nullptr;
-    std::byte* parameter = nullptr;
+    void* gradient = nullptr;        ///< [OwnedRange::numel], in the type of Reducer::gradient
+    std::byte* parameter = nullptr;  ///< [OwnedRange::numel], in the page's dtype
   };
 
   /// Room for pages that are trained since lately. No page may be on its way.
@@ -60,8 +60,8 @@ class Staging {
 
  private:
   struct Slot {
-    std::unique_ptr<memory::DeviceBuffer> gradient;
-    std::unique_ptr<memory::DeviceBuffer> parameter;
+    std::unique_ptr<memory::DeviceBuffer> gradient;   ///< [largest range], 4 bytes per element
+    std::unique_ptr<memory::DeviceBuffer> parameter;  ///< [largest range], in its page's dtype
     std::optional<c10::Event> fetched;
     std::optional<c10::Event> written_back;
   };

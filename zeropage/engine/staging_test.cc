@@ -42,9 +42,9 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
   ModelState state(model.inputs, config, communicator, c10::kCPU, ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
                           reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
-  Staging staging(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
+  UpdatePass pass(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
   EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
-  Speculation speculation(config, state, reducer, staging, c10::kCPU, log_bytes, ledger);
+  Speculation speculation(config, state, reducer, pass, c10::kCPU, log_bytes, ledger);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
   for (int step = 1; step <= 3; ++step) {
     std::vector<bool> received(kParameters, true);
@@ -69,7 +69,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     const int ahead = speculation.close();
     EXPECT_EQ(ahead > 0, log_bytes > 0 && step != 3) << "the step after one that was undone waits";
     EXPECT_EQ(speculation.validate(update), step == 2 ? 0 : ahead);
-    update_pages(state, reducer, staging, pages, update, speculation, [](int) {});
+    update_pages(pass, pages, update, speculation, [](int) {});
     reducer.reset();
   }
   c10::AutoGradMode no_grad(false);
@@ -80,7 +80,7 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
 
 // Catches slots that are filled again too early, results that do not go home, and parameters that are their own master
 // and do not come along.
-TEST(Staging, TheJourneyChangesNoBit) {
+TEST(Staging, CopiesChangeNoBit) {
   for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
     for (const bool masters : {true, false}) {
       const auto stayed = train(precision, Travels::kBetweenMemories, 0, masters);
@@ -95,7 +95,7 @@ TEST(Staging, TheJourneyChangesNoBit) {
 
 // Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they
 // are undone, or whose parameters do not come home.
-TEST(Staging, UpdatesAheadOfTheVerdictChangeNoBit) {
+TEST(Staging, UpdatesBeforeTheGlobalCheckChangeNoBit) {
   constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
   for (const std::int64_t log_bytes : kLogs) {
     for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {

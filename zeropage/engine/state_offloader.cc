@@ -15,31 +15,31 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
         "update, or forget them with zero_grad()");
   }
   communicator_.barrier(comm::Tag{"offloading states", 0});
-  if (!away_.parameters) state_.take_user_writes();
-  if (which.parameters && !away_.parameters) {
+  if (!offloaded_.parameters) state_.take_user_writes();
+  if (which.parameters && !offloaded_.parameters) {
     state_.unload_parameters(host);
-    away_.parameters = true;
+    offloaded_.parameters = true;
   }
-  if (which.optimizer && !away_.optimizer) {
+  if (which.optimizer && !offloaded_.optimizer) {
     state_.state_store().unload();
-    away_.optimizer = true;
+    offloaded_.optimizer = true;
   }
-  if (which.gradients && !away_.gradients) {
+  if (which.gradients && !offloaded_.gradients) {
     reducer_.unload();
-    away_.gradients = true;
+    offloaded_.gradients = true;
   }
 }
 
 void StateOffloader::move_back() {
   c10::AutoGradMode no_grad(false);
-  if (away_.parameters) state_.reload_parameters();
-  if (away_.optimizer) state_.state_store().reload();
-  if (away_.gradients) reducer_.reload();
-  away_ = {false, false, false};
+  if (offloaded_.parameters) state_.reload_parameters();
+  if (offloaded_.optimizer) state_.state_store().reload();
+  if (offloaded_.gradients) reducer_.reload();
+  offloaded_ = {false, false, false};
 }
 
 void StateOffloader::require_resident(std::string_view caller) const {
-  if (!away_.parameters && !away_.optimizer && !away_.gradients) return;
+  if (!offloaded_.parameters && !offloaded_.optimizer && !offloaded_.gradients) return;
   throw UsageError(
       fmt::format("{}() needs state that offload_states() has moved to the host; call reload_states() first", caller));
 }

@@ -38,7 +38,7 @@ class StateOffloader {
   ModelState& state_;
   reduce::Reducer& reducer_;
   comm::Communicator& communicator_;
-  StateKinds away_{false, false, false};
+  StateKinds offloaded_{false, false, false};
 };
 
 }  // namespace zeropage::engine

@@ -1,7 +1,6 @@
 #include "zeropage/engine/update.h"
 
 #include <c10/core/GradMode.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
@@ -55,30 +54,28 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
   return state.has_masters(page) && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
 }
 
-/// Gradients that the reducer keeps are where autograd made them, and not in a frame.
-void find_kept_gradients(const reduce::Reducer& reducer, int page, ChangedSegments& changed) {
-  for (std::size_t i = 0; i < changed.segments.size() && reducer.keeps(page); ++i) {
-    changed.segments[i].gradient = kept_gradient(reducer, changed.parameters[i]);
+/// What changes of a page, with the places of gradients that the reducer keeps.
+ChangedSegments located_segments(const UpdatePass& pass, int page, const UpdateInputs& inputs) {
+  auto changed = changed_segments(pass.state(), page, inputs);
+  for (std::size_t i = 0; i < changed.segments.size(); ++i) {
+    changed.segments[i].gradient = pass.kept_gradient(page, changed.parameters[i]);
   }
+  return changed;
 }
 
 /// Updates of pages that own kernels of a device do together, because nothing moves for them: with few launches.
 class JointUpdate {
  public:
-  JointUpdate(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, const UpdateInputs& inputs)
-      : state_(state), reducer_(reducer), staging_(staging), inputs_(inputs) {}
+  JointUpdate(UpdatePass& pass, const UpdateInputs& inputs) : pass_(pass), inputs_(inputs) {}
 
   bool takes(int page) const {
-    const auto& store = state_.state_store();
-    return has_kernels(store.device(page)) && store.stays(page) && !staging_.travels(page) &&
-           !state_.pager().on_disk(page) && !reducer_.on_disk(page) && inputs_.from_caller == nullptr &&
-           inputs_.kind != config::OptimizerKind::kLamb;
+    return has_kernels(pass_.state().state_store().device(page)) && pass_.is_in_place(page) &&
+           inputs_.from_caller == nullptr && inputs_.kind != config::OptimizerKind::kLamb;
   }
 
   void add(int page) {
-    const HeldArrays held(state_, reducer_, staging_, page, use_of(state_, page, inputs_));
-    auto changed = changed_segments(state_, page, inputs_);
-    find_kept_gradients(reducer_, page, changed);
+    const HeldArrays held(pass_, page, use_of(pass_.state(), page, inputs_));
+    auto changed = located_segments(pass_, page, inputs_);
     segments_ += changed.segments.size();
     ranges_.push_back({held.arrays(), std::move(changed.segments)});
     device_ = held.device();
@@ -94,40 +91,29 @@ class JointUpdate {
   }
 
  private:
-  const ModelState& state_;
-  const reduce::Reducer& reducer_;
-  Staging& staging_;
+  UpdatePass& pass_;
   const UpdateInputs& inputs_;
   std::vector<RangeUpdate> ranges_;
   std::size_t segments_ = 0;
   c10::Device device_{c10::kCPU};
 };
 
-void update_page(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page,
-                 const UpdateInputs& inputs) {
+void update_page(UpdatePass& pass, int page, const UpdateInputs& inputs) {
+  const ModelState& state = pass.state();
   const Span span(state.pager().handle()->timeline.get(), SpanKind::kOperator, "update of a page", page);
   const bool from_caller = inputs.from_caller != nullptr;
-  const HeldArrays held(state, reducer, staging, page, use_of(state, page, inputs), Access::kWrite,
+  const HeldArrays held(pass, page, use_of(state, page, inputs), Access::kWrite,
                         from_caller ? GradientUse::kNone : GradientUse::kRead);
-  auto changed = changed_segments(state, page, inputs);
-  find_kept_gradients(reducer, page, changed);
+  const auto changed = located_segments(pass, page, inputs);
   if (from_caller) {
     put_values(held.arrays(), inputs.from_caller->of_page(page), held.device());
   } else {
     run_update(held.arrays(), changed.segments, changed.parameters, inputs, held.device());
   }
-  staging.write_back(page, changed_runs(changed));
+  pass.write_back(page, changed_runs(changed));
 }
 
 }  // namespace
-
-const void* kept_gradient(const reduce::Reducer& reducer, int parameter) {
-  const at::Tensor& gradient = reducer.kept(parameter);
-  const c10::Device device = gradient.device();
-  // It was made on the backward's stream, and is read on this one.
-  if (!device.is_cpu()) gradient.record_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
-  return gradient.const_data_ptr();
-}
 
 GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int rank) {
   GradientSum sum;
@@ -239,36 +225,11 @@ ChangedSegments changed_segments(const ModelState& state, int page, const Update
   return changed;
 }
 
-HeldArrays::HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page,
-                       ParameterUse use, Access states, GradientUse gradient)
-    : place_(staging.wait(page)), held_(state.state_store(), page, states) {
-  auto* master = held_.arrays().master;
-  const DType dtype = state.layout()->pages()[page].dtype;
-  if (state.pager().on_disk(page) && (use != ParameterUse::kRead || dtype == DType::kFloat32)) {
-    parameter_.emplace(state, page, use == ParameterUse::kRead ? Access::kRead : Access::kWrite,
-                       use == ParameterUse::kReplaced ? io::Fill::kZeros : io::Fill::kRead);
-    place_.parameter = parameter_->data();
-  }
-  if (dtype == DType::kFloat32) master = reinterpret_cast<float*>(place_.parameter);
-  if (gradient == GradientUse::kRead && reducer.on_disk(page)) {
-    gradient_.emplace(*reducer.disk(), page, /*changes=*/false);
-    place_.gradient = gradient_->data();
-  }
-  arrays_ = {.master = master,
-             .states = held_.arrays().states,
-             .state_dtype = held_.arrays().dtype,
-             .packed = held_.arrays().packed,
-             .gradient = place_.gradient,
-             .gradient_dtype = reducer.gradient(page).dtype,
-             .parameter = place_.parameter,
-             .parameter_dtype = dtype};
-}
-
-void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
-                  const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated) {
+void update_pages(UpdatePass& pass, std::vector<int> pages, const UpdateInputs& inputs, Speculation& speculation,
+                  const std::function<void(int page)>& updated) {
   c10::AutoGradMode no_grad(false);
-  pages = state.state_store().begin_pass(std::move(pages));
-  if (reducer.disk() != nullptr && inputs.from_caller == nullptr) reducer.disk()->read_ahead(pages);
+  const ModelState& state = pass.state();
+  pages = pass.begin(pages, inputs.from_caller == nullptr ? pages : std::vector<int>{});
   auto* disk = state.parameter_disk();
   if (disk != nullptr) {
     std::vector<int> read = pages;
@@ -276,9 +237,9 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Stagi
     disk->begin_pass(read);
   }
   const auto fetch = [&](std::size_t i) {
-    if (i < pages.size() && !speculation.is_ahead(pages[i])) staging.fetch(pages[i]);
+    if (i < pages.size() && !speculation.is_ahead(pages[i])) pass.fetch(pages[i]);
   };
-  JointUpdate joint(state, reducer, staging, inputs);
+  JointUpdate joint(pass, inputs);
   // With peers a page is sent when it is updated, so that not too many of them wait for the kernels of the others.
   const std::size_t most = state.communicator().size() == 1 ? SIZE_MAX : kSegmentsAtOnce;
   std::size_t reported = 0;
@@ -295,13 +256,12 @@ void update_pages(const ModelState& state, const reduce::Reducer& reducer, Stagi
       joint.add(pages[i]);
       if (joint.segments() < most) continue;
     } else {
-      update_page(state, reducer, staging, pages[i], inputs);
+      update_page(pass, pages[i], inputs);
     }
     report(i + 1);
   }
   report(pages.size());
-  staging.wait_all();
-  state.state_store().end_pass();
+  pass.end();
   if (disk != nullptr) disk->end_pass();
 }
 

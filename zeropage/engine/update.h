@@ -6,14 +6,12 @@
 #include "zeropage/memory/torch_config.h"
 
 #include <functional>
-#include <optional>
-#include <span>
 #include <vector>
 
 #include "zeropage/config/config.h"
 #include "zeropage/engine/client_update.h"
 #include "zeropage/engine/model_state.h"
-#include "zeropage/engine/staging.h"
+#include "zeropage/engine/update_pass.h"
 #include "zeropage/optim/update.h"
 #include "zeropage/reduce/reducer.h"
 
@@ -31,9 +29,6 @@ struct GradientSum {
 /// From the squares that the reducer has summed on the way. Where every rank holds the whole sum each counts only its
 /// shard, so that the ranks' results add up.
 GradientSum sum_gradients(const ModelState& state, reduce::Reducer& reducer, int rank);
-
-/// Where a parameter's gradient is that the reducer keeps (Reducer::keeps), for work on the current stream.
-const void* kept_gradient(const reduce::Reducer& reducer, int parameter);
 
 /// The hyperparameters of one step.
 struct UpdateInputs {
@@ -75,38 +70,13 @@ struct ChangedSegments {
 
 ChangedSegments changed_segments(const ModelState& state, int page, const UpdateInputs& inputs);
 
-/// What becomes of the parameter in an update: kReplaced, when all of it is rounded from masters.
-enum class ParameterUse { kRead, kChanged, kReplaced };
-
-/// kNone: nobody needs the gradient, which may not be there.
-enum class GradientUse { kRead, kNone };
-
-/// What an update of this rank's range of a page works on, held while this lives.
-class HeldArrays {
- public:
-  /// Waits until the page has arrived in the memory of its update. With kRead, `arrays().parameter` is there only where
-  /// it is its own master. `states`: what becomes of the master and the states.
-  HeldArrays(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, int page, ParameterUse use,
-             Access states = Access::kWrite, GradientUse gradient = GradientUse::kRead);
-  const optim::Arrays& arrays() const { return arrays_; }
-  c10::Device device() const { return held_.device(); }
-  std::span<std::byte> state_memory() const { return held_.arrays().memory; }
-
- private:
-  Staging::Location place_;
-  std::optional<HeldParameter> parameter_;  // absent: it came with its place, or nobody needs it
-  HeldState held_;
-  std::optional<io::HeldPage> gradient_;  // absent: it is in memory
-  optim::Arrays arrays_;
-};
-
 /// Updates this rank's range of each of `pages`: fp32 master and states, and the rounded parameter; calls
 /// `updated(page)` for each, in their order, when its update has started. Pages whose state is on the host use the
 /// fused kernel on all of torch's threads (host_update.h; one pass), those on a device its kernels, many pages at once,
 /// or torch's operators (device_update.h); what an optimizer of the caller's has made is put in its place and rounded.
 /// While one is updated the next one's arrays are on their way. Pages that `speculation` has updated already are
 /// finished in their turn.
-void update_pages(const ModelState& state, const reduce::Reducer& reducer, Staging& staging, std::vector<int> pages,
-                  const UpdateInputs& inputs, Speculation& speculation, const std::function<void(int page)>& updated);
+void update_pages(UpdatePass& pass, std::vector<int> pages, const UpdateInputs& inputs, Speculation& speculation,
+                  const std::function<void(int page)>& updated);
 
 }  // namespace zeropage::engine

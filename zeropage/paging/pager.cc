@@ -129,7 +129,7 @@ void Pager::use(int page, bool writes, bool exact, std::string_view user) {
   auto guard = lock();
   wait_for_update(guard, page, user);
   auto& state = pages_[page];
-  if (away_) {
+  if (unloaded_) {
     throw UsageError(fmt::format(
         "{} needs {}, which offload_states() has moved to the host; call reload_states() first", user, state.label));
   }
@@ -141,7 +141,7 @@ void Pager::use(int page, bool writes, bool exact, std::string_view user) {
   count_pins(1);
   state.dirty |= writes;
   state.last_touch = ++touch_clock_;
-  if (given_up_) return;  // no step ends a pass any more
+  if (engine_has_ended_) return;  // no step ends a pass any more
   trace_.note(page);
   prefetch();
   read_ahead();
@@ -296,7 +296,7 @@ void Pager::advance_version(int page) {
 
 void Pager::evict_if_far(int page) {
   if (pages_[page].state != State::kResident) return;  // an update has dropped it, and a scope ends
-  if (options_.max_reuse_distance_bytes == INT64_MAX || pages_[page].dirty || !trace_.on_course()) return;
+  if (options_.max_reuse_distance_bytes == INT64_MAX || pages_[page].dirty || !trace_.as_predicted()) return;
   const std::int64_t use = std::min<std::int64_t>(trace_.next_use(page), trace_.predicted().size());
   std::int64_t distance_bytes = 0;
   for (std::int64_t i = trace_.position(); i < use; ++i) {
@@ -378,8 +378,8 @@ void Pager::unload(memory::MemoryPlace host) {
   }
   frames_->trim();
   const std::int64_t bytes = shards_->bytes();
-  away_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
-  memory::copy_bytes(away_->data(), host.device, shards_->data(), device_, bytes);
+  unloaded_ = std::make_unique<memory::DeviceBuffer>(bytes, host, ledger_, MemoryKind::kParameters);
+  memory::copy_bytes(unloaded_->data(), host.device, shards_->data(), device_, bytes);
   shards_.reset();
   shards_entry_ = LedgerEntry();
   if (second_) second_->unload();
@@ -390,12 +390,12 @@ void Pager::unload(memory::MemoryPlace host) {
 
 void Pager::reload() {
   auto guard = lock();
-  if (!away_) return;
-  std::byte* first = allocate_shards(away_->bytes());
-  memory::copy_bytes(first, device_, away_->data(), c10::kCPU, away_->bytes());
+  if (!unloaded_) return;
+  std::byte* first = allocate_shards(unloaded_->bytes());
+  memory::copy_bytes(first, device_, unloaded_->data(), c10::kCPU, unloaded_->bytes());
   place_shards(first);
   if (second_) second_->reload();
-  away_.reset();
+  unloaded_.reset();
   for (std::size_t page = 0; page < pages_.size(); ++page) guard_homes(static_cast<int>(page));
 }
 

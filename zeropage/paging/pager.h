@@ -25,8 +25,8 @@
 /// Where the communicator has nearby ranks, each keeps its part of what it has gathered (second_shards.h). Until the
 /// page changes, later gathers take it from there, and nothing from other hosts.
 ///
-/// When its engine ends, the storages of sharded parameters keep the pager (give_up): values stay readable, by the same
-/// faults. So the pager itself refers to storages weakly.
+/// When its engine ends, the storages of sharded parameters keep the pager (end_engine): values stay readable, by the
+/// same faults. So the pager itself refers to storages weakly.
 ///
 /// Pages may travel in 8 bits (PagerOptions::coded, pager_codes.cc): then frames hold what 8 bits can say, the same on
 /// all ranks and however they are gathered, and shards keep the exact values. Scopes, and operators that write a
@@ -35,6 +35,12 @@
 /// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and
 /// from there into frames. Peers cannot read them by themselves: such pages are gathered collectively on every
 /// transport.
+///
+/// Locks. One mutex guards all of a pager. It is held while a page is gathered, waiting for peers included: all ranks
+/// start the same gathers in the same order, and an operator of another thread that started one in between would break
+/// that. This cannot deadlock: no peer needs this mutex for its part of a gather, the wait lets go of the host
+/// language's lock (base/blocking.h) and ends by a timeout, and who holds the pager's mutex takes neither the reducer's
+/// nor that of Speculation. Who waits for the mutex inside of a poll (pager_threads.cc) tries it only.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -153,8 +159,8 @@ class Pager final : public PageTable {
   /// No engine trains with these pages any more: another one may take their parameters over, which can be read and
   /// written until then by whoever holds the pager. Operators gather them as before, on all ranks alike, without a
   /// prediction and with exact values.
-  void give_up();
-  bool given_up() const { return given_up_; }
+  void end_engine();
+  bool engine_has_ended() const { return engine_has_ended_; }
 
   /// After the global check, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
@@ -206,11 +212,11 @@ class Pager final : public PageTable {
     bool written = false;
     bool rounded = false;  ///< the frame's values have travelled in 8 bits, or will have
     int pins = 0;
-    int scopes = 0;  ///< those of the pins that are scopes'
-    std::byte* shard = nullptr;
-    std::byte* frame = nullptr;
-    std::byte* wire = nullptr;  ///< all ranks' shards in 8 bits, on their way
-    StreamOrder order;          ///< of those that use the frame
+    int scopes = 0;              ///< those of the pins that are scopes'
+    std::byte* shard = nullptr;  ///< [shard_numel, the page's dtype], on shard_device(); null: on the drive
+    std::byte* frame = nullptr;  ///< [padded_numel, the page's dtype], on the device; null while absent
+    std::byte* wire = nullptr;   ///< all ranks' shards in 8 bits, while they are gathered
+    StreamOrder order;           ///< of those that use the frame
     comm::WorkPtr gather;
     bool from_nearby = false;  ///< that gather
     std::uint64_t version = 0;
@@ -253,7 +259,7 @@ class Pager final : public PageTable {
   static void count_pins(int count);
   bool must_wait_for_update() const;
   void wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::string_view user);
-  void wait_for_operators(const std::vector<int>& pages);
+  void wait_for_operators();
   void guard_homes(int page, const std::string& addition = "");
   void write_back(int page);
   void store_own_shard(int page);
@@ -268,7 +274,7 @@ class Pager final : public PageTable {
   PagerOptions options_;
   std::shared_ptr<PagerHandle> handle_;
   std::unique_ptr<comm::Memory> shards_;
-  std::unique_ptr<memory::DeviceBuffer> away_;         // the shards, while they are unloaded
+  std::unique_ptr<memory::DeviceBuffer> unloaded_;     // the shards, while they are unloaded
   std::unique_ptr<memory::DeviceBuffer> host_shards_;  // instead, where the communicator has memory of a device
   LedgerEntry shards_entry_;
   std::vector<std::unique_ptr<comm::Memory>> added_shards_;
@@ -283,7 +289,7 @@ class Pager final : public PageTable {
   std::vector<PageState> pages_;
   std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;
-  bool given_up_ = false;
+  bool engine_has_ended_ = false;
   Trace trace_;
   bool trace_agreed_ = false;
   UpdatePhase update_phase_ = UpdatePhase::kNone;
@@ -298,9 +304,9 @@ class Pager final : public PageTable {
 /// shard before all ranks have one. One at a time.
 class UpdateScope {
  public:
-  /// Waits for the operators of other threads; then drop_stale. Errors: TimeoutError, when one uses a page for longer
-  /// than the communicator waits.
-  UpdateScope(Pager& pager, const std::vector<int>& updated);
+  /// Waits for the operators of other threads. Errors: TimeoutError, when one uses a page for longer than the
+  /// communicator waits.
+  explicit UpdateScope(Pager& pager);
   ~UpdateScope();
   UpdateScope(const UpdateScope&) = delete;
   UpdateScope& operator=(const UpdateScope&) = delete;

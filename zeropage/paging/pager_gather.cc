@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "zeropage/paging/device_wait.h"
@@ -29,7 +30,9 @@ void Pager::start_gather(int page, bool exact) {
   stats_.gathered_bytes += bytes;
   if (fetched) return;
   if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
-  communicator_->set_checking(!(trace_agreed_ && trace_.on_course()));
+  // All ranks gather the pages of the trace that they have in common.
+  std::optional<comm::UncheckedScope> unchecked;
+  if (trace_agreed_ && trace_.as_predicted()) unchecked.emplace(*communicator_);
   try {
     const comm::Tag tag{state.label, page};
     state.from_nearby = second_ && second_->has(page) && is_what_operators_read(page);
@@ -130,7 +133,7 @@ void Pager::gather_from_peers(int page) {
 
 /// From the drive, what the trace expects next and is neither here nor on its way.
 void Pager::read_ahead() {
-  if (!options_.disk || !trace_.on_course()) return;
+  if (!options_.disk || !trace_.as_predicted()) return;
   const auto& predicted = trace_.predicted();
   std::vector<int> next;
   for (auto at = trace_.position(); at < static_cast<std::int64_t>(predicted.size()); ++at) {
@@ -144,7 +147,7 @@ void Pager::read_ahead() {
 
 void Pager::prefetch() {
   // Copies by this very thread: starting them early would only move the work.
-  if ((communicator_->one_sided() && !fetch_stream_) || options_.prefetch_bytes <= 0 || !trace_.on_course()) return;
+  if ((communicator_->one_sided() && !fetch_stream_) || options_.prefetch_bytes <= 0 || !trace_.as_predicted()) return;
   const auto& predicted = trace_.predicted();
   std::int64_t budget = options_.prefetch_bytes;
   for (std::int64_t next = trace_.position(); next < static_cast<std::int64_t>(predicted.size()); ++next) {

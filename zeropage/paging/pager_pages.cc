@@ -60,14 +60,14 @@ void Pager::add_pages(const std::vector<bool>& paged) {
   }
 }
 
-void Pager::give_up() {
+void Pager::end_engine() {
   auto guard = lock();
   handle_->timeline.reset();
   on_write_back(nullptr, nullptr);  // there is no master that has to follow
   trace_ = Trace(static_cast<int>(pages_.size()));
   trace_agreed_ = false;
   stop_coding();
-  given_up_ = true;
+  engine_has_ended_ = true;
 }
 
 }  // namespace zeropage::paging

@@ -268,7 +268,8 @@ TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
     std::atomic<bool> used{false};
     rank.pager.touch(2, /*writes=*/false, "op");
     std::thread update([&] {
-      std::optional<UpdateScope> scope(std::in_place, rank.pager, std::vector<int>{2});
+      std::optional<UpdateScope> scope(std::in_place, rank.pager);
+      rank.pager.drop_stale({2});
       dropped = true;
       std::thread evaluation([&] { used = rank.use(2, 1); });
       std::this_thread::sleep_for(milliseconds(20));
@@ -297,7 +298,7 @@ TEST(Pager, AnOperatorWithTwoPagesFinishesBeforeAnUpdate) {
     rank.pager.touch(2, /*writes=*/false, "op");
     std::thread update([&] {
       announced = true;
-      const UpdateScope scope(rank.pager, {});
+      const UpdateScope scope(rank.pager);
       running = true;
     });
     while (!announced) std::this_thread::yield();
@@ -323,7 +324,7 @@ TEST_P(PagerOnRanks, AScopeKeepsItsMemoryInAnUpdate) {
     const std::byte* address = rank.pager.frame(1);
     const auto live_bytes = rank.pager.stats().live_bytes;
     for (int version = 1; version < 4; ++version) {
-      const UpdateScope scope(rank.pager, {});
+      const UpdateScope scope(rank.pager);
       communicator.barrier({"global check"});
       rank.pager.drop_stale({1, 4});
       EXPECT_EQ(rank.pager.frame(1), address);
@@ -350,7 +351,8 @@ TEST(Pager, AnUpdateDoesNotWaitForScopes) {
     Rank rank(communicator, {});
     rank.pager.touch_for_scope(1, "a scope");
     {
-      const UpdateScope scope(rank.pager, {1});
+      const UpdateScope scope(rank.pager);
+      rank.pager.drop_stale({1});
       rank.fill_shard(1, 1);
       rank.pager.publish(1);
       rank.pager.refresh_pinned();

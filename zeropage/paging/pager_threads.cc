@@ -21,11 +21,10 @@ thread_local int pins_of_thread = 0;
 
 }  // namespace
 
-UpdateScope::UpdateScope(Pager& pager, const std::vector<int>& updated) : pager_(pager) {
+UpdateScope::UpdateScope(Pager& pager) : pager_(pager) {
   pager_.set_update(Pager::UpdatePhase::kAnnounced);
   try {
-    pager_.wait_for_operators(updated);
-    pager_.drop_stale(updated);
+    pager_.wait_for_operators();
   } catch (...) {
     pager_.set_update(Pager::UpdatePhase::kNone);
     throw;
@@ -77,8 +76,8 @@ void Pager::wait_for_update(std::unique_lock<std::mutex>& guard, int page, std::
   }
 }
 
-/// Whatever is updated: each page may be.
-void Pager::wait_for_operators(const std::vector<int>& /*pages*/) {
+/// Of all pages: each may be updated.
+void Pager::wait_for_operators() {
   std::string in_use;
   const auto unused = [&] {
     const std::unique_lock<std::mutex> free(mutex_, std::try_to_lock);

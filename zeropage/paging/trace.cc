@@ -19,7 +19,7 @@ void Trace::note(int page) {
     ++position_;
     return;
   }
-  on_course_ = false;
+  as_predicted_ = false;
   const auto& uses = uses_[page];
   if (uses.empty()) return;
   auto next = std::lower_bound(uses.begin(), uses.end(), position_);
@@ -36,7 +36,7 @@ void Trace::end_pass() {
   }
   recorded_.clear();
   position_ = 0;
-  on_course_ = true;
+  as_predicted_ = true;
 }
 
 std::int64_t Trace::next_use(int page) const {

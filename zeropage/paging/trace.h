@@ -32,7 +32,7 @@ class Trace {
 
   /// True while every touch of this pass was the predicted one. Ranks that share a trace (equal hash()) and are on
   /// course touch the same pages in the same order.
-  bool on_course() const { return on_course_ && !predicted_.empty(); }
+  bool as_predicted() const { return as_predicted_ && !predicted_.empty(); }
 
   /// Hash of the predicted sequence; 0 when there is none.
   std::uint64_t hash() const { return hash_; }
@@ -42,7 +42,7 @@ class Trace {
   std::vector<int> predicted_;
   std::vector<std::vector<std::int64_t>> uses_;  // per page: ascending indices into predicted_
   std::int64_t position_ = 0;
-  bool on_course_ = true;
+  bool as_predicted_ = true;
   std::uint64_t hash_ = 0;
 };
 

@@ -16,13 +16,13 @@ Trace trace_of(const std::vector<int>& sequence, int pages = 4) {
 // Catches a prediction that repeats a page for each operator, or that is there before a pass has ended.
 TEST(Trace, PredictsTheLastPass) {
   Trace trace(3);
-  EXPECT_FALSE(trace.on_course());
+  EXPECT_FALSE(trace.as_predicted());
   for (int page : {0, 0, 1, 1, 1, 2, 1}) trace.note(page);
   EXPECT_TRUE(trace.predicted().empty());
   EXPECT_EQ(trace.hash(), 0u);
   trace.end_pass();
   EXPECT_EQ(trace.predicted(), (std::vector<int>{0, 1, 2, 1}));
-  EXPECT_TRUE(trace.on_course());
+  EXPECT_TRUE(trace.as_predicted());
 }
 
 // Catches uses that are counted as still to come after they were passed: eviction would keep the wrong page.
@@ -35,7 +35,7 @@ TEST(Trace, NextUseMovesOn) {
   EXPECT_EQ(trace.next_use(1), 3);
   EXPECT_EQ(trace.next_use(0), Trace::kNever);
   EXPECT_EQ(trace.next_use(3), Trace::kNever);
-  EXPECT_TRUE(trace.on_course());
+  EXPECT_TRUE(trace.as_predicted());
 }
 
 // Catches a pass that skips or repeats pages and is never found again in the prediction.
@@ -43,7 +43,7 @@ TEST(Trace, FindsItsPlaceAgainOffCourse) {
   Trace trace = trace_of({0, 1, 2, 3, 1});
   trace.note(0);
   trace.note(2);  // 1 was skipped
-  EXPECT_FALSE(trace.on_course());
+  EXPECT_FALSE(trace.as_predicted());
   EXPECT_EQ(trace.position(), 3);
   trace.note(0);  // only earlier: starts again from there
   EXPECT_EQ(trace.position(), 1);
@@ -51,7 +51,7 @@ TEST(Trace, FindsItsPlaceAgainOffCourse) {
   EXPECT_EQ(trace.position(), 2);
   trace.end_pass();
   EXPECT_EQ(trace.predicted(), (std::vector<int>{0, 2, 0, 1}));
-  EXPECT_TRUE(trace.on_course());
+  EXPECT_TRUE(trace.as_predicted());
 }
 
 // Catches a pass without operators (a second step) that forgets what was learned.

@@ -305,10 +305,11 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 void Reducer::begin_backward(bool boundary, bool adds_up) {
   boundary_ = boundary;
   anywhere_known_ = false;
-  inside_ = false;  // a backward before may have ended in an error
+  in_backward_ = false;  // a backward before may have ended in an error
+  unchecked_.reset();
   take_left_gradients();
   hooks_.install(parameters_, may_train_);
-  inside_ = true;
+  in_backward_ = true;
   factor_ = 1.0f;
   if (policy_.sharded) return;
   if (adds_up) widen();
@@ -318,7 +319,7 @@ void Reducer::begin_backward(bool boundary, bool adds_up) {
 
 void Reducer::end_backward() {
   take_left_gradients();
-  inside_ = false;
+  in_backward_ = false;
   if (reducing_) {
     reduce_rest();
     reduced_ = true;
@@ -327,6 +328,7 @@ void Reducer::end_backward() {
 }
 
 void Reducer::forget_backward() {
+  unchecked_.reset();  // after an error
   for (const int page : order_.pages()) pages_[page].arrived_this_backward = 0;
   std::fill(arrived_this_backward_.begin(), arrived_this_backward_.end(), false);
   order_.restart();
@@ -375,7 +377,7 @@ void Reducer::reduce_rest() {
     if (received_since_reset_[i]) set_bit(mine, first_parameter + i);
   }
   const auto parts = exchange(mine, "pages with gradients");
-  communicator_->set_checking(false);
+  start_unchecked();
   const auto anywhere = [&](std::size_t bit) {
     return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, bit); });
   };
@@ -398,7 +400,7 @@ void Reducer::reduce_rest() {
     order_.settle(*communicator_);
     frames_->trim();  // while the order was guessed there may have been more frames than there will be later
   }
-  communicator_->set_checking(true);
+  unchecked_.reset();
 }
 
 ReducedGradient Reducer::gradient(int page) const {
@@ -431,7 +433,7 @@ void Reducer::reset() {
   std::fill(received_anywhere_.begin(), received_anywhere_.end(), false);
   anywhere_known_ = false;
   forget_backward();
-  inside_ = false;
+  in_backward_ = false;
   reduced_ = false;
   anything_arrived_ = false;
 }

@@ -36,6 +36,11 @@
 /// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update. On the host the
 /// squares for the global norm are summed when the last writer of a gradient has just left it in the cache; see
 /// `squares`.
+///
+/// Locks. `mutex_` guards all of this while a gradient arrives, on whatever thread autograd uses; the other functions
+/// run between backwards. It is held while reductions are started and waited for: all ranks start them in one order.
+/// This cannot deadlock: no peer needs it for its part of a reduction, and waits end by a timeout. Listeners are called
+/// while it is held; they may take the pager's mutex and that of Speculation, which never wait for this one.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -276,6 +281,9 @@ class Reducer {
   void retire_reductions(std::size_t keep);
   void complete(int page);
   void invalidate_sum(int page);
+  void start_unchecked() {
+    if (!unchecked_) unchecked_.emplace(*communicator_);
+  }
   void reduce_rest();
   void forget_backward();
   std::byte* own_shard(int page) const;
@@ -316,6 +324,7 @@ class Reducer {
   std::vector<bool> received_since_reset_;
   std::vector<bool> received_anywhere_;
   std::deque<InFlight> in_flight_;
+  std::optional<comm::UncheckedScope> unchecked_;  // from the first reduction of a backward to the last
   std::function<void(int page)> on_sum_ready_;
   std::function<void(int page)> on_sum_invalidated_;
   std::function<void(const std::vector<int>& pages)> on_begins_;
@@ -324,8 +333,8 @@ class Reducer {
   LedgerEntry deferred_entry_;
   std::vector<bool> may_train_;  // per parameter: an optimizer has it
   bool widened_ = false;
-  bool inside_ = false;  // a backward has begun and not ended
-  float factor_ = 1.0f;  // of its gradients
+  bool in_backward_ = false;  // a backward has begun and not ended
+  float factor_ = 1.0f;       // of its gradients
   std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
   bool backward_open_ = false;   // there are gradients that no end_backward has dealt with

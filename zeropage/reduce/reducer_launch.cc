@@ -24,7 +24,7 @@ void Reducer::start_reduction(int page) {
                                       : start_whole_reduction(page, frame, adds);
   if (done) complete(page);
   // All ranks have started the same collective, and the rest of this backward follows from the order they share.
-  communicator_->set_checking(false);
+  start_unchecked();
   if (!policy_.overlap) retire(0);
 }
 

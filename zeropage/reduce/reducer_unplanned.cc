@@ -26,13 +26,13 @@ void Reducer::hook_early() {
 void Reducer::begin_program_backward(bool boundary, float factor) {
   boundary_ = boundary;
   anywhere_known_ = false;
-  inside_ = true;
+  in_backward_ = true;
   factor_ = factor;
 }
 
 /// Every left gradient of a parameter that an optimizer has.
 void Reducer::take_left_gradients() {
-  bool first = !inside_;
+  bool first = !in_backward_;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (!may_train_[i] || !parameters_[i].grad().defined()) continue;
     if (std::exchange(first, false)) factor_ = on_left_ ? on_left_() : 1.0f;

@@ -180,7 +180,6 @@ bool WholeParameters::any_is_sent() const {
 }
 
 std::vector<std::string> WholeParameters::exchange(const std::string& mine) {
-  communicator_->set_checking(true);  // it is not certain that the peers do the same
   return checkpoint::exchange_texts(*communicator_, mine);
 }
 

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "zeropage/comm/testing/communicator_conformance.h"
 #include "zeropage/comm/testing/fault_communicator.h"
@@ -118,6 +119,28 @@ class NotesChecks final : public WrappedCommunicator {
   std::atomic<int>& wrong_;
   bool checking_ = true;
 };
+
+// Catches collectives that are still unchecked after the last scope, or checked again when the first of two scopes that
+// overlap ends.
+TEST(UncheckedScope, EndsWithTheLastOne) {
+  std::atomic<int> wrong = 0;
+  NotesChecks communicator(std::move(make_thread_communicators(1, kLong)[0]), wrong);
+  const auto gather = [&](int id) {
+    int mine = id;
+    int all = 0;
+    communicator.all_gather(&mine, &all, sizeof(int), {"checked if odd", id})->wait();
+  };
+  gather(1);
+  std::optional<UncheckedScope> first(std::in_place, communicator);
+  gather(2);
+  {
+    const UncheckedScope second(communicator);
+    first.reset();
+    gather(4);
+  }
+  gather(3);
+  EXPECT_EQ(wrong, 0);
+}
 
 // Catches a rank that checks a stage, and waits for what the others say of it, where they do not: who starts a stage
 // late may have been told otherwise meanwhile.
