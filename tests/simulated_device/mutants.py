@@ -30,9 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "dev"
 MADE = ROOT / "build" / "mutants"
-ROOMS = ("paging", "reduce", "engine")
+ROOMS = ("comm/c10d", "memory", "paging", "reduce", "engine")
 TESTS = (
     "tests/test_device_streams.py",
+    "tests/test_freed_memory.py",
     "tests/test_device_path.py",
     "tests/test_streamed_updates.py",
     "tests/test_gpu_training.py",
@@ -45,7 +46,8 @@ UNCHANGED_TIMEOUT_S = 1800
 
 # The host waits for a device, a stream waits for another, or memory is kept for one.
 WAIT = re.compile(
-    r"(->|\.)block\(|(->|\.)synchronize\(\)|\bwait_for\(|\bwait_for_stream\(|synchronizeDevice\(|\.enter\(|\.filled_on\("
+    r"(->|\.)block\(|(->|\.)synchronize\(\)|\bwait_for\(|\bwait_for_stream\(|synchronizeDevice\(|\.enter\(|\.filled_on\(|"
+    r"\bnote_use\(|recordStream\(|record_stream\("
 )
 
 IS_REMOVED = f"""

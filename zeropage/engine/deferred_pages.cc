@@ -1,5 +1,6 @@
 #include "zeropage/engine/deferred_pages.h"
 
+#include <ATen/DeviceAccelerator.h>
 #include <c10/core/impl/COW.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <fmt/format.h>
@@ -99,6 +100,7 @@ void DeferredPages::take(const at::Tensor& result, std::string_view op) {
   state.label = fmt::format("tensor {} of the Init scope ({}, [{}] {})", page, op, fmt::join(result.sizes(), ", "),
                             c10::toString(result.scalar_type()));
   state.last_touch = ++touch_clock_;
+  state.order.enter(device_);
   made_ += state.label + "\n";
 
   auto home = std::make_shared<Home>();
@@ -138,6 +140,7 @@ void DeferredPages::touch(int page, bool writes, std::string_view user) {
   auto guard = lock();
   auto& state = pages_.at(page);
   const StoragePtr storage = storage_of(page, state);
+  state.order.enter(device_);
   if (storage && !home_of(storage).frame) {
     try {
       charge(state.bytes, page);
@@ -239,6 +242,7 @@ void DeferredPages::gather(int page, Page& state, const StoragePtr& storage) {
 
 void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
   Home& home = home_of(storage);
+  state.order.enter(device_);
   if (state.dirty) {
     auto* frame = static_cast<std::byte*>(home.frame.get());
     communicator_->broadcast(frame, state.bytes, 0, comm::Tag{state.label, page})->wait();
@@ -257,6 +261,10 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     state.dirty = false;
   }
   paging::release_storage(storage.get(), guard_message(state.label));
+  // It may be what torch's allocator gave an operator on another stream.
+  if (!device_.is_cpu()) {
+    at::getDeviceAllocator(device_.type())->recordStream(home.frame, paging::current_stream(device_));
+  }
   home.frame.clear();
 }
 

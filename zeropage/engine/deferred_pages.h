@@ -32,6 +32,7 @@
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/parameter_link.h"
+#include "zeropage/paging/stream_order.h"
 
 namespace zeropage::engine {
 
@@ -78,6 +79,7 @@ class DeferredPages final : public paging::PageTable,
     int pins = 0;
     bool dirty = true;  // rank 0's values are not in the shards
     std::int64_t last_touch = 0;
+    paging::StreamOrder order{};  // of those that use the memory, or the shard
   };
   struct Report;
 

@@ -70,11 +70,11 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
 void Engine::Impl::wait_until_idle() noexcept {
   try {
     if (speculation_) speculation_->close();
-    // Copies from and to page-locked memory may be on their way: nobody else knows of them.
-    paging::wait_for_device(device_, *communicator_, "the device, before an engine's memory is freed");
   } catch (const std::exception& error) {
-    log_warn(fmt::format("an engine ends while its device is still at work: {}", error.what()));
+    log_warn(fmt::format("an engine ends while its update is still at work: {}", error.what()));
   }
+  // Copies from and to page-locked memory may be on their way: nobody else knows of them.
+  paging::come_to_rest(device_, *communicator_, "an engine");
 }
 
 void Engine::Impl::require_whole_state(std::string_view caller) const {
@@ -145,6 +145,8 @@ std::int64_t Engine::global_samples() const { return impl_->window_.samples(); }
 const StepResult& Engine::last_step() const { return impl_->last_; }
 
 void Engine::offload_states(const StateKinds& which, bool pin_memory) {
+  // A backward that was given up may still write into what is freed, on any stream.
+  paging::wait_for_device(impl_->device_, *impl_->communicator_, "the device, before its memory is freed");
   impl_->offloader_->move_out(which, {c10::kCPU, Tier::kHost, pin_memory && !impl_->device_.is_cpu()});
   memory::release_cached_memory(impl_->device_);
 }

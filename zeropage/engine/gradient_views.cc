@@ -11,6 +11,7 @@
 
 #include "zeropage/base/blocking.h"
 #include "zeropage/base/error.h"
+#include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/engine/flat_values.h"
 
 namespace zeropage::engine {
@@ -372,6 +373,7 @@ void GradientViews::withdraw() {
     auto& gradient = gradients_[i];
     if (!gradient.storage) continue;
     const bool ours = is_ours(static_cast<int>(i));
+    if (!ours && state_.tensors()[i].grad().defined()) comm::note_use(state_.tensors()[i].grad());
     state_.tensors()[i].mutable_grad().reset();
     // Nobody else has the tensor or its storage: both serve the next window.
     if (!gradient.published || (ours && gradient.tensor.use_count() == 1 && gradient.storage.use_count() == 2))

@@ -24,6 +24,7 @@ Staging::Staging(const ModelState& state, const reduce::Reducer& reducer, c10::D
 }
 
 void Staging::grow() {
+  wait_for_copies();  // from and to the buffers that are replaced
   slot_.resize(state_.layout()->pages().size());
   const auto fill = [&](std::array<Slot, 2>& slots, memory::MemoryPlace place) {
     std::int64_t gradient_bytes = 0;
@@ -121,6 +122,13 @@ void Staging::write_back(int page, const std::vector<Segment>& runs) {
   guard.reset();
   record(slot.written_back);
   if (slot.written_back) slot.written_back->block(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+}
+
+void Staging::wait_for_copies() const {
+  if (!stream_) return;
+  c10::Event copied(device_.type());
+  copied.record(*stream_);
+  paging::wait_for(copied, state_.communicator(), "updated parameters on their way from the host");
 }
 
 void Staging::wait_all() {

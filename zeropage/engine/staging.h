@@ -44,7 +44,7 @@ class Staging {
     std::byte* parameter = nullptr;  ///< [OwnedRange::numel], in the page's dtype
   };
 
-  /// Room for pages that are trained since lately. No page may be on its way.
+  /// Room for pages that are trained since lately. No page may be on its way to an update.
   void grow();
 
   /// Pages arrive in the order in which they were fetched; at most one is fetched and has not arrived.
@@ -71,6 +71,7 @@ class Staging {
   bool parameter_travels(int page) const;
   std::array<Slot, 2>& slots_of(int page);
   void record(std::optional<c10::Event>& event) const;
+  void wait_for_copies() const;
 
   const ModelState& state_;
   const reduce::Reducer& reducer_;

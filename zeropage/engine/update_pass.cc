@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "zeropage/paging/stream_order.h"
+#include "zeropage/comm/c10d/c10d_buffers.h"
 
 namespace zeropage::engine {
 
@@ -34,9 +34,7 @@ bool UpdatePass::is_in_place(int page) const {
 const void* UpdatePass::kept_gradient(int page, int parameter) const {
   if (!reducer_.keeps(page)) return nullptr;
   const at::Tensor& gradient = reducer_.kept(parameter);
-  const c10::Device device = gradient.device();
-  // It was made on the backward's stream, and is read on this one.
-  if (!device.is_cpu()) gradient.record_stream(paging::current_stream(device));
+  comm::note_use(gradient);  // it was made on the backward's stream, and is read on this one
   return gradient.const_data_ptr();
 }
 

@@ -3,14 +3,18 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/Event.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
 
 #include <bit>
 #include <cerrno>
 #include <cstring>
+#include <exception>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
 #include "zeropage/memory/page_lock.h"
 
 namespace zeropage::memory {
@@ -58,6 +62,7 @@ DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_pt
     } else {
       const auto options = at::TensorOptions().dtype(at::kByte).device(place.device).pinned_memory(place.pinned);
       device_memory_ = at::zeros({bytes_}, options);
+      if (!place.device.is_cpu()) made_on_ = c10::impl::VirtualGuardImpl(place.device.type()).getStream(place.device);
       data_ = static_cast<std::byte*>(device_memory_.data_ptr());
     }
   }
@@ -68,9 +73,22 @@ DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_pt
 }
 
 DeviceBuffer::~DeviceBuffer() {
+  if (made_on_) order_reuse();
   if (data_ == nullptr || device_memory_.defined()) return;
   if (lock_ != nullptr) lock_->unlock(data_);
   munmap(data_, bytes_);
+}
+
+void DeviceBuffer::order_reuse() noexcept {
+  try {
+    const c10::Stream current = c10::impl::VirtualGuardImpl(made_on_->device_type()).getStream(made_on_->device());
+    if (current == *made_on_) return;
+    c10::Event freed(made_on_->device_type());
+    freed.record(current);
+    freed.block(*made_on_);
+  } catch (const std::exception& error) {
+    log_warn(fmt::format("memory of a device is freed, and its streams do not answer: {}", error.what()));
+  }
 }
 
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {

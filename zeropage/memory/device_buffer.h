@@ -7,6 +7,9 @@
 #include "zeropage/memory/torch_config.h"
 
 #include <memory>
+#include <optional>
+
+#include <c10/core/Stream.h>
 
 #include "zeropage/base/ledger.h"
 
@@ -24,6 +27,8 @@ struct MemoryPlace {
 
 struct PageLock;
 
+/// Who frees one on a device comes after all who use it, on the current stream (paging/stream_order.h): the stream that
+/// was current when it was made, to which torch's allocator gives the memory again, then waits for that.
 class DeviceBuffer {
  public:
   /// Zero-filled. The bytes are counted under `kind`. Errors: IoError when the host has no memory, or cannot lock it,
@@ -37,10 +42,13 @@ class DeviceBuffer {
   std::int64_t bytes() const { return bytes_; }
 
  private:
+  void order_reuse() noexcept;
+
   std::byte* data_ = nullptr;
   std::int64_t bytes_ = 0;
-  at::Tensor device_memory_;        // owns data_ on devices, and if torch's allocator has pinned it
-  const PageLock* lock_ = nullptr;  // has locked data_
+  at::Tensor device_memory_;            // owns data_ on devices, and if torch's allocator has pinned it
+  std::optional<c10::Stream> made_on_;  // of a device
+  const PageLock* lock_ = nullptr;      // has locked data_
   LedgerEntry entry_;
 };
 

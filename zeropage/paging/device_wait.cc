@@ -2,10 +2,14 @@
 
 #include <ATen/ops/empty.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <fmt/format.h>
 
+#include <exception>
 #include <future>
 #include <memory>
 #include <thread>
+
+#include "zeropage/base/log.h"
 
 namespace zeropage::paging {
 
@@ -45,6 +49,14 @@ void wait_for_device(c10::Device device, comm::Communicator& communicator, std::
   const auto ready = [&] { return waiting.wait_for(std::chrono::seconds(0)) == std::future_status::ready; };
   comm::poll_until(communicator, ready, what);
   waiting.get();
+}
+
+void come_to_rest(c10::Device device, comm::Communicator& communicator, std::string_view whose) noexcept {
+  try {
+    wait_for_device(device, communicator, fmt::format("the device, before the memory of {} is freed", whose));
+  } catch (const std::exception& error) {
+    log_warn(fmt::format("{} ends while its device is still at work: {}", whose, error.what()));
+  }
 }
 
 }  // namespace zeropage::paging

@@ -29,4 +29,7 @@ at::Tensor fetch(const at::Tensor& values, comm::Communicator& communicator, std
 /// comm::poll_until.
 void wait_for_device(c10::Device device, comm::Communicator& communicator, std::string_view what);
 
+/// The same for destructors: what goes wrong becomes a warning. `whose`: "an engine".
+void come_to_rest(c10::Device device, comm::Communicator& communicator, std::string_view whose) noexcept;
+
 }  // namespace zeropage::paging

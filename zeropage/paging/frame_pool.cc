@@ -3,10 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <unordered_map>
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/base/log.h"
 #include "zeropage/paging/stream_order.h"
 
 namespace zeropage::paging {
@@ -16,6 +18,14 @@ class PrivateFramePool final : public FramePool {
  public:
   PrivateFramePool(c10::Device device, std::int64_t limit_bytes, std::shared_ptr<Ledger> ledger, MemoryKind kind)
       : device_(device), limit_bytes_(limit_bytes), ledger_(std::move(ledger)), kind_(kind) {}
+
+  ~PrivateFramePool() override {
+    try {
+      trim();
+    } catch (const std::exception& error) {
+      log_warn(fmt::format("frames are freed, and the streams of their device do not answer: {}", error.what()));
+    }
+  }
 
   std::byte* acquire(std::int64_t bytes) override {
     const auto reused = find_unused(bytes);
@@ -28,9 +38,7 @@ class PrivateFramePool final : public FramePool {
     }
     while (!unused_.empty() && held_bytes_ + bytes > limit_bytes_) drop_one();
     held_bytes_ += bytes;
-    Frame frame{std::make_unique<memory::DeviceBuffer>(bytes, device_, ledger_, kind_), {}, {}};
-    if (!device_.is_cpu()) frame.made_on = current_stream(device_);
-    return lend(std::move(frame));
+    return lend({std::make_unique<memory::DeviceBuffer>(bytes, device_, ledger_, kind_), {}});
   }
 
   void release(std::byte* data, std::optional<c10::Event> used) override {
@@ -52,8 +60,6 @@ class PrivateFramePool final : public FramePool {
   struct Frame {
     std::unique_ptr<memory::DeviceBuffer> buffer;
     std::optional<c10::Event> used;
-    std::optional<c10::Stream>
-        made_on;  // of a device; torch's allocator hands the memory out again in the order of this one
   };
   using Unused = std::multimap<std::int64_t, Frame>;
 
@@ -79,7 +85,7 @@ class PrivateFramePool final : public FramePool {
     auto dropped = unused_.begin();
     held_bytes_ -= dropped->first;
     auto& frame = dropped->second;
-    if (frame.used) frame.used->block(*frame.made_on);
+    if (frame.used) frame.used->block(current_stream(device_));
     unused_.erase(dropped);
   }
 

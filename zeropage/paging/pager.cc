@@ -9,6 +9,7 @@
 
 #include "zeropage/base/blocking.h"
 #include "zeropage/base/error.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::paging {
 namespace {
@@ -88,6 +89,7 @@ std::byte* Pager::allocate_shards(std::int64_t bytes) {
 
 Pager::~Pager() {
   handle_->pager.store(nullptr);
+  come_to_rest(device_, *communicator_, "sharded parameters");  // it may have outlived its engine
   for (auto& page : pages_) {
     for (auto& home : page.homes) {
       // Only an engine whose making has failed leaves storages behind.
@@ -270,8 +272,8 @@ void Pager::store_own_shard(int page) {
   const std::int64_t numel = std::clamp<std::int64_t>(spec.used_numel - begin, 0, spec.shard_numel);
   const io::Fill fill = state.rounded ? io::Fill::kRead : io::Fill::kZeros;
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, fill).data() : state.shard;
-  if (before_write_back_) before_write_back_(page);
   state.order.enter(device_);
+  if (before_write_back_) before_write_back_(page);
   if (state.rounded) {
     keep_unwritten(page, shard, numel);
   } else {

@@ -111,6 +111,7 @@ void Reducer::describe(int page) {
 
 void Reducer::reserve_scratch(std::int64_t numel) {
   if (scratch_ && scratch_->bytes() >= 4 * numel) return;
+  scratch_order_.enter(device_);  // before the smaller one is freed
   scratch_ = std::make_unique<memory::DeviceBuffer>(4 * numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
@@ -417,6 +418,7 @@ void Reducer::reset() {
     state.in_frame = 0;
     state.has_new_gradients = false;
     norms_.forget(page);
+    state.order.enter(device_);  // before what it has is freed
     forget_kept(page);
     std::byte* home = frames_->home(page);
     if (state.frame != nullptr && state.frame != home) frames_->release(state.frame, state.order.leave());

@@ -330,6 +330,7 @@ class Reducer {
   std::function<void(const std::vector<int>& pages)> on_begins_;
   std::function<float()> on_left_;
   std::vector<at::Tensor> deferred_;  // per parameter: the fp32 sum of gradients that have no frame; mostly undefined
+  paging::StreamOrder deferred_order_;
   LedgerEntry deferred_entry_;
   std::vector<bool> may_train_;  // per parameter: an optimizer has it
   bool widened_ = false;

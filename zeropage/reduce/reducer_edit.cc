@@ -7,6 +7,7 @@
 namespace zeropage::reduce {
 
 void Reducer::read_sum(int page, const std::function<void(const at::Tensor& sum)>& read) {
+  pages_[page].order.enter(device_);
   require_one_piece(page);
   const auto& state = pages_[page];
   std::optional<io::HeldPage> held;
@@ -28,6 +29,7 @@ void Reducer::edit_sum(int page, const std::function<void(const at::Tensor& sum)
   retire(0);
   auto& state = pages_[page];
   invalidate_sum(page);
+  state.order.enter(device_);
   require_one_piece(page);
   if (!state.has_sum() && !policy_.sharded) {
     state.result = policy_.whole_result ? frames_->home(page) : own_shard(page);

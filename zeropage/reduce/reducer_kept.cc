@@ -4,7 +4,7 @@
 
 #include <utility>
 
-#include "zeropage/paging/stream_order.h"
+#include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
@@ -56,8 +56,7 @@ void Reducer::gather_kept(int page) {
     const at::Tensor gradient = std::exchange(kept_[place.parameter], at::Tensor());
     if (!gradient.defined()) continue;
     ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(gradient.nbytes()));
-    // It was made on the backward's stream, and is read on this one.
-    if (!device_.is_cpu()) gradient.record_stream(paging::current_stream(device_));
+    comm::note_use(gradient);  // it was made on the backward's stream, and is read on this one
     if (in_frame_[place.parameter]) {
       acquire_frame(page);
       write_to_frame(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);

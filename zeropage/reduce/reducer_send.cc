@@ -13,6 +13,7 @@
 #include <memory>
 #include <utility>
 
+#include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/reduce/pieces.h"
 #include "zeropage/reduce/reducer.h"
@@ -70,7 +71,7 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
   if (boundary_ && !adds) square_before_travel(page, sent);
-  if (!as_it_is) sent.record_stream(*send_stream_);
+  if (!as_it_is) comm::note_use(sent);
 }
 
 /// The other buffer, when what was in it has been added up.

@@ -1,6 +1,7 @@
 // The squares for the global norm: who sums those of which sum; see NormAccumulator.
 #include <utility>
 
+#include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/reduce/reducer.h"
 
 namespace zeropage::reduce {
@@ -12,6 +13,7 @@ std::vector<optim::SquaredPiece> Reducer::squared_pieces(int page) const {
   std::vector<optim::SquaredPiece> pieces;
   for (const auto& segment : norms_.segments(page)) {
     const at::Tensor& kept = kept_[segment.parameter];
+    if (kept.defined()) comm::note_use(kept);
     pieces.push_back({kept.defined() ? kept.const_data_ptr() : nullptr, kept.defined() ? kept.numel() : 0, dtype});
   }
   return pieces;

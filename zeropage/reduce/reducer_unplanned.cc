@@ -7,6 +7,7 @@
 
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
+#include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/reducer.h"
@@ -36,7 +37,9 @@ void Reducer::take_left_gradients() {
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (!may_train_[i] || !parameters_[i].grad().defined()) continue;
     if (std::exchange(first, false)) factor_ = on_left_ ? on_left_() : 1.0f;
+    const at::Tensor left = parameters_[i].grad();
     on_gradient(static_cast<int>(i));
+    comm::note_use(left);  // only autograd says for its own who uses them
   }
 }
 
@@ -52,8 +55,10 @@ bool Reducer::must_defer(int parameter) const {
 void Reducer::defer(int parameter, const at::Tensor& gradient) {
   c10::AutoGradMode no_grad(false);
   at::Tensor& sum = deferred_[parameter];
+  deferred_order_.enter(device_);
   const at::Tensor scaled = gradient.detach().to(at::kFloat).mul(policy_.pre_scale * factor_);
-  sum = sum.defined() ? sum.add(scaled) : scaled;
+  sum = sum.defined() ? sum.add_(scaled) : scaled;
+  comm::note_use(sum);
   std::int64_t bytes = 0;
   for (const auto& each : deferred_) bytes += each.defined() ? static_cast<std::int64_t>(each.nbytes()) : 0;
   deferred_entry_ = LedgerEntry(ledger_, MemoryKind::kGradients, bytes);
@@ -69,9 +74,12 @@ void Reducer::reduce_deferred(const std::vector<int>& pages) {
   }
   if (begins.size() < pages.size()) widen();
   if (!begins.empty()) begin_training(begins);
+  deferred_order_.enter(device_);
   for (std::size_t i = 0; i < deferred_.size(); ++i) {
     const at::Tensor gradient = std::exchange(deferred_[i], at::Tensor());
-    if (gradient.defined()) add_gradient(static_cast<int>(i), gradient, 1.0f);
+    if (!gradient.defined()) continue;
+    add_gradient(static_cast<int>(i), gradient, 1.0f);
+    comm::note_use(gradient);
   }
   deferred_entry_ = LedgerEntry();
   for (const int page : pages) start_reduction(page);

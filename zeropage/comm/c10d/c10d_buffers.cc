@@ -4,6 +4,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <string>
 #include <vector>
@@ -83,6 +84,11 @@ void sum_received(const at::Tensor& received, std::int64_t count, void* out, std
   for (std::int64_t r = 1; r < count; ++r) sum.add_(terms[r]);
   at::Tensor target = wrap(out, numel, out_dtype, received.device());
   accumulate ? target.add_(sum) : target.copy_(sum);
+}
+
+void note_use(const at::Tensor& tensor) {
+  const c10::Device device = tensor.device();
+  if (!device.is_cpu()) tensor.record_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
 }
 
 std::unique_ptr<Memory> make_private_memory(std::int64_t bytes, c10::Device device, std::string_view label) {

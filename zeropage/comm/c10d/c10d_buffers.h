@@ -29,6 +29,10 @@ void take_own(const at::Tensor& sent, void* out, std::int64_t numel, DType in_dt
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
                   DType out_dtype, bool accumulate, const OnReduced& on_reduced);
 
+/// Before a tensor is let go that another stream may have made: torch's allocator does not give its memory away before
+/// the device's current stream has done what it was given by then. Nothing on the CPU.
+void note_use(const at::Tensor& tensor);
+
 /// Zero-filled memory of this rank alone. On the host it costs address space until touched. Errors: IoError.
 std::unique_ptr<Memory> make_private_memory(std::int64_t bytes, c10::Device device, std::string_view label);
 

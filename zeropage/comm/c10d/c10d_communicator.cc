@@ -253,6 +253,7 @@ class C10dCommunicator final : public Communicator {
         },
         [=, size = size_] {
           sum_received(*received, size, out, shard_numel, in_dtype, out_dtype, accumulate, on_reduced);
+          note_use(*received);
           received->reset();
         });
     bytes_moved_ += shard_bytes * (size_ - 1);
@@ -279,6 +280,7 @@ class C10dCommunicator final : public Communicator {
         op, carrier, [=, this, group = carrier.group] { return gather_into(group, all, mine, timeout_); },
         [=, size = size_] {
           sum_received(all, size, rest, rest_numel, dtype, dtype, false, {});
+          note_use(all);
           // Who listens has parts that divide evenly: then the rest is all there is.
           if (on_reduced) on_reduced(0, rest_numel / size);
         });
@@ -299,7 +301,9 @@ class C10dCommunicator final : public Communicator {
           return group->_reduce_scatter_base(sum, from, options);
         },
         [=] {
-          if (!direct) accumulate ? target.add_(sum) : target.copy_(sum);
+          if (direct) return;
+          accumulate ? target.add_(sum) : target.copy_(sum);
+          note_use(sum);
         });
     bytes_moved_ += shard_numel * element_bytes(in_dtype) * (size_ - 1);
   }
