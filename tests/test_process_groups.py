@@ -152,8 +152,8 @@ def test_one_rank_has_no_groups():
 
 
 def make_and_destroy_engines(stage: int, count: int, on_device: bool) -> dict[str, Any]:
-    """How many groups, threads and open files there are when each engine is made, and when it is destroyed; the sum of
-    ones over the ranks by the script's own group."""
+    """How many groups, threads and open files there are when each engine is made, when it is destroyed, and, with a
+    next look, when the last model has been freed; the sum of ones over the ranks by the script's own group."""
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import _world
 
@@ -176,16 +176,21 @@ def make_and_destroy_engines(stage: int, count: int, on_device: bool) -> dict[st
         destroyed.append(there())
         del model, engine, others
         gc.collect()
+    distributed.end_unused_groups(wait_s=5.0)
+    freed = there()
+    model = accelerator.OnDevice(small_net(0), device)
+    engine, *_ = zeropage.initialize(model=model, config=config, device=device)
+    engine.destroy(consolidate=True)
     value = torch.ones(1)
     dist.all_reduce(value, group=own)
-    return {"made": made, "destroyed": destroyed, "sum": value.item()}
+    return {"made": made, "destroyed": destroyed, "freed": freed, "consolidated": there(), "sum": value.item()}
 
 
 @pytest.mark.parametrize("on_device", [False, pytest.param(True, marks=pytest.mark.simulated)])
 @pytest.mark.parametrize("stage", [1, 3])
 def test_engines_end_their_groups(stage: int, on_device: bool, tmp_path: Path):
-    """Catches groups that are never ended, with their threads and connections, and the end of a group that the script
-    has made."""
+    """Catches groups that are never ended, with their threads and connections, also when a sharded model has been freed
+    or made whole, and the end of a group that the script has made."""
     arguments = json.dumps({"stage": stage, "count": 4, "on_device": on_device})
     for rank in run_processes(2, "test_process_groups", "make_and_destroy_engines", arguments, tmp_path):
         assert rank["sum"] == 2.0
@@ -193,6 +198,7 @@ def test_engines_end_their_groups(stage: int, on_device: bool, tmp_path: Path):
         kept = of_a_communicator if stage == 3 else 0  # a sharded model is gathered by them, until it is freed
         assert {groups for groups, *_ in rank["destroyed"]} == {of_script + kept}, rank
         # The other rank may still be about to free the last model: then its groups end an engine later.
+        assert rank["freed"][0] == rank["consolidated"][0] == of_script, rank
         made = [groups for groups, *_ in rank["made"]]
         assert max(made) <= of_script + 3 * of_a_communicator + kept, rank
         _, threads, files = zip(*rank["destroyed"], strict=True)

@@ -145,6 +145,11 @@ void record_stream(at::Tensor& self, c10::Stream stream) {
   c10::impl::getDeviceGuardImpl(kType)->recordDataPtrOnStream(self.storage().data_ptr(), stream);
 }
 
+/// As on the devices that torch has names for: `p.data = x` where the two differ in keys of other kinds.
+bool may_exchange_data(const at::Tensor& self, const at::Tensor& from) {
+  return from.device().type() == kType && self.layout() == from.layout();
+}
+
 }  // namespace
 
 void resize_storage(const c10::Storage& storage, std::size_t bytes) {
@@ -179,6 +184,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from_and_resize", TORCH_FN(copy_from_and_resize));
   m.impl("_local_scalar_dense", TORCH_FN(local_scalar));
   m.impl("record_stream", TORCH_FN(record_stream));
+  m.impl("_has_compatible_shallow_copy_type", TORCH_FN(may_exchange_data));
 }
 
 }  // namespace simulated_device
