@@ -295,7 +295,7 @@ def test_leaf_gradients_are_the_engines():
         engine.backward(engine.module.tiny.sum() + engine.module.embedding.weight.square().sum())
         there = {name: p.grad for name, p in engine.module.named_parameters() if p.grad is not None}
         assert sorted(there) == ["embedding.weight", "tiny"]
-        with pytest.raises(RuntimeError, match="is not here now"):
+        with pytest.raises(RuntimeError, match="is not resident now"):
             there["tiny"].numpy()
         assert torch.equal(there["tiny"], torch.ones(3))
 

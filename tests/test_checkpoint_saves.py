@@ -190,7 +190,7 @@ def test_requests_that_make_no_sense(tmp_path):
         convert(tmp_path, tmp_path / "out", max_shard_size="five")
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         convert(tmp_path / "none", tmp_path / "out")
-    with pytest.raises(UsageError, match="a communicator of its own"):
+    with pytest.raises(UsageError, match="a separate communicator"):
         options = _C.Config.from_json('{"train_batch_size": 1, "zeropage": {"async_save": true}}', 1, "dict")
         _C.Engine(
             [("w", torch.nn.Parameter(torch.zeros(2)), -1)],

@@ -175,7 +175,7 @@ def test_what_another_class_of_the_same_name_has_saved_is_refused(tmp_path):
     train(other, tmp_path / "other")
     with pytest.raises(CheckpointError, match=r"'0\.weight' \(exp_avg\).*another class of the same name"):
         other.load_checkpoint(tmp_path / "ours")
-    with pytest.raises(CheckpointError, match=r"'0\.weight'.*more than the engine's own update"):
+    with pytest.raises(CheckpointError, match=r"'0\.weight'.*more state than the engine's own update"):
         ours.load_checkpoint(tmp_path / "other")
     for engine, folder in ((other, "ours"), (ours, "other")):
         assert engine.load_checkpoint(tmp_path / folder, load_optimizer_states=False)[0] is not None

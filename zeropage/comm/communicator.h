@@ -1,17 +1,16 @@
 /// \file
-/// What the engine asks of communication: six collectives over flat buffers, memory that peers may read, and waits
-/// that end. Implementations: ranks as threads of one process, ranks as processes of one host (shared memory), and any
-/// c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
+/// The engine's interface for communication: six collectives over flat buffers, memory that peers may read, and waits
+/// with a timeout. Implementations: ranks as threads of one process, ranks as processes of one host (shared memory),
+/// and any c10d process group. One conformance suite (`communicator_conformance.h`) runs over all of them.
 ///
 /// Rules that hold for every implementation:
 ///  - All ranks start the same collectives in the same order, and never block the starting thread for long;
-///    `Work::wait` is where time is spent. Started ones may run side by side: none writes to a buffer of another that
-///    is not complete.
-///  - Sums are formed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and
+///    only `Work::wait` blocks. Started collectives may run in parallel: none writes to a buffer of another that is not
+///    complete.
+///  - Sums are computed in fp32 (fp64 for fp64 inputs) in the order of the ranks, starting from rank 0's term, and
 ///    rounded once at the end: results are bit-identical on every rank and with every implementation.
 ///  - Every wait ends: by completion, by TimeoutError after the communicator's timeout, or by PeerError when a rank
-///    died, aborted, or started another collective. The message names the collective's tag and the ranks that are
-///    missing.
+///    died, aborted, or started another collective. The message names the collective's tag and the missing ranks.
 ///  - Calls come from one thread at a time per communicator.
 #pragma once
 
@@ -28,14 +27,14 @@
 
 namespace zeropage::comm {
 
-/// A collective in flight. Buffers given to it stay untouched (inputs) and unread (outputs) until it is complete. To
-/// destroy one that is not complete is to wait for it; when an exception is passing, it aborts the communicator. Works
-/// do not outlive their communicator.
+/// A collective in flight. Until it is complete, its inputs must not be changed and its outputs must not be read. The
+/// destructor waits for completion, or aborts the communicator if an exception is in flight. A Work must not outlive
+/// its communicator.
 class Work {
  public:
   virtual ~Work() = default;
 
-  /// Makes what progress is possible without blocking. True once outputs are readable and inputs may be reused.
+  /// Makes progress as far as possible without blocking. True once outputs are readable and inputs may be reused.
   virtual bool poll() = 0;
 
   /// Blocks until `poll()` would be true. Errors: TimeoutError, PeerError.
@@ -44,16 +43,16 @@ class Work {
 
 using WorkPtr = std::unique_ptr<Work>;
 
-/// Told what a reduction has put into host memory, in ascending pieces: elements [begin, begin + numel) of this rank's
-/// part of the sum have their final values. That is while they are in the cache, unless a backend formed the sum behind
-/// one call: then when it has. Called by whoever polls or waits or by the transport's thread, before the work is
-/// complete; must not throw.
+/// Called for the results of a reduction in host memory, in ascending pieces: elements [begin, begin + numel) of this
+/// rank's part of the sum have their final values. They are then still in the cache, unless a backend computed the
+/// whole sum in one call. Called by a poll, a wait or the transport's thread, before the work is complete; must not
+/// throw.
 using OnReduced = std::function<void(std::int64_t begin, std::int64_t numel)>;
 
-/// How many bytes rank `from` has for rank `to` in an all_to_all: a cheap function, the same on all ranks.
+/// The number of bytes from rank `from` to rank `to` in an all_to_all: a cheap function, the same on all ranks.
 using PartBytes = std::function<std::int64_t(int from, int to)>;
 
-/// How sums are coded that travel between hosts: fp32 values [count, shard_numel], as `count` parts of part_bytes.
+/// The coding of sums that are sent between hosts: fp32 values [count, shard_numel], as `count` parts of part_bytes.
 /// Values and codes are where the buffers of the collective are, and do not overlap.
 struct SumCodec {
   std::int64_t part_bytes = 0;  ///< of the codes of one shard
@@ -61,20 +60,20 @@ struct SumCodec {
   std::function<void(const std::byte* codes, std::int64_t count, std::byte* values)> decode;
 };
 
-/// Memory of this rank that takes part in collectives without a copy. Same size and order of allocation on all ranks.
-/// Freed (this rank's part) with the object; mappings of peers' parts live as long as their owner's object here.
+/// Memory of this rank that collectives use without a copy. Same size and order of allocation on all ranks. The
+/// object's destructor frees this rank's part; mappings of peers' parts exist as long as their owner's object here.
 class Memory {
  public:
   virtual ~Memory() = default;
   virtual std::byte* data() const = 0;
   virtual std::int64_t bytes() const = 0;
 
-  /// Gives [offset, offset + length) back to the system; it reads as zeros when touched again. For staging areas that
-  /// are large in address space and small in use. offset and length are rounded inwards to whole pages.
+  /// Returns [offset, offset + length) to the system; it reads as zeros when touched again. For staging areas that are
+  /// large in address space but little used. offset and length are rounded inwards to whole pages.
   virtual void discard(std::int64_t offset, std::int64_t length) = 0;
 };
 
-/// What a collective is about, for mismatch detection and messages: "gather page 3 (layers.0.weight ...)".
+/// The purpose of a collective, for mismatch detection and messages: "gather page 3 (layers.0.weight ...)".
 struct Tag {
   std::string_view what = "";  ///< a string that outlives the work (a literal, or one owned by the page table)
   std::int64_t id = 0;         ///< page index, or 0
@@ -87,19 +86,18 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  /// Memory for shards, frames and gradients, zero-filled. Collective (same order and size on all ranks). Costs address
-  /// space, not memory, until touched. Errors: IoError when the system refuses.
+  /// Memory for shards, frames and gradients, zero-filled. Collective (same order and size on all ranks). Needs only
+  /// address space, not memory, until touched. Errors: IoError when the system refuses.
   virtual std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) = 0;
 
-  /// Whether memory that it has allocated ends with it, because it is the one that owns mappings. Where it does not,
-  /// the memory may outlive it.
+  /// Whether its allocated memory ends with it, because it owns mappings. If not, the memory may outlive it.
   virtual bool owns_memory() const { return true; }
 
   /// True when peers' `Memory` can be read directly (`peer_address`), so that a gather needs no cooperation.
   virtual bool one_sided() const = 0;
 
   /// The address, in this process, of the byte of `rank`'s memory that corresponds to `local` in this rank's own
-  /// (`local` lies in a Memory of this communicator). Only when one_sided(). Cost: one lookup.
+  /// (`local` is in a Memory of this communicator). Only when one_sided(). Cost: one lookup.
   virtual const std::byte* peer_address(int rank, const void* local) const = 0;
 
   /// Every rank's `shard` [shard_bytes] one after the other into `whole` [size * shard_bytes]. In place when `shard` is
@@ -107,34 +105,34 @@ class Communicator {
   virtual WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) = 0;
 
   /// Sums `whole` [size * shard_numel, `in_dtype`] over the ranks; this rank keeps its shard in `out` [shard_numel,
-  /// `out_dtype`: in_dtype or fp32]: assigned, or added to what is there when `accumulate` (out fp32 then). In place
-  /// when `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `on_reduced`, which
-  /// may be empty, is told of every element once where the sum is formed in host memory, and of none where it is not.
+  /// `out_dtype`: in_dtype or fp32]: assigned, or added to the old values if `accumulate` (then out is fp32). In place
+  /// if `out` is this rank's part of `whole`. Wire: (size-1)/size * whole bytes per rank. `on_reduced`, which may be
+  /// empty, is called for every element once if the sum is computed in host memory, otherwise for none.
   virtual WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                  DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced) = 0;
 
   /// Whether reduce_scatter_in_codes has something to spare: ranks of several hosts, several of them on each.
   virtual bool sums_by_hosts() const { return false; }
 
-  /// As `reduce_scatter`, with other bits: the terms of a host are added exactly, its sums travel to the other hosts in
-  /// codes, and the owner adds what all hosts' codes say, in the order of the hosts. in_dtype: not fp64. Wire between
-  /// hosts: (hosts-1) parts of codes per rank. Errors: UsageError unless sums_by_hosts().
+  /// As `reduce_scatter`, with other bits: the terms of a host are added exactly, its sums are sent to the other hosts
+  /// as codes, and the owner adds the decoded values of all hosts, in the order of the hosts. in_dtype: not fp64. Wire
+  /// between hosts: (hosts-1) parts of codes per rank. Errors: UsageError unless sums_by_hosts().
   virtual WorkPtr reduce_scatter_in_codes(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype,
                                           DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
                                           const SumCodec& codec);
 
-  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. `on_reduced` is given
-  /// by all ranks or by none, and then numel is a multiple of size: where the sum is formed in host memory it is told
-  /// of every element of this rank's part [rank * numel / size, (rank + 1) * numel / size) once, counted from the
-  /// part's begin, and of none where it is not.
+  /// Sums `data` [numel, dtype] over the ranks, in place. Wire: 2 (size-1)/size * bytes per rank. Either all ranks pass
+  /// `on_reduced` or none does; with it, numel is a multiple of size. If the sum is computed in host memory, it is
+  /// called for every element of this rank's part [rank * numel / size, (rank + 1) * numel / size) once, counted from
+  /// the part's begin, otherwise for none.
   virtual WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) = 0;
 
   /// Copies `data` [bytes] of `root` to every rank.
   virtual WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) = 0;
 
-  /// Sends every rank its part of `sent`, where this rank's parts for rank 0, 1, ... lie one after the other;
-  /// `received` gets the parts that rank 0, 1, ... have for this rank, one after the other. Parts may have any sizes, 0
-  /// included. The buffers do not overlap. Wire: what this rank has for others.
+  /// Sends every rank its part of `sent`, in which this rank's parts for rank 0, 1, ... are consecutive; `received`
+  /// gets the parts from rank 0, 1, ... for this rank, consecutively. Parts may have any sizes, including 0. The
+  /// buffers do not overlap. Wire: this rank's parts for others.
   virtual WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) = 0;
 
   /// The same with parts of one size: `sent` and `received` [size * part_bytes]. Errors: UsageError for a negative
@@ -144,18 +142,17 @@ class Communicator {
         sent, received, [part_bytes](int, int) { return part_bytes; }, tag);
   }
 
-  /// How many ranks with consecutive numbers, this one included, can gather among themselves (nearby_communicator.h):
-  /// those of this host, or some of them. 1: none can.
+  /// The number of ranks with consecutive numbers, including this one, that can gather among themselves
+  /// (nearby_communicator.h): those of this host, or some of them. 1: none can.
   virtual int nearby_size() const { return 1; }
 
   /// As `allocate`, for all_gather_nearby. Collective over the nearby ranks.
   virtual std::unique_ptr<Memory> allocate_nearby(std::int64_t bytes, std::string_view label);
 
-  /// As `all_gather`, over the nearby ranks: `whole` [nearby_size * shard_bytes]. Errors: UsageError where there are
-  /// none.
+  /// As `all_gather`, over the nearby ranks: `whole` [nearby_size * shard_bytes]. Errors: UsageError if there are none.
   virtual WorkPtr all_gather_nearby(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag);
 
-  /// Returns when every rank has come.
+  /// Returns when every rank has called it.
   virtual void barrier(Tag tag) = 0;
 
   /// Blocks until `ready()` (a cheap test of memory that a peer writes), with the same timeout, abort and liveness
@@ -166,39 +163,39 @@ class Communicator {
   /// the store.
   virtual void throw_if_aborted() = 0;
 
-  /// After how long a wait ends.
+  /// The time after which a wait ends.
   virtual std::chrono::milliseconds timeout() const = 0;
 
-  /// Wakes peers blocked in `wait_until`, after memory they look at was written. Cheap when nobody waits.
+  /// Wakes peers blocked in `wait_until`, after memory that they check was written. Cheap when no peer waits.
   virtual void notify() {}
 
-  /// While true, as at the start, transports that cannot see what peers do (c10d) compare every collective with the
-  /// peers' before it runs. UncheckedScope calls it, and communicators that pass it on to others.
+  /// While true, which is the initial value, transports without knowledge of peers' calls (c10d) compare every
+  /// collective with the peers' before it runs. Called by UncheckedScope, and by communicators that wrap others.
   virtual void set_checking(bool /*checking*/) {}
 
-  /// Makes every present and future wait of every rank fail at once with PeerError carrying `reason` and this rank.
-  /// Safe to call from any thread, more than once; the first reason wins.
+  /// Makes every current and future wait of every rank fail immediately with a PeerError with `reason` and this rank.
+  /// Safe to call from any thread, more than once; the first reason counts.
   virtual void abort(std::string_view reason) = 0;
 
-  /// Bytes this rank has sent to others (or copied from them, where memory is shared), for reports.
+  /// Bytes this rank has sent to others (or copied from them, if memory is shared), for reports.
   virtual std::int64_t bytes_moved() const = 0;
 
-  /// Those of them that went between hosts; 0 where the communicator does not know hosts.
+  /// The part of them that went between hosts; 0 if the communicator does not know the hosts.
   virtual std::int64_t bytes_between_hosts() const { return 0; }
 
  protected:
   friend class UncheckedScope;
   friend std::string all_gather_small(Communicator& communicator, std::string_view mine, Tag tag);
-  /// What all_gather_small does; a transport whose buffers lie on a device has its own way for host bytes.
+  /// The implementation of all_gather_small; a transport with buffers on a device overrides it for host bytes.
   virtual std::string gather_host_bytes(std::string_view mine, Tag tag);
 
  private:
   std::atomic<int> unchecked_scopes_ = 0;
 };
 
-/// While one exists the collectives of a communicator are not compared with the peers'. For collectives that follow
-/// from others which were compared: all ranks make the same scopes around the same collectives. Scopes may overlap, and
-/// threads may have scopes of their own: the last one that ends ends it.
+/// While one exists, the collectives of a communicator are not compared with the peers'. For collectives that follow
+/// from others which were compared: all ranks make the same scopes around the same collectives. Scopes may overlap,
+/// also those of different threads: checking resumes when the last one ends.
 class UncheckedScope {
  public:
   explicit UncheckedScope(Communicator& communicator) : communicator_(communicator) {
@@ -214,9 +211,9 @@ class UncheckedScope {
   Communicator& communicator_;
 };
 
-/// Blocks until `ready()`, a cheap test of something that this process brings about: a device, a thread. From any
-/// thread. Errors: TimeoutError after the communicator's timeout, which ends the peers' waits, too; PeerError when a
-/// rank has aborted. `what`: for the message, "the gradients' way to the host".
+/// Blocks until `ready()`, a cheap test of an event in this process: of a device, or of a thread. From any thread.
+/// Errors: TimeoutError after the communicator's timeout, which ends the peers' waits, too; PeerError when a rank has
+/// aborted. `what`: for the message, "the gradients' way to the host".
 void poll_until(Communicator& communicator, const std::function<bool()>& ready, std::string_view what);
 
 /// Gathers the same small number of host bytes of every rank: result[r * bytes ...]. For global checks and comparisons,

@@ -76,12 +76,12 @@ void require_same_everywhere(comm::Communicator& communicator, const std::string
 
 void warn_of_different_software(comm::Communicator& communicator) {
   std::string software = fmt::format("zeropage {}\n{}", ZEROPAGE_VERSION, at::show_config());
-  std::ranges::replace(software, ',', '\n');  // its last line is a long list
+  std::ranges::replace(software, ',', '\n');  // the last line is a long list
   const auto difference = difference_between_ranks(communicator, software);
   if (!difference || communicator.rank() != 0) return;
   log_warn(fmt::format(
-      "ranks run different software or use different instructions of their processors: {}. The same "
-      "operators may give other bits there, so that what every rank holds whole can drift apart; install the "
+      "ranks run different software or use different instructions of their processors: {}. The same operators may give "
+      "other bits there, so that copies of a parameter on different ranks can drift apart; install the "
       "same versions, and set the same ATEN_CPU_CAPABILITY, on all hosts",
       *difference));
 }
@@ -116,7 +116,7 @@ void require_same_writes(comm::Communicator& communicator, const layout::Layout&
       }
       throw PeerError(
           fmt::format("parameter '{}' was written outside an update on rank(s) {}, and is not the same on ranks 0 and "
-                      "{}; write it alike on every rank "
+                      "{}; write the same values on every rank "
                       "(load_state_dict on all of them), or inside `with zeropage.zero.GatheredParameters(parameters, "
                       "modifier_rank=0)`, "
                       "which gives one rank's values to all. Nothing was updated",

@@ -20,8 +20,8 @@ namespace {
 
 using checkpoint::TensorRecord;
 
-/// One range of a tensor of the checkpoint and where it goes: into what is kept of a page's parameters, or into an
-/// array of its state.
+/// One range of a checkpoint's tensor and its destination: the kept part of a page's parameters, or an array of its
+/// state.
 struct Transfer {
   const TensorRecord* source;
   std::int64_t offset;
@@ -37,19 +37,19 @@ struct Transfer {
 struct Plan {
   std::vector<Transfer> transfers;
   std::vector<std::pair<int, std::int64_t>> updates;  ///< parameter, optimizer steps
-  std::vector<int> without_state;                     ///< trained parameters whose moments begin anew
+  std::vector<int> without_state;                     ///< trained parameters whose moments start at zero
   LoadReport report;
   std::vector<std::string> problems;
 };
 
-/// Reads a range of a tensor into memory of its own.
+/// Reads a range of a tensor into new memory.
 at::Tensor fetch(checkpoint::Checkpoint& step, const TensorRecord& source, std::int64_t offset, std::int64_t numel) {
   auto values = at::empty({numel}, at::TensorOptions().dtype(type_of(source.info)));
   step.read(source, offset, numel, static_cast<std::byte*>(values.mutable_data_ptr()));
   return values;
 }
 
-/// Compares the checkpoint with the model and lists what this rank has to read.
+/// Compares the checkpoint with the model and lists the ranges that this rank reads.
 class Planner {
  public:
   Planner(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options)
@@ -73,10 +73,10 @@ class Planner {
         check_shape(static_cast<int>(i), *record->second);
       } else {
         plan_.report.missing.push_back(parameters[i].name);
-        // Left out on purpose: listed, and no reason to refuse.
+        // Left out on purpose: listed, but not an error.
         const bool excluded = !parameters[i].trainable && step_.manifest().frozen_excluded;
         if (options_.strict && !excluded) {
-          problem("'{}' is in the model, not in the checkpoint; pass load_module_strict=False to keep it as it is",
+          problem("'{}' is in the model, not in the checkpoint; pass load_module_strict=False to keep it unchanged",
                   parameters[i].name);
         }
       }
@@ -117,13 +117,13 @@ class Planner {
     }
   }
 
-  /// What the engine's update keeps of a parameter.
+  /// The names of the state that the engine's update keeps for a parameter.
   std::vector<std::string> state_names() const {
     const auto names = config::optimizer_state_names(state_.config.optimizer.kind);
     return {names.begin(), names.begin() + config::optimizer_state_count(state_.config.optimizer)};
   }
 
-  /// State of an optimizer object that the engine's own update cannot go on with.
+  /// Reports state of an optimizer object with which the engine's own update cannot continue.
   void check_states(const std::vector<const checkpoint::ParameterRecord*>& found) {
     if (state_.config.optimizer.kind == config::OptimizerKind::kClient) return;
     const auto names = state_names();
@@ -132,7 +132,8 @@ class Planner {
       const auto state = saved_states_.unknown_to_engine(*record, names);
       if (!state) continue;
       problem(
-          "the state of '{}' was saved by an optimizer object that keeps more than the engine's own update: {}; give "
+          "the state of '{}' was saved by an optimizer object with more state than the engine's own update has: {}; "
+          "give "
           "the engine the same object, or load without optimizer states (load_optimizer_states=False)",
           record->name, *state);
       return;
@@ -144,7 +145,7 @@ class Planner {
         record, [&](const TensorRecord& count) { return fetch(step_, count, 0, 1).to(at::kDouble).item().toLong(); });
   }
 
-  /// `offset_bytes`: from the start of what is kept of the page.
+  /// `offset_bytes`: from the start of the kept part of the page.
   void add_value(const TensorRecord* source, const layout::Segment& segment, std::int64_t offset_bytes,
                  at::ScalarType type) {
     const int page = state_.model.layout()->page_of(segment.parameter);
@@ -197,7 +198,7 @@ class Planner {
       } else if (options_.strict && !state_.model.layout()->began_later(page)) {
         problem(
             "'{}' has no {} in the checkpoint, in which it was not trained; pass load_module_strict=False to start it "
-            "without, and keep the state of the others",
+            "without, and load the state of the others",
             record.name, kind);
       }
     }
@@ -205,7 +206,7 @@ class Planner {
 
   bool with_optimizer() const { return options_.optimizer_states && !options_.module_only; }
 
-  /// The fp32 values where there are any.
+  /// The fp32 values, if there are any.
   const TensorRecord* precise(const std::string& parameter) const {
     const auto* master = step_.find("master/" + parameter);
     return master != nullptr ? master : step_.find("value/" + parameter);
@@ -237,7 +238,7 @@ void store_state(const HeldState& held, const Transfer& transfer, const at::Tens
   store_piece(held, transfer.array, transfer.piece, values);
 }
 
-/// Transfers follow each other page by page, so that each page comes from its home once, and goes back once.
+/// Transfers are sorted by page, so each page is read from its store once and written back once.
 void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
   const auto values_of = [&](const Transfer& t) { return fetch(step, *t.source, t.offset, t.numel); };
   for (auto next = plan.transfers.begin(); next != plan.transfers.end();) {
@@ -267,7 +268,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   Plan plan;
   const paging::UpdateScope scope(pager);  // before any rank changes its shards
   checkpoint::run_on_all_ranks(state.communicator,
-                               fmt::format("{} was not loaded, and the model is as it was", step.path()), [&] {
+                               fmt::format("{} was not loaded, and the model is unchanged", step.path()), [&] {
                                  plan = Planner(state, step, options).plan();
                                  if (!options.problem.empty()) plan.problems.push_back(options.problem);
                                  if (!plan.problems.empty())
@@ -283,8 +284,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
     if (pager.paged(page.index)) paged.push_back(page.index);
   }
   pager.drop_stale(paged);
-  const auto mixed =
-      fmt::format("{} changed while it was loaded: the model is not to be used, load again", step.path());
+  const auto mixed = fmt::format("{} changed while it was loaded: the model must not be used, load again", step.path());
   checkpoint::run_on_all_ranks(state.communicator, mixed, [&] {
     apply(state, step, plan);
     return std::string();

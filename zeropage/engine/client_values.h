@@ -1,6 +1,5 @@
 /// \file
-/// Copies of what this rank updates, for the time in which an optimizer of the program's works on them; see
-/// client_update.h.
+/// Copies of the elements that this rank updates, while the program's optimizer works on them; see client_update.h.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -18,16 +17,16 @@ namespace zeropage::engine {
 
 class ClientValues {
  public:
-  /// Copies the masters of all trained pages to the memory in which their optimizer state lives, or to the host's for a
-  /// drive.
-  /// `received`: parameters that have a gradient, which is multiplied by `gradient_scale`; empty: none has. Errors:
-  /// IoError.
+  /// Copies the masters of all trained pages to the memory of their optimizer state, or to the host's for state on a
+  /// drive. `received`: parameters with a gradient, which is multiplied by `gradient_scale`; empty: no parameter has
+  /// one.
+  /// Errors: IoError.
   ClientValues(UpdatePass& pass, const std::vector<bool>& received, float gradient_scale,
                const std::shared_ptr<Ledger>& ledger);
 
   const std::vector<ClientSegment>& segments() const { return segments_; }
 
-  /// [numel that this rank updates of the page], fp32.
+  /// This rank's part of the page, fp32.
   const at::Tensor& of_page(int page) const { return values_[static_cast<std::size_t>(page)]; }
 
  private:
@@ -42,11 +41,12 @@ class ClientValues {
 /// Pages with trained parameters.
 std::vector<int> trained_pages(const layout::Layout& layout);
 
-/// Collective: runs `work`, which is the program's and may throw anything. When it throws on some rank, every rank
-/// throws: that rank what it threw, the others a PeerError with what all of them said; `what` begins its message.
+/// Collective: runs the program's `work`, which may throw anything. When it throws on some rank, every rank throws:
+/// that rank its own exception, the others a PeerError with the messages of all failed ranks; `what` begins its
+/// message.
 void call_together(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work);
 
-/// The same, of work that has ended: `mine` is empty where it went well.
+/// The same for work that has ended: `mine` is empty if it succeeded.
 void require_success_everywhere(comm::Communicator& communicator, const std::string& what, const std::string& mine);
 
 }  // namespace zeropage::engine

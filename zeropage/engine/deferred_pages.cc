@@ -37,9 +37,9 @@ std::int64_t next_number() {
 
 }  // namespace
 
-/// What a storage's link keeps alive: the memory, whole or this rank's part of it, and the pages object.
+/// Kept alive by a storage's link: the memory, all or this rank's part of it, and the pages object.
 struct DeferredPages::Home {
-  at::DataPtr frame;           // all of it; null while absent
+  at::DataPtr frame;           // all of the memory; null while absent
   at::DataPtr shard;           // null until the first eviction
   io::Scratch::Piece on_disk;  // instead, where there is a drive
   std::shared_ptr<DeferredPages> pages;
@@ -49,7 +49,7 @@ struct DeferredPages::Home {
   }
 };
 
-/// What ranks tell each other of a page in make_room.
+/// A page's record in the exchange of make_room.
 struct DeferredPages::Report {
   std::int64_t last_touch = 0;
   bool alive = false;
@@ -122,7 +122,7 @@ DeferredPages::StoragePtr DeferredPages::storage_of(int page, const Page& state)
   StoragePtr storage = state.storage.lock();
   if (!storage) return storage;
   const auto* link = paging::link_of(storage.get());
-  // Operators that resize a storage in place give it other memory.
+  // Operators that resize a storage in place replace its memory.
   return link != nullptr && link->handle == handle_ && link->page == page ? storage : StoragePtr();
 }
 

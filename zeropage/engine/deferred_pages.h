@@ -1,22 +1,22 @@
 /// \file
-/// The tensors of one Init scope (init.h), each a page of its own.
+/// The tensors of one Init scope (init.h), each with its own page.
 ///
-///   1. take: an operator has made a tensor of some size that nobody else refers to. Its storage gets a link to here;
-///      its memory moves into the storage's Home, which goes when the storage goes: a temporary is forgotten without a
-///      word.
+///   1. take: an operator has made a tensor above the size limit without other references. Its storage gets a link to
+///      this object; its memory moves into the storage's Home, which is destroyed with the storage, so a temporary
+///      needs no further handling.
 ///   2. touch: a resident tensor is pinned. An absent one is gathered first, by all ranks: they run the same operators.
-///   3. charge: bytes made and gathered count towards the live limit whether or not they have been freed since, so that
-///      ranks whose garbage is collected at different moments still reach the limit at the same operator. make_room
-///      then:
-///      a. All ranks compare what they have made since the last time, by name and shape.
-///      b. They exchange the state of every tensor: alive, resident, pinned, written, when last used.
-///      c. Tensors that are alive, resident and not in use everywhere are evicted, those that rank 0 has not used for
-///         longest first, until half of the limit is free. What is left is the new charge.
+///   3. charge: bytes made and gathered count towards the live limit even if they have been freed since, so that ranks
+///      whose garbage is collected at different times reach the limit at the same operator. make_room then:
+///      a. All ranks compare the tensors made since the last time, by name and shape. b. They exchange the state of
+///      every tensor: alive, resident, pinned, written, time of last use. c. Tensors that on every rank are alive,
+///      resident and not in use are evicted, in the order of rank 0's last use, until half of the limit is free. The
+///      remaining bytes are the new charge.
 ///   4. evict: a tensor that was written since its last gather is broadcast by rank 0; each rank keeps its shard of it.
-///      The memory goes, and the storage's guard says why.
-///   5. The engine reads each parameter once (which gathers it) and gives it another storage; that ends its Home.
+///      The memory is freed, and the storage's guard explains its absence.
+///   5. The engine reads each parameter once (which gathers it) and gives it another storage, which ends its Home.
 ///
-/// Pages know their storages only weakly, and a Home keeps the pages object: it lives as long as any of its tensors.
+/// Pages have weak references to their storages, and a Home has a reference to the pages object, which therefore exists
+/// as long as any of its tensors.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -38,8 +38,8 @@ namespace zeropage::engine {
 
 struct DeferredOptions {
   std::int64_t limit_bytes = INT64_MAX;  ///< resident at once; one operator's own tensors may exceed it
-  std::int64_t smallest_bytes = 4096;    ///< smaller tensors are left alone
-  std::shared_ptr<io::Scratch> disk;     ///< where shards go; null: they stay in memory
+  std::int64_t smallest_bytes = 4096;    ///< smaller tensors are ignored
+  std::shared_ptr<io::Scratch> disk;     ///< the drive for shards; null: they stay in memory
 };
 
 class DeferredPages final : public paging::PageTable,
@@ -51,11 +51,11 @@ class DeferredPages final : public paging::PageTable,
   DeferredPages(const DeferredPages&) = delete;
   DeferredPages& operator=(const DeferredPages&) = delete;
 
-  /// Grows from scope to scope; the scopes of a rank are in the same order on all ranks.
+  /// Increases from scope to scope; scopes have the same order on all ranks.
   std::int64_t number() const { return number_; }
 
-  /// Gives the tensor's storage its home here, unless it is small, elsewhere, or in good hands. Errors: PeerError
-  /// (ranks have made different tensors), TimeoutError.
+  /// Gives the tensor's storage a home here, unless it is small, on another device, or has a home already. Errors:
+  /// PeerError (ranks have made different tensors), TimeoutError.
   void take(const at::Tensor& result, std::string_view op) override;
 
   void touch(int page, bool writes, std::string_view user) override;
@@ -63,10 +63,10 @@ class DeferredPages final : public paging::PageTable,
   void note_write(int) override {}                           // no page is always resident
   void explain_absence(int, const std::string&) override {}  // only an engine's observer asks
 
-  /// Every rank takes `root`'s values of a pinned page. Collective.
+  /// Every rank gets `root`'s values of a pinned page. Collective.
   void broadcast(int page, int root);
 
-  /// Gives the storage of a pinned page its memory back; the page is no more.
+  /// Returns the memory of a pinned page to its storage and removes the page.
   void settle(int page);
 
  private:
@@ -102,7 +102,7 @@ class DeferredPages final : public paging::PageTable,
   int next_page_ = 0;
   std::int64_t touch_clock_ = 0;
   std::int64_t charged_bytes_ = 0;
-  std::string made_;  // since the last make_room, a line per tensor
+  std::string made_;  // since the last make_room, one line per tensor
   mutable std::mutex mutex_;
 };
 

@@ -59,31 +59,31 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
         "they share, or there is one rank");
   }
   if (config_.zeropage.async_save) {
-    if (saves == nullptr) throw UsageError("zeropage.async_save needs a communicator of its own for saves; got none");
+    if (saves == nullptr) throw UsageError("zeropage.async_save needs a separate communicator for saves; got none");
     background_save_ = std::make_unique<BackgroundSave>(checkpoint::system_files(), std::move(saves), ledger_);
   }
   if (config_.zeropage.observe_functions && state_.anything_paged())
     observer_ = std::make_unique<paging::FunctionObserver>();
-  memory::release_cached_memory(device_);  // of the parameters as they were, and of what made the pages
+  memory::release_cached_memory(device_);  // from the original parameters, and from building the pages
 }
 
 void Engine::Impl::wait_until_idle() noexcept {
   try {
     if (speculation_) speculation_->close();
   } catch (const std::exception& error) {
-    log_warn(fmt::format("an engine ends while its update is still at work: {}", error.what()));
+    log_warn(fmt::format("an engine ends while its update is still running: {}", error.what()));
   }
-  // Copies from and to page-locked memory may be on their way: nobody else knows of them.
+  // Copies from and to page-locked memory may be in progress, which only this engine knows.
   paging::come_to_rest(device_, *communicator_, "an engine");
 }
 
 void Engine::Impl::require_whole_state(std::string_view caller) const {
   if (parameters_only_) {
-    throw UsageError(fmt::format("{}() was called on an engine that was ended; call initialize() again", caller));
+    throw UsageError(fmt::format("{}() was called on an engine that has ended; call initialize() again", caller));
   }
   offloader_->require_resident(caller);
   if (failure_.empty()) return;
-  throw UsageError(fmt::format("{}() cannot go on: {}", caller, failure_));
+  throw UsageError(fmt::format("{}() cannot continue: {}", caller, failure_));
 }
 
 Engine::Engine(std::vector<ParameterInput> parameters, std::vector<config::OptimizerParams> groups,
@@ -104,7 +104,7 @@ void Engine::before_forward() {
     impl_->reducer_->begin_forward();
     impl_->forward_begun_ = true;
   }
-  // Without an optimizer no step ends the pass: each forward is one.
+  // Without an optimizer no step ends the pass, so each forward is one.
   if (impl_->groups_.empty()) impl_->state_.pager().end_pass();
 }
 at::Tensor Engine::scale(const at::Tensor& loss) { return impl_->scale_loss(loss); }

@@ -1,4 +1,4 @@
-// Access of users to whole parameters, and to values of parameters.
+// Users' access to full parameters, and to values of parameters.
 #include <fmt/format.h>
 
 #include <mutex>
@@ -53,7 +53,7 @@ std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
   for (const auto& parameter : parameters) {
     const auto* link = paging::link_of(parameter.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
     if (link == nullptr || link->handle != pager.handle()) {
-      throw UsageError("gather() was given a tensor that is not a parameter of this engine");
+      throw UsageError("gather() got a tensor that is not a parameter of this engine");
     }
     pages.insert(link->page);
   }
@@ -84,7 +84,7 @@ void Engine::add_parameters(const std::vector<ParameterInput>& inputs,
   std::string facts;
   for (const auto& input : inputs) {
     if (!names.insert(input.name).second) {
-      throw UsageError(fmt::format("add_parameters() got '{}', which the engine has already", input.name));
+      throw UsageError(fmt::format("add_parameters() got '{}', which the engine already has", input.name));
     }
     facts += fmt::format("added {} numel={} group={} {}\n", input.name, input.tensor.numel(), input.group,
                          input.tensor.requires_grad() ? "trainable" : "frozen");
@@ -139,7 +139,7 @@ void Engine::Impl::keep_parameters_only() {
   wait_until_idle();
   background_save_.reset();
   run_.reset();  // another engine may save into the folder
-  // What refers to others is freed before them.
+  // Objects that refer to others are freed first.
   values_.reset();
   gradients_.reset();
   offloader_.reset();

@@ -1,4 +1,4 @@
-// The program's part of a step, and changes of parameters by other methods of its optimizer; see client_update.h.
+// The program's part of a step, and changes to parameters by other methods of its optimizer; see client_update.h.
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -6,9 +6,9 @@
 
 namespace zeropage::engine {
 
-/// When it fails the step has not happened, and its gradients are forgotten. Returns what is to be written; null:
-/// nothing. Where the engine updates itself the program sees `p.grad` as the update will use it, clipped, and what it
-/// writes counts.
+/// When it fails, the step has not happened and its gradients are dropped. Returns the values to write; null: none. If
+/// the engine itself updates, the program sees the clipped `p.grad` that the update will use, and its writes to it take
+/// effect.
 std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, float gradient_scale,
                                                  const ClientUpdate& caller) {
   std::unique_ptr<ClientValues> values;

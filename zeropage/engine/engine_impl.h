@@ -1,5 +1,5 @@
 /// \file
-/// What an engine holds. Its functions are defined by subject: engine.cc makes it and answers questions,
+/// The members of an engine. Its functions are defined by subject: engine.cc has the constructor and queries,
 /// engine_backward.cc runs backwards, engine_step.cc the step, engine_client.cc the program's part of a step;
 /// engine_checkpoint.cc saves and resumes, engine_access.cc gives users access to parameters.
 #pragma once
@@ -102,23 +102,22 @@ class Engine::Impl {
   std::shared_ptr<Impl*> self_ = std::make_shared<Impl*>(this);  // for graphs, which may outlive the engine
   WarnOnce warn_once_;
   StepResult last_;
-  std::string failure_;  // of an update that began and did not end; empty while the state is whole
+  std::string failure_;  // of an update that began and did not end; empty while the state is consistent
   std::map<std::int64_t, std::set<int>> tickets_;
   std::int64_t next_ticket_ = 1;
   std::unique_ptr<ClientValues> edit_;  // open; else null
   std::shared_ptr<checkpoint::TrainingRun> run_ = std::make_shared<checkpoint::TrainingRun>();
   std::unique_ptr<BackgroundSave> background_save_;  // null: saves are finished when they return
   std::atomic<bool> stop_requested_{false};
-  bool parameters_only_ = false;  // since keep_parameters_only: what works on gradients and optimizer state is gone
+  bool parameters_only_ = false;  // since keep_parameters_only: gradients and optimizer state are freed
   bool forward_begun_ = false;    // before_forward was called since the last micro step: that loss is to be scaled
-  StepFlags flags_;               // what the last global check said
+  StepFlags flags_;               // from the last global check
 
-  /// Nothing uses the engine's memory any more when it returns. An error is only told: it is about to be freed either
-  /// way.
+  /// Waits until nothing uses the engine's memory any more. An error is only logged, because the memory is freed in any
+  /// case.
   void wait_until_idle() noexcept;
 
-  /// Errors: UsageError once an update has failed in the middle. Everything that uses or changes the state comes by
-  /// here.
+  /// Errors: UsageError once an update has failed in the middle. Called by everything that uses or changes the state.
   void require_whole_state(std::string_view caller) const;
 
  private:

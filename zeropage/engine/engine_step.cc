@@ -1,20 +1,20 @@
 // The step: the global check over all ranks, the update, or the step that is skipped. Its order matters:
 //
-//   1. What the program wrote into `p.grad` goes into the sums before left gradients do: what `p.grad` shows is in the
-//      sums already, and would be added twice.
-//   2. Errors that one rank finds alone come before end_micro_step, so that the call can be repeated.
-//   3. absorb_replaced before the global check, which compares what the program wrote (`p.data = ...` included).
+//   1. The program's writes to `p.grad` are added to the sums before left gradients: the values that `p.grad` shows are
+//      in the sums already, and would be added twice.
+//   2. Errors on a single rank are raised before end_micro_step, so that the call can be repeated.
+//   3. absorb_replaced before the global check, which compares the program's writes (including `p.data = ...`).
 //   4. The UpdateScope begins before the global check: after it a peer may change shards that an operator of another
 //      thread of this rank reads.
-//   5. agree: the last reductions, then the squares of the sums; then no more updates ahead (Speculation::close), whose
-//      number belongs to this step; then the exchange. When it fails on some rank the updates ahead are undone, and the
-//      state is what it was.
-//   6. A skipped step keeps what the program wrote into parameters, and nothing else.
-//   7. The program's part (`call`) may still fail, on all ranks alike. From the first change on (`change`) an error
+//   5. agree: the last reductions, then the squares of the sums; then the end of overlapped updates
+//      (Speculation::close), whose number belongs to this step; then the exchange. When it fails on some rank, the
+//      overlapped updates are undone, and the state is unchanged.
+//   6. A skipped step keeps only the program's writes to parameters.
+//   7. The program's part (`call`) may still fail, then on all ranks. From the first change on (`change`) an error
 //      makes the engine unusable: ranks may have updated different pages.
-//   8. After the update: settle_writes, so that the update's own writes are not taken for the program's; then reset, as
-//      the update reads gradients to its end; then the loss scale, which divisor() and the message of a skipped step
-//      use; then the schedule, for the next step; last the comparison of replicas, of the new state.
+//   8. After the update: settle_writes, so that the update's own writes do not count as the program's; then reset,
+//      because the update reads gradients until its end; then the loss scale, which divisor() and the message of a
+//      skipped step use; then the schedule, for the next step; last the comparison of replicas, of the new state.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -74,7 +74,8 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   }
   require_states(config_.optimizer, groups_);
   const bool boundary = window_.at_boundary();
-  // No gradient of this rank has begun a backward in this micro step; one of a peer may have, and waits for all ranks.
+  // No gradient of this rank has begun a backward in this micro step, but a peer's may have, and it waits for all
+  // ranks.
   if (!boundary && !window_.had_backward()) reducer_->end_backward();
   reducer_->end_step();
   if (boundary && config_.optimizer.kind == config::OptimizerKind::kClient && !caller) {
@@ -127,7 +128,7 @@ void Engine::Impl::warn_of_second_update() {
   warn_once_.warn(
       "second update",
       "parameters were changed between backward() and engine.step(): was optimizer.step() left in the loop? "
-      "The engine's own update comes on top of it: leave the call out, or give the optimizer to initialize "
+      "The engine's own update would be added to it: leave the call out, or give the optimizer to initialize "
       "(C++: Options::optimizer)");
 }
 
@@ -154,8 +155,8 @@ void Engine::Impl::compare_writes() {
                       [this](int parameter) { return state_.digest(parameter); });
 }
 
-/// In the middle of an exchange of gradients, on all ranks: what was frozen when the engine was made is trained from
-/// now on.
+/// In the middle of an exchange of gradients, on all ranks: starts the training of pages that were frozen when the
+/// engine was made.
 void Engine::Impl::begin_training(const std::vector<int>& pages) {
   // Their thread reads the state's tables and the slots of staging, which change here.
   if (speculation_) speculation_->wait();
@@ -163,13 +164,13 @@ void Engine::Impl::begin_training(const std::vector<int>& pages) {
   update_pass_->grow();
 }
 
-/// From the first change to the last. Up to here an error leaves every rank with the state it had; in between, ranks
-/// have come different parts of the way.
+/// Runs all changes of the state. Before it, an error leaves every rank with its old state; during it, ranks may have
+/// changed different parts.
 void Engine::Impl::change(const std::function<void()>& apply) {
   const auto fail = [&](const std::exception& error) {
     failure_ = fmt::format(
-        "the update of step {} ended in the middle on rank {}, and the state of this engine is not consistent any "
-        "more; restart from a checkpoint. The cause: {}",
+        "the update of step {} ended in the middle on rank {}, and the state of this engine is no longer consistent; "
+        "restart from a checkpoint. The cause: {}",
         global_steps_ + 1, communicator_->rank(), error.what());
     communicator_->abort(failure_);
     state_.abandon_step();
@@ -194,7 +195,7 @@ void Engine::Impl::apply(const GlobalCheck& global_check, float gradient_scale, 
   for (std::size_t i = 0; i < steps_.size(); ++i) {
     if (!global_check.received[i]) continue;
     ++steps_[i];
-    // As an update in place does: a graph from before this step now raises torch's error instead of using new values.
+    // Like an update in place: a graph from before this step now raises torch's error instead of using new values.
     state_.tensors()[i].unsafeGetTensorImpl()->bump_version();
   }
   // The program's optimizer may change parameters without a gradient, too.
@@ -204,12 +205,12 @@ void Engine::Impl::apply(const GlobalCheck& global_check, float gradient_scale, 
   write(all ? trained_pages(*state_.layout()) : updated_pages(*state_.layout(), changed), inputs);
 }
 
-/// Updates pages, each in its turn, and publishes them. In an UpdateScope.
+/// Updates pages in order and publishes them. In an UpdateScope.
 void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   state_.pager().drop_stale(updated);
   const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
-  // Which gathers follow is the same everywhere: the global check has compared it.
+  // The following gathers are the same everywhere: the global check has compared them.
   std::optional<comm::UncheckedScope> unchecked(std::in_place, *communicator_);
   if (inputs.kind == config::OptimizerKind::kLamb) {
     inputs.lamb_ratios = lamb_ratios(*update_pass_, updated, inputs, *communicator_);

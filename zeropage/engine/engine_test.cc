@@ -49,7 +49,7 @@ struct Training {
 
 constexpr float kNone = NAN;
 
-// Catches a step that counts although it raised, so that a program that goes on is one micro step ahead.
+// Catches a step that counts although it raised, so that a program that continues is one micro step ahead.
 TEST(Engine, AStepWithoutABackwardChangesNothing) {
   Training training;
   EXPECT_THROW(training.engine.step(), UsageError);

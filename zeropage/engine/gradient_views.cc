@@ -25,14 +25,14 @@ void in_chunks(std::int64_t numel, Use&& use) {
   for (std::int64_t begin = 0; begin < numel; begin += kChunkNumel) use(begin, std::min(kChunkNumel, numel - begin));
 }
 
-/// `to` becomes the mean of which `sum` is a multiple; both flat.
+/// Writes the mean, `sum` / `divisor`, to `to`; both flat.
 void put_mean(const at::Tensor& to, const at::Tensor& sum, double divisor) {
   in_chunks(to.numel(), [&](std::int64_t begin, std::int64_t numel) {
     to.narrow(0, begin, numel).copy_(at::div(sum.narrow(0, begin, numel).to(at::kFloat), divisor));
   });
 }
 
-/// `sum` keeps the elements whose mean is what `seen` shows, and takes the others from there.
+/// `sum` keeps the elements whose mean equals `seen`, and takes the others from `seen`.
 void put_changed(const at::Tensor& sum, const at::Tensor& seen, double divisor) {
   in_chunks(sum.numel(), [&](std::int64_t begin, std::int64_t numel) {
     const auto kept = sum.narrow(0, begin, numel);
@@ -42,7 +42,7 @@ void put_changed(const at::Tensor& sum, const at::Tensor& seen, double divisor) 
   });
 }
 
-/// A view of no data, so that its home may be absent.
+/// A tensor without access to data, so its home may be absent.
 at::Tensor tensor_like(const at::Tensor& parameter, const c10::Storage& storage) {
   const auto keys =
       c10::DispatchKeySet(c10::computeDispatchKey(parameter.scalar_type(), c10::kStrided, parameter.device()));
@@ -70,7 +70,7 @@ GradientViews::GradientViews(ModelState& state, reduce::Reducer& reducer, comm::
   make_gradients();
 }
 
-/// Of parameters that are trained and have none yet.
+/// For trained parameters that have none yet.
 void GradientViews::make_gradients() {
   const auto& layout = *state_.layout();
   gradients_.resize(state_.tensors().size());
@@ -80,7 +80,7 @@ void GradientViews::make_gradients() {
     pages_[page.index].label = "mean gradients of " + paging::page_label(layout, page.index);
     for (const auto& place : page.placements) {
       gradients_[place.parameter].message = fmt::format(
-          "the gradient of parameter '{}' is not here now, and this code reads it without going through torch's "
+          "the gradient of parameter '{}' is not resident now, and this code reads it without going through torch's "
           "operators (data_ptr, numpy); read a clone() of it",
           layout.parameters()[place.parameter].name);
       make_gradient(place.parameter);
@@ -89,7 +89,7 @@ void GradientViews::make_gradients() {
 }
 
 GradientViews::~GradientViews() {
-  // What is not here cannot be fetched any more: no peer may be there.
+  // Absent gradients cannot be fetched any more, because peers may be gone.
   for (std::size_t i = 0; i < gradients_.size(); ++i) {
     if (gradients_[i].published && !is_resident(state_.layout()->page_of(static_cast<int>(i)))) {
       gradients_[i] = {};
@@ -139,7 +139,7 @@ void GradientViews::show_page(int page) {
   if (direct) fill_storages(page, static_cast<std::byte*>(reducer_.gradient(page).data));
 }
 
-/// Whether the sum is what programs are to see.
+/// Whether the sum is itself the gradient that programs see.
 bool GradientViews::points_to_sum(int page) const {
   if (divisor_ != 1.0 || !reducer_.has_whole_sum() || reducer_.on_disk(page)) return false;
   const auto sum = reducer_.gradient(page);
@@ -159,7 +159,7 @@ void GradientViews::touch(int page, bool writes, std::string_view user) {
   auto guard = lock();
   auto& state = pages_[page];
   if (!published_) {
-    throw UsageError(fmt::format("{} needs {}, which were forgotten when their step ended; clone() them before step()",
+    throw UsageError(fmt::format("{} needs {}, which were dropped when their step ended; clone() them before step()",
                                  user, state.label));
   }
   state.last_touch = ++clock_;
@@ -245,12 +245,12 @@ void GradientViews::read_peers(int page) {
                            [&](const at::Tensor& sum) { put_mean(in_page(page, rank * numel, numel), sum, divisor_); });
     std::atomic_thread_fence(std::memory_order_acquire);
     if (theirs.load(std::memory_order_relaxed) == generation_) continue;
-    throw PeerError(fmt::format("rank {} has forgotten its gradients (zero_grad) while rank {} still reads them", rank,
+    throw PeerError(fmt::format("rank {} has dropped its gradients (zero_grad) while rank {} still reads them", rank,
                                 communicator_.rank()));
   }
 }
 
-/// To the peers.
+/// Announces the generation to the peers.
 void GradientViews::publish_generation(std::uint64_t generation) {
   generation_ = generation;
   if (!generation_cell_) return;
@@ -267,7 +267,7 @@ void GradientViews::make_room(std::int64_t bytes) {
       if (state.frame == nullptr || state.pins > 0 || state.written) continue;
       if (oldest < 0 || state.last_touch < pages_[oldest].last_touch) oldest = static_cast<int>(page);
     }
-    if (oldest < 0) return;  // what is left is in use, or has been written
+    if (oldest < 0) return;  // the remaining frames are in use, or have been written
     drop_frame(oldest);
   }
 }
@@ -297,7 +297,7 @@ at::Tensor GradientViews::in_page(int page, std::int64_t begin, std::int64_t num
   return memory::flat_view(pages_[page].frame + begin * spec.element_bytes, numel, scalar_type_of(spec.dtype), device_);
 }
 
-/// Whether `p.grad` is what publish() has made it.
+/// Whether `p.grad` is the tensor that publish() set.
 bool GradientViews::is_ours(int parameter) const {
   const auto& gradient = gradients_[parameter];
   const at::Tensor& seen = state_.tensors()[parameter].mutable_grad();
@@ -327,7 +327,7 @@ void GradientViews::apply_user_writes() {
       const int parameter = static_cast<int>(i);
       if (gradients_[i].storage && !is_ours(parameter)) assign(parameter, state_.tensors()[i].grad());
     }
-    communicator_.barrier(tag);  // and may still have to read them, for what its program keeps
+    communicator_.barrier(tag);  // and may still have to read them for gradients that its program keeps
   }
   withdraw();
 }
@@ -338,7 +338,7 @@ void GradientViews::discard() {
   publish_generation(generation_ + 1);
 }
 
-/// What was written into a page becomes part of its sum.
+/// Adds the values written into a page to its sum.
 void GradientViews::merge(int page) {
   auto& state = pages_[page];
   state.written = false;
@@ -348,7 +348,7 @@ void GradientViews::merge(int page) {
   });
 }
 
-/// `value`: what the program has made `p.grad`; undefined: nothing.
+/// `value`: the program's own `p.grad`; undefined: none.
 void GradientViews::assign(int parameter, const at::Tensor& value) {
   const auto place = own_piece(state_, parameter);
   const at::Tensor& tensor = state_.tensors()[parameter];
@@ -367,7 +367,7 @@ void GradientViews::assign(int parameter, const at::Tensor& value) {
   reducer_.set_received(parameter, value.defined());
 }
 
-/// `p.grad` is None from here on, and everything is as before publish().
+/// Restores the state before publish(); `p.grad` is None from here on.
 void GradientViews::withdraw() {
   for (std::size_t i = 0; i < gradients_.size(); ++i) {
     auto& gradient = gradients_[i];
@@ -375,7 +375,7 @@ void GradientViews::withdraw() {
     const bool ours = is_ours(static_cast<int>(i));
     if (!ours && state_.tensors()[i].grad().defined()) comm::note_use(state_.tensors()[i].grad());
     state_.tensors()[i].mutable_grad().reset();
-    // Nobody else has the tensor or its storage: both serve the next window.
+    // There are no other references to the tensor or its storage, so the next window reuses both.
     if (!gradient.published || (ours && gradient.tensor.use_count() == 1 && gradient.storage.use_count() == 2))
       continue;
     gradient.tensor.reset();
@@ -394,7 +394,7 @@ void GradientViews::withdraw() {
   published_ = false;
 }
 
-/// The program keeps the tensor, or a view of it: its values move to memory of their own.
+/// The program keeps the tensor or a view of it, so its values move to separate memory.
 void GradientViews::hand_over(int parameter) {
   const int page = state_.layout()->page_of(parameter);
   auto& gradient = gradients_[parameter];

@@ -1,24 +1,22 @@
 /// \file
-/// `p.grad` as programs see it. Gradients live in the reducer's sums: in shards, in another type, as sums that must
-/// still be divided. Between the backward that completes an accumulation window and the step every parameter has a
-/// tensor as its gradient all the same:
+/// `p.grad` as programs see it. Gradients are in the reducer's sums: in shards, in another type, and not divided yet.
+/// Nevertheless, between the backward that completes an accumulation window and the step, every parameter has a tensor
+/// as its gradient:
 ///
 ///   1. publish(): parameters that received a gradient on any rank get a tensor of their shape and type as `p.grad`.
 ///      Its storage carries a ParameterLink to this table, and is empty. Tensors and storages are made once: this sets
 ///      a pointer.
 ///   2. The first operator that touches a gradient faults, as with parameters (paging/fallback.h). The page's mean
-///      gradient, without the loss scale, is put into a frame: from the sum where this rank has it whole, else from the
-///      peers' shards where they can be read, else by a gather, which is collective. Where the sum itself is the mean
-///      gradient in the parameter's type (one rank, no loss scale) the storage points to the sum.
-///   3. Frames stay, within the limit on live parameters: beyond it the one that was touched least recently is given
-///      back. What an operator has written stays until 4.
-///   4. apply_user_writes(), before the step or another backward: what was written becomes part of the sum, which keeps
-///      its own precision in elements that were not changed; so do gradients that were assigned (`p.grad = t`), and one
-///      that was dropped (`p.grad = None`) counts as not received. Then `p.grad` is None on all parameters. Ranks come
-///      together before the first change of a sum that a peer may be reading; what they have written must be the same
-///      on all of them.
-///   5. Tensors that the program has kept take their values with them, in memory of their own; the next window has new
-///      ones.
+///      gradient, without the loss scale, is written to a frame: from the sum if this rank has all of it, else from the
+///      peers' shards if they can be read, else by a gather, which is collective. If the sum itself is the mean
+///      gradient in the parameter's type (one rank, no loss scale), the storage points to the sum.
+///   3. Frames stay, within the limit on live parameters: beyond it the least recently used frame is returned. Frames
+///      with values written by operators stay until 4.
+///   4. apply_user_writes(), before the step or another backward: written values become part of the sum, which keeps
+///      its own precision in unchanged elements; assigned gradients (`p.grad = t`) do, too, and a dropped one (`p.grad
+///      = None`) counts as not received. Then `p.grad` is None on all parameters. Ranks synchronize before the first
+///      change of a sum that a peer may be reading; the written values must be the same on all of them.
+///   5. Tensors that the program has kept get their values in separate memory; the next window has new tensors.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -41,31 +39,32 @@ namespace zeropage::engine {
 
 class GradientViews final : public paging::PageTable {
  public:
-  /// `max_live_bytes`: of frames.
+  /// `max_live_bytes`: the limit of frames.
   GradientViews(ModelState& state, reduce::Reducer& reducer, comm::Communicator& communicator, c10::Device device,
                 const std::shared_ptr<Ledger>& ledger, std::int64_t max_live_bytes);
   ~GradientViews();
   GradientViews(const GradientViews&) = delete;
   GradientViews& operator=(const GradientViews&) = delete;
 
-  /// After a backward that completes a window; `divisor` makes means of sums. Cost: some 20 ns per parameter.
+  /// After a backward that completes a window; sums are divided by `divisor` to get means. Cost: some 20 ns per
+  /// parameter.
   void publish(double divisor);
   bool is_published() const { return published_; }
   double divisor() const { return divisor_; }
 
-  /// Collective where anything was written. Errors: PeerError and TimeoutError, also when ranks differ in what they
-  /// have written; UsageError for an assigned gradient of another shape.
+  /// Collective if anything was written. Errors: PeerError and TimeoutError, also when ranks have written different
+  /// gradients; UsageError for an assigned gradient of another shape.
   void apply_user_writes();
 
-  /// The same, but what was written is lost: gradients are forgotten.
+  /// The same, but gradients are dropped, including written values.
   void discard();
 
-  /// While published: this rank's piece of a parameter's gradient as programs see it now, `mean` being that of the sum;
-  /// undefined where they have dropped it. May return `mean` itself.
+  /// While published: this rank's piece of a parameter's gradient as programs see it now, where `mean` is the sum's;
+  /// undefined if they have dropped it. May return `mean` itself.
   at::Tensor current(int parameter, const StatePiece& place, const at::Tensor& mean) const;
 
-  /// While published: elements of a parameter's gradient, from `offset` on, were set in the sum to what makes their
-  /// mean `flat`.
+  /// While published: called after the sum of a parameter's elements from `offset` on was set so that their mean is
+  /// `flat`.
   void follow(int parameter, std::int64_t offset, const at::Tensor& flat);
 
   void touch(int page, bool writes, std::string_view user) override;
@@ -77,7 +76,7 @@ class GradientViews final : public paging::PageTable {
   struct Gradient {
     at::Tensor tensor;
     c10::Storage storage;
-    std::string message;  ///< of raw accesses
+    std::string message;  ///< for raw accesses
     bool published = false;
   };
   struct Page {
@@ -124,7 +123,7 @@ class GradientViews final : public paging::PageTable {
   std::shared_ptr<paging::PagerHandle> handle_;
   std::unique_ptr<paging::FramePool> frames_;
   std::unique_ptr<comm::Memory>
-      generation_cell_;              // where peers can read sums: which of them are complete here; null elsewhere
+      generation_cell_;              // tells peers that can read sums which of them are complete here; otherwise null
   std::uint64_t generation_ = 0;     // even: of a window; odd: its gradients were forgotten
   std::vector<Gradient> gradients_;  // per parameter
   std::vector<Page> pages_;

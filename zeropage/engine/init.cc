@@ -30,8 +30,8 @@ struct DeferredTensor {
   int page = 0;
 };
 
-/// The deferred ones among the tensors, each once, in an order that all ranks share: callers may have them in a set,
-/// whose order is each process's own.
+/// The deferred ones among the tensors, each once, in an order that all ranks share: callers may pass a set, whose
+/// order differs between processes.
 std::vector<DeferredTensor> in_common_order(const std::vector<at::Tensor>& tensors) {
   std::vector<DeferredTensor> found;
   for (const auto& tensor : tensors) {

@@ -74,7 +74,7 @@ LambSums moments_on_host(const optim::Arrays& arrays, std::int64_t numel, const 
   return sums;
 }
 
-/// Sums on their way from a device: all of them are fetched at once.
+/// Sums on a device, all fetched in one copy.
 class SumsOnDevice {
  public:
   void add(std::size_t index, const at::Tensor& sums) {

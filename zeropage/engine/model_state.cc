@@ -31,7 +31,7 @@ bool has_ended(const paging::PageTable& holder) {
   return pager != nullptr && pager->engine_has_ended();
 }
 
-/// What the formula says of pages that stay fp32 in a 16-bit run.
+/// The formula's options for pages that stay fp32 in a 16-bit run.
 formula::StateOptions in_fp32(formula::StateOptions options) {
   options.precision = config::Precision::kFp32;
   return options;
@@ -50,7 +50,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
       compute_dtype_(formula::compute_dtype(config.precision)) {
   c10::AutoGradMode no_grad(false);
   paging::ensure_fallback();
-  paging::watch_results(nullptr);  // what is made from here on is no part of a model: an Init scope ends
+  paging::watch_results(nullptr);  // ends an Init scope: tensors made from here on are no part of a model
   check(inputs);
   remember(inputs);
   auto parameter_specs = specs(inputs);
@@ -90,7 +90,7 @@ void ModelState::remember(const std::vector<ParameterInput>& inputs) {
   }
 }
 
-/// Fills the pages from `first_page` on, one after the other, and makes them the homes of their parameters.
+/// Fills the pages from `first_page` on, one after the other, and moves their parameters into them.
 void ModelState::take_values(int first_page) {
   const auto pages = std::span(layout_->pages()).subspan(static_cast<std::size_t>(first_page));
   std::int64_t largest_bytes = 1;
@@ -125,7 +125,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
   }
   struct Extent {
     std::pair<const void*, std::int64_t>
-        begin;  // storage of one that may be absent (else null), and the place in it or the address
+        begin;  // storage of a tensor that may be absent (else null), and the offset in it or the address
     std::int64_t end;
     const std::string* name;
   };
@@ -147,8 +147,8 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
     const auto* holder = link == nullptr ? nullptr : link->handle->pager.load();
     if (holder != nullptr && !link->deferred && !has_ended(*holder)) {
       throw ConfigError(
-          fmt::format("parameter '{}' belongs to another zeropage engine already; build the model anew, or "
-                      "destroy the other engine first",
+          fmt::format("parameter '{}' belongs to another zeropage engine already; build the model again, or destroy "
+                      "the other engine first",
                       input.name));
     }
     if (tensor.scalar_type() == at::kDouble) {
@@ -158,7 +158,7 @@ void ModelState::check(const std::vector<ParameterInput>& inputs) const {
                       input.name));
     }
     if (tensor.numel() == 0) continue;
-    // One of an Init scope or an ended engine may be absent, but has its storage to itself.
+    // A tensor of an Init scope or an ended engine may be absent, but does not share its storage.
     const bool elsewhere = holder != nullptr && link->paged;
     const void* home = elsewhere ? tensor.storage().unsafeGetStorageImpl() : nullptr;
     const std::int64_t begin = elsewhere ? tensor.storage_offset() * static_cast<std::int64_t>(tensor.itemsize())
@@ -249,7 +249,8 @@ io::MoverStats ModelState::disk_traffic(const io::PageCache* gradients) const {
 
 void ModelState::commit_step() {
   if (!parameter_disk_ && config_.zero.offload.optimizer != config::OffloadDevice::kNvme) return;
-  // Beyond this nothing can fail: either all ranks' drives hold the state after this step, or all hold the one before.
+  // After this nothing can fail: either all ranks' drives have the state after this step, or all have the state before
+  // it.
   communicator_->barrier(comm::Tag{"the end of an update"});
   state_store_->commit();
   if (parameter_disk_) parameter_disk_->commit();
@@ -260,7 +261,7 @@ void ModelState::abandon_step() noexcept {
     state_store_->abandon();
     if (parameter_disk_) parameter_disk_->abandon();
   } catch (const Error&) {
-    // A drive that does not answer holds nothing that will be used again: the engine has ended.
+    // An error of the drive is ignored: its state is not used again, because the engine has ended.
   }
 }
 

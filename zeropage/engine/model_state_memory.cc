@@ -1,4 +1,4 @@
-// Where the pages of a model's state live: memory and drives, and the host while they are unloaded.
+// The memory of a model's pages: memory and drives, and the host while they are unloaded.
 #include <ATen/ops/full.h>
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
@@ -13,7 +13,7 @@
 
 namespace zeropage::engine {
 
-/// Elements of a page that this rank updates, and more blocks than their packed states have.
+/// Elements of a page that this rank updates, and an upper bound of the blocks of their packed states.
 std::pair<std::int64_t, std::int64_t> ModelState::state_size(int page) const {
   const auto& spec = layout_->pages()[page];
   const std::int64_t numel = placement_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
@@ -62,7 +62,8 @@ void ModelState::allocate() {
   const double share = formula::offloaded_share(config_);
   offloaded_ = formula::offloaded_pages(*layout_, share);
   for (const auto& page : pages) {
-    if (!page.trainable && page.group >= 0 && share >= 1.0) offloaded_[page.index] = true;  // for when it will be
+    if (!page.trainable && page.group >= 0 && share >= 1.0)
+      offloaded_[page.index] = true;  // in case it will be trained
   }
   StateShape shape;
   shape.offloaded = offloaded_;
@@ -94,13 +95,13 @@ void ModelState::allocate() {
   allocate_whole(whole_bytes);
 }
 
-/// At world size 1 the shard is the page: nothing to gather, unless it lives elsewhere.
+/// At world size 1 the shard is the page: nothing to gather, unless it is on the host or a drive.
 bool ModelState::to_be_paged(const layout::Page& page) const {
   return placement_.shard_parameters && !page.persistent &&
          (communicator_->size() > 1 || parameter_host(config_, device_));
 }
 
-/// The range of a page that this rank updates, and on which device.
+/// Sets the range of a page that this rank updates, and its device.
 void ModelState::place_owned(int page) {
   auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
@@ -109,7 +110,7 @@ void ModelState::place_owned(int page) {
   own.device = pager_->paged(page) ? pager_->shard_device() : device_;
 }
 
-/// Memory for the pages from `first_page` on, beside that of the others.
+/// Allocates memory for the pages from `first_page` on, separate from that of the others.
 void ModelState::allocate_added(int first_page) {
   const auto& pages = layout_->pages();
   std::vector<bool> paged;
@@ -136,7 +137,7 @@ void ModelState::allocate_added(int first_page) {
   }
 }
 
-/// Memory for the pages that are whole, and where every owned range is.
+/// Allocates memory for unsharded pages, and places every owned range.
 void ModelState::allocate_whole(std::int64_t bytes) {
   whole_memory_ = communicator_->allocate(std::max<std::int64_t>(bytes, 1), "parameters");
   whole_entry_ = LedgerEntry(ledger_, MemoryKind::kParameters, bytes);
@@ -152,7 +153,7 @@ void ModelState::allocate_whole(std::int64_t bytes) {
   }
 }
 
-/// What parameters need as long as they live: their memory, and the communicator where that owns mappings of it.
+/// Objects that parameters need: their memory, and the communicator if it owns mappings of it.
 std::shared_ptr<void> ModelState::whole_owner(int page) const {
   using Kept = std::pair<std::shared_ptr<comm::Communicator>, std::shared_ptr<comm::Memory>>;
   auto memory = whole_memory_;

@@ -1,4 +1,4 @@
-// The user's tensors: their first values and their new homes.
+// The user's tensors: their initial values and their new storages.
 #include <c10/core/GradMode.h>
 #include <c10/core/TensorImpl.h>
 #include <fmt/format.h>
@@ -17,7 +17,7 @@ std::string guard_message(const std::string& name) {
       name);
 }
 
-/// A tensor with the storage of a parameter's home; no data is touched, so the home may be absent.
+/// A tensor with the storage of a parameter's home; without access to data, so the home may be absent.
 at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::Device device, at::IntArrayRef sizes,
                        at::IntArrayRef strides) {
   const auto keys = c10::DispatchKeySet(c10::computeDispatchKey(type, c10::kStrided, device));
@@ -40,7 +40,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   memory::zero_bytes(staging, staged_bytes, device_);
   for (const auto& place : page.placements) {
     const auto type = floating ? at::kFloat : tensors_[place.parameter].scalar_type();
-    const paging::ExactRead read(tensors_[place.parameter]);  // of an engine that has ended
+    const paging::ExactRead read(tensors_[place.parameter]);  // for parameters of an engine that has ended
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
   }
   communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
@@ -66,7 +66,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   if (page.trainable) fill_state(page, own_values);
 }
 
-/// `values` [owned numel, fp32]: what the masters start from.
+/// `values` [owned numel, fp32]: the initial values of the masters.
 void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) {
   const double start = config_.optimizer.params.initial_accumulator_value;
   if (!has_masters(page.index) && start == 0.0) return;
@@ -86,7 +86,7 @@ void ModelState::fill_state(const layout::Page& page, const at::Tensor& values) 
 }
 
 bool ModelState::needs_mark(int page) const {
-  // Whole pages in 16 bit are watched for writes only: their fp32 master must follow.
+  // Unsharded 16-bit pages are observed only for writes, which their fp32 masters must follow.
   return pager_->paged(page) || (layout_->pages()[page].trainable && has_masters(page));
 }
 
@@ -134,7 +134,7 @@ void ModelState::leave_parameters() {
         tensor.defined() && tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage;
     if (link != nullptr && link->paged) {
       link->memory = pager_;
-    } else if (is_home) {  // else another engine may have it by now
+    } else if (is_home) {  // otherwise another engine may have adopted it
       paging::unmark(tensor);
     }
   }

@@ -1,4 +1,4 @@
-// Where a model's parameters and their state are, stage by stage.
+// The places of a model's parameters and their state, stage by stage.
 #include "zeropage/engine/model_state.h"
 
 #include <ATen/ops/full.h>
@@ -43,8 +43,8 @@ std::vector<std::string> run(const comm::RankBody& body) {
   return comm::run_threads(2, std::chrono::seconds(20), body);
 }
 
-// Catches ranks that keep values of their own, parameters that are other tensors than before, and a rank that updates
-// more or less than its part.
+// Catches ranks that keep different values, parameters that are other tensors than before, and a rank that updates more
+// or less than its part.
 TEST(ModelState, EveryRankHasTheValuesOfRank0AndUpdatesItsPart) {
   for (const int stage : {0, 1, 3}) {
     const auto config = make_config(stage);
@@ -52,7 +52,7 @@ TEST(ModelState, EveryRankHasTheValuesOfRank0AndUpdatesItsPart) {
       const c10::AutoGradMode no_grad(false);
       const auto inputs = make_inputs(communicator.rank());
       ModelState state(inputs, config, borrowed(communicator), c10::kCPU, std::make_shared<Ledger>());
-      communicator.barrier({"made"});  // as an engine does with what it makes next: a peer may still fill its shards
+      communicator.barrier({"made"});  // as an engine does when it continues: a peer may still fill its shards
       const bool sharded = stage == 3;
       EXPECT_EQ(state.anything_paged(), sharded);
       for (int i = 0; i < kParameters; ++i) {
@@ -73,8 +73,8 @@ TEST(ModelState, EveryRankHasTheValuesOfRank0AndUpdatesItsPart) {
   }
 }
 
-// Catches a limit given in elements that overflows as bytes: a large stage3_max_reuse_distance, which asks that pages
-// stay, would become a negative one, by which every page leaves at once.
+// Catches a limit given in elements that overflows as bytes: a large stage3_max_reuse_distance, which keeps pages
+// resident, would become negative and evict every page immediately.
 TEST(ModelState, HugeLimitsDoNotOverflow) {
   auto config = make_config(3);
   config.zero.max_reuse_distance_numel = INT64_MAX / 2;
@@ -123,7 +123,7 @@ TEST(ModelState, KnowsWhatUsersWrote) {
   EXPECT_THROW(state.absorb_replaced(), UsageError) << "another shape";
 }
 
-// Catches a model that is half taken over before its faults are found, and messages without the parameter's name.
+// Catches a model that is partly adopted before its faults are found, and messages without the parameter's name.
 TEST(ModelState, RefusesModelsThatItCannotPlace) {
   const auto config = make_config(1);
   TestModel model({100, 200});

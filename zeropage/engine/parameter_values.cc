@@ -151,7 +151,7 @@ at::Tensor ParameterValues::read_piece(int parameter, const ValueName& name) {
   return load_piece(HeldState(state_.state_store(), page_of(parameter), Access::kRead), index, piece).to(device_);
 }
 
-/// The parameter is read through torch only where nothing has to be gathered for it.
+/// The parameter is read through torch only if nothing has to be gathered for it.
 at::Tensor ParameterValues::read_parameter(int parameter) {
   const int page = page_of(parameter);
   const auto piece = own_piece(state_, parameter);
@@ -176,7 +176,7 @@ at::Tensor ParameterValues::read_parameter(int parameter) {
   return at::where(seen.eq(master.to(scalar_type_of(spec.dtype)).to(at::kFloat)), master, seen);
 }
 
-/// Undefined: there is none.
+/// Undefined if there is no gradient.
 at::Tensor ParameterValues::read_gradient(int parameter) {
   const int page = page_of(parameter);
   if (!gradients_.is_published() || !state_.tensors()[parameter].mutable_grad().defined()) return {};
@@ -206,8 +206,8 @@ void ParameterValues::write_state(int parameter, const ValueName& name, const at
     store_piece(HeldState(state_.state_store(), page_of(parameter), Access::kWrite), index, piece, flat);
 }
 
-/// The master gets the exact value. What is written to the parameter is that value rounded, so the master stays when it
-/// follows.
+/// The master gets the exact value, and the parameter gets it rounded, so the master does not change when it follows
+/// the parameter.
 void ParameterValues::set_parameter(int parameter, const at::Tensor& value) {
   const int page = page_of(parameter);
   const at::Tensor& tensor = state_.tensors()[parameter];

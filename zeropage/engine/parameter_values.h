@@ -1,14 +1,14 @@
 /// \file
-/// Values of one parameter as programs read and write them between steps, wherever and in whatever type they are kept:
-/// its fp32 value, its mean gradient, the optimizer's state.
+/// Values of one parameter as programs read and write them between steps, independent of the place and type in which
+/// they are kept: its fp32 value, its mean gradient, the optimizer's state.
 ///
-///   1. Parameters that were replaced (`p.data = ...`) are taken in.
+///   1. Replaced parameters (`p.data = ...`) are adopted.
 ///   2. An update that has begun during the backward is undone for the parameter's page, so that values are those
 ///      before the step.
 ///   3. Each rank reads or writes its piece: the elements that it updates. A value that users wrote into a 16-bit
 ///      parameter counts more than the fp32 master, which follows it at the next step.
-///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the value that it was
-///      given, which must be the same on all ranks.
+///   4. For a full value the ranks gather their pieces. To set one, each rank takes its piece of the given value, which
+///      must be the same on all ranks.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -30,7 +30,7 @@ class Speculation;
 struct ValueName {
   enum class Kind { kParameter, kGradient, kState };
   Kind kind = Kind::kParameter;
-  std::string state = {};  ///< of kState: as config::optimizer_state_names, "exp_avg"
+  std::string state = {};  ///< for kState: a name of config::optimizer_state_names, for example "exp_avg"
 };
 
 class ParameterValues {
@@ -40,17 +40,17 @@ class ParameterValues {
                   std::vector<std::int64_t>& updates);
 
   /// The value in fp32 and the parameter's shape, a new tensor on the device. Undefined: the parameter is not trained,
-  /// or has no gradient now (none is there within an accumulation window). Collective. Memory: twice the parameter in
+  /// or has no gradient now (for example within an accumulation window). Collective. Memory: twice the parameter in
   /// fp32. Errors: UsageError (not a parameter of this engine, a state that the optimizer does not have), PeerError,
   /// TimeoutError, IoError.
   at::Tensor full(const at::Tensor& parameter, const ValueName& name);
 
   /// Collective; `value` has the parameter's shape, any floating type, and is the same on all ranks. A gradient that is
-  /// set where there was none counts as one. Errors: UsageError (as `full`; another shape; a frozen parameter; a
-  /// gradient within an accumulation window), IoError.
+  /// set for a parameter without one counts as received. Errors: UsageError (as `full`; another shape; a frozen
+  /// parameter; a gradient within an accumulation window), IoError.
   void set_full(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
 
-  /// This rank's piece, flat in fp32; without elements where the rank updates none of the parameter. Undefined as
+  /// This rank's piece, flat in fp32; empty if the rank updates none of the parameter. Undefined in the cases of
   /// `full`. Not collective.
   at::Tensor local(const at::Tensor& parameter, const ValueName& name);
 
@@ -58,18 +58,18 @@ class ParameterValues {
   /// set_full.
   void set_local(const at::Tensor& parameter, const ValueName& name, const at::Tensor& value);
 
-  /// The full value of which every rank has its piece: state that an optimizer of the caller's keeps. Collective.
+  /// The full value from every rank's piece, for state of the caller's optimizer. Collective.
   at::Tensor assemble(const at::Tensor& parameter, const at::Tensor& piece);
 
   /// This rank's piece of a full value, flat.
   at::Tensor piece_of(const at::Tensor& parameter, const at::Tensor& value) const;
 
-  /// How often the parameter has been updated, which its next update depends on. What is set must be the same on all
-  /// ranks. Errors: UsageError (not a parameter of this engine).
+  /// The number of updates of the parameter, on which its next update depends. A value that is set must be the same on
+  /// all ranks. Errors: UsageError (not a parameter of this engine).
   std::int64_t updates(const at::Tensor& parameter) const { return updates_[index_of(parameter)]; }
   void set_updates(const at::Tensor& parameter, std::int64_t updates) { updates_[index_of(parameter)] = updates; }
 
-  /// Every rank's text, by rank: what they know of state that an optimizer of the caller's keeps. Collective.
+  /// Every rank's text, by rank, about the state of the caller's optimizer. Collective.
   std::vector<std::string> exchange(const std::string& mine);
 
  private:
@@ -97,7 +97,7 @@ class ParameterValues {
   GradientViews& gradients_;
   comm::Communicator& communicator_;
   c10::Device device_;
-  std::vector<std::int64_t>& updates_;  // of the engine, by parameter
+  std::vector<std::int64_t>& updates_;  // the engine's, by parameter
 };
 
 }  // namespace zeropage::engine

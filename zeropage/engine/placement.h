@@ -1,7 +1,7 @@
 /// \file
-/// A stage is a value: which kinds of state are sharded. The engine and what it is made of (pager, reducer, update)
-/// read this table and no stage number; formulas and plans, which compare stages, have the number. Offloaded state is
-/// in the memories below.
+/// The kinds of state that are sharded at each stage. The engine and its parts (pager, reducer, update) use this table
+/// and no stage number; formulas and plans, which compare stages, use the number. Offloaded state is in the memories
+/// below.
 #pragma once
 
 #include <optional>
@@ -20,8 +20,7 @@ struct Placement {
 /// stage 0: nothing (data parallel); 1: optimizer state; 2: and gradients; 3: and parameters.
 constexpr Placement placement_of_stage(int stage) { return {stage >= 1, stage >= 2, stage >= 3}; }
 
-/// The host's memory, for what `config` offloads of optimizer state and gradients; page-locked where that helps a
-/// device.
+/// The host's memory for offloaded optimizer state and gradients of `config`; page-locked if that helps a device.
 inline memory::MemoryPlace optimizer_host(const config::Config& config, c10::Device device) {
   return {c10::kCPU, Tier::kHost, config.zero.offload.pin_optimizer && !device.is_cpu()};
 }

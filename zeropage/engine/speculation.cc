@@ -26,7 +26,7 @@ void copy_host(std::byte* to, const void* from, std::int64_t bytes) {
   });
 }
 
-/// This thread's teams are one smaller: the backward launches its work from a processor of its own.
+/// This thread's teams are one thread smaller: the backward launches its work from the remaining processor.
 void leave_a_processor() {
   const int threads = at::get_num_threads();  // first: it sets the number of a thread that is new
   if (threads > 1) omp_set_num_threads(threads - 1);
@@ -78,7 +78,7 @@ void Speculation::enqueue(int page) {
   const std::lock_guard lock(mutex_);
   if (!open_) return;
   QueuedPage queued{page, {}};
-  if (!reducer_.gradient(page).device.is_cpu()) {  // what is on the host has arrived there
+  if (!reducer_.gradient(page).device.is_cpu()) {  // gradients on the host have arrived there
     queued.ready.emplace(device_.type());
     queued.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
   }
@@ -89,7 +89,7 @@ void Speculation::enqueue(int page) {
 void Speculation::run(const std::stop_token& stop) {
   const c10::AutoGradMode no_grad(false);
   leave_a_processor();
-  // A stream of its own: what travels does not wait for what the backward has put into its streams.
+  // A separate stream, so that copies do not wait for the backward's work in its streams.
   c10::OptionalStreamGuard stream;
   if (!device_.is_cpu())
     stream.reset_stream(c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_));
@@ -122,7 +122,7 @@ void Speculation::run(const std::stop_token& stop) {
   }
 }
 
-/// Nothing when the log has no room for the page.
+/// nullopt when the log has no room for the page.
 std::optional<Speculation::Ahead> Speculation::update_ahead(const QueuedPage& queued) {
   const int page = queued.page;
   const auto& own = state_.owned(page);
@@ -159,7 +159,7 @@ std::optional<Speculation::Ahead> Speculation::update_ahead(const QueuedPage& qu
   return ahead;
 }
 
-/// Nothing is queued and no page at work when it returns, and none will be while the lock is held.
+/// When it returns, and while the lock is held, nothing is queued and no page is being updated.
 std::unique_lock<std::mutex> Speculation::stop_queue() {
   std::unique_lock lock(mutex_);
   queue_.clear();

@@ -1,17 +1,17 @@
 /// \file
-/// Gradients and parameters of pages whose update runs in another memory than theirs: offloaded pages of a model on a
-/// GPU. Two slots of that memory take turns, so that one page comes while another is updated and a third goes:
+/// Gradients and parameters of pages that are updated in another memory than theirs: offloaded pages of a model on a
+/// GPU. Two slots of that memory alternate, so that one page is copied in while another is updated and a third is
+/// copied back:
 ///
-///   1. fetch(page): on a stream of its own, after what the current stream has been given so far, the gradient starts
-///      to come; so does the parameter where it is its own master.
+///   1. fetch(page): on a separate stream, after the earlier work of the current stream, starts to copy the gradient,
+///      and the parameter if it is its own master.
 ///   2. wait(page): the calling thread waits for them before an update on the host, the current stream before one on
 ///      the device.
-///   3. write_back(page, runs): what was updated starts to go home. The current stream waits for it, the thread does
-///      not.
-///   4. A slot is filled again by the same stream, so after what left it.
+///   3. write_back(page, runs): starts to copy the updated values back. The current stream waits for that, the thread
+///      does not.
+///   4. The same stream fills a slot again, and so only after the slot's values were copied back.
 ///
-/// A page whose arrays are in the memory of its update passes through untouched, which is every page where the device
-/// is the CPU.
+/// A page whose arrays are in the memory of its update is not copied; with the CPU as the device, that is every page.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -29,33 +29,33 @@
 
 namespace zeropage::engine {
 
-/// Which pages travel. kAlways is for tests: the whole journey where there is no GPU.
+/// Which pages are copied. kAlways is for tests without a GPU.
 enum class Travels { kBetweenMemories, kAlways };
 
 class Staging {
  public:
-  /// The slots are as large as the largest page that travels; their bytes count as buffers of `host` or of the device.
+  /// The slots are as large as the largest copied page; their bytes count as buffers of `host` or of the device.
   Staging(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, memory::MemoryPlace host,
           const std::shared_ptr<Ledger>& ledger, Travels travels = Travels::kBetweenMemories);
 
-  /// Where a page's arrays are during its update.
+  /// The place of a page's arrays during its update.
   struct Location {
     void* gradient = nullptr;        ///< [OwnedRange::numel], in the type of Reducer::gradient
     std::byte* parameter = nullptr;  ///< [OwnedRange::numel], in the page's dtype
   };
 
-  /// Room for pages that are trained since lately. No page may be on its way to an update.
+  /// Enlarges the slots for newly trained pages. No page may be fetched or waited for.
   void grow();
 
-  /// Pages arrive in the order in which they were fetched; at most one is fetched and has not arrived.
+  /// Pages arrive in the order in which they were fetched; at most one page is fetched and has not arrived.
   void fetch(int page);
   Location wait(int page);
   void write_back(int page, const std::vector<Segment>& runs);
 
-  /// Whether `fetch` and `write_back` of a page have anything to do.
+  /// Whether `fetch` and `write_back` copy anything for a page.
   bool travels(int page) const { return gradient_travels(page) || parameter_travels(page); }
 
-  /// Waits until what left for the host's memory is there, where anybody may read it.
+  /// Waits until all copies to the host's memory have ended, after which other code may read them.
   void wait_all();
 
  private:
@@ -82,7 +82,7 @@ class Staging {
   std::optional<c10::Stream> stream_;  // absent on the CPU
   std::array<Slot, 2> on_host_;
   std::array<Slot, 2> on_device_;
-  std::vector<int> slot_;  // per page: of its last journey
+  std::vector<int> slot_;  // per page: the slot of its last copy
   int next_slot_ = 0;
 };
 

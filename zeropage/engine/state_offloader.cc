@@ -12,7 +12,7 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
   if (reducer_.anything_arrived()) {
     throw UsageError(
         "offload_states() was called with gradients that no step has used; call it after the step() that ends the "
-        "update, or forget them with zero_grad()");
+        "update, or drop them with zero_grad()");
   }
   communicator_.barrier(comm::Tag{"offloading states", 0});
   if (!offloaded_.parameters) state_.take_user_writes();

@@ -1,12 +1,12 @@
 /// \file
-/// State that leaves the device for a while, to make room for other work (generation between updates, evaluation of
-/// another model), and comes back. All of it is collective: memory that peers read is freed and made again.
+/// Moves state off the device temporarily, to make room for other work (generation between updates, evaluation of
+/// another model), and back. All of it is collective: memory that peers read is freed and allocated again.
 ///
-///   1. The ranks come together: from here on nobody reads a peer's shards.
-///   2. What users wrote since the last step becomes part of the state, and frames are given back.
+///   1. The ranks synchronize: from here on no rank reads a peer's shards.
+///   2. Users' writes since the last step become part of the state, and frames are returned.
 ///   3. Masters, moments and parameters are copied to the host, and their memory on the device is freed. Buffers of
 ///      gradients are only freed: between two updates nothing is in them.
-///   4. Until everything is back the engine trains nothing, and parameters raise an error that says so.
+///   4. Until everything is back, the engine does not train, and accesses to parameters raise an error that says so.
 #pragma once
 
 #include <memory>
@@ -24,8 +24,8 @@ class StateOffloader {
   StateOffloader(ModelState& state, reduce::Reducer& reducer, comm::Communicator& communicator)
       : state_(state), reducer_(reducer), communicator_(communicator) {}
 
-  /// Moves what of `which` is still on the device. Errors: UsageError while gradients wait for a step, or parameters
-  /// are held by a gather; IoError when the host has no memory.
+  /// Moves the state of `which` that is still on the device. Errors: UsageError while gradients wait for a step, or
+  /// parameters are held by a gather; IoError when the host has no memory.
   void move_out(const StateKinds& which, memory::MemoryPlace host);
 
   /// Moves everything back. Errors: those of allocation on the device.

@@ -21,14 +21,14 @@
 namespace zeropage::engine {
 namespace {
 
-/// The changed elements, in one piece where that is all of the range.
+/// The changed elements, as one segment if that is all of the range.
 std::vector<Segment> changed_runs(const ChangedSegments& changed) {
   if (!changed.all || changed.segments.empty()) return changed.segments;
   const auto& last = changed.segments.back();
   return {{0, last.offset + last.numel, {}}};
 }
 
-/// `values` [numel, fp32] take the place of a range's masters, and parameters are rounded from them.
+/// `values` [numel, fp32] replace a range's masters, and parameters are rounded from them.
 void put_values(const optim::Arrays& range, const at::Tensor& values, c10::Device device) {
   memory::flat_view(range.master, values.numel(), at::kFloat, device).copy_(values);
   if (range.parameter_dtype == DType::kFloat32) return;
@@ -54,7 +54,7 @@ ParameterUse use_of(const ModelState& state, int page, const UpdateInputs& input
   return state.has_masters(page) && all_received ? ParameterUse::kReplaced : ParameterUse::kChanged;
 }
 
-/// What changes of a page, with the places of gradients that the reducer keeps.
+/// The changes of a page, with the addresses of gradients that the reducer keeps.
 ChangedSegments located_segments(const UpdatePass& pass, int page, const UpdateInputs& inputs) {
   auto changed = changed_segments(pass.state(), page, inputs);
   for (std::size_t i = 0; i < changed.segments.size(); ++i) {
@@ -63,7 +63,7 @@ ChangedSegments located_segments(const UpdatePass& pass, int page, const UpdateI
   return changed;
 }
 
-/// Updates of pages that own kernels of a device do together, because nothing moves for them: with few launches.
+/// Updates of pages for which nothing has to be copied, done jointly by our own kernels of a device with few launches.
 class JointUpdate {
  public:
   JointUpdate(UpdatePass& pass, const UpdateInputs& inputs) : pass_(pass), inputs_(inputs) {}
@@ -83,7 +83,7 @@ class JointUpdate {
 
   std::size_t segments() const { return segments_; }
 
-  /// Starts what was added.
+  /// Starts the added updates.
   void start() {
     if (segments_ > 0) update_on_device(ranges_, device_);
     ranges_.clear();
@@ -240,7 +240,7 @@ void update_pages(UpdatePass& pass, std::vector<int> pages, const UpdateInputs& 
     if (i < pages.size() && !speculation.is_ahead(pages[i])) pass.fetch(pages[i]);
   };
   JointUpdate joint(pass, inputs);
-  // With peers a page is sent when it is updated, so that not too many of them wait for the kernels of the others.
+  // With peers a page is sent when it is updated, so the number of pages that wait for others' kernels is limited.
   const std::size_t most = state.communicator().size() == 1 ? SIZE_MAX : kSegmentsAtOnce;
   std::size_t reported = 0;
   const auto report = [&](std::size_t end) {

@@ -34,7 +34,7 @@ bool UpdatePass::is_in_place(int page) const {
 const void* UpdatePass::kept_gradient(int page, int parameter) const {
   if (!reducer_.keeps(page)) return nullptr;
   const at::Tensor& gradient = reducer_.kept(parameter);
-  comm::note_use(gradient);  // it was made on the backward's stream, and is read on this one
+  comm::note_use(gradient);  // it was written on the backward's stream, and is read on this one
   return gradient.const_data_ptr();
 }
 

@@ -1,4 +1,4 @@
-// Which pages and segments an update changes, and by which factors, without running it.
+// The pages and segments that an update changes, and the factors, without running it.
 #include "zeropage/engine/update.h"
 
 #include <ATen/ops/full_like.h>

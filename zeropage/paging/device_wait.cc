@@ -35,7 +35,8 @@ at::Tensor fetch(const at::Tensor& values, comm::Communicator& communicator, std
 
 void wait_for_device(c10::Device device, comm::Communicator& communicator, std::string_view what) {
   if (device.is_cpu()) return;
-  // Devices cannot be asked whether all of their streams are idle, so a thread waits that may be left alone with it.
+  // Devices have no query for whether all of their streams are idle, so a separate thread waits, which may be
+  // abandoned.
   auto idle = std::make_shared<std::promise<void>>();
   auto waiting = idle->get_future();
   std::thread([device, idle] {

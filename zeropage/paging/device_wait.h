@@ -1,7 +1,7 @@
 /// \file
-/// How the host waits for a device. It never blocks inside of the device's library: an operation that waits for a rank
-/// that has failed would hold it there for ever. It asks until the device is done, until a rank has aborted, or until
-/// the communicator's timeout.
+/// Waits of the host for a device. They never block inside the device's library, where an operation that waits for a
+/// failed rank would block for ever. They poll until the device is done, a rank has aborted, or the communicator's
+/// timeout is over.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
@@ -15,17 +15,17 @@
 
 namespace zeropage::paging {
 
-/// Returns when what `event` was recorded behind is done. From any thread. Errors: as comm::poll_until.
+/// Returns when all work before the recorded `event` is done. From any thread. Errors: as comm::poll_until.
 void wait_for(const c10::Event& event, comm::Communicator& communicator, std::string_view what);
 
-/// Returns when all that the device's current stream was given by now is done; at once on the CPU. Errors: as
+/// Returns when all earlier work of the device's current stream is done; immediately on the CPU. Errors: as
 /// comm::poll_until.
 void wait_for_stream(c10::Device device, comm::Communicator& communicator, std::string_view what);
 
-/// `values` on the host: copied there in the order of the current stream, and waited for. Errors: as comm::poll_until.
+/// Returns `values` on the host: copies them in the order of the current stream and waits. Errors: as comm::poll_until.
 at::Tensor fetch(const at::Tensor& values, comm::Communicator& communicator, std::string_view what);
 
-/// Returns when the device is idle: all of its streams. At once on the CPU. Cost: a thread. Errors: as
+/// Returns when all streams of the device are idle; immediately on the CPU. Cost: a thread. Errors: as
 /// comm::poll_until.
 void wait_for_device(c10::Device device, comm::Communicator& communicator, std::string_view what);
 

@@ -55,7 +55,8 @@ class PrivateFramePool final : public FramePool {
   }
 
  private:
-  static constexpr std::size_t kFramesInUse = 4;  // that may be waited for before a new one is made
+  static constexpr std::size_t kFramesInUse =
+      4;  // how many frames still in use may be waited for before a new one is made
 
   struct Frame {
     std::unique_ptr<memory::DeviceBuffer> buffer;
@@ -63,8 +64,8 @@ class PrivateFramePool final : public FramePool {
   };
   using Unused = std::multimap<std::int64_t, Frame>;
 
-  /// A frame that is not much larger than asked for, which would waste what the limit grants: the one that was given
-  /// back first.
+  /// Finds the frame that was returned first among those that are not much larger than requested; larger ones would
+  /// waste part of the limit.
   Unused::iterator find_unused(std::int64_t bytes) {
     const auto first = unused_.lower_bound(bytes);
     const auto end = unused_.upper_bound(bytes + bytes / 4);
@@ -94,7 +95,7 @@ class PrivateFramePool final : public FramePool {
   std::shared_ptr<Ledger> ledger_;
   MemoryKind kind_;
   std::int64_t held_bytes_ = 0;
-  Unused unused_;  // by size, then in the order in which they were given back
+  Unused unused_;  // by size, then in the order of their return
   std::unordered_map<std::byte*, Frame> in_use_;
 };
 

@@ -14,7 +14,7 @@
 namespace zeropage::paging {
 namespace {
 
-/// Of the shards in memory.
+/// Bytes of the shards in memory.
 std::int64_t total_shard_bytes(const layout::Layout& layout, const std::vector<bool>& paged,
                                const io::PageCache* disk) {
   std::int64_t bytes = 0;
@@ -24,7 +24,7 @@ std::int64_t total_shard_bytes(const layout::Layout& layout, const std::vector<b
   return bytes;
 }
 
-/// The same error with what it was for in front, so that users see the operator and the page.
+/// The same error preceded by the operator and the page.
 template <typename E>
 [[noreturn]] void rethrow_with(std::string_view user, const std::string& label, const E& error) {
   throw E(fmt::format("{} needs {}, which could not be gathered: {}", user, label, error.what()));
@@ -92,7 +92,7 @@ Pager::~Pager() {
   come_to_rest(device_, *communicator_, "sharded parameters");  // it may have outlived its engine
   for (auto& page : pages_) {
     for (auto& home : page.homes) {
-      // Only an engine whose making has failed leaves storages behind.
+      // There are storages left only if the construction of an engine failed.
       if (const auto storage = home.storage.lock()) {
         release_storage(storage.get(),
                         "This parameter was being sharded when the making of its engine failed; build the model anew.");
@@ -143,7 +143,7 @@ void Pager::use(int page, bool writes, bool exact, std::string_view user) {
   count_pins(1);
   state.dirty |= writes;
   state.last_touch = ++touch_clock_;
-  if (engine_has_ended_) return;  // no step ends a pass any more
+  if (engine_has_ended_) return;  // passes are no longer ended by steps
   trace_.note(page);
   prefetch();
   read_ahead();
@@ -210,7 +210,7 @@ void Pager::make_resident(int page, std::string_view user, bool exact) {
 void Pager::make_room(std::int64_t bytes) {
   while (stats_.live_bytes + bytes > options_.max_live_bytes) {
     const int victim = choose_victim(trace_.position());
-    // Everything that is left is pinned: one operator needs more than the limit, and gets it.
+    // All remaining pages are pinned: one operator needs more than the limit, and gets it.
     if (victim < 0) return;
     evict(victim);
   }
@@ -257,14 +257,14 @@ void Pager::guard_homes(int page, const std::string& addition) {
 
 void Pager::write_back(int page) {
   if (copied_from_peers(page)) {
-    // Peers may still be reading the old shard: go on only when all of them evict this page, too.
+    // Peers may still be reading the old shard: continue only when all of them evict this page, too.
     communicator_->barrier(comm::Tag{pages_[page].label, page});
   }
   store_own_shard(page);
   advance_version(page);
 }
 
-/// Frames hold nothing definite behind the page's last parameter: that stays out of the shard.
+/// The frame's contents after the page's last parameter are undefined, and are not copied to the shard.
 void Pager::store_own_shard(int page) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
@@ -297,7 +297,7 @@ void Pager::advance_version(int page) {
 }
 
 void Pager::evict_if_far(int page) {
-  if (pages_[page].state != State::kResident) return;  // an update has dropped it, and a scope ends
+  if (pages_[page].state != State::kResident) return;  // an update has dropped it, and its scope ends now
   if (options_.max_reuse_distance_bytes == INT64_MAX || pages_[page].dirty || !trace_.as_predicted()) return;
   const std::int64_t use = std::min<std::int64_t>(trace_.next_use(page), trace_.predicted().size());
   std::int64_t distance_bytes = 0;
@@ -336,7 +336,7 @@ void Pager::drop_stale(const std::vector<int>& updated) {
   for (int page : updated) {
     auto& state = pages_[page];
     if (state.state != State::kResident) continue;
-    // Programs have the address of what a scope keeps: the new values arrive in the same frame.
+    // Programs may have the address of a page that a scope keeps: the new values go to the same frame.
     const bool stays = state.scopes > 0 && (!fetch_stream_ || on_disk(page));
     if (stays) {
       state.state = State::kArriving;

@@ -1,40 +1,40 @@
 /// \file
 /// The pager: keeps the pages of sharded parameters resident while operators use them, and within the live limit.
 ///
-/// A page is absent (only the shards exist), arriving (a gather is under way) or resident (its frame holds all values
+/// A page is absent (only the shards exist), arriving (a gather is in progress) or resident (its frame has all values
 /// and the parameters' storages point into it).
 ///   1. touch(page): absent -> make room, gather, wait; arriving -> wait; then pin it and record the touch.
-///   2. unpin(page): when the operator is done. A pinned page is never evicted.
-///   3. Eviction chooses the unpinned page whose next use, by the last pass's trace, is farthest (no trace: the least
-///      recently used). A dirty page's own shard is written back first (see write_back).
-///   4. After each touch pages that the trace expects next are gathered ahead, within the prefetch budget and the
+///   2. unpin(page): when the operator has finished. A pinned page is never evicted.
+///   3. Eviction chooses the unpinned page whose next use, according to the last pass's trace, is farthest away
+///      (without a trace: the least recently used page). A dirty page's own shard is written back first (see
+///      write_back).
+///   4. After each touch, pages that are next in the trace are gathered ahead, within the prefetch budget and the
 ///      limit.
 ///   5. The optimizer step: end_pass, the global check, write_back_dirty, drop_stale, then per page update and publish.
 ///      Another thread may evaluate the model meanwhile: an UpdateScope waits for its operators, and they wait for the
-///      end of the scope. A page that a scope keeps stays in its frame, and gets the new values there.
+///      end of the scope. A page kept by a scope stays in its frame, and gets the new values there.
 ///
-/// Versions (one-sided communicators): each rank publishes, per page, how often its shard has been rewritten. A gather
-/// waits until every peer has published the version this rank expects. An owner may rewrite its shard only when no peer
-/// can still need the old values: after the step's global check (all ranks are through their backward), or, for a dirty
-/// page that must be evicted in the middle of a pass, after a barrier.
+/// Versions (one-sided communicators): each rank publishes, per page, the number of times its shard was rewritten. A
+/// gather waits until every peer has published the version this rank expects. An owner may rewrite its shard only when
+/// no peer can still need the old values: after the step's global check (all ranks are through their backward), or, for
+/// a dirty page that must be evicted in the middle of a pass, after a barrier.
 ///
-/// Where one rank trains on a device and its shards are in the host's memory, pages are fetched on a stream of their
-/// own. It waits for what used the frame last and for updates of the shards, and who touches the page for its arrival:
-/// on the device, not here.
+/// If one rank trains on a device and its shards are in the host's memory, pages are fetched on a separate stream. It
+/// waits for the last use of the frame and for updates of the shards, and users of the page wait for its arrival: on
+/// the device, not on the host.
 ///
-/// Where the communicator has nearby ranks, each keeps its part of what it has gathered (second_shards.h). Until the
-/// page changes, later gathers take it from there, and nothing from other hosts.
+/// If the communicator has nearby ranks, each keeps its part of gathered pages (second_shards.h). Until a page changes,
+/// later gathers use these parts, and nothing from other hosts.
 ///
-/// When its engine ends, the storages of sharded parameters keep the pager (end_engine): values stay readable, by the
-/// same faults. So the pager itself refers to storages weakly.
+/// When its engine ends, the storages of sharded parameters keep the pager (end_engine): values stay readable through
+/// the same faults. So the pager itself has weak references to storages.
 ///
-/// Pages may travel in 8 bits (PagerOptions::coded, pager_codes.cc): then frames hold what 8 bits can say, the same on
-/// all ranks and however they are gathered, and shards keep the exact values. Scopes, and operators that write a
+/// Pages may be gathered in 8 bits (PagerOptions::coded, pager_codes.cc): then frames have rounded values, the same on
+/// all ranks and for every kind of gather, and shards keep the exact values. Scopes, and operators that write a
 /// parameter, find exact values in its frame.
 ///
-/// Shards on a drive (PagerOptions::disk) are read ahead of their use as the trace says, into buffers of the host, and
-/// from there into frames. Peers cannot read them by themselves: such pages are gathered collectively on every
-/// transport.
+/// Shards on a drive (PagerOptions::disk) are read ahead of their use according to the trace, into buffers of the host,
+/// and from there into frames. Peers cannot read them: such pages are gathered collectively on every transport.
 ///
 /// Locks. One mutex guards all of a pager. It is held while a page is gathered, waiting for peers included: all ranks
 /// start the same gathers in the same order, and an operator of another thread that started one in between would break
@@ -68,16 +68,17 @@ namespace zeropage::paging {
 
 inline constexpr optim::BlockCode kWireCode = optim::BlockCode::kInt8;
 
-/// Which pages are gathered in 8 bits (optim/block_codes.h), where there are several ranks.
+/// Which pages are gathered in 8 bits (optim/block_codes.h) with several ranks.
 enum class CodedPages { kNone, kFrozen, kAll };
 
 struct PagerOptions {
   std::int64_t max_live_bytes = INT64_MAX;
   std::int64_t prefetch_bytes = 0;
-  std::int64_t max_reuse_distance_bytes = INT64_MAX;  ///< an unpinned page needed only after this much is evicted early
-  std::optional<memory::MemoryPlace> host = {};       ///< where shards live; absent: on the device
+  std::int64_t max_reuse_distance_bytes =
+      INT64_MAX;  ///< an unpinned page needed only after this many bytes is evicted early
+  std::optional<memory::MemoryPlace> host = {};  ///< memory of shards; absent: on the device
   CodedPages coded = CodedPages::kNone;
-  std::shared_ptr<io::PageCache> disk = {};  ///< where the shards of the pages it has live instead; null: none do
+  std::shared_ptr<io::PageCache> disk = {};  ///< drive for the shards of some pages; null: for none
 };
 
 /// Counters since the pager was made.
@@ -92,7 +93,7 @@ struct PagerStats {
   std::int64_t peak_live_bytes = 0;
 };
 
-/// What happened to one page since the pager was made.
+/// Counters of one page since the pager was made.
 struct PageCounts {
   std::string label;
   std::int64_t bytes = 0;  ///< of its frame
@@ -102,7 +103,8 @@ struct PageCounts {
 
 class Pager final : public PageTable {
  public:
-  /// `paged[p]` says which pages of `layout` this pager manages; the shards of those are allocated here, zero-filled.
+  /// `paged[p]`: whether this pager manages page p of `layout`; the shards of these pages are allocated here,
+  /// zero-filled.
   Pager(std::shared_ptr<const layout::Layout> layout, std::vector<bool> paged,
         std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger,
         const PagerOptions& options);
@@ -110,21 +112,21 @@ class Pager final : public PageTable {
   Pager(const Pager&) = delete;
   Pager& operator=(const Pager&) = delete;
 
-  /// Takes in the pages that the layout has got since; `paged` is of all pages. Collective, between passes. Their
-  /// shards are in memory, also where others are on a drive, and stay there while others are unloaded.
+  /// Adds the layout's new pages; `paged` is of all pages. Collective, between passes. Their shards are in memory, even
+  /// if others are on a drive, and stay there while others are unloaded.
   void add_pages(const std::vector<bool>& paged);
 
   bool paged(int page) const { return pages_[page].paged; }
-  /// Whether operators that read the page see values that have travelled in 8 bits.
+  /// Whether operators that read the page get values rounded to 8 bits.
   bool is_coded(int page) const;
   bool on_disk(int page) const { return options_.disk != nullptr && options_.disk->has(page); }
 
-  /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator
-  /// unless that is the host of another device. Null when it lives on the drive.
+  /// This rank's shard of a paged page: page.shard_bytes() bytes on shard_device(), in the memory of the communicator,
+  /// unless the shard is in host memory for another device. Null if it is on the drive.
   std::byte* shard(int page) const { return pages_[page].shard; }
   c10::Device shard_device() const { return options_.host ? options_.host->device : device_; }
 
-  /// Makes `storage` the home of a parameter of a paged page, absent from now on. `message` is what raw accesses raise.
+  /// Makes `storage` the home of a parameter of a paged page, absent from now on. `message`: the error of raw accesses.
   void adopt(int page, std::int64_t offset_bytes, const c10::Storage& storage, std::string message);
 
   /// A link for a parameter of `page`, to be carried by its storage; `memory` keeps an always resident page alive.
@@ -135,8 +137,8 @@ class Pager final : public PageTable {
   void explain_absence(int page, const std::string& cause) override;
   void note_write(int page) override;
 
-  /// As touch and unpin, for a scope that keeps the page resident, with exact values, while operators and updates go
-  /// on.
+  /// Like touch and unpin, for a scope that keeps the page resident, with exact values, while operators and updates
+  /// run.
   void touch_for_scope(int page, std::string_view user);
   void unpin_of_scope(int page);
 
@@ -144,13 +146,13 @@ class Pager final : public PageTable {
   std::byte* frame(int page) const { return pages_[page].frame; }
   void mark_dirty(int page);
 
-  /// Pages written since the last call, and forgets them. Always resident pages only.
+  /// Returns and resets the pages written since the last call. Only for always resident pages.
   std::vector<int> take_written();
 
   /// Whether a user has written this page since the last step.
   bool is_written(int page);
 
-  /// Called with a page before its own shard is replaced by what users wrote into the frame, and with both after it.
+  /// Called with a page before its own shard is replaced by users' writes to the frame, and with both after it.
   void on_write_back(std::function<void(int page)> before, std::function<void(int page, std::byte* shard)> after) {
     before_write_back_ = std::move(before);
     written_back_ = std::move(after);
@@ -164,22 +166,22 @@ class Pager final : public PageTable {
 
   /// After the global check, in this order. `updated` pages are stale everywhere once the update begins.
   void write_back_dirty();
-  /// In an UpdateScope, up to refresh_pinned. What a scope keeps is not dropped: it is arriving until then.
+  /// In an UpdateScope, up to refresh_pinned. Pages kept by a scope are not dropped, but arriving until then.
   void drop_stale(const std::vector<int>& updated);
   void publish(int page);
 
-  /// After the update: pages that a scope keeps resident (pinned) take the new values, in the memory that they have.
+  /// After the update: pages that a scope keeps resident (pinned) get the new values, in the same memory.
   void refresh_pinned();
 
-  /// Before the global check: waits for gathers nobody has asked for yet, so that none is in flight, and ends the pass.
+  /// Before the global check: waits for prefetches that are not used yet, so that none is in flight, and ends the pass.
   /// Returns the hash of the trace that the next pass is expected to follow.
   std::uint64_t end_pass();
 
-  /// The global check's answer: whether all ranks expect the same; if not, gathers are checked one by one.
+  /// The global check's result: whether all ranks expect the same trace; if not, gathers are checked one by one.
   void set_trace_agreed(bool agreed) { trace_agreed_ = agreed; }
 
-  /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards whose home is the host stay.
-  /// Collective; nobody may be reading. Errors: UsageError when a page is pinned.
+  /// Moves the shards to `host` until `reload`; until then every touch is an error. Shards that are always on the host
+  /// do not move. Collective; there must be no readers. Errors: UsageError when a page is pinned.
   void unload(memory::MemoryPlace host);
   void reload();
 
@@ -188,10 +190,10 @@ class Pager final : public PageTable {
 
   PagerStats stats() const;
 
-  /// Of the paged pages.
+  /// Counters of the paged pages.
   std::vector<PageCounts> page_counts() const;
 
-  /// From now on operators, faults and copies are added to `timeline`. Before the first of them.
+  /// From now on operators, faults and copies are added to `timeline`. Called before the first of them.
   void observe(std::shared_ptr<Timeline> timeline);
   const std::shared_ptr<PagerHandle>& handle() const { return handle_; }
 
@@ -210,15 +212,15 @@ class Pager final : public PageTable {
     State state = State::kAbsent;
     bool dirty = false;
     bool written = false;
-    bool rounded = false;  ///< the frame's values have travelled in 8 bits, or will have
+    bool rounded = false;  ///< the frame's values are rounded to 8 bits, or will be
     int pins = 0;
-    int scopes = 0;              ///< those of the pins that are scopes'
+    int scopes = 0;              ///< the number of pins by scopes
     std::byte* shard = nullptr;  ///< [shard_numel, the page's dtype], on shard_device(); null: on the drive
     std::byte* frame = nullptr;  ///< [padded_numel, the page's dtype], on the device; null while absent
     std::byte* wire = nullptr;   ///< all ranks' shards in 8 bits, while they are gathered
-    StreamOrder order;           ///< of those that use the frame
+    StreamOrder order;           ///< of the frame's users
     comm::WorkPtr gather;
-    bool from_nearby = false;  ///< that gather
+    bool from_nearby = false;  ///< the gather in progress
     std::uint64_t version = 0;
     std::int64_t last_touch = 0;
     std::int64_t faults = 0;
@@ -284,8 +286,8 @@ class Pager final : public PageTable {
   std::unique_ptr<comm::Memory> versions_;
   std::unique_ptr<FramePool> frames_;
   std::unique_ptr<FramePool> wires_;         // made when it is needed
-  std::optional<c10::Stream> fetch_stream_;  // of one rank whose shards are in the memory of the host of its device
-  std::optional<c10::Event> last_fetch_;     // from the host's memory
+  std::optional<c10::Stream> fetch_stream_;  // with one rank whose shards are in host memory
+  std::optional<c10::Event> last_fetch_;     // the last copy from the host's memory
   std::vector<PageState> pages_;
   std::function<void(int)> before_write_back_;
   std::function<void(int, std::byte*)> written_back_;
@@ -299,9 +301,9 @@ class Pager final : public PageTable {
   mutable std::mutex mutex_;
 };
 
-/// Around an update, from before its global check to refresh_pinned. While it lives operators of other threads wait
-/// before they use a page, so that none sees a frame that is dropped or values that are half updated: no rank changes a
-/// shard before all ranks have one. One at a time.
+/// Around an update, from before its global check to refresh_pinned. While it exists, operators of other threads wait
+/// before they use a page, so that none uses a dropped frame or partly updated values: no rank changes a shard before
+/// all ranks have an UpdateScope. One at a time.
 class UpdateScope {
  public:
   /// Waits for the operators of other threads. Errors: TimeoutError, when one uses a page for longer than the
@@ -315,7 +317,7 @@ class UpdateScope {
   Pager& pager_;
 };
 
-/// "page 3 (blocks.0.attn.weight and 5 more)": how messages name a page.
+/// The name of a page in messages: "page 3 (blocks.0.attn.weight and 5 more)".
 std::string page_label(const layout::Layout& layout, int page);
 
 }  // namespace zeropage::paging

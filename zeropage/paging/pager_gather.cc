@@ -1,4 +1,4 @@
-// How pages get into their frames, when they are needed and ahead of that.
+// Gathers of pages into their frames, when they are needed and ahead of time.
 #include <c10/core/StreamGuard.h>
 
 #include <algorithm>
@@ -29,7 +29,7 @@ void Pager::start_gather(int page, bool exact) {
   stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
   stats_.gathered_bytes += bytes;
   if (fetched) return;
-  if (copied_from_peers(page)) return;  // when waited for: the data is then warm where it is used
+  if (copied_from_peers(page)) return;  // copied when it is waited for: the data is then in the cache of its user
   // All ranks gather the pages of the trace that they have in common.
   std::optional<comm::UncheckedScope> unchecked;
   if (trace_agreed_ && trace_.as_predicted()) unchecked.emplace(*communicator_);
@@ -42,7 +42,7 @@ void Pager::start_gather(int page, bool exact) {
     }
     const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
     std::byte* shard = state.shard;
-    // Into its place in the frame, from where it is gathered.
+    // Read into its place in the frame, from which it is gathered.
     if (on_disk(page)) {
       shard = state.frame + communicator_->rank() * shard_bytes;
       memory::copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
@@ -61,7 +61,7 @@ void Pager::start_gather(int page, bool exact) {
   }
 }
 
-/// From the shard in host memory, which is the page: nobody waits but who uses it.
+/// Copies the page from the shard in host memory, which is the whole page: only its user waits.
 void Pager::fetch(int page) {
   auto& state = pages_[page];
   const c10::StreamGuard guard(*fetch_stream_);
@@ -83,7 +83,7 @@ void Pager::wait_for_fetches() {
 void Pager::finish_gather(int page) {
   auto& state = pages_[page];
   if (state.gather) {
-    state.gather->wait();  // when it fails it stays: whoever touches the page again gets the same error
+    state.gather->wait();  // a failed gather stays: later touches of the page raise the same error
     state.gather.reset();
     if (state.wire != nullptr) decode(page);
     if (second_ && !state.from_nearby && is_what_operators_read(page)) second_->keep(page, state.frame);
@@ -131,7 +131,7 @@ void Pager::gather_from_peers(int page) {
   }
 }
 
-/// From the drive, what the trace expects next and is neither here nor on its way.
+/// Reads from the drive the pages that are next in the trace and neither resident nor arriving.
 void Pager::read_ahead() {
   if (!options_.disk || !trace_.as_predicted()) return;
   const auto& predicted = trace_.predicted();
@@ -146,7 +146,7 @@ void Pager::read_ahead() {
 }
 
 void Pager::prefetch() {
-  // Copies by this very thread: starting them early would only move the work.
+  // These are copies by this thread: starting them early would save nothing.
   if ((communicator_->one_sided() && !fetch_stream_) || options_.prefetch_bytes <= 0 || !trace_.as_predicted()) return;
   const auto& predicted = trace_.predicted();
   std::int64_t budget = options_.prefetch_bytes;

@@ -1,4 +1,4 @@
-// Pages that a pager gets after it was made, and what is left of it when its engine ends.
+// Pages added to a pager after its construction, and the pager after the end of its engine.
 #include <atomic>
 #include <utility>
 
@@ -16,7 +16,7 @@ void Pager::allocate_versions() {
   }
 }
 
-/// Of the pages from `first` on. What lives on a drive has none: memory has no room for it.
+/// Adds second shards of the pages from `first` on, except of pages on a drive, for which memory has no room.
 void Pager::add_second_shards(std::size_t first) {
   if (!second_) return;
   std::vector<std::int64_t> bytes;
@@ -63,7 +63,7 @@ void Pager::add_pages(const std::vector<bool>& paged) {
 void Pager::end_engine() {
   auto guard = lock();
   handle_->timeline.reset();
-  on_write_back(nullptr, nullptr);  // there is no master that has to follow
+  on_write_back(nullptr, nullptr);  // there are no masters that have to follow
   trace_ = Trace(static_cast<int>(pages_.size()));
   trace_agreed_ = false;
   stop_coding();

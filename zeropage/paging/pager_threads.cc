@@ -1,10 +1,10 @@
-// Keeps the operators of one thread and the update by another thread apart.
-//   1. The update announces itself (kAnnounced). From now on operators wait that begin. An operator that has pinned a
-//      page already may pin its other pages: the update waits for it, so it must not wait for the update.
+// Separates the operators of one thread from the update by another thread.
+//   1. The update announces itself (kAnnounced). From now on new operators wait. An operator that has pinned a page
+//      already may pin its other pages: the update waits for it, so it must not wait for the update.
 //   2. When no operator uses a page, the update runs (kRunning), decided under the pager's lock. All operators of other
-//      threads wait now before they pin a page. So far every rank is before the global check: what a rank changes after
-//      it, no other one is reading.
-//   3. The end of the scope lets them go on.
+//      threads wait now before they pin a page. Every rank is still before the global check, so no other rank reads
+//      what a rank changes after it.
+//   3. They continue at the end of the scope.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -16,7 +16,8 @@
 namespace zeropage::paging {
 namespace {
 
-/// Pages that operators of this thread have pinned, of all pagers. Scopes do not count: updates do not wait for them.
+/// The number of pages pinned by operators of this thread, in all pagers. Scopes do not count: updates do not wait for
+/// them.
 thread_local int pins_of_thread = 0;
 
 }  // namespace

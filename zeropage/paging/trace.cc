@@ -7,7 +7,7 @@
 namespace zeropage::paging {
 namespace {
 
-// A pass longer than this (evaluation for hours between two steps) is remembered by its beginning only.
+// A pass longer than this (evaluation for hours between two steps) is recorded only at its beginning.
 constexpr std::size_t kMaxRecorded = 1 << 20;
 
 }  // namespace

@@ -1,8 +1,7 @@
 /// \file
-/// What the last pass did says what comes next. A pass runs from one optimizer step to the next; the trace is the
-/// sequence of pages its operators touched (runs of the same page count once). During the next pass it predicts the
-/// next use of every page, which is what prefetch and Belady's eviction (evict what is needed last; L. A. Belady, 1966)
-/// need.
+/// Predicts page uses from the last pass. A pass runs from one optimizer step to the next; the trace is the sequence of
+/// pages its operators touched (repeated touches of the same page count once). During the next pass it predicts the
+/// next use of every page, for prefetch and Belady's eviction (evict the page that is needed last; L. A. Belady, 1966).
 #pragma once
 
 #include <cstdint>
@@ -17,16 +16,16 @@ class Trace {
   explicit Trace(int pages) : uses_(pages) {}
 
   /// Records that `page` is touched, and follows the prediction: finds the page at or after the current position, else
-  /// anywhere. Cost: constant on course, logarithmic off it.
+  /// anywhere. Cost: constant while the prediction holds, otherwise logarithmic.
   void note(int page);
 
-  /// Ends the pass: what was recorded becomes the prediction for the next. An empty pass changes nothing.
+  /// Ends the pass: its record becomes the prediction for the next. An empty pass changes nothing.
   void end_pass();
 
   /// Index of the next predicted use of `page`, kNever when none is left in this pass. Compare with position().
   std::int64_t next_use(int page) const;
 
-  /// The predicted sequence and where in it the pass is: predicted()[position()] is expected next.
+  /// The predicted sequence; predicted()[position()] is expected next.
   const std::vector<int>& predicted() const { return predicted_; }
   std::int64_t position() const { return position_; }
 

@@ -30,7 +30,7 @@ std::vector<int> trained_pages(const layout::Layout& layout) {
   return pages;
 }
 
-/// With room for all pages.
+/// The policy with entries for all pages.
 ReducePolicy completed(ReducePolicy policy, const layout::Layout& layout) {
   policy.offloaded.resize(layout.pages().size());
   return policy;
@@ -66,7 +66,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
           [this](int parameter) { on_gradient(parameter); }) {
   for (const auto& parameter : layout_->parameters()) may_train_.push_back(parameter.group >= 0);
   for (const int page : order_.pages()) describe(page);
-  if (policy_.disk) policy_.disk->begin_pass({});  // writes go behind the backward at all times, and none is taken back
+  if (policy_.disk) policy_.disk->begin_pass({});  // writes run during the backward at all times, and none is undone
   if (policy_.sharded) {
     use_shards(/*offloaded=*/false);
     use_shards(/*offloaded=*/true);
@@ -94,7 +94,7 @@ SumState Reducer::move_to(int page, SumState state) {
   return std::exchange(sum, checked_transition(sum, state, pages_[page].label));
 }
 
-/// Listeners have been told before.
+/// Listeners must have been notified before.
 void Reducer::forget_sum(int page) {
   if (pages_[page].has_sum()) move_to(page, SumState::kNone);
 }
@@ -115,7 +115,7 @@ void Reducer::reserve_scratch(std::int64_t numel) {
   scratch_ = std::make_unique<memory::DeviceBuffer>(4 * numel, device_, ledger_, MemoryKind::kBuffers);
 }
 
-/// Memory for the shards of offloaded pages, or of the others, in which sums are from now on.
+/// Allocates the shards of offloaded pages, or of the others, in which sums are from now on.
 void Reducer::use_shards(bool offloaded) {
   shards_.allocate(order_.pages(), offloaded);
   for (const int page : order_.pages()) {
@@ -130,7 +130,7 @@ void Reducer::use_homes() {
   for (const int page : order_.pages()) pages_[page].frame = frames_->home(page);
 }
 
-/// Communicators write fp32 shards of the device that frames are on.
+/// Communicators write fp32 shards on the device of the frames.
 bool Reducer::reduces_into_shard(int page) const {
   const auto& state = pages_[page];
   return state.result_dtype == DType::kFloat32 && state.result_device == device_ && !on_disk(page);
@@ -170,7 +170,7 @@ void Reducer::acquire_frame(int page) {
   state.frame = frames_->acquire(page);
 }
 
-/// A single rank's sum is in the frame that received its gradients: more of them are added there, in their order.
+/// A single rank's sum is in the frame that received its gradients: later ones are added there, in order.
 void Reducer::reuse_sum_as_accumulator(int page) {
   auto& state = pages_[page];
   invalidate_sum(page);
@@ -208,7 +208,7 @@ void Reducer::note_arrival(int parameter) {
   if (++state.arrived_this_backward == state.expected && reducing_) order_.note_complete(page);
 }
 
-/// Into the page's frame: assigned when it is the first one, else added. `gradient`: [parameter.shape], any type.
+/// Writes to the page's frame: assigns the first gradient, adds later ones. `gradient`: [parameter.shape], any type.
 void Reducer::write_to_frame(int parameter, const at::Tensor& gradient, bool first, float scale) {
   const int page = layout_->page_of(parameter);
   const DType dtype = frame_dtype(page);
@@ -237,7 +237,7 @@ void Reducer::write_to_frame(int parameter, const at::Tensor& gradient, bool fir
   if (on_reduced) on_reduced(0, variable.numel());
 }
 
-/// Zeros where there is no gradient; from here on the frame belongs to the reduction.
+/// Writes zeros for missing gradients; from here on the frame belongs to the reduction.
 void Reducer::complete_frame(int page) {
   auto& state = pages_[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
@@ -255,7 +255,7 @@ void Reducer::complete_frame(int page) {
 }
 
 void Reducer::start_ready_reductions() {
-  retire(SIZE_MAX);  // waits for nothing, but collectives of several stages go on
+  retire(SIZE_MAX);  // waits for nothing, but advances collectives of several stages
   while (const auto page = order_.next()) {
     if (pages_[*page].arrived_this_backward < pages_[*page].expected) return;
     start_reduction(*page);
@@ -306,7 +306,7 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 void Reducer::begin_backward(bool boundary, bool adds_up) {
   boundary_ = boundary;
   anywhere_known_ = false;
-  in_backward_ = false;  // a backward before may have ended in an error
+  in_backward_ = false;  // an earlier backward may have ended in an error
   unchecked_.reset();
   take_left_gradients();
   hooks_.install(parameters_, may_train_);
@@ -360,8 +360,8 @@ void Reducer::reduce_rest() {
     start_reduction(*page);
     order_.advance();
   }
-  // Every rank has started the same reductions by now, so this exchange is at the same place of their sequences.
-  const std::vector<int> pages = order_.pages();  // more may be added
+  // Every rank has started the same reductions by now, so this exchange is at the same position in their sequences.
+  const std::vector<int> pages = order_.pages();  // a copy, because pages may be added
   const std::size_t first_deferred = 2 * pages.size();
   const std::size_t first_parameter = first_deferred + pages_.size();
   const std::size_t parameters = boundary_ ? received_since_reset_.size() : 0;
@@ -399,7 +399,7 @@ void Reducer::reduce_rest() {
   boundary_ ? retire(0) : retire_reductions(0);
   if (reducing_ && any_gradient && !order_.is_settled()) {
     order_.settle(*communicator_);
-    frames_->trim();  // while the order was guessed there may have been more frames than there will be later
+    frames_->trim();  // while the order was preliminary, there may have been more frames than are needed later
   }
   unchecked_.reset();
 }

@@ -1,41 +1,41 @@
 /// \file
-/// Gradients on their way from autograd to the update.
+/// Moves gradients from autograd to the update.
 ///
-///   1. When a parameter's gradient is ready it is moved into its page's gradient frame and `p.grad` is dropped. A
-///      sharded page (stages 2 and 3) takes a frame when it needs one; a whole page (stages 0 and 1) has its own, in
+///   1. When a parameter's gradient is ready, it is moved into its page's gradient frame and `p.grad` is dropped. A
+///      sharded page (stages 2 and 3) acquires a frame when it needs one; a whole page (stages 0 and 1) has its own, in
 ///      which micro batches add up.
-///   2. In a backward that reduces (any one when sharded, else that of a boundary micro step), a complete page is
-///      reduced while the backward goes on: into this rank's fp32 shard, or in place. Pages are reduced in one order
-///      that all ranks share (first reverse layout order, then the order in which rank 0's first such backward
-///      completed them), each as soon as it and those before it are complete. A rank waits only for reductions that lie
-///      a few pages back in that order (none, where whole pages are reduced in memory that ranks share), so the one
-///      that is furthest behind can always go on.
-///   3. At the end of such a backward what is left of the order is reduced, with zeros where this rank's graph gave
-///      nothing: by then all ranks have started the same reductions, whatever their graphs. Then they exchange which
-///      pages still hold gradients (more came after the page was reduced: a tied weight in two reentrant segments), and
-///      reduce those. A page that no rank gave gradients for some backwards leaves the order, to be reduced in this
-///      last round if it gets any, until it does.
-///   4. Gradients that come to a page after its reduction stand in a frame of their own and their sum is added to the
-///      page's.
-///   5. Where one rank has all and no gradients add up (ReducePolicy::keep), they stay in the tensors that autograd
-///      made: no frame, no shard. A page that gets more, or whose sum somebody wants in one piece, takes the way of the
+///   2. In a backward that reduces (every backward for sharded pages, otherwise that of a boundary micro step), a
+///      complete page is reduced while the backward continues: into this rank's fp32 shard, or in place. Pages are
+///      reduced in one order that all ranks share (first reverse layout order, then the order in which rank 0's first
+///      such backward completed them), each as soon as it and those before it are complete. A rank waits only for
+///      reductions a few pages back in that order (for none if whole pages are reduced in shared memory), so the
+///      slowest rank can always continue.
+///   3. At the end of such a backward the rest of the order is reduced, with zeros for pages without gradients in this
+///      rank's graph: then all ranks have started the same reductions, even with different graphs. Then they exchange
+///      which pages still have gradients (if more arrived after the page's reduction: a tied weight in two reentrant
+///      segments), and reduce those. A page without gradients on any rank for some backwards leaves the order until it
+///      gets some, which are then reduced in this last round.
+///   4. Gradients that arrive after their page's reduction use a separate frame, and their sum is added to the page's.
+///   5. If there is one rank and no gradients add up (ReducePolicy::keep), they stay in autograd's tensors, without a
+///      frame or shard. A page that gets more gradients, or whose sum is needed in one piece, is handled like the
 ///      others from then on.
-///   6. Whole pages that no backward reduced (no overlap, or a backward that the program runs) are exchanged and
-///      reduced by `finish`, after the last backward of an accumulation window or before the update.
-///   7. Gradients that have no place wait as private fp32 sums until the next exchange of 3., which also says of which
-///      pages some wait. These are of pages that were not trained so far (a layer that was unfrozen): all ranks begin
-///      to train such a page. And second gradients where whole frames of 16 bit only store first ones: all ranks take
-///      frames of 32 bit from then on.
-///   8. What autograd left in `p.grad` because no hook saw it (the parameter got another AccumulateGrad node after the
-///      forward, or the program wrote `p.grad` itself) is taken when a backward begins, when it ends, and by `finish`.
-///   9. The exchange after the last backward of a window also says which parameters have received a gradient on any
+///   6. Whole pages that no backward reduced (no overlap, or a backward run by the program) are exchanged and reduced
+///      by `finish`, after the last backward of an accumulation window or before the update.
+///   7. Gradients without a frame wait as private fp32 sums until the next exchange of 3., which also includes the
+///      pages of such gradients. They are gradients of pages that were not trained so far (an unfrozen layer): all
+///      ranks then begin to train such a page. Or they are second gradients when whole 16-bit frames only store first
+///      ones: all ranks then use 32-bit frames from then on.
+///   8. Gradients that stayed in `p.grad` because no hook was called (the parameter got another AccumulateGrad node
+///      after the forward, or the program wrote `p.grad` itself) are taken when a backward begins, when it ends, and by
+///      `finish`.
+///   9. The exchange after the last backward of a window also includes which parameters have received a gradient on any
 ///      rank.
 ///
-/// The first collective of each backward is compared with the peers'; those after it follow from it and are not.
+/// The first collective of each backward is compared with the peers'; the later ones follow from it and are not
+/// compared.
 ///
-/// Sums over ranks are formed in fp32 in rank order. Division by the world size belongs to the update. On the host the
-/// squares for the global norm are summed when the last writer of a gradient has just left it in the cache; see
-/// `squares`.
+/// Sums over ranks are computed in fp32 in rank order. The update divides by the world size. On the host the squares
+/// for the global norm are summed when the last write of a gradient is still in the cache; see `squares`.
 ///
 /// Locks. `mutex_` guards all of this while a gradient arrives, on whatever thread autograd uses; the other functions
 /// run between backwards. It is held while reductions are started and waited for: all ranks start them in one order.
@@ -69,8 +69,8 @@
 
 namespace zeropage::reduce {
 
-/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null when they are
-/// on the drive, or kept parameter by parameter.
+/// A page's summed gradient: elements [begin, begin + numel) of the page start at `data`, which is null if they are on
+/// the drive, or kept parameter by parameter.
 struct ReducedGradient {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
@@ -86,8 +86,8 @@ class Reducer {
   ~Reducer();
 
   /// From now on: calls `sum_ready(page)` when a page's sum is complete on this rank (on a device: in the order of the
-  /// current stream), and `sum_invalidated(page)` before that sum changes or is dropped; both on whatever thread a
-  /// backward runs. With listeners a single rank's whole pages are complete as soon as their gradients are, too.
+  /// current stream), and `sum_invalidated(page)` before that sum changes or is dropped; both on the threads of
+  /// backwards. With listeners a single rank's whole pages are complete as soon as their gradients are, too.
   void listen(std::function<void(int page)> sum_ready, std::function<void(int page)> sum_invalidated);
 
   /// From now on calls `begins(pages)`, in the middle of an exchange, when all ranks begin to train these pages: it
@@ -95,57 +95,57 @@ class Reducer {
   void on_pages_begin(std::function<void(const std::vector<int>& pages)> begins) { on_begins_ = std::move(begins); }
 
   /// From now on calls `left()` before it takes gradients that were left in `p.grad` outside of a backward; they are
-  /// multiplied by what it returns. It may throw.
+  /// multiplied by its result. It may throw.
   void on_left_gradients(std::function<float()> left) { on_left_ = std::move(left); }
 
-  /// Collective, between backwards: calls `begins`, and makes room for gradients of these pages.
+  /// Collective, between backwards: calls `begins`, and allocates memory for gradients of these pages.
   void begin_training(const std::vector<int>& pages);
 
-  /// More parameters: those that the layout has got since. `offloaded`: of all pages, as in the policy. Collective,
-  /// between updates; gradients in hand are forgotten.
+  /// Adds the layout's new parameters. `offloaded`: of all pages, as in the policy. Collective, between updates;
+  /// existing gradients are dropped.
   void add(const std::vector<at::Tensor>& parameters, const std::vector<bool>& offloaded);
 
-  /// The parameter is another tensor from now on, or, undefined, for the moment none.
+  /// Replaces the parameter's tensor; undefined: it has none for now.
   void replace(int parameter, const at::Tensor& tensor);
 
-  /// Before a forward: hooks the parameters' present AccumulateGrad nodes, on a device those of the present stream.
+  /// Before a forward: hooks the parameters' current AccumulateGrad nodes, on a device those of the current stream.
   void begin_forward();
 
-  /// When a micro step has ended: hooks nodes for forwards that the engine is not told of.
+  /// After a micro step: hooks nodes for forwards that bypass the engine.
   void end_step() { hook_early(); }
 
-  /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may meet others of the
-  /// same step (the same on all ranks). Collective the first time that is so, where whole gradients were only stored.
+  /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may be added to others
+  /// of the same step (the same on all ranks). Collective the first time that it is true, if whole gradients were only
+  /// stored.
   void begin_backward(bool boundary, bool adds_up = false);
 
-  /// The same at the first gradient of a backward that the program runs, which not all ranks need to have: not
-  /// collective, and whole gradients wait for its end. Its gradients are multiplied by `factor`.
+  /// The same at the first gradient of a backward run by the program, which some ranks may not have: not collective,
+  /// and whole gradients wait for its end. Its gradients are multiplied by `factor`.
   void begin_program_backward(bool boundary, float factor);
 
   /// After a backward. Collective when it reduced; before a step shards on the host are complete. Errors: PeerError,
   /// TimeoutError.
   void end_backward();
 
-  /// Takes what autograd, or the program, left in `p.grad`.
+  /// Takes gradients that autograd, or the program, left in `p.grad`.
   void take_left_gradients();
 
-  /// Before the global check: everything that arrived is reduced. Collective. Includes end_backward for gradients of a
+  /// Before the global check: reduces everything that arrived. Collective. Includes end_backward for gradients of a
   /// backward that did not go through the engine.
   void finish();
 
   /// This rank's part of a page's sum after `finish`: the whole page when whole_result, else its shard. Null or zeros
-  /// when no parameter of the page received a gradient on any rank.
+  /// if no parameter of the page received a gradient on any rank.
   ReducedGradient gradient(int page) const;
 
-  /// Whether a page's gradients are kept as autograd made them; then that of a parameter is in the layout of the
-  /// parameter, and undefined where none came.
+  /// Whether a page's gradients are kept in autograd's tensors; a parameter's gradient then has the parameter's
+  /// strides, and is undefined if none arrived.
   bool keeps(int page) const { return pages_[page].keeps; }
   const at::Tensor& kept(int parameter) const { return kept_[parameter]; }
 
   /// optim::SquareSum of each segment of this rank's shard of the page's sum (also where it has the whole sum), in the
-  /// order of Layout::shard_segments, after `finish`. Empty where there is no sum, and without policy.squares. On a
-  /// device those of all pages are
-  /// fetched by the first call, which waits. Errors: as comm::poll_until.
+  /// order of Layout::shard_segments, after `finish`. Empty if there is no sum, and without policy.squares. On a device
+  /// those of all pages are fetched by the first call, which waits. Errors: as comm::poll_until.
   std::vector<double> squares(int page);
 
   /// Whether this rank has a sum of the page.
@@ -157,19 +157,19 @@ class Reducer {
   /// True when sums of peers can be read without their help.
   bool peers_readable(int page) const { return !on_disk(page) && shards_.is_shared(page); }
 
-  /// The same of a peer's part, a shard; only where peers_readable, and while the peer has a complete sum and leaves it
-  /// alone.
+  /// The same for a peer's part, a shard; only if peers_readable, and while the peer has a complete sum and does not
+  /// change it.
   void read_peer_sum(int page, int rank, const std::function<void(const at::Tensor& sum)>& read) const;
 
-  /// As read_sum, to change it: squares are summed again, and listeners are told. Where there was no sum it is zeros.
+  /// Like read_sum, to change it: squares are summed again, and listeners are notified. A missing sum counts as zeros.
   /// Between a backward that reduced (or `finish`) and the step. Errors: IoError.
   void edit_sum(int page, const std::function<void(const at::Tensor& sum)>& edit);
 
   /// Whether a parameter counts as one that received a gradient; the same on all ranks.
   void set_received(int parameter, bool received);
 
-  /// Parameters that received a gradient on any rank since the last reset; after a backward that a step follows, or
-  /// `finish`.
+  /// Parameters that received a gradient on any rank since the last reset; after a backward that is followed by a step,
+  /// or `finish`.
   const std::vector<bool>& received_anywhere() const { return received_anywhere_; }
 
   /// True when this rank has sums of whole pages.
@@ -179,11 +179,11 @@ class Reducer {
   /// of that backward.
   void before_gradients(std::function<void()> callback) { before_gradients_ = std::move(callback); }
 
-  /// The drive that has shards, for who reads them between backwards; null: none does.
+  /// The drive with shards, for readers between backwards; null: none.
   io::PageCache* disk() const { return policy_.disk.get(); }
   bool on_disk(int page) const { return policy_.on_disk(page); }
 
-  /// Whether whole gradients add up in frames that they did not have at the start.
+  /// Whether whole gradients add up in frames that did not exist at the start.
   bool widened() const { return widened_; }
 
   /// Parameters that received a gradient on this rank since the last reset.
@@ -192,18 +192,18 @@ class Reducer {
   /// True when anything arrived since the last reset.
   bool anything_arrived() const { return anything_arrived_; }
 
-  /// Forgets all gradients: the next one starts a new sum.
+  /// Drops all gradients: the next one starts a new sum.
   void reset();
 
-  /// Frees the buffers of gradients on the device, in which nothing may be; `reload` makes them again. Collective.
+  /// Frees the buffers of gradients on the device, which must be empty; `reload` allocates them again. Collective.
   void unload();
   void reload();
 
-  /// Gives unused frames back to the system.
+  /// Returns unused frames to the system.
   void trim() { frames_->trim(); }
 
  private:
-  /// Pages that may be waiting for peers: one being reduced and one behind it keep the transport busy.
+  /// Pages that may be waiting for peers: one in reduction and the next one keep the transport busy.
   static constexpr std::size_t kMaxInFlight = 2;
 
   struct PageState {
@@ -212,32 +212,32 @@ class Reducer {
                                    ///< pool; null: the page has none at present
     std::byte* result = nullptr;   ///< [shard_numel or padded_numel, result_dtype]: the shard, or where in the page's
                                    ///< own frame the result is
-    bool result_at_start = false;  ///< of the page's own frame, not at this rank's shard of it
+    bool result_at_start = false;  ///< at the start of the page's own frame, not at this rank's shard of it
     DType result_dtype = DType::kFloat32;
     c10::Device result_device = c10::kCPU;
     paging::StreamOrder order;       ///< of the streams that write `frame`
     int in_frame = 0;                ///< parameters with a gradient in `frame`
-    int arrived_this_backward = 0;   ///< parameters that got a gradient, or more of it, in this backward
+    int arrived_this_backward = 0;   ///< parameters that got a gradient, or a further part, in this backward
     int expected = 0;                ///< parameters of the page
-    bool has_new_gradients = false;  ///< this rank gave some since the last exchange
-    bool keeps = false;              ///< gradients are in `kept_`, and not in frames
+    bool has_new_gradients = false;  ///< this rank got some since the last exchange
+    bool keeps = false;              ///< gradients are in `kept_`, not in frames
     std::string label;
 
     bool has_sum() const { return sum != SumState::kNone; }
   };
   static constexpr int kNoPage = -1;
 
-  /// Page-locked memory of the host for one sum that is added there.
+  /// Page-locked host memory for one sum that is added on the host.
   struct Slot {
     std::unique_ptr<memory::DeviceBuffer> memory;
     bool busy = false;
   };
 
   struct InFlight {
-    int page = kNoPage;  ///< whose sum is complete after it
+    int page = kNoPage;  ///< the page whose sum is complete after it
     comm::WorkPtr work;
-    std::function<void()> settle;  ///< what is to be done here when `work` is complete; may be empty
-    bool arrives = false;          ///< at the host, from the device: no peer is needed for that
+    std::function<void()> settle;  ///< called when `work` is complete; may be empty
+    bool arrives = false;          ///< it is a copy from the device to the host, which needs no peer
   };
 
   SumState move_to(int page, SumState state);
@@ -318,9 +318,9 @@ class Reducer {
   std::size_t next_slot_ = 0;
   std::vector<at::Tensor> kept_;  // per parameter, in its layout
   std::vector<std::unique_ptr<memory::DeviceBuffer>>
-      gathered_;                             // per page: its shard, where pages keep and this one does not any more
-  std::vector<bool> in_frame_;               // per parameter: the page's frame has its gradient
-  std::vector<bool> arrived_this_backward_;  // per parameter: some of its gradient did
+      gathered_;                // per page: its shard, if the policy is to keep and this page no longer keeps
+  std::vector<bool> in_frame_;  // per parameter: the page's frame has its gradient
+  std::vector<bool> arrived_this_backward_;  // per parameter: a part of its gradient arrived
   std::vector<bool> received_since_reset_;
   std::vector<bool> received_anywhere_;
   std::deque<InFlight> in_flight_;
@@ -332,17 +332,17 @@ class Reducer {
   std::vector<at::Tensor> deferred_;  // per parameter: the fp32 sum of gradients that have no frame; mostly undefined
   paging::StreamOrder deferred_order_;
   LedgerEntry deferred_entry_;
-  std::vector<bool> may_train_;  // per parameter: an optimizer has it
+  std::vector<bool> may_train_;  // per parameter: whether an optimizer has it
   bool widened_ = false;
   bool in_backward_ = false;  // a backward has begun and not ended
-  float factor_ = 1.0f;       // of its gradients
+  float factor_ = 1.0f;       // the factor of its gradients
   std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
-  bool backward_open_ = false;   // there are gradients that no end_backward has dealt with
-  bool reducing_ = false;        // in this backward
-  bool reduced_ = false;         // the last backward did
+  bool backward_open_ = false;   // there are gradients that no end_backward has processed
+  bool reducing_ = false;        // this backward reduces
+  bool reduced_ = false;         // the last backward reduced
   bool boundary_ = false;        // a step follows this backward
-  bool anywhere_known_ = false;  // received_anywhere_ is of all that has arrived
+  bool anywhere_known_ = false;  // received_anywhere_ includes everything that has arrived
   std::mutex mutex_;
   GradientHooks hooks_;
   bool hooked_early_ = false;  // before the forward, perhaps on another stream

@@ -18,7 +18,7 @@ void Reducer::read_sum(int page, const std::function<void(const at::Tensor& sum)
 void Reducer::read_peer_sum(int page, int rank, const std::function<void(const at::Tensor& sum)>& read) const {
   const auto& state = pages_[page];
   const std::int64_t numel = layout_->pages()[page].shard_numel;
-  // Shards of sharded pages are at the same place of all ranks' memories, those of whole pages one after the other.
+  // Shards of sharded pages are at the same offset in all ranks' memories; those of whole pages are consecutive.
   const std::int64_t apart = policy_.sharded || state.result_at_start ? 0 : numel * element_bytes(state.result_dtype);
   const std::byte* here = state.result + (rank - communicator_->rank()) * apart;
   const auto* data = rank == communicator_->rank() ? here : communicator_->peer_address(rank, here);
@@ -52,14 +52,14 @@ void Reducer::edit_sum(int page, const std::function<void(const at::Tensor& sum)
   complete(page);
 }
 
-/// Gradients that autograd's tensors have go to a shard.
+/// Moves gradients from autograd's tensors to a shard.
 void Reducer::require_one_piece(int page) {
   if (!pages_[page].keeps) return;
   gather_kept(page);
   if (pages_[page].has_sum()) square_again(page, sum_view(page, pages_[page].result));
 }
 
-/// `sum`: this rank's part of the page's, as sum_view. Where it is on a device, `finish` squares it.
+/// `sum`: this rank's part of the page's sum, as from sum_view. If it is on a device, `finish` squares it.
 void Reducer::square_again(int page, const at::Tensor& sum) {
   norms_.forget(page);
   if (!pages_[page].result_device.is_cpu()) return;

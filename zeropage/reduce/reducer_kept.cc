@@ -1,4 +1,4 @@
-// Gradients that stay in the tensors that autograd made; see ReducePolicy::keep.
+// Gradients that stay in autograd's tensors; see ReducePolicy::keep.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty_strided.h>
 
@@ -9,7 +9,7 @@
 
 namespace zeropage::reduce {
 
-/// False: this page does not keep, or not any more.
+/// False: this page does not keep, or no longer does.
 bool Reducer::keep(int parameter, const at::Tensor& gradient) {
   const int page = layout_->page_of(parameter);
   if (!pages_[page].keeps) return false;
@@ -20,7 +20,7 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
   const at::Tensor& variable = parameters_[parameter];
   const auto type = scalar_type_of(frame_dtype(page));
   at::Tensor own = gradient.detach();
-  // Elements in the order of the parameter's, as the update reads them.
+  // The elements need the parameter's order, in which the update reads them.
   if (own.scalar_type() != type || own.strides() != variable.strides() || own.device() != device_) {
     own = at::empty_strided(variable.sizes(), variable.strides(), at::TensorOptions().dtype(type).device(device_));
     own.copy_(gradient);
@@ -39,11 +39,11 @@ bool Reducer::keep(int parameter, const at::Tensor& gradient) {
 bool Reducer::start_kept_reduction(int page) {
   auto& state = pages_[page];
   state.result_dtype = frame_dtype(page);
-  norms_.complete(page);  // by keep; where there is no gradient there are no squares
+  norms_.complete(page);  // reported by keep; without a gradient there are no squares
   return true;
 }
 
-/// The page does not keep until the next sum: what was reduced is in a shard from now on, what waits in a frame.
+/// The page does not keep until the next sum: reduced gradients are in a shard from now on, waiting ones in a frame.
 void Reducer::gather_kept(int page) {
   auto& state = pages_[page];
   if (!std::exchange(state.keeps, false)) return;
@@ -56,7 +56,7 @@ void Reducer::gather_kept(int page) {
     const at::Tensor gradient = std::exchange(kept_[place.parameter], at::Tensor());
     if (!gradient.defined()) continue;
     ledger_->add(MemoryKind::kGradients, -static_cast<std::int64_t>(gradient.nbytes()));
-    comm::note_use(gradient);  // it was made on the backward's stream, and is read on this one
+    comm::note_use(gradient);  // it was written on the backward's stream, and is read on this one
     if (in_frame_[place.parameter]) {
       acquire_frame(page);
       write_to_frame(place.parameter, gradient, /*first=*/true, /*scale=*/1.0f);

@@ -1,4 +1,4 @@
-// How one page is reduced, by where its sum goes, and by the types of its frame, of its sum, and of what travels.
+// The reduction of one page, depending on the place of its sum and on the types of its frame, its sum and its transfer.
 #include <memory>
 #include <optional>
 #include <utility>
@@ -11,11 +11,11 @@ namespace zeropage::reduce {
 
 void Reducer::start_reduction(int page) {
   auto& state = pages_[page];
-  // Of two reductions of a page the second begins when the first is complete.
+  // A second reduction of a page begins when the first is complete.
   if (state.sum == SumState::kReducing) retire(0);
   invalidate_sum(page);
   if (!state.keeps) acquire_frame(page);
-  const bool adds = move_to(page, SumState::kReducing) != SumState::kNone;  // to a sum that is there already
+  const bool adds = move_to(page, SumState::kReducing) != SumState::kNone;  // to an existing sum
   complete_frame(page);
   state.order.enter(device_);
   std::byte* frame = std::exchange(state.frame, nullptr);
@@ -23,16 +23,16 @@ void Reducer::start_reduction(int page) {
                     : policy_.sharded ? start_sharded_reduction(page, frame, adds)
                                       : start_whole_reduction(page, frame, adds);
   if (done) complete(page);
-  // All ranks have started the same collective, and the rest of this backward follows from the order they share.
+  // All ranks have started the same collective, and the rest of this backward follows from their common order.
   start_unchecked();
   if (!policy_.overlap) retire(0);
 }
 
-/// Of the frame: a block's scale must not depend on what happened to be there.
+/// Zeros the gaps of the frame: a block's scale must not depend on undefined values.
 void Reducer::zero_gaps(int page) {
   const auto& spec = layout_->pages()[page];
   const std::int64_t element = element_bytes(frame_dtype(page));
-  std::int64_t end = 0;  // of the parameter before
+  std::int64_t end = 0;  // of the previous parameter
   const auto zero_until = [&](std::int64_t begin) {
     if (begin > end) memory::zero_bytes(pages_[page].frame + end * element, (begin - end) * element, device_);
   };
@@ -112,14 +112,15 @@ bool Reducer::start_whole_reduction(int page, std::byte* frame, bool adds) {
   state.result_at_start = policy_.whole_result;
   state.result_dtype = dtype;
   if (communicator_->size() == 1) {
-    if (stores_sums()) norms_.complete(page);  // by write_to_frame
+    if (stores_sums()) norms_.complete(page);  // reported by write_to_frame
     return true;
   }
   if (dtype != travel_dtype(page) || (dtype != DType::kFloat32 && !policy_.whole_result)) {
     return reduce_through_fp32(page, frame, /*adds=*/false);
   }
   const comm::Tag tag{state.label, page};
-  if (!communicator_->one_sided()) retire_reductions(kMaxInFlight);  // elsewhere reductions in place take no memory
+  if (!communicator_->one_sided())
+    retire_reductions(kMaxInFlight);  // with one-sided communicators, reductions in place need no memory
   auto on_reduced = norms_.watch(page, own_shard(page), dtype);
   in_flight_.push_back({page,
                         policy_.whole_result || !policy_.reduce_scatter
@@ -130,9 +131,9 @@ bool Reducer::start_whole_reduction(int page, std::byte* frame, bool adds) {
   return false;
 }
 
-/// Reduces `frame` [padded_numel, frame_dtype], which may travel in another type, into fp32; then stores the sum, or
-/// adds it to the page's. Where all ranks need the whole sum it is gathered at once: a gather that began when this rank
-/// happens to see the sum complete would be at different places of the ranks' sequences.
+/// Reduces `frame` [padded_numel, frame_dtype], which may be sent in another type, into fp32; then stores the sum, or
+/// adds it to the page's. If all ranks need the whole sum, it is gathered immediately: a gather started when this rank
+/// finds the sum complete would be at different positions in the ranks' sequences.
 bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
@@ -148,7 +149,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
         .copy_(memory::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
   }
   const auto sum = buffer(4 * spec.shard_numel);
-  // The frame is free when all ranks have read it; at two or more of them it has room for the fp32 sum of one shard.
+  // The frame is free when all ranks have read it; with two or more ranks it has room for the fp32 sum of one shard.
   if (!adds && !policy_.whole_result) {
     state.result = frame;
     state.result_at_start = true;

@@ -1,10 +1,10 @@
-// Sums that leave their device for the host: on a stream of their own, in the type they have.
+// Copies sums from their device to the host: on a separate stream, in their own type.
 //
-//   1. A first sum goes into the memory of its shard. If that is wider, the sum is at its end, and the shard is of the
-//      sum's type.
-//   2. What is added later goes into one of two buffers of page-locked memory, and is added up there when it has
-//      arrived: the shard becomes what it would have been, in the type that sums are to have.
-//   3. Arrivals are among the works that `retire` looks after. Only the end of a backward before a step waits for them.
+//   1. A first sum is copied to the memory of its shard. If the shard's type is wider, the sum is at the end of that
+//      memory, and the shard temporarily has the sum's type.
+//   2. Later sums are copied to one of two buffers of page-locked memory, and added to the shard when they have
+//      arrived: the shard gets the type of sums then.
+//   3. `retire` also handles arrivals. Only the end of a backward before a step waits for them.
 #include <ATen/core/Tensor.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -42,7 +42,7 @@ std::optional<c10::Event> Reducer::sent_so_far() const {
   return paging::given_so_far(device_);
 }
 
-/// Starts to copy `sum` [shard_numel] to the host, where the shard takes it or, when it `adds`, gets it added. `page`
+/// Starts to copy `sum` [shard_numel] to the host, where it becomes the shard or, if it `adds`, is added to it. `page`
 /// is complete when the last of in_flight_ is. The memory of `sum` may be used again after sent_so_far().
 void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   auto& state = pages_[page];
@@ -74,7 +74,7 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   if (!as_it_is) comm::note_use(sent);
 }
 
-/// The other buffer, when what was in it has been added up.
+/// The other buffer, after its sum was added.
 Reducer::Slot& Reducer::next_slot() {
   auto& slot = slots_[next_slot_++ % slots_.size()];
   while (slot.busy) retire(in_flight_.size() - 1);
@@ -96,7 +96,7 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
   };
   const at::Tensor shard = view(shards_.data(page), numel, sum_dtype(page));
   if (state.result_dtype != sum_dtype(page)) {
-    // Over itself, from the begin on: a piece is read before anything is written where it or a later one is.
+    // Converts in place, from the beginning: a piece is read before its memory, or that of a later piece, is written.
     const at::Tensor narrow = view(state.result, numel, state.result_dtype);
     in_pieces(
         numel, [](std::int64_t, std::int64_t) {},
@@ -112,7 +112,7 @@ void Reducer::add_on_host(int page, std::byte* values, DType type) {
   });
 }
 
-/// Waits until at most `keep` reductions are under way, beside what is on its way to the host.
+/// Waits until at most `keep` reductions are in progress, not counting copies to the host.
 void Reducer::retire_reductions(std::size_t keep) {
   const auto reductions = [this] {
     return static_cast<std::size_t>(std::ranges::count(in_flight_, false, &InFlight::arrives));

@@ -1,4 +1,4 @@
-// The squares for the global norm: who sums those of which sum; see NormAccumulator.
+// The squares for the global norm: where the squares of each sum are added; see NormAccumulator.
 #include <utility>
 
 #include "zeropage/comm/c10d/c10d_buffers.h"
@@ -19,20 +19,20 @@ std::vector<optim::SquaredPiece> Reducer::squared_pieces(int page) const {
   return pieces;
 }
 
-/// Of this rank's whole shard [shard_numel], as it will be stored, before `shard` is used for something else.
+/// Squares this rank's whole shard [shard_numel], as it will be stored, before the memory of `shard` is reused.
 void Reducer::square_before_travel(int page, const at::Tensor& shard) {
   const DType dtype = dtype_of(shard.scalar_type());
   norms_.add_on_device(page, norms_.pieces(page, shard.const_data_ptr(), dtype), /*at_once=*/true);
 }
 
-/// A sum that is on the device, and whose squares have not been summed.
+/// Squares a sum on the device whose squares have not been added.
 void Reducer::square_where_it_is(int page) {
   const auto& state = pages_[page];
   if (!policy_.squares || !state.has_sum() || state.result_device.is_cpu() || norms_.is_on_device(page)) return;
   norms_.add_on_device(page, squared_pieces(page), /*at_once=*/false);
 }
 
-/// Where this rank's shard of a sum in memory begins.
+/// The begin of this rank's shard of a sum in memory.
 const std::byte* Reducer::summed_shard(int page) const {
   const auto& state = pages_[page];
   const std::int64_t before = policy_.whole_result ? communicator_->rank() * layout_->pages()[page].shard_numel : 0;

@@ -1,5 +1,5 @@
-// Unplanned gradients: of pages that were not trained so far, second ones where whole frames only store first ones,
-// those of backwards that the program runs, and those that no hook saw.
+// Unplanned gradients: of pages that were not trained so far, second ones if whole frames only store first ones, those
+// of backwards run by the program, and those for which no hook was called.
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
@@ -31,7 +31,7 @@ void Reducer::begin_program_backward(bool boundary, float factor) {
   factor_ = factor;
 }
 
-/// Every left gradient of a parameter that an optimizer has.
+/// Takes every remaining gradient of a parameter that an optimizer has.
 void Reducer::take_left_gradients() {
   bool first = !in_backward_;
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -121,7 +121,7 @@ void Reducer::replace(int parameter, const at::Tensor& tensor) {
   hook_early();
 }
 
-/// Memory for the gradients of a page that was not trained so far. Collective.
+/// Allocates memory for the gradients of a page that was not trained so far. Collective.
 void Reducer::add_page(int page) {
   describe(page);
   order_.add(page);
@@ -132,7 +132,7 @@ void Reducer::add_page(int page) {
     return;
   }
   shards_.add(page);
-  if (policy_.may_keep(page)) return;  // as autograd makes them
+  if (policy_.may_keep(page)) return;  // they stay in autograd's tensors
   state.result = shards_.data(page);
   state.result_dtype = sum_dtype(page);
   if (travels(page)) {
@@ -162,11 +162,11 @@ void Reducer::widen() {
   for (std::size_t i = 0; i < order_.pages().size(); ++i) {
     widen_page(order_.pages()[i], frame_before[i], narrow, *old_frames);
   }
-  // The old frames belong to the stream that made them, and this one may be another. It happens once.
+  // The old frames belong to the stream that allocated them, which may not be the current one. This happens only once.
   paging::wait_for_stream(device_, *communicator_, "gradients on their way to frames of fp32");
 }
 
-/// Takes over what a page's old frames have: its sum, and `frame` (null: none) with gradients. On 16-bit pages they
+/// Moves the contents of a page's old frames: its sum, and `frame` (null: none) with gradients. On 16-bit pages they
 /// have the type `narrow`.
 void Reducer::widen_page(int page, std::byte* frame, DType narrow, GradientFrames& old_frames) {
   auto& state = pages_[page];

@@ -27,7 +27,7 @@ class HostMemory final : public Memory {
   MappedRegion region_;
 };
 
-/// Device memory has no holes: what is discarded is set to zero and stays allocated.
+/// Parts of device memory cannot be freed: discarded parts are set to zero and stay allocated.
 class DeviceMemory final : public Memory {
  public:
   DeviceMemory(std::int64_t bytes, c10::Device device)

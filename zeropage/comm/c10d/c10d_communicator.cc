@@ -29,7 +29,7 @@ class C10dWork final : public Work {
         wait();
       }
     } catch (const std::exception&) {
-      // The queue has failed; the next call on it says so again.
+      // The queue has failed; the next call on it raises the error again.
     }
   }
   bool poll() override { return queue_.poll(*operation_); }
@@ -40,7 +40,7 @@ class C10dWork final : public Work {
   std::shared_ptr<C10dOperation> operation_;
 };
 
-/// The group that moves a buffer, and where the buffer lies.
+/// The group that moves a buffer, and the buffer's device.
 struct Carrier {
   ProcessGroupPtr group;
   c10::Device device;
@@ -107,7 +107,7 @@ class C10dCommunicator final : public Communicator {
     if (numel > 0) {
       const Carrier carrier = carrier_of(data);
       if (!carrier.device.is_cpu()) on_reduced = {};
-      // Two terms have no order: the backend's sum has the same bits, in one call instead of two.
+      // The order of two terms does not matter: the backend's sum has the same bits, in one call instead of two.
       const bool any_order = size_ == 2 && dtype == DType::kFloat32;
       if (size_ == 1) {
         if (on_reduced) on_reduced(0, numel);
@@ -243,7 +243,7 @@ class C10dCommunicator final : public Communicator {
     const std::int64_t shard_bytes = shard_numel * element_bytes(in_dtype);
     at::Tensor sent = wrap(whole, shard_bytes * size_, DType::kOther, carrier.device);
     if (size_ == 1) return take_own(sent, out, shard_numel, in_dtype, out_dtype, accumulate, on_reduced);
-    // Made when the stage starts, so that collectives that wait in the queue hold no memory.
+    // Allocated when the stage starts, so that collectives waiting in the queue use no memory.
     auto received = std::make_shared<at::Tensor>();
     add_stage(
         op, carrier,
@@ -259,8 +259,8 @@ class C10dCommunicator final : public Communicator {
     bytes_moved_ += shard_bytes * (size_ - 1);
   }
 
-  /// Slices are summed by one rank each and gathered in place; what does not divide evenly is gathered and summed by
-  /// all.
+  /// Each rank sums one slice, and slices are gathered in place; the remainder of an uneven division is gathered and
+  /// summed by all.
   void add_ordered_all_reduce(C10dOperation& op, const Carrier& carrier, void* data, std::int64_t numel, DType dtype,
                               OnReduced on_reduced) {
     const std::int64_t bytes = element_bytes(dtype);
@@ -281,7 +281,7 @@ class C10dCommunicator final : public Communicator {
         [=, size = size_] {
           sum_received(all, size, rest, rest_numel, dtype, dtype, false, {});
           note_use(all);
-          // Who listens has parts that divide evenly: then the rest is all there is.
+          // Callers with on_reduced have evenly divided parts: then the rest is everything.
           if (on_reduced) on_reduced(0, rest_numel / size);
         });
     bytes_moved_ += rest_numel * bytes * (size_ - 1);
@@ -343,7 +343,7 @@ class C10dCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout) {
-  // Not with the first collective, behind which the host would wait inside of the backend for ranks that come later.
+  // Not with the first collective, in which the host would wait inside the backend for later ranks.
   if (!device.is_cpu() && data->getSize() > 1) data->getBackend(device.type())->eagerConnectSingleDevice(device);
   return std::make_unique<C10dCommunicator>(std::move(data), std::move(control), device, deterministic_reduction,
                                             timeout);

@@ -9,7 +9,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/testing/test_ranks.h"
 
-// torch's headers last: they define macros.
+// torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
@@ -25,7 +25,7 @@ class ManualWork final : public c10d::Work {
   void fail(const std::string& message) { finish(std::make_exception_ptr(std::runtime_error(message))); }
 };
 
-/// The queue of one of two ranks, and what happened to its stages, in order.
+/// The queue of one of two ranks, and the events of its stages, in order.
 struct Rank {
   explicit Rank(int rank, const c10::intrusive_ptr<c10d::Store>& store, milliseconds timeout = milliseconds(20000))
       : queue(make_group(rank, store), make_group(rank, store), timeout) {}
@@ -34,7 +34,7 @@ struct Rank {
     return c10::make_intrusive<c10d::ProcessGroup>(store, rank, 2);
   }
 
-  /// A stage that notes "+name" when it starts and "-name" when its result is dealt with.
+  /// A stage that records "+name" when it starts and "-name" when its result is processed.
   C10dStage stage(const std::string& name, bool on_stream = false) {
     auto work = c10::make_intrusive<ManualWork>();
     works.emplace(name, work);
@@ -58,7 +58,7 @@ struct Rank {
 
 using Events = std::vector<std::string>;
 
-// Catches a collective that is handed over before an earlier one's last stage, so that process groups match calls of
+// Catches a collective that is submitted before an earlier one's last stage, so that process groups match calls of
 // different collectives; one that waits for earlier ones to be complete; and a stage that begins before the one before
 // it is complete.
 TEST(C10dQueue, HandsStagesOverInOrder) {
@@ -84,7 +84,7 @@ TEST(C10dQueue, StagesOnAStreamFollowWithoutWaiting) {
   Rank rank(0, c10::make_intrusive<c10d::HashStore>());
   auto first = rank.stage("first", /*on_stream=*/true);
   first.start = [&rank, start = first.start] {
-    rank.works["first"]->complete();  // what its wait() would do in the order of a stream
+    rank.works["first"]->complete();  // the effect of its wait() in the order of a stream
     return start();
   };
   const auto operation = rank.start({first, rank.stage("second", /*on_stream=*/true)});
@@ -92,8 +92,8 @@ TEST(C10dQueue, StagesOnAStreamFollowWithoutWaiting) {
   EXPECT_FALSE(rank.queue.poll(*operation));
 }
 
-// Catches a failure that peers do not hear of, one whose first reason is replaced by a later one, and a queue that goes
-// on after a failure.
+// Catches a failure that does not reach peers, one whose first reason is replaced by a later one, and a queue that
+// continues after a failure.
 TEST(C10dQueue, TheFirstErrorEndsAllRanks) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
   Rank failing(0, store);
@@ -111,7 +111,7 @@ TEST(C10dQueue, TheFirstErrorEndsAllRanks) {
   EXPECT_THROW(peer.start({peer.stage("late")}), PeerError);
 }
 
-// Catches a backend's timeout that is reported as a lost peer, and a timeout that does not say who is missing.
+// Catches a backend's timeout that is reported as a lost peer, and a timeout without the missing rank.
 TEST(C10dQueue, TimeoutsNameTheMissingRank) {
   Rank rank(0, c10::make_intrusive<c10d::HashStore>());
   const auto late = rank.start({rank.stage("late")});
