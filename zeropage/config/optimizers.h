@@ -38,7 +38,8 @@ struct OptimizerEntry {
   const char* doc;   ///< documentation of its optimizer.params; neighbours with the same text share a section
   /// The values per element in addition to the master, with their names in torch.optim. Null after the last.
   std::array<const char*, kMaxOptimizerStates> states;
-  bool state_needs_momentum;  ///< without momentum it keeps no state
+  std::array<bool, kMaxOptimizerStates> squares;  ///< the state is a mean or a sum of squares, so it has no sign
+  bool state_needs_momentum;                      ///< without momentum it keeps no state
   std::vector<Hyperparameter> hyperparameters;
   std::vector<Key> other_keys;  ///< keys of optimizer.params that set no hyperparameter
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "zeropage/base/dtype.h"
+#include "zeropage/config/optimizers.h"
 #include "zeropage/optim/convert.h"
 #include "zeropage/optim/packed_code.h"
 #include "zeropage/optim/random_bits.h"
@@ -74,7 +75,8 @@ PackedState PackedState::from(std::int64_t offset, StateDtype dtype) const {
 }
 
 bool is_sum_of_squares(config::OptimizerKind kind, int index) {
-  return index == 1 || kind == config::OptimizerKind::kAdagrad;
+  const auto* entry = config::find_optimizer(kind);
+  return entry == nullptr ? index == 1 : entry->squares.at(static_cast<std::size_t>(index));
 }
 
 void unpack(const PackedState& state, StateDtype dtype, bool squares, float* wide, std::int64_t numel) {
