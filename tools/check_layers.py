@@ -74,8 +74,7 @@ def main() -> int:
             continue
         for number, line in enumerate(path.read_text().splitlines(), 1):
             match = INCLUDE.match(line)
-            found = match and problem(path, match.group(1))
-            if found:
+            if match and (found := problem(path, match.group(1))):
                 problems.append(f"{path.relative_to(ROOT)}:{number}: {match.group(1)}: {found}")
             if missing := missing_file(line, names):
                 problems.append(f"{path.relative_to(ROOT)}:{number}: {missing}")

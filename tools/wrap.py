@@ -14,6 +14,10 @@ ITEM = re.compile(r"([-*+]|\d+\.)\s+|\\\w+|@\w+|[\w.`/]+:\s")
 FENCE = re.compile(r"\s*(```|~~~)")
 
 
+def indent_of(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
+
+
 def _markdown_prefix(line: str, in_fence: bool) -> str | None:
     if (
         in_fence
@@ -22,8 +26,7 @@ def _markdown_prefix(line: str, in_fence: bool) -> str | None:
         or line.startswith("    ")
     ):
         return None
-    indent = re.match(r"\s*", line)[0]
-    return indent
+    return indent_of(line)
 
 
 def _docstring_lines(text: str) -> set[int]:
@@ -49,7 +52,7 @@ def prefixes(path: Path, lines: list[str]) -> list[str | None]:
     docstrings = _docstring_lines("\n".join(lines)) if path.suffix == ".py" else set()
     for number, line in enumerate(lines):
         if number in docstrings:
-            result.append(re.match(r"\s*", line)[0] if line.strip() else None)
+            result.append(indent_of(line) if line.strip() else None)
         else:
             match = COMMENT.match(line)
             result.append(match[0] if match else None)
@@ -88,16 +91,16 @@ def wrap(path: Path) -> bool:
     while number < len(lines):
         line, prefix = lines[number], kinds[number]
         parts = _split(line, prefix)
-        if parts:
+        if parts and prefix is not None:
             lines[number], rest = parts
             item = re.match(r"([-*+]|\d+\.)\s+", line[len(prefix) :])
             following = prefix + " " * (item.end() if item else 0)
             next_line = lines[number + 1] if number + 1 < len(lines) else ""
             joins = (
                 number + 1 < len(lines)
-                and kinds[number + 1] is not None
-                and kinds[number + 1].rstrip() == following.rstrip()
-                and len(kinds[number + 1]) == len(following)
+                and (next_prefix := kinds[number + 1]) is not None
+                and next_prefix.rstrip() == following.rstrip()
+                and len(next_prefix) == len(following)
                 and not ITEM.match(next_line[len(following) :])
                 and not next_line.strip().startswith('"""')
             )

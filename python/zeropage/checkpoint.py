@@ -16,6 +16,7 @@ from . import _C
 from .checkpoint_random import check_random_states, random_states, restore_random_states
 from .checkpoint_values import Tensors, decode, encode
 from .dataloader import Position, TrainingLoader
+from .engine_settings import EngineSettings
 from .errors import CheckpointError, UsageError, ZeropageError
 from .optimizer import NOT_OF_ENGINE, put_hyperparameters
 from .utils import zero_to_fp32
@@ -47,7 +48,7 @@ def _alike(mine: Any, loaded: Any) -> bool:
     return isinstance(loaded, numbers) if isinstance(mine, numbers) else not isinstance(loaded, dict)
 
 
-class CheckpointingEngine:
+class CheckpointingEngine(EngineSettings):
     """The part of the engine that saves and loads."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:

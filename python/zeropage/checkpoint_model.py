@@ -5,11 +5,12 @@ import os
 import torch
 
 from . import _C
+from .engine_settings import EngineSettings
 
 DEFAULT_NAME = "model.safetensors"
 
 
-class ModelExports:
+class ModelExports(EngineSettings):
     """The part of the engine that exports its model. All methods are collective."""
 
     def module_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:

@@ -88,7 +88,8 @@ class _WhenImported(importlib.abc.MetaPathFinder):
             execute(module)
             self._call(module)
 
-        spec.loader.exec_module = execute_and_call  # of this loader only: every module has its own
+        # Of this loader only: every module has its own.
+        spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
         return spec
 
     def _call(self, module: types.ModuleType) -> None:
@@ -124,7 +125,7 @@ def _hook_inductor(module: types.ModuleType, held: Callable[[], Iterable[torch.T
             written = _flags(getattr(graph, "mutated_input_idxs", ()))
             graph.current_callable = _C.PinnedCall(graph.current_callable, "a compiled graph", written)
 
-    graph_class.post_compile = post_compile
+    graph_class.post_compile = post_compile  # type: ignore[union-attr]
 
 
 def _any_sharded(held: Callable[[], Iterable[torch.Tensor]]) -> bool:
@@ -154,7 +155,7 @@ def _hook_cuda_graphs(module: types.ModuleType, held: Callable[[], Iterable[torc
             reason = "sharded parameters"
         return reason
 
-    module.check_for_skip = check_for_skip
+    module.__dict__["check_for_skip"] = check_for_skip
 
 
 def _hook_compiling(module: types.ModuleType) -> None:
@@ -173,7 +174,7 @@ def _hook_compiling(module: types.ModuleType) -> None:
         with original(handler, trigger, *args, **kwargs), _C.ObserverPause() if paused else contextlib.nullcontext():
             yield
 
-    handler.install_callbacks = install_callbacks
+    handler.install_callbacks = install_callbacks  # type: ignore[union-attr]
 
 
 def _flags(positions: Iterable[int]) -> list[bool]:
@@ -252,7 +253,7 @@ def _hook_autograd(module: types.ModuleType) -> None:
             return run
         return functools.update_wrapper(_C.UnobservedCall(run), run)
 
-    maker.post_compile = staticmethod(post_compile)
+    maker.post_compile = staticmethod(post_compile)  # type: ignore[union-attr]
 
 
 def _fetches(function: Any) -> bool:

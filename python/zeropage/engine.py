@@ -20,7 +20,6 @@ from .data_types import cast_buffers, parameter_dtype, settle_types
 from .dataloader import TrainingLoader, make_dataloader
 from .distributed import World, end_unused_groups, make_communicators
 from .engine_memory import EngineMemory
-from .engine_settings import EngineSettings
 from .errors import ConfigError, UsageError
 from .lr_schedules import ConfiguredSchedule, check_step_arguments
 from .module_view import ModuleView
@@ -51,7 +50,7 @@ class _Ended:
         raise UsageError(self._reason)
 
 
-class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExports, ModuleView):
+class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView):
     """Wraps a module. Made by `zeropage.initialize`; the loop is
 
     loss = engine(batch); engine.backward(loss); engine.step()
@@ -102,8 +101,8 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         if not self._has_optimizer and self.zero_optimization_stage() == 3:
             self.optimizer = ParameterOffload(model)  # programs read its lists of hooks
         # A reference cycle would keep the engine's memory until garbage is collected.
-        self._observer = StepObserver(weakref.proxy(self), self.config, world.rank)
-        self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None
+        self._observer = StepObserver(weakref.proxy(self), self.config, world.rank)  # type: ignore[arg-type]
+        self._print_line = _C.Progress.every_line("samples", sys.stderr.write) if self._prints() else None  # type: ignore[arg-type]
         self._open_saves()
         self._end_gc_hold = (
             weakref.finalize(self, python_gc.release, python_gc.hold()) if config.disable_python_gc else None
@@ -168,7 +167,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
         if self._client_scheduler and self.lr_scheduler is not None and self._core.last_step.applied:
             self.lr_scheduler.step(**(lr_kwargs or {}))
         self._observer.end_step()
-        if self._print_line is not None and self.global_steps % self._config.steps_per_print == 0:
+        if self._print_line is not None and self.global_steps % (self._config.steps_per_print or 1) == 0:
             self._print_line.update(*report.progress_sample(self, 1.0))
         self._heed_saves_and_signals()
 
@@ -385,7 +384,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             for holder in (self, self.optimizer, self.lr_scheduler):
                 if hasattr(holder, "_core"):
                     holder._core = _Ended(reason)
-            self._communicator = self._communicators = None
+            self._communicator = self._communicators = None  # type: ignore[assignment]
 
     # -- making
 
@@ -449,7 +448,7 @@ class ZeropageEngine(EngineSettings, EngineMemory, CheckpointingEngine, ModelExp
             self._config,
             self._communicator,
             self.device,
-            *self._communicators[1:],
+            *self._communicators[1:],  # type: ignore[arg-type]  # None, too
             in_fp32=in_fp32,
             whole=whole,
         )

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 import torch
 
 from . import report
+from .engine_settings import EngineSettings
 from .errors import UsageError
 from .runtime.zero.offload_config import OffloadDeviceEnum, OffloadStateTypeEnum
 
 
-class EngineMemory:
+class EngineMemory(EngineSettings):
     """The part of the engine that counts and moves model state."""
 
     def memory_report(self) -> report.MemoryReport:

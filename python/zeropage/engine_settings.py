@@ -14,7 +14,7 @@ _PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat
 
 
 class EngineSettings(EngineGetters):
-    """Getters, by subject. Needs `_config`, `_world`, `_core` and `optimizer`."""
+    """Getters, by subject."""
 
     # -- ranks
 

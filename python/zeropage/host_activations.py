@@ -52,6 +52,7 @@ class _Copies:
         stream = torch.accelerator.current_stream(saved.device)
         stream.wait_event(saved.event)
         tensor, saved.returned = saved.returned, None  # a second backward of a kept graph fetches again
+        assert tensor is not None  # _begin has made it
         tensor.record_stream(stream)
         return tensor
 

@@ -8,6 +8,7 @@ it; there is one warning.
 import csv
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,7 +98,11 @@ class WandbWriter:
         self._run.finish()
 
 
-_WRITERS = {"tensorboard": TensorBoardWriter, "wandb": WandbWriter, "csv_monitor": CsvWriter}
+_WRITERS: dict[str, Callable[[Any], Writer]] = {
+    "tensorboard": TensorBoardWriter,
+    "wandb": WandbWriter,
+    "csv_monitor": CsvWriter,
+}
 
 
 class Monitor:

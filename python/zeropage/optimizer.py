@@ -110,7 +110,7 @@ def group_defaults(kind: _C.OptimizerKind, params: _C.OptimizerParams) -> Group:
 def _set_scheduled(group: Group, option: str, params: _C.OptimizerParams) -> None:
     """Writes the value that a schedule has set: into the group's tensor if it has one, and keeping betas that only the
     optimizer has."""
-    value = params[option]
+    value: Any = params[option]
     if isinstance(group[option], torch.Tensor):
         group[option].fill_(value)
     elif option == "betas":
@@ -132,7 +132,8 @@ def _to_params(kind: _C.OptimizerKind, group: Group) -> _C.OptimizerParams:
         value = group.get(option)
         if option == "betas" and value is not None:
             betas = list(value) if isinstance(value, (tuple, list)) else [value]  # optimizers have one to three
-            params[option] = (float(betas[0]), float(betas[1]) if len(betas) > 1 else params[option][1])
+            default: Any = params[option]
+            params[option] = (float(betas[0]), float(betas[1]) if len(betas) > 1 else default[1])
         elif value is not None:
             params[option] = value if isinstance(value, bool) else float(value)
     return params
@@ -205,7 +206,7 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         engine."""
         self.kind = kind
         self.client = client
-        self._core: _C.Engine | None = None
+        self._core: Any = None  # _C.Engine, from attach on
         self.on_new_group: Callable[[], Callable[[], None]] | None = None  # the engine's method, by a weak reference
         super().__init__(groups, defaults)
         if client is not None:
@@ -376,7 +377,8 @@ class ZeropageOptimizer(torch.optim.Optimizer):
         return self if self.shards is None else self.shards.client
 
 
-ZeropageOptimizer.step.hooked = True  # torch.optim.Optimizer would run hooks around every call, skipped steps included
+# torch.optim.Optimizer would run hooks around every call, skipped steps included.
+ZeropageOptimizer.step.hooked = True  # type: ignore[attr-defined]
 
 
 def _of_engine(optimizer: Callable[[], ZeropageOptimizer | None], name: str) -> Callable[..., Any]:
@@ -397,7 +399,7 @@ def _refuse_step(*args: Any, **kwargs: Any) -> None:
     )
 
 
-_refuse_step._wrapped_by_lr_sched = True  # schedulers would wrap it to count its calls
+_refuse_step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]  # schedulers would wrap it to count its calls
 
 
 def name_parameters(model: torch.nn.Module, groups: Iterable[Group]) -> list[tuple[str, torch.Tensor, int]]:

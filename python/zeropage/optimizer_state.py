@@ -38,7 +38,8 @@ class EngineState:
         if updates == 0:
             return {}
         step = {"step": torch.tensor(float(updates))} if self._counts else {}
-        return step | {name: self._core.full_value(parameter, _Kind.STATE, name).cpu() for name in self._names}
+        values = {name: self._core.full_value(parameter, _Kind.STATE, name) for name in self._names}
+        return step | {name: value.cpu() for name, value in values.items() if value is not None}
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:
         """Raises UsageError if `put` would fail or ignore something."""
@@ -86,6 +87,7 @@ class WholeState:
         # A rank without elements of a parameter does not know its states. The first rank with elements sends them.
         if self._described is not None:
             return self._described
+        mine: dict[str, Any]
         try:
             mine = {"found": self._shards.describe()}
         except UsageError as error:

@@ -114,17 +114,20 @@ class ShardState:
                     optimizer.state[self._shards[index]] = cut
                     self._to_move.add(index)
 
-    def _cut(self, index: int, parameter: torch.Tensor, name: str, value: Any, communicator: _C.Communicator) -> Any:
+    def _cut(
+        self, index: int | None, parameter: torch.Tensor, name: str, value: Any, communicator: _C.Communicator
+    ) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        segment = self._segments.get(index)
-        sees_whole = index in self._whole
+        segment = None if index is None else self._segments.get(index)
+        sees_whole = index is not None and index in self._whole
         whole = value.detach().to(torch.float32 if value.is_floating_point() and not sees_whole else value.dtype)
         if value.shape == parameter.shape:
             whole = _C.WholeShape.of(parameter).flat(whole)
         elif value.numel() != 1 and not sees_whole:
+            owner = "a tensor outside the model" if index is None else f"parameter '{self._names[index]}'"
             raise ConfigError(
-                f"state '{name}' that the optimizer has of parameter '{self._names[index]}' has the shape {list(value.shape)}, the parameter "
+                f"state '{name}' that the optimizer has of {owner} has the shape {list(value.shape)}, the parameter "
                 f"{list(parameter.shape)}: ranks update parts of parameters, and this state cannot be divided into parts; use an optimizer that "
                 "is elementwise"
             )
@@ -321,7 +324,7 @@ class ShardState:
                     states[index] = self._read_whole(step, segment, name)
                     continue
                 if tensor is None:
-                    value = torch.tensor(float(updates))
+                    value = torch.tensor(float(updates or 0))
                 elif form == _ELEMENTS:
                     value = segment.shaped(step.read_range(tensor, segment.offset, segment.numel))
                 else:

@@ -68,16 +68,16 @@ class ShardUpdate:
 
     def __init__(self, client: torch.optim.Optimizer):
         self.client = client
-        self.communicator: _C.Communicator | None = None
+        self.communicator: Any = None  # _C.Communicator, from attach on
         self._takes_whole: Callable[[dict[str, Any]], bool] | None = None  # not known yet
         self._whole_names: set[str] = set()  # of parameters that the client gets whole
-        self.whole: _C.WholeParameters | None = None
+        self.whole: Any = None  # _C.WholeParameters, from attach on
         self._step = client.step  # a scheduler may have wrapped it
         self._core: Callable[[], Any] = lambda: None
         self._filled: Values | None = None  # while a method of the client uses the shards
         self._parts: Values = {}  # then: what this rank updates of the parameters that the client sees whole
         self._groups_before: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.state: ShardState | None = None
+        self.state: Any = None  # ShardState, from attach on
 
     def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> set[str]:
         """Call before the engine gets parameters. Returns the names of those that the client gets whole. Raises
@@ -208,7 +208,7 @@ class ShardUpdate:
         (`p.data = ...`). `failure`: that of this rank; after a failure nothing is copied. Collective when the client
         gets whole parameters; raises PeerError when it has failed on another rank."""
         whole = {}
-        for index, (values, _) in self._filled.items():
+        for index, (values, _) in (self._filled or {}).items():
             shard = self.state.shard(index)
             if index in self.whole:
                 whole[index] = shard.detach()

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from .. import _C
 from ..checkpoint_values import encode
 from ..errors import CheckpointError, ConfigError, UsageError, ZeropageError
-from .deepspeed_checkpoint import DeepSpeedStep, joined
+from .deepspeed_checkpoint import DeepSpeedStep, Pieces, joined
 from .pickle_process import FOREIGN, PickleProcess, StoredTensor
 
 _HYPERPARAMETERS = "lr betas eps weight_decay momentum dampening nesterov lr_decay bias_correction decoupled_weight_decay initial_lr".split()
@@ -71,7 +72,7 @@ def import_step(folder: Path, output: Path, reader: PickleProcess) -> tuple[str,
             f"{folder}: the files do not have DeepSpeed's layout of ZeRO stages 1 to 3 ({type(error).__name__}: {error}); is the "
             "checkpoint complete, and saved by DeepSpeed itself?"
         ) from error
-    sources |= {name: lambda value=value: value for name, value in host.items()}
+    sources |= {name: partial(torch.Tensor.detach, value) for name, value in host.items()}
     tensors = [(name, dtype, list(shape)) for name, (dtype, shape) in types.items()]
     tensors += [(name, value.dtype, list(value.shape)) for name, value in host.items()]
     notes += sorted(
@@ -102,6 +103,10 @@ def _step_folder(source: Path, tag: str | None) -> Path:
     return folder
 
 
+def _joined_as(pieces: Pieces, dtype: torch.dtype) -> torch.Tensor:
+    return joined(pieces).to(dtype)
+
+
 def _tensors(
     step: DeepSpeedStep,
 ) -> tuple[dict[str, Callable[[], torch.Tensor]], dict[str, tuple[torch.dtype, torch.Size]]]:
@@ -110,16 +115,16 @@ def _tensors(
     types: dict[str, tuple[torch.dtype, torch.Size]] = {}
     for name, parameter in step.parameters.items():
         compute = step.module[name].dtype if name in step.module else torch.float32
-        sources[f"value/{name}"] = lambda p=parameter, dtype=compute: joined(p.master).to(dtype)
+        sources[f"value/{name}"] = partial(_joined_as, parameter.master, compute)
         types[f"value/{name}"] = compute, parameter.shape
         kept = {kind: pieces for kind, pieces in parameter.states.items() if kind in _READ_BY}
         if compute != torch.float32:
             kept["master"] = parameter.master
         for kind, pieces in kept.items():
-            sources[f"{kind}/{name}"] = lambda pieces=pieces: joined(pieces).float()
+            sources[f"{kind}/{name}"] = partial(_joined_as, pieces, torch.float32)
             types[f"{kind}/{name}"] = torch.float32, parameter.shape
     for name, (shape, pieces) in step.frozen.items():
-        sources[f"value/{name}"] = lambda pieces=pieces: joined(pieces)
+        sources[f"value/{name}"] = partial(joined, pieces)
         types[f"value/{name}"] = pieces[0][0].dtype if pieces else torch.float32, shape
     return sources, types
 

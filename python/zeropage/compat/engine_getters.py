@@ -8,6 +8,8 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from ..engine_parts import EngineParts
+
 if TYPE_CHECKING:
     from ..utils.timer import SynchronizedWallClockTimer, ThroughputTimer
 
@@ -83,8 +85,8 @@ def _constant(value: Any) -> Callable[[Any], Any]:
     return get
 
 
-class EngineGetters:
-    """Needs `config` and the other getters of the engine."""
+class EngineGetters(EngineParts):
+    """Getters whose names come from DeepSpeed."""
 
     has_moe_layers = pipeline_parallelism = False
     enable_backward_allreduce = True

@@ -55,6 +55,8 @@ class PickleProcess:
         self._timeout_s = timeout_s
         command = [sys.executable, "-P", "-m", __name__]  # no module is imported from the current folder
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        self._requests: Any = self._process.stdin
+        self._answers: Any = self._process.stdout
 
     def __enter__(self) -> "PickleProcess":
         return self
@@ -88,7 +90,7 @@ class PickleProcess:
 
     def _ask(self, request: dict[str, Any], doing: str) -> Any:
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
+            self._requests.write(json.dumps(request).encode() + b"\n")
         except BrokenPipeError:
             raise self._died(doing) from None
         size = bytearray(8)
@@ -109,10 +111,10 @@ class PickleProcess:
         deadline = time.monotonic() + self._timeout_s
         done = 0
         while done < len(out):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select([self._answers], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise CheckpointError(f"{doing}: no answer for {self._timeout_s:g} s")
-            got = self._process.stdout.readinto(out[done : done + _PIECE_BYTES])
+            got = self._answers.readinto(out[done : done + _PIECE_BYTES])
             if not got:
                 raise self._died(doing)
             done += got

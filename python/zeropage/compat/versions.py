@@ -21,7 +21,9 @@ def required_torch_version(min_version: str | float | None = None, max_version: 
     if (min_version is None) == (max_version is None):
         raise UsageError("required_torch_version takes min_version or max_version; give one of them")
     present = _numbers(torch.__version__)
-    return present >= _numbers(min_version) if min_version is not None else present <= _numbers(max_version)
+    if min_version is not None:
+        return present >= _numbers(min_version)
+    return max_version is not None and present <= _numbers(max_version)
 
 
 def _numbers(given: str | float) -> tuple[int, ...]:

@@ -93,7 +93,8 @@ class Measurement:
 
     def worst(self, value: float) -> float:
         packing = struct.Struct("<d")
-        return max(x for (x,) in packing.iter_unpack(self.communicator.all_gather_small(packing.pack(value))))
+        all_values = self.communicator.all_gather_small(packing.pack(value))  # type: ignore[arg-type]  # bytes are taken
+        return max(x for (x,) in packing.iter_unpack(all_values))
 
 
 def layer_step(measured: Measurement, width: int, batch: int, sequence: int) -> tuple[Callable[[], object], float, int]:

@@ -204,7 +204,7 @@ def _pages_section(run: Run) -> Markup:
     rows = [
         (f"{label}, {_bytes(size)}", (faults, evictions)) for label, size, faults, evictions in pages[:_SHOWN_PAGES]
     ]
-    note = f"until step {run.pages['step']}; a fault is an operator that had to wait for its page"
+    note = f"until step {(run.pages or {})['step']}; a fault is an operator that had to wait for its page"
     if len(pages) > _SHOWN_PAGES:
         note += f"; the {_SHOWN_PAGES} with most of {len(pages)}"
     drawing = bars(rows, ("faults", "evictions"), lambda v: f"{v:,}")

@@ -5,7 +5,7 @@ The drawing is 420 units wide, so that its text stays readable on a phone; colou
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from .markup import Markup, joined, tag
@@ -32,7 +32,7 @@ class Chart:
     axis is divided in powers of 1024."""
 
     x: Sequence[float]
-    series: dict[str, Values]
+    series: Mapping[str, Values]
     format: Formatter
     stacked: bool = False
     x_name: str = "step"
@@ -53,7 +53,7 @@ class Chart:
             for i in range(len(chart.x))
         ]
         tops = [
-            sum(column) if chart.stacked else max((v for v in column if v is not None), default=None)
+            sum(map(_or_zero, column)) if chart.stacked else max((v for v in column if v is not None), default=None)
             for column in columns
         ]
         shown = [v for v in tops if v is not None] + [level.value for level in chart.levels]
@@ -159,13 +159,13 @@ def _lines(scale: _Scale, x: Sequence[float], columns: list[list[float | None]])
     return out
 
 
-def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float]]) -> list[Markup]:
+def _areas(scale: _Scale, x: Sequence[float], columns: list[list[float | None]]) -> list[Markup]:
     out = []
     base = [0.0] * len(x)
     # One point has no width: draw it as a bar.
     xs = [scale.x(at) for at in x] if len(x) > 1 else [WIDTH / 2 - 30, WIDTH / 2 + 30]
     for i in range(len(columns[0])):
-        top = [low + column[i] for low, column in zip(base, columns, strict=True)]
+        top = [low + _or_zero(column[i]) for low, column in zip(base, columns, strict=True)]
         upper, lower = (top, base) if len(x) > 1 else (top * 2, base * 2)
         points = [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(xs, upper, strict=True)]
         points += [f"{px:.1f},{scale.y(v):.1f}" for px, v in zip(reversed(xs), reversed(lower), strict=True)]

@@ -136,7 +136,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = f"Names of `{module.__name__}` for programs that import them; `zeropage` defines them."
-        module.__getattr__ = lookup(module.__name__)
+        module.__dict__["__getattr__"] = lookup(module.__name__)
 
 
 def lookup(fullname: str) -> Callable[[str], Any]:
