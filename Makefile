@@ -43,8 +43,8 @@ test: build lint ## what CI runs
 test-fast: build ## a minute and a half: C++ tests without torch, and the Python tests that find most
 	@tools/test.sh $(BUILD) fast
 
-check-torch: build ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
-	@$(BIN)/python tools/check_torch.py $(if $(SAMPLE),--sample $(SAMPLE)) $(BUILD) $(TORCH_VERSIONS)
+check-torch: venv-tests ## compiles the torch-facing files against the oldest and the newest supported torch (wheels of 530 MB, once)
+	@$(BIN)/python tools/check_torch.py $(if $(SAMPLE),--sample $(SAMPLE)) $(TORCH_VERSIONS)
 
 mutants: venv-tests ## engines with one wait for the device removed: the tests must find each; half an hour (WORDS=... chooses)
 	@$(BIN)/python tests/simulated_device/mutants.py $(WORDS)

@@ -1,11 +1,11 @@
 """Compiles every file that includes torch with the headers of other versions of torch.
 
-check_torch.py [--sample N] [--seconds S] FOLDER VERSION...: FOLDER is a configured build, whose compile commands are
-used with the other version's headers. The headers of a version come from its wheel (530 MB, once) and are kept in the
-user's cache, $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so a compiler cache makes the next run short.
---sample: only N files, different ones every day, so that all are checked within weeks. --seconds: no file is started
-after this time; the number of files left out is reported. Exit code 3: the headers could not be downloaded, and nothing
-was checked.
+check_torch.py [--sample N] [--seconds S] VERSION...: the compile commands are those of a build that compiles each file
+alone. It is configured in build/check-torch, and not built. The headers of a version come from its wheel (530 MB, once)
+and are kept in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so a compiler cache makes
+the next run short. --sample: only N files, different ones every day, so that all are checked within weeks. --seconds:
+no file is started after this time; the number of files left out is reported. Exit code 3: the headers could not be
+downloaded, and nothing was checked.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zeropage" / "torch-headers"
 DOWNLOAD_TIMEOUT_S = 900
+CONFIGURE_TIMEOUT_S = 300
 COMPILE_TIMEOUT_S = 300
 NO_HEADERS = 3  # exit code
 
@@ -58,6 +59,20 @@ def headers_of(version: str, timeout_s: float) -> Path:
                 )
             os.rename(f"{temporary}/headers", folder)
     return folder
+
+
+def configure() -> Path:
+    """A build folder with a compile command for each file. Raises subprocess.SubprocessError."""
+    build = ROOT / "build" / "check-torch" / "commands"
+    options = ["-DZEROPAGE_UNITY=OFF", "-DZEROPAGE_TESTS=ON", "-DZEROPAGE_WITH_MPI=AUTO"]
+    subprocess.run(
+        ["cmake", "--preset", "dev", "-B", build, *options],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=CONFIGURE_TIMEOUT_S,
+    )
+    return build
 
 
 def commands(build: Path, headers: Path, objects: Path) -> list[tuple[str, str, list[str]]]:
@@ -96,7 +111,7 @@ def check(build: Path, version: str, headers: Path, sample: int | None, end: flo
     objects.mkdir(parents=True, exist_ok=True)
     tasks = commands(build, headers, objects)
     if not tasks:
-        print(f"check-torch: {build} has no files that include torch; configure it first", file=sys.stderr)
+        print(f"check-torch: the commands in {build} name no file that includes torch", file=sys.stderr)
         return False
     if sample is not None:
         tasks = random.Random(datetime.date.today().toordinal()).sample(tasks, min(sample, len(tasks)))
@@ -117,7 +132,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, help="only this number of files, chosen by the date")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no file is started after this time")
-    parser.add_argument("build", type=Path)
     parser.add_argument("versions", nargs="+")
     options = parser.parse_args()
     try:
@@ -130,7 +144,7 @@ def main() -> int:
         )
         return NO_HEADERS
     end = time.monotonic() + options.seconds
-    build = options.build.resolve()
+    build = configure()
     good = [check(build, version, headers[version], options.sample, end) for version in options.versions]
     return 0 if all(good) else 1
 

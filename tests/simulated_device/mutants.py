@@ -150,13 +150,30 @@ def link_package(package: Path) -> None:
             link.symlink_to(path)
 
 
-def compile_again(source: Path, text: str) -> Path:
-    """Compiles `text` in the place of a source; returns the object file."""
-    changed = MADE / str(source.relative_to(ROOT / "zeropage")).replace("/", "_")
-    made = changed.with_suffix(".o")
-    changed.write_text(text)
-    words = shlex.split(ninja_command(f"CMakeFiles/zeropage_torch.dir/{source.relative_to(ROOT)}.o"))
-    words[words.index("-o") + 1], words[words.index("-c") + 1] = str(made), str(changed)
+def unit_of(source: Path) -> Path:
+    """The file that the build compiles: the source, or one that includes it with others of its folder."""
+    for unit in sorted((BUILD / "CMakeFiles" / "zeropage_torch.dir" / "Unity").glob("*.cxx")):
+        if f'"{source}"' in unit.read_text():
+            return unit
+    return source
+
+
+def compile_again(unit: Path, texts: dict[Path, str]) -> Path:
+    """The object file of `unit` with other texts in the place of some of its sources."""
+    changed = {source: MADE / str(source.relative_to(ROOT / "zeropage")).replace("/", "_") for source in texts}
+    for source, text in texts.items():
+        changed[source].write_text(text)
+    if unit in texts:
+        compiled, target = changed[unit], str(unit.relative_to(ROOT))
+    else:
+        compiled, target = MADE / unit.name, str(unit.relative_to(BUILD / "CMakeFiles" / "zeropage_torch.dir"))
+        text = unit.read_text()
+        for source, path in changed.items():
+            text = text.replace(f'"{source}"', f'"{path}"')
+        compiled.write_text(text)
+    made = compiled.with_suffix(".o")
+    words = shlex.split(ninja_command(f"CMakeFiles/zeropage_torch.dir/{target}.o"))
+    words[words.index("-o") + 1], words[words.index("-c") + 1] = str(made), str(compiled)
     for option in ("-MT", "-MF"):
         del words[words.index(option) : words.index(option) + 2]
     words.remove("-MD")
@@ -168,9 +185,11 @@ def compile_again(source: Path, text: str) -> Path:
 def build(mutants: list[Mutant]) -> None:
     """Makes the package in MADE, with all mutants in its module."""
     link_package(MADE / "zeropage")
-    made = []
+    texts: dict[Path, dict[Path, str]] = {}
     for source in sorted({mutant.source for mutant in mutants}):
-        made.append(compile_again(source, removable(source, [m for m in mutants if m.source == source])))
+        text = removable(source, [mutant for mutant in mutants if mutant.source == source])
+        texts.setdefault(unit_of(source), {})[source] = text
+    made = [compile_again(unit, changed) for unit, changed in texts.items()]
     # First of all files, so that the linker uses their definitions and not the library's.
     module = str(ROOT / "python" / "zeropage" / "_C.so")
     objects = " ".join(map(str, made))

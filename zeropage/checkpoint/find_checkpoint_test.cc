@@ -11,8 +11,6 @@
 namespace zeropage::checkpoint {
 namespace {
 
-constexpr auto kTimeout = std::chrono::seconds(10);
-
 /// Calls `meanwhile` once, before the first file is opened whose path ends in `name`.
 class MeanwhileFiles : public FaultFiles {
  public:
@@ -52,7 +50,7 @@ struct Loads {
 Loads load(const std::string& folder, FileSystem& files_of_rank_1, bool allow_fallback = false) {
   Loads loads;
   loads.contents.resize(2, -1);
-  loads.outcomes = comm::run_threads(2, kTimeout, [&](comm::Communicator& communicator) {
+  loads.outcomes = comm::run_threads(2, kTestTimeout, [&](comm::Communicator& communicator) {
     const int rank = communicator.rank();
     auto& files = rank == 0 ? system_files() : files_of_rank_1;
     const auto step = find_checkpoint(files, communicator, folder, std::nullopt, allow_fallback);

@@ -63,7 +63,7 @@ std::string host_name() {
 /// The description that the other process wrote into the lock file.
 std::string holder(FileSystem& files, const std::string& path) {
   try {
-    return json::printable(read_text(files, path, kMaxLockBytes));
+    return zeropage::json::printable(read_text(files, path, kMaxLockBytes));
   } catch (const Error&) {  // the other process has just ended
     return "another process";
   }

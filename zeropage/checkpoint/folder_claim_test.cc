@@ -11,11 +11,9 @@
 namespace zeropage::checkpoint {
 namespace {
 
-constexpr auto kTimeout = std::chrono::seconds(10);
-
 void save_with(const std::shared_ptr<TrainingRun>& run, const std::string& folder, const std::string& tag,
                float content, std::int64_t keep_last = 0) {
-  auto communicators = comm::make_thread_communicators(1, kTimeout);
+  auto communicators = comm::make_thread_communicators(1, kTestTimeout);
   auto request = request_for(folder, tag, 0, 1, content);
   request.run = run;
   request.keep_last = keep_last;

@@ -9,8 +9,6 @@
 namespace zeropage::checkpoint {
 namespace {
 
-constexpr auto kTimeout = std::chrono::seconds(10);
-
 // Catches a mixture of the old and the new checkpoint, an acknowledged save that is missing, and leftovers that stop
 // the next save.
 TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
@@ -21,7 +19,7 @@ TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
       const TestFolder folder(memory_folder());
       save_alone(system_files(), folder.path(), "old", 1);
       TracedProcess child([&] {
-        auto communicators = comm::make_thread_communicators(1, kTimeout);
+        auto communicators = comm::make_thread_communicators(1, kTestTimeout);
         save(system_files(), *communicators[0], request_of(scenario, folder.path(), 0, 1));
         acknowledge(folder.path(), 0);
       });
@@ -50,7 +48,7 @@ TEST(KillSweep, EveryRankOfTwo) {
       save_alone(system_files(), folder.path(), "old", 1);
       const std::string job = comm::unique_job_name();
       const auto rank_saves = [&](int rank) {
-        const auto communicator = comm::join_shared_memory(job, rank, 2, kTimeout);
+        const auto communicator = comm::join_shared_memory(job, rank, 2, kTestTimeout);
         communicator->barrier(comm::Tag{"all are here", 0});
         syscall(TracedProcess::kBegin, 0);
         save(system_files(), *communicator, request_of({"new", 1}, folder.path(), rank, 2));

@@ -14,7 +14,6 @@
 namespace zeropage::checkpoint {
 namespace {
 
-constexpr auto kTimeout = std::chrono::seconds(10);
 constexpr std::int64_t kImageBytes = std::int64_t{8} << 20;
 constexpr std::int64_t kLargeRows = 2'000'000;                      // 24 MB: written with direct I/O
 constexpr unsigned long kShutdown = _IOR('X', 125, std::uint32_t);  // EXT4_IOC_SHUTDOWN
@@ -83,7 +82,7 @@ TEST(PowerSweep, BeforeAnyCallThatChangesFilesTheOldOrTheNewStepLoads) {
       image.reset();
       ASSERT_TRUE(image.mount());
       TracedProcess child([&] {
-        auto communicators = comm::make_thread_communicators(1, kTimeout);
+        auto communicators = comm::make_thread_communicators(1, kTestTimeout);
         save(system_files(), *communicators[0], request_of(scenario, steps, 0, 1));
         acknowledge(folder.path(), 0);
       });
@@ -113,7 +112,7 @@ TEST(PowerSweep, ALargeStepIsThereOnceItsSaveHasReturned) {
   image.reset();
   if (!image.made() || !image.mount())
     GTEST_SKIP() << "mkfs.ext4 and mounts through loop devices are not permitted here";
-  auto communicators = comm::make_thread_communicators(1, kTimeout);
+  auto communicators = comm::make_thread_communicators(1, kTestTimeout);
   save(system_files(), *communicators[0], request_for(image.path(), "large", 0, 1, 2, kLargeRows));
   image.cut_power();
   image.unmount();

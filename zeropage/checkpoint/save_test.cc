@@ -16,12 +16,10 @@
 namespace zeropage::checkpoint {
 namespace {
 
-constexpr auto kTimeout = std::chrono::seconds(10);
-
 /// Saves with `world` ranks as threads. Returns the error of each.
 std::vector<std::string> save_by_threads(int world, const std::string& folder, const std::string& tag, float content,
                                          const std::map<int, FileSystem*>& files = {}) {
-  return comm::run_threads(world, kTimeout, [&](comm::Communicator& communicator) {
+  return comm::run_threads(world, kTestTimeout, [&](comm::Communicator& communicator) {
     const int rank = communicator.rank();
     const auto own = files.find(rank);
     save(own == files.end() ? system_files() : *own->second, communicator,
@@ -111,7 +109,7 @@ TEST(Save, RemovesOnlyWhatDeadSavesHaveLeft) {
 // Catches a wrong number of removed checkpoints, and a removed one that was saved with latest = false.
 TEST(Save, KeepsTheLastOnesAndWhatWasSavedAside) {
   const TestFolder folder;
-  auto communicators = comm::make_thread_communicators(1, kTimeout);
+  auto communicators = comm::make_thread_communicators(1, kTestTimeout);
   const auto save_one = [&](const std::string& tag, bool latest) {
     auto request = request_for(folder.path(), tag, 0, 1, 1);
     request.manifest.latest = latest;
@@ -270,7 +268,7 @@ TEST(SaveFaults, AFailureAtAnyOperationIsEverybodysAndHarmsNothing) {
 TEST(SaveFaults, ADeadRankFailsTheOthersAndTheOldStepLoads) {
   const TestFolder folder;
   save_by_threads(3, folder.path(), "old", 1);
-  const auto outcomes = comm::run_processes(3, kTimeout, [&](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_processes(3, kTestTimeout, [&](comm::Communicator& communicator) {
     const int rank = communicator.rank();
     FaultFiles files([&](int op) {
       if (rank == 2 && op == 2) kill(getpid(), SIGKILL);

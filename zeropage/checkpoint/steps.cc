@@ -35,12 +35,12 @@ void read_summary(FileSystem& files, StepFolder& step) {
 
 StepFolder describe(FileSystem& files, const std::string& folder, const std::string& name) {
   StepFolder step;
-  step.tag = json::escaped(name);
+  step.tag = zeropage::json::escaped(name);
   step.path = fmt::format("{}/{}", folder, name);
   try {
     read_summary(files, step);
   } catch (const Error& error) {
-    step.problem = json::escaped(error.what());
+    step.problem = zeropage::json::escaped(error.what());
   }
   return step;
 }

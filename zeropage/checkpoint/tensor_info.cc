@@ -34,13 +34,13 @@ std::int64_t dtype_bytes(const std::string& dtype, const std::string& where) {
   throw CheckpointError(
       fmt::format("{}: the element type '{}' is not known; expected F32, BF16, F16, F64, I64, I32, I16, "
                   "I8, U8 or BOOL",
-                  where, json::printable(dtype)));
+                  where, zeropage::json::printable(dtype)));
 }
 
 void check_name(const std::string& name, const std::string& where) {
-  if (json::escaped(name) == name) return;
-  throw CheckpointError(
-      fmt::format("{}: the name {} has control characters, which no terminal should get", where, json::quote(name)));
+  if (zeropage::json::escaped(name) == name) return;
+  throw CheckpointError(fmt::format("{}: the name {} has control characters, which no terminal should get", where,
+                                    zeropage::json::quote(name)));
 }
 
 std::optional<DType> float_type(const std::string& dtype) {

@@ -96,6 +96,9 @@ class FaultFiles : public FileSystem {
 
 inline constexpr std::int64_t kTestChunkBytes = 4096;
 
+/// Longer than any file operation of a test takes.
+inline constexpr std::chrono::seconds kTestTimeout{10};
+
 /// A rank's part of a checkpoint: "weight" [rows, 3] in F32, split over the ranks as evenly as possible, with the
 /// elements `content`, content + 1, ...; "bias" [5] in BF16 on the last rank; and on each rank a tensor of its own.
 inline SaveRequest request_for(const std::string& folder, const std::string& tag, int rank, int world, float content,

@@ -12,7 +12,7 @@ constexpr const char* kTrain = "train_batch_size";
 constexpr const char* kMicro = "train_micro_batch_size_per_gpu";
 constexpr const char* kSteps = "gradient_accumulation_steps";
 
-struct Given {
+struct GivenSizes {
   std::optional<std::int64_t> train, micro, steps;
 };
 
@@ -50,7 +50,7 @@ class Rule {
  public:
   Rule(const Settings& settings, int world_size) : settings_(settings), world_(world_size) {}
 
-  Batch complete(const Given& given) const {
+  Batch complete(const GivenSizes& given) const {
     if (given.train && given.micro && given.steps) return all_three(given);
     if (given.train && given.micro) return {*given.train, *given.micro, quotient(*given.train, kMicro, *given.micro)};
     if (given.train) {
@@ -67,7 +67,7 @@ class Rule {
   }
 
  private:
-  Batch all_three(const Given& given) const {
+  Batch all_three(const GivenSizes& given) const {
     const std::int64_t expected = product(*given.micro, *given.steps);
     if (expected == *given.train) return {*given.train, *given.micro, *given.steps};
     std::string works = fmt::format("{} {}", kTrain, expected);
@@ -109,7 +109,7 @@ class Rule {
 }  // namespace
 
 Batch resolve_batch(Settings& settings, int world_size) {
-  Given given{number_of(settings, kTrain), number_of(settings, kMicro), number_of(settings, kSteps)};
+  GivenSizes given{number_of(settings, kTrain), number_of(settings, kMicro), number_of(settings, kSteps)};
   if (!given.train && !given.micro && is_text(settings, kMicro)) given.micro = 1;
   if (world_size == 0) return {given.train.value_or(0), given.micro.value_or(0), given.steps.value_or(1)};
   const Batch batch = Rule(settings, world_size).complete(given);

@@ -11,7 +11,7 @@
 namespace zeropage::config {
 namespace {
 
-using nlohmann::json;
+using Json = nlohmann::json;
 
 /// "name=value name=value": values are JSON without spaces.
 struct KeysOfSection {
@@ -145,21 +145,21 @@ constexpr KeysOfSection kParameters[] = {
      "warmup_type=\"log\" last_batch_iteration=-1"},
 };
 
-json object_of(const std::string& keys) {
-  json object = json::object();
+Json object_of(const std::string& keys) {
+  Json object = Json::object();
   std::istringstream words(keys);
   for (std::string word; words >> word;) {
     const std::size_t equals = word.find('=');
-    object[word.substr(0, equals)] = json::parse(word.substr(equals + 1));
+    object[word.substr(0, equals)] = Json::parse(word.substr(equals + 1));
   }
   return object;
 }
 
 /// One document for each key, since some exclude each other.
-void expect_known(const json::json_pointer& section, const std::string& keys, const json& beside) {
-  const json values = object_of(keys);
+void expect_known(const Json::json_pointer& section, const std::string& keys, const Json& beside) {
+  const Json values = object_of(keys);
   for (const auto& [name, value] : values.items()) {
-    json document = beside;
+    Json document = beside;
     document[section / name] = value;
     const Explanation explanation = explain(document.dump(), "keys", 0);
     EXPECT_FALSE(explanation.keys.empty()) << document;
@@ -178,9 +178,9 @@ TEST(DeepSpeedKeys, none_is_unknown) {
   for (const KeysOfSection& keys : kKeys) {
     std::string path = keys.section;
     std::ranges::replace(path, '.', '/');
-    json beside = json::object();
+    Json beside = Json::object();
     if (path.starts_with("zero_optimization")) beside["zero_optimization"]["stage"] = 3;
-    expect_known(json::json_pointer(path.empty() ? "" : "/" + path), keys.keys, beside);
+    expect_known(Json::json_pointer(path.empty() ? "" : "/" + path), keys.keys, beside);
   }
 }
 
@@ -188,8 +188,8 @@ TEST(DeepSpeedKeys, no_parameter_is_unknown) {
   for (const KeysOfSection& keys : kParameters) {
     const std::string path = keys.section;
     const std::string section = path.substr(0, path.find('.'));
-    const json beside = {{section, {{"type", path.substr(path.find('.') + 1)}}}};
-    expect_known(json::json_pointer("/" + section + "/params"), keys.keys, beside);
+    const Json beside = {{section, {{"type", path.substr(path.find('.') + 1)}}}};
+    expect_known(Json::json_pointer("/" + section + "/params"), keys.keys, beside);
   }
 }
 

@@ -16,7 +16,7 @@ const ExplainedKey& key_of(const Explanation& explanation, const std::string& pa
   return found == explanation.keys.end() ? kNone : *found;
 }
 
-const std::string kText = R"({
+const std::string kCompared = R"({
   "train_batch_size": 16,
   "gradient_accumulation_steps": "auto",
   "bf16": {"enabled": true, "check_grad_overflow": true},
@@ -28,7 +28,7 @@ const std::string kText = R"({
 })";
 
 TEST(Explain, says_of_each_key_what_it_does) {
-  const Explanation explanation = explain(kText, "ds.json", 2);
+  const Explanation explanation = explain(kCompared, "ds.json", 2);
   const auto verdict = [&](const std::string& path) { return key_of(explanation, path).verdict; };
   EXPECT_EQ(explanation.count(Verdict::kRefused), 0);
   EXPECT_EQ(explanation.keys.size(), 15u);
@@ -106,7 +106,7 @@ TEST(Explain, checks_rules_between_keys) {
 }
 
 TEST(Explain, prints_an_aligned_table_with_reasons) {
-  const std::string text = explanation_text(explain(kText, "ds.json", 2), "ds.json");
+  const std::string text = explanation_text(explain(kCompared, "ds.json", 2), "ds.json");
   EXPECT_TRUE(text.starts_with("ds.json, as DeepSpeed's configuration\n\nline  key ")) << text;
   EXPECT_NE(text.find("\n2     train_batch_size                                16          supported: same meaning\n"),
             std::string::npos)
@@ -120,7 +120,7 @@ TEST(Explain, prints_an_aligned_table_with_reasons) {
 }
 
 TEST(Explain, prints_json) {
-  const auto parsed = nlohmann::json::parse(explanation_json(explain(kText, "ds.json", 2)));
+  const auto parsed = nlohmann::json::parse(explanation_json(explain(kCompared, "ds.json", 2)));
   EXPECT_EQ(parsed["keys"].size(), 15u);
   EXPECT_EQ(parsed["keys"][0]["key"], "train_batch_size");
   EXPECT_EQ(parsed["keys"][0]["verdict"], "supported: same meaning");

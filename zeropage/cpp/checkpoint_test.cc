@@ -11,14 +11,14 @@
 namespace zeropage {
 namespace {
 
-constexpr const char* kConfig = R"({
+constexpr const char* kCheckpointConfig = R"({
   "train_micro_batch_size_per_gpu": 2, "bf16": {"enabled": true},
   "optimizer": {"type": "AdamW", "params": {"lr": 0.5}},
   "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 10}},
   "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})";
 
-struct Scale : torch::nn::Module {
-  explicit Scale(double value, std::int64_t buffer_numel = 4)
+struct ScaleCounted : torch::nn::Module {
+  explicit ScaleCounted(double value, std::int64_t buffer_numel = 4)
       : weight(register_parameter("weight", at::full({5}, value))),
         alias(register_parameter("alias", weight)),
         seen(register_buffer("seen", at::zeros({buffer_numel}))) {}
@@ -30,20 +30,20 @@ struct Scale : torch::nn::Module {
 };
 
 /// A folder that its destructor removes.
-class Folder {
+class CheckpointFolder {
  public:
-  Folder() {
+  CheckpointFolder() {
     std::string pattern = (std::filesystem::temp_directory_path() / "zeropage_test_XXXXXX").string();
     path_ = ::mkdtemp(pattern.data());
   }
-  ~Folder() { std::filesystem::remove_all(path_); }
+  ~CheckpointFolder() { std::filesystem::remove_all(path_); }
   const std::string& path() const { return path_; }
 
  private:
   std::string path_;
 };
 
-void train(Engine& engine, Scale& model, int steps) {
+void train(Engine& engine, ScaleCounted& model, int steps) {
   for (int step = 0; step < steps; ++step) {
     engine.backward(model.forward(at::full({5}, 1.0 + step, at::kBFloat16)));
     engine.step();
@@ -52,10 +52,10 @@ void train(Engine& engine, Scale& model, int steps) {
 
 // Catches state that is not saved or not restored: weights, moments, schedule, buffers, client state.
 TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
-  const Folder folder;
+  const CheckpointFolder folder;
   on_two_ranks([&](int rank, const Options& options) {
-    Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    ScaleCounted model(1.0);
+    auto engine = initialize(model, Config::from_json(kCheckpointConfig), options);
     EXPECT_EQ(engine.load_checkpoint(folder.path()), std::nullopt);
     train(engine, model, 3);
     SaveOptions save;
@@ -63,8 +63,8 @@ TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
     EXPECT_EQ(engine.save_checkpoint(folder.path(), save), folder.path() + "/global_step3");
     train(engine, model, 2);
 
-    Scale other(9.0);
-    auto resumed = initialize(other, Config::from_json(kConfig), options);
+    ScaleCounted other(9.0);
+    auto resumed = initialize(other, Config::from_json(kCheckpointConfig), options);
     const auto loaded = resumed.load_checkpoint(folder.path());
     ASSERT_TRUE(loaded.has_value());
     EXPECT_EQ(loaded->path, folder.path() + "/global_step3");
@@ -80,12 +80,12 @@ TEST(Checkpoint, TrainingGoesOnAsIfItHadNotStopped) {
 
 // Catches a different model that is found only after something was changed, or not on every rank.
 TEST(Checkpoint, WhatDoesNotFitIsRefusedAndChangesNothing) {
-  const Folder folder;
+  const CheckpointFolder folder;
   on_two_ranks([&](int, const Options& options) {
-    Scale model(1.0);
-    initialize(model, Config::from_json(kConfig), options).save_checkpoint(folder.path());
-    Scale other(9.0, /*buffer_numel=*/3);
-    auto engine = initialize(other, Config::from_json(kConfig), options);
+    ScaleCounted model(1.0);
+    initialize(model, Config::from_json(kCheckpointConfig), options).save_checkpoint(folder.path());
+    ScaleCounted other(9.0, /*buffer_numel=*/3);
+    auto engine = initialize(other, Config::from_json(kCheckpointConfig), options);
     try {
       engine.load_checkpoint(folder.path());
       ADD_FAILURE() << "a buffer of another shape was loaded";
@@ -102,15 +102,16 @@ TEST(Checkpoint, WhatDoesNotFitIsRefusedAndChangesNothing) {
 
 // Catches moments of one optimizer that another one loads, because both have a state of the same name.
 TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
-  const Folder folder;
+  const CheckpointFolder folder;
   on_two_ranks([&](int, const Options& options) {
-    Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    ScaleCounted model(1.0);
+    auto engine = initialize(model, Config::from_json(kCheckpointConfig), options);
     train(engine, model, 1);
     engine.save_checkpoint(folder.path());
-    Scale other(9.0);
+    ScaleCounted other(9.0);
     auto lion = initialize(
-        other, Config::from_json(kConfig).with(R"({"optimizer": {"type": "Lion", "params": {"lr": 0.5}}})"), options);
+        other, Config::from_json(kCheckpointConfig).with(R"({"optimizer": {"type": "Lion", "params": {"lr": 0.5}}})"),
+        options);
     try {
       lion.load_checkpoint(folder.path());
       ADD_FAILURE() << "Lion took AdamW's moments";
@@ -127,12 +128,13 @@ TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
 
 // Catches a background save that nothing waits for, or that uses the communicator of the training and hangs.
 TEST(Checkpoint, SavesInTheBackground) {
-  const Folder folder;
+  const CheckpointFolder folder;
   auto saves = comm::make_thread_communicators(2, std::chrono::seconds(20));
   on_two_ranks([&](int rank, Options options) {
     options.saves = std::move(saves[rank]);
-    Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig).with(R"({"zeropage": {"async_save": true}})"), options);
+    ScaleCounted model(1.0);
+    auto engine =
+        initialize(model, Config::from_json(kCheckpointConfig).with(R"({"zeropage": {"async_save": true}})"), options);
     train(engine, model, 1);
     engine.save_checkpoint(folder.path());
     train(engine, model, 2);
@@ -144,10 +146,10 @@ TEST(Checkpoint, SavesInTheBackground) {
 
 // Catches a tied parameter that is written twice, and missing parts of other ranks.
 TEST(Checkpoint, WritesTheModelForOthers) {
-  const Folder folder;
+  const CheckpointFolder folder;
   on_two_ranks([&](int, const Options& options) {
-    Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    ScaleCounted model(1.0);
+    auto engine = initialize(model, Config::from_json(kCheckpointConfig), options);
     engine.save_16bit_model(folder.path());
     EXPECT_THROW(engine.save_16bit_model(folder.path(), "model.bin"), UsageError);
   });
@@ -160,8 +162,8 @@ TEST(Checkpoint, WritesTheModelForOthers) {
 }
 
 TEST(Checkpoint, ClientStateThatIsNoObjectIsRefused) {
-  Scale model(1.0);
-  auto engine = initialize(model, Config::from_json(kConfig));
+  ScaleCounted model(1.0);
+  auto engine = initialize(model, Config::from_json(kCheckpointConfig));
   SaveOptions save;
   save.client_state.json = "[1]";
   EXPECT_THROW(engine.save_checkpoint("/tmp", save), UsageError);

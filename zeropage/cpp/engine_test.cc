@@ -11,7 +11,7 @@
 namespace zeropage {
 namespace {
 
-constexpr const char* kConfig = R"({
+constexpr const char* kEngineConfig = R"({
   "train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2,
   "optimizer": {"type": "AdamW", "params": {"lr": 0.5}},
   "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}})";
@@ -29,7 +29,7 @@ struct Scale : torch::nn::Module {
 TEST(Initialize, GivesEveryRankTheValuesOfRank0) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0 + rank);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    auto engine = initialize(model, Config::from_json(kEngineConfig), options);
     EXPECT_EQ(model.offset.sum().item<double>(), 4.0);
     EXPECT_EQ(model.weight.sum().item<double>(), 4.0);
     EXPECT_EQ(engine.global_rank(), rank);
@@ -52,13 +52,13 @@ struct Normed : torch::nn::Module {
 TEST(Initialize, TypesOfBuffersAndOfBatchNorms) {
   on_two_ranks([](int rank, const Options& options) {
     Normed model;
-    auto engine = initialize(model, Config::from_json(kConfig).with(R"({"bf16": {"enabled": true}})"), options);
+    auto engine = initialize(model, Config::from_json(kEngineConfig).with(R"({"bf16": {"enabled": true}})"), options);
     EXPECT_EQ(model.weight.scalar_type(), at::kBFloat16);
     EXPECT_EQ(model.table.scalar_type(), at::kFloat);
     EXPECT_EQ(model.norm->weight.scalar_type(), at::kFloat);
     engine.backward(model.forward(at::randn({8, 4}).to(at::kBFloat16)));
     Normed cast;
-    auto other = initialize(cast, Config::from_json(kConfig).with(R"({"bf16": {"enabled": true},
+    auto other = initialize(cast, Config::from_json(kEngineConfig).with(R"({"bf16": {"enabled": true},
         "data_types": {"buffer_dtype": "bf16", "keep_in_fp32_modules": []}})"),
                             options);
     EXPECT_EQ(cast.table.scalar_type(), at::kBFloat16);
@@ -75,7 +75,7 @@ TEST(Initialize, RanksWithDifferentHyperparametersAreRefused) {
     own.parameter_groups.emplace_back().parameters = model.parameters();
     own.parameter_groups.back().lr = 0.5 + rank;
     try {
-      initialize(model, Config::from_json(kConfig), own);
+      initialize(model, Config::from_json(kEngineConfig), own);
       ADD_FAILURE() << "rank " << rank << " trains with a rate of its own";
     } catch (const PeerError& error) {
       EXPECT_NE(std::string(error.what()).find("\"lr\":1.5"), std::string::npos) << error.what();
@@ -101,7 +101,7 @@ TEST(Initialize, ChoosesWhatIsAutomatic) {
 TEST(Engine, UpdatesAtTheBoundaryWithTheRateThatWasSet) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    auto engine = initialize(model, Config::from_json(kEngineConfig), options);
     EXPECT_EQ(engine.get_lr(), std::vector<double>{0.5});
     engine.set_lr(0.25);
     EXPECT_THROW(engine.set_lr(std::vector<double>{1.0, 2.0}), UsageError);
@@ -143,7 +143,7 @@ TEST(Engine, GradientsAreReadAndChangedByLibtorch) {
 TEST(Engine, GatheredHandsOnTheEditsOfOneRank) {
   on_two_ranks([](int rank, const Options& options) {
     Scale model(1.0);
-    auto engine = initialize(model, Config::from_json(kConfig), options);
+    auto engine = initialize(model, Config::from_json(kEngineConfig), options);
     {
       const auto scope = engine.gathered({model.weight}, /*modifier_rank=*/1);
       if (rank == 1) std::fill_n(static_cast<float*>(model.weight.data_ptr()), 4, 7.0f);
@@ -158,17 +158,17 @@ TEST(Initialize, TakesParameterGroups) {
   Scale model(1.0);
   Options options;
   options.parameter_groups.push_back({.parameters = {model.weight}, .lr = 0.125, .betas = std::pair(0.5, 0.75)});
-  auto engine = initialize(model, Config::from_json(kConfig), options);
+  auto engine = initialize(model, Config::from_json(kEngineConfig), options);
   EXPECT_EQ(engine.get_lr(), std::vector<double>{0.125});
   EXPECT_EQ(engine.get_mom().front(), std::pair(0.5, 0.75));
   Scale other(1.0);
   options.parameter_groups = {{{other.weight}}, {{other.weight}}};
-  EXPECT_THROW(initialize(other, Config::from_json(kConfig), options), ConfigError);
+  EXPECT_THROW(initialize(other, Config::from_json(kEngineConfig), options), ConfigError);
 }
 
 // Catches a hyperparameter that has no effect, or that is dropped without an error.
 TEST(Initialize, TakesWhatEachOptimizerHas) {
-  const auto sgd = Config::from_json(kConfig).with(R"({"optimizer": {"type": "SGD", "params": {"lr": 0.5}}})");
+  const auto sgd = Config::from_json(kEngineConfig).with(R"({"optimizer": {"type": "SGD", "params": {"lr": 0.5}}})");
   Scale model(1.0);
   Options options;
   options.parameter_groups.push_back({.parameters = {model.weight}, .momentum = 0.5});
@@ -185,7 +185,7 @@ TEST(Initialize, TakesWhatEachOptimizerHas) {
   Scale other(1.0);
   options.parameter_groups = {{.parameters = {other.weight}, .nesterov = true}};
   try {
-    initialize(other, Config::from_json(kConfig), options);
+    initialize(other, Config::from_json(kEngineConfig), options);
     FAIL() << "AdamW took nesterov";
   } catch (const ConfigError& error) {
     EXPECT_NE(std::string(error.what()).find("nesterov"), std::string::npos) << error.what();
@@ -195,7 +195,7 @@ TEST(Initialize, TakesWhatEachOptimizerHas) {
 // Catches an out-of-memory error without the engine's bytes by kind.
 TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
   Scale model(1.0);
-  auto engine = initialize(model, Config::from_json(kConfig));
+  auto engine = initialize(model, Config::from_json(kEngineConfig));
   const at::Tensor out = model.forward(at::ones({4}));
   out.register_hook([](const at::Tensor& gradient) -> at::Tensor {
     TORCH_CHECK_WITH(OutOfMemoryError, false, "no memory is left");
@@ -211,7 +211,7 @@ TEST(Engine, ALackOfMemoryNamesWhatTheEngineHolds) {
 
 // Catches a changed key that is not checked, or that changes others.
 TEST(Config, CanBeChangedAndIsChecked) {
-  const auto config = Config::from_json(kConfig).with(R"({"zero_optimization": {"stage": 1}})");
+  const auto config = Config::from_json(kEngineConfig).with(R"({"zero_optimization": {"stage": 1}})");
   Scale model(1.0);
   const auto engine = initialize(model, config);
   EXPECT_EQ(engine.zero_optimization_stage(), 1);

@@ -19,7 +19,7 @@ namespace {
 
 using torch::optim::Optimizer;
 
-Config config_of(int stage, const std::string& more) {
+Config muon_config(int stage, const std::string& more) {
   return Config::from_json(R"({"train_micro_batch_size_per_gpu": 2, "gradient_clipping": 0,
     "zero_optimization": {"stage": )" +
                            std::to_string(stage) + R"(, "stage3_param_persistence_threshold": 8}})")
@@ -61,7 +61,7 @@ TEST(Muon, TrainsAsInOneProcess) {
     SCOPED_TRACE(fmt::format("stage {}", stage));
     on_two_ranks([&](int rank, const Options& options) {
       auto model = make_model();
-      auto engine = initialize(*model, config_of(stage, kMuon), options);
+      auto engine = initialize(*model, muon_config(stage, kMuon), options);
       EXPECT_EQ(engine.get_lr(), (std::vector<double>{0.02, 0.01}));
       train(engine, model, 0, 3, rank);
       expect_equal(model->parameters(), expected->parameters());
@@ -76,7 +76,7 @@ TEST(Muon, StateOfAWholeParameterIsReadAndWritten) {
     SCOPED_TRACE(fmt::format("stage {}", stage));
     on_two_ranks([stage](int rank, const Options& options) {
       auto model = make_model();
-      auto engine = initialize(*model, config_of(stage, kMuon), options);
+      auto engine = initialize(*model, muon_config(stage, kMuon), options);
       train(engine, model, 0, 1, rank);
       const auto matrix = model->parameters()[0];
       const auto momentum = engine.safe_get_full_optimizer_state(matrix, "momentum_buffer");
@@ -100,13 +100,13 @@ TEST(Muon, GoesOnFromItsCheckpoint) {
     std::filesystem::remove_all(folder);
     on_two_ranks([&](int rank, const Options& options) {
       auto model = make_model();
-      auto engine = initialize(*model, config_of(stage, kMuon), options);
+      auto engine = initialize(*model, muon_config(stage, kMuon), options);
       train(engine, model, 0, 2, rank);
       engine.save_checkpoint(folder);
     });
     on_two_ranks([&](int rank, const Options& options) {
       auto model = make_model();
-      auto engine = initialize(*model, config_of(3 - stage, kMuon), options);
+      auto engine = initialize(*model, muon_config(3 - stage, kMuon), options);
       ASSERT_TRUE(engine.load_checkpoint(folder));
       train(engine, model, 2, 4, rank);
       expect_equal(model->parameters(), expected->parameters());
@@ -130,7 +130,7 @@ struct Mixed : torch::nn::Module {
 // of a group that are ignored.
 TEST(Muon, DividesGroupsIntoHalves) {
   Mixed model;
-  const auto config = config::Config::from_json(config_of(0, kMuon).text(), 1, "test");
+  const auto config = config::Config::from_json(muon_config(0, kMuon).text(), 1, "test");
   const auto all = cpp::make_muon(config, model, {});
   ASSERT_EQ(all->param_groups().size(), 3U);
   const auto options_of = [&](const auto& muon, std::size_t group) {
@@ -160,9 +160,9 @@ TEST(Muon, DividesGroupsIntoHalves) {
 // that nobody asked for.
 TEST(Muon, GroupsSayWhatMuonUpdatesAndItsHeads) {
   Mixed model;
-  const auto plain = config::Config::from_json(config_of(0, kMuon).text(), 1, "test");
+  const auto plain = config::Config::from_json(muon_config(0, kMuon).text(), 1, "test");
   const auto by_head = config::Config::from_json(
-      config_of(0, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})").text(), 1, "test");
+      muon_config(0, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})").text(), 1, "test");
   const auto options_of = [&](const auto& muon, std::size_t group) {
     return static_cast<const cpp::MuonGroupOptions&>(muon->param_groups()[group].options());
   };
@@ -186,7 +186,7 @@ TEST(Muon, GroupsSayWhatMuonUpdatesAndItsHeads) {
   EXPECT_THROW(cpp::make_muon(by_head, model, {head}), ConfigError);
   head.muon_heads = 0;
   EXPECT_THROW(cpp::make_muon(by_head, model, {head}), ConfigError);
-  EXPECT_THROW(initialize(model, config_of(0, R"({"optimizer": {"type": "AdamW"}})"), {.parameter_groups = {embed}}),
+  EXPECT_THROW(initialize(model, muon_config(0, R"({"optimizer": {"type": "AdamW"}})"), {.parameter_groups = {embed}}),
                ConfigError)
       << "AdamW has no such option";
 }
@@ -204,7 +204,7 @@ TEST(Muon, HeadsAreUpdatedByThemselves) {
         group.parameters = {parameter};
         if (parameter.dim() == 2) group.muon_heads = parameter.size(0);
       }
-      const auto config = config_of(stage, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})");
+      const auto config = muon_config(stage, kMuon).with(R"({"optimizer": {"params": {"per_head_muon": true}}})");
       auto engine = initialize(*model, config, options);
       train(engine, model, 0, 2, rank);
       expect_equal(model->parameters(), expected->parameters());
@@ -248,7 +248,7 @@ TEST(WholeParameters, AnObjectThatSeesThemTrainsAsInPlainLibtorch) {
     on_two_ranks([&](int rank, Options options) {
       auto model = make_model();
       options.optimizer = std::make_shared<Ratio>(model->parameters());
-      auto engine = initialize(*model, config_of(stage, kParameters), options);
+      auto engine = initialize(*model, muon_config(stage, kParameters), options);
       train(engine, model, 0, 3, rank);
       expect_equal(model->parameters(), expected->parameters());
     });
@@ -262,10 +262,10 @@ TEST(WholeParameters, WhatCannotRunIsSaid) {
     auto model = make_model();
     const auto object = std::make_shared<Ratio>(model->parameters());
     options.optimizer = object;
-    EXPECT_THROW(initialize(*model, config_of(1, "{}"), options), ConfigError);
-    EXPECT_THROW(initialize(*model, config_of(1, R"({"zeropage": {"optimizer_sees": "model"}})"), options),
+    EXPECT_THROW(initialize(*model, muon_config(1, "{}"), options), ConfigError);
+    EXPECT_THROW(initialize(*model, muon_config(1, R"({"zeropage": {"optimizer_sees": "model"}})"), options),
                  ConfigError);
-    auto engine = initialize(*model, config_of(1, kParameters), options);
+    auto engine = initialize(*model, muon_config(1, kParameters), options);
     engine.backward(loss_of(model, batch_of(0, rank)));
     object->fails = rank == 1;
     std::vector<at::Tensor> before;

@@ -22,7 +22,7 @@ using checkpoint::TensorRecord;
 
 /// One range of a checkpoint's tensor and its destination: the kept part of a page's parameters, or an array of its
 /// state.
-struct Transfer {
+struct LoadedRange {
   const TensorRecord* source;
   std::int64_t offset;
   std::int64_t numel;
@@ -35,7 +35,7 @@ struct Transfer {
 };
 
 struct Plan {
-  std::vector<Transfer> transfers;
+  std::vector<LoadedRange> transfers;
   std::vector<std::pair<int, std::int64_t>> updates;  ///< parameter, optimizer steps
   std::vector<int> without_state;                     ///< trained parameters whose moments start at zero
   LoadReport report;
@@ -226,7 +226,7 @@ const TensorRecord& record_of(const checkpoint::Checkpoint& step, const std::str
   return *record;
 }
 
-void store_parameters(const CheckpointedState& state, const HeldParameter& held, const Transfer& transfer,
+void store_parameters(const CheckpointedState& state, const HeldParameter& held, const LoadedRange& transfer,
                       const at::Tensor& values) {
   const int page = transfer.page;
   std::byte* kept = state.model.pager().paged(page) ? held.data() : state.model.whole_page(page);
@@ -234,16 +234,16 @@ void store_parameters(const CheckpointedState& state, const HeldParameter& held,
       .copy_(values);
 }
 
-void store_state(const HeldState& held, const Transfer& transfer, const at::Tensor& values) {
+void store_state(const HeldState& held, const LoadedRange& transfer, const at::Tensor& values) {
   store_piece(held, transfer.array, transfer.piece, values);
 }
 
 /// Transfers are sorted by page, so each page is read from its store once and written back once.
 void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
-  const auto values_of = [&](const Transfer& t) { return fetch(step, *t.source, t.offset, t.numel); };
+  const auto values_of = [&](const LoadedRange& t) { return fetch(step, *t.source, t.offset, t.numel); };
   for (auto next = plan.transfers.begin(); next != plan.transfers.end();) {
     const auto& first = *next;
-    const auto end = std::find_if(next, plan.transfers.end(), [&](const Transfer& t) {
+    const auto end = std::find_if(next, plan.transfers.end(), [&](const LoadedRange& t) {
       return t.page != first.page || t.is_state != first.is_state;
     });
     if (first.is_state) {

@@ -22,7 +22,7 @@ namespace {
 
 constexpr std::int64_t kShardAlignmentBytes = 64;
 
-std::string guard_message(const std::string& label) {
+std::string deferred_guard_message(const std::string& label) {
   return fmt::format(
       "{} is sharded and not resident now, and this code reads it without going through torch's operators (data_ptr, "
       "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: `auto "
@@ -260,7 +260,7 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     }
     state.dirty = false;
   }
-  paging::release_storage(storage.get(), guard_message(state.label));
+  paging::release_storage(storage.get(), deferred_guard_message(state.label));
   // It may be what torch's allocator gave an operator on another stream.
   if (!device_.is_cpu()) {
     at::getDeviceAllocator(device_.type())->recordStream(home.frame, paging::current_stream(device_));

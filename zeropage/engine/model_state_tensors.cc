@@ -9,7 +9,7 @@
 namespace zeropage::engine {
 namespace {
 
-std::string guard_message(const std::string& name) {
+std::string parameter_guard_message(const std::string& name) {
   return fmt::format(
       "parameter '{}' is sharded and not resident now, and this code reads it without going through torch's operators "
       "(data_ptr, numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` "
@@ -100,7 +100,7 @@ void ModelState::rehome(const layout::Page& page) {
         pager_->make_link(page.index, paged ? nullptr : whole_owner(page.index)), data, bytes, device_);
     if (paged) {
       pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
-                    guard_message(layout_->parameters()[place.parameter].name));
+                    parameter_guard_message(layout_->parameters()[place.parameter].name));
     }
     tensors_[place.parameter].mutable_grad().reset();
     attach(place.parameter);

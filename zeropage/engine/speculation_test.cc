@@ -13,7 +13,7 @@ namespace zeropage::engine {
 namespace {
 
 constexpr int kParameters = 16;
-constexpr std::int64_t kNumel = 1 << 19;
+constexpr std::int64_t kParameterNumel = 1 << 19;
 
 // Catches a step that waits for every page that was offered, one after the other, before its global check.
 TEST(Speculation, ClosingWaitsForOnePageOnly) {
@@ -23,12 +23,12 @@ TEST(Speculation, ClosingWaitsForOnePageOnly) {
   config.zero.stage = 1;
   config.zero.offload = {.optimizer = config::OffloadDevice::kCpu};
   config.zeropage.page_numel = 1;  // a page per parameter
-  const TestModel model(std::vector<std::int64_t>(kParameters, kNumel));
+  const TestModel model(std::vector<std::int64_t>(kParameters, kParameterNumel));
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), model.communicator, c10::kCPU, model.ledger,
                           reduce_policy(config, state, model.communicator->rank(), c10::kCPU, model.ledger));
   UpdatePass pass(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), model.ledger);
-  Speculation speculation(config, state, reducer, pass, c10::kCPU, 14 * kParameters * kNumel, model.ledger);
+  Speculation speculation(config, state, reducer, pass, c10::kCPU, 14 * kParameters * kParameterNumel, model.ledger);
   const auto train = [&] {
     speculation.begin(1.0, {{.lr = 0.01}}, std::vector<std::int64_t>(kParameters, 0));
     reducer.begin_backward(true);

@@ -18,7 +18,7 @@
 namespace zeropage::engine {
 namespace {
 
-constexpr int kParameters = 5;
+constexpr int kStagedParameters = 5;
 
 config::Config make_config(config::Precision precision, bool masters) {
   config::Config config;
@@ -47,12 +47,12 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
   Speculation speculation(config, state, reducer, pass, c10::kCPU, log_bytes, ledger);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
   for (int step = 1; step <= 3; ++step) {
-    std::vector<bool> received(kParameters, true);
+    std::vector<bool> received(kStagedParameters, true);
     received.back() = step != 2;
     // The second step's is undone: the global check says other than this rank has thought.
-    speculation.begin(step == 2 ? 3.0 : 2.0, groups, std::vector<std::int64_t>(kParameters, step - 1));
+    speculation.begin(step == 2 ? 3.0 : 2.0, groups, std::vector<std::int64_t>(kStagedParameters, step - 1));
     reducer.begin_backward(true);
-    for (int i = 0; i < kParameters; ++i) {
+    for (int i = 0; i < kStagedParameters; ++i) {
       if (!received[i]) continue;
       const auto weights = at::arange(parameters[i].numel()).to(parameters[i].scalar_type());
       torch::autograd::backward({at::sum(at::mul(at::mul(parameters[i], parameters[i]), weights))}, {});
@@ -60,9 +60,9 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
     reducer.end_backward();
     reducer.finish();
     speculation.wait();
-    const std::vector<std::int64_t> steps(kParameters, step);
+    const std::vector<std::int64_t> steps(kStagedParameters, step);
     std::vector<int> pages;
-    for (int i = 0; i < kParameters; ++i) {
+    for (int i = 0; i < kStagedParameters; ++i) {
       if (received[i]) pages.push_back(state.layout()->page_of(i));
     }
     const UpdateInputs update{config::OptimizerKind::kAdamW, groups, steps, received, 0.5F};
@@ -85,7 +85,7 @@ TEST(Staging, CopiesChangeNoBit) {
     for (const bool masters : {true, false}) {
       const auto stayed = train(precision, Travels::kBetweenMemories, 0, masters);
       const auto travelled = train(precision, Travels::kAlways, 0, masters);
-      for (int i = 0; i < kParameters; ++i) {
+      for (int i = 0; i < kStagedParameters; ++i) {
         EXPECT_TRUE(stayed[i].equal(travelled[i])) << i;
         EXPECT_FALSE(stayed[i].equal(at::ones_like(stayed[i]))) << i << " was not trained";
       }
@@ -102,7 +102,7 @@ TEST(Staging, UpdatesBeforeTheGlobalCheckChangeNoBit) {
       const auto waited = train(precision, Travels::kBetweenMemories);
       const bool is_own_master = precision == config::Precision::kFp32;
       const auto ahead = train(precision, is_own_master ? Travels::kBetweenMemories : Travels::kAlways, log_bytes);
-      for (int i = 0; i < kParameters; ++i) EXPECT_TRUE(waited[i].equal(ahead[i])) << i;
+      for (int i = 0; i < kStagedParameters; ++i) EXPECT_TRUE(waited[i].equal(ahead[i])) << i;
     }
   }
 }

@@ -16,7 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr std::chrono::milliseconds kKillPatience{2'000};
+constexpr std::chrono::milliseconds kRemoteKillPatience{2'000};
 
 StartedSsh start_ssh(const std::vector<std::string>& argv, SpawnContext context) {
   Pipe in = make_pipe(), out = make_pipe(), err = make_pipe();
@@ -143,7 +143,7 @@ void RemoteHost::kill() {
   if (is_told_to_kill_) return;
   is_told_to_kill_ = true;
   channel_.send(FrameKind::kKill);
-  kill_deadline_ = Clock::now() + kKillPatience;
+  kill_deadline_ = Clock::now() + kRemoteKillPatience;
 }
 
 Time RemoteHost::advance(Time now) {

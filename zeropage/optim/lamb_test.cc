@@ -15,8 +15,6 @@ namespace {
 
 using config::OptimizerKind;
 
-constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-
 Step step_with(config::OptimizerParams params, std::int64_t count = 3, float gradient_scale = 0.37F) {
   return {OptimizerKind::kLamb, params, count, gradient_scale};
 }
@@ -35,8 +33,8 @@ std::vector<Step> steps_to_try() {
 TEST(Lamb, ElementsDoNotDependOnTheirNeighbours) {
   constexpr double kRatio = 1.7;
   for (const Step& step : steps_to_try()) {
-    for (DType gradient_dtype : kDtypes) {
-      for (DType parameter_dtype : kDtypes) {
+    for (DType gradient_dtype : kTestDtypes) {
+      for (DType parameter_dtype : kTestDtypes) {
         for (int numel = 0; numel <= 67; ++numel) {
           const State initial(96, gradient_dtype, parameter_dtype, numel, true);
           for (int start : {0, 1, 15}) {

@@ -22,7 +22,7 @@ constexpr std::int64_t kBlock = kPackedBlockNumel;
 constexpr StateDtype kPackedDtypes[] = {StateDtype::kBFloat16, StateDtype::kInt8};
 
 /// Magnitudes over many powers of two.
-std::vector<float> spread_values(std::int64_t numel, bool squares, unsigned seed) {
+std::vector<float> squares_or_signed(std::int64_t numel, bool squares, unsigned seed) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal;
   std::vector<float> values(numel);
@@ -39,7 +39,7 @@ TEST(PackedState, IsTheSameWhenPackedAgain) {
     for (const bool squares : {false, true}) {
       const std::int64_t numel = 20 * kBlock + 17;
       Packed first(numel, dtype, squares);
-      first.pack_all(spread_values(numel, squares, 1), 5);
+      first.pack_all(squares_or_signed(numel, squares, 1), 5);
       const auto values = first.unpacked(numel);
       Packed again(numel, dtype, squares);
       again.pack_all(values, 99);
@@ -53,7 +53,7 @@ TEST(PackedState, IsTheSameWhenPackedAgain) {
 TEST(PackedState, KeepsThreeBitsOfEveryElement) {
   for (const bool squares : {false, true}) {
     const std::int64_t numel = 64 * kBlock;
-    const auto values = spread_values(numel, squares, 2);
+    const auto values = squares_or_signed(numel, squares, 2);
     Packed packed(numel, StateDtype::kInt8, squares);
     packed.pack_all(values, 3);
     const auto kept = packed.unpacked(numel);
@@ -133,7 +133,7 @@ struct PackedUpdate {
   }
 };
 
-std::vector<Step> steps_to_try() {
+std::vector<Step> packed_steps() {
   return {{OptimizerKind::kAdamW, {.lr = 1e-2, .weight_decay = 0.1}, 7, 0.37F},
           {OptimizerKind::kAdam, {.lr = 1e-2}, 2},
           {OptimizerKind::kLion, {.lr = 1e-3, .beta2 = 0.99}},
@@ -145,7 +145,7 @@ std::vector<Step> steps_to_try() {
 // that depend on where a range is split.
 TEST(PackedUpdate, EqualsTheScalarTwinAndDoesNotDependOnSplits) {
   const std::int64_t numel = 11 * kBlock + 100;
-  for (Step step : steps_to_try()) {
+  for (Step step : packed_steps()) {
     step.rounding_key = 12;
     for (const StateDtype dtype : kPackedDtypes) {
       const PackedUpdate initial(numel, step.kind, dtype);
@@ -163,7 +163,7 @@ TEST(PackedUpdate, EqualsTheScalarTwinAndDoesNotDependOnSplits) {
 // Would catch the same at any length, alignment and type, and codes that are written before or past the end.
 TEST(PackedUpdate, EqualsTheScalarTwinAtEveryLength) {
   constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-  for (const Step& step : steps_to_try()) {
+  for (const Step& step : packed_steps()) {
     for (const StateDtype dtype : kPackedDtypes) {
       for (DType gradient_dtype : kDtypes) {
         for (DType parameter_dtype : kDtypes) {
@@ -192,7 +192,7 @@ TEST(PackedUpdate, EqualsTheScalarTwinAtEveryLength) {
 // rounded.
 TEST(PackedUpdate, IsTheUpdateOfTheWidenedStates) {
   const std::int64_t numel = 5 * kBlock;
-  for (const Step& step : steps_to_try()) {
+  for (const Step& step : packed_steps()) {
     for (const StateDtype dtype : kPackedDtypes) {
       PackedUpdate packed(numel, step.kind, dtype);
       State precise = packed.wide;

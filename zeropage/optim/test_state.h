@@ -13,6 +13,9 @@
 
 namespace zeropage::optim {
 
+/// Types of gradients and parameters.
+inline constexpr DType kTestDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+
 /// Every optimizer, with and without its optional features.
 inline std::vector<Step> one_pass_steps() {
   using config::OptimizerKind;

@@ -11,8 +11,6 @@
 namespace zeropage::optim {
 namespace {
 
-constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-
 /// The elements of a piece.
 struct Range {
   std::int64_t begin;
@@ -73,8 +71,8 @@ TEST(UpdateOnCuda, EqualsTheScalarTwinBitForBit) {
   const std::vector<std::int64_t> lengths = {1, 7, 8, 255, 256, 2047, 2048, 2049, 10000};
   for (const auto& ranges : {ranges_of(lengths), aligned_ranges_of(lengths)}) {
     for (const Step& step : one_pass_steps()) {
-      for (DType gradient_dtype : kDtypes) {
-        for (DType parameter_dtype : kDtypes) {
+      for (DType gradient_dtype : kTestDtypes) {
+        for (DType parameter_dtype : kTestDtypes) {
           expect_the_twins_bits(State(numel_of(ranges), gradient_dtype, parameter_dtype, 1), ranges, step);
         }
       }
@@ -93,8 +91,8 @@ TEST(UpdateOnCuda, TakesPiecesOfDifferentTypesTogether) {
   };
   std::vector<State> states;
   std::vector<State> twins;
-  for (DType gradient_dtype : kDtypes) {
-    for (DType parameter_dtype : kDtypes) states.emplace_back(numel_of(ranges), gradient_dtype, parameter_dtype, 5);
+  for (DType gradient_dtype : kTestDtypes) {
+    for (DType parameter_dtype : kTestDtypes) states.emplace_back(numel_of(ranges), gradient_dtype, parameter_dtype, 5);
   }
   twins = states;
   std::vector<UpdatePiece> pieces;
@@ -191,8 +189,8 @@ void expect_the_twins_rounding(const std::vector<Range>& ranges, const Kept& kep
 /// Types of gradients and parameters with which an engine keeps masters, or does not.
 std::vector<Kept> all_kept(config::StateDtype states) {
   std::vector<Kept> all;
-  for (DType gradient_dtype : kDtypes) {
-    for (DType parameter_dtype : kDtypes) {
+  for (DType gradient_dtype : kTestDtypes) {
+    for (DType parameter_dtype : kTestDtypes) {
       if (states != config::StateDtype::kFloat32) all.push_back({states, true, gradient_dtype, parameter_dtype});
       if (parameter_dtype != DType::kFloat32) all.push_back({states, false, gradient_dtype, parameter_dtype});
     }

@@ -19,8 +19,6 @@ namespace {
 using config::OptimizerKind;
 using config::OptimizerParams;
 
-constexpr DType kDtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-
 /// Does the same as `update` with one instruction set.
 void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t numel, const Step& step) {
   const std::int64_t done = kernel.update(arrays, numel, step);
@@ -33,8 +31,8 @@ void update_by(const VectorKernel& kernel, const Arrays& arrays, std::int64_t nu
 TEST(Update, EqualsTheScalarTwinBitForBit) {
   const auto kernels = vector_kernels();
   for (const Step& step : one_pass_steps()) {
-    for (DType gradient_dtype : kDtypes) {
-      for (DType parameter_dtype : kDtypes) {
+    for (DType gradient_dtype : kTestDtypes) {
+      for (DType parameter_dtype : kTestDtypes) {
         for (int numel = 0; numel <= 67; ++numel) {
           const State initial(96, gradient_dtype, parameter_dtype, numel);
           for (int start : {0, 1, 2, 7, 15, 16}) {
@@ -58,7 +56,7 @@ TEST(Update, EqualsTheScalarTwinBitForBit) {
 TEST(Update, EqualsTheScalarTwinWithoutMasters) {
   for (Step step : one_pass_steps()) {
     step.rounding_key = 5;
-    for (DType gradient_dtype : kDtypes) {
+    for (DType gradient_dtype : kTestDtypes) {
       for (DType parameter_dtype : {DType::kBFloat16, DType::kFloat16}) {
         State initial(96, gradient_dtype, parameter_dtype, 8);
         from_float32(initial.master.data(), initial.parameter.data(), parameter_dtype, 96);

@@ -13,18 +13,18 @@
 namespace zeropage::paging {
 namespace {
 
-constexpr int kPages = 3;  // the last one is frozen
+constexpr int kCodedPages = 3;  // the last one is frozen
 constexpr std::int64_t kNumel = 4000;
 constexpr std::int64_t kElement = 2;
 
-std::shared_ptr<const layout::Layout> make_layout(int world) {
-  std::vector<layout::ParameterSpec> specs(kPages);
-  for (int i = 0; i < kPages; ++i) {
+std::shared_ptr<const layout::Layout> coded_layout(int world) {
+  std::vector<layout::ParameterSpec> specs(kCodedPages);
+  for (int i = 0; i < kCodedPages; ++i) {
     specs[i].name.append("p").append(std::to_string(i));
     specs[i].numel = kNumel;
     specs[i].dtype = DType::kBFloat16;
     specs[i].element_bytes = kElement;
-    specs[i].trainable = i + 1 < kPages;
+    specs[i].trainable = i + 1 < kCodedPages;
   }
   return std::make_shared<const layout::Layout>(
       specs, layout::Options{.world_size = world, .page_numel = 1, .shard_alignment_numel = 16});
@@ -39,16 +39,16 @@ std::vector<std::uint16_t> shard_of(int page, int rank, std::int64_t numel, int 
   return shard;
 }
 
-class Rank {
+class CodedRank {
  public:
-  Rank(comm::Communicator& communicator, CodedPages coded)
-      : layout_(make_layout(communicator.size())),
+  CodedRank(comm::Communicator& communicator, CodedPages coded)
+      : layout_(coded_layout(communicator.size())),
         numel_(layout_->pages()[0].shard_numel),
         communicator_(communicator),
-        pager(layout_, std::vector<bool>(kPages, true),
+        pager(layout_, std::vector<bool>(kCodedPages, true),
               std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}), c10::Device(c10::kCPU), ledger,
               PagerOptions{.coded = coded}) {
-    for (int page = 0; page < kPages; ++page) fill(page, 0);
+    for (int page = 0; page < kCodedPages; ++page) fill(page, 0);
     communicator.barrier({"shards are filled"});
   }
 
@@ -103,7 +103,7 @@ class Rank {
   Pager pager;
 };
 
-void run(int world, bool two_sided, const comm::RankBody& body) {
+void run_coded(int world, bool two_sided, const comm::RankBody& body) {
   for (const auto& outcome : comm::run_threads(world, std::chrono::milliseconds(20000), two_sided, body))
     EXPECT_EQ(outcome, "");
 }
@@ -115,9 +115,9 @@ INSTANTIATE_TEST_SUITE_P(Worlds, CodedPager, testing::Combine(testing::Values(2,
 // values.
 TEST_P(CodedPager, EveryRankSeesWhatEightBitsSay) {
   const auto [world, two_sided] = GetParam();
-  run(world, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
-    for (int page = 0; page < kPages; ++page) {
+  run_coded(world, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
+    for (int page = 0; page < kCodedPages; ++page) {
       EXPECT_EQ(rank.read(page), rank.expected(page, /*rounded=*/true));
       EXPECT_NE(rank.read(page), rank.expected(page, /*rounded=*/false)) << "nothing was rounded";
     }
@@ -135,15 +135,15 @@ TEST_P(CodedPager, EveryRankSeesWhatEightBitsSay) {
 // Catches a key that takes in pages it is not for, and one rank whose pages are rounded for nothing.
 TEST_P(CodedPager, OnlyFrozenPagesWhereOnlyThoseAreMeant) {
   const auto [world, two_sided] = GetParam();
-  run(world, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kFrozen);
-    for (int page = 0; page < kPages; ++page) {
-      EXPECT_EQ(rank.read(page), rank.expected(page, /*rounded=*/page == kPages - 1));
+  run_coded(world, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kFrozen);
+    for (int page = 0; page < kCodedPages; ++page) {
+      EXPECT_EQ(rank.read(page), rank.expected(page, /*rounded=*/page == kCodedPages - 1));
     }
     communicator.barrier({"done"});
   });
-  run(1, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
+  run_coded(1, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
     EXPECT_EQ(rank.read(0), rank.expected(0, /*rounded=*/false));
   });
 }
@@ -152,8 +152,8 @@ TEST_P(CodedPager, OnlyFrozenPagesWhereOnlyThoseAreMeant) {
 // operators.
 TEST_P(CodedPager, AScopeSeesExactValuesAndLeavesNone) {
   const auto [world, two_sided] = GetParam();
-  run(world, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
+  run_coded(world, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
     rank.read(0);
     for (const int page : {0, 1}) {  // one is resident
       rank.pager.touch_for_scope(page, "a scope");
@@ -176,8 +176,8 @@ TEST_P(CodedPager, AScopeSeesExactValuesAndLeavesNone) {
 // Catches a write that takes rounded values home: a weight that is scaled in every step would lose a little each time.
 TEST_P(CodedPager, AWriteStartsFromExactValues) {
   const auto [world, two_sided] = GetParam();
-  run(world, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
+  run_coded(world, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
     rank.read(0);
     const auto before = rank.own(0);
     rank.pager.touch(0, /*writes=*/true, "op");
@@ -201,8 +201,8 @@ TEST_P(CodedPager, AWriteStartsFromExactValues) {
 // Catches an operator that reads one parameter of a page and writes another one: what it did not write must stay exact.
 TEST_P(CodedPager, AWriteBesideAReaderKeepsWhatItDidNotWrite) {
   const auto [world, two_sided] = GetParam();
-  run(world, two_sided, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
+  run_coded(world, two_sided, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
     auto expected = rank.own(0);
     rank.pager.touch(0, /*writes=*/false, "op");
     rank.pager.touch(0, /*writes=*/true, "op");
@@ -222,8 +222,8 @@ TEST_P(CodedPager, AWriteBesideAReaderKeepsWhatItDidNotWrite) {
 
 // Catches codes that travel beside the values instead of in their place.
 TEST(CodedPagerBytes, AreHalfOfSixteenBits) {
-  run(2, /*two_sided=*/true, [](comm::Communicator& communicator) {
-    Rank rank(communicator, CodedPages::kAll);
+  run_coded(2, /*two_sided=*/true, [](comm::Communicator& communicator) {
+    CodedRank rank(communicator, CodedPages::kAll);
     const auto before = communicator.bytes_moved();
     rank.read(0);
     const auto moved = communicator.bytes_moved() - before;

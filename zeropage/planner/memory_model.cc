@@ -11,13 +11,13 @@ namespace zeropage::planner {
 namespace {
 
 constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
-constexpr const char* kWhat = "memory of the plan";
+constexpr const char* kMemoryOfPlan = "memory of the plan";
 
 /// `pages` pages of optimizer state, as one rank updates them.
 std::int64_t state_buffer_bytes(const Request& request, const Placement& placement, std::int64_t pages) {
   const std::int64_t ranks = placement.stage == 0 ? 1 : request.world_size();
   const std::int64_t numel = ceil_div(page_numel(request, placement.stage), ranks);
-  return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kWhat);
+  return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kMemoryOfPlan);
 }
 
 /// Gradients that are being reduced.
@@ -26,10 +26,10 @@ std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   const std::int64_t world = request.world_size();
   const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
   if (placement.stage >= 2)
-    return checked_mul((1 + ahead) * page, element_bytes(formula::compute_dtype(request.precision)), kWhat);
+    return checked_mul((1 + ahead) * page, element_bytes(formula::compute_dtype(request.precision)), kMemoryOfPlan);
   const bool sums_in_fp32 =
       placement.stage == 1 && request.precision != config::Precision::kFp32 && request.accumulation_steps == 1;
-  return sums_in_fp32 ? checked_mul(ahead * 4, page, kWhat) / world : 0;
+  return sums_in_fp32 ? checked_mul(ahead * 4, page, kMemoryOfPlan) / world : 0;
 }
 
 /// Buffers for pages that are gathered in 8 bits, and for gradients that are sent and received in 4 bits.
@@ -55,8 +55,8 @@ void add_torch_optimizer(const Request& request, const Placement& placement, Mem
   // Sums of several ranks are fp32 and replace the 16-bit gradients of the page.
   const bool fp32_gradients = request.precision == config::Precision::kFp32 || request.accumulation_steps > 1 ||
                               placement.stage >= 2 || (placement.stage == 1 && world > 1);
-  const std::int64_t given =
-      checked_mul(fp32_gradients ? 4 : 8, updated_numel(request.model.trainable_numel, placement.stage, world), kWhat);
+  const std::int64_t given = checked_mul(
+      fp32_gradients ? 4 : 8, updated_numel(request.model.trainable_numel, placement.stage, world), kMemoryOfPlan);
   memory.update = given;
   if (placement.optimizer == Home::kDevice) {
     memory.state.optimizer += kept;
@@ -88,7 +88,7 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   formula::ParameterCounts counts{model.trainable_numel, frozen_numel, model.persistent_numel,
                                   offload_optimizer ? model.trainable_numel : 0};
   if (placement.parameters == Home::kDisk) {
-    const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kWhat);
+    const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kMemoryOfPlan);
     counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
   }
   const formula::StateOptions options{
@@ -132,13 +132,15 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
 
 std::int64_t activation_bytes(const Request& request, bool checkpointing) {
   const Shape& shape = request.model.shape;
-  const std::int64_t tokens = checked_mul(request.micro_batch, request.sequence, kWhat);
+  const std::int64_t tokens = checked_mul(request.micro_batch, request.sequence, kMemoryOfPlan);
   const std::int64_t wider = element_bytes(formula::compute_dtype(request.precision)) / 2;
-  const std::int64_t stream = checked_mul(checked_mul(tokens, shape.hidden, kWhat), wider, kWhat);
-  const std::int64_t layer = checked_mul(34, stream, kWhat);
-  const std::int64_t layers = checkpointing ? checked_add(checked_mul(2 * shape.layers, stream, kWhat), layer, kWhat)
-                                            : checked_mul(shape.layers, layer, kWhat);
-  return checked_add(layers, checked_mul(checked_mul(8, tokens, kWhat), shape.vocabulary, kWhat), kWhat);
+  const std::int64_t stream = checked_mul(checked_mul(tokens, shape.hidden, kMemoryOfPlan), wider, kMemoryOfPlan);
+  const std::int64_t layer = checked_mul(34, stream, kMemoryOfPlan);
+  const std::int64_t layers =
+      checkpointing ? checked_add(checked_mul(2 * shape.layers, stream, kMemoryOfPlan), layer, kMemoryOfPlan)
+                    : checked_mul(shape.layers, layer, kMemoryOfPlan);
+  return checked_add(layers, checked_mul(checked_mul(8, tokens, kMemoryOfPlan), shape.vocabulary, kMemoryOfPlan),
+                     kMemoryOfPlan);
 }
 
 }  // namespace zeropage::planner

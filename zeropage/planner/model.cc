@@ -18,7 +18,7 @@
 namespace zeropage::planner {
 namespace {
 
-constexpr double kCountMax = 1e18;
+constexpr double kMaxParameters = 1e18;
 constexpr double kHiddenPerLayer = 128;
 constexpr std::int64_t kGuessedVocabulary = 32'768;
 
@@ -86,7 +86,7 @@ std::int64_t parse_count(std::string_view text) {
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), number);
   if (error != std::errc() || end != digits.data() + digits.size()) fail_count(text);
   const double count = std::round(number * unit);
-  if (!(count >= 1 && count <= kCountMax)) fail_count(text);
+  if (!(count >= 1 && count <= kMaxParameters)) fail_count(text);
   return static_cast<std::int64_t>(count);
 }
 

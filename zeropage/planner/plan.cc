@@ -15,7 +15,7 @@
 namespace zeropage::planner {
 namespace {
 
-constexpr std::int64_t kCountMax = 1'000'000'000;
+constexpr std::int64_t kMaxRequested = 1'000'000'000;
 
 constexpr Placement kPlacements[] = {
     {0},
@@ -32,8 +32,8 @@ constexpr Placement kPlacements[] = {
 
 void check(const Request& request) {
   const auto positive = [](const char* what, std::int64_t value) {
-    if (value < 1 || value > kCountMax) {
-      throw ConfigError(fmt::format("plan: {}: expected a number from 1 to {}, got {}", what, kCountMax, value));
+    if (value < 1 || value > kMaxRequested) {
+      throw ConfigError(fmt::format("plan: {}: expected a number from 1 to {}, got {}", what, kMaxRequested, value));
     }
   };
   positive("devices per host", request.devices_per_host);

@@ -5,10 +5,10 @@
 namespace zeropage::planner {
 namespace {
 
-using Json = nlohmann::ordered_json;
+using OrderedJson = nlohmann::ordered_json;
 
-Json variant_json(const Variant& variant) {
-  Json json{{"activations_bytes", variant.activations}, {"device_bytes", variant.device_bytes}};
+OrderedJson variant_json(const Variant& variant) {
+  OrderedJson json{{"activations_bytes", variant.activations}, {"device_bytes", variant.device_bytes}};
   if (variant.fits) json["fits"] = *variant.fits;
   if (variant.time) {
     json["step_s"] = variant.time->step_s;
@@ -19,7 +19,7 @@ Json variant_json(const Variant& variant) {
   return json;
 }
 
-Json row_json(const Row& row) {
+OrderedJson row_json(const Row& row) {
   const MemoryEstimate& memory = row.memory;
   return {{"stage", row.placement.stage},
           {"offload", offload_name(row.placement)},
@@ -35,7 +35,7 @@ Json row_json(const Row& row) {
           {"disk_bytes", memory.disk},
           {"plain", variant_json(row.plain)},
           {"checkpointed", variant_json(row.checkpointed)},
-          {"config", Json::parse(row.config)}};
+          {"config", OrderedJson::parse(row.config)}};
 }
 
 }  // namespace
@@ -43,30 +43,30 @@ Json row_json(const Row& row) {
 std::string plan_json(const Plan& plan) {
   const Request& request = plan.request;
   const Model& model = request.model;
-  Json json{{"model",
-             {{"name", model.name},
-              {"parameters", model.total_numel},
-              {"trainable", model.trainable_numel},
-              {"active", model.active_numel},
-              {"muon", model.muon_numel},
-              {"layers", model.shape.layers},
-              {"hidden", model.shape.hidden},
-              {"vocabulary", model.shape.vocabulary},
-              {"shape_guessed", model.shape.guessed}}},
-            {"devices_per_host", request.devices_per_host},
-            {"hosts", request.hosts},
-            {"device", request.hardware ? Json(request.hardware->name) : Json()},
-            {"optimizer", request.optimizer.type},
-            {"micro_batch", request.micro_batch},
-            {"accumulation_steps", request.accumulation_steps},
-            {"sequence", request.sequence},
-            {"rows", Json::array()}};
+  OrderedJson json{{"model",
+                    {{"name", model.name},
+                     {"parameters", model.total_numel},
+                     {"trainable", model.trainable_numel},
+                     {"active", model.active_numel},
+                     {"muon", model.muon_numel},
+                     {"layers", model.shape.layers},
+                     {"hidden", model.shape.hidden},
+                     {"vocabulary", model.shape.vocabulary},
+                     {"shape_guessed", model.shape.guessed}}},
+                   {"devices_per_host", request.devices_per_host},
+                   {"hosts", request.hosts},
+                   {"device", request.hardware ? OrderedJson(request.hardware->name) : OrderedJson()},
+                   {"optimizer", request.optimizer.type},
+                   {"micro_batch", request.micro_batch},
+                   {"accumulation_steps", request.accumulation_steps},
+                   {"sequence", request.sequence},
+                   {"rows", OrderedJson::array()}};
   for (const Row& row : plan.rows) json["rows"].push_back(row_json(row));
   const Recommendation& choice = plan.recommendation;
-  json["recommendation"] = {{"row", choice.row ? Json(*choice.row) : Json()},
+  json["recommendation"] = {{"row", choice.row ? OrderedJson(*choice.row) : OrderedJson()},
                             {"checkpointing", choice.checkpointing},
                             {"reason", choice.reason}};
-  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+  return json.dump(2, ' ', false, OrderedJson::error_handler_t::replace) + "\n";
 }
 
 }  // namespace zeropage::planner

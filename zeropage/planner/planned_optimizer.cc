@@ -14,7 +14,7 @@
 namespace zeropage::planner {
 namespace {
 
-constexpr const char* kWhat = "optimizer state of the plan";
+constexpr const char* kStateOfPlan = "optimizer state of the plan";
 constexpr std::int64_t kElementBytesMax = 1 << 16;
 
 }  // namespace
@@ -43,10 +43,10 @@ std::int64_t updated_numel(std::int64_t numel, int stage, int world_size) {
 std::int64_t kept_bytes(const PlannedOptimizer& optimizer, const Model& model, int stage, int world_size) {
   if (!optimizer.by_torch) return 0;
   const auto bytes = [&](std::int64_t numel, std::int64_t each) {
-    return checked_mul(updated_numel(numel, stage, world_size), each, kWhat);
+    return checked_mul(updated_numel(numel, stage, world_size), each, kStateOfPlan);
   };
   if (!optimizer.is_muon()) return bytes(model.trainable_numel, optimizer.element_bytes);
-  return checked_add(bytes(model.muon_numel, 4), bytes(model.trainable_numel - model.muon_numel, 8), kWhat);
+  return checked_add(bytes(model.muon_numel, 4), bytes(model.trainable_numel - model.muon_numel, 8), kStateOfPlan);
 }
 
 std::int64_t engine_element_bytes(const PlannedOptimizer& optimizer, config::Precision precision) {

@@ -9,9 +9,9 @@
 namespace zeropage::comm {
 namespace {
 
-using Bytes = std::unique_ptr<std::byte[]>;
+using HeapBytes = std::unique_ptr<std::byte[]>;
 
-Bytes make_bytes(std::int64_t bytes) {
+HeapBytes make_heap_bytes(std::int64_t bytes) {
   return std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
 }
 
@@ -33,7 +33,7 @@ class AllToAll {
       parts.push_back(next);
       next += call_.part_bytes(rank_, r);
     }
-    to_columns_ = make_bytes(next - call_.sent);
+    to_columns_ = make_heap_bytes(next - call_.sent);
     std::byte* to = to_columns_.get();
     for (int column = 0; column < grid_.local_size; ++column) {
       for (int host = 0; host < grid_.hosts; ++host) {
@@ -46,7 +46,7 @@ class AllToAll {
       for (int host = 0; host < grid_.hosts; ++host) bytes += bytes_of(from, grid_.rank_at(host, column));
       return bytes;
     };
-    of_column_ = make_bytes(received_bytes(part_bytes, local_, grid_.local_size));
+    of_column_ = make_heap_bytes(received_bytes(part_bytes, local_, grid_.local_size));
     works.push_back(inside.all_to_all(to_columns_.get(), of_column_.get(), part_bytes, call_.tag));
   }
 
@@ -60,7 +60,7 @@ class AllToAll {
       }
       return bytes;
     };
-    to_hosts_ = make_bytes(sent_bytes(part_bytes, host_, grid_.hosts));
+    to_hosts_ = make_heap_bytes(sent_bytes(part_bytes, host_, grid_.hosts));
     std::byte* to = to_hosts_.get();
     for (int host = 0; host < grid_.hosts; ++host) {
       const std::byte* next = of_column_.get();
@@ -87,9 +87,9 @@ class AllToAll {
   const int host_;
   const int local_;
   const AllToAllCall call_;
-  Bytes to_columns_;
-  Bytes of_column_;
-  Bytes to_hosts_;
+  HeapBytes to_columns_;
+  HeapBytes of_column_;
+  HeapBytes to_hosts_;
 };
 
 }  // namespace

@@ -43,7 +43,7 @@ class HostsWork final : public Work {
   std::shared_ptr<HostsOperation> operation_;
 };
 
-std::shared_ptr<std::byte[]> make_bytes(std::int64_t bytes) {
+std::shared_ptr<std::byte[]> make_shared_bytes(std::int64_t bytes) {
   return std::make_shared_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
 }
 
@@ -223,7 +223,7 @@ class HostsCommunicator final : public Communicator {
     if (bytes == 0) return;
     const auto column = std::make_shared<std::shared_ptr<std::byte[]>>();
     add_stage(op, Side::kBetween, [=, this](Communicator& between, auto& works) {
-      *column = make_bytes(bytes * grid_.hosts);
+      *column = make_shared_bytes(bytes * grid_.hosts);
       works.push_back(between.all_gather(shard, column->get(), bytes, tag));
     });
     // One block per host at its position. The block of this host is read from its shards in place.
@@ -240,7 +240,7 @@ class HostsCommunicator final : public Communicator {
                             OnReduced on_reduced) {
     if (numel == 0) return;
     const std::int64_t bytes = numel * element_bytes(dtype);
-    const auto all = make_bytes(bytes * size());
+    const auto all = make_shared_bytes(bytes * size());
     add_all_gather(op, data, all.get(), bytes, tag);
     op.stages.back().finish = [=, size = size()] {
       std::vector<const std::byte*> terms;
