@@ -217,7 +217,7 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
         communicator.barrier()
         with pytest.raises(
             CheckpointError,
-            match=r"model is as it was(.|\n)*shard-00001-of-00002.safetensors is damaged between offset 0",
+            match=r"the model is unchanged(.|\n)*shard-00001-of-00002.safetensors is damaged between offset 0",
         ):
             engine.load_checkpoint(tmp_path)
         assert torch.equal(flat_parameters(engine.module), before)

@@ -65,7 +65,7 @@ def test_a_spent_budget_is_said():
         "stage 0",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1 and "left out: the budget of 0.0 s is spent" in done.stdout
+    assert done.returncode == 1 and "left out: the budget of 0.0 s is used up" in done.stdout
 
 
 @pytest.mark.parametrize("script", ["gpu_test.sh", "gpu_bench.sh"])

@@ -116,7 +116,7 @@ TEST(Checkpoint, StateOfAnotherOptimizerIsRefused) {
       lion.load_checkpoint(folder.path());
       ADD_FAILURE() << "Lion took AdamW's moments";
     } catch (const CheckpointError& error) {
-      EXPECT_NE(std::string(error.what()).find("the optimizer is lion, that of the checkpoint adamw"),
+      EXPECT_NE(std::string(error.what()).find("the optimizer is lion, but the checkpoint's optimizer is adamw"),
                 std::string::npos)
           << error.what();
     }
