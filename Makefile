@@ -57,6 +57,7 @@ fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (too
 
 lint: venv-tests ## layers, format, lengths of files, and what ruff and mypy find in Python files
 	@$(BIN)/python tools/check_layers.py
+	@$(BIN)/python tools/check_names.py
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --width
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: no findings"
 	@$(BIN)/mypy

@@ -6,8 +6,8 @@
 namespace simulated_device {
 namespace {
 
-constexpr std::size_t kPageBytes = 4096;
-constexpr int kPoison = 0xff;  // a NaN in every floating-point type
+constexpr std::size_t kDevicePageBytes = 4096;
+constexpr int kDevicePoison = 0xff;  // a NaN in every floating-point type
 
 }  // namespace
 
@@ -20,14 +20,15 @@ void DeviceMemory::poison(std::uintptr_t address, const Block& block, const char
   void* data = reinterpret_cast<void*>(address);
   void* inside = Machine::get().memory(block.home->device).inside(data);
   const std::vector<Use> uses = {{data, block.bytes, 0, true}};
-  Machine::get().launch(*block.home, why, uses, [inside, bytes = block.bytes] { std::memset(inside, kPoison, bytes); });
+  Machine::get().launch(*block.home, why, uses,
+                        [inside, bytes = block.bytes] { std::memset(inside, kDevicePoison, bytes); });
 }
 
 void* DeviceMemory::allocate(Stream& stream, std::size_t bytes) {
   if (bytes == 0) return nullptr;
   const std::lock_guard lock(mutex_);
   reuse_freed();
-  bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  bytes = (bytes + kDevicePageBytes - 1) / kDevicePageBytes * kDevicePageBytes;
   auto& count = bytes_[stream.device];
   const auto take = [](std::vector<std::uintptr_t>& known) {
     const auto address = known.back();

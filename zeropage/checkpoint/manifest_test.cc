@@ -43,7 +43,7 @@ std::string forged(const std::string& from, const std::string& to) {
   return "{\"digest\": \"" + digest128(body) + "\",\n" + body;
 }
 
-std::string refusal(const std::string& text) {
+std::string manifest_refusal(const std::string& text) {
   try {
     manifest_from_text(text, "file");
   } catch (const CheckpointError& error) {
@@ -61,9 +61,9 @@ TEST(Manifest, EverySingleBitFlipIsRefused) {
   for (std::size_t bit = 0; bit < text.size() * 8; ++bit) {
     std::string flipped = text;
     flipped[bit / 8] = static_cast<char>(flipped[bit / 8] ^ (1 << bit % 8));
-    ASSERT_NE(refusal(flipped), "") << "bit " << bit;
+    ASSERT_NE(manifest_refusal(flipped), "") << "bit " << bit;
   }
-  for (std::size_t size = 0; size < text.size(); ++size) ASSERT_NE(refusal(text.substr(0, size)), "") << size;
+  for (std::size_t size = 0; size < text.size(); ++size) ASSERT_NE(manifest_refusal(text.substr(0, size)), "") << size;
 }
 
 // Catches a check that is missing: each document has a right digest and one thing wrong.
@@ -110,7 +110,7 @@ TEST(Manifest, ForgedDocumentsAreRefusedByWhatIsWrong) {
       {R"("client":[1,"x",null])", R"("buffers":{"dict":[["a",1]]})", "host.buffers: expected tensors alone"},
   };
   for (const auto& row : cases) {
-    const std::string message = refusal(forged(row[0], row[1]));
+    const std::string message = manifest_refusal(forged(row[0], row[1]));
     EXPECT_NE(message.find(row[2]), std::string::npos) << row[1].substr(0, 80) << " -> " << message.substr(0, 300);
   }
 }

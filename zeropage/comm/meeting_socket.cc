@@ -37,7 +37,7 @@ struct Resolved {
   std::vector<HostNumber> addresses;
 };
 
-HostNumber number_of(const sockaddr* address) {
+HostNumber host_number(const sockaddr* address) {
   char text[INET6_ADDRSTRLEN] = "";
   if (address->sa_family == AF_INET6) {
     const in6_addr& ip = reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr;
@@ -57,7 +57,7 @@ Resolved ask_resolver(const std::string& host) {
   answer.error = ::getaddrinfo(host.c_str(), nullptr, &hints, &all);
   if (answer.error != 0) return answer;
   for (const addrinfo* one = all; one != nullptr; one = one->ai_next) {
-    if (one->ai_family == AF_INET || one->ai_family == AF_INET6) answer.addresses.push_back(number_of(one->ai_addr));
+    if (one->ai_family == AF_INET || one->ai_family == AF_INET6) answer.addresses.push_back(host_number(one->ai_addr));
   }
   ::freeaddrinfo(all);
   return answer;

@@ -8,7 +8,7 @@ using enum Status;
 
 namespace {
 
-Section params_of(const std::string& type, std::string doc, std::vector<Key> keys) {
+Section scheduler_params(const std::string& type, std::string doc, std::vector<Key> keys) {
   Section section{"scheduler.params", std::move(doc)};
   section.variant_of = "scheduler.type";
   section.variants = {type};
@@ -43,7 +43,7 @@ Key total_num_steps() {
 }
 
 Section one_cycle() {
-  return params_of(
+  return scheduler_params(
       "OneCycle", "The rate rises, falls, then decays; the momentum (beta1) changes in the opposite direction.",
       {
           real("cycle_min_lr", {}, kSupported, "Learning rate at the ends of the cycle.").at_least(0).must_be_given(),
@@ -66,13 +66,13 @@ Section one_cycle() {
 }
 
 Section range_test() {
-  return params_of("LRRangeTest", "A rising learning rate, to find the largest rate with which training works.",
-                   {
-                       real("lr_range_test_min_lr", 1e-3, kSupported, "Learning rate at the start.").at_least(0),
-                       integer("lr_range_test_step_size", 2000, kSupported, "Steps per interval.").at_least(1),
-                       real("lr_range_test_step_rate", 1.0, kSupported, "Growth per interval.").at_least(0),
-                       flag("lr_range_test_staircase", false, kSupported, "Rise in stairs instead of a line."),
-                   });
+  return scheduler_params("LRRangeTest", "A rising learning rate, to find the largest rate with which training works.",
+                          {
+                              real("lr_range_test_min_lr", 1e-3, kSupported, "Learning rate at the start.").at_least(0),
+                              integer("lr_range_test_step_size", 2000, kSupported, "Steps per interval.").at_least(1),
+                              real("lr_range_test_step_rate", 1.0, kSupported, "Growth per interval.").at_least(0),
+                              flag("lr_range_test_staircase", false, kSupported, "Rise in stairs instead of a line."),
+                          });
 }
 
 }  // namespace
@@ -81,11 +81,12 @@ std::vector<Section> scheduler_tables() {
   Section scheduler{"scheduler", "The learning-rate schedule; it advances once per step that is not skipped."};
   scheduler.keys = {string("type", {}, kSupported, "Name of the schedule.")
                         .one_of({{"WarmupLR"}, {"WarmupDecayLR"}, {"WarmupCosineLR"}, {"OneCycle"}, {"LRRangeTest"}})};
-  Section warmup = params_of("WarmupLR", "Warm-up, then constant.",
-                             {warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
-  Section decay = params_of("WarmupDecayLR", "Warm-up, then linearly to 0.",
-                            {total_num_steps(), warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
-  Section cosine = params_of(
+  Section warmup = scheduler_params("WarmupLR", "Warm-up, then constant.",
+                                    {warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
+  Section decay =
+      scheduler_params("WarmupDecayLR", "Warm-up, then linearly to 0.",
+                       {total_num_steps(), warmup_min_lr(), warmup_max_lr(), warmup_num_steps(), warmup_type()});
+  Section cosine = scheduler_params(
       "WarmupCosineLR", "Warm-up, then a cosine decay; all values are ratios of each parameter group's learning rate.",
       {total_num_steps(), real("warmup_min_ratio", 0.0, kSupported, "Ratio at the start of the warm-up.").between(0, 1),
        warmup_num_steps(), real("cos_min_ratio", 1e-4, kSupported, "Ratio at the end of the cosine.").between(0, 1),

@@ -15,7 +15,7 @@ namespace {
 
 /// Calls visit(name, member of ParameterGroup) for every hyperparameter.
 template <class Visit>
-void each(const Visit& visit) {
+void each_hyperparameter(const Visit& visit) {
   using G = ParameterGroup;
   visit("lr", &G::lr);
   visit("betas", &G::betas);
@@ -39,7 +39,7 @@ void each(const Visit& visit) {
 
 bool ParameterGroup::has_same_options(const ParameterGroup& other) const {
   bool same = true;
-  each([&](const char*, auto member) { same = same && this->*member == other.*member; });
+  each_hyperparameter([&](const char*, auto member) { same = same && this->*member == other.*member; });
   return same;
 }
 
@@ -54,7 +54,7 @@ std::vector<OptimizerParams> hyperparameters(const std::vector<ParameterGroup>& 
   std::vector<OptimizerParams> all(groups.size(), optimizer.params);
   const auto* entry = config::find_optimizer(optimizer.kind);
   for (std::size_t i = 0; i < groups.size(); ++i) {
-    each([&](const char* name, auto member) {
+    each_hyperparameter([&](const char* name, auto member) {
       const auto& value = groups[i].*member;
       if (!value) return;
       const auto* hyperparameter = entry == nullptr ? nullptr : entry->find(name);

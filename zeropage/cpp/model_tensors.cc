@@ -5,7 +5,7 @@
 namespace zeropage::cpp {
 namespace {
 
-ModelTensors::Named pairs_of(const torch::OrderedDict<std::string, at::Tensor>& tensors) {
+ModelTensors::Named named_pairs(const torch::OrderedDict<std::string, at::Tensor>& tensors) {
   ModelTensors::Named named;
   for (const auto& item : tensors) named.emplace_back(item.key(), item.value());
   return named;
@@ -15,18 +15,18 @@ ModelTensors::Named pairs_of(const torch::OrderedDict<std::string, at::Tensor>& 
 
 ModelTensors::ModelTensors(torch::nn::Module& module) : module_(module.weak_from_this().lock()) {
   if (module_) return;
-  parameters_ = pairs_of(module.named_parameters());
-  buffers_ = pairs_of(module.named_buffers());
+  parameters_ = named_pairs(module.named_parameters());
+  buffers_ = named_pairs(module.named_buffers());
 }
 
 ModelTensors::Named ModelTensors::parameters() const {
-  return module_ ? pairs_of(module_->named_parameters()) : parameters_;
+  return module_ ? named_pairs(module_->named_parameters()) : parameters_;
 }
 
 void ModelTensors::add(std::string name, const at::Tensor& parameter) {
   if (!module_) parameters_.emplace_back(std::move(name), parameter);
 }
 
-ModelTensors::Named ModelTensors::buffers() const { return module_ ? pairs_of(module_->named_buffers()) : buffers_; }
+ModelTensors::Named ModelTensors::buffers() const { return module_ ? named_pairs(module_->named_buffers()) : buffers_; }
 
 }  // namespace zeropage::cpp

@@ -25,7 +25,7 @@ using torch::serialize::OutputArchive;
 
 /// Calls visit(name, member) for every hyperparameter of the half, under its name in Python's groups.
 template <class Options, class Visit>
-void each(Options& options, const Visit& visit) {
+void each_option(Options& options, const Visit& visit) {
   visit("use_muon", options.use_muon);
   if (options.use_muon) {
     auto& muon = options.muon;
@@ -68,7 +68,7 @@ MuonGroupOptions options_of(const json& params, bool use_muon, std::int64_t matr
   MuonGroupOptions options;
   options.use_muon = use_muon;
   options.muon.matrices = matrices;
-  each(options, [&](const std::string& name, auto& value) {
+  each_option(options, [&](const std::string& name, auto& value) {
     const auto found = params.find(name);
     if (found != params.end() && !found->is_null()) value = found->get<std::decay_t<decltype(value)>>();
   });
@@ -104,14 +104,14 @@ void apply(const ParameterGroup& group, std::size_t index, MuonGroupOptions& opt
 }
 
 template <class... Kinds>
-bool is_one_of(const torch::nn::Module& module) {
+bool is_module_of(const torch::nn::Module& module) {
   return ((dynamic_cast<const Kinds*>(&module) != nullptr) || ...);
 }
 
 bool is_convolution(const torch::nn::Module& module) {
   using namespace torch::nn;
-  return is_one_of<Conv1dImpl, Conv2dImpl, Conv3dImpl, ConvTranspose1dImpl, ConvTranspose2dImpl, ConvTranspose3dImpl>(
-      module);
+  return is_module_of<Conv1dImpl, Conv2dImpl, Conv3dImpl, ConvTranspose1dImpl, ConvTranspose2dImpl,
+                      ConvTranspose3dImpl>(module);
 }
 
 /// The group's heads, as the matrices of one of its parameters. Errors: ConfigError when they do not fit.
@@ -143,14 +143,14 @@ std::set<const void*> convolution_kernels(const torch::nn::Module& model) {
 }  // namespace
 
 void MuonGroupOptions::serialize(OutputArchive& archive) const {
-  each(*this, [&](const char* name, const auto& value) { archive.write(name, c10::IValue(value)); });
+  each_option(*this, [&](const char* name, const auto& value) { archive.write(name, c10::IValue(value)); });
   if (!use_muon) archive.write("betas", c10::IValue(std::tuple(adam.beta1, adam.beta2)));
 }
 
 void MuonGroupOptions::serialize(InputArchive& archive) {
   c10::IValue stored;
   if (archive.try_read("use_muon", stored)) use_muon = stored.toBool();
-  each(*this, [&](const char* name, auto& value) {
+  each_option(*this, [&](const char* name, auto& value) {
     if (archive.try_read(name, stored)) value = stored.to<std::decay_t<decltype(value)>>();
   });
   if (!use_muon && archive.try_read("betas", stored)) {

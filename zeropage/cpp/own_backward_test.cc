@@ -14,7 +14,7 @@ namespace {
 constexpr double kRate = 0.25;
 constexpr double kClip = 0.05;  // below the norms of the model
 
-Config sgd_config(int stage, int accumulation_steps = 1, const char* more = "{}") {
+Config accumulating_config(int stage, int accumulation_steps = 1, const char* more = "{}") {
   return Config::from_json(fmt::format(R"({{"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": {},
         "optimizer": {{"type": "SGD", "params": {{"lr": {}}}}},
         "zero_optimization": {{"stage": {}, "stage3_param_persistence_threshold": 8}}}})",
@@ -61,7 +61,7 @@ TEST(OwnBackward, TheMeanIsThereAtTheEndOfAWindow) {
   const auto expected = plain_gradients(0, 2);
   at_every_stage([&](int stage, int rank, const Options& options) {
     auto model = make_model();
-    auto engine = initialize(*model, sgd_config(stage, 2), options);
+    auto engine = initialize(*model, accumulating_config(stage, 2), options);
     for (int step = 0; step < 2; ++step) {
       EXPECT_TRUE(none_has_a_gradient(model));
       loss_of(model, batch_of(step, rank)).backward();
@@ -86,7 +86,7 @@ TEST(OwnBackward, LibtorchsClippingTakesEffect) {
   }
   at_every_stage([&](int stage, int rank, const Options& options) {
     auto model = make_model();
-    auto engine = initialize(*model, sgd_config(stage), options);
+    auto engine = initialize(*model, accumulating_config(stage), options);
     for (int step = 0; step < 3; ++step) {
       loss_of(model, batch_of(step, rank)).backward();
       const double norm = torch::nn::utils::clip_grad_norm_(model->parameters(), kClip);
@@ -103,8 +103,8 @@ TEST(OwnBackward, LossesOfFp16MayBeScaledOrNot) {
   const auto expected = plain_gradients(0, 1);
   at_every_stage([&](int stage, int rank, const Options& options) {
     auto model = make_model();
-    auto engine =
-        initialize(*model, sgd_config(stage, 1, R"({"fp16": {"enabled": true, "initial_scale_power": 10}})"), options);
+    auto engine = initialize(
+        *model, accumulating_config(stage, 1, R"({"fp16": {"enabled": true, "initial_scale_power": 10}})"), options);
     for (const bool scaled : {true, false}) {
       const auto loss = loss_of(model, batch_of(0, rank).to(at::kHalf));
       (scaled ? engine.scale(loss) : loss).backward();
@@ -123,7 +123,7 @@ TEST(OwnBackward, ForgottenGradientsDoNotCount) {
   const auto expected = plain_gradients(1, 2);
   at_every_stage([&](int stage, int rank, const Options& options) {
     auto model = make_model();
-    auto engine = initialize(*model, sgd_config(stage), options);
+    auto engine = initialize(*model, accumulating_config(stage), options);
     loss_of(model, batch_of(0, rank)).backward();
     engine.barrier();  // before a rank frees what another one reads
     engine.zero_grad();

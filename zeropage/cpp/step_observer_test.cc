@@ -31,7 +31,7 @@ Config config_with(const json& keys) {
   return Config::from_json(config.dump());
 }
 
-void train(Engine& engine, Line& model, int steps) {
+void train_steps(Engine& engine, Line& model, int steps) {
   for (int i = 0; i < steps; ++i) {
     engine.backward(model.forward());
     engine.step();
@@ -62,7 +62,7 @@ TEST(StepObserver, WritesWhatPythonWrites) {
   on_two_ranks([&](int rank, const Options& options) {
     Line model;
     auto engine = initialize(model, config, options);
-    train(engine, model, 3);
+    train_steps(engine, model, 3);
     EXPECT_EQ(engine.monitor().enabled(), rank == 0);
     engine.monitor().write_events({{"Valid/my loss", 0.5, engine.global_samples()}});
   });
@@ -116,7 +116,7 @@ TEST(StepObserver, SumsUpCollectives) {
   on_two_ranks([](int, const Options& options) {
     Line model;
     auto engine = initialize(model, config_with({{"comms_logger", {{"enabled", true}}}}), options);
-    train(engine, model, 1);
+    train_steps(engine, model, 1);
     EXPECT_NE(engine.comms_summary().find("reduce_scatter"), std::string::npos) << engine.comms_summary();
   });
   Line model;
@@ -129,15 +129,15 @@ TEST(Engine, StatesLeaveAndComeBack) {
     Line model, other;
     auto engine = initialize(model, config_with(json::object()), options);
     auto stays = initialize(other, config_with(json::object()), options);
-    train(engine, model, 1);
+    train_steps(engine, model, 1);
     engine.offload_states({.parameters = false});
     const auto report = engine.memory_report();
     EXPECT_EQ(report.ranks[rank].optimizer, 0);
     EXPECT_GT(report.host[rank].optimizer, 0);
     EXPECT_THROW(engine.backward(model.forward()), UsageError);
     engine.reload_states();
-    train(engine, model, 1);
-    train(stays, other, 2);
+    train_steps(engine, model, 1);
+    train_steps(stays, other, 2);
     EXPECT_TRUE(at::equal(model.weight, other.weight));
   });
 }

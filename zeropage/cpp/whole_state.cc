@@ -24,8 +24,8 @@ std::string part_name(std::string_view number, const std::string& parameter) {
   return fmt::format("torch_part.{}/{}", number, parameter);
 }
 
-c10::IValue decode(const json& value, checkpoint::Checkpoint& step, const std::string& key,
-                   const std::string& parameter) {
+c10::IValue decode_value(const json& value, checkpoint::Checkpoint& step, const std::string& key,
+                         const std::string& parameter) {
   if (value.is_null()) return {};
   if (value.is_boolean()) return value.get<bool>();
   if (value.is_number_integer()) return value.get<std::int64_t>();
@@ -84,7 +84,7 @@ ArchiveItems decode_whole_state(checkpoint::Checkpoint& step, const std::string&
                                         parameter, text.substr(0, 200)));
     }
     const auto key = pair[0].get<std::string>();
-    if (const auto value = decode(pair[1], step, key, parameter); !value.isNone()) items.emplace_back(key, value);
+    if (const auto value = decode_value(pair[1], step, key, parameter); !value.isNone()) items.emplace_back(key, value);
   }
   return items;
 }

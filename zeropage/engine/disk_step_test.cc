@@ -28,7 +28,7 @@ class Folder {
   std::string path_ = (std::filesystem::temp_directory_path() / "zp-step-XXXXXX").string();
 };
 
-config::Config make_config(const std::string& folder) {
+config::Config disk_config(const std::string& folder) {
   config::Config config;
   config.zero.stage = 3;
   config.zero.persistence_threshold_numel = 0;
@@ -70,7 +70,7 @@ bool all_is(ModelState& state, float value) {
 // Would catch a rank that activates its part of a step although another rank's part never reached its drive.
 TEST(DiskStep, StandsOnAllRanksOrOnNone) {
   const Folder folder;
-  const config::Config config = make_config(folder.path());
+  const config::Config config = disk_config(folder.path());
   comm::run_threads(2, std::chrono::milliseconds(20000), [&](comm::Communicator& communicator) {
     std::vector<ParameterInput> inputs;
     for (int i = 0; i < 6; ++i) {

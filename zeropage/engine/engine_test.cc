@@ -15,7 +15,7 @@
 namespace zeropage::engine {
 namespace {
 
-config::Config make_config() {
+config::Config engine_config() {
   config::Config config;
   config.batch.micro_batch_size = 2;
   config.batch.train_batch_size = 2;
@@ -25,7 +25,7 @@ config::Config make_config() {
 }
 
 struct Training {
-  explicit Training(const config::Config& config = make_config())
+  explicit Training(const config::Config& config = engine_config())
       : engine(model.inputs, {{.lr = 0.5, .weight_decay = 0.0}}, config, model.communicator, c10::kCPU) {}
 
   /// The gradient of each element of parameter i is `values[i]`; NaN: it gets none.
@@ -65,7 +65,7 @@ TEST(Engine, AStepWithoutABackwardChangesNothing) {
 // Catches a skipped step that changes parameters, counts as applied, keeps its gradients for the next one, or forgets
 // which parameter overflowed.
 TEST(Engine, ASkippedStepChangesNothingButItsCounts) {
-  auto config = make_config();
+  auto config = engine_config();
   config.precision = config::Precision::kBf16;
   Training training(config);
   training.backward({1.0F, INFINITY});
@@ -87,7 +87,7 @@ TEST(Engine, ASkippedStepChangesNothingButItsCounts) {
 
 // Catches an update of a parameter that got no gradient, and a norm that is that of the clipped gradients.
 TEST(Engine, UpdatesWhatGotAGradientAndClipsByTheNorm) {
-  auto config = make_config();
+  auto config = engine_config();
   config.gradients.clipping = 1.0;
   Training training(config);
   training.backward({3.0F, kNone});
@@ -102,7 +102,7 @@ TEST(Engine, UpdatesWhatGotAGradientAndClipsByTheNorm) {
 
 // Catches a window that ends early or late, micro steps whose gradients are lost, and a mean over the wrong number.
 TEST(Engine, AWindowAddsUpItsMicroSteps) {
-  auto config = make_config();
+  auto config = engine_config();
   config.batch.accumulation_steps = 2;
   config.batch.train_batch_size = 4;
   Training training(config);

@@ -25,7 +25,7 @@ at::Tensor checked(const Read& read, const ImportedTensor& tensor, std::int64_t 
 }
 
 /// Keeps the values from the first requested piece to the last, because files are written from start to end.
-checkpoint::ReadBytes reader_of(const Read& read, const ImportedTensor& tensor, std::int64_t numel) {
+checkpoint::ReadBytes reader_of_tensor(const Read& read, const ImportedTensor& tensor, std::int64_t numel) {
   const auto held = std::make_shared<at::Tensor>();
   return [&read, &tensor, numel, held](std::int64_t begin, std::byte* out, std::int64_t bytes) {
     if (begin == 0) *held = checked(read, tensor, numel);
@@ -44,8 +44,10 @@ std::string write_imported_step(const std::string& folder, checkpoint::Manifest 
   request.manifest.library_version = ZEROPAGE_VERSION;
   for (const auto& tensor : tensors) {
     const std::int64_t numel = checkpoint::shape_numel(tensor.shape, tensor.name);
-    request.tensors.push_back(
-        {{tensor.name, type_name(tensor.type, tensor.name), tensor.shape}, 0, numel, reader_of(read, tensor, numel)});
+    request.tensors.push_back({{tensor.name, type_name(tensor.type, tensor.name), tensor.shape},
+                               0,
+                               numel,
+                               reader_of_tensor(read, tensor, numel)});
   }
   const auto alone = comm::make_thread_communicators(1, kTimeout);
   return checkpoint::save(checkpoint::system_files(), *alone.front(), std::move(request));

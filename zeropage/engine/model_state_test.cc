@@ -15,31 +15,31 @@
 namespace zeropage::engine {
 namespace {
 
-constexpr std::int64_t kNumel = 4096;
-constexpr int kParameters = 4;
+constexpr std::int64_t kModelNumel = 4096;
+constexpr int kModelParameters = 4;
 
-config::Config make_config(int stage) {
+config::Config model_config(int stage) {
   config::Config config;
   config.zero.stage = stage;
   config.zero.persistence_threshold_numel = 0;
-  config.zeropage.page_numel = kNumel;  // a page per parameter
+  config.zeropage.page_numel = kModelNumel;  // a page per parameter
   return config;
 }
 
-std::shared_ptr<comm::Communicator> borrowed(comm::Communicator& communicator) {
+std::shared_ptr<comm::Communicator> borrowed_parameters(comm::Communicator& communicator) {
   return {&communicator, [](auto*) {}};
 }
 
 /// Parameters whose values are 10 * rank + index.
 std::vector<ParameterInput> make_inputs(int rank) {
   std::vector<ParameterInput> inputs;
-  for (int i = 0; i < kParameters; ++i) {
-    inputs.push_back({"p" + std::to_string(i), at::full({kNumel}, 10.0 * rank + i).set_requires_grad(true), 0});
+  for (int i = 0; i < kModelParameters; ++i) {
+    inputs.push_back({"p" + std::to_string(i), at::full({kModelNumel}, 10.0 * rank + i).set_requires_grad(true), 0});
   }
   return inputs;
 }
 
-std::vector<std::string> run(const comm::RankBody& body) {
+std::vector<std::string> run_ranks(const comm::RankBody& body) {
   return comm::run_threads(2, std::chrono::seconds(20), body);
 }
 
@@ -47,21 +47,21 @@ std::vector<std::string> run(const comm::RankBody& body) {
 // or less than its part.
 TEST(ModelState, EveryRankHasTheValuesOfRank0AndUpdatesItsPart) {
   for (const int stage : {0, 1, 3}) {
-    const auto config = make_config(stage);
+    const auto config = model_config(stage);
     const auto body = [&](comm::Communicator& communicator) {
       const c10::AutoGradMode no_grad(false);
       const auto inputs = make_inputs(communicator.rank());
-      ModelState state(inputs, config, borrowed(communicator), c10::kCPU, std::make_shared<Ledger>());
+      ModelState state(inputs, config, borrowed_parameters(communicator), c10::kCPU, std::make_shared<Ledger>());
       communicator.barrier({"made"});  // as an engine does when it continues: a peer may still fill its shards
       const bool sharded = stage == 3;
       EXPECT_EQ(state.anything_paged(), sharded);
-      for (int i = 0; i < kParameters; ++i) {
+      for (int i = 0; i < kModelParameters; ++i) {
         EXPECT_EQ(at::ne(inputs[i].tensor, i).sum().item<std::int64_t>(), 0)
             << "parameter " << i << " begins with " << inputs[i].tensor[0].item<float>() << ", stage " << stage;
         const int page = state.layout()->page_of(i);
         const auto& own = state.owned(page);
-        EXPECT_EQ(own.numel, stage == 0 ? kNumel : kNumel / 2);
-        EXPECT_EQ(own.begin, stage == 0 ? 0 : communicator.rank() * kNumel / 2);
+        EXPECT_EQ(own.numel, stage == 0 ? kModelNumel : kModelNumel / 2);
+        EXPECT_EQ(own.begin, stage == 0 ? 0 : communicator.rank() * kModelNumel / 2);
         EXPECT_EQ(*reinterpret_cast<const float*>(own.parameter), static_cast<float>(i));
         EXPECT_EQ(state.whole_page(page) == nullptr, sharded);
         EXPECT_TRUE(state.is_own_master(page)) << "fp32";
@@ -69,21 +69,21 @@ TEST(ModelState, EveryRankHasTheValuesOfRank0AndUpdatesItsPart) {
       communicator.barrier({"done"});
       state.leave_parameters();
     };
-    for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "") << "stage " << stage;
+    for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "") << "stage " << stage;
   }
 }
 
 // Catches a limit given in elements that overflows as bytes: a large stage3_max_reuse_distance, which keeps pages
 // resident, would become negative and evict every page immediately.
 TEST(ModelState, HugeLimitsDoNotOverflow) {
-  auto config = make_config(3);
+  auto config = model_config(3);
   config.zero.max_reuse_distance_numel = INT64_MAX / 2;
   config.zero.prefetch_bucket_numel = INT64_MAX / 2;
   config.zero.max_live_numel = INT64_MAX / 2;
   const auto body = [&](comm::Communicator& communicator) {
     const c10::AutoGradMode no_grad(false);
     const auto inputs = make_inputs(communicator.rank());
-    ModelState state(inputs, config, borrowed(communicator), c10::kCPU, std::make_shared<Ledger>());
+    ModelState state(inputs, config, borrowed_parameters(communicator), c10::kCPU, std::make_shared<Ledger>());
     communicator.barrier({"made"});
     for (int pass = 0; pass < 3; ++pass) {
       for (const auto& input : inputs) EXPECT_GE(at::sum(input.tensor).item<double>(), 0.0);
@@ -96,13 +96,13 @@ TEST(ModelState, HugeLimitsDoNotOverflow) {
     communicator.barrier({"done"});
     state.leave_parameters();
   };
-  for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches an update that begins while a user's write is not part of the state, and one that is taken for a user's.
 TEST(ModelState, KnowsWhatUsersWrote) {
   const TestModel model({100, 200});
-  auto config = make_config(1);
+  auto config = model_config(1);
   config.zeropage.page_numel = 1;  // a page per parameter
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   state.settle_writes();
@@ -125,7 +125,7 @@ TEST(ModelState, KnowsWhatUsersWrote) {
 
 // Catches a model that is partly adopted before its faults are found, and messages without the parameter's name.
 TEST(ModelState, RefusesModelsThatItCannotPlace) {
-  const auto config = make_config(1);
+  const auto config = model_config(1);
   TestModel model({100, 200});
   const auto make = [&](const std::vector<ParameterInput>& inputs) {
     return comm::outcome_of([&] { ModelState(inputs, config, model.communicator, c10::kCPU, model.ledger); });

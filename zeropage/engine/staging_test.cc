@@ -20,7 +20,7 @@ namespace {
 
 constexpr int kStagedParameters = 5;
 
-config::Config make_config(config::Precision precision, bool masters) {
+config::Config staging_config(config::Precision precision, bool masters) {
   config::Config config;
   config.precision = precision;
   config.optimizer.kind = config::OptimizerKind::kAdamW;
@@ -34,7 +34,7 @@ config::Config make_config(config::Precision precision, bool masters) {
 /// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
 std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t log_bytes = 0,
                               bool masters = true) {
-  const auto config = make_config(precision, masters);
+  const auto config = staging_config(precision, masters);
   const TestModel model({1000, 2000, 3000, 4000, 5000});
   const auto& parameters = model.parameters;
   const auto& communicator = model.communicator;

@@ -17,7 +17,7 @@ namespace {
 using comm::contains;
 using std::chrono::seconds;
 
-config::Config make_config(int stage, int world) {
+config::Config failure_config(int stage, int world) {
   config::Config config;
   config.batch.micro_batch_size = 1;
   config.batch.train_batch_size = world;
@@ -60,7 +60,8 @@ void train_until_death(std::unique_ptr<comm::Communicator> inner) {
     return comm::Fault{};
   };
   const auto parameters = make_parameters();
-  auto engine = make_engine(parameters, make_config(1, world), comm::make_fault_communicator(std::move(inner), rule));
+  auto engine =
+      make_engine(parameters, failure_config(1, world), comm::make_fault_communicator(std::move(inner), rule));
   for (int step = 0; step < 2; ++step) {
     engine->backward(loss_of(parameters));
     engine->step();
@@ -105,7 +106,7 @@ TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
 TEST(StepFailure, DirtyPageThatLeavesOnOneRankOnlyIsANamedError) {
   const auto body = [](comm::Communicator& communicator) {
     const auto parameters = make_parameters();
-    auto engine = make_engine(parameters, make_config(3, communicator.size()),
+    auto engine = make_engine(parameters, failure_config(3, communicator.size()),
                               std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}));
     if (communicator.rank() == 0) {
       c10::AutoGradMode no_grad(false);

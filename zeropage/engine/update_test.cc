@@ -13,7 +13,7 @@
 namespace zeropage::engine {
 namespace {
 
-config::Config make_config(std::int64_t page_numel) {
+config::Config update_config(std::int64_t page_numel) {
   config::Config config;
   config.optimizer.kind = config::OptimizerKind::kAdamW;
   config.zeropage.page_numel = page_numel;
@@ -24,7 +24,7 @@ config::Config make_config(std::int64_t page_numel) {
 // though none of its parameters has one.
 TEST(Update, LeavesOutParametersWithoutGradients) {
   const TestModel model({100, 200, 300});
-  const auto config = make_config(1 << 20);
+  const auto config = update_config(1 << 20);
   const ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   ASSERT_EQ(state.layout()->pages().size(), 1);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.25}};
@@ -59,7 +59,7 @@ TEST(Update, RoundsEveryParameterAndStepByAKeyOfItsOwn) {
 
 // Catches a mean that is a sum (or the other way round), and a predivision or a loss scale that stays in the gradients.
 TEST(Update, DividesByWhatGradientsWereMultipliedBy) {
-  auto config = make_config(1);
+  auto config = update_config(1);
   EXPECT_EQ(gradient_divisor(config, 4, 1.0), 4.0);
   EXPECT_EQ(gradient_divisor(config, 4, 1024.0), 4096.0);
   config.gradients.prescale = true;
@@ -81,7 +81,7 @@ TEST(Update, RefusesHyperparametersThatNeedMoreState) {
 
 // Catches parameters without masters, or packed moments, under an optimizer that cannot round them.
 TEST(Update, RefusesTypesThatItCannotRound) {
-  auto config = make_config(1);
+  auto config = update_config(1);
   EXPECT_NO_THROW(require_one_pass(config, c10::kCPU));
   config.fp32_masters = false;
   EXPECT_NO_THROW(require_one_pass(config, c10::kCPU));
@@ -92,7 +92,7 @@ TEST(Update, RefusesTypesThatItCannotRound) {
 // Catches squares of parameters of other ranks in this rank's sum, and an overflow that is blamed on a later parameter.
 TEST(Update, SumsSquaresAndNamesTheFirstParameterThatOverflows) {
   const TestModel model({100, 200, 300});
-  const auto config = make_config(1);
+  const auto config = update_config(1);
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
   reduce::ReducePolicy policy;
   policy.sharded = true;

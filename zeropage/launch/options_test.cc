@@ -21,7 +21,7 @@ Options parse(std::vector<std::string> words) {
   return options;
 }
 
-std::string error_of(std::vector<std::string> words) {
+std::string options_error(std::vector<std::string> words) {
   try {
     parse(std::move(words));
   } catch (const ConfigError& error) {
@@ -66,14 +66,14 @@ TEST(Options, BothNamesAndMinusOne) {
 }
 
 TEST(Options, ErrorsSayWhatToDo) {
-  EXPECT_NE(error_of({"--num_gpu", "2", "a.py"}).find("did you mean --num_gpus?"), std::string::npos);
-  EXPECT_NE(error_of({"--elastic_training", "a.py"}).find("not built yet"), std::string::npos);
-  EXPECT_NE(error_of({"--autotuning", "run", "a.py"}).find("not built yet"), std::string::npos);
-  EXPECT_NE(error_of({"--launcher", "mvapich", "a.py"}).find("not built"), std::string::npos);
-  EXPECT_NE(error_of({"--num_nodes", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
-  EXPECT_NE(error_of({"--num_gpus", "2"}).find("no script"), std::string::npos);
-  EXPECT_NE(error_of({"--num_gpus", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
-  EXPECT_NE(error_of({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);
+  EXPECT_NE(options_error({"--num_gpu", "2", "a.py"}).find("did you mean --num_gpus?"), std::string::npos);
+  EXPECT_NE(options_error({"--elastic_training", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(options_error({"--autotuning", "run", "a.py"}).find("not built yet"), std::string::npos);
+  EXPECT_NE(options_error({"--launcher", "mvapich", "a.py"}).find("not built"), std::string::npos);
+  EXPECT_NE(options_error({"--num_nodes", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
+  EXPECT_NE(options_error({"--num_gpus", "2"}).find("no script"), std::string::npos);
+  EXPECT_NE(options_error({"--num_gpus", "0", "a.py"}).find("expected 1 or more"), std::string::npos);
+  EXPECT_NE(options_error({"--module", "--no_python", "a"}).find("give one of them"), std::string::npos);
 }
 
 // Catches a compiled program that is run with python, which would report a syntax error.

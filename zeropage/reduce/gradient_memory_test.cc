@@ -11,7 +11,7 @@ namespace {
 const c10::Device kCpu = c10::kCPU;
 
 /// Four pages of 2048 elements at two ranks, of which the second is fp32 and the others are bf16.
-std::shared_ptr<const layout::Layout> make_layout() {
+std::shared_ptr<const layout::Layout> memory_layout() {
   std::vector<layout::ParameterSpec> specs(4);
   for (auto& spec : specs) spec = {.name = "p", .numel = 4096, .dtype = DType::kBFloat16, .element_bytes = 2};
   specs[1].dtype = DType::kFloat32;
@@ -19,7 +19,7 @@ std::shared_ptr<const layout::Layout> make_layout() {
   return std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = 2, .page_numel = 4096});
 }
 
-std::vector<std::string> run(const comm::RankBody& body) {
+std::vector<std::string> run_ranks(const comm::RankBody& body) {
   return comm::run_threads(2, std::chrono::seconds(20), body);
 }
 
@@ -37,7 +37,7 @@ TEST(GradientFrames, AreThePagesOwn) {
   const auto body = [](comm::Communicator& communicator) {
     const auto ledger = std::make_shared<Ledger>();
     const auto policy = bf16_policy(false);
-    GradientFrames frames(make_layout(), {2, 1}, communicator, kCpu, ledger, policy);
+    GradientFrames frames(memory_layout(), {2, 1}, communicator, kCpu, ledger, policy);
     EXPECT_EQ(frames.home(0), nullptr);
     EXPECT_EQ(frames.home(1) - frames.home(2), 4096 * 2);
     EXPECT_EQ(ledger->current_bytes(MemoryKind::kGradients), 4096 * 2 + 4096 * 4);
@@ -50,7 +50,7 @@ TEST(GradientFrames, AreThePagesOwn) {
     EXPECT_EQ(frames.home(3) - frames.home(2), 4096 * 2 + 4096 * 4);
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches a sharded page that gets a whole frame permanently, and a borrowed frame that is not reused.
@@ -58,7 +58,7 @@ TEST(GradientFrames, AreBorrowedBySomePages) {
   const auto body = [](comm::Communicator& communicator) {
     const auto ledger = std::make_shared<Ledger>();
     const auto policy = bf16_policy(true);
-    GradientFrames frames(make_layout(), {2, 1, 0}, communicator, kCpu, ledger, policy);
+    GradientFrames frames(memory_layout(), {2, 1, 0}, communicator, kCpu, ledger, policy);
     for (const int page : {0, 1, 2}) EXPECT_EQ(frames.home(page), nullptr);
     std::byte* first = frames.acquire(0);
     std::byte* second = frames.acquire(2);
@@ -67,7 +67,7 @@ TEST(GradientFrames, AreBorrowedBySomePages) {
     EXPECT_EQ(frames.acquire(0), first);
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches shards that overlap, one of an offloaded page among those of the device, and shards that are reported as
@@ -78,7 +78,7 @@ TEST(GradientShards, AreInTwoBlocks) {
     auto policy = bf16_policy(true);
     policy.offloaded[1] = true;
     policy.host = memory::MemoryPlace(kCpu, Tier::kHost);
-    GradientShards shards(make_layout(), communicator, kCpu, ledger, policy);
+    GradientShards shards(memory_layout(), communicator, kCpu, ledger, policy);
     const std::vector<int> pages = {2, 1, 0};
     shards.allocate(pages, /*offloaded=*/false);
     shards.allocate(pages, /*offloaded=*/true);
@@ -95,7 +95,7 @@ TEST(GradientShards, AreInTwoBlocks) {
     EXPECT_EQ(ledger->current_bytes(MemoryKind::kGradients, Tier::kHost), 2048 * 2);
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches memory for the shards of a page whose gradients stay in autograd's tensors.
@@ -105,13 +105,13 @@ TEST(GradientShards, AreNotMadeForKeptGradients) {
     auto policy = bf16_policy(true);
     policy.keep = true;
     policy.offloaded[2] = true;
-    GradientShards shards(make_layout(), communicator, kCpu, ledger, policy);
+    GradientShards shards(memory_layout(), communicator, kCpu, ledger, policy);
     for (const bool offloaded : {false, true}) shards.allocate({2, 1, 0}, offloaded);
     EXPECT_EQ(shards.data(0), nullptr);
     EXPECT_NE(shards.data(2), nullptr) << "an offloaded page does not keep";
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : run(body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : run_ranks(body)) EXPECT_EQ(outcome, "");
 }
 
 }  // namespace

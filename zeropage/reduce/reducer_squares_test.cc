@@ -74,8 +74,8 @@ std::vector<Kind> kinds() {
   return kinds;
 }
 
-std::shared_ptr<const layout::Layout> make_layout(const std::vector<std::int64_t>& numels, const Kind& kind,
-                                                  int world) {
+std::shared_ptr<const layout::Layout> squares_layout(const std::vector<std::int64_t>& numels, const Kind& kind,
+                                                     int world) {
   std::vector<layout::ParameterSpec> specs(numels.size());
   for (std::size_t i = 0; i < numels.size(); ++i) {
     specs[i].name = fmt::format("p{}", i);
@@ -95,7 +95,7 @@ std::vector<at::Tensor> make_parameters(const std::vector<std::int64_t>& numels,
 }
 
 /// A graph that reaches every parameter, or those of odd index only, with gradients whose sum shows its order.
-void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
+void run_squares_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
   at::Tensor loss = at::zeros({});
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     if (!all && i % 2 == 0) continue;
@@ -109,7 +109,7 @@ void run_graph(const std::vector<at::Tensor>& parameters, int rank, bool all) {
 /// in two reentrant checkpoints; both are reduced. Gradients of all graphs but the first are late for whole pages.
 void check_squares(comm::Communicator& communicator, const std::vector<std::int64_t>& numels, const Kind& kind) {
   SCOPED_TRACE(fmt::format("{}, rank {} of {}", kind.name(), communicator.rank(), communicator.size()));
-  auto layout = make_layout(numels, kind, communicator.size());
+  auto layout = squares_layout(numels, kind, communicator.size());
   const auto parameters = make_parameters(numels, kind);
   const ReducePolicy policy = kind.policy();
   Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
@@ -118,8 +118,8 @@ void check_squares(comm::Communicator& communicator, const std::vector<std::int6
     if (late) reducer.listen([](int) {}, [](int) {});  // a single rank's sums are only announced with listeners
     for (int backward = 0; backward < 2; ++backward) {
       reducer.begin_backward(/*boundary=*/late || backward == 1);
-      run_graph(parameters, communicator.rank(), true);
-      if (late) run_graph(parameters, communicator.rank(), communicator.rank() == 0);
+      run_squares_graph(parameters, communicator.rank(), true);
+      if (late) run_squares_graph(parameters, communicator.rank(), communicator.rank() == 0);
       reducer.end_backward();
     }
     reducer.finish();
@@ -141,7 +141,7 @@ void check_all(comm::Communicator& communicator) {
 void check_squares_before_travel(comm::Communicator& communicator, const Kind& kind) {
   at::set_num_threads(1);
   const auto& numels = kModels[0];
-  auto layout = make_layout(numels, kind, communicator.size());
+  auto layout = squares_layout(numels, kind, communicator.size());
   const auto parameters = make_parameters(numels, kind);
   ReducePolicy policy = kind.policy();
   policy.squares_before_travel = true;
@@ -150,7 +150,7 @@ void check_squares_before_travel(comm::Communicator& communicator, const Kind& k
                   c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
   for (int backward = 0; backward < 2; ++backward) {
     reducer.begin_backward(/*boundary=*/true);
-    run_graph(parameters, communicator.rank(), true);
+    run_squares_graph(parameters, communicator.rank(), true);
     reducer.end_backward();
     expect_squares(reducer, *layout, policy, communicator.rank(), /*relative_tolerance=*/backward == 0 ? 1e-13 : 0.0);
   }

@@ -9,7 +9,7 @@ namespace zeropage::reduce {
 namespace {
 
 /// The pages of one backward.
-std::vector<int> run(ReductionOrder& order) {
+std::vector<int> run_order(ReductionOrder& order) {
   std::vector<int> pages;
   for (auto page = order.next(); page; page = order.next()) {
     pages.push_back(*page);
@@ -22,10 +22,10 @@ std::vector<int> run(ReductionOrder& order) {
 // Catches a first order that begins with the layers that autograd reaches last, and a page that is added in between.
 TEST(ReductionOrder, BeginsWithTheLastPage) {
   ReductionOrder order({0, 2, 3});
-  EXPECT_EQ(run(order), (std::vector<int>{3, 2, 0}));
+  EXPECT_EQ(run_order(order), (std::vector<int>{3, 2, 0}));
   order.add(1);
-  EXPECT_EQ(run(order), (std::vector<int>{3, 2, 0, 1}));
-  EXPECT_EQ(run(order), (std::vector<int>{3, 2, 0, 1})) << "every backward has all of them";
+  EXPECT_EQ(run_order(order), (std::vector<int>{3, 2, 0, 1}));
+  EXPECT_EQ(run_order(order), (std::vector<int>{3, 2, 0, 1})) << "every backward has all of them";
 }
 
 // Catches ranks that keep different orders, a page that is lost because rank 0 did not complete it, and one that is in
@@ -40,7 +40,7 @@ TEST(ReductionOrder, SettlesOnThatOfRank0) {
     EXPECT_TRUE(order.is_settled());
     EXPECT_EQ(order.pages(), (std::vector<int>{1, 3, 2, 0}));
     order.note_complete(0);
-    EXPECT_EQ(run(order), (std::vector<int>{1, 3, 2, 0}));
+    EXPECT_EQ(run_order(order), (std::vector<int>{1, 3, 2, 0}));
     communicator.barrier({"done"});
   };
   for (const auto& outcome : comm::run_threads(3, std::chrono::seconds(20), body)) EXPECT_EQ(outcome, "");
@@ -51,14 +51,14 @@ TEST(ReductionOrder, SettlesOnThatOfRank0) {
 TEST(ReductionOrder, LeavesOutPagesWithoutGradients) {
   ReductionOrder order({0, 1});
   for (int backward = 0; backward < ReductionOrder::kBackwardsWithoutGradient; ++backward) {
-    EXPECT_EQ(run(order), (std::vector<int>{1, 0}));
+    EXPECT_EQ(run_order(order), (std::vector<int>{1, 0}));
     order.note_backward(0, true);
     order.note_backward(1, false);
   }
-  EXPECT_EQ(run(order), std::vector<int>{0});
+  EXPECT_EQ(run_order(order), std::vector<int>{0});
   EXPECT_EQ(order.pages(), (std::vector<int>{1, 0})) << "it may get gradients again";
   order.note_backward(1, true);
-  EXPECT_EQ(run(order), (std::vector<int>{1, 0}));
+  EXPECT_EQ(run_order(order), (std::vector<int>{1, 0}));
 }
 
 }  // namespace

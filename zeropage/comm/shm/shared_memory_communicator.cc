@@ -35,7 +35,7 @@ std::vector<Message> exchange(Communicator& communicator, const Message& mine, s
 }
 
 template <std::size_t N>
-void copy_text(const std::string& text, char (&to)[N]) {
+void copy_text_into(const std::string& text, char (&to)[N]) {
   std::memcpy(to, text.data(), std::min(text.size(), N - 1));
 }
 
@@ -75,9 +75,9 @@ class ProcessTransport final : public RegionTransport {
     Outcome outcome;
     try {
       file = create_shared_file(backing, bytes);
-      copy_text(file.path, offer.path);
+      copy_text_into(file.path, offer.path);
     } catch (const IoError& error) {
-      copy_text(error.what(), outcome.error);
+      copy_text_into(error.what(), outcome.error);
     }
     RegionParts parts;
     try {
@@ -90,7 +90,7 @@ class ProcessTransport final : public RegionTransport {
         parts.push_back(std::make_shared<MappedRegion>(own ? file.fd.get() : theirs.fd.get(), bytes, label.c_str()));
       }
     } catch (const IoError& error) {
-      copy_text(error.what(), outcome.error);
+      copy_text_into(error.what(), outcome.error);
     }
     bool shared = true;
     int rank = 0;
