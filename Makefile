@@ -11,7 +11,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -51,6 +51,9 @@ mutants: venv-tests ## engines with one wait for the device removed: the tests m
 
 bench: setup ## the measurements, one line of JSON each
 	@tools/bench.sh
+
+sanitize: venv-tests ## the C++ tests without torch under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
+	@tools/sanitize.sh asan-ubsan tsan
 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
