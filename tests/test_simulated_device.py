@@ -354,7 +354,7 @@ def test_page_locked_memory_that_is_freed_too_early():
     )
     there[:32].copy_(middle, non_blocking=True)
     del host, middle
-    finds("page-locked memory is freed while copy from the host", "nobody has waited for that")
+    finds("page-locked memory is freed while copy from the host", "the host has not waited")
 
 
 def test_the_count_of_a_block_of_work():
