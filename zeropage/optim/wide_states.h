@@ -20,6 +20,8 @@ template <typename Call>
 void with_wide_states(const Arrays& arrays, std::int64_t numel, const Step& step, Access access, Call&& call) {
   constexpr std::int64_t kNumel = 4 * kPackedBlockNumel;
   alignas(64) std::array<std::array<float, kNumel>, config::kMaxOptimizerStates> buffers;
+  std::array<bool, config::kMaxOptimizerStates> squares;
+  for (std::size_t i = 0; i < squares.size(); ++i) squares[i] = is_sum_of_squares(step.kind, static_cast<int>(i));
   for (std::int64_t begin = 0; begin < numel; begin += kNumel) {
     const std::int64_t count = std::min(kNumel, numel - begin);
     const Arrays block = arrays.from(begin);
@@ -27,13 +29,12 @@ void with_wide_states(const Arrays& arrays, std::int64_t numel, const Step& step
     wide.state_dtype = config::StateDtype::kFloat32;
     for (std::size_t i = 0; i < buffers.size() && block.packed[i].data != nullptr; ++i) {
       wide.states[i] = buffers[i].data();
-      unpack(block.packed[i], block.state_dtype, is_sum_of_squares(step.kind, static_cast<int>(i)), wide.states[i],
-             count);
+      unpack(block.packed[i], block.state_dtype, squares[i], wide.states[i], count);
     }
     call(wide, count);
     if (access == Access::kLook) continue;
     for (std::size_t i = 0; i < buffers.size() && block.packed[i].data != nullptr; ++i) {
-      pack(wide.states[i], block.packed[i], block.state_dtype, is_sum_of_squares(step.kind, static_cast<int>(i)), count,
+      pack(wide.states[i], block.packed[i], block.state_dtype, squares[i], count,
            state_rounding_key(step.rounding_key, i), block.index + step.rounding_shift);
     }
   }
