@@ -16,19 +16,12 @@
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::engine {
 namespace {
 
 constexpr std::int64_t kShardAlignmentBytes = 64;
-
-std::string deferred_guard_message(const std::string& label) {
-  return fmt::format(
-      "{} is sharded and not resident now, and this code reads it without going through torch's operators (data_ptr, "
-      "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: `auto "
-      "scope = zeropage::gathered({{p}});`), or do it after initialize.",
-      label);
-}
 
 std::int64_t next_number() {
   static std::atomic<std::int64_t> made{0};
@@ -260,10 +253,11 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     }
     state.dirty = false;
   }
-  paging::release_storage(storage.get(), deferred_guard_message(state.label));
+  paging::release_storage(
+      storage.get(), paging::not_resident_message(state.label, "zeropage::gathered", ", or do it after initialize."));
   // It may be what torch's allocator gave an operator on another stream.
   if (!device_.is_cpu()) {
-    at::getDeviceAllocator(device_.type())->recordStream(home.frame, paging::current_stream(device_));
+    at::getDeviceAllocator(device_.type())->recordStream(home.frame, memory::current_stream(device_));
   }
   home.frame.clear();
 }

@@ -1,7 +1,6 @@
 #include "zeropage/engine/device_update.h"
 
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cmath>
 
@@ -111,7 +110,7 @@ void update_by_kernels(const optim::DeviceKernels& kernels, const std::vector<Ra
     for (const auto& segment : segments) pieces.push_back({segment.of(range), segment.numel, segment.step});
   }
   const c10::DeviceGuard guard(device);
-  kernels.update(pieces, c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle());
+  kernels.update(pieces, memory::current_stream(device).native_handle());
 }
 
 }  // namespace

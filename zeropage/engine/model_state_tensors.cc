@@ -9,14 +9,6 @@
 namespace zeropage::engine {
 namespace {
 
-std::string parameter_guard_message(const std::string& name) {
-  return fmt::format(
-      "parameter '{}' is sharded and not resident now, and this code reads it without going through torch's operators "
-      "(data_ptr, numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` "
-      "(C++: `auto scope = engine.gathered({{p}});`), which makes it resident for the scope.",
-      name);
-}
-
 /// A tensor with the storage of a parameter's home; without access to data, so the home may be absent.
 at::Tensor tensor_over(const c10::Storage& storage, at::ScalarType type, c10::Device device, at::IntArrayRef sizes,
                        at::IntArrayRef strides) {
@@ -99,8 +91,10 @@ void ModelState::rehome(const layout::Page& page) {
     storages_[place.parameter] = paging::make_linked_storage(
         pager_->make_link(page.index, paged ? nullptr : whole_owner(page.index)), data, bytes, device_);
     if (paged) {
-      pager_->adopt(page.index, offset_bytes, storages_[place.parameter],
-                    parameter_guard_message(layout_->parameters()[place.parameter].name));
+      pager_->adopt(
+          page.index, offset_bytes, storages_[place.parameter],
+          paging::not_resident_message(fmt::format("parameter '{}'", layout_->parameters()[place.parameter].name),
+                                       "engine.gathered", ", which makes it resident for the scope."));
     }
     tensors_[place.parameter].mutable_grad().reset();
     attach(place.parameter);

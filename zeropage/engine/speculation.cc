@@ -14,6 +14,7 @@
 #include "zeropage/base/digest.h"
 #include "zeropage/base/log.h"
 #include "zeropage/engine/streamed_state_store.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
@@ -80,7 +81,7 @@ void Speculation::enqueue(int page) {
   QueuedPage queued{page, {}};
   if (!reducer_.gradient(page).device.is_cpu()) {  // gradients on the host have arrived there
     queued.ready.emplace(device_.type());
-    queued.ready->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    queued.ready->record(memory::current_stream(device_));
   }
   queue_.push_back(std::move(queued));
   changed_.notify_all();
@@ -237,7 +238,7 @@ void Speculation::commit(int page) {
   ahead_.erase(ahead);
   if (!ahead_.empty() || device_.is_cpu()) return;
   if (!parameters_copied_) parameters_copied_.emplace(device_.type());
-  parameters_copied_->record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+  parameters_copied_->record(memory::current_stream(device_));
 }
 
 std::int64_t undo_log_bytes(const config::Config& config, const formula::ParameterCounts& counts,

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/stream_order.h"
 
@@ -71,7 +72,7 @@ void Staging::fetch(int page) {
   c10::OptionalStreamGuard guard;
   if (stream_) {
     c10::Event ready(device_.type());
-    ready.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    ready.record(memory::current_stream(device_));
     ready.block(*stream_);
     guard.reset_stream(*stream_);
   }
@@ -95,7 +96,7 @@ Staging::Location Staging::wait(int page) {
   if (slot.fetched && state_.state_store().device(page).is_cpu()) {
     paging::wait_for(*slot.fetched, state_.communicator(), "gradients on their way to the update");
   } else if (slot.fetched) {
-    slot.fetched->block(paging::current_stream(device_));
+    slot.fetched->block(memory::current_stream(device_));
   }
   if (gradient_travels(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
   if (parameter_travels(page)) place.parameter = slot.parameter->data();
@@ -111,7 +112,7 @@ void Staging::write_back(int page, const std::vector<Segment>& runs) {
   c10::OptionalStreamGuard guard;
   if (stream_) {
     c10::Event updated(device_.type());
-    updated.record(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+    updated.record(memory::current_stream(device_));
     updated.block(*stream_);
     guard.reset_stream(*stream_);
   }
@@ -121,7 +122,7 @@ void Staging::write_back(int page, const std::vector<Segment>& runs) {
   }
   guard.reset();
   record(slot.written_back);
-  if (slot.written_back) slot.written_back->block(c10::impl::VirtualGuardImpl(device_.type()).getStream(device_));
+  if (slot.written_back) slot.written_back->block(memory::current_stream(device_));
 }
 
 void Staging::wait_for_copies() const {

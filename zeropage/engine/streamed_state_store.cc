@@ -13,6 +13,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/engine/device_update.h"
 #include "zeropage/formula/model_state.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/stream_order.h"
 
@@ -59,7 +60,7 @@ class StreamedStateStore final : public OptimizerStateStore {
     if (is_streamed(page) && in_pass_) {
       start_copies();
       const auto& buffer = buffer_of(page);
-      buffer.filled.block(paging::current_stream(device_));
+      buffer.filled.block(memory::current_stream(device_));
       return host_->acquire(page).moved_to(buffer.storage->data(), device_);
     }
     if (is_streamed(page)) wait_for_last_pass();
@@ -134,7 +135,7 @@ class StreamedStateStore final : public OptimizerStateStore {
     for (int i = 0; i < formula::kStreamBuffers && buffer_bytes_ > 0; ++i) {
       auto storage = std::make_unique<memory::DeviceBuffer>(buffer_bytes_, device_, ledger_, MemoryKind::kBuffers);
       buffers_.push_back({std::move(storage), c10::Event(device_.type()), c10::Event(device_.type())});
-      buffers_.back().emptied.record(paging::current_stream(device_));  // after the zeros are written
+      buffers_.back().emptied.record(memory::current_stream(device_));  // after the zeros are written
     }
   }
 
@@ -163,7 +164,7 @@ class StreamedStateStore final : public OptimizerStateStore {
 
   void empty(Buffer& buffer, bool changed) {
     const int page = std::exchange(buffer.page, kNoPage);
-    buffer.emptied.record(paging::current_stream(device_));
+    buffer.emptied.record(memory::current_stream(device_));
     buffer.emptied.block(to_host_);
     if (!changed) return;
     const c10::StreamGuard guard(to_host_);

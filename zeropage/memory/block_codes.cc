@@ -2,7 +2,6 @@
 
 #include <ATen/Functions.h>
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <limits>
 
@@ -20,9 +19,7 @@ const optim::DeviceKernels* kernels_of(c10::Device device) {
   return kernels != nullptr && kernels->encode != nullptr ? kernels : nullptr;
 }
 
-void* stream_of(c10::Device device) {
-  return c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
-}
+void* stream_of(c10::Device device) { return current_stream(device).native_handle(); }
 
 /// The coded form, as its scales [count, blocks * 4] and its codes [count, blocks * block bytes], both of bytes.
 struct CodedViews {

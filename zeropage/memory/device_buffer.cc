@@ -62,7 +62,7 @@ DeviceBuffer::DeviceBuffer(std::int64_t bytes, MemoryPlace place, std::shared_pt
     } else {
       const auto options = at::TensorOptions().dtype(at::kByte).device(place.device).pinned_memory(place.pinned);
       device_memory_ = at::zeros({bytes_}, options);
-      if (!place.device.is_cpu()) made_on_ = c10::impl::VirtualGuardImpl(place.device.type()).getStream(place.device);
+      if (!place.device.is_cpu()) made_on_ = current_stream(place.device);
       data_ = static_cast<std::byte*>(device_memory_.data_ptr());
     }
   }
@@ -81,7 +81,7 @@ DeviceBuffer::~DeviceBuffer() {
 
 void DeviceBuffer::order_reuse() noexcept {
   try {
-    const c10::Stream current = c10::impl::VirtualGuardImpl(made_on_->device_type()).getStream(made_on_->device());
+    const c10::Stream current = current_stream(made_on_->device());
     if (current == *made_on_) return;
     c10::Event freed(made_on_->device_type());
     freed.record(current);
@@ -90,6 +90,8 @@ void DeviceBuffer::order_reuse() noexcept {
     log_warn(fmt::format("memory of a device is freed, and its streams do not answer: {}", error.what()));
   }
 }
+
+c10::Stream current_stream(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
 
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device) {
   // No ledger: this memory does not belong to an engine.

@@ -52,6 +52,9 @@ class DeviceBuffer {
   LedgerEntry entry_;
 };
 
+/// The device's stream that is current in this thread.
+c10::Stream current_stream(c10::Device device);
+
 /// A new DeviceBuffer as a DataPtr of torch that owns the memory. Errors: as the constructor.
 at::DataPtr make_owned_buffer(std::int64_t bytes, c10::Device device);
 

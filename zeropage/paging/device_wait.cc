@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "zeropage/base/log.h"
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::paging {
 
@@ -21,7 +22,7 @@ void wait_for(const c10::Event& event, comm::Communicator& communicator, std::st
 void wait_for_stream(c10::Device device, comm::Communicator& communicator, std::string_view what) {
   if (device.is_cpu()) return;
   c10::Event done(device.type());
-  done.record(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  done.record(memory::current_stream(device));
   wait_for(done, communicator, what);
 }
 

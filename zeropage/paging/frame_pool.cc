@@ -9,6 +9,7 @@
 #include "zeropage/base/checked.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/stream_order.h"
 
 namespace zeropage::paging {
@@ -32,7 +33,7 @@ class PrivateFramePool final : public FramePool {
     if (reused != unused_.end()) {
       Frame frame = std::move(reused->second);
       unused_.erase(reused);
-      if (frame.used) frame.used->block(current_stream(device_));
+      if (frame.used) frame.used->block(memory::current_stream(device_));
       frame.used.reset();
       return lend(std::move(frame));
     }
@@ -86,7 +87,7 @@ class PrivateFramePool final : public FramePool {
     auto dropped = unused_.begin();
     held_bytes_ -= dropped->first;
     auto& frame = dropped->second;
-    if (frame.used) frame.used->block(current_stream(device_));
+    if (frame.used) frame.used->block(memory::current_stream(device_));
     unused_.erase(dropped);
   }
 

@@ -7,6 +7,7 @@
 #include <optional>
 #include <utility>
 
+#include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/pager.h"
 
@@ -50,7 +51,7 @@ void Pager::start_gather(int page, bool exact) {
     } else if (shard_device() != device_) {
       shard = state.frame + communicator_->rank() * shard_bytes;
       memory::start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
-      note_fetch(current_stream(device_));
+      note_fetch(memory::current_stream(device_));
     }
     if (state.rounded) return start_coded_gather(page, shard);
     state.gather = communicator_->all_gather(shard, state.frame, shard_bytes, tag);

@@ -1,6 +1,7 @@
 #include "zeropage/paging/parameter_link.h"
 
 #include <c10/core/CPUAllocator.h>
+#include <fmt/format.h>
 
 namespace zeropage::paging {
 namespace {
@@ -104,6 +105,14 @@ void guard_again(c10::StorageImpl* storage) {
   flags.raises_on_write = profiled_now.load(std::memory_order_relaxed);
   flags.raises = !flags.raises_on_write;
   refresh_guard(storage);
+}
+
+std::string not_resident_message(std::string_view subject, std::string_view cpp_scope, std::string_view ending) {
+  return fmt::format(
+      "{} is sharded and not resident now, and this code reads it without going through torch's operators (data_ptr, "
+      "numpy, torch.save, a compiled kernel). Wrap it in `with zeropage.zero.GatheredParameters([p]):` (C++: `auto "
+      "scope = {}({{p}});`){}",
+      subject, cpp_scope, ending);
 }
 
 }  // namespace zeropage::paging

@@ -81,6 +81,10 @@ void fill_storage(c10::StorageImpl* storage, void* data);
 /// views of an absent parameter can be made.
 void release_storage(c10::StorageImpl* storage, const std::string& message);
 
+/// That message for a sharded tensor. `subject` names it; `cpp_scope`: the C++ function that makes it resident;
+/// `ending`: the end of the sentence that says what to do.
+std::string not_resident_message(std::string_view subject, std::string_view cpp_scope, std::string_view ending);
+
 /// While torch's profiler runs, it reads the address in every storage that it finds, and the guard's error would end
 /// the step or leave shapes out of its records. Until `profiled` is false again guards raise for pointers that may be
 /// written through (`data_ptr()`, `.numpy()`) and return a null pointer for read-only ones. For the whole process;

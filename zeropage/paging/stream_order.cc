@@ -1,8 +1,8 @@
 #include "zeropage/paging/stream_order.h"
 
-#include <c10/core/impl/VirtualGuardImpl.h>
-
 #include <utility>
+
+#include "zeropage/memory/device_buffer.h"
 
 namespace zeropage::paging {
 namespace {
@@ -15,16 +15,14 @@ c10::Event given_by_now(const c10::Stream& stream) {
 
 }  // namespace
 
-c10::Stream current_stream(c10::Device device) { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
-
 std::optional<c10::Event> given_so_far(c10::Device device) {
   if (device.is_cpu()) return std::nullopt;
-  return given_by_now(current_stream(device));
+  return given_by_now(memory::current_stream(device));
 }
 
 void StreamOrder::enter(c10::Device device) {
   if (device.is_cpu()) return;
-  const c10::Stream current = current_stream(device);
+  const c10::Stream current = memory::current_stream(device);
   if (filled_) {
     filled_->block(current);
     filled_.reset();

@@ -28,9 +28,6 @@ class StreamOrder {
   std::optional<c10::Event> filled_;
 };
 
-/// The device's stream that is current in this thread.
-c10::Stream current_stream(c10::Device device);
-
 /// An event after all earlier work of the device's current stream; nothing on the CPU.
 std::optional<c10::Event> given_so_far(c10::Device device);
 

@@ -4,7 +4,6 @@
 #include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <utility>
@@ -39,7 +38,7 @@ void DeviceSquares::add(int page, std::vector<optim::SquaredPiece> pieces) {
   forget(page);
   if (pieces.empty()) return;
   if (!device_.is_cpu()) {
-    const c10::Stream current = c10::impl::VirtualGuardImpl(device_.type()).getStream(device_);
+    const c10::Stream current = memory::current_stream(device_);
     if (stream_ != current) start();
     stream_ = current;
   }
@@ -112,7 +111,7 @@ void DeviceSquares::forget_all() {
 void DeviceSquares::fetch() {
   start();
   std::optional<c10::Stream> current;
-  if (!device_.is_cpu()) current = c10::impl::VirtualGuardImpl(device_.type()).getStream(device_);
+  if (!device_.is_cpu()) current = memory::current_stream(device_);
   for (auto& batch : batches_) {
     if (batch.host.defined()) continue;
     if (batch.done) batch.done->block(*current);
