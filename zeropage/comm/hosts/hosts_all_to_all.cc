@@ -5,15 +5,10 @@
 #include <utility>
 
 #include "zeropage/comm/call.h"
+#include "zeropage/comm/hosts/bytes.h"
 
 namespace zeropage::comm {
 namespace {
-
-using HeapBytes = std::unique_ptr<std::byte[]>;
-
-HeapBytes make_heap_bytes(std::int64_t bytes) {
-  return std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
-}
 
 std::byte* append(std::byte* to, const std::byte* from, std::int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, static_cast<std::size_t>(bytes));
@@ -33,8 +28,8 @@ class AllToAll {
       parts.push_back(next);
       next += call_.part_bytes(rank_, r);
     }
-    to_columns_ = make_heap_bytes(next - call_.sent);
-    std::byte* to = to_columns_.get();
+    to_columns_.allocate(next - call_.sent);
+    std::byte* to = to_columns_.data();
     for (int column = 0; column < grid_.local_size; ++column) {
       for (int host = 0; host < grid_.hosts; ++host) {
         const int r = grid_.rank_at(host, column);
@@ -46,13 +41,13 @@ class AllToAll {
       for (int host = 0; host < grid_.hosts; ++host) bytes += bytes_of(from, grid_.rank_at(host, column));
       return bytes;
     };
-    of_column_ = make_heap_bytes(received_bytes(part_bytes, local_, grid_.local_size));
-    works.push_back(inside.all_to_all(to_columns_.get(), of_column_.get(), part_bytes, call_.tag));
+    of_column_.allocate(received_bytes(part_bytes, local_, grid_.local_size));
+    works.push_back(inside.all_to_all(to_columns_.data(), of_column_.data(), part_bytes, call_.tag));
   }
 
   /// Parts in the order of host, local rank.
   void send_to_hosts(Communicator& between, std::vector<WorkPtr>& works) {
-    to_columns_.reset();
+    to_columns_.free();
     const auto part_bytes = [this](int from, int to) {
       std::int64_t bytes = 0;
       for (int local = 0; local < grid_.local_size; ++local) {
@@ -60,10 +55,10 @@ class AllToAll {
       }
       return bytes;
     };
-    to_hosts_ = make_heap_bytes(sent_bytes(part_bytes, host_, grid_.hosts));
-    std::byte* to = to_hosts_.get();
+    to_hosts_.allocate(sent_bytes(part_bytes, host_, grid_.hosts));
+    std::byte* to = to_hosts_.data();
     for (int host = 0; host < grid_.hosts; ++host) {
-      const std::byte* next = of_column_.get();
+      const std::byte* next = of_column_.data();
       for (int local = 0; local < grid_.local_size; ++local) {
         for (int other = 0; other < grid_.hosts; ++other) {
           const std::int64_t bytes = bytes_of(local, grid_.rank_at(other, local_));
@@ -72,11 +67,11 @@ class AllToAll {
         }
       }
     }
-    of_column_.reset();
-    works.push_back(between.all_to_all(to_hosts_.get(), call_.received, part_bytes, call_.tag));
+    of_column_.free();
+    works.push_back(between.all_to_all(to_hosts_.data(), call_.received, part_bytes, call_.tag));
   }
 
-  void finish() { to_hosts_.reset(); }
+  void finish() { to_hosts_.free(); }
 
  private:
   /// Bytes from rank `local` of this host to rank `to` of the job.
@@ -87,9 +82,9 @@ class AllToAll {
   const int host_;
   const int local_;
   const AllToAllCall call_;
-  HeapBytes to_columns_;
-  HeapBytes of_column_;
-  HeapBytes to_hosts_;
+  Bytes to_columns_;
+  Bytes of_column_;
+  Bytes to_hosts_;
 };
 
 }  // namespace

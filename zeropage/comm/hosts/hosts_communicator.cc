@@ -10,6 +10,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/call.h"
+#include "zeropage/comm/hosts/bytes.h"
 #include "zeropage/comm/hosts/hosts_all_to_all.h"
 #include "zeropage/comm/hosts/hosts_queue.h"
 #include "zeropage/comm/hosts/hosts_reduction.h"
@@ -42,10 +43,6 @@ class HostsWork final : public Work {
   HostsQueue& queue_;
   std::shared_ptr<HostsOperation> operation_;
 };
-
-std::shared_ptr<std::byte[]> make_shared_bytes(std::int64_t bytes) {
-  return std::make_shared_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
-}
 
 void check_size(std::int64_t size, const char* what) {
   if (size < 0) throw UsageError(fmt::format("{}: a size of {}; sizes are at least 0", what, size));
@@ -221,30 +218,29 @@ class HostsCommunicator final : public Communicator {
 
   void add_all_gather(HostsOperation& op, const std::byte* shard, std::byte* whole, std::int64_t bytes, Tag tag) {
     if (bytes == 0) return;
-    const auto column = std::make_shared<std::shared_ptr<std::byte[]>>();
+    const auto column = std::make_shared<Bytes>();
     add_stage(op, Side::kBetween, [=, this](Communicator& between, auto& works) {
-      *column = make_shared_bytes(bytes * grid_.hosts);
-      works.push_back(between.all_gather(shard, column->get(), bytes, tag));
+      works.push_back(between.all_gather(shard, column->allocate(bytes * grid_.hosts), bytes, tag));
     });
     // One block per host at its position. The block of this host is read from its shards in place.
     const auto gather_blocks = [=, this](Communicator& inside, std::vector<WorkPtr>& works) {
       for (int host = 0; host < grid_.hosts; ++host) {
-        const std::byte* from = host == host_ ? shard : column->get() + host * bytes;
+        const std::byte* from = host == host_ ? shard : column->data() + host * bytes;
         works.push_back(inside.all_gather(from, whole + grid_.rank_at(host, 0) * bytes, bytes, tag));
       }
     };
-    add_stage(op, Side::kInside, gather_blocks, [=] { column->reset(); });
+    add_stage(op, Side::kInside, gather_blocks, [=] { column->free(); });
   }
 
   void add_small_all_reduce(HostsOperation& op, std::byte* data, std::int64_t numel, DType dtype, Tag tag,
                             OnReduced on_reduced) {
     if (numel == 0) return;
     const std::int64_t bytes = numel * element_bytes(dtype);
-    const auto all = make_shared_bytes(bytes * size());
-    add_all_gather(op, data, all.get(), bytes, tag);
+    const auto all = std::make_shared<Bytes>();
+    add_all_gather(op, data, all->allocate(bytes * size()), bytes, tag);
     op.stages.back().finish = [=, size = size()] {
       std::vector<const std::byte*> terms;
-      for (int r = 0; r < size; ++r) terms.push_back(all.get() + r * bytes);
+      for (int r = 0; r < size; ++r) terms.push_back(all->data() + r * bytes);
       reduce_ranks(terms, data, numel, dtype, dtype, false, {});
       // Callers with on_reduced have evenly divided parts: then this is everything.
       if (on_reduced) on_reduced(0, numel / size);

@@ -4,24 +4,11 @@
 #include <cstring>
 #include <utility>
 
+#include "zeropage/comm/hosts/bytes.h"
 #include "zeropage/comm/reduce_kernels.h"
 
 namespace zeropage::comm {
 namespace {
-
-/// Uninitialized bytes.
-class Bytes {
- public:
-  std::byte* allocate(std::int64_t bytes) {
-    memory_ = std::make_unique_for_overwrite<std::byte[]>(static_cast<std::size_t>(bytes));
-    return memory_.get();
-  }
-  std::byte* data() const { return memory_.get(); }
-  void free() { memory_.reset(); }
-
- private:
-  std::unique_ptr<std::byte[]> memory_;
-};
 
 class OrderedReduction {
  public:

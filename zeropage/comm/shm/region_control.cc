@@ -16,13 +16,13 @@ namespace {
 static_assert(std::atomic<std::uint64_t>::is_always_lock_free && std::atomic<std::uint32_t>::is_always_lock_free,
               "atomics in memory shared by processes must not need a lock");
 
+}  // namespace
+
 void copy_text(std::string_view text, char* to, std::size_t capacity) {
   const std::size_t length = std::min(text.size(), capacity - 1);
   std::memcpy(to, text.data(), length);
   to[length] = '\0';
 }
-
-}  // namespace
 
 void ControlBlock::notify() {
   event.fetch_add(1, std::memory_order_seq_cst);

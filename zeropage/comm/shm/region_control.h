@@ -91,4 +91,7 @@ constexpr std::int64_t control_bytes(int size) {
 /// Constructs a control block in zero-filled memory of control_bytes(size).
 ControlBlock* create_control(std::byte* memory, int size);
 
+/// Copies the start of `text` that fits, with a terminating zero, to `to` [capacity].
+void copy_text(std::string_view text, char* to, std::size_t capacity);
+
 }  // namespace zeropage::comm

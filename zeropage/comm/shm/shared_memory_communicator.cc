@@ -34,11 +34,6 @@ std::vector<Message> exchange(Communicator& communicator, const Message& mine, s
   return messages;
 }
 
-template <std::size_t N>
-void copy_text_into(const std::string& text, char (&to)[N]) {
-  std::memcpy(to, text.data(), std::min(text.size(), N - 1));
-}
-
 class ProcessTransport final : public RegionTransport {
  public:
   explicit ProcessTransport(std::shared_ptr<ControlBlock> control) : control_(std::move(control)) {}
@@ -75,9 +70,9 @@ class ProcessTransport final : public RegionTransport {
     Outcome outcome;
     try {
       file = create_shared_file(backing, bytes);
-      copy_text_into(file.path, offer.path);
+      copy_text(file.path, offer.path, sizeof(offer.path));
     } catch (const IoError& error) {
-      copy_text_into(error.what(), outcome.error);
+      copy_text(error.what(), outcome.error, sizeof(outcome.error));
     }
     RegionParts parts;
     try {
@@ -90,7 +85,7 @@ class ProcessTransport final : public RegionTransport {
         parts.push_back(std::make_shared<MappedRegion>(own ? file.fd.get() : theirs.fd.get(), bytes, label.c_str()));
       }
     } catch (const IoError& error) {
-      copy_text_into(error.what(), outcome.error);
+      copy_text(error.what(), outcome.error, sizeof(outcome.error));
     }
     bool shared = true;
     int rank = 0;
