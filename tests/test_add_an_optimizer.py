@@ -150,6 +150,6 @@ def test_every_optimizer_is_named_in_the_documented_places_only():
         naming = {
             str(path.relative_to(ROOT / "zeropage"))
             for path in (ROOT / "zeropage").rglob("*")
-            if path.suffix in (".cc", ".h", ".cu") and "test" not in path.name and f"{kind}" in path.read_text()
+            if path.suffix in (".cc", ".h", ".cu") and "test" not in path.name and kind in path.read_text()
         }
         assert naming == listed

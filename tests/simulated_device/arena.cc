@@ -10,8 +10,6 @@
 namespace simulated_device {
 namespace {
 
-constexpr std::size_t kPageBytes = 4096;
-
 std::uintptr_t map(int file, std::size_t bytes, int protection) {
   void* mapped = mmap(nullptr, bytes, protection, MAP_SHARED | MAP_NORESERVE, file, 0);
   if (mapped == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "simulated device: mmap");

@@ -10,6 +10,11 @@
 
 namespace simulated_device {
 
+inline constexpr std::size_t kPageBytes = 4096;
+
+/// The bytes of freed memory: a NaN in every floating-point type.
+inline constexpr int kPoison = 0xff;
+
 class Arena {
  public:
   /// Reserves addresses; memory is allocated when it is written. `hidden`: the public address cannot be touched at all.

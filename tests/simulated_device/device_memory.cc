@@ -4,13 +4,6 @@
 #include <cstring>
 
 namespace simulated_device {
-namespace {
-
-constexpr std::size_t kDevicePageBytes = 4096;
-constexpr int kDevicePoison = 0xff;  // a NaN in every floating-point type
-
-}  // namespace
-
 DeviceMemory& DeviceMemory::get() {
   static auto* memory = new DeviceMemory();
   return *memory;
@@ -20,15 +13,14 @@ void DeviceMemory::poison(std::uintptr_t address, const Block& block, const char
   void* data = reinterpret_cast<void*>(address);
   void* inside = Machine::get().memory(block.home->device).inside(data);
   const std::vector<Use> uses = {{data, block.bytes, 0, true}};
-  Machine::get().launch(*block.home, why, uses,
-                        [inside, bytes = block.bytes] { std::memset(inside, kDevicePoison, bytes); });
+  Machine::get().launch(*block.home, why, uses, [inside, bytes = block.bytes] { std::memset(inside, kPoison, bytes); });
 }
 
 void* DeviceMemory::allocate(Stream& stream, std::size_t bytes) {
   if (bytes == 0) return nullptr;
   const std::lock_guard lock(mutex_);
   reuse_freed();
-  bytes = (bytes + kDevicePageBytes - 1) / kDevicePageBytes * kDevicePageBytes;
+  bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   auto& count = bytes_[stream.device];
   const auto take = [](std::vector<std::uintptr_t>& known) {
     const auto address = known.back();

@@ -12,8 +12,6 @@ namespace simulated_device {
 namespace {
 
 constexpr std::size_t kPinnedBytes = std::size_t{16} << 30;
-constexpr std::uintptr_t kPinnedPageBytes = 4096;
-constexpr int kPinnedPoison = 0xff;  // a NaN in every floating-point type
 
 }  // namespace
 
@@ -22,7 +20,7 @@ PinnedMemory::PinnedMemory(Machine& machine) : machine_(machine), arena_("page-l
 void* PinnedMemory::allocate(std::size_t bytes) {
   const std::lock_guard lock(machine_.mutex_);
   reuse_freed();
-  bytes = std::max<std::size_t>(std::bit_ceil(bytes), kPinnedPageBytes);
+  bytes = std::max<std::size_t>(std::bit_ceil(bytes), kPageBytes);
   void* block = nullptr;
   if (auto& known = free_[bytes]; !known.empty()) {
     block = reinterpret_cast<void*>(known.back());
@@ -66,7 +64,7 @@ void PinnedMemory::reuse_freed() {
       if (!point->reached()) return false;
     }
     machine_.history_.forget({address, address + block.bytes});
-    std::memset(arena_.inside(reinterpret_cast<void*>(address)), kPinnedPoison, block.bytes);
+    std::memset(arena_.inside(reinterpret_cast<void*>(address)), kPoison, block.bytes);
     free_[block.bytes].push_back(address);
     return true;
   });
@@ -96,13 +94,13 @@ void PinnedMemory::release_known(const Clock& host) {
 }
 
 void PinnedMemory::protect(Span bytes) {
-  const std::uintptr_t end = (bytes.end + kPinnedPageBytes - 1) / kPinnedPageBytes * kPinnedPageBytes;
-  std::uintptr_t run = bytes.begin / kPinnedPageBytes * kPinnedPageBytes;
+  const std::uintptr_t end = (bytes.end + kPageBytes - 1) / kPageBytes * kPageBytes;
+  std::uintptr_t run = bytes.begin / kPageBytes * kPageBytes;
   int protection_of_run = -1;
-  for (std::uintptr_t page = run; page <= end; page += kPinnedPageBytes) {
+  for (std::uintptr_t page = run; page <= end; page += kPageBytes) {
     int protection = page == end ? -1 : PROT_READ | PROT_WRITE;
     for (const auto& expected : expected_) {
-      if (page == end || !expected.bytes.overlaps({page, page + kPinnedPageBytes})) continue;
+      if (page == end || !expected.bytes.overlaps({page, page + kPageBytes})) continue;
       protection = expected.writes ? PROT_NONE : std::min(protection, PROT_READ);
     }
     if (protection == protection_of_run) continue;
@@ -126,8 +124,8 @@ bool PinnedMemory::on_fault(const void* data, bool writes) {
   }
   std::erase_if(expected_, is_race);
   // The page may have other bytes that the host may access: from now on nothing in it is protected.
-  const std::uintptr_t page = address / kPinnedPageBytes * kPinnedPageBytes;
-  mprotect(reinterpret_cast<void*>(page), kPinnedPageBytes, PROT_READ | PROT_WRITE);
+  const std::uintptr_t page = address / kPageBytes * kPageBytes;
+  mprotect(reinterpret_cast<void*>(page), kPageBytes, PROT_READ | PROT_WRITE);
   return true;
 }
 

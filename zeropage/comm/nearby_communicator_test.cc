@@ -9,15 +9,11 @@
 namespace zeropage::comm {
 namespace {
 
-using std::chrono::milliseconds;
-
-constexpr milliseconds kNearbyTimeout{20000};
-
 /// Runs `body` on four ranks with groups of two nearby ones.
 std::vector<std::string> run_with_pairs(const RankBody& body) {
   std::vector<std::vector<std::unique_ptr<Communicator>>> pairs;
-  for (int pair = 0; pair < 2; ++pair) pairs.push_back(make_thread_communicators(2, kNearbyTimeout));
-  return run_threads(4, kNearbyTimeout, [&](Communicator& all) {
+  for (int pair = 0; pair < 2; ++pair) pairs.push_back(make_thread_communicators(2, kRankTimeout));
+  return run_threads(4, kRankTimeout, [&](Communicator& all) {
     const auto pair = static_cast<std::size_t>(all.rank() / 2);
     const auto place = static_cast<std::size_t>(all.rank() % 2);
     body(*with_nearby(std::shared_ptr<Communicator>(&all, [](auto*) {}), std::move(pairs[pair][place])));

@@ -12,8 +12,6 @@
 namespace zeropage::comm {
 namespace {
 
-constexpr std::chrono::milliseconds kRecordingTimeout{20000};
-
 std::shared_ptr<Communicator> recorded(Communicator& communicator, std::shared_ptr<Timeline> timeline) {
   return record_transfers({&communicator, [](Communicator*) {}}, std::move(timeline));
 }
@@ -23,7 +21,7 @@ TEST(RecordingCommunicator, ConformanceHolds) {
   const auto body = [](Communicator& communicator) {
     run_conformance(*recorded(communicator, std::make_shared<Timeline>(TimelineOptions{})));
   };
-  for (const std::string& outcome : run_threads(3, kRecordingTimeout, body)) EXPECT_EQ(outcome, "");
+  for (const std::string& outcome : run_threads(3, kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches transfers that are counted twice (polled and then waited for), not at all, or with the size of something
@@ -49,7 +47,7 @@ TEST(RecordingCommunicator, CountsEachTransferOnce) {
     if (counts != expected) throw Error("other transfers were counted:\n" + format_transfers(found));
     if (shard != std::vector<float>(3, 2.0f)) throw Error("the sum is wrong");
   };
-  for (const std::string& outcome : run_threads(2, kRecordingTimeout, body)) EXPECT_EQ(outcome, "");
+  for (const std::string& outcome : run_threads(2, kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 }  // namespace

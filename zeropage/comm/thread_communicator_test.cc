@@ -17,14 +17,13 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kThreadTimeout{20000};
 constexpr milliseconds kShort{500};
 
 class ThreadConformance : public testing::TestWithParam<int> {};
 
 // Catches wrong sums, sizes, offsets and routes, and buffers that are reused too early.
 TEST_P(ThreadConformance, Holds) {
-  for (const std::string& outcome : run_threads(GetParam(), kThreadTimeout, run_conformance)) EXPECT_EQ(outcome, "");
+  for (const std::string& outcome : run_threads(GetParam(), kRankTimeout, run_conformance)) EXPECT_EQ(outcome, "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, ThreadConformance, testing::Values(1, 2, 3, 4, 7));
@@ -74,7 +73,7 @@ TEST(ThreadCommunicator, DifferentCallsAreNamedOnEveryRank) {
     for (std::size_t b = 0; b < calls.size(); ++b) {
       if (a == b) continue;
       const auto outcomes =
-          run_threads(3, kThreadTimeout, [&](Communicator& c) { calls[c.rank() == 1 ? b : a].first(c); });
+          run_threads(3, kRankTimeout, [&](Communicator& c) { calls[c.rank() == 1 ? b : a].first(c); });
       for (const std::string& outcome : outcomes) {
         EXPECT_TRUE(outcome.starts_with("PeerError")) << outcome;
         EXPECT_TRUE(contains(outcome, "rank 1 calls " + calls[b].second)) << outcome;
@@ -108,7 +107,7 @@ TEST(ThreadCommunicator, LateRankIsNamedAfterTheTimeout) {
 
 // Catches an abort that reaches only waits that begin after it, or only other ranks.
 TEST(ThreadCommunicator, AbortEndsPresentAndFutureWaits) {
-  const auto outcomes = run_threads(3, kThreadTimeout, [](Communicator& c) {
+  const auto outcomes = run_threads(3, kRankTimeout, [](Communicator& c) {
     if (c.rank() == 1) {
       std::this_thread::sleep_for(milliseconds(30));
       c.abort("out of cheese");
@@ -127,7 +126,7 @@ TEST(ThreadCommunicator, AbortEndsPresentAndFutureWaits) {
 
 // Catches peers that wait out the timeout although the rank they wait for has gone.
 TEST(ThreadCommunicator, LeavingEarlyIsAnErrorForWhoeverWaits) {
-  auto communicators = make_thread_communicators(2, kThreadTimeout);
+  auto communicators = make_thread_communicators(2, kRankTimeout);
   communicators[1].reset();
   const std::string outcome = outcome_of([&] { communicators[0]->barrier({"alone", 0}); });
   EXPECT_TRUE(
@@ -138,7 +137,7 @@ TEST(ThreadCommunicator, LeavingEarlyIsAnErrorForWhoeverWaits) {
 // Catches an error for a rank that leaves after it has done its part.
 TEST(ThreadCommunicator, LeavingAfterTheLastCollectiveIsFine) {
   for (int i = 0; i < 50; ++i) {
-    auto communicators = make_thread_communicators(2, kThreadTimeout);
+    auto communicators = make_thread_communicators(2, kRankTimeout);
     std::string outcome;
     std::thread other([&, mine = std::move(communicators[1])]() mutable {
       mine->barrier({"last", 0});
@@ -152,7 +151,7 @@ TEST(ThreadCommunicator, LeavingAfterTheLastCollectiveIsFine) {
 
 // Catches a rank that, by an exception, drops a work whose buffers peers still read.
 TEST(ThreadCommunicator, AnErrorThatPassesAWorkTellsThePeers) {
-  const auto outcomes = run_threads(2, kThreadTimeout, [](Communicator& c) {
+  const auto outcomes = run_threads(2, kRankTimeout, [](Communicator& c) {
     std::vector<std::byte> whole(200000);
     const auto work = c.all_gather(whole.data(), whole.data(), 100000, {"gather page", 3});
     if (c.rank() == 1) throw ConfigError("my own problem");
@@ -207,7 +206,7 @@ int rounds_until_complete(std::vector<std::unique_ptr<Communicator>>& ranks, int
 TEST(ThreadCommunicator, ManyCollectivesTakeAsManyMeetingsAsOne) {
   constexpr std::int64_t kNumel = 4096;
   constexpr int kCount = 20;
-  auto ranks = make_thread_communicators(2, kThreadTimeout);
+  auto ranks = make_thread_communicators(2, kRankTimeout);
   std::unique_ptr<Memory> memories[2];
   std::thread other([&] { memories[1] = ranks[1]->allocate(kCount * kNumel * 4, "data"); });
   memories[0] = ranks[0]->allocate(kCount * kNumel * 4, "data");
@@ -240,7 +239,7 @@ TEST(ThreadCommunicator, ManyCollectivesTakeAsManyMeetingsAsOne) {
 
 // Catches a starting rank that overwrites what slow peers have not read yet.
 TEST(ThreadCommunicator, FastRankIsHeldBackNotLost) {
-  const auto outcomes = run_threads(2, kThreadTimeout, [](Communicator& c) {
+  const auto outcomes = run_threads(2, kRankTimeout, [](Communicator& c) {
     std::vector<std::int64_t> wholes(2000);
     std::vector<std::int64_t> mine(1000);
     std::vector<WorkPtr> works;
@@ -258,7 +257,7 @@ TEST(ThreadCommunicator, FastRankIsHeldBackNotLost) {
 
 // Catches figures in reports that do not match what a ring would send.
 TEST(ThreadCommunicator, CountsTheBytesThatMove) {
-  run_threads(4, kThreadTimeout, [](Communicator& c) {
+  run_threads(4, kRankTimeout, [](Communicator& c) {
     std::vector<float> whole(40000);
     std::vector<float> shard(10000);
     c.all_gather(shard.data(), whole.data(), 40000, {"a", 0})->wait();
@@ -290,7 +289,7 @@ TEST(ThreadCommunicator, RefusesArgumentsThatMakeNoSense) {
 // Catches ranks that allocate different sizes and would map less than they address.
 TEST(ThreadCommunicator, DifferentAllocationsAreRefused) {
   const auto outcomes =
-      run_threads(2, kThreadTimeout, [](Communicator& c) { c.allocate(4096 * (1 + c.rank()), "shards"); });
+      run_threads(2, kRankTimeout, [](Communicator& c) { c.allocate(4096 * (1 + c.rank()), "shards"); });
   for (const std::string& outcome : outcomes) EXPECT_TRUE(contains(outcome, "('allocate' 8192)")) << outcome;
 }
 
@@ -324,12 +323,12 @@ TEST(PollUntil, EndsByTimeoutAndByAPeersAbort) {
   });
   EXPECT_EQ(outcomes[0].find("TimeoutError: rank 0 waited 500 ms for a copy that never arrives"), 0) << outcomes[0];
   EXPECT_EQ(outcomes[1].find("PeerError: rank 0 aborted: rank 0 waited 500 ms"), 0) << outcomes[1];
-  EXPECT_LT(Clock::now() - begin, kThreadTimeout / 2);
+  EXPECT_LT(Clock::now() - begin, kRankTimeout / 2);
 }
 
 // Catches a wait that ends early, or sleeps on when its condition has come.
 TEST(PollUntil, EndsWhenItsConditionDoes) {
-  const auto communicator = std::move(make_thread_communicators(1, kThreadTimeout)[0]);
+  const auto communicator = std::move(make_thread_communicators(1, kRankTimeout)[0]);
   std::atomic<bool> done = false;
   std::thread device([&] {
     std::this_thread::sleep_for(milliseconds(30));

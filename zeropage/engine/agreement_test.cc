@@ -12,13 +12,11 @@
 namespace zeropage::engine {
 namespace {
 
-constexpr std::chrono::milliseconds kAgreementTimeout{20000};
-
 // Catches strings that are compared by length or by their start only; every rank must see the first line that differs.
 TEST(RequireSame, ShowsTheFirstDifferenceOnEveryRank) {
   const std::vector<std::string> strings = {"lr 1\nstage 2\npage 3\n", "lr 1\nstage 2\npage 3\n", "lr 1\nstage 3\n",
                                             "lr 2\n"};
-  const auto outcomes = comm::run_threads(4, kAgreementTimeout, [&](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(4, comm::kRankTimeout, [&](comm::Communicator& communicator) {
     require_same_everywhere(communicator, strings[communicator.rank()]);
   });
   for (const auto& outcome : outcomes) {
@@ -31,7 +29,7 @@ TEST(RequireSame, ShowsTheFirstDifferenceOnEveryRank) {
 // Catches a string that is the start of another one.
 TEST(RequireSame, SeesAMissingEnd) {
   const std::vector<std::string> strings = {"one\ntwo\n", "one\n"};
-  for (const auto& outcome : comm::run_threads(2, kAgreementTimeout, [&](comm::Communicator& communicator) {
+  for (const auto& outcome : comm::run_threads(2, comm::kRankTimeout, [&](comm::Communicator& communicator) {
          require_same_everywhere(communicator, strings[communicator.rank()]);
        })) {
     EXPECT_TRUE(comm::contains(outcome, "rank 0 has \"two\", rank 1 has \"(nothing)\"")) << outcome;
@@ -40,7 +38,7 @@ TEST(RequireSame, SeesAMissingEnd) {
 
 // Catches an error where there is no difference.
 TEST(RequireSame, IsSilentOtherwise) {
-  for (const auto& outcome : comm::run_threads(3, kAgreementTimeout, [&](comm::Communicator& communicator) {
+  for (const auto& outcome : comm::run_threads(3, comm::kRankTimeout, [&](comm::Communicator& communicator) {
          require_same_everywhere(communicator, "same\n");
        })) {
     EXPECT_EQ(outcome, "");
@@ -50,7 +48,7 @@ TEST(RequireSame, IsSilentOtherwise) {
 std::vector<GlobalCheck> checks_of(const std::vector<LocalCheck>& local) {
   std::vector<GlobalCheck> checks(local.size());
   for (const auto& outcome :
-       comm::run_threads(static_cast<int>(local.size()), kAgreementTimeout, [&](comm::Communicator& communicator) {
+       comm::run_threads(static_cast<int>(local.size()), comm::kRankTimeout, [&](comm::Communicator& communicator) {
          checks[communicator.rank()] = agree_on_step(communicator, local[communicator.rank()]);
        })) {
     EXPECT_EQ(outcome, "");

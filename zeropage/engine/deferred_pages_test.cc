@@ -21,7 +21,6 @@ using std::chrono::milliseconds;
 
 constexpr std::int64_t kSide = 64;
 constexpr std::int64_t kNumel = kSide * kSide;
-constexpr milliseconds kLong{20000};
 
 /// Room for `tensors` tensors of kSide x kSide.
 config::Config config_with_room_for(int tensors) {
@@ -47,7 +46,7 @@ bool absent(const at::Tensor& tensor) {
 // Catches tensors that are not found where they are made, a limit that is not kept, shards with other ranks' values or
 // at the wrong place, and tensors that cannot be read after the scope.
 TEST(DeferredPages, BeyondTheLimitEveryRankHasAShardOfRank0sValues) {
-  const auto outcomes = comm::run_threads(3, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(3, comm::kRankTimeout, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;
     Init scope(config_with_room_for(4), borrowed(communicator), c10::Device(c10::kCPU));
     for (int i = 0; i < 10; ++i) {
@@ -70,7 +69,7 @@ TEST(DeferredPages, BeyondTheLimitEveryRankHasAShardOfRank0sValues) {
 
 // Catches writes to a gathered tensor that are lost with its next eviction, on all ranks or on rank 0 only.
 TEST(DeferredPages, WhatWasWrittenSinceIsWhatRank0Wrote) {
-  const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(2, comm::kRankTimeout, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;
     Init scope(config_with_room_for(2), borrowed(communicator), c10::Device(c10::kCPU));
     for (int i = 0; i < 6; ++i) tensors.push_back(tensor_of(i));
@@ -82,7 +81,7 @@ TEST(DeferredPages, WhatWasWrittenSinceIsWhatRank0Wrote) {
 
 // Catches temporaries that are sent, and memory that is kept for destroyed tensors.
 TEST(DeferredPages, TemporariesCostNoCommunication) {
-  const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(2, comm::kRankTimeout, [](comm::Communicator& communicator) {
     Init scope(config_with_room_for(8), borrowed(communicator), c10::Device(c10::kCPU));
     const auto kept = tensor_of(3);
     const auto before = communicator.bytes_moved();
@@ -95,7 +94,7 @@ TEST(DeferredPages, TemporariesCostNoCommunication) {
 
 // Catches ranks that evict different tensors because one of them still refers to what the others have freed.
 TEST(DeferredPages, GarbageMayBeFreedAtDifferentMoments) {
-  const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(2, comm::kRankTimeout, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> kept, garbage;
     Init scope(config_with_room_for(4), borrowed(communicator), c10::Device(c10::kCPU));
     for (int i = 0; i < 20; ++i) {
@@ -111,7 +110,7 @@ TEST(DeferredPages, GarbageMayBeFreedAtDifferentMoments) {
 
 // Catches a hang, or an error without a name, when ranks build different models.
 TEST(DeferredPages, RanksThatMakeOtherTensorsAreTold) {
-  const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(2, comm::kRankTimeout, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;
     Init scope(config_with_room_for(2), borrowed(communicator), c10::Device(c10::kCPU));
     tensors.push_back(tensor_of(0));
@@ -141,7 +140,7 @@ TEST(DeferredPages, AReadThatOthersDoNotMakeEndsInTime) {
 
 // Catches settled tensors that still depend on other ranks, and storages that operators replace under their page.
 TEST(DeferredPages, SettledAndResizedTensorsAreOrdinary) {
-  const auto outcomes = comm::run_threads(2, kLong, [](comm::Communicator& communicator) {
+  const auto outcomes = comm::run_threads(2, comm::kRankTimeout, [](comm::Communicator& communicator) {
     std::vector<at::Tensor> tensors;
     {
       Init scope(config_with_room_for(2), borrowed(communicator), c10::Device(c10::kCPU));

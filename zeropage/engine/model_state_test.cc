@@ -40,7 +40,7 @@ std::vector<ParameterInput> make_inputs(int rank) {
 }
 
 std::vector<std::string> run_ranks(const comm::RankBody& body) {
-  return comm::run_threads(2, std::chrono::seconds(20), body);
+  return comm::run_threads(2, comm::kRankTimeout, body);
 }
 
 // Catches ranks that keep different values, parameters that are other tensors than before, and a rank that updates more

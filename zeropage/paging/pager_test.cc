@@ -22,7 +22,6 @@ using std::chrono::milliseconds;
 constexpr int kPages = 6;
 constexpr std::int64_t kPageNumel = 256;
 constexpr std::int64_t kPageBytes = 4 * kPageNumel;
-constexpr milliseconds kLong{20000};
 
 /// One parameter of 256 elements per page.
 std::shared_ptr<const layout::Layout> make_layout(int world) {
@@ -83,7 +82,7 @@ class Rank {
 
 /// Runs the body on `world` threads; two_sided hides peers' memory and delays every collective.
 void run(int world, bool two_sided, const comm::RankBody& body) {
-  for (const auto& outcome : comm::run_threads(world, kLong, two_sided, body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(world, comm::kRankTimeout, two_sided, body)) EXPECT_EQ(outcome, "");
 }
 
 class PagerOnRanks : public testing::TestWithParam<std::tuple<int, bool>> {};
@@ -137,7 +136,8 @@ TEST_P(PagerOnRanks, UpdatesAreSeenAfterPublishing) {
 TEST(Pager, GathersFromNearbyRanksUntilAPageChanges) {
   constexpr int kWorld = 4;
   std::vector<std::vector<std::unique_ptr<comm::Communicator>>> groups;
-  for (int group = 0; group < kWorld / 2; ++group) groups.push_back(comm::make_thread_communicators(2, kLong));
+  for (int group = 0; group < kWorld / 2; ++group)
+    groups.push_back(comm::make_thread_communicators(2, comm::kRankTimeout));
   run(kWorld, /*two_sided=*/true, [&](comm::Communicator& all) {
     const auto with_nearby =
         comm::with_nearby(std::shared_ptr<comm::Communicator>(&all, [](auto*) {}),

@@ -10,7 +10,7 @@ namespace {
 
 const c10::Device kCpu = c10::kCPU;
 
-/// Four pages of 2048 elements at two ranks, of which the second is fp32 and the others are bf16.
+/// Four pages. Each of the two ranks has 2048 elements of each page. The second page is fp32, the other pages are bf16.
 std::shared_ptr<const layout::Layout> memory_layout() {
   std::vector<layout::ParameterSpec> specs(4);
   for (auto& spec : specs) spec = {.name = "p", .numel = 4096, .dtype = DType::kBFloat16, .element_bytes = 2};
@@ -20,7 +20,7 @@ std::shared_ptr<const layout::Layout> memory_layout() {
 }
 
 std::vector<std::string> run_ranks(const comm::RankBody& body) {
-  return comm::run_threads(2, std::chrono::seconds(20), body);
+  return comm::run_threads(2, comm::kRankTimeout, body);
 }
 
 ReducePolicy bf16_policy(bool sharded) {

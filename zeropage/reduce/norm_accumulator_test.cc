@@ -9,8 +9,6 @@
 namespace zeropage::reduce {
 namespace {
 
-constexpr std::chrono::seconds kNormTimeout{20};
-
 /// One page of three parameters with gaps between them, and this rank's shard of it, whose values count up.
 struct Page {
   explicit Page(comm::Communicator& communicator, bool enabled = true) : norms(layout, communicator, device, enabled) {
@@ -72,7 +70,7 @@ TEST(NormAccumulator, SumsWhatWritersTellOf) {
     EXPECT_EQ(page.reads, 0);
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : comm::run_threads(2, kNormTimeout, body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(2, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches a norm without the elements of a writer that reported only a part, or nothing.
@@ -86,7 +84,7 @@ TEST(NormAccumulator, ReadsAgainWhatNobodyToldOf) {
     EXPECT_EQ(page.reads, 2);
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : comm::run_threads(2, kNormTimeout, body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(2, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches squares that are summed though they are not needed.
@@ -98,7 +96,7 @@ TEST(NormAccumulator, SumsNothingWhenNobodyAsks) {
     EXPECT_TRUE(page.sums().empty());
     EXPECT_EQ(page.reads, 0);
   };
-  for (const auto& outcome : comm::run_threads(1, kNormTimeout, body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(1, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 }  // namespace

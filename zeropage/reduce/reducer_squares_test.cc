@@ -23,8 +23,6 @@
 namespace zeropage::reduce {
 namespace {
 
-constexpr std::chrono::milliseconds kTimeout{20000};
-
 /// Several blocks of a sum of squares, divided anywhere by shards; and small ones that transports send in another way.
 const std::vector<std::vector<std::int64_t>> kModels = {{70000, 3, 0, 200001, 4097}, {5, 300, 17}};
 
@@ -162,14 +160,14 @@ class SquaresOnRanks : public testing::TestWithParam<int> {};
 // Catches a sum that is read once more for its squares, squares that depend on the pieces in which a transport writes,
 // or miss what lies between two shards, and those of a sum that was increased later.
 TEST_P(SquaresOnRanks, AreThoseOfTheStoredSum) {
-  for (const auto& outcome : comm::run_threads(GetParam(), kTimeout, check_all)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(GetParam(), comm::kRankTimeout, check_all)) EXPECT_EQ(outcome, "");
 }
 
 /// A communicator of one of the threads that share `store`.
 std::unique_ptr<comm::Communicator> over_gloo(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size) {
   const auto make_group = [&](const char* name) {
     const auto own = c10::make_intrusive<c10d::PrefixStore>(name, store);
-    auto options = c10d::ProcessGroupGloo::Options::create(kTimeout);
+    auto options = c10d::ProcessGroupGloo::Options::create(comm::kRankTimeout);
     options->devices = {c10d::ProcessGroupGloo::createDeviceForHostname("127.0.0.1")};
     auto group = c10::make_intrusive<c10d::ProcessGroup>(own, rank, size);
     group->setBackend(c10::kCPU, c10d::ProcessGroup::BackendType::GLOO,
@@ -178,13 +176,13 @@ std::unique_ptr<comm::Communicator> over_gloo(const c10::intrusive_ptr<c10d::Sto
     return group;
   };
   return comm::make_c10d_communicator(make_group("data"), make_group("control"), c10::Device(c10::kCPU),
-                                      /*deterministic_reduction=*/true, kTimeout);
+                                      /*deterministic_reduction=*/true, comm::kRankTimeout);
 }
 
 // Catches the same if sums are computed from messages, or by gloo.
 TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
   const auto store = c10::make_intrusive<c10d::HashStore>();
-  const auto outcomes = comm::run_threads(GetParam(), kTimeout, [&](comm::Communicator& threads) {
+  const auto outcomes = comm::run_threads(GetParam(), comm::kRankTimeout, [&](comm::Communicator& threads) {
     check_all(*over_gloo(store, threads.rank(), threads.size()));
   });
   for (const auto& outcome : outcomes) EXPECT_EQ(outcome, "");
@@ -196,7 +194,7 @@ TEST(SquaresBeforeTravel, AreThoseOfTheStoredSum) {
   for (const Kind& kind : {Kind{Result::kShard, false},
                            Kind{Result::kShard, true, DType::kBFloat16, DType::kBFloat16, DType::kBFloat16}}) {
     const auto body = [&](comm::Communicator& communicator) { check_squares_before_travel(communicator, kind); };
-    for (const auto& outcome : comm::run_threads(3, kTimeout, body)) EXPECT_EQ(outcome, "");
+    for (const auto& outcome : comm::run_threads(3, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
   }
 }
 

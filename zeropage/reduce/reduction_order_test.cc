@@ -43,7 +43,7 @@ TEST(ReductionOrder, SettlesOnThatOfRank0) {
     EXPECT_EQ(run_order(order), (std::vector<int>{1, 3, 2, 0}));
     communicator.barrier({"done"});
   };
-  for (const auto& outcome : comm::run_threads(3, std::chrono::seconds(20), body)) EXPECT_EQ(outcome, "");
+  for (const auto& outcome : comm::run_threads(3, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
 }
 
 // Catches a page that is reduced with zeros for ever though no rank trains it any more, one that is left out too early,

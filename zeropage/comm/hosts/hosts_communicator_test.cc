@@ -23,7 +23,6 @@ using std::chrono::microseconds;
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kLong{20000};
 constexpr milliseconds kShort{500};
 
 using Communicators = std::vector<std::unique_ptr<Communicator>>;
@@ -54,7 +53,8 @@ class HostsConformance : public testing::TestWithParam<HostGrid> {};
 
 // Catches sums in another order than the ranks', blocks of hosts at wrong places, and stages that overtake each other.
 TEST_P(HostsConformance, Holds) {
-  for (const std::string& outcome : run_threads(make_grid(GetParam(), kLong), run_conformance)) EXPECT_EQ(outcome, "");
+  for (const std::string& outcome : run_threads(make_grid(GetParam(), kRankTimeout), run_conformance))
+    EXPECT_EQ(outcome, "");
 }
 
 INSTANTIATE_TEST_SUITE_P(Grids, HostsConformance, testing::Values(HostGrid{2, 2}, HostGrid{3, 2}));
@@ -65,7 +65,7 @@ TEST(HostsCommunicator, ConformsWhereRanksAndNetworksAreSlow) {
     return make_fault_communicator(std::move(plain), random_delays(static_cast<std::uint64_t>(rank), microseconds(50)),
                                    /*two_sided=*/true);
   };
-  const auto outcomes = run_threads(make_grid({2, 2}, kLong, true, slow), [](Communicator& c) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kRankTimeout, true, slow), [](Communicator& c) {
     std::vector<float> whole(4 * 3000, static_cast<float>(c.rank() + 1));
     std::vector<float> shards(50 * 3000);
     std::vector<WorkPtr> works;
@@ -124,7 +124,7 @@ class NotesChecks final : public WrappedCommunicator {
 // overlap ends.
 TEST(UncheckedScope, EndsWithTheLastOne) {
   std::atomic<int> wrong = 0;
-  NotesChecks communicator(std::move(make_thread_communicators(1, kLong)[0]), wrong);
+  NotesChecks communicator(std::move(make_thread_communicators(1, kRankTimeout)[0]), wrong);
   const auto gather = [&](int id) {
     int mine = id;
     int all = 0;
@@ -153,7 +153,7 @@ TEST(HostsCommunicator, StagesAreCheckedAsTheirCollectiveIs) {
                                   /*two_sided=*/true);
       return std::make_unique<NotesChecks>(std::move(slow), wrong);
     };
-    const auto outcomes = run_threads(make_grid({2, 2}, kLong, deterministic, noting), [](Communicator& c) {
+    const auto outcomes = run_threads(make_grid({2, 2}, kRankTimeout, deterministic, noting), [](Communicator& c) {
       std::vector<float> whole(4 * 300, 1);
       std::vector<float> shards(40 * 300);
       std::vector<WorkPtr> works;
@@ -172,7 +172,7 @@ TEST(HostsCommunicator, StagesAreCheckedAsTheirCollectiveIs) {
 /// What one rank of each host gets from other hosts in `call`, by host: threads count what they copy.
 std::vector<std::int64_t> bytes_from_other_hosts(const HostGrid& grid, bool deterministic, const RankBody& call) {
   std::vector<std::int64_t> bytes(static_cast<std::size_t>(grid.hosts));
-  const auto outcomes = run_threads(make_grid(grid, kLong, deterministic), [&](Communicator& c) {
+  const auto outcomes = run_threads(make_grid(grid, kRankTimeout, deterministic), [&](Communicator& c) {
     c.barrier({"begin"});
     const std::int64_t before = c.bytes_between_hosts();
     call(c);
@@ -215,23 +215,26 @@ TEST(HostsCommunicator, SendsBetweenHostsWhatItMust) {
 
 // Catches a reduction in free order that loses or doubles terms, rounds twice, or adds to what it should replace.
 TEST(HostsCommunicator, SumsByHostsWhereTheOrderIsFree) {
-  const auto outcomes = run_threads(make_grid({3, 2}, kLong, /*deterministic_reduction=*/false), [](Communicator& c) {
-    const auto term = [](int rank, std::int64_t i) { return std::ldexp(1.0f + static_cast<float>(i % 5), rank * 5); };
-    const auto sum_of_host = [&](int host, std::int64_t i) { return term(2 * host, i) + term(2 * host + 1, i); };
-    std::vector<float> whole(6 * 100);
-    for (std::int64_t i = 0; i < 600; ++i) whole[static_cast<std::size_t>(i)] = term(c.rank(), i);
-    std::vector<float> out(100, 0.5f);
-    std::int64_t told = 0;
-    c.reduce_scatter(whole.data(), out.data(), 100, DType::kFloat32, DType::kFloat32, /*accumulate=*/true, {"sum"},
-                     [&](std::int64_t, std::int64_t numel) { told += numel; })
-        ->wait();
-    if (told != 100) throw Error("not told of all elements");
-    for (std::int64_t i = 0; i < 100; ++i) {
-      const std::int64_t at = c.rank() * 100 + i;
-      const float expected = 0.5f + ((sum_of_host(0, at) + sum_of_host(1, at)) + sum_of_host(2, at));
-      if (out[static_cast<std::size_t>(i)] != expected) throw Error(fmt::format("element {}: {}", at, out[0]));
-    }
-  });
+  const auto outcomes =
+      run_threads(make_grid({3, 2}, kRankTimeout, /*deterministic_reduction=*/false), [](Communicator& c) {
+        const auto term = [](int rank, std::int64_t i) {
+          return std::ldexp(1.0f + static_cast<float>(i % 5), rank * 5);
+        };
+        const auto sum_of_host = [&](int host, std::int64_t i) { return term(2 * host, i) + term(2 * host + 1, i); };
+        std::vector<float> whole(6 * 100);
+        for (std::int64_t i = 0; i < 600; ++i) whole[static_cast<std::size_t>(i)] = term(c.rank(), i);
+        std::vector<float> out(100, 0.5f);
+        std::int64_t told = 0;
+        c.reduce_scatter(whole.data(), out.data(), 100, DType::kFloat32, DType::kFloat32, /*accumulate=*/true, {"sum"},
+                         [&](std::int64_t, std::int64_t numel) { told += numel; })
+            ->wait();
+        if (told != 100) throw Error("not told of all elements");
+        for (std::int64_t i = 0; i < 100; ++i) {
+          const std::int64_t at = c.rank() * 100 + i;
+          const float expected = 0.5f + ((sum_of_host(0, at) + sum_of_host(1, at)) + sum_of_host(2, at));
+          if (out[static_cast<std::size_t>(i)] != expected) throw Error(fmt::format("element {}: {}", at, out[0]));
+        }
+      });
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
@@ -303,7 +306,7 @@ TEST_P(CodedSumsOfHosts, AreThoseOfTheProtocol) {
                                    /*two_sided=*/true);
   };
   for (const bool deterministic : {true, false}) {
-    const auto outcomes = run_threads(make_grid(grid, kLong, deterministic, slow), [&](Communicator& c) {
+    const auto outcomes = run_threads(make_grid(grid, kRankTimeout, deterministic, slow), [&](Communicator& c) {
       if (!c.sums_by_hosts()) throw Error("does not sum by hosts");
       const auto expected = expected_coded_sum(grid, c.rank());
       for (const DType dtype : {DType::kFloat32, DType::kBFloat16}) {
@@ -356,7 +359,7 @@ TEST(HostsCommunicator, CodesOfHostsLoseLessThanCodesOfRanks) {
 // hide.
 TEST(HostsCommunicator, SumsInCodesInPlaceAndShowsOverflows) {
   const HostGrid grid{2, 2};
-  const auto outcomes = run_threads(make_grid(grid, kLong), [&](Communicator& c) {
+  const auto outcomes = run_threads(make_grid(grid, kRankTimeout), [&](Communicator& c) {
     std::vector<float> whole(static_cast<std::size_t>(kCodedNumel * c.size()));
     for (std::size_t i = 0; i < whole.size(); ++i) whole[i] = gradient(c.rank(), static_cast<std::int64_t>(i));
     if (c.rank() == 3) whole[200] = std::numeric_limits<float>::infinity();
@@ -379,7 +382,7 @@ TEST(HostsCommunicator, SumsInCodesInPlaceAndShowsOverflows) {
 // Catches an error of one host that other hosts learn only from their timeout, or whose ranks mean nothing to a reader.
 TEST(HostsCommunicator, AnAbortReachesAllHosts) {
   const auto begin = Clock::now();
-  const auto outcomes = run_threads(make_grid({2, 2}, kLong), [](Communicator& c) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kRankTimeout), [](Communicator& c) {
     c.barrier({"begin"});
     if (c.rank() == 3) c.abort("disk full");
     for (;;) c.barrier({"work"});
@@ -388,7 +391,7 @@ TEST(HostsCommunicator, AnAbortReachesAllHosts) {
     EXPECT_TRUE(outcome.starts_with("PeerError: among ")) << outcome;
     EXPECT_TRUE(contains(outcome, "rank 3 of the job: disk full")) << outcome;
   }
-  EXPECT_LT(Clock::now() - begin, kLong / 4);
+  EXPECT_LT(Clock::now() - begin, kRankTimeout / 4);
 }
 
 // Catches ranks of other hosts that wait for ever for one that does not come, and a message that does not say where.
@@ -413,7 +416,7 @@ TEST(HostsCommunicator, ALateRankEndsTheOthers) {
 
 // Catches a collective that a rank drops by an exception, and that writes into its buffers later.
 TEST(HostsCommunicator, AnExceptionDropsACollective) {
-  const auto outcomes = run_threads(make_grid({2, 2}, kLong), [](Communicator& c) {
+  const auto outcomes = run_threads(make_grid({2, 2}, kRankTimeout), [](Communicator& c) {
     c.barrier({"begin"});
     if (c.rank() == 0) {
       std::vector<float> data(100000);

@@ -17,7 +17,6 @@ namespace {
 using std::chrono::milliseconds;
 using Clock = std::chrono::steady_clock;
 
-constexpr milliseconds kLong{20000};
 constexpr milliseconds kShort{1000};
 
 /// Names in /dev/shm that this test process made.
@@ -34,7 +33,7 @@ class ProcessConformance : public testing::TestWithParam<int> {};
 
 // Catches differences between processes and threads: mappings, offsets, wake-ups across processes.
 TEST_P(ProcessConformance, Holds) {
-  for (const std::string& outcome : run_processes(GetParam(), kLong, run_conformance)) EXPECT_EQ(outcome, "");
+  for (const std::string& outcome : run_processes(GetParam(), kRankTimeout, run_conformance)) EXPECT_EQ(outcome, "");
   EXPECT_EQ(leftovers(), std::vector<std::string>());
 }
 
@@ -47,7 +46,7 @@ void reduce_for_ever(Communicator& c) {
 
 // Catches ranks that hang, or wait out the timeout, when one is killed in the middle of a collective.
 TEST(SharedMemory, KilledRankIsNamedAtOnce) {
-  const auto ranks = start_processes(unique_job_name(), 3, kLong, reduce_for_ever);
+  const auto ranks = start_processes(unique_job_name(), 3, kRankTimeout, reduce_for_ever);
   std::this_thread::sleep_for(milliseconds(300));
   const auto begin = Clock::now();
   ranks[1]->signal(SIGKILL);
@@ -97,7 +96,7 @@ TEST(SharedMemory, RanksThatNeverComeAreNamed) {
 // Catches leftovers of a job that was killed while it started, and a second start that fails because of them.
 TEST(SharedMemory, NothingIsLeftOfAJobThatWasKilledWhileItStarted) {
   const std::string name = unique_job_name();
-  const auto join = [&](int rank) { join_shared_memory(name, rank, 2, kLong)->barrier({"fresh", 0}); };
+  const auto join = [&](int rank) { join_shared_memory(name, rank, 2, kRankTimeout)->barrier({"fresh", 0}); };
   for (int i = 0; i < 20; ++i) {
     std::vector<std::unique_ptr<RankProcess>> dead;
     for (const int rank : {0, 1}) {
@@ -118,14 +117,14 @@ TEST(SharedMemory, NothingIsLeftOfAJobThatWasKilledWhileItStarted) {
 // Catches a second job that joins a starting one of the same name.
 TEST(SharedMemory, NamesInUseAreRefused) {
   const std::string name = unique_job_name();
-  RankProcess waiting([&] { join_shared_memory(name, 0, 2, kLong)->barrier({"both", 0}); });
+  RankProcess waiting([&] { join_shared_memory(name, 0, 2, kRankTimeout)->barrier({"both", 0}); });
   std::this_thread::sleep_for(milliseconds(100));
-  const std::string second = outcome_of([&] { join_shared_memory(name, 0, 2, kLong); });
+  const std::string second = outcome_of([&] { join_shared_memory(name, 0, 2, kRankTimeout); });
   EXPECT_TRUE(contains(second, "PeerError: cannot offer shared memory under the name " + name)) << second;
   EXPECT_TRUE(contains(second, "another job that is starting")) << second;
-  const std::string other_size = outcome_of([&] { join_shared_memory(name, 1, 3, kLong); });
+  const std::string other_size = outcome_of([&] { join_shared_memory(name, 1, 3, kRankTimeout); });
   EXPECT_TRUE(contains(other_size, "rank 1 expects 3 ranks")) << other_size;
-  RankProcess one([&] { join_shared_memory(name, 1, 2, kLong)->barrier({"both", 0}); });
+  RankProcess one([&] { join_shared_memory(name, 1, 2, kRankTimeout)->barrier({"both", 0}); });
   EXPECT_EQ(waiting.outcome(), "");
   EXPECT_EQ(one.outcome(), "");
 }
@@ -141,8 +140,8 @@ TEST(SharedMemory, TwoJobsDoNotMeet) {
       }
     };
   };
-  const auto first = start_processes(unique_job_name(), 2, kLong, body(1));
-  const auto second = start_processes(unique_job_name(), 2, kLong, body(10));
+  const auto first = start_processes(unique_job_name(), 2, kRankTimeout, body(1));
+  const auto second = start_processes(unique_job_name(), 2, kRankTimeout, body(10));
   for (const auto* job : {&first, &second}) {
     for (const auto& rank : *job) EXPECT_EQ(rank->outcome(), "");
   }
@@ -178,7 +177,7 @@ TEST(SharedMemory, EveryRankJoinsOnce) {
   RankProcess zero([&] { join_shared_memory(name, 0, 3, kShort); });
   RankProcess one([&] { join_shared_memory(name, 1, 3, kShort); });
   std::this_thread::sleep_for(milliseconds(200));
-  const std::string outcome = outcome_of([&] { join_shared_memory(name, 1, 3, kLong); });
+  const std::string outcome = outcome_of([&] { join_shared_memory(name, 1, 3, kRankTimeout); });
   EXPECT_TRUE(contains(outcome, "PeerError: rank 1 has joined " + name + " already")) << outcome;
   zero.outcome();
 }

@@ -20,6 +20,9 @@
 
 namespace zeropage::comm {
 
+/// Longer than any collective of a test takes.
+inline constexpr std::chrono::milliseconds kRankTimeout{20000};
+
 using RankBody = std::function<void(Communicator&)>;
 
 /// "PeerError: rank 1 ..." for the exception of `body`, "" without one.
