@@ -23,9 +23,6 @@ module, function, result, arguments = sys.argv[1:]
 outcome = getattr(importlib.import_module(module), function)(**json.loads(arguments))
 accelerator.check()
 torch.save(outcome, result)
-# As torch asks for: a thread of gloo that lets go of a tensor while Python ends aborts the process.
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
 """
 
 

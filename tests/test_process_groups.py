@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -48,6 +49,27 @@ def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
         assert (
             run_processes(2, "test_process_groups", "make_and_destroy_groups", arguments, tmp_path) == [[3.0] * 4] * 2
         )
+
+
+def end_with_a_tensor_of_gloo() -> None:
+    """Ends right after a collective of a tensor with a Python object, which gloo's thread releases last: the thread
+    does not get Python's lock from the main thread before Python ends."""
+    import torch.distributed as dist
+
+    import zeropage.comm as comm
+
+    comm.init_distributed("gloo")
+    sys.setswitchinterval(100)
+    dist.all_reduce(torch.ones(8))
+
+
+def test_a_script_that_does_not_destroy_its_groups_ends_well(tmp_path: Path):
+    """Catches ranks that are aborted while Python ends: without the wait, every second pair of ranks."""
+    folders = [tmp_path / str(pair) for pair in range(5)]
+    for folder in folders:
+        folder.mkdir()
+    with ThreadPoolExecutor(4) as pairs:
+        list(pairs.map(lambda folder: run_processes(2, __name__, "end_with_a_tensor_of_gloo", "{}", folder), folders))
 
 
 def use_torch_after_initialize(dist_init_required: bool | None) -> list[Any]:

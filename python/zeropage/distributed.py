@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import _C
+from . import _C, gloo_threads
 from .errors import ConfigError
 
 _joined = (
@@ -125,6 +125,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
         return handed_over
+    gloo_threads.wait_at_exit()  # also for groups that the script makes itself
     end_unused_groups()
     if config.communicator == _C.CommunicatorKind.MPI:
         raise ConfigError('zeropage.communicator is "mpi", which is for C++ programs; in Python write "auto" or "c10d"')
@@ -229,6 +230,7 @@ def init_process_group(
     """
     import torch.distributed as dist
 
+    gloo_threads.wait_at_exit()  # also for a group that the script has made
     if dist.is_initialized():
         return
     if meeting is None:
@@ -270,6 +272,7 @@ def _own_gpus(device: torch.device, store: Any, rank: int, world_size: int) -> b
 def _remember(*groups: Any) -> None:
     """A forked child does not have the threads of a group, and destroying the group would wait forever for them. So the
     groups are never destroyed there."""
+    gloo_threads.wait_at_exit()
     if not len(_groups):
         os.register_at_fork(after_in_child=_keep_groups)
     _groups.update(groups)
