@@ -21,6 +21,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def measure(numel: int, rounds: int, root: Path) -> dict[str, float]:
             times["fio"].append(fio_seconds(root / "fio", total_bytes))
         for name, way in ways.items():
             folder = root / f"{name}{number}"
-            times[name].append(seconds_of(lambda way=way, folder=folder: way(folder)))
+            times[name].append(seconds_of(partial(way, folder)))
             behind.wait_for_checkpoint()
             shutil.rmtree(folder, ignore_errors=True)
             os.sync()

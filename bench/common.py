@@ -8,9 +8,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)  # of a system
 
 
 def is_rank() -> bool:
@@ -85,13 +88,13 @@ def _sleeps() -> int:
 
 
 def take_turns(
-    systems: Mapping[str, Callable[[], object]], rounds: int, steps: int, barrier: Callable[[], object] = lambda: None
-) -> dict[str, list[Block]]:
+    systems: Mapping[Name, Callable[[], object]], rounds: int, steps: int, barrier: Callable[[], object] = lambda: None
+) -> dict[Name, list[Block]]:
     """Runs `steps` steps of each system in turn, `rounds` times; each round begins with a different system.
 
     So other load on the machine affects all systems equally. Returns one block per round and system.
     """
-    blocks: dict[str, list[Block]] = {name: [] for name in systems}
+    blocks: dict[Name, list[Block]] = {name: [] for name in systems}
     names = list(systems)
     for turn in range(rounds):
         first = turn % len(names)

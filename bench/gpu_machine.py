@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,9 +38,9 @@ def measure(device: torch.device, size_bytes: int = 1 << 30) -> dict[str, Any]:
     figures["device_copy"] = _best_rate(lambda: beside.copy_(there), module.synchronize, 2 * size_bytes)
     for kind, host in (("pageable", first), ("pinned", first.pin_memory())):
         figures[f"to_device_{kind}"] = _best_rate(
-            lambda host=host: there.copy_(host, non_blocking=True), module.synchronize, size_bytes
+            partial(there.copy_, host, non_blocking=True), module.synchronize, size_bytes
         )
         figures[f"to_host_{kind}"] = _best_rate(
-            lambda host=host: host.copy_(there, non_blocking=True), module.synchronize, size_bytes
+            partial(host.copy_, there, non_blocking=True), module.synchronize, size_bytes
         )
     return figures

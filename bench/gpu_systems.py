@@ -27,7 +27,7 @@ MODELS = {
     ),
 }
 ROWS_OF_BATCH = {"tiny": 2, "350M": 16, "1.3B": 8}  # sequences per rank and step: 8k to 16k tokens on the large ones
-ADAMW = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
+ADAMW: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.95), "weight_decay": 0.1}
 CLIPPING = 1.0
 SEED = 1234
 

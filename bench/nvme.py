@@ -37,22 +37,24 @@ class Store:
     def __init__(self, program: str, folder: str, block: int, depth: int, extents: int):
         command = [program, folder, str(block), str(depth), str(extents)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._commands, self._results = self._process.stdin, self._process.stdout
         self.path, self.how = self._line().split(maxsplit=1)
 
     def _line(self) -> str:
-        line = self._process.stdout.readline()
+        line = self._results.readline()
         if not line:
             raise SystemExit("bench_nvme failed; its message is above")
         return line.strip()
 
     def run(self, traffic: str) -> Rate:
-        self._process.stdin.write(traffic + "\n")
+        self._commands.write(traffic + "\n")
         moved, seconds, cpu = (float(word) for word in self._line().split())
         return Rate(moved / seconds, cpu / moved * 1e9)
 
     def pipeline(self) -> dict[str, float]:
         """Seconds of one pass."""
-        self._process.stdin.write("pipeline\n")
+        self._commands.write("pipeline\n")
         return dict(
             zip(
                 ("read", "update", "write", "read and write", "pipelined"),
@@ -62,7 +64,7 @@ class Store:
         )
 
     def close(self) -> None:
-        self._process.stdin.close()
+        self._commands.close()
         self._process.wait(timeout=60)
 
 

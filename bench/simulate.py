@@ -18,7 +18,7 @@ from pathlib import Path
 
 import systems
 import torch
-from common import emit, is_rank, run_ranks, take_turns
+from common import Block, emit, is_rank, run_ranks, take_turns
 
 from zeropage.tools import measure
 
@@ -81,7 +81,8 @@ def measure_steps(model: str) -> None:
     batch = systems.batch_of(config, ROWS)
     steps = {stage: systems.engine(config, batch, stage) for stage in STAGES}
     measured = measure.Measurement(torch.float32, seconds=0.2)
-    figures, blocks = [], {stage: [] for stage in STAGES}
+    figures: list[dict] = []
+    blocks: dict[int, list[Block]] = {stage: [] for stage in STAGES}
     for _ in range(ROUNDS):
         figures.append(measure.measure(measured, config.width, ROWS, config.context))
         for stage, of_round in take_turns(steps, 1, STEPS, barrier=measured.communicator.barrier).items():

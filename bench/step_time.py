@@ -10,6 +10,7 @@ steps. With `--hogs 2` only this contest runs, while two busy processes compete 
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median
@@ -51,6 +52,8 @@ def jobs() -> list[Job]:
 
 def contestants(job: Job) -> tuple[str, dict]:
     """The peer's name, and a function that makes each system of the contest, by name."""
+    peer: str
+    make_peer: Callable[..., systems.Step]
     stage_0, stage_3 = (partial(systems.engine, stage=stage) for stage in (0, 3))
     if job.contest == "sharded":
         peer, make_peer = "FSDP2", systems.fsdp2

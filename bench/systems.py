@@ -4,6 +4,7 @@ Zeropage."""
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -94,6 +95,6 @@ def engine_step(core: zeropage.ZeropageEngine, batch: torch.Tensor) -> Step:
     return step
 
 
-def engine(config: GptConfig, batch: torch.Tensor, stage: int, **settings: object) -> Step:
+def engine(config: GptConfig, batch: torch.Tensor, stage: int, **settings: Any) -> Step:
     """A step of an engine; settings: those of `make_engine`."""
     return engine_step(make_engine(config, batch, stage, **settings), batch)

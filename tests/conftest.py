@@ -1,6 +1,8 @@
 """What all Python tests share."""
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,21 @@ def accelerator_of_test(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     with simulated_device.visible(True):
         yield
         accelerator.check()
+
+
+@pytest.fixture(scope="module")
+def with_alias(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For the tests of tests/hf: the processes that a test starts find the package `deepspeed` and its metadata. The
+    process of the test does not find them. The libraries do not use the network."""
+    from zeropage import alias
+
+    site = tmp_path_factory.mktemp("alias") / "site"
+    alias.write_metadata(site)
+    paths = [str(ROOT / "tests" / "hf"), str(site), str(alias.FOLDER)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        # Fixtures of a module start ranks before `accelerator_of_test` hides the accelerator.
+        patch.setenv("ZEROPAGE_DEVICE", "cpu")
+        yield

@@ -16,7 +16,10 @@ import struct
 import sys
 import time
 import uuid
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from processes import free_port
@@ -181,7 +184,7 @@ def train(machine: str, folder: Path, rank: int) -> list[float]:
     return losses
 
 
-def fork(work: object) -> int:
+def fork(work: Callable[[], object]) -> int:
     """A child that does `work()` and ends."""
     child = os.fork()
     if child:
@@ -195,7 +198,7 @@ def fork(work: object) -> int:
 def run_rank(machine: str, folder: Path, rank: int) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     try:
-        outcome = {"losses": train(machine, folder, rank)}
+        outcome: dict[str, Any] = {"losses": train(machine, folder, rank)}
     except Exception as error:
         outcome = {"error": f"{type(error).__name__}: {error}"}
     (folder / f"rank{rank}").write_text(json.dumps(outcome))
@@ -209,9 +212,9 @@ def run_machine(machine: str, folder: Path) -> None:
         return
     os.environ |= {"WORLD_SIZE": str(WORLD), "LOCAL_WORLD_SIZE": str(WORLD)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ZEROPAGE_JOB_TOKEN": uuid.uuid4().hex}
-    ranks = [fork(lambda rank=rank: run_rank(machine, folder, rank)) for rank in range(WORLD)]
+    ranks = [fork(partial(run_rank, machine, folder, rank)) for rank in range(WORLD)]
     end = time.monotonic() + END_S
-    statuses = {}
+    statuses: dict[int, int] = {}
     while len(statuses) < WORLD:
         for pid in ranks:
             if pid not in statuses and (done := os.waitpid(pid, os.WNOHANG))[0]:

@@ -42,9 +42,9 @@ SLOWEST = 8.0  # how many times as long it may take on a busy one
 DISTURBANCES = ("nothing", "kill one", "kill both", "stop one", "end one", "fill the disk")
 
 
-def plain_losses() -> list[float]:
-    """The losses of one process without the package: each rank's loss is of its own part of the batch, so all parts are
-    here."""
+def plain_losses() -> list[list[float]]:
+    """The losses of one process without the package, by step and rank: each rank's loss is of its own part of the
+    batch."""
     model = small_net(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.01)
     losses = []

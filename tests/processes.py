@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -30,6 +30,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def output_of(process: subprocess.Popen) -> IO[Any]:
+    """The standard output of a process that was started with a pipe for it."""
+    assert process.stdout is not None, "the process was started without stdout=subprocess.PIPE"
+    return process.stdout
 
 
 def start_ranks(

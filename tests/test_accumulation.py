@@ -163,7 +163,7 @@ def test_what_the_last_step_did(tmp_path):
     on_ranks(config, loop)
 
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}},
     "bf16": {"bf16": {"enabled": True}},
 }

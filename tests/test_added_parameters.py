@@ -33,7 +33,7 @@ class WithHead(nn.Module):
     def __init__(self):
         super().__init__()
         self.net = copy.deepcopy(NET)
-        self.head = None
+        self.head: nn.Linear | None = None
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         loss = self.net(tokens, targets)
@@ -41,8 +41,10 @@ class WithHead(nn.Module):
             loss if self.head is None else loss + self.head(self.net.embedding(tokens).float().mean(1)).square().mean()
         )
 
-    def add_head(self) -> None:
+    def add_head(self) -> list[nn.Parameter]:
+        """Adds the head; its parameters."""
         self.head = copy.deepcopy(HEAD)
+        return list(self.head.parameters())
 
 
 def train_with_head(engine: Any, rank: int, steps: range, added_at: int = 2) -> None:
@@ -60,8 +62,7 @@ def plain_with_head(steps: int) -> torch.Tensor:
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, **options)
     for step in range(steps):
         if step == 2:
-            model.add_head()
-            optimizer.add_param_group({"params": list(model.head.parameters()), "lr": 3e-3})
+            optimizer.add_param_group({"params": model.add_head(), "lr": 3e-3})
         optimizer.zero_grad()
         for rank in range(WORLD):
             (model(*part_of_batch(token_batch(step), WORLD, rank)) / WORLD).backward()
@@ -123,12 +124,11 @@ def test_optimizers_of_pytorch_get_unfrozen_and_added_parameters(stage: int, tmp
     its state of them."""
     options = {"lr": 1e-3, "eps": 1e-3}
 
-    def change(model: WithHead, step: int) -> bool:
+    def change(model: WithHead, step: int) -> list[nn.Parameter]:
+        """Unfreezes a layer before step 1, and adds the head before step 2; the parameters of a new head."""
         if step == 1:
             model.net.expand[0].requires_grad_(True)
-        if step == 2:
-            model.add_head()
-        return step == 2
+        return model.add_head() if step == 2 else []
 
     def start() -> WithHead:
         model = WithHead()
@@ -139,8 +139,8 @@ def test_optimizers_of_pytorch_get_unfrozen_and_added_parameters(stage: int, tmp
         model = start()
         optimizer = torch.optim.RMSprop(model.parameters(), **options)
         for step in range(5):
-            if change(model, step):
-                optimizer.add_param_group({"params": list(model.head.parameters()), "lr": 2e-3})
+            if added := change(model, step):
+                optimizer.add_param_group({"params": added, "lr": 2e-3})
             optimizer.zero_grad()
             for rank in range(WORLD):
                 (model(*part_of_batch(token_batch(step), WORLD, rank)) / WORLD).backward()

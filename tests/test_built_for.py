@@ -20,10 +20,10 @@ def test_another_torch_is_an_error_that_says_what_to_do(tmp_path):
     (package / "_C.so").write_bytes(b"loading this fails")
     (package / "built_for.txt").write_text("2.1.7+cpu\n")
     # Links would lead back to the package that fits.
-    for file in ("__init__.py", "built_for.py"):
-        text = (package / file).read_text()
-        (package / file).unlink()
-        (package / file).write_text(text)
+    for name in ("__init__.py", "built_for.py"):
+        text = (package / name).read_text()
+        (package / name).unlink()
+        (package / name).write_text(text)
     done = subprocess.run(
         [sys.executable, "-c", "import zeropage"],
         env={"PYTHONPATH": str(tmp_path)},

@@ -20,8 +20,8 @@ MODULE = "test_c10d_communicator"
 
 def _new_communicator(timeout_ms: int = 20000) -> _C.Communicator:
     timeout = timedelta(milliseconds=timeout_ms)
-    groups = [dist.new_group(timeout=timeout, backend="gloo") for _ in range(2)]
-    return _C.make_c10d_communicator(*groups, torch.device("cpu"), True, timeout_ms)
+    data, control = (dist.new_group(timeout=timeout, backend="gloo") for _ in range(2))
+    return _C.make_c10d_communicator(data, control, torch.device("cpu"), True, timeout_ms)
 
 
 def _error_of(call: Any) -> str:

@@ -18,12 +18,12 @@ from zeropage import _C
 from zeropage.errors import CheckpointError, UsageError
 from zeropage.testing import run_ranks
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 2}},
 }
-SCHEDULE = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5, "warmup_max_lr": 1e-2}}}
+SCHEDULE: dict[str, Any] = {"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5, "warmup_max_lr": 1e-2}}}
 CLIENT = {"epoch": 3, "best": math.inf, "seen": (1, "two", None), "by_id": {7: [True]}, "mean": torch.arange(3.0)}
 
 
@@ -81,7 +81,7 @@ def test_resume_goes_on_with_the_same_bits(tmp_path, precision, stage):
     """Catches state that is not saved, not restored, or restored to another place: losses and the full state after
     it."""
 
-    def run(rank: int, communicator: Any) -> list[float]:
+    def run(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=stage, precision=precision)
         train(engine, 2, rank, range(3))
         assert engine.save_checkpoint(tmp_path, client_state=CLIENT)

@@ -20,7 +20,7 @@ from zeropage.testing import run_ranks
 
 WORLDS, STAGES = range(1, 9), range(4)
 HOST, DRIVE = {"device": "cpu"}, {"device": "nvme", "buffer_count": 3}
-TIERS = {
+TIERS: dict[str, tuple[int, dict[str, dict[str, Any]]]] = {
     "stage0_host": (0, {"offload_optimizer": HOST}),
     "stage1_host": (1, {"offload_optimizer": HOST}),
     "stage2_host": (2, {"offload_optimizer": HOST}),

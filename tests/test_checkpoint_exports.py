@@ -13,7 +13,7 @@ from zeropage.testing import run_ranks
 from zeropage.utils import zero_to_fp32
 
 safetensors = pytest.importorskip("safetensors.torch")
-BF16 = {"bf16": {"enabled": True}}
+BF16: dict[str, Any] = {"bf16": {"enabled": True}}
 
 
 def saved_by(engine: Any, folder: Any) -> dict[str, torch.Tensor]:

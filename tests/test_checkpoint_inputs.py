@@ -62,7 +62,8 @@ def test_values_that_fit_nothing_are_refused_before_anything_changes(tmp_path, m
 
     engine = engine_of(0, stage=0)
     train(engine, 1, 0, range(1))
-    for value in ("fast", None, {"dict": []}, [0.1, 0.2]):
+    values: tuple[Any, ...] = ("fast", None, {"dict": []}, [0.1, 0.2])
+    for value in values:
         save_with(engine, tmp_path, monkeypatch, groups=[{"dict": [["lr", value]]}])
         refused("parameter group 0 has lr=.*, the checkpoint .*, which is no such value")
     save_with(engine, tmp_path, monkeypatch, groups=[{"dict": [["betas", {"tuple": [0.9]}]]}])

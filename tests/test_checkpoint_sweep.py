@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import output_of
 from training import (
     DAMPING_EPS,
     LEARNING_RATE,
@@ -119,7 +120,7 @@ class Sweep:
 
     def facts(self, process: subprocess.Popen) -> Iterator[dict[str, Any]]:
         """The worker's output; checks and keeps what it has saved."""
-        for line in process.stdout:
+        for line in output_of(process):
             if not line.endswith("\n"):  # the kill came within the line
                 return
             fact = json.loads(line)

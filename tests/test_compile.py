@@ -192,14 +192,18 @@ def test_pages_are_fetched_where_compiled_code_uses_them(tmp_path):
             assert torch.equal(outcomes[name].parameters, outcomes["inductor, stage 0"].parameters), name
 
 
-INSIDE = {"checkpointing": {"checkpointed": True}, "adapters": {"adapter_rank": 4}, "accumulation": {"accumulation": 2}}
+INSIDE: dict[str, dict[str, Any]] = {
+    "checkpointing": {"checkpointed": True},
+    "adapters": {"adapter_rank": 4},
+    "accumulation": {"accumulation": 2},
+}
 
 
 @pytest.mark.slow
 def test_recomputation_frozen_weights_and_accumulation(tmp_path):
     """Catches pages that compiled code misses when it recomputes, does not train what it uses, or runs several times
     before a step."""
-    cases = {}
+    cases: dict[str, Case] = {}
     for name, settings in INSIDE.items():
         cases |= {name: Case("inductor", **settings), f"{name}, eager": Case(**settings)}
     ranks = run_cases(cases, tmp_path)
@@ -324,7 +328,10 @@ def test_kernels_of_triton():
     def run(rank: int, communicator: Any) -> list[float]:
         layer = nn.Linear(64, 64)
         engine = zeropage.initialize(model=layer, config=config_of(3, zeropage={"page_numel": 1}))[0]
-        scope = {"triton_0": Launcher(), "async_compile": SimpleNamespace(triton=None, wait=lambda scope: None)}
+        scope: dict[str, Any] = {
+            "triton_0": Launcher(),
+            "async_compile": SimpleNamespace(triton=None, wait=lambda scope: None),
+        }
         exec(GENERATED.split("globals())")[1], scope)
         graph = SimpleNamespace(current_callable=scope["call"], source_code=GENERATED)
         assert _pin_in_kernels(graph) is None and _pin_in_kernels(graph) is None
@@ -364,7 +371,7 @@ def test_cuda_graphs_of_sharded_parameters_are_left_out(stage, capfd):
 
     def run(rank: int, communicator: Any) -> bool:
         engine = zeropage.initialize(model=nn.Linear(64, 64), config=config_of(stage))[0]
-        module = ModuleType("output_code")
+        module: Any = ModuleType("output_code")
         module.CompiledFxGraph = type("CompiledFxGraph", (GraphOnGpu,), {})
         _hook_inductor(module, engine.module.parameters)
         graph = module.CompiledFxGraph()
@@ -407,12 +414,14 @@ def compile_with_two_backends(folder: str) -> dict[str, Any]:
     recorded["later"] = recorded_operators(engine.module, slow_compiler, path)
 
     said: list[str] = []
-    compiled_graphs._C.log_warn, log_warn = said.append, compiled_graphs._C.log_warn
+    package: Any = compiled_graphs._C  # mypy refuses an assignment to a function of a module
+    log_warn = package.log_warn
+    package.log_warn = said.append
     cudagraphs.check_multiple_devices_or_any_cpu_nodes = lambda mapping: None
     torch._dynamo.reset()
     expected = engine.module(torch.ones(2, 8))
     found = torch.compile(engine.module, backend="cudagraphs")(torch.ones(2, 8))
-    compiled_graphs._C.log_warn = log_warn
+    package.log_warn = log_warn
     engine.backward(found.sum())
     engine.step()
     return {

@@ -153,7 +153,8 @@ def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
     metrics, file, folder = tmp_path / "run.jsonl", tmp_path / "config.json", tmp_path / "saved"
     own = {"preemption_folder": str(folder), "preemption_grace_s": 60, "metrics_file": str(metrics)}
     file.write_text(json.dumps({**CONFIG, "gradient_accumulation_steps": 1, "zeropage": own}))
-    command = [COMMAND, "--num_gpus=2", BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}", "--steps=1000000"]
+    program = str(BUILD / "examples" / "cpp" / "train_gpt")
+    command = [str(COMMAND), "--num_gpus=2", program, f"--config={file}", "--steps=1000000"]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     end = time.monotonic() + 60
@@ -185,7 +186,7 @@ def test_ranks_on_hosts_that_mpi_does_not_know_are_refused(tmp_path):
         "MASTER_ADDR": "first",
         "MASTER_PORT": "1",
     }
-    command = [BUILD / "examples" / "cpp" / "train_gpt", f"--config={file}"]
+    command = [str(BUILD / "examples" / "cpp" / "train_gpt"), f"--config={file}"]
     done = subprocess.run(command, env={**os.environ, **MPIRUN, **world}, capture_output=True, text=True, timeout=60)
     assert done.returncode == 64
     assert "the environment says rank 1 of 2, MPI says rank 0 of 1" in done.stderr
@@ -225,10 +226,13 @@ def test_a_project_finds_the_installed_wheel(tmp_path):
     may not have. Its files are compiled as the build's were, so that
     the compiler's cache has them all."""
     cache = (BUILD / "CMakeCache.txt").read_text()
-    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)[1]
+    compiler = re.search(r"^CMAKE_CXX_COMPILER:\w+=(.*)$", cache, re.MULTILINE)
+    assert compiler is not None, "the build's cache names no compiler"
     pip, site = [sys.executable, "-m", "pip", "--disable-pip-version-check"], BUILD / "wheel_package" / "site"
     shutil.rmtree(site, ignore_errors=True)  # always the same path, so that the project's own file is in the cache, too
-    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, ROOT, CXX=compiler)
+    run(
+        *pip, "wheel", "--no-build-isolation", "--no-deps", "--no-index", "--wheel-dir", tmp_path, ROOT, CXX=compiler[1]
+    )
     run(*pip, "install", "--no-deps", "--no-index", "--target", site, next(tmp_path.glob("zeropage-*.whl")))
     for library in [*site.rglob("zeropage/**/*.so"), site / "bin" / "zeropage"]:
         needed = re.findall(r"NEEDED.*\[(.*)\]", run("readelf", "-d", library))

@@ -13,7 +13,7 @@ import zeropage
 from zeropage import errors
 from zeropage.testing import run_ranks
 
-BF16 = {"bf16": {"enabled": True}}
+BF16: dict[str, Any] = {"bf16": {"enabled": True}}
 
 
 class Rotary(nn.Module):
@@ -43,7 +43,7 @@ def test_buffers_keep_their_type(precision):
     positions = torch.arange(4000, 4100, dtype=torch.float32)
     expected = Rotary()(positions)
     model = Rotary()
-    engine = initialize(model, **{precision: {"enabled": True}})
+    engine = initialize(model, **dict[str, Any]({precision: {"enabled": True}}))
     assert model.weight.dtype in (torch.bfloat16, torch.float16)
     assert model.inverse.dtype == torch.float32 and model.count.dtype == torch.long
     assert torch.equal(engine(positions), expected)
@@ -176,9 +176,14 @@ def test_checkpoints_of_mixed_types(tmp_path):
             engine.save_checkpoint(folder)
         return flat_parameters(engine.module)
 
-    straight = run_ranks(1, lambda *rank: run(*rank, range(4), tmp_path / "straight", False))[0]
-    run_ranks(1, lambda *rank: run(*rank, range(2), tmp_path / "half", False))
-    assert torch.equal(run_ranks(1, lambda *rank: run(*rank, range(2, 4), tmp_path / "half", True))[0], straight)
+    straight = run_ranks(1, lambda rank, communicator: run(rank, communicator, range(4), tmp_path / "straight", False))[
+        0
+    ]
+    run_ranks(1, lambda rank, communicator: run(rank, communicator, range(2), tmp_path / "half", False))
+    assert torch.equal(
+        run_ranks(1, lambda rank, communicator: run(rank, communicator, range(2, 4), tmp_path / "half", True))[0],
+        straight,
+    )
 
 
 def test_names_that_match_nothing():

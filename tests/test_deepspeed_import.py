@@ -168,7 +168,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
     source = recorded / "fp32_stage2" / f"global_step{SAVED_AFTER}"
     rank0, rank1 = (f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in range(2))
     model = "mp_rank_00_model_states.pt"
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "expected DeepSpeed's .*, found none": {rank0: None, rank1: None},
         r"of the ranks \[1\]; some are missing": {rank0: None},
         "saved by 2 ranks, with optimizer states of 1": {rank1: None},

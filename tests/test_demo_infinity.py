@@ -14,6 +14,13 @@ sys.path.insert(0, str(EXAMPLES))
 from memory_limit import MemoryLimit, memory_limit  # noqa: E402
 
 
+def figure_in(pattern: str, text: str) -> float:
+    """The number that the pattern's group matches."""
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return float(found[1])
+
+
 def test_a_process_beyond_the_limit_is_killed():
     """Catches a limit that only looks like one."""
     with memory_limit(64 << 20) as limit:
@@ -40,8 +47,8 @@ def test_a_small_model(tmp_path: Path):
     assert "this is not what it should show" in done.stderr, done.stderr  # its state is not ten times the limit
     for word in ("model", "memory", "limit", "loss", "read", "written", "drive", "endurance"):
         assert re.search(rf"^{word} ", done.stdout, re.MULTILINE), done.stdout
-    written = float(re.search(r"written .*?, ([\d.]+) bytes per parameter", done.stdout)[1])
+    written = figure_in(r"written .*?, ([\d.]+) bytes per parameter", done.stdout)
     assert 17.5 <= written <= 18.6
-    read = float(re.search(r"read .*?, ([\d.]+) bytes per parameter", done.stdout)[1])
+    read = figure_in(r"read .*?, ([\d.]+) bytes per parameter", done.stdout)
     assert 16 <= read <= 20.6
     assert list(tmp_path.iterdir()) == []

@@ -1,5 +1,7 @@
 """How many bytes of device memory a step moves, counted on the simulated device."""
 
+from typing import Any
+
 import accelerator
 import pytest
 import simulated_device
@@ -35,7 +37,7 @@ def moved_by_autograd(precision: str) -> int:
 @pytest.mark.parametrize("stage", range(4))
 def test_a_step_moves_little_more_than_its_state(stage: int, precision: str):
     """Catches a copy of a gradient, a temporary, or another pass over memory between autograd and the next forward."""
-    sections = {} if precision == "fp32" else {precision: {"enabled": True}}
+    sections: dict[str, Any] = {} if precision == "fp32" else {precision: {"enabled": True}}
     engine, *_ = zeropage.initialize(model=small_net(), config=config_of(stage, clipping=0.5, **sections))
     numel = sum(parameter.numel() for parameter in engine.module.parameters())
     for step in range(3):

@@ -201,6 +201,7 @@ class TwoStreams(nn.Module):
         main = torch.accelerator.current_stream()
         for layer in self.layers[::2]:
             x = layer(x).tanh()
+        assert self.side is not None, "the caller gives the model its stream"
         self.side.wait_stream(main)
         with self.side:
             y = x

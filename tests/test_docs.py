@@ -101,8 +101,11 @@ def folder(tmp_path_factory) -> Path:
         "host_link_rate",
         "network_rate",
         "host_memory",
+        "host_memory_rate",
+        "disk",
+        "disk_read_rate",
+        "disk_write_rate",
     )
-    figures += ("host_memory_rate", "disk", "disk_read_rate", "disk_write_rate")
     machine = dict.fromkeys(figures, 1e12) | {
         "name": "mine",
         "device_latency": 1e-6,

@@ -1,5 +1,7 @@
 """Parameters that users write between steps keep what was written at stage 3: two ranks, a page per parameter."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -87,7 +89,7 @@ def test_masters_follow_edits(edit, stage):
     def run(config):
         return engine_run(small_net(), token_loss, 2, 3, edit, config)
 
-    sections = {"bf16": {"enabled": True}, "eps": DAMPING_EPS}
+    sections: dict[str, Any] = {"bf16": {"enabled": True}, "eps": DAMPING_EPS}
     found = run(paged_config(zero_optimization={"stage": stage}, **sections))
     # Stages 1-3 round gradients in the same way; stage 0 rounds their sum once more.
     reference = run(config_of(1, **sections))

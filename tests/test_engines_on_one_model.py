@@ -1,6 +1,9 @@
 """One model, engine after engine: with and without an optimizer, after `destroy` and without it, at every stage."""
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -184,7 +187,7 @@ def nvme(folder):
     return {"device": "nvme", "nvme_path": str(folder)}
 
 
-ELSEWHERE = {
+ELSEWHERE: dict[str, Callable[[Path], dict[str, Any]]] = {
     "bf16": lambda folder: {"bf16": {"enabled": True}},
     "host": lambda folder: {
         "zero_optimization": {"offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}}

@@ -12,6 +12,7 @@ import os
 import random
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -50,6 +51,10 @@ _RANDOM = {"magma"}  # its step draws numbers, which ranks as threads draw from 
 Make = Callable[[Any], torch.optim.Optimizer]
 
 
+def _of_timm(module: str, kind: str, parameters: Any) -> torch.optim.Optimizer:
+    return of_timm(module, kind)(parameters, lr=1e-3)
+
+
 def classes() -> dict[str, Make]:
     found: dict[str, Make] = {
         f"pytorch_optimizer.{name}": _maker(name)
@@ -62,12 +67,12 @@ def classes() -> dict[str, Make]:
         ("adafactor", "Adafactor"),
         ("adafactor_bv", "AdafactorBigVision"),
         ("adopt", "Adopt"),
+        ("nvnovograd", "NvNovoGrad"),
+        ("laprop", "LaProp"),
+        ("mars", "Mars"),
     ):
-        found[f"timm.{kind}"] = lambda p, module=module, kind=kind: of_timm(module, kind)(p, lr=1e-3)
-    found["timm.NvNovoGrad"] = lambda p: of_timm("nvnovograd", "NvNovoGrad")(p, lr=1e-3)
-    found["timm.LaProp"] = lambda p: of_timm("laprop", "LaProp")(p, lr=1e-3)
-    found["timm.Mars"] = lambda p: of_timm("mars", "Mars")(p, lr=1e-3)
-    found["torch.Adafactor"] = lambda p: torch.optim.Adafactor(p, lr=1e-3)
+        found[f"timm.{kind}"] = partial(_of_timm, module, kind)
+    found["torch.Adafactor"] = partial(torch.optim.Adafactor, lr=1e-3)
     found["transformers.Adafactor"] = lambda p: transformers.Adafactor(p, lr=1e-3, relative_step=False)
     return found
 

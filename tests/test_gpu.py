@@ -26,7 +26,10 @@ STEPS = 6
 BOUND = 5e-4
 DEVICES = ["cpu", pytest.param("accelerator", marks=pytest.mark.gpu)]
 
-SMALL_PAGES = {"zeropage": {"page_numel": 4096}, "zero_optimization": {"stage3_max_live_parameters": 9000}}
+SMALL_PAGES: dict[str, Any] = {
+    "zeropage": {"page_numel": 4096},
+    "zero_optimization": {"stage3_max_live_parameters": 9000},
+}
 
 
 def device_of(name: str) -> torch.device:
@@ -163,7 +166,7 @@ def test_updates_on_the_gpu_follow_torch(name, precision):
     kind, params, make = OPTIMIZERS[name]
 
     def by_engine(device: torch.device) -> torch.Tensor:
-        sections = (
+        sections: dict[str, Any] = (
             {}
             if precision == "fp32"
             else {precision: {"enabled": True} | ({"loss_scale": 1} if precision == "fp16" else {})}
@@ -235,7 +238,7 @@ def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload,
     checkpoint half-way."""
     kind, params, _ = OPTIMIZERS[name]
     section = {"enabled": True, f"{precision}_master_weights_and_grads": not masters}
-    sections = {
+    sections: dict[str, Any] = {
         precision: section | ({"loss_scale": 1} if precision == "fp16" else {}),
         "zeropage": {"optimizer_state_dtype": states},
         "zero_optimization": {"offload_optimizer": {"device": "cpu"}} if offload else {},
@@ -261,7 +264,7 @@ def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload,
 @pytest.mark.parametrize("device", DEVICES)
 def test_lamb_follows_its_formula_on_a_device(device, precision):
     """Catches a formula in torch's operators that is not the kernels', in double: 20 steps."""
-    sections = {} if precision == "fp32" else {precision: {"enabled": True}}
+    sections: dict[str, Any] = {} if precision == "fp32" else {precision: {"enabled": True}}
     config = {**config_of(1, batch=1, clipping=0.0, **sections), "optimizer": section("Lamb")}
     engine, *_ = zeropage.initialize(model=Vector(), config=config, device=device_of(device))
     p = Vector().p.detach().double()

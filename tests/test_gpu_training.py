@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 STEPS = 3
 SEEDS = 24
-SMALL = {"page_numel": 4096}
+SMALL: dict[str, Any] = {"page_numel": 4096}
 
 
 def bound() -> float:

@@ -5,6 +5,7 @@ import os
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ STEPS = 3
 
 def config_in_shards(communicator: str = "auto", precision: str = "fp32"):
     """Pages of one parameter; less than a fifth of the small net may be resident."""
-    sections = {} if precision == "fp32" else {precision: {"enabled": True}}
+    sections: dict[str, Any] = {} if precision == "fp32" else {precision: {"enabled": True}}
     own = {"page_numel": 1, "communicator": communicator}
     return config_of(3, zero_optimization={"stage3_max_live_parameters": 8000}, zeropage=own, **sections)
 
@@ -120,7 +121,9 @@ def train_under_limit(init: bool):
     with zeropage.zero.Init(config_dict_or_path=config, enabled=init):
         first = MostlyFrozen(layers=1)
     train(first)  # starts torch's and the transport's threads
-    mapped = int(re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    found = re.search(r"VmSize:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None, "/proc/self/status has no line VmSize"
+    mapped = int(found[1]) * 1024
     limit = mapped + MEMORY_LIMIT_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 

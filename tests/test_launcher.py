@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import output_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
@@ -225,7 +226,7 @@ def test_an_endless_line_does_not_eat_memory(script):
     path = script("import sys; [sys.stdout.write('x' * 1_000_000) for _ in range(60)]")
     process = start("--num_gpus", "2", path, stdout=subprocess.PIPE)
     total = peak_kb = 0
-    while data := process.stdout.read(1 << 20):
+    while data := output_of(process).read(1 << 20):
         total += len(data)
         if not peak_kb and total > 60_000_000:
             peak_kb = int(Path(f"/proc/{supervisor_of(process)}/status").read_text().split("VmHWM:")[1].split()[0])
@@ -244,16 +245,16 @@ def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
     try:
         assert process.wait(5) == 143
     finally:
-        process.stdout.close()
+        output_of(process).close()
 
 
 def test_a_reader_that_left_ends_the_job(script):
     """Catches a job that continues after `zeropage ... | head` has ended."""
     process = start("--num_gpus", "2", script("import time\nwhile True: print('x', flush=True); time.sleep(0.01)"))
-    process.stdout.readline()
-    process.stdout.close()
+    output_of(process).readline()
+    output_of(process).close()
     assert process.wait(DEADLINE_S) == 128 + signal.SIGPIPE
-    assert "the reader of the output has closed it" in process.stderr.read()
+    assert process.stderr is not None and "the reader of the output has closed it" in process.stderr.read()
 
 
 def test_the_first_failure_is_shown_last_and_whole(script):
@@ -360,7 +361,7 @@ def test_a_job_under_nohup_lives_on(script):
         script("import time\nprint('on', flush=True)\ntime.sleep(2)\n"),
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )
-    process.stdout.readline()
+    output_of(process).readline()
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
@@ -386,7 +387,7 @@ def test_a_second_signal_kills(script):
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('on', flush=True)\ntime.sleep(600)"
     )
     process = start("--num_gpus", "2", path)
-    process.stdout.readline(), process.stdout.readline()
+    output_of(process).readline(), output_of(process).readline()
     started = time.monotonic()
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)

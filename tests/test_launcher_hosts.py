@@ -12,6 +12,7 @@ from pathlib import Path
 
 import hosts as made_hosts
 import pytest
+from processes import output_of
 from test_launcher import COMMAND, DEADLINE_S, ROOT, environment, launch, script, start, wait_until  # noqa: F401 (a fixture)
 
 REASON = made_hosts.why_not()
@@ -55,7 +56,7 @@ def assert_hosts_empty(hosts, started: float) -> None:
 
 def start_sleepers(hosts, options, script) -> subprocess.Popen:
     process = start(*options(1, 2), script(SLEEP))
-    lines = {process.stdout.readline() for _ in range(6)}
+    lines = {output_of(process).readline() for _ in range(6)}
     assert lines == {"[host0:0] on 0\n", "[host1:1] on 1\n", "[host1:2] on 2\n"}
     return process
 

@@ -2,6 +2,7 @@
 
 import socket
 
+from processes import output_of
 from test_launcher import DEADLINE_S, launch, script, start  # noqa: F401 (a fixture)
 
 
@@ -24,7 +25,7 @@ def test_launchers_started_together_take_different_ports(script, tmp_path):
         f"while not os.path.exists({str(may_end)!r}): time.sleep(0.05)"
     )
     processes = [start("-q", path) for _ in range(10)]
-    ports = [int(p.stdout.readline()) for p in processes]
+    ports = [int(output_of(p).readline()) for p in processes]
     may_end.touch()
     for process in processes:
         process.communicate(timeout=DEADLINE_S)

@@ -28,13 +28,13 @@ from zeropage.testing import run_ranks
 STEPS = 12
 POISONED_STEPS = (3, 4, 8)
 DYNAMIC = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 2, "hysteresis": 1, "min_loss_scale": 1}
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "bf16": {"bf16": {"enabled": True}},
     "fp16 static": {"fp16": {"enabled": True, "loss_scale": 128}},
     "fp16 dynamic": {"fp16": DYNAMIC},
 }
 # The sections zero_optimization and zeropage.
-OFFLOADS = {
+OFFLOADS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "device": ({}, {}),
     "host": ({"offload_optimizer": {"device": "cpu"}}, {}),
     "host, overlapped with the backward": ({"offload_optimizer": {"device": "cpu"}}, {"speculation_bytes": 1 << 20}),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -95,7 +96,7 @@ def test_tensorboard_files(tmp_path):
 
 def test_wandb_run(monkeypatch):
     """Catches keys of the section that do not reach wandb, and metrics of one step that are split over several."""
-    calls = []
+    calls: list[Any] = []
 
     class Run:
         def log(self, values, step, commit):
@@ -104,8 +105,12 @@ def test_wandb_run(monkeypatch):
         def finish(self):
             calls.append("finished")
 
-    wandb = types.ModuleType("wandb")
-    wandb.init = lambda **options: calls.append(options) or Run()
+    def init(**options):
+        calls.append(options)
+        return Run()
+
+    wandb: Any = types.ModuleType("wandb")
+    wandb.init = init
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     engine, _ = train({"wandb": {"enabled": True, "team": "us", "group": "g", "project": "p"}}, steps=1)
     engine.destroy()

@@ -18,7 +18,7 @@ from zeropage.testing import run_ranks
 
 STEPS = 3
 LR, ADAM_LR, DECAY = 0.02, 1e-3, 0.1
-SECTION = {
+SECTION: dict[str, Any] = {
     "type": "Muon",
     "params": {"lr": LR, "adam_lr": ADAM_LR, "weight_decay": DECAY, "ns_method": "standard", "eps": 1e-4},
 }

@@ -30,7 +30,7 @@ from zeropage.errors import IoError, UsageError
 from zeropage.testing import run_ranks
 
 STEPS = 100
-PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
+PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}}
 
 
 class Tiny(nn.Module):
@@ -63,7 +63,7 @@ def config(
             "max_in_cpu": 0,
             **parameters,
         }
-    sections = {"aio": {"block_size": 4096, "queue_depth": 4}, "zeropage": {"page_numel": 1}}
+    sections: dict[str, Any] = {"aio": {"block_size": 4096, "queue_depth": 4}, "zeropage": {"page_numel": 1}}
     return config_of(stage, zero_optimization=zero, **copy.deepcopy(PRECISIONS[precision]), **sections)
 
 

@@ -59,7 +59,7 @@ def test_what_users_write(live_numel: int, precision: str, tmp_path: Path):
 def test_accumulated_gradients_norms_and_optimizers(precision: str, optimizer: str, tmp_path: Path):
     """Catches gradients that do not add up on the drive, norms of an older gradient, and the second pass of Lamb
     reading old state."""
-    sections = {} if precision == "fp32" else {precision: {"enabled": True}}
+    sections: dict[str, Any] = {} if precision == "fp32" else {precision: {"enabled": True}}
     config = config_of(
         3,
         batch=16,

@@ -25,10 +25,10 @@ from zeropage.testing import run_ranks
 STEPS = 12
 KINDS = ("parameters", "gradients", "optimizer")
 # A page per parameter, so that a ratio has something to choose from and stage 3 evicts.
-PAGED = {"zeropage": {"page_numel": 1}, "zero_optimization": {"stage3_max_live_parameters": 4096}}
+PAGED: dict[str, Any] = {"zeropage": {"page_numel": 1}, "zero_optimization": {"stage3_max_live_parameters": 4096}}
 OPTIMIZER = {"offload_optimizer": {"device": "cpu"}}
 PARAMETERS = {"offload_param": {"device": "cpu"}}
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
     # The first scales overflow, so that steps are skipped at the beginning.

@@ -22,7 +22,9 @@ from zeropage.testing import run_ranks
 def of_timm(module: str, kind: str) -> Any:
     """A class of timm.optim, without the rest of timm, which needs torchvision."""
     if "timm" not in sys.modules:
-        folder = Path(importlib.util.find_spec("timm").origin).parent
+        spec = importlib.util.find_spec("timm")
+        assert spec is not None and spec.origin is not None, "timm is not installed"
+        folder = Path(spec.origin).parent
         for name, path in (("timm", folder), ("timm.optim", folder / "optim")):
             sys.modules[name] = types.ModuleType(name)
             sys.modules[name].__path__ = [str(path)]
@@ -97,7 +99,7 @@ def test_schedulefree_evaluates_with_its_averages(stage, bf16):
     """Catches eval() and train() that do not reach the model: what is evaluated and saved would be the training
     weights."""
     model = small_net()
-    sections = {"bf16": {"enabled": True}} if bf16 else {}
+    sections: dict[str, Any] = {"bf16": {"enabled": True}} if bf16 else {}
     evaluated, plain_evaluated = [], []
 
     def evaluate(engine: Any, optimizer: Any, step: int) -> None:
@@ -192,7 +194,9 @@ def test_checkpoints_have_all_of_its_state(name, tmp_path):
         return flat_parameters(engine.module)
 
     counts: list[int | None] = []
-    straight = run_ranks(1, lambda *rank: run(*rank, range(5), False, False))[0]
-    run_ranks(1, lambda *rank: run(*rank, range(3), True, False))
-    assert torch.equal(run_ranks(1, lambda *rank: run(*rank, range(3, 5), False, True))[0], straight)
+    straight = run_ranks(1, lambda rank, communicator: run(rank, communicator, range(5), False, False))[0]
+    run_ranks(1, lambda rank, communicator: run(rank, communicator, range(3), True, False))
+    assert torch.equal(
+        run_ranks(1, lambda rank, communicator: run(rank, communicator, range(3, 5), False, True))[0], straight
+    )
     assert counts == ([5, 3, 5] if "SPAM" in name else [None] * 3)

@@ -1,6 +1,7 @@
 """Options of reduction and odd kinds of parameters: the same training by other ways."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ def plain_parameters() -> torch.Tensor:
     return plain_run(small_net(), lambda model, step, rank: model(*token_batch(step)), 1, STEPS)
 
 
-OPTIONS = {
+OPTIONS: dict[str, tuple[dict[str, Any], int, float | None]] = {
     "prescaled": ({"prescale_gradients": True}, 1, EXACT),
     "predivided": ({"prescale_gradients": True, "gradient_predivide_factor": 8.0}, 1, EXACT),
     "sent as bf16": ({"communication_data_type": "bf16"}, 1, BF16_GRADIENTS),
@@ -49,8 +50,11 @@ def test_ways_of_reducing(stage, name):
 @pytest.mark.parametrize("stage", range(4))
 def test_bf16_stays_close_to_fp32(stage, accumulation, accumulation_dtype):
     """Catches sums in 16 bits that go wrong by more than their rounding, for every place where gradients add up."""
-    own = {"zero_optimization": {"stage3_param_persistence_threshold": 1000}, "zeropage": {"page_numel": 5000}}
-    sections = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": accumulation_dtype}}
+    own: dict[str, Any] = {
+        "zero_optimization": {"stage3_param_persistence_threshold": 1000},
+        "zeropage": {"page_numel": 5000},
+    }
+    sections: dict[str, Any] = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": accumulation_dtype}}
     config = config_of(stage, accumulation=accumulation, eps=DAMPING_EPS, **own, **sections)
     difference = (train_ranks(small_net(), 2, config, STEPS)[0].parameters - plain_parameters()).abs()
     assert difference.max().item() < BF16_MODEL

@@ -3,6 +3,7 @@ process."""
 
 import copy
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import zeropage
 from zeropage import errors
 from zeropage.testing import run_ranks
 
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 8}},
@@ -190,11 +191,12 @@ def test_writes_take_effect_in_16_bit(precision, stage):
 def test_gradients_that_live_elsewhere(place, stage, tmp_path):
     """Catches updates that begin during the backward and use the gradient from before the program wrote it, drives that
     keep that old gradient, and memory of written gradients that is given back too early."""
-    zero = {
+    places: dict[str, dict[str, Any]] = {
         "cpu": {"offload_optimizer": {"device": "cpu"}},
         "nvme": {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}},
         "few frames": {"stage3_max_live_parameters": 1},
-    }[place]
+    }
+    zero = places[place]
     if place == "nvme" and stage == 3:
         zero["offload_param"] = {"device": "nvme", "nvme_path": str(tmp_path)}
     model = small_net()

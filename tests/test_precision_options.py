@@ -12,7 +12,7 @@ import zeropage
 from zeropage import errors
 from zeropage.testing import run_ranks
 
-BF16_MASTERS = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}
+BF16_MASTERS: dict[str, Any] = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}
 FP16_MASTERS = {"fp16": {"enabled": True, "loss_scale": 128, "fp16_master_weights_and_grads": True}}
 
 
@@ -55,7 +55,7 @@ def test_autocast_leaves_fp32():
 def test_autocast_to_fp16_scales_losses(stage):
     """Catches an autocast to fp16 whose small gradients vanish, and one whose overflows are not skipped on all
     ranks."""
-    scaled = {
+    scaled: dict[str, Any] = {
         "torch_autocast": {"enabled": True, "dtype": "fp16"},
         "fp16": {"enabled": False, "initial_scale_power": 10, "hysteresis": 1},
     }

@@ -45,9 +45,9 @@ def rows_of(ranks: int, model: str, precision: str, folder: str, optimizer: str 
     if ranks > 2 or optimizer != "AdamW":
         rows = [row for row in rows if row["offload"] in ("none", "optimizer: host, parameters: host")]
     for row in rows:
-        optimizer = row["config"]["zero_optimization"].get("offload_optimizer", {})
-        if optimizer.get("device") == "nvme":
-            optimizer["nvme_path"] = folder
+        offload = row["config"]["zero_optimization"].get("offload_optimizer", {})
+        if offload.get("device") == "nvme":
+            offload["nvme_path"] = folder
     return rows
 
 

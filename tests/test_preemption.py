@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import output_of
 from training import config_of, small_net, train_engine
 
 import zeropage
@@ -99,7 +100,7 @@ def test_a_killed_job_is_started_again_and_goes_on_with_the_same_losses(tmp_path
 
 def wait_for(process: subprocess.Popen, text: str) -> str:
     seen = ""
-    for line in process.stdout:
+    for line in output_of(process):
         seen += line
         if text in line:
             return seen

@@ -160,9 +160,7 @@ def test_random_actions(stage: int, tmp_path):
     for seed in range(SEQUENCES * stage, SEQUENCES * (stage + 1)):
         actions = draw(seed)
         expected = on_plain(copy.deepcopy(actions))
-        found = run_ranks(
-            WORLD, lambda rank, _, actions=actions, seed=seed: on_rank(rank, stage, actions, tmp_path / str(seed))
-        )
+        found = run_ranks(WORLD, lambda rank, _: on_rank(rank, stage, actions, tmp_path / str(seed)))
         for rank, parameters in enumerate(found):
             difference = (parameters - expected).abs().max().item()
             assert difference < 2e-5, f"seed {seed}, rank {rank}: {difference} after {actions}"

@@ -153,6 +153,7 @@ def test_the_page_in_a_browser(tmp_path):
     broken.write_text(
         f"{viewport}<script>console.error('said'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>"
     )
+    assert BROWSER is not None
     with Browser(BROWSER, tmp_path / "profile") as browser:
         phone, desk, bad = browser.open(page, 390), browser.open(page, 1180), browser.open(broken, 390)
     for opened, width, columns in ((phone, 390, 1), (desk, 1180, 2)):
@@ -290,8 +291,8 @@ def test_long_runs_stay_small():
     """Catches a page of a long run that no browser opens, and a mean that is not one."""
     steps = range(1, 100_001)
     chart = Chart(steps, {"loss": [float(s) for s in steps]}, str, levels=(Level("goal", 3.0),)).svg()
-    points = re.search(r'points="([^"]+)"', chart)[1].split()
-    assert len(points) == 200 and len(chart) < 60_000
+    points = re.search(r'points="([^"]+)"', chart)
+    assert points is not None and len(points[1].split()) == 200 and len(chart) < 60_000
     assert "step 1<" in chart and "step 100,000<" in chart and "step 1,000: loss 750.5" in chart
 
 

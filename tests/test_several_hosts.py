@@ -1,6 +1,7 @@
 """Training on several hosts, which are network namespaces: the results of one host, and the bytes between hosts."""
 
 import json
+from typing import Any
 
 import hosts as made_hosts
 import pytest
@@ -64,10 +65,11 @@ def hosts(tmp_path_factory):
 
 @pytest.fixture
 def train(hosts, script, tmp_path):  # noqa: F811
-    """Runs the program on hosts with `slots` ranks; empty: on one host with four. Returns the output of the ranks."""
+    """Runs the program on hosts with `slots` ranks; empty: on one host with four. Returns what the ranks
+    print, sorted, and the errors of the launcher."""
     path = script(PROGRAM)
 
-    def run(*slots: int, dtype: str = "fp32", zero: dict | None = None, **own) -> list:
+    def run(*slots: int, dtype: str = "fp32", zero: dict | None = None, **own) -> tuple[list[Any], str]:
         config = {
             "train_micro_batch_size_per_gpu": 4,
             "gradient_clipping": 0.5,

@@ -108,8 +108,8 @@ def test_the_batch_script_of_the_examples(cluster):
         "--nodes=2",
         "--ntasks-per-node=1",
         "--output=batch.out",
-        EXAMPLES / "slurm.sh",
-        EXAMPLES / "train_gpt.py",
+        str(EXAMPLES / "slurm.sh"),
+        str(EXAMPLES / "train_gpt.py"),
     ]
     done = subprocess.run(
         ["sbatch", *words, "--steps=2", "--result=batch.json"],

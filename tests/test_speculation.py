@@ -18,7 +18,7 @@ from zeropage.testing import run_ranks
 
 STEPS = 1000
 BACKWARD_OF_A_LAYER_S = 0.02  # during which an update of a page begins and ends
-PRECISIONS = {
+PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}},
     "fp16": {"fp16": {"enabled": True, "loss_scale": 16}},
@@ -78,7 +78,7 @@ def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, lis
             # The same draws on all ranks. Large factors clip, and some clip only with what the other rank adds. A NaN
             # is in the gradients of rank 1 alone.
             factor = 10.0 ** chance.uniform(-0.9, 0.4)
-            bad_rank = chance.choice([0, 1] + 10 * [None]) if precision != "fp32" else None
+            bad_rank = chance.choice([0, 1, *(10 * [None])]) if precision != "fp32" else None
             poisoned = bad_rank == rank
             engine.backward(engine(inputs_of(step, rank)) * factor)
             engine._core.wait_for_updates()

@@ -3,6 +3,7 @@ within rounding."""
 
 import functools
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ WORLDS = (1, 2, 4)
 ROUNDING = 2e-4
 LARGEST_PAGE_NUMEL = 8192  # SmallNet's largest parameter (64 x 128), a multiple of 2048 x 4 ranks
 
-VARIANTS = {
+VARIANTS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "stage1": (1, {}, {}),
     "stage2": (2, {}, {}),
     "stage3": (3, {}, {}),

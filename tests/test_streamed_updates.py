@@ -168,6 +168,7 @@ def test_values_are_read_and_written_between_steps():
                 train(engine, range(step, step + 1))
                 for p in engine.module.parameters():
                     moment = utils.safe_get_full_optimizer_state(p, "exp_avg")
+                    assert moment is not None
                     utils.safe_set_full_optimizer_state(p, moment * 0.5, "exp_avg")
                 with torch.no_grad():
                     engine.module.tiny.clamp_(max=0.999)

@@ -2,6 +2,9 @@
 process."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +17,7 @@ from zeropage.testing import run_ranks
 
 STATES = ("exp_avg", "exp_avg_sq")
 SCALE = {"fp16": {"enabled": True, "initial_scale_power": 8}}
-PRECISIONS = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": SCALE}
+PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"bf16": {"enabled": True}}, "fp16": SCALE}
 
 
 class Plain:
@@ -46,6 +49,12 @@ def everything(model: nn.Module, get_state=utils.safe_get_full_optimizer_state) 
         | {key: get_state(p, key) for key in STATES}
         for name, p in model.named_parameters()
     }
+
+
+def present(value: torch.Tensor | None) -> torch.Tensor:
+    """A value that must exist: the functions of `utils` return None where there is none."""
+    assert value is not None
+    return value
 
 
 def configuration(stage: int, accumulation: int = 1, **sections):
@@ -103,10 +112,10 @@ def drawn(model: nn.Module, seed: int, keys) -> dict[str, dict[str, torch.Tensor
     }
 
 
-SETTERS = {
+SETTERS: dict[str, Callable[..., None]] = {
     "param": utils.safe_set_full_fp32_param,
     "grad": utils.safe_set_full_grad,
-    **{key: lambda p, value, key=key: utils.safe_set_full_optimizer_state(p, value, key) for key in STATES},
+    **{key: partial(utils.safe_set_full_optimizer_state, optim_state_key=key) for key in STATES},
 }
 
 
@@ -172,10 +181,11 @@ def test_local_values_are_the_parts_of_full_ones(stage, precision):
         engine.backward(engine(*part_of_batch(token_batch(0), world, rank)))
         pieces = []
         for p in engine.module.parameters():
-            utils.safe_set_local_fp32_param(p, utils.safe_get_local_fp32_param(p) + 1)
-            utils.safe_set_local_grad(p, utils.safe_get_local_grad(p) * 2)
+            utils.safe_set_local_fp32_param(p, present(utils.safe_get_local_fp32_param(p)) + 1)
+            utils.safe_set_local_grad(p, present(utils.safe_get_local_grad(p)) * 2)
             for key in STATES:
-                utils.safe_set_local_optimizer_state(p, utils.safe_get_local_optimizer_state(p, key) + 3, key)
+                moment = present(utils.safe_get_local_optimizer_state(p, key))
+                utils.safe_set_local_optimizer_state(p, moment + 3, key)
             pieces.append(
                 [
                     utils.safe_get_local_fp32_param(p),
@@ -232,7 +242,7 @@ def test_state_of_an_optimizer_of_torch(stage):
         engine.backward(engine(*part_of_batch(token_batch(0), 2, rank)))
         assert utils.safe_get_full_optimizer_state(p, "exp_avg") is None
         engine.step()
-        found = utils.safe_get_full_optimizer_state(p, "exp_avg")
+        found = present(utils.safe_get_full_optimizer_state(p, "exp_avg"))
         utils.safe_set_full_optimizer_state(p, found * 2, "exp_avg")
         return found, utils.safe_get_full_optimizer_state(p, "exp_avg")
 

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from processes import output_of
 from test_run_page import RUN, step, write
 
 from zeropage.tools import top
@@ -42,7 +43,7 @@ def job(tmp_path):
             )
         )
     for process in ranks:
-        process.stdout.readline()
+        output_of(process).readline()
     yield {rank: process.pid for rank, process in enumerate(ranks)}
     for process in ranks:
         process.kill()
@@ -53,9 +54,9 @@ def test_a_running_job(job):
     """Catches workers that count as ranks, rates that are totals, and a step that is not the last whole one."""
     ranks = [rank for rank in top.find_ranks() if rank.job == f"job-{os.getpid()}"]
     assert {rank.rank: rank.pid for rank in ranks} == job
-    before = {rank.pid: top.usage_of(rank.pid) for rank in ranks}
+    before = top.usages(ranks)
     time.sleep(0.3)
-    after = {rank.pid: top.usage_of(rank.pid) for rank in ranks}
+    after = top.usages(ranks)
     text = top.table(ranks, before, after)
     assert "2 of 2 ranks here" in text
     assert "step 7, loss 1.25, 500 ms a step, 16.0 samples/s" in text

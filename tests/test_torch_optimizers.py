@@ -17,7 +17,7 @@ from zeropage.testing import run_ranks
 STEPS = 20
 NUMEL = 3000
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "RMSprop": {"lr": 1e-3, "momentum": 0.9, "centered": True, "weight_decay": 0.1},
     "Adamax": {"betas": [0.8, 0.9]},
     "Adadelta": {"rho": 0.8},
@@ -121,8 +121,11 @@ def run_net(
     save: bool = False,
 ):
     """small_net on ranks as threads, from a checkpoint when there is a tag; the parameters."""
-    sections = {"bf16": {"enabled": True}} if bf16 else {}
-    own = {"zeropage": {"page_numel": 5000}, "zero_optimization": {"stage3_param_persistence_threshold": 100}}
+    sections: dict[str, Any] = {"bf16": {"enabled": True}} if bf16 else {}
+    own: dict[str, Any] = {
+        "zeropage": {"page_numel": 5000},
+        "zero_optimization": {"stage3_param_persistence_threshold": 100},
+    }
     settings = {**config_of(stage, batch=8, **own, **sections), "optimizer": {"type": name, "params": OPTIMIZERS[name]}}
 
     model = small_net()

@@ -69,7 +69,7 @@ def test_other_numbers_of_ranks_continue_with_what_is_left(tmp_path):
         train(engine, loader, 6, drawn, str(tmp_path), save_after=6)
         return drawn
 
-    used = sum(run_ranks(2, save), [])
+    used: list[Any] = sum(run_ranks(2, save), [])
     engine, loader = make_engine(base)
     engine.load_checkpoint(str(tmp_path))
     left = torch.cat([batch for (batch,) in loader]).flatten().tolist()

@@ -137,7 +137,7 @@ def test_an_unfrozen_layer_of_one_rank():
 
 def test_unfrozen_with_bf16_masters_and_a_checkpoint(tmp_path):
     """Catches masters that do not follow an unfrozen layer, and a resumed run whose moments of it begin anew."""
-    sections = {"bf16": {"enabled": True}}
+    sections: dict[str, Any] = {"bf16": {"enabled": True}}
 
     def thaw(model: nn.Module, step: int) -> None:
         if step >= 2:
@@ -372,7 +372,7 @@ def test_backwards_that_the_program_runs(stage: int, backward: Any):
 def test_scaled_backward_in_fp16(stage: int):
     """Catches gradients of fp16 without the loss scale: engine.scale is as good as engine.backward, and loss.backward()
     is refused."""
-    fp16 = {"fp16": {"enabled": True, "initial_scale_power": 12}}
+    fp16: dict[str, Any] = {"fp16": {"enabled": True, "initial_scale_power": 12}}
     ours = trained(net(), stage, 2, lambda model, step: None, backward=by_scale, **copy.deepcopy(fp16))
     theirs = trained(net(), stage, 2, lambda model, step: None, **copy.deepcopy(fp16))
     assert torch.equal(ours[0][0], theirs[0][0])
@@ -383,7 +383,11 @@ def test_scaled_backward_in_fp16(stage: int):
 def test_losses_and_metrics_without_the_engines_backward(tmp_path):
     """Catches a metrics file or a progress line that ends the run because the engine was not told the loss."""
     path = tmp_path / "metrics.jsonl"
-    sections = {"zeropage": {"metrics_file": str(path)}, "steps_per_print": 1, "bf16": {"enabled": True}}
+    sections: dict[str, Any] = {
+        "zeropage": {"metrics_file": str(path)},
+        "steps_per_print": 1,
+        "bf16": {"enabled": True},
+    }
     engine, *_ = zeropage.initialize(model=net(), config=config_of(1, batch=8, **sections))
     for backward in (by_loss, by_scale):
         backward(engine, engine(*token_batch(0)))

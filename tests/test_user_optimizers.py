@@ -140,7 +140,7 @@ def test_where_masters_live_elsewhere(section, tmp_path):
     """Catches a step that does not get state that is offloaded or on a drive, or whose result is not written back
     there."""
     target = {"device": "cpu"} if section == "offload_optimizer" else {"device": "nvme", "nvme_path": str(tmp_path)}
-    sections = {"zero_optimization": {"offload_optimizer": target}}
+    sections: dict[str, Any] = {"zero_optimization": {"offload_optimizer": target}}
     for parameters, calls in engine_run(Counting, 2, after=lambda engine, optimizer: optimizer.calls, **sections):
         assert calls == STEPS
         assert_close(parameters, plain_run(Counting))

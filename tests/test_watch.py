@@ -2,6 +2,7 @@
 it chose."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import zeropage
 from zeropage import _C, automatic
 from zeropage.testing import run_ranks
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "train_batch_size": 4,
     "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_max_live_parameters": 300},
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
@@ -130,7 +131,7 @@ def test_not_a_number_is_null(tmp_path):
 def test_trace(by, tmp_path, monkeypatch):
     """Catches a trace without what makes the step slow: which operator waited for which page, and how gradients
     travelled."""
-    trace = {"first_step": 2, "steps": 2}
+    trace: dict[str, Any] = {"first_step": 2, "steps": 2}
     if by == "key":
         trace["file"] = str(tmp_path / "trace.json")
     else:

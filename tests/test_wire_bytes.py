@@ -15,7 +15,9 @@ WARMUP_STEPS = 2
 STEPS = 3
 LAYERS, WIDTH = 8, 512
 QUARTER = {"stage3_max_live_parameters": LAYERS * WIDTH * WIDTH // 4}
-RUNS = {f"stage {stage}": (stage, {}) for stage in range(4)} | {"stage 3, a quarter live": (3, QUARTER)}
+RUNS: dict[str, tuple[int, dict[str, int]]] = {f"stage {stage}": (stage, {}) for stage in range(4)} | {
+    "stage 3, a quarter live": (3, QUARTER)
+}
 # fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3
 # may gather twice. The rest is for headers, verdicts and versions.
 LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}

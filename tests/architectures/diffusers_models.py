@@ -42,7 +42,7 @@ def ones(*shape: int) -> Callable[[torch.Generator], torch.Tensor]:
     return lambda generator: torch.ones(shape)
 
 
-DENOISER = {"hidden_states": IMAGE, "encoder_hidden_states": TEXT, "timestep": steps}
+DENOISER: dict[str, Input] = {"hidden_states": IMAGE, "encoder_hidden_states": TEXT, "timestep": steps}
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Input]]] = {
     "UNet2DModel": (
         {

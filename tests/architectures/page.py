@@ -60,7 +60,8 @@ def page_of(results: Iterable[Result]) -> str:
     for library in dict.fromkeys(result.library for result in results):
         of_it = [result.result for result in results if result.library == library]
         train, not_built = of_it.count(TRAINS), of_it.count(NOT_BUILT)
-        version = next(importlib.metadata.distributions(name=library, path=[*sys.path, str(FOLDER)])).version
+        found = iter(importlib.metadata.distributions(name=library, path=[*sys.path, str(FOLDER)]))
+        version = next(found).version
         text += f"| {library} | {version} | {train} | {len(of_it) - train - not_built} | {not_built} |\n"
     text += TABLE
     for r in results:

@@ -54,26 +54,28 @@ class Worker:
         self.library = library
         command = [sys.executable, __file__, "--worker", library]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
+        self._tasks, self._answers, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
         self._said: list[bytes] = []
         self._reader = threading.Thread(target=self._read_errors, daemon=True)
         self._reader.start()
         self.names: list[str] | None = self._answer(START_TIMEOUT_S)
 
     def _read_errors(self) -> None:
-        for line in self._process.stderr:
+        for line in self._errors:
             self._said = [*self._said[-20:], line]
 
     def _answer(self, timeout_s: float) -> Any:
         """The next line, or None when none arrives in time. A worker writes a line at once, so that reading one does
         not wait."""
-        ready, _, _ = select.select([self._process.stdout], [], [], timeout_s)
-        line = self._process.stdout.readline() if ready else b""
+        ready, _, _ = select.select([self._answers], [], [], timeout_s)
+        line = self._answers.readline() if ready else b""
         return json.loads(line) if line else None
 
     def attempt(self, name: str) -> Result | None:
         """The result of one architecture; None when the worker cannot be used any more."""
-        self._process.stdin.write(f"{name}\n".encode())
-        self._process.stdin.flush()
+        self._tasks.write(f"{name}\n".encode())
+        self._tasks.flush()
         answer = self._answer(TRIAL_TIMEOUT_S)
         return None if answer is None else Result(**answer)
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +50,20 @@ def _preferences() -> Dataset:
 def make_model(folder: str) -> str:
     """A model and a tokenizer of words as a folder that from_pretrained reads; in its folder "reward" a model with one
     label."""
-    folder = Path(folder)
+    place = Path(folder)
     vocabulary = {"<bos>": 0, "<eos>": 1, "<pad>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>")
-    fast.save_pretrained(folder)
-    llama().save_pretrained(folder)
+    fast.save_pretrained(place)
+    llama().save_pretrained(place)
     torch.manual_seed(0)
-    LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(folder / "reward")
-    fast.save_pretrained(folder / "reward")
+    LlamaForSequenceClassification(llama_config(num_labels=1)).save_pretrained(place / "reward")
+    fast.save_pretrained(place / "reward")
     _preferences().save_to_disk(
-        f"{folder}/preferences"
+        f"{place}/preferences"
     )  # the main rank passes log probabilities to the others through its folder
-    return str(folder)
+    return str(place)
 
 
 def _sft(model: str, config: dict[str, Any] | None, folder: Path) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def train_everywhere(model: str, folder: str) -> dict[str, dict[str, Any]]:
     """Each trainer with its configurations: trainer -> configuration -> what was seen."""
     torch.set_num_threads(1)
     known = configurations()
-    runs = {
+    runs: dict[str, tuple[Callable[..., dict[str, Any]], list[str]]] = {
         "sft": (_sft, list(known)),
         "dpo": (functools.partial(_dpo, precompute=False), [PLAIN, "2", "3"]),
         "reward": (_reward, [PLAIN, "2", "3"]),

@@ -8,16 +8,18 @@ freed too early.
 import atexit
 import contextlib
 import datetime
+import importlib
 import os
 import types
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 __all__ = ["check", "count", "delays", "is_loaded", "load", "set_kernels", "take_starts", "visible"]
 
 NAME = "simulated"
-_loaded = None
+_loaded: Any = None  # the C++ module _device, which gives mypy no types
 
 
 class SimulatedDeviceError(AssertionError):
@@ -33,9 +35,7 @@ def load() -> None:
     global _loaded
     if is_loaded():
         return
-    from . import _device as module
-
-    _loaded = module
+    module = _loaded = importlib.import_module("._device", __name__)
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _torch_module())
     module.register()
@@ -115,7 +115,7 @@ def _register_backend() -> None:
 
 def _torch_module() -> types.ModuleType:
     """The module that torch expects as torch.simulated."""
-    module = types.ModuleType(f"torch.{NAME}")
+    module: Any = types.ModuleType(f"torch.{NAME}")
     module.is_available = _loaded.is_visible
     module.is_initialized = lambda: True
     module._initialized = True  # else torch's checkpoint does not keep the random states of the device

@@ -100,7 +100,9 @@ def mutants_of(source: Path) -> Iterator[Mutant]:
     text = source.read_text()
     for found in WAIT.finditer(text):
         begin = max(text.rfind(mark, 0, found.start()) for mark in (";", "{", "}")) + 1
-        begin = after_condition(text, re.compile(r"(\s*//.*\n)*").match(text, begin).end())
+        comments = re.compile(r"(\s*//.*\n)*").match(text, begin)
+        assert comments is not None, "this pattern also matches where there is no comment"
+        begin = after_condition(text, comments.end())
         end = text.index(";", found.end()) + 1
         statement = text[begin:end]
         if (

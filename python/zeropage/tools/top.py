@@ -120,16 +120,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _looks(interval_s: float) -> Iterator[str]:
-    before = _usages(find_ranks())
+    before = usages(find_ranks())
     while True:
         time.sleep(interval_s)
         ranks = find_ranks()
-        after = _usages(ranks)
+        after = usages(ranks)
         yield table(ranks, before, after)
         before = after
 
 
-def _usages(ranks: list[Rank]) -> dict[int, Usage]:
+def usages(ranks: list[Rank]) -> dict[int, Usage]:
+    """The usage of each rank that still runs, by process."""
     return {rank.pid: usage for rank in ranks if (usage := usage_of(rank.pid)) is not None}
 
 
