@@ -31,7 +31,7 @@ def load() -> None:
 
 
 def load_if_told() -> None:
-    """What a process that a test starts calls first."""
+    """A process that a test starts calls this first."""
     if os.environ.get(VARIABLE):
         load()
 

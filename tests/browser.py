@@ -1,5 +1,5 @@
-"""Opens pages in a headless browser, as a reader would: returns its console messages, and whether anything sticks out
-of the window.
+"""Opens pages in a headless browser, as a reader would: returns its console messages, and the elements that are wider
+than the window.
 
 1. The browser is started with its DevTools protocol on two pipes, its descriptors 3 and 4: JSON documents that end with
    a zero byte.
@@ -26,7 +26,7 @@ _LAYOUT = """(() => {
   const wide = [...document.body.querySelectorAll("*")]
     .filter(e => e.getBoundingClientRect().right > ASKED + 1 && !e.closest(".scroll,pre,details")).map(e => e.tagName);
   const drawn = [...document.querySelectorAll("svg")].map(svg => svg.getBoundingClientRect());
-  return {width: innerWidth, scrolls_to: document.documentElement.scrollWidth, wide, charts: drawn.map(box => Math.round(box.width)),
+  return {width: innerWidth, document_width: document.documentElement.scrollWidth, wide, charts: drawn.map(box => Math.round(box.width)),
           columns: new Set(drawn.map(box => Math.round(box.left))).size, text: document.body.innerText};
 })()"""
 
@@ -38,13 +38,13 @@ def find_browser() -> str | None:
 
 @dataclass(frozen=True)
 class Opened:
-    """complaints: of console, scripts and requests. width: of the window; scrolls_to: of the document; wide: elements
-    that stick out;
+    """complaints: of console, scripts and requests. width: of the window; document_width: with what can be scrolled to;
+    wide: elements that reach beyond the window;
     charts: their widths; columns: of charts."""
 
     complaints: list[str]
     width: int
-    scrolls_to: int
+    document_width: int
     wide: list[str]
     charts: list[int]
     columns: int
@@ -52,7 +52,7 @@ class Opened:
 
 
 class Browser:
-    """A running browser. folder: for what it keeps."""
+    """A running browser. folder: for its files."""
 
     def __init__(self, program: str, folder: Path):
         to_browser, self._in = os.pipe()
@@ -124,7 +124,7 @@ class Browser:
         deadline = time.monotonic() + _TIMEOUT_S
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._receive(deadline)
-        self._call("Runtime.evaluate", session, expression="0")  # messages from before have arrived now
+        self._call("Runtime.evaluate", session, expression="0")  # earlier messages have arrived by now
         bad = ("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded", "Network.loadingFailed")
         return session, [json.dumps(event["params"]) for event in self._events if event["method"] in bad]
 

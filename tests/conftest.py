@@ -16,7 +16,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "gpu: runs on an accelerator: a GPU, or the simulated device where there is none"
     )
-    config.addinivalue_line("markers", "cuda: needs a GPU of CUDA: what only nvcc, NCCL or CUDA's allocator can show")
+    config.addinivalue_line("markers", "cuda: needs a CUDA GPU: tests of nvcc, NCCL or CUDA's allocator")
     config.addinivalue_line("markers", "simulated: only for the simulated device")
     config.addinivalue_line("markers", "slow: takes more than ten seconds")
 
@@ -30,7 +30,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 pytest.mark.skip(reason="this machine has a GPU, and the simulated device is for those without")
             )
         if item.get_closest_marker("cuda") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="there is no GPU of CUDA on this machine"))
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA GPU"))
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def gradients_stay_on():
 
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch):
-    """Tests decide themselves which ranks there are."""
+    """Removes the variables of a launcher: each test chooses its ranks itself."""
     for name in (
         "RANK",
         "LOCAL_RANK",
@@ -67,8 +67,8 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture(autouse=True)
 def accelerator_of_test(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """Tests marked `gpu` have an accelerator, and end with a look at what the simulated one has found. From the others
-    it is hidden."""
+    """Tests marked `gpu` have an accelerator, and fail if the simulated one has found a fault. Other tests do not see
+    it."""
     if request.node.get_closest_marker("gpu") is None:
         monkeypatch.setenv("ZEROPAGE_DEVICE", "cpu")
         yield

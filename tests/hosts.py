@@ -16,7 +16,7 @@ def run(*words: str, check: bool = True) -> str:
 
 
 def why_not() -> str | None:
-    """Why hosts cannot be made here; None: they can."""
+    """The reason why hosts cannot be made here; None if they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if not Path(SSHD).exists():
@@ -95,7 +95,7 @@ class Hosts:
                 time.sleep(0.05)
 
     def processes(self, i: int) -> list[int]:
-        """Everything that runs on a host, its sshd aside."""
+        """All processes of a host except its sshd."""
         pids = map(int, run("ip", "netns", "pids", self.names[i]).split())
         return [pid for pid in pids if pid != self.daemons[i].pid and name_of(pid)]
 
@@ -104,7 +104,7 @@ class Hosts:
         return [pid for pid in self.processes(i) if name_of(pid).startswith("sshd")]
 
     def sent_bytes(self, i: int) -> int:
-        """What a host has sent to others since it was made."""
+        """The bytes that a host has sent to others since it was made."""
         return int(Path(f"/sys/class/net/{self.names[i]}o/statistics/rx_bytes").read_text())
 
     def unplug(self, i: int) -> None:

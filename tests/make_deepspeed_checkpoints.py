@@ -1,5 +1,5 @@
-"""Makes tests/deepspeed_checkpoints.tar.xz: checkpoints by a real DeepSpeed on two ranks, and the losses with which it
-went on.
+"""Makes tests/deepspeed_checkpoints.tar.xz: checkpoints by a real DeepSpeed on two ranks, and the losses of the steps
+after them.
 
 The tests need the archive alone. To make it again, in an environment that has torch and deepspeed (DS_BUILD_OPS=0 pip
 install deepspeed):
@@ -39,7 +39,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 class Model(nn.Module):
-    """A tied embedding, a frozen layer, a buffer, and extents that no number of ranks divides."""
+    """A tied embedding, a frozen layer, a buffer, and sizes that no number of ranks divides."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Trains on machines that lack something, one after the other, and prints what became of each
+"""Trains on machines that lack something, one after the other, and prints the result of each
 (tests/test_odd_machines.py).
 
 This process imports torch and the package once. For each machine, a fork changes the machine for itself and its
@@ -43,7 +43,7 @@ class NotPermittedError(Exception):
 
 
 def call(function: str, *arguments: object) -> int:
-    """Of the C library. Raises NotPermittedError when it fails."""
+    """Calls a function of the C library. Raises NotPermittedError when it fails."""
     result = getattr(libc, function)(*arguments)
     if result < 0:
         raise NotPermittedError(f"{function}: {os.strerror(ctypes.get_errno())}")
@@ -84,7 +84,7 @@ def no_io_uring(folder: Path) -> None:
 
 
 def no_io_uring_by_sysctl(folder: Path) -> None:
-    """The system calls fail with EPERM, too. The setting is the whole machine's, so a test only looks at it."""
+    """The system calls fail with EPERM, too. The setting applies to the whole machine, so a test only reads it."""
     setting = Path("/proc/sys/kernel/io_uring_disabled")
     if not setting.exists():
         raise NotPermittedError("this kernel has no kernel.io_uring_disabled")
@@ -97,7 +97,8 @@ def no_io_uring_by_sysctl(folder: Path) -> None:
 
 
 def jumping_clock(folder: Path) -> None:
-    """The preloaded clock of the day goes back and forth by an hour from one look to the next."""
+    """A preloaded library changes the clock of the day: it jumps by an hour, forwards and back, from one call to the
+    next."""
     try:
         switch = ctypes.c_int.in_dll(libc, "zeropage_clock_jumps")
     except ValueError as error:
@@ -108,7 +109,7 @@ def jumping_clock(folder: Path) -> None:
 
 
 def little_memory(folder: Path) -> None:
-    """A control group with little room, which rank 1 joins by `join_little_memory`."""
+    """A control group with a low limit on memory, which rank 1 joins by `join_little_memory`."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "memory":
@@ -159,7 +160,7 @@ MACHINES = {
     "no io_uring by sysctl": no_io_uring_by_sysctl,
     "a clock that jumps": jumping_clock,
     "little memory": little_memory,
-    "a mount that goes away": mounted_checkpoints,
+    "a mount that disappears": mounted_checkpoints,
 }
 
 
@@ -177,7 +178,7 @@ def train(machine: str, folder: Path, rank: int) -> list[float]:
         losses.append(loss.item())
         if machine == "little memory" and rank == 1:
             join_little_memory(folder)
-        if machine == "a mount that goes away":
+        if machine == "a mount that disappears":
             engine.save_checkpoint(folder / "disk" / "ckpt")
             if rank == 0 and step == 0:
                 lose_the_mount(folder)

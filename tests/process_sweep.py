@@ -1,5 +1,5 @@
-"""Kills, stops, fills disks and starts again, at random from a seed, and compares with plain PyTorch
-(tests/test_process_sweep.py).
+"""Kills and stops processes, fills disks, and starts jobs again, at random from a seed; compares the losses with plain
+PyTorch's (tests/test_process_sweep.py).
 
 1. This process imports torch and the package once. Each rank is a fork of it, which costs a twentieth of a new process.
 2. A job is two ranks at a random stage that train, save every step, and write a log: each loss, and each save that has
@@ -8,7 +8,7 @@
    all its steps. Undisturbed jobs measure how busy the machine is: all timeouts grow with their time.
 4. Every loss in every log equals plain PyTorch's of that step. A restart resumes from the last save that had returned
    on all ranks, or a later one. The error of a run that ends early names a rank, a path or a signal. Afterwards there
-   is no process, no name in /dev/shm, and no file of somebody else's is changed.
+   is no process, no name in /dev/shm, and no other file is changed.
 
 python process_sweep.py SEED SECONDS FOLDER
 """
@@ -59,7 +59,7 @@ def plain_losses() -> list[list[float]]:
 
 
 def train(rank: int, folder: Path, stage: int, timeout_ms: int, fill_at: int) -> None:
-    """A rank. fill_at: the step from which on no file can grow beyond what it would need."""
+    """The program of a rank. fill_at: from this step on no file can grow to the size that a save needs."""
     own = {"timeout_ms": timeout_ms, "metrics_file": str(folder / "run.jsonl")}
     engine, *_ = zeropage.initialize(model=small_net(0), config=config_of(stage, zeropage=own))
     engine.load_checkpoint(folder / "ckpt")
@@ -77,7 +77,7 @@ def train(rank: int, folder: Path, stage: int, timeout_ms: int, fill_at: int) ->
 
 
 def start(rank: int, folder: Path, stage: int, timeout_ms: int, meeting: dict[str, str], fill_at: int = -1) -> int:
-    """Its process id."""
+    """Starts a rank; its process id."""
     child = os.fork()
     if child:
         return child
@@ -95,7 +95,7 @@ def start(rank: int, folder: Path, stage: int, timeout_ms: int, meeting: dict[st
 
 
 def wait_for(children: dict[int, int], seconds: float) -> dict[int, int]:
-    """Wait statuses by rank of those of the children (by process id) that end in time."""
+    """The wait statuses, by rank, of the children (by process id) that end in time."""
     ended: dict[int, int] = {}
     end = time.monotonic() + seconds
     while len(ended) < len(children) and time.monotonic() < end:
@@ -192,7 +192,7 @@ class Trial:
                     assert abs(float(values[1]) - expected) <= 2e-5 * abs(expected), (
                         f"rank {rank}: {line}, expected {expected}"
                     )
-                elif kind in ("from", "saved"):  # a rank may be killed between its last save and the line that says so
+                elif kind in ("from", "saved"):  # a rank may be killed between its last save and the line about it
                     last = int(values[0])
             saved.append(last)
         return min(saved)
@@ -207,7 +207,7 @@ class Trial:
 
     def lines(self, rank: int) -> list[str]:
         path = self.folder / f"log{rank}"
-        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # a kill may tear the last line
+        whole = path.read_text().rpartition("\n")[0] if path.exists() else ""  # a kill may cut off the last line
         return whole.splitlines()
 
     def errors(self) -> str:

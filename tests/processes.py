@@ -65,7 +65,7 @@ def start_ranks(
 def run_processes(
     world: int, module: str, function: str, arguments: str, folder: Path, timeout_s: float = 60
 ) -> list[Any]:
-    """Runs them to their end; what each returned, by rank. A rank that fails fails the test, with the errors of all
+    """Runs them to their end; what each returned, by rank. If a rank fails, the test fails with the errors of all
     ranks."""
     ranks = start_ranks(world, module, function, arguments, folder)
     with ThreadPoolExecutor(world) as readers:
@@ -76,14 +76,16 @@ def run_processes(
         finally:
             for process in ranks:
                 process.kill()
-    said = "\n".join(f"rank {rank}: exit code {code}\n{errors[rank].result()[1]}" for rank, code in enumerate(codes))
-    assert codes == [0] * world, f"a rank failed or did not end within {timeout_s} s (None):\n{said}"
+    messages = "\n".join(
+        f"rank {rank}: exit code {code}\n{errors[rank].result()[1]}" for rank, code in enumerate(codes)
+    )
+    assert codes == [0] * world, f"a rank failed or did not end within {timeout_s} s (None):\n{messages}"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def _wait_for(ranks: list[subprocess.Popen], timeout_s: float) -> None:
-    """Waits until all have ended or the time is over. Once a rank has failed the others have ten seconds to say what
-    they see of it."""
+    """Waits until all have ended or the time is over. Once a rank has failed the others have ten seconds to report
+    it."""
     end = time.monotonic() + timeout_s
     failed = False
     while time.monotonic() < end:

@@ -1,4 +1,4 @@
-"""A Slurm of one's own: two nodes on this machine, with daemons and files that end with it."""
+"""A separate Slurm: two nodes on this machine, with daemons and files that are removed when it is closed."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ PartitionName=all Nodes=n1,n2 Default=YES State=UP
 
 
 def why_not() -> str | None:
-    """Why there can be no Slurm here; None: there can."""
+    """The reason why there can be no Slurm here; None if there can."""
     missing = [name for name in PROGRAMS if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None]
     if missing:
         return f"no {', '.join(missing)}: apt-get install slurmd slurmctld slurm-client munge"
@@ -125,5 +125,5 @@ class Slurm:
         while not condition():
             if time.monotonic() > end:
                 logs = "".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
-                raise RuntimeError(f"Slurm did not come to {what}:\n{logs}")
+                raise RuntimeError(f"Slurm did not reach this state: {what}:\n{logs}")
             time.sleep(0.1)

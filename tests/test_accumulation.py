@@ -1,5 +1,5 @@
 """Where in the accumulation window an engine is: changed steps, forced boundaries, errors in between, and what is
-counted and said."""
+counted and reported."""
 
 import copy
 import json
@@ -122,8 +122,8 @@ def test_a_window_begins_again_after_an_error(stage: int):
     assert_like_plain(outcomes, [([2, 3], 2)])
 
 
-def test_zero_grad_before_every_micro_step_is_said(capfd):
-    """Catches a loop whose zero_grad() prevents every update without a word."""
+def test_zero_grad_before_every_micro_step_is_reported(capfd):
+    """Catches a loop whose zero_grad() prevents every update without a message."""
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> Any:
         for micro in range(3):
@@ -131,13 +131,13 @@ def test_zero_grad_before_every_micro_step_is_said(capfd):
             assert not micro_step(micro)
 
     on_ranks(micro_config(1, 2), loop)
-    said = [line for line in capfd.readouterr().err.splitlines() if "zero_grad()" in line]
-    assert len(said) == 1 and "prevents every update" in said[0]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "zero_grad()" in line]
+    assert len(messages) == 1 and "prevents every update" in messages[0]
 
 
 def test_what_the_last_step_did(tmp_path):
-    """Catches a step between boundaries that reports an update, and a norm or an overflow of before a loaded
-    checkpoint."""
+    """Catches a step between boundaries that reports an update, and a norm or an overflow from before a checkpoint was
+    loaded."""
     config = micro_config(1, 2, fp16={"enabled": True, "initial_scale_power": 4, "hysteresis": 1})
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> None:
@@ -170,7 +170,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_skipped_steps_are_said_and_counted(precision: str, capfd, tmp_path):
+def test_skipped_steps_are_reported_and_counted(precision: str, capfd, tmp_path):
     """Catches a skipped step without a report of the step, the loss scale and the first parameter."""
 
     def loop(engine: Any, micro_step: Callable[[int], bool]) -> None:
@@ -183,9 +183,9 @@ def test_skipped_steps_are_said_and_counted(precision: str, capfd, tmp_path):
 
     path = tmp_path / "metrics.jsonl"
     on_ranks(micro_config(2, 1, zeropage={"metrics_file": str(path)}, **copy.deepcopy(PRECISIONS[precision])), loop)
-    said = [line for line in capfd.readouterr().err.splitlines() if "was skipped" in line]
-    assert len(said) == 1 and "step 2 was skipped" in said[0] and "'expand.1.weight'" in said[0]
-    assert ("the loss scale was 16" in said[0]) == (precision == "fp16")
+    messages = [line for line in capfd.readouterr().err.splitlines() if "was skipped" in line]
+    assert len(messages) == 1 and "step 2 was skipped" in messages[0] and "'expand.1.weight'" in messages[0]
+    assert ("the loss scale was 16" in messages[0]) == (precision == "fp16")
     steps = [record for record in map(json.loads, path.read_text().splitlines()) if record["record"] == "step"]
     assert [(step["skipped_steps"], step["overflow_parameter"]) for step in steps] == [
         (0, None),

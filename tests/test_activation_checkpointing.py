@@ -85,8 +85,8 @@ def test_the_section_takes_effect():
         assert torch.equal(one, other)
 
 
-def test_arguments_go_before_the_configuration():
-    """Catches arguments of configure that are ignored, and a model-parallel unit that is taken for nothing."""
+def test_arguments_override_the_configuration():
+    """Catches arguments of configure that are ignored, and a model-parallel unit that is ignored."""
     checkpointing.configure(
         deepspeed_config=config_of(cpu_checkpointing=True, profile=True), profile=False, num_checkpoints=4
     )
@@ -96,7 +96,7 @@ def test_arguments_go_before_the_configuration():
 
 
 @pytest.mark.gpu
-def test_inputs_go_to_the_host_and_come_back():
+def test_inputs_are_copied_to_the_host_and_back():
     """Catches inputs of checkpoints that stay on the device, that another stream overwrites, or that the backward reads
     before they are copied back."""
     device = torch.accelerator.current_accelerator().type
@@ -113,8 +113,8 @@ def test_inputs_go_to_the_host_and_come_back():
 @pytest.mark.gpu
 @pytest.mark.parametrize("cpu_checkpointing", [False, True])
 def test_dropout_is_the_same_in_the_recomputation(cpu_checkpointing: bool):
-    """Catches random states of a device that the recomputation does not find as the forward did: dropout then leaves
-    other elements out, and gradients belong to another loss."""
+    """Catches a recomputation without the forward's random states of a device: dropout then omits other elements, and
+    gradients belong to another loss."""
     device = torch.accelerator.current_accelerator().type
     checkpointing.configure(checkpoint_in_cpu=cpu_checkpointing)
     torch.manual_seed(1)

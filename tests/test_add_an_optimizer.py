@@ -12,7 +12,7 @@ ROOMS = ("base", "config", "optim")
 KERNELS = [f"zeropage/optim/{name}.cc" for name in ("update", "update_vectors", "packed_state", "convert")]
 COMPILE_TIMEOUT_S = 300
 
-# Heavy-ball momentum: m = beta1 * m + g; p = p - lr * m. Per file: a text of today, and what replaces it.
+# Heavy-ball momentum: m = beta1 * m + g; p = p - lr * m. Per file: a piece of the source, and its replacement.
 HEAVY_BALL = {
     "config/config.h": [("kLamb, kClient };", "kLamb, kHeavyBall, kClient };")],
     "config/optimizers.cc": [
@@ -136,10 +136,10 @@ def test_an_optimizer_needs_the_documented_places_only(tmp_path):
         check=True,
         timeout=COMPILE_TIMEOUT_S,
     )
-    said = subprocess.run([tmp_path / "train"], check=True, capture_output=True, text=True, timeout=60).stdout
-    # m: 0.5, 0.75, 0.875; the parameter loses 0.25 of each.
-    assert said.splitlines()[0] == "heavyball 1 0.46875 0.46875 1"
-    assert "HeavyBall" in said.splitlines()[1]
+    messages = subprocess.run([tmp_path / "train"], check=True, capture_output=True, text=True, timeout=60).stdout
+    # m: 0.5, 0.75, 0.875; 0.25 of each is subtracted from the parameter.
+    assert messages.splitlines()[0] == "heavyball 1 0.46875 0.46875 1"
+    assert "HeavyBall" in messages.splitlines()[1]
 
 
 def test_every_optimizer_is_named_in_the_documented_places_only():

@@ -28,7 +28,7 @@ HEAD = nn.Linear(64, 48)
 
 
 class WithHead(nn.Module):
-    """A net whose loss also has the part of a head, once it has one."""
+    """A net whose loss has another term once the net has a head."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class WithHead(nn.Module):
         )
 
     def add_head(self) -> list[nn.Parameter]:
-        """Adds the head; its parameters."""
+        """Adds the head, and returns its parameters."""
         self.head = copy.deepcopy(HEAD)
         return list(self.head.parameters())
 

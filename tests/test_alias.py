@@ -73,7 +73,7 @@ def run(program: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_every_name_is_there(tmp_path: Path):
+def test_every_name_exists(tmp_path: Path):
     """Catches a name that a library imports and this package lost, as a module or by attribute after `import deepspeed`
     alone."""
     lines = [line.split(": ") for line in NAMES.strip().splitlines()]
@@ -82,8 +82,8 @@ def test_every_name_is_there(tmp_path: Path):
     run(program, tmp_path)
 
 
-def test_what_is_not_built_says_so(tmp_path: Path):
-    """Catches names that are accepted and do nothing, and a name that is not there and is found."""
+def test_features_that_are_not_built_raise_an_error(tmp_path: Path):
+    """Catches names that are accepted and do nothing, and a name that does not exist and is found."""
     names = [
         "PipelineModule",
         "init_inference",
@@ -96,15 +96,15 @@ def test_what_is_not_built_says_so(tmp_path: Path):
     program = f"import deepspeed, operator\nfor name in {names}:\n"
     program += "    try: operator.attrgetter(name)(deepspeed)(1, key=2)\n    except deepspeed.errors.ConfigError as error: print(error)\n"
     program += "try: deepspeed.runtime.zero.no_such_name\nexcept AttributeError as error: print(error)\n"
-    said = run(program, tmp_path).splitlines()
-    assert len(said) == len(names) + 1, said
-    for name, line in zip(names, said, strict=False):
+    messages = run(program, tmp_path).splitlines()
+    assert len(messages) == len(names) + 1, messages
+    for name, line in zip(names, messages, strict=False):
         assert line.startswith(f"deepspeed.{name.split('.')[-1]} is not available in this version: ")
-    assert "no attribute 'no_such_name': this `deepspeed` is zeropage's" in said[-1]
+    assert "no attribute 'no_such_name': this `deepspeed` is zeropage's" in messages[-1]
 
 
 def test_versions_and_builders_answer(tmp_path: Path):
-    """Catches an answer about versions, extensions or duplicate keys that a program would take the wrong way for."""
+    """Catches an answer about versions, extensions or duplicate keys that makes a program choose the wrong way."""
     program = "import deepspeed, json\nfrom deepspeed.utils.torch import required_torch_version as r\n"
     program += "assert r(min_version=2.1) and not r(max_version='2.1') and r(min_version='1.13.1') and not r(min_version='99')\n"
     program += "b = deepspeed.ops.op_builder.CPUAdamBuilder\n"
@@ -126,7 +126,7 @@ def test_importing_it_is_cheap(tmp_path: Path):
 
 
 def test_other_programs_do_not_see_it():
-    """Catches an alias that is on the import path without having been asked for."""
+    """Catches an alias that is on the import path although nobody has installed it."""
     done = subprocess.run(
         [sys.executable, "-c", "import importlib.util as u; print(u.find_spec('deepspeed'))"],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Autograd's less usual roads at stage 3, as in plain PyTorch: two ranks, a page per parameter, nothing kept
+"""Less usual uses of autograd at stage 3 give what plain PyTorch gives: two ranks, a page per parameter, nothing kept
 gathered."""
 
 import copy
@@ -105,7 +105,7 @@ def checkpointed(reentrant: bool):
 @pytest.mark.parametrize("stage", (2, 3))
 @pytest.mark.parametrize("reentrant", (False, True))
 def test_checkpointing(reentrant, stage, page_numel):
-    """Catches faults inside a backward that runs forwards, and gradients that come again after their page was
+    """Catches faults inside a backward that runs forwards, and gradients that arrive again after their page was
     reduced."""
     config = paged_config(zero_optimization={"stage": stage}, zeropage={"page_numel": page_numel})
     assert_trains_like_plain(mlp(), checkpointed(reentrant), config=config)
@@ -167,14 +167,15 @@ LOSSES = (
 
 @pytest.mark.parametrize("loss_of", LOSSES)
 def test_losses(loss_of):
-    """Catches parameters that operators do not find behind wrappers, caches and graphs of graphs."""
+    """Catches parameters that operators do not find in wrappers, caches and graphs of graphs."""
     assert_trains_like_plain(mlp(), loss_of)
 
 
 @pytest.mark.parametrize(("cache_enabled", "bound"), [(False, 1e-5), (True, 2e-3)])
 def test_autocast(cache_enabled, bound):
-    """Catches casts of weights that are cached while the weights change or go. torch's cache is one for all threads: a
-    rank that ends its autocast makes the other cast again, whose gradients are then summed in fp32 instead of bf16."""
+    """Catches casts of weights that are cached while the weights change or are freed. torch's cache is one for all
+    threads: a rank that ends its autocast makes the other cast again, whose gradients are then summed in fp32 instead
+    of bf16."""
 
     def loss_of(model, step, rank):
         with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=cache_enabled):
@@ -203,7 +204,7 @@ def test_saved_tensors_hooks():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_two_backwards_for_one_step(stage):
-    """Catches a second backward that replaces the gradients of the first, or is reduced out of turn."""
+    """Catches a second backward that replaces the gradients of the first, or is reduced in the wrong order."""
     base = mlp()
     parts = [lambda model, x: model(x).square().mean(), lambda model, x: module_of(model)[0](x).abs().mean()]
 
@@ -223,7 +224,7 @@ def test_two_backwards_for_one_step(stage):
 
 
 def test_retained_graph():
-    """Catches pages that a second backward through the same graph does not get back."""
+    """Catches pages that a second backward through the same graph does not gather again."""
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=copy.deepcopy(base), config=paged_config())
@@ -290,8 +291,8 @@ def test_hooks_on_modules_and_parameters():
 
 
 def test_leaf_gradients_are_the_engines():
-    """Catches gradients kept twice, and `.grad` where no gradient came: after a backward it is the engine's, and
-    without memory."""
+    """Catches gradients that are kept twice, and a `.grad` where there is no gradient: after a backward `.grad` is a
+    tensor of the engine without memory."""
 
     def run(rank, communicator):
         engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zero_optimization={"stage": 0}))

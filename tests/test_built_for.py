@@ -19,7 +19,7 @@ def test_another_torch_is_an_error_that_says_what_to_do(tmp_path):
             (package / file.name).symlink_to(file)
     (package / "_C.so").write_bytes(b"loading this fails")
     (package / "built_for.txt").write_text("2.1.7+cpu\n")
-    # Links would lead back to the package that fits.
+    # Through links Python would import the package with the right version.
     for name in ("__init__.py", "built_for.py"):
         text = (package / name).read_text()
         (package / name).unlink()

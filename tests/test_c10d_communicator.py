@@ -41,8 +41,8 @@ def conformance() -> None:
 
 def wire_bytes(numel: int) -> tuple[float, float]:
     """Bytes per parameter and rank that cross the loopback interface, and that the communicator counts, for one
-    reduce-scatter and one all-gather. Only the barriers around them are counted, too. The least of three times: where a
-    receiver is late TCP sends segments again."""
+    reduce-scatter and one all-gather. Only the barriers around them are counted, too. The smallest of three
+    measurements, because TCP sends segments again if a receiver is late."""
     dist.init_process_group("gloo")
     communicator = _new_communicator()
     whole = torch.ones(numel)
@@ -103,7 +103,7 @@ def test_conformance(world: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_a_gather_and_a_reduction_send_what_they_must(world: int, tmp_path: Path) -> None:
-    """Catches a reduce-scatter that is an all-reduce in disguise, which sends twice as much."""
+    """Catches a reduce-scatter that is computed by an all-reduce, which sends twice as much."""
     due = 2 * 4 * (world - 1) / world
     arguments = json.dumps({"numel": 1 << 20})
     for sent, counted in run_in_namespace(world, MODULE, "wire_bytes", arguments, tmp_path):
@@ -128,6 +128,6 @@ def test_late_rank_is_named_with_what_it_did_last(tmp_path: Path) -> None:
 
 
 def test_abort_reaches_the_others_before_the_timeout(tmp_path: Path) -> None:
-    """Catches ranks that wait for their timeout although another has given up."""
+    """Catches ranks that wait for their timeout although another one has aborted."""
     for error in _run(2, "aborting_rank", tmp_path):
         assert error.startswith("PeerError") and "disk full" in error

@@ -77,7 +77,7 @@ def assert_same_state(a: str, b: str) -> None:
 
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_resume_goes_on_with_the_same_bits(tmp_path, precision, stage):
+def test_resume_continues_with_the_same_bits(tmp_path, precision, stage):
     """Catches state that is not saved, not restored, or restored to another place: losses and the full state after
     it."""
 
@@ -104,8 +104,8 @@ def test_resume_goes_on_with_the_same_bits(tmp_path, precision, stage):
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 def test_any_world_and_stage_load_any_other(tmp_path, precision):
-    """Catches segments that are cut or placed wrongly: the full state goes through other worlds, stages and page
-    sizes."""
+    """Catches segments that are cut or placed wrongly: the full state is loaded and saved at other world sizes, stages
+    and page sizes."""
 
     def make(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=2, precision=precision)
@@ -184,7 +184,7 @@ def test_resume_in_new_processes(tmp_path):
 
 
 def test_what_was_written_between_steps_is_saved(tmp_path):
-    """Catches edits in frames that have not come to the shards when these are saved."""
+    """Catches edits in frames that the saved shards do not have."""
 
     def run(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=3, precision="bf16")
@@ -200,7 +200,8 @@ def test_what_was_written_between_steps_is_saved(tmp_path):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
-    """Catches bytes that reach the model before all ranks have verified theirs, and messages without the place."""
+    """Catches bytes that reach the model before all ranks have verified theirs, and messages that do not say where the
+    damage is."""
 
     def run(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=stage)
@@ -229,9 +230,8 @@ def test_a_refused_checkpoint_changes_nothing(tmp_path, stage):
 
 
 @pytest.mark.parametrize("log_bytes", [0, 1 << 20])
-def test_a_refused_checkpoint_leaves_gradients_in_hand(tmp_path, log_bytes):
-    """Catches a load that forgets gradients, or keeps what was updated overlapped with the backward, and then cannot be
-    carried out."""
+def test_a_refused_checkpoint_keeps_gradients(tmp_path, log_bytes):
+    """Catches a refused load that has dropped gradients, or undone updates that overlapped with the backward."""
     zero = {"offload_optimizer": {"device": "cpu"}}
     settings = config_of(2, zero_optimization=zero, zeropage={"speculation_bytes": log_bytes})
 
@@ -254,7 +254,7 @@ def test_a_refused_checkpoint_leaves_gradients_in_hand(tmp_path, log_bytes):
 
 
 def test_differences_are_listed_and_may_be_tolerated(tmp_path):
-    """Catches a load that stops at the first difference, and one that is not strict and takes over nothing."""
+    """Catches a load that stops at the first difference, and one that is not strict and loads nothing."""
 
     class Other(torch.nn.Module):
         def __init__(self):
@@ -278,8 +278,8 @@ def test_differences_are_listed_and_may_be_tolerated(tmp_path):
     assert other.module.tiny.eq(1).all() and other.module.new.eq(0).all()
 
 
-def test_the_rest_of_the_surface(tmp_path):
-    """Catches results other than the reference's, and requests that are ignored in silence."""
+def test_the_rest_of_the_interface(tmp_path):
+    """Catches results that differ from DeepSpeed's, and requests that are silently ignored."""
     engine = engine_of(0, stage=0)
     assert engine.load_checkpoint(tmp_path) == (None, None)
     with pytest.raises(CheckpointError, match=r"client_state\['x'\]\[1\] is a builtins.object"):
@@ -316,7 +316,8 @@ class TiedAndFrozen(torch.nn.Module):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_odd_parameters(tmp_path, stage):
-    """Catches kinds of parameters that are lost, doubled or turned, and frozen ones that are changed when excluded."""
+    """Catches kinds of parameters that are lost, saved twice or transposed, and frozen ones that are changed when
+    excluded."""
 
     models = [TiedAndFrozen(value) for value in (1.0, 2.0, 2.0)]
 
@@ -365,8 +366,8 @@ def test_frozen_parameters_that_were_left_out_are_listed(tmp_path, capfd):
     other = stepped(Base())
     base = other.module.base.weight.detach().clone()
     other.load_checkpoint(tmp_path)
-    said = capfd.readouterr().err
-    assert "not in the checkpoint" in said and "base.weight" in said and "adapter" not in said
+    messages = capfd.readouterr().err
+    assert "not in the checkpoint" in messages and "base.weight" in messages and "adapter" not in messages
     assert torch.equal(other.module.base.weight, base)
 
 

@@ -44,7 +44,7 @@ def memory_folder() -> Iterator[Path]:
 
 
 class TwoTensors(nn.Module):
-    """Extents that no number of ranks divides, in fewer elements than some shards would have."""
+    """Sizes that no number of ranks divides, in fewer elements than some shards would have."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ def tensors_of(path: Path) -> dict[str, bytes]:
 
 def test_every_world_and_stage_loads_every_other(memory_folder):
     """Catches segments that are cut or placed wrongly for some pair of (world, stage); elements that are not loaded
-    keep those of the step before, which are another training's."""
+    keep their values of the step before, which are from another training."""
     torch.manual_seed(0)
     model = TwoTensors()
 
@@ -111,7 +111,7 @@ def test_every_world_and_stage_loads_every_other(memory_folder):
 
 @pytest.mark.parametrize("precision", ("fp32", "bf16"))
 @pytest.mark.parametrize("tier", TIERS)
-def test_resume_on_every_tier_goes_on_with_the_same_bits(tmp_path, tier, precision):
+def test_resume_on_every_tier_continues_with_the_same_bits(tmp_path, tier, precision):
     """Catches state on the host or a drive that is not saved, not restored, or mixed up with what was read ahead; and a
     save between the micro steps of an update, which nothing could resume."""
     stage, offload = copy.deepcopy(TIERS[tier])
@@ -153,7 +153,7 @@ def test_resume_on_every_tier_goes_on_with_the_same_bits(tmp_path, tier, precisi
         expected = train(engine, rank, range(3, 5))
         engine.save_checkpoint(tmp_path / "ends", tag="straight")
         resumed = engine_at("other", communicator)
-        micro_step(resumed, rank, 0, 0)  # what it has gathered of this update goes
+        micro_step(resumed, rank, 0, 0)  # the gradients of this update are dropped
         resumed.load_checkpoint(tmp_path / "steps")
         assert (resumed.global_steps, resumed.micro_steps) == (3, 6)
         assert train(resumed, rank, range(3, 5)) == expected

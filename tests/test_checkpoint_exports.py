@@ -1,4 +1,5 @@
-"""What others get from an engine or a checkpoint: state dicts and safetensors files, read by the stock library."""
+"""What other programs get from an engine or a checkpoint: state dicts and safetensors files, read by the stock
+library."""
 
 import copy
 from typing import Any
@@ -22,9 +23,9 @@ def saved_by(engine: Any, folder: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("two_sided", (False, True))
-def test_the_engine_hands_its_model_out(tmp_path, two_sided):
-    """Catches parameters that are absent, turned, doubled or of other steps, and gathers that only one rank takes part
-    in."""
+def test_the_engine_exports_its_model(tmp_path, two_sided):
+    """Catches parameters that are absent, transposed, saved twice or from other steps, and gathers that only one rank
+    takes part in."""
 
     def run(rank: int, communicator: Any) -> None:
         engine, *_ = zeropage.initialize(model=copy.deepcopy(model), config=config_of(3, batch=2, **BF16))
@@ -51,8 +52,8 @@ def test_the_engine_hands_its_model_out(tmp_path, two_sided):
     run_ranks(2, run, two_sided=two_sided)
 
 
-def test_a_file_that_cannot_be_written_is_everybodys_error(tmp_path):
-    """Catches ranks that wait for gathers which rank 0 has given up, and half a file."""
+def test_a_file_that_cannot_be_written_is_an_error_on_all_ranks(tmp_path):
+    """Catches ranks that wait for gathers which rank 0 does not start any more, and an incomplete file."""
 
     def run(rank: int, communicator: Any) -> None:
         engine = engine_of(0, stage=3)

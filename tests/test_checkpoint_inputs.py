@@ -1,5 +1,5 @@
-"""Checkpoints whose bytes are as they were saved and whose values make no sense: refused by both save and load, or by
-name before anything has changed."""
+"""Checkpoints whose bytes are intact and whose values make no sense: saves refuse them, and loads refuse them with the
+name of the value before anything has changed."""
 
 import json
 import os
@@ -40,9 +40,8 @@ def save_with(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **chan
         {"optimizer": 5},
     ),
 )
-def test_what_no_reader_could_take_over_is_not_saved(tmp_path, monkeypatch, changes):
-    """Catches a form that Python stumbles over when it loads, and that `ckpt verify`, which uses the same check, calls
-    sound."""
+def test_what_no_reader_can_load_is_not_saved(tmp_path, monkeypatch, changes):
+    """Catches a form with which loading fails in Python, and that `ckpt verify`, which uses the same check, accepts."""
     engine = engine_of(0, stage=0)
     with pytest.raises(CheckpointError, match=f"host.{next(iter(changes))}: expected"):
         save_with(engine, tmp_path, monkeypatch, **changes)
@@ -77,8 +76,8 @@ def test_values_that_fit_nothing_are_refused_before_anything_changes(tmp_path, m
 
 
 def test_a_second_job_is_refused_by_name(tmp_path):
-    """Catches two jobs that remove each other's steps while both succeed; and a folder that stays locked when its job
-    has ended."""
+    """Catches two jobs that remove each other's steps, though both succeed; and a folder that is still locked when its
+    job has ended."""
     script = (
         "import sys, torch, zeropage\n"
         "engine, *_ = zeropage.initialize(model=torch.nn.Linear(2, 2), config={'train_batch_size': 1, 'optimizer': {'type': 'SGD', "

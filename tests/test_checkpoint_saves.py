@@ -20,8 +20,8 @@ ASYNC = {"async_save": True}
 
 @contextlib.contextmanager
 def files_of_at_most(file_bytes: int):
-    """A disk that takes no file larger than this; a shard of the small net is larger. (Python ignores the signal that
-    comes with it.)"""
+    """A disk that takes no file larger than this; a shard of the small net is larger. (The system also sends a signal,
+    which Python ignores.)"""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, before[1]))
     try:
@@ -87,14 +87,14 @@ def test_a_full_disk_fails_the_save_and_nothing_else(tmp_path, own):
         "global_step1",
         "latest",
         "zero_to_fp32.py",
-    }  # engines may be alive yet
+    }  # other engines may still exist
     loaded = engine_of(1, stage=0)
     loaded.load_checkpoint(tmp_path)
     assert torch.equal(flat_parameters(loaded.module), parameters[0])
 
 
 def test_an_error_nobody_has_seen_is_raised_at_the_end(tmp_path):
-    """Catches a run that ends well although its last checkpoint is not there."""
+    """Catches a run that ends without an error although its last checkpoint was not written."""
     engine = engine_of(0, stage=0, own=ASYNC)
     (tmp_path / "file").write_text("in the way")
     engine.save_checkpoint(tmp_path / "file")
@@ -102,8 +102,8 @@ def test_an_error_nobody_has_seen_is_raised_at_the_end(tmp_path):
         engine.destroy()
 
 
-def test_old_checkpoints_go(tmp_path):
-    """Catches a key that is read and not obeyed."""
+def test_old_checkpoints_are_removed(tmp_path):
+    """Catches a key that is read and has no effect."""
     engine = engine_of(0, stage=1, own={"keep_last": 2})
     for step in range(4):
         train(engine, 1, 0, range(step, step + 1))
@@ -125,7 +125,7 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_passed_over_only_on_request(tmp_path, capfd):
+def test_a_damaged_checkpoint_is_skipped_only_on_request(tmp_path, capfd):
     """Catches a fallback that was not configured, that is not reported, or that trusts a manifest without verifying the
     shards."""
 
@@ -150,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_only_on_request(tmp_path, capfd):
 
 
 def test_loading_by_a_function(tmp_path):
-    """Catches values that do not reach the masters, and a counter or schedule that is left behind."""
+    """Catches values that do not reach the masters, and a counter or schedule that is not set."""
 
     def load(src: dict[str, torch.Tensor], dst: torch.nn.Module) -> None:
         src["tiny"] = src["tiny"] + 1

@@ -1,11 +1,11 @@
-"""A training that is killed, stopped, starved of disk and damaged at random, and started again each time, at another
-stage and tier.
+"""A training that is killed or stopped, whose disk is full or whose files are damaged, at random; it is started again
+each time, at another stage and tier.
 
-The oracle is outside of the engine that is under attack: the bits that an undisturbed run has after every step, which
-plain PyTorch confirms. Every start either resumes bit-identically from the last acknowledged step (or the one after it,
-when the kill came before the acknowledgement), or is refused with the path of the damaged file; then `allow_fallback`
-resumes from the newest intact step. Other files in the folder do not change. The seed is fixed; ZEROPAGE_SWEEP_SEED and
-ZEROPAGE_SWEEP_ROUNDS try others.
+Expected are the bits that an undisturbed run has after every step; plain PyTorch confirms its losses. Every start
+either resumes bit-identically from the last acknowledged step (or the one after it, when the process was killed before
+the acknowledgement), or is refused with the path of the damaged file; then `allow_fallback` resumes from the newest
+intact step. Other files in the folder do not change. The seed is fixed; ZEROPAGE_SWEEP_SEED and ZEROPAGE_SWEEP_ROUNDS
+try others.
 """
 
 import hashlib
@@ -55,8 +55,8 @@ def digest(values: torch.Tensor) -> str:
 
 
 def worker(folder: str, drive: str, stage: int, tier: str, own: dict[str, Any], file_bytes: int, steps: int) -> None:
-    """Resumes from `folder` and saves after every step, until it is ended; tells on stdout, a line of JSON each, what
-    has happened."""
+    """Resumes from `folder` and saves after every step, until it is ended; prints what has happened, as lines of
+    JSON."""
 
     def tell(rank: int, **facts: Any) -> None:
         if rank == 0:
@@ -121,7 +121,7 @@ class Sweep:
     def facts(self, process: subprocess.Popen) -> Iterator[dict[str, Any]]:
         """The worker's output; checks and keeps what it has saved."""
         for line in output_of(process):
-            if not line.endswith("\n"):  # the kill came within the line
+            if not line.endswith("\n"):  # the process was killed while it wrote the line
                 return
             fact = json.loads(line)
             if "saved" in fact:
@@ -170,7 +170,7 @@ class Sweep:
             process.wait()
 
     def damage(self) -> Path:
-        """A byte of the newest step changes, its end is missing, or it is gone; returns what."""
+        """Changes a byte of the newest step, cuts off its end, or removes it; returns what was done."""
         newest = max(self.folder.glob("global_step*"), key=lambda path: int(path.name.removeprefix("global_step")))
         victim = self.random.choice(sorted(path for path in newest.iterdir() if path.name != "latest"))
         ways = ["flip", "truncate", "remove"]
@@ -207,8 +207,7 @@ class Sweep:
             process.kill()
             list(self.facts(process))
             process.wait()
-        # What the message says: without the damaged step, and with nothing that names it, the folder is as good as
-        # before.
+        # As the message advises: without the damaged step and every file that names it, the folder can be used again.
         latest = self.folder / "latest"
         if newest.exists() and self.acknowledged < int(newest.name.removeprefix("global_step")):
             shutil.rmtree(newest)
@@ -217,7 +216,7 @@ class Sweep:
 
 
 def plain_losses() -> torch.Tensor:
-    """Of whole batches, by torch.optim.AdamW in this process."""
+    """The losses on whole batches, by torch.optim.AdamW in this process."""
     model, losses = small_net(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=DAMPING_EPS)
     for step in range(STEPS):
@@ -231,7 +230,7 @@ def plain_losses() -> torch.Tensor:
 
 
 def expected_digests() -> list[str]:
-    """Of an undisturbed run, whose losses plain PyTorch has, too."""
+    """The digests of an undisturbed run, whose losses are also plain PyTorch's."""
 
     def run(rank: int, communicator: Any) -> tuple[list[torch.Tensor], torch.Tensor]:
         engine, *_ = zeropage.initialize(
@@ -248,7 +247,7 @@ def expected_digests() -> list[str]:
 
     models = [small_net() for _ in range(WORLD)]
     (found, losses), (_, other_losses) = run_ranks(WORLD, run)
-    # Later a learning rate as high as this makes large numbers of small ones.
+    # In later steps a learning rate this high amplifies small differences.
     torch.testing.assert_close(((losses + other_losses) / WORLD)[:20], plain_losses()[:20], rtol=1e-3, atol=1e-4)
     return [digest(values) for values in found]
 
@@ -258,8 +257,8 @@ def content_of(folder: Path) -> dict[str, bytes]:
 
 
 def test_nothing_that_was_acknowledged_is_lost(tmp_path):
-    """Catches a step that comes back with other bits, an older one without a word, and a folder that a kill has made
-    useless."""
+    """Catches a step that is loaded with other bits, an older one that is loaded without a message, and a folder that
+    cannot be used after a kill."""
     foreign = tmp_path / "foreign"
     folder = tmp_path / "checkpoints"
     for name in (

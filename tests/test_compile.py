@@ -1,4 +1,4 @@
-"""torch.compile at stage 3: pages are fetched where compiled code uses them, and go when it does not."""
+"""torch.compile at stage 3: pages are fetched where compiled code uses them, and evicted when it does not."""
 
 import ctypes
 import json
@@ -32,7 +32,7 @@ class Block(nn.Module):
         self.norm = nn.RMSNorm(WIDTH)
         self.expand = nn.Linear(WIDTH, 4 * WIDTH)
         self.contract = nn.Linear(4 * WIDTH, WIDTH)
-        if rank:  # adapters beside frozen weights
+        if rank:  # adapters in addition to frozen weights
             self.expand.requires_grad_(False)
             self.down = nn.Parameter(torch.randn(WIDTH, rank) / WIDTH)
             self.up = nn.Parameter(torch.zeros(rank, 4 * WIDTH))
@@ -140,7 +140,7 @@ def train_cases(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def run_cases(cases: dict[str, Case], folder: Any) -> list[dict[str, Outcome]]:
-    """Of every rank, by case."""
+    """The outcomes of every rank, by case."""
     arguments = json.dumps({"cases": {name: asdict(case) for name, case in cases.items()}})
     ranks = run_processes(WORLD, "test_compile", "train_cases", arguments, folder, timeout_s=600)
     return [{name: Outcome(**outcome) for name, outcome in rank.items()} for rank in ranks]
@@ -216,7 +216,7 @@ def test_recomputation_frozen_weights_and_accumulation(tmp_path):
 
 
 def by_address(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
-    """A backend of the program's own whose code reads addresses."""
+    """A backend of the program itself whose code reads addresses."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 
@@ -301,7 +301,7 @@ def test_code_that_cannot_be_followed(tmp_path):
 
 
 class Launcher:
-    """What a kernel of Triton that Inductor has generated looks like; `run` reads an address."""
+    """Has the form of a Triton kernel that Inductor has generated; `run` reads an address."""
 
     mutated_arg_names = ("in_out_ptr0",)
 
@@ -323,7 +323,7 @@ def call(args):
 
 
 def test_kernels_of_triton():
-    """Catches absent pages, and lost writes, in what is called with `kernel.run(...)`."""
+    """Catches absent pages, and lost writes, in kernels that are called with `kernel.run(...)`."""
 
     def run(rank: int, communicator: Any) -> list[float]:
         layer = nn.Linear(64, 64)
@@ -355,7 +355,7 @@ class Box:
 
 
 class GraphOnGpu:
-    """What a graph of Inductor looks like that may be recorded as a CUDA graph."""
+    """Has the form of a graph of Inductor that may be recorded as a CUDA graph."""
 
     device_types = ("cuda",)
     current_callable = None
@@ -395,8 +395,9 @@ def recorded_operators(model: nn.Module, backend: Any, path: Path) -> set[str]:
 
 
 def compile_with_two_backends(folder: str) -> dict[str, Any]:
-    """Of one rank: what is recorded during and after compilations before the first step and after it; and the warnings
-    and the result of the backend cudagraphs, which believes that the CPU has CUDA graphs."""
+    """The program of one rank. Returns what is recorded during and after compilations before the first step and after
+    it; and the warnings and the result of the backend cudagraphs, which is made to treat the CPU as a device with CUDA
+    graphs."""
     from torch._dynamo.backends import cudagraphs
 
     from zeropage import compiled_graphs
@@ -413,10 +414,10 @@ def compile_with_two_backends(folder: str) -> dict[str, Any]:
     torch._dynamo.reset()
     recorded["later"] = recorded_operators(engine.module, slow_compiler, path)
 
-    said: list[str] = []
+    messages: list[str] = []
     package: Any = compiled_graphs._C  # mypy refuses an assignment to a function of a module
     log_warn = package.log_warn
-    package.log_warn = said.append
+    package.log_warn = messages.append
     cudagraphs.check_multiple_devices_or_any_cpu_nodes = lambda mapping: None
     torch._dynamo.reset()
     expected = engine.module(torch.ones(2, 8))
@@ -426,15 +427,15 @@ def compile_with_two_backends(folder: str) -> dict[str, Any]:
     engine.step()
     return {
         "recorded": {name: sorted(value & {"aten::erfinv", "aten::linear"}) for name, value in recorded.items()},
-        "said": said,
+        "messages": messages,
         "same": torch.equal(found, expected),
     }
 
 
 def test_compiling_is_not_recorded_and_records_no_graph(tmp_path):
-    """Catches an observer that looks at every operator of the compiler, one that no longer sees the compiled code, and
+    """Catches an observer that records every operator of the compiler, one that no longer sees the compiled code, and
     CUDA graphs of the backend cudagraphs at stage 3, which would read memory that has been freed."""
     arguments = json.dumps({"folder": str(tmp_path)})
     for rank in run_processes(WORLD, "test_compile", "compile_with_two_backends", arguments, tmp_path):
         assert rank["recorded"] == {"first": ["aten::linear"], "later": ["aten::erfinv", "aten::linear"]}
-        assert len(rank["said"]) == 1 and "backend cudagraphs" in rank["said"][0] and rank["same"]
+        assert len(rank["messages"]) == 1 and "backend cudagraphs" in rank["messages"][0] and rank["same"]

@@ -54,7 +54,7 @@ def launch(program: object, *arguments: object, folder: Path = ROOT) -> str:
     return run(COMMAND, "--num_gpus=2", program, *arguments, folder=folder)
 
 
-def test_the_example_computes_what_its_python_twin_computes(tmp_path):
+def test_the_example_computes_what_its_python_counterpart_computes(tmp_path):
     """Catches a C++ engine that starts from, reduces or updates with other values than Python's: fp32 losses equal bit
     by bit."""
     file = tmp_path / "ds_config.json"
@@ -73,7 +73,7 @@ def test_the_example_computes_what_its_python_twin_computes(tmp_path):
     ]
 
 
-def python_goes_on(file: Path, folder: Path, steps: int) -> list[float]:
+def python_continues(file: Path, folder: Path, steps: int) -> list[float]:
     """What `train_gpt --checkpoint` does, by the Python package in this process."""
     shape = GptConfig()
     engine, *_ = zeropage.initialize(model=Gpt(shape), config=str(file))
@@ -90,20 +90,20 @@ def python_goes_on(file: Path, folder: Path, steps: int) -> list[float]:
     return losses
 
 
-def test_each_language_goes_on_from_the_checkpoints_of_the_other(tmp_path):
-    """Catches a checkpoint that only its own language understands, and state that does not come along."""
+def test_each_language_continues_from_the_checkpoints_of_the_other(tmp_path):
+    """Catches a checkpoint that only its own language understands, and state that is not loaded."""
     file, result = tmp_path / "config.json", tmp_path / "result.json"
     file.write_text(json.dumps({**CONFIG, "gradient_accumulation_steps": 1}))
 
-    def go_on(folder: str, steps: int) -> list[float]:
+    def continue_training(folder: str, steps: int) -> list[float]:
         program = BUILD / "examples" / "cpp" / "train_gpt"
         run(program, f"--config={file}", f"--steps={steps}", f"--checkpoint={tmp_path / folder}", f"--result={result}")
         return json.loads(result.read_text())["losses"]
 
-    go_on("ours", 1)
+    continue_training("ours", 1)
     shutil.copytree(tmp_path / "ours", tmp_path / "twin")
-    assert python_goes_on(file, tmp_path / "twin", 3) == go_on("ours", 3)
-    assert go_on("twin", 4) == go_on("ours", 4)
+    assert python_continues(file, tmp_path / "twin", 3) == continue_training("ours", 3)
+    assert continue_training("twin", 4) == continue_training("ours", 4)
 
 
 def losses_under_mpirun(folder: Path, config: dict, program: list[object]) -> list[float]:
@@ -115,8 +115,8 @@ def losses_under_mpirun(folder: Path, config: dict, program: list[object]) -> li
 
 @needs_mpirun
 def test_mpirun_starts_the_example_without_our_launcher(tmp_path):
-    """Catches ranks that do not find each other, and an MPI that computes other sums than shared memory. The second run
-    believes to be on two hosts; MPI finds out that they share memory."""
+    """Catches ranks that do not find each other, and an MPI that computes other sums than shared memory. In the second
+    run the environment names two hosts; MPI finds out that they share memory."""
     program = BUILD / "examples" / "cpp" / "train_gpt"
     two_hosts = ["env", "OMPI_COMM_WORLD_LOCAL_RANK=0", "OMPI_COMM_WORLD_LOCAL_SIZE=1", program]
     shared = losses_under_mpirun(tmp_path, CONFIG, [program])
@@ -135,8 +135,8 @@ def test_a_model_larger_than_memory_is_built_and_trained(monkeypatch):
     assert shown.count("loss changed") == 2
 
 
-def test_errors_leave_with_their_exit_codes(tmp_path):
-    """Catches a C++ program that the launcher would start again for nothing."""
+def test_errors_have_their_exit_codes(tmp_path):
+    """Catches an error for which the launcher would start a C++ program again although that cannot help."""
     program = BUILD / "examples" / "cpp" / "train_gpt"
     file = tmp_path / "ds_config.json"
     file.write_text('{"train_batch_size": 2, "zero_optimization": {"stage": 9}}')
@@ -148,7 +148,7 @@ def test_errors_leave_with_their_exit_codes(tmp_path):
 
 
 def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
-    """Catches a C++ program that SIGTERM kills without a checkpoint, an exit code that has it started again, and a
+    """Catches a C++ program that SIGTERM kills without a checkpoint, an exit code for which it is started again, and a
     metrics file that `zeropage report` cannot read."""
     metrics, file, folder = tmp_path / "run.jsonl", tmp_path / "config.json", tmp_path / "saved"
     own = {"preemption_folder": str(folder), "preemption_grace_s": 60, "metrics_file": str(metrics)}
@@ -165,10 +165,10 @@ def test_sigterm_ends_a_run_with_a_checkpoint(tmp_path):
     ):
         time.sleep(0.05)
     job.terminate()
-    _, said = job.communicate(timeout=60)
-    assert job.returncode == 0, said
+    _, messages = job.communicate(timeout=60)
+    assert job.returncode == 0, messages
     saved = (folder / "latest").read_text().strip()
-    assert said.count(f"ended by SIGTERM after step {saved.removeprefix('global_step')}; resume from {folder}") == 2
+    assert messages.count(f"ended by SIGTERM after step {saved.removeprefix('global_step')}; resume from {folder}") == 2
     run(COMMAND, "report", metrics, folder=tmp_path)
     assert "</html>" in metrics.with_suffix(".html").read_text()
 
@@ -210,8 +210,8 @@ def check_package(folder: Path, where: str, command: Path) -> None:
 
 @pytest.mark.slow
 def test_a_project_finds_the_installed_package():
-    """Catches a header, a library or a CMake file that is not installed. What it builds stays, so that the next run is
-    short."""
+    """Catches a header, a library or a CMake file that is not installed. Its build folder is kept, so that the next run
+    is short."""
     folder = BUILD / "cpp_package"
     run("cmake", "--install", BUILD, "--prefix", folder / "prefix")
     check_package(folder, f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}", folder / "prefix" / "bin" / "zeropage")
@@ -244,7 +244,7 @@ def test_a_project_finds_the_installed_wheel(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_project_that_can_do_without_finds_no_package_without_torch(tmp_path):
+def test_a_project_may_ask_for_the_package_without_torch(tmp_path):
     """Catches a fatal error where a project asks whether the package can be used, and its Python has no torch."""
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.22)\nproject(optional LANGUAGES CXX)\nfind_package(zeropage CONFIG QUIET)\n"

@@ -134,9 +134,9 @@ def by_python(kind: str, stage: int, folder: Path, steps: int) -> list[torch.Ten
 
 @pytest.mark.parametrize("cpp_begins", [True, False])
 @pytest.mark.parametrize("kind", STAGES)
-def test_objects_go_on_in_the_other_language(tmp_path, kind, cpp_begins):
+def test_objects_continue_in_the_other_language(tmp_path, kind, cpp_begins):
     """Catches moments, counts of steps and hyperparameters that one language saves and the other does not find: it
-    would begin with empty ones in silence."""
+    would silently begin with empty ones."""
     folder, stage = tmp_path / "saved", STAGES[kind]
     steps = 0
     for cpp in (cpp_begins, not cpp_begins, cpp_begins, not cpp_begins):
@@ -163,7 +163,8 @@ class Adam(torch.optim.Optimizer):
 
 
 def test_what_another_class_of_the_same_name_has_saved_is_refused(tmp_path):
-    """Catches a class that does not find its state in a checkpoint, in either direction, and starts anew in silence."""
+    """Catches a class that does not find its state in a checkpoint, in either direction, and silently starts with empty
+    state."""
 
     def train(engine: Any, folder: Path) -> None:
         engine.backward(loss_of(engine, batch_of(0, 0)))

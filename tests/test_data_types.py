@@ -60,7 +60,7 @@ def test_buffers_are_cast_when_asked_for():
 
 
 class Routed(nn.Module):
-    """A body, and a router that looks at small differences."""
+    """A body, and a router that depends on small differences."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def trained(model: nn.Module, stage: int, world: int, steps: int, **sections: An
 @pytest.mark.parametrize("stage", (0, 1, 2, 3))
 @pytest.mark.parametrize("way", ("config", "model"))
 def test_modules_that_stay_fp32(way, stage):
-    """Catches a router whose values, gradients or reductions are rounded to bf16 on the way, at any stage."""
+    """Catches a router whose values, gradients or reductions are rounded to bf16 in between, at any stage."""
     torch.manual_seed(0)
     model = Declaring() if way == "model" else Routed()
     with torch.no_grad():
@@ -217,7 +217,7 @@ class Normed(nn.Module):
     ((False, BF16), (True, BF16), (True, {}), (False, {**BF16, "data_types": {"keep_in_fp32_modules": []}})),
 )
 def test_batch_norm_in_bf16(cast, sections):
-    """Catches buffers and parameters of a batch norm whose types do not go together, however the model came to bf16."""
+    """Catches buffers and parameters of a batch norm whose types do not match, in each way of making a model bf16."""
     model = Normed().bfloat16() if cast else Normed()
     engine = initialize(model, **sections)
     before = model.norm.running_mean.float().clone()
@@ -230,7 +230,7 @@ def test_batch_norm_in_bf16(cast, sections):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_a_bf16_model_without_a_precision_section_stays_bf16(stage):
-    """Catches a model that takes twice the memory it was made for, without a word; and one that trains without fp32
+    """Catches a model that silently takes twice the memory it was made for; and one that trains without fp32
     masters."""
     torch.manual_seed(0)
     model = Routed().bfloat16()

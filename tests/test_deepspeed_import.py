@@ -59,7 +59,7 @@ def model_with_other_values() -> Model:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_goes_on_as_it_did(tmp_path, recorded, reader, name):
+def test_training_continues_as_in_deepspeed(tmp_path, recorded, reader, name):
     """Catches parts that are joined wrongly, moments at other parameters, and a schedule, scale or counter that starts
     again."""
 
@@ -109,8 +109,8 @@ class Settings:
 
 
 def test_pickles_run_nothing(tmp_path):
-    """Catches code in a file that is run, objects that hide tensors, tensors that are none, and a reader that leaves
-    its caller without an error."""
+    """Catches code in a file that is run, objects that hide tensors, things that only look like tensors, and a reader
+    that fails without an error for its caller."""
     values = {
         "a": torch.arange(6.0).view(2, 3),
         "settings": Settings(),
@@ -162,7 +162,7 @@ def test_the_command(tmp_path, recorded):
     assert "import" in command("--help").stdout
 
 
-def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
+def test_other_files_are_refused(tmp_path, recorded, reader):
     """Catches ranks that are missing, other kinds of parallelism, and flat tensors that are too short for their
     parameters."""
     source = recorded / "fp32_stage2" / f"global_step{SAVED_AFTER}"
@@ -192,8 +192,8 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path, recorded, reader):
 
 @pytest.mark.parametrize("tag", ["../other", "a/../../other", "..", ".", "", "a\x1b[31m"])
 def test_a_tag_that_leads_out_of_the_folder_is_refused(tmp_path, tag):
-    """Catches a step that is read from elsewhere because `latest`, which another program may have written, or --tag
-    names a path."""
+    """Catches a step that is read from another folder because `latest`, which another program may have written, or
+    --tag names a path."""
     (tmp_path / "other").mkdir()
     folder = tmp_path / "deepspeed"
     folder.mkdir()

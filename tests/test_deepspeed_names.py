@@ -1,4 +1,4 @@
-"""Names of DeepSpeed that work here by other means than its own: each row of a table is a name and what it must answer.
+"""Names of DeepSpeed that are implemented in another way here: each row of a table is a name and what it must return.
 One process."""
 
 import importlib
@@ -314,8 +314,8 @@ def on_each_rank() -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_names_that_communicate(tmp_path: Path):
-    """Catches ranks that scale their gradients differently, an overflow that only one rank sees, and parts that do not
-    make the whole."""
+    """Catches ranks that scale their gradients differently, an overflow that only one rank sees, and parts that
+    together are not the whole."""
     first, second = run_processes(2, "test_deepspeed_names", "on_each_rank", "{}", tmp_path)
     assert [first["part"], second["part"]] == [(8,), (7,)]
     for rank in (first, second):

@@ -53,8 +53,8 @@ def test_schedules_that_programs_make():
 
 
 def test_schedules_have_groups_momenta_and_a_state():
-    """Catches one group's bounds that reach another, a cycle that leaves the momentum, and a schedule that cannot be
-    resumed."""
+    """Catches bounds of one group that are used for another, a cycle that does not change the momentum, and a schedule
+    that cannot be resumed."""
     first, second = nn.Linear(1, 1), nn.Linear(1, 1)
     optimizer = torch.optim.AdamW([{"params": first.parameters()}, {"params": second.parameters()}], lr=1.0)
     schedule = WarmupLR(optimizer, [0.0, 0.5], [0.1, 0.7], 2, "linear")
@@ -102,7 +102,7 @@ def test_a_schedule_of_the_program_drives_the_engine(stage):
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_several_engines_under_one_loss(stage):
-    """Catches gradients that reach another engine, or are not reduced, when one backward of the program goes through
+    """Catches gradients that reach another engine, or are not reduced, when one backward of the program runs through
     several models."""
     plain = [small_net(seed) for seed in range(3)]
     expected = copy.deepcopy(plain)
@@ -137,8 +137,8 @@ def test_several_engines_under_one_loss(stage):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_no_sync_refuses_what_has_no_place_in_it(stage):
-    """Catches a step that runs on part of a window's gradients, and a block that stays entered after an error in it."""
+def test_no_sync_refuses_what_it_does_not_allow(stage):
+    """Catches a step that runs on part of a window's gradients, and a block that is not left after an error in it."""
     engine, *_ = zeropage.initialize(
         model=nn.Linear(2, 2), config={**config_of(stage), "train_batch_size": 2, "gradient_accumulation_steps": 2}
     )
@@ -197,8 +197,8 @@ def test_attributes_of_parameters():
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_an_engine_without_an_optimizer(stage):
-    """Catches hooks that a library cannot take off and put back on a reference model of stage 3, and an optimizer that
-    does nothing below."""
+    """Catches hooks that a library cannot remove from a reference model of stage 3 and add again, and an optimizer
+    without effect."""
     config = {key: value for key, value in config_of(stage).items() if key != "optimizer"}
     model = nn.Linear(2, 2)
     expected = model(torch.ones(1, 2))

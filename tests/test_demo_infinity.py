@@ -1,4 +1,4 @@
-"""`make demo-infinity` in small: its limit on memory is one, and it prints what it promises."""
+"""`make demo-infinity` with a small model: its limit on memory works, and it prints the promised figures."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ def figure_in(pattern: str, text: str) -> float:
 
 
 def test_a_process_beyond_the_limit_is_killed():
-    """Catches a limit that only looks like one."""
+    """Catches a limit without effect."""
     with memory_limit(64 << 20) as limit:
         if type(limit) is MemoryLimit:
             pytest.skip("this user may make no memory cgroup")

@@ -80,9 +80,9 @@ def test_updates_of_many_pages_are_one_launch(stage: int):
         assert counted["update_launches"] == 1, counted
 
 
-def test_parameters_on_their_way_are_not_updated():
+def test_parameters_that_are_being_copied_are_not_updated():
     """Catches an update on the host that writes parameters while a copy of them to the device reads them: one that was
-    begun early for an operator that did not come, so that nothing on the device waits for it."""
+    begun early for an operator that was never called, so that nothing on the device waits for it."""
     sections: dict[str, Any] = {"zeropage": {"offloaded_update": "host"}}
     sections["zero_optimization"] = {
         "offload_optimizer": {"device": "cpu"},
@@ -105,7 +105,7 @@ def test_parameters_on_their_way_are_not_updated():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("stage", "parameters_too"), [(0, False), (1, False), (2, False), (3, False), (3, True)])
 def test_an_engine_may_end_at_any_time(stage: int, parameters_too: bool, precision: str):
-    """Catches page-locked memory that is freed, and handed out again, while copies from it are on their way."""
+    """Catches page-locked memory that is freed, and handed out again, while it is still being copied."""
     sections: dict[str, Any] = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
     sections["zeropage"] = {"speculation_bytes": 1 << 20}
     if parameters_too:
@@ -161,7 +161,7 @@ def test_only_a_boundary_waits_for_offloaded_gradients():
 
 
 def test_offloaded_parameters_are_fetched_ahead():
-    """Catches parameters that are copied where they are used, while everything behind them waits."""
+    """Catches parameters that are copied where they are used, while all later work waits."""
     zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 20000}
     engine = make_engine(accelerator.device(), 3, zero_optimization=zero, bf16={"enabled": True})
     for step in range(3):
@@ -193,7 +193,8 @@ def test_updates_on_the_host_wait_for_what_they_need():
 
 
 def test_a_page_whose_first_parameter_has_no_gradient():
-    """Catches page-locked memory that is freed, or filled again, while updated parameters leave its middle."""
+    """Catches page-locked memory that is freed, or filled again, while updated parameters are copied from its
+    middle."""
     zero = {"offload_optimizer": {"device": "cpu"}}
 
     def trained(device: str | torch.device) -> torch.Tensor:
@@ -223,9 +224,9 @@ def test_a_page_whose_first_parameter_has_no_gradient():
             assert torch.equal(trained(accelerator.device()), expected), f"seed {seed}"
 
 
-def test_memory_goes_back_to_the_system():
-    """Catches memory that initialize or offload_states frees, and that stays in torch's cache, where no other process
-    gets it."""
+def test_memory_is_returned_to_the_system():
+    """Catches memory that initialize or offload_states frees, and that remains in torch's cache, where no other process
+    can use it."""
     torch.accelerator.empty_cache()
     engine = make_engine(accelerator.device(), 0)
     assert torch.accelerator.memory_reserved() == torch.accelerator.memory_allocated()

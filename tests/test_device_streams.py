@@ -1,5 +1,5 @@
-"""Programs that use several streams of a device: who uses a frame, a gradient or a parameter on another stream comes
-after its previous user. Checked on the simulated device (simulated_device/README.md)."""
+"""Programs that use several streams of a device: who uses a frame, a gradient or a parameter on another stream waits
+for its previous user. Checked on the simulated device (simulated_device/README.md)."""
 
 import contextlib
 import copy
@@ -19,9 +19,9 @@ import zeropage
 pytestmark = pytest.mark.simulated
 
 
-def test_values_written_on_another_stream_go_home():
-    """Catches a page that is written back on one stream while what another one has written into it is still on its
-    way: no operator of the program comes between, so the engine has to wait."""
+def test_values_written_on_another_stream_are_written_back():
+    """Catches a page that is written back on one stream while another one still writes into it: no operator of the
+    program runs in between, so the engine has to wait."""
     zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 9000}
     engine = make_engine(accelerator.device(), 3, zero_optimization=zero)
     net = engine.module.inner
@@ -29,12 +29,12 @@ def test_values_written_on_another_stream_go_home():
     with simulated_device.delays(seed=1, max_us=3000), torch.no_grad():
         with torch.Stream(accelerator.device()):
             net.embedding.weight.add_(1)
-        for layer in (*net.expand, *net.contract):  # more than may be there, so that the embedding has to go
+        for layer in (*net.expand, *net.contract):  # more than may be gathered, so that the embedding is evicted
             layer(torch.ones(1, layer.in_features, device=accelerator.device()))
     assert torch.equal(net.embedding.weight.detach().cpu(), before + 1)
 
 
-def test_an_update_waits_for_who_uses_a_gathered_scope(tmp_path: Path):
+def test_an_update_waits_for_users_of_a_gathered_scope(tmp_path: Path):
     """Catches new values that arrive in the frame of a scope while another stream still reads the old ones there."""
     drive = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 3}
     zero = {"offload_optimizer": drive, "offload_param": {**drive, "max_in_cpu": 0}}
@@ -114,7 +114,7 @@ class Layers(nn.Module):
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_micro_steps_on_two_streams(stage: int, offload: bool):
     """Catches gradients of one stream that are added to, reduced, squared or used on another one before they are there:
-    with some pages whose gradients all came on the first."""
+    with some pages whose gradients were all made on the first."""
     options: dict[str, Any] = {"batch": 8, "accumulation": 2, "zeropage": {"page_numel": 1000}}
     if offload:
         options["zero_optimization"] = {"offload_optimizer": {"device": "cpu"}}

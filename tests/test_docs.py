@@ -1,5 +1,5 @@
-"""The documentation is correct: its programs run, its configurations are accepted, its commands work, its links lead
-somewhere."""
+"""The documentation is correct: its programs run, its configurations are accepted, its commands work, its links have
+targets."""
 
 import json
 import os
@@ -20,15 +20,14 @@ from zeropage import _C
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zeropage"))
 DOCS = ROOT / "docs"
-# Reference pages and figures have no commands; what mpirun, torchrun, cmake and make do in the others, tests of those
-# do.
+# Reference pages and figures have no commands. Other tests run the commands of mpirun, torchrun, cmake and make.
 GUIDES = tuple(
     sorted(
         {page.name for page in DOCS.glob("*.md")} - {"config.md", "checkpoint-format.md", "design.md", "benchmarks.md"}
     )
 )
 GUIDES += ("README.md",)
-FRAGMENTS = {"README.md"}  # whose Python names what the reader has
+FRAGMENTS = {"README.md"}  # their Python code uses names that the reader defines
 SUBCOMMANDS = {"config", "plan", "simulate", "ckpt", "io-bench", "report", "top", "doctor"}
 WORLD = 2  # ranks for which configurations are read
 
@@ -76,7 +75,7 @@ COMMANDS = sorted({line for page in GUIDES for line in commands(page)})
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with what the commands name."""
+    """A folder with the files that the commands name."""
     folder = tmp_path_factory.mktemp("commands")
     for name in ("ds_config.json", "plan_config.json", "best.json"):
         (folder / name).write_text(blocks("getting-started.md", "json")[0])
@@ -123,8 +122,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_commands_work(line, folder, tmp_path):
-    """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run. A drive is measured in
-    short."""
+    """Catches an option that was renamed. Jobs are not started: --dry_run prints what would run. Drives are measured
+    briefly."""
     words = shlex.split(line)
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix}  # which Python the command takes
     while "=" in words[0]:
@@ -145,7 +144,7 @@ def test_commands_work(line, folder, tmp_path):
 
 
 def test_messages_are_in_the_sources():
-    """Catches advice for a message whose wording has changed, which nobody would find."""
+    """Catches advice for a message whose words have changed, so that a search for the message does not find it."""
     quoted = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 10
     files = [
@@ -158,7 +157,7 @@ def test_messages_are_in_the_sources():
     assert [message for message in quoted if message not in sources] == []
 
 
-def test_links_lead_somewhere():
+def test_links_have_targets():
     """Catches a page that was renamed, in a string or in the site's navigation."""
     pages = sorted(DOCS.glob("*.md"))
     broken = []

@@ -71,7 +71,7 @@ def test_without_an_optimizer_a_model_is_evaluated(stage):
 @pytest.mark.parametrize("destroy", [False, True])
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (2, 2), (3, 3), (2, 3), (3, 2)])
 def test_engine_after_engine(first, second, destroy, two_sided):
-    """Catches values that are lost with an engine, hooks that it leaves behind, and a second engine that is refused: an
+    """Catches values that are lost with an engine, hooks that remain after it, and a second engine that is refused: an
     evaluation without optimizer, then two trainings with fresh moments, as two optimizers of PyTorch in one process."""
     expected = small_net()
     for begin in (0, STEPS):
@@ -126,9 +126,9 @@ def test_the_model_of_a_destroyed_engine(stage):
 
 
 @pytest.mark.parametrize("two_sided", [False, True])
-def test_an_engine_that_is_collected_leaves_its_parameters(two_sided):
-    """Catches a model of stage 3 that cannot be read, or that a second engine refuses, when its engine went without
-    destroy()."""
+def test_an_engine_that_is_collected_keeps_its_parameters(two_sided):
+    """Catches a model of stage 3 that cannot be read, or that a second engine refuses, when its engine was collected
+    without destroy()."""
 
     def then(engines, model, rank):
         engines.clear()
@@ -199,8 +199,8 @@ ELSEWHERE: dict[str, Callable[[Path], dict[str, Any]]] = {
 @pytest.mark.parametrize("destroy", [False, True])
 @pytest.mark.parametrize("kind", ELSEWHERE)
 def test_an_engine_ends_in_the_middle_of_a_window(kind, destroy, tmp_path):
-    """Catches gradients, updates ahead of the step, or state on a host or a drive that change what a later engine takes
-    over."""
+    """Catches gradients, updates ahead of the step, or state on a host or a drive that change the values of a later
+    engine."""
     expected = train_plain(small_net(), STEPS)
     models = [small_net() for _ in range(WORLD)]
     bounds = {"rtol": 2e-2, "atol": 3e-2} if kind == "bf16" else {"rtol": 2e-5, "atol": 2e-5}
@@ -224,8 +224,8 @@ def test_an_engine_ends_in_the_middle_of_a_window(kind, destroy, tmp_path):
 
 
 def test_a_destroyed_engine_frees_its_state():
-    """Catches moments, masters and gradients that stay in memory with the parameters that a destroyed engine of stage 3
-    leaves."""
+    """Catches moments, masters and gradients that stay in memory with the parameters of a destroyed engine of stage
+    3."""
     models = [small_net() for _ in range(WORLD)]
 
     def run(rank, communicator):

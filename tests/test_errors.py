@@ -21,8 +21,7 @@ from zeropage.testing import run_ranks
 
 
 def errors_on_ranks(function, world: int = 2, timeout_s: float = 20) -> list[BaseException | None]:
-    """What function(rank) raises on each rank. Ranks that fail do not end the others: each must come to its own
-    error."""
+    """What function(rank) raises on each rank. Ranks that fail do not end the others: each must raise its own error."""
 
     def run(rank, communicator):
         try:
@@ -160,7 +159,7 @@ def test_calls_that_make_no_sense(name):
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_sparse_gradients(stage):
-    """Catches gradients of an embedding that are dropped or densified in secret."""
+    """Catches gradients of an embedding that are silently dropped or made dense."""
     engine, *_ = zeropage.initialize(model=nn.Embedding(5, 3, sparse=True), config=config_of(stage))
     with pytest.raises(UsageError, match=r"'weight' is sparse.*sparse=False"):
         engine.backward(engine(torch.tensor([1, 2])).sum())
@@ -278,7 +277,7 @@ def train_until_killed(folder: str) -> str:
 
 
 def test_a_rank_that_is_killed(tmp_path):
-    """Catches survivors that wait for the timeout, or for ever, when a process is gone: they must name it
+    """Catches survivors that wait for the timeout, or for ever, when a process has ended: they must name it
     immediately."""
     ranks = start_ranks(2, "test_errors", "train_until_killed", json.dumps({"folder": str(tmp_path)}), tmp_path)
     try:

@@ -1,4 +1,4 @@
-"""Published optimizers, as Accelerate lets them pass: trained as by one process, or refused by name. The oracle is the
+"""Published optimizers, as Accelerate passes them on: trained as by one process, or refused by name. The oracle is the
 same class in one process.
 
 Some of them by turns (ZEROPAGE_SEED says which); all with
@@ -153,8 +153,7 @@ def engine_run(make: Make, model: nn.Module, stage: int) -> torch.Tensor | str:
 
 @pytest.mark.parametrize("name", sample())
 def test_it_trains_as_in_one_process_or_is_refused(name):
-    """Catches an optimizer that trains another model without a word, because it got parts of parameters or of the
-    model."""
+    """Catches an optimizer that silently trains another model, because it got parts of parameters or of the model."""
     make = classes()[name]
     torch.manual_seed(0)
     model = Small()

@@ -1,4 +1,4 @@
-"""How a rank that ends with an error of the package leaves, and what the launcher makes of it."""
+"""The exit code of a rank that ends with an error of the package, and how the launcher reacts to it."""
 
 import os
 import subprocess
@@ -29,11 +29,12 @@ COMMAND = os.environ.get("ZEROPAGE_COMMAND", str(ROOT / "build" / "dev" / "zerop
     ],
 )
 def test_code_of_an_error(error, code):
+    """Catches an error whose exit code makes the launcher start a job again without reason, or not start it again."""
     assert exit_codes.exit_code(error) == code
 
 
 def test_a_lost_peer_lets_the_launcher_start_the_job_again(tmp_path):
-    """Catches a rank whose PeerError looks like any mistake, a traceback that is lost, and an end without its exit
+    """Catches a PeerError with the exit code of any other error, a traceback that is lost, and an end without its exit
     handlers."""
     script = tmp_path / "train.py"
     script.write_text(

@@ -45,7 +45,7 @@ DISTURBANCES = {
     child.join(20)
     assert child.exitcode == -signal.SIGTERM, child.exitcode
 """,
-    "a child that leaves by sys.exit": """
+    "a child that calls sys.exit": """
     child = os.fork()
     if child == 0:
         sys.exit(0)
@@ -70,7 +70,7 @@ OWN = {"": {}, "with preemption_folder": {"preemption_folder": "ckpt"}, "over to
 
 @pytest.mark.parametrize("own", OWN.values(), ids=OWN.keys())
 def test_children_end_nothing(own, tmp_path):
-    """Catches a child's end, or a signal that is meant for it, that ends the training; and a child that takes part in
+    """Catches a child's end, or a signal to it, that ends the training; and a child that takes part in
     it."""
     script = tmp_path / "train.py"
     functions = "".join(f"def disturb{i}():{body}\n" for i, body in enumerate(DISTURBANCES.values()))

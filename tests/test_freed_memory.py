@@ -1,5 +1,5 @@
-"""Memory of a device goes back to the stream that made it. When another stream has used it last, that use comes first.
-Checked on the simulated device (simulated_device/README.md), which poisons what is freed."""
+"""Freed memory of a device can be used by the stream that made it. If another stream has used it last, that use must
+end first. Checked on the simulated device (simulated_device/README.md), which poisons what is freed."""
 
 import contextlib
 import gc
@@ -28,7 +28,7 @@ def assert_trained_alike(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("look", [lambda weight: weight.grad, zeropage.utils.safe_get_full_grad])
 def test_a_sum_that_another_stream_has_gathered(look: Callable[[torch.Tensor], torch.Tensor]):
-    """Catches the sum of a page that the first look at a gradient puts together on a side stream: the step on the main
+    """Catches the sum of a page that the first read of a gradient computes on a side stream: the step on the main
     stream reads it, and its memory is freed for the side stream."""
     engine = make_engine(accelerator.device(), 2)
     expected = make_engine("cpu", 2)
@@ -40,7 +40,7 @@ def test_a_sum_that_another_stream_has_gathered(look: Callable[[torch.Tensor], t
                 each.backward(each(*token_batch(step)))
             side.wait_stream(main)
             with side:
-                seen = look(weight) * 2  # nothing waits for this: who only reads a gradient need not be waited for
+                seen = look(weight) * 2  # nothing waits for this, because it only reads the gradient
             engine.step()
             expected.step()
             with side:
@@ -69,7 +69,7 @@ def test_a_sum_that_is_dropped_on_a_third_stream():
 
 
 def test_a_sum_that_is_written_on_another_stream_than_it_is_read():
-    """Catches a gradient that the program sets while a side stream still puts the page's sum together, or reads it."""
+    """Catches a gradient that the program sets while a side stream still computes the page's sum, or reads it."""
     engine = make_engine(accelerator.device(), 2)
     weight = engine.module.inner.embedding.weight
     main, side = torch.accelerator.current_stream(), torch.Stream(accelerator.device())
@@ -116,9 +116,9 @@ def test_a_gradient_that_the_program_made_on_another_stream(stage: int, after_ba
 
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_gradients_of_two_streams_that_nobody_has_planned_for(stage: int, again: bool):
-    """Catches gradients of a layer that is trained later: they wait, are added up when the layer is used again, and
-    find a place when another one has been used, on another stream."""
+def test_unplanned_gradients_of_two_streams(stage: int, again: bool):
+    """Catches gradients of a layer that is trained later: they wait, are added up when the layer is used again, and get
+    a place when another one has been used, on another stream."""
 
     def trained(device: str | torch.device) -> torch.Tensor:
         torch.manual_seed(0)
@@ -191,7 +191,7 @@ def test_gradients_that_are_dropped_while_their_squares_are_summed():
 
 def test_parameters_that_outlive_their_engine():
     """Catches frames, and page-locked shards, that are freed with the last parameter while an operator uses it, or
-    while fetches that went ahead of it are on their way."""
+    while earlier fetches are not complete."""
     zero = {"offload_param": {"device": "cpu"}, "stage3_max_live_parameters": 20000}
     for seed in range(3):
         engine = make_engine(accelerator.device(), 3, zero_optimization=zero)
@@ -209,8 +209,8 @@ def test_parameters_that_outlive_their_engine():
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_states_that_leave_while_another_stream_writes_gradients(stage: int):
-    """Catches memory of gradients that offload_states frees while a backward that was given up still writes there."""
+def test_states_that_are_offloaded_while_another_stream_writes_gradients(stage: int):
+    """Catches memory of gradients that offload_states frees while an abandoned backward still writes into it."""
     engine = make_engine(accelerator.device(), stage, batch=16, accumulation=2)
     side = torch.Stream(accelerator.device())
     with simulated_device.delays(seed=1, max_us=3000):
@@ -223,9 +223,9 @@ def test_states_that_leave_while_another_stream_writes_gradients(stage: int):
     assert flat_parameters(engine.module).isfinite().all()
 
 
-def test_parameters_that_are_trained_while_the_last_ones_leave():
-    """Catches buffers of the update on the host that are made anew, for a layer that is trained from now on, while
-    updated parameters leave the middle of the old ones."""
+def test_parameters_that_are_trained_while_updated_ones_are_copied():
+    """Catches buffers of the update on the host that are replaced, for a layer that is trained from now on, while
+    updated parameters are copied from the middle of the old ones."""
 
     def trained(device: str | torch.device) -> torch.Tensor:
         torch.manual_seed(0)
@@ -296,7 +296,8 @@ def train_two_streams(device: torch.device, zero: dict[str, Any], accumulation: 
 
 
 def use_from_three_streams(device: torch.device, writes: bool, **zero: Any) -> None:
-    """A parameter that the main stream has used leaves for another stream's, and is used again by the main one."""
+    """A parameter that the main stream has used is evicted for one of another stream, and is used again by the main
+    stream."""
     torch.manual_seed(1)
     model = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(4)).to(device)
     config = config_of(3, zero_optimization={"stage3_max_live_parameters": 2100, **zero}, zeropage={"page_numel": 1000})

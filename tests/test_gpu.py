@@ -1,5 +1,5 @@
-"""The stages against each other and plain PyTorch with the model on an accelerator: one rank, and two processes, whose
-collectives are delayed at random. Where there is no GPU the accelerator is the simulated device
+"""The stages compared with each other and with plain PyTorch, with the model on an accelerator: one rank, and two
+processes, whose collectives are delayed at random. Where there is no GPU the accelerator is the simulated device
 (simulated_device/README.md); `make gpu-test` runs these where there is one. The same two-process runs on the CPU check
 the test itself, and gloo, everywhere."""
 
@@ -33,7 +33,7 @@ SMALL_PAGES: dict[str, Any] = {
 
 
 def device_of(name: str) -> torch.device:
-    """Of DEVICES."""
+    """A device of DEVICES."""
     return accelerator.device() if name == "accelerator" else torch.device(name)
 
 
@@ -124,9 +124,9 @@ def test_offload_on_a_gpu(stage: int, ratio: float, pinned: bool):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.gpu
 @pytest.mark.parametrize("stage", (1, 2, 3))
-def test_updates_beside_the_backward_change_no_bit(stage: int, precision: str):
+def test_updates_during_the_backward_change_no_bit(stage: int, precision: str):
     """Catches an update by a gradient, or of a parameter, that has not arrived yet, and a log that is written while
-    values leave it."""
+    values are copied from it."""
 
     def train(log_bytes: int) -> tuple[torch.Tensor, int]:
         config = config_of(stage, clipping=0.0, **copy.deepcopy(SMALL_PAGES))
@@ -161,8 +161,9 @@ def test_two_processes_share_a_device(device: str, precision: str, tmp_path: Pat
 @pytest.mark.parametrize("precision", ("fp32", "bf16", "fp16"))
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_updates_on_the_gpu_follow_torch(name, precision):
-    """Catches a kernel that leaves elements out, mixes up arrays or rounds otherwise than the host: 20 steps of each
-    optimizer compared with torch's on the GPU. 16-bit parameters are compared with those of the engine on the host."""
+    """Catches a kernel that leaves elements out, mixes up arrays or rounds in another way than the host: 20 steps of
+    each optimizer compared with torch's on the GPU. 16-bit parameters are compared with those of the engine on the
+    host."""
     kind, params, make = OPTIMIZERS[name]
 
     def by_engine(device: torch.device) -> torch.Tensor:
@@ -188,7 +189,7 @@ def test_updates_on_the_gpu_follow_torch(name, precision):
 
     expected = by_torch() if precision == "fp32" else by_engine(torch.device("cpu"))
     # A multiply-add that is fused on one side: some ulp of values around 1, or one step of 16 bits where a rounding
-    # turns.
+    # changes.
     bound = {"fp32": 4e-6, "bf16": 2**-6, "fp16": 2**-9}[precision]
     assert (by_engine(accelerator.device()) - expected).abs().max().item() <= bound
 
@@ -233,8 +234,8 @@ CASES = [
     ("name", "states", "masters", "offload", "precision"), [c for c in CASES if not is_slow(c[0], c[1], c[3], c[4])]
 )
 def test_rounding_at_random_gives_the_hosts_bits(name, states, masters, offload, precision, tmp_path):
-    """Catches a kernel that rounds otherwise than the host, moments that a checkpoint reads from a GPU's memory or
-    writes to it at the wrong place, and 16-bit masters that do not travel to an update on the host: ten steps, with a
+    """Catches a kernel that rounds in another way than the host, moments that a checkpoint reads from a GPU's memory or
+    writes to it at the wrong place, and 16-bit masters that are not sent to an update on the host: ten steps, with a
     checkpoint half-way."""
     kind, params, _ = OPTIMIZERS[name]
     section = {"enabled": True, f"{precision}_master_weights_and_grads": not masters}
@@ -274,7 +275,7 @@ def test_lamb_follows_its_formula_on_a_device(device, precision):
         engine.backward(engine(gradient.to(engine.device)))
         engine.step()
         lamb_by_hand(p, m, v, gradient.double(), step + 1)
-    # Some ulp of the fp32 master, of which a 16-bit parameter is within half a step.
+    # Some ulp of the fp32 master. A 16-bit parameter differs from its master by at most half a step.
     torch.testing.assert_close(
         engine.module.p.detach().cpu().double(), p, atol=3e-6, rtol=0 if precision == "fp32" else 2**-8
     )

@@ -50,8 +50,8 @@ def test_rows_agree_on_the_loss():
     assert results[rows[0]]["last_loss"] < results[rows[0]]["first_loss"] - 0.1
 
 
-def test_a_spent_budget_is_said():
-    """Catches rows that are left out in silence."""
+def test_a_spent_budget_is_reported():
+    """Catches rows that are silently left out."""
     command = [
         sys.executable,
         str(ROOT / "bench" / "gpu.py"),
@@ -79,7 +79,7 @@ def test_without_a_gpu_one_line_says_so(script: str):
 
 
 def test_no_accelerator_is_an_error():
-    """Catches a measurement that ends well and has measured nothing."""
+    """Catches a measurement that succeeds and has measured nothing."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(ROOT / "bench" / "gpu.py")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)

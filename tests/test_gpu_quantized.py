@@ -21,7 +21,7 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 def config_for(name: str) -> dict[str, Any]:
-    """Quantized as far as the stage allows; pages small enough that several are on their way."""
+    """Quantized as far as the stage allows; pages small enough that several are sent at once."""
     stage, sections = RUNS[name]
     zero = {"zero_quantized_gradients": True, **sections.get("zero_optimization", {})}
     if stage == 3:
@@ -54,7 +54,7 @@ SCRIPT = """
 @pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "operators"])
 def test_two_ranks_have_the_cpus_bits(kernels: bool, gloo: bool, tmp_path: Path):
     """Catches codes that are sent before a kernel has written them, values that are read before they are decoded,
-    buffers that are given away too early, and bits that depend on the device."""
+    buffers that are freed too early, and bits that depend on the device."""
     run_on_two_devices(SCRIPT, tmp_path, gloo, kernels=kernels)
     for index, name in enumerate(RUNS):
         expected = train_ranks(small_net(), 2, config_for(name), 3, faults={"two_sided": True})

@@ -1,5 +1,5 @@
-"""Training on an accelerator as scripts do it: every stage with everything that may be elsewhere, against the engine on
-the CPU, whose bits it has on the simulated device, under 24 seeds of delays; checkpoints, Init, second streams, and two
+"""Training on an accelerator as scripts do it: every stage with every kind of offload, compared with the engine on the
+CPU, whose bits it has on the simulated device, under 24 seeds of delays; checkpoints, Init, second streams, and two
 ranks of the launcher."""
 
 import contextlib
@@ -87,7 +87,8 @@ def train(engine: Any, steps: range = range(STEPS)) -> torch.Tensor:
 
 @functools.cache
 def on_the_cpu(precision: str, accumulation: int, sharded: bool) -> torch.Tensor:
-    """What every place must give. With accumulation stages 0 and 1 add up otherwise than 2 and 3."""
+    """The expected result for every place. With accumulation stages 0 and 1 add in another order than stages 2 and
+    3."""
     return train(make_engine(config_for(3 if sharded else 0, "resident", precision, accumulation), "cpu"))
 
 
@@ -197,7 +198,7 @@ def test_a_checkpoint_goes_from_device_to_cpu_and_back(stage: int, place: str, t
 @pytest.mark.parametrize("pinned", [True, False])
 @pytest.mark.parametrize("stage", range(4))
 def test_states_go_to_the_host_and_back_between_steps(stage: int, pinned: bool):
-    """Catches state that is moved before its last update, or used before it is back."""
+    """Catches state that is moved before its last update, or used before it has been copied back."""
     config = config_for(stage, "resident", "bf16")
     engine = make_engine(config)
     train(engine, range(2))
@@ -303,8 +304,8 @@ def run_on_two_devices(program: str, folder: Path, gloo: bool, **values: Any) ->
 
 @pytest.mark.parametrize("gloo", [False, True])
 def test_two_ranks_of_the_launcher(gloo: bool, tmp_path: Path):
-    """Catches ranks that share a device by mistake, collectives that read or write before a stream is through, and sums
-    on their way to the host that the next reduction writes over."""
+    """Catches ranks that share a device by mistake, collectives that read or write before a stream has finished, and
+    sums that the next reduction overwrites while they are copied to the host."""
     run_on_two_devices(SCRIPT, tmp_path, gloo, cases=CASES_OF_RANKS)
     finals = {
         (rank, case): torch.load(tmp_path / f"{rank}-{case}.pt") for rank in range(2) for case in range(CASES_OF_RANKS)

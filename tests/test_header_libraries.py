@@ -1,4 +1,4 @@
-"""A build on a machine that has none of the header libraries, and no way to install them (cmake/headers.cmake)."""
+"""A build on a machine that does not have the header libraries and cannot install them (cmake/headers.cmake)."""
 
 import re
 import subprocess
@@ -64,7 +64,7 @@ def cmake(folder: Path, *settings: str, build: str = "true") -> subprocess.Compl
 
 
 def test_a_machine_without_the_libraries_builds_from_tarballs(tmp_path):
-    """Catches a library that is still looked for in the system, a wrong folder in its source, and a missing file
+    """Catches a library that is still searched in the system, a wrong folder in its source, and a missing file
     without its address."""
     if reason := why_not(tmp_path / "hidden"):
         pytest.skip(reason)

@@ -90,7 +90,7 @@ MEMORY_LIMIT_BYTES = 432 << 20
 
 @pytest.fixture
 def little_address_space_per_thread(monkeypatch):
-    """A thread started later would take 8 MiB for its stack and 64 MiB for its own malloc arena, all but unused."""
+    """A thread started later would take 8 MiB for its stack and 64 MiB for its own malloc arena, almost unused."""
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     resource.setrlimit(resource.RLIMIT_STACK, (1 << 20, hard))
@@ -233,6 +233,7 @@ def test_where_nothing_is_sharded_it_does_nothing(world, stage, enabled):
 
 
 def test_dtype_is_the_default_type_inside():
+    """Catches an argument `dtype` without effect, or one that remains the default type after the scope."""
     with zeropage.zero.Init(dtype=torch.bfloat16):
         assert nn.Linear(2, 2).weight.dtype == torch.bfloat16
     assert nn.Linear(2, 2).weight.dtype == torch.float32

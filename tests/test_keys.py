@@ -1,5 +1,5 @@
-"""Keys of the configuration that change how a run goes: norms, accumulation that the program decides, sums over ranks,
-the collector of Python, and what is printed."""
+"""Keys of the configuration that change a run: norms, accumulation that the program decides, sums over ranks,
+Python's garbage collector, and what is printed."""
 
 import copy
 import gc
@@ -182,8 +182,8 @@ def collector():
 
 
 def test_the_collector_is_off_while_an_engine_lives(collector):
-    """Catches a collector that stays on, that one of two engines switches on again, or that stays off after the last
-    has ended."""
+    """Catches a collector that is not switched off, that one of two engines switches on again, or that is still off
+    after the last engine has ended."""
     first = one_rank(disable_python_gc=True)
     assert not gc.isenabled()
     second = one_rank(disable_python_gc=True)
@@ -207,7 +207,7 @@ def test_a_collector_that_was_off_stays_off(collector):
 
 
 def test_forked_workers_collect(collector):
-    """Catches a worker of a data loader that inherits the switch and fills memory."""
+    """Catches a worker of a data loader that inherits the setting and fills memory."""
     engine = one_rank(disable_python_gc=True)
     child = os.fork()
     if child == 0:
@@ -230,7 +230,7 @@ logger.warning("the program's line")
 """
 
 
-def said_by(**sections: Any) -> str:
+def messages_of(**sections: Any) -> str:
     config = config_of(0, batch=1, **sections)
     command = [sys.executable, "-c", PROGRAM, json.dumps(config)]
     environment = {**os.environ, "ZEROPAGE_DEVICE": "cpu"}
@@ -243,27 +243,27 @@ def test_log_level_hides_less_severe_lines():
     """Catches a level that one of the two loggers does not take, or that hides what is as severe as it."""
     sections = {"bf16": {"enabled": True}, "zero_optimization": {"round_robin_gradients": True}}
     for level, shown in (("warning", True), ("error", False)):
-        said = said_by(log_level=level, **sections)
+        messages = messages_of(log_level=level, **sections)
         for part in ("round_robin_gradients: true has no effect", "step 1 was skipped", "the program's line"):
-            assert (part in said) is shown, (level, part, said)
+            assert (part in messages) is shown, (level, part, messages)
 
 
-def test_what_differs_or_does_nothing_is_said_once_by_rank_0(capfd):
+def test_what_differs_or_does_nothing_is_reported_once_by_rank_0(capfd):
     """Catches a key without effect, or missing clipping, that no rank reports, or that every rank reports."""
     config = config_of(2, zero_optimization={"sub_group_size": 1_000_000, "contiguous_gradients": True})
     del config["gradient_clipping"]
     on_ranks(config, lambda engine, rank: None)
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     for part in (
         "zero_optimization.sub_group_size: 1000000 has no effect: The update runs page by page",
         "as by default: zero_optimization.contiguous_gradients;",
         'gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at 1.0 since mid-2026: write "gradient_clipping": 1.0',
     ):
-        assert said.count(part) == 1, (part, said)
+        assert messages.count(part) == 1, (part, messages)
 
 
 def test_no_norm_and_clipping_exclude_each_other():
-    """Catches clipping that is dropped without a word."""
+    """Catches clipping that is silently dropped."""
     with pytest.raises(ConfigError, match=r"compute_grad_norm: expected true together with gradient_clipping 0.5"):
         one_rank(zero_optimization=NO_NORM)
 

@@ -53,7 +53,8 @@ def script(tmp_path):
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Ours without what would change the launcher's decisions, and with this Python as the active one."""
+    """The environment without variables that would change the launcher's decisions, and with this Python as the active
+    one."""
     hidden = {"OMP_NUM_THREADS", "VIRTUAL_ENV", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"}
     kept = {k: v for k, v in os.environ.items() if k not in hidden}
     path = f"{Path(sys.executable).parent}:{kept['PATH']}"
@@ -117,7 +118,9 @@ def supervisor_of(process: subprocess.Popen) -> int:
 
 def family(folder: Path, size: int) -> list[int]:
     """The processes of FAMILY once `size` of them are there."""
-    assert wait_until(lambda: len(list(folder.iterdir())) == size), f"only {len(list(folder.iterdir()))} processes came"
+    assert wait_until(lambda: len(list(folder.iterdir())) == size), (
+        f"only {len(list(folder.iterdir()))} processes started"
+    )
     pids = [int(p.name) for p in folder.iterdir()]
     assert all(map(is_alive, pids))
     return pids
@@ -157,7 +160,7 @@ def test_environment_and_arguments_reach_the_script_unchanged(script):
         }  # fmt: skip
 
 
-def test_one_rank_is_left_alone(script):
+def test_one_rank_is_started_unchanged(script):
     """Catches prefixes, added options or buffering in a job of one rank."""
     path = script("import sys; print('out', sys.argv[1:]); print('err', file=sys.stderr)")
     done = launch("--no_local_rank", "--master_port", free_port(), path, "x")
@@ -221,7 +224,7 @@ def test_lines_are_whole_and_none_is_lost(script):
         ]
 
 
-def test_an_endless_line_does_not_eat_memory(script):
+def test_an_endless_line_uses_little_memory(script):
     """Catches a launcher that keeps a line in memory until it ends."""
     path = script("import sys; [sys.stdout.write('x' * 1_000_000) for _ in range(60)]")
     process = start("--num_gpus", "2", path, stdout=subprocess.PIPE)
@@ -235,7 +238,7 @@ def test_an_endless_line_does_not_eat_memory(script):
     assert peak_kb < 30_000
 
 
-def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
+def test_a_stopped_reader_does_not_delay_the_end(script):
     """Catches a launcher that cannot be ended while its output is not read."""
     process = start(
         "--num_gpus", "2", script("import sys\nwhile True: sys.stdout.write('x' * 1000 + '\\n')"), stderr=None
@@ -248,7 +251,7 @@ def test_a_stopped_reader_holds_nobody_up_who_wants_to_end(script):
         output_of(process).close()
 
 
-def test_a_reader_that_left_ends_the_job(script):
+def test_a_closed_reader_ends_the_job(script):
     """Catches a job that continues after `zeropage ... | head` has ended."""
     process = start("--num_gpus", "2", script("import time\nwhile True: print('x', flush=True); time.sleep(0.01)"))
     output_of(process).readline()
@@ -353,7 +356,7 @@ def test_ranks_that_ignore_sigterm_are_killed(script, tmp_path):
     assert_gone([int(p.name) for p in folder.iterdir()], 0)
 
 
-def test_a_job_under_nohup_lives_on(script):
+def test_a_job_under_nohup_continues(script):
     """Catches `nohup zeropage ... &` that ends when its terminal is closed."""
     process = start(
         "--num_gpus",
@@ -440,8 +443,8 @@ def read_until(fd: int, enough) -> str:
     return data.decode(errors="replace")
 
 
-def test_rank_0s_progress_lives_on_a_terminal(script):
-    """Catches a progress bar of rank 0 that becomes lines, and one of another rank that draws over it."""
+def test_rank_0s_progress_is_one_line_of_a_terminal(script):
+    """Catches a progress bar of rank 0 that is printed as many lines, and one of another rank that overwrites it."""
     path = script(
         """
         import os, sys, time

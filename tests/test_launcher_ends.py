@@ -1,4 +1,4 @@
-"""How long a job takes to end, and what remains of it."""
+"""How long a job takes to end, and what remains after it."""
 
 import time
 
@@ -6,7 +6,7 @@ from test_launcher import launch, script  # noqa: F401  (a fixture)
 
 
 def test_a_stopped_rank_is_not_waited_for(script):  # noqa: F811
-    """Catches seconds of grace for a rank that is stopped (SIGSTOP) and therefore hears no SIGTERM."""
+    """Catches seconds of grace for a rank that is stopped (SIGSTOP) and therefore does not react to SIGTERM."""
     path = script(
         """
         import os, signal, sys, time

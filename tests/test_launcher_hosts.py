@@ -130,7 +130,7 @@ def test_a_killed_rank(hosts, options, script):
 
 @pytest.mark.parametrize("how", ["session", "agent", "cable"])
 def test_a_lost_host_ends_the_job_everywhere(hosts, options, script, how):
-    """Catches a job that hangs, or processes that remain, when a host or its agent is gone."""
+    """Catches a job that hangs, or processes that remain, when a host or its agent is lost."""
     process = start_sleepers(hosts, options, script)
     started = time.monotonic()
     try:
@@ -191,8 +191,8 @@ def test_everything_wrong_is_listed_before_the_start(hosts, options, tmp_path):
 
 @pytest.fixture
 def environment_of_host1(hosts, tmp_path):
-    """A script for --venv_script that puts a folder of stand-ins before PATH, only on host1; the folder, and the words
-    to use it."""
+    """A script for --venv_script that puts a folder with substitute programs before PATH, only on host1; the folder,
+    and the words to use it."""
     folder = tmp_path / "stand-ins"
     folder.mkdir()
     activate = tmp_path / "activate"
@@ -257,7 +257,7 @@ def torch_version() -> str:
 
 
 def test_restarts_only_what_may_succeed(hosts, options, script):
-    """Catches a restart after an error of the program, and none after a failure that may pass."""
+    """Catches a restart after an error of the program, and none after a failure that may be temporary."""
     path = script(
         "import os, sys; print(os.environ['ZEROPAGE_RESTART_COUNT']); sys.exit(75 if os.environ['ZEROPAGE_RESTART_COUNT'] < '2' else 3)"
     )
@@ -290,8 +290,8 @@ def test_training_over_gloo(hosts, options, script, slots, stage):
     process = start(*options(*slots), path, env=env)
     out, err = process.communicate(timeout=90)
     assert process.returncode == 0, err
-    said = [line.partition("] ")[2] for line in out.splitlines() if "gloo" in line]
-    assert len(said) == len(slots) and len(set(said)) == 1 and said[0].startswith("gloo "), out
+    messages = [line.partition("] ")[2] for line in out.splitlines() if "gloo" in line]
+    assert len(messages) == len(slots) and len(set(messages)) == 1 and messages[0].startswith("gloo "), out
 
 
 def train_gpt(folder: Path, start: list[str], communicator: str = "auto") -> list[float]:
@@ -318,7 +318,7 @@ def test_a_compiled_program_trains_over_gloo(hosts, options, tmp_path, slots):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: make setup installs Open MPI")
 def test_a_compiled_program_trains_through_mpi(hosts, tmp_path):
-    """Catches ranks of several hosts that MPI has started and that do not talk through it."""
+    """Catches ranks of several hosts that MPI has started and that do not communicate through it."""
     ssh = tmp_path / "ssh"
     write_program(ssh, f'exec /usr/bin/ssh -F {hosts.ssh_config} "$@"')
     network = hosts.addresses[0].rpartition(".")[0] + ".0/24"

@@ -6,7 +6,7 @@ from processes import output_of
 from test_launcher import DEADLINE_S, launch, script, start  # noqa: F401 (a fixture)
 
 
-def test_a_taken_port_is_replaced_and_said(script):
+def test_a_taken_port_is_replaced_and_reported(script):
     """Catches a job that fails because its port is taken, or changes the port silently."""
     path = script("import os; print(os.environ['MASTER_PORT'])")
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -41,13 +41,13 @@ def test_errors_before_the_start(tmp_path):
     program.chmod(0o755)
     done = launch("--no_python", str(program))
     assert done.returncode == 74 and f"cannot start {program}" in done.stderr
-    for words in (["--venv_script", "activate"], ["--node_rank", "1"]):  # of no use here, and not ignored
+    for words in (["--venv_script", "activate"], ["--node_rank", "1"]):  # has no effect here, which is an error
         done = launch(*words, __file__)
         assert done.returncode == 64 and words[0] in done.stderr
     assert launch("--version").stdout.startswith("zeropage ")
 
 
-def test_config_prints_what_is_in_force(tmp_path):
+def test_config_prints_effective_values(tmp_path):
     """Catches a `zeropage config` that prints other values than a run would use, or accepts a misspelt key."""
     path = tmp_path / "ds_config.json"
     path.write_text('{"train_batch_size": 8, "zero_optimization": {"stage": 2}}')

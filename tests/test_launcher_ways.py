@@ -10,6 +10,7 @@ from test_launcher import COMMAND, DEADLINE_S, environment, launch, script  # no
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="there is no mpirun")
 @pytest.mark.parametrize("inside", [True, False])
 def test_open_mpi(script, tmp_path, inside):
+    """Catches ranks that Open MPI starts without their number, address or token, or with changed arguments."""
     path = script(
         """
         import os, sys
@@ -41,6 +42,8 @@ def test_open_mpi(script, tmp_path, inside):
 
 
 def test_log_dir_dry_run_and_pid_file(script, tmp_path):
+    """Catches a dry run that starts ranks, output that is missing in --log_dir, and a file of --save_pid that
+    remains."""
     path = script("import os; print(os.environ['RANK'], os.listdir(os.environ['TMPDIR']))")
     env = environment(TMPDIR=str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
@@ -52,6 +55,7 @@ def test_log_dir_dry_run_and_pid_file(script, tmp_path):
 
 
 def test_only_lost_ranks_are_started_again(script):
+    """Catches a job that is not started again after a rank was killed, and one that is after its program has failed."""
     path = script(
         "import os, signal, sys\nif os.environ['ZEROPAGE_RESTART_COUNT'] == '0': os.kill(os.getpid(), 9)\nsys.exit(4)"
     )

@@ -27,9 +27,9 @@ WRITTEN = {
 }
 
 
-def test_what_libraries_write_is_read_and_said_once(capfd):
+def test_what_libraries_write_is_read_and_reported_once(capfd):
     """Catches a value that a library writes and that ends `initialize`, one that is lost, and a change of values that
-    nobody says."""
+    is not reported."""
     torch.manual_seed(0)
     plain = nn.Linear(4, 4)
     weight = plain.weight.detach().clone()
@@ -49,7 +49,7 @@ def test_what_libraries_write_is_read_and_said_once(capfd):
 
     for trained in run_ranks(2, run):
         torch.testing.assert_close(trained, plain.weight.detach(), rtol=2e-5, atol=2e-6)
-    said = [line for line in capfd.readouterr().err.splitlines() if "dict:1: " in line]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "dict:1: " in line]
     for part in (
         'optimizer.params.betas: nothing filled in the value "auto"; the default',
         'scheduler.params.warmup_num_steps: nothing filled in the value "auto"; the default 1000 is used',
@@ -57,4 +57,4 @@ def test_what_libraries_write_is_read_and_said_once(capfd):
         "zero_optimization.reduce_bucket_size: a name with a dot outside its section sets that key instead of 64",
         "3686.4 is rounded down to 3686",
     ):
-        assert sum(part in line for line in said) == 1, (part, said)
+        assert sum(part in line for line in messages) == 1, (part, messages)

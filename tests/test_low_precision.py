@@ -84,8 +84,8 @@ def test_sharded_stages_have_the_same_bits(precision, stage, world):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", range(4))
 def test_overflow_is_skipped_on_all_ranks(precision, stage, value):
-    """Catches ranks that disagree on a skip: an inf or NaN in one element on one rank must stop all, change nothing and
-    then be forgotten. bf16 is checked only if the configuration says so."""
+    """Catches ranks that disagree on a skip: after an inf or NaN in one element on one rank all ranks must skip the
+    step, change nothing, and continue. bf16 is checked only if the configuration says so."""
     options = {"bf16": {"enabled": True, "check_grad_overflow": True}} if precision == "bf16" else PRECISIONS[precision]
     config = config_of(stage, zeropage={"page_numel": 10_000}, **options)
     outcomes = train_ranks(small_net(), 2, config, STEPS, prepare=Poison(1, POISONED_STEPS, value))
@@ -104,10 +104,10 @@ def state_of(step: Path) -> tuple[dict[str, bytes], list[int]]:
 @pytest.mark.parametrize("value", (float("inf"), float("nan")))
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("stage", range(4))
-def test_a_skipped_step_leaves_every_bit(stage, offload, value, tmp_path):
-    """Catches parameters, masters, moments or counts of updates that are not the same to the bit on both sides of a
-    step that one rank's gradient has spoilt, and ranks that count it differently. What the other rank has updated
-    overlapped with the backward is put back."""
+def test_a_skipped_step_changes_no_bit(stage, offload, value, tmp_path):
+    """Catches parameters, masters, moments or counts of updates that are not the same to the bit before and after a
+    step in which one rank's gradient overflowed, and ranks that count it differently. The other rank's updates that
+    overlapped with the backward are undone."""
     zero, own = OFFLOADS[offload]
     if stage == 3 and zero:
         zero = zero | {"offload_param": {"device": "cpu"}}
@@ -146,7 +146,7 @@ def test_skipped_steps_change_nothing():
 
 
 def drop_first_step(engine: Any, rank: int) -> None:
-    """The first `step` forgets the gradients instead."""
+    """The first `step` drops the gradients instead of an update."""
 
     def forget() -> None:
         engine.zero_grad()
@@ -180,7 +180,7 @@ def test_static_loss_scale_stays(stage):
 
 
 def plain_bf16(steps: int) -> torch.Tensor:
-    """The usual recipe by hand: a bf16 model, fp32 masters in AdamW."""
+    """The usual method, written out: a bf16 model, fp32 masters in AdamW."""
     model = copy.deepcopy(small_net()).bfloat16()
     masters = [nn.Parameter(p.detach().float()) for p in copy.deepcopy(small_net()).parameters()]
     optimizer = torch.optim.AdamW(masters, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -198,9 +198,9 @@ def plain_bf16(steps: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("stage", range(4))
 def test_bf16_follows_plain_pytorch(stage):
-    """Catches masters that are not kept in fp32, and gradients rounded on the way. fp32 values that differ in the last
-    place are now and then rounded to another bf16 value, and the runs part from there: so few steps, and equal values
-    except a few, which differ by one unit (2^-7 for values between 1 and 2)."""
+    """Catches masters that are not kept in fp32, and gradients that are rounded in between. fp32 values that differ in
+    the last place are sometimes rounded to another bf16 value, and the runs differ from there: so few steps, and equal
+    values except a few, which differ by one unit (2^-7 for values between 1 and 2)."""
     config = config_of(stage, **PRECISIONS["bf16"])
     difference = (train_ranks(small_net(), 1, config, 3)[0].parameters - plain_bf16(3)).abs()
     assert (difference > 0).float().mean().item() < 1e-3

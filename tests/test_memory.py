@@ -40,8 +40,7 @@ def own_memory_bytes() -> int:
 
 
 def bytes_of_training(model: nn.Module, stage: int) -> dict[str, dict[str, int]]:
-    """Trains `model` for two steps, gives back what is only cached, and says what is held: by kind and by the
-    formula."""
+    """Trains `model` for two steps and frees cached memory. Returns the bytes in use, by kind and by the formula."""
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "bf16": {"enabled": True},
@@ -78,8 +77,8 @@ def train_at_all_stages(layers: int, width: int) -> dict[int, dict[str, dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_100m_parameters_take_what_the_formula_says(world, tmp_path):
-    """Catches state that is kept twice, buffers that stay, padding that grows, a formula that flatters, a ledger that
-    lies."""
+    """Catches state that is kept twice, buffers that are not freed, padding that grows, a formula whose bytes are too
+    few, and a wrong ledger."""
     model = json.dumps({"layers": 24, "width": 2048})
     ranks = run_processes(world, "test_memory", "train_at_all_stages", model, tmp_path, timeout_s=500)
     for rank, results in enumerate(ranks):

@@ -1,5 +1,5 @@
-"""Files that monitors append to: on full disks, after kills, and on what is not theirs. Training never ends because of
-them."""
+"""Files that monitors append to: on full disks, after kills, and with content of other programs. Training never ends
+because of them."""
 
 import csv
 import json
@@ -54,8 +54,8 @@ def test_a_full_disk_ends_no_training(tmp_path):
     assert text.endswith(b"\r\n") and all(len(row) == 2 for row in csv.reader(text.decode().splitlines()))
 
 
-def test_a_run_goes_on_behind_what_a_kill_has_torn(tmp_path):
-    """Catches the first record of a restart that is written onto a torn line, so that both are lost."""
+def test_a_run_continues_after_a_line_that_a_kill_cut_off(tmp_path):
+    """Catches the first record of a restart that is appended to an incomplete line, so that both are lost."""
     train(sections(tmp_path), steps=2)[0].destroy()
     files = [tmp_path / "run.jsonl", *(tmp_path / "csv_monitor/DeepSpeedJobName").iterdir()]
     assert len(files) == 4
@@ -66,18 +66,18 @@ def test_a_run_goes_on_behind_what_a_kill_has_torn(tmp_path):
     assert run.skipped == [] and run.begun == 2 and [step["step"] for step in run.steps] == [1, 2]
     for path in files[1:]:
         samples = [row[0] for row in csv.reader(path.read_text().splitlines())]
-        assert samples == ["step", "4", "4", "8"], "the torn row is gone, and the others are whole"
+        assert samples == ["step", "4", "4", "8"], "the incomplete row is gone, and the others are whole"
 
 
-def test_a_path_that_cannot_be_used_is_said_at_once(tmp_path):
-    """Catches a mistake in the configuration that is noticed hours later, when somebody looks for the file."""
+def test_a_path_that_cannot_be_used_is_reported_at_once(tmp_path):
+    """Catches a mistake in the configuration that is noticed hours later, when somebody needs the file."""
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train({"zeropage": {"metrics_file": str(tmp_path / "file" / "run.jsonl")}}, steps=1)
 
 
 def test_a_monitor_of_another_package_ends_no_training(monkeypatch, capfd):
-    """Catches a service that is out of reach and ends the training, or is complained of at every step."""
+    """Catches a service that cannot be reached and ends the training, or is reported at every step."""
     engine, _ = train({"csv_monitor": {"enabled": True, "output_path": os.devnull[:4] + "/shm/none"}}, steps=0)
     monkeypatch.setattr(
         engine.monitor, "_writers", {"wandb": type("Writer", (), {"write_events": lambda self, events: 1 / 0})()}

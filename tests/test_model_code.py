@@ -71,7 +71,7 @@ def test_reading_a_model():
 
 
 def test_one_rank_alone_reads_and_evaluates():
-    """Catches a gather that waits for ranks which are elsewhere: rank 0 prints a weight and evaluates, rank 1 does
+    """Catches a gather that waits for ranks which do something else: rank 0 prints a weight and evaluates, rank 1 does
     not."""
     others_are_done = threading.Event()
 
@@ -90,7 +90,7 @@ def test_one_rank_alone_reads_and_evaluates():
 
 
 def test_raw_access_names_the_parameter():
-    """Catches a null pointer, or garbage, handed to code that goes round the operators."""
+    """Catches a null pointer, or garbage, in code that bypasses the operators."""
 
     def read(engine, rank):
         weight = engine.module.contract[1].weight
@@ -108,7 +108,7 @@ def test_raw_access_names_the_parameter():
         with zeropage.zero.GatheredParameters(weight):
             assert weight.data_ptr() != 0
             assert weight.detach().numpy().shape == (64, 128)
-        engine.module.tiny.sum()  # takes the only place there is
+        engine.module.tiny.sum()  # takes the only frame
         with pytest.raises(RuntimeError, match=r"contract\.1\.weight"):
             weight.data_ptr()
 
@@ -136,7 +136,7 @@ def test_memory_exchanged_under_the_engine(spoil, message):
 
 
 def test_a_model_outlives_its_engine():
-    """Catches trained values that go with the engine, and hooks or marks that stay when it is gone."""
+    """Catches trained values that are lost with the engine, and hooks or marks that remain after it."""
 
     def read(engine, rank):
         model = engine.module
@@ -151,7 +151,7 @@ def test_a_model_outlives_its_engine():
 
 
 def test_parameters_of_another_type_are_refused():
-    """Catches `module.double()` that is undone at the next step without a word."""
+    """Catches `module.double()` that is silently undone at the next step."""
 
     def change(engine, rank):
         engine.module.double()
@@ -165,7 +165,7 @@ def test_parameters_of_another_type_are_refused():
 
 @pytest.mark.parametrize("modifier_rank", (0, 1))
 def test_gathered_parameters_edited_by_one_rank(modifier_rank):
-    """Catches an edit that stays on the rank that made it, or is lost with the next step."""
+    """Catches an edit that only the rank that made it has, or that the next step undoes."""
 
     def edit(engine, rank):
         weight = engine.module.expand[0].weight

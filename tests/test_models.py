@@ -112,7 +112,7 @@ def gpt_loss(model, step: int, rank: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("two_sided", (False, True))
 def test_gpt_with_tied_embeddings(two_sided):
-    """Catches a tied weight whose two gradients are not summed, or that is reduced before the second has come."""
+    """Catches a tied weight whose two gradients are not summed, or that is reduced before the second has arrived."""
     model = Gpt(GptConfig(layers=2, width=32, context=16))
     assert model.output.weight is model.token_embedding.weight
     assert_trains_like_plain(model, gpt_loss, two_sided=two_sided)

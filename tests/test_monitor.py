@@ -64,7 +64,7 @@ def test_csv_files(tmp_path):
     assert rows(folder / "Valid_my_loss.csv") == [["step", "my loss"], ["12", "0.5"]]
 
 
-def test_a_run_that_goes_on_appends(tmp_path):
+def test_a_run_that_continues_appends(tmp_path):
     """Catches a second run that overwrites the first one's figures or repeats the header."""
     section = {"csv_monitor": {"enabled": True, "output_path": str(tmp_path)}}
     for _ in range(2):

@@ -64,9 +64,9 @@ pathlib.Path(sys.argv[1], f"rank{results[0][0]}.json").write_text(json.dumps(res
     ],
     ids=["Open MPI", "MPICH", "srun", "the nearer launcher wins"],
 )
-def test_its_variables_stand_for_the_launchers(variables, world, monkeypatch):
-    """Catches ranks that each train separately, or that mix up hosts, because their launcher calls its variables
-    otherwise."""
+def test_its_variables_replace_the_launchers(variables, world, monkeypatch):
+    """Catches ranks that each train separately, or that mix up hosts, because their launcher uses other names of
+    variables."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert distributed.world_from_environment() == distributed.World(*world)

@@ -79,7 +79,8 @@ def engine_run(
 
 @pytest.fixture
 def expected() -> torch.Tensor:
-    """Of a test's own: products in bf16 depend on the number of threads, which conftest.py sets for each test."""
+    """Computed for each test, because products in bf16 depend on the number of threads, which conftest.py sets for each
+    test."""
     return plain_run()
 
 
@@ -128,7 +129,7 @@ def test_one_update_per_step(stage):
     """Catches an update per micro batch, or one that takes the last micro batch's gradient for the sum."""
     config = settings(stage, gradient_accumulation_steps=2) | {"gradient_accumulation_steps": 2, "train_batch_size": 8}
     found = engine_run(config)
-    # One process adds micro batches in another order; Newton-Schulz in bf16 makes more of the last bits.
+    # One process adds micro batches in another order; Newton-Schulz in bf16 amplifies the last bits.
     difference = (found[0][0] - plain_run(parts=4)).abs()
     assert difference.mean().item() < 2e-4 and torch.equal(found[0][0], found[1][0])
 
@@ -163,8 +164,8 @@ def test_other_iterations_have_the_same_bits_at_all_stages(params):
 @pytest.mark.parametrize("where", ("cpu", "nvme"))
 @pytest.mark.parametrize("stage", (1, 2, 3))
 def test_masters_elsewhere(stage, where, in_memory, expected, tmp_path):
-    """Catches an update that does not come home to memory of the host or to a drive, and other bits than without
-    offload, wherever the configuration wants the momenta."""
+    """Catches an update that is not written back to memory of the host or to a drive, and other bits than without
+    offload, wherever the configuration puts the momenta."""
     target = {"device": where, **({"nvme_path": str(tmp_path)} if where == "nvme" else {})}
     zero = {"offload_optimizer": target, "save_muon_momentum_buffer_in_memory": in_memory}
     for parameters, _ in engine_run(settings(stage, zero_optimization=zero)):
@@ -193,7 +194,7 @@ def test_masters_and_parameters_elsewhere(where, expected, tmp_path):
 
 
 @pytest.mark.parametrize(("stage", "world"), ((0, 1), (1, 3), (3, 2)))
-def test_it_goes_on_from_a_checkpoint(stage, world, tmp_path):
+def test_it_continues_from_a_checkpoint(stage, world, tmp_path):
     """Catches a momentum that is lost, or is another matrix's, at another stage and world size."""
     engine_run(settings(2), steps=range(2), after=lambda engine: engine.save_checkpoint(tmp_path))
     straight = engine_run(settings(2), steps=range(2), after=lambda engine: engine.optimizer.state_dict())[0][1]
@@ -209,8 +210,8 @@ def test_it_goes_on_from_a_checkpoint(stage, world, tmp_path):
             assert all(torch.equal(state["state"][position][key], value) for key, value in each.items())
 
 
-def test_going_on_has_the_same_bits(expected, tmp_path):
-    """Catches state that comes back in another form, and from then on trains differently."""
+def test_continuing_has_the_same_bits(expected, tmp_path):
+    """Catches state that is loaded in another form, and then trains differently."""
     engine_run(settings(3), steps=range(2), after=lambda engine: engine.save_checkpoint(tmp_path))
     for parameters, _ in engine_run(
         settings(3), steps=range(2, STEPS), before=lambda engine: engine.load_checkpoint(tmp_path)
@@ -250,8 +251,8 @@ def test_the_memory_table_says_what_is_kept(stage, offloaded):
 
 
 def test_which_half():
-    """Catches a tagging that differs from DeepSpeed's: matrices, without embeddings and the output layer, unless the
-    parameter says it."""
+    """Catches a tagging that differs from DeepSpeed's: matrices, without embeddings and the output layer, unless an
+    attribute of the parameter decides."""
     matrix, vector = torch.zeros(4, 4), torch.zeros(4)
     assert takes_muon("layers.0.mlp.weight", matrix) and takes_muon("conv.weight", torch.zeros(4, 3, 2, 2))
     assert not takes_muon("norm.weight", vector)
@@ -305,7 +306,8 @@ def test_the_formula(method, dtype, bound, shape):
 
 
 def test_what_counts_as_a_matrix():
-    """Catches a convolution that is taken for a stack, experts that are flattened, and heads that are mixed."""
+    """Catches a convolution that is treated as a stack of matrices, experts that are flattened, and heads that are
+    mixed."""
     assert [list(each.shape) for each in as_matrices(torch.zeros(4, 3, 2), 0)] == [[3, 2]] * 4
     assert [list(each.shape) for each in as_matrices(torch.zeros(4, 3, 2), 1)] == [[4, 6]]
     assert [list(each.shape) for each in as_matrices(torch.zeros(4, 3, 2, 5), 0)] == [[4, 30]]

@@ -1,5 +1,5 @@
-"""Optimizer state and parameters on disk: the same bits as in memory, damage that is noticed, and nothing left
-behind."""
+"""Optimizer state and parameters on disk: the same bits as in memory, damage that is noticed, and no files that
+remain."""
 
 import copy
 import functools
@@ -75,29 +75,29 @@ def in_memory(stage: int, precision: str) -> Outcome:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_100_steps_on_disk_change_no_bit(stage: int, precision: str, tmp_path: Path):
-    """Catches pages that come back as another page, as an older version, or before they were written."""
+    """Catches reads of another page, of an older version, or of a page that is not written yet."""
     found = train_ranks(Tiny(), 2, config(stage, str(tmp_path), precision), STEPS)[0]
     assert torch.equal(found.parameters, in_memory(stage, precision).parameters)
     assert found.losses == in_memory(stage, precision).losses
-    gc.collect()  # engines end with the cycles they are part of
-    assert list(tmp_path.iterdir()) == [], "something stays behind"
+    gc.collect()  # engines are in reference cycles
+    assert list(tmp_path.iterdir()) == [], "a file remains"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("parameters", [{}, {"max_in_cpu": 400}])
 def test_100_steps_with_parameters_on_disk_change_no_bit(parameters: dict[str, Any], precision: str, tmp_path: Path):
-    """Catches parameters of the step before, of another page, or of which a part stayed unwritten; with some kept in
-    memory, too."""
+    """Catches parameters of the step before, of another page, or written only in part; with some kept in memory,
+    too."""
     found = train_ranks(Tiny(), 2, config(3, str(tmp_path), precision, parameters), STEPS)[0]
     assert torch.equal(found.parameters, in_memory(3, precision).parameters)
     assert found.losses == in_memory(3, precision).losses
     gc.collect()
-    assert list(tmp_path.iterdir()) == [], "something stays behind"
+    assert list(tmp_path.iterdir()) == [], "a file remains"
 
 
 @pytest.mark.parametrize("offload", [{"ratio": 0.5}, {"buffer_count": 16}])
 def test_a_part_on_disk_and_more_buffers_than_pages(offload: dict[str, Any], tmp_path: Path):
-    """Catches pages in memory that are looked for on disk, and buffers that keep an old version. Striped over two
+    """Catches pages in memory that are read from disk, and buffers that keep an old version. Striped over two
     folders."""
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -187,8 +187,8 @@ DAMAGES = [
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES)
 def test_a_damaged_drive_stops_the_step(damage: Any, says: str, tmp_path: Path):
-    """Catches damage that is believed: the step must fail with the parameter and the file named, and the engine must
-    not go on."""
+    """Catches damaged values that are used: the step must fail with an error that names the parameter and the file, and
+    the engine must refuse to continue."""
     engine, *_ = zeropage.initialize(model=Tiny(), config=config(2, str(tmp_path)))
     train_engine(engine, 1, 0, 2)
     (descriptor,) = files_of_stores(tmp_path)
@@ -233,8 +233,9 @@ def train_for_ever(folder: str, checkpoints: str) -> None:
         train_engine(engine, 1, 0, 1)
 
 
-def test_a_killed_job_leaves_nothing_and_goes_on_from_its_checkpoint(tmp_path: Path):
-    """Catches files that a kill leaves behind, a next start that trips over them, and state that is taken from them."""
+def test_a_killed_job_leaves_nothing_and_continues_from_its_checkpoint(tmp_path: Path):
+    """Catches files that remain after a kill, a next start that fails because of them, and state that is read from
+    them."""
     disk, checkpoints = tmp_path / "disk", tmp_path / "checkpoints"
     disk.mkdir()
     arguments = json.dumps({"folder": str(disk), "checkpoints": str(checkpoints)})
@@ -246,7 +247,7 @@ def test_a_killed_job_leaves_nothing_and_goes_on_from_its_checkpoint(tmp_path: P
     time.sleep(0.3)
     job.kill()
     job.wait()
-    assert [path for path in disk.rglob("*") if not path.is_dir()] == [], "files with names stay behind"
+    assert [path for path in disk.rglob("*") if not path.is_dir()] == [], "files with names remain"
     engine, *_ = zeropage.initialize(model=Tiny(), config=config(3, str(disk), "bf16", {}))
     assert len(list(disk.iterdir())) == len(files_of_stores(disk)), "what the killed job left is still there"
     engine.load_checkpoint(str(checkpoints))
@@ -255,7 +256,7 @@ def test_a_killed_job_leaves_nothing_and_goes_on_from_its_checkpoint(tmp_path: P
 
 
 def test_a_folder_that_is_not_there_is_named_at_the_start(tmp_path: Path):
-    """Catches a job that trains for an hour before it looks at its drive."""
+    """Catches a job that trains for an hour before it checks its drive."""
     with pytest.raises(IoError, match="/none"):
         zeropage.initialize(model=Tiny(), config=config(2, str(tmp_path / "none")))
 
@@ -274,8 +275,8 @@ def test_memory_holds_the_buffers_alone(tmp_path: Path):
     assert 0 < after.host[0]["buffers"] <= 3 * padded + after.ranks[0]["buffers"]
 
 
-def test_the_trace_shows_what_the_drive_does_meanwhile(tmp_path: Path):
-    """Catches a drive that is idle while pages are updated, and a trace that has no lane for it."""
+def test_the_trace_shows_the_work_of_the_drive(tmp_path: Path):
+    """Catches a drive that is idle while pages are updated, and a trace that has no row for it."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(8)))
     sections = config(3, str(tmp_path), "fp32", {})

@@ -47,7 +47,7 @@ def every_edit(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("live_numel", [1, 1_000_000])
 def test_what_users_write(live_numel: int, precision: str, tmp_path: Path):
-    """Catches edits that are lost on the way to the drive, and masters that do not follow them."""
+    """Catches edits that are not written to the drive, and masters that do not follow them."""
     config = paged_config(live_numel, **PRECISIONS[precision])
     expected = engine_run(small_net(), token_loss, 2, len(EDITS), every_edit, config)
     found = engine_run(small_net(), token_loss, 2, len(EDITS), every_edit, on_disk(config, tmp_path))

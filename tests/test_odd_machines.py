@@ -1,5 +1,5 @@
-"""Machines that lack what most have, or take it away: training is plain PyTorch's there, or ends with an error that
-says what is wrong."""
+"""Machines that lack something that most machines have, or lose it during a run: training gives plain PyTorch's results
+there, or ends with an error that says what is wrong."""
 
 import json
 import os
@@ -55,7 +55,7 @@ time_t time(time_t* to) {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory) -> dict[str, dict]:
-    """What became of training on each machine: all of them in one process, which imports torch once."""
+    """The result of training on each machine: all of them in one process, which imports torch once."""
     folder = tmp_path_factory.mktemp("machines")
     (folder / "clock.c").write_text(CLOCK)
     subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", folder / "clock.so", folder / "clock.c", "-ldl"], check=True)
@@ -94,8 +94,8 @@ def ranks_on(outcomes: dict[str, dict], machine: str) -> list[dict]:
     "machine", ["64 KiB of /dev/shm", "no huge pages", "no io_uring", "no io_uring by sysctl", "a clock that jumps"]
 )
 def test_training_is_the_same(outcomes, plain_losses, machine):
-    """Catches memory of ranks in /dev/shm, a store that needs io_uring or huge pages, and waits that look at the clock
-    of the day."""
+    """Catches memory of ranks in /dev/shm, a store that needs io_uring or huge pages, and waits that depend on the
+    clock of the day."""
     for rank, outcome in enumerate(ranks_on(outcomes, machine)):
         assert "losses" in outcome, outcome
         torch.testing.assert_close(outcome["losses"], plain_losses[rank], rtol=2e-5, atol=0)
@@ -108,11 +108,11 @@ def test_a_rank_that_the_kernel_ends_for_its_memory_is_named(outcomes):
     assert first["error"].startswith("PeerError: rank 1 is lost (its process "), first
 
 
-def test_a_mount_that_goes_away_ends_saving(outcomes):
-    """Catches a checkpoint that is written to the disk below the mount point and acknowledged, where nobody looks for
+def test_a_mount_that_disappears_ends_saving(outcomes):
+    """Catches a checkpoint that is written to the disk below the mount point and acknowledged, where no load finds
     it."""
-    ranks = ranks_on(outcomes, "a mount that goes away")
+    ranks = ranks_on(outcomes, "a mount that disappears")
     for outcome in ranks:
         assert outcome.get("error", "").startswith("CheckpointError: "), outcome
     assert "is on another file system than when this job first saved there" in ranks[0]["error"]
-    assert outcomes["a mount that goes away"]["left"] == []
+    assert outcomes["a mount that disappears"]["left"] == []

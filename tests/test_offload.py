@@ -77,7 +77,7 @@ def test_the_optimizer_on_the_host_changes_no_bit(stage: int, world: int, share:
 def test_parameters_on_the_host_change_no_bit(world: int, offload: dict[str, Any]):
     """Catches gathers from the wrong shard, and shards rewritten while they are read."""
     found = assert_same_run(3, world, offload)
-    assert found.pager.evictions > 0, "nothing ever left its frame"
+    assert found.pager.evictions > 0, "nothing was ever evicted"
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
@@ -85,7 +85,7 @@ def test_parameters_on_the_host_change_no_bit(world: int, offload: dict[str, Any
     ("stage", "offload"), [(0, OPTIMIZER), (1, OPTIMIZER), (2, ratio(0.5)), (3, OPTIMIZER | PARAMETERS)]
 )
 def test_low_precision_and_skipped_steps(stage: int, offload: dict[str, Any], precision: str):
-    """Catches masters that are not on the host with their moments, and a skipped step that leaves something behind."""
+    """Catches masters that are not on the host with their moments, and a skipped step that changes something."""
     found = assert_same_run(stage, 2, offload, precision)
     assert (False in found.applied) == (precision == "fp16") and True in found.applied
 
@@ -173,7 +173,7 @@ def test_the_device_loses_exactly_what_the_host_gains(stage: int, offload: dict[
 
 
 def test_a_ratio_moves_its_share_of_pages():
-    """Catches a ratio that is read the wrong way round, or that splits pages."""
+    """Catches a ratio that is read as its opposite, or that splits pages."""
     whole = bytes_by_tier(2, 2, {})[0][0]["optimizer"]
     for share in (0.25, 0.75):
         device, host, _ = bytes_by_tier(2, 2, ratio(share))[0]
@@ -211,7 +211,7 @@ def test_both_tiers_hold_what_the_formula_says(stage: int, offload: dict[str, An
 @pytest.mark.parametrize(
     ("saved", "loaded"), [(OPTIMIZER | PARAMETERS, {}), ({}, OPTIMIZER | PARAMETERS), (OPTIMIZER, ratio(0.4))]
 )
-def test_checkpoints_do_not_know_where_state_lives(saved: dict[str, Any], loaded: dict[str, Any], tmp_path):
+def test_checkpoints_do_not_depend_on_the_place_of_state(saved: dict[str, Any], loaded: dict[str, Any], tmp_path):
     """Catches state that is saved from, or loaded into, the wrong memory."""
     precision = PRECISIONS["bf16"]
 
@@ -226,8 +226,8 @@ def test_checkpoints_do_not_know_where_state_lives(saved: dict[str, Any], loaded
 
 @pytest.mark.parametrize("world", [1, 2])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_states_leave_the_device_and_come_back(stage: int, world: int):
-    """Catches state that is lost on the way, stays on the device, or is used while it is away."""
+def test_states_are_moved_from_the_device_and_back(stage: int, world: int):
+    """Catches state that is lost, that remains on the device, or that is used while it is on the host."""
     model = small_net()  # not by the ranks, which share one generator of random numbers
 
     def run(rank: int, communicator: Any, leave: bool) -> torch.Tensor:
@@ -261,8 +261,8 @@ def test_states_leave_the_device_and_come_back(stage: int, world: int):
     assert torch.equal(stayed, left)
 
 
-def test_states_do_not_leave_between_the_micro_steps_of_an_update():
-    """Catches gradients that are dropped in silence."""
+def test_states_are_not_moved_between_the_micro_steps_of_an_update():
+    """Catches gradients that are silently dropped."""
     engine, *_ = zeropage.initialize(model=small_net(), config=config(2, {}))
     engine.backward(engine(*token_batch(0)))
     with pytest.raises(errors.UsageError, match="no step has used"):

@@ -164,7 +164,7 @@ def test_three_betas_do_not_end_initialize():
 
 
 def test_eight_bit_adamw_of_torchao():
-    """Catches a rate that is no tensor any more, which ends its first step in the middle."""
+    """Catches a rate that is not a tensor any more, so that the first step fails in the middle."""
     from torchao.optim import AdamW8bit
 
     def make(parameters: Any) -> torch.optim.Optimizer:

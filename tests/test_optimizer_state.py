@@ -85,7 +85,7 @@ def test_state_dict_is_pytorchs(name, stage):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_it_goes_on_elsewhere(name):
+def test_training_continues_elsewhere(name):
     """Catches a state that is loaded into other elements, or not at all: stage 3 continues in plain PyTorch, and that
     at stage 2."""
 
@@ -119,8 +119,8 @@ def test_it_goes_on_elsewhere(name):
 
 @pytest.mark.parametrize("name", ("AdamW", "RMSprop"))
 def test_a_scheduler_still_drives_the_engine(name):
-    """Catches groups that are exchanged by a load, so that a scheduler on the user's object sets rates that nobody
-    reads."""
+    """Catches groups that are exchanged by a load, so that a scheduler on the user's object sets rates without
+    effect."""
 
     def body(engine: Any, optimizer: Any, train: Any) -> Any:
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)

@@ -78,15 +78,14 @@ def torch_result(name: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_hundred_steps_follow_torch(name):
-    """Catches a formula that is not torch's, and a parameter of the configuration that does not arrive."""
+    """Catches a formula that is not torch's, and a parameter of the configuration without effect."""
     found = train(engine_for(name), STEPS)
     assert (found - torch_result(name)).abs().max().item() < BOUND
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_objects_are_updated_like_configured_ones(name):
-    """Catches an option of an optimizer object that gets lost on the way to the engine: same bits as by
-    configuration."""
+    """Catches an option of an optimizer object that the engine does not get: same bits as by configuration."""
     _, params, make = OPTIMIZERS[name]
     model = Vector()
     client = make(model.parameters(), **{key: value for key, value in params.items() if key != "adam_w_mode"})
@@ -97,7 +96,7 @@ def test_objects_are_updated_like_configured_ones(name):
 
 
 def test_lion_follows_its_paper():
-    """Catches a wrong formula, in double; a sign near zero may turn, which moves one element by two rates."""
+    """Catches a wrong formula, in double; a sign near zero may change, which moves one element by two rates."""
     lr, decay, beta1, beta2 = 1e-3, 0.1, 0.9, 0.99
     p, m = Vector().p.detach().double(), torch.zeros(NUMEL, dtype=torch.double)
     for step in range(STEPS):

@@ -76,7 +76,7 @@ def assert_gradients(model: nn.Module, expected: list[torch.Tensor | None], atol
 
 
 def forget(engine: Any) -> None:
-    """When no rank reads the others' gradients any more."""
+    """Drops the gradients when no rank reads those of the others any more."""
     engine._communicator.barrier()
     engine.zero_grad()
 
@@ -281,7 +281,7 @@ def test_two_engines_in_one_backward(stage: int):
 
 
 def test_an_engine_that_ends_before_the_backward():
-    """Catches callbacks that use an engine that is no more."""
+    """Catches callbacks that use an engine that does not exist any more."""
     engine, *_ = zeropage.initialize(model=copy.deepcopy(NET), config=configuration(2))
     module = engine.module
     loss = engine(*token_batch(0))

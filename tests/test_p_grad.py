@@ -26,7 +26,7 @@ STEPS = 3
 def plain_training(
     model: nn.Module, edit=lambda model, step: None, steps: int = STEPS, backwards: int = 1
 ) -> dict[str, torch.Tensor]:
-    """AdamW on whole batches; `edit(model, step)` comes between the backward and the step."""
+    """AdamW on whole batches; `edit(model, step)` runs between the backward and the step."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=DAMPING_EPS)
     for step in range(steps):
@@ -188,9 +188,9 @@ def test_writes_take_effect_in_16_bit(precision, stage):
 
 @pytest.mark.parametrize("stage", (2, 3))
 @pytest.mark.parametrize("place", ("cpu", "nvme", "few frames"))
-def test_gradients_that_live_elsewhere(place, stage, tmp_path):
+def test_gradients_with_offload_or_few_frames(place, stage, tmp_path):
     """Catches updates that begin during the backward and use the gradient from before the program wrote it, drives that
-    keep that old gradient, and memory of written gradients that is given back too early."""
+    keep that old gradient, and memory of written gradients that is freed too early."""
     places: dict[str, dict[str, Any]] = {
         "cpu": {"offload_optimizer": {"device": "cpu"}},
         "nvme": {"offload_optimizer": {"device": "nvme", "nvme_path": str(tmp_path)}},
@@ -320,7 +320,7 @@ def test_one_rank_alone_is_told_where_gradients_are_gathered():
         run_ranks(2, run, timeout_s=4.0, two_sided=True)
 
 
-def test_who_touches_nothing_pays_nothing():
+def test_gradients_that_are_not_read_cost_nothing():
     """Catches frames, gathers and bytes for gradients that are never read."""
 
     def run(rank, communicator):

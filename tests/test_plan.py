@@ -78,7 +78,7 @@ def test_the_plan_counts_what_the_engine_counts(ranks, precision):
         (lambda: zeropage.plan([1, 2]), "got int"),
     ],
 )
-def test_nonsense_is_an_error_with_words(call, words):
+def test_meaningless_arguments_are_refused(call, words):
     """Catches meaningless arguments that are not refused."""
     with pytest.raises(zeropage.errors.ConfigError, match=words):
         call()

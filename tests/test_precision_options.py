@@ -42,7 +42,7 @@ def test_autocast_is_torchs(stage):
 
 
 def test_autocast_leaves_fp32():
-    """Catches parameters that are cast, and an autocast that stays on behind the forward."""
+    """Catches parameters that are cast, and an autocast that is still on after the forward."""
     engine = zeropage.initialize(
         model=torch.nn.Linear(4, 4), config={**config_of(0), "torch_autocast": {"enabled": True}}
     )[0]
@@ -88,13 +88,13 @@ def test_own_masters_have_the_same_bits_whoever_updates(sections):
 
     expected = parameters(2)
     assert torch.equal(parameters(3), expected)
-    # Stages 0 and 1 round sums of gradients at other places: a parameter may come to the next value of 16 bits at each
-    # step.
+    # Stages 0 and 1 round sums of gradients at other places: a parameter may be rounded to the next value of 16 bits at
+    # each step.
     assert (parameters(1) - expected).abs().mean().item() < 2e-3
     assert not torch.equal(expected, flat_parameters(small_net()))
 
 
-def test_own_masters_train_where_rounding_to_nearest_stands_still():
+def test_own_masters_train_where_rounding_to_nearest_changes_nothing():
     """Catches rounding that is not right on average: steps of a 16th of what bf16 can represent must add up."""
     model = torch.nn.Linear(256, 256, bias=False)
     torch.nn.init.ones_(model.weight)

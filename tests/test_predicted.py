@@ -1,4 +1,4 @@
-"""What `zeropage plan` predicts against what engines take: bytes of each kind, and the peak, by the engine's own
+"""What `zeropage plan` predicts, compared with what engines use: bytes of each kind, and the peak, by the engine's own
 accounting and by the memory of the processes. Each rank is a process that measures one row of the plan after the
 other."""
 
@@ -52,10 +52,9 @@ def rows_of(ranks: int, model: str, precision: str, folder: str, optimizer: str 
 
 
 def train(model: str, precision: str, config: dict) -> dict:
-    """Three steps. Bytes by kind on device and host; the peak of all together in the last step, looked at whenever a
-    gradient comes (the first backward only guesses the order of pages, and may hold more); and what the process held
-    beyond what it did before, just before the last backward: everything has been touched then, and what is gathered
-    is."""
+    """Three steps. Bytes by kind on device and host; the peak of all together in the last step, read whenever a
+    gradient arrives (the first backward only guesses the order of pages, and may hold more); and the growth of the
+    process, measured just before the last backward, when all memory has been used and pages are gathered."""
     gc.collect()
     before = own_memory_bytes()
     module = MODELS[model]()
@@ -74,7 +73,7 @@ def train(model: str, precision: str, config: dict) -> dict:
         out = (
             engine(torch.arange(17).unsqueeze(0)) if model == "transformer" else engine(inputs).float().square().mean()
         )
-        engine._communicator.barrier()  # memory that ranks share is shared out among those that use it
+        engine._communicator.barrier()  # memory that ranks share is divided among those that use it
         held = own_memory_bytes() - before
         engine._communicator.barrier()
         engine.backward(out)
@@ -122,7 +121,7 @@ def train_rows(ranks: int, model: str, precision: str, folder: str) -> list[dict
     ("ranks", "model", "precision"),
     [(1, "layers", "bf16"), (2, "transformer", "fp32"), (4, "layers", "bf16")],
 )
-def test_the_plan_is_what_engines_take(ranks: int, model: str, precision: str, tmp_path: Path) -> None:
+def test_the_plan_is_what_engines_use(ranks: int, model: str, precision: str, tmp_path: Path) -> None:
     """Catches a plan that forgets a kind of memory, counts it at the wrong place, or state that an engine keeps
     twice."""
     rows = rows_of(ranks, model, precision, str(tmp_path))
@@ -158,9 +157,9 @@ def test_the_plan_is_what_engines_take(ranks: int, model: str, precision: str, t
 
 
 @pytest.mark.parametrize(("model", "precision"), [("transformer", "fp32"), ("layers", "bf16")])
-def test_the_plan_of_muon_is_what_engines_take(model: str, precision: str, tmp_path: Path) -> None:
+def test_the_plan_of_muon_is_what_engines_use(model: str, precision: str, tmp_path: Path) -> None:
     """Catches momenta and masters that the plan of Muon forgets, counts twice or on every rank, parameters that it
-    counts with the wrong half, and what the update needs beside."""
+    counts with the wrong half, and temporary memory of the update."""
     ranks = 2
     rows = rows_of(ranks, model, precision, str(tmp_path), "Muon")
     assert {row["stage"] for row in rows} == {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""SIGTERM: the step under way ends, there is a checkpoint, the exit code is 0; and a job that is started again goes on
+"""SIGTERM: the current step ends, there is a checkpoint, the exit code is 0; and a job that is started again continues
 from it."""
 
 import os
@@ -72,7 +72,7 @@ def launch(
 
 
 def straight_losses(steps: int) -> list[set[str]]:
-    """Of the same run without an accident, on ranks that are threads; per step, those of both ranks."""
+    """The losses of the same run without a kill, on ranks that are threads; per step, those of both ranks."""
 
     def run(rank: int, communicator: Any) -> list[str]:
         return [
@@ -86,7 +86,7 @@ def straight_losses(steps: int) -> list[set[str]]:
     return [set(losses) for losses in zip(*run_ranks(2, run), strict=True)]
 
 
-def test_a_killed_job_is_started_again_and_goes_on_with_the_same_losses(tmp_path):
+def test_a_killed_job_is_started_again_and_continues_with_the_same_losses(tmp_path):
     """Catches a restart from the beginning, from half a step, or with other numbers."""
     job = launch(tmp_path, "--max_restarts=1", die_at=3)
     output = job.communicate(timeout=120)[0]
@@ -108,8 +108,8 @@ def wait_for(process: subprocess.Popen, text: str) -> str:
 
 
 @pytest.mark.parametrize("to", ("launcher", "rank"))
-def test_sigterm_saves_and_ends_well(tmp_path, to):
-    """Catches a rank that does not hear of the signal another one got, a step that is cut off, and a wrong exit
+def test_sigterm_saves_and_ends_without_an_error(tmp_path, to):
+    """Catches a rank that does not learn of the signal that another one got, a step that is cut off, and a wrong exit
     code."""
     job = launch(tmp_path, steps=10_000, preemptible=True, after_step='print("pid", os.getpid(), flush=True)')
     seen = wait_for(job, "[rank 1] pid")

@@ -42,7 +42,7 @@ def make_and_destroy_groups(late_rank: int) -> list[float]:
 
 
 def test_groups_are_made_again_after_they_were_destroyed(tmp_path: Path):
-    """Catches a rank that meets the others through the store, or by the addresses, of groups that were destroyed
+    """Catches a rank that connects to the others through the store, or by the addresses, of groups that were destroyed
     before."""
     for late_rank in (0, 1):
         arguments = json.dumps({"late_rank": late_rank})
@@ -160,8 +160,8 @@ def test_nccl_is_for_ranks_that_have_a_gpu_each(
 
 
 def test_one_rank_has_no_groups():
-    """Catches an engine of one rank that makes process groups, which are never ended, and one that trains otherwise
-    without."""
+    """Catches an engine of one rank that makes process groups, which are never ended, and one that trains differently
+    without them."""
     finals = []
     for communicator in ("auto", "c10d"):
         engine, *_ = zeropage.initialize(
@@ -174,8 +174,8 @@ def test_one_rank_has_no_groups():
 
 
 def make_and_destroy_engines(stage: int, count: int, on_device: bool) -> dict[str, Any]:
-    """How many groups, threads and open files there are when each engine is made, when it is destroyed, and, with a
-    next look, when the last model has been freed; the sum of ones over the ranks by the script's own group."""
+    """How many groups, threads and open files there are when each engine is made, when it is destroyed, and once more
+    when the last model has been freed; the sum of ones over the ranks by the script's own group."""
     import torch.distributed as dist
     from torch.distributed.distributed_c10d import _world
 
@@ -229,7 +229,7 @@ def test_engines_end_their_groups(stage: int, on_device: bool, tmp_path: Path):
 
 
 def late_destroy() -> list[float]:
-    """Seconds that each `destroy` took on this rank. Rank 1 comes later each time."""
+    """Seconds that each `destroy` took on this rank. Rank 1 is late each time."""
     import torch.distributed as dist
 
     config = config_of(1, zeropage={"communicator": "c10d"})
@@ -262,7 +262,7 @@ def end_with_an_error() -> None:
 
 
 def test_errors_are_printed_beside_torchs_groups(tmp_path: Path):
-    """Catches an error whose exit code is right and whose traceback torch's own hook has swallowed."""
+    """Catches an error whose exit code is right and whose traceback torch's own hook has suppressed."""
     with pytest.raises(AssertionError) as failed:
         run_processes(2, "test_process_groups", "end_with_an_error", "{}", tmp_path)
     assert str(failed.value).count("UsageError: what went wrong") == 2

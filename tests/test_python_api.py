@@ -1,4 +1,4 @@
-"""The Python surface: initialize and its arguments, the engine's loop, getters, schedulers, data loader, errors."""
+"""The Python interface: initialize and its arguments, the engine's loop, getters, schedulers, data loader, errors."""
 
 import argparse
 import copy
@@ -74,7 +74,7 @@ def test_config_forms(form, tmp_path):
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, message):
-    """Catches a mistake of the caller that surfaces as something else than a message about it."""
+    """Catches a mistake of the caller whose error does not describe it."""
     with pytest.raises(error, match=message):
         zeropage.initialize(**{"model": make_model(), **arguments})
 
@@ -132,7 +132,7 @@ def two_groups(model):
 
 @pytest.mark.parametrize("kind", ["object", "callable", "adam", "groups"])
 def test_client_optimizer_updates_as_torch_does(kind):
-    """Catches hyperparameters or groups that get lost on the way to the engine."""
+    """Catches hyperparameters or groups that the engine does not get."""
     make = {
         "object": lambda m: torch.optim.AdamW(m.parameters(), lr=2e-2, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1),
         "callable": lambda m: torch.optim.AdamW(m.parameters(), lr=2e-2),
@@ -147,7 +147,7 @@ def test_client_optimizer_updates_as_torch_does(kind):
 
 
 def test_model_parameters_as_groups():
-    """Catches keys of a group that are not taken, and defaults that do not come from the configuration."""
+    """Catches keys of a group without effect, and defaults that are not those of the configuration."""
     ours = train_ours(config=CONFIG, model_parameters_of_model=two_groups)
     assert_same(ours, train_plain(lambda m: torch.optim.AdamW(two_groups(m), lr=1e-2, weight_decay=0.01)))
 
@@ -296,7 +296,7 @@ def test_errors_of_user_code_keep_their_class():
 
 
 def test_overflow_skips_the_step():
-    """Catches an overflow that updates, or that the optimizer does not tell."""
+    """Catches an overflow that updates, or that the optimizer does not report."""
     config = {**CONFIG, "fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 1}}
     engine, optimizer, *_ = zeropage.initialize(model=nn.Linear(4, 1), config=config)
     one_step(engine)
@@ -310,7 +310,7 @@ def test_overflow_skips_the_step():
 # -- the engine as a module
 
 
-def test_engine_stands_for_its_module():
+def test_the_engine_has_the_attributes_of_its_module():
     """Catches prefixes in names, and module attributes that cannot be reached."""
     model = make_model()
     model.tokenizer = "bytes"
@@ -442,7 +442,7 @@ def test_first_failure_is_raised_and_ends_the_others():
         run_ranks(3, run, timeout_s=20)
 
 
-def test_errors_of_a_gather_keep_their_class_and_come_again():
+def test_errors_of_a_gather_keep_their_class_and_are_raised_again():
     """Catches a failure inside an operator that arrives as a plain RuntimeError, and a page that a failed gather leaves
     broken."""
     base = make_model()
@@ -467,7 +467,7 @@ def test_errors_of_a_gather_keep_their_class_and_come_again():
 
 
 def test_steps_per_print_and_dump_state(capsys):
-    """Catches a line that does not come, and a dump without the effective values."""
+    """Catches a line that is not printed, and a dump without the effective values."""
     engine, *_ = zeropage.initialize(model=make_model(), config={**CONFIG, "steps_per_print": 2, "dump_state": True})
     for _ in range(4):
         one_step(engine)
@@ -477,6 +477,7 @@ def test_steps_per_print_and_dump_state(capsys):
 
 
 def test_config_arguments():
+    """Catches scripts whose arguments --deepspeed and --deepspeed_config are refused."""
     parser = zeropage.add_config_arguments(argparse.ArgumentParser())
     assert parser.parse_args(["--deepspeed", "--deepspeed_config", "x.json"]).deepspeed_config == "x.json"
 

@@ -71,7 +71,7 @@ def losses_of(world: int, config: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_losses_stay_near_the_exact_ones(precision: str, world: int):
     """Catches values that are coded or added wrongly, and keys without effect: no loss of 40 steps, in which it falls
-    from 2.3 to below 1, may be more than 0.1 from that of the exact run."""
+    from 2.3 to below 1, may differ by more than 0.1 from the exact run's."""
     sections = {**PRECISIONS[precision], "batch": 64}
     exact = losses_of(world, config_of(3, **sections))
     assert exact[0] > 2.2 and exact[-1] < 1.0
@@ -103,8 +103,8 @@ def test_bits_do_not_depend_on_the_transport(mode: str, precision: str, world: i
 
 @pytest.mark.parametrize("accumulation", (1, 2))
 def test_quantized_gradients_give_the_same_bits_at_stages_1_to_3(accumulation: int):
-    """Catches a stage that codes other parts of a page, or that adds them otherwise. With accumulation stage 1 codes
-    the sum of the micro batches, and stages 2 and 3 code each of them."""
+    """Catches a stage that codes other parts of a page, or that adds them in another way. With accumulation stage 1
+    codes the sum of the micro batches, and stages 2 and 3 code each of them."""
     found = {
         (stage, two_sided): train_ranks(
             small_net(), 2, quantized(stage, GRADIENTS, accumulation=accumulation), 4, faults={"two_sided": two_sided}
@@ -118,8 +118,8 @@ def test_quantized_gradients_give_the_same_bits_at_stages_1_to_3(accumulation: i
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_resumed_run_has_the_bits_of_one_that_went_on(precision: str, tmp_path: Path):
-    """Catches a checkpoint that holds values as they travel instead of the exact ones."""
+def test_a_resumed_run_has_the_bits_of_an_uninterrupted_one(precision: str, tmp_path: Path):
+    """Catches a checkpoint that holds the rounded values that are sent instead of the exact ones."""
     model, config = small_net(), quantized(**PRECISIONS[precision])
 
     def run(resume: bool) -> list[torch.Tensor]:
@@ -135,7 +135,7 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(precision: str, tmp_path
 
 
 @pytest.mark.parametrize("two_sided", (False, True))
-def test_what_leaves_the_engine_is_exact(two_sided: bool, tmp_path: Path):
+def test_what_the_engine_returns_is_exact(two_sided: bool, tmp_path: Path):
     """Catches rounded values in gathered scopes, in saved models, in an engine that takes the parameters over, and in
     copies that are made when the engine has ended."""
     model = small_net()
@@ -186,15 +186,15 @@ def test_a_model_that_an_init_scope_takes(two_sided: bool, capfd: pytest.Capture
     run_ranks(2, run, two_sided=two_sided)
     assert "zero.Init" not in capfd.readouterr().err
     zeropage.zero.Init(zero_quantized_weights=True, zero_quantized_nontrainable_weights=True)
-    said = capfd.readouterr().err
-    assert "zero_quantized_weights=True has no effect here" in said
-    assert "zero_quantized_nontrainable_weights=True has no effect here" in said
+    messages = capfd.readouterr().err
+    assert "zero_quantized_weights=True has no effect here" in messages
+    assert "zero_quantized_nontrainable_weights=True has no effect here" in messages
 
 
 @pytest.mark.parametrize("two_sided", (False, True))
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_writes_of_the_program_start_from_exact_values(precision: str, two_sided: bool):
-    """Catches weights that lose a little with every write, because what came back from a gather went home."""
+    """Catches weights that are rounded at every write, because the values of a gather are written back."""
     model = small_net()
     halved = {
         name: (p.detach() / 2).to(torch.bfloat16 if precision == "bf16" else p.dtype).float()
@@ -263,7 +263,7 @@ def test_an_overflow_is_seen(two_sided: bool):
 
 
 def test_parameters_on_a_drive(tmp_path: Path):
-    """Catches pages that are read from a drive and travel otherwise than those in memory."""
+    """Catches pages that are read from a drive and sent in another way than those in memory."""
     drive = {"device": "nvme", "nvme_path": str(tmp_path), "buffer_count": 3}
     offload = {"offload_param": {**drive, "max_in_cpu": 0}, "offload_optimizer": {**drive, "buffer_count": 4}}
     in_memory = train_ranks(small_net(), 2, quantized(zeropage={"page_numel": 4096}), 4)[0]
@@ -272,7 +272,7 @@ def test_parameters_on_a_drive(tmp_path: Path):
 
 
 def test_one_rank_sends_nothing_and_rounds_nothing():
-    """Catches values that are rounded where nothing travels."""
+    """Catches values that are rounded where nothing is sent."""
     exact = train_ranks(small_net(), 1, config_of(3), 3)[0].parameters
     assert torch.equal(train_ranks(small_net(), 1, quantized(), 3)[0].parameters, exact)
 
@@ -318,8 +318,8 @@ def bytes_of_modes() -> dict[str, tuple[int, int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("world", (2, 4))
 def test_bytes_on_the_wire(world: int, tmp_path: Path):
-    """Catches scales, padding or exact copies that travel with the codes: gathers take at most 0.52 of bf16's bytes and
-    reductions 0.28, counted by the system."""
+    """Catches scales, padding or exact copies that are sent with the codes: gathers take at most 0.52 of bf16's bytes
+    and reductions 0.28, counted by the system."""
     counted = run_in_namespace(world, "test_quantized", "bytes_of_modes", json.dumps({}), tmp_path)[0]
     parameter_bytes = 2 * LAYERS * WIDTH * WIDTH * (world - 1)  # of all ranks
     assert counted["exact"][0] > parameter_bytes

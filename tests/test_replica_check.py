@@ -16,7 +16,7 @@ WORLD = 3
 
 
 def flip_a_bit(parameter: torch.Tensor) -> None:
-    """Behind the engine's back, as memory does it."""
+    """Without the engine's knowledge, as a fault of the memory does."""
     ctypes.c_uint32.from_address(parameter.data_ptr() + 8).value ^= 1 << 20
 
 
@@ -35,7 +35,7 @@ def train(model: torch.nn.Module, stage: int, rank: int, every: int, flip: str |
 
 @pytest.mark.parametrize("name", ["tiny", "expand.1.weight"])
 def test_a_flipped_bit_is_found_and_named(name):
-    """Catches ranks that train different models from then on, all of them ending well."""
+    """Catches ranks that train different models from then on without an error."""
     model = small_net()
     with pytest.raises(PeerError) as error:
         run_ranks(WORLD, lambda rank, communicator: train(model, 0, rank, 4, name))
@@ -45,9 +45,9 @@ def test_a_flipped_bit_is_found_and_named(name):
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_ranks_that_agree_are_left_alone(stage):
-    """Catches padding, or a page that is still under way, taken for a difference; and a check that 0 does not turn
-    off."""
+def test_ranks_that_agree_are_not_reported(stage):
+    """Catches padding, or a page that is still being gathered, reported as a difference; and a check that 0 does not
+    turn off."""
     model = small_net()
     assert run_ranks(WORLD, lambda rank, communicator: train(model, stage, rank, 1, None)) == [6] * WORLD
     if stage == 0:

@@ -138,8 +138,8 @@ BROWSER = find_browser()
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed here")
 def test_the_page_in_a_browser(tmp_path):
-    """Catches errors that only a browser finds, requests for what is not in the file, and charts that stick out of a
-    phone."""
+    """Catches errors that only a browser finds, requests for what is not in the file, and charts that are wider than a
+    phone's window."""
     pages = {
         "record": "pages",
         "step": 30,
@@ -151,14 +151,14 @@ def test_the_page_in_a_browser(tmp_path):
     broken = tmp_path / "broken.html"
     viewport = "<meta name=viewport content='width=device-width,initial-scale=1'>"
     broken.write_text(
-        f"{viewport}<script>console.error('said'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>"
+        f"{viewport}<script>console.error('an error'); nothing.there()</script><img src='gone.png'><div style='width:900px'>wide</div>"
     )
     assert BROWSER is not None
     with Browser(BROWSER, tmp_path / "profile") as browser:
         phone, desk, bad = browser.open(page, 390), browser.open(page, 1180), browser.open(broken, 390)
     for opened, width, columns in ((phone, 390, 1), (desk, 1180, 2)):
         assert opened.complaints == []
-        assert opened.width == width and opened.scrolls_to <= width and opened.wide == []
+        assert opened.width == width and opened.document_width <= width and opened.wide == []
         assert len(opened.charts) == 8 and min(opened.charts) > 300 and opened.columns == columns
         assert "Faults and evictions by page" in opened.text
     assert len(bad.complaints) >= 3 and "DIV" in bad.wide, "this test sees what is wrong"
@@ -248,8 +248,8 @@ def test_all_text_is_escaped_in_one_place():
         assert by_hand == [], name
 
 
-def test_torn_lines_are_left_out_and_counted(tmp_path, capsys):
-    """Catches a report that one torn line in the middle ends, and one that hides that something is missing."""
+def test_incomplete_lines_are_left_out_and_counted(tmp_path, capsys):
+    """Catches a report that one incomplete line in the middle ends, and one that hides that something is missing."""
     path = tmp_path / "run.jsonl"
     torn = json.dumps(step(2))[:100]
     lines = [
@@ -262,8 +262,8 @@ def test_torn_lines_are_left_out_and_counted(tmp_path, capsys):
     ]
     path.write_bytes("\n".join(lines).encode() + b'\n\xff\xfe\n{"record": "st')
     assert run_page.main([str(path)]) == 0
-    said = capsys.readouterr().err
-    assert "5 lines were left out" in said and "(line 3, 5, 6, 7, 8)" in said
+    messages = capsys.readouterr().err
+    assert "5 lines were left out" in messages and "(line 3, 5, 6, 7, 8)" in messages
     assert "5 lines were left out" in path.with_suffix(".html").read_text()
     assert [record["step"] for record in run_page.read_run(path).steps] == [1, 3]
 
@@ -281,6 +281,7 @@ def test_only_files_are_read(kind, tmp_path):
 
 
 def test_where_the_run_is(tmp_path):
+    """Catches a path without a run, or of no file, that ends in an error of Python."""
     with pytest.raises(errors.ConfigError, match="got none"):
         run_page.read_run(tmp_path)
     with pytest.raises(errors.IoError, match="readable"):
@@ -298,7 +299,7 @@ def test_long_runs_stay_small():
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 7.3e-5), (-3, 12.5), (2.198, 7.5), (5, 5), (0, 0), (0, 3.3e12)])
 def test_axes_have_round_ends(low, high):
-    """Catches curves that leave the drawing, and axes with one tick or fifty."""
+    """Catches curves outside of the drawing, and axes with one tick or fifty."""
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 7
     assert all(math.isclose(b - a, ticks[1] - ticks[0]) for a, b in zip(ticks, ticks[1:], strict=False))

@@ -38,7 +38,7 @@ def train_with_groups_of(count: int) -> tuple[list[float], int]:
 
 def test_pages_are_gathered_from_nearby_ranks_of_a_device(tmp_path: Path):
     """Catches second shards that are read before they are written on the device's stream, that outlive an update, or
-    that nobody uses."""
+    that are never used."""
     plain, second = (
         run_processes(2, "test_second_shards", "train_with_groups_of", json.dumps({"count": count}), tmp_path)
         for count in (1, 2)

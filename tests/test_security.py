@@ -1,4 +1,4 @@
-"""What SECURITY.md promises: no command runs code of the current folder, and no read is without an end."""
+"""What SECURITY.md promises: no command runs code of the current folder, and every read is limited."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def planted(tmp_path):
     ids=lambda words: " ".join(words[:2]),
 )
 def test_no_command_runs_code_of_the_current_folder(words, planted):
-    """Catches a torch.py in a folder of another user that runs with the rights of the user who looks at a run there."""
+    """Catches a torch.py in a folder of another user that runs with the rights of the user who examines a run there."""
     write(planted / "run.jsonl", RUN, step(1))
     checkpoint = planted / "deepspeed"
     (checkpoint / "global_step1").mkdir(parents=True)
@@ -68,7 +68,7 @@ def test_the_users_script_has_its_folder(planted, tmp_path):
 @pytest.mark.parametrize(
     "words", [("config", "/dev/zero"), ("--hostfile", "/dev/zero", "train.py"), ("plan", "config.json")]
 )
-def test_reads_have_an_end(words, tmp_path):
+def test_reads_are_limited(words, tmp_path):
     """Catches a read of what a user names that ends only with the memory."""
     limit = "import resource, os, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); os.execv(sys.argv[1], sys.argv[1:])"
     (tmp_path / "train.py").write_text("")

@@ -130,11 +130,12 @@ def test_two_hosts_train_as_one(train, dtype):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_second_shards_keep_the_backward_inside_the_host(train, dtype):
-    """Catches gathers of the backward that cross between hosts, and second shards with values of before the update."""
+    """Catches gathers of the backward that cross between hosts, and second shards with values from before the
+    update."""
     plain, _ = train(2, 2, dtype=dtype, zero=SMALL)
-    second, said = train(2, 2, dtype=dtype, zero={**SMALL, "zero_hpz_partition_size": 2})
+    second, messages = train(2, 2, dtype=dtype, zero={**SMALL, "zero_hpz_partition_size": 2})
     assert [rank[:3] for rank in second] == [rank[:3] for rank in plain]
-    assert "zero_hpz_partition_size" not in said
+    assert "zero_hpz_partition_size" not in messages
     # Each of the layers that the backward gathers again.
     element = 4 if dtype == "fp32" else 2
     saved = (LAYERS - 2) / LAYERS * element
@@ -144,19 +145,19 @@ def test_second_shards_keep_the_backward_inside_the_host(train, dtype):
 
 @pytest.mark.slow
 def test_second_shards_that_do_not_fit_or_have_no_effect(train):
-    """Catches groups of ranks that reach over the end of a host, and a key that is silently without effect."""
+    """Catches groups of ranks that span two hosts, and a key that is silently without effect."""
     with pytest.raises(AssertionError, match="expected a divisor of the number of ranks on each host, got 4"):
         train(2, 2, zero={"zero_hpz_partition_size": 4})
-    _, said = train(zero={"zero_hpz_partition_size": 2})
-    assert "zero_hpz_partition_size has no effect here" in said
+    _, messages = train(zero={"zero_hpz_partition_size": 2})
+    assert "zero_hpz_partition_size has no effect here" in messages
 
 
 @pytest.mark.slow
 def test_hosts_with_different_numbers_of_ranks_exchange_with_all(train):
     """Catches hosts that are treated as a regular grid although they are not, and a run without a message about it."""
-    ranks, said = train(1, 2)
+    ranks, messages = train(1, 2)
     assert len({json.dumps(rank[2]) for rank in ranks}) == 1
-    assert "collectives by hosts need as many ranks on each host" in said
+    assert "collectives by hosts need as many ranks on each host" in messages
 
 
 @pytest.mark.slow

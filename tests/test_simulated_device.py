@@ -1,5 +1,4 @@
-"""The simulated device itself: what a GPU would do it does, and every kind of fault that it is there to find is found
-when planted."""
+"""The simulated device itself: it does what a GPU would do, and it finds a planted fault of every kind."""
 
 import copy
 import subprocess
@@ -285,8 +284,8 @@ print(ctypes.c_float.from_address(x.data_ptr()).value)
 """
 
 
-def test_a_host_that_reads_device_memory_dies():
-    """Catches code of the host that follows a pointer into device memory and gets away with it."""
+def test_a_host_that_reads_device_memory_is_killed():
+    """Catches code of the host that follows a pointer into device memory without an error."""
     died = subprocess.run(
         [sys.executable, "-c", DIES.format(tests=str(HERE))], capture_output=True, text=True, timeout=60
     )
@@ -294,7 +293,7 @@ def test_a_host_that_reads_device_memory_dies():
     assert "the host touches memory of simulated:0" in died.stderr
 
 
-def test_a_host_that_reads_before_the_copy_has_come():
+def test_a_host_that_reads_before_the_copy_is_complete():
     """Catches a missing wait for a copy to page-locked memory."""
     host = torch.zeros(64, pin_memory=True)
     host.copy_(tensor(64), non_blocking=True)
@@ -305,7 +304,7 @@ def test_a_host_that_reads_before_the_copy_has_come():
     )
 
 
-def test_a_host_that_writes_before_the_copy_has_gone():
+def test_a_host_that_writes_before_the_copy_is_complete():
     """Catches page-locked memory that is filled again too early; reading it is fine."""
     host = torch.zeros(64, pin_memory=True)
     there = torch.empty(64, device=DEVICE)
@@ -317,7 +316,7 @@ def test_a_host_that_writes_before_the_copy_has_gone():
 
 
 def test_a_host_that_waits_or_uses_other_bytes():
-    """Catches false alarms: after a wait, and beside the bytes of a copy."""
+    """Catches false alarms: after a wait, and for bytes next to those of a copy."""
     host = torch.zeros(64, pin_memory=True)
     host[:32].copy_(tensor(32), non_blocking=True)
     assert host[32:].sum() == 0
@@ -341,8 +340,8 @@ def test_two_streams_and_one_page_locked_block(stream: torch.Stream):
 
 
 def test_page_locked_memory_that_is_freed_too_early():
-    """Catches page-locked memory that goes while a copy from its middle is under way; torch knows of copies of whole
-    tensors alone."""
+    """Catches page-locked memory that is freed during a copy from its middle; torch only knows of copies of whole
+    tensors."""
     there = torch.empty(64, device=DEVICE)
     host = torch.ones(64, pin_memory=True)
     there.copy_(host, non_blocking=True)
@@ -358,7 +357,7 @@ def test_page_locked_memory_that_is_freed_too_early():
 
 
 def test_the_count_of_a_block_of_work():
-    """Catches waits and bytes that are not counted; the tests of the engine's costs rest on them."""
+    """Catches waits and bytes that are not counted; the tests of the engine's costs depend on them."""
     x = tensor(1000)
     torch.accelerator.synchronize()
     with simulated_device.count() as counted:

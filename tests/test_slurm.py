@@ -57,7 +57,7 @@ def results(output: str) -> list:
 
 @pytest.fixture(scope="module")
 def trained(cluster):
-    """What two ranks of one node gave."""
+    """The results of two ranks of one node."""
     done = cluster.run("-N1", "-n2", sys.executable, "train.py")
     assert done.returncode == 0, done.stderr
     return results(done.stdout)
@@ -80,7 +80,7 @@ def test_two_nodes(cluster, trained):
 
 
 def test_srun_zeropage(cluster, trained):
-    """Catches node names that are no names for the resolver, which cost minutes of retries on every rank; and the
+    """Catches node names that cannot be resolved, which cost minutes of retries on every rank; and the
     launcher under srun."""
     words = ["-N2", "-n2", COMMAND, "-q", "--no_local_rank"]
     done = cluster.run(*words, "train.py", VIRTUAL_ENV=sys.prefix)
@@ -95,7 +95,7 @@ def test_srun_zeropage(cluster, trained):
 
 
 def test_a_killed_rank_ends_the_job(cluster):
-    """Catches a rank that waits for one that is gone."""
+    """Catches a rank that waits for one that has ended."""
     done = cluster.run("-N1", "-n2", sys.executable, "train.py", "kill", timeout_s=60)
     assert done.returncode != 0 and "PeerError" in done.stderr and "rank 1" in done.stderr, done.stderr
 
@@ -119,8 +119,8 @@ def test_the_batch_script_of_the_examples(cluster):
         text=True,
         timeout=300,
     )
-    said = cluster.folder / "batch.out"
-    assert done.returncode == 0, done.stderr + (said.read_text() if said.exists() else "")
+    messages = cluster.folder / "batch.out"
+    assert done.returncode == 0, done.stderr + (messages.read_text() if messages.exists() else "")
     result = json.loads((cluster.folder / "batch.json").read_text())
     assert len(result["bytes"]) == 2 and len(result["losses"]) == 2
 
@@ -132,7 +132,8 @@ def pids(output: str) -> dict[tuple[str, str], int]:
 
 
 def test_salloc_zeropage(cluster):
-    """Catches a launcher in an allocation that starts its ranks elsewhere than Slurm has allocated, or as one rank."""
+    """Catches a launcher in an allocation that starts its ranks on other nodes than Slurm has allocated, or as one
+    rank."""
     done = cluster.run(
         "-N1", "-n2", COMMAND, "-q", "--no_local_rank", "wait.py", program="salloc", VIRTUAL_ENV=sys.prefix
     )
@@ -148,10 +149,10 @@ def test_scancel_leaves_no_process(cluster, launcher):
     command = ["srun", "-N1", "-n2", "-J", name, *words, "wait.py", "wait"]
     environment = {**cluster.environment, "VIRTUAL_ENV": sys.prefix}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    with open(cluster.folder / "said", "w+") as said:
-        job = subprocess.Popen(command, env=environment, cwd=cluster.folder, stdout=said, stderr=subprocess.STDOUT)
+    with open(cluster.folder / "messages", "w+") as messages:
+        job = subprocess.Popen(command, env=environment, cwd=cluster.folder, stdout=messages, stderr=subprocess.STDOUT)
         try:
-            text = Path(said.name)
+            text = Path(messages.name)
             cluster.await_(lambda: len(pids(text.read_text())) == 2 or job.poll() is not None, "two ranks")
             ranks = pids(text.read_text()).values()
             assert len(ranks) == 2, text.read_text()

@@ -20,19 +20,19 @@ def make_engine() -> None:
 
 
 @pytest.mark.parametrize("differs", [False, True])
-def test_other_instructions_are_said_once(differs, tmp_path):
-    """Catches ranks whose copies of what all hold drift apart without a word, and a warning where nothing differs."""
+def test_other_instructions_are_reported_once(differs, tmp_path):
+    """Catches ranks whose copies of whole values silently become different, and a warning where nothing differs."""
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT":
         pytest.skip("this processor has nothing to leave out")
     variables = [{}, {"ATEN_CPU_CAPABILITY": "default"} if differs else {}]
     ranks = start_ranks(2, "test_software", "make_engine", "{}", tmp_path, variables)
-    said = [rank.communicate(timeout=60)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    assert said[1].count(WARNING) == 0
-    assert said[0].count(WARNING) == (1 if differs else 0), said
+    messages = [rank.communicate(timeout=60)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], messages
+    assert messages[1].count(WARNING) == 0
+    assert messages[0].count(WARNING) == (1 if differs else 0), messages
     if differs:
         assert (
-            "rank(s) 1 differ from rank 0" in said[0]
-            and "CPU capability" in said[0]
-            and "ATEN_CPU_CAPABILITY" in said[0]
+            "rank(s) 1 differ from rank 0" in messages[0]
+            and "CPU capability" in messages[0]
+            and "ATEN_CPU_CAPABILITY" in messages[0]
         )

@@ -26,7 +26,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 
 class Tiny(nn.Module):
-    """Two layers of 64 x 64, of which each of two ranks has a half; quick enough for thousands of steps."""
+    """Two layers of 64 x 64; each of two ranks has half of them; quick enough for thousands of steps."""
 
     def __init__(self):
         super().__init__()
@@ -54,8 +54,8 @@ def settings_of(stage: int, precision: str, log_bytes: int, clipping: float, **s
 
 
 def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, list[tuple[bool, float]], dict[str, int]]:
-    """1000 steps of two ranks, of which some overflow on one of them and some are clipped, at random. Parameters, what
-    came of each step, and how many had pages ahead on rank 0 and were undone."""
+    """1000 steps of two ranks. At random, some steps overflow on one rank, and some are clipped. Returns the
+    parameters, the result of each step, and how many steps of rank 0 had updated pages early and were undone."""
     settings = settings_of(stage, precision, log_bytes, clipping=5.0)
     base = Tiny()
 
@@ -97,7 +97,7 @@ def train(stage: int, precision: str, log_bytes: int) -> tuple[torch.Tensor, lis
 
 @pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (3, "bf16"), (2, "fp16"), (3, "fp32")])
 def test_a_thousand_steps_have_the_same_bits(stage, precision):
-    """Catches an update that is not undone exactly, is done twice, or shows before its global check."""
+    """Catches an update that is not undone exactly, is done twice, or is visible before its global check."""
     waited, steps, none = train(stage, precision, 0)
     assert none == {"ahead": 0, "undone": 0}
     log_bytes = 30_000 if precision == "fp32" else 1 << 20  # for one of the two pages, and for both
@@ -125,7 +125,8 @@ def write_parameter(engine: Any, rank: int) -> None:
 
 
 def write_and_evict(engine: Any, rank: int) -> None:
-    """At stage 3 the second layer's page takes the frame of the first, whose new values go home before the step."""
+    """At stage 3 the second layer's page takes the frame of the first, whose new values are written back before the
+    step."""
     write_parameter(engine, rank)
     evaluate(engine, rank)
 
@@ -197,7 +198,7 @@ def test_what_happens_between_backward_and_step_changes_no_bit(event, undoes, st
 
 
 class ThreeSegments(nn.Module):
-    """One weight in three reentrant segments: its gradient comes in parts, the later ones when the page is reduced
+    """One weight in three reentrant segments: its gradient arrives in parts, the later ones when the page is reduced
     already."""
 
     def __init__(self):
@@ -214,10 +215,10 @@ class ThreeSegments(nn.Module):
         return hidden.square().mean()
 
 
-@pytest.mark.parametrize("travels_as", ["fp32", "bf16"])
+@pytest.mark.parametrize("sent_as", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("world", [1, 2])
-def test_gradients_that_come_late_change_no_bit(world, stage, travels_as):
+def test_gradients_that_arrive_late_change_no_bit(world, stage, sent_as):
     """Catches an update by the first part of a gradient, and parts that are added in another order or type."""
 
     def train_with(log_bytes: int) -> list[tuple[torch.Tensor, bool]]:
@@ -227,7 +228,7 @@ def test_gradients_that_come_late_change_no_bit(world, stage, travels_as):
         def run(rank: int, communicator: Any) -> tuple[torch.Tensor, bool]:
             model = ThreeSegments()
             model.load_state_dict(base.state_dict())
-            engine, *_ = zeropage.initialize(model=model, config=settings | {"communication_data_type": travels_as})
+            engine, *_ = zeropage.initialize(model=model, config=settings | {"communication_data_type": sent_as})
             model.shared.weight.register_hook(lambda gradient: engine._core.wait_for_updates())
             ahead = False
             for step in range(6):
@@ -252,7 +253,7 @@ def spans_of(path: Path, name: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize(("stage", "world"), [(1, 1), (2, 1), (2, 2), (3, 2)])
-def test_updates_go_on_beside_the_backward(stage, world, tmp_path):
+def test_updates_overlap_with_the_backward(stage, world, tmp_path):
     """Catches updates that begin only when the backward has ended."""
     trace = tmp_path / "trace.json"
     written = tmp_path / "trace.rank0.json"

@@ -74,7 +74,7 @@ def test_same_bits_as_stage0(world, variant):
 @pytest.mark.parametrize("world", (2, 4))
 @pytest.mark.parametrize("variant", ("stage3 one live page", "stage3 few live"))
 def test_live_parameters_stay_within_the_limit(world, variant):
-    """Catches an eviction that comes late or never. Counted in bytes of frames, fp32; one operator may need a page
+    """Catches an eviction that is late or missing. Counted in bytes of frames, fp32; one operator may need a page
     more."""
     limit_bytes = 4 * VARIANTS[variant][1]["stage3_max_live_parameters"]
     for outcome in train_ranks(small_net(), world, config_of_variant(variant), 3):
@@ -82,7 +82,7 @@ def test_live_parameters_stay_within_the_limit(world, variant):
         assert outcome.pager.peak_live_bytes <= limit_bytes + 4 * LARGEST_PAGE_NUMEL
 
 
-TWO_SIDED_VARIANTS = {  # zero_optimization, and how many gathers of a run are started ahead: none, some, or as it comes (None)
+TWO_SIDED_VARIANTS = {  # zero_optimization, and how many gathers of a run are started ahead: none, some, or any number (None)
     "defaults": ({}, True),
     "no prefetch": ({"stage3_prefetch_bucket_size": 0}, False),
     "prefetch of one page": ({"stage3_prefetch_bucket_size": LARGEST_PAGE_NUMEL}, True),

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.simulated
 STEPS = 3
 
 
-def dawdle(model: torch.nn.Module, source: random.Random) -> None:
+def sleep_in_layers(model: torch.nn.Module, source: random.Random) -> None:
     """The host sleeps after each layer, in the forward and in the backward, for a time of its own."""
 
     def sleep(*_: Any) -> None:
@@ -49,7 +49,7 @@ def train_and_list(stage: int, deterministic: bool, seed: int) -> list[list[str]
     limits = {"stage3_max_live_parameters": 9000}
     world = distributed.current_world()
     model = accelerator.OnDevice(small_net(), accelerator.device(world.rank))
-    dawdle(model, random.Random(100 * seed + world.rank))
+    sleep_in_layers(model, random.Random(100 * seed + world.rank))
     config = config_of(stage, accumulation=2, zeropage=options, zero_optimization=limits)
     engine, *_ = zeropage.initialize(model=model, config=config)
     started = []
@@ -66,8 +66,8 @@ def train_and_list(stage: int, deterministic: bool, seed: int) -> list[list[str]
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_all_ranks_start_collectives_in_the_same_order(stage: int, deterministic: bool, tmp_path: Path):
-    """Catches collectives that start when this rank happens to see something else end: two communicators' would then
-    come in another order on each rank, which may be a deadlock on GPUs."""
+    """Catches collectives that start when this rank happens to see something else end: those of two communicators would
+    then start in another order on each rank, which may be a deadlock on GPUs."""
     for seed in range(2):
         arguments = json.dumps({"stage": stage, "deterministic": deterministic, "seed": seed})
         first, second = run_processes(2, "test_start_order", "train_and_list", arguments, tmp_path)
@@ -115,7 +115,7 @@ def call_differently(names: list[str]) -> list[Any]:
 )
 def test_different_calls_are_named(names: tuple[str, str], tmp_path: Path):
     """Catches ranks that get no error for different collectives, because these have started already; and connections
-    that are made by the first collective, behind which the host waits for ranks that come later."""
+    that are made by the first collective, where the host waits for ranks that are late."""
     arguments = json.dumps({"names": names})
     for connected, error, seconds in run_processes(2, "test_start_order", "call_differently", arguments, tmp_path):
         assert [entry.split(": ")[1] for entry in connected] == ["connect"]

@@ -35,7 +35,8 @@ def settings(stage: int, dtype: str, offload: dict[str, Any] | None = None, **se
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("name", TOLD)
 def test_hundred_steps_stay_near_torch(name, dtype):
-    """Catches moments that rounding holds still, or small ones that become 0, whose parameters jump."""
+    """Catches moments that do not change because of rounding, and small ones that become 0, so that parameters change
+    too much."""
     config = {**settings(0, dtype, batch=1, clipping=0.0), "optimizer": TOLD[name]}
     engine = zeropage.initialize(model=Vector(), config=config)[0]
     for step in range(STEPS):

@@ -73,7 +73,7 @@ def assert_same(found: Any, expected: Any) -> None:
 @pytest.mark.parametrize("stage", range(4))
 def test_bits_are_those_of_resident_state(stage: int, types: str):
     """Catches a page that is updated before its state is there or copied back before it is updated, a buffer that is
-    filled too early, and arrays that lie elsewhere in the buffer than at home."""
+    filled too early, and arrays that have another place in the buffer than on the host."""
     resident = make_engine(stage, False, types)
     train(resident)
     with delays(seed=stage):
@@ -109,8 +109,8 @@ def test_passes_over_some_of_the_pages():
 
 @pytest.mark.parametrize("case", ["accumulation", "half", "pageable", "parameters"])
 def test_bits_of_other_settings(case: str):
-    """Catches pages that stay on the device and are taken for others, gradients that are added up elsewhere, and
-    parameters that come from and go to the host."""
+    """Catches pages that stay on the device and are used as other pages, gradients that are added up in another place,
+    and parameters that are copied from and to the host."""
     options: dict[str, Any] = {"accumulation": 2} if case == "accumulation" else {}
     zero: dict[str, Any] = {
         "offload_optimizer": {"ratio": 0.5} if case == "half" else {"pin_memory": case != "pageable"}
@@ -160,7 +160,7 @@ def test_a_checkpoint_goes_from_one_to_the_other(first: bool, tmp_path: Path):
 
 
 def test_values_are_read_and_written_between_steps():
-    """Catches a host that reads or writes state while it is on its way."""
+    """Catches a host that reads or writes state while it is being copied."""
     with delays(seed=8):
         engines = [make_engine(1, streamed) for streamed in (False, True)]
         for engine in engines:
@@ -246,7 +246,7 @@ def test_memory_is_two_buffers_on_the_device():
         ({"zeropage": {"offloaded_update": "device", "speculation_bytes": 1}}, "for updates on the host"),
     ],
 )
-def test_what_cannot_be_is_refused(sections: dict[str, Any], says: str):
+def test_impossible_settings_are_refused(sections: dict[str, Any], says: str):
     """Catches a key that is ignored."""
     config = config_of(1, zero_optimization={"offload_optimizer": {"device": "cpu"}}, **sections)
     with pytest.raises(errors.ConfigError, match=says):

@@ -29,7 +29,8 @@ def names_of(text: str) -> set[str]:
 
 
 def test_the_stub_is_that_of_the_module(tmp_path):
-    """Catches a function of the module that is missing in the stub, and one in the stub that is gone."""
+    """Catches a function of the module that is missing in the stub, and one in the stub that the module does not
+    have."""
     run = "import mypy.stubgen; mypy.stubgen.main()"
     command = [sys.executable, "-c", run, "-q", "-m", "zeropage._C", "-o", str(tmp_path)]
     subprocess.run(command, check=True, timeout=120)

@@ -68,8 +68,8 @@ def nvme(folder):
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("stage", "world"), [(0, 2), (1, 2), (2, 2), (3, 2), (0, 1), (3, 1)])
 def test_full_values_are_those_of_plain_training(stage, world, precision):
-    """Catches sums instead of means, a loss scale that stays in, masters that are the rounded parameter, and pieces in
-    wrong places."""
+    """Catches sums instead of means, a loss scale that is not removed, masters that are the rounded parameter, and
+    pieces in wrong places."""
     plain = Plain(model := small_net())
     plain.optimizer.param_groups[0]["eps"] = 1e-4
     config = configuration(stage, accumulation=2, **PRECISIONS[precision])
@@ -226,8 +226,7 @@ def test_a_users_write_counts_before_the_next_step():
 
 @pytest.mark.parametrize("stage", range(4))
 def test_state_of_an_optimizer_of_torch(stage):
-    """Catches states that an optimizer object keeps being looked for in the engine, or read from one rank's elements
-    alone."""
+    """Catches states of an optimizer object that are searched in the engine, or read from one rank's elements alone."""
     model = small_net()
     plain = Plain(model, torch.optim.NAdam)
     plain.backward(0)
@@ -290,9 +289,9 @@ def test_norm_and_clipping_follow_a_gradient_that_was_set():
     assert run_ranks(2, run) == [pytest.approx(0.5 * numel**0.5)] * 2
 
 
-def test_what_cannot_be_read_or_set_is_said():
-    """Catches silence about parameters that are not the engine's, unknown states, frozen parameters and windows under
-    way."""
+def test_what_cannot_be_read_or_set_is_an_error():
+    """Catches missing errors for parameters that are not the engine's, unknown states, frozen parameters, and calls
+    within a window."""
     model = small_net()
     model.embedding.weight.requires_grad_(False)
     engine, *_ = zeropage.initialize(model=model, config=configuration(2, accumulation=2))

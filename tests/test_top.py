@@ -11,8 +11,8 @@ from test_run_page import RUN, step, write
 
 from zeropage.tools import top
 
-# A rank that burns a processor, has its metrics file open, and has a child with the same environment, as a loader's
-# worker is.
+# A rank that keeps a processor busy, has its metrics file open, and has a child with the same environment, as a
+# loader's worker is.
 RANK = """
 import os, subprocess, sys, time
 file = open(sys.argv[1])
@@ -67,7 +67,7 @@ def test_a_running_job(job):
 
 
 def test_ranks_that_have_ended():
-    """Catches a look at a process that is gone, or of none at all, which ends the command."""
+    """Catches a command that fails when a process has ended, or when there is none."""
     assert top.usage_of(2**22 + 1) is None and top.last_steps(2**22 + 1) == []
     assert "no job runs here" in top.table([], {}, {})
     gone = top.Rank(2**22 + 1, 1, "job", 0, 1, "train.py")

@@ -90,7 +90,7 @@ def torch_result(name: str) -> torch.Tensor:
     [("name", name) for name in CONFIGURED] + [(way, name) for way in ("object", "callable") for name in OPTIMIZERS],
 )
 def test_same_bits_as_torch(way, name):
-    """Catches a hyperparameter that does not arrive, and shards that are not what the optimizer should see."""
+    """Catches a hyperparameter without effect, and shards that are not what the optimizer should see."""
     engine = engine_by(way, name)
     assert torch.equal(train(engine, range(STEPS)), torch_result(name))
     assert torch.equal(engine.module.idle, torch.ones(5)), "a parameter without gradient was updated"
@@ -147,14 +147,14 @@ def run_net(
 @pytest.mark.parametrize("bf16", (False, True))
 @pytest.mark.parametrize("name", ("RMSprop", "NAdam"))
 def test_stages_give_the_same_bits(name, bf16):
-    """Catches shards that are cut, scaled, clipped or rounded otherwise at one stage than at another."""
+    """Catches shards that are cut, scaled, clipped or rounded differently at one stage than at another."""
     expected = run_net(2, 1, name, range(4), bf16)
     for stage in (2, 3) if bf16 else (0, 2, 3):
         assert torch.equal(run_net(2, stage, name, range(4), bf16), expected), stage
 
 
 @pytest.mark.parametrize("name", ("RMSprop", "NAdam", "Rprop"))
-def test_checkpoints_go_on_at_another_world_and_stage(tmp_path, name):
+def test_checkpoints_continue_at_another_world_and_stage(tmp_path, name):
     """Catches state that is not saved, or returns to other elements: stage 0 resumes where stage 3 ended, and one rank
     where two did."""
     assert not torch.equal(run_net(2, 3, name, range(2), folder=tmp_path, save=True), run_net(2, 3, name, range(4)))
@@ -166,7 +166,7 @@ def test_checkpoints_go_on_at_another_world_and_stage(tmp_path, name):
 
 
 def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
-    """Catches state of one optimizer that another takes for its own."""
+    """Catches state of one optimizer that another one loads."""
     engine = engine_by("name", "RMSprop")
     train(engine, range(1))
     engine.save_checkpoint(tmp_path)
@@ -175,7 +175,7 @@ def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ("NAdam", "SGD"))
-def test_state_dict_goes_on(name):
+def test_training_continues_from_a_state_dict(name):
     """Catches a state dict without the state, or one that is taken over by reference."""
     engine = engine_by("object", name)
     train(engine, range(3))
@@ -259,8 +259,8 @@ def test_torch_schedulers(name, optimizer):
 
 @pytest.mark.parametrize("stage", (0, 2))
 def test_its_state_is_in_the_memory_table(stage):
-    """Catches state that is not counted: momentum, square average and mean of a centered RMSprop, sharded as the stage
-    says."""
+    """Catches state that is not counted: momentum, square average and mean of a centered RMSprop, sharded according to
+    the stage."""
     model = nn.Linear(128, 128, bias=False)
     config = {**config_of(stage), "optimizer": {"type": "RMSprop", "params": OPTIMIZERS["RMSprop"]}}
 
@@ -277,7 +277,7 @@ def test_its_state_is_in_the_memory_table(stage):
 
 
 @pytest.mark.parametrize("given", (None, {"loss": 1.0}))
-def test_a_metric_that_is_missing_ends_no_update(given):
+def test_a_missing_metric_ends_no_update(given):
     """Catches ReduceLROnPlateau whose step fails when the parameters are updated already, and an argument that no
     scheduler takes."""
     engine = zeropage.initialize(

@@ -1,4 +1,4 @@
-"""Ways into torch that look at dispatch keys themselves: constructors from a tensor, and operators that are dispatched
+"""Parts of torch that read dispatch keys themselves: constructors from a tensor, and operators that are dispatched
 in Python."""
 
 import copy

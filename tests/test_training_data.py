@@ -94,8 +94,8 @@ def test_a_rank_that_draws_alone_does_not_change_the_order_of_the_others():
     assert sorted(first + second) == DATA.tensors[0].flatten().tolist()
 
 
-def test_a_data_set_with_its_own_order_is_said(tmp_path, capfd):
-    """Catches an iterable data set that begins anew after a restart without a word."""
+def test_a_data_set_with_its_own_order_is_reported(tmp_path, capfd):
+    """Catches an iterable data set that silently starts from its beginning after a restart."""
 
     class Stream(torch.utils.data.IterableDataset):
         def __iter__(self):

@@ -1,4 +1,4 @@
-"""Parameters and gradients that an engine was not told of: unfrozen layers, exchanged data, other optimizers and other
+"""Parameters and gradients that an engine does not expect: unfrozen layers, exchanged data, other optimizers and other
 backwards, writes by one rank. What trains is compared with plain PyTorch; what cannot train is an error or is reported
 by name."""
 
@@ -46,7 +46,7 @@ def frozen_net() -> nn.Module:
 
 
 def plain(model: nn.Module, steps: int, between: Between, accumulation: int = 1) -> torch.Tensor:
-    """AdamW on all parameters in one process; `between(model, step)` goes before each step's forward."""
+    """AdamW on all parameters in one process; `between(model, step)` runs before each step's forward."""
     model = copy.deepcopy(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, eps=DAMPING_EPS)
     for step in range(steps):
@@ -104,15 +104,15 @@ def assert_same(outcomes: list[Any], expected: torch.Tensor, bound: float = 1e-5
 @STAGES
 def test_unfrozen_layers_train_and_frozen_ones_stop(stage: int, accumulation: int):
     """Catches layers whose requires_grad counts only at initialize, moments that do not start at zero, and memory that
-    nobody counts."""
+    is not counted."""
 
-    def thaw(model: nn.Module, step: int) -> None:
+    def unfreeze(model: nn.Module, step: int) -> None:
         if step in (2, 5):
             model.expand[0].requires_grad_(step == 2)
             model.norms[0].requires_grad_(step == 2)
 
-    outcomes = trained(frozen_net(), stage, 7, thaw, accumulation)
-    assert_same(outcomes, plain(frozen_net(), 7, thaw, accumulation))
+    outcomes = trained(frozen_net(), stage, 7, unfreeze, accumulation)
+    assert_same(outcomes, plain(frozen_net(), 7, unfreeze, accumulation))
     before = trained(frozen_net(), stage, 1, lambda model, step: None, accumulation)
     for kind in ("gradients", "optimizer"):
         assert outcomes[0][1].ranks[0][kind] > before[0][1].ranks[0][kind]
@@ -136,10 +136,11 @@ def test_an_unfrozen_layer_of_one_rank():
 
 
 def test_unfrozen_with_bf16_masters_and_a_checkpoint(tmp_path):
-    """Catches masters that do not follow an unfrozen layer, and a resumed run whose moments of it begin anew."""
+    """Catches masters that do not follow an unfrozen layer, and a resumed run whose moments of that layer start at
+    zero."""
     sections: dict[str, Any] = {"bf16": {"enabled": True}}
 
-    def thaw(model: nn.Module, step: int) -> None:
+    def unfreeze(model: nn.Module, step: int) -> None:
         if step >= 2:
             model.requires_grad_(True)
 
@@ -154,7 +155,7 @@ def test_unfrozen_with_bf16_masters_and_a_checkpoint(tmp_path):
             for step in range(4 if resume else 0, 6):
                 if step == 4 and not resume:
                     engine.save_checkpoint(tmp_path)
-                thaw(engine.module, step)
+                unfreeze(engine.module, step)
                 engine.backward(engine(*part_of_batch(token_batch(step), WORLD, rank)))
                 engine.step()
             ended.append(flat_parameters(engine.module))
@@ -162,7 +163,7 @@ def test_unfrozen_with_bf16_masters_and_a_checkpoint(tmp_path):
 
     straight, resumed = run_ranks(WORLD, run)[0]
     assert torch.equal(straight, resumed)
-    assert (straight - plain(frozen_net(), 6, thaw)).abs().max() < 0.03  # bf16 has 8 bits
+    assert (straight - plain(frozen_net(), 6, unfreeze)).abs().max() < 0.03  # bf16 has 8 bits
 
 
 # -- exchanged data and accumulators
@@ -201,7 +202,7 @@ def assign_through(model: nn.Module) -> None:
 
 @pytest.mark.parametrize("exchange", [replace_data, set_storage, swap, parametrize_weight, assign_through])
 @STAGES
-def test_exchanged_parameters_go_on_training(stage: int, exchange: Callable[[nn.Module], None]):
+def test_exchanged_parameters_continue_to_train(stage: int, exchange: Callable[[nn.Module], None]):
     """Catches a parameter that torch gave another gradient accumulator, and that silently stops training."""
 
     def between(model: nn.Module, step: int) -> None:
@@ -230,7 +231,7 @@ def test_exchanged_between_forward_and_backward():
 
 
 def test_gradients_that_the_program_writes():
-    """Catches p.grad that is written by hand and left out of the update."""
+    """Catches a p.grad that the program writes and that the update does not use."""
 
     def run(rank: int, communicator: Any) -> torch.Tensor:
         model = nn.Linear(3, 2)
@@ -259,8 +260,8 @@ def test_an_optimizer_of_another_model_is_refused():
         zeropage.initialize(model=model, config={"train_batch_size": 8}, model_parameters=mixed)
 
 
-def test_parameters_in_no_group_are_said(capfd):
-    """Catches trained-looking parameters that no group has, at initialize and when they are unfrozen later."""
+def test_parameters_in_no_group_are_reported(capfd):
+    """Catches parameters with gradients that no group has, at initialize and when they are unfrozen later."""
     model = net()
     model.contract.requires_grad_(False)
     groups = [*model.expand.parameters(), *model.norms.parameters(), model.embedding.weight]
@@ -274,8 +275,8 @@ def test_parameters_in_no_group_are_said(capfd):
             model.contract[0].requires_grad_(True)
         engine.backward(engine(*token_batch(step)))
         engine.step()
-    said = [line for line in capfd.readouterr().err.splitlines() if "in no group" in line]
-    assert len(said) == 1 and "'contract.0.weight', 'contract.0.bias'" in said[0]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "in no group" in line]
+    assert len(messages) == 1 and "'contract.0.weight', 'contract.0.bias'" in messages[0]
 
 
 class Proxies(nn.Module):
@@ -291,8 +292,7 @@ class Proxies(nn.Module):
 
 @STAGES
 def test_parameters_outside_the_model(stage: int):
-    """Catches a loss module whose parameters an edit by one rank does not reach, or that nobody can recognize by
-    name."""
+    """Catches a loss module whose parameters an edit by one rank does not reach, or whose names say nothing."""
 
     def steps(
         model: nn.Module, proxies: nn.Module, optimizer_step: Callable[[int], None], edits: bool = True
@@ -337,16 +337,16 @@ def test_parameters_outside_the_model(stage: int):
         assert (found - on_plain()).abs().max() < 1e-5
 
 
-def test_parameters_added_after_initialize_are_said(capfd):
-    """Catches a new head that neither trains nor is saved, without a word."""
+def test_parameters_added_after_initialize_are_reported(capfd):
+    """Catches a new head that silently is neither trained nor saved."""
     model = net()
     engine, *_ = zeropage.initialize(model=model, config=config_of(1, batch=8))
     model.head = nn.Linear(3, 3)
     for step in range(2):
         engine.backward(engine(*token_batch(step)))
         engine.step()
-    said = [line for line in capfd.readouterr().err.splitlines() if "after zeropage.initialize" in line]
-    assert len(said) == 1 and "'head.weight', 'head.bias'" in said[0]
+    messages = [line for line in capfd.readouterr().err.splitlines() if "after zeropage.initialize" in line]
+    assert len(messages) == 1 and "'head.weight', 'head.bias'" in messages[0]
 
 
 # -- other backwards
@@ -381,7 +381,7 @@ def test_scaled_backward_in_fp16(stage: int):
 
 
 def test_losses_and_metrics_without_the_engines_backward(tmp_path):
-    """Catches a metrics file or a progress line that ends the run because the engine was not told the loss."""
+    """Catches a metrics file or a progress line that ends the run because the engine does not know the loss."""
     path = tmp_path / "metrics.jsonl"
     sections: dict[str, Any] = {
         "zeropage": {"metrics_file": str(path)},

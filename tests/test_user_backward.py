@@ -85,8 +85,7 @@ class TwoLosses(nn.Module):
 @pytest.mark.parametrize("way", ["backward", "scale"])
 @pytest.mark.parametrize("stage", range(4))
 def test_two_losses_of_one_forward(stage: int, way: str):
-    """Catches gradients of a first loss that are left in those of a second one, though zero_grad is called between
-    them."""
+    """Catches gradients of a first loss that are part of a second one's, though zero_grad is called between them."""
     torch.manual_seed(1)
     model, x, targets = TwoLosses(), torch.randn(4, 4), torch.randint(4, (2, 4))
     expected = []
@@ -168,7 +167,8 @@ def test_a_backward_of_a_tensor_through_a_checkpoint(stage: int, reentrant: bool
 
 @pytest.mark.parametrize("stage", range(4))
 def test_windows_of_backwards_without_a_step(stage: int):
-    """Catches gradients that cannot be read between the backwards of a no_sync block, or that zero_grad leaves over."""
+    """Catches gradients that cannot be read between the backwards of a no_sync block, or that zero_grad does not
+    clear."""
     given = [small_net() for _ in range(WORLD)]
 
     def run(rank: int, _: Any) -> list[list[float]]:

@@ -136,7 +136,7 @@ def test_masters_of_bf16_are_what_it_updates():
 
 
 @pytest.mark.parametrize("section", ("offload_optimizer", "nvme"))
-def test_where_masters_live_elsewhere(section, tmp_path):
+def test_masters_on_the_host_or_a_drive(section, tmp_path):
     """Catches a step that does not get state that is offloaded or on a drive, or whose result is not written back
     there."""
     target = {"device": "cpu"} if section == "offload_optimizer" else {"device": "nvme", "nvme_path": str(tmp_path)}
@@ -159,8 +159,7 @@ class Idle(nn.Module):
 
 
 def test_parameters_without_gradient():
-    """Catches a step that does not see them, sees them with a gradient, or a page of theirs for which there is none at
-    all."""
+    """Catches a step that does not see them, sees them with a gradient, or fails at a page without any gradient."""
     model = Idle()
     optimizer = Counting(model.parameters())
     config = {**settings(2, zeropage={"page_numel": 1}), "train_batch_size": 1}
@@ -310,8 +309,7 @@ def test_an_error_in_the_step_applies_nothing(stage, failing):
 
 
 def test_data_that_the_step_replaces():
-    """Catches an optimizer whose `p.data = ...` is lost, because the engine looks only into the memory that it has
-    given."""
+    """Catches an optimizer whose `p.data = ...` is lost, because the engine only reads the memory that it has given."""
 
     class Replacing(torch.optim.Optimizer):
         def __init__(self, parameters: Any):
@@ -378,9 +376,9 @@ def test_step_of_the_object_is_refused():
 
 @pytest.mark.parametrize("given", [None, "AdamW", "Adamax"], ids=["in the configuration", "AdamW", "Adamax"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_another_optimizer_in_the_loop_is_said(stage, given, capfd):
-    """Catches a second update on top of the engine's, by an optimizer that the engine was not given, in silence; and a
-    warning where there is none."""
+def test_another_optimizer_in_the_loop_is_reported(stage, given, capfd):
+    """Catches a second update after the engine's, by an optimizer that the engine was not given, without a message; and
+    a warning where there is none."""
 
     def run(rank: int, also: bool) -> None:
         model, config = small_net(), config_of(stage, zeropage={"page_numel": 5000})

@@ -26,7 +26,7 @@ def net() -> nn.Module:
 
 
 def train(steps: int, sections: dict):
-    """Steps of a small net whose pages come and go; `zeropage` in sections is added to the defaults."""
+    """Steps of a small net whose pages are gathered and evicted; `zeropage` in sections is added to the defaults."""
     own = {**CONFIG["zeropage"], **sections.pop("zeropage", {})}
     engine, *_ = zeropage.initialize(model=net(), config={**CONFIG, **sections, "zeropage": own})
     for _ in range(steps):
@@ -49,8 +49,8 @@ def lines_with(text: str, word: str) -> list[str]:
 
 
 def test_wall_clock_and_memory_breakdown(capfd, tmp_path):
-    """Catches lines that come at other steps than those of steps_per_print, from other ranks, or with parts larger than
-    the whole."""
+    """Catches lines that are printed at other steps than those of steps_per_print, from other ranks, or with parts
+    larger than the whole."""
     csv = {"enabled": True, "output_path": str(tmp_path), "job_name": "job"}
     train_two(5, wall_clock_breakdown=True, memory_breakdown=True, steps_per_print=2, csv_monitor=csv)
     printed = capfd.readouterr().err
@@ -129,8 +129,8 @@ def test_not_a_number_is_null(tmp_path):
 
 @pytest.mark.parametrize("by", ["key", "variable"])
 def test_trace(by, tmp_path, monkeypatch):
-    """Catches a trace without what makes the step slow: which operator waited for which page, and how gradients
-    travelled."""
+    """Catches a trace without what makes the step slow: which operator waited for which page, and how gradients were
+    sent."""
     trace: dict[str, Any] = {"first_step": 2, "steps": 2}
     if by == "key":
         trace["file"] = str(tmp_path / "trace.json")
@@ -161,7 +161,7 @@ def test_nothing_is_observed_unless_asked_for():
 
 @pytest.mark.parametrize(("free", "stage"), [(1 << 30, 1), (15_000, 2), (2_000, 3)])
 def test_stage_auto(free, stage, capfd, monkeypatch):
-    """Catches a choice that is not made from this model and this memory, not said, or not written into the
+    """Catches a choice that is not made from this model and this memory, not reported, or not written into the
     configuration."""
     monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(free, free, True))
 
@@ -171,13 +171,13 @@ def test_stage_auto(free, stage, capfd, monkeypatch):
         assert engine.config["zero_optimization"]["stage"] == stage
 
     run_ranks(2, run)
-    said = lines_with(capfd.readouterr().err, '"auto"')
-    assert len(said) == 1 and f'"auto" is {stage}' in said[0]
+    messages = lines_with(capfd.readouterr().err, '"auto"')
+    assert len(messages) == 1 and f'"auto" is {stage}' in messages[0]
 
 
 def test_everything_auto(capfd, monkeypatch):
     """Catches "auto" of offload, buckets or the batch that does not become a value of the engine's configuration, or is
-    not said."""
+    not reported."""
     monkeypatch.setattr(automatic, "free_memory", lambda device, ranks: _C.FreeMemory(2_500, 1 << 30, False))
     buckets = dict.fromkeys(
         ("reduce_bucket_size", "allgather_bucket_size", "stage3_prefetch_bucket_size", "stage3_max_live_parameters"),

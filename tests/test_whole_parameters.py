@@ -1,4 +1,4 @@
-"""Optimizer objects that look at whole parameters: each is owned by one rank at stages 1 to 3. The oracle is the same
+"""Optimizer objects that need whole parameters: each is owned by one rank at stages 1 to 3. The oracle is the same
 object in one process."""
 
 import copy
@@ -145,7 +145,7 @@ def test_bits_and_state_of_one_process(stage, page_numel):
 
 @pytest.mark.parametrize(("stage", "world"), ((0, 1), (1, 4), (3, 2)))
 def test_checkpoints_at_another_stage_and_world_size(stage, world, tmp_path):
-    """Catches state of another owner that is not found, or comes back in another form."""
+    """Catches state of another owner that is not found, or is loaded in another form."""
     saved = engine_run(
         Ratio, settings(2), after=lambda engine: (engine.save_checkpoint(tmp_path), state_dict(engine))[1]
     )
@@ -163,8 +163,8 @@ def test_checkpoints_at_another_stage_and_world_size(stage, world, tmp_path):
 
 
 @pytest.mark.parametrize("form", ("checkpoint", "state dict"))
-def test_it_goes_on_with_the_same_bits(form, tmp_path):
-    """Catches state that is loaded where the optimizer does not look."""
+def test_it_continues_with_the_same_bits(form, tmp_path):
+    """Catches state that is loaded to a place that the optimizer does not read."""
     expected, _ = plain_run(Ratio)
     half = engine_run(
         Ratio,
@@ -189,7 +189,7 @@ def sent(engine: Any) -> int:
 
 
 def bytes_per_step(sees: str, stage: int, world: int) -> tuple[int, int]:
-    """Bytes that rank 0 sends in a step of a transformer's matrices, and how many of them travel to their owners."""
+    """Bytes that rank 0 sends in a step of a transformer's matrices, and how many of them are sent to their owners."""
 
     def run(rank: int, communicator: Any) -> tuple[int, int]:
         torch.manual_seed(0)
@@ -211,15 +211,16 @@ def bytes_per_step(sees: str, stage: int, world: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("world", (2, 4))
 @pytest.mark.parametrize("stage", (1, 2, 3))
-def test_nothing_travels_twice(stage, world):
-    """Catches parameters that travel to another rank within an update, and pages of which a large part is padding."""
+def test_nothing_is_sent_twice(stage, world):
+    """Catches parameters that are sent to another rank within an update, and pages that are padding for a large
+    part."""
     bytes_sent, parameters_sent = bytes_per_step("parameters", stage, world)
     assert parameters_sent == 0
     assert bytes_sent <= 1.08 * bytes_per_step("elements", stage, world)[0]
 
 
 def test_pages_are_large_enough():
-    """Catches the default size of pages, which holds a matrix or two, so that almost all of them travel in each
+    """Catches the default size of pages, which holds a matrix or two, so that almost all of them are sent in each
     update."""
 
     def run(rank: int, communicator: Any) -> int:
@@ -237,8 +238,8 @@ def test_pages_are_large_enough():
 
 @pytest.mark.parametrize("stage", (0, 3))
 def test_what_sums_over_the_model(stage):
-    """Catches a norm over the parameters of one rank in the place of all of them, of a class that nobody knows,
-    although Accelerate's key is set."""
+    """Catches a norm over the parameters of one rank in the place of all of them, of an unknown class, although
+    Accelerate's key is set."""
     config = {**settings(stage, None), "zero_allow_untested_optimizer": True}
     if stage == 0:
         assert torch.equal(engine_run(OverAll, config)[0][0], plain_run(OverAll)[0])
@@ -247,9 +248,9 @@ def test_what_sums_over_the_model(stage):
         engine_run(OverAll, config)
 
 
-def test_what_nobody_knows():
-    """Catches a class that is run on a guess at stages 1 to 3, a message without a way out, and a refusal where there
-    is no risk."""
+def test_classes_that_are_not_known():
+    """Catches a class that is run on a guess at stages 1 to 3, a message without advice, and a refusal where there is
+    no risk."""
     with pytest.raises(ConfigError, match="Ratio.*optimizer_sees.*elements.*parameters.*model"):
         engine_run(Ratio, settings(1, None), steps=range(0))
     expected, _ = plain_run(Ratio)
@@ -257,7 +258,7 @@ def test_what_nobody_knows():
         assert torch.equal(engine_run(Ratio, config)[0][0], expected)
 
 
-def test_trying_a_copy_leaves_the_object_alone():
+def test_trying_a_copy_does_not_change_the_object():
     """Catches a trial that runs the program's hooks, counts in its groups, or makes state."""
     model = nn.Linear(4, 4)
     calls = []
@@ -322,7 +323,7 @@ def test_layouts_in_memory(tmp_path):
             assert torch.allclose(state["state"][position]["momentum"], each["momentum"], atol=1e-6)
 
 
-def test_parameters_that_come_later():
+def test_parameters_that_are_added_later():
     """Catches parameters of a group that is added, which an optimizer gets in parts."""
     model = small_net()
     extra = nn.Parameter(torch.ones(7, 9))

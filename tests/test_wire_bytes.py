@@ -81,6 +81,6 @@ def test_bytes_on_the_wire(world, tmp_path):
             limit = LIMITS[world]["stage 3" if "stage 3" in name else "other"]
             assert bytes_per_numel <= limit, f"rank {rank} of {world}, {name}"
             assert bytes_per_numel >= 1, (
-                f"rank {rank} of {world}, {name}: hardly anything went over the counted interface"
+                f"rank {rank} of {world}, {name}: hardly anything was sent over the counted interface"
             )
             assert same_bits, f"rank {rank} of {world}, {name}: other parameters than over shared memory"

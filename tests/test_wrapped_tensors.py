@@ -75,7 +75,7 @@ def test_checkpoints_have_a_quantized_base(exclude, tmp_path):
 
 
 def test_a_quantized_weight_cannot_be_trained():
-    """Catches an error of the library's own, in the middle of a step, where a sentence would do."""
+    """Catches an error of the library itself, in the middle of a step, instead of a message."""
     model = made(0)
     model.base[0].weight.requires_grad_(True)
     with pytest.raises(errors.ConfigError, match="base.0.weight.*freeze"):

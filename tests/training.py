@@ -46,7 +46,7 @@ def small_net(seed: int = 0) -> SmallNet:
 
 
 def token_batch(step: int, size: int = 8, length: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and targets [size, length] of one step; the whole batch, of which each rank takes its part."""
+    """Inputs and targets [size, length] of one step; this is the whole batch, and each rank takes a part of it."""
     generator = torch.Generator().manual_seed(step)
     tokens = torch.randint(0, 50, (size, length), generator=generator)
     return tokens, (tokens * 7 + 1) % 50
@@ -185,7 +185,7 @@ def plain_run(
 
 
 def paged_config(live_numel: int = 1, **sections: Any) -> dict[str, Any]:
-    """Stage 3 at its hardest: a page per parameter, and only what an operator needs stays gathered."""
+    """The most demanding settings of stage 3: a page per parameter, and only what an operator needs stays gathered."""
     zero = {"stage3_max_live_parameters": live_numel, **sections.pop("zero_optimization", {})}
     own = {"page_numel": 1, **sections.pop("zeropage", {})}
     return config_of(3, zero_optimization=zero, zeropage=own, **{"eps": DAMPING_EPS, **sections})
@@ -220,8 +220,8 @@ def engine_run(
 def assert_trains_like_plain(
     model: nn.Module, loss_of: LossOf, world: int = 2, steps: int = 4, bound: float = 1e-5, between=None, **options: Any
 ) -> None:
-    """The engine at its hardest against plain PyTorch: every parameter within `bound`, after moving by up to 0.01 per
-    step."""
+    """The engine with `paged_config` compared with plain PyTorch: every parameter within `bound`, after moving by up to
+    0.01 per step."""
     expected = plain_run(model, loss_of, world, steps, between)
     found = engine_run(model, loss_of, world, steps, between, **options)
     assert not torch.equal(expected, flat_parameters(model)), "this run trains nothing"

@@ -1,4 +1,4 @@
-"""Imports one of the libraries whose architectures are tried, from a folder that no other test sees (tools/setup.sh
+"""Imports one of the libraries whose architectures are tried, from a folder that no other test uses (tools/setup.sh
 fills it)."""
 
 import importlib

@@ -1,7 +1,7 @@
 """Configurations of transformers with tiny sizes: the same class, its structure as it is, every width, depth and
 vocabulary small.
 
-A size is known by its name. What a few classes need beside that is in SPECIAL.
+A size is recognized by its name. SPECIAL has what a few classes need besides.
 """
 
 import inspect
@@ -159,7 +159,7 @@ def tiny(kind: type[PreTrainedConfig], given: PreTrainedConfig | None = None) ->
         arguments["use_cache"] = False
     try:
         return kind(**arguments)
-    except Exception:  # some want lists of the length that the layers have; those that derive them want none
+    except Exception:  # some classes need lists with an entry per layer; those that derive the lists must get none
         lists = _of_two_layers(kind, given)
         if not lists:
             raise

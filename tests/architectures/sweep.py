@@ -33,8 +33,8 @@ START_TIMEOUT_S = 300.0
 
 
 def work(library: str) -> None:
-    """A worker: says the names that there are, then tries those it is told, until its input ends. What libraries print
-    goes to stderr."""
+    """A worker: prints the names of the architectures, then tries those that it reads, until its input ends. The
+    libraries print to stderr."""
     import torch
 
     answers = sys.stdout
@@ -56,14 +56,14 @@ class Worker:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self._process.stdin is not None and self._process.stdout is not None and self._process.stderr is not None
         self._tasks, self._answers, self._errors = self._process.stdin, self._process.stdout, self._process.stderr
-        self._said: list[bytes] = []
+        self._messages: list[bytes] = []
         self._reader = threading.Thread(target=self._read_errors, daemon=True)
         self._reader.start()
         self.names: list[str] | None = self._answer(START_TIMEOUT_S)
 
     def _read_errors(self) -> None:
         for line in self._errors:
-            self._said = [*self._said[-20:], line]
+            self._messages = [*self._messages[-20:], line]
 
     def _answer(self, timeout_s: float) -> Any:
         """The next line, or None when none arrives in time. A worker writes a line at once, so that reading one does
@@ -83,10 +83,10 @@ class Worker:
         """Ends the process and returns its last output."""
         code = self._process.poll()
         self.close()
-        said = b"".join(self._said).decode(errors="replace").strip().splitlines()
+        messages = b"".join(self._messages).decode(errors="replace").strip().splitlines()
         return (
             f"no answer within {TRIAL_TIMEOUT_S:.0f} s" if code is None else f"exit code {code}"
-        ) + f": {said[-1] if said else ''}"
+        ) + f": {messages[-1] if messages else ''}"
 
     def close(self) -> None:
         self._process.kill()
@@ -104,10 +104,10 @@ def all_names(library: str) -> list[str]:
 
 
 def sweep(
-    wanted: Iterable[tuple[str, str]], workers: int, told: Callable[[Result], None] = lambda result: None
+    wanted: Iterable[tuple[str, str]], workers: int, report: Callable[[Result], None] = lambda result: None
 ) -> list[Result]:
-    """Tries (library, name) pairs in this order with some workers; the results, each of which `told` was given as it
-    came."""
+    """Tries (library, name) pairs in this order with some workers. Returns the results; each is also passed to `report`
+    at once."""
     waiting: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     for pair in wanted:
         waiting.put(pair)
@@ -128,7 +128,7 @@ def sweep(
             if result is None:
                 result, worker = Result(library, name, result=FAULT, detail=worker.why_it_ended()), None
             results.append(result)
-            told(result)
+            report(result)
         if worker is not None:
             worker.close()
 
@@ -141,7 +141,7 @@ def sweep(
 
 
 def read_results(path: Path | None) -> list[Result]:
-    """What an earlier sweep has noted."""
+    """The results of an earlier sweep."""
     if path is None or not path.exists():
         return []
     return [Result(**json.loads(line)) for line in path.read_text().splitlines()]

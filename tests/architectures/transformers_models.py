@@ -139,8 +139,8 @@ def make_inputs(shapes: dict[str, tuple[str, tuple[int, ...]]], vocabulary: int,
 
 
 def build(name: str) -> Iterator[tuple[nn.Module, Any]]:
-    """Models of this type, each with a function (seed) -> inputs; those that are not the first are for when that one
-    does not run."""
+    """Models of this type, each with a function (seed) -> inputs; the later ones are tried if the first one does not
+    run."""
     kind = type(AutoConfig.for_model(name))
     config = tiny(kind)
     vocabulary = min(VOCABULARY, _first(config, "vocab_size", default=VOCABULARY))

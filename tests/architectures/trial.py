@@ -1,5 +1,5 @@
-"""One architecture: built, run in plain PyTorch, and trained three steps by the engine on two ranks, with plain PyTorch
-beside it."""
+"""One architecture: built, run in plain PyTorch, and trained three steps by the engine on two ranks, compared with
+plain PyTorch."""
 
 import copy
 import time
@@ -97,8 +97,8 @@ def _compare(model: nn.Module, inputs: Callable[[int], dict[str, torch.Tensor]],
 
 
 def _effect_of_rounding(model: nn.Module, loss_of: LossOf, expected: torch.Tensor) -> float:
-    """How far apart plain PyTorch ends from weights that differ in their last bits: a norm over two values, say, makes
-    much of little."""
+    """How far apart plain PyTorch ends from weights that differ in their last bits: a norm over two values, for
+    example, amplifies small differences."""
     differences = []
     for seed in range(3):
         generator = torch.Generator().manual_seed(seed)

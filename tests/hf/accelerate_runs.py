@@ -53,8 +53,8 @@ def _rate_of_engine(steps: int) -> float:
 
 
 def train_everywhere(folder: str) -> dict[str, Any]:
-    """Accelerate's own loop with each configuration; then it is saved, two steps are made, and made again from what was
-    saved."""
+    """Accelerate's own loop with each configuration. Then the state is saved, two steps are made, and the same two
+    steps are made again from the saved state."""
     adamw = {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}
     runs = {
         PLAIN: None,

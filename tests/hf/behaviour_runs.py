@@ -58,7 +58,7 @@ def load_models(folder: str) -> dict[str, Any]:
 
 
 def _args(config: dict[str, Any] | None, folder: Path) -> TrainingArguments:
-    """Who holds them holds the configuration that from_pretrained looks at."""
+    """The caller must keep them: from_pretrained reads their configuration while they exist."""
     return arguments(config, folder)
 
 
@@ -116,8 +116,8 @@ def load_large(folder: str) -> dict[str, int]:
 
 def again_and_again(folder: str) -> dict[str, Any]:
     """A Trainer that evaluates, trains, predicts and trains again, and a second one on the same model. Under plain DDP
-    transformers does not sum gradients in a training behind an evaluation, and it has none before a training at stage
-    2: another Trainer evaluates there."""
+    transformers does not sum gradients in a training after an evaluation, and at stage 2 it cannot evaluate before a
+    training. So another Trainer evaluates in these cases."""
     results = {}
     for name, config in {PLAIN: None, "2": ds_config(2), "3": ds_config(3, **TIGHT)}.items():
         place = Path(folder) / name

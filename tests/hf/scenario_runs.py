@@ -90,7 +90,7 @@ ELEMENTWISE = (
 
 
 def optimizers(folder: Path) -> dict[str, Any]:
-    """The names of optimizers that transformers can make here: those that are elementwise, and one that does not."""
+    """The names of optimizers that transformers can make here: those that are elementwise, and one that is not."""
     config = ds_config(3, **TIGHT)
     del config["optimizer"]
     elementwise: dict[str, Any] = {PLAIN: {}, "3": {}}
@@ -123,7 +123,7 @@ def everything(folder: str) -> dict[str, Any]:
     return results
 
 
-def go_on_alone(folder: str) -> dict[str, Any]:
+def continue_alone(folder: str) -> dict[str, Any]:
     """The rest of saved_half_way on one rank, which takes the micro batches of both."""
     args = arguments(ds_config(3, **TIGHT), Path(folder) / "alone", max_steps=6, gradient_accumulation_steps=4)
     trainer = Trainer(model=llama(), args=args, train_dataset=Tokens(64))

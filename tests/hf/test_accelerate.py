@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 def test_the_loop_of_accelerate(tmp_path: Path):
     """Catches an engine, optimizer or schedule that Accelerate cannot drive, with the program's optimizer or a dummy,
-    and a state that does not come back from save_state."""
+    and a state that load_state does not restore."""
     for rank in run_processes(
         2, "accelerate_runs", "train_everywhere", json.dumps({"folder": str(tmp_path)}), tmp_path, timeout_s=240
     ):

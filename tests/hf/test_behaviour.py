@@ -1,4 +1,4 @@
-"""What programs do with transformers round a training: loading, resizing, evaluating, training again, checkpoints,
+"""What programs do with transformers besides training: loading, resizing, evaluating, training again, checkpoints,
 generation."""
 
 import json
@@ -37,7 +37,7 @@ def test_models_are_loaded_in_shards(tmp_path: Path):
         assert sharded["resized"]["model.embed_tokens.weight"].shape == (72, 32)
         for key in ("head", "resized", "fresh"):
             _assert_same(sharded[key], ranks[0]["3"][key], key)
-        # Made anew, not left as they came: as wide as transformers makes them.
+        # They have new values, with the standard deviation that transformers gives them.
         for made in (sharded["head"], sharded["fresh"]["model.embed_tokens.weight"]):
             assert 0.01 < made.std() < 0.04
 
@@ -61,8 +61,8 @@ def _assert_same(actual: Any, expected: Any, what: str) -> None:
 
 
 def test_a_trainer_is_used_again_and_again(tmp_path: Path):
-    """Catches an engine that cannot be made after another one, and values, moments or learning rates that go from one
-    training to the next."""
+    """Catches an engine that cannot be made after another one, and values, moments or learning rates of one training
+    that the next one uses."""
     for rank in on_two_ranks("again_and_again", tmp_path):
         assert_alike(rank)
 
@@ -102,7 +102,7 @@ def test_ranks_generate_to_different_lengths(tmp_path: Path):
 
 
 def test_a_schedule_is_filled_in(tmp_path: Path):
-    """Catches "auto" in a schedule that the Trainer fills in and the engine reads otherwise: two steps of warm-up, then
-    down to 0."""
+    """Catches "auto" in a schedule that the Trainer fills in and the engine reads in another way: two steps of warm-up,
+    then down to 0."""
     for rates in on_two_ranks("configured_schedule", tmp_path):
         assert rates == pytest.approx([0.0, 0.005, 0.01, 0.005])

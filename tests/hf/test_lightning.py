@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 def test_the_strategy_of_lightning(tmp_path: Path):
     """Catches names that Lightning imports and misses, a schedule that is stepped twice or never, an evaluation that
-    needs an optimizer, and a checkpoint that does not carry Lightning's own state."""
+    needs an optimizer, and a checkpoint without Lightning's own state."""
     for rank in run_processes(
         2, "lightning_runs", "train_everywhere", json.dumps({"folder": str(tmp_path)}), tmp_path, timeout_s=240
     ):

@@ -11,8 +11,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 
 def test_lora_through_the_trainer(tmp_path: Path):
-    """Catches a frozen base that moves, adapters that train otherwise than under DDP, and saved adapters that are empty
-    or cut."""
+    """Catches a frozen base that changes, adapters that train differently than under DDP, and saved adapters that are
+    empty or cut."""
     ranks = run_processes(
         2, "peft_runs", "train_everywhere", json.dumps({"folder": str(tmp_path)}), tmp_path, timeout_s=240
     )

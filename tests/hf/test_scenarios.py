@@ -43,7 +43,7 @@ def test_bf16(ranks: list[dict[str, Any]]):
 
 
 def test_optimizers_of_the_trainer(ranks: list[dict[str, Any]]):
-    """Catches a name of transformers' Trainer whose optimizer is elementwise and is refused, or trains otherwise."""
+    """Catches a name of transformers' Trainer whose optimizer is elementwise and is refused, or trains differently."""
     for rank in ranks:
         runs = rank["optimizers"]["elementwise"]
         assert set(runs["3"]) == set(ELEMENTWISE)
@@ -51,15 +51,14 @@ def test_optimizers_of_the_trainer(ranks: list[dict[str, Any]]):
 
 
 def test_an_optimizer_of_whole_parameters(ranks: list[dict[str, Any]]):
-    """Catches Adafactor on shards, where it would silently train another model: Accelerate lets every optimizer
-    pass."""
+    """Catches Adafactor on shards, where it would silently train another model: Accelerate accepts every optimizer."""
     for rank in ranks:
         assert_alike(rank["optimizers"]["adafactor"])
 
 
-def test_another_number_of_ranks_goes_on(ranks: list[dict[str, Any]], folder: Path):
+def test_another_number_of_ranks_continues(ranks: list[dict[str, Any]], folder: Path):
     """Catches checkpoints of the Trainer that only as many ranks as wrote them can read."""
     alone = run_processes(
-        1, "scenario_runs", "go_on_alone", json.dumps({"folder": str(folder)}), folder, timeout_s=200
+        1, "scenario_runs", "continue_alone", json.dumps({"folder": str(folder)}), folder, timeout_s=200
     )[0]
     assert_alike({PLAIN: ranks[0]["saved_half_way"][PLAIN]["weights"], "alone": alone["weights"]})

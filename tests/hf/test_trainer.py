@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_alias")]
 
 
 def test_trainer_at_every_stage(tmp_path: Path):
-    """Catches names that transformers and Accelerate import and miss, "auto" values that arrive wrong, and losses,
+    """Catches names that transformers and Accelerate import and miss, wrong "auto" values, and losses,
     norms, rates or weights that differ from plain DDP."""
     for rank in run_processes(
         2, "trainer_runs", "train_everywhere", json.dumps({"folder": str(tmp_path)}), tmp_path, timeout_s=240
@@ -46,8 +46,7 @@ def test_the_example_trains(tmp_path: Path):
 
 
 def test_the_alias_is_installed_and_removed(tmp_path: Path):
-    """Catches an alias that replaces DeepSpeed itself, that pip does not know as installed, or that leaves files
-    behind."""
+    """Catches an alias that replaces DeepSpeed itself, that pip does not know as installed, or whose files remain."""
     venv.create(tmp_path / "venv", with_pip=False)
     site = next((tmp_path / "venv" / "lib").glob("python3*")) / "site-packages"
     paths = [str(ROOT / "python"), sysconfig.get_path("purelib")]

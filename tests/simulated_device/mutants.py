@@ -85,7 +85,7 @@ class Mutant:
 
 
 def after_condition(text: str, at: int) -> int:
-    """The place behind `if (...) ` that begins at `at`, or `at`."""
+    """The end of an `if (...) ` that begins at `at`; without one, `at`."""
     head = re.compile(r"\s*(if|for|while) \(").match(text, at)
     if not head:
         return at
@@ -231,13 +231,13 @@ def test(removed: Mutant | None, tests: list[str], timeout_s: float) -> Outcome:
             process.wait()
             return Outcome(True, time.monotonic() - began, f"no end within {timeout_s:g} s")
     seconds = time.monotonic() - began
-    said = log_file.read_text()
-    first = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+    messages = log_file.read_text()
+    first = re.search(r"^(?:FAILED|ERROR) (\S+)", messages, re.MULTILINE)
     if code == 0:
         return Outcome(False, seconds, "")
     if -code in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL):
         raise RuntimeError(f"mutants: the tests were ended by signal {-code}, which is no result for the mutant")
-    if code < 0 or "Fatal Python error" in said:
+    if code < 0 or "Fatal Python error" in messages:
         return Outcome(True, seconds, "the process died")
     if code != 1 or first is None:
         raise RuntimeError(f"mutants: the tests did not run (exit code {code}), see {log_file}")

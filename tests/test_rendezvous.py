@@ -1,5 +1,5 @@
-"""The rendezvous of ranks (MASTER_ADDR, MASTER_PORT): who can reach it, whom a rank trusts there, and the error when
-nobody is there."""
+"""The rendezvous of ranks (MASTER_ADDR, MASTER_PORT): who can reach it, which processes a rank trusts, and the error
+when no process answers."""
 
 import os
 import socket
@@ -16,7 +16,7 @@ from test_launcher import launch, script  # noqa: F401  (a fixture)
 
 from zeropage import distributed, errors
 
-MEET = """
+JOIN = """
 import os, sys, torch
 from datetime import timedelta
 from zeropage import distributed
@@ -26,14 +26,14 @@ total = torch.ones(1)
 torch.distributed.all_reduce(total)
 print("sum", int(total), *sys.argv[6:], flush=True)
 sys.path.insert(0, os.environ["TESTS"])
-import test_meeting
-print("listens", *test_meeting.listening_addresses(), flush=True)
+import test_rendezvous
+print("listens", *test_rendezvous.listening_addresses(), flush=True)
 torch.distributed.barrier()
 """
 
 
 def listening_addresses() -> list[str]:
-    """Of this process's TCP sockets that wait for connections."""
+    """The addresses of this process's TCP sockets that wait for connections."""
     mine = set()
     for link in Path("/proc/self/fd").iterdir():
         try:
@@ -61,17 +61,17 @@ def start(rank: int, local_size: int, port: int, timeout_s: float = 20, **variab
         **variables,
     }
     local_rank = rank if local_size == 2 else 0
-    command = [sys.executable, "-c", MEET, str(rank), str(local_rank), "2", str(local_size), str(timeout_s)]
+    command = [sys.executable, "-c", JOIN, str(rank), str(local_rank), "2", str(local_size), str(timeout_s)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def outputs(*ranks: subprocess.Popen) -> list[tuple[int, str, str]]:
     try:
-        said = [rank.communicate(timeout=60) for rank in ranks]
+        messages = [rank.communicate(timeout=60) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
-    return [(rank.returncode, *strings) for rank, strings in zip(ranks, said, strict=True)]
+    return [(rank.returncode, *strings) for rank, strings in zip(ranks, messages, strict=True)]
 
 
 def engine_listens(port: int) -> list[str]:
@@ -89,7 +89,7 @@ def engine_listens(port: int) -> list[str]:
 def test_ranks_of_one_host_cannot_be_reached_from_others(tmp_path):
     """Catches a store (and gloo's own sockets) of a job on one host that anyone who reaches this host can read and
     write."""
-    for addresses in run_processes(2, "test_meeting", "engine_listens", '{"port": 0}', tmp_path):
+    for addresses in run_processes(2, "test_rendezvous", "engine_listens", '{"port": 0}', tmp_path):
         assert addresses and set(addresses) == {"127.0.0.1"}, addresses
 
 
@@ -113,7 +113,7 @@ def test_a_rank_of_another_job_is_refused():
     assert all("sum" not in out for _, out, _ in done)
 
 
-def test_a_program_that_does_not_know_the_token_is_not_believed():
+def test_a_program_that_does_not_know_the_token_is_refused():
     """Catches a rank that takes its peers' addresses from a store that is not its job's."""
     import torch.distributed as dist
 
@@ -125,8 +125,8 @@ def test_a_program_that_does_not_know_the_token_is_not_believed():
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "10.255.255.1"])
 def test_nobody_answers(address, monkeypatch):
-    """Catches minutes of retries and a hundred lines of frames where one line could name the missing rank, and what to
-    set."""
+    """Catches minutes of retries, and a traceback of a hundred lines where one line can name the missing rank and the
+    variables to set."""
     monkeypatch.setenv("MASTER_ADDR", address)
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
     begin = time.monotonic()
@@ -139,7 +139,7 @@ def test_nobody_answers(address, monkeypatch):
 
 
 def test_a_name_that_does_not_resolve(monkeypatch):
-    """Catches the same for a node name of Slurm that is no name for the resolver."""
+    """Catches the same for a node name of Slurm that cannot be resolved."""
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     monkeypatch.setenv("MASTER_PORT", "29500")
     for rank in (0, 1):
@@ -152,7 +152,7 @@ def test_a_name_that_does_not_resolve(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_the_launcher_says_so_before_ranks_start(script, tmp_path):  # noqa: F811
+def test_the_launcher_reports_it_before_ranks_start(script, tmp_path):  # noqa: F811
     """Catches a job whose ranks all start, and all fail, because the first host's name is unknown."""
     (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
     path = script("print('started')")
