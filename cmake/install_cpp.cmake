@@ -18,7 +18,7 @@ endif()
 
 foreach(header zeropage.h base/dtype.h base/error.h base/exit_code.h comm/c10d/c10d_communicator.h comm/c10d/c10d_job.h comm/communicator.h comm/hosts/host_grid.h
         comm/shm/shared_memory_communicator.h comm/thread_communicator.h comm/world.h cpp/autocast.h cpp/checkpoint.h cpp/config.h cpp/engine.h cpp/gathered.h
-        cpp/init.h cpp/monitor.h cpp/options.h cpp/plan.h cpp/report.h cpp/version.h ${mpi_headers})
+        cpp/init.h cpp/monitor.h cpp/options.h cpp/plan.h cpp/report.h cpp/version.h planner/plan_options.h ${mpi_headers})
   get_filename_component(folder zeropage/${header} DIRECTORY)
   install(FILES zeropage/${header} DESTINATION ${root}include/${folder})
 endforeach()

@@ -41,11 +41,6 @@ void bind_enums(py::module_& module) {
       .value("MPI", config::CommunicatorKind::kMpi);
 }
 
-/// "fp32", ... or None.
-std::optional<std::string> name_of(const std::optional<DType>& dtype) {
-  return dtype ? std::optional<std::string>(dtype_name(*dtype)) : std::nullopt;
-}
-
 /// An attribute of a section, read-only in Python: `field<&Config::zero, &config::Zero::stage>`.
 template <auto section, auto member>
 auto field() {
@@ -71,6 +66,8 @@ void init_config(py::module_& module) {
             config::find_hyperparameter(name).set(params, value);
           },
           py::arg("name"), py::arg("value"));
+  module.def("params_for_state", &config::params_for_state, py::arg("groups"),
+             "The hyperparameters that determine the size and the initial values of the state. Raises ConfigError.");
   module.def("optimizer_name", &config::optimizer_name, py::arg("kind"), "\"adamw\"; empty for NONE and TORCH.");
   module.def(
       "hyperparameter_names",
@@ -96,18 +93,12 @@ void init_config(py::module_& module) {
       .def_property_readonly("accumulation_steps", field<&Config::batch, &config::Batch::accumulation_steps>())
       .def_readonly("precision", &Config::precision)
       .def_readonly("cast_inputs", &Config::cast_inputs)
-      .def_property_readonly("buffer_dtype", [](const Config& config) { return name_of(config.types.buffers); })
-      .def_property_readonly("autocast_dtype", [](const Config& config) { return name_of(config.autocast_dtype); })
       .def_property_readonly("dynamic_loss_scale", field<&Config::loss_scale, &config::LossScale::dynamic>())
       .def_property_readonly("gradient_clipping", field<&Config::gradients, &config::Gradients::clipping>())
       .def_property_readonly("computes_gradient_norm", field<&Config::gradients, &config::Gradients::norm>())
       .def_property_readonly("gradient_predivide_factor",
                              field<&Config::gradients, &config::Gradients::predivide_factor>())
       .def_property_readonly("prescale_gradients", field<&Config::gradients, &config::Gradients::prescale>())
-      .def_property_readonly("communication_dtype",
-                             [](const Config& config) { return name_of(config.gradients.communication_dtype); })
-      .def_property_readonly("accumulation_dtype",
-                             [](const Config& config) { return name_of(config.gradients.accumulation_dtype); })
       .def_property_readonly("stage", field<&Config::zero, &config::Zero::stage>())
       .def_property_readonly("gather_16bit_weights_on_model_save",
                              field<&Config::zero, &config::Zero::gather_16bit_weights_on_model_save>())

@@ -167,8 +167,10 @@ void bind_training(py::class_<Engine>& engine) {
            "None: decided by counting micro steps again.")
       .def_property("accumulation_steps", &Engine::accumulation_steps, &Engine::set_accumulation_steps)
       .def_property_readonly("window_is_new", &Engine::window_is_new)
-      .def("set_micro_batch_size", &Engine::set_micro_batch_size, py::arg("samples"),
-           "The micro-batch size of one rank.")
+      .def_property("micro_batch_size", &Engine::micro_batch_size, &Engine::set_micro_batch_size,
+                    "Samples of one rank in a micro step.")
+      .def_property("train_batch_size", &Engine::train_batch_size, &Engine::set_train_batch_size,
+                    "Samples of all ranks in an update; assigning changes the accumulation steps.")
       .def_property(
           "groups", [](Engine& self) { return self.groups(); },
           [](Engine& self, const std::vector<config::OptimizerParams>& groups) { self.groups() = groups; },

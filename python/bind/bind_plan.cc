@@ -2,7 +2,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
-#include <map>
 #include <tuple>
 
 #include "python/bind/bind.h"
@@ -14,26 +13,8 @@
 namespace zeropage::python {
 namespace {
 
-std::pair<std::string, std::string> make_plan(
-    planner::Model model, int num_gpus, int num_nodes, const std::string& device,
-    const std::map<std::string, std::string>& figures, const std::string& optimizer, std::int64_t optimizer_bytes,
-    const std::string& precision, std::int64_t micro_batch, std::int64_t accumulation_steps, std::int64_t sequence,
-    bool quantized_weights, bool quantized_gradients, int hpz_partition_size) {
-  planner::Request request;
-  request.model = std::move(model);
-  request.devices_per_host = num_gpus;
-  request.hosts = num_nodes;
-  if (!device.empty()) request.hardware = planner::read_hardware(device);
-  for (const auto& [name, value] : figures) planner::set_figure(request.hardware.value(), name, value);
-  request.optimizer = planner::planned_optimizer(optimizer, optimizer_bytes);
-  request.precision = planner::parse_precision(precision);
-  request.micro_batch = micro_batch;
-  request.accumulation_steps = accumulation_steps;
-  request.sequence = sequence;
-  request.quantized_weights = quantized_weights;
-  request.quantized_gradients = quantized_gradients;
-  request.second_shard_ranks = hpz_partition_size;
-  const planner::Plan made = planner::make_plan(request);
+std::pair<std::string, std::string> make_plan(planner::Model model, const PlanOptions& options) {
+  const planner::Plan made = planner::make_plan(planner::request_of(std::move(model), options));
   return {planner::plan_json(made), planner::format_plan(made)};
 }
 
@@ -92,11 +73,23 @@ void init_plan(py::module_& module) {
              "Bytes per second of gathering and of reducing pages, and seconds of a hop. Collective.");
   module.def("data_sheet_flops", &planner::data_sheet_flops,
              "Dense 16-bit operations per second of known devices, by name.");
-  module.def("make_plan", &make_plan, py::arg("model"), py::arg("num_gpus"), py::arg("num_nodes"), py::arg("device"),
-             py::arg("figures"), py::arg("optimizer"), py::arg("optimizer_bytes"), py::arg("precision"),
-             py::arg("micro_batch"), py::arg("accumulation_steps"), py::arg("sequence"), py::arg("quantized_weights"),
-             py::arg("quantized_gradients"), py::arg("hpz_partition_size"),
-             "The plan as JSON and as text. Figures replace those of the device. Raises ConfigError.");
+  py::class_<PlanOptions>(module, "PlanOptions", "The machine and the training of a plan.")
+      .def(py::init<>())
+      .def_readwrite("num_gpus", &PlanOptions::num_gpus)
+      .def_readwrite("num_nodes", &PlanOptions::num_nodes)
+      .def_readwrite("device", &PlanOptions::device)
+      .def_readwrite("figures", &PlanOptions::figures)
+      .def_readwrite("optimizer", &PlanOptions::optimizer)
+      .def_readwrite("optimizer_bytes", &PlanOptions::optimizer_bytes)
+      .def_readwrite("precision", &PlanOptions::precision)
+      .def_readwrite("micro_batch", &PlanOptions::micro_batch)
+      .def_readwrite("accumulation_steps", &PlanOptions::accumulation_steps)
+      .def_readwrite("sequence", &PlanOptions::sequence)
+      .def_readwrite("quantized_weights", &PlanOptions::quantized_weights)
+      .def_readwrite("quantized_gradients", &PlanOptions::quantized_gradients)
+      .def_readwrite("hpz_partition_size", &PlanOptions::hpz_partition_size);
+  module.def("make_plan", &make_plan, py::arg("model"), py::arg("options"),
+             "The plan as JSON and as text. Raises ConfigError, IoError.");
 }
 
 }  // namespace zeropage::python

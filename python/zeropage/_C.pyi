@@ -88,23 +88,15 @@ class Config:
     def notes_of_file(path: str) -> list[str]: ...
     def set_optimizer(self, kind: OptimizerKind, params: OptimizerParams) -> None: ...
     @property
-    def accumulation_dtype(self) -> str | None: ...
-    @property
     def accumulation_steps(self) -> int: ...
     @property
     def allow_untested_optimizer(self) -> bool: ...
     @property
     def async_save(self) -> bool: ...
     @property
-    def autocast_dtype(self) -> str | None: ...
-    @property
     def automatic(self) -> list[str]: ...
     @property
-    def buffer_dtype(self) -> str | None: ...
-    @property
     def cast_inputs(self) -> bool: ...
-    @property
-    def communication_dtype(self) -> str | None: ...
     @property
     def communicator(self) -> CommunicatorKind: ...
     @property
@@ -160,10 +152,25 @@ class Config:
     @property
     def train_batch_size(self) -> int: ...
 
+class DataTypes:
+    def __init__(self, config: Config) -> None: ...
+    @property
+    def accumulation(self) -> torch.dtype: ...
+    @property
+    def autocast(self) -> torch.dtype | None: ...
+    @property
+    def buffers(self) -> torch.dtype | None: ...
+    @property
+    def communication(self) -> torch.dtype: ...
+    @property
+    def parameters(self) -> torch.dtype: ...
+
 class Engine:
     accumulation_steps: int
     groups: list[OptimizerParams]
+    micro_batch_size: int
     schedule_iteration: int
+    train_batch_size: int
     def __init__(
         self,
         parameters: collections.abc.Sequence[tuple[str, torch.Tensor, typing.SupportsInt | typing.SupportsIndex]],
@@ -219,7 +226,6 @@ class Engine:
     def set_local_value(
         self, parameter: torch.Tensor, value: torch.Tensor, kind: ValueKind, state: str = ...
     ) -> None: ...
-    def set_micro_batch_size(self, samples: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def set_updates(self, parameter: torch.Tensor, updates: typing.SupportsInt | typing.SupportsIndex) -> None: ...
     def span_seconds(self) -> dict[str, float]: ...
     def step(
@@ -402,6 +408,22 @@ class PlanModel:
     ) -> PlanModel: ...
     @staticmethod
     def read(source: str) -> PlanModel: ...
+
+class PlanOptions:
+    accumulation_steps: int
+    device: str
+    figures: dict[str, str]
+    hpz_partition_size: int
+    micro_batch: int
+    num_gpus: int
+    num_nodes: int
+    optimizer: str
+    optimizer_bytes: int
+    precision: str
+    quantized_gradients: bool
+    quantized_weights: bool
+    sequence: int
+    def __init__(self) -> None: ...
 
 class Precision:
     __members__: ClassVar[dict] = ...  # read-only
@@ -709,22 +731,7 @@ def make_c10d_communicator(
 def make_one_rank_communicator(
     device: torch.device, timeout_ms: typing.SupportsInt | typing.SupportsIndex
 ) -> Communicator: ...
-def make_plan(
-    model: PlanModel,
-    num_gpus: typing.SupportsInt | typing.SupportsIndex,
-    num_nodes: typing.SupportsInt | typing.SupportsIndex,
-    device: str,
-    figures: collections.abc.Mapping[str, str],
-    optimizer: str,
-    optimizer_bytes: typing.SupportsInt | typing.SupportsIndex,
-    precision: str,
-    micro_batch: typing.SupportsInt | typing.SupportsIndex,
-    accumulation_steps: typing.SupportsInt | typing.SupportsIndex,
-    sequence: typing.SupportsInt | typing.SupportsIndex,
-    quantized_weights: bool,
-    quantized_gradients: bool,
-    hpz_partition_size: typing.SupportsInt | typing.SupportsIndex,
-) -> tuple[str, str]: ...
+def make_plan(model: PlanModel, options: PlanOptions) -> tuple[str, str]: ...
 def make_thread_communicators(
     size: typing.SupportsInt | typing.SupportsIndex,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
@@ -756,11 +763,25 @@ def optimizer_name(kind: OptimizerKind) -> str: ...
 def orthogonal(
     u: torch.Tensor, method: str, steps: typing.SupportsInt | typing.SupportsIndex, dtype: torch.dtype | None = ...
 ) -> torch.Tensor: ...
+def params_for_state(groups: collections.abc.Sequence[OptimizerParams]) -> OptimizerParams: ...
 def process_bytes() -> int: ...
 def release_deferred(
     tensors: collections.abc.Sequence[torch.Tensor], modifier_rank: typing.SupportsInt | typing.SupportsIndex
 ) -> None: ...
 def require_same_everywhere(communicator: Communicator, text: str) -> None: ...
+def resume_differences(
+    buffers: collections.abc.Sequence[tuple[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]],
+    stored_buffers: collections.abc.Sequence[
+        tuple[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]
+    ],
+    optimizer: str | None,
+    stored_optimizer: str | None,
+    groups: typing.SupportsInt | typing.SupportsIndex,
+    stored_groups: typing.SupportsInt | typing.SupportsIndex,
+    strict: bool,
+    with_optimizer: bool,
+    excluded: collections.abc.Set[str],
+) -> list[str]: ...
 def run_conformance(communicator: Communicator) -> None: ...
 def save_checkpoint(
     engine: Engine,

@@ -242,27 +242,20 @@ class CheckpointingEngine(EngineSettings):
             return {}, str(error)
 
     def _differences(self, host: dict[str, Any], strict: bool, with_optimizer: bool, with_schedule: bool) -> list[str]:
-        found = []
-        buffers = dict(_persistent_buffers(self.module))
-        stored = host["buffers"]
-        if strict:
-            missing = buffers.keys() - stored.keys() - set(host["excluded"])
-            found += [f"buffer '{name}' is in the model, not in the checkpoint" for name in buffers if name in missing]
-            found += [
-                f"buffer '{name}' is in the checkpoint, not in the model" for name in stored if name not in buffers
-            ]
-        for name, buffer in buffers.items():
-            if name in stored and stored[name].shape != buffer.shape:
-                found.append(
-                    f"buffer '{name}' is {list(buffer.shape)} in the model, {list(stored[name].shape)} in the checkpoint"
-                )
-        if with_optimizer and len(host["groups"]) != len(self.optimizer.param_groups):
-            found.append(
-                f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, the checkpoint {len(host['groups'])}; "
-                "pass load_optimizer_states=False to keep yours"
-            )
-        elif with_optimizer:
-            for index, (group, loaded) in enumerate(zip(self.optimizer.param_groups, host["groups"], strict=True)):
+        groups = self.optimizer.param_groups if self._has_optimizer else []
+        found = _C.resume_differences(
+            buffers=[(name, list(buffer.shape)) for name, buffer in _persistent_buffers(self.module)],
+            stored_buffers=[(name, list(buffer.shape)) for name, buffer in host["buffers"].items()],
+            optimizer=self.optimizer_name(),
+            stored_optimizer=host["optimizer"],
+            groups=len(groups),
+            stored_groups=len(host["groups"]),
+            strict=strict,
+            with_optimizer=with_optimizer,
+            excluded=set(host["excluded"]),
+        )
+        if with_optimizer and len(groups) == len(host["groups"]):
+            for index, (group, loaded) in enumerate(zip(groups, host["groups"], strict=True)):
                 found += [
                     f"parameter group {index} has {key}={group[key]!r}, the checkpoint {loaded[key]!r}, which is no such value"
                     for key in group.keys() & loaded.keys()
@@ -276,11 +269,6 @@ class CheckpointingEngine(EngineSettings):
                 for key in NOT_OF_ENGINE
                 if loaded.get(key)
             ]
-        if with_optimizer and host["optimizer"] not in (None, self.optimizer_name()):
-            found.append(
-                f"the optimizer is {self.optimizer_name()}, but the checkpoint's optimizer is {host['optimizer']}; "
-                "pass load_optimizer_states=False to start without its state"
-            )
         if with_schedule and self._client_scheduler and host["scheduler"] is None:
             found.append(
                 "the checkpoint has no state of a scheduler object; pass load_lr_scheduler_states=False to keep yours"

@@ -8,8 +8,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from . import _C
 
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
 
 def _declared_in_fp32(module: torch.nn.Module) -> list[str]:
     """Names of the modules that stay fp32 in a 16-bit model: those that models of transformers declare, and norms with
@@ -46,6 +44,7 @@ def settle_types(
 def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str]) -> None:
     """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics get the
     type of their module's parameters, because torch's kernels need equal types. in_fp32: names of fp32 parameters."""
+    wanted = _C.DataTypes(config).buffers
     follow = {
         id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype(config, torch.float32)
         for prefix, norm in _norms(module)
@@ -55,8 +54,7 @@ def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection
     for buffer in module.buffers():
         _C.settle(buffer)
         if buffer.is_floating_point():
-            wanted = buffer.dtype if config.buffer_dtype is None else _DTYPES[config.buffer_dtype]
-            buffer.data = buffer.data.to(follow.get(id(buffer), wanted))
+            buffer.data = buffer.data.to(follow.get(id(buffer), wanted or buffer.dtype))
 
 
 def _norms(module: torch.nn.Module) -> Iterator[tuple[str, _NormBase]]:

@@ -74,7 +74,6 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
         super().__init__(model)
         self._config = config
         self._world = world
-        self._micro_batch_size = config.micro_batch_size
         self._collate_fn = collate_fn
         self._autocast_dtype = self.autocast_dtype()
         self._losses: list[torch.Tensor] = []

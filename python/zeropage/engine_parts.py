@@ -27,7 +27,6 @@ class EngineParts:
     lr_scheduler: Any
     training_dataloader: Any
 
-    _micro_batch_size: int
     if TYPE_CHECKING:  # what EngineSettings implements
 
         @property

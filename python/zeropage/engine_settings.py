@@ -7,10 +7,6 @@ import torch
 
 from . import _C
 from .compat.engine_getters import EngineGetters
-from .errors import ConfigError
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
-_PRECISIONS = {_C.Precision.FP32: torch.float32, _C.Precision.BF16: torch.bfloat16, _C.Precision.FP16: torch.float16}
 
 
 class EngineSettings(EngineGetters):
@@ -62,10 +58,10 @@ class EngineSettings(EngineGetters):
     # -- batch sizes
 
     def train_batch_size(self) -> int:
-        return self.train_micro_batch_size_per_gpu() * self.gradient_accumulation_steps() * self.dp_world_size
+        return self._core.train_batch_size
 
     def train_micro_batch_size_per_gpu(self) -> int:
-        return self._micro_batch_size
+        return self._core.micro_batch_size
 
     def gradient_accumulation_steps(self) -> int:
         return self._core.accumulation_steps
@@ -77,20 +73,11 @@ class EngineSettings(EngineGetters):
     def set_train_batch_size(self, train_batch_size: int) -> None:
         """Changes the accumulation steps from now on; the micro batch size stays the same. A window that already has
         this length, or more, ends with its next micro step."""
-        per_step = self.train_micro_batch_size_per_gpu() * self.dp_world_size
-        if train_batch_size <= 0 or train_batch_size % per_step:
-            raise ConfigError(
-                f"train_batch_size {train_batch_size} is not a positive multiple of micro batch {self.train_micro_batch_size_per_gpu()} "
-                f"* {self.dp_world_size} ranks = {per_step}"
-            )
-        self._core.accumulation_steps = train_batch_size // per_step
+        self._core.train_batch_size = train_batch_size
 
     def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
         """Changes the train batch size; the accumulation steps stay the same."""
-        if micro_batch_size <= 0:
-            raise ConfigError(f"expected a positive micro batch size, got {micro_batch_size}")
-        self._micro_batch_size = micro_batch_size
-        self._core.set_micro_batch_size(micro_batch_size)
+        self._core.micro_batch_size = micro_batch_size
 
     # -- optimizer and schedule
 
@@ -147,8 +134,7 @@ class EngineSettings(EngineGetters):
 
     def autocast_dtype(self) -> torch.dtype | None:
         """The type of the forward's operators under autocast; None: no autocast."""
-        name = self._config.autocast_dtype
-        return None if name is None else _DTYPES[name]
+        return _C.DataTypes(self._config).autocast
 
     def loss_scale(self) -> float:
         return self._core.loss_scale
@@ -158,12 +144,12 @@ class EngineSettings(EngineGetters):
 
     def get_data_types(self) -> tuple[torch.dtype, torch.dtype]:
         """(parameters, gradient accumulation)"""
-        return _PRECISIONS[self._config.precision], _DTYPES[self._config.accumulation_dtype or "fp32"]
+        types = _C.DataTypes(self._config)
+        return types.parameters, types.accumulation
 
     @property
     def communication_data_type(self) -> torch.dtype:
-        name = self._config.communication_dtype
-        return _DTYPES[name] if name else _PRECISIONS[self._config.precision]
+        return _C.DataTypes(self._config).communication
 
     # -- ZeRO
 

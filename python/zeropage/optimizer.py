@@ -149,14 +149,8 @@ def put_hyperparameters(group: Group, loaded: Group) -> None:
 
 
 def params_for_state(kind: _C.OptimizerKind, groups: list[Group]) -> _C.OptimizerParams:
-    """The hyperparameters that determine the size and the initial values of the state.
-
-    Raises ConfigError when groups have different initial sums of squares.
-    """
-    every = [_to_params(kind, group) for group in groups]
-    if len({params["initial_accumulator_value"] for params in every}) > 1:
-        raise ConfigError("param groups have different initial_accumulator_value; give all of them the same")
-    return max(every, key=lambda params: params["momentum"])
+    """The hyperparameters that determine the size and the initial values of the state. Raises ConfigError."""
+    return _C.params_for_state([_to_params(kind, group) for group in groups])
 
 
 def optimizer_facts(optimizer: "ZeropageOptimizer | None") -> str:

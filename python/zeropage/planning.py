@@ -62,24 +62,15 @@ def plan(
     of the device, like the options of `zeropage plan`: device_memory="40GB", network_rate="25GB/s". Raises ConfigError,
     IoError.
     """
-    if figures and device is None:
-        raise ConfigError(f"plan: {', '.join(figures)} replaces a figure of a device: name one, as device='H100'")
-    document, text = _C.make_plan(
-        _model_of(model),
-        num_gpus,
-        num_nodes,
-        os.fspath(device or ""),
-        {name: str(value) for name, value in figures.items()},
-        optimizer,
-        optimizer_bytes,
-        precision,
-        micro_batch,
-        accumulation_steps,
-        sequence,
-        quantized_weights,
-        quantized_gradients,
-        hpz_partition_size,
-    )
+    options = _C.PlanOptions()
+    options.num_gpus, options.num_nodes = num_gpus, num_nodes
+    options.device = os.fspath(device or "")
+    options.figures = {name: str(value) for name, value in figures.items()}
+    options.optimizer, options.optimizer_bytes, options.precision = optimizer, optimizer_bytes, precision
+    options.micro_batch, options.accumulation_steps, options.sequence = micro_batch, accumulation_steps, sequence
+    options.quantized_weights, options.quantized_gradients = quantized_weights, quantized_gradients
+    options.hpz_partition_size = hpz_partition_size
+    document, text = _C.make_plan(_model_of(model), options)
     fields = json.loads(document)
     return Plan(fields["model"], fields["rows"], fields["recommendation"], text)
 

@@ -75,4 +75,10 @@ Json parse_machine_json(std::string_view text, int max_depth) {
   return Json::parse(text);
 }
 
+Json parse_machine_cbor(std::string_view bytes, int max_depth) {
+  Checker checker(max_depth);
+  Json::sax_parse(bytes, &checker, Json::input_format_t::cbor);
+  return Json::from_cbor(bytes);
+}
+
 }  // namespace zeropage::json

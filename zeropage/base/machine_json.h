@@ -23,4 +23,7 @@ class SyntaxError : public Error {
 /// has twice and for more than `max_depth` levels.
 nlohmann::json parse_machine_json(std::string_view text, int max_depth);
 
+/// The same for a document in CBOR (RFC 8949). Its strings may have bytes that are not UTF-8.
+nlohmann::json parse_machine_cbor(std::string_view bytes, int max_depth);
+
 }  // namespace zeropage::json

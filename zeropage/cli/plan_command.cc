@@ -12,30 +12,9 @@ namespace zeropage::cli {
 namespace {
 
 planner::Request request_of(const PlanCommand& command) {
-  planner::Request request;
-  request.model = planner::read_model(command.model);
-  request.devices_per_host = command.num_gpus;
-  request.hosts = command.num_nodes;
-  const bool has_figures =
-      std::ranges::any_of(command.figures, [](const auto& figure) { return !figure.second.empty(); });
-  if (command.device.empty() && has_figures) {
-    throw ConfigError("a figure was given without a device: add --device NAME, or --measure");
-  }
-  if (!command.device.empty()) {
-    request.hardware = planner::read_hardware(command.device);
-    for (const auto& [name, value] : command.figures) {
-      if (!value.empty()) planner::set_figure(*request.hardware, name, value);
-    }
-  }
-  request.optimizer = planner::planned_optimizer(command.optimizer, command.optimizer_bytes);
-  request.precision = planner::parse_precision(command.precision);
-  request.micro_batch = command.micro_batch;
-  request.accumulation_steps = command.accumulation_steps;
-  request.sequence = command.sequence;
-  request.quantized_weights = command.quantized_weights;
-  request.quantized_gradients = command.quantized_gradients;
-  request.second_shard_ranks = command.hpz_partition_size;
-  return request;
+  PlanOptions options = command.options;
+  std::erase_if(options.figures, [](const auto& figure) { return figure.second.empty(); });  // options without a value
+  return planner::request_of(planner::read_model(command.model), options);
 }
 
 /// Adds the options for the model and the machine.
@@ -44,10 +23,12 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->add_option("MODEL", command.model,
                    "Number of parameters (7B), .safetensors file or index, config.json, or its folder")
       ->required();
-  plan->add_option("--num_gpus", command.num_gpus, "Devices of a host")->check(CLI::Range(1, 1 << 16))->type_name("N");
-  plan->add_option("--num_nodes", command.num_nodes, "Hosts")->check(CLI::Range(1, 1 << 20))->type_name("N");
+  plan->add_option("--num_gpus", command.options.num_gpus, "Devices of a host")
+      ->check(CLI::Range(1, 1 << 16))
+      ->type_name("N");
+  plan->add_option("--num_nodes", command.options.num_nodes, "Hosts")->check(CLI::Range(1, 1 << 20))->type_name("N");
   CLI::Option* device =
-      plan->add_option("--device", command.device,
+      plan->add_option("--device", command.options.device,
                        "Kind of the devices: H100, H200, A100, A100-40, V100, 4090; or a file from --save_machine")
           ->type_name("NAME");
   plan->add_flag("--measure", command.measure,
@@ -61,26 +42,29 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   for (const std::string& name : planner::figure_names()) {
     std::string words = name;
     std::ranges::replace(words, '_', ' ');
-    plan->add_option("--" + name, command.figures[name],
+    plan->add_option("--" + name, command.options.figures[name],
                      "The device's or its host's " + words + ", instead of the preset or the measured value")
         ->type_name(name == "overlap"           ? "SHARE"
                     : name.ends_with("latency") ? "TIME"
                                                 : "SIZE");
   }
   plan->add_flag("--json", command.json, "Print JSON");
-  plan->add_option("--optimizer", command.optimizer,
+  plan->add_option("--optimizer", command.options.optimizer,
                    "AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or whole: an object that needs whole parameters")
       ->type_name("NAME");
-  plan->add_option("--optimizer_bytes", command.optimizer_bytes, "With whole: bytes of state per trained element")
+  plan->add_option("--optimizer_bytes", command.options.optimizer_bytes,
+                   "With whole: bytes of state per trained element")
       ->type_name("N");
-  plan->add_option("--precision", command.precision, "bf16, fp16 or fp32")->type_name("NAME");
-  plan->add_option("--micro_batch", command.micro_batch, "Samples of one forward on one rank")->type_name("N");
-  plan->add_option("--accumulation_steps", command.accumulation_steps, "Micro batches of a step")->type_name("N");
-  plan->add_option("--sequence", command.sequence, "Tokens of a sample")->type_name("N");
-  plan->add_flag("--quantized_weights", command.quantized_weights, "Gather parameters in 8 bits at stage 3");
-  plan->add_flag("--quantized_gradients", command.quantized_gradients, "Reduce gradients in 4 bits from stage 1 on");
+  plan->add_option("--precision", command.options.precision, "bf16, fp16 or fp32")->type_name("NAME");
+  plan->add_option("--micro_batch", command.options.micro_batch, "Samples of one forward on one rank")->type_name("N");
+  plan->add_option("--accumulation_steps", command.options.accumulation_steps, "Micro batches of a step")
+      ->type_name("N");
+  plan->add_option("--sequence", command.options.sequence, "Tokens of a sample")->type_name("N");
+  plan->add_flag("--quantized_weights", command.options.quantized_weights, "Gather parameters in 8 bits at stage 3");
+  plan->add_flag("--quantized_gradients", command.options.quantized_gradients,
+                 "Reduce gradients in 4 bits from stage 1 on");
   plan->add_option(
-          "--hpz_partition_size", command.hpz_partition_size,
+          "--hpz_partition_size", command.options.hpz_partition_size,
           "Ranks of a host that keep second shards of gathered pages at stage 3, for the gathers until the next update")
       ->type_name("N");
 }

@@ -3,9 +3,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
+
+#include "zeropage/planner/plan_options.h"
 
 namespace CLI {
 class App;
@@ -15,22 +16,10 @@ namespace zeropage::cli {
 
 struct PlanCommand {
   std::string model;
-  int num_gpus = 1;
-  int num_nodes = 1;
-  std::string device;                          ///< a preset or a file; empty: unknown
-  bool measure = false;                        ///< measure_machine makes the file
-  std::string disk_folder;                     ///< the folder to measure; empty: the working directory
-  std::string save_machine;                    ///< path for the measured figures; empty: they are not kept
-  std::map<std::string, std::string> figures;  ///< figures that replace the device's, by planner::figure_names
-  std::string optimizer = "AdamW";
-  std::int64_t optimizer_bytes = 8;  ///< state of the optimizer "whole", per trained element
-  std::string precision = "bf16";
-  std::int64_t micro_batch = 1;
-  std::int64_t accumulation_steps = 1;
-  std::int64_t sequence = 2048;
-  bool quantized_weights = false;
-  bool quantized_gradients = false;
-  int hpz_partition_size = 1;
+  PlanOptions options;
+  bool measure = false;      ///< measure_machine sets options.device
+  std::string disk_folder;   ///< the folder to measure; empty: the working directory
+  std::string save_machine;  ///< path for the measured figures; empty: they are not kept
   bool json = false;
   std::string write;  ///< path of the configuration to write; empty: none
 };

@@ -186,6 +186,15 @@ const Hyperparameter& find_hyperparameter(std::string_view name) {
   throw ConfigError(fmt::format("no optimizer has a hyperparameter {}", name));
 }
 
+OptimizerParams params_for_state(const std::vector<OptimizerParams>& groups) {
+  if (groups.empty()) return {};
+  const double sum = groups[0].initial_accumulator_value;
+  if (std::ranges::any_of(groups, [&](const auto& group) { return group.initial_accumulator_value != sum; })) {
+    throw ConfigError("parameter groups have different initial_accumulator_value; give all of them the same");
+  }
+  return *std::ranges::max_element(groups, {}, &OptimizerParams::momentum);
+}
+
 std::string optimizer_name(OptimizerKind kind) {
   const auto* entry = find_optimizer(kind);
   return entry == nullptr ? "" : lower_case(entry->type);

@@ -59,6 +59,10 @@ const OptimizerEntry* find_optimizer(std::string_view type);
 /// optimizer has it.
 const Hyperparameter& find_hyperparameter(std::string_view name);
 
+/// The hyperparameters that determine the size and the initial values of the optimizer's state, for all groups. Errors:
+/// ConfigError when groups have different initial sums of squares.
+OptimizerParams params_for_state(const std::vector<OptimizerParams>& groups);
+
 /// The name in checkpoints and of `Engine::optimizer_name`, such as "adamw". Empty for kNone and kClient.
 std::string optimizer_name(OptimizerKind kind);
 

@@ -8,6 +8,7 @@
 
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/engine/init.h"
+#include "zeropage/session/data_types.h"
 
 namespace zeropage::cpp {
 namespace {
@@ -54,6 +55,7 @@ std::vector<std::string> declared_in_fp32(torch::nn::Module& model) {
 
 void cast_buffers(torch::nn::Module& model, const config::Config& config,
                   const std::vector<engine::ParameterInput>& parameters) {
+  const session::DataTypes types = session::data_types(config);
   std::map<const void*, at::ScalarType> follow;
   for (const auto& norm : norms_of(model)) {
     if (!norm.weight.defined()) continue;
@@ -61,14 +63,14 @@ void cast_buffers(torch::nn::Module& model, const config::Config& config,
                                      [&](const auto& parameter) { return parameter.tensor.is_same(norm.weight); });
     const bool wide = weight == parameters.end() || weight->keep_fp32;
     for (const auto& buffer : norm.buffers) {
-      follow[buffer.unsafeGetTensorImpl()] = wide ? at::kFloat : parameter_type(config.precision);
+      follow[buffer.unsafeGetTensorImpl()] = wide ? at::kFloat : types.parameters;
     }
   }
   for (auto& buffer : model.buffers()) {
     engine::settle(buffer);
     if (!buffer.is_floating_point()) continue;
     const auto found = follow.find(buffer.unsafeGetTensorImpl());
-    const auto wanted = config.types.buffers ? scalar_type_of(*config.types.buffers) : buffer.scalar_type();
+    const auto wanted = types.buffers.value_or(buffer.scalar_type());
     const at::Tensor cast = buffer.to(found != follow.end() ? found->second : wanted);
     if (!cast.is_same(buffer)) buffer.set_data(cast);
   }

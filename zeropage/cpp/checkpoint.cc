@@ -13,6 +13,7 @@
 #include "zeropage/cpp/engine_impl.h"
 #include "zeropage/cpp/host_state.h"
 #include "zeropage/engine/model_file.h"
+#include "zeropage/session/resume_check.h"
 
 namespace zeropage {
 namespace {
@@ -40,40 +41,21 @@ void set_random_state(const at::Tensor& state, c10::Device device) {
   }
 }
 
+std::vector<session::BufferShape> shapes_of(const cpp::Tensors& buffers) {
+  std::vector<session::BufferShape> shapes;
+  for (const auto& [name, buffer] : buffers) shapes.push_back({name, buffer.sizes().vec()});
+  return shapes;
+}
+
 /// Differences between a checkpoint and the engine, in addition to those that the core finds itself.
-std::vector<std::string> differences(const cpp::HostState& host, const cpp::Tensors& buffers, std::size_t groups,
-                                     const std::optional<std::string>& optimizer, bool strict, bool with_optimizer) {
-  std::vector<std::string> found;
-  for (const auto& [name, buffer] : buffers) {
-    const auto stored = host.buffers.find(name);
-    if (stored == host.buffers.end()) {
-      if (strict) found.push_back(fmt::format("buffer '{}' is in the model, not in the checkpoint", name));
-    } else if (stored->second.sizes() != buffer.sizes()) {
-      found.push_back(fmt::format("buffer '{}' is [{}] in the model, [{}] in the checkpoint", name,
-                                  fmt::join(buffer.sizes(), ", "), fmt::join(stored->second.sizes(), ", ")));
-    }
-  }
-  for (const auto& [name, stored] : host.buffers) {
-    if (strict && !buffers.contains(name))
-      found.push_back(fmt::format("buffer '{}' is in the checkpoint, not in the model", name));
-  }
-  if (with_optimizer && host.optimizer && host.optimizer != optimizer) {
-    found.push_back(fmt::format(
-        "the optimizer is {}, but the checkpoint's optimizer is {}; load with load_optimizer_states = false "
-        "to start without its state",
-        optimizer.value_or("absent"), *host.optimizer));
-  }
-  if (with_optimizer && !host.cannot_follow.empty()) {
+std::vector<std::string> all_differences(const cpp::HostState& host, const session::ResumeFacts& program,
+                                         const session::ResumeScope& scope) {
+  auto found = session::differences(program, {shapes_of(host.buffers), host.optimizer, host.groups.size()}, scope);
+  if (scope.with_optimizer && !host.cannot_follow.empty()) {
     found.push_back(
         fmt::format("the checkpoint's parameter groups have {}, which {} here does not support; use the optimizer of "
-                    "the checkpoint, or load with load_optimizer_states = false",
-                    host.cannot_follow, optimizer.value_or("no optimizer")));
-  }
-  if (with_optimizer && host.groups.size() != groups) {
-    found.push_back(
-        fmt::format("the optimizer has {} parameter groups, the checkpoint {}; load with load_optimizer_states = false "
-                    "to keep yours",
-                    groups, host.groups.size()));
+                    "the checkpoint, or pass load_optimizer_states=False",
+                    host.cannot_follow, program.optimizer.value_or("no optimizer")));
   }
   return found;
 }
@@ -140,14 +122,13 @@ std::optional<LoadedCheckpoint> Engine::load_checkpoint(const std::string& load_
     host = cpp::read_host_state(step, global_rank(), impl_->config.optimizer.kind, impl_->config.optimizer.params,
                                 impl_->client ? impl_->client->options() : std::vector<cpp::ArchiveItems>{});
     if (with_client && !impl_->client->is_saved()) {
-      throw CheckpointError(
-          fmt::format("checkpoints have no state of the optimizer {}; load with load_optimizer_states = false",
-                      impl_->client->name()));
+      throw CheckpointError(fmt::format(
+          "checkpoints have no state of the optimizer {}; pass load_optimizer_states=False", impl_->client->name()));
     }
     if (with_client) client_states = impl_->client->read(step);
-    problem = fmt::format("{}", fmt::join(differences(host, buffers, core.groups().size(), optimizer_name(),
-                                                      options.load_module_strict, with_optimizer),
-                                          "\n    "));
+    const session::ResumeFacts program{shapes_of(buffers), optimizer_name(), core.groups().size()};
+    const session::ResumeScope scope{options.load_module_strict, with_optimizer, host.excluded};
+    problem = fmt::format("{}", fmt::join(all_differences(host, program, scope), "\n    "));
   } catch (const Error& error) {
     problem = error.what();  // the other ranks must be informed
   }

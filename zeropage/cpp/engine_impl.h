@@ -35,8 +35,7 @@ class Engine::Impl {
   std::map<std::string, std::vector<std::string>> aliases;  // other names of tied parameters
   std::shared_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
-  std::int64_t micro_batch_size = 0;
-  std::vector<at::Tensor> losses;  // since the last update
+  std::vector<at::Tensor> losses;        // since the last update
   bool autocast_entered = false;
   std::optional<session::StepObserver> observer;
   Monitor monitor;
@@ -50,11 +49,6 @@ class Engine::Impl {
   bool step();
   std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core goes
 };
-
-/// The type of the computation.
-inline at::ScalarType parameter_type(config::Precision precision) {
-  return scalar_type_of(formula::compute_dtype(precision));
-}
 
 /// Step, loss, learning rate, units and loss scale of the last optimizer step.
 report::ProgressSample progress_sample(const Engine& engine, double units_per_sample);

@@ -5,6 +5,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/config/optimizers.h"
 #include "zeropage/cpp/engine_impl.h"
+#include "zeropage/session/data_types.h"
 
 namespace zeropage {
 namespace {
@@ -49,28 +50,17 @@ at::Tensor Engine::mean_over_ranks(const at::Tensor& values) {
   return at::from_blob(all.data(), sizes, at::kDouble).mean(0);
 }
 
-std::int64_t Engine::train_batch_size() const {
-  return train_micro_batch_size_per_gpu() * gradient_accumulation_steps() * world_size();
-}
-std::int64_t Engine::train_micro_batch_size_per_gpu() const { return impl_->micro_batch_size; }
+std::int64_t Engine::train_batch_size() const { return impl_->core->train_batch_size(); }
+std::int64_t Engine::train_micro_batch_size_per_gpu() const { return impl_->core->micro_batch_size(); }
 std::int64_t Engine::gradient_accumulation_steps() const { return impl_->core->accumulation_steps(); }
 std::tuple<std::int64_t, std::int64_t, std::int64_t> Engine::get_batch_info() const {
   return {train_batch_size(), train_micro_batch_size_per_gpu(), gradient_accumulation_steps()};
 }
 
 void Engine::set_train_batch_size(std::int64_t train_batch_size) {
-  const std::int64_t per_step = train_micro_batch_size_per_gpu() * world_size();
-  if (train_batch_size <= 0 || train_batch_size % per_step != 0) {
-    throw ConfigError(fmt::format("train_batch_size {} is not a positive multiple of micro batch {} * {} ranks = {}",
-                                  train_batch_size, train_micro_batch_size_per_gpu(), world_size(), per_step));
-  }
-  impl_->core->set_accumulation_steps(train_batch_size / per_step);
+  impl_->core->set_train_batch_size(train_batch_size);
 }
-
 void Engine::set_train_micro_batch_size(std::int64_t micro_batch_size) {
-  if (micro_batch_size <= 0)
-    throw ConfigError(fmt::format("expected a positive micro batch size, got {}", micro_batch_size));
-  impl_->micro_batch_size = micro_batch_size;
   impl_->core->set_micro_batch_size(micro_batch_size);
 }
 
@@ -120,18 +110,12 @@ bool Engine::prescale_gradients() const { return impl_->config.gradients.prescal
 bool Engine::fp16_enabled() const { return impl_->config.precision == config::Precision::kFp16; }
 bool Engine::bfloat16_enabled() const { return impl_->config.precision == config::Precision::kBf16; }
 bool Engine::fp16_auto_cast() const { return impl_->config.cast_inputs; }
-std::optional<at::ScalarType> Engine::autocast_dtype() const {
-  const auto dtype = impl_->config.autocast_dtype;
-  return dtype ? std::optional(scalar_type_of(*dtype)) : std::nullopt;
-}
+std::optional<at::ScalarType> Engine::autocast_dtype() const { return session::data_types(impl_->config).autocast; }
 std::pair<at::ScalarType, at::ScalarType> Engine::get_data_types() const {
-  const auto accumulated = impl_->config.gradients.accumulation_dtype;
-  return {parameter_type(impl_->config.precision), accumulated ? scalar_type_of(*accumulated) : at::kFloat};
+  const auto types = session::data_types(impl_->config);
+  return {types.parameters, types.accumulation};
 }
-at::ScalarType Engine::communication_data_type() const {
-  const auto sent = impl_->config.gradients.communication_dtype;
-  return sent ? scalar_type_of(*sent) : parameter_type(impl_->config.precision);
-}
+at::ScalarType Engine::communication_data_type() const { return session::data_types(impl_->config).communication; }
 double Engine::loss_scale() const { return impl_->core->loss_scale(); }
 bool Engine::dynamic_loss_scale() const { return fp16_enabled() && impl_->config.loss_scale.dynamic; }
 bool Engine::zero_optimization() const { return impl_->config.zero.stage > 0; }

@@ -199,6 +199,9 @@ HostState read_host_state(checkpoint::Checkpoint& step, int rank, config::Optimi
   HostState state;
   state.client = read_client(stored.value("client", json()), step);
   if (const json name = stored.value("optimizer", json()); name.is_string()) state.optimizer = name.get<std::string>();
+  for (const json& name : stored.value("excluded", json::array())) {
+    if (name.is_string()) state.excluded.insert(name.get<std::string>());
+  }
   const json groups = decode(stored.value("groups", json::array()));
   for (const auto& group : groups) {
     if (!group.is_object()) throw CheckpointError(step.path() + ": a parameter group is no dict");

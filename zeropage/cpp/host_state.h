@@ -13,6 +13,7 @@
 
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -30,6 +31,7 @@ struct HostState {
   std::optional<std::string> optimizer;  ///< its name; nullopt: none, or a checkpoint of an older release
   std::vector<config::OptimizerParams> groups;
   std::vector<ArchiveItems> options{};  ///< instead, of an optimizer object of the program's
+  std::set<std::string> excluded{};     ///< buffers that the save left out on purpose
   std::string cannot_follow{};          ///< a hyperparameter that the current optimizer does not support; empty: none
   Tensors buffers{};
   at::Tensor random{};         ///< state of this rank's generator of the CPU; undefined: missing

@@ -66,16 +66,8 @@ std::vector<OptimizerParams> hyperparameters(const std::vector<ParameterGroup>& 
         hyperparameter->set(all[i], *value);
       }
     });
-    if (all[i].initial_accumulator_value != all[0].initial_accumulator_value) {
-      throw ConfigError("parameter groups have different initial_accumulator_value; give all of them the same");
-    }
   }
   return all;
-}
-
-OptimizerParams params_for_state(const std::vector<OptimizerParams>& groups) {
-  return *std::max_element(groups.begin(), groups.end(),
-                           [](const auto& a, const auto& b) { return a.momentum < b.momentum; });
 }
 
 nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const OptimizerParams& params) {

@@ -13,12 +13,9 @@
 namespace zeropage::cpp {
 
 /// The hyperparameters of each group: its own, or those of `optimizer`. Errors: ConfigError when a group has one that
-/// the optimizer does not have, or when groups have different initial sums of squares.
+/// the optimizer does not have.
 std::vector<config::OptimizerParams> hyperparameters(const std::vector<ParameterGroup>& groups,
                                                      const config::Optimizer& optimizer);
-
-/// The hyperparameters that determine the size and the initial values of the state.
-config::OptimizerParams params_for_state(const std::vector<config::OptimizerParams>& groups);
 
 /// Name and value of each of the optimizer's hyperparameters; the betas are an array of two.
 nlohmann::json hyperparameters_to_json(config::OptimizerKind kind, const config::OptimizerParams& params);

@@ -166,7 +166,6 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   impl->communicator = joined.parameters;
   impl->config = choose_automatic(impl->config, model, engine::free_memory(impl->device, impl->world.local_size),
                                   *impl->communicator);
-  impl->micro_batch_size = impl->config.batch.micro_batch_size;
   const bool first = impl->world.rank == 0;
   if (impl->config.log_level) set_log_level(*impl->config.log_level);
   if (first) {
@@ -197,7 +196,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
     core_groups = impl->client->engine_groups();
   } else if (impl->has_optimizer) {
     core_groups = cpp::hyperparameters(groups, impl->config.optimizer);
-    impl->config.optimizer.params = cpp::params_for_state(core_groups);
+    impl->config.optimizer.params = config::params_for_state(core_groups);
   } else {
     for (auto& input : inputs) input.group = -1;
   }

@@ -3,32 +3,15 @@
 #include <torch/nn/module.h>
 
 #include <set>
+#include <utility>
 
-#include "zeropage/base/error.h"
 #include "zeropage/planner/plan.h"
 
 namespace zeropage {
 namespace {
 
 TrainingPlan plan_for(planner::Model model, const PlanOptions& options) {
-  planner::Request request;
-  request.model = std::move(model);
-  request.devices_per_host = options.num_gpus;
-  request.hosts = options.num_nodes;
-  if (!options.device.empty()) request.hardware = planner::read_hardware(options.device);
-  if (!options.figures.empty() && !request.hardware) {
-    throw ConfigError("make_plan: figures replace those of a device: name one, as device = \"H100\"");
-  }
-  for (const auto& [name, value] : options.figures) planner::set_figure(*request.hardware, name, value);
-  request.optimizer = planner::planned_optimizer(options.optimizer, options.optimizer_bytes);
-  request.precision = planner::parse_precision(options.precision);
-  request.micro_batch = options.micro_batch;
-  request.accumulation_steps = options.accumulation_steps;
-  request.sequence = options.sequence;
-  request.quantized_weights = options.quantized_weights;
-  request.quantized_gradients = options.quantized_gradients;
-  request.second_shard_ranks = options.hpz_partition_size;
-  const planner::Plan made = planner::make_plan(request);
+  const planner::Plan made = planner::make_plan(planner::request_of(std::move(model), options));
   const auto row = made.recommendation.row;
   return {planner::format_plan(made), planner::plan_json(made), row ? made.rows[*row].config : "",
           made.recommendation.reason};

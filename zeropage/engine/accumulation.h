@@ -23,13 +23,18 @@ namespace zeropage::engine {
 
 class AccumulationWindow {
  public:
-  /// Both at least 1. `micro_batch_samples`: of all ranks, in one micro step. `counted`: see 5.
-  AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_samples, bool counted = true);
+  /// All at least 1. `micro_batch_size`: samples of one rank in one micro step. `counted`: see 5.
+  AccumulationWindow(std::int64_t steps, std::int64_t micro_batch_size, int ranks, bool counted = true);
 
   /// Micro steps of a window. Errors of the setters: UsageError for less than 1.
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps);
-  void set_micro_batch_samples(std::int64_t samples);
+  std::int64_t micro_batch_size() const { return micro_batch_size_; }
+  void set_micro_batch_size(std::int64_t samples);
+
+  /// Changes the number of micro steps so that a window has this many samples of all ranks. Errors: ConfigError unless
+  /// it is a multiple of the ranks' micro batches.
+  void set_samples_of_update(std::int64_t samples);
 
   /// nullopt: boundaries are found by counting micro steps.
   void force(std::optional<bool> boundary) { forced_ = boundary; }
@@ -57,7 +62,7 @@ class AccumulationWindow {
   void restart();
 
   /// Samples of a window of full length.
-  std::int64_t samples_of_update() const { return steps_ * micro_batch_samples_; }
+  std::int64_t samples_of_update() const { return steps_ * micro_batch_size_ * ranks_; }
 
   /// Samples of all ranks that updates have used or skipped.
   std::int64_t samples() const { return samples_; }
@@ -69,7 +74,8 @@ class AccumulationWindow {
 
  private:
   std::int64_t steps_;
-  std::int64_t micro_batch_samples_;
+  std::int64_t micro_batch_size_;
+  int ranks_;
   std::optional<bool> forced_;
   bool counted_;
   std::int64_t ended_ = 0;

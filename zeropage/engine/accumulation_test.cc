@@ -24,7 +24,7 @@ void run(AccumulationWindow& window, std::vector<std::int64_t>& updates, std::in
 // Catches a window that is counted from the start of the run, so that new accumulation steps begin in the middle of
 // one.
 TEST(AccumulationWindow, NewStepsBeginWithTheNextWindow) {
-  AccumulationWindow window(3, 8);
+  AccumulationWindow window(3, 4, 2);
   std::vector<std::int64_t> updates;
   run(window, updates, 3);
   window.set_steps(2);
@@ -35,7 +35,7 @@ TEST(AccumulationWindow, NewStepsBeginWithTheNextWindow) {
 
 // Catches a window that can no longer end because it is longer than the new accumulation steps.
 TEST(AccumulationWindow, FewerStepsEndAWindowThatIsAlreadyLonger) {
-  AccumulationWindow window(4, 1);
+  AccumulationWindow window(4, 1, 1);
   std::vector<std::int64_t> updates;
   run(window, updates, 3);
   window.set_steps(2);
@@ -45,7 +45,7 @@ TEST(AccumulationWindow, FewerStepsEndAWindowThatIsAlreadyLonger) {
 
 // Catches an early update that shortens the window after it.
 TEST(AccumulationWindow, AForcedBoundaryLeavesTheNextWindowWhole) {
-  AccumulationWindow window(3, 1);
+  AccumulationWindow window(3, 1, 1);
   std::vector<std::int64_t> updates;
   window.force(true);
   run(window, updates, 1);
@@ -61,7 +61,7 @@ TEST(AccumulationWindow, AForcedBoundaryLeavesTheNextWindowWhole) {
 
 // Catches micro steps that count although their gradients were dropped.
 TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
-  AccumulationWindow window(2, 5);
+  AccumulationWindow window(2, 5, 1);
   std::vector<std::int64_t> updates;
   run(window, updates, 1);
   EXPECT_FALSE(window.is_new());
@@ -74,7 +74,7 @@ TEST(AccumulationWindow, RestartsWithoutAnUpdate) {
 
 // Catches a step() without an update although the program decides, and backwards that are not counted as micro steps.
 TEST(AccumulationWindow, EveryStepEndsAWindowThatIsNotCounted) {
-  AccumulationWindow window(4, 5, /*counted=*/false);
+  AccumulationWindow window(4, 5, 1, /*counted=*/false);
   for (const int backwards : {1, 3, 0}) {
     for (int i = 0; i < backwards; ++i) window.note_backward();
     EXPECT_TRUE(window.at_boundary());
@@ -87,10 +87,20 @@ TEST(AccumulationWindow, EveryStepEndsAWindowThatIsNotCounted) {
 }
 
 TEST(AccumulationWindow, RefusesLessThanOne) {
-  EXPECT_THROW(AccumulationWindow(0, 1), UsageError);
-  AccumulationWindow window(1, 1);
+  EXPECT_THROW(AccumulationWindow(0, 1, 1), UsageError);
+  AccumulationWindow window(1, 1, 1);
   EXPECT_THROW(window.set_steps(0), UsageError);
-  EXPECT_THROW(window.set_micro_batch_samples(-1), UsageError);
+  EXPECT_THROW(window.set_micro_batch_size(-1), UsageError);
+}
+
+// Catches a batch size that is rounded, or that changes the micro batch.
+TEST(AccumulationWindow, TakesTheBatchOfAllRanks) {
+  AccumulationWindow window(1, 2, 3);
+  window.set_samples_of_update(24);
+  EXPECT_EQ(window.steps(), 4);
+  EXPECT_EQ(window.micro_batch_size(), 2);
+  for (const std::int64_t samples : {0, -6, 25}) EXPECT_THROW(window.set_samples_of_update(samples), ConfigError);
+  EXPECT_EQ(window.samples_of_update(), 24);
 }
 
 }  // namespace

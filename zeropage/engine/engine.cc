@@ -25,9 +25,8 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       groups_(std::move(groups)),
       state_(inputs, config_, communicator_, device_, ledger_),
       steps_(inputs.size()),
-      window_(config_.batch.accumulation_steps,
-              std::max<std::int64_t>(1, config_.batch.micro_batch_size) * communicator_->size(),
-              config_.batch.counted) {
+      window_(config_.batch.accumulation_steps, std::max<std::int64_t>(1, config_.batch.micro_batch_size),
+              communicator_->size(), config_.batch.counted) {
   require_one_pass(config_, device_);
   auto sums = reductions ? recorder_.observed(std::move(reductions)) : communicator_;
   if (config_.zero.quantized_gradients) sums = reduce::code_reductions(std::move(sums), device_, ledger_);
@@ -122,9 +121,10 @@ void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->wi
 void Engine::set_accumulation_steps(std::int64_t steps) { impl_->window_.set_steps(steps); }
 std::int64_t Engine::accumulation_steps() const { return impl_->window_.steps(); }
 bool Engine::window_is_new() const { return impl_->window_.is_new(); }
-void Engine::set_micro_batch_size(std::int64_t samples) {
-  impl_->window_.set_micro_batch_samples(samples * impl_->communicator_->size());
-}
+std::int64_t Engine::train_batch_size() const { return impl_->window_.samples_of_update(); }
+void Engine::set_train_batch_size(std::int64_t samples) { impl_->window_.set_samples_of_update(samples); }
+std::int64_t Engine::micro_batch_size() const { return impl_->window_.micro_batch_size(); }
+void Engine::set_micro_batch_size(std::int64_t samples) { impl_->window_.set_micro_batch_size(samples); }
 std::vector<config::OptimizerParams>& Engine::groups() { return impl_->groups_; }
 std::vector<double> Engine::scheduled_lrs() const {
   return impl_->schedule_ ? impl_->schedule_->lrs() : std::vector<double>{};

@@ -141,7 +141,13 @@ class Engine {
   void set_accumulation_steps(std::int64_t steps);               ///< see AccumulationWindow
   std::int64_t accumulation_steps() const;
   bool window_is_new() const;                       ///< no backward has run since the last update
-  void set_micro_batch_size(std::int64_t samples);  ///< of one rank; for `global_samples`
+  std::int64_t micro_batch_size() const;            ///< samples of one rank in a micro step
+  void set_micro_batch_size(std::int64_t samples);  ///< changes the train batch size; errors: UsageError below 1
+  std::int64_t train_batch_size() const;            ///< samples of all ranks in an update
+
+  /// Changes the accumulation steps from now on; the micro batch size stays the same. Errors: ConfigError unless it is
+  /// a positive multiple of the ranks' micro batches.
+  void set_train_batch_size(std::int64_t samples);
 
   /// Current hyperparameters, one entry per group; write to change them from the next step on.
   std::vector<config::OptimizerParams>& groups();

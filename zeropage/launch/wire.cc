@@ -28,28 +28,6 @@ std::uint32_t get_number(std::string_view bytes) {
 
 }  // namespace
 
-std::string pack(const std::vector<std::string>& fields) {
-  std::string bytes;
-  for (const std::string& field : fields) {
-    put_number(bytes, static_cast<std::uint32_t>(field.size()));
-    bytes += field;
-  }
-  return bytes;
-}
-
-std::vector<std::string> unpack(std::string_view bytes) {
-  std::vector<std::string> fields;
-  while (!bytes.empty()) {
-    const std::size_t size = bytes.size() < 4 ? 0 : get_number(bytes);
-    if (bytes.size() < 4 || size > bytes.size() - 4) {
-      throw IoError("a message of the launcher is cut off; are both hosts' versions the same?");
-    }
-    fields.emplace_back(bytes.substr(4, size));
-    bytes.remove_prefix(4 + size);
-  }
-  return fields;
-}
-
 Channel::Channel(Descriptor in, Descriptor out, bool skip_to_greeting)
     : in_(std::move(in)), out_(std::move(out)), greeted_(!skip_to_greeting) {
   for (int fd : {in_.get(), out_.get()}) ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);

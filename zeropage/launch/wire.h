@@ -3,7 +3,8 @@
 ///
 /// 1. The agent starts with one line, kGreeting. Everything before it on its stdout (output of the login shell) is
 ///    skipped.
-/// 2. Then both send frames: kind (1 byte), number (4), payload length (4, little-endian), payload.
+/// 2. Then both send frames: kind (1 byte), number (4), payload length (4, little-endian), payload. The payload of
+///    kAsk, kReport and kStart is a document in CBOR (agent_messages.cc).
 /// 3. Launcher: kAsk, kStart, then kSignal and kKill. Agent: kReport, then kOut, kErr and kEnded of its ranks, kNotice,
 ///    and kDone when all processes of the job on its host have ended.
 /// 4. Both send kBeat every kBeatPeriod. If nothing arrives for kBeatPatience, the other end counts as dead.
@@ -14,7 +15,6 @@
 #include <functional>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "zeropage/base/descriptor.h"
 
@@ -43,10 +43,6 @@ struct Frame {
   std::int32_t number = 0;  ///< a rank, or a signal
   std::string payload;
 };
-
-/// Packs strings into one, and unpacks them. Errors of `unpack`: IoError when the bytes are not from `pack`.
-std::string pack(const std::vector<std::string>& fields);
-std::vector<std::string> unpack(std::string_view bytes);
 
 /// One end of the connection. Nothing here blocks: the owner polls.
 class Channel {

@@ -50,6 +50,13 @@ void check(const Request& request) {
   }
 }
 
+config::Precision parse_precision(const std::string& text) {
+  if (text == "bf16") return config::Precision::kBf16;
+  if (text == "fp16") return config::Precision::kFp16;
+  if (text == "fp32") return config::Precision::kFp32;
+  throw ConfigError(fmt::format("precision: expected bf16, fp16 or fp32, got {}", json::quote(text)));
+}
+
 /// Whether the bytes of a rank fit on its device, and those of a host's ranks in the host's memory and on its disks.
 bool fits(const Request& request, const MemoryEstimate& memory, std::int64_t device_bytes) {
   const Hardware& hardware = *request.hardware;
@@ -86,11 +93,29 @@ const char* device_word(Home home) { return home == Home::kHost ? "cpu" : "nvme"
 
 }  // namespace
 
-config::Precision parse_precision(const std::string& text) {
-  if (text == "bf16") return config::Precision::kBf16;
-  if (text == "fp16") return config::Precision::kFp16;
-  if (text == "fp32") return config::Precision::kFp32;
-  throw ConfigError(fmt::format("precision: expected bf16, fp16 or fp32, got {}", json::quote(text)));
+Request request_of(Model model, const PlanOptions& options) {
+  Request request;
+  request.model = std::move(model);
+  request.devices_per_host = options.num_gpus;
+  request.hosts = options.num_nodes;
+  if (!options.device.empty()) request.hardware = read_hardware(options.device);
+  for (const auto& [name, value] : options.figures) {
+    if (!request.hardware) {
+      throw ConfigError(fmt::format(
+          "plan: {} replaces a figure of a device, but there is no device: name one (H100, ...), or a file of figures",
+          name));
+    }
+    set_figure(*request.hardware, name, value);
+  }
+  request.optimizer = planned_optimizer(options.optimizer, options.optimizer_bytes);
+  request.precision = parse_precision(options.precision);
+  request.micro_batch = options.micro_batch;
+  request.accumulation_steps = options.accumulation_steps;
+  request.sequence = options.sequence;
+  request.quantized_weights = options.quantized_weights;
+  request.quantized_gradients = options.quantized_gradients;
+  request.second_shard_ranks = options.hpz_partition_size;
+  return request;
 }
 
 std::string offload_name(const Placement& placement) {

@@ -20,6 +20,7 @@
 #include "zeropage/formula/model_state.h"
 #include "zeropage/planner/hardware.h"
 #include "zeropage/planner/model.h"
+#include "zeropage/planner/plan_options.h"
 #include "zeropage/planner/planned_optimizer.h"
 
 namespace zeropage::planner {
@@ -113,8 +114,9 @@ struct Plan {
   Recommendation recommendation;
 };
 
-/// "bf16", "fp16" or "fp32". Errors: ConfigError for anything else.
-config::Precision parse_precision(const std::string& text);
+/// The request for a model with a user's options. Errors: ConfigError for unknown names, and for figures without a
+/// device; IoError when `device` is a file that cannot be read.
+Request request_of(Model model, const PlanOptions& options);
 
 /// "none", "optimizer: host", "optimizer: disk, parameters: host", ...
 std::string offload_name(const Placement& placement);
