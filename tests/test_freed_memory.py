@@ -317,6 +317,49 @@ def use_from_three_streams(device: torch.device, writes: bool, **zero: Any) -> N
     engine.destroy()
 
 
+def shards_of_two_streams(device: torch.device) -> None:
+    """A page that one stream has written goes home on another one, and comes again on the first. Frames do not order
+    the
+    two: each stream takes those that it has used."""
+    torch.manual_seed(1)
+    model = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(4)).to(device)
+    config = config_of(3, zero_optimization={"stage3_max_live_parameters": 3100}, zeropage={"page_numel": 1000})
+    engine, *_ = zeropage.initialize(model=model, config=config, device=device)
+    side = torch.Stream(device)
+    torch.accelerator.synchronize()
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+        model[3].weight.sum()
+        with side:
+            model[1].weight.sum()
+            model[2].weight.sum()  # takes the first one's place
+        found = model[0].weight.sum()  # takes that of the last one
+        torch.accelerator.synchronize()
+    assert found == 3072.0
+    engine.destroy()
+
+
+def second_shards_of_two_streams(device: torch.device) -> None:
+    """A second shard that one stream has written is gathered on another one, with frames that do not order the two."""
+    torch.manual_seed(1)
+    model = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(3)).to(device)
+    zero = {"stage3_max_live_parameters": 2100, "zero_hpz_partition_size": 2}
+    config = config_of(3, zero_optimization=zero, zeropage={"page_numel": 1000})
+    engine, *_ = zeropage.initialize(model=model, config=config, device=device)
+    side = torch.Stream(device)
+    torch.accelerator.synchronize()
+    with torch.no_grad():
+        first = model[0].weight.sum()
+        with side:
+            model[1].weight.sum()
+        model[2].weight.sum()  # takes the first one's place
+        with side:
+            second = model[0].weight.sum()  # takes that of the second one
+        torch.accelerator.synchronize()
+    assert second == first
+    engine.destroy()
+
+
 def train_more_on_another_stream(device: torch.device) -> None:
     """A larger layer is trained from the second micro step on, and only the first one is on the side stream."""
     torch.manual_seed(1)
@@ -363,8 +406,29 @@ def build_on_two_streams(device: torch.device) -> None:
     assert [each.item() for each in sums] == [4096.0 * index for index in range(6)]
 
 
+def make_on_one_stream(device: torch.device, fills: bool) -> None:
+    """Tensors of zero.Init that were made, or filled, on one stream are sharded because of those of another one."""
+    config = config_of(3, zero_optimization={"stage3_max_live_parameters": 6000})
+    side = torch.Stream(device)
+    made = []
+    with zeropage.zero.Init(config_dict_or_path=config), torch.no_grad():
+        if fills:
+            made = [torch.full((64, 64), 7.0, device=device) for _ in range(2)]
+            side.wait_stream(torch.accelerator.current_stream())
+        with side:
+            for index in range(2):
+                made[index].fill_(index) if fills else made.append(torch.full((64, 64), float(index), device=device))
+        later = [torch.full((64, 64), 5.0, device=device) for _ in range(4)]
+        torch.accelerator.current_stream().wait_stream(side)
+        sums = [each.sum() for each in made]
+    torch.accelerator.synchronize()
+    assert [each.item() for each in sums] == [0.0, 4096.0] and later
+
+
 CASES = {
     "built on two streams": build_on_two_streams,
+    "made on one stream": lambda device: make_on_one_stream(device, fills=False),
+    "filled on one stream": lambda device: make_on_one_stream(device, fills=True),
     "reduced into shards": lambda device: train_two_streams(device, {"stage": 2}),
     "reduced at once": lambda device: train_two_streams(device, {"stage": 2, "reduce_scatter": False}),
     "reduced in place": lambda device: train_two_streams(device, {"stage": 0}),
@@ -379,6 +443,8 @@ CASES = {
     ),
     "shards that are written": lambda device: use_from_three_streams(device, writes=True),
     "second shards": lambda device: use_from_three_streams(device, writes=False, zero_hpz_partition_size=2),
+    "shards of two streams": shards_of_two_streams,
+    "second shards of two streams": second_shards_of_two_streams,
     "trained later": train_more_on_another_stream,
 }
 

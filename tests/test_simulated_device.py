@@ -261,6 +261,30 @@ def test_record_stream_keeps_memory(stream: torch.Stream):
                 assert total.item() == 2000
 
 
+def test_views_of_no_memory():
+    """Catches a device that finds itself from a pointer that CUDA does not know: null, or freed."""
+    there = torch.zeros(4096, dtype=torch.uint8, device=DEVICE)
+    assert simulated_device.from_blob(there.data_ptr(), 16).device == there.device
+    with pytest.raises(RuntimeError, match="no block of device memory"):
+        simulated_device.from_blob(0, 0)
+    address = there.data_ptr()
+    del there
+    with pytest.raises(RuntimeError, match="no block of device memory"):
+        simulated_device.from_blob(address, 0)
+
+
+def test_an_operation_that_does_not_end(stream: torch.Stream):
+    """Catches a held stream that runs on, and one that holds up others."""
+    with simulated_device.held():
+        blocked = torch.accelerator.current_stream().record_event()
+        with stream:
+            torch.ones(4, device=DEVICE)
+        stream.synchronize()
+        assert not blocked.query()
+    torch.accelerator.synchronize()
+    assert blocked.query()
+
+
 def test_memory_statistics_count_blocks():
     """Catches bytes that are not given back, or not counted."""
     torch.accelerator.empty_cache()

@@ -23,9 +23,10 @@ namespace {
 using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device,
-                                              bool deterministic, std::int64_t timeout_ms, std::int64_t max_delay_us) {
+                                              bool deterministic, std::int64_t timeout_ms, std::int64_t max_delay_us,
+                                              c10::intrusive_ptr<c10d::Store> aborts) {
   auto communicator = comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
-                                                   std::chrono::milliseconds(timeout_ms));
+                                                   std::chrono::milliseconds(timeout_ms), std::move(aborts));
   if (max_delay_us == 0) return communicator;
   const auto seed = static_cast<std::uint64_t>(communicator->rank());
   auto delays = comm::random_delays(seed, std::chrono::microseconds(max_delay_us));
@@ -105,9 +106,11 @@ void init_c10d(py::module_& module) {
              "it uses. name: of shared memory that only this job uses. Collective; nobody else writes into the "
              "store.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
-             py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0, Unlocked(),
+             py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0,
+             py::arg("aborts") = py::none(), Unlocked(),
              "Ranks of two dedicated torch process groups: one for buffers on `device`, one (gloo) for control. For "
-             "tests each collective is delayed at random by up to max_delay_us.");
+             "tests each collective is delayed at random by up to max_delay_us. Communicators with the same store "
+             "`aborts` abort together.");
 }
 
 }  // namespace zeropage::python

@@ -228,6 +228,11 @@ void init_engine(py::module_& module) {
            "may "
            "follow.")
       .def("reload_states", &Engine::reload_states, Unlocked(), "Moves it back.")
+      .def(
+          "wait_for_device", [](const Engine& self, const std::string& what) { self.wait_for_device(what); },
+          py::arg("what"), Unlocked(),
+          "Waits for the earlier work of the current stream. Call it before a value is fetched, so that the message of "
+          "an error has `what` it was.")
       .def("wait_for_updates", &Engine::wait_for_updates, Unlocked(),
            "Waits for updates overlapped with the backward; for tests.")
       .def("trim_memory", &Engine::trim_memory, Unlocked(), "Returns cached memory to the system.")

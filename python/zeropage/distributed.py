@@ -144,11 +144,16 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
         are_asked = device.type == "cpu" and config.hierarchical_collectives and world.local_size < world.size
         if are_asked and _are_a_table(world):
             made = [_join_hosts(world, config) for _ in range(count)]
+            of_training = None
         else:
-            made = [new_process_groups(device, config.deterministic_reduction, timeout) for _ in range(count)]
+            # A failed save ends no training; the other two are of one step.
+            of_training = _store_of_job(f"aborts{next(_joined)}")
+            stores = (of_training, of_training, None)
+            deterministic = config.deterministic_reduction
+            made = [new_process_groups(device, deterministic, timeout, aborts=stores[i]) for i in range(count)]
         parameters = made[0]
         if config.second_shard_ranks > 1:
-            parameters = _with_nearby(parameters, config, device, world, timeout)
+            parameters = _with_nearby(parameters, config, device, world, timeout, of_training)
         return Communicators(parameters, *made[1:])
 
     def join() -> _C.Communicator:
@@ -163,15 +168,17 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
 
 
-def _store_for_hosts(number: int) -> Any:
+def _store_of_job(name: str) -> Any:
+    """A part of the store of all ranks; None if their process group has no store, as MPI's."""
     import torch.distributed as dist
 
-    return dist.PrefixStore(f"zeropage/hosts{number}", _C.store_of(dist.group.WORLD))
+    store = _C.store_of(dist.group.WORLD)
+    return dist.PrefixStore(f"zeropage/{name}", store) if store is not None else None
 
 
 def _are_a_table(world: World) -> bool:
     """Whether every host has the same number of ranks, with consecutive numbers. Collective."""
-    store = _store_for_hosts(next(_joined))
+    store = _store_of_job(f"hosts{next(_joined)}")
     hosts, _ = _C.agree_on_hosts(store, world.rank, world.local_rank, world.size, world.local_size)
     return hosts > 1
 
@@ -180,7 +187,7 @@ def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
     """A communicator that works host by host. Its process groups are not groups of torch.distributed, but end like
     those. Collective."""
     number = next(_joined)
-    store = _store_for_hosts(number)
+    store = _store_of_job(f"hosts{number}")
     communicator, *groups = _C.join_hosts(
         store,
         world.rank,
@@ -195,7 +202,12 @@ def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
 
 
 def _with_nearby(
-    communicator: _C.Communicator, config: _C.Config, device: torch.device, world: World, timeout: timedelta
+    communicator: _C.Communicator,
+    config: _C.Config,
+    device: torch.device,
+    world: World,
+    timeout: timedelta,
+    aborts: Any,
 ) -> _C.Communicator:
     """The same with the groups of zero_hpz_partition_size. Collective. Raises ConfigError."""
     import torch.distributed as dist
@@ -211,7 +223,8 @@ def _with_nearby(
         made = dist.new_group(ranks, timeout=timeout), dist.new_group(ranks, timeout=timeout, backend="gloo")
         if world.rank in ranks:
             data, control = made
-    nearby = _C.make_c10d_communicator(data, control, device, config.deterministic_reduction, config.timeout_ms)
+    deterministic = config.deterministic_reduction
+    nearby = _C.make_c10d_communicator(data, control, device, deterministic, config.timeout_ms, aborts=aborts)
     _keep_until_unused(nearby, (data, control), _C.store_of(control), count)
     return _C.with_nearby(communicator, nearby)
 
@@ -342,18 +355,19 @@ def _store(world: World, timeout: timedelta | None) -> Any:
 
 
 def new_process_groups(
-    device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0
+    device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0, aborts: Any = None
 ) -> _C.Communicator:
     """A communicator over groups of its own, so that its collectives never mix with the script's. Collective.
 
-    max_delay_us: for tests; every collective has a random delay of at most this time.
+    max_delay_us: for tests; every collective has a random delay of at most this time. aborts: a store; communicators
+    with the same one abort together.
     """
     import torch.distributed as dist
 
     data = dist.new_group(timeout=timeout)
     control = dist.new_group(timeout=timeout, backend="gloo")
     timeout_ms = int(timeout.total_seconds() * 1000)
-    communicator = _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us)
+    communicator = _C.make_c10d_communicator(data, control, device, deterministic, timeout_ms, max_delay_us, aborts)
     _keep_until_unused(communicator, (data, control), _C.store_of(control), data.size())
     return communicator
 

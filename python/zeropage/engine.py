@@ -207,9 +207,9 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
     def mean_loss(self) -> float:
         """The mean of this rank's losses since the last update (of the last update, directly after it)."""
         if not self._losses:
-            raise UsageError(
-                "there is no loss yet: call engine.backward first (loss.backward() does not tell the engine the loss)"
-            )
+            raise UsageError("there is no loss yet: call engine.backward first (loss.backward() does not tell it)")
+        if not self.has_ended:
+            self._core.wait_for_device("the loss")
         return torch.stack([loss.float() for loss in self._losses]).mean().item()
 
     def known_loss(self) -> float | None:

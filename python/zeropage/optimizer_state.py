@@ -39,6 +39,7 @@ class EngineState:
             return {}
         step = {"step": torch.tensor(float(updates))} if self._counts else {}
         values = {name: self._core.full_value(parameter, _Kind.STATE, name) for name in self._names}
+        self._core.wait_for_device("the optimizer's state of a parameter")
         return step | {name: value.cpu() for name, value in values.items() if value is not None}
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:

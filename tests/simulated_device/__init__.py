@@ -16,7 +16,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["check", "count", "delays", "is_loaded", "load", "set_kernels", "take_starts", "visible"]
+__all__ = [
+    "check",
+    "count",
+    "delays",
+    "from_blob",
+    "held",
+    "is_loaded",
+    "load",
+    "set_kernels",
+    "take_starts",
+    "visible",
+]
 
 NAME = "simulated"
 _loaded: Any = None  # the C++ module _device, which gives mypy no types
@@ -93,6 +104,22 @@ def count() -> Iterator[dict[str, int]]:
     yield counted
     torch.accelerator.current_stream()
     counted.update({name: value - before[name] for name, value in _loaded.counters().items()})
+
+
+@contextlib.contextmanager
+def held(limit_s: float = 15) -> Iterator[None]:
+    """Gives the current stream an operation that does not end before the block does. It ends after `limit_s`, too, so
+    that a test fails, and does not hang, where the host waits in the device's library."""
+    _loaded.hold(int(1000 * limit_s))
+    try:
+        yield
+    finally:
+        _loaded.let_go()
+
+
+def from_blob(address: int, numel: int) -> torch.Tensor:
+    """at::from_blob for memory of the device, which asks for the address's device, as it does for CUDA."""
+    return _loaded.from_blob(address, numel)
 
 
 def take_starts() -> list[str]:

@@ -1,5 +1,6 @@
 #include "machine.h"
 
+#include <cstdlib>
 #include <stdexcept>
 #include <utility>
 
@@ -17,11 +18,13 @@ Machine& Machine::get() {
 }
 
 Machine::Machine() : pinned_(*this) {
+  const bool one_queue = std::getenv("ZEROPAGE_SIMULATED_ONE_QUEUE") != nullptr;
   int actor = 0;
   for (int device = 0; device < kDevices; ++device) {
     memory_[device] = std::make_unique<Arena>("simulated device", kDeviceBytes, true);
     for (int id = 0; id <= kStreamsInPool; ++id) {
       streams_[device][id] = std::make_unique<Stream>(device, id, actor++);
+      if (one_queue && id > 0) streams_[device][id]->share(*streams_[device][0]);
     }
   }
 }
@@ -74,6 +77,20 @@ void Machine::launch(Stream& stream, const std::string& what, const std::vector<
       if (error_.empty()) error_ = "simulated device: " + *name + " failed: " + error.what();
     }
   });
+}
+
+void Machine::hold(Stream& stream, std::chrono::milliseconds limit) {
+  auto end = std::make_shared<Point>(Clock());
+  {
+    const std::lock_guard lock(mutex_);
+    held_.push_back(end);
+  }
+  launch(stream, "an operation that does not end", {}, [end, limit] { end->wait_for(limit); });
+}
+
+void Machine::let_go() {
+  const std::lock_guard lock(mutex_);
+  for (const auto& end : std::exchange(held_, {})) end->reach();
 }
 
 PointPtr Machine::record_locked(Stream& stream) {

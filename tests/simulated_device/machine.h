@@ -70,6 +70,10 @@ class Machine {
   /// Gives a task to a stream. Errors in it are thrown by a later wait or rethrow.
   void launch(Stream& stream, const std::string& what, const std::vector<Use>& uses, std::function<void()> task);
 
+  /// Gives a stream a task that does not end before let_go(), or before `limit` is over.
+  void hold(Stream& stream, std::chrono::milliseconds limit);
+  void let_go();
+
   PointPtr record(Stream& stream);
   void block(Stream& stream, const PointPtr& point);
 
@@ -118,6 +122,7 @@ class Machine {
   Clock host_;
   std::set<std::string> names_;
   std::vector<std::string> faults_;
+  std::vector<std::shared_ptr<Point>> held_;
   Counters counters_;
 
   std::mutex error_mutex_;

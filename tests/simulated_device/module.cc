@@ -37,6 +37,13 @@ PYBIND11_MODULE(_device, m) {
   m.def("set_delays", [](std::uint64_t seed, int max_us) { Machine::get().set_delays({seed, max_us}); });
   m.def("take_faults", [] { return Machine::get().take_faults(); });
   m.def("counters", &counters);
+  m.def("hold", [](int limit_ms) {
+    Machine::get().hold(current_stream(current_device()), std::chrono::milliseconds(limit_ms));
+  });
+  m.def("let_go", [] { Machine::get().let_go(); });
+  m.def("from_blob", [](std::uintptr_t address, std::int64_t numel) {
+    return at::from_blob(reinterpret_cast<void*>(address), {numel}, at::TensorOptions().device(kType));
+  });
   m.def("reset_counters", [] { Machine::get().reset_counters(); });
   m.def(
       "drain", [] { Machine::get().drain(); }, unlocked);

@@ -38,6 +38,7 @@ TESTS = (
     "tests/test_streamed_updates.py",
     "tests/test_gpu_training.py",
     "tests/test_gpu.py",
+    "tests/test_device_waits.py",
 )
 
 VARIABLE = "ZEROPAGE_MUTANT"

@@ -88,8 +88,10 @@ class StreamBackend final : public c10d::Backend {
     }
     abort_signal_.notify_all();
     gloo_->abort();
-    if (stream_ != nullptr)
-      Machine::get().wait(Machine::get().record(*stream_));  // as NCCL does when it ends its kernels
+    if (stream_ == nullptr) return;
+    // As NCCL does when it ends its kernels; it does not wait for kernels that have not begun.
+    const auto ended = Machine::get().record(*stream_);
+    if (ended->wait_for(kUntilKernelsEnd)) Machine::get().wait(ended);
   }
   void eagerConnectSingleDevice(at::Device) override { note_start("connect"); }
 
@@ -172,6 +174,7 @@ class StreamBackend final : public c10d::Backend {
   }
 
   static constexpr std::chrono::seconds kLongestWait{60};
+  static constexpr std::chrono::seconds kUntilKernelsEnd{2};
 
   const c10::intrusive_ptr<c10d::Backend> gloo_;
   const bool host_waits_;

@@ -17,6 +17,11 @@ void Point::wait() const {
   changed_.wait(lock, [&] { return reached_; });
 }
 
+bool Point::wait_for(std::chrono::milliseconds limit) const {
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, limit, [&] { return reached_; });
+}
+
 bool Point::reached() const {
   const std::lock_guard lock(mutex_);
   return reached_;
@@ -36,6 +41,7 @@ void Stream::set_delays(const Delays& delays) {
 }
 
 void Stream::push(std::function<void()> task) {
+  if (queue_ != nullptr) return queue_->push(std::move(task));
   const std::lock_guard lock(mutex_);
   tasks_.push_back(std::move(task));
   filled_.notify_one();

@@ -23,6 +23,8 @@ class Point {
 
   void reach();
   void wait() const;
+  /// Whether it was reached within that time.
+  bool wait_for(std::chrono::milliseconds limit) const;
   bool reached() const;
   std::chrono::steady_clock::time_point time() const;
 
@@ -48,6 +50,10 @@ class Stream {
   /// Runs it after everything that was pushed before. The first push starts the thread.
   void push(std::function<void()> task);
 
+  /// From now on its tasks run in another stream's thread, in the order in which both are given tasks. Before the first
+  /// push.
+  void share(Stream& queue) { queue_ = &queue; }
+
   void set_delays(const Delays& delays);
   std::string name() const;
 
@@ -62,6 +68,7 @@ class Stream {
  private:
   void run();
 
+  Stream* queue_ = nullptr;  // that runs the tasks, if it is another one
   std::mutex mutex_;
   std::condition_variable filled_;
   std::deque<std::function<void()>> tasks_;

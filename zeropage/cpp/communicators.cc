@@ -67,9 +67,10 @@ comm::HostGrid hosts_of(config::CommunicatorKind kind, const config::Config& con
                                  std::chrono::milliseconds(config.zeropage.timeout_ms));
 }
 
-/// Makes one communicator.
+/// Makes one communicator. `aborts`: as for join_c10d_job.
 std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
-                                         const comm::World& world, at::Device device, const comm::HostGrid& grid) {
+                                         const comm::World& world, at::Device device, const comm::HostGrid& grid,
+                                         std::int64_t aborts) {
   using enum config::CommunicatorKind;
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (kind == kMpi) {
@@ -83,7 +84,7 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
     const bool deterministic = config.zeropage.deterministic_reduction;
     const std::int64_t number = next_number();
     if (!grid.is_useful()) {
-      return comm::join_c10d_job(world, meeting, token, number, device, deterministic, timeout);
+      return comm::join_c10d_job(world, meeting, token, number, aborts, device, deterministic, timeout);
     }
     return comm::join_c10d_hosts(grid, world, meeting, token, number, comm::segment_name(&environment, number),
                                  deterministic, timeout);
@@ -94,7 +95,7 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
 
 /// The same with the groups of zero_hpz_partition_size.
 std::shared_ptr<comm::Communicator> add_nearby(std::shared_ptr<comm::Communicator> all, const config::Config& config,
-                                               const comm::World& world, at::Device device) {
+                                               const comm::World& world, at::Device device, std::int64_t aborts) {
   const std::int64_t count = config.zero.second_shard_ranks;
   const std::int64_t number = next_number();
   if (device.is_cpu()) {
@@ -106,7 +107,7 @@ std::shared_ptr<comm::Communicator> add_nearby(std::shared_ptr<comm::Communicato
   // A number of its own for each group: all ranks of the job meet in one store.
   const std::int64_t group_number = number + (static_cast<std::int64_t>(world.rank / size + 1) << 32);
   auto nearby = comm::join_c10d_job(group, comm::meeting_from_environment(&environment, world),
-                                    comm::token_from_environment(&environment), group_number, device,
+                                    comm::token_from_environment(&environment), group_number, aborts, device,
                                     config.zeropage.deterministic_reduction, all->timeout());
   return comm::with_nearby(std::move(all), std::move(nearby));
 }
@@ -164,14 +165,15 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
         world.local_size, world.size));
   }
   const comm::HostGrid grid = hosts_of(kind, config, world, device);
-  const auto next = [&] { return join(kind, config, world, device, grid); };
-  Communicators joined{next(), nullptr, nullptr};
+  const std::int64_t aborts = next_number();
+  const auto next = [&](std::int64_t with) { return join(kind, config, world, device, grid, with); };
+  Communicators joined{next(aborts), nullptr, nullptr};
   if (config.zero.second_shard_ranks > 1 && !joined.parameters->one_sided()) {
-    joined.parameters = add_nearby(joined.parameters, config, world, device);
+    joined.parameters = add_nearby(joined.parameters, config, world, device, aborts);
   }
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
-  if (!joined.parameters->one_sided() || on_disk) joined.gradients = next();
-  if (config.zeropage.async_save) joined.saves = next();
+  if (!joined.parameters->one_sided() || on_disk) joined.gradients = next(aborts);
+  if (config.zeropage.async_save) joined.saves = next(next_number());
   return joined;
 }
 

@@ -142,6 +142,7 @@ std::optional<double> Engine::get_global_grad_norm() const { return impl_->core-
 
 std::optional<double> Engine::Impl::known_loss() const {
   if (losses.empty()) return std::nullopt;
+  core->wait_for_device("the loss");
   std::vector<at::Tensor> in_fp32;
   for (const auto& loss : losses) in_fp32.push_back(loss.to(at::kFloat));
   return at::stack(in_fp32).mean().item<double>();

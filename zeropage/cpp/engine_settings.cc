@@ -42,6 +42,7 @@ double Engine::mean_over_ranks(double value) {
 }
 
 at::Tensor Engine::mean_over_ranks(const at::Tensor& values) {
+  if (!values.device().is_cpu()) impl_->core->wait_for_device("values for their mean over the ranks");
   const at::Tensor mine = values.detach().to(at::kCPU, at::kDouble).contiguous();
   const std::string_view bytes(static_cast<const char*>(mine.const_data_ptr()), mine.nbytes());
   std::string all = comm::all_gather_small(*impl_->communicator, bytes, {"Engine::mean_over_ranks"});

@@ -13,6 +13,7 @@
 #include "zeropage/checkpoint/save.h"
 #include "zeropage/engine/background_save.h"
 #include "zeropage/engine/checkpoint_tensors.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 namespace {
@@ -173,6 +174,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
   state.model.absorb_replaced();
   state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
   state.model.take_user_writes();
+  paging::wait_for_stream(state.model.device(), state.communicator, "state on its way to a checkpoint");
   checkpoint::SaveRequest request;
   request.folder = options.folder;
   auto& manifest = request.manifest;

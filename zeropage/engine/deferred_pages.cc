@@ -17,6 +17,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/engine/agreement.h"
 #include "zeropage/memory/device_buffer.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 namespace {
@@ -223,6 +224,7 @@ void DeferredPages::gather(int page, Page& state, const StoragePtr& storage) {
   const void* shard = home.shard.get();
   if (options_.disk) {
     std::byte* own = static_cast<std::byte*>(frame.get()) + communicator_->rank() * part_bytes;
+    paging::wait_for_stream(device_, *communicator_, "a tensor of the Init scope on its way from the drive");
     options_.disk->get(home.on_disk, [&](std::span<std::byte> from, std::int64_t offset) {
       memory::copy_bytes(own + offset, device_, from.data(), c10::kCPU, static_cast<std::int64_t>(from.size()));
     });
@@ -244,6 +246,7 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     const std::int64_t length = std::min(part_bytes, state.bytes - begin);
     if (options_.disk) {
       options_.disk->drop(std::exchange(home.on_disk, {}));
+      paging::wait_for_stream(device_, *communicator_, "a tensor of the Init scope on its way to the drive");
       home.on_disk = options_.disk->put(state.label, length, [&](std::span<std::byte> to, std::int64_t offset) {
         memory::copy_bytes(to.data(), c10::kCPU, frame + begin + offset, device_, static_cast<std::int64_t>(to.size()));
       });

@@ -63,6 +63,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   }
   if (config_.zeropage.observe_functions && state_.anything_paged())
     observer_ = std::make_unique<paging::FunctionObserver>();
+  paging::wait_for_device(device_, *communicator_, "the device, before memory goes back to the system");
   memory::release_cached_memory(device_);  // from the original parameters, and from building the pages
 }
 
@@ -115,6 +116,11 @@ bool Engine::step(const ClientUpdate& update) {
 }
 std::vector<OwnedSegment> Engine::owned_segments() const { return engine::owned_segments(impl_->state_); }
 void Engine::zero_grad() { impl_->zero_grad(); }
+void Engine::wait_for_device(std::string_view what, bool every_stream) const {
+  auto& communicator = *impl_->communicator_;
+  every_stream ? paging::wait_for_device(impl_->device_, communicator, what)
+               : paging::wait_for_stream(impl_->device_, communicator, what);
+}
 void Engine::wait_for_updates() { impl_->speculation_->wait(); }
 bool Engine::is_accumulation_boundary() const { return impl_->window_.at_boundary(); }
 void Engine::set_accumulation_boundary(std::optional<bool> boundary) { impl_->window_.force(boundary); }

@@ -136,6 +136,11 @@ class Engine {
   /// Returns when no overlapped update runs any more; step() does not need it. For tests and measurements.
   void wait_for_updates();
 
+  /// Returns when the device has done all earlier work of the current stream, or of every stream; immediately on the
+  /// CPU. Call it before a value is fetched, so that the message of an error has `what` it was, "the loss". Errors: as
+  /// comm::poll_until.
+  void wait_for_device(std::string_view what, bool every_stream = false) const;
+
   bool is_accumulation_boundary() const;
   void set_accumulation_boundary(std::optional<bool> boundary);  ///< nullopt: count micro steps again
   void set_accumulation_steps(std::int64_t steps);               ///< see AccumulationWindow

@@ -46,7 +46,10 @@ class Gatherer {
     host_ = at::Tensor();
     std::optional<std::int64_t> ticket;
     if (tensor.numel() > 0 && is_parameter(tensor)) ticket = engine_.gather({tensor});
-    if (wanted) host_ = tensor.detach().cpu().contiguous().clone();
+    if (wanted) {
+      engine_.wait_for_device("a tensor on its way to a file");
+      host_ = tensor.detach().cpu().contiguous().clone();
+    }
     if (ticket) engine_.release(*ticket);
   }
 

@@ -42,6 +42,7 @@ class ModelState {
              std::shared_ptr<comm::Communicator> communicator, c10::Device device, std::shared_ptr<Ledger> ledger);
 
   comm::Communicator& communicator() const { return *communicator_; }
+  c10::Device device() const { return device_; }
   const std::shared_ptr<const layout::Layout>& layout() const { return layout_; }
   const std::vector<at::Tensor>& tensors() const { return tensors_; }
   paging::Pager& pager() { return *pager_; }

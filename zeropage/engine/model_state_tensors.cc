@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "zeropage/engine/model_state.h"
+#include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/exact_read.h"
 
 namespace zeropage::engine {
@@ -36,6 +37,9 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
   }
   communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
+  if (owned_[page.index].device.is_cpu() || state_store_->device(page.index).is_cpu()) {
+    paging::wait_for_stream(device_, *communicator_, "initial values on their way to the host");
+  }
 
   const auto& own = owned_[page.index];
   const HeldParameter held(*this, page.index, Access::kWrite, io::Fill::kZeros);

@@ -9,6 +9,7 @@
 #include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/engine/model_state.h"
+#include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/exact_read.h"
 
 namespace zeropage::engine {
@@ -124,7 +125,8 @@ std::string ModelState::digest_of_frame(int parameter) const {
   start += layout_->offset_of(parameter) * spec.element_bytes;
   const std::int64_t bytes = layout_->parameters()[parameter].numel * spec.element_bytes;
   if (device_.is_cpu()) return digest64(start, bytes);
-  const auto host = memory::flat_view(start, bytes, at::kByte, device_).cpu();
+  const auto host = paging::to_host(memory::flat_view(start, bytes, at::kByte, device_), *communicator_,
+                                    "a parameter that the program may have written");
   return digest64(static_cast<const std::byte*>(host.const_data_ptr()), bytes);
 }
 
@@ -149,6 +151,9 @@ void ModelState::follow_user_writes(int page, std::byte* owned) {
   const auto& spec = layout_->pages()[page];
   if (!spec.trainable || !has_masters(page)) return;
   HeldState held(*state_store_, page, Access::kWrite);
+  if (held.device() != own.device) {
+    paging::wait_for_stream(device_, *communicator_, "written parameters on their way to their masters");
+  }
   auto master = memory::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
   const auto visible = memory::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());
   master.copy_(at::where(visible.eq(master.to(visible.scalar_type())), master, visible.to(at::kFloat)));

@@ -16,6 +16,7 @@
 #include "zeropage/engine/gradient_views.h"
 #include "zeropage/engine/speculation.h"
 #include "zeropage/engine/state_pieces.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 
@@ -125,6 +126,7 @@ int ParameterValues::state_index(const std::string& state) const {
 void ParameterValues::prepare(int parameter) {
   state_.absorb_replaced();
   speculation_.rollback(page_of(parameter));
+  paging::wait_for_stream(device_, communicator_, "values of a parameter");
 }
 
 void ParameterValues::require_settable(int parameter, const ValueName& name) const {

@@ -12,6 +12,7 @@
 #include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 namespace {
@@ -27,7 +28,8 @@ Digests parameter_digests(const ModelState& state, const layout::Page& page) {
   at::Tensor host;
   if (!device.is_cpu()) {
     auto* start = const_cast<std::byte*>(bytes);
-    host = memory::flat_view(start, page.used_numel * page.element_bytes, at::kByte, device).cpu();
+    host = paging::to_host(memory::flat_view(start, page.used_numel * page.element_bytes, at::kByte, device),
+                           state.communicator(), "parameters that ranks compare");
     bytes = static_cast<const std::byte*>(host.const_data_ptr());
   }
   Digests digests;

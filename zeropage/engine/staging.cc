@@ -78,6 +78,10 @@ void Staging::fetch(int page) {
   }
   const auto& own = state_.owned(page);
   const auto gradient = reducer_.gradient(page);
+  // Copies make the host wait, in the device's library, for memory that is not page-locked.
+  if (home.is_cpu() && !host_.pinned) {
+    paging::wait_for_stream(device_, state_.communicator(), "gradients on their way to the update");
+  }
   if (gradient_travels(page) && gradient.data != nullptr) {
     memory::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
                        own.numel * element_bytes(gradient.dtype));

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "zeropage/base/error.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::engine {
 
@@ -16,6 +17,7 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
   }
   communicator_.barrier(comm::Tag{"offloading states", 0});
   if (!offloaded_.parameters) state_.take_user_writes();
+  paging::wait_for_stream(state_.device(), communicator_, "states on their way to the host");
   if (which.parameters && !offloaded_.parameters) {
     state_.unload_parameters(host);
     offloaded_.parameters = true;
@@ -32,6 +34,9 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
 
 void StateOffloader::move_back() {
   c10::AutoGradMode no_grad(false);
+  if (offloaded_.parameters || offloaded_.optimizer || offloaded_.gradients) {
+    paging::wait_for_stream(state_.device(), communicator_, "states on their way from the host");
+  }
   if (offloaded_.parameters) state_.reload_parameters();
   if (offloaded_.optimizer) state_.state_store().reload();
   if (offloaded_.gradients) reducer_.reload();

@@ -34,6 +34,11 @@ at::Tensor fetch(const at::Tensor& values, comm::Communicator& communicator, std
   return host;
 }
 
+at::Tensor to_host(const at::Tensor& values, comm::Communicator& communicator, std::string_view what) {
+  wait_for_stream(values.device(), communicator, what);
+  return values.cpu();
+}
+
 void wait_for_device(c10::Device device, comm::Communicator& communicator, std::string_view what) {
   if (device.is_cpu()) return;
   // Devices have no query for whether all of their streams are idle, so a separate thread waits, which may be

@@ -273,6 +273,9 @@ void Pager::store_own_shard(int page) {
   const io::Fill fill = state.rounded ? io::Fill::kRead : io::Fill::kZeros;
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, fill).data() : state.shard;
   state.order.enter(device_);
+  enter_shard(page);
+  if (shard_device() != device_)
+    wait_for_stream(device_, *communicator_, "written parameters on their way to the host");
   if (before_write_back_) before_write_back_(page);
   if (state.rounded) {
     keep_unwritten(page, shard, numel);
@@ -323,6 +326,7 @@ std::uint64_t Pager::end_pass() {
 void Pager::write_back_dirty() {
   auto guard = lock();
   for (std::size_t page = 0; page < pages_.size(); ++page) {
+    if (pages_[page].paged) enter_shard(static_cast<int>(page));  // the caller uses shards on its stream
     if (!pages_[page].dirty) continue;
     store_own_shard(static_cast<int>(page));
     advance_version(static_cast<int>(page));

@@ -219,6 +219,7 @@ class Pager final : public PageTable {
     std::byte* frame = nullptr;  ///< [padded_numel, the page's dtype], on the device; null while absent
     std::byte* wire = nullptr;   ///< all ranks' shards in 8 bits, while they are gathered
     StreamOrder order;           ///< of the frame's users
+    StreamOrder shard_order;     ///< of the shard's writers and readers, on the device
     comm::WorkPtr gather;
     bool from_nearby = false;  ///< the gather in progress
     std::uint64_t version = 0;
@@ -240,6 +241,7 @@ class Pager final : public PageTable {
   void use(int page, bool writes, bool exact, std::string_view user);
   void start_gather(int page, bool exact = false);
   void finish_gather(int page);
+  void enter_shard(int page);
   bool is_what_operators_read(int page) const { return pages_[page].rounded || !is_coded(page); }
   void start_coded_gather(int page, const std::byte* shard);
   void decode(int page);

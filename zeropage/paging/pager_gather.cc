@@ -43,9 +43,11 @@ void Pager::start_gather(int page, bool exact) {
     }
     const std::int64_t shard_bytes = layout_->pages()[page].shard_bytes();
     std::byte* shard = state.shard;
+    enter_shard(page);
     // Read into its place in the frame, from which it is gathered.
     if (on_disk(page)) {
       shard = state.frame + communicator_->rank() * shard_bytes;
+      wait_for_stream(device_, *communicator_, "parameters on their way from the drive");
       memory::copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
       options_.disk->release(page, /*changed=*/false);
     } else if (shard_device() != device_) {
@@ -60,6 +62,12 @@ void Pager::start_gather(int page, bool exact) {
     drop_frame(page);
     throw;
   }
+}
+
+/// Call before the shard is read or written, and when a collective that reads it was waited for: streams that use it
+/// need not know of each other, as operators that use the page on different streams.
+void Pager::enter_shard(int page) {
+  if (shard_device() == device_) pages_[page].shard_order.enter(device_);
 }
 
 /// Copies the page from the shard in host memory, which is the whole page: only its user waits.
@@ -86,6 +94,7 @@ void Pager::finish_gather(int page) {
   if (state.gather) {
     state.gather->wait();  // a failed gather stays: later touches of the page raise the same error
     state.gather.reset();
+    state.from_nearby ? second_->gathered(page) : enter_shard(page);
     if (state.wire != nullptr) decode(page);
     if (second_ && !state.from_nearby && is_what_operators_read(page)) second_->keep(page, state.frame);
   } else if (copied_from_peers(page)) {

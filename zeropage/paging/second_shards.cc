@@ -14,7 +14,7 @@ void SecondShards::add(const std::vector<std::int64_t>& frame_bytes) {
   Block block;
   for (const std::int64_t bytes : frame_bytes) {
     const std::int64_t part_bytes = bytes / communicator_->nearby_size();
-    pages_.push_back({block.bytes, part_bytes, static_cast<int>(blocks_.size()), false});
+    pages_.push_back({block.bytes, part_bytes, static_cast<int>(blocks_.size())});
     block.bytes += part_bytes;
   }
   allocate(block);
@@ -28,7 +28,8 @@ void SecondShards::allocate(Block& block) {
 }
 
 comm::WorkPtr SecondShards::gather(int page, std::byte* frame, comm::Tag tag) {
-  const Page& from = pages_[page];
+  Page& from = pages_[page];
+  from.order.enter(device_);
   return communicator_->all_gather_nearby(part(from), frame, from.bytes, tag);
 }
 
@@ -36,6 +37,7 @@ void SecondShards::keep(int page, const std::byte* frame) {
   Page& to = pages_[page];
   if (to.bytes == 0 || blocks_[to.block].memory == nullptr) return;
   const std::int64_t rank = communicator_->rank() % communicator_->nearby_size();
+  to.order.enter(device_);
   memory::start_copy(part(to), device_, frame + rank * to.bytes, device_, to.bytes);
   to.valid = true;
 }

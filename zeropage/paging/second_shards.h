@@ -15,6 +15,7 @@
 
 #include "zeropage/base/ledger.h"
 #include "zeropage/comm/communicator.h"
+#include "zeropage/paging/stream_order.h"
 
 namespace zeropage::paging {
 
@@ -29,8 +30,9 @@ class SecondShards {
   /// Whether `page` can be gathered from nearby ranks.
   bool has(int page) const { return pages_[page].valid; }
 
-  /// Starts to fill `frame`. Errors: those of Communicator::all_gather.
+  /// Starts to fill `frame`. Call `gathered` when the work was waited for. Errors: those of Communicator::all_gather.
   comm::WorkPtr gather(int page, std::byte* frame, comm::Tag tag);
+  void gathered(int page) { pages_[page].order.enter(device_); }
 
   /// Copies this rank's part from `frame`, in the order of the current stream. Cost: a copy of that part.
   void keep(int page, const std::byte* frame);
@@ -48,6 +50,7 @@ class SecondShards {
     std::int64_t bytes = 0;  ///< of this rank's part
     int block = 0;
     bool valid = false;
+    StreamOrder order = {};  ///< of the part's writers and readers
   };
   /// The memory of the pages of one call of `add`.
   struct Block {

@@ -67,6 +67,8 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   }
   paging::given_so_far(device_)->block(*send_stream_);
   const c10::StreamGuard guard(*send_stream_);
+  // The copy makes the host wait, in the device's library, for memory that is not page-locked.
+  if (!policy_.host.pinned) paging::wait_for_stream(device_, *communicator_, "gradients on their way to the host");
   memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});

@@ -43,7 +43,8 @@ StepObserver::StepObserver(const engine::Engine& core, const config::Config& con
 }
 
 void StepObserver::end_phase(std::string_view phase) const {
-  if (waits_for_device_) at::accelerator::synchronizeDevice(device_.index());
+  if (waits_for_device_)
+    core_.wait_for_device(fmt::format("the device, at the end of {}", phase), /*every_stream=*/true);
   // After the phase "step" the step has already been counted.
   const std::int64_t step = core_.global_steps() + (phase == "step" ? 0 : 1);
   if (prints_memory_ && step % steps_per_print_ == 0)

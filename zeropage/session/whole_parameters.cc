@@ -9,6 +9,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/exchange.h"
+#include "zeropage/paging/device_wait.h"
 
 namespace zeropage::session {
 namespace {
@@ -188,9 +189,10 @@ void WholeParameters::broadcast(const at::Tensor& tensor, int root) {
   communicator_->broadcast(tensor.data_ptr(), bytes, root, {"parameters that an optimizer sees whole"})->wait();
 }
 
-/// Exchanges which parameters have gradients: a rank without elements of a parameter cannot know whether others have a
-/// gradient.
+/// Notes where this rank keeps its values. Exchanges which parameters have gradients: a rank without elements of a
+/// parameter cannot know whether others have a gradient.
 std::map<int, WholeParameters::Known> WholeParameters::exchange_known(const std::map<int, ValuesAndGradient>& mine) {
+  kept_on_host_ = std::ranges::any_of(mine, [](const auto& own) { return own.second.first.device().is_cpu(); });
   std::string own;
   for (const auto& [parameter, placed] : placed_) {
     const auto found = mine.find(parameter);
@@ -259,6 +261,7 @@ void WholeParameters::exchange_chunk(const std::vector<int>& chunk, const PartOf
       each_piece([&](int parameter, const ParameterPart&, at::Tensor to) { to.copy_(own(parameter).reshape(-1)); });
     }
     broadcast(buffer, rank);
+    if (kept_on_host_) paging::wait_for_stream(device_, *communicator_, "parameters that an optimizer sees whole");
     each_piece(receive);
   }
 }

@@ -119,6 +119,7 @@ class WholeParameters {
 
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
+  bool kept_on_host_ = false;  ///< values of this rank, for another device
   std::map<int, Placed> placed_;
 };
 

@@ -50,7 +50,7 @@ struct Carrier {
 class C10dCommunicator final : public Communicator {
  public:
   C10dCommunicator(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device, bool deterministic_reduction,
-                   std::chrono::milliseconds timeout)
+                   std::chrono::milliseconds timeout, StorePtr aborts)
       : data_(std::move(data)),
         control_(std::move(control)),
         device_(device),
@@ -59,7 +59,7 @@ class C10dCommunicator final : public Communicator {
         timeout_(timeout),
         rank_(data_->getRank()),
         size_(data_->getSize()),
-        queue_(data_, control_, timeout) {}
+        queue_(data_, control_, timeout, std::move(aborts)) {}
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -342,11 +342,12 @@ class C10dCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
-                                                     bool deterministic_reduction, std::chrono::milliseconds timeout) {
+                                                     bool deterministic_reduction, std::chrono::milliseconds timeout,
+                                                     c10::intrusive_ptr<c10d::Store> aborts) {
   // Not with the first collective, in which the host would wait inside the backend for later ranks.
   if (!device.is_cpu() && data->getSize() > 1) data->getBackend(device.type())->eagerConnectSingleDevice(device);
   return std::make_unique<C10dCommunicator>(std::move(data), std::move(control), device, deterministic_reduction,
-                                            timeout);
+                                            timeout, std::move(aborts));
 }
 
 }  // namespace zeropage::comm

@@ -1,5 +1,7 @@
 #include "zeropage/comm/c10d/c10d_job.h"
 
+#include <fmt/format.h>
+
 #include <string>
 #include <utility>
 
@@ -60,12 +62,15 @@ auto join_by_store(const World& world, const Meeting& meeting, const std::string
 }  // namespace
 
 std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
-                                            std::int64_t number, c10::Device device, bool deterministic_reduction,
-                                            milliseconds timeout) {
+                                            std::int64_t number, std::int64_t aborts, c10::Device device,
+                                            bool deterministic_reduction, milliseconds timeout) {
   return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
     const auto gloo = [&](const char* name) { return make_gloo_group(store, name, world.rank, world.size, timeout); };
     auto data = device.is_cpu() ? gloo("data") : make_nccl_group(store, "data", device.type(), world, timeout);
-    return make_c10d_communicator(std::move(data), gloo("control"), device, deterministic_reduction, timeout);
+    StorePtr reasons = c10::make_intrusive<c10d::PrefixStore>(fmt::format("aborts{}", aborts),
+                                                              job_store(world, meeting, token, timeout));
+    return make_c10d_communicator(std::move(data), gloo("control"), device, deterministic_reduction, timeout,
+                                  std::move(reasons));
   });
 }
 

@@ -21,13 +21,14 @@
 namespace zeropage::comm {
 
 /// Joins the ranks of `world`. Collective; `number` is the same on all ranks and different for each communicator.
-/// `token`: as for job_store. `device`, `deterministic_reduction`, `timeout`: as for make_c10d_communicator. Gloo uses
-/// the interfaces in GLOO_SOCKET_IFNAME, by default that of the host's name.
+/// `aborts`: the same number for communicators that abort together, and for no others. `token`: as for job_store.
+/// `device`, `deterministic_reduction`, `timeout`: as for make_c10d_communicator. Gloo uses the interfaces in
+/// GLOO_SOCKET_IFNAME, by default that of the host's name.
 /// Errors: TimeoutError (a rank is missing), PeerError, ConfigError (a GPU, and this zeropage was built without NCCL's
 /// headers).
 std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
-                                            std::int64_t number, c10::Device device, bool deterministic_reduction,
-                                            std::chrono::milliseconds timeout);
+                                            std::int64_t number, std::int64_t aborts, c10::Device device,
+                                            bool deterministic_reduction, std::chrono::milliseconds timeout);
 
 /// The grid of hosts of the ranks of `world`, see agree_on_hosts. Collective; `number` as for join_c10d_job, and not
 /// used for anything else.

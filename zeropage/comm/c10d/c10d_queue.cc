@@ -41,10 +41,11 @@ bool is_timeout(const std::string& message) {
   return message.find("imed out") != message.npos || message.find("imeout") != message.npos;
 }
 
-C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds timeout)
+C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds timeout, StorePtr aborts)
     : data_(std::move(data)),
       control_(std::move(control)),
       store_(control_->getStore()),
+      aborts_(aborts ? std::move(aborts) : store_),
       timeout_(timeout),
       rank_(data_->getRank()),
       size_(data_->getSize()),
@@ -118,7 +119,7 @@ void C10dQueue::abort(const std::string& reason) {
     failure_ = fmt::format("rank {} aborted: {}", rank_, reason);
   }
   try {
-    if (store_) store_->compareSet(kAbortKey, std::string(), failure_);
+    if (aborts_) aborts_->compareSet(kAbortKey, std::string(), failure_);
     data_->abort();
     control_->abort();
   } catch (const std::exception&) {
@@ -251,10 +252,10 @@ void C10dQueue::throw_if_failed() {
 }
 
 void C10dQueue::throw_if_aborted_by_peer() {
-  if (!store_) return;
+  if (!aborts_) return;
   std::string reason;
   try {
-    if (store_->check({kAbortKey})) reason = store_->get_to_str(kAbortKey);
+    if (aborts_->check({kAbortKey})) reason = aborts_->get_to_str(kAbortKey);
   } catch (const std::exception&) {
     return;  // without the store only the backend's error is available
   }

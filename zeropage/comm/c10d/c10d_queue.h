@@ -11,8 +11,9 @@
 ///     communicators in different orders. So their starts depend only on the rank's calls, and not on the ends of other
 ///     collectives: such a stage waits neither for the check, which runs in parallel, nor for the previous stage. A
 ///     result is used when its check has passed. If the check fails, the abort ends the started collectives.
-///  5. The first error ends everything: it is written to the store of the process group, which the others read while
-///     they wait; and the process groups are aborted.
+///  5. The first error ends everything: it is written to a store, which the others read while they wait; and the
+///     process groups are aborted. Queues with the same store end together: a rank waits on another communicator than
+///     the one on which its peer has failed.
 #pragma once
 
 #include <chrono>
@@ -34,6 +35,7 @@ namespace zeropage::comm {
 
 using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using C10dWorkPtr = c10::intrusive_ptr<c10d::Work>;
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 struct C10dStage {
   std::function<C10dWorkPtr()> start;
@@ -66,7 +68,8 @@ bool is_timeout(const std::string& message);
 
 class C10dQueue {
  public:
-  C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout);
+  /// aborts: for the reason of an abort; null: the store of `control`.
+  C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout, StorePtr aborts);
 
   /// Adds `operation`, with a comparison with the peers' first if `check`, and submits what is possible. Does not
   /// block.
@@ -104,7 +107,8 @@ class C10dQueue {
 
   const ProcessGroupPtr data_;
   const ProcessGroupPtr control_;
-  const c10::intrusive_ptr<c10d::Store> store_;  ///< null when the process group has none
+  const StorePtr store_;   ///< null when the process group has none
+  const StorePtr aborts_;  ///< null when there is none
   const std::chrono::milliseconds timeout_;
   const int rank_;
   const int size_;

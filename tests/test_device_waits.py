@@ -1,0 +1,204 @@
+"""An operation on the device that never ends: every wait of the host ends with an error that names the rank and what it
+waited for. Such operations are collectives that wait for a rank that has failed."""
+
+import copy
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import accelerator
+import pytest
+import simulated_device
+import torch
+from processes import run_processes
+from torch import nn
+from training import config_of
+
+import zeropage
+from zeropage import distributed
+from zeropage.errors import ZeropageError
+
+pytestmark = pytest.mark.simulated
+
+TIMEOUT_MS = 2500
+HOST = {"offload_optimizer": {"device": "cpu"}}
+PAGEABLE = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
+ON_HOST = {"offloaded_update": "host", "speculation_bytes": 0}
+
+
+def make_model(device: torch.device) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8)).to(device)
+
+
+def initialize(stage: int, model: nn.Module, device: torch.device, **sections: Any) -> Any:
+    own = {"timeout_ms": TIMEOUT_MS, "page_numel": 1000, **sections.pop("zeropage", {})}
+    engine, *_ = zeropage.initialize(model=model, config=config_of(stage, zeropage=own, **sections), device=device)
+    return engine
+
+
+def loss_of(engine: Any) -> torch.Tensor:
+    x = torch.ones(8, 32, device=engine.device, dtype=next(engine.module.parameters()).dtype)
+    return engine(x).float().square().mean()
+
+
+def write_and_save(engine: Any, folder: Path) -> None:
+    with torch.no_grad():
+        for parameter in engine.module.parameters():
+            parameter.mul_(2)
+    engine.save_checkpoint(folder)
+
+
+def backward_and_step(engine: Any, folder: Path) -> None:
+    engine.backward(engine.loss)
+    engine.step()
+
+
+def step(engine: Any, folder: Path) -> None:
+    engine.step()
+
+
+def read_state(engine: Any, folder: Path) -> None:
+    zeropage.utils.safe_get_full_optimizer_state(next(engine.module.parameters()), "exp_avg")
+
+
+@dataclass
+class Case:
+    """What a program does while an operation does not end, and the words of the error."""
+
+    use: Callable[[Any, Path], Any]
+    words: str
+    stage: int
+    sections: dict[str, Any] = field(default_factory=dict)
+    backward: bool = False  # one comes before
+
+
+def gradients(stage: int, words: str, zero: dict[str, Any] = HOST) -> Case:
+    zero = {"compute_grad_norm": False, **zero}
+    return Case(backward_and_step, words, stage, {"zero_optimization": zero, "zeropage": ON_HOST, "clipping": 0.0})
+
+
+TO_HOST, TO_UPDATE = "gradients on their way to the host", "gradients on their way to the update"
+CASES = {
+    **{f"norm, stage {stage}": Case(step, "the squares of the gradients", stage, {}, True) for stage in range(4)},
+    "gradients, stage 0": gradients(0, TO_UPDATE),
+    "gradients, stage 1": gradients(1, TO_UPDATE),
+    "gradients, stage 2": gradients(2, TO_HOST),
+    "gradients, stage 3": gradients(3, TO_HOST),
+    "pageable gradients, stage 1": gradients(1, TO_UPDATE, PAGEABLE),
+    "pageable gradients, stage 2": gradients(2, TO_HOST, PAGEABLE),
+    "written parameters": Case(
+        write_and_save,
+        "written parameters on their way to the host",
+        3,
+        {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+    ),
+    "written parameters with masters": Case(
+        write_and_save,
+        "written parameters on their way to their masters",
+        1,
+        {"zero_optimization": HOST, "bf16": {"enabled": True}, "zeropage": ON_HOST},
+    ),
+    "a checkpoint": Case(
+        lambda engine, folder: engine.save_checkpoint(folder / "new"), "state on its way to a checkpoint", 2
+    ),
+    "loading": Case(
+        lambda engine, folder: engine.load_checkpoint(folder / "saved"), "state on its way from a checkpoint", 2
+    ),
+    "a file": Case(
+        lambda engine, folder: engine.save_16bit_model(folder),
+        "a tensor on its way to a file",
+        3,
+        {"bf16": {"enabled": True}},
+    ),
+    "offload_states": Case(lambda engine, folder: engine.offload_states(), "the device, before its memory is freed", 2),
+    "a full value": Case(read_state, "values of a parameter", 2, {"zero_optimization": HOST}),
+    "the loss": Case(lambda engine, folder: engine.mean_loss(), "the loss", 0, {}, True),
+    "the end of a phase": Case(
+        lambda engine, folder: engine(torch.ones(8, 32, device=engine.device)),
+        "the device, at the end of forward",
+        0,
+        {"wall_clock_breakdown": True},
+    ),
+    "another engine": Case(
+        lambda engine, folder: initialize(0, engine.spare[0], engine.device),
+        "the device, before memory goes back to the system",
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_wait_for_an_operation_that_does_not_end(name: str, tmp_path: Path):
+    """Catches a wait in the device's library, which would never end, and one whose error does not say what for."""
+    case = CASES[name]
+    device = accelerator.device()
+    engine = initialize(case.stage, make_model(device), device, **copy.deepcopy(case.sections))
+    engine.backward(loss_of(engine))
+    engine.step()
+    if name == "loading":
+        engine.save_checkpoint(tmp_path / "saved")
+    engine.loss, engine.spare = loss_of(engine), [make_model(device)]
+    if case.backward:
+        engine.backward(engine.loss)
+    torch.accelerator.synchronize()
+    with simulated_device.held():
+        began = time.monotonic()
+        with pytest.raises(ZeropageError) as raised:
+            case.use(engine, tmp_path)
+        seconds = time.monotonic() - began
+    torch.accelerator.synchronize()
+    assert re.search(rf"rank 0 waited {TIMEOUT_MS} ms for ({case.words}).*did not end", str(raised.value)), raised.value
+    assert seconds < 2 * TIMEOUT_MS / 1000 + 3
+
+
+def test_an_engine_ends_beside_an_operation_that_does_not(capfd: pytest.CaptureFixture):
+    """Catches an end of an engine that waits for ever for a device that does not answer."""
+    engine = initialize(2, make_model(accelerator.device()), accelerator.device())
+    engine.backward(loss_of(engine))
+    engine.step()
+    torch.accelerator.synchronize()
+    with simulated_device.held():
+        began = time.monotonic()
+        engine.destroy()
+        seconds = time.monotonic() - began
+    assert seconds < TIMEOUT_MS / 1000 + 3
+    said = capfd.readouterr().err
+    assert f"an engine ends while its device is still at work: rank 0 waited {TIMEOUT_MS} ms for the device" in said
+
+
+def step_beside(stage: int, offload: bool) -> str:
+    """The error of a step during which rank 0's device has an operation that does not end."""
+    world = distributed.current_world()
+    zero = HOST if offload else {}
+    device = accelerator.device(world.rank)
+    engine = initialize(stage, make_model(device), device, zero_optimization=zero)
+    with simulated_device.visible(True):
+        engine.backward(loss_of(engine))
+        engine.step()
+        engine.backward(loss_of(engine))
+        torch.accelerator.synchronize()
+        try:
+            if world.rank == 1:
+                time.sleep(1.5)  # so that rank 0's time is over first
+                engine.step()
+            else:
+                with simulated_device.held():
+                    engine.step()
+        except ZeropageError as error:
+            return str(error)
+        finally:
+            torch.accelerator.synchronize()
+    return "no error"
+
+
+@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, False)])
+def test_other_ranks_learn_of_it(stage: int, offload: bool, tmp_path: Path):
+    """Catches ranks that wait for their own timeout, with an error that names the wrong rank."""
+    arguments = json.dumps({"stage": stage, "offload": offload})
+    for error in run_processes(2, "test_device_waits", "step_beside", arguments, tmp_path):
+        assert f"rank 0 waited {TIMEOUT_MS} ms for" in error, error
