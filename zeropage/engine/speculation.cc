@@ -29,7 +29,9 @@ void copy_host(std::byte* to, const void* from, std::int64_t bytes) {
 
 /// This thread's teams are one thread smaller: the backward launches its work from the remaining processor.
 void leave_a_processor() {
-  const int threads = at::get_num_threads();  // first: it sets the number of a thread that is new
+  // The first use in a new thread sets its number, once in this library (for parallel_for) and once in torch.
+  at::internal::lazy_init_num_threads();
+  const int threads = at::get_num_threads();
   if (threads > 1) omp_set_num_threads(threads - 1);
 }
 
