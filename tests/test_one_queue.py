@@ -107,16 +107,16 @@ def cross() -> bool:
     """Whether collectives end that two ranks start in different orders, each on a stream of its own."""
     world = distributed.current_world()
     device = accelerator.device(world.rank)
-    limit = timedelta(seconds=4)
-    distributed.init_process_group(device, world, timeout=limit)
-    groups = [dist.new_group(timeout=limit) for _ in range(2)]
+    distributed.init_process_group(device, world, timeout=timedelta(seconds=30))
+    groups = [dist.new_group(timeout=timedelta(seconds=8)) for _ in range(2)]
     values = [torch.ones(4, device=device) for _ in groups]
+    dist.barrier()
     works = [
         dist.all_reduce(values[i], group=groups[i], async_op=True) for i in ((0, 1) if world.rank == 0 else (1, 0))
     ]
     for work in works:
         work.wait()  # of the current stream
-    return ends(torch.accelerator.current_stream())
+    return ends(torch.accelerator.current_stream(device))
 
 
 @pytest.mark.parametrize(("world", "function"), [(1, "overtakes"), (2, "cross")])
