@@ -15,7 +15,7 @@ import simulated_device
 import torch
 import torch.distributed as dist
 from processes import run_processes
-from test_start_order import dawdle
+from test_start_order import sleep_in_layers
 from training import config_of, flat_parameters, part_of_batch, small_net, token_batch
 
 import zeropage
@@ -54,7 +54,7 @@ def train(stage: int, place: str, seed: int) -> torch.Tensor:
     """This rank's final parameters; the host and its device are delayed."""
     world = distributed.current_world()
     model = accelerator.OnDevice(small_net(), accelerator.device(world.rank))
-    dawdle(model, random.Random(100 * seed + world.rank))
+    sleep_in_layers(model, random.Random(100 * seed + world.rank))
     config = config_of(stage, accumulation=2, bf16={"enabled": True}, **sections_of(stage, place))
     engine, *_ = zeropage.initialize(model=model, config=config)
     with simulated_device.delays(10 * seed + world.rank, max_us=2000):
