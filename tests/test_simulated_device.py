@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -351,6 +352,17 @@ def test_a_host_that_waits_or_uses_other_bytes():
     host.copy_(tensor(64), non_blocking=True)
     torch.accelerator.current_stream().synchronize()
     assert host.sum() == 64
+
+
+def test_a_wait_of_another_thread_counts():
+    """Catches false reports where the program hands over between its threads, by any lock."""
+    host = torch.zeros(64, pin_memory=True)
+    host.copy_(tensor(64), non_blocking=True)
+    waits = threading.Thread(target=torch.accelerator.synchronize)
+    waits.start()
+    waits.join()
+    assert host.sum() == 64
+    host.zero_()
 
 
 def test_two_streams_and_one_page_locked_block(stream: torch.Stream):
