@@ -318,32 +318,35 @@ def use_from_three_streams(device: torch.device, writes: bool, **zero: Any) -> N
 
 
 def shards_of_two_streams(device: torch.device) -> None:
-    """A page that one stream has written goes home on another one, and comes again on the first. Frames do not order
-    the
-    two: each stream takes those that it has used."""
+    """A page that one stream has written is written back on another one, and gathered again on the first. Nothing else
+    orders the two: each stream takes frames that it has used, the collective between the two is of the nearby ranks, on
+    another communicator, and the host sees no end of the second stream."""
     torch.manual_seed(1)
-    model = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(4)).to(device)
-    config = config_of(3, zero_optimization={"stage3_max_live_parameters": 3100}, zeropage={"page_numel": 1000})
+    model = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(4)).to(device)
+    zero = {"stage3_max_live_parameters": 3 * 4096, "zero_hpz_partition_size": 2}
+    config = config_of(3, zero_optimization=zero, zeropage={"page_numel": 1000})
     engine, *_ = zeropage.initialize(model=model, config=config, device=device)
-    side = torch.Stream(device)
+    main, side = torch.accelerator.current_stream(device), torch.Stream(device)
     torch.accelerator.synchronize()
     with torch.no_grad():
+        model[2].weight.sum()  # has a second shard from now on
         model[0].weight.fill_(3.0)
         model[3].weight.sum()
-        with side:
+        with side, simulated_device.held():
             model[1].weight.sum()
             model[2].weight.sum()  # takes the first one's place
-        found = model[0].weight.sum()  # takes that of the last one
+            with main:
+                found = model[0].weight.sum()  # takes that of the last one
         torch.accelerator.synchronize()
-    assert found == 3072.0
+    assert found == 3.0 * 4096
     engine.destroy()
 
 
 def second_shards_of_two_streams(device: torch.device) -> None:
     """A second shard that one stream has written is gathered on another one, with frames that do not order the two."""
     torch.manual_seed(1)
-    model = nn.ModuleList(nn.Linear(32, 32, bias=False) for _ in range(3)).to(device)
-    zero = {"stage3_max_live_parameters": 2100, "zero_hpz_partition_size": 2}
+    model = nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(3)).to(device)
+    zero = {"stage3_max_live_parameters": 2 * 4096, "zero_hpz_partition_size": 2}
     config = config_of(3, zero_optimization=zero, zeropage={"page_numel": 1000})
     engine, *_ = zeropage.initialize(model=model, config=config, device=device)
     side = torch.Stream(device)
