@@ -411,7 +411,7 @@ def build_on_two_streams(device: torch.device) -> None:
 
 def make_on_one_stream(device: torch.device, fills: bool) -> None:
     """Tensors of zero.Init that were made, or filled, on one stream are sharded because of those of another one."""
-    config = config_of(3, zero_optimization={"stage3_max_live_parameters": 6000})
+    config = config_of(3, zero_optimization={"stage3_max_live_parameters": 3 * 4096})
     side = torch.Stream(device)
     made = []
     with zeropage.zero.Init(config_dict_or_path=config), torch.no_grad():
