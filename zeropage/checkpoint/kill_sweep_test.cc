@@ -42,7 +42,7 @@ TEST(KillSweep, BeforeAnySystemCallTheOldOrTheNewStepLoads) {
 TEST(KillSweep, EveryRankOfTwo) {
   std::map<long, int> counts;
   int points = 0;
-  for (int doomed = 0; doomed < 2; ++doomed) {
+  for (int killed_rank = 0; killed_rank < 2; ++killed_rank) {
     for (int at = 0, killed = 1; killed != 0; ++at) {
       const TestFolder folder(memory_folder());
       save_alone(system_files(), folder.path(), "old", 1);
@@ -54,8 +54,8 @@ TEST(KillSweep, EveryRankOfTwo) {
         save(system_files(), *communicator, request_of({"new", 1}, folder.path(), rank, 2));
         acknowledge(folder.path(), rank);
       };
-      comm::RankProcess other([&] { rank_saves(1 - doomed); });
-      TracedProcess child([&] { comm::outcome_of([&] { rank_saves(doomed); }); });
+      comm::RankProcess other([&] { rank_saves(1 - killed_rank); });
+      TracedProcess child([&] { comm::outcome_of([&] { rank_saves(killed_rank); }); });
       if (!child.permitted()) GTEST_SKIP() << "ptrace is not permitted here";
       ASSERT_TRUE(child.run_to_call([](long call) { return call == TracedProcess::kBegin; }));
       long number = -1;
@@ -66,7 +66,7 @@ TEST(KillSweep, EveryRankOfTwo) {
       const bool saved = acknowledged(folder.path(), 0) | acknowledged(folder.path(), 1);
       ASSERT_TRUE(outcome.empty() || comm::contains(outcome, "PeerError")) << outcome;
       ASSERT_EQ(problem_after_crash(folder.path(), saved), "")
-          << "rank " << doomed << ", killed before call " << at << " (" << number << ")";
+          << "rank " << killed_rank << ", killed before call " << at << " (" << number << ")";
       if (killed != 0) ++counts[number], ++points;
     }
   }
