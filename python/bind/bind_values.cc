@@ -77,7 +77,7 @@ void init_values(py::module_& module) {
           },
           py::arg("parameter"), py::arg("updates"))
       .def(
-          "exchange_texts", [](Engine& self, const std::string& mine) { return self.values().exchange(mine); },
+          "exchange_strings", [](Engine& self, const std::string& mine) { return self.values().exchange(mine); },
           py::arg("mine"), Unlocked(), "Every rank's text, by rank. Collective.");
 }
 

@@ -93,7 +93,7 @@ class WholeState:
             mine = {"found": self._shards.describe()}
         except UsageError as error:
             mine = {"error": str(error)}
-        described = [json.loads(text) for text in self._core.exchange_texts(json.dumps(mine))]
+        described = [json.loads(text) for text in self._core.exchange_strings(json.dumps(mine))]
         errors = [each["error"] for each in described if "error" in each]
         if errors:
             raise UsageError(errors[0])

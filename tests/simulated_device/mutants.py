@@ -161,12 +161,12 @@ def unit_of(source: Path) -> Path:
     return source
 
 
-def compile_again(unit: Path, texts: dict[Path, str]) -> Path:
-    """The object file of `unit` with other texts in the place of some of its sources."""
-    changed = {source: MADE / str(source.relative_to(ROOT / "zeropage")).replace("/", "_") for source in texts}
-    for source, text in texts.items():
+def compile_again(unit: Path, contents: dict[Path, str]) -> Path:
+    """The object file of `unit` with other contents of some of its sources."""
+    changed = {source: MADE / str(source.relative_to(ROOT / "zeropage")).replace("/", "_") for source in contents}
+    for source, text in contents.items():
         changed[source].write_text(text)
-    if unit in texts:
+    if unit in contents:
         compiled, target = changed[unit], str(unit.relative_to(ROOT))
     else:
         compiled, target = MADE / unit.name, str(unit.relative_to(BUILD / "CMakeFiles" / "zeropage_torch.dir"))
@@ -188,11 +188,11 @@ def compile_again(unit: Path, texts: dict[Path, str]) -> Path:
 def build(mutants: list[Mutant]) -> None:
     """Makes the package in MADE, with all mutants in its module."""
     link_package(MADE / "zeropage")
-    texts: dict[Path, dict[Path, str]] = {}
+    contents: dict[Path, dict[Path, str]] = {}
     for source in sorted({mutant.source for mutant in mutants}):
         text = removable(source, [mutant for mutant in mutants if mutant.source == source])
-        texts.setdefault(unit_of(source), {})[source] = text
-    made = [compile_again(unit, changed) for unit, changed in texts.items()]
+        contents.setdefault(unit_of(source), {})[source] = text
+    made = [compile_again(unit, changed) for unit, changed in contents.items()]
     # First of all files, so that the linker uses their definitions and not the library's.
     module = str(ROOT / "python" / "zeropage" / "_C.so")
     objects = " ".join(map(str, made))

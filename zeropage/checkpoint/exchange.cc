@@ -17,7 +17,7 @@ constexpr char kFailed = '-';
 
 }  // namespace
 
-std::vector<std::string> exchange_texts(comm::Communicator& communicator, const std::string& mine) {
+std::vector<std::string> exchange_strings(comm::Communicator& communicator, const std::string& mine) {
   const std::uint64_t length = mine.size();
   const std::string lengths =
       comm::all_gather_small(communicator, std::string_view(reinterpret_cast<const char*>(&length), sizeof(length)),
@@ -45,7 +45,7 @@ std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, cons
   } catch (const std::exception& error) {
     mine = kFailed + std::string(error.what());
   }
-  auto results = exchange_texts(communicator, mine);
+  auto results = exchange_strings(communicator, mine);
   std::vector<std::pair<std::string, std::string>> failures;  // ranks with the same message, and this message
   for (std::size_t rank = 0; rank < results.size(); ++rank) {
     const bool failed = results[rank].front() == kFailed;

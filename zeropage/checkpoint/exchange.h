@@ -11,7 +11,7 @@
 namespace zeropage::checkpoint {
 
 /// Collective: returns the strings of all ranks, by rank. Cost: two small gathers. Errors: as comm::all_gather_small.
-std::vector<std::string> exchange_texts(comm::Communicator& communicator, const std::string& mine);
+std::vector<std::string> exchange_strings(comm::Communicator& communicator, const std::string& mine);
 
 /// Collective: runs `work` on every rank and returns every rank's result. When it throws a zeropage::Error on any rank,
 /// every rank throws CheckpointError with `what` and the failures of all ranks, after all have finished their work.

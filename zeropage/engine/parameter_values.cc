@@ -96,7 +96,7 @@ at::Tensor ParameterValues::piece_of(const at::Tensor& parameter, const at::Tens
 }
 
 std::vector<std::string> ParameterValues::exchange(const std::string& mine) {
-  return checkpoint::exchange_texts(communicator_, mine);
+  return checkpoint::exchange_strings(communicator_, mine);
 }
 
 int ParameterValues::index_of(const at::Tensor& parameter) const {

@@ -54,9 +54,9 @@ void WholeParameters::add(const std::map<int, WholeShape>& shapes, const std::ma
     if (part != mine.end()) lines += fmt::format("{} {} {}\n", parameter, part->second.offset, part->second.numel);
   }
   std::map<int, std::map<int, ParameterPart>> parts;
-  const auto texts = exchange(lines);
-  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
-    std::istringstream text(texts[rank]);
+  const auto strings = exchange(lines);
+  for (std::size_t rank = 0; rank < strings.size(); ++rank) {
+    std::istringstream text(strings[rank]);
     int parameter = 0;
     ParameterPart part;
     while (text >> parameter >> part.offset >> part.numel) parts[parameter][static_cast<int>(rank)] = part;
@@ -155,8 +155,8 @@ std::optional<at::Tensor> WholeParameters::from_owner(int parameter, const std::
     if (!mine) return std::nullopt;
     return mine->detach().to(at::kFloat, /*non_blocking=*/false, /*copy=*/true);
   }
-  const auto texts = exchange(mine ? "it is here" : "");
-  if (std::ranges::all_of(texts, &std::string::empty)) return std::nullopt;
+  const auto strings = exchange(mine ? "it is here" : "");
+  if (std::ranges::all_of(strings, &std::string::empty)) return std::nullopt;
   at::Tensor received = at::empty(shape.extents, at::TensorOptions(at::kFloat).device(device_));
   if (mine) received.copy_(mine->detach());
   broadcast(received, owner);
@@ -166,9 +166,9 @@ std::optional<at::Tensor> WholeParameters::from_owner(int parameter, const std::
 bool WholeParameters::agree(const std::string& failure) {
   if (!any_is_sent()) return failure.empty();
   std::string failures;
-  const auto texts = exchange(failure);
-  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
-    if (!texts[rank].empty()) failures += fmt::format("\n  rank {}: {}", rank, texts[rank]);
+  const auto strings = exchange(failure);
+  for (std::size_t rank = 0; rank < strings.size(); ++rank) {
+    if (!strings[rank].empty()) failures += fmt::format("\n  rank {}: {}", rank, strings[rank]);
   }
   if (!failures.empty() && failure.empty()) {
     throw PeerError("the optimizer's step failed, so that no rank has applied it:" + failures);
@@ -181,7 +181,7 @@ bool WholeParameters::any_is_sent() const {
 }
 
 std::vector<std::string> WholeParameters::exchange(const std::string& mine) {
-  return checkpoint::exchange_texts(*communicator_, mine);
+  return checkpoint::exchange_strings(*communicator_, mine);
 }
 
 void WholeParameters::broadcast(const at::Tensor& tensor, int root) {
