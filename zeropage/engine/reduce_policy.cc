@@ -37,11 +37,11 @@ reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelStat
   if (policy.accumulation_dtype != adding) policy.adding = reduce::ReduceTypes{adding, frame_dtype(adding)};
   policy.keep = policy.sharded && state.communicator().size() == 1 && formula::keeps_gradients(config);
   policy.fp32_sums = !config.gradients.accumulation_dtype;
-  policy.fp32_travel = !config.gradients.communication_dtype;
+  policy.fp32_sent = !config.gradients.communication_dtype;
   policy.offloaded = state.offloaded();
   policy.host = optimizer_host(config, device);
   policy.squares = config.gradients.norm || checks_overflow(config);
-  policy.squares_before_travel = policy.squares && !device.is_cpu();
+  policy.squares_before_copy = policy.squares && !device.is_cpu();
   if (!formula::gradients_on_disk(config)) return policy;
   policy.disk = make_gradient_disk(*state.layout(), config, rank, element_bytes(policy.accumulation_dtype), ledger);
   return policy;

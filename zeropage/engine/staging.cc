@@ -12,13 +12,13 @@
 namespace zeropage::engine {
 
 Staging::Staging(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, memory::MemoryPlace host,
-                 const std::shared_ptr<Ledger>& ledger, Travels travels)
+                 const std::shared_ptr<Ledger>& ledger, CopiedPages copied_pages)
     : state_(state),
       reducer_(reducer),
       device_(device),
       host_(host),
       ledger_(ledger),
-      travels_(travels),
+      copied_pages_(copied_pages),
       slot_(state.layout()->pages().size()) {
   if (!device_.is_cpu()) stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   grow();
@@ -33,8 +33,8 @@ void Staging::grow() {
     for (const auto& page : state_.layout()->pages()) {
       if (!page.trainable || &slots_of(page.index) != &slots) continue;
       const std::int64_t numel = state_.owned(page.index).numel;
-      if (gradient_travels(page.index)) gradient_bytes = std::max(gradient_bytes, 4 * numel);
-      if (parameter_travels(page.index)) parameter_bytes = std::max(parameter_bytes, numel * page.element_bytes);
+      if (is_gradient_copied(page.index)) gradient_bytes = std::max(gradient_bytes, 4 * numel);
+      if (is_parameter_copied(page.index)) parameter_bytes = std::max(parameter_bytes, numel * page.element_bytes);
     }
     for (auto& slot : slots) {
       slot.gradient = std::make_unique<memory::DeviceBuffer>(gradient_bytes, place, ledger_, MemoryKind::kBuffers);
@@ -46,12 +46,12 @@ void Staging::grow() {
 }
 
 bool Staging::is_elsewhere(c10::Device place, int page) const {
-  return travels_ == Travels::kAlways || place != state_.state_store().device(page);
+  return copied_pages_ == CopiedPages::kAlways || place != state_.state_store().device(page);
 }
 
-bool Staging::gradient_travels(int page) const { return is_elsewhere(reducer_.gradient(page).device, page); }
+bool Staging::is_gradient_copied(int page) const { return is_elsewhere(reducer_.gradient(page).device, page); }
 
-bool Staging::parameter_travels(int page) const { return is_elsewhere(state_.owned(page).device, page); }
+bool Staging::is_parameter_copied(int page) const { return is_elsewhere(state_.owned(page).device, page); }
 
 std::array<Staging::Slot, 2>& Staging::slots_of(int page) {
   return state_.state_store().device(page).is_cpu() ? on_host_ : on_device_;
@@ -64,7 +64,7 @@ void Staging::record(std::optional<c10::Event>& event) const {
 }
 
 void Staging::fetch(int page) {
-  if (!travels(page)) return;
+  if (!is_copied(page)) return;
   slot_[page] = next_slot_;
   next_slot_ = 1 - next_slot_;
   auto& slot = slots_of(page)[slot_[page]];
@@ -82,11 +82,11 @@ void Staging::fetch(int page) {
   if (home.is_cpu() && !host_.pinned) {
     paging::wait_for_stream(device_, state_.communicator(), "gradients on their way to the update");
   }
-  if (gradient_travels(page) && gradient.data != nullptr) {
+  if (is_gradient_copied(page) && gradient.data != nullptr) {
     memory::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
                        own.numel * element_bytes(gradient.dtype));
   }
-  if (parameter_travels(page) && state_.is_own_master(page)) {
+  if (is_parameter_copied(page) && state_.is_own_master(page)) {
     memory::start_copy(slot.parameter->data(), home, own.parameter, own.device,
                        own.numel * state_.layout()->pages()[page].element_bytes);
   }
@@ -95,20 +95,20 @@ void Staging::fetch(int page) {
 
 Staging::Location Staging::wait(int page) {
   Location place{reducer_.gradient(page).data, state_.owned(page).parameter};
-  if (!travels(page)) return place;
+  if (!is_copied(page)) return place;
   auto& slot = slots_of(page)[slot_[page]];
   if (slot.fetched && state_.state_store().device(page).is_cpu()) {
     paging::wait_for(*slot.fetched, state_.communicator(), "gradients on their way to the update");
   } else if (slot.fetched) {
     slot.fetched->block(memory::current_stream(device_));
   }
-  if (gradient_travels(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
-  if (parameter_travels(page)) place.parameter = slot.parameter->data();
+  if (is_gradient_copied(page) && place.gradient != nullptr) place.gradient = slot.gradient->data();
+  if (is_parameter_copied(page)) place.parameter = slot.parameter->data();
   return place;
 }
 
 void Staging::write_back(int page, const std::vector<Segment>& runs) {
-  if (!parameter_travels(page)) return;
+  if (!is_parameter_copied(page)) return;
   auto& slot = slots_of(page)[slot_[page]];
   const auto& own = state_.owned(page);
   const std::int64_t element = state_.layout()->pages()[page].element_bytes;

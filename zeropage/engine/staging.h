@@ -30,13 +30,13 @@
 namespace zeropage::engine {
 
 /// Which pages are copied. kAlways is for tests without a GPU.
-enum class Travels { kBetweenMemories, kAlways };
+enum class CopiedPages { kBetweenMemories, kAlways };
 
 class Staging {
  public:
   /// The slots are as large as the largest copied page; their bytes count as buffers of `host` or of the device.
   Staging(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, memory::MemoryPlace host,
-          const std::shared_ptr<Ledger>& ledger, Travels travels = Travels::kBetweenMemories);
+          const std::shared_ptr<Ledger>& ledger, CopiedPages copied_pages = CopiedPages::kBetweenMemories);
 
   /// The place of a page's arrays during its update.
   struct Location {
@@ -53,7 +53,7 @@ class Staging {
   void write_back(int page, const std::vector<Segment>& runs);
 
   /// Whether `fetch` and `write_back` copy anything for a page.
-  bool travels(int page) const { return gradient_travels(page) || parameter_travels(page); }
+  bool is_copied(int page) const { return is_gradient_copied(page) || is_parameter_copied(page); }
 
   /// Waits until all copies to the host's memory have ended, after which other code may read them.
   void wait_all();
@@ -67,8 +67,8 @@ class Staging {
   };
 
   bool is_elsewhere(c10::Device place, int page) const;
-  bool gradient_travels(int page) const;
-  bool parameter_travels(int page) const;
+  bool is_gradient_copied(int page) const;
+  bool is_parameter_copied(int page) const;
   std::array<Slot, 2>& slots_of(int page);
   void record(std::optional<c10::Event>& event) const;
   void wait_for_copies() const;
@@ -78,7 +78,7 @@ class Staging {
   c10::Device device_;
   memory::MemoryPlace host_;
   std::shared_ptr<Ledger> ledger_;
-  Travels travels_;
+  CopiedPages copied_pages_;
   std::optional<c10::Stream> stream_;  // absent on the CPU
   std::array<Slot, 2> on_host_;
   std::array<Slot, 2> on_device_;

@@ -32,7 +32,7 @@ config::Config staging_config(config::Precision precision, bool masters) {
 }
 
 /// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
-std::vector<at::Tensor> train(config::Precision precision, Travels travels, std::int64_t log_bytes = 0,
+std::vector<at::Tensor> train(config::Precision precision, CopiedPages copied_pages, std::int64_t log_bytes = 0,
                               bool masters = true) {
   const auto config = staging_config(precision, masters);
   const TestModel model({1000, 2000, 3000, 4000, 5000});
@@ -42,8 +42,8 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
   ModelState state(model.inputs, config, communicator, c10::kCPU, ledger);
   reduce::Reducer reducer(state.layout(), state.tensors(), communicator, c10::kCPU, ledger,
                           reduce_policy(config, state, communicator->rank(), c10::kCPU, ledger));
-  UpdatePass pass(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, travels);
-  EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, travels == Travels::kAlways);
+  UpdatePass pass(state, reducer, c10::kCPU, optimizer_host(config, c10::kCPU), ledger, copied_pages);
+  EXPECT_EQ(ledger->current_bytes(MemoryKind::kBuffers, Tier::kHost) > 0, copied_pages == CopiedPages::kAlways);
   Speculation speculation(config, state, reducer, pass, c10::kCPU, log_bytes, ledger);
   const std::vector<config::OptimizerParams> groups{{.lr = 0.01}};
   for (int step = 1; step <= 3; ++step) {
@@ -83,11 +83,11 @@ std::vector<at::Tensor> train(config::Precision precision, Travels travels, std:
 TEST(Staging, CopiesChangeNoBit) {
   for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
     for (const bool masters : {true, false}) {
-      const auto stayed = train(precision, Travels::kBetweenMemories, 0, masters);
-      const auto travelled = train(precision, Travels::kAlways, 0, masters);
+      const auto in_place = train(precision, CopiedPages::kBetweenMemories, 0, masters);
+      const auto copied = train(precision, CopiedPages::kAlways, 0, masters);
       for (int i = 0; i < kStagedParameters; ++i) {
-        EXPECT_TRUE(stayed[i].equal(travelled[i])) << i;
-        EXPECT_FALSE(stayed[i].equal(at::ones_like(stayed[i]))) << i << " was not trained";
+        EXPECT_TRUE(in_place[i].equal(copied[i])) << i;
+        EXPECT_FALSE(in_place[i].equal(at::ones_like(in_place[i]))) << i << " was not trained";
       }
     }
   }
@@ -99,9 +99,10 @@ TEST(Staging, UpdatesBeforeTheGlobalCheckChangeNoBit) {
   constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
   for (const std::int64_t log_bytes : kLogs) {
     for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
-      const auto waited = train(precision, Travels::kBetweenMemories);
+      const auto waited = train(precision, CopiedPages::kBetweenMemories);
       const bool is_own_master = precision == config::Precision::kFp32;
-      const auto ahead = train(precision, is_own_master ? Travels::kBetweenMemories : Travels::kAlways, log_bytes);
+      const auto ahead =
+          train(precision, is_own_master ? CopiedPages::kBetweenMemories : CopiedPages::kAlways, log_bytes);
       for (int i = 0; i < kStagedParameters; ++i) EXPECT_TRUE(waited[i].equal(ahead[i])) << i;
     }
   }

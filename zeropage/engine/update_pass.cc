@@ -8,8 +8,8 @@
 namespace zeropage::engine {
 
 UpdatePass::UpdatePass(const ModelState& state, const reduce::Reducer& reducer, c10::Device device,
-                       memory::MemoryPlace host, const std::shared_ptr<Ledger>& ledger, Travels travels)
-    : state_(state), reducer_(reducer), staging_(state, reducer, device, host, ledger, travels) {}
+                       memory::MemoryPlace host, const std::shared_ptr<Ledger>& ledger, CopiedPages copied_pages)
+    : state_(state), reducer_(reducer), staging_(state, reducer, device, host, ledger, copied_pages) {}
 
 std::vector<int> UpdatePass::begin(std::vector<int> pages, const std::vector<int>& with_gradients) {
   pages = state_.state_store().begin_pass(std::move(pages));
@@ -27,7 +27,7 @@ void UpdatePass::end() {
 }
 
 bool UpdatePass::is_in_place(int page) const {
-  return state_.state_store().stays(page) && !staging_.travels(page) && !state_.pager().on_disk(page) &&
+  return state_.state_store().stays(page) && !staging_.is_copied(page) && !state_.pager().on_disk(page) &&
          !reducer_.on_disk(page);
 }
 

@@ -40,9 +40,9 @@ enum class GradientUse { kRead, kNone };
 
 class UpdatePass {
  public:
-  /// `state` and `reducer` must outlive this object. `host`, `travels`: as for Staging.
+  /// `state` and `reducer` must outlive this object. `host`, `copied_pages`: as for Staging.
   UpdatePass(const ModelState& state, const reduce::Reducer& reducer, c10::Device device, memory::MemoryPlace host,
-             const std::shared_ptr<Ledger>& ledger, Travels travels = Travels::kBetweenMemories);
+             const std::shared_ptr<Ledger>& ledger, CopiedPages copied_pages = CopiedPages::kBetweenMemories);
 
   const ModelState& state() const { return state_; }
   const reduce::Reducer& reducer() const { return reducer_; }

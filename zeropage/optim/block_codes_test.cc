@@ -175,7 +175,7 @@ TEST(BlockCodes, HaveAnAnswerForEveryMagnitude) {
 }
 
 // Catches rounding in place that differs from coding and decoding: ranks that share memory would train another model.
-TEST(BlockCodes, RoundingIsWhatTravelGives) {
+TEST(BlockCodes, RoundingEqualsCodingAndDecoding) {
   for (const BlockCode code : kCodes) {
     for (const DType dtype : kTypes) {
       for (const std::int64_t numel : kLengths) {

@@ -1,4 +1,4 @@
-// Pages that travel in 8 bits, on ranks as threads that read each other's memory or that call collectives.
+// Pages that are sent in 8 bits, on ranks as threads that read each other's memory or that call collectives.
 #include <gtest/gtest.h>
 
 #include <cstring>
@@ -62,7 +62,7 @@ class CodedRank {
     std::vector<std::uint16_t> all;
     for (int rank = 0; rank < communicator_.size(); ++rank) {
       auto shard = shard_of(page, rank, numel_, version);
-      // Behind the parameter's end the shards' values never travel between ranks that share memory.
+      // Behind the parameter's end the shards' values are never sent between ranks that share memory.
       if (rounded) {
         optim::round_to_blocks(optim::BlockCode::kInt8, DType::kBFloat16, shard.data(), shard.data(), numel_);
       }
@@ -220,7 +220,7 @@ TEST_P(CodedPager, AWriteBesideAReaderKeepsWhatItDidNotWrite) {
   });
 }
 
-// Catches codes that travel beside the values instead of in their place.
+// Catches codes that are sent in addition to the values instead of in their place.
 TEST(CodedPagerBytes, AreHalfOfSixteenBits) {
   run_coded(2, /*two_sided=*/true, [](comm::Communicator& communicator) {
     CodedRank rank(communicator, CodedPages::kAll);

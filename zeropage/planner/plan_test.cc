@@ -74,7 +74,7 @@ TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
 
 // Catches buffers of codes that are not counted, times without the saved bytes, and keys that are written where the
 // configuration refuses them.
-TEST(Plan, QuantizedTravelTakesBuffersAndLessTime) {
+TEST(Plan, QuantizedCollectivesTakeBuffersAndLessTime) {
   Request plain = request("7B", 4, "H100", 2);
   plain.hardware->network_rate = 1e9;  // the network limits the step
   Request coded = plain;

@@ -30,12 +30,12 @@ struct ReducePolicy {
   DType accumulation_dtype = DType::kFloat32;  ///< of whole frames, or of shards, in which gradients add up
   DType frame_dtype = DType::kFloat32;         ///< of frames in reductions (communication dtype)
   bool fp32_sums = false;                      ///< gradients of fp32 pages add up in fp32 regardless of the type above,
-  bool fp32_travel = false;                    ///< and are reduced in fp32
+  bool fp32_sent = false;                      ///< and are reduced in fp32
   std::optional<ReduceTypes> adding = {};      ///< these two types if whole gradients that were only stored do add up
   std::vector<bool> offloaded;                 ///< per page: whether its shard is in memory of `host`; empty: none is
   memory::MemoryPlace host = c10::Device(c10::kCPU);
-  bool squares = true;                 ///< false: nobody asks for them, and none are summed
-  bool squares_before_travel = false;  ///< a first sum is squared on its device before it is copied to `host`
+  bool squares = true;               ///< false: nobody asks for them, and none are summed
+  bool squares_before_copy = false;  ///< a first sum is squared on its device before it is copied to `host`
 
   /// The drive for the shards of its pages; null: none.
   std::shared_ptr<io::PageCache> disk = nullptr;
@@ -46,8 +46,8 @@ struct ReducePolicy {
   bool may_keep(int page) const { return keep && !offloaded[static_cast<std::size_t>(page)] && !on_disk(page); }
 
   /// The type of a frame while it is reduced.
-  DType travel_dtype(const layout::Page& page) const {
-    return fp32_travel && page.dtype == DType::kFloat32 ? DType::kFloat32 : frame_dtype;
+  DType sent_dtype(const layout::Page& page) const {
+    return fp32_sent && page.dtype == DType::kFloat32 ? DType::kFloat32 : frame_dtype;
   }
 
   /// The type of a shard in which gradients add up.
@@ -57,7 +57,7 @@ struct ReducePolicy {
 
   /// The type of a frame while it receives gradients.
   DType dtype_of_frame(const layout::Page& page) const {
-    if (sharded) return travel_dtype(page);
+    if (sharded) return sent_dtype(page);
     return page.dtype == DType::kFloat32 ? DType::kFloat32 : accumulation_dtype;
   }
 

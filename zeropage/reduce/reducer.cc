@@ -78,7 +78,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
   }
   frames_ = std::make_unique<GradientFrames>(layout_, order_.pages(), *communicator_, device_, ledger_, policy_);
   use_homes();
-  if (std::ranges::any_of(order_.pages(), [this](int page) { return policy_.sharded && travels(page); })) {
+  if (std::ranges::any_of(order_.pages(), [this](int page) { return policy_.sharded && is_sent_to_host(page); })) {
     send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
   hook_early();

@@ -258,7 +258,7 @@ class Reducer {
   void write_to_frame(int parameter, const at::Tensor& gradient, bool first, float scale);
   std::vector<optim::SquaredPiece> squared_pieces(int page) const;
   const std::byte* summed_shard(int page) const;
-  void square_before_travel(int page, const at::Tensor& shard);
+  void square_before_copy(int page, const at::Tensor& shard);
   void square_where_it_is(int page);
   void square_again(int page, const at::Tensor& sum);
   bool stores_sums() const { return !policy_.sharded && communicator_->size() == 1 && device_.is_cpu(); }
@@ -290,13 +290,13 @@ class Reducer {
   at::Tensor sum_view(int page, std::byte* data) const;
   bool reduces_into_shard(int page) const;
   void add_to_shard(int page, const at::Tensor& sum, bool adds);
-  bool travels(int page) const;
+  bool is_sent_to_host(int page) const;
   std::optional<c10::Event> sent_so_far() const;
   void send(int page, const at::Tensor& sum, bool adds);
   Slot& next_slot();
   void add_on_host(int page, std::byte* values, DType type);
   DType frame_dtype(int page) const { return policy_.dtype_of_frame(layout_->pages()[page]); }
-  DType travel_dtype(int page) const { return policy_.travel_dtype(layout_->pages()[page]); }
+  DType sent_dtype(int page) const { return policy_.sent_dtype(layout_->pages()[page]); }
   DType sum_dtype(int page) const { return policy_.sum_dtype(layout_->pages()[page]); }
   std::vector<std::string> exchange(const std::string& mine, std::string_view what);
 

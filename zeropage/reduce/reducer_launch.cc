@@ -43,12 +43,12 @@ void Reducer::zero_gaps(int page) {
   zero_until(spec.padded_numel);
 }
 
-/// `frame`: [padded_numel, travel_dtype]. True: the sum is complete.
+/// `frame`: [padded_numel, sent_dtype]. True: the sum is complete.
 bool Reducer::start_sharded_reduction(int page, std::byte* frame, bool adds) {
   auto& state = pages_[page];
   const auto& spec = layout_->pages()[page];
   const comm::Tag tag{state.label, page};
-  const DType dtype = travel_dtype(page);
+  const DType dtype = sent_dtype(page);
   if (policy_.reduce_scatter && reduces_into_shard(page)) {
     in_flight_.push_back(
         {page,
@@ -70,7 +70,7 @@ bool Reducer::start_sharded_reduction(int page, std::byte* frame, bool adds) {
     communicator_->reduce_scatter(frame, summed, spec.shard_numel, dtype, summed_dtype, false, tag, {})->wait();
   }
   const at::Tensor sum = memory::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
-  if (!travels(page)) {
+  if (!is_sent_to_host(page)) {
     add_to_shard(page, sum, adds);
     frames_->release(frame, paging::given_so_far(device_));
     return true;
@@ -90,8 +90,8 @@ void Reducer::add_to_shard(int page, const at::Tensor& sum, bool adds) {
   }
   std::byte* data = held ? held->data() : state.result;
   auto shard = memory::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
-  const bool squared = policy_.squares_before_travel && policy_.offloaded[page] && !adds && !held;
-  if (squared) square_before_travel(page, sum.to(scalar_type_of(state.result_dtype)));
+  const bool squared = policy_.squares_before_copy && policy_.offloaded[page] && !adds && !held;
+  if (squared) square_before_copy(page, sum.to(scalar_type_of(state.result_dtype)));
   const bool seen = held || (state.result_device.is_cpu() && !squared);
   const auto on_reduced = seen ? norms_.watch(page, data, state.result_dtype) : comm::OnReduced();
   const at::Tensor from = adds ? sum.to(state.result_device) : sum;
@@ -115,7 +115,7 @@ bool Reducer::start_whole_reduction(int page, std::byte* frame, bool adds) {
     if (stores_sums()) norms_.complete(page);  // reported by write_to_frame
     return true;
   }
-  if (dtype != travel_dtype(page) || (dtype != DType::kFloat32 && !policy_.whole_result)) {
+  if (dtype != sent_dtype(page) || (dtype != DType::kFloat32 && !policy_.whole_result)) {
     return reduce_through_fp32(page, frame, /*adds=*/false);
   }
   const comm::Tag tag{state.label, page};
@@ -143,9 +143,9 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
     return std::make_shared<memory::DeviceBuffer>(bytes, device_, ledger_, MemoryKind::kBuffers);
   };
   std::shared_ptr<memory::DeviceBuffer> converted;
-  if (travel_dtype(page) != dtype) {
-    converted = buffer(spec.padded_numel * element_bytes(travel_dtype(page)));
-    memory::flat_view(converted->data(), spec.padded_numel, scalar_type_of(travel_dtype(page)), device_)
+  if (sent_dtype(page) != dtype) {
+    converted = buffer(spec.padded_numel * element_bytes(sent_dtype(page)));
+    memory::flat_view(converted->data(), spec.padded_numel, scalar_type_of(sent_dtype(page)), device_)
         .copy_(memory::flat_view(frame, spec.padded_numel, scalar_type_of(dtype), device_));
   }
   const auto sum = buffer(4 * spec.shard_numel);
@@ -158,7 +158,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
   std::byte* target = policy_.whole_result ? own_shard(page) : state.result;
   retire_reductions(kMaxInFlight);
   auto work = communicator_->reduce_scatter(converted ? converted->data() : frame, sum->data(), spec.shard_numel,
-                                            travel_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
+                                            sent_dtype(page), DType::kFloat32, /*accumulate=*/false, tag, {});
   const auto on_reduced = device_.is_cpu() ? norms_.watch(page, target, state.result_dtype) : comm::OnReduced();
   auto settle = [=, this, target_type = scalar_type_of(state.result_dtype), keep = converted] {
     const auto from = memory::flat_view(sum->data(), spec.shard_numel, at::kFloat, device_);

@@ -35,7 +35,7 @@ class CopyWork final : public comm::Work {
 
 }  // namespace
 
-bool Reducer::travels(int page) const { return policy_.offloaded[page] && !on_disk(page) && !device_.is_cpu(); }
+bool Reducer::is_sent_to_host(int page) const { return policy_.offloaded[page] && !on_disk(page) && !device_.is_cpu(); }
 
 std::optional<c10::Event> Reducer::sent_so_far() const {
   const c10::StreamGuard guard(*send_stream_);
@@ -72,7 +72,7 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
-  if (boundary_ && !adds) square_before_travel(page, sent);
+  if (boundary_ && !adds) square_before_copy(page, sent);
   if (!as_it_is) comm::note_use(sent);
 }
 
@@ -83,7 +83,7 @@ Reducer::Slot& Reducer::next_slot() {
   if (!slot.memory) {
     std::int64_t bytes = 0;
     for (const int page : order_.pages()) {
-      if (travels(page)) bytes = std::max(bytes, 4 * layout_->pages()[page].shard_numel);
+      if (is_sent_to_host(page)) bytes = std::max(bytes, 4 * layout_->pages()[page].shard_numel);
     }
     slot.memory = std::make_unique<memory::DeviceBuffer>(bytes, policy_.host, ledger_, MemoryKind::kBuffers);
   }

@@ -20,7 +20,7 @@ std::vector<optim::SquaredPiece> Reducer::squared_pieces(int page) const {
 }
 
 /// Squares this rank's whole shard [shard_numel], as it will be stored, before the memory of `shard` is reused.
-void Reducer::square_before_travel(int page, const at::Tensor& shard) {
+void Reducer::square_before_copy(int page, const at::Tensor& shard) {
   const DType dtype = dtype_of(shard.scalar_type());
   norms_.add_on_device(page, norms_.pieces(page, shard.const_data_ptr(), dtype), /*at_once=*/true);
 }

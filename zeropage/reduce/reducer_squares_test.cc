@@ -36,7 +36,7 @@ struct Kind {
   DType frame_dtype = DType::kFloat32;
 
   std::string name() const {
-    return fmt::format("{}, {}, {} parameters accumulated in {} that travel in {}",
+    return fmt::format("{}, {}, {} parameters accumulated in {} that are sent in {}",
                        result == Result::kWhole          ? "whole sum"
                        : result == Result::kShardOfWhole ? "shard of whole pages"
                                                          : "shard",
@@ -136,13 +136,13 @@ void check_all(comm::Communicator& communicator) {
 
 /// Two backwards that are reduced: the first one's sum is squared by operators before it is copied to its shard, to
 /// which the second's is added.
-void check_squares_before_travel(comm::Communicator& communicator, const Kind& kind) {
+void check_squares_before_copy(comm::Communicator& communicator, const Kind& kind) {
   at::set_num_threads(1);
   const auto& numels = kModels[0];
   auto layout = squares_layout(numels, kind, communicator.size());
   const auto parameters = make_parameters(numels, kind);
   ReducePolicy policy = kind.policy();
-  policy.squares_before_travel = true;
+  policy.squares_before_copy = true;
   policy.offloaded.assign(layout->pages().size(), true);
   Reducer reducer(layout, parameters, std::shared_ptr<comm::Communicator>(&communicator, [](auto*) {}),
                   c10::Device(c10::kCPU), std::make_shared<Ledger>(), policy);
@@ -190,10 +190,10 @@ TEST_P(SquaresOnRanks, AreThoseOfTheStoredSumOverGloo) {
 
 // Catches squares of other elements than a shard's, of a sum that is not rounded as it is stored, and those of a first
 // sum that stay when something is added to it. Within one memory, like a device with its own operators.
-TEST(SquaresBeforeTravel, AreThoseOfTheStoredSum) {
+TEST(SquaresBeforeCopy, AreThoseOfTheStoredSum) {
   for (const Kind& kind : {Kind{Result::kShard, false},
                            Kind{Result::kShard, true, DType::kBFloat16, DType::kBFloat16, DType::kBFloat16}}) {
-    const auto body = [&](comm::Communicator& communicator) { check_squares_before_travel(communicator, kind); };
+    const auto body = [&](comm::Communicator& communicator) { check_squares_before_copy(communicator, kind); };
     for (const auto& outcome : comm::run_threads(3, comm::kRankTimeout, body)) EXPECT_EQ(outcome, "");
   }
 }

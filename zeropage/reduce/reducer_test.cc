@@ -233,8 +233,8 @@ ReducePolicy without_overlap(ReducePolicy policy) {
   return policy;
 }
 
-/// Whole pages of 32 bits that travel in 16.
-ReducePolicy travelling_in_bf16(ReducePolicy policy) {
+/// Whole pages of 32 bits that are sent in 16.
+ReducePolicy sent_in_bf16(ReducePolicy policy) {
   policy.frame_dtype = DType::kBFloat16;
   return policy;
 }
@@ -252,13 +252,13 @@ std::vector<Case> cases() {
           {"stage0_late", stage0, false, 2},
           {"stage0_every_backward", stage0, false, 1, 0},
           {"stage0_no_overlap", without_overlap(stage0), false, 1},
-          {"stage0_bf16", travelling_in_bf16(stage0), false, 2},
+          {"stage0_bf16", sent_in_bf16(stage0), false, 2},
           {"stage1", stage1, false, 1},
           {"stage1_late", stage1, false, 2},
           {"stage1_every_backward", stage1, false, 1, 0},
           {"stage1_never_told", stage1, false, 2, kBackwards},
           {"stage1_all_reduce", policy_of(false, false, false), false, 2},
-          {"stage1_bf16", travelling_in_bf16(stage1), false, 2},
+          {"stage1_bf16", sent_in_bf16(stage1), false, 2},
           {"stage1_two_sided", stage1, true, 2},
           {"stage2", stage2, false, 1},
           {"stage2_late", stage2, false, 2},

@@ -135,7 +135,7 @@ void Reducer::add_page(int page) {
   if (policy_.may_keep(page)) return;  // they stay in autograd's tensors
   state.result = shards_.data(page);
   state.result_dtype = sum_dtype(page);
-  if (travels(page)) {
+  if (is_sent_to_host(page)) {
     if (!send_stream_) {
       send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
     }
