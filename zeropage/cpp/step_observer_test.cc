@@ -124,11 +124,11 @@ TEST(StepObserver, SumsUpCollectives) {
 }
 
 // Catches states that are not reloaded, and a step that trains offloaded states.
-TEST(Engine, StatesLeaveAndComeBack) {
+TEST(Engine, StatesAreOffloadedAndReloaded) {
   on_two_ranks([](int rank, const Options& options) {
     Line model, other;
     auto engine = initialize(model, config_with(json::object()), options);
-    auto stays = initialize(other, config_with(json::object()), options);
+    auto uninterrupted = initialize(other, config_with(json::object()), options);
     train_steps(engine, model, 1);
     engine.offload_states({.parameters = false});
     const auto report = engine.memory_report();
@@ -137,7 +137,7 @@ TEST(Engine, StatesLeaveAndComeBack) {
     EXPECT_THROW(engine.backward(model.forward()), UsageError);
     engine.reload_states();
     train_steps(engine, model, 1);
-    train_steps(stays, other, 2);
+    train_steps(uninterrupted, other, 2);
     EXPECT_TRUE(at::equal(model.weight, other.weight));
   });
 }

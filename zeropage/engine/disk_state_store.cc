@@ -36,7 +36,7 @@ class DiskStateStore final : public OptimizerStateStore {
     return cache_.has(page) ? c10::Device(c10::kCPU) : rest_->device(page);
   }
 
-  bool stays(int page) const override { return !cache_.has(page) && rest_->stays(page); }
+  bool is_in_place(int page) const override { return !cache_.has(page) && rest_->is_in_place(page); }
 
   std::vector<int> begin_pass(std::vector<int> pages) override {
     pages = rest_->begin_pass(std::move(pages));

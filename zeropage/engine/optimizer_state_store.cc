@@ -59,7 +59,7 @@ class MemoryStateStore final : public OptimizerStateStore {
   }
 
   c10::Device device(int page) const override { return tiers_[shape_.offloaded[page]].place.device; }
-  bool stays(int) const override { return true; }
+  bool is_in_place(int) const override { return true; }
   std::vector<int> begin_pass(std::vector<int> pages) override { return pages; }
   StateArrays acquire(int page) override {
     StateArrays arrays = pages_[page];

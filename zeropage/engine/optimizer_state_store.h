@@ -97,7 +97,7 @@ class OptimizerStateStore {
   virtual c10::Device device(int page) const = 0;
 
   /// Whether its arrays do not move during a pass, held or not.
-  virtual bool stays(int page) const = 0;
+  virtual bool is_in_place(int page) const = 0;
 
   /// Returns `pages` in the order in which they are to be acquired, the same on all ranks.
   virtual std::vector<int> begin_pass(std::vector<int> pages) = 0;

@@ -45,7 +45,7 @@ class StreamedStateStore final : public OptimizerStateStore {
   }
 
   c10::Device device(int page) const override { return is_streamed(page) ? device_ : host_->device(page); }
-  bool stays(int page) const override { return !is_streamed(page) && host_->stays(page); }
+  bool is_in_place(int page) const override { return !is_streamed(page) && host_->is_in_place(page); }
 
   std::vector<int> begin_pass(std::vector<int> pages) override {
     pages = host_->begin_pass(std::move(pages));

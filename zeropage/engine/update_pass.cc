@@ -27,7 +27,7 @@ void UpdatePass::end() {
 }
 
 bool UpdatePass::is_in_place(int page) const {
-  return state_.state_store().stays(page) && !staging_.is_copied(page) && !state_.pager().on_disk(page) &&
+  return state_.state_store().is_in_place(page) && !staging_.is_copied(page) && !state_.pager().on_disk(page) &&
          !reducer_.on_disk(page);
 }
 

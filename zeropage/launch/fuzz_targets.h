@@ -56,24 +56,24 @@ inline bool accepts_hosts(std::string_view input) {
 inline bool accepts_message(std::string_view input) {
   if (input.empty()) return false;
   const auto bytes = input.substr(1);
-  const auto stays = [](const std::string& once, const std::string& twice) {
+  const auto require_equal = [](const std::string& once, const std::string& twice) {
     if (once != twice) throw std::logic_error("a message differs after it was packed and read");
   };
   try {
     switch (input[0] % 3) {
       case 0: {
         const std::string once = encode(decode_question(bytes));
-        stays(once, encode(decode_question(once)));
+        require_equal(once, encode(decode_question(once)));
         break;
       }
       case 1: {
         const std::string once = encode(decode_report(bytes));
-        stays(once, encode(decode_report(once)));
+        require_equal(once, encode(decode_report(once)));
         break;
       }
       default: {
         const std::string once = encode(decode_ranks(bytes));
-        stays(once, encode(decode_ranks(once)));
+        require_equal(once, encode(decode_ranks(once)));
       }
     }
     return true;

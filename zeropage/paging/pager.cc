@@ -341,8 +341,8 @@ void Pager::drop_stale(const std::vector<int>& updated) {
     auto& state = pages_[page];
     if (state.state != State::kResident) continue;
     // Programs may have the address of a page that a scope keeps: the new values go to the same frame.
-    const bool stays = state.scopes > 0 && (!fetch_stream_ || on_disk(page));
-    if (stays) {
+    const bool keeps_frame = state.scopes > 0 && (!fetch_stream_ || on_disk(page));
+    if (keeps_frame) {
       state.state = State::kArriving;
       state.rounded = false;
     } else {
