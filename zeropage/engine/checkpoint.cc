@@ -171,7 +171,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
                        const SaveOptions& options, BackgroundSave* background) {
   c10::AutoGradMode no_grad(false);
   checkpoint::check_tag(options.tag);
-  state.model.absorb_replaced();
+  state.model.adopt_replaced_data();
   state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
   state.model.take_user_writes();
   paging::wait_for_stream(state.model.device(), state.communicator, "state on its way to a checkpoint");

@@ -264,7 +264,7 @@ void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const P
 LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadOptions& options) {
   c10::AutoGradMode no_grad(false);
   auto& pager = state.model.pager();
-  state.model.absorb_replaced();
+  state.model.adopt_replaced_data();
   pager.end_pass();
   Plan plan;
   const paging::UpdateScope scope(pager);  // before any rank changes its shards

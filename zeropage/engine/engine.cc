@@ -99,7 +99,7 @@ Engine::~Engine() {
 void Engine::before_forward() {
   impl_->require_whole_state("forward");
   impl_->recorder_.begin_forward();
-  impl_->state_.absorb_replaced();
+  impl_->state_.adopt_replaced_data();
   if (c10::GradMode::is_enabled()) {
     impl_->reducer_->begin_forward();
     impl_->forward_begun_ = true;

@@ -47,7 +47,7 @@ ParameterValues& Engine::values() {
 
 std::int64_t Engine::gather(const std::vector<at::Tensor>& parameters) {
   if (!impl_->parameters_only_) impl_->offloader_->require_resident("gather");
-  impl_->state_.absorb_replaced();
+  impl_->state_.adopt_replaced_data();
   auto& pager = impl_->state_.pager();
   std::set<int> pages;
   for (const auto& parameter : parameters) {

@@ -77,7 +77,7 @@ std::string Engine::save_checkpoint(const SaveOptions& options) {
         "save_checkpoint() was called with gradients that no step has used, and a checkpoint keeps none; call it after "
         "the step() that ends the update, or drop them with zero_grad()");
   }
-  impl_->state_.absorb_replaced();
+  impl_->state_.adopt_replaced_data();
   impl_->compare_writes();
   auto path = save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
   impl_->state_.settle_writes();

@@ -39,7 +39,7 @@ std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, floa
 std::vector<ClientSegment> Engine::Impl::begin_edit() {
   require_whole_state("begin_edit");
   if (edit_) throw UsageError("begin_edit() was called while an edit is open; end it first");
-  state_.absorb_replaced();
+  state_.adopt_replaced_data();
   speculation_->undo();
   state_.take_user_writes();
   edit_ = std::make_unique<ClientValues>(*update_pass_, std::vector<bool>{}, 1.0F, ledger_);

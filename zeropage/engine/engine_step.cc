@@ -3,7 +3,7 @@
 //   1. The program's writes to `p.grad` are added to the sums before left gradients: the values that `p.grad` shows are
 //      in the sums already, and would be added twice.
 //   2. Errors on a single rank are raised before end_micro_step, so that the call can be repeated.
-//   3. absorb_replaced before the global check, which compares the program's writes (including `p.data = ...`).
+//   3. adopt_replaced_data before the global check, which compares the program's writes (including `p.data = ...`).
 //   4. The UpdateScope begins before the global check: after it a peer may change shards that an operator of another
 //      thread of this rank reads.
 //   5. agree: the last reductions, then the squares of the sums; then the end of overlapped updates
@@ -87,7 +87,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
   if (!boundary) return false;
   warn_of_second_update();
 
-  state_.absorb_replaced();
+  state_.adopt_replaced_data();
   const paging::UpdateScope scope(state_.pager());  // before any rank changes its shards
   GlobalCheck global_check = agree(caller != nullptr);
   const double norm = std::sqrt(global_check.sum_of_squares) / divisor();

@@ -109,7 +109,7 @@ void ModelState::take_values(int first_page) {
 void ModelState::add(const std::vector<ParameterInput>& inputs) {
   c10::AutoGradMode no_grad(false);
   check(inputs);
-  absorb_replaced();
+  adopt_replaced_data();
   const int first_page = static_cast<int>(layout_->pages().size());
   own_layout_->append(specs(inputs));
   remember(inputs);

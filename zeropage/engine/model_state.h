@@ -114,7 +114,7 @@ class ModelState {
 
   /// Adopts parameters whose data was replaced (`p.data = ...`, `p.to(...)`) since the last call, and marks them again.
   /// Errors: UsageError when the new data has another shape, type or device.
-  void absorb_replaced();
+  void adopt_replaced_data();
 
   /// Errors: UsageError when a parameter has another type than the engine computes with, or is on another device
   /// (`model.to(...)`).

@@ -115,7 +115,7 @@ void ModelState::attach(int parameter) {
 
 void ModelState::make_whole() {
   c10::AutoGradMode no_grad(false);
-  absorb_replaced();
+  adopt_replaced_data();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     if (!pager_->paged(layout_->page_of(static_cast<int>(i)))) continue;
     const paging::ExactRead read(tensors_[i]);

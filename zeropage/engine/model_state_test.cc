@@ -116,11 +116,11 @@ TEST(ModelState, KnowsWhatUsersWrote) {
   state.settle_writes();
   EXPECT_EQ(state.written_pages(), (std::vector<bool>{false, false}));
   model.parameters[0].set_data(at::full({100}, 3.0));
-  state.absorb_replaced();
+  state.adopt_replaced_data();
   EXPECT_TRUE(state.written_pages()[0]);
   EXPECT_EQ(*reinterpret_cast<const float*>(state.owned(0).parameter), 3.0F);
   model.parameters[0].set_data(at::full({50}, 3.0));
-  EXPECT_THROW(state.absorb_replaced(), UsageError) << "another shape";
+  EXPECT_THROW(state.adopt_replaced_data(), UsageError) << "another shape";
 }
 
 // Catches a model that is partly adopted before its faults are found, and messages without the parameter's name.

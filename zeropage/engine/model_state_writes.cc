@@ -40,7 +40,7 @@ void ModelState::require_types() const {
   }
 }
 
-void ModelState::absorb_replaced() {
+void ModelState::adopt_replaced_data() {
   require_types();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const int parameter = static_cast<int>(i);
@@ -76,7 +76,7 @@ void ModelState::absorb_replaced() {
 
 void ModelState::let_go(int parameter) {
   c10::AutoGradMode no_grad(false);
-  absorb_replaced();
+  adopt_replaced_data();
   at::Tensor& tensor = tensors_[parameter];
   const paging::ExactRead read(tensor);
   tensor.set_data(tensor.detach().clone());
@@ -85,7 +85,7 @@ void ModelState::let_go(int parameter) {
 
 void ModelState::take(int parameter, const at::Tensor& tensor) {
   tensors_[parameter] = tensor;
-  absorb_replaced();
+  adopt_replaced_data();
 }
 
 void ModelState::announce_user_write(int page) {

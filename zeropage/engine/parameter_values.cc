@@ -124,7 +124,7 @@ int ParameterValues::state_index(const std::string& state) const {
 }
 
 void ParameterValues::prepare(int parameter) {
-  state_.absorb_replaced();
+  state_.adopt_replaced_data();
   speculation_.rollback(page_of(parameter));
   paging::wait_for_stream(device_, communicator_, "values of a parameter");
 }
