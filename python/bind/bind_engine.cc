@@ -211,9 +211,9 @@ void init_engine(py::module_& module) {
           },
           py::arg("parameters"), py::arg("groups"), py::arg("in_fp32"), py::arg("whole"),
           "More parameters, as given when the engine was made; all groups.")
-      .def("let_go", &Engine::let_go, py::arg("parameter"), Unlocked(),
+      .def("drop_tensor", &Engine::drop_tensor, py::arg("parameter"), Unlocked(),
            "Gives up a parameter's tensor; see swap_tensors.")
-      .def("take", &Engine::take, py::arg("parameter"), py::arg("tensor"), Unlocked(),
+      .def("set_tensor", &Engine::set_tensor, py::arg("parameter"), py::arg("tensor"), Unlocked(),
            "Adopts the tensor that replaces it.")
       .def("release", &Engine::release, py::arg("ticket"), py::arg("modifier_rank"), Unlocked(), "Ends a gather.")
       .def(

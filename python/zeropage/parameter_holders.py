@@ -137,12 +137,12 @@ def swap_tensors(t1: torch.Tensor, t2: torch.Tensor) -> None:
     places = [(tensor, _place_of(tensor)) for tensor in (t1, t2)]
     held = [(tensor, place) for tensor, place in places if place is not None]
     for _, (core, index, _) in held:
-        core.let_go(index)
+        core.drop_tensor(index)
     try:
         _swap_tensors(t1, t2)
     finally:
         for tensor, (core, index, _) in held:
-            core.take(index, tensor)
+            core.set_tensor(index, tensor)
 
 
 # The engine's C++ side -> its optimizer, while both exist.

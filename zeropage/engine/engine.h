@@ -181,8 +181,8 @@ class Engine {
   std::int64_t gather(const std::vector<at::Tensor>& parameters);
 
   /// Ends training: frees all state except the parameters, which can be read and written as before, and which another
-  /// engine may take over. Other functions than gather, release, let_go and take raise a UsageError or must not be
-  /// called afterwards. Not collective.
+  /// engine may take over. Other functions than gather, release, drop_tensor and set_tensor raise a UsageError or must
+  /// not be called afterwards. Not collective.
   void keep_parameters_only();
 
   /// Ends a gather. With `modifier_rank` >= 0 every rank gets that rank's values (collective); otherwise each rank
@@ -194,11 +194,11 @@ class Engine {
   /// name), PeerError (ranks differ), ConfigError, as the constructor's.
   void add_parameters(const std::vector<ParameterInput>& inputs, const std::vector<config::OptimizerParams>& groups);
 
-  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: `let_go` gives up its tensor, which
-  /// keeps its values in separate memory; `take` then adopts the tensor that replaces it, with its values. Nothing else
-  /// may be called in between.
-  void let_go(int parameter);
-  void take(int parameter, const at::Tensor& tensor);
+  /// For `torch.utils.swap_tensors`, which needs the only reference to a parameter: `drop_tensor` drops its tensor,
+  /// which keeps its values in separate memory; `set_tensor` then adopts the tensor that replaces it, with its values.
+  /// Nothing else may be called in between.
+  void drop_tensor(int parameter);
+  void set_tensor(int parameter, const at::Tensor& tensor);
 
   /// Collective. Saves everything that resuming needs; returns the step's path. With zeropage.async_save it returns
   /// when the state is copied, after the previous save has ended. Errors: UsageError between the micro steps of an

@@ -118,16 +118,16 @@ void Engine::make_parameters_whole() {
   impl_->state_.make_whole();
 }
 
-void Engine::let_go(int parameter) {
+void Engine::drop_tensor(int parameter) {
   if (!impl_->parameters_only_) {
     impl_->offloader_->require_resident("swap_tensors");
     impl_->reducer_->replace(parameter, at::Tensor());
   }
-  impl_->state_.let_go(parameter);
+  impl_->state_.drop_tensor(parameter);
 }
 
-void Engine::take(int parameter, const at::Tensor& tensor) {
-  impl_->state_.take(parameter, tensor);
+void Engine::set_tensor(int parameter, const at::Tensor& tensor) {
+  impl_->state_.set_tensor(parameter, tensor);
   if (!impl_->parameters_only_) impl_->reducer_->replace(parameter, tensor);
 }
 

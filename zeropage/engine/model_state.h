@@ -143,8 +143,8 @@ class ModelState {
 
   /// Detaches a parameter's tensor, which keeps the values in separate memory. Another tensor must replace it before
   /// anything else is done with the state, and its values become the parameter's.
-  void let_go(int parameter);
-  void take(int parameter, const at::Tensor& tensor);
+  void drop_tensor(int parameter);
+  void set_tensor(int parameter, const at::Tensor& tensor);
 
   /// Moves parameters to `host`, where they cannot be read, until `reload_parameters`. Collective. Errors: see
   /// Pager::unload.

@@ -25,7 +25,7 @@ std::uint32_t version_of(const at::Tensor& tensor) {
 void ModelState::require_types() const {
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     const at::Tensor& tensor = tensors_[i];
-    if (!tensor.defined()) continue;  // between let_go and take
+    if (!tensor.defined()) continue;  // between drop_tensor and set_tensor
     const DType kept = layout_->pages()[layout_->page_of(static_cast<int>(i))].dtype;
     const auto type = kept == DType::kOther ? tensor.scalar_type() : scalar_type_of(kept);
     if (tensor.scalar_type() == type && tensor.device() == device_) continue;
@@ -46,7 +46,7 @@ void ModelState::adopt_replaced_data() {
     const int parameter = static_cast<int>(i);
     const int page = layout_->page_of(parameter);
     const at::Tensor& tensor = tensors_[i];
-    if (!tensor.defined()) continue;  // between let_go and take
+    if (!tensor.defined()) continue;  // between drop_tensor and set_tensor
     const auto& name = layout_->parameters()[i].name;
     c10::StorageImpl* storage = storages_[i].unsafeGetStorageImpl();
     if (tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl() == storage) {
@@ -74,7 +74,7 @@ void ModelState::adopt_replaced_data() {
   }
 }
 
-void ModelState::let_go(int parameter) {
+void ModelState::drop_tensor(int parameter) {
   c10::AutoGradMode no_grad(false);
   adopt_replaced_data();
   at::Tensor& tensor = tensors_[parameter];
@@ -83,7 +83,7 @@ void ModelState::let_go(int parameter) {
   tensor = at::Tensor();
 }
 
-void ModelState::take(int parameter, const at::Tensor& tensor) {
+void ModelState::set_tensor(int parameter, const at::Tensor& tensor) {
   tensors_[parameter] = tensor;
   adopt_replaced_data();
 }
