@@ -80,7 +80,7 @@ std::string Engine::save_checkpoint(const SaveOptions& options) {
   impl_->state_.adopt_replaced_data();
   impl_->compare_writes();
   auto path = save_state(impl_->checkpointed(), impl_->training(), options, impl_->background_save_.get());
-  impl_->state_.settle_writes();
+  impl_->state_.mark_writes_as_equal();
   return path;
 }
 
@@ -109,7 +109,7 @@ LoadReport Engine::load_checkpoint(checkpoint::Checkpoint& step, const LoadOptio
   if (with_moments) impl_->begin_training_of(step.manifest());
   auto report = load_state(impl_->checkpointed(), step, options);
   if (with_moments) impl_->forget_untrained(step.manifest());
-  impl_->state_.settle_writes();
+  impl_->state_.mark_writes_as_equal();
   impl_->resume(step.manifest().training, options);
   if (!options.module_only) impl_->run_->continue_as(step.manifest().run);
   return report;

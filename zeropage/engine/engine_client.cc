@@ -62,7 +62,7 @@ void Engine::Impl::end_edit(const std::string& failure) {
     }
     write(trained_pages(*state_.layout()), inputs);
   });
-  state_.settle_writes();
+  state_.mark_writes_as_equal();
   second_update_.forget();
 }
 

@@ -12,9 +12,9 @@
 //   6. A skipped step keeps only the program's writes to parameters.
 //   7. The program's part (`call`) may still fail, then on all ranks. From the first change on (`change`) an error
 //      makes the engine unusable: ranks may have updated different pages.
-//   8. After the update: settle_writes, so that the update's own writes do not count as the program's; then reset,
-//      because the update reads gradients until its end; then the loss scale, which divisor() and the message of a
-//      skipped step use; then the schedule, for the next step; last the comparison of replicas, of the new state.
+//   8. After the update: mark_writes_as_equal, so that the update's own writes do not count as the program's; then
+//      reset, because the update reads gradients until its end; then the loss scale, which divisor() and the message of
+//      a skipped step use; then the schedule, for the next step; last the comparison of replicas, of the new state.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -108,7 +108,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
     consecutive_skips_ = 0;
   }
   ++global_steps_;
-  state_.settle_writes();
+  state_.mark_writes_as_equal();
   reducer_->reset();
   window_.end();
   paging::FunctionObserver::forget(*state_.pager().handle());

@@ -103,7 +103,7 @@ void ModelState::take_values(int first_page) {
     fill_page(page, staging->data());
     rehome(page);
   }
-  settle_writes();
+  mark_writes_as_equal();
 }
 
 void ModelState::add(const std::vector<ParameterInput>& inputs) {

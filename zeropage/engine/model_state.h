@@ -123,14 +123,14 @@ class ModelState {
   /// Makes users' writes since the last step part of the state. No peer may be reading this rank's shards.
   void take_user_writes();
 
-  /// Per page: whether an operator or replaced data changed it on this rank since `settle_writes`.
+  /// Per page: whether an operator or replaced data changed it on this rank since `mark_writes_as_equal`.
   std::vector<bool> written_pages() const;
 
   /// 16 characters that identify this rank's values of a parameter; blanks if it is sharded and was not written here.
   std::string digest(int parameter) const;
 
   /// Declares the writes so far as equal on all ranks: they have been compared, or came from an update or a load.
-  void settle_writes();
+  void mark_writes_as_equal();
 
   /// Collective: gives every sharded parameter separate memory for all of its elements. Memory: all of those
   /// parameters.

@@ -105,7 +105,7 @@ TEST(ModelState, KnowsWhatUsersWrote) {
   auto config = model_config(1);
   config.zeropage.page_numel = 1;  // a page per parameter
   ModelState state(model.inputs, config, model.communicator, c10::kCPU, model.ledger);
-  state.settle_writes();
+  state.mark_writes_as_equal();
   EXPECT_EQ(state.written_pages(), (std::vector<bool>{false, false}));
   {
     const c10::AutoGradMode no_grad(false);
@@ -113,7 +113,7 @@ TEST(ModelState, KnowsWhatUsersWrote) {
   }
   EXPECT_EQ(state.written_pages(), (std::vector<bool>{false, true}));
   EXPECT_EQ(*reinterpret_cast<const float*>(state.owned(1).parameter), 5.0F);
-  state.settle_writes();
+  state.mark_writes_as_equal();
   EXPECT_EQ(state.written_pages(), (std::vector<bool>{false, false}));
   model.parameters[0].set_data(at::full({100}, 3.0));
   state.adopt_replaced_data();

@@ -110,7 +110,7 @@ std::vector<bool> ModelState::written_pages() const {
   return written;
 }
 
-void ModelState::settle_writes() {
+void ModelState::mark_writes_as_equal() {
   digests_before_.clear();
   versions_.resize(tensors_.size());
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
