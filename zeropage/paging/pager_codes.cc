@@ -53,7 +53,8 @@ void Pager::decode(int page) {
 }
 
 void Pager::release_wire(int page) {
-  if (std::byte* wire = std::exchange(pages_[page].wire, nullptr)) wires_->release(wire, given_so_far(device_));
+  if (std::byte* wire = std::exchange(pages_[page].wire, nullptr))
+    wires_->release(wire, event_after_current_work(device_));
 }
 
 /// Before exact values are gathered.

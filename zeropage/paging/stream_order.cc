@@ -7,7 +7,7 @@
 namespace zeropage::paging {
 namespace {
 
-c10::Event given_by_now(const c10::Stream& stream) {
+c10::Event event_after_work(const c10::Stream& stream) {
   c10::Event event(stream.device_type());
   event.record(stream);
   return event;
@@ -15,9 +15,9 @@ c10::Event given_by_now(const c10::Stream& stream) {
 
 }  // namespace
 
-std::optional<c10::Event> given_so_far(c10::Device device) {
+std::optional<c10::Event> event_after_current_work(c10::Device device) {
   if (device.is_cpu()) return std::nullopt;
-  return given_by_now(memory::current_stream(device));
+  return event_after_work(memory::current_stream(device));
 }
 
 void StreamOrder::enter(c10::Device device) {
@@ -27,19 +27,19 @@ void StreamOrder::enter(c10::Device device) {
     filled_->block(current);
     filled_.reset();
   } else if (last_ && *last_ != current) {
-    given_by_now(*last_).block(current);
+    event_after_work(*last_).block(current);
   }
   last_ = current;
 }
 
 void StreamOrder::filled_on(const c10::Stream& stream) {
-  filled_ = given_by_now(stream);
+  filled_ = event_after_work(stream);
   last_.reset();
 }
 
 std::optional<c10::Event> StreamOrder::leave() {
   auto over = std::exchange(filled_, std::nullopt);
-  if (!over && last_) over = given_by_now(*last_);
+  if (!over && last_) over = event_after_work(*last_);
   last_.reset();
   return over;
 }

@@ -29,6 +29,6 @@ class StreamOrder {
 };
 
 /// An event after all earlier work of the device's current stream; nothing on the CPU.
-std::optional<c10::Event> given_so_far(c10::Device device);
+std::optional<c10::Event> event_after_current_work(c10::Device device);
 
 }  // namespace zeropage::paging

@@ -66,8 +66,8 @@ class ExchangedSum final : public comm::Work {
 
   void give_back() {
     if (reduction_.received == nullptr) return;
-    buffers_.release(std::exchange(reduction_.sent, nullptr), paging::given_so_far(device_));
-    buffers_.release(std::exchange(reduction_.received, nullptr), paging::given_so_far(device_));
+    buffers_.release(std::exchange(reduction_.sent, nullptr), paging::event_after_current_work(device_));
+    buffers_.release(std::exchange(reduction_.received, nullptr), paging::event_after_current_work(device_));
   }
 
   comm::WorkPtr exchange_;

@@ -291,7 +291,7 @@ class Reducer {
   bool reduces_into_shard(int page) const;
   void add_to_shard(int page, const at::Tensor& sum, bool adds);
   bool is_sent_to_host(int page) const;
-  std::optional<c10::Event> sent_so_far() const;
+  std::optional<c10::Event> event_after_sends() const;
   void send(int page, const at::Tensor& sum, bool adds);
   Slot& next_slot();
   void add_on_host(int page, std::byte* values, DType type);

@@ -54,7 +54,7 @@ bool Reducer::start_sharded_reduction(int page, std::byte* frame, bool adds) {
         {page,
          communicator_->reduce_scatter(frame, state.result, spec.shard_numel, dtype, DType::kFloat32,
                                        /*accumulate=*/adds, tag, norms_.watch(page, state.result, DType::kFloat32)),
-         [this, frame] { frames_->release(frame, paging::given_so_far(device_)); }});
+         [this, frame] { frames_->release(frame, paging::event_after_current_work(device_)); }});
     return false;
   }
   std::byte* summed = frame + communicator_->rank() * spec.shard_numel * element_bytes(dtype);
@@ -72,12 +72,12 @@ bool Reducer::start_sharded_reduction(int page, std::byte* frame, bool adds) {
   const at::Tensor sum = memory::flat_view(summed, spec.shard_numel, scalar_type_of(summed_dtype), device_);
   if (!is_sent_to_host(page)) {
     add_to_shard(page, sum, adds);
-    frames_->release(frame, paging::given_so_far(device_));
+    frames_->release(frame, paging::event_after_current_work(device_));
     return true;
   }
   send(page, sum, adds);
   if (summed != frame && policy_.reduce_scatter && communicator_->size() > 1) scratch_order_.filled_on(*send_stream_);
-  frames_->release(frame, sent_so_far());
+  frames_->release(frame, event_after_sends());
   return false;
 }
 
@@ -167,7 +167,7 @@ bool Reducer::reduce_through_fp32(int page, std::byte* frame, bool adds) {
       auto piece = to.narrow(0, begin, numel);
       adds ? piece.add_(from.narrow(0, begin, numel)) : piece.copy_(from.narrow(0, begin, numel));
     });
-    if (adds) frames_->release(frame, paging::given_so_far(device_));
+    if (adds) frames_->release(frame, paging::event_after_current_work(device_));
   };
   const bool complete_here = policy_.whole_result;
   in_flight_.push_back({complete_here ? kNoPage : page, std::move(work), std::move(settle)});

@@ -37,13 +37,13 @@ class CopyWork final : public comm::Work {
 
 bool Reducer::is_sent_to_host(int page) const { return policy_.offloaded[page] && !on_disk(page) && !device_.is_cpu(); }
 
-std::optional<c10::Event> Reducer::sent_so_far() const {
+std::optional<c10::Event> Reducer::event_after_sends() const {
   const c10::StreamGuard guard(*send_stream_);
-  return paging::given_so_far(device_);
+  return paging::event_after_current_work(device_);
 }
 
 /// Starts to copy `sum` [shard_numel] to the host, where it becomes the shard or, if it `adds`, is added to it. `page`
-/// is complete when the last of in_flight_ is. The memory of `sum` may be used again after sent_so_far().
+/// is complete when the last of in_flight_ is. The memory of `sum` may be used again after event_after_sends().
 void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   auto& state = pages_[page];
   const auto wide = scalar_type_of(sum_dtype(page));
@@ -65,12 +65,12 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
     state.result = target;
     state.result_dtype = type;
   }
-  paging::given_so_far(device_)->block(*send_stream_);
+  paging::event_after_current_work(device_)->block(*send_stream_);
   const c10::StreamGuard guard(*send_stream_);
   // The copy makes the host wait, in the device's library, for memory that is not page-locked.
   if (!policy_.host.pinned) paging::wait_for_stream(device_, *communicator_, "gradients on their way to the host");
   memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
-  in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::given_so_far(device_), *communicator_),
+  in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::event_after_current_work(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
   if (boundary_ && !adds) square_before_copy(page, sent);
   if (!as_it_is) comm::note_use(sent);
