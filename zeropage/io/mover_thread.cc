@@ -48,7 +48,7 @@ void MoverThread::run(std::promise<void> ready) {
       // drive.
       const bool writes =
           std::any_of(batch_.begin(), batch_.end(), [](const Request& request) { return request.write; });
-      queue_->exchange(batch_, done, writes || !arrived_.empty() ? 0 : kSliceMs);
+      queue_->exchange(batch_, done, writes || !unchecked_reads_.empty() ? 0 : kSliceMs);
       if (writes) hash_writes();
       check_reads();
       for (const Completion& completion : done) handle(completion);
@@ -71,7 +71,7 @@ bool MoverThread::collect() {
   for (const std::size_t index : again_) request_rest(index);
   again_.clear();
   std::unique_lock lock(mutex_);
-  const auto idle = [&] { return free_.size() == parts_.size() && arrived_.empty(); };
+  const auto idle = [&] { return free_.size() == parts_.size() && unchecked_reads_.empty(); };
   work_.wait(lock, [&] { return stopping_ || !idle() || !pending_[0].empty() || !pending_[1].empty(); });
   if (stopping_) {
     for (auto& queue : pending_) queue.clear();
@@ -119,7 +119,7 @@ void MoverThread::hash_writes() {
 
 /// Compares the checksums of blocks that were read with those of their last writes.
 void MoverThread::check_reads() {
-  for (Part& part : arrived_) {
+  for (Part& part : unchecked_reads_) {
     std::string error;
     const std::uint64_t found = hash64(part.memory, part.block->bytes);
     if (found != part.block->checksum) {
@@ -130,7 +130,7 @@ void MoverThread::check_reads() {
     }
     finish(part, error);
   }
-  arrived_.clear();
+  unchecked_reads_.clear();
 }
 
 void MoverThread::handle(const Completion& completion) {
@@ -147,7 +147,7 @@ void MoverThread::handle(const Completion& completion) {
   const Part part = std::exchange(parts_[index], {});
   free_.push_back(index);
   if (error.empty() && !part.transfer->write) {
-    arrived_.push_back(part);
+    unchecked_reads_.push_back(part);
   } else {
     finish(part, error);
   }

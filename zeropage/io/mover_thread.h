@@ -86,8 +86,8 @@ class MoverThread {
   // Only the thread uses these.
   std::vector<Part> parts_;
   std::vector<std::size_t> free_;
-  std::vector<std::size_t> again_;  // parts whose rest must be requested
-  std::vector<Part> arrived_;       // reads that are not compared yet
+  std::vector<std::size_t> again_;     // parts whose rest must be requested
+  std::vector<Part> unchecked_reads_;  // reads that are not compared yet
   std::vector<Request> batch_;
   bool writes_next_ = false;
 

@@ -23,13 +23,13 @@ namespace {
 
 class CopyWork final : public comm::Work {
  public:
-  CopyWork(c10::Event arrived, comm::Communicator& communicator)
-      : arrived_(std::move(arrived)), communicator_(communicator) {}
-  bool poll() override { return arrived_.query(); }
-  void wait() override { paging::wait_for(arrived_, communicator_, "gradients on their way to the host"); }
+  CopyWork(c10::Event copied, comm::Communicator& communicator)
+      : copied_(std::move(copied)), communicator_(communicator) {}
+  bool poll() override { return copied_.query(); }
+  void wait() override { paging::wait_for(copied_, communicator_, "gradients on their way to the host"); }
 
  private:
-  c10::Event arrived_;
+  c10::Event copied_;
   comm::Communicator& communicator_;
 };
 
