@@ -156,7 +156,7 @@ class ShardUpdate:
             error.add_note("No parameter was changed on any rank, and the gradients of this update are discarded.")
             raise
         finally:
-            self._take_back(failure)
+            self._copy_back(failure)
 
     def undo(self) -> None:
         """Call after an update that has failed on another rank: restores the groups. State that the client has changed
@@ -184,11 +184,11 @@ class ShardUpdate:
         except BaseException as error:
             if self._filled is not None:
                 failure = f"{type(error).__name__}: {error}"
-                self._take_back(failure)
+                self._copy_back(failure)
                 core.end_edit(failure)
             raise
         if self._filled is not None:
-            self._take_back("")
+            self._copy_back("")
             core.end_edit("")
         return result
 
@@ -203,7 +203,7 @@ class ShardUpdate:
             shard.grad = gradient
             self.state.move_to(index, values.device)
 
-    def _take_back(self, failure: str) -> None:
+    def _copy_back(self, failure: str) -> None:
         """Copies back the results, also of values that the client has assigned instead of changing them in place
         (`p.data = ...`). `failure`: that of this rank; after a failure nothing is copied. Collective when the client
         gets whole parameters; raises PeerError when it has failed on another rank."""

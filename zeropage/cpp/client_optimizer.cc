@@ -298,13 +298,13 @@ void ClientOptimizer::update(const std::vector<engine::ClientSegment>& segments)
   try {
     optimizer_->step();
   } catch (const std::exception& error) {
-    take_all_back(segments, error.what());
+    copy_all_back(segments, error.what());
     throw;
   } catch (...) {
-    take_all_back(segments, "an exception without a message");
+    copy_all_back(segments, "an exception without a message");
     throw;
   }
-  take_all_back(segments, "");
+  copy_all_back(segments, "");
 }
 
 /// Collective when the object gets whole parameters.
@@ -332,14 +332,14 @@ void ClientOptimizer::fill(const std::vector<engine::ClientSegment>& segments) {
 }
 
 /// `failure`: that of this rank; empty: none. Collective when the object gets whole parameters. Errors: PeerError.
-void ClientOptimizer::take_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure) {
+void ClientOptimizer::copy_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure) {
   std::map<int, at::Tensor> whole;
   for (const auto& [parameter, values] : given_) {
     auto& stand_in = stand_ins_.at(parameter);
     if (stand_in.whole) whole[parameter] = stand_in.tensor.detach().view_as(values.first);
   }
   for (const auto& segment : segments) {
-    if (!whole_parameters_->contains(segment.parameter)) take_back(segment);
+    if (!whole_parameters_->contains(segment.parameter)) copy_back(segment);
   }
   for (const auto& [parameter, values] : whole) stand_ins_.at(parameter).tensor.set_data(no_memory_);
   arm();
@@ -349,7 +349,7 @@ void ClientOptimizer::take_all_back(const std::vector<engine::ClientSegment>& se
 }
 
 /// Also copies values that the program's class has assigned as new tensors instead of changing them in place.
-void ClientOptimizer::take_back(const engine::ClientSegment& segment) {
+void ClientOptimizer::copy_back(const engine::ClientSegment& segment) {
   auto& tensor = stand_ins_.at(segment.parameter).tensor;
   if (tensor.data_ptr() != segment.values.data_ptr())
     segment.values.copy_(tensor.detach().reshape(segment.values.sizes()));

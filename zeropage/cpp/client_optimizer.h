@@ -139,11 +139,11 @@ class ClientOptimizer {
   bool takes_whole(int group) const;
   void learn(const engine::Engine& core);
   void fill(const std::vector<engine::ClientSegment>& segments);
-  void take_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure);
+  void copy_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure);
   const StandIn* stand_in_of(const at::Tensor& parameter) const;
   void place_stand_ins();
   void begin_state(const StandIn& stand_in);
-  void take_back(const engine::ClientSegment& segment);
+  void copy_back(const engine::ClientSegment& segment);
 
   std::shared_ptr<torch::optim::Optimizer> optimizer_;
   std::string class_name_;
