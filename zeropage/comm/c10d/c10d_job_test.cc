@@ -46,8 +46,8 @@ std::vector<std::string> run_job(int size, int present, const Body& body) {
 
 std::unique_ptr<Communicator> join(const World& world, const Meeting& meeting, int number, milliseconds timeout) {
   const std::string token(32, 'a');
-  return join_c10d_job(world, meeting, token, number, c10::Device(c10::kCPU), /*deterministic_reduction=*/true,
-                       timeout);
+  return join_c10d_job(world, meeting, token, number, /*aborts=*/number, c10::Device(c10::kCPU),
+                       /*deterministic_reduction=*/true, timeout);
 }
 
 // Catches differences between a job of one rank and others: sums that are not computed, host values that count as the

@@ -28,7 +28,7 @@ class ManualWork final : public c10d::Work {
 /// The queue of one of two ranks, and the events of its stages, in order.
 struct Rank {
   explicit Rank(int rank, const c10::intrusive_ptr<c10d::Store>& store, milliseconds timeout = milliseconds(20000))
-      : queue(make_group(rank, store), make_group(rank, store), timeout) {}
+      : queue(make_group(rank, store), make_group(rank, store), timeout, /*aborts=*/nullptr) {}
 
   static ProcessGroupPtr make_group(int rank, const c10::intrusive_ptr<c10d::Store>& store) {
     return c10::make_intrusive<c10d::ProcessGroup>(store, rank, 2);
