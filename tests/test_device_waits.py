@@ -74,7 +74,7 @@ class Case:
     words: str
     stage: int
     sections: dict[str, Any] = field(default_factory=dict)
-    backward: bool = False  # one comes before
+    backward: bool = False  # whether a backward runs before `use`
 
 
 def gradients(stage: int, words: str, zero: dict[str, Any] = HOST) -> Case:
