@@ -86,6 +86,14 @@ class Communicator {
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
+  /// The communicator of all ranks of the job: this one, unless it has one group of them (hosts/group_communicator.h).
+  /// For everything that all ranks must agree on. It lives as long as this one.
+  virtual Communicator& job() { return *this; }
+  const Communicator& job() const { return const_cast<Communicator*>(this)->job(); }
+
+  /// The number of this rank's group in the job; 0 if all ranks are one group.
+  int group() const { return job().rank() / size(); }
+
   /// Memory for shards, frames and gradients, zero-filled. Collective (same order and size on all ranks). Needs only
   /// address space, not memory, until touched. Errors: IoError when the system refuses.
   virtual std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) = 0;

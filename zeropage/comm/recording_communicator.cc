@@ -48,8 +48,14 @@ class RecordedWork final : public Work {
 class RecordingCommunicator final : public WrappedCommunicator {
  public:
   RecordingCommunicator(std::shared_ptr<Communicator> inner, std::shared_ptr<Timeline> timeline)
-      : WrappedCommunicator(std::move(inner)), timeline_(std::move(timeline)) {}
+      : WrappedCommunicator(std::move(inner)), timeline_(std::move(timeline)) {
+    Communicator& job = inner_->job();
+    if (&job != inner_.get()) {
+      job_ = std::make_unique<RecordingCommunicator>(std::shared_ptr<Communicator>(inner_, &job), timeline_);
+    }
+  }
 
+  Communicator& job() override { return job_ ? *job_ : *this; }
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     return start(SpanKind::kGather, "all_gather", tag, shard_bytes * size(),
                  [&] { return inner_->all_gather(shard, whole, shard_bytes, tag); });
@@ -112,6 +118,7 @@ class RecordingCommunicator final : public WrappedCommunicator {
   }
 
   std::shared_ptr<Timeline> timeline_;
+  std::unique_ptr<RecordingCommunicator> job_;  // null: this one has all ranks of the job
 };
 
 }  // namespace

@@ -18,6 +18,11 @@ class WrappedCommunicator : public Communicator {
 
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
+  /// Calls for all ranks go through this wrapper, too, unless they need another communicator.
+  Communicator& job() override {
+    Communicator& job = inner_->job();
+    return &job == inner_.get() ? *this : job;
+  }
   std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
     return inner_->allocate(bytes, label);
   }

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -13,6 +14,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
+#include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/hosts/hosts_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 
@@ -23,22 +25,41 @@ using std::chrono::milliseconds;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
-std::unique_ptr<Communicator> join_host(const HostGrid& grid, const World& world, const std::string& name,
-                                        milliseconds timeout) {
+/// Shared memory of the ranks of one host, or of one group. `unit`: "host" or "group".
+std::unique_ptr<Communicator> join_inside(const HostGrid& grid, int rank, const char* unit, const std::string& name,
+                                          milliseconds timeout) {
+  const int host = grid.host_of(rank);
   // Tests have several hosts on one machine.
-  const std::string own_name = fmt::format("{}-host{}", name, grid.host_of(world.rank));
+  const std::string own_name = fmt::format("{}-{}{}", name, unit, host);
   const auto failed = [&](const std::exception& error) {
-    return fmt::format(
-        "the ranks of host {} cannot share memory: {}; zeropage.hierarchical_collectives false does without",
-        grid.host_of(world.rank), error.what());
+    const bool has_other_way = unit == std::string_view("host");
+    return fmt::format("the ranks of {} {} cannot share memory: {}{}", unit, host, error.what(),
+                       has_other_way ? "; zeropage.hierarchical_collectives false does without" : "");
   };
   try {
-    return join_shared_memory(own_name, world.local_rank, world.local_size, timeout);
+    return join_shared_memory(own_name, grid.local_of(rank), grid.local_size, timeout);
   } catch (const TimeoutError& error) {
     throw TimeoutError(failed(error));
   } catch (const IoError& error) {
     throw IoError(failed(error));
   }
+}
+
+struct Column {
+  std::unique_ptr<Communicator> communicator;
+  GroupPtr data;
+  GroupPtr control;
+};
+
+/// The ranks with this rank's place on their hosts, or in their groups.
+Column join_column(const HostGrid& grid, int rank, const StorePtr& store, milliseconds timeout) {
+  const auto group = [&](const char* what) {
+    return make_gloo_group(store, fmt::format("column{}/{}", grid.local_of(rank), what), grid.host_of(rank), grid.hosts,
+                           timeout);
+  };
+  Column column{nullptr, group("data"), group("control")};
+  column.communicator = make_c10d_communicator(column.data, column.control, c10::kCPU, true, timeout);
+  return column;
 }
 
 }  // namespace
@@ -76,16 +97,20 @@ GroupPtr make_gloo_group(const StorePtr& store, const std::string& name, int ran
 
 HostsGroups join_hosts(const HostGrid& grid, const World& world, const StorePtr& store, const std::string& name,
                        bool deterministic_reduction, milliseconds timeout) {
-  auto inside = join_host(grid, world, name, timeout);
-  const int host = grid.host_of(world.rank);
-  const auto column = [&](const char* what) {
-    return make_gloo_group(store, fmt::format("column{}/{}", world.local_rank, what), host, grid.hosts, timeout);
-  };
-  HostsGroups joined{nullptr, column("data"), column("control")};
-  joined.communicator = make_hosts_communicator(
-      std::move(inside), make_c10d_communicator(joined.data, joined.control, c10::kCPU, true, timeout),
-      deterministic_reduction);
-  return joined;
+  auto inside = join_inside(grid, world.rank, "host", name, timeout);
+  auto column = join_column(grid, world.rank, store, timeout);
+  return {make_hosts_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction),
+          std::move(column.data), std::move(column.control)};
+}
+
+HostsGroups join_groups(const World& world, std::int64_t count, const StorePtr& store, const std::string& name,
+                        bool deterministic_reduction, milliseconds timeout) {
+  check_groups(world, count);
+  const HostGrid grid{world.size / static_cast<int>(count), static_cast<int>(count)};
+  auto inside = join_inside(grid, world.rank, "group", name, timeout);
+  auto column = join_column(grid, world.rank, store, timeout);
+  return {make_group_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction),
+          std::move(column.data), std::move(column.control)};
 }
 
 }  // namespace zeropage::comm

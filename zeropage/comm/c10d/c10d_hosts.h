@@ -37,6 +37,11 @@ struct HostsGroups {
 HostsGroups join_hosts(const HostGrid& grid, const World& world, const c10::intrusive_ptr<c10d::Store>& store,
                        const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
 
+/// Joins CPU ranks in groups of `count` on each host (hosts/group_communicator.h): shared memory in a group, and gloo
+/// between the replicas of a shard. Collective; the rest as for join_hosts. Errors: also those of check_groups.
+HostsGroups join_groups(const World& world, std::int64_t count, const c10::intrusive_ptr<c10d::Store>& store,
+                        const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
+
 /// A process group over gloo whose ranks find each other by `name` in `store`.
 c10::intrusive_ptr<c10d::ProcessGroup> make_gloo_group(const c10::intrusive_ptr<c10d::Store>& store,
                                                        const std::string& name, int rank, int size,

@@ -88,4 +88,12 @@ std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World&
   });
 }
 
+std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t count, const Meeting& meeting,
+                                               const std::string& token, std::int64_t number, const std::string& name,
+                                               bool deterministic_reduction, milliseconds timeout) {
+  return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
+    return join_groups(world, count, store, name, deterministic_reduction, timeout).communicator;
+  });
+}
+
 }  // namespace zeropage::comm

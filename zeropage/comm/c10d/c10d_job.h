@@ -40,4 +40,9 @@ std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World&
                                               const std::string& token, std::int64_t number, const std::string& name,
                                               bool deterministic_reduction, std::chrono::milliseconds timeout);
 
+/// The same for CPU ranks in groups of `count`: see join_groups.
+std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t count, const Meeting& meeting,
+                                               const std::string& token, std::int64_t number, const std::string& name,
+                                               bool deterministic_reduction, std::chrono::milliseconds timeout);
+
 }  // namespace zeropage::comm

@@ -1,9 +1,7 @@
 #include "zeropage/comm/hosts/hosts_communicator.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
-#include <exception>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,48 +17,22 @@
 namespace zeropage::comm {
 namespace {
 
-class HostsWork final : public Work {
- public:
-  HostsWork(HostsQueue& queue, std::shared_ptr<HostsOperation> operation)
-      : queue_(queue), operation_(std::move(operation)) {}
-  ~HostsWork() override {
-    try {
-      if (!operation_->complete && std::uncaught_exceptions() > 0) {
-        queue_.abort("an error ended a collective of its");
-      } else {
-        wait();
-      }
-    } catch (const std::exception&) {
-      // Both sides have failed; the next call on either raises the error again.
-    }
-    // Buffers may be gone after this line.
-    *operation_ = HostsOperation{.complete = true};
-  }
-  bool poll() override { return queue_.poll(*operation_); }
-  void wait() override { queue_.wait(*operation_); }
-
- private:
-  HostsQueue& queue_;
-  std::shared_ptr<HostsOperation> operation_;
-};
-
 void check_size(std::int64_t size, const char* what) {
   if (size < 0) throw UsageError(fmt::format("{}: a size of {}; sizes are at least 0", what, size));
 }
 
 class HostsCommunicator final : public Communicator {
  public:
-  HostsCommunicator(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between,
-                    bool deterministic_reduction)
-      : grid_{between->size(), inside->size()},
-        host_(between->rank()),
-        local_(inside->rank()),
+  HostsCommunicator(std::shared_ptr<HostsQueue> queue, const HostGrid& grid, int rank, bool deterministic_reduction)
+      : grid_(grid),
+        host_(grid.host_of(rank)),
+        local_(grid.local_of(rank)),
         in_rank_order_(deterministic_reduction),
-        queue_(std::move(inside), std::move(between), inside_name(), between_name()) {}
+        queue_(std::move(queue)) {}
 
   int rank() const override { return grid_.rank_at(host_, local_); }
   int size() const override { return grid_.size(); }
-  bool owns_memory() const override { return queue_.at(Side::kInside).owns_memory(); }
+  bool owns_memory() const override { return queue_->at(Side::kInside).owns_memory(); }
   bool one_sided() const override { return false; }
   const std::byte* peer_address(int, const void*) const override {
     throw UsageError("ranks of other hosts cannot read this one's memory; ask one_sided() before peer_address()");
@@ -68,8 +40,8 @@ class HostsCommunicator final : public Communicator {
 
   /// In memory shared by the ranks of a host, if they share memory, so that they read each other's shards in place.
   std::unique_ptr<Memory> allocate(std::int64_t bytes, std::string_view label) override {
-    queue_.drain();
-    return queue_.on(Side::kInside, [&](Communicator& inside) { return inside.allocate(bytes, label); });
+    queue_->drain();
+    return queue_->on(Side::kInside, [&](Communicator& inside) { return inside.allocate(bytes, label); });
   }
 
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
@@ -150,37 +122,37 @@ class HostsCommunicator final : public Communicator {
   }
 
   void barrier(Tag tag) override {
-    queue_.drain();
+    queue_->drain();
     // First a barrier with the column, then with the host, whose other ranks have had one with their columns.
-    queue_.on(Side::kBetween, [&](Communicator& column) { column.barrier(tag); });
-    queue_.on(Side::kInside, [&](Communicator& host) { host.barrier(tag); });
+    queue_->on(Side::kBetween, [&](Communicator& column) { column.barrier(tag); });
+    queue_->on(Side::kInside, [&](Communicator& host) { host.barrier(tag); });
   }
 
   void wait_until(const std::function<bool()>& ready, int waiting_for, std::string_view what) override {
     const auto advance_and_look = [&] {
-      queue_.advance();
+      queue_->advance();
       return ready();
     };
     poll_until(*this, advance_and_look,
                waiting_for < 0 ? std::string(what) : fmt::format("{} (rank {})", what, waiting_for));
   }
   void throw_if_aborted() override {
-    for (const Side side : {Side::kInside, Side::kBetween}) queue_.at(side).throw_if_aborted();
+    for (const Side side : {Side::kInside, Side::kBetween}) queue_->at(side).throw_if_aborted();
   }
-  std::chrono::milliseconds timeout() const override { return queue_.at(Side::kBetween).timeout(); }
-  void notify() override { queue_.at(Side::kInside).notify(); }
-  void set_checking(bool checking) override { queue_.set_checking(checking); }
-  void abort(std::string_view reason) override { queue_.abort(fmt::format("rank {} of the job: {}", rank(), reason)); }
-  std::int64_t bytes_moved() const override { return queue_.at(Side::kInside).bytes_moved() + bytes_between_hosts(); }
-  std::int64_t bytes_between_hosts() const override { return queue_.at(Side::kBetween).bytes_moved(); }
+  std::chrono::milliseconds timeout() const override { return queue_->at(Side::kBetween).timeout(); }
+  void notify() override { queue_->at(Side::kInside).notify(); }
+  void set_checking(bool checking) override { queue_->set_checking(checking); }
+  void abort(std::string_view reason) override { queue_->abort(fmt::format("rank {} of the job: {}", rank(), reason)); }
+  std::int64_t bytes_moved() const override { return queue_->at(Side::kInside).bytes_moved() + bytes_between_hosts(); }
+  std::int64_t bytes_between_hosts() const override { return queue_->at(Side::kBetween).bytes_moved(); }
 
  protected:
   std::string gather_host_bytes(std::string_view mine, Tag tag) override {
-    queue_.drain();
+    queue_->drain();
     const std::string column =
-        queue_.on(Side::kBetween, [&](Communicator& between) { return all_gather_small(between, mine, tag); });
+        queue_->on(Side::kBetween, [&](Communicator& between) { return all_gather_small(between, mine, tag); });
     const std::string columns =
-        queue_.on(Side::kInside, [&](Communicator& inside) { return all_gather_small(inside, column, tag); });
+        queue_->on(Side::kInside, [&](Communicator& inside) { return all_gather_small(inside, column, tag); });
     std::string all;
     for (int r = 0; r < size(); ++r) {
       const int at = grid_.local_of(r) * grid_.hosts + grid_.host_of(r);
@@ -190,17 +162,7 @@ class HostsCommunicator final : public Communicator {
   }
 
  private:
-  std::string inside_name() const {
-    return fmt::format("among the ranks of host {}, whose rank 0 is rank {} of the job", host_,
-                       grid_.rank_at(host_, 0));
-  }
-  std::string between_name() const {
-    std::vector<int> column;
-    for (int host = 0; host < grid_.hosts; ++host) column.push_back(grid_.rank_at(host, local_));
-    return fmt::format("among ranks {} of the job, one per host and counted from 0", fmt::join(column, ", "));
-  }
-
-  WorkPtr start(HostsOperation op) { return std::make_unique<HostsWork>(queue_, queue_.start(std::move(op))); }
+  WorkPtr start(HostsOperation op) { return queue_->start_work(std::move(op)); }
 
   template <typename Start>
   void add_stage(HostsOperation& op, Side side, Start start, std::function<void()> finish = {}) {
@@ -251,15 +213,22 @@ class HostsCommunicator final : public Communicator {
   const int host_;
   const int local_;
   const bool in_rank_order_;
-  HostsQueue queue_;
+  const std::shared_ptr<HostsQueue> queue_;
 };
 
 }  // namespace
 
+std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<HostsQueue> queue, bool deterministic_reduction) {
+  const HostGrid grid = queue->grid();
+  const int rank = grid.rank_at(queue->at(Side::kBetween).rank(), queue->at(Side::kInside).rank());
+  return std::make_unique<HostsCommunicator>(std::move(queue), grid, rank, deterministic_reduction);
+}
+
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
                                                       bool deterministic_reduction) {
-  return std::make_unique<HostsCommunicator>(std::move(inside), std::move(between), deterministic_reduction);
+  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), "host");
+  return make_hosts_communicator(std::move(queue), deterministic_reduction);
 }
 
 }  // namespace zeropage::comm

@@ -17,6 +17,7 @@
 
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/hosts/host_grid.h"
+#include "zeropage/comm/hosts/hosts_queue.h"
 
 namespace zeropage::comm {
 
@@ -30,5 +31,8 @@ namespace zeropage::comm {
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
                                                       bool deterministic_reduction);
+
+/// The same with a queue that another communicator uses, too (group_communicator.h).
+std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<HostsQueue> queue, bool deterministic_reduction);
 
 }  // namespace zeropage::comm

@@ -1,7 +1,9 @@
 #include "zeropage/comm/hosts/hosts_queue.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <exception>
 #include <utility>
 
 #include "zeropage/base/error.h"
@@ -11,13 +13,48 @@ namespace {
 
 std::size_t index_of(Side side) { return static_cast<std::size_t>(side); }
 
+std::string name_of_inside(const HostGrid& grid, int host, std::string_view unit) {
+  return fmt::format("among the ranks of {} {}, whose rank 0 is rank {} of the job", unit, host, grid.rank_at(host, 0));
+}
+
+std::string name_of_between(const HostGrid& grid, int local, std::string_view unit) {
+  std::vector<int> column;
+  for (int host = 0; host < grid.hosts; ++host) column.push_back(grid.rank_at(host, local));
+  return fmt::format("among ranks {} of the job, one per {} and counted from 0", fmt::join(column, ", "), unit);
+}
+
+class HostsWork final : public Work {
+ public:
+  HostsWork(HostsQueue& queue, std::shared_ptr<HostsOperation> operation)
+      : queue_(queue), operation_(std::move(operation)) {}
+  ~HostsWork() override {
+    try {
+      if (!operation_->complete && std::uncaught_exceptions() > 0) {
+        queue_.abort("an error ended a collective of its");
+      } else {
+        wait();
+      }
+    } catch (const std::exception&) {
+      // Both sides have failed; the next call on either raises the error again.
+    }
+    // Buffers may be gone after this line.
+    *operation_ = HostsOperation{.complete = true};
+  }
+  bool poll() override { return queue_.poll(*operation_); }
+  void wait() override { queue_.wait(*operation_); }
+
+ private:
+  HostsQueue& queue_;
+  std::shared_ptr<HostsOperation> operation_;
+};
+
 }  // namespace
 
 HostsQueue::HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between,
-                       std::string inside_name, std::string between_name)
+                       std::string_view unit)
     : inside_(std::move(inside)),
       between_(std::move(between)),
-      names_{std::move(inside_name), std::move(between_name)} {}
+      names_{name_of_inside(grid(), between_->rank(), unit), name_of_between(grid(), inside_->rank(), unit)} {}
 
 std::shared_ptr<HostsOperation> HostsQueue::start(HostsOperation operation) {
   operation.checked = checking_;
@@ -25,6 +62,10 @@ std::shared_ptr<HostsOperation> HostsQueue::start(HostsOperation operation) {
   pending_.push_back(shared);
   advance();
   return shared;
+}
+
+WorkPtr HostsQueue::start_work(HostsOperation operation) {
+  return std::make_unique<HostsWork>(*this, start(std::move(operation)));
 }
 
 bool HostsQueue::poll(HostsOperation& operation) {

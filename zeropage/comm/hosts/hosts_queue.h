@@ -1,8 +1,8 @@
 /// \file
-/// The collectives over hosts that one rank has started, in order.
+/// The collectives over hosts, or over groups of ranks, that one rank has started, in order.
 ///
 ///  1. A collective is a list of stages. A stage is one or more collectives of one side (the communicator of this
-///     rank's host or the one between hosts) and a function for their results.
+///     rank's host or group, or the one between them) and a function for their results.
 ///  2. A stage starts when the previous stage of its collective is done and all stages of earlier collectives on that
 ///     side have started: all ranks of a communicator start the same collectives in the same order, no matter how often
 ///     each of them polls.
@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
+#include "zeropage/comm/hosts/host_grid.h"
 
 namespace zeropage::comm {
 
@@ -46,14 +47,18 @@ struct HostsOperation {
 
 class HostsQueue {
  public:
-  /// `inside`, `between`: the names of the ranks of the two communicators in messages.
-  HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string inside_name,
-             std::string between_name);
+  /// `inside`: the ranks of this host or group. `between`: one rank of each. `unit`: "host" or "group", for messages.
+  HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string_view unit);
+
+  HostGrid grid() const { return {between_->size(), inside_->size()}; }
 
   Communicator& at(Side side) const { return side == Side::kInside ? *inside_ : *between_; }
 
   /// Adds `operation` and starts what is possible. Does not block. Errors: those of the two communicators.
   std::shared_ptr<HostsOperation> start(HostsOperation operation);
+
+  /// The same as a Work, which must not outlive this queue.
+  WorkPtr start_work(HostsOperation operation);
 
   /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
   bool poll(HostsOperation& operation);
