@@ -12,6 +12,7 @@
 #include "zeropage/config/check.h"
 #include "zeropage/config/effective.h"
 #include "zeropage/config/optimizers.h"
+#include "zeropage/config/shard_ranks.h"
 
 namespace zeropage::config {
 namespace {
@@ -20,11 +21,6 @@ std::optional<DType> dtype_of(const std::optional<std::string>& name) {
   if (!name) return std::nullopt;
   if (*name == "bf16") return DType::kBFloat16;
   return *name == "fp16" ? DType::kFloat16 : DType::kFloat32;
-}
-
-bool is_automatic(const Setting& setting) {
-  const auto* text = std::get_if<std::string>(&setting.value);
-  return setting.key->auto_is_planned && text != nullptr && *text == "auto";
 }
 
 std::vector<std::string> read_automatic(const Settings& settings) {
@@ -205,20 +201,7 @@ Zero read_zero(const Settings& settings) {
   zero.gather_16bit_weights_on_model_save = settings.flag(key("stage3_gather_16bit_weights_on_model_save"));
   read_quantization(settings, zero);
   zero.offload = read_offload(settings, zero.stage);
-  zero.second_shard_ranks = settings.integer(key("zero_hpz_partition_size"));
-  const bool stage_is_known = !is_automatic(settings.at(key("stage")));
-  if (zero.second_shard_ranks > 1 && stage_is_known && zero.stage != 3) {
-    settings.fail(key("zero_hpz_partition_size"),
-                  fmt::format("expected zero_optimization.stage 3, where parameters are gathered for each pass, or 1, "
-                              "got {} at stage {}",
-                              zero.second_shard_ranks, zero.stage));
-  }
-  if (zero.second_shard_ranks > 1 && zero.offload.parameters != OffloadDevice::kNone) {
-    settings.fail(key("zero_hpz_partition_size"),
-                  fmt::format("expected 1 together with offload_param, because second shards would keep offloaded "
-                              "parameters in memory, got {}; remove one of the two",
-                              zero.second_shard_ranks));
-  }
+  zero.second_shard_ranks = read_second_shard_ranks(settings, zero);
   return zero;
 }
 
@@ -454,6 +437,7 @@ Resolved resolve(Settings settings, int world_size) {
   config.autocast_dtype = read_autocast(settings, config.precision);
   config.gradients = read_gradients(settings, config.precision);
   config.zero = read_zero(settings);
+  config.zero.shard_ranks = read_shard_ranks(settings, config.zero, world_size);
   config.optimizer = read_optimizer(settings);
   config.state_dtype = read_state_dtype(settings, config.precision, config.optimizer);
   config.schedule = read_schedule(settings);

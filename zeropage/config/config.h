@@ -93,6 +93,7 @@ struct Zero {
   std::int64_t max_reuse_distance_numel = 1'000'000'000;
   bool gather_16bit_weights_on_model_save = false;
   std::int64_t second_shard_ranks = 1;    ///< zero_hpz_partition_size; 1: there are no second shards
+  std::int64_t shard_ranks = 0;           ///< zeropage.shard_ranks; 0: state is divided over all ranks
   bool quantized_weights = false;         ///< sharded parameters are gathered in 8 bits,
   bool quantized_frozen_weights = false;  ///< or only frozen ones
   bool quantized_gradients = false;       ///< reduced in 4 bits

@@ -385,5 +385,28 @@ TEST(Config, AutomaticDevicesAndBucketsWaitForThePlan) {
   EXPECT_NO_THROW(zero_with(R"("stage": "auto", "offload_param": {"device": "cpu"})")) << "the plan will choose 3";
 }
 
+// Catches combinations that would train wrong in groups, a group of all ranks that is refused or treated as one of
+// several, and MiCS's key without effect.
+TEST(Config, GroupsOfRanks) {
+  const auto shard_ranks = [](const std::string& zero, const std::string& own, int world) {
+    const std::string text =
+        R"({"train_batch_size": 8, "zero_optimization": {"stage": 3)" + zero + R"(}, "zeropage": {)" + own + "}}";
+    return Config::from_json(text, world).zero.shard_ranks;
+  };
+  const std::string two = R"("shard_ranks": 2)";
+  EXPECT_EQ(shard_ranks("", "", 4), 0);
+  EXPECT_EQ(shard_ranks("", two, 4), 2);
+  EXPECT_EQ(shard_ranks("", two, 2), 0);  // one group
+  EXPECT_EQ(shard_ranks("", two, 0), 2);  // not known yet
+  EXPECT_EQ(shard_ranks(R"(, "mics_shard_size": 2)", "", 4), 2);
+  EXPECT_EQ(shard_ranks(R"(, "mics_shard_size": 2)", two, 4), 2);
+  EXPECT_EQ(shard_ranks(R"(, "mics_shard_size": -1)", "", 4), 0);
+  const std::string second = R"(, "zero_hpz_partition_size": 2)";
+  EXPECT_EQ(shard_ranks(second, two, 2), 0);
+  EXPECT_THROW(shard_ranks(second, two, 4), ConfigError);
+  EXPECT_THROW(shard_ranks(R"(, "zero_quantized_gradients": true)", two, 4), ConfigError);
+  EXPECT_THROW(shard_ranks("", R"("shard_ranks": 8)", 4), ConfigError);
+}
+
 }  // namespace
 }  // namespace zeropage::config

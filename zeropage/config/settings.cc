@@ -8,6 +8,11 @@
 
 namespace zeropage::config {
 
+bool is_automatic(const Setting& setting) {
+  const auto* text = std::get_if<std::string>(&setting.value);
+  return setting.key->auto_is_planned && text != nullptr && *text == "auto";
+}
+
 void Settings::add(Setting setting) {
   index_[setting.path] = settings_.size();
   settings_.push_back(std::move(setting));

@@ -24,6 +24,9 @@ struct Setting {
   int line = 0;  ///< kDocument
 };
 
+/// Whether the value is "auto" still, and will be chosen when the engine is made.
+bool is_automatic(const Setting& setting);
+
 /// The settings in table order. Reading a path that no table has, or with a type other than in its table, is a bug in
 /// this room and throws std::logic_error / std::bad_variant_access.
 class Settings {

@@ -25,6 +25,11 @@ std::vector<Section> own_tables() {
       flag("hierarchical_collectives", true, kSupported,
            "CPU ranks of several hosts gather and reduce on each host through shared memory, and send between hosts "
            "only the rest (docs/launcher.md); false: all ranks exchange with all."),
+      integer("shard_ranks", 0, kSupported,
+              "Hybrid sharding: state is divided over so many ranks with consecutive numbers, and every such group has "
+              "all of it (docs/launcher.md). Only sums of gradients are sent between groups. A divisor of the ranks of "
+              "a host; 0: all ranks are one group. CPU ranks only.")
+          .at_least(0),
       flag("observe_functions", true, kSupported,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),
       string("optimizer_state_dtype", {}, kSupported,

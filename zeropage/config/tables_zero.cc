@@ -115,8 +115,14 @@ std::vector<Key> later_keys() {
           .differing(
               "A gradient is coded once, on its way to its owner: on one host the gradients of each rank, between "
               "hosts the exact sums of each host (docs/launcher.md). DeepSpeed codes twice, and only at stage 3"),
-      integer("mics_shard_size", -1, kRemoved, "MiCS: ranks that share one copy of the state.").at_least(-1),
-      flag("mics_hierarchical_params_gather", false, kRemoved, "MiCS: gather between nodes, then inside."),
+      integer("mics_shard_size", -1, kSupported,
+              "MiCS: ranks that share one copy of the state, as zeropage.shard_ranks; -1: all ranks.")
+          .at_least(-1)
+          .differing(
+              "DeepSpeed removed it in 2026. Here it works at stages 1 to 3, on CPU ranks, and sums are added in "
+              "the order of all ranks"),
+      flag("mics_hierarchical_params_gather", false, kAccepted,
+           "MiCS: groups are inside a host, so that gathers are, too."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),
       flag("cpu_offload_param", false, kSupported, "Deprecated form of offload_param.device \"cpu\"."),
       flag("cpu_offload_use_pin_memory", false, kAccepted, "Deprecated, and without effect in DeepSpeed, too."),

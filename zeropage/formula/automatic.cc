@@ -23,6 +23,7 @@ class Chooser {
           const FreeMemory& memory)
       : config_(config), counts_(counts), largest_numel_(largest_numel), memory_(memory) {
     options_ = StateOptions::from_config(config, world_size);
+    world_size_ = world_size;
     counts_.persistent_numel = 0;
     const double share = offloaded_share(config);
     counts_.offloaded_numel = static_cast<std::int64_t>(share * static_cast<double>(counts.trainable_numel));
@@ -154,7 +155,7 @@ class Chooser {
                                                                           : batch.accumulation_steps;
     take(path, value,
          fmt::format("{} = {} x {} x {} ranks; the program's loop makes the micro batches", batch.train_batch_size,
-                     batch.micro_batch_size, batch.accumulation_steps, options_.world_size));
+                     batch.micro_batch_size, batch.accumulation_steps, world_size_));
   }
 
   const config::Config& config_;
@@ -162,6 +163,7 @@ class Chooser {
   std::int64_t largest_numel_;
   FreeMemory memory_;
   StateOptions options_;
+  int world_size_ = 1;  // all ranks
   std::vector<AutoChoice> choices_;
 };
 

@@ -104,7 +104,7 @@ StateOptions StateOptions::from_config(const config::Config& config, int world_s
   const DType wide = config.fp32_masters ? DType::kFloat32 : compute_dtype(config.precision);
   const DType accumulation_dtype = config.gradients.accumulation_dtype.value_or(wide);
   return {.stage = config.zero.stage,
-          .world_size = world_size,
+          .world_size = config.zero.shard_ranks > 0 ? static_cast<int>(config.zero.shard_ranks) : world_size,
           .precision = config.precision,
           .accumulation_steps = config.batch.accumulation_steps,
           .accumulation_dtype = accumulation_dtype,

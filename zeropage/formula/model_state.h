@@ -67,7 +67,7 @@ struct ParameterCounts {
 /// What the bytes depend on in addition to the counts.
 struct StateOptions {
   int stage = 0;
-  int world_size = 1;
+  int world_size = 1;  ///< ranks that the state is divided over
   config::Precision precision = config::Precision::kFp32;
   std::int64_t accumulation_steps = 1;
   std::optional<DType> accumulation_dtype = std::nullopt;  ///< data_types.grad_accum_dtype
@@ -82,7 +82,7 @@ struct StateOptions {
   bool optimizer_on_disk = false;  ///< the offloaded part of it
   bool gradients_on_disk = false;  ///< the same, of gradients
 
-  /// The options of `config` for `world_size` ranks.
+  /// The options of `config` for `world_size` ranks; with zeropage.shard_ranks for a group of them.
   static StateOptions from_config(const config::Config& config, int world_size);
 };
 

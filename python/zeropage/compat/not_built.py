@@ -35,7 +35,7 @@ tp_model_init = _refusing("tp_model_init", "tensor parallelism is not built")
 add_tuning_arguments = _refusing(
     "add_tuning_arguments", "arguments for learning-rate tuning are not built; write the section scheduler"
 )
-MiCS_Init = _refusing("MiCS_Init", "MiCS is not built")
+MiCS_Init = _refusing("MiCS_Init", "write zeropage.shard_ranks in the configuration, and use zero.Init")
 TiledLinear = _refusing(
     "TiledLinear", "tiled linear layers are not built; a parameter is a page of its own where it is large"
 )
