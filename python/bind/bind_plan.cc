@@ -87,7 +87,8 @@ void init_plan(py::module_& module) {
       .def_readwrite("sequence", &PlanOptions::sequence)
       .def_readwrite("quantized_weights", &PlanOptions::quantized_weights)
       .def_readwrite("quantized_gradients", &PlanOptions::quantized_gradients)
-      .def_readwrite("hpz_partition_size", &PlanOptions::hpz_partition_size);
+      .def_readwrite("hpz_partition_size", &PlanOptions::hpz_partition_size)
+      .def_readwrite("shard_ranks", &PlanOptions::shard_ranks);
   module.def("make_plan", &make_plan, py::arg("model"), py::arg("options"),
              "The plan as JSON and as text. Raises ConfigError, IoError.");
 }

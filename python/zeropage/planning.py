@@ -50,6 +50,7 @@ def plan(
     quantized_weights: bool = False,
     quantized_gradients: bool = False,
     hpz_partition_size: int = 1,
+    shard_ranks: int = 0,
     **figures: str | float,
 ) -> Plan:
     """Makes a plan without running anything.
@@ -58,9 +59,9 @@ def plan(
     tensors). num_gpus: devices of a host. device: "H100", "H200", "A100", ..., or the path of a file of `zeropage plan
     --measure --save_machine`; None: bytes only. optimizer: AdamW, Adam, Lamb, Lion, Adagrad, SGD, Muon, or "whole" for
     an object that needs whole parameters and keeps `optimizer_bytes` per trained element. quantized_weights,
-    quantized_gradients, hpz_partition_size: as in a configuration, at the stages that have them. figures: replace those
-    of the device, like the options of `zeropage plan`: device_memory="40GB", network_rate="25GB/s". Raises ConfigError,
-    IoError.
+    quantized_gradients, hpz_partition_size, shard_ranks: as in a configuration, at the stages that have them. figures:
+    replace those of the device, like the options of `zeropage plan`: device_memory="40GB", network_rate="25GB/s".
+    Raises ConfigError, IoError.
     """
     options = _C.PlanOptions()
     options.num_gpus, options.num_nodes = num_gpus, num_nodes
@@ -69,7 +70,7 @@ def plan(
     options.optimizer, options.optimizer_bytes, options.precision = optimizer, optimizer_bytes, precision
     options.micro_batch, options.accumulation_steps, options.sequence = micro_batch, accumulation_steps, sequence
     options.quantized_weights, options.quantized_gradients = quantized_weights, quantized_gradients
-    options.hpz_partition_size = hpz_partition_size
+    options.hpz_partition_size, options.shard_ranks = hpz_partition_size, shard_ranks
     document, text = _C.make_plan(_model_of(model), options)
     fields = json.loads(document)
     return Plan(fields["model"], fields["rows"], fields["recommendation"], text)

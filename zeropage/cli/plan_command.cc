@@ -67,6 +67,9 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
           "--hpz_partition_size", command.options.hpz_partition_size,
           "Ranks of a host that keep second shards of gathered pages at stage 3, for the gathers until the next update")
       ->type_name("N");
+  plan->add_option("--shard_ranks", command.options.shard_ranks,
+                   "Hybrid sharding: ranks of a host that state is divided over, from stage 1 on; 0: all ranks")
+      ->type_name("N");
 }
 
 }  // namespace

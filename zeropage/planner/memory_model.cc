@@ -15,7 +15,7 @@ constexpr const char* kMemoryOfPlan = "memory of the plan";
 
 /// `pages` pages of optimizer state, as one rank updates them.
 std::int64_t state_buffer_bytes(const Request& request, const Placement& placement, std::int64_t pages) {
-  const std::int64_t ranks = placement.stage == 0 ? 1 : request.world_size();
+  const std::int64_t ranks = placement.stage == 0 ? 1 : request.state_ranks(placement.stage);
   const std::int64_t numel = ceil_div(page_numel(request, placement.stage), ranks);
   return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kMemoryOfPlan);
 }
@@ -23,7 +23,7 @@ std::int64_t state_buffer_bytes(const Request& request, const Placement& placeme
 /// Gradients that are being reduced.
 std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
   const std::int64_t page = page_numel(request, placement.stage);
-  const std::int64_t world = request.world_size();
+  const std::int64_t world = request.state_ranks(placement.stage);
   const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
   if (placement.stage >= 2)
     return checked_mul((1 + ahead) * page, element_bytes(formula::compute_dtype(request.precision)), kMemoryOfPlan);
@@ -50,7 +50,7 @@ std::int64_t wire_bytes(const Request& request, const Placement& placement) {
 /// masters.
 void add_torch_optimizer(const Request& request, const Placement& placement, MemoryEstimate& memory) {
   if (!request.optimizer.by_torch) return;
-  const int world = request.world_size();
+  const int world = request.state_ranks(placement.stage);
   const std::int64_t kept = kept_bytes(request.optimizer, request.model, placement.stage, world);
   // Sums of several ranks are fp32 and replace the 16-bit gradients of the page.
   const bool fp32_gradients = request.precision == config::Precision::kFp32 || request.accumulation_steps > 1 ||
@@ -71,8 +71,8 @@ std::int64_t page_numel(const Request& request, int stage) {
   const Model& model = request.model;
   std::int64_t numel = layout::default_page_numel(model.total_numel);
   if (request.optimizer.by_torch && stage > 0) {
-    const std::int64_t fitted = layout::page_numel_for_whole_parameters(model.total_numel, model.largest_numel,
-                                                                        request.world_size(), /*frames=*/stage >= 2);
+    const std::int64_t fitted = layout::page_numel_for_whole_parameters(
+        model.total_numel, model.largest_numel, request.state_ranks(stage), /*frames=*/stage >= 2);
     if (fitted > 0) numel = fitted;
   }
   return std::min(model.total_numel, std::max(numel, model.largest_numel));
@@ -88,12 +88,13 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   formula::ParameterCounts counts{model.trainable_numel, frozen_numel, model.persistent_numel,
                                   offload_optimizer ? model.trainable_numel : 0};
   if (placement.parameters == Home::kDisk) {
-    const std::int64_t in_memory = checked_mul(defaults.max_numel_in_cpu, request.world_size(), kMemoryOfPlan);
+    const std::int64_t in_memory =
+        checked_mul(defaults.max_numel_in_cpu, request.state_ranks(placement.stage), kMemoryOfPlan);
     counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
   }
   const formula::StateOptions options{
       .stage = placement.stage,
-      .world_size = request.world_size(),
+      .world_size = request.state_ranks(placement.stage),
       .precision = request.precision,
       .accumulation_steps = request.accumulation_steps,
       .keeps_gradients = !request.optimizer.by_torch,
@@ -123,7 +124,8 @@ MemoryEstimate estimate_memory(const Request& request, const Placement& placemen
   memory.host += memory.undo_log;
   add_torch_optimizer(request, placement, memory);
   if (placement.parameters == Home::kDisk) {
-    const std::int64_t shard_numel = ceil_div(page_numel(request, placement.stage), request.world_size());
+    const std::int64_t shard_numel =
+        ceil_div(page_numel(request, placement.stage), request.state_ranks(placement.stage));
     if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;
     if (placement.optimizer == Home::kDisk) memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
   }

@@ -30,6 +30,19 @@ constexpr Placement kPlacements[] = {
     {3, Home::kDisk, Home::kDisk},
 };
 
+void check_groups(const Request& request) {
+  const int ranks = request.shard_ranks;
+  if (ranks == 0) return;
+  if (ranks < 2 || request.devices_per_host % ranks != 0) {
+    throw ConfigError(
+        fmt::format("plan: shard_ranks: expected 0, or a divisor from 2 on of the {} devices of a host, got {}",
+                    request.devices_per_host, ranks));
+  }
+  if (request.second_shard_ranks > 1 || request.quantized_gradients) {
+    throw ConfigError("plan: shard_ranks does not go with second shards or with gradients in 4 bits");
+  }
+}
+
 void check(const Request& request) {
   const auto positive = [](const char* what, std::int64_t value) {
     if (value < 1 || value > kMaxRequested) {
@@ -48,6 +61,7 @@ void check(const Request& request) {
         fmt::format("plan: zero_hpz_partition_size: expected a divisor of the {} devices of a host, got {}",
                     request.devices_per_host, request.second_shard_ranks));
   }
+  check_groups(request);
 }
 
 config::Precision parse_precision(const std::string& text) {
@@ -115,6 +129,7 @@ Request request_of(Model model, const PlanOptions& options) {
   request.quantized_weights = options.quantized_weights;
   request.quantized_gradients = options.quantized_gradients;
   request.second_shard_ranks = options.hpz_partition_size;
+  request.shard_ranks = options.shard_ranks;
   return request;
 }
 
@@ -137,7 +152,9 @@ Plan make_plan(const Request& request) {
     row.plain = variant_of(request, placement, row.memory, false);
     row.checkpointed = variant_of(request, placement, row.memory, true);
     row.config = config_text(request, placement);
-    row.available = is_available(row.config, request.world_size());
+    // Groups of ranks are for CPU ranks.
+    const bool on_devices = request.hardware && !request.hardware->is_cpu && request.in_groups(placement.stage);
+    row.available = !on_devices && is_available(row.config, request.world_size());
     plan.rows.push_back(std::move(row));
   }
   plan.recommendation = recommend(request, plan.rows);
@@ -165,6 +182,7 @@ std::string config_text(const Request& request, const Placement& placement) {
   if (placement.optimizer == Home::kHost && request.hardware && !request.optimizer.by_torch) {
     document["zeropage"] = {{"offloaded_update", is_updated_on_device(request, placement) ? "device" : "host"}};
   }
+  if (request.in_groups(placement.stage)) document["zeropage"]["shard_ranks"] = request.shard_ranks;
   if (request.optimizer.type == "whole") {
     document["zeropage"]["optimizer_sees"] = "parameters";
     return document.dump(2) + "\n";

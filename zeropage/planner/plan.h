@@ -50,6 +50,12 @@ struct Request {
   bool quantized_gradients = false;  ///< reduced in 4 bits, from stage 1 on
   int second_shard_ranks = 1;        ///< nearby ranks that keep each gathered page once more (zero_hpz_partition_size)
 
+  int shard_ranks = 0;  ///< ranks that state is divided over (zeropage.shard_ranks); 0: all of them
+
+  /// Whether state is divided over groups of ranks, at stages 1 to 3.
+  bool in_groups(int stage) const { return stage > 0 && shard_ranks > 0 && shard_ranks < world_size(); }
+  int state_ranks(int stage) const { return in_groups(stage) ? shard_ranks : world_size(); }
+
   bool gathers_in_8_bits(int stage) const { return quantized_weights && stage == 3 && world_size() > 1; }
   bool reduces_in_4_bits(int stage) const { return quantized_gradients && stage > 0 && world_size() > 1; }
 
@@ -121,8 +127,8 @@ Request request_of(Model model, const PlanOptions& options);
 /// "none", "optimizer: host", "optimizer: disk, parameters: host", ...
 std::string offload_name(const Placement& placement);
 
-/// Cost: milliseconds. Errors: ConfigError for counts below 1, sizes beyond 63 bits, or second_shard_ranks that do not
-/// divide the devices of a host.
+/// Cost: milliseconds. Errors: ConfigError for counts below 1, sizes beyond 63 bits, or second_shard_ranks or
+/// shard_ranks that do not divide the devices of a host, or do not go with the other options.
 Plan make_plan(const Request& request);
 
 /// The plan for people: a heading, the 16-byte table, rows, notes, the recommendation. Sizes in GB = 10^9 bytes.

@@ -23,6 +23,7 @@ struct PlanOptions {
   bool quantized_weights = false;    ///< gathered in 8 bits, at stage 3
   bool quantized_gradients = false;  ///< reduced in 4 bits, from stage 1 on
   int hpz_partition_size = 1;        ///< ranks of a host with second shards, at stage 3
+  int shard_ranks = 0;               ///< ranks that state is divided over, from stage 1 on; 0: all
 };
 
 }  // namespace zeropage

@@ -34,6 +34,15 @@ std::string heading(const Request& request) {
   text += fmt::format("\n{} rank(s) on {} host(s){}, {}, micro batch {} x {} tokens, {} accumulation step(s)\n",
                       request.world_size(), request.hosts, request.hardware ? ", " + request.hardware->name : "",
                       precision, request.micro_batch, count(request.sequence), request.accumulation_steps);
+  if (request.in_groups(/*stage=*/3)) {
+    const double groups = static_cast<double>(request.world_size()) / request.shard_ranks;
+    const auto sent = static_cast<std::int64_t>(8 * (groups - 1) / groups * static_cast<double>(model.trainable_numel));
+    text += fmt::format(
+        "Stages 1 to 3 divide state over groups of {} ranks. Between groups go only sums of gradients: each group "
+        "sends "
+        "{} GB on average per reduction.\n",
+        request.shard_ranks, gb(sent));
+  }
   if (request.optimizer.is_muon()) {
     text += fmt::format("Muon updates {} of them, AdamW the others.\n", count(model.muon_numel));
   } else if (request.optimizer.type == "whole") {
@@ -60,8 +69,10 @@ std::string published_table(const Plan& plan) {
       "\nModel state per rank by the published formula, 16 bytes per parameter (2 parameters, 2 gradients, 12 "
       "optimizer):\n";
   for (int stage = 0; stage <= 3; ++stage) {
-    const formula::StateOptions options{
-        .stage = stage, .world_size = request.world_size(), .precision = request.precision, .shard_dtype = element};
+    const formula::StateOptions options{.stage = stage,
+                                        .world_size = request.state_ranks(stage),
+                                        .precision = request.precision,
+                                        .shard_dtype = element};
     const formula::StateBytes state =
         formula::model_state_bytes({model.trainable_numel, model.total_numel - model.trainable_numel, 0}, options);
     text += fmt::format("  {:<8}{:>7} GB", stage == 0 ? "DDP" : fmt::format("stage {}", stage), gb(state.total()));

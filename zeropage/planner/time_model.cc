@@ -44,7 +44,8 @@ class Clock {
 
 /// Elements whose optimizer state a rank has.
 double owned_numel(const Request& request, const Placement& placement) {
-  return static_cast<double>(request.model.trainable_numel) / (placement.stage == 0 ? 1 : request.world_size());
+  return static_cast<double>(request.model.trainable_numel) /
+         (placement.stage == 0 ? 1 : request.state_ranks(placement.stage));
 }
 
 double update_bytes(const Request& request) { return kUpdateBytes + (request.optimizer.by_torch ? kCopyBytes : 0); }
@@ -52,7 +53,7 @@ double update_bytes(const Request& request) { return kUpdateBytes + (request.opt
 /// Seconds of the products of Muon's update.
 double products_s(const Request& request, const Placement& placement) {
   if (!request.optimizer.is_muon()) return 0;
-  const double share = placement.stage == 0 ? 1.0 : 1.0 / request.world_size();
+  const double share = placement.stage == 0 ? 1.0 : 1.0 / request.state_ranks(placement.stage);
   return share * static_cast<double>(request.model.muon_numel) *
          muon_operations(static_cast<double>(request.model.shape.hidden)) / request.hardware->flops;
 }
@@ -61,11 +62,13 @@ double products_s(const Request& request, const Placement& placement) {
 /// than one large parameter for each rank (layout/whole_pages.h).
 double exchange_s(const Request& request, const Placement& placement) {
   if (!request.optimizer.by_torch || placement.stage == 0 || request.world_size() == 1) return 0;
-  const double page_share = static_cast<double>(page_numel(request, placement.stage)) / request.world_size();
+  const double page_share =
+      static_cast<double>(page_numel(request, placement.stage)) / request.state_ranks(placement.stage);
   if (static_cast<double>(request.model.largest_numel) <= page_share) return 0;
   const Hardware& hardware = *request.hardware;
+  const bool between_hosts = request.hosts > 1 && !request.in_groups(placement.stage);
   const double link =
-      request.hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
+      between_hosts ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
   const std::int64_t whole = request.optimizer.is_muon() ? request.model.muon_numel : request.model.trainable_numel;
   return kExchangeBytes * static_cast<double>(whole) / link;
 }
@@ -89,8 +92,9 @@ bool goes_by_hosts(const Request& request) {
 }
 
 /// Seconds per gathered byte.
-double gather_s_per_byte(const Request& request) {
+double gather_s_per_byte(const Request& request, int stage) {
   const Hardware& hardware = *request.hardware;
+  if (request.in_groups(stage)) return (request.shard_ranks - 1.0) / request.shard_ranks / hardware.device_link_rate;
   const double world = request.world_size();
   const double hosts = request.hosts;
   const double local = request.devices_per_host;
@@ -100,6 +104,23 @@ double gather_s_per_byte(const Request& request) {
   const double link =
       hosts > 1 ? std::min(hardware.device_link_rate, hardware.network_rate) : hardware.device_link_rate;
   return (world - 1) / world / link;
+}
+
+double groups_of(const Request& request) { return static_cast<double>(request.world_size()) / request.shard_ranks; }
+
+/// Steps of a sum on its way through the groups, and of the broadcast of the result.
+double group_hops(const Request& request) {
+  const double groups = groups_of(request);
+  return groups - 1 + std::ceil(std::log2(groups));
+}
+
+/// Seconds per reduced element in groups: terms inside a group, then fp32 sums from group to group and back.
+double reduce_in_groups_s(const Request& request, double term_bytes) {
+  const Hardware& hardware = *request.hardware;
+  const double count = request.shard_ranks;
+  const double between =
+      request.hosts > 1 ? hardware.network_rate / request.devices_per_host : hardware.device_link_rate;
+  return (count - 1) / count * term_bytes / hardware.device_link_rate + group_hops(request) * 4 / count / between;
 }
 
 /// Seconds per reduced element. `wire_bytes` of an element: in a rank's message, or of coded sums of hosts;
@@ -121,12 +142,13 @@ double reduce_s_per_element(const Request& request, double wire_bytes, double te
 Pieces pieces_of(const Request& request, const Placement& placement, bool checkpointing) {
   const Hardware& hardware = *request.hardware;
   const Model& model = request.model;
-  const double world = request.world_size();
+  const double world = request.state_ranks(placement.stage);
   const double tokens = static_cast<double>(request.micro_batch) * static_cast<double>(request.sequence);
   const double attention = 2.0 * static_cast<double>(model.shape.layers) * static_cast<double>(model.shape.hidden) *
                            static_cast<double>(request.sequence);
   const double pass_s = tokens * (static_cast<double>(model.active_numel) + attention) / hardware.flops;
-  const double between_hosts = request.hosts - 1;
+  const bool in_groups = request.in_groups(placement.stage);
+  const double between_hosts = in_groups ? 0 : request.hosts - 1;
   const double hops_s =
       (world - 1 - between_hosts) * hardware.device_latency_s + between_hosts * hardware.network_latency_s;
   const double pages =
@@ -140,15 +162,23 @@ Pieces pieces_of(const Request& request, const Placement& placement, bool checkp
   pieces.backward_s = (checkpointing ? 6 : 4) * pass_s;
   const double gathered = request.gathers_in_8_bits(placement.stage) ? kBytesIn8Bits : element;
   const double reduced = request.reduces_in_4_bits(placement.stage) ? kBytesIn4Bits : sums_whole ? 4 : element;
-  pieces.gather_s = gathered * static_cast<double>(model.total_numel) * gather_s_per_byte(request) + latency_s;
+  pieces.gather_s =
+      gathered * static_cast<double>(model.total_numel) * gather_s_per_byte(request, placement.stage) + latency_s;
   pieces.gather_again_s = pieces.gather_s;
   if (const double nearby = request.second_shards(placement); nearby > 1) {
     pieces.gather_again_s = all_bytes * (nearby - 1) / nearby / hardware.device_link_rate +
                             (nearby - 1) * hardware.device_latency_s * pages;
   }
   const auto trainable_numel = static_cast<double>(model.trainable_numel);
-  pieces.reduce_s = trainable_numel * reduce_s_per_element(request, reduced, sums_whole ? 4 : element) + latency_s;
-  pieces.spread_s = trainable_numel * reduced * gather_s_per_byte(request) + latency_s;
+  const double term = sums_whole ? 4 : element;
+  if (in_groups) {
+    const double hop_s = request.hosts > 1 ? hardware.network_latency_s : hardware.device_latency_s;
+    pieces.reduce_s =
+        trainable_numel * reduce_in_groups_s(request, term) + latency_s + group_hops(request) * hop_s * pages;
+  } else {
+    pieces.reduce_s = trainable_numel * reduce_s_per_element(request, reduced, term) + latency_s;
+  }
+  pieces.spread_s = trainable_numel * reduced * gather_s_per_byte(request, placement.stage) + latency_s;
   pieces.host_out_s = element * static_cast<double>(model.trainable_numel) / world / hardware.host_link_rate;
   pieces.host_in_s = all_bytes / world / hardware.host_link_rate;
   pieces.disk_in_s = all_bytes / world * request.devices_per_host / hardware.disk_read_rate;

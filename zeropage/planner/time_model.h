@@ -12,6 +12,9 @@
 ///   cores         CPU ranks do both by hosts (docs/launcher.md): (L - 1) / L inside a host; through the network
 ///                 (H - 1) / H of a gather or of sums in 4 bits, and for exact sums the fewest bytes that keep the
 ///                 order: at most 4 * (H - 1) * (H + 1) / H^2 per element
+///   groups        hybrid sharding in groups of S ranks (shard_ranks): gathers (S - 1) / S through the devices' links;
+///                 reductions the same of their terms, then fp32 sums from group to group, and their broadcast:
+///                 (groups - 1 + log2 groups) messages of 4 / S bytes per element one after the other
 ///   latency       a collective of a page has N - 1 hops: (H - 1) through the network, and the rest inside hosts (as
 ///                 NCCL's tuner counts them); all parameters are P / page such collectives. In 8 bits
 ///                 (quantized_weights, stage 3) the e below is 1.02, in 4 bits (quantized_gradients, from stage 1 on)
