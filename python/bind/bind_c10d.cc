@@ -66,6 +66,14 @@ JoinedHosts join_hosts(const c10::intrusive_ptr<c10d::Store>& store, int rank, i
   return {std::move(joined.communicator), std::move(joined.data), std::move(joined.control)};
 }
 
+JoinedHosts join_groups(const c10::intrusive_ptr<c10d::Store>& store, int rank, int local_rank, int size,
+                        int local_size, std::int64_t count, const std::string& name, bool deterministic,
+                        std::int64_t timeout_ms) {
+  auto joined = comm::join_groups({rank, local_rank, size, local_size}, count, store, name, deterministic,
+                                  std::chrono::milliseconds(timeout_ms));
+  return {std::move(joined.communicator), std::move(joined.data), std::move(joined.control)};
+}
+
 py::tuple world_from_environment() {
   const comm::World world = comm::world_from_environment(&environment);
   return py::make_tuple(world.rank, world.local_rank, world.size, world.local_size);
@@ -105,6 +113,10 @@ void init_c10d(py::module_& module) {
              "CPU ranks of several hosts: their communicator, and the two process groups of this rank's column, which "
              "it uses. name: of shared memory that only this job uses. Collective; nobody else writes into the "
              "store.");
+  module.def("join_groups", &join_groups, py::arg("store"), py::arg("rank"), py::arg("local_rank"), py::arg("size"),
+             py::arg("local_size"), py::arg("count"), py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"),
+             Unlocked(),
+             "The same for CPU ranks in groups of `count` on each host (zeropage.shard_ranks). Raises ConfigError.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0,
              py::arg("aborts") = py::none(), Unlocked(),

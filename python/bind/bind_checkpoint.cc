@@ -36,7 +36,7 @@ std::string save_checkpoint(Engine& engine, std::string folder, std::string tag,
   for (auto& [kind, parameter, offset, values] : caller_state) {
     states.push_back({std::move(kind), parameter, offset, std::move(values)});
   }
-  auto progress = engine.communicator().rank() == 0 ? report::SaveProgress::on_stderr(tag) : nullptr;
+  auto progress = engine.communicator().job().rank() == 0 ? report::SaveProgress::on_stderr(tag) : nullptr;
   return engine.save_checkpoint({std::move(folder), std::move(tag), latest, exclude_frozen, std::move(aliases),
                                  std::move(host_json), std::move(host_tensors), std::move(states),
                                  std::move(progress)});

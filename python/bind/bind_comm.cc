@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/testing/communicator_conformance.h"
@@ -30,6 +31,11 @@ std::vector<CommunicatorPtr> make_thread_communicators(int size, std::int64_t ti
     }
   }
   return out;
+}
+
+std::vector<CommunicatorPtr> make_thread_groups(int groups, int count, std::int64_t timeout_ms) {
+  auto made = comm::make_thread_groups(groups, count, milliseconds(timeout_ms));
+  return {std::make_move_iterator(made.begin()), std::make_move_iterator(made.end())};
 }
 
 CommunicatorPtr join_shared_memory(const std::string& name, int rank, int size, std::int64_t timeout_ms) {
@@ -70,9 +76,13 @@ py::bytes gather_bytes(Communicator& communicator, const std::string& mine) {
 }  // namespace
 
 void init_comm(py::module_& module) {
-  py::class_<Communicator, CommunicatorPtr>(module, "Communicator", "One rank's connection to all ranks of a job.")
+  py::class_<Communicator, CommunicatorPtr>(module, "Communicator",
+                                            "One rank's connection to all ranks of a job, or to a group of them.")
       .def_property_readonly("rank", &Communicator::rank)
       .def_property_readonly("size", &Communicator::size)
+      .def_property_readonly(
+          "job", [](const CommunicatorPtr& self) { return CommunicatorPtr(self, &self->job()); },
+          "All ranks of the job; itself, unless it has one group of them (zeropage.shard_ranks).")
       .def_property_readonly("one_sided", &Communicator::one_sided,
                              "True when peers' memory can be read without any action of theirs.")
       .def(
@@ -95,6 +105,18 @@ void init_comm(py::module_& module) {
       py::arg("two_sided") = false, py::arg("max_delay_us") = 0,
       "Ranks as threads of this process: one communicator for each. For tests of other transports: two_sided hides "
       "peers' memory, and each collective is delayed at random by up to max_delay_us.");
+  module.def("make_thread_groups", &make_thread_groups, py::arg("groups"), py::arg("count"), py::arg("timeout_ms"),
+             "The same for ranks in groups of `count` (zeropage.shard_ranks).");
+  module.def(
+      "join_shared_groups",
+      [](const std::string& name, int rank, int local_rank, int size, int local_size, std::int64_t count,
+         bool deterministic, std::int64_t timeout_ms) -> CommunicatorPtr {
+        return comm::join_shared_groups(name, {rank, local_rank, size, local_size}, count, deterministic,
+                                        milliseconds(timeout_ms));
+      },
+      py::arg("name"), py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"), py::arg("count"),
+      py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
+      "CPU ranks of one host in groups of `count`; all call with the same name. Collective. Raises ConfigError.");
   module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
              py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
   module.def(

@@ -136,6 +136,7 @@ void init_config(py::module_& module) {
       .def_property_readonly("async_save", field<&Config::zeropage, &config::Own::async_save>())
       .def_property_readonly("preemption_folder", field<&Config::zeropage, &config::Own::preemption_folder>())
       .def_property_readonly("preemption_grace_s", field<&Config::zeropage, &config::Own::preemption_grace_s>())
+      .def_property_readonly("shard_ranks", field<&Config::zero, &config::Zero::shard_ranks>())
       .def_property_readonly("second_shard_ranks", field<&Config::zero, &config::Zero::second_shard_ranks>())
       .def_property_readonly("hierarchical_collectives",
                              field<&Config::zeropage, &config::Own::hierarchical_collectives>())

@@ -46,6 +46,8 @@ class Communicator:
     @property
     def bytes_moved(self) -> int: ...
     @property
+    def job(self) -> Communicator: ...
+    @property
     def one_sided(self) -> bool: ...
     @property
     def rank(self) -> int: ...
@@ -143,6 +145,8 @@ class Config:
     def prescale_gradients(self) -> bool: ...
     @property
     def second_shard_ranks(self) -> int: ...
+    @property
+    def shard_ranks(self) -> int: ...
     @property
     def stage(self) -> int: ...
     @property
@@ -424,6 +428,7 @@ class PlanOptions:
     quantized_gradients: bool
     quantized_weights: bool
     sequence: int
+    shard_ranks: int
     def __init__(self) -> None: ...
 
 class Precision:
@@ -683,6 +688,19 @@ def job_store(
     local_size: typing.SupportsInt | typing.SupportsIndex,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
 ) -> torch.distributed.distributed_c10d.Store: ...
+def join_groups(
+    store: torch.distributed.distributed_c10d.Store,
+    rank: typing.SupportsInt | typing.SupportsIndex,
+    local_rank: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    local_size: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    name: str,
+    deterministic: bool,
+    timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+) -> tuple[
+    Communicator, torch.distributed.distributed_c10d.ProcessGroup, torch.distributed.distributed_c10d.ProcessGroup
+]: ...
 def join_hosts(
     store: torch.distributed.distributed_c10d.Store,
     rank: typing.SupportsInt | typing.SupportsIndex,
@@ -702,6 +720,16 @@ def join_nearby(
     local_size: typing.SupportsInt | typing.SupportsIndex,
     count: typing.SupportsInt | typing.SupportsIndex,
     name: str,
+) -> Communicator: ...
+def join_shared_groups(
+    name: str,
+    rank: typing.SupportsInt | typing.SupportsIndex,
+    local_rank: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    local_size: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    deterministic: bool,
+    timeout_ms: typing.SupportsInt | typing.SupportsIndex,
 ) -> Communicator: ...
 def join_shared_memory(
     name: str,
@@ -739,6 +767,11 @@ def make_thread_communicators(
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
     two_sided: bool = ...,
     max_delay_us: typing.SupportsInt | typing.SupportsIndex = ...,
+) -> list[Communicator]: ...
+def make_thread_groups(
+    groups: typing.SupportsInt | typing.SupportsIndex,
+    count: typing.SupportsInt | typing.SupportsIndex,
+    timeout_ms: typing.SupportsInt | typing.SupportsIndex,
 ) -> list[Communicator]: ...
 def measure_drive(folder: str) -> tuple[float, float]: ...
 def measure_links(

@@ -2,8 +2,9 @@
 
 1. The environment variables of the launcher (`zeropage` and `torchrun` set the same ones), mpirun or srun describe the
    ranks. Without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
-2. CPU ranks of one host communicate through shared memory, and those of several hosts host by host (comm/hosts/). All
-   other ranks use torch process groups: for parameters and for gradients, one group each for data and for control.
+2. CPU ranks of one host communicate through shared memory, and those of several hosts host by host (comm/hosts/), or
+   in groups (zeropage.shard_ranks). All other ranks use torch process groups: for parameters and for gradients, one
+   group each for data and for control.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ def current_world() -> World:
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is None:
         return world_from_environment()
-    rank, size = handed_over.parameters.rank, handed_over.parameters.size
+    rank, size = handed_over.parameters.job.rank, handed_over.parameters.job.size
     return World(rank, rank, size, size)
 
 
@@ -124,6 +125,7 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     """Connects this rank with its peers. Collective. Raises ConfigError, PeerError, TimeoutError."""
     handed_over = getattr(_this_thread, "communicators", None)
     if handed_over is not None:
+        _check_groups(handed_over.parameters, config)
         return handed_over
     gloo_threads.wait_at_exit()  # also for groups that the script makes itself
     end_unused_groups()
@@ -135,6 +137,8 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
             f'zeropage.communicator is "shared_memory", which is for CPU ranks of one host; this rank is on {device} with '
             f'{world.local_size} of {world.size} ranks on its host: write "auto" or "c10d"'
         )
+    if config.shard_ranks > 0:
+        return _make_groups(config, device, world)
     two_sided = config.communicator == _C.CommunicatorKind.C10D or not one_host_of_cpus
     if two_sided and world.size > 1:
         timeout = timedelta(milliseconds=config.timeout_ms)
@@ -166,6 +170,40 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
     # Pages on a drive are gathered as over a network: in a backward, gathers and reductions may have a different order
     # on each rank.
     return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
+
+
+def _check_groups(communicator: _C.Communicator, config: _C.Config) -> None:
+    """For threads as ranks, whose communicators were made before the configuration was known. Raises ConfigError."""
+    size = communicator.size if communicator.size < communicator.job.size else 0
+    if config.shard_ranks != size:
+        raise ConfigError(
+            f"zeropage.shard_ranks: expected {size}, because the ranks were started in groups of so many (0: no groups), "
+            f"got {config.shard_ranks}; give run_ranks the same number"
+        )
+
+
+def _make_groups(config: _C.Config, device: torch.device, world: World) -> Communicators:
+    """Connects CPU ranks for hybrid sharding. Collective. Raises ConfigError."""
+    count = config.shard_ranks
+    if device.type != "cpu":
+        raise ConfigError(f"zeropage.shard_ranks: expected 0 for ranks on {device}, got {count}; it is for CPU ranks")
+    place = (world.rank, world.local_rank, world.size, world.local_size, count)
+    rest = (config.deterministic_reduction, config.timeout_ms)
+    on_one_host = config.communicator != _C.CommunicatorKind.C10D and world.local_size == world.size
+    if not on_one_host:
+        init_process_group(device, world, timeout=timedelta(milliseconds=config.timeout_ms))
+
+    def join() -> _C.Communicator:
+        number = next(_joined)
+        name = _C.segment_name(number)
+        if on_one_host:
+            return _C.join_shared_groups(name, *place, *rest)
+        store = _store_of_job(f"groups{number}")
+        communicator, *groups = _C.join_groups(store, *place, name, *rest)
+        _keep_until_unused(communicator, groups, store, world.size)
+        return communicator
+
+    return Communicators(join(), join(), join() if config.async_save else None)
 
 
 def _store_of_job(name: str) -> Any:

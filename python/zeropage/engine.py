@@ -465,7 +465,7 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
         """After the engine has compared the models of all ranks, so that the buffers are the same ones everywhere."""
         for buffer in (*self.module.buffers(), *(tensor for _, tensor in inner_of_module(self.module))):
             whole = buffer.detach().contiguous()
-            self._communicator.broadcast(whole, 0)
+            self._communicator.job.broadcast(whole, 0)
             buffer.data.copy_(whole)
 
     def _make_scheduler(self, lr_scheduler: Any) -> Any:

@@ -132,7 +132,7 @@ class ShardState:
                 "is elementwise"
             )
         whole = whole.contiguous().clone()
-        communicator.broadcast(whole, 0)
+        communicator.job.broadcast(whole, 0)
         if value.shape != parameter.shape or segment is None:
             return whole
         return segment.shaped(whole.flatten()[segment.offset : segment.offset + segment.numel].clone())

@@ -15,6 +15,7 @@ def run_ranks(
     timeout_s: float = 60.0,
     two_sided: bool = False,
     max_delay_us: int = 0,
+    shard_ranks: int = 0,
 ) -> list[Any]:
     """Calls `function(rank, communicator)` on `size` threads, each a rank of its own; returns their results by rank.
 
@@ -24,11 +25,22 @@ def run_ranks(
 
     two_sided: ranks communicate as over a network: gathers are collectives, and gradients have separate communicators.
     max_delay_us: every collective has random delays of at most this time, before and inside.
+    shard_ranks: as zeropage.shard_ranks of the configuration, hybrid sharding. Without two_sided and max_delay_us.
     """
     timeout_ms = int(timeout_s * 500)
-    communicators = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us)
-    reductions = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us) if two_sided else [None] * size
-    saves = _C.make_thread_communicators(size, timeout_ms)
+    reductions: list[_C.Communicator | None] = [None] * size
+    if shard_ranks > 0:
+        if two_sided or max_delay_us > 0 or size % shard_ranks != 0:
+            raise ValueError(f"{size} ranks in groups of {shard_ranks}, two_sided={two_sided}, delays {max_delay_us}")
+        communicators, others, saves = (
+            _C.make_thread_groups(size // shard_ranks, shard_ranks, timeout_ms) for _ in range(3)
+        )
+        reductions = list(others)
+    else:
+        communicators = _C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us)
+        if two_sided:
+            reductions = list(_C.make_thread_communicators(size, timeout_ms, two_sided, max_delay_us))
+        saves = _C.make_thread_communicators(size, timeout_ms)
     results: list[Any] = [None] * size
     failures: list[BaseException] = []
 

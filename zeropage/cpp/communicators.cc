@@ -11,6 +11,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_job.h"
 #include "zeropage/comm/c10d/c10d_one_rank.h"
+#include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/mpi/mpi_library.h"
 #include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
@@ -112,12 +113,46 @@ std::shared_ptr<comm::Communicator> add_nearby(std::shared_ptr<comm::Communicato
   return comm::with_nearby(std::move(all), std::move(nearby));
 }
 
+/// Refuses what hybrid sharding does not support here.
+void check_shard_ranks(const config::Config& config, const Options& options, config::CommunicatorKind kind,
+                       at::Device device) {
+  const std::int64_t count = config.zero.shard_ranks;
+  if (options.communicator) {
+    const comm::Communicator& given = *options.communicator;
+    const std::int64_t size = given.size() == given.job().size() ? 0 : given.size();
+    if (size == count) return;
+    throw ConfigError(
+        fmt::format("zeropage.shard_ranks: expected {}, because Options::communicator has groups of so many ranks (0: "
+                    "no groups), got {}; comm::make_group_communicator makes one with groups",
+                    size, count));
+  }
+  if (count == 0 || (device.is_cpu() && kind != config::CommunicatorKind::kMpi)) return;
+  throw ConfigError(fmt::format(
+      "zeropage.shard_ranks: expected 0 for ranks {}, got {}; groups of ranks are for CPU ranks over shared "
+      "memory and gloo",
+      device.is_cpu() ? "that communicate through MPI" : "on " + device.str(), count));
+}
+
+/// Makes one communicator of ranks in groups.
+std::shared_ptr<comm::Communicator> join_groups(config::CommunicatorKind kind, const config::Config& config,
+                                                const comm::World& world) {
+  const std::int64_t number = next_number();
+  const std::string name = comm::segment_name(&environment, number);
+  const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
+  const bool deterministic = config.zeropage.deterministic_reduction;
+  if (kind == config::CommunicatorKind::kSharedMemory) {
+    return comm::join_shared_groups(name, world, config.zero.shard_ranks, deterministic, timeout);
+  }
+  return comm::join_c10d_groups(world, config.zero.shard_ranks, comm::meeting_from_environment(&environment, world),
+                                comm::token_from_environment(&environment), number, name, deterministic, timeout);
+}
+
 }  // namespace
 
 comm::World world_of(const Options& options) {
   if (!options.communicator) return comm::world_from_environment(&environment);
-  const int rank = options.communicator->rank();
-  const int size = options.communicator->size();
+  const int rank = options.communicator->job().rank();
+  const int size = options.communicator->job().size();
   return {rank, rank, size, size};
 }
 
@@ -141,8 +176,10 @@ at::Device device_of(const Options& options) {
 
 Communicators join_ranks(const config::Config& config, const comm::World& world, const Options& options) {
   using enum config::CommunicatorKind;
-  if (options.communicator) return {options.communicator, options.reductions, options.saves};
   const at::Device device = device_of(options);
+  const auto kind = chosen_kind(config, world, device);
+  check_shard_ranks(config, options, kind, device);
+  if (options.communicator) return {options.communicator, options.reductions, options.saves};
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (world.size == 1) {
     const auto alone = [&]() -> std::shared_ptr<comm::Communicator> {
@@ -151,7 +188,6 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
     };
     return {alone(), nullptr, config.zeropage.async_save ? alone() : nullptr};
   }
-  const auto kind = chosen_kind(config, world, device);
   if (!device.is_cpu() && kind != kC10d) {
     throw ConfigError(fmt::format(
         "the model is on {}: ranks on GPUs communicate through process groups; set zeropage.communicator to "
@@ -164,9 +200,12 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
         "this one: write \"auto\", \"c10d\" or \"mpi\"",
         world.local_size, world.size));
   }
-  const comm::HostGrid grid = hosts_of(kind, config, world, device);
+  const bool in_groups = config.zero.shard_ranks > 0;
+  const comm::HostGrid grid = in_groups ? comm::HostGrid() : hosts_of(kind, config, world, device);
   const std::int64_t aborts = next_number();
-  const auto next = [&](std::int64_t with) { return join(kind, config, world, device, grid, with); };
+  const auto next = [&](std::int64_t with) {
+    return in_groups ? join_groups(kind, config, world) : join(kind, config, world, device, grid, with);
+  };
   Communicators joined{next(aborts), nullptr, nullptr};
   if (config.zero.second_shard_ranks > 1 && !joined.parameters->one_sided()) {
     joined.parameters = add_nearby(joined.parameters, config, world, device, aborts);

@@ -35,7 +35,7 @@ int Engine::dp_world_size() const { return impl_->world.size; }
 int Engine::mp_world_size() const { return 1; }
 at::Device Engine::device() const { return impl_->device; }
 
-void Engine::barrier() { impl_->communicator->barrier({"Engine::barrier"}); }
+void Engine::barrier() { impl_->communicator->job().barrier({"Engine::barrier"}); }
 
 double Engine::mean_over_ranks(double value) {
   return mean_over_ranks(at::scalar_tensor(value, at::kDouble)).item<double>();
@@ -45,7 +45,7 @@ at::Tensor Engine::mean_over_ranks(const at::Tensor& values) {
   if (!values.device().is_cpu()) impl_->core->wait_for_device("values for their mean over the ranks");
   const at::Tensor mine = values.detach().to(at::kCPU, at::kDouble).contiguous();
   const std::string_view bytes(static_cast<const char*>(mine.const_data_ptr()), mine.nbytes());
-  std::string all = comm::all_gather_small(*impl_->communicator, bytes, {"Engine::mean_over_ranks"});
+  std::string all = comm::all_gather_small(impl_->communicator->job(), bytes, {"Engine::mean_over_ranks"});
   std::vector<std::int64_t> sizes = mine.sizes().vec();
   sizes.insert(sizes.begin(), world_size());
   return at::from_blob(all.data(), sizes, at::kDouble).mean(0);

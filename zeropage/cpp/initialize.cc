@@ -94,7 +94,7 @@ std::vector<engine::ParameterInput> name_parameters(torch::nn::Module& model, co
 void broadcast_buffers(torch::nn::Module& model, comm::Communicator& communicator) {
   for (auto& buffer : model.buffers()) {
     at::Tensor whole = buffer.detach().contiguous();
-    communicator.broadcast(whole.data_ptr(), static_cast<std::int64_t>(whole.nbytes()), 0, {"buffers"})->wait();
+    communicator.job().broadcast(whole.data_ptr(), static_cast<std::int64_t>(whole.nbytes()), 0, {"buffers"})->wait();
     if (!whole.is_same(buffer)) buffer.detach().copy_(whole);
   }
 }

@@ -40,12 +40,12 @@ std::string first_difference(int rank, const std::string& mine, const std::strin
 }  // namespace
 
 std::optional<std::string> difference_between_ranks(comm::Communicator& communicator, const std::string& text) {
+  comm::Communicator& job = communicator.job();
   const std::uint64_t facts[2] = {hash64(text), text.size()};
   const std::string_view mine(reinterpret_cast<const char*>(facts), sizeof(facts));
-  const std::string all =
-      comm::all_gather_small(communicator, mine, comm::Tag{"comparison of model and configuration", 0});
+  const std::string all = comm::all_gather_small(job, mine, comm::Tag{"comparison of model and configuration", 0});
   std::vector<int> different;
-  for (int rank = 1; rank < communicator.size(); ++rank) {
+  for (int rank = 1; rank < job.size(); ++rank) {
     if (std::memcmp(all.data(), all.data() + rank * sizeof(facts), sizeof(facts)) != 0) different.push_back(rank);
   }
   if (different.empty()) return std::nullopt;
@@ -55,10 +55,10 @@ std::optional<std::string> difference_between_ranks(comm::Communicator& communic
     return theirs[1];
   };
   std::uint64_t longest = 0;
-  for (int rank = 0; rank < communicator.size(); ++rank) longest = std::max(longest, length_of(rank));
+  for (int rank = 0; rank < job.size(); ++rank) longest = std::max(longest, length_of(rank));
   std::string padded = text;
   padded.resize(longest);
-  const std::string strings = comm::all_gather_small(communicator, padded, comm::Tag{"models and configurations", 0});
+  const std::string strings = comm::all_gather_small(job, padded, comm::Tag{"models and configurations", 0});
   const auto text_of = [&](int rank) { return strings.substr(rank * longest, length_of(rank)); };
   const int first = different.front();
   return fmt::format("rank(s) {} differ from rank 0; {}", fmt::join(different, ", "),
@@ -78,7 +78,7 @@ void warn_of_different_software(comm::Communicator& communicator) {
   std::string software = fmt::format("zeropage {}\n{}", ZEROPAGE_VERSION, at::show_config());
   std::ranges::replace(software, ',', '\n');  // the last line is a long list
   const auto difference = difference_between_ranks(communicator, software);
-  if (!difference || communicator.rank() != 0) return;
+  if (!difference || communicator.job().rank() != 0) return;
   log_warn(fmt::format(
       "ranks run different software or use different instructions of their processors: {}. The same operators may give "
       "other bits there, so that copies of a parameter on different ranks can drift apart; install the "
@@ -89,12 +89,13 @@ void warn_of_different_software(comm::Communicator& communicator) {
 void require_same_writes(comm::Communicator& communicator, const layout::Layout& layout,
                          const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest) {
   constexpr std::size_t kDigits = 16;
+  comm::Communicator& job = communicator.job();
   std::string mine;
   for (const bool page : written) mine.push_back(page ? '1' : '0');
-  const std::string pages = comm::all_gather_small(communicator, mine, comm::Tag{"pages written outside an update", 0});
+  const std::string pages = comm::all_gather_small(job, mine, comm::Tag{"pages written outside an update", 0});
   std::vector<int> parameters;
   for (const auto& page : layout.pages()) {
-    for (int rank = 0; rank < communicator.size(); ++rank) {
+    for (int rank = 0; rank < job.size(); ++rank) {
       if (pages[rank * mine.size() + static_cast<std::size_t>(page.index)] == '0') continue;
       for (const auto& place : page.placements) parameters.push_back(place.parameter);
       break;
@@ -102,16 +103,16 @@ void require_same_writes(comm::Communicator& communicator, const layout::Layout&
   }
   std::string digests;
   for (const int parameter : parameters) digests += digest(parameter);
-  const std::string all = comm::all_gather_small(communicator, digests, comm::Tag{"digests of written parameters", 0});
+  const std::string all = comm::all_gather_small(job, digests, comm::Tag{"digests of written parameters", 0});
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const auto of_rank = [&](int rank) {
       return std::string_view(all).substr(rank * digests.size() + i * kDigits, kDigits);
     };
-    for (int rank = 1; rank < communicator.size(); ++rank) {
+    for (int rank = 1; rank < job.size(); ++rank) {
       if (of_rank(rank) == of_rank(0)) continue;
       const auto page = static_cast<std::size_t>(layout.page_of(parameters[i]));
       std::vector<int> writers;
-      for (int r = 0; r < communicator.size(); ++r) {
+      for (int r = 0; r < job.size(); ++r) {
         if (pages[r * mine.size() + page] == '1') writers.push_back(r);
       }
       throw PeerError(
@@ -131,18 +132,20 @@ std::int64_t first_parameter(std::int64_t one, std::int64_t other) {
 }
 
 GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalCheck& mine) {
+  comm::Communicator& job = communicator.job();
   std::string packed(sizeof(Header), '\0');
   const Header header{mine.sum_of_squares, mine.overflow_parameter, mine.trace_hash, mine.flags};
   std::memcpy(packed.data(), &header, sizeof(header));
-  const std::string all = comm::all_gather_small(communicator, packed, comm::Tag{"global check of the step", 0});
+  const std::string all = comm::all_gather_small(job, packed, comm::Tag{"global check of the step", 0});
 
   GlobalCheck global_check;
   global_check.traces_agree = true;
-  for (int rank = 0; rank < communicator.size(); ++rank) {
+  for (int rank = 0; rank < job.size(); ++rank) {
     const char* part = all.data() + rank * packed.size();
     Header theirs;
     std::memcpy(&theirs, part, sizeof(theirs));
-    global_check.sum_of_squares += theirs.sum_of_squares;
+    // Every group has all sums. All ranks use those of the first group, so that they decide alike in any case.
+    if (rank < communicator.size()) global_check.sum_of_squares += theirs.sum_of_squares;
     global_check.overflow_parameter = first_parameter(global_check.overflow_parameter, theirs.overflow_parameter);
     global_check.flags.save_failed |= theirs.flags.save_failed;
     global_check.flags.stop_requested |= theirs.flags.stop_requested;

@@ -1,5 +1,6 @@
 /// \file
-/// Comparisons between ranks: of their models and configurations at the start, and the global check once per step.
+/// Comparisons between ranks: of their models and configurations at the start, and the global check once per step. All
+/// of them are over the ranks of `communicator.job()`.
 #pragma once
 
 #include <cstdint>
@@ -58,7 +59,8 @@ struct GlobalCheck {
 void require_same_writes(comm::Communicator& communicator, const layout::Layout& layout,
                          const std::vector<bool>& written, const std::function<std::string(int parameter)>& digest);
 
-/// Collective: one small exchange. Norms are added in double in the order of the ranks.
+/// Collective: one small exchange. Norms are added in double in the order of the ranks, over one group of them: each
+/// group has all sums (zeropage.shard_ranks).
 GlobalCheck agree_on_step(comm::Communicator& communicator, const LocalCheck& mine);
 
 }  // namespace zeropage::engine

@@ -56,8 +56,9 @@ formula::FreeMemory free_memory(c10::Device device, int ranks_of_host) {
 config::Config choose_automatic(const config::Config& config, const ModelCounts& counts, formula::FreeMemory memory,
                                 comm::Communicator& communicator) {
   if (config.automatic.empty()) return config;
+  comm::Communicator& job = communicator.job();
   const std::int64_t mine[] = {memory.device_bytes, memory.host_bytes};
-  const std::string all = comm::all_gather_small(communicator, {reinterpret_cast<const char*>(mine), sizeof(mine)},
+  const std::string all = comm::all_gather_small(job, {reinterpret_cast<const char*>(mine), sizeof(mine)},
                                                  {"free memory for what is \"auto\""});
   for (std::size_t at = 0; at < all.size(); at += sizeof(mine)) {
     std::int64_t theirs[2];
@@ -67,9 +68,9 @@ config::Config choose_automatic(const config::Config& config, const ModelCounts&
   }
   config::Planned planned;
   for (const formula::AutoChoice& choice : formula::choose_automatic(
-           config, communicator.size(), {counts.trainable_numel, counts.frozen_numel}, counts.largest_numel, memory)) {
+           config, job.size(), {counts.trainable_numel, counts.frozen_numel}, counts.largest_numel, memory)) {
     planned[choice.path] = choice.value;
-    if (communicator.rank() == 0)
+    if (job.rank() == 0)
       log_info(fmt::format("{}: \"auto\" is {} here: {}", choice.path, text_of(choice.value), choice.reason));
   }
   return config.with_planned(planned);

@@ -49,7 +49,7 @@ void BackgroundSave::start(checkpoint::SaveRequest request) {
   copy(request.tensors);
   thread_ = std::thread([this, request = std::move(request)]() mutable {
     try {
-      checkpoint::save(files_, *communicator_, std::move(request));
+      checkpoint::save(files_, communicator_->job(), std::move(request));
     } catch (...) {
       error_ = std::current_exception();
       failed_ = true;

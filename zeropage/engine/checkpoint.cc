@@ -141,10 +141,12 @@ std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const Sav
   std::vector<LocalTensor> out;
   const auto& layout = *state.model.layout();
   const auto cursor = std::make_shared<StateCursor>(state.model);
+  // Every group has the same state; the first one saves it.
+  const bool saves = state.communicator.group() == 0;
   for (const auto& page : layout.pages()) {
-    if (page.trainable || !options.exclude_frozen) add_page(state, page, cursor, out);
+    if (saves && (page.trainable || !options.exclude_frozen)) add_page(state, page, cursor, out);
   }
-  for (std::size_t i = 0; i < layout.parameters().size() && state.communicator.rank() == 0; ++i) {
+  for (std::size_t i = 0; i < layout.parameters().size() && state.communicator.job().rank() == 0; ++i) {
     const auto& parameter = layout.parameters()[i];
     if (parameter.numel > 0 || (!parameter.trainable && options.exclude_frozen)) continue;
     const auto& tensor = state.model.tensors()[i];
@@ -153,7 +155,9 @@ std::vector<LocalTensor> local_tensors(const CheckpointedState& state, const Sav
                    0,
                    reader_of(nullptr, c10::kCPU)});
   }
-  for (const auto& kept : options.caller_state) add_caller_state(state, kept, out);
+  for (const auto& kept : options.caller_state) {
+    if (saves) add_caller_state(state, kept, out);
+  }
   for (const auto& [name, tensor] : options.host_tensors) {
     const at::Tensor host = tensor.detach().cpu().contiguous();
     auto read = reader_of(host.const_data_ptr(), c10::kCPU);
@@ -172,7 +176,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
   c10::AutoGradMode no_grad(false);
   checkpoint::check_tag(options.tag);
   state.model.adopt_replaced_data();
-  state.communicator.barrier(comm::Tag{"saving a checkpoint", 0});
+  state.communicator.job().barrier(comm::Tag{"saving a checkpoint", 0});
   state.model.take_user_writes();
   paging::wait_for_stream(state.model.device(), state.communicator, "state on its way to a checkpoint");
   checkpoint::SaveRequest request;
@@ -202,7 +206,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
     return fmt::format("{}/{}", options.folder, options.tag);
   }
   request.progress = options.progress;
-  return checkpoint::save(checkpoint::system_files(), state.communicator, std::move(request));
+  return checkpoint::save(checkpoint::system_files(), state.communicator.job(), std::move(request));
 }
 
 }  // namespace zeropage::engine

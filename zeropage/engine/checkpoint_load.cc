@@ -268,7 +268,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   pager.end_pass();
   Plan plan;
   const paging::UpdateScope scope(pager);  // before any rank changes its shards
-  checkpoint::run_on_all_ranks(state.communicator,
+  checkpoint::run_on_all_ranks(state.communicator.job(),
                                fmt::format("{} was not loaded, and the model is unchanged", step.path()), [&] {
                                  plan = Planner(state, step, options).plan();
                                  if (!options.problem.empty()) plan.problems.push_back(options.problem);
@@ -287,7 +287,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   pager.drop_stale(paged);
   paging::wait_for_stream(state.model.device(), state.communicator, "state on its way from a checkpoint");
   const auto mixed = fmt::format("{} changed while it was loaded: the model must not be used, load again", step.path());
-  checkpoint::run_on_all_ranks(state.communicator, mixed, [&] {
+  checkpoint::run_on_all_ranks(state.communicator.job(), mixed, [&] {
     apply(state, step, plan);
     return std::string();
   });

@@ -84,7 +84,7 @@ void call_together(comm::Communicator& communicator, const std::string& what, co
 }
 
 void require_success_everywhere(comm::Communicator& communicator, const std::string& what, const std::string& mine) {
-  const auto all = checkpoint::exchange_strings(communicator, mine);
+  const auto all = checkpoint::exchange_strings(communicator.job(), mine);
   std::string message = what;
   for (std::size_t rank = 0; rank < all.size(); ++rank) {
     if (!all[rank].empty()) message += fmt::format("\n  rank {}: {}", rank, all[rank]);

@@ -163,6 +163,7 @@ void DeferredPages::charge(std::int64_t bytes, int in_use) {
 }
 
 void DeferredPages::make_room(int in_use) {
+  comm::Communicator& job = communicator_->job();
   require_same_everywhere(*communicator_, fmt::format("{}{} tensors are known\n", made_, pages_.size()));
   made_.clear();
 
@@ -178,8 +179,8 @@ void DeferredPages::make_room(int in_use) {
     report.dirty = state.dirty;
   }
   const std::string_view sent(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(Report));
-  const std::string all = comm::all_gather_small(*communicator_, sent, comm::Tag{"tensors of the Init scope"});
-  std::vector<Report> theirs(mine.size() * communicator_->size());
+  const std::string all = comm::all_gather_small(job, sent, comm::Tag{"tensors of the Init scope"});
+  std::vector<Report> theirs(mine.size() * job.size());
   std::memcpy(theirs.data(), all.data(), all.size());
 
   struct Candidate {
@@ -194,7 +195,7 @@ void DeferredPages::make_room(int in_use) {
   for (auto& [page, state] : pages_) {
     const auto of_rank = [&, i = index](int rank) -> const Report& { return theirs[rank * mine.size() + i]; };
     int alive = 0, resident = 0, pinned = 0;
-    for (int rank = 0; rank < communicator_->size(); ++rank) {
+    for (int rank = 0; rank < job.size(); ++rank) {
       alive += of_rank(rank).alive;
       resident += of_rank(rank).resident;
       pinned += of_rank(rank).pinned;
@@ -202,7 +203,7 @@ void DeferredPages::make_room(int in_use) {
     }
     if (resident > 0) charged_bytes_ += state.bytes;
     if (alive == 0) dead.push_back(page);
-    if (resident == communicator_->size() && pinned == 0) candidates.push_back({of_rank(0).last_touch, index, page});
+    if (resident == job.size() && pinned == 0) candidates.push_back({of_rank(0).last_touch, index, page});
     ++index;
   }
   std::sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) {
@@ -240,7 +241,7 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
   state.order.enter(device_);
   if (state.dirty) {
     auto* frame = static_cast<std::byte*>(home.frame.get());
-    communicator_->broadcast(frame, state.bytes, 0, comm::Tag{state.label, page})->wait();
+    communicator_->job().broadcast(frame, state.bytes, 0, comm::Tag{state.label, page})->wait();
     const std::int64_t part_bytes = shard_bytes(state);
     const std::int64_t begin = std::min(state.bytes, communicator_->rank() * part_bytes);
     const std::int64_t length = std::min(part_bytes, state.bytes - begin);
@@ -272,7 +273,7 @@ void DeferredPages::broadcast(int page, int root) {
   auto& state = pages_.at(page);
   const StoragePtr storage = storage_of(page, state);
   if (!storage) return;
-  communicator_->broadcast(home_of(storage).frame.get(), state.bytes, root, comm::Tag{state.label, page})->wait();
+  communicator_->job().broadcast(home_of(storage).frame.get(), state.bytes, root, comm::Tag{state.label, page})->wait();
   state.dirty = true;
 }
 

@@ -105,7 +105,7 @@ std::unique_ptr<OptimizerStateStore> make_optimizer_state_store(const StateShape
     pages.push_back({name_of("the optimizer state", layout, page), here ? shape.bytes(page.index) : std::int64_t{0}});
     if (here) rest.numel[page.index] = 0;
   }
-  auto options = disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, communicator->rank());
+  auto options = disk_options(config, offload.optimizer_folders, offload.optimizer_buffers, communicator->job().rank());
   return std::make_unique<DiskStateStore>(shape, std::move(options), std::move(pages),
                                           make_memory_state_store(rest, device, host, ledger), ledger);
 }

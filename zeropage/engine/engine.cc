@@ -18,7 +18,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
                    const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device,
                    std::shared_ptr<comm::Communicator> reductions, std::shared_ptr<comm::Communicator> saves)
     : config_(config),
-      recorder_(config_.observation, communicator->rank()),
+      recorder_(config_.observation, communicator->job().rank()),
       communicator_(recorder_.observed(std::move(communicator))),
       device_(device),
       ledger_(std::make_shared<Ledger>()),
@@ -26,12 +26,12 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
       state_(inputs, config_, communicator_, device_, ledger_),
       steps_(inputs.size()),
       window_(config_.batch.accumulation_steps, std::max<std::int64_t>(1, config_.batch.micro_batch_size),
-              communicator_->size(), config_.batch.counted) {
+              communicator_->job().size(), config_.batch.counted) {
   require_one_pass(config_, device_);
   auto sums = reductions ? recorder_.observed(std::move(reductions)) : communicator_;
   if (config_.zero.quantized_gradients) sums = reduce::code_reductions(std::move(sums), device_, ledger_);
   reducer_ = std::make_unique<reduce::Reducer>(state_.layout(), state_.tensors(), std::move(sums), device_, ledger_,
-                                               reduce_policy(config_, state_, communicator_->rank(), device_, ledger_));
+                                               reduce_policy(config_, state_, job().rank(), device_, ledger_));
   reducer_->on_pages_begin([this](const std::vector<int>& pages) { begin_training(pages); });
   reducer_->on_left_gradients([this] { return program_factor(); });
   if (timeline() != nullptr) state_.observe(recorder_.timeline(), reducer_->disk());
@@ -50,9 +50,9 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
     schedule_ = std::make_unique<optim::LrSchedule>(config_.schedule, rates_of(groups_));
     take_scheduled();
     const auto warning = optim::schedule_warning(config_.schedule);
-    if (warning && communicator_->rank() == 0) log_warn(*warning);
+    if (warning && job().rank() == 0) log_warn(*warning);
   }
-  if (config_.zero.second_shard_ranks > 1 && communicator_->nearby_size() == 1 && communicator_->rank() == 0) {
+  if (config_.zero.second_shard_ranks > 1 && communicator_->nearby_size() == 1 && job().rank() == 0) {
     log_info(
         "zero_optimization.zero_hpz_partition_size has no effect here: ranks read each other's shards in memory that "
         "they share, or there is one rank");

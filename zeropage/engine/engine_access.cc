@@ -30,9 +30,9 @@ void Engine::Impl::release(std::int64_t ticket, int modifier_rank) {
   for (int page : pages) {
     if (modifier_rank >= 0) {
       std::byte* data = pager.paged(page) ? pager.frame(page) : state_.whole_page(page);
-      communicator_
-          ->broadcast(data, state_.layout()->pages()[page].padded_bytes(), modifier_rank,
-                      comm::Tag{"parameters modified by one rank", page})
+      job()
+          .broadcast(data, state_.layout()->pages()[page].padded_bytes(), modifier_rank,
+                     comm::Tag{"parameters modified by one rank", page})
           ->wait();
       pager.paged(page) ? pager.mark_dirty(page) : pager.note_write(page);
     }

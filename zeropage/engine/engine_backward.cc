@@ -92,7 +92,7 @@ float Engine::Impl::program_factor() {
         "loss scale, {}, of fp16; call engine.backward(loss), or engine.scale(loss).backward()",
         scale()));
   }
-  if (scale() != 1.0 && communicator_->rank() == 0) {
+  if (scale() != 1.0 && job().rank() == 0) {
     warn_once_.warn("unscaled",
                     "a loss of fp16 was not scaled, since its forward did not go through the engine: its gradients are "
                     "right but for those too small for fp16; engine.scale(loss) scales one");

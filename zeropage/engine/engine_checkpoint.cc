@@ -98,7 +98,7 @@ bool Engine::stop_agreed() const { return impl_->flags_.stop_requested; }
 std::unique_ptr<checkpoint::Checkpoint> Engine::find_checkpoint(const std::string& folder,
                                                                 const std::optional<std::string>& tag) {
   finish_save();
-  return checkpoint::find_checkpoint(checkpoint::system_files(), *impl_->communicator_, folder, tag,
+  return checkpoint::find_checkpoint(checkpoint::system_files(), impl_->job(), folder, tag,
                                      impl_->config_.zeropage.allow_fallback);
 }
 

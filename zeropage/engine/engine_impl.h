@@ -59,7 +59,8 @@ class Engine::Impl {
   std::vector<ClientSegment> begin_edit();
   void end_edit(const std::string& failure);
   double scale() const { return scaler_ ? scaler_->scale() : 1.0; }
-  double divisor() const { return gradient_divisor(config_, communicator_->size(), scale()); }
+  comm::Communicator& job() const { return communicator_->job(); }  // all ranks
+  double divisor() const { return gradient_divisor(config_, job().size(), scale()); }
   void take_scheduled() { engine::take_scheduled(*schedule_, config_.optimizer.kind, groups_); }
   CheckpointedState checkpointed() { return {state_, steps_, *communicator_, config_, run_}; }
   formula::StateOptions formula() const {
@@ -75,7 +76,7 @@ class Engine::Impl {
 
   config::Config config_;
   TraceRecorder recorder_;
-  std::shared_ptr<comm::Communicator> communicator_;
+  std::shared_ptr<comm::Communicator> communicator_;  // of the ranks that the state is divided over
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
   std::vector<config::OptimizerParams> groups_;

@@ -124,7 +124,7 @@ bool Engine::Impl::step(const ClientUpdate& caller) {
 }
 
 void Engine::Impl::warn_of_second_update() {
-  if (!second_update_.happened() || communicator_->rank() != 0) return;
+  if (!second_update_.happened() || job().rank() != 0) return;
   warn_once_.warn(
       "second update",
       "parameters were changed between backward() and engine.step(): was optimizer.step() left in the loop? "
@@ -133,7 +133,7 @@ void Engine::Impl::warn_of_second_update() {
 }
 
 void Engine::Impl::zero_grad() {
-  if (window_.ended() > 0 && reducer_->anything_arrived() && !backward_failed_ && communicator_->rank() == 0) {
+  if (window_.ended() > 0 && reducer_->anything_arrived() && !backward_failed_ && job().rank() == 0) {
     warn_once_.warn(
         "zero_grad",
         fmt::format("zero_grad() dropped the gradients of {} micro step(s) that no update had used, and the "
@@ -171,7 +171,7 @@ void Engine::Impl::change(const std::function<void()>& apply) {
     failure_ = fmt::format(
         "the update of step {} ended in the middle on rank {}, and the state of this engine is no longer consistent; "
         "restart from a checkpoint. The cause: {}",
-        global_steps_ + 1, communicator_->rank(), error.what());
+        global_steps_ + 1, job().rank(), error.what());
     communicator_->abort(failure_);
     state_.abandon_step();
     return failure_;
@@ -237,7 +237,7 @@ void Engine::Impl::count_skip(const GlobalCheck& global_check) {
   if (global_check.overflow_parameter >= 0) {
     last_.overflow_parameter = state_.layout()->parameters()[global_check.overflow_parameter].name;
   }
-  if (communicator_->rank() == 0) {
+  if (job().rank() == 0) {
     log_warn(fmt::format(
         "step {} was skipped, and nothing has changed: a gradient is inf or nan, first in parameter '{}'{}",
         global_steps_ + 1, last_.overflow_parameter, scaler_ ? fmt::format("; the loss scale was {}", scale()) : ""));

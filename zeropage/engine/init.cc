@@ -57,7 +57,7 @@ Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> com
   const std::int64_t persistent_bytes = saturating_mul(config.zero.persistence_threshold_numel, kElementBytes);
   options.smallest_bytes = std::max(kSmallestBytes, std::min(persistent_bytes, INT64_MAX - 1) + 1);
   if (on_disk) {
-    auto store = store_options(config, config.zero.offload.parameter_folders, communicator->rank());
+    auto store = store_options(config, config.zero.offload.parameter_folders, communicator->job().rank());
     options.disk = std::make_shared<io::Scratch>(std::move(store));
   }
   pages_ = std::make_shared<DeferredPages>(std::move(communicator), device, options);

@@ -105,10 +105,11 @@ void save_model_file(Engine& engine, comm::Communicator& communicator, const std
   std::stable_sort(ordered.begin(), ordered.end(),
                    [](const auto& a, const auto& b) { return a.second.element_size() > b.second.element_size(); });
   Gatherer gatherer(engine, ordered);
-  checkpoint::run_on_all_ranks(communicator, fmt::format("{} was not written", path), [&] {
+  comm::Communicator& job = communicator.job();
+  checkpoint::run_on_all_ranks(job, fmt::format("{} was not written", path), [&] {
     std::exception_ptr error;
     try {
-      if (communicator.rank() == 0) write(checkpoint::system_files(), path, ordered, gatherer);
+      if (job.rank() == 0) write(checkpoint::system_files(), path, ordered, gatherer);
     } catch (const PeerError&) {
       throw;
     } catch (const TimeoutError&) {

@@ -251,7 +251,7 @@ void ModelState::commit_step() {
   if (!parameter_disk_ && config_.zero.offload.optimizer != config::OffloadDevice::kNvme) return;
   // After this nothing can fail: either all ranks' drives have the state after this step, or all have the state before
   // it.
-  communicator_->barrier(comm::Tag{"the end of an update"});
+  communicator_->job().barrier(comm::Tag{"the end of an update"});
   state_store_->commit();
   if (parameter_disk_) parameter_disk_->commit();
 }

@@ -83,7 +83,7 @@ void ModelState::allocate() {
   options.coded = config_.zero.quantized_weights          ? paging::CodedPages::kAll
                   : config_.zero.quantized_frozen_weights ? paging::CodedPages::kFrozen
                                                           : paging::CodedPages::kNone;
-  options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->rank(), ledger_);
+  options.disk = parameter_disk_ = make_parameter_disk(*layout_, config_, communicator_->job().rank(), ledger_);
   pager_ = std::make_unique<paging::Pager>(layout_, paged, communicator_, device_, ledger_, options);
   pager_->on_write_back([this](int page) { announce_user_write(page); },
                         [this](int page, std::byte* shard) { follow_user_writes(page, shard); });

@@ -36,7 +36,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
     const paging::ExactRead read(tensors_[place.parameter]);  // for parameters of an engine that has ended
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
   }
-  communicator_->broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
+  communicator_->job().broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
   if (owned_[page.index].device.is_cpu() || state_store_->device(page.index).is_cpu()) {
     paging::wait_for_stream(device_, *communicator_, "initial values on their way to the host");
   }

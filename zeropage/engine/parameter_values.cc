@@ -74,7 +74,7 @@ void ParameterValues::set_local(const at::Tensor& parameter, const ValueName& na
   const std::int64_t numel = own_piece(state_, index).numel;
   if (value.numel() != numel) {
     throw UsageError(fmt::format("a local value of parameter '{}' has the {} elements that rank {} updates; got {}",
-                                 name_of(index), numel, communicator_.rank(), value.numel()));
+                                 name_of(index), numel, communicator_.job().rank(), value.numel()));
   }
   prepare(index);
   const at::Tensor flat = fp32_copy(value.reshape({-1}), device_);

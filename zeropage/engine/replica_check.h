@@ -1,10 +1,11 @@
 /// \file
-/// Unsharded parameters must be the same on all ranks: all at stages 0 to 2, and persistent ones at stage 3. A flipped
+/// Unsharded parameters must be the same on all ranks: all at stages 0 to 2, and persistent ones at stage 3; and with
+/// groups of ranks (zeropage.shard_ranks) a shard must be the same in each group. A flipped
 /// bit in one rank's memory at stage 0, or code that writes a parameter on only one rank, makes ranks differ
 /// permanently without any error. So ranks compare digests every `zeropage.replica_check_steps` steps:
 ///
-///   1. Each rank digests its unsharded pages, parameter by parameter, and gathers all ranks' digests, eight bytes per
-///      page.
+///   1. Each rank digests its unsharded pages, parameter by parameter, and with groups its shards; it gathers all
+///      ranks' digests, eight bytes per page.
 ///   2. If some differ, ranks gather the digests of the parameters of the first such page.
 ///   3. All ranks raise the same error, which names the ranks that differ from the majority, the page and its
 ///      parameters.

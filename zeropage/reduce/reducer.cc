@@ -297,9 +297,10 @@ void Reducer::invalidate_sum(int page) {
 }
 
 std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_view what) {
-  const std::string all = comm::all_gather_small(*communicator_, mine, comm::Tag{what, 0});
+  comm::Communicator& job = communicator_->job();
+  const std::string all = comm::all_gather_small(job, mine, comm::Tag{what, 0});
   std::vector<std::string> parts;
-  for (int rank = 0; rank < communicator_->size(); ++rank) parts.push_back(all.substr(rank * mine.size(), mine.size()));
+  for (int rank = 0; rank < job.size(); ++rank) parts.push_back(all.substr(rank * mine.size(), mine.size()));
   return parts;
 }
 
@@ -398,7 +399,7 @@ void Reducer::reduce_rest() {
   reduce_deferred(with_deferred);
   boundary_ ? retire(0) : retire_reductions(0);
   if (reducing_ && any_gradient && !order_.is_settled()) {
-    order_.settle(*communicator_);
+    order_.settle(communicator_->job());
     frames_->trim();  // while the order was preliminary, there may have been more frames than are needed later
   }
   unchecked_.reset();
