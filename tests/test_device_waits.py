@@ -1,7 +1,6 @@
 """An operation on the device that never ends: every wait of the host ends with an error that names the rank and what it
 waited for. Such operations are collectives that wait for a rank that has failed."""
 
-import copy
 import json
 import re
 import time
@@ -28,6 +27,7 @@ TIMEOUT_MS = 2500
 HOST = {"offload_optimizer": {"device": "cpu"}}
 PAGEABLE = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
 ON_HOST = {"offloaded_update": "host", "speculation_bytes": 0}
+MASTERS_ON_HOST: dict[str, Any] = {"zero_optimization": HOST, "bf16": {"enabled": True}, "zeropage": ON_HOST}
 
 
 def make_model(device: torch.device) -> nn.Module:
@@ -46,11 +46,15 @@ def loss_of(engine: Any) -> torch.Tensor:
     return engine(x).float().square().mean()
 
 
-def write_and_save(engine: Any, folder: Path) -> None:
+def save(engine: Any, folder: Path) -> None:
+    engine.save_checkpoint(folder / "saved")
+
+
+def write_and_load(engine: Any, folder: Path) -> None:
     with torch.no_grad():
         for parameter in engine.module.parameters():
             parameter.mul_(2)
-    engine.save_checkpoint(folder)
+    engine.load_checkpoint(folder / "saved")
 
 
 def backward_and_step(engine: Any, folder: Path) -> None:
@@ -75,6 +79,7 @@ class Case:
     stage: int
     sections: dict[str, Any] = field(default_factory=dict)
     backward: bool = False  # whether a backward runs before `use`
+    prepare: Callable[[Any, Path], Any] | None = None
 
 
 def gradients(stage: int, words: str, zero: dict[str, Any] = HOST) -> Case:
@@ -92,22 +97,27 @@ CASES = {
     "pageable gradients, stage 1": gradients(1, TO_UPDATE, PAGEABLE),
     "pageable gradients, stage 2": gradients(2, TO_HOST, PAGEABLE),
     "written parameters": Case(
-        write_and_save,
+        write_and_load,
         "written parameters on their way to the host",
         3,
         {"zero_optimization": {"offload_param": {"device": "cpu"}}},
+        prepare=save,
     ),
     "written parameters with masters": Case(
-        write_and_save,
+        write_and_load,
         "written parameters on their way to their masters",
         1,
-        {"zero_optimization": HOST, "bf16": {"enabled": True}, "zeropage": ON_HOST},
+        MASTERS_ON_HOST,
+        prepare=save,
     ),
     "a checkpoint": Case(
         lambda engine, folder: engine.save_checkpoint(folder / "new"), "state on its way to a checkpoint", 2
     ),
     "loading": Case(
-        lambda engine, folder: engine.load_checkpoint(folder / "saved"), "state on its way from a checkpoint", 2
+        lambda engine, folder: engine.load_checkpoint(folder / "saved"),
+        "state on its way from a checkpoint",
+        2,
+        prepare=save,
     ),
     "a file": Case(
         lambda engine, folder: engine.save_16bit_model(folder),
@@ -116,6 +126,24 @@ CASES = {
         {"bf16": {"enabled": True}},
     ),
     "offload_states": Case(lambda engine, folder: engine.offload_states(), "the device, before its memory is freed", 2),
+    "reload_states": Case(
+        lambda engine, folder: engine.reload_states(),
+        "states on their way from the host",
+        2,
+        prepare=lambda engine, folder: engine.offload_states(),
+    ),
+    "a drive": Case(
+        lambda engine, folder: next(engine.module.parameters()).detach().sum(),
+        "parameters on their way from the drive",
+        3,
+        {"zero_optimization": {**HOST, "offload_param": {"device": "nvme", "nvme_path": "FOLDER", "max_in_cpu": 0}}},
+        prepare=lambda engine, folder: engine.empty_partition_cache(),
+    ),
+    "initial values": Case(
+        lambda engine, folder: initialize(1, engine.spare[0], engine.device, **MASTERS_ON_HOST),
+        "initial values on their way to the host",
+        0,
+    ),
     "a full value": Case(read_state, "values of a parameter", 2, {"zero_optimization": HOST}),
     "the loss": Case(lambda engine, folder: engine.mean_loss(), "the loss", 0, {}, True),
     "the end of a phase": Case(
@@ -137,14 +165,15 @@ def test_a_wait_for_an_operation_that_does_not_end(name: str, tmp_path: Path):
     """Catches a wait in the device's library, which would never end, and one whose error does not say what for."""
     case = CASES[name]
     device = accelerator.device()
-    engine = initialize(case.stage, make_model(device), device, **copy.deepcopy(case.sections))
+    sections = json.loads(json.dumps(case.sections).replace("FOLDER", str(tmp_path)))
+    engine = initialize(case.stage, make_model(device), device, **sections)
     engine.backward(loss_of(engine))
     engine.step()
-    if name == "loading":
-        engine.save_checkpoint(tmp_path / "saved")
     engine.loss, engine.spare = loss_of(engine), [make_model(device)]
     if case.backward:
         engine.backward(engine.loss)
+    if case.prepare:
+        case.prepare(engine, tmp_path)
     torch.accelerator.synchronize()
     with simulated_device.held():
         began = time.monotonic()

@@ -114,6 +114,15 @@ def test_delays_change_no_bit(seed: int):
     assert_like(found, on_the_cpu(precision, accumulation, stage > 1))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_parameters_on_a_drive_with_state_in_host_memory(precision: str, tmp_path: Path):
+    """Catches an update that begins on the device with parameters that are in no memory."""
+    config = config_for(3, "resident", precision)
+    drive = {"device": "nvme", "nvme_path": str(tmp_path), "max_in_cpu": 0}
+    config["zero_optimization"] |= {"offload_param": drive, "offload_optimizer": {"device": "cpu"}}
+    assert_like(train(make_engine(config)), on_the_cpu(precision, 1, True))
+
+
 @pytest.mark.parametrize("place", ("resident", "pinned"))
 @pytest.mark.parametrize("stage", range(4))
 def test_no_norm_is_computed_on_the_device(stage: int, place: str):

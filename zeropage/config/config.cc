@@ -339,6 +339,11 @@ UpdatePlace read_offloaded_update(const Settings& settings, const Offload& offlo
                   "expected \"host\" or \"auto\" with zero_optimization.offload_optimizer.device \"nvme\", whose "
                   "state is updated on the host, got \"device\"");
   }
+  if (offload.parameters == OffloadDevice::kNvme) {
+    settings.fail(key,
+                  "expected \"host\" or \"auto\" with zero_optimization.offload_param.device \"nvme\", whose "
+                  "parameters are updated on the host, got \"device\"");
+  }
   if (settings.optional<std::int64_t>("zeropage.speculation_bytes").value_or(0) > 0) {
     settings.fail(key,
                   "expected \"host\" or \"auto\" with zeropage.speculation_bytes, which is for updates on the host, "

@@ -50,7 +50,7 @@ std::vector<Section> own_tables() {
              "Where optimizer state of offload_optimizer with the device \"cpu\" is updated: on the host, or on the "
              "device, with copies of each page to the device and back; auto: on the device, if kernels for that were "
              "built, "
-             "pin_memory is true and speculation_bytes is not set (docs/offload.md).")
+             "pin_memory is true, speculation_bytes is not set and no parameters are on a drive (docs/offload.md).")
           .one_of({{"auto"}, {"host"}, {"device"}}),
       integer("max_consecutive_skips", 0, kSupported,
               "End the run after so many skipped steps in a row; 0: no such limit.")

@@ -17,7 +17,6 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
   }
   communicator_.barrier(comm::Tag{"offloading states", 0});
   if (!offloaded_.parameters) state_.take_user_writes();
-  paging::wait_for_stream(state_.device(), communicator_, "states on their way to the host");
   if (which.parameters && !offloaded_.parameters) {
     state_.unload_parameters(host);
     offloaded_.parameters = true;

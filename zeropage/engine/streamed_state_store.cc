@@ -208,6 +208,7 @@ bool is_updated_on_device(const config::Config& config, c10::Device device) {
   const auto& offload = config.zero.offload;
   const auto place = config.zeropage.offloaded_update;
   if (device.is_cpu() || offload.optimizer != config::OffloadDevice::kCpu) return false;
+  if (offload.parameters == config::OffloadDevice::kNvme) return false;  // read from the drive into host memory
   if (place != config::UpdatePlace::kAuto) return place == config::UpdatePlace::kDevice;
   return offload.pin_optimizer && optim::takes_one_pass(config.optimizer.kind) && has_kernels(device) &&
          config.zeropage.speculation_bytes.value_or(0) == 0;

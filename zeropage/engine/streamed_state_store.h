@@ -22,8 +22,8 @@
 
 namespace zeropage::engine {
 
-/// Whether offloaded optimizer state is updated on `device` (zeropage.offloaded_update). "auto": yes if the host memory
-/// is page-locked, this build has kernels for the optimizer on the device, and the configuration sets no
+/// Whether offloaded optimizer state is updated on `device` (zeropage.offloaded_update); never if parameters are on a
+/// drive. "auto": yes if the host memory is page-locked, this build has kernels for the optimizer on the device, and the configuration sets no
 /// speculation_bytes, which are for updates on the host.
 bool is_updated_on_device(const config::Config& config, c10::Device device);
 

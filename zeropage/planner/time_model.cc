@@ -251,6 +251,7 @@ void add_boundary(Clock& clock, const Request& request, const Pieces& pieces, co
 
 bool is_updated_on_device(const Request& request, const Placement& placement) {
   if (placement.optimizer != Home::kHost || !request.hardware || request.optimizer.by_torch) return false;
+  if (placement.parameters == Home::kDisk) return false;
   const Hardware& hardware = *request.hardware;
   if (hardware.device_memory_rate * request.devices_per_host <= hardware.host_memory_rate) return false;
   const auto update = update_of_host_state(request, placement);
