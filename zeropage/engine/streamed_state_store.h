@@ -23,8 +23,8 @@
 namespace zeropage::engine {
 
 /// Whether offloaded optimizer state is updated on `device` (zeropage.offloaded_update); never if parameters are on a
-/// drive. "auto": yes if the host memory is page-locked, this build has kernels for the optimizer on the device, and the configuration sets no
-/// speculation_bytes, which are for updates on the host.
+/// drive. "auto": yes if the host memory is page-locked, this build has kernels for the optimizer on the device, and
+/// the configuration sets no speculation_bytes, which are for updates on the host.
 bool is_updated_on_device(const config::Config& config, c10::Device device);
 
 /// `host` keeps the offloaded pages of `shape` in host memory. Memory: formula::kStreamBuffers times the state of the
