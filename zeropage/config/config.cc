@@ -334,15 +334,11 @@ UpdatePlace read_offloaded_update(const Settings& settings, const Offload& offlo
   const std::string key = "zeropage.offloaded_update";
   const std::string& text = settings.string(key);
   if (text != "device") return text == "host" ? UpdatePlace::kHost : UpdatePlace::kAuto;
-  if (offload.optimizer == OffloadDevice::kNvme) {
-    settings.fail(key,
-                  "expected \"host\" or \"auto\" with zero_optimization.offload_optimizer.device \"nvme\", whose "
-                  "state is updated on the host, got \"device\"");
-  }
-  if (offload.parameters == OffloadDevice::kNvme) {
-    settings.fail(key,
-                  "expected \"host\" or \"auto\" with zero_optimization.offload_param.device \"nvme\", whose "
-                  "parameters are updated on the host, got \"device\"");
+  if (offload.optimizer == OffloadDevice::kNvme || offload.parameters == OffloadDevice::kNvme) {
+    settings.fail(
+        key,
+        "expected \"host\" or \"auto\" with zero_optimization.offload_optimizer or offload_param on \"nvme\", "
+        "whose state is updated on the host, got \"device\"");
   }
   if (settings.optional<std::int64_t>("zeropage.speculation_bytes").value_or(0) > 0) {
     settings.fail(key,
