@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,10 +76,11 @@ def row(name: str, files: list[dict[int, int]]) -> tuple[str, float]:
     return f"{name:20} {lines:7} {ran:7} {percent:6.1f} %", percent
 
 
-def not_built(counts: Counts) -> list[str]:
-    """Source files that are in none of the builds."""
-    sources = sorted(path for path in SOURCES.rglob("*.cc") if not NOT_COUNTED.search(str(path)))
-    return [name for path in sources if (name := str(path.relative_to(SOURCES))) not in counts]
+def not_built(counts: Counts) -> str:
+    """The rooms with source files that are in none of the builds, and the number of these files."""
+    names = [str(path.relative_to(SOURCES)) for path in SOURCES.rglob("*.cc") if not NOT_COUNTED.search(str(path))]
+    rooms = Counter(os.path.dirname(name) for name in names if name not in counts)
+    return ", ".join(f"{room} ({number})" for room, number in sorted(rooms.items()))
 
 
 def print_table(counts: Counts) -> float:
@@ -91,7 +92,7 @@ def print_table(counts: Counts) -> float:
     for room, files in sorted(rooms.items()):
         print(row(room, files)[0])
     if others := not_built(counts):
-        print(f"coverage: not in these builds, so not counted: {' '.join(others)}")
+        print(f"coverage: not counted are files that are not in these builds, or have no code: {others}")
     text, percent = row("all rooms", list(counts.values()))
     print(text)
     return percent
