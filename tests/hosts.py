@@ -44,12 +44,16 @@ class Hosts:
         self.daemons: list[subprocess.Popen] = []
         self._make_keys()
         self.bridge = f"{self.tag}br"
-        run("ip", "link", "add", self.bridge, "type", "bridge")
-        run("ip", "addr", "add", f"10.213.{third}.1/24", "dev", self.bridge)
-        run("ip", "link", "set", self.bridge, "up")
-        for i in range(count):
-            self._make_host(i)
-        self._await_daemons()
+        try:
+            run("ip", "link", "add", self.bridge, "type", "bridge")
+            run("ip", "addr", "add", f"10.213.{third}.1/24", "dev", self.bridge)
+            run("ip", "link", "set", self.bridge, "up")
+            for i in range(count):
+                self._make_host(i)
+            self._await_daemons()
+        except BaseException:
+            self.close()
+            raise
 
     def _make_keys(self) -> None:
         for key in ("host_key", "user_key"):
@@ -120,6 +124,8 @@ class Hosts:
         for name in self.names:
             for pid in run("ip", "netns", "pids", name, check=False).split():
                 subprocess.run(["kill", "-9", pid], stderr=subprocess.DEVNULL)
+            # The kernel removes a namespace and its links some time later, but the next hosts have the same names.
+            run("ip", "link", "del", f"{name}o", check=False)
             run("ip", "netns", "del", name, check=False)
         run("ip", "link", "del", self.bridge, check=False)
 
