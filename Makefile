@@ -11,7 +11,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize coverage bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize sanitize-torch coverage bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -55,8 +55,12 @@ bench: setup ## the measurements, one line of JSON each
 sanitize: venv-tests ## the C++ tests without torch under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer
 	@tools/sanitize.sh asan-ubsan tsan
 
-coverage: sanitize ## how many lines of the rooms without torch these tests run, by room and in all
-	@$(BIN)/python tools/coverage.py build/asan-ubsan
+sanitize-torch: venv-tests ## the C++ tests of paging, reduction and the engine under ThreadSanitizer
+	@tools/sanitize.sh tsan-torch
+
+coverage: venv-tests ## how many lines of the rooms without torch the C++ tests run, by room and in all
+	@tools/sanitize.sh coverage
+	@$(BIN)/python tools/coverage.py build/coverage
 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# sanitize.sh PRESET...: builds the rooms without torch with the sanitizers of each preset (asan-ubsan, tsan), and runs
-# their tests. Exits with 1 when a build or a test fails.
+# sanitize.sh PRESET...: builds what each preset names (asan-ubsan, tsan and coverage: the rooms without torch;
+# tsan-torch: paging, reduction and the engine), and runs the tests. Exits with 1 when a build or a test fails.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 status=0
