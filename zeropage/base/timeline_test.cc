@@ -1,6 +1,7 @@
 #include "zeropage/base/timeline.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -36,7 +37,7 @@ class TimelineFile : public ::testing::Test {
     return found;
   }
 
-  std::string path_ = ::testing::TempDir() + "zeropage_timeline_test.json";
+  std::string path_ = ::testing::TempDir() + "zeropage_timeline_test" + std::to_string(::getpid()) + ".json";
 };
 
 // Catches a trace of other steps than the requested ones.

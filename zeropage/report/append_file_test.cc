@@ -1,10 +1,12 @@
 #include "zeropage/report/append_file.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
 #include <sstream>
+#include <string>
 
 #include "zeropage/base/error.h"
 
@@ -24,7 +26,7 @@ class Append : public testing::Test {
 
   ~Append() override { std::filesystem::remove(path_); }
 
-  const std::string path_ = testing::TempDir() + "zp-append-file";
+  const std::string path_ = testing::TempDir() + "zp-append-file" + std::to_string(::getpid());
 };
 
 // Catches the first line of a restart that is appended to an incomplete one, so that both are lost; and a foreign file
