@@ -40,25 +40,19 @@ void init_session(py::module_& module) {
       .def_readonly("communication", &DataTypes::communication)
       .def_readonly("autocast", &DataTypes::autocast, "Of the forward's operators; None: no autocast.")
       .def_readonly("buffers", &DataTypes::buffers, "Of floating-point buffers; None: their own.");
-  using session::BufferShape;
+  using session::BufferShapes;
   module.def(
       "resume_differences",
-      [](const std::vector<std::pair<std::string, std::vector<std::int64_t>>>& buffers,
-         const std::vector<std::pair<std::string, std::vector<std::int64_t>>>& stored_buffers,
-         std::optional<std::string> optimizer, std::optional<std::string> stored_optimizer, std::size_t groups,
-         std::size_t stored_groups, bool strict, bool with_optimizer, std::set<std::string> excluded) {
-        const auto named = [](const auto& pairs) {
-          std::vector<BufferShape> shapes;
-          for (const auto& [name, shape] : pairs) shapes.push_back({name, shape});
-          return shapes;
-        };
-        return session::differences({named(buffers), std::move(optimizer), groups},
-                                    {named(stored_buffers), std::move(stored_optimizer), stored_groups},
+      [](BufferShapes buffers, BufferShapes stored_buffers, std::optional<std::string> optimizer,
+         std::optional<std::string> stored_optimizer, std::size_t groups, std::size_t stored_groups, bool strict,
+         bool with_optimizer, std::set<std::string> excluded) {
+        return session::differences({std::move(buffers), std::move(optimizer), groups},
+                                    {std::move(stored_buffers), std::move(stored_optimizer), stored_groups},
                                     {strict, with_optimizer, std::move(excluded)});
       },
       py::kw_only(), py::arg("buffers"), py::arg("stored_buffers"), py::arg("optimizer"), py::arg("stored_optimizer"),
       py::arg("groups"), py::arg("stored_groups"), py::arg("strict"), py::arg("with_optimizer"), py::arg("excluded"),
-      "See session/resume_check.h. Buffers: (name, shape).");
+      "See session/resume_check.h. Buffers: name -> shape.");
   py::class_<session::Preemption>(module, "Preemption",
                                   "Watches for SIGTERM until it is deleted (zeropage.preemption_folder).")
       .def(py::init([](engine::Engine& engine, double grace_s) {

@@ -805,10 +805,8 @@ def release_deferred(
 ) -> None: ...
 def require_same_everywhere(communicator: Communicator, text: str) -> None: ...
 def resume_differences(
-    buffers: collections.abc.Sequence[tuple[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]],
-    stored_buffers: collections.abc.Sequence[
-        tuple[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]
-    ],
+    buffers: collections.abc.Mapping[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
+    stored_buffers: collections.abc.Mapping[str, collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]],
     optimizer: str | None,
     stored_optimizer: str | None,
     groups: typing.SupportsInt | typing.SupportsIndex,

@@ -245,8 +245,8 @@ class CheckpointingEngine(EngineSettings):
     def _differences(self, host: dict[str, Any], strict: bool, with_optimizer: bool, with_schedule: bool) -> list[str]:
         groups = self.optimizer.param_groups if self._has_optimizer else []
         found = _C.resume_differences(
-            buffers=[(name, list(buffer.shape)) for name, buffer in _persistent_buffers(self.module)],
-            stored_buffers=[(name, list(buffer.shape)) for name, buffer in host["buffers"].items()],
+            buffers={name: list(buffer.shape) for name, buffer in _persistent_buffers(self.module)},
+            stored_buffers={name: list(buffer.shape) for name, buffer in host["buffers"].items()},
             optimizer=self.optimizer_name(),
             stored_optimizer=host["optimizer"],
             groups=len(groups),

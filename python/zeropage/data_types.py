@@ -44,9 +44,9 @@ def settle_types(
 def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection[str]) -> None:
     """Floating-point buffers get data_types.buffer_dtype; without it they keep their type. Running statistics get the
     type of their module's parameters, because torch's kernels need equal types. in_fp32: names of fp32 parameters."""
-    wanted = _C.DataTypes(config).buffers
+    types = _C.DataTypes(config)
     follow = {
-        id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else parameter_dtype(config, torch.float32)
+        id(buffer): torch.float32 if _join(prefix, "weight") in in_fp32 else types.parameters
         for prefix, norm in _norms(module)
         if norm.affine
         for buffer in norm.buffers(recurse=False)
@@ -54,7 +54,7 @@ def cast_buffers(module: torch.nn.Module, config: _C.Config, in_fp32: Collection
     for buffer in module.buffers():
         _C.settle(buffer)
         if buffer.is_floating_point():
-            buffer.data = buffer.data.to(follow.get(id(buffer), wanted or buffer.dtype))
+            buffer.data = buffer.data.to(follow.get(id(buffer), types.buffers or buffer.dtype))
 
 
 def _norms(module: torch.nn.Module) -> Iterator[tuple[str, _NormBase]]:

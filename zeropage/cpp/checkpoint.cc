@@ -41,9 +41,9 @@ void set_random_state(const at::Tensor& state, c10::Device device) {
   }
 }
 
-std::vector<session::BufferShape> shapes_of(const cpp::Tensors& buffers) {
-  std::vector<session::BufferShape> shapes;
-  for (const auto& [name, buffer] : buffers) shapes.push_back({name, buffer.sizes().vec()});
+session::BufferShapes shapes_of(const cpp::Tensors& buffers) {
+  session::BufferShapes shapes;
+  for (const auto& [name, buffer] : buffers) shapes.emplace(name, buffer.sizes().vec());
   return shapes;
 }
 

@@ -29,20 +29,12 @@ void on_two_groups(Body body) {
   };
   auto communicators = make();
   auto reductions = make();
-  std::vector<std::thread> threads;
-  for (int rank = 0; rank < kJobRanks; ++rank) {
-    Options options;
-    options.communicator = std::move(communicators[rank]);
-    options.reductions = std::move(reductions[rank]);
-    threads.emplace_back([rank, body, options = std::move(options)] {
-      try {
-        body(rank, options);
-      } catch (const std::exception& error) {
-        ADD_FAILURE() << "rank " << rank << ": " << error.what();
-      }
-    });
+  std::vector<Options> ranks(kJobRanks);
+  for (std::size_t rank = 0; rank < ranks.size(); ++rank) {
+    ranks[rank].communicator = std::move(communicators[rank]);
+    ranks[rank].reductions = std::move(reductions[rank]);
   }
-  for (auto& thread : threads) thread.join();
+  on_ranks(std::move(ranks), body);
 }
 
 std::vector<at::Tensor> reference_of_four_ranks(int steps) {

@@ -80,8 +80,8 @@ struct Processors {
 
 struct TeamTest : Processors, SpeculationTest {};
 
-// Catches a team for updates beside the backward that takes all processors, of which the backward needs one to launch
-// its work; and a team of one thread.
+// Catches updates that run during the backward with as many threads as there are processors, although the backward
+// needs one processor to launch its work; and updates with only one thread.
 TEST_F(TeamTest, UpdatesBesideTheBackwardLeaveAProcessor) {
   const std::int64_t before_update = threads_of_process();
   train();

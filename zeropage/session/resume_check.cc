@@ -3,20 +3,10 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <map>
-
 namespace zeropage::session {
 namespace {
 
-using Shapes = std::map<std::string, std::vector<std::int64_t>>;
-
-Shapes by_name(const std::vector<BufferShape>& buffers) {
-  Shapes shapes;
-  for (const auto& buffer : buffers) shapes.emplace(buffer.name, buffer.shape);
-  return shapes;
-}
-
-void compare_buffers(const Shapes& program, const Shapes& stored, const ResumeScope& scope,
+void compare_buffers(const BufferShapes& program, const BufferShapes& stored, const ResumeScope& scope,
                      std::vector<std::string>& found) {
   for (const auto& [name, shape] : program) {
     const auto other = stored.find(name);
@@ -40,7 +30,7 @@ void compare_buffers(const Shapes& program, const Shapes& stored, const ResumeSc
 
 std::vector<std::string> differences(const ResumeFacts& program, const ResumeFacts& stored, const ResumeScope& scope) {
   std::vector<std::string> found;
-  compare_buffers(by_name(program.buffers), by_name(stored.buffers), scope, found);
+  compare_buffers(program.buffers, stored.buffers, scope, found);
   if (!scope.with_optimizer) return found;
   if (stored.groups != program.groups) {
     found.push_back(fmt::format(

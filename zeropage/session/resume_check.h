@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -11,14 +12,11 @@
 
 namespace zeropage::session {
 
-struct BufferShape {
-  std::string name;
-  std::vector<std::int64_t> shape;
-};
+using BufferShapes = std::map<std::string, std::vector<std::int64_t>>;  // by the buffer's name
 
 /// One side of the comparison: the program, or the checkpoint.
 struct ResumeFacts {
-  std::vector<BufferShape> buffers{};
+  BufferShapes buffers{};
   std::optional<std::string> optimizer{};  ///< "adamw"; absent: none, or a checkpoint that does not say it
   std::size_t groups = 0;                  ///< parameter groups
 };

@@ -12,32 +12,18 @@
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/comm/c10d/c10d_queue.h"
+#include "zeropage/comm/queued_work.h"
 #include "zeropage/comm/reduce_kernels.h"
 
 namespace zeropage::comm {
 namespace {
 
-class C10dWork final : public Work {
+class C10dWork final : public QueuedWork<C10dQueue, C10dOperation> {
  public:
-  C10dWork(C10dQueue& queue, std::shared_ptr<C10dOperation> operation)
-      : queue_(queue), operation_(std::move(operation)) {}
+  using QueuedWork::QueuedWork;
   ~C10dWork() override {
-    try {
-      if (!operation_->complete && std::uncaught_exceptions() > 0) {
-        queue_.abort("an error ended its " + describe_call(operation_->call));
-      } else {
-        wait();
-      }
-    } catch (const std::exception&) {
-      // The queue has failed; the next call on it raises the error again.
-    }
+    end([this] { return "an error ended its " + describe_call(operation_->call); });
   }
-  bool poll() override { return queue_.poll(*operation_); }
-  void wait() override { queue_.wait(*operation_); }
-
- private:
-  C10dQueue& queue_;
-  std::shared_ptr<C10dOperation> operation_;
 };
 
 /// The group that moves a buffer, and the buffer's device.

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/queued_work.h"
 
 namespace zeropage::comm {
 namespace {
@@ -23,29 +24,14 @@ std::string name_of_between(const HostGrid& grid, int local, std::string_view un
   return fmt::format("among ranks {} of the job, one per {} and counted from 0", fmt::join(column, ", "), unit);
 }
 
-class HostsWork final : public Work {
+class HostsWork final : public QueuedWork<HostsQueue, HostsOperation> {
  public:
-  HostsWork(HostsQueue& queue, std::shared_ptr<HostsOperation> operation)
-      : queue_(queue), operation_(std::move(operation)) {}
+  using QueuedWork::QueuedWork;
   ~HostsWork() override {
-    try {
-      if (!operation_->complete && std::uncaught_exceptions() > 0) {
-        queue_.abort("an error ended a collective of its");
-      } else {
-        wait();
-      }
-    } catch (const std::exception&) {
-      // Both sides have failed; the next call on either raises the error again.
-    }
+    end([] { return "an error ended a collective of its"; });
     // Buffers may be gone after this line.
     *operation_ = HostsOperation{.complete = true};
   }
-  bool poll() override { return queue_.poll(*operation_); }
-  void wait() override { queue_.wait(*operation_); }
-
- private:
-  HostsQueue& queue_;
-  std::shared_ptr<HostsOperation> operation_;
 };
 
 }  // namespace
