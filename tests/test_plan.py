@@ -67,6 +67,37 @@ def test_the_plan_counts_what_the_engine_counts(ranks, precision):
             assert report["frames"] <= row["frames_bytes"] + row["buckets_bytes"] + 2**16, row["stage"]
 
 
+RATES = (
+    "device_memory", "flops", "device_memory_rate", "device_link_rate", "host_link_rate", "network_rate",
+    "host_memory", "host_memory_rate", "disk", "disk_read_rate", "disk_write_rate",
+)  # fmt: skip
+TIMES = ("device_latency", "network_latency", "overlap")
+
+
+def test_second_shards_of_one_host_are_planned_as_they_are_made(tmp_path):
+    """Catches second shards in the plan of CPU ranks on one host, whose engine makes none, and a plan that leaves the
+    key out without a word."""
+    figures = {"name": "processor", "device": "cpu", **dict.fromkeys(RATES, 1e12), **dict.fromkeys(TIMES, 1e-6)}
+    machine = tmp_path / "machine.json"
+    machine.write_text(json.dumps(figures))
+    plan = zeropage.plan(layers(), num_gpus=2, device=machine, precision="fp32", hpz_partition_size=2)
+    assert "CPU ranks of one host have no second shards" in str(plan)
+    row = next(row for row in plan.rows if row["stage"] == 3 and row["offload"] == "none")
+    config = {**row["config"], "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}
+
+    def held(rank, communicator):
+        engine, *_ = zeropage.initialize(model=layers(), config=config)
+        engine.backward(engine(torch.ones(1, 1024)).sum())
+        engine.step()
+        memory = engine.memory_report()
+        engine.destroy()
+        return memory.ranks[rank]["parameters"], memory.formula.parameters
+
+    for counted, formula in run_ranks(2, held):
+        assert counted == pytest.approx(row["parameters_bytes"], rel=0.02)
+        assert formula == pytest.approx(row["parameters_bytes"], rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [

@@ -59,11 +59,15 @@ struct Request {
   bool gathers_in_8_bits(int stage) const { return quantized_weights && stage == 3 && world_size() > 1; }
   bool reduces_in_4_bits(int stage) const { return quantized_gradients && stage > 0 && world_size() > 1; }
 
-  /// Of the pages of a row: `second_shard_ranks` at stage 3 with parameters on the device, 1 elsewhere.
+  /// Of the pages of a row: `second_shard_ranks` at stage 3 with parameters on the device, 1 elsewhere. CPU ranks of
+  /// one host have none: they read each other's shards in shared memory.
   int second_shards(const Placement& placement) const {
     const bool gathers = placement.stage == 3 && placement.parameters == Home::kDevice && world_size() > 1;
-    return gathers ? second_shard_ranks : 1;
+    return gathers && !shares_memory() ? second_shard_ranks : 1;
   }
+
+  /// Whether the devices are CPU cores of one host. False where the device is unknown.
+  bool shares_memory() const { return hosts == 1 && hardware && hardware->is_cpu; }
 
   int world_size() const { return devices_per_host * hosts; }
 };

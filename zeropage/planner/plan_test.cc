@@ -114,6 +114,15 @@ TEST(Plan, SecondShardsTakeMemory) {
     EXPECT_EQ(contains(row.config, R"("zero_hpz_partition_size": 4)"),
               row.placement.stage == 3 && row.placement.parameters == Home::kDevice);
   }
+  near.hosts = 1;
+  EXPECT_TRUE(contains(format_plan(make_plan(near)), "counted for GPUs"));
+  near.hardware->is_cpu = true;
+  EXPECT_EQ(estimate_memory(near, {3}).state.parameters, 2 * 7'000'000'000LL / 8);
+  const Plan shared = make_plan(near);
+  for (const Row& row : shared.rows) EXPECT_FALSE(contains(row.config, "zero_hpz_partition_size")) << row.config;
+  EXPECT_TRUE(contains(format_plan(shared), "CPU ranks of one host have no second shards"));
+  near.hosts = 2;
+  EXPECT_FALSE(contains(format_plan(make_plan(near)), "no second shards"));
   near.second_shard_ranks = 3;
   EXPECT_THROW(make_plan(near), ConfigError);
   near.second_shard_ranks = 0;

@@ -43,6 +43,11 @@ std::string heading(const Request& request) {
         "{} GB on average per reduction.\n",
         request.shard_ranks, gb(sent));
   }
+  if (request.second_shard_ranks > 1 && request.hosts == 1) {
+    text += request.shares_memory() ? "CPU ranks of one host have no second shards: they read each other's shards in "
+                                      "shared memory.\n"
+                                    : "Second shards on one host: counted for GPUs; CPU ranks have none.\n";
+  }
   if (request.optimizer.is_muon()) {
     text += fmt::format("Muon updates {} of them, AdamW the others.\n", count(model.muon_numel));
   } else if (request.optimizer.type == "whole") {
