@@ -65,9 +65,10 @@ coverage: venv-tests ## how many lines of the rooms without torch the C++ tests 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
 
-lint: venv-tests ## layers, format, lengths of files, and what ruff and mypy find in Python files
+lint: venv-tests ## layers, format, lengths of files, what tests catch, and what ruff and mypy find in Python files
 	@$(BIN)/python tools/check_layers.py
 	@$(BIN)/python tools/check_names.py
+	@$(BIN)/python tools/check_tests.py
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --width
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: no findings"
 	@$(BIN)/mypy

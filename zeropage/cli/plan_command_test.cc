@@ -20,6 +20,7 @@ PlanCommand parsed(const std::string& line) {
   return command;
 }
 
+// Catches an option that is parsed and has no effect, and a wrong value that is accepted.
 TEST(PlanCommand, OptionsReachThePlan) {
   const std::string text =
       plan_listing(parsed("7B --num_gpus=4 --num_nodes 2 --device A100 --device_memory 20GB --sequence 512"));
@@ -33,6 +34,8 @@ TEST(PlanCommand, OptionsReachThePlan) {
   EXPECT_THROW(plan_listing(parsed("7B --precision int8")), ConfigError);
 }
 
+// Catches a written file that `zeropage config` cannot read, a file of the user's that is overwritten, and a file that
+// is written for a plan that does not fit.
 TEST(PlanCommand, WritesAConfigurationThatIsReadAndReplacesNone) {
   const std::filesystem::path path =
       std::filesystem::path(testing::TempDir()) / ("plan_" + std::to_string(::getpid()) + ".json");

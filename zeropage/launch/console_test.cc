@@ -26,6 +26,7 @@ std::string drain(Console& console, int end) {
   }
 }
 
+// Catches lines of stdout and stderr that change places, and progress that fills a log.
 TEST(Console, LinesOfBothStreamsKeepTheirOrder) {
   Pipe pipe = make_pipe();
   Console console(pipe.write.get(), pipe.write.get());
@@ -36,6 +37,7 @@ TEST(Console, LinesOfBothStreamsKeepTheirOrder) {
   EXPECT_EQ(drain(console, pipe.read.get()), "[rank 0] a\n[rank 1] b\nzeropage: c\n");
 }
 
+// Catches a line that is cut where the pipe was full.
 TEST(Console, LinesLargerThanAPipeStayWhole) {
   Pipe pipe = make_pipe();
   Console console(pipe.write.get(), pipe.write.get());
@@ -45,6 +47,7 @@ TEST(Console, LinesLargerThanAPipeStayWhole) {
   EXPECT_EQ(drain(console, pipe.read.get()), large + "\nnext\n");
 }
 
+// Catches a job that waits for the reader of its output, and output that is lost while the reader waits.
 TEST(Console, AReaderThatStopsFillsTheQueueAndBlocksNobody) {
   Pipe pipe = make_pipe();
   Console console(pipe.write.get(), pipe.write.get());
@@ -55,6 +58,7 @@ TEST(Console, AReaderThatStopsFillsTheQueueAndBlocksNobody) {
   EXPECT_FALSE(console.is_full());
 }
 
+// Catches a launcher that ends, or keeps lines forever, because nobody reads one of its streams.
 TEST(Console, AReaderThatIsGoneIsReportedAndDropped) {
   ::signal(SIGPIPE, SIG_IGN);
   Pipe gone = make_pipe();
@@ -68,6 +72,7 @@ TEST(Console, AReaderThatIsGoneIsReportedAndDropped) {
   EXPECT_EQ(drain(console, pipe.read.get()), "kept\n");
 }
 
+// Catches a progress line that another rank's line overwrites for good.
 TEST(Console, ATerminalKeepsTheUnfinishedLineBelow) {
   Pipe terminal = make_terminal(-1, 0);
   Console console(terminal.write.get(), terminal.write.get());

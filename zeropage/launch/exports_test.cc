@@ -7,12 +7,14 @@
 namespace zeropage::launch {
 namespace {
 
-// DeepSpeed's launcher crashes on blank lines and comments.
+// Catches a file that is refused for blank lines or comments (DeepSpeed's launcher crashes on them), and a first value
+// that wins over the last.
 TEST(EnvironmentFile, BlankLinesCommentsAndValues) {
   EXPECT_EQ(parse_environment_file("\n# note\n  A=1 2=3 \r\n\t\nB=\nA=last", "env"),
             Variables({{"A", "last"}, {"B", ""}}));
 }
 
+// Catches a wrong line that is skipped, and a secret that is printed in the error.
 TEST(EnvironmentFile, BadLinesAreNamedAndNotShown) {
   for (const char* line : {"secret", "1A=secret", "A B=secret", "export A=secret", "=secret", "-A=secret"}) {
     try {
@@ -25,6 +27,7 @@ TEST(EnvironmentFile, BadLinesAreNamedAndNotShown) {
   }
 }
 
+// Catches variables that other hosts need and do not get, and private ones that they get.
 TEST(Exports, KnownPrefixesAndThePythonPath) {
   const Variables variables = exported_variables(
       {"NCCL_DEBUG=INFO", "PYTHONPATH=/x", "HOME=/root", "UCX_A=1", "MV2_B=", "MLFLOW_C=2", "NCCL", "PYTHONHASHSEED=0"},
