@@ -11,7 +11,7 @@ BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize sanitize-torch coverage bench fuzz lint format stubs wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize sanitize-torch coverage bench fuzz lint tidy format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -65,13 +65,17 @@ coverage: venv-tests ## how many lines of the rooms without torch the C++ tests 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh
 
-lint: venv-tests ## layers, format, lengths of files, what tests catch, and what ruff and mypy find in Python files
+lint: venv-tests ## layers, format, lengths of files, what tests catch, and what ruff and mypy find in Python files, clang-tidy in changed C++ files
 	@$(BIN)/python tools/check_layers.py
 	@$(BIN)/python tools/check_names.py
 	@$(BIN)/python tools/check_tests.py
 	@$(BIN)/python tools/check_style.py $(BIN)/clang-format --width
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --check --quiet && echo "ruff: no findings"
 	@$(BIN)/mypy
+	@$(BIN)/python tools/tidy.py --seconds 90
+
+tidy: venv-tests ## clang-tidy on all C++ files, an hour on two cores
+	@$(BIN)/python tools/tidy.py --all
 
 stubs: build ## python/zeropage/_C.pyi, the signatures of the C++ module, from what is built
 	@$(BIN)/stubgen -q -m zeropage._C -o python && $(BIN)/ruff format --quiet python/zeropage/_C.pyi

@@ -2,7 +2,8 @@
 # setup.sh: prepares a fresh Debian or Ubuntu for building the project: packages, .venv, torch. It installs only what is
 # missing, so a second run takes a fraction of a second. Each step prints one line; an error message says what to do.
 # setup.sh tests: also installs what the tests and make lint need: GoogleTest, MPI, Slurm, Hugging Face's libraries,
-# ruff, mypy. setup.sh fuzz: installs only clang with libFuzzer, a download of about 100 MB, which only make fuzz needs.
+# clang-tidy, ruff, mypy. setup.sh fuzz: installs only clang with libFuzzer, a download of about 100 MB, which only make
+# fuzz needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -144,6 +145,7 @@ pytest pytest
 scikit_build_core scikit-build-core
 transformers transformers
 clang_format clang-format==14.0.6
+clang_tidy clang-tidy==23.1.4
 ruff ruff==0.17.6
 mypy mypy==2.4.1
 pytest_timeout.py pytest-timeout
