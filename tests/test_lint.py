@@ -46,7 +46,7 @@ def test_clang_tidy_gets_what_clang_knows():
 
 def test_a_header_is_checked_through_a_file_that_includes_it():
     """Catches a changed header that no file of the build stands for, and one that is left out in silence."""
-    commands = {name: ("", []) for name in ("zeropage/base/log.cc", "zeropage/base/exit_code_test.cc")}
+    commands: tidy.Commands = {name: ("", []) for name in ("zeropage/base/log.cc", "zeropage/base/exit_code_test.cc")}
     assert tidy.units_of("zeropage/base/log.h", commands) == ["zeropage/base/log.cc"]
     assert tidy.units_of("zeropage/base/exit_code.h", commands) == ["zeropage/base/exit_code_test.cc"]
     assert tidy.units_of("zeropage/base/error.h", commands) == ["zeropage/base/exit_code_test.cc"]
