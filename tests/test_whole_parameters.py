@@ -14,6 +14,7 @@ import zeropage
 from zeropage.errors import ConfigError
 from zeropage.optimizer_sees import sums_over_model
 from zeropage.testing import run_ranks
+from zeropage.utils.tensor_fragment import safe_get_full_optimizer_state, safe_set_full_optimizer_state
 
 STEPS = 4
 
@@ -180,6 +181,19 @@ def test_it_continues_with_the_same_bits(form, tmp_path):
 
     for parameters, _ in engine_run(Ratio, settings(1), steps=range(2, STEPS), before=load):
         assert torch.equal(parameters, expected)
+
+
+@pytest.mark.parametrize("stage", (0, 1, 3))
+def test_state_is_written(stage):
+    """Catches an error on the ranks that do not own the parameter, and values that the owner gets in another order."""
+
+    def change(engine: Any) -> None:
+        for parameter in engine.module.parameters():
+            value = torch.arange(parameter.numel(), dtype=torch.float32).reshape(parameter.shape)
+            safe_set_full_optimizer_state(parameter, value, "momentum")
+            assert torch.equal(safe_get_full_optimizer_state(parameter, "momentum"), value)
+
+    engine_run(Ratio, settings(stage), steps=range(1), after=change)
 
 
 def sent(engine: Any) -> int:

@@ -156,6 +156,14 @@ class ShardState:
             raise UsageError(f"this rank has {value.numel()} elements of the state {name!r}; got {flat.numel()}")
         value.copy_(self._segments[self.index_of(parameter)].shaped(flat).view_as(value))
 
+    def set_full(self, parameter: torch.Tensor, name: str, value: torch.Tensor, core: _C.Engine) -> None:
+        """Writes this rank's elements of an elementwise state, of which `value` [parameter.shape] has all. Raises
+        UsageError as `set_local`."""
+        if not self.sees_whole(parameter):
+            self.set_local(parameter, name, core.piece_of_value(parameter, value))
+        elif (index := self.index_of(parameter)) in self._shards:  # this rank owns it
+            self.set_local(parameter, name, self._segments[index].flat(value))
+
     def _by_element(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
         index = self._index_of.get(id(parameter), -1)
         owner = self._owner(name)

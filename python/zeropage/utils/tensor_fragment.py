@@ -61,11 +61,7 @@ def safe_set_full_optimizer_state(param: torch.nn.Parameter, value: torch.Tensor
     if states is None:
         core.set_full_value(param, value, ValueKind.STATE, optim_state_key)
     else:
-        states.set_local(
-            param,
-            optim_state_key,
-            states.cut(param, value, core).flatten() if states.sees_whole(param) else core.piece_of_value(param, value),
-        )
+        states.set_full(param, optim_state_key, value, core)
 
 
 def safe_get_local_fp32_param(param: torch.nn.Parameter) -> torch.Tensor | None:
