@@ -66,8 +66,9 @@ struct GradientHooks::Impl {
   std::mutex mutex;                  // a second thread may run another forward
 };
 
-GradientHooks::GradientHooks(std::function<void()> before_gradient, std::function<void(int)> on_gradient)
-    : impl_(std::make_unique<Impl>()) {
+GradientHooks::GradientHooks(c10::Device device, std::function<void()> before_gradient,
+                             std::function<void(int)> on_gradient)
+    : device_(device), impl_(std::make_unique<Impl>()) {
   impl_->before = std::make_shared<std::function<void()>>(std::move(before_gradient));
   impl_->callback = std::make_shared<std::function<void(int)>>(std::move(on_gradient));
 }
@@ -92,6 +93,16 @@ void GradientHooks::install(const std::vector<at::Tensor>& parameters, const std
     accumulator->add_pre_hook(std::move(before));
     hook.accumulator = std::move(accumulator);
   }
+}
+
+void GradientHooks::install_early(const std::vector<at::Tensor>& parameters, const std::vector<bool>& wanted) {
+  install(parameters, wanted);
+  early_ = !device_.is_cpu();
+}
+
+void GradientHooks::install_again(const std::vector<at::Tensor>& parameters, const std::vector<bool>& wanted) {
+  if (std::exchange(early_, false)) remove();
+  install(parameters, wanted);
 }
 
 void GradientHooks::remove() {

@@ -15,6 +15,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/pieces.h"
+#include "zeropage/reduce/transition.h"
 
 namespace zeropage::reduce {
 namespace {
@@ -58,8 +59,8 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
       received_since_reset_(parameters_.size()),
       received_anywhere_(parameters_.size()),
       deferred_(parameters_.size()),
-      reducing_(policy.sharded),
       hooks_(
+          device_,
           [this] {
             if (before_gradients_) before_gradients_();
           },
@@ -81,7 +82,7 @@ Reducer::Reducer(std::shared_ptr<const layout::Layout> layout, std::vector<at::T
   if (std::ranges::any_of(order_.pages(), [this](int page) { return policy_.sharded && is_sent_to_host(page); })) {
     send_stream_ = c10::impl::VirtualGuardImpl(device_.type()).getStreamFromGlobalPool(device_);
   }
-  hook_early();
+  hooks_.install_early(parameters_, may_train_);
 }
 
 Reducer::~Reducer() {
@@ -91,7 +92,11 @@ Reducer::~Reducer() {
 
 SumState Reducer::move_to(int page, SumState state) {
   auto& sum = pages_[page].sum;
-  return std::exchange(sum, checked_transition(sum, state, pages_[page].label));
+  return std::exchange(sum, checked_transition(sum, state, pages_[page].label + ": the state of their sum"));
+}
+
+void Reducer::move_backward_to(BackwardState state) {
+  backward_ = checked_transition(backward_, state, "the state of the backward");
 }
 
 /// Listeners must have been notified before.
@@ -158,8 +163,8 @@ void Reducer::on_gradient(int parameter) {
   gradient.reset();
   received_since_reset_[parameter] = true;
   anything_arrived_ = true;
-  backward_open_ = true;
-  if (reducing_) start_ready_reductions();
+  if (!is_running(backward_)) move_backward_to(BackwardState::kUnprocessed);
+  if (reduces()) start_ready_reductions();
 }
 
 void Reducer::acquire_frame(int page) {
@@ -205,7 +210,7 @@ void Reducer::note_arrival(int parameter) {
   }
   if (arrived_this_backward_[parameter]) return;
   arrived_this_backward_[parameter] = true;
-  if (++state.arrived_this_backward == state.expected && reducing_) order_.note_complete(page);
+  if (++state.arrived_this_backward == state.expected && reduces()) order_.note_complete(page);
 }
 
 /// Writes to the page's frame: assigns the first gradient, adds later ones. `gradient`: [parameter.shape], any type.
@@ -306,27 +311,22 @@ std::vector<std::string> Reducer::exchange(const std::string& mine, std::string_
 
 void Reducer::begin_backward(bool boundary, bool adds_up) {
   boundary_ = boundary;
-  anywhere_known_ = false;
-  in_backward_ = false;  // an earlier backward may have ended in an error
+  if (is_running(backward_)) move_backward_to(BackwardState::kUnprocessed);  // it ended in an error
   unchecked_.reset();
   take_left_gradients();
   hooks_.install(parameters_, may_train_);
-  in_backward_ = true;
   factor_ = 1.0f;
-  if (policy_.sharded) return;
-  if (adds_up) widen();
-  reducing_ = policy_.overlap && boundary && (communicator_->size() > 1 || on_sum_ready_);
-  reduced_ = false;
+  if (!policy_.sharded && adds_up) widen();
+  const bool whole_pages_reduce = policy_.overlap && boundary && (communicator_->size() > 1 || on_sum_ready_);
+  move_backward_to(policy_.sharded || whole_pages_reduce ? BackwardState::kReducing : BackwardState::kAccumulating);
 }
 
 void Reducer::end_backward() {
   take_left_gradients();
-  in_backward_ = false;
-  if (reducing_) {
-    reduce_rest();
-    reduced_ = true;
-  }
+  const bool exchanged = reduces() && boundary_;
+  if (reduces()) reduce_rest();
   forget_backward();
+  move_backward_to(exchanged ? BackwardState::kExchanged : BackwardState::kEnded);
 }
 
 void Reducer::forget_backward() {
@@ -334,17 +334,15 @@ void Reducer::forget_backward() {
   for (const int page : order_.pages()) pages_[page].arrived_this_backward = 0;
   std::fill(arrived_this_backward_.begin(), arrived_this_backward_.end(), false);
   order_.restart();
-  reducing_ = policy_.sharded;
-  backward_open_ = false;
 }
 
 void Reducer::finish() {
   take_left_gradients();
-  if (backward_open_ || !anywhere_known_ || !(policy_.sharded || reduced_)) {
+  if (backward_ != BackwardState::kExchanged) {
     boundary_ = true;
     reduce_rest();
     forget_backward();
-    reduced_ = true;
+    move_backward_to(BackwardState::kExchanged);
   }
   retire(0);
   for (const int page : order_.pages()) {
@@ -355,7 +353,7 @@ void Reducer::finish() {
 
 void Reducer::reduce_rest() {
   c10::AutoGradMode no_grad(false);
-  while (reducing_) {
+  while (reduces()) {
     const auto page = order_.next();
     if (!page) break;
     start_reduction(*page);
@@ -384,7 +382,6 @@ void Reducer::reduce_rest() {
     return std::any_of(parts.begin(), parts.end(), [&](const auto& part) { return get_bit(part, bit); });
   };
   for (std::size_t i = 0; i < parameters; ++i) received_anywhere_[i] = anywhere(first_parameter + i);
-  anywhere_known_ = boundary_;
   bool any_gradient = false;
   for (std::size_t i = 0; i < pages.size(); ++i) {
     if (anywhere(pages.size() + i)) start_reduction(pages[i]);
@@ -398,7 +395,7 @@ void Reducer::reduce_rest() {
   }
   reduce_deferred(with_deferred);
   boundary_ ? retire(0) : retire_reductions(0);
-  if (reducing_ && any_gradient && !order_.is_settled()) {
+  if (reduces() && any_gradient && !order_.is_settled()) {
     order_.settle(communicator_->job());
     frames_->trim();  // while the order was preliminary, there may have been more frames than are needed later
   }
@@ -434,10 +431,8 @@ void Reducer::reset() {
   }
   deferred_entry_ = LedgerEntry();
   std::fill(received_anywhere_.begin(), received_anywhere_.end(), false);
-  anywhere_known_ = false;
   forget_backward();
-  in_backward_ = false;
-  reduced_ = false;
+  move_backward_to(BackwardState::kNone);
   anything_arrived_ = false;
 }
 

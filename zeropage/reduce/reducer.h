@@ -59,6 +59,7 @@
 #include "zeropage/layout/layout.h"
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/stream_order.h"
+#include "zeropage/reduce/backward_state.h"
 #include "zeropage/reduce/gradient_frames.h"
 #include "zeropage/reduce/gradient_hooks.h"
 #include "zeropage/reduce/gradient_shards.h"
@@ -112,7 +113,7 @@ class Reducer {
   void begin_forward();
 
   /// After a micro step: hooks nodes for forwards that bypass the engine.
-  void end_step() { hook_early(); }
+  void end_step() { hooks_.install_early(parameters_, may_train_); }
 
   /// Before a backward. `boundary`: a step follows it, on every rank. `adds_up`: its gradients may be added to others
   /// of the same step (the same on all ranks). Collective the first time that it is true, if whole gradients were only
@@ -183,9 +184,6 @@ class Reducer {
   io::PageCache* disk() const { return policy_.disk.get(); }
   bool on_disk(int page) const { return policy_.on_disk(page); }
 
-  /// Whether whole gradients add up in frames that did not exist at the start.
-  bool widened() const { return widened_; }
-
   /// Parameters that received a gradient on this rank since the last reset.
   const std::vector<bool>& received_since_reset() const { return received_since_reset_; }
 
@@ -241,8 +239,9 @@ class Reducer {
   };
 
   SumState move_to(int page, SumState state);
+  void move_backward_to(BackwardState state);
+  bool reduces() const { return policy_.sharded || backward_ == BackwardState::kReducing; }
   void forget_sum(int page);
-  void hook_early();
   void on_gradient(int parameter);
   bool must_defer(int parameter) const;
   void defer(int parameter, const at::Tensor& gradient);
@@ -333,19 +332,13 @@ class Reducer {
   paging::StreamOrder deferred_order_;
   LedgerEntry deferred_entry_;
   std::vector<bool> may_train_;  // per parameter: whether an optimizer has it
-  bool widened_ = false;
-  bool in_backward_ = false;  // a backward has begun and not ended
-  float factor_ = 1.0f;       // the factor of its gradients
+  BackwardState backward_ = BackwardState::kNone;
+  bool boundary_ = false;  // a step follows this backward
+  float factor_ = 1.0f;    // the factor of its gradients
   std::function<void()> before_gradients_;
   bool anything_arrived_ = false;
-  bool backward_open_ = false;   // there are gradients that no end_backward has processed
-  bool reducing_ = false;        // this backward reduces
-  bool reduced_ = false;         // the last backward reduced
-  bool boundary_ = false;        // a step follows this backward
-  bool anywhere_known_ = false;  // received_anywhere_ includes everything that has arrived
   std::mutex mutex_;
   GradientHooks hooks_;
-  bool hooked_early_ = false;  // before the forward, perhaps on another stream
 };
 
 }  // namespace zeropage::reduce

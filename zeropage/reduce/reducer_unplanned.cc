@@ -14,26 +14,18 @@
 
 namespace zeropage::reduce {
 
-void Reducer::begin_forward() {
-  if (std::exchange(hooked_early_, false)) hooks_.remove();
-  hooks_.install(parameters_, may_train_);
-}
-
-void Reducer::hook_early() {
-  hooks_.install(parameters_, may_train_);
-  hooked_early_ = !device_.is_cpu();
-}
+void Reducer::begin_forward() { hooks_.install_again(parameters_, may_train_); }
 
 void Reducer::begin_program_backward(bool boundary, float factor) {
   boundary_ = boundary;
-  anywhere_known_ = false;
-  in_backward_ = true;
+  if (is_running(backward_)) move_backward_to(BackwardState::kUnprocessed);  // it ended in an error
   factor_ = factor;
+  move_backward_to(policy_.sharded ? BackwardState::kReducing : BackwardState::kAccumulating);
 }
 
 /// Takes every remaining gradient of a parameter that an optimizer has.
 void Reducer::take_left_gradients() {
-  bool first = !in_backward_;
+  bool first = !is_running(backward_);
   for (std::size_t i = 0; i < parameters_.size(); ++i) {
     if (!may_train_[i] || !parameters_[i].grad().defined()) continue;
     if (std::exchange(first, false)) factor_ = on_left_ ? on_left_() : 1.0f;
@@ -47,7 +39,7 @@ void Reducer::take_left_gradients() {
 bool Reducer::must_defer(int parameter) const {
   const auto& page = layout_->pages()[layout_->page_of(parameter)];
   if (!page.trainable) return true;
-  if (policy_.sharded || widened_ || !policy_.adding || page.dtype == DType::kFloat32) return false;
+  if (policy_.sharded || !policy_.adding || page.dtype == DType::kFloat32) return false;
   if (communicator_->size() == 1) return received_since_reset_[parameter];
   return in_frame_[parameter] || pages_[page.index].has_sum();
 }
@@ -113,12 +105,12 @@ void Reducer::add(const std::vector<at::Tensor>& parameters, const std::vector<b
   for (std::size_t page = first; page < pages_.size(); ++page) {
     if (layout_->pages()[page].trainable) add_page(static_cast<int>(page));
   }
-  hook_early();
+  hooks_.install_early(parameters_, may_train_);
 }
 
 void Reducer::replace(int parameter, const at::Tensor& tensor) {
   parameters_[parameter] = tensor;
-  hook_early();
+  hooks_.install_early(parameters_, may_train_);
 }
 
 /// Allocates memory for the gradients of a page that was not trained so far. Collective.
@@ -146,7 +138,7 @@ void Reducer::add_page(int page) {
 
 /// Collective: all ranks call it in the same backward, or none does.
 void Reducer::widen() {
-  if (policy_.sharded || widened_ || !policy_.adding) return;
+  if (policy_.sharded || !policy_.adding) return;
   c10::AutoGradMode no_grad(false);
   retire(0);
   for (const int page : order_.pages()) invalidate_sum(page);
@@ -156,14 +148,14 @@ void Reducer::widen() {
   const auto old_frames = std::move(frames_);
   policy_.accumulation_dtype = policy_.adding->accumulation_dtype;
   policy_.frame_dtype = policy_.adding->frame_dtype;
-  widened_ = true;
+  policy_.adding.reset();
   frames_ = std::make_unique<GradientFrames>(layout_, order_.pages(), *communicator_, device_, ledger_, policy_);
   use_homes();
   for (std::size_t i = 0; i < order_.pages().size(); ++i) {
     widen_page(order_.pages()[i], frame_before[i], narrow, *old_frames);
   }
   // The old frames belong to the stream that allocated them, which may not be the current one. This happens only once.
-  paging::wait_for_stream(device_, *communicator_, "gradients on their way to frames of fp32");
+  paging::wait_for_stream(device_, *communicator_, "gradients that are copied to frames of fp32");
 }
 
 /// Moves the contents of a page's old frames: its sum, and `frame` (null: none) with gradients. On 16-bit pages they

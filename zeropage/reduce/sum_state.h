@@ -44,7 +44,4 @@ constexpr bool may_follow(SumState from, SumState to) {
   return false;
 }
 
-/// `to`. Errors: Error, when it may not follow `from`: a fault of the reducer. `label` names the page.
-SumState checked_transition(SumState from, SumState to, std::string_view label);
-
 }  // namespace zeropage::reduce
