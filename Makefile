@@ -93,7 +93,7 @@ gpu-bundle: venv-tests ## what a GPU machine without internet lacks, into .gpu-b
 gpu-test: ## on a machine with a GPU: uses its own $(PYTHON) and torch, installs nothing
 	@PYTHON="$(PYTHON)" tools/gpu_test.sh
 
-gpu-bench: ## on a machine with a GPU: step times and memory beside plain PyTorch, FSDP2 and DeepSpeed, within BUDGET_S
+gpu-bench: ## on a machine with a GPU: step times and memory, compared with plain PyTorch, FSDP2 and DeepSpeed, within BUDGET_S
 	@PYTHON="$(PYTHON)" tools/gpu_bench.sh
 
 clean: ## what the build made; .venv stays

@@ -2,7 +2,7 @@
 # bits as on the
 # host: no fused multiply-add. CMAKE_CUDA_ARCHITECTURES=90 or the environment's CUDAARCHS=90, say, build for one
 # architecture alone. The compiler is CUDACXX of the environment, or an nvcc on PATH, in the CUDA toolkit's usual
-# folders, or in a package beside torch.
+# folders, or in a package next to torch.
 include(CheckLanguage)
 if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
   file(GLOB cuda_folders $ENV{CUDA_HOME}/bin $ENV{CUDA_PATH}/bin /usr/local/cuda/bin /usr/local/cuda-*/bin /opt/cuda/bin ${torch_lib}/../../nvidia/*/bin)

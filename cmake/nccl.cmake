@@ -1,6 +1,6 @@
 # How C++ programs make torch's process groups (comm/c10d/c10d_job.cc, c10d_hosts.cc). Every torch holds Gloo, and none
-# its headers: outlines stand for them. NCCL's and CUDA's headers are not torch's either; they come with a CUDA toolkit,
-# and with packages that lie beside torch.
+# its headers: outlines replace them. NCCL's and CUDA's headers are not torch's either; they are part of a CUDA toolkit,
+# and of packages that are installed next to torch.
 set(c10d_job zeropage/comm/c10d/c10d_job.cc)
 set_property(SOURCE ${c10d_job} zeropage/comm/c10d/c10d_hosts.cc zeropage/reduce/reducer_squares_test.cc
              APPEND PROPERTY INCLUDE_DIRECTORIES ${CMAKE_CURRENT_SOURCE_DIR}/zeropage/comm/c10d/outline)

@@ -1,5 +1,5 @@
-# The simulated accelerator of the tests (tests/simulated_device): a Python extension beside its package there. Never
-# installed.
+# The simulated accelerator of the tests (tests/simulated_device): a Python extension in the folder of its package
+# there. Never installed.
 file(GLOB simulated_sources CONFIGURE_DEPENDS tests/simulated_device/*.cc)
 add_library(simulated_device MODULE ${simulated_sources} ${fmt_library})
 set_target_properties(simulated_device PROPERTIES

@@ -54,6 +54,6 @@ if(torch_gomp)
 else()
   target_link_options(zeropage_libtorch INTERFACE -fopenmp)
 endif()
-if(NOT SKBUILD)  # a wheel finds torch beside itself, see INSTALL_RPATH
+if(NOT SKBUILD)  # a wheel finds torch in the folder next to its own, see INSTALL_RPATH
   target_link_options(zeropage_libtorch INTERFACE -Wl,-rpath,${torch_lib})
 endif()

@@ -86,7 +86,7 @@ def test_training_continues_as_in_deepspeed(tmp_path, recorded, reader, name):
     found = run_ranks(WORLD, run)
     for rank in range(WORLD):
         expected = json.loads((recorded / name / f"losses{rank}.json").read_text())
-        # An update that raises the loss scale DeepSpeed divides by the new one: its last losses come from a gradient of
+        # An update that raises the loss scale DeepSpeed divides by the new one: its last losses are of a gradient of
         # half the size.
         comparable = slice(-ACCUMULATION if name == "fp16_stage2" else None)
         assert found[rank][comparable] == pytest.approx(expected[comparable], rel=TOLERANCE[name[:4]])

@@ -87,7 +87,7 @@ def gradients(stage: int, words: str, zero: dict[str, Any] = HOST) -> Case:
     return Case(backward_and_step, words, stage, {"zero_optimization": zero, "zeropage": ON_HOST, "clipping": 0.0})
 
 
-TO_HOST, TO_UPDATE = "gradients on their way to the host", "gradients on their way to the update"
+TO_HOST, TO_UPDATE = "the copy of gradients to the host", "the copy of gradients for the update"
 CASES = {
     **{f"norm, stage {stage}": Case(step, "the squares of the gradients", stage, {}, True) for stage in range(4)},
     "gradients, stage 0": gradients(0, TO_UPDATE),
@@ -98,50 +98,50 @@ CASES = {
     "pageable gradients, stage 2": gradients(2, TO_HOST, PAGEABLE),
     "written parameters": Case(
         write_and_load,
-        "written parameters on their way to the host",
+        "the copy of written parameters to the host",
         3,
         {"zero_optimization": {"offload_param": {"device": "cpu"}}},
         prepare=save,
     ),
     "written parameters with masters": Case(
         write_and_load,
-        "written parameters on their way to their masters",
+        "the copy of written parameters to their masters",
         1,
         MASTERS_ON_HOST,
         prepare=save,
     ),
     "a checkpoint": Case(
-        lambda engine, folder: engine.save_checkpoint(folder / "new"), "state on its way to a checkpoint", 2
+        lambda engine, folder: engine.save_checkpoint(folder / "new"), "the copy of state for a checkpoint", 2
     ),
     "loading": Case(
         lambda engine, folder: engine.load_checkpoint(folder / "saved"),
-        "state on its way from a checkpoint",
+        "the copy of state from a checkpoint",
         2,
         prepare=save,
     ),
     "a file": Case(
         lambda engine, folder: engine.save_16bit_model(folder),
-        "a tensor on its way to a file",
+        "the copy of a tensor for a file",
         3,
         {"bf16": {"enabled": True}},
     ),
     "offload_states": Case(lambda engine, folder: engine.offload_states(), "the device, before its memory is freed", 2),
     "reload_states": Case(
         lambda engine, folder: engine.reload_states(),
-        "states on their way from the host",
+        "the copy of states from the host",
         2,
         prepare=lambda engine, folder: engine.offload_states(),
     ),
     "a drive": Case(
         lambda engine, folder: next(engine.module.parameters()).detach().sum(),
-        "parameters on their way from the drive",
+        "the copy of parameters from the drive",
         3,
         {"zero_optimization": {**HOST, "offload_param": {"device": "nvme", "nvme_path": "FOLDER", "max_in_cpu": 0}}},
         prepare=lambda engine, folder: engine.empty_partition_cache(),
     ),
     "initial values": Case(
         lambda engine, folder: initialize(1, engine.spare[0], engine.device, **MASTERS_ON_HOST),
-        "initial values on their way to the host",
+        "the copy of initial values to the host",
         0,
     ),
     "a full value": Case(read_state, "values of a parameter", 2, {"zero_optimization": HOST}),

@@ -135,7 +135,7 @@ def test_processes_train_as_threads(stage: int, communicator: str, tmp_path: Pat
     expected = over_all_ranks(4, stage, "fp32")
     for (losses, parameters, _, size), ((losses_there, _), parameters_there) in zip(ranks, expected, strict=True):
         assert losses == losses_there and torch.equal(parameters, parameters_there) and size == 4
-    # The ranks of a group send the sums of all gradients, and the results come back; and little else.
+    # The ranks of a group send the sums of all gradients, receive the results, and send little else.
     twice_bytes = 2 * 4 * expected[0][1].numel()
     assert twice_bytes <= sum(between for _, _, between, _ in ranks) < 1.15 * twice_bytes
 

@@ -355,7 +355,7 @@ def test_a_host_that_waits_or_uses_other_bytes():
 
 
 def test_a_wait_of_another_thread_counts():
-    """Catches false reports where the program hands over between its threads, by any lock."""
+    """Catches false reports where one thread of the program waits for another one, by any lock."""
     host = torch.zeros(64, pin_memory=True)
     host.copy_(tensor(64), non_blocking=True)
     waits = threading.Thread(target=torch.accelerator.synchronize)

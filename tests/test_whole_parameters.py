@@ -20,7 +20,7 @@ STEPS = 4
 
 
 class Ratio(torch.optim.Optimizer):
-    """Steps of a parameter in proportion to its norm; state of every form: rows, a list with lists, by the element, a
+    """Steps of a parameter in proportion to its norm; state of every form: rows, a list with lists, elementwise, a
     number, a count."""
 
     def __init__(self, parameters: Any, lr: float = 1e-2):

@@ -1,11 +1,11 @@
 """Compiles every file that includes torch with the headers of other versions of torch.
 
 check_torch.py [--sample N] [--seconds S] VERSION...: the compile commands are those of a build that compiles each file
-alone. It is configured in build/check-torch, and not built. The headers of a version come from its wheel (530 MB, once)
-and are kept in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so a compiler cache makes
-the next run short. --sample: only N files, different ones every day, so that all are checked within weeks. --seconds:
-no file is started after this time; the number of files left out is reported. Exit code 3: the headers could not be
-downloaded, and nothing was checked.
+alone. It is configured in build/check-torch, and not built. The headers of a version are taken from its wheel (530 MB,
+once) and are kept in the user's cache, $XDG_CACHE_HOME/zeropage. Objects go to build/check-torch, so a compiler cache
+makes the next run short. --sample: only N files, different ones every day, so that all are checked within weeks.
+--seconds: no file is started after this time; the number of files left out is reported. Exit code 3: the headers could
+not be downloaded, and nothing was checked.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # gpu_build.sh FOLDER: builds for this machine's GPU only, with the machine's Python and torch, without the C++ tests.
-# Installs nothing and uses no network: missing libraries come from .gpu-bundle/ (made with make gpu-bundle on a machine
-# that has them). Prints whether the CUDA kernels were built, and fails if there is an nvcc but they were not.
+# Installs nothing and uses no network: missing libraries are taken from .gpu-bundle/ (made with make gpu-bundle on a
+# machine that has them). Prints whether the CUDA kernels were built, and fails if there is an nvcc but they were not.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=$1

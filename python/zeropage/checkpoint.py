@@ -78,7 +78,7 @@ class CheckpointingEngine(EngineSettings):
         micro steps).
         """
         tag = f"global_step{self.global_steps}" if tag is None else str(tag)
-        self._core.wait_for_device("state on its way to a checkpoint")
+        self._core.wait_for_device("the copy of state for a checkpoint")
         tensors: Tensors = {}
         host = json.dumps(self._host_state(client_state or {}, tensors, exclude_frozen_parameters), allow_nan=False)
         if self.global_rank != 0:

@@ -62,7 +62,7 @@ static bool is_removed(const char* place) {{
 
 # Words of the mutant's statement, because lines move -> the reason why nothing can fail.
 EQUIVALENT: dict[str, str] = {
-    "updated parameters on their way to the device": "the log is written when a gradient is there, which the device computes after that",
+    "the copy of updated parameters to the device": "the log is written when a gradient is there, which the device computes after that",
 }
 
 

@@ -1,5 +1,5 @@
 /// \file
-/// An error of ours that passes through torch on its way to Python would arrive as a plain RuntimeError. So the Python
+/// An error of ours that torch passes on to Python would arrive there as a plain RuntimeError. So the Python
 /// layer installs a translator. Where the error enters torch, the translator converts it to an exception that keeps its
 /// class.
 #pragma once

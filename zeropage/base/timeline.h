@@ -30,12 +30,12 @@ enum class SpanKind {
   kStep,      ///< the call of step
   kOperator,  ///< an operator that uses pages, including its waits for them
   kFault,     ///< the part of it in which a page was made resident
-  kGather,    ///< a page's values on their way from the peers
-  kReduce,    ///< gradients on their way to their sum
+  kGather,    ///< a page's values are copied from the peers
+  kReduce,    ///< gradients are summed over the ranks
   kExchange,  ///< any other collective
   kWait,      ///< the program waits for gradients
   kUpdate,    ///< the optimizer, and the copy or gather of the new values
-  kDisk,      ///< a page on its way from or to a drive
+  kDisk,      ///< a page is read from or written to a drive
 };
 inline constexpr int kSpanKinds = 11;
 

@@ -77,7 +77,7 @@ struct Manifest {
   std::string run;  ///< the run that saved it; empty: written by an older release
   std::string tag;
   std::int64_t sequence = 0;  ///< counts the saves of a folder, to find the newest without clocks
-  bool latest = true;         ///< false: saved beside the line of steps, never taken as the newest
+  bool latest = true;         ///< false: loads without a tag never choose it as the newest
   int world_size = 1;
   int stage = 0;
   bool frozen_excluded = false;

@@ -60,7 +60,7 @@ TEST_F(Steps, ANewestThatCannotBeUsedIsAnErrorWhateverLatestSays) {
   EXPECT_EQ(newest_content(folder_.path()), 2);
 }
 
-// Catches a damaged old checkpoint that makes the folder unusable, or because of which a sequence is used twice.
+// Catches a damaged old checkpoint that makes the folder unusable, or that makes a save use a sequence number again.
 TEST_F(Steps, ADamagedStepThatSaysItIsOlderIsNoHindrance) {
   std::ofstream(path("a/manifest.json"), std::ios::app) << "x";
   EXPECT_EQ(newest_content(folder_.path()), 3);

@@ -23,7 +23,7 @@ double seconds_of(Communicator& communicator, double seconds, const std::functio
     calls += kRounds;
     const double now_s = elapsed();
     const char is_over = now_s >= seconds ? 1 : 0;
-    if (all_gather_small(communicator, {&is_over, 1}, {"measuring goes on"}).front() != 0) {
+    if (all_gather_small(communicator, {&is_over, 1}, {"measuring continues"}).front() != 0) {
       return now_s / static_cast<double>(calls);
     }
   }

@@ -16,7 +16,7 @@ std::shared_ptr<Communicator> recorded(Communicator& communicator, std::shared_p
   return record_transfers({&communicator, [](Communicator*) {}}, std::move(timeline));
 }
 
-// Catches a call that is not passed on as it came.
+// Catches a call that is passed on with other arguments.
 TEST(RecordingCommunicator, ConformanceHolds) {
   const auto body = [](Communicator& communicator) {
     run_conformance(*recorded(communicator, std::make_shared<Timeline>(TimelineOptions{})));

@@ -1,4 +1,4 @@
-// Ranks as threads: the conformance suite, and every way in which a collective can fail to come together.
+// Ranks as threads: the conformance suite, and every way in which ranks can fail to start the same collective.
 #include "zeropage/comm/thread_communicator.h"
 
 #include <gtest/gtest.h>

@@ -113,7 +113,8 @@ std::vector<Key> later_keys() {
       flag("zero_quantized_gradients", false, kSupported,
            "ZeRO++: reduce gradients in 4 bits (stages 1 to 3), added in fp32.")
           .differing(
-              "A gradient is coded once, on its way to its owner: on one host the gradients of each rank, between "
+              "A gradient is coded once, before it is sent to its owner: on one host the gradients of each rank, "
+              "between "
               "hosts the exact sums of each host (docs/launcher.md). DeepSpeed codes twice, and only at stage 3"),
       integer("mics_shard_size", -1, kSupported,
               "MiCS: ranks that share one copy of the state, as zeropage.shard_ranks; -1: all ranks.")

@@ -72,7 +72,7 @@ TEST(AgreeOnStep, IsTheSameOnEveryRank) {
   }
 }
 
-// Catches a rank that goes on unchecked although another follows another trace.
+// Catches a rank that continues without checks although another rank follows another trace.
 TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
   std::vector<LocalCheck> local(3);
   for (auto& global_check : local) global_check.trace_hash = 7;
@@ -80,7 +80,7 @@ TEST(AgreeOnStep, OneOtherTraceIsEnoughToDisagree) {
   for (const auto& global_check : checks_of(local)) EXPECT_FALSE(global_check.traces_agree);
 }
 
-// Catches a rank's word that the others do not hear: they would go on without it.
+// Catches a report of one rank that the other ranks do not receive.
 TEST(AgreeOnStep, WhatOneRankSaysAllRanksKnow) {
   std::vector<LocalCheck> local(3);
   local[1].flags.stop_requested = true;

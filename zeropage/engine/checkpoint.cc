@@ -178,7 +178,7 @@ std::string save_state(const CheckpointedState& state, const checkpoint::Trainin
   state.model.adopt_replaced_data();
   state.communicator.job().barrier(comm::Tag{"saving a checkpoint", 0});
   state.model.take_user_writes();
-  paging::wait_for_stream(state.model.device(), state.communicator, "state on its way to a checkpoint");
+  paging::wait_for_stream(state.model.device(), state.communicator, "the copy of state for a checkpoint");
   checkpoint::SaveRequest request;
   request.folder = options.folder;
   auto& manifest = request.manifest;

@@ -285,7 +285,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
     if (pager.paged(page.index)) paged.push_back(page.index);
   }
   pager.drop_stale(paged);
-  paging::wait_for_stream(state.model.device(), state.communicator, "state on its way from a checkpoint");
+  paging::wait_for_stream(state.model.device(), state.communicator, "the copy of state from a checkpoint");
   const auto mixed = fmt::format("{} changed while it was loaded: the model must not be used, load again", step.path());
   checkpoint::run_on_all_ranks(state.communicator.job(), mixed, [&] {
     apply(state, step, plan);

@@ -225,7 +225,7 @@ void DeferredPages::gather(int page, Page& state, const StoragePtr& storage) {
   const void* shard = home.shard.get();
   if (options_.disk) {
     std::byte* own = static_cast<std::byte*>(frame.get()) + communicator_->rank() * part_bytes;
-    paging::wait_for_stream(device_, *communicator_, "a tensor of the Init scope on its way from the drive");
+    paging::wait_for_stream(device_, *communicator_, "the copy of a tensor of the Init scope from the drive");
     options_.disk->get(home.on_disk, [&](std::span<std::byte> from, std::int64_t offset) {
       memory::copy_bytes(own + offset, device_, from.data(), c10::kCPU, static_cast<std::int64_t>(from.size()));
     });
@@ -247,7 +247,7 @@ void DeferredPages::evict(int page, Page& state, const StoragePtr& storage) {
     const std::int64_t length = std::min(part_bytes, state.bytes - begin);
     if (options_.disk) {
       options_.disk->drop(std::exchange(home.on_disk, {}));
-      paging::wait_for_stream(device_, *communicator_, "a tensor of the Init scope on its way to the drive");
+      paging::wait_for_stream(device_, *communicator_, "the copy of a tensor of the Init scope to the drive");
       home.on_disk = options_.disk->put(state.label, length, [&](std::span<std::byte> to, std::int64_t offset) {
         memory::copy_bytes(to.data(), c10::kCPU, frame + begin + offset, device_, static_cast<std::int64_t>(to.size()));
       });

@@ -65,7 +65,7 @@ struct StepResult {
   float clip_coefficient = 1.0f;
   std::string overflow_parameter;  ///< when skipped: the first parameter with inf or nan on any rank
   int pages_ahead = 0;             ///< updates made here overlapped with the backward (zeropage.speculation_bytes) ...
-  bool undone = false;             ///< ... some of them in vain
+  bool undone = false;             ///< ... and some were undone
 };
 
 class Engine {
@@ -126,7 +126,7 @@ class Engine {
   void end_edit(const std::string& failure = {});
 
   /// Declares that writes to parameters since the last backward are intended, so that the step does not warn about
-  /// them. They come from an optimizer that evaluates the loss within its own step (LBFGS).
+  /// them. An optimizer that evaluates the loss within its own step (LBFGS) makes such writes.
   void accept_writes();
 
   /// Drops gradients accumulated so far; the accumulation window begins again. Warns (once, on rank 0) when it drops

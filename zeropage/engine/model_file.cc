@@ -47,7 +47,7 @@ class Gatherer {
     std::optional<std::int64_t> ticket;
     if (tensor.numel() > 0 && is_parameter(tensor)) ticket = engine_.gather({tensor});
     if (wanted) {
-      engine_.wait_for_device("a tensor on its way to a file");
+      engine_.wait_for_device("the copy of a tensor for a file");
       host_ = tensor.detach().cpu().contiguous().clone();
     }
     if (ticket) engine_.release(*ticket);

@@ -129,7 +129,7 @@ class ModelState {
   /// 16 characters that identify this rank's values of a parameter; blanks if it is sharded and was not written here.
   std::string digest(int parameter) const;
 
-  /// Declares the writes so far as equal on all ranks: they have been compared, or came from an update or a load.
+  /// Declares the writes so far as equal on all ranks: they have been compared, or an update or a load made them.
   void mark_writes_as_equal();
 
   /// Collective: gives every sharded parameter separate memory for all of its elements. Memory: all of those

@@ -38,7 +38,7 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
   }
   communicator_->job().broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
   if (owned_[page.index].device.is_cpu() || state_store_->device(page.index).is_cpu()) {
-    paging::wait_for_stream(device_, *communicator_, "initial values on their way to the host");
+    paging::wait_for_stream(device_, *communicator_, "the copy of initial values to the host");
   }
 
   const auto& own = owned_[page.index];

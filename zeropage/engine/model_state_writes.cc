@@ -152,7 +152,7 @@ void ModelState::follow_user_writes(int page, std::byte* owned) {
   if (!spec.trainable || !has_masters(page)) return;
   HeldState held(*state_store_, page, Access::kWrite);
   if (held.device() != own.device) {
-    paging::wait_for_stream(device_, *communicator_, "written parameters on their way to their masters");
+    paging::wait_for_stream(device_, *communicator_, "the copy of written parameters to their masters");
   }
   auto master = memory::flat_view(held.arrays().master, own.numel, at::kFloat, held.device());
   const auto visible = memory::flat_view(owned, own.numel, scalar_type_of(spec.dtype), own.device).to(held.device());

@@ -119,7 +119,7 @@ int ParameterValues::state_index(const std::string& state) const {
     if (names[i] == state) return i;
     known.emplace_back(names[i]);
   }
-  throw UsageError(fmt::format("the optimizer has no state '{}' by the element; it has {}", state,
+  throw UsageError(fmt::format("the optimizer has no elementwise state '{}'; it has {}", state,
                                known.empty() ? "none" : fmt::format("'{}'", fmt::join(known, "', '"))));
 }
 

@@ -56,7 +56,7 @@ void Speculation::begin(double divisor, const std::vector<config::OptimizerParam
                         const std::vector<std::int64_t>& steps) {
   if (log_.bytes() == 0) return;
   if (parameters_copied_) {
-    paging::wait_for(*parameters_copied_, state_.communicator(), "updated parameters on their way to the device");
+    paging::wait_for(*parameters_copied_, state_.communicator(), "the copy of updated parameters to the device");
   }
   const auto lock = stop_queue();
   gradient_scale_ = static_cast<float>(1.0 / divisor);

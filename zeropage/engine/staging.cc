@@ -80,7 +80,7 @@ void Staging::fetch(int page) {
   const auto gradient = reducer_.gradient(page);
   // Copies make the host wait, in the device's library, for memory that is not page-locked.
   if (home.is_cpu() && !host_.pinned) {
-    paging::wait_for_stream(device_, state_.communicator(), "gradients on their way to the update");
+    paging::wait_for_stream(device_, state_.communicator(), "the copy of gradients for the update");
   }
   if (is_gradient_copied(page) && gradient.data != nullptr) {
     memory::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
@@ -98,7 +98,7 @@ Staging::Location Staging::wait(int page) {
   if (!is_copied(page)) return place;
   auto& slot = slots_of(page)[slot_[page]];
   if (slot.fetched && state_.state_store().device(page).is_cpu()) {
-    paging::wait_for(*slot.fetched, state_.communicator(), "gradients on their way to the update");
+    paging::wait_for(*slot.fetched, state_.communicator(), "the copy of gradients for the update");
   } else if (slot.fetched) {
     slot.fetched->block(memory::current_stream(device_));
   }
@@ -133,13 +133,13 @@ void Staging::wait_for_copies() const {
   if (!stream_) return;
   c10::Event copied(device_.type());
   copied.record(*stream_);
-  paging::wait_for(copied, state_.communicator(), "updated parameters on their way from the host");
+  paging::wait_for(copied, state_.communicator(), "the copy of updated parameters from the host");
 }
 
 void Staging::wait_all() {
   for (const auto& slot : on_device_) {
     if (slot.written_back)
-      paging::wait_for(*slot.written_back, state_.communicator(), "updated parameters on their way to the host");
+      paging::wait_for(*slot.written_back, state_.communicator(), "the copy of updated parameters to the host");
   }
 }
 

@@ -31,7 +31,7 @@ config::Config staging_config(config::Precision precision, bool masters) {
   return config;
 }
 
-/// Three updates of parameters of different sizes, of which the last gets no gradient in the second one.
+/// Three updates of parameters of different sizes. The last parameter gets no gradient in the second update.
 std::vector<at::Tensor> train(config::Precision precision, CopiedPages copied_pages, std::int64_t log_bytes = 0,
                               bool masters = true) {
   const auto config = staging_config(precision, masters);
@@ -78,8 +78,8 @@ std::vector<at::Tensor> train(config::Precision precision, CopiedPages copied_pa
   return values;
 }
 
-// Catches slots that are filled again too early, results that do not go home, and parameters that are their own master
-// and do not come along.
+// Catches slots that are filled again too early, results that are not copied back, and parameters that are their own
+// master and are not copied.
 TEST(Staging, CopiesChangeNoBit) {
   for (const auto precision : {config::Precision::kFp32, config::Precision::kBf16}) {
     for (const bool masters : {true, false}) {
@@ -94,7 +94,7 @@ TEST(Staging, CopiesChangeNoBit) {
 }
 
 // Catches speculative updates that do not stop at a page that the log has no room for, leave something behind when they
-// are undone, or whose parameters do not come home.
+// are undone, or whose parameters are not copied back.
 TEST(Staging, UpdatesBeforeTheGlobalCheckChangeNoBit) {
   constexpr std::int64_t kLogs[] = {1 << 20, 1 << 16};  // for all pages, and for some
   for (const std::int64_t log_bytes : kLogs) {

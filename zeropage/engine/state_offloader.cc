@@ -34,7 +34,7 @@ void StateOffloader::move_out(const StateKinds& which, memory::MemoryPlace host)
 void StateOffloader::move_back() {
   c10::AutoGradMode no_grad(false);
   if (offloaded_.parameters || offloaded_.optimizer || offloaded_.gradients) {
-    paging::wait_for_stream(state_.device(), communicator_, "states on their way from the host");
+    paging::wait_for_stream(state_.device(), communicator_, "the copy of states from the host");
   }
   if (offloaded_.parameters) state_.reload_parameters();
   if (offloaded_.optimizer) state_.state_store().reload();

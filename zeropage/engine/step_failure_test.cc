@@ -80,7 +80,7 @@ void train_until_death(std::unique_ptr<comm::Communicator> inner) {
   throw Error(cause);
 }
 
-// Catches survivors that hang or continue with parameters of which some are a step ahead, and errors without the dead
+// Catches survivors that hang, or continue although some parameters are a step ahead, and errors without the dead
 // rank.
 TEST(StepFailure, SurvivorsOfADeathInTheUpdateSaySoAndRefuseToGoOn) {
   const std::string name = comm::unique_job_name();

@@ -183,7 +183,7 @@ class StreamedStateStore final : public OptimizerStateStore {
 
   void wait_for_last_pass() {
     if (!host_is_behind_) return;
-    paging::wait_for(pass_done_, *communicator_, "optimizer state on its way to the host");
+    paging::wait_for(pass_done_, *communicator_, "the copy of optimizer state to the host");
     host_is_behind_ = false;
   }
 

@@ -59,7 +59,7 @@ optim::Step step_of(const UpdateInputs& inputs, int group, int parameter);
 /// The divisor that makes means of the summed gradients: loss scale * pre-scale * number of summed ranks.
 double gradient_divisor(const config::Config& config, int world_size, double loss_scale);
 
-/// Pages of which a trained parameter received a gradient.
+/// Pages with a trained parameter that received a gradient.
 std::vector<int> updated_pages(const layout::Layout& layout, const std::vector<bool>& received);
 
 /// The segments of this rank's range of a page that an update changes.

@@ -65,7 +65,7 @@ class Mover {
   /// Errors: those of make_queue.
   explicit Mover(Options options);
 
-  /// Waits for the running requests. If this takes longer than the timeout, the thread goes on alone and keeps the
+  /// Waits for the running requests. If this takes longer than the timeout, the thread continues alone and keeps the
   /// memory that it uses.
   ~Mover();
   Mover(const Mover&) = delete;

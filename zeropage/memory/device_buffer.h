@@ -27,7 +27,7 @@ struct MemoryPlace {
 
 struct PageLock;
 
-/// Who frees one on a device comes after all who use it, on the current stream (paging/stream_order.h): the stream that
+/// Before one on a device is freed, the current stream waits for all its users (paging/stream_order.h): the stream that
 /// was current when it was made, to which torch's allocator gives the memory again, then waits for that.
 class DeviceBuffer {
  public:

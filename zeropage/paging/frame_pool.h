@@ -35,8 +35,8 @@ class FramePool {
 std::unique_ptr<FramePool> make_private_frame_pool(c10::Device device, std::int64_t limit_bytes,
                                                    std::shared_ptr<Ledger> ledger, MemoryKind kind);
 
-/// Frames that peers read in place: carved (first fit, lowest address first) from one Memory of the communicator, of
-/// `capacity_bytes` address space, of which only used parts need memory.
+/// Frames that peers read in place: parts (first fit, lowest address first) of one Memory of the communicator with
+/// `capacity_bytes` of address space. Only used parts need memory.
 std::unique_ptr<FramePool> make_shared_frame_pool(comm::Communicator& communicator, std::int64_t capacity_bytes,
                                                   std::shared_ptr<Ledger> ledger, MemoryKind kind);
 

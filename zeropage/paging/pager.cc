@@ -274,8 +274,7 @@ void Pager::store_own_shard(int page) {
   std::byte* shard = on_disk(page) ? options_.disk->acquire(page, fill).data() : state.shard;
   state.order.enter(device_);
   enter_shard(page);
-  if (shard_device() != device_)
-    wait_for_stream(device_, *communicator_, "written parameters on their way to the host");
+  if (shard_device() != device_) wait_for_stream(device_, *communicator_, "the copy of written parameters to the host");
   if (before_write_back_) before_write_back_(page);
   if (state.rounded) {
     keep_unwritten(page, shard, numel);

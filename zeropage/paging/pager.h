@@ -38,7 +38,7 @@
 ///
 /// Locks. One mutex guards all of a pager. It is held while a page is gathered, waiting for peers included: all ranks
 /// start the same gathers in the same order, and an operator of another thread that started one in between would break
-/// that. This cannot deadlock: no peer needs this mutex for its part of a gather, the wait lets go of the host
+/// that. This cannot deadlock: no peer needs this mutex for its part of a gather, the wait releases the host
 /// language's lock (base/blocking.h) and ends by a timeout, and who holds the pager's mutex takes neither the reducer's
 /// nor that of Speculation. Who waits for the mutex inside of a poll (pager_threads.cc) tries it only.
 #pragma once

@@ -7,7 +7,7 @@
 //      It is dropped when the scope has ended, or when the writes have been stored in the shard, so that the values
 //      read by operators do not depend on scopes.
 //   3. Second shards (second_shards.h) have the values that operators read.
-//   4. An operator may write a page of which it has just begun to read another parameter. Such a frame stays. Only its
+//   4. An operator may write one parameter of a page and read another one. The frame then stays. Only its
 //      changed values are written to the shard.
 //   5. When the engine has ended pages are gathered as they are.
 #include <ATen/ops/empty.h>
@@ -72,7 +72,7 @@ void Pager::drop_exact(int page) {
 }
 
 /// From now on all frames have exact values: nobody trains with the rounded ones any more, and whoever copies a
-/// parameter wants to keep it. A frame that the program has written stays until it goes home.
+/// parameter wants to keep it. A frame that the program has written stays until it is written to the shard.
 void Pager::stop_coding() {
   for (std::size_t i = 0; i < pages_.size(); ++i) {
     const int page = static_cast<int>(i);

@@ -132,7 +132,7 @@ TEST_P(CodedPager, EveryRankSeesWhatEightBitsSay) {
   });
 }
 
-// Catches a key that takes in pages it is not for, and one rank whose pages are rounded for nothing.
+// Catches a key that rounds pages of other kinds, and one rank that rounds its pages although it sends nothing.
 TEST_P(CodedPager, OnlyFrozenPagesWhereOnlyThoseAreMeant) {
   const auto [world, two_sided] = GetParam();
   run_coded(world, two_sided, [](comm::Communicator& communicator) {
@@ -148,8 +148,8 @@ TEST_P(CodedPager, OnlyFrozenPagesWhereOnlyThoseAreMeant) {
   });
 }
 
-// Catches scopes that show rounded values, as a saved model would then have; and exact values that stay behind for
-// operators.
+// Catches scopes that show rounded values, which a saved model would then have, and operators that read exact values
+// after a scope.
 TEST_P(CodedPager, AScopeSeesExactValuesAndLeavesNone) {
   const auto [world, two_sided] = GetParam();
   run_coded(world, two_sided, [](comm::Communicator& communicator) {
@@ -173,7 +173,7 @@ TEST_P(CodedPager, AScopeSeesExactValuesAndLeavesNone) {
   });
 }
 
-// Catches a write that takes rounded values home: a weight that is scaled in every step would lose a little each time.
+// Catches rounded values that a write stores in the shard: a weight that is scaled in every step would lose precision.
 TEST_P(CodedPager, AWriteStartsFromExactValues) {
   const auto [world, two_sided] = GetParam();
   run_coded(world, two_sided, [](comm::Communicator& communicator) {

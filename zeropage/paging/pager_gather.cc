@@ -47,7 +47,7 @@ void Pager::start_gather(int page, bool exact) {
     // Read into its place in the frame, from which it is gathered.
     if (on_disk(page)) {
       shard = state.frame + communicator_->rank() * shard_bytes;
-      wait_for_stream(device_, *communicator_, "parameters on their way from the drive");
+      wait_for_stream(device_, *communicator_, "the copy of parameters from the drive");
       memory::copy_bytes(shard, device_, options_.disk->acquire(page).data(), shard_device(), shard_bytes);
       options_.disk->release(page, /*changed=*/false);
     } else if (shard_device() != device_) {
@@ -65,7 +65,7 @@ void Pager::start_gather(int page, bool exact) {
 }
 
 /// Call before the shard is read or written, and when a collective that reads it was waited for: streams that use it
-/// need not know of each other, as operators that use the page on different streams.
+/// are then ordered, also those of operators that use the page on different streams.
 void Pager::enter_shard(int page) {
   if (shard_device() == device_) pages_[page].shard_order.enter(device_);
 }
@@ -86,7 +86,7 @@ void Pager::note_fetch(const c10::Stream& stream) {
 }
 
 void Pager::wait_for_fetches() {
-  if (last_fetch_) wait_for(*last_fetch_, *communicator_, "parameters on their way from the host");
+  if (last_fetch_) wait_for(*last_fetch_, *communicator_, "the copy of parameters from the host");
 }
 
 void Pager::finish_gather(int page) {

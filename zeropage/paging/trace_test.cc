@@ -25,7 +25,7 @@ TEST(Trace, PredictsTheLastPass) {
   EXPECT_TRUE(trace.as_predicted());
 }
 
-// Catches uses that are counted as still to come after they were passed: eviction would keep the wrong page.
+// Catches uses of the past that are counted as future ones: eviction would keep the wrong page.
 TEST(Trace, NextUseMovesOn) {
   Trace trace = trace_of({0, 1, 2, 1});
   EXPECT_EQ(trace.next_use(1), 1);

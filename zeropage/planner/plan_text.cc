@@ -38,9 +38,8 @@ std::string heading(const Request& request) {
     const double groups = static_cast<double>(request.world_size()) / request.shard_ranks;
     const auto sent = static_cast<std::int64_t>(8 * (groups - 1) / groups * static_cast<double>(model.trainable_numel));
     text += fmt::format(
-        "Stages 1 to 3 divide state over groups of {} ranks. Between groups go only sums of gradients: each group "
-        "sends "
-        "{} GB on average per reduction.\n",
+        "Stages 1 to 3 divide state over groups of {} ranks. Groups send each other only sums of gradients: each "
+        "group sends {} GB on average per reduction.\n",
         request.shard_ranks, gb(sent));
   }
   if (request.second_shard_ranks > 1 && request.hosts == 1) {

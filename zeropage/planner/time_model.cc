@@ -108,7 +108,7 @@ double gather_s_per_byte(const Request& request, int stage) {
 
 double groups_of(const Request& request) { return static_cast<double>(request.world_size()) / request.shard_ranks; }
 
-/// Steps of a sum on its way through the groups, and of the broadcast of the result.
+/// The number of messages that a sum needs to pass all groups, plus those of the broadcast of the result.
 double group_hops(const Request& request) {
   const double groups = groups_of(request);
   return groups - 1 + std::ceil(std::log2(groups));

@@ -26,7 +26,7 @@ class CopyWork final : public comm::Work {
   CopyWork(c10::Event copied, comm::Communicator& communicator)
       : copied_(std::move(copied)), communicator_(communicator) {}
   bool poll() override { return copied_.query(); }
-  void wait() override { paging::wait_for(copied_, communicator_, "gradients on their way to the host"); }
+  void wait() override { paging::wait_for(copied_, communicator_, "the copy of gradients to the host"); }
 
  private:
   c10::Event copied_;
@@ -68,7 +68,7 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   paging::event_after_current_work(device_)->block(*send_stream_);
   const c10::StreamGuard guard(*send_stream_);
   // The copy makes the host wait, in the device's library, for memory that is not page-locked.
-  if (!policy_.host.pinned) paging::wait_for_stream(device_, *communicator_, "gradients on their way to the host");
+  if (!policy_.host.pinned) paging::wait_for_stream(device_, *communicator_, "the copy of gradients to the host");
   memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::event_after_current_work(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});

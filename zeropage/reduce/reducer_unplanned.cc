@@ -155,7 +155,7 @@ void Reducer::widen() {
     widen_page(order_.pages()[i], frame_before[i], narrow, *old_frames);
   }
   // The old frames belong to the stream that allocated them, which may not be the current one. This happens only once.
-  paging::wait_for_stream(device_, *communicator_, "gradients that are copied to frames of fp32");
+  paging::wait_for_stream(device_, *communicator_, "the copy of gradients to frames of fp32");
 }
 
 /// Moves the contents of a page's old frames: its sum, and `frame` (null: none) with gradients. On 16-bit pages they

@@ -86,7 +86,7 @@ def _constant(value: Any) -> Callable[[Any], Any]:
 
 
 class EngineGetters(EngineParts):
-    """Getters whose names come from DeepSpeed."""
+    """Getters with DeepSpeed's names."""
 
     has_moe_layers = pipeline_parallelism = False
     enable_backward_allreduce = True

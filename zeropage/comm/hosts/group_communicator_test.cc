@@ -117,7 +117,7 @@ TEST_P(GroupCommunicators, SumsAreThoseOfAllRanksInTheirOrder) {
   });
 }
 
-// Catches sums of 16-bit terms that are rounded on their way between groups.
+// Catches sums of 16-bit terms that are rounded when one group sends them to the next.
 TEST_P(GroupCommunicators, SumsOfBf16AreRoundedOnce) {
   constexpr std::int64_t kShard = 1000;
   run([&](Communicator& group) {

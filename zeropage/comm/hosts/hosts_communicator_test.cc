@@ -59,7 +59,7 @@ TEST_P(HostsConformance, Holds) {
 
 INSTANTIATE_TEST_SUITE_P(Grids, HostsConformance, testing::Values(HostGrid{2, 2}, HostGrid{3, 2}));
 
-// Catches stages that only come in the right order where all ranks are equally fast.
+// Catches stages that run in the right order only when all ranks are equally fast.
 TEST(HostsCommunicator, ConformsWhereRanksAndNetworksAreSlow) {
   const auto slow = [](std::unique_ptr<Communicator> plain, int rank) {
     return make_fault_communicator(std::move(plain), random_delays(static_cast<std::uint64_t>(rank), microseconds(50)),
@@ -206,7 +206,7 @@ TEST(HostsCommunicator, SendsBetweenHostsWhatItMust) {
   EXPECT_EQ(bytes_from_other_hosts({2, 2}, true, reduction(kFloat32, kFloat32)), Bytes({8 * kNumel, 4 * kNumel}));
   // Of bf16: two terms are as long as a sum.
   EXPECT_EQ(bytes_from_other_hosts({2, 2}, true, reduction(kBFloat16, kFloat32)), Bytes({4 * kNumel, 4 * kNumel}));
-  // Four ranks: sums go from host to host, and from the last one to those that are not beside it.
+  // Four ranks: sums go from host to host, and from the last one to those that are not its neighbors.
   EXPECT_EQ(bytes_from_other_hosts({3, 4}, true, reduction(kFloat32, kFloat32)),
             Bytes({4 * kNumel, (3 + 1) * 4 * kNumel, 3 * 4 * kNumel}));
   EXPECT_EQ(bytes_from_other_hosts({3, 4}, false, reduction(kBFloat16, kFloat32)),

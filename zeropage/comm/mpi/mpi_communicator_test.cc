@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 struct Job {
   int status = -1;
   std::string output;
-  std::vector<std::string> outcomes;  ///< one per rank that came to its end, in no order
+  std::vector<std::string> outcomes;  ///< one per rank that reached its end, in any order
   Clock::duration took{};
 };
 

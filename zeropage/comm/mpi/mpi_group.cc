@@ -183,8 +183,8 @@ bool MpiGroup::test(MpiOperation& operation) {
     int bytes = message.bytes;
     if (!message.send) check_mpi(MPI_Get_count(&status, MPI_BYTE, &bytes), "MPI_Get_count");
     if (bytes != message.bytes) {
-      throw PeerError(fmt::format("{}: {} bytes came where {} were expected; all ranks must start the same collectives",
-                                  what, bytes, message.bytes));
+      throw PeerError(fmt::format("{}: expected {} bytes, got {}; all ranks must start the same collectives", what,
+                                  message.bytes, bytes));
     }
   }
   if (done > 0) note_missing(operation);

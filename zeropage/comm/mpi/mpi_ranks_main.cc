@@ -28,7 +28,7 @@ void reduce_for_ever(Communicator& c, int steps = -1) {
 
 /// mpirun sends SIGTERM when the first rank has failed, and a second later SIGKILL: this gives the others time to print
 /// their outcomes.
-void speak_to_the_end() { signal(SIGTERM, SIG_IGN); }
+void ignore_sigterm() { signal(SIGTERM, SIG_IGN); }
 
 void conforms(const Runtime& mpi) {
   const auto first = make_mpi_communicator(mpi, kLong);
@@ -52,7 +52,7 @@ void joins(const Runtime& mpi) {
 }
 
 void last_is_stopped(const Runtime& mpi) {
-  speak_to_the_end();
+  ignore_sigterm();
   const auto c = make_mpi_communicator(mpi, kShort);
   reduce_for_ever(*c, 3);
   if (c->rank() == c->size() - 1) raise(SIGSTOP);
@@ -67,7 +67,7 @@ void last_is_killed(const Runtime& mpi) {
 }
 
 void last_aborts(const Runtime& mpi) {
-  speak_to_the_end();
+  ignore_sigterm();
   const auto c = make_mpi_communicator(mpi, kLong);
   reduce_for_ever(*c, 3);
   std::thread other;  // any thread may
@@ -90,14 +90,14 @@ void last_leaves(const Runtime& mpi) {
 }
 
 void calls_differ(const Runtime& mpi) {
-  speak_to_the_end();
+  ignore_sigterm();
   const auto c = make_mpi_communicator(mpi, kLong);
   std::vector<float> data(100);
   c->all_reduce(data.data(), c->rank() == 0 ? 100 : 50, DType::kFloat32, {"sum", 7}, {})->wait();
 }
 
 void sizes_differ_unchecked(const Runtime& mpi) {
-  speak_to_the_end();
+  ignore_sigterm();
   const auto c = make_mpi_communicator(mpi, kLong);
   c->set_checking(false);
   std::vector<float> data(100);
