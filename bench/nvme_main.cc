@@ -12,7 +12,7 @@
 #include <string>
 
 #include "bench/nvme_pipeline.h"
-#include "zeropage/io/measure.h"
+#include "zeropage/io/measure_store.h"
 
 int main(int argc, char** argv) {
   using zeropage::io::Traffic;

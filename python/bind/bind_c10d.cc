@@ -91,7 +91,7 @@ void init_c10d(py::module_& module) {
              py::arg("timeout_ms"), Unlocked(),
              "The store of torch.distributed through which the ranks of this job find each other, made at the first "
              "call, which is collective. Raises ConfigError, OSError, PeerError, TimeoutError.");
-  module.attr("default_timeout_ms") = config::Own().timeout_ms;
+  module.attr("default_timeout_ms") = config::ZeropageKeys().timeout_ms;
   module.def(
       "make_one_rank_communicator",
       [](c10::Device device, std::int64_t timeout_ms) -> std::shared_ptr<comm::Communicator> {

@@ -128,20 +128,21 @@ void init_config(py::module_& module) {
       .def_readonly("disable_python_gc", &Config::disable_python_gc)
       .def_readonly("dump_state", &Config::dump_state)
       .def_readonly("dataloader_drop_last", &Config::dataloader_drop_last)
-      .def_property_readonly("timeout_ms", field<&Config::zeropage, &config::Own::timeout_ms>())
-      .def_property_readonly("communicator", field<&Config::zeropage, &config::Own::communicator>())
+      .def_property_readonly("timeout_ms", field<&Config::zeropage, &config::ZeropageKeys::timeout_ms>())
+      .def_property_readonly("communicator", field<&Config::zeropage, &config::ZeropageKeys::communicator>())
       .def_property_readonly(
           "parameters_on_disk",
           [](const Config& config) { return config.zero.offload.parameters == config::OffloadDevice::kNvme; })
-      .def_property_readonly("async_save", field<&Config::zeropage, &config::Own::async_save>())
-      .def_property_readonly("preemption_folder", field<&Config::zeropage, &config::Own::preemption_folder>())
-      .def_property_readonly("preemption_grace_s", field<&Config::zeropage, &config::Own::preemption_grace_s>())
+      .def_property_readonly("async_save", field<&Config::zeropage, &config::ZeropageKeys::async_save>())
+      .def_property_readonly("preemption_folder", field<&Config::zeropage, &config::ZeropageKeys::preemption_folder>())
+      .def_property_readonly("preemption_grace_s",
+                             field<&Config::zeropage, &config::ZeropageKeys::preemption_grace_s>())
       .def_property_readonly("shard_ranks", field<&Config::zero, &config::Zero::shard_ranks>())
       .def_property_readonly("second_shard_ranks", field<&Config::zero, &config::Zero::second_shard_ranks>())
       .def_property_readonly("hierarchical_collectives",
-                             field<&Config::zeropage, &config::Own::hierarchical_collectives>())
+                             field<&Config::zeropage, &config::ZeropageKeys::hierarchical_collectives>())
       .def_property_readonly("deterministic_reduction",
-                             field<&Config::zeropage, &config::Own::deterministic_reduction>())
+                             field<&Config::zeropage, &config::ZeropageKeys::deterministic_reduction>())
       .def_readonly("automatic", &Config::automatic, "Keys that are \"auto\" until with_planned sets them.")
       .def_readonly("effective_json", &Config::effective_json, "Every key with its effective value.");
 

@@ -5,10 +5,10 @@
 #include <tuple>
 
 #include "python/bind/bind.h"
-#include "zeropage/comm/measure.h"
+#include "zeropage/comm/measure_links.h"
 #include "zeropage/engine/automatic.h"
-#include "zeropage/io/measure.h"
-#include "zeropage/planner/plan.h"
+#include "zeropage/io/measure_store.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::python {
 namespace {

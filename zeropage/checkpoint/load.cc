@@ -72,7 +72,7 @@ void Checkpoint::open_shard(int rank, Shard& shard) const {
 
 void Checkpoint::read(const TensorRecord& tensor, std::int64_t offset, std::int64_t numel, std::byte* out) {
   const std::int64_t element = dtype_bytes(tensor.info.dtype, path_);
-  const auto ends_before = [](const Segment& s, std::int64_t place) { return s.offset + s.numel <= place; };
+  const auto ends_before = [](const StoredSegment& s, std::int64_t place) { return s.offset + s.numel <= place; };
   auto segment = std::lower_bound(tensor.segments.begin(), tensor.segments.end(), offset, ends_before);
   for (; segment != tensor.segments.end() && segment->offset < offset + numel; ++segment) {
     const std::int64_t begin = std::max(offset, segment->offset);

@@ -245,7 +245,7 @@ std::string manifest_to_text(const Manifest& manifest) {
   append_list(out, manifest.tensors, [&](const TensorRecord& tensor) {
     out += fmt::format("{{\"name\":{},\"dtype\":\"{}\",\"shape\":[{}],\"segments\":", json(tensor.info.name).dump(),
                        tensor.info.dtype, fmt::join(tensor.info.shape, ","));
-    append_list(out, tensor.segments, [&](const Segment& segment) {
+    append_list(out, tensor.segments, [&](const StoredSegment& segment) {
       out += fmt::format("[{},{},{}]", segment.rank, segment.offset, segment.numel);
     });
     out += '}';

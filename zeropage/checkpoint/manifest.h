@@ -23,17 +23,17 @@ inline constexpr std::int64_t kMaxSequence = std::int64_t{1}
 inline constexpr std::int64_t kDefaultChunkBytes = std::int64_t{1} << 20;
 
 /// The part of a flat tensor that one rank's shard file holds. A rank holds at most one segment of a tensor.
-struct Segment {
+struct StoredSegment {
   int rank = 0;
   std::int64_t offset = 0;  ///< first element, in the flat tensor
   std::int64_t numel = 0;
 
-  bool operator==(const Segment&) const = default;
+  bool operator==(const StoredSegment&) const = default;
 };
 
 struct TensorRecord {
   TensorInfo info;
-  std::vector<Segment> segments;  ///< in the order of offsets, without gap or overlap, covering the tensor
+  std::vector<StoredSegment> segments;  ///< in the order of offsets, without gap or overlap, covering the tensor
 
   bool operator==(const TensorRecord&) const = default;
 };

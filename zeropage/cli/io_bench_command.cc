@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "zeropage/cli/new_file.h"
-#include "zeropage/io/measure.h"
+#include "zeropage/cli/output_file.h"
+#include "zeropage/io/measure_store.h"
 
 namespace zeropage::cli {
 namespace {

@@ -65,7 +65,7 @@ int run(int argc, char** argv) {
   CLI::App app(kAbout, "zeropage");
   app.formatter(std::make_shared<LauncherFormatter>());
   app.set_version_flag("--version", "zeropage " ZEROPAGE_VERSION);
-  zeropage::launch::Options options;
+  zeropage::launch::LaunchOptions options;
   zeropage::launch::add_launch_options(app, options);
   zeropage::cli::ConfigCommand config;
   const CLI::App* config_command = zeropage::cli::add_config_command(app, config);

@@ -6,16 +6,16 @@
 #include <filesystem>
 
 #include "zeropage/base/error.h"
-#include "zeropage/cli/new_file.h"
+#include "zeropage/cli/output_file.h"
 #include "zeropage/launch/launch.h"
 #include "zeropage/planner/model.h"
 
 namespace zeropage::cli {
 namespace {
 
-launch::Options job_of(const PlanCommand& command, const std::string& output) {
+launch::LaunchOptions job_of(const PlanCommand& command, const std::string& output) {
   const planner::Shape shape = planner::read_model(command.model).shape;
-  launch::Options options;
+  launch::LaunchOptions options;
   options.hostfile = "";
   options.num_ranks = command.options.num_gpus;
   options.module = options.safe_path = options.no_local_rank = options.quiet = true;

@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "zeropage/base/error.h"
-#include "zeropage/cli/new_file.h"
-#include "zeropage/planner/plan.h"
+#include "zeropage/cli/output_file.h"
+#include "zeropage/planner/make_plan.h"
 #include "zeropage/planner/simulate.h"
 
 namespace zeropage::cli {

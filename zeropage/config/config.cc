@@ -348,28 +348,28 @@ UpdatePlace read_offloaded_update(const Settings& settings, const Offload& offlo
   return UpdatePlace::kDevice;
 }
 
-Own read_own(const Settings& settings, const Offload& offload) {
-  Own own;
-  own.page_numel = settings.integer("zeropage.page_numel");
-  own.timeout_ms = settings.integer("zeropage.timeout_ms");
+ZeropageKeys read_zeropage(const Settings& settings, const Offload& offload) {
+  ZeropageKeys keys;
+  keys.page_numel = settings.integer("zeropage.page_numel");
+  keys.timeout_ms = settings.integer("zeropage.timeout_ms");
   const std::string& communicator = settings.string("zeropage.communicator");
-  own.communicator = communicator == "c10d"            ? CommunicatorKind::kC10d
-                     : communicator == "shared_memory" ? CommunicatorKind::kSharedMemory
-                     : communicator == "mpi"           ? CommunicatorKind::kMpi
-                                                       : CommunicatorKind::kAuto;
-  own.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
-  own.hierarchical_collectives = settings.flag("zeropage.hierarchical_collectives");
-  own.observe_functions = settings.flag("zeropage.observe_functions");
-  own.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
-  own.async_save = settings.flag("zeropage.async_save");
-  own.speculation_bytes = settings.optional<std::int64_t>("zeropage.speculation_bytes");
-  own.offloaded_update = read_offloaded_update(settings, offload);
-  own.keep_last = settings.integer("zeropage.keep_last");
-  own.replica_check_steps = static_cast<int>(settings.integer("zeropage.replica_check_steps"));
-  own.allow_fallback = settings.flag("zeropage.allow_fallback");
-  own.preemption_folder = settings.string("zeropage.preemption_folder");
-  own.preemption_grace_s = settings.real("zeropage.preemption_grace_s");
-  return own;
+  keys.communicator = communicator == "c10d"            ? CommunicatorKind::kC10d
+                      : communicator == "shared_memory" ? CommunicatorKind::kSharedMemory
+                      : communicator == "mpi"           ? CommunicatorKind::kMpi
+                                                        : CommunicatorKind::kAuto;
+  keys.deterministic_reduction = settings.flag("zeropage.deterministic_reduction");
+  keys.hierarchical_collectives = settings.flag("zeropage.hierarchical_collectives");
+  keys.observe_functions = settings.flag("zeropage.observe_functions");
+  keys.max_consecutive_skips = settings.integer("zeropage.max_consecutive_skips");
+  keys.async_save = settings.flag("zeropage.async_save");
+  keys.speculation_bytes = settings.optional<std::int64_t>("zeropage.speculation_bytes");
+  keys.offloaded_update = read_offloaded_update(settings, offload);
+  keys.keep_last = settings.integer("zeropage.keep_last");
+  keys.replica_check_steps = static_cast<int>(settings.integer("zeropage.replica_check_steps"));
+  keys.allow_fallback = settings.flag("zeropage.allow_fallback");
+  keys.preemption_folder = settings.string("zeropage.preemption_folder");
+  keys.preemption_grace_s = settings.real("zeropage.preemption_grace_s");
+  return keys;
 }
 
 std::vector<std::string> read_python_keys(const Settings& settings) {
@@ -449,7 +449,7 @@ Resolved resolve(Settings settings, int world_size) {
   config.dump_state = settings.flag("dump_state");
   config.dataloader_drop_last = settings.flag("dataloader_drop_last");
   config.allow_untested_optimizer = settings.flag("zero_allow_untested_optimizer");
-  config.zeropage = read_own(settings, config.zero.offload);
+  config.zeropage = read_zeropage(settings, config.zero.offload);
   config.observation = read_observation(settings);
   config.python_keys = read_python_keys(settings);
   config.effective_json = effective_json(settings);

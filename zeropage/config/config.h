@@ -200,7 +200,7 @@ struct Aio {
 enum class UpdatePlace : std::uint8_t { kAuto, kHost, kDevice };
 
 /// The section "zeropage": keys that DeepSpeed does not have.
-struct Own {
+struct ZeropageKeys {
   std::int64_t page_numel = 0;  ///< 0: layout::default_page_numel
   std::int64_t timeout_ms = 120'000;
   CommunicatorKind communicator = CommunicatorKind::kAuto;
@@ -219,7 +219,7 @@ struct Own {
   std::string preemption_folder = {};  ///< empty: SIGTERM is left alone
   double preemption_grace_s = 25.0;
 
-  bool operator==(const Own&) const = default;
+  bool operator==(const ZeropageKeys&) const = default;
 };
 
 /// The section comms_logger.
@@ -266,7 +266,7 @@ struct Config {
   bool dump_state = false;
   bool dataloader_drop_last = false;
   bool allow_untested_optimizer = false;
-  Own zeropage;
+  ZeropageKeys zeropage;
   Observation observation;
   std::vector<std::string> automatic;    ///< keys that are "auto" until with_planned sets them; batch sizes follow from
                                          ///< each other, the others have their defaults until then

@@ -222,13 +222,13 @@ TEST(Config, other_keys) {
       "offloaded_update": "host"})");
   EXPECT_EQ(config.steps_per_print, 10);
   EXPECT_TRUE(config.dump_state && config.dataloader_drop_last && config.allow_untested_optimizer);
-  EXPECT_EQ(config.zeropage, (Own{.page_numel = 1,
-                                  .timeout_ms = 2,
-                                  .communicator = CommunicatorKind::kC10d,
-                                  .deterministic_reduction = false,
-                                  .observe_functions = false,
-                                  .max_consecutive_skips = 3,
-                                  .offloaded_update = UpdatePlace::kHost}));
+  EXPECT_EQ(config.zeropage, (ZeropageKeys{.page_numel = 1,
+                                           .timeout_ms = 2,
+                                           .communicator = CommunicatorKind::kC10d,
+                                           .deterministic_reduction = false,
+                                           .observe_functions = false,
+                                           .max_consecutive_skips = 3,
+                                           .offloaded_update = UpdatePlace::kHost}));
 }
 
 TEST(Config, auto_that_nothing_filled_in_is_the_default) {

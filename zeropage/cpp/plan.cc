@@ -5,7 +5,7 @@
 #include <set>
 #include <utility>
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage {
 namespace {

@@ -35,7 +35,7 @@ struct LoadedRange {
   int array = 0;
 };
 
-struct Plan {
+struct LoadPlan {
   std::vector<LoadedRange> transfers;
   std::vector<std::pair<int, std::int64_t>> updates;  ///< parameter, optimizer steps
   std::vector<int> without_state;                     ///< trained parameters whose moments start at zero
@@ -61,7 +61,7 @@ class Planner {
     }
   }
 
-  Plan plan() {
+  LoadPlan plan() {
     if (!options_.parameters) return {};
     const auto& parameters = state_.model.layout()->parameters();
     std::set<const checkpoint::ParameterRecord*> used;
@@ -218,7 +218,7 @@ class Planner {
   const LoadOptions& options_;
   const checkpoint::SavedOptimizerStates saved_states_;
   std::map<std::string, const checkpoint::ParameterRecord*> records_;
-  Plan plan_;
+  LoadPlan plan_;
 };
 
 const TensorRecord& record_of(const checkpoint::Checkpoint& step, const std::string& name) {
@@ -240,7 +240,7 @@ void store_state(const HeldState& held, const LoadedRange& transfer, const at::T
 }
 
 /// Transfers are sorted by page, so each page is read from its store once and written back once.
-void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const Plan& plan) {
+void apply(const CheckpointedState& state, checkpoint::Checkpoint& step, const LoadPlan& plan) {
   const auto values_of = [&](const LoadedRange& t) { return fetch(step, *t.source, t.offset, t.numel); };
   for (auto next = plan.transfers.begin(); next != plan.transfers.end();) {
     const auto& first = *next;
@@ -266,7 +266,7 @@ LoadReport load_state(const CheckpointedState& state, checkpoint::Checkpoint& st
   auto& pager = state.model.pager();
   state.model.adopt_replaced_data();
   pager.end_pass();
-  Plan plan;
+  LoadPlan plan;
   const paging::UpdateScope scope(pager);  // before any rank changes its shards
   checkpoint::run_on_all_ranks(state.communicator.job(),
                                fmt::format("{} was not loaded, and the model is unchanged", step.path()), [&] {

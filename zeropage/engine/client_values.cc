@@ -8,7 +8,7 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/exchange.h"
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 
 namespace zeropage::engine {
 

@@ -14,7 +14,7 @@ namespace zeropage::engine {
 /// A range and its updated segments, as for update_on_host.
 struct RangeUpdate {
   optim::Arrays range;
-  std::vector<Segment> segments;
+  std::vector<UpdateSegment> segments;
 };
 
 /// update_on_host for each of `ranges`, whose arrays are on `device`, in the order of its current stream. With our own

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "zeropage/base/error.h"
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 
 namespace zeropage::engine {
 namespace {

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "zeropage/engine/placement.h"
+#include "zeropage/engine/sharding.h"
 #include "zeropage/engine/streamed_state_store.h"
 
 namespace zeropage::engine {

@@ -208,7 +208,7 @@ void Engine::Impl::apply(const GlobalCheck& global_check, float gradient_scale, 
 /// Updates pages in order and publishes them. In an UpdateScope.
 void Engine::Impl::write(std::vector<int> updated, UpdateInputs& inputs) {
   state_.pager().drop_stale(updated);
-  const bool owned_in_parts = placement_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
+  const bool owned_in_parts = sharding_of_stage(config_.zero.stage).shard_optimizer && communicator_->size() > 1;
   std::vector<comm::WorkPtr> gathers;
   // The following gathers are the same everywhere: the global check has compared them.
   std::optional<comm::UncheckedScope> unchecked(std::in_place, *communicator_);

@@ -19,19 +19,19 @@ constexpr std::int64_t kLineNumel = 16;
 
 }  // namespace
 
-optim::Arrays Segment::of(const optim::Arrays& range) const {
+optim::Arrays UpdateSegment::of(const optim::Arrays& range) const {
   auto arrays = range.from_block(offset, block);
   if (gradient != nullptr) arrays.gradient = gradient;
   return arrays;
 }
 
-void update_on_host(const optim::Arrays& range, const std::vector<Segment>& segments) {
+void update_on_host(const optim::Arrays& range, const std::vector<UpdateSegment>& segments) {
   if (segments.empty()) return;
   const std::int64_t first_line = segments.front().offset / kLineNumel;
   const std::int64_t last_line = ceil_div(segments.back().offset + segments.back().numel, kLineNumel);
   const std::int64_t grid = range.state_dtype == config::StateDtype::kInt8 ? optim::kPackedBlockNumel : 1;
   at::parallel_for(first_line, last_line, kGrainNumel / kLineNumel, [&](std::int64_t from_line, std::int64_t to_line) {
-    for (const Segment& segment : segments) {
+    for (const UpdateSegment& segment : segments) {
       const auto on_grid = [&](std::int64_t line) {
         const std::int64_t from_start = std::max<std::int64_t>(line * kLineNumel - segment.offset, 0);
         return std::min(segment.numel, round_up(from_start, grid));

@@ -19,7 +19,7 @@ struct Range {
   std::vector<float> master, first, second, gradient;
   std::vector<std::uint16_t> packed_first, packed_second;
   std::vector<std::uint8_t> first_exponents, second_exponents;
-  std::vector<Segment> segments;
+  std::vector<UpdateSegment> segments;
   StateDtype dtype;
 
   explicit Range(StateDtype dtype) : dtype(dtype) {

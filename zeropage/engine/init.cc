@@ -6,7 +6,7 @@
 #include "zeropage/base/checked.h"
 #include "zeropage/engine/deferred_pages.h"
 #include "zeropage/engine/disk_state_store.h"
-#include "zeropage/engine/placement.h"
+#include "zeropage/engine/sharding.h"
 #include "zeropage/paging/fallback.h"
 #include "zeropage/paging/scope_allocator.h"
 
@@ -48,7 +48,7 @@ std::vector<DeferredTensor> in_common_order(const std::vector<at::Tensor>& tenso
 
 Init::Init(const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device) {
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
-  if (!placement_of_stage(config.zero.stage).shard_parameters || (communicator->size() == 1 && !on_disk)) return;
+  if (!sharding_of_stage(config.zero.stage).shard_parameters || (communicator->size() == 1 && !on_disk)) return;
   paging::ensure_fallback();
   paging::ensure_scope_allocator();
   constexpr std::int64_t kElementBytes = 4;

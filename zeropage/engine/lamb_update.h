@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "zeropage/comm/communicator.h"
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 
 namespace zeropage::engine {
 

@@ -46,7 +46,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
       communicator_(std::move(communicator)),
       device_(device),
       ledger_(std::move(ledger)),
-      placement_(placement_of_stage(config.zero.stage)),
+      sharding_(sharding_of_stage(config.zero.stage)),
       compute_dtype_(formula::compute_dtype(config.precision)) {
   c10::AutoGradMode no_grad(false);
   paging::ensure_fallback();
@@ -54,7 +54,7 @@ ModelState::ModelState(const std::vector<ParameterInput>& inputs, const config::
   check(inputs);
   remember(inputs);
   auto parameter_specs = specs(inputs);
-  layout::Options options;
+  layout::LayoutOptions options;
   options.world_size = communicator_->size();
   options.page_numel =
       std::min({page_numel(parameter_specs), config.zero.reduce_bucket_numel, config.zero.allgather_bucket_numel});
@@ -76,8 +76,8 @@ std::int64_t ModelState::page_numel(const std::vector<layout::ParameterSpec>& sp
     total_numel += spec.numel;
     if (spec.whole) largest_whole_numel = std::max(largest_whole_numel, spec.numel);
   }
-  const std::int64_t fitted = layout::page_numel_for_whole_parameters(
-      total_numel, largest_whole_numel, communicator_->size(), placement_.shard_gradients);
+  const std::int64_t fitted = layout::page_numel_for_whole_parameters(total_numel, largest_whole_numel,
+                                                                      communicator_->size(), sharding_.shard_gradients);
   return fitted > 0 ? fitted : layout::default_page_numel(total_numel, /*networked=*/!communicator_->one_sided());
 }
 
@@ -192,8 +192,8 @@ std::vector<layout::ParameterSpec> ModelState::specs(const std::vector<Parameter
     spec.element_bytes = floating ? element_bytes(type) : static_cast<std::int64_t>(input.tensor.itemsize());
     spec.group = floating ? input.group : -1;
     spec.trainable = spec.group >= 0 && input.tensor.requires_grad();
-    spec.whole = input.whole && placement_.shard_optimizer;
-    if (placement_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
+    spec.whole = input.whole && sharding_.shard_optimizer;
+    if (sharding_.shard_parameters && spec.numel <= config_.zero.persistence_threshold_numel &&
         persistent_numel + spec.numel <= config_.zero.model_persistence_threshold_numel) {
       spec.persistent = true;
       persistent_numel += spec.numel;

@@ -15,7 +15,7 @@
 #include "zeropage/comm/communicator.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/optimizer_state_store.h"
-#include "zeropage/engine/placement.h"
+#include "zeropage/engine/sharding.h"
 #include "zeropage/formula/model_state.h"
 #include "zeropage/layout/layout.h"
 #include "zeropage/paging/pager.h"
@@ -186,7 +186,7 @@ class ModelState {
   std::shared_ptr<comm::Communicator> communicator_;
   c10::Device device_;
   std::shared_ptr<Ledger> ledger_;
-  Placement placement_;
+  Sharding sharding_;
   DType compute_dtype_;
   std::vector<at::Tensor> tensors_;
   std::shared_ptr<layout::Layout> own_layout_;

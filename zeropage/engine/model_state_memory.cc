@@ -16,8 +16,8 @@ namespace zeropage::engine {
 /// Elements of a page that this rank updates, and an upper bound of the blocks of their packed states.
 std::pair<std::int64_t, std::int64_t> ModelState::state_size(int page) const {
   const auto& spec = layout_->pages()[page];
-  const std::int64_t numel = placement_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
-  const std::int64_t begin = placement_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
+  const std::int64_t numel = sharding_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
+  const std::int64_t begin = sharding_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
   const auto pieces = static_cast<std::int64_t>(pieces_of(*layout_, page, begin, begin + numel).size());
   return {numel, numel / optim::kPackedBlockNumel + pieces + 1};
 }
@@ -97,7 +97,7 @@ void ModelState::allocate() {
 
 /// At world size 1 the shard is the page: nothing to gather, unless it is on the host or a drive.
 bool ModelState::to_be_paged(const layout::Page& page) const {
-  return placement_.shard_parameters && !page.persistent &&
+  return sharding_.shard_parameters && !page.persistent &&
          (communicator_->size() > 1 || parameter_host(config_, device_));
 }
 
@@ -105,8 +105,8 @@ bool ModelState::to_be_paged(const layout::Page& page) const {
 void ModelState::place_owned(int page) {
   auto& own = owned_[page];
   const auto& spec = layout_->pages()[page];
-  own.begin = placement_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
-  own.numel = placement_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
+  own.begin = sharding_.shard_optimizer ? communicator_->rank() * spec.shard_numel : 0;
+  own.numel = sharding_.shard_optimizer ? spec.shard_numel : spec.padded_numel;
   own.device = pager_->paged(page) ? pager_->shard_device() : device_;
 }
 

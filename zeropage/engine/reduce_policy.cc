@@ -1,7 +1,7 @@
 #include "zeropage/engine/reduce_policy.h"
 
 #include "zeropage/engine/disk_state_store.h"
-#include "zeropage/engine/placement.h"
+#include "zeropage/engine/sharding.h"
 #include "zeropage/formula/model_state.h"
 
 namespace zeropage::engine {
@@ -17,23 +17,23 @@ bool checks_overflow(const config::Config& config) {
 
 reduce::ReducePolicy reduce_policy(const config::Config& config, const ModelState& state, int rank, c10::Device device,
                                    const std::shared_ptr<Ledger>& ledger) {
-  const Placement placement = placement_of_stage(config.zero.stage);
+  const Sharding sharding = sharding_of_stage(config.zero.stage);
   reduce::ReducePolicy policy;
-  policy.sharded = placement.shard_gradients;
-  policy.whole_result = !placement.shard_optimizer;
+  policy.sharded = sharding.shard_gradients;
+  policy.whole_result = !sharding.shard_optimizer;
   policy.reduce_scatter = config.zero.reduce_scatter;
   policy.coded = config.zero.quantized_gradients;
   policy.overlap = config.zero.overlap_comm;
   if (config.gradients.prescale) policy.pre_scale = static_cast<float>(1.0 / config.gradients.predivide_factor);
   // Shards, and whole gradients that add up over micro batches, are fp32 unless configured; a whole gradient that is
   // only stored keeps the type from autograd.
-  const bool only_stored = !placement.shard_gradients && config.batch.accumulation_steps == 1;
+  const bool only_stored = !sharding.shard_gradients && config.batch.accumulation_steps == 1;
   const DType adding =
       config.gradients.accumulation_dtype.value_or(config.fp32_masters ? DType::kFloat32 : state.compute_dtype());
   const auto frame_dtype = [&](DType made_as) { return config.gradients.communication_dtype.value_or(made_as); };
   policy.accumulation_dtype =
       only_stored ? config.gradients.accumulation_dtype.value_or(state.compute_dtype()) : adding;
-  policy.frame_dtype = frame_dtype(placement.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype);
+  policy.frame_dtype = frame_dtype(sharding.shard_gradients ? state.compute_dtype() : policy.accumulation_dtype);
   if (policy.accumulation_dtype != adding) policy.adding = reduce::ReduceTypes{adding, frame_dtype(adding)};
   policy.keep = policy.sharded && state.communicator().size() == 1 && formula::keeps_gradients(config);
   policy.fp32_sums = !config.gradients.accumulation_dtype;

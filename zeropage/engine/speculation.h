@@ -58,7 +58,7 @@
 #include "zeropage/base/ledger.h"
 #include "zeropage/config/config.h"
 #include "zeropage/engine/model_state.h"
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 #include "zeropage/formula/model_state.h"
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/reduce/reducer.h"
@@ -112,7 +112,7 @@ class Speculation {
     std::byte* parameter = nullptr;  ///< the new parameter
     std::string
         old_parameter;  ///< digest of the parameter from which it was computed; empty: writes to it are always detected
-    std::vector<Segment> segments;  ///< the changed segments
+    std::vector<UpdateSegment> segments;  ///< the changed segments
   };
 
   void enqueue(int page);

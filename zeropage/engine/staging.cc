@@ -107,7 +107,7 @@ Staging::Location Staging::wait(int page) {
   return place;
 }
 
-void Staging::write_back(int page, const std::vector<Segment>& runs) {
+void Staging::write_back(int page, const std::vector<UpdateSegment>& runs) {
   if (!is_parameter_copied(page)) return;
   auto& slot = slots_of(page)[slot_[page]];
   const auto& own = state_.owned(page);

@@ -50,7 +50,7 @@ class Staging {
   /// Pages arrive in the order in which they were fetched; at most one page is fetched and has not arrived.
   void fetch(int page);
   Location wait(int page);
-  void write_back(int page, const std::vector<Segment>& runs);
+  void write_back(int page, const std::vector<UpdateSegment>& runs);
 
   /// Whether `fetch` and `write_back` copy anything for a page.
   bool is_copied(int page) const { return is_gradient_copied(page) || is_parameter_copied(page); }

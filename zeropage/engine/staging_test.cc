@@ -10,10 +10,10 @@
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include "zeropage/engine/page_update.h"
 #include "zeropage/engine/reduce_policy.h"
 #include "zeropage/engine/speculation.h"
 #include "zeropage/engine/test_model.h"
-#include "zeropage/engine/update.h"
 
 namespace zeropage::engine {
 namespace {

@@ -57,7 +57,7 @@ class UpdatePass {
   void fetch(int page) { staging_.fetch(page); }
 
   /// `runs`: elements of this rank's range of the page that have changed.
-  void write_back(int page, const std::vector<Segment>& runs) { staging_.write_back(page, runs); }
+  void write_back(int page, const std::vector<UpdateSegment>& runs) { staging_.write_back(page, runs); }
 
   /// Errors: IoError, TimeoutError, PeerError.
   void end();

@@ -16,7 +16,7 @@ MoverStats& MoverStats::operator+=(const MoverStats& other) {
   return *this;
 }
 
-Mover::Mover(Options options) : thread_(std::make_shared<MoverThread>(std::move(options))) {
+Mover::Mover(MoverOptions options) : thread_(std::make_shared<MoverThread>(std::move(options))) {
   std::promise<void> ready;
   std::future<void> started = ready.get_future();
   handle_ = std::thread([thread = thread_, ready = std::move(ready)]() mutable { thread->run(std::move(ready)); });
@@ -37,9 +37,9 @@ Mover::~Mover() {
   }
 }
 
-void Mover::start(std::shared_ptr<Transfer> transfer) { thread_->start(std::move(transfer)); }
-void Mover::wait(const std::shared_ptr<Transfer>& transfer) { thread_->wait(*transfer); }
-bool Mover::finished(const std::shared_ptr<Transfer>& transfer) const { return thread_->finished(*transfer); }
+void Mover::start(std::shared_ptr<BufferTransfer> transfer) { thread_->start(std::move(transfer)); }
+void Mover::wait(const std::shared_ptr<BufferTransfer>& transfer) { thread_->wait(*transfer); }
+bool Mover::finished(const std::shared_ptr<BufferTransfer>& transfer) const { return thread_->finished(*transfer); }
 void Mover::abort(const std::string& reason) { thread_->abort(reason); }
 MoverStats Mover::stats() const { return thread_->stats(); }
 void Mover::observe(std::shared_ptr<Timeline> timeline) { thread_->observe(std::move(timeline)); }

@@ -23,7 +23,7 @@ struct Block {
 };
 
 /// The blocks, one after the other, are the first bytes of the buffer.
-struct Transfer {
+struct BufferTransfer {
   bool write = false;
   int buffer = 0;
   std::string name;                      ///< the owner of the bytes, for messages
@@ -50,20 +50,20 @@ struct MoverStats {
 
 class MoverThread;
 
+struct MoverOptions {
+  QueueOptions queue;
+  QueueWrapper wrap_queue = {};         ///< null: none
+  std::vector<std::string> paths = {};  ///< of the files, for messages
+  std::int64_t timeout_ms = 120'000;
+  std::shared_ptr<void> keep;  ///< kept until the last request has completed: arena and files
+};
+
 /// Runs transfers on a thread of its own, which sleeps in a system call while the drive works. Pending reads and writes
 /// alternate, block by block.
 class Mover {
  public:
-  struct Options {
-    QueueOptions queue;
-    QueueWrapper wrap_queue = {};         ///< null: none
-    std::vector<std::string> paths = {};  ///< of the files, for messages
-    std::int64_t timeout_ms = 120'000;
-    std::shared_ptr<void> keep;  ///< kept until the last request has completed: arena and files
-  };
-
   /// Errors: those of make_queue.
-  explicit Mover(Options options);
+  explicit Mover(MoverOptions options);
 
   /// Waits for the running requests. If this takes longer than the timeout, the thread continues alone and keeps the
   /// memory that it uses.
@@ -72,14 +72,14 @@ class Mover {
   Mover& operator=(const Mover&) = delete;
 
   /// Takes a transfer; returns at once.
-  void start(std::shared_ptr<Transfer> transfer);
+  void start(std::shared_ptr<BufferTransfer> transfer);
 
   /// Returns when it is finished. Errors: IoError when the transfer failed; TimeoutError when nothing completed during
   /// the timeout; Error after abort().
-  void wait(const std::shared_ptr<Transfer>& transfer);
+  void wait(const std::shared_ptr<BufferTransfer>& transfer);
 
   /// Whether wait() would return or throw at once.
-  bool finished(const std::shared_ptr<Transfer>& transfer) const;
+  bool finished(const std::shared_ptr<BufferTransfer>& transfer) const;
 
   /// Every wait, now and later, ends in an Error with this reason.
   void abort(const std::string& reason);

@@ -79,7 +79,7 @@ bool MoverThread::collect() {
   }
   while (!free_.empty() && !(pending_[0].empty() && pending_[1].empty())) {
     auto& queue = pending_[pending_[writes_next_].empty() ? !writes_next_ : writes_next_];
-    const std::shared_ptr<Transfer> transfer = queue.front();
+    const std::shared_ptr<BufferTransfer> transfer = queue.front();
     if (transfer->next == 0) {
       last_progress_ = Clock::now();
       transfer->begin_ns = Timeline::now_ns();
@@ -178,7 +178,7 @@ bool MoverThread::advance(Part& part, std::int64_t result) {
 }
 
 void MoverThread::finish(const Part& part, const std::string& error) {
-  const std::shared_ptr<Transfer>& transfer = part.transfer;
+  const std::shared_ptr<BufferTransfer>& transfer = part.transfer;
   const std::lock_guard lock(mutex_);
   if (error.empty()) (transfer->write ? stats_.written_bytes : stats_.read_bytes) += part.block->bytes;
   last_progress_ = Clock::now();
@@ -224,7 +224,7 @@ void MoverThread::fail_of_system(const Part& part, int error) const {
   fail(part, what);
 }
 
-void MoverThread::start(std::shared_ptr<Transfer> transfer) {
+void MoverThread::start(std::shared_ptr<BufferTransfer> transfer) {
   const std::lock_guard lock(mutex_);
   if (transfer->blocks->empty()) {
     transfer->finished = true;
@@ -234,7 +234,7 @@ void MoverThread::start(std::shared_ptr<Transfer> transfer) {
   work_.notify_one();
 }
 
-void MoverThread::wait(const Transfer& transfer) {
+void MoverThread::wait(const BufferTransfer& transfer) {
   std::unique_lock lock(mutex_);
   const auto over = [&] { return transfer.finished || !broken_.empty() || !abort_reason_.empty(); };
   if (!over()) {

@@ -30,17 +30,17 @@ namespace zeropage::io {
 /// thread and its memory, and the process continues.
 class MoverThread {
  public:
-  explicit MoverThread(Mover::Options options)
+  explicit MoverThread(MoverOptions options)
       : options_(std::move(options)), parts_(static_cast<std::size_t>(options_.queue.depth)) {
     for (std::size_t i = 0; i < parts_.size(); ++i) free_.push_back(i);
   }
 
   /// The thread's function. `ready` is set when the queue was made, or could not be made.
   void run(std::promise<void> ready);
-  void start(std::shared_ptr<Transfer> transfer);
-  void wait(const Transfer& transfer);
+  void start(std::shared_ptr<BufferTransfer> transfer);
+  void wait(const BufferTransfer& transfer);
   void abort(const std::string& reason);
-  bool finished(const Transfer& transfer) const {
+  bool finished(const BufferTransfer& transfer) const {
     const std::lock_guard lock(mutex_);
     return transfer.finished;
   }
@@ -60,7 +60,7 @@ class MoverThread {
  private:
   /// A block that is in the queue.
   struct Part {
-    std::shared_ptr<Transfer> transfer;
+    std::shared_ptr<BufferTransfer> transfer;
     Block* block = nullptr;
     std::byte* memory = nullptr;
     std::int64_t moved = 0;
@@ -79,7 +79,7 @@ class MoverThread {
   [[noreturn]] void fail(const Part& part, const std::string& what) const;
   [[noreturn]] void fail_of_system(const Part& part, int error) const;
 
-  const Mover::Options options_;
+  const MoverOptions options_;
   std::unique_ptr<Queue> queue_;
   std::string description_;
 
@@ -94,7 +94,7 @@ class MoverThread {
   mutable std::mutex mutex_;
   std::condition_variable work_;
   std::condition_variable progress_;
-  std::deque<std::shared_ptr<Transfer>> pending_[2];  // reads, writes
+  std::deque<std::shared_ptr<BufferTransfer>> pending_[2];  // reads, writes
   std::chrono::steady_clock::time_point last_progress_ = std::chrono::steady_clock::now();
   std::string abort_reason_;
   std::string broken_;

@@ -49,7 +49,7 @@ Store::Store(StoreOptions options, std::vector<ExtentSpec> extents)
   if (options_.buffer_bytes == 0) options_.buffer_bytes = largest;
   for (ExtentSpec& spec : extents) place(std::move(spec));
   files_ = std::make_shared<Files>(options_.buffer_count, options_.buffer_bytes);
-  Mover::Options moving;
+  MoverOptions moving;
   moving.queue.kind = options_.queue;
   moving.queue.depth = options_.queue_depth * static_cast<int>(options_.folders.size());
   moving.queue.arena = &files_->arena;
@@ -106,7 +106,7 @@ void Store::check_arguments(int extent, int buffer) const {
 }
 
 Store::Ticket Store::move(bool write, std::vector<Block>& blocks, const std::string& name, int buffer) {
-  auto transfer = std::make_shared<Transfer>();
+  auto transfer = std::make_shared<BufferTransfer>();
   transfer->write = write;
   transfer->buffer = buffer;
   transfer->name = name;

@@ -49,7 +49,7 @@ struct ExtentSpec {
 
 class Store {
  public:
-  using Ticket = std::shared_ptr<Transfer>;
+  using Ticket = std::shared_ptr<BufferTransfer>;
 
   /// Reserves the space of all extents, twice. Memory: the buffers, and 24 bytes per block and slot. Errors: IoError
   /// (folder, full disk with needed and free bytes), UsageError (no folder, an extent larger than a buffer).

@@ -29,7 +29,7 @@ std::string describe_plan(const JobPlan& plan) {
   return text;
 }
 
-std::string describe_fleet(const Options& options, const RunnerContext& context, const std::string& python) {
+std::string describe_fleet(const LaunchOptions& options, const RunnerContext& context, const std::string& python) {
   RunnerContext shown = context;
   shown.variables.clear();
   std::vector<HostReport> reports(context.hosts.size());
@@ -40,7 +40,7 @@ std::string describe_fleet(const Options& options, const RunnerContext& context,
     report.host.python = python.empty() ? "<python of the environment>" : python;
     report.host.port = options.master_port;
   }
-  Options unbound = options;
+  LaunchOptions unbound = options;
   unbound.bind_cores = false;
   const std::vector<JobPlan> plans = plan_fleet(unbound, shown, reports);
   std::string text;

@@ -14,7 +14,7 @@ std::string describe_plan(const JobPlan& plan);
 
 /// The ssh commands of a job, and the ranks that each agent would start. Values that only the hosts know are shown as
 /// <...>. For variables from this host only the names are shown.
-std::string describe_fleet(const Options& options, const RunnerContext& context, const std::string& python);
+std::string describe_fleet(const LaunchOptions& options, const RunnerContext& context, const std::string& python);
 
 /// The one command that starts everything.
 std::string describe_command(const RunnerCommand& command);

@@ -72,7 +72,8 @@ void check_answers(const Remotes& remotes, bool any_version) {
   throw ConfigError(text);
 }
 
-Question question_for(const Options& options, const RunnerContext& context, const std::string& python, bool is_first) {
+Question question_for(const LaunchOptions& options, const RunnerContext& context, const std::string& python,
+                      bool is_first) {
   Question question;
   question.folder = context.folder;
   question.script = options.script;
@@ -101,9 +102,9 @@ std::vector<std::string> compare_reports(const std::vector<std::string>& names, 
   return lines;
 }
 
-std::vector<JobPlan> plan_fleet(const Options& options, const RunnerContext& context,
+std::vector<JobPlan> plan_fleet(const LaunchOptions& options, const RunnerContext& context,
                                 const std::vector<HostReport>& reports) {
-  Place place;
+  HostPart place;
   for (const HostSlots& host : context.hosts) place.world_size += static_cast<int>(host.slots.size());
   place.num_nodes = static_cast<int>(context.hosts.size());
   place.master_addr = options.master_addr.empty() ? reports.front().address : options.master_addr;
@@ -130,7 +131,7 @@ std::vector<JobPlan> plan_fleet(const Options& options, const RunnerContext& con
   return plans;
 }
 
-int run_fleet(const Options& options, const RunnerContext& context, const std::string& python,
+int run_fleet(const LaunchOptions& options, const RunnerContext& context, const std::string& python,
               const SuperviseOptions& supervise_options) {
   SpawnContext ssh_context;
   ssh_context.mask = supervise_options.rank_mask;

@@ -21,13 +21,13 @@ std::vector<std::string> compare_reports(const std::vector<std::string>& names, 
                                          bool any_version);
 
 /// The ranks of every host. `reports`: one per host of `context`. Errors: ConfigError.
-std::vector<JobPlan> plan_fleet(const Options& options, const RunnerContext& context,
+std::vector<JobPlan> plan_fleet(const LaunchOptions& options, const RunnerContext& context,
                                 const std::vector<HostReport>& reports);
 
 /// Runs the whole job; returns its exit code (see supervise). `python`: the Python to use on hosts where it exists;
 /// empty: each host finds one.
 /// Errors: ConfigError, IoError with the failures of all hosts, before any rank is started.
-int run_fleet(const Options& options, const RunnerContext& context, const std::string& python,
+int run_fleet(const LaunchOptions& options, const RunnerContext& context, const std::string& python,
               const SuperviseOptions& supervise_options);
 
 }  // namespace zeropage::launch

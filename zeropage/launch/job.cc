@@ -18,7 +18,7 @@ bool is_this_host(const std::string& name, const std::string& host_name) {
 }
 
 /// The pool of the hostfile; empty without one.
-std::vector<HostSlots> read_hostfile(const Options& options, Job& job) {
+std::vector<HostSlots> read_hostfile(const LaunchOptions& options, Job& job) {
   std::error_code error;
   if (!std::filesystem::exists(options.hostfile, error) && !error) {
     if (options.hostfile != kDefaultHostfile) {
@@ -30,14 +30,14 @@ std::vector<HostSlots> read_hostfile(const Options& options, Job& job) {
 }
 
 /// This host as a pool. Without GPUs the filter determines the slots, because any number of CPU ranks is possible.
-std::vector<HostSlots> local_pool(const Options& options, const Surroundings& here) {
+std::vector<HostSlots> local_pool(const LaunchOptions& options, const Surroundings& here) {
   const bool by_name = !options.include.empty() && here.num_gpus == 0;
   std::vector<HostSlots> pool = {{"localhost", std::vector<int>(by_name ? kMaxSlots : std::max(here.num_gpus, 1))}};
   std::iota(pool[0].slots.begin(), pool[0].slots.end(), 0);
   return pool;
 }
 
-Job choose_locally(const Options& options, const Surroundings& here, Job job) {
+Job choose_locally(const LaunchOptions& options, const Surroundings& here, Job job) {
   if (options.num_nodes.value_or(1) > 1) {
     throw ConfigError(
         fmt::format("--num_nodes {}: no hosts are known; name them in a hostfile (--hostfile)", *options.num_nodes));
@@ -56,7 +56,7 @@ Job choose_locally(const Options& options, const Surroundings& here, Job job) {
   return job;
 }
 
-Job choose_task(const Options& options, Task task, Job job) {
+Job choose_task(const LaunchOptions& options, Task task, Job job) {
   const bool chooses = options.num_ranks || options.num_nodes || !options.include.empty() || !options.exclude.empty() ||
                        !options.launcher.empty() || options.no_ssh || options.force_multi || options.max_restarts > 0;
   if (chooses) {
@@ -70,7 +70,7 @@ Job choose_task(const Options& options, Task task, Job job) {
   return job;
 }
 
-void check_node_rank(const Options& options, const std::vector<HostSlots>& hosts) {
+void check_node_rank(const LaunchOptions& options, const std::vector<HostSlots>& hosts) {
   if (options.node_rank < 0 || options.node_rank >= static_cast<int>(hosts.size())) {
     throw ConfigError(
         fmt::format("--no_ssh needs --node_rank, the number of this host among the {} hosts of the job: 0 to {}",
@@ -82,7 +82,7 @@ void check_node_rank(const Options& options, const std::vector<HostSlots>& hosts
 }
 
 /// Refuses options that have no effect if the job uses no other hosts.
-void check_way(const Options& options, Way way) {
+void check_way(const LaunchOptions& options, Way way) {
   if (options.node_rank >= 0 && !options.no_ssh) {
     throw ConfigError(
         "--node_rank says which part of the job this host runs when each is started by hand: add --no_ssh");
@@ -94,7 +94,7 @@ void check_way(const Options& options, Way way) {
 
 }  // namespace
 
-Job choose_job(const Options& options, const Surroundings& here) {
+Job choose_job(const LaunchOptions& options, const Surroundings& here) {
   Job job;
   if (auto task = task_of(here.environment)) return choose_task(options, std::move(*task), std::move(job));
   std::vector<HostSlots> pool =

@@ -38,6 +38,6 @@ struct Surroundings {
 
 /// Makes the decision. Reads the hostfile. Errors: ConfigError for options, files or variables that cannot be used;
 /// IoError when the hostfile cannot be read.
-Job choose_job(const Options& options, const Surroundings& here);
+Job choose_job(const LaunchOptions& options, const Surroundings& here);
 
 }  // namespace zeropage::launch

@@ -13,7 +13,7 @@
 namespace zeropage::launch {
 namespace {
 
-std::vector<std::vector<int>> bound_cores(const Options& options, const Host& host, int num_ranks) {
+std::vector<std::vector<int>> bound_cores(const LaunchOptions& options, const Host& host, int num_ranks) {
   if (!options.bind_cores) return std::vector<std::vector<int>>(num_ranks);
   if (options.core_list.empty()) return share_cores(host.units, num_ranks);
   const std::vector<int> cores = parse_core_list(options.core_list);
@@ -26,7 +26,7 @@ std::vector<std::vector<int>> bound_cores(const Options& options, const Host& ho
   return share_cores(cores, num_ranks);
 }
 
-std::vector<std::string> notices(const Options& options, const Host& host, const Place& place) {
+std::vector<std::string> notices(const LaunchOptions& options, const Host& host, const HostPart& place) {
   std::vector<std::string> lines;
   const std::size_t num_ranks = place.slots.size();
   if (host.gpus.empty() && place.name.empty()) {
@@ -41,7 +41,7 @@ std::vector<std::string> notices(const Options& options, const Host& host, const
 }
 
 /// The entries of CUDA_VISIBLE_DEVICES; empty if there is no GPU.
-std::vector<std::string> chosen_gpus(const Host& host, const Place& place) {
+std::vector<std::string> chosen_gpus(const Host& host, const HostPart& place) {
   std::vector<std::string> gpus;
   for (int slot : place.slots) {
     if (host.gpus.empty()) break;
@@ -56,7 +56,7 @@ std::vector<std::string> chosen_gpus(const Host& host, const Place& place) {
   return gpus;
 }
 
-void add_threads(RankPlan& rank, const Options& options, const Host& host, int local_size) {
+void add_threads(RankPlan& rank, const LaunchOptions& options, const Host& host, int local_size) {
   if (options.bind_cores) {
     rank.env.emplace_back("OMP_NUM_THREADS", std::to_string(rank.cores.size()));
   } else if (!host.omp_threads_set && local_size > 1) {
@@ -68,7 +68,7 @@ void add_threads(RankPlan& rank, const Options& options, const Host& host, int l
 
 }  // namespace
 
-int count_ranks(const Options& options, const Host& host) {
+int count_ranks(const LaunchOptions& options, const Host& host) {
   const int num_gpus = static_cast<int>(host.gpus.size());
   if (num_gpus > 0 && options.num_ranks > num_gpus) {
     throw ConfigError(
@@ -79,8 +79,8 @@ int count_ranks(const Options& options, const Host& host) {
   return options.num_ranks.value_or(std::max(num_gpus, 1));
 }
 
-Place place_alone(const Options& options, const Host& host) {
-  Place place;
+HostPart place_alone(const LaunchOptions& options, const Host& host) {
+  HostPart place;
   place.slots.resize(count_ranks(options, host));
   std::iota(place.slots.begin(), place.slots.end(), 0);
   place.local_size = place.world_size = static_cast<int>(place.slots.size());
@@ -89,7 +89,7 @@ Place place_alone(const Options& options, const Host& host) {
   return place;
 }
 
-std::vector<std::string> rank_argv(const Options& options, const std::string& python, int local_rank) {
+std::vector<std::string> rank_argv(const LaunchOptions& options, const std::string& python, int local_rank) {
   std::vector<std::string> argv;
   if (!options.no_python) {
     argv = {python, "-u"};
@@ -102,7 +102,7 @@ std::vector<std::string> rank_argv(const Options& options, const std::string& py
   return argv;
 }
 
-JobPlan plan_job(const Options& options, const Host& host, const Place& place) {
+JobPlan plan_job(const LaunchOptions& options, const Host& host, const HostPart& place) {
   const auto cores = bound_cores(options, host, place.local_size);
   const std::vector<std::string> gpus = chosen_gpus(host, place);
   JobPlan plan;

@@ -22,7 +22,7 @@ struct Host {
 };
 
 /// A host's part of a job.
-struct Place {
+struct HostPart {
   std::string name;        ///< empty: the host the launcher is on, and nothing to tell apart
   std::vector<int> slots;  ///< one per rank: the number of its GPU, if there are GPUs
   int first_rank = 0;
@@ -38,7 +38,7 @@ struct Place {
 /// One process to start.
 struct RankPlan {
   int rank = 0;
-  std::string host;  ///< Place::name
+  std::string host;  ///< HostPart::name
   std::vector<std::string> argv;
   std::vector<std::pair<std::string, std::string>>
       env;                 ///< added to the inherited environment; replaces variables of the same name
@@ -52,19 +52,19 @@ struct JobPlan {
 
 /// Number of ranks: as requested; otherwise one per GPU; otherwise 1. Errors: ConfigError when more GPUs are asked for
 /// than there are.
-int count_ranks(const Options& options, const Host& host);
+int count_ranks(const LaunchOptions& options, const Host& host);
 
 /// The whole job as ranks of this host alone: slots from 0, meeting at 127.0.0.1 unless --master_addr is given.
-Place place_alone(const Options& options, const Host& host);
+HostPart place_alone(const LaunchOptions& options, const Host& host);
 
 /// The program and arguments of a rank: [python -u [-m]] script [--local_rank=N] arguments.
-std::vector<std::string> rank_argv(const Options& options, const std::string& python, int local_rank);
+std::vector<std::string> rank_argv(const LaunchOptions& options, const std::string& python, int local_rank);
 
 /// The processes of a place. Each gets
 /// MASTER_ADDR MASTER_PORT WORLD_SIZE RANK LOCAL_RANK LOCAL_SIZE LOCAL_WORLD_SIZE CROSS_RANK CROSS_SIZE,
 /// CUDA_VISIBLE_DEVICES (all GPUs of the place; LOCAL_RANK selects one), ZEROPAGE_JOB_TOKEN, and OMP_NUM_THREADS: its
 /// cores when bound, otherwise, unless the user has set it, its share of the host's when there are several ranks.
 /// Errors: ConfigError (too few GPUs or cores, a core that may not be used).
-JobPlan plan_job(const Options& options, const Host& host, const Place& place);
+JobPlan plan_job(const LaunchOptions& options, const Host& host, const HostPart& place);
 
 }  // namespace zeropage::launch

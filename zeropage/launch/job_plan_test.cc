@@ -21,22 +21,22 @@ Host cpu_host() {
   return host;
 }
 
-Options options_for(int num_ranks) {
-  Options options;
+LaunchOptions options_for(int num_ranks) {
+  LaunchOptions options;
   options.num_ranks = num_ranks;
   options.script = "train.py";
   options.script_args = {"--lr", "1 e-3"};
   return options;
 }
 
-JobPlan plan_alone(const Options& options, const Host& host) {
+JobPlan plan_alone(const LaunchOptions& options, const Host& host) {
   return plan_job(options, host, place_alone(options, host));
 }
 
 std::map<std::string, std::string> env_of(const RankPlan& rank) { return {rank.env.begin(), rank.env.end()}; }
 
 TEST(Plan, ArgumentsAreTheReferences) {
-  Options options = options_for(2);
+  LaunchOptions options = options_for(2);
   EXPECT_EQ(plan_alone(options, cpu_host()).ranks[1].argv,
             Words({"/venv/bin/python", "-u", "train.py", "--local_rank=1", "--lr", "1 e-3"}));
   options.module = true;
@@ -61,7 +61,7 @@ TEST(Plan, Environment) {
 
 // Catches a measuring job that runs a torch.py of the current folder, and scripts of users that lose their own modules.
 TEST(Plan, OnlyTheUsersScriptFindsModulesInTheCurrentFolder) {
-  Options options = options_for(1);
+  LaunchOptions options = options_for(1);
   options.module = options.no_local_rank = true;
   options.script = "m";
   options.script_args.clear();
@@ -80,7 +80,7 @@ TEST(Plan, ThreadsAreSharedUnlessTheUserDecided) {
 }
 
 TEST(Plan, Binding) {
-  Options options = options_for(2);
+  LaunchOptions options = options_for(2);
   options.bind_cores = true;
   JobPlan plan = plan_alone(options, cpu_host());
   EXPECT_EQ(plan.ranks[1].cores, std::vector<int>({2, 3})) << "of units, not of their second threads";
@@ -99,7 +99,7 @@ TEST(Plan, Binding) {
 TEST(Plan, Gpus) {
   Host host = cpu_host();
   host.gpus = {"2", "3", "5"};
-  Options options = options_for(2);
+  LaunchOptions options = options_for(2);
   JobPlan plan = plan_alone(options, host);
   EXPECT_EQ(env_of(plan.ranks[1])["CUDA_VISIBLE_DEVICES"], "2,3");
   EXPECT_TRUE(plan.notices.empty());
@@ -112,12 +112,12 @@ TEST(Plan, Gpus) {
 // Catches missing notices about hidden GPUs and taken ports.
 TEST(Plan, NoticesSayWhatWasDecided) {
   Host host = cpu_host();
-  Options options = options_for(2);
+  LaunchOptions options = options_for(2);
   EXPECT_EQ(plan_alone(options, host).notices, Words({"no GPU here: starting 2 CPU ranks"}));
   options.num_ranks.reset();
   EXPECT_EQ(plan_alone(options, host).notices, Words({"no GPU here: starting 1 CPU rank; --num_gpus=2 starts two"}));
   EXPECT_EQ(plan_alone(options, host).ranks.size(), 1u);
-  const Place one_of_mpiruns{"", {0}, 1, 1, 2, 2, 0, 1, "127.0.0.1", 29500};
+  const HostPart one_of_mpiruns{"", {0}, 1, 1, 2, 2, 0, 1, "127.0.0.1", 29500};
   EXPECT_EQ(plan_job(options, host, one_of_mpiruns).notices, Words({"no GPU here: starting 1 CPU rank"}));
   host.gpus = {"0"};
   host.port = 40000;
@@ -128,7 +128,7 @@ TEST(Plan, NoticesSayWhatWasDecided) {
 TEST(Plan, APlaceAmongOthers) {
   Host host = cpu_host();
   host.gpus = {"a", "b", "c"};
-  const Place place{"n2", {0, 2}, 3, 0, 2, 5, 1, 2, "10.0.0.1", 29500};
+  const HostPart place{"n2", {0, 2}, 3, 0, 2, 5, 1, 2, "10.0.0.1", 29500};
   JobPlan plan = plan_job(options_for(2), host, place);
   ASSERT_EQ(plan.ranks.size(), 2u);
   EXPECT_EQ(plan.ranks[1].rank, 4);

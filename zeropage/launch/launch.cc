@@ -34,7 +34,7 @@ std::string this_host_name() {
   return name;
 }
 
-Host look_at_host(const Options& options, const Job& job, const std::string& argv0) {
+Host look_at_host(const LaunchOptions& options, const Job& job, const std::string& argv0) {
   Host host;
   host.gpus = visible_gpus("/dev", job.ignores_visible ? nullptr : std::getenv("CUDA_VISIBLE_DEVICES"));
   host.cores = allowed_cores();
@@ -48,9 +48,9 @@ Host look_at_host(const Options& options, const Job& job, const std::string& arg
 const char* variable(const char* name) { return std::getenv(name); }
 
 /// The rank for which mpirun or srun has started this process.
-Place place_of_task(const Options& options, const Task& task) {
-  Place place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
-              task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
+HostPart place_of_task(const LaunchOptions& options, const Task& task) {
+  HostPart place{"",        {0},       task.rank,      task.local_rank,     task.local_size,
+                 task.size, task.node, task.num_nodes, options.master_addr, options.master_port};
   std::string source = "from --master_addr";
   if (variable("MASTER_ADDR") && variable("MASTER_PORT")) {
     const comm::Meeting given =
@@ -72,7 +72,7 @@ Place place_of_task(const Options& options, const Task& task) {
 }
 
 /// This process's part of the job. `claim` keeps the port from other launchers.
-Place choose_place(const Options& options, const Job& job, Host& host, Port& claim) {
+HostPart choose_place(const LaunchOptions& options, const Job& job, Host& host, Port& claim) {
   if (job.way == Way::kTask) {
     host.token = comm::token_from_environment(&variable);  // a token of its own would separate this rank from its peers
     host.gpus.clear();                                     // every rank sees all GPUs; LOCAL_RANK selects one
@@ -81,22 +81,22 @@ Place choose_place(const Options& options, const Job& job, Host& host, Port& cla
   if (job.way == Way::kHere) {
     claim = claim_port(options.master_port);
     host.port = claim.number;
-    Place place = place_alone(options, host);
+    HostPart place = place_alone(options, host);
     if (job.hosts.empty()) return place;
     place.slots = job.hosts[0].slots;
     place.local_size = place.world_size = static_cast<int>(place.slots.size());
     return place;
   }
-  Place place{"",
-              job.hosts[options.node_rank].slots,
-              0,
-              0,
-              0,
-              0,
-              options.node_rank,
-              static_cast<int>(job.hosts.size()),
-              options.master_addr.empty() ? "127.0.0.1" : options.master_addr,
-              options.master_port};
+  HostPart place{"",
+                 job.hosts[options.node_rank].slots,
+                 0,
+                 0,
+                 0,
+                 0,
+                 options.node_rank,
+                 static_cast<int>(job.hosts.size()),
+                 options.master_addr.empty() ? "127.0.0.1" : options.master_addr,
+                 options.master_port};
   place.name = job.hosts[options.node_rank].name;
   place.local_size = static_cast<int>(place.slots.size());
   for (int node = 0; node < place.num_nodes; ++node) {
@@ -150,7 +150,7 @@ class PidFile {
   std::string path_;
 };
 
-SuperviseOptions supervise_options(const Options& options, const GuardContext& guard) {
+SuperviseOptions supervise_options(const LaunchOptions& options, const GuardContext& guard) {
   return {guard.control_fd, guard.rank_mask, guard.front_group, options.quiet, options.log_dir};
 }
 
@@ -161,7 +161,7 @@ int supervise_plan(JobPlan plan, const SuperviseOptions& options) {
 }
 
 /// Starts the job once, or describes it. `attempt`: the number of earlier starts.
-int start_job(const Options& options, Job job, const std::string& argv0, Guard* guard, int attempt) {
+int start_job(const LaunchOptions& options, Job job, const std::string& argv0, Guard* guard, int attempt) {
   const std::pair<std::string, std::string> count{"ZEROPAGE_RESTART_COUNT", std::to_string(attempt)};
   if (job.way == Way::kSsh || job.way == Way::kRunner) {
     RunnerContext context = look_around(job, argv0);
@@ -191,7 +191,7 @@ int start_job(const Options& options, Job job, const std::string& argv0, Guard* 
 
 }  // namespace
 
-int launch(const Options& options, const std::string& argv0) {
+int launch(const LaunchOptions& options, const std::string& argv0) {
   open_standard_streams();
   const Surroundings here{[](const char* name) { return static_cast<const char*>(std::getenv(name)); },
                           this_host_name(), static_cast<int>(visible_gpus("/dev", nullptr).size())};

@@ -11,6 +11,6 @@ namespace zeropage::launch {
 /// Runs the job and returns its exit code (see supervise.h). `argv0`: the name with which this command was called; a
 /// python3 in the same folder is preferred. When this returns, all processes of the job have ended. Errors:
 /// ConfigError, IoError, before anything started.
-int launch(const Options& options, const std::string& argv0);
+int launch(const LaunchOptions& options, const std::string& argv0);
 
 }  // namespace zeropage::launch

@@ -67,7 +67,7 @@ bool is_compiled(const std::string& path) {
   return file.read(start.data(), 4) && start == "\177ELF";
 }
 
-void add_host_options(CLI::App& app, Options& options) {
+void add_host_options(CLI::App& app, LaunchOptions& options) {
   app.add_option("-H,--hostfile", options.hostfile, "File with a line \"HOST slots=N\" per host; without it this host")
       ->capture_default_str()
       ->type_name("FILE");
@@ -104,7 +104,7 @@ void add_host_options(CLI::App& app, Options& options) {
   app.add_option("--world_info", options.world_info)->group("");
 }
 
-void add_rank_options(CLI::App& app, Options& options) {
+void add_rank_options(CLI::App& app, LaunchOptions& options) {
   app.add_option("--num_gpus,--num_accelerators", options.num_ranks,
                  "Ranks to start on each host: one per GPU, or as many CPU ranks where there is no GPU. Default (and "
                  "-1): every GPU of CUDA_VISIBLE_DEVICES, or the hostfile's slots; 1 without GPUs")
@@ -137,7 +137,7 @@ void add_rank_options(CLI::App& app, Options& options) {
 
 }  // namespace
 
-void add_launch_options(CLI::App& app, Options& options) {
+void add_launch_options(CLI::App& app, LaunchOptions& options) {
   app.prefix_command();
   add_host_options(app, options);
   add_rank_options(app, options);
@@ -147,7 +147,7 @@ void add_launch_options(CLI::App& app, Options& options) {
   }
 }
 
-void finish_launch_options(const CLI::App& app, Options& options) {
+void finish_launch_options(const CLI::App& app, LaunchOptions& options) {
   check_unbuilt(app);
   const std::vector<std::string> words = app.remaining();
   if (words.empty()) throw ConfigError("no script was given; write for example: zeropage --num_gpus=2 train.py");

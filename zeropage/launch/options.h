@@ -14,7 +14,7 @@ namespace zeropage::launch {
 
 inline constexpr const char* kDefaultHostfile = "/job/hostfile";
 
-struct Options {
+struct LaunchOptions {
   std::string hostfile = kDefaultHostfile;
   std::string include;
   std::string exclude;
@@ -48,10 +48,10 @@ struct Options {
 
 /// Adds the launcher's options to `app`, which writes them into `options` when it parses. Everything after the first
 /// word that is no option belongs to the script.
-void add_launch_options(CLI::App& app, Options& options);
+void add_launch_options(CLI::App& app, LaunchOptions& options);
 
 /// After parsing: sets the script and its arguments, and checks combinations of options. Errors: ConfigError for an
 /// unknown option, one that is not built yet, a missing script, or options that exclude each other.
-void finish_launch_options(const CLI::App& app, Options& options);
+void finish_launch_options(const CLI::App& app, LaunchOptions& options);
 
 }  // namespace zeropage::launch

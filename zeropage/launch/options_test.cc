@@ -11,9 +11,9 @@
 namespace zeropage::launch {
 namespace {
 
-Options parse(std::vector<std::string> words) {
+LaunchOptions parse(std::vector<std::string> words) {
   CLI::App app;
-  Options options;
+  LaunchOptions options;
   add_launch_options(app, options);
   std::reverse(words.begin(), words.end());  // the order that CLI11 expects in vectors
   app.parse(words);
@@ -32,8 +32,8 @@ std::string options_error(std::vector<std::string> words) {
 
 using Words = std::vector<std::string>;
 
-TEST(Options, DefaultsAreTheReferences) {
-  const Options options = parse({"train.py"});
+TEST(LaunchOptions, DefaultsAreTheReferences) {
+  const LaunchOptions options = parse({"train.py"});
   EXPECT_EQ(options.script, "train.py");
   EXPECT_FALSE(options.num_ranks);
   EXPECT_EQ(options.master_port, 29500);
@@ -43,19 +43,19 @@ TEST(Options, DefaultsAreTheReferences) {
 }
 
 // Catches a launcher that parses the script's arguments: scripts may have options of the same names.
-TEST(Options, EverythingAfterTheScriptIsTheScripts) {
+TEST(LaunchOptions, EverythingAfterTheScriptIsTheScripts) {
   const Words rest = {"--num_gpus", "7", "--help",          "-x",  "--", "a b", "\"quoted\"",
                       "two\nlines", "",  "--master_port=1", "x.py"};
   Words words = {"--num_gpus=2", "--master_port", "1234", "train.py"};
   words.insert(words.end(), rest.begin(), rest.end());
-  const Options options = parse(words);
+  const LaunchOptions options = parse(words);
   EXPECT_EQ(options.num_ranks, 2);
   EXPECT_EQ(options.master_port, 1234);
   EXPECT_EQ(options.script, "train.py");
   EXPECT_EQ(options.script_args, rest);
 }
 
-TEST(Options, BothNamesAndMinusOne) {
+TEST(LaunchOptions, BothNamesAndMinusOne) {
   EXPECT_EQ(parse({"--num_accelerators", "3", "a.py"}).num_ranks, 3);
   EXPECT_FALSE(parse({"--num_gpus", "-1", "a.py"}).num_ranks);
   EXPECT_TRUE(parse({"--bind_core_list", "0-3", "a.py"}).bind_cores);
@@ -65,7 +65,7 @@ TEST(Options, BothNamesAndMinusOne) {
   EXPECT_TRUE(parse({"--log_level", "error", "a.py"}).quiet);
 }
 
-TEST(Options, ErrorsSayWhatToDo) {
+TEST(LaunchOptions, ErrorsSayWhatToDo) {
   EXPECT_NE(options_error({"--num_gpu", "2", "a.py"}).find("did you mean --num_gpus?"), std::string::npos);
   EXPECT_NE(options_error({"--elastic_training", "a.py"}).find("not built yet"), std::string::npos);
   EXPECT_NE(options_error({"--autotuning", "run", "a.py"}).find("not built yet"), std::string::npos);
@@ -77,14 +77,14 @@ TEST(Options, ErrorsSayWhatToDo) {
 }
 
 // Catches a compiled program that is run with python, which would report a syntax error.
-TEST(Options, ACompiledProgramNeedsNoPython) {
+TEST(LaunchOptions, ACompiledProgramNeedsNoPython) {
   EXPECT_TRUE(parse({"/proc/self/exe"}).no_python);
   EXPECT_FALSE(parse({"--module", "/proc/self/exe"}).no_python);
   EXPECT_FALSE(parse({"/proc/self/cmdline"}).no_python);
 }
 
 // Catches an additional argument, which would shift positional arguments of the program.
-TEST(Options, ACompiledProgramGetsTheUsersArgumentsAlone) {
+TEST(LaunchOptions, ACompiledProgramGetsTheUsersArgumentsAlone) {
   EXPECT_TRUE(parse({"/proc/self/exe", "data", "3"}).no_local_rank);
   EXPECT_FALSE(parse({"--no_python", "/proc/self/exe"}).no_local_rank);
   EXPECT_FALSE(parse({"train.py"}).no_local_rank);

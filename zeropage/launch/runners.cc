@@ -62,7 +62,7 @@ std::string names_of(const Variables& variables) {
 }
 
 /// The ranks' shared variables, in the order in which they are named.
-Variables rank_variables(const Options& options, const RunnerContext& context) {
+Variables rank_variables(const LaunchOptions& options, const RunnerContext& context) {
   Variables variables = context.variables;
   merge_variables(variables, {{"MASTER_ADDR", options.master_addr.empty() ? bare_host(context.hosts.front().name)
                                                                           : options.master_addr},
@@ -72,7 +72,7 @@ Variables rank_variables(const Options& options, const RunnerContext& context) {
 }
 
 /// The command that mpirun and srun start: zeropage once per rank. It gets its rank from their variables.
-Words rank_words(const Options& options, const RunnerContext& context) {
+Words rank_words(const LaunchOptions& options, const RunnerContext& context) {
   Words words = {context.command};
   append(words, script_words(options));
   if (options.venv_script.empty()) return words;
@@ -80,7 +80,7 @@ Words rank_words(const Options& options, const RunnerContext& context) {
   return {"/bin/sh", "-c", fmt::format(". {} && exec {}", shell_quote(options.venv_script), shell_join(words))};
 }
 
-RunnerCommand pdsh_command(const Options& options, const RunnerContext& context) {
+RunnerCommand pdsh_command(const LaunchOptions& options, const RunnerContext& context) {
   if (context.has_secrets) {
     throw ConfigError(
         "--launcher pdsh would show the values of the environment file to every user of the hosts (they become part of "
@@ -119,7 +119,7 @@ RunnerCommand pdsh_command(const Options& options, const RunnerContext& context)
 
 }  // namespace
 
-std::vector<std::string> ssh_argv(const Options& options, const std::string& host, const std::string& command) {
+std::vector<std::string> ssh_argv(const LaunchOptions& options, const std::string& host, const std::string& command) {
   Words argv = {"ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"};
   if (options.ssh_port > 0) append(argv, {"-p", std::to_string(options.ssh_port)});
   append(argv, split_words(options.launcher_args, "--launcher_args"));
@@ -130,7 +130,7 @@ std::vector<std::string> ssh_argv(const Options& options, const std::string& hos
   return argv;
 }
 
-std::vector<std::string> script_words(const Options& options) {
+std::vector<std::string> script_words(const LaunchOptions& options) {
   Words words;
   if (options.module) words.push_back("--module");
   if (options.no_python) words.push_back("--no_python");
@@ -143,7 +143,7 @@ std::vector<std::string> script_words(const Options& options) {
   return words;
 }
 
-RunnerCommand runner_command(const Options& options, const std::string& launcher, const RunnerContext& context) {
+RunnerCommand runner_command(const LaunchOptions& options, const std::string& launcher, const RunnerContext& context) {
   if (launcher == "pdsh") return pdsh_command(options, context);
   check_whole_slots(context, launcher);
   RunnerCommand command{{}, rank_variables(options, context)};

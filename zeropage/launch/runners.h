@@ -32,13 +32,13 @@ struct RunnerCommand {
 };
 
 /// The ssh command that runs the agent on `host`.
-std::vector<std::string> ssh_argv(const Options& options, const std::string& host, const std::string& command);
+std::vector<std::string> ssh_argv(const LaunchOptions& options, const std::string& host, const std::string& command);
 
 /// The command of `launcher`: pdsh, openmpi, mpich, impi or slurm. Errors: ConfigError for features that the program
 /// does not have (unequal slots, chosen slots, secrets).
-RunnerCommand runner_command(const Options& options, const std::string& launcher, const RunnerContext& context);
+RunnerCommand runner_command(const LaunchOptions& options, const std::string& launcher, const RunnerContext& context);
 
 /// The launcher options that the zeropage of every host needs, too, then the script and its arguments.
-std::vector<std::string> script_words(const Options& options);
+std::vector<std::string> script_words(const LaunchOptions& options);
 
 }  // namespace zeropage::launch

@@ -10,8 +10,8 @@
 namespace zeropage::launch {
 namespace {
 
-Options some_options() {
-  Options options;
+LaunchOptions some_options() {
+  LaunchOptions options;
   options.script = "train.py";
   options.script_args = {"a b", "50%"};
   return options;
@@ -31,7 +31,7 @@ std::string line_of(const std::string& launcher, const RunnerContext& around = c
 }
 
 TEST(Runners, Ssh) {
-  Options options = some_options();
+  LaunchOptions options = some_options();
   options.ssh_port = 2222;
   options.launcher_args = "-o 'User=a b'";
   EXPECT_EQ(shell_join(ssh_argv(options, "[fe80::1]", "/a b/zeropage")),

@@ -28,7 +28,7 @@ namespace {
 
 using PageKey = std::tuple<DType, std::int64_t, int, bool, bool, bool>;
 
-void check_options(const Options& options) {
+void check_options(const LayoutOptions& options) {
   const auto at_least_one = [](std::int64_t value, const char* name) {
     if (value < 1) throw ConfigError(fmt::format("layout: {} must be at least 1, got {}", name, value));
   };
@@ -67,7 +67,7 @@ Page open_page(int index, const ParameterSpec& spec) {
 
 /// How many of `parameters`, from `first` on, are on one page. `needs_whole`: their optimizer needs them whole.
 std::size_t page_length(const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
-                        std::size_t first, const Options& options, bool needs_whole) {
+                        std::size_t first, const LayoutOptions& options, bool needs_whole) {
   std::vector<std::int64_t> numels;
   std::int64_t end = 0;
   for (std::size_t i = first; i < indices.size(); ++i) {
@@ -81,7 +81,7 @@ std::size_t page_length(const std::vector<ParameterSpec>& parameters, const std:
 
 /// Places one parameter after the other.
 void place_in_order(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
-                    const Options& options) {
+                    const LayoutOptions& options) {
   for (const int index : indices) {
     const ParameterSpec& spec = parameters[index];
     const std::int64_t offset = checked_round_up(page.used_numel, options.parameter_alignment_numel, spec.name);
@@ -95,7 +95,7 @@ void place_in_order(Page& page, const std::vector<ParameterSpec>& parameters, co
 
 /// Places each parameter within one shard, if possible.
 void place_in_shards(Page& page, const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices,
-                     const Options& options) {
+                     const LayoutOptions& options) {
   std::vector<std::int64_t> numels;
   for (const int index : indices) numels.push_back(parameters[index].numel);
   const std::optional<Shards> shards = pack_into_shards(numels, options);
@@ -111,7 +111,7 @@ void place_in_shards(Page& page, const std::vector<ParameterSpec>& parameters, c
 
 }  // namespace
 
-Layout::Layout(std::vector<ParameterSpec> parameters, const Options& options) : options_(options) {
+Layout::Layout(std::vector<ParameterSpec> parameters, const LayoutOptions& options) : options_(options) {
   check_options(options_);
   append(std::move(parameters));
 }

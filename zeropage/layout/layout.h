@@ -27,7 +27,7 @@ struct ParameterSpec {
   bool whole = false;              ///< its optimizer needs the whole parameter: it is in one shard if possible
 };
 
-struct Options {
+struct LayoutOptions {
   int world_size = 1;
   std::int64_t page_numel = 1 << 22;            ///< a page is closed when the next parameter would exceed this
   std::int64_t parameter_alignment_numel = 64;  ///< every parameter starts at a multiple of this
@@ -69,11 +69,11 @@ class Layout {
  public:
   /// Packs `parameters` in the order given. Cost: linear. Errors: ConfigError when sizes overflow or options make no
   /// sense.
-  Layout(std::vector<ParameterSpec> parameters, const Options& options);
+  Layout(std::vector<ParameterSpec> parameters, const LayoutOptions& options);
 
   const std::vector<ParameterSpec>& parameters() const { return parameters_; }
   const std::vector<Page>& pages() const { return pages_; }
-  const Options& options() const { return options_; }
+  const LayoutOptions& options() const { return options_; }
 
   int page_of(int parameter) const { return page_of_[parameter]; }
   std::int64_t offset_of(int parameter) const { return offset_of_[parameter]; }
@@ -102,7 +102,7 @@ class Layout {
   void add_page(const std::vector<ParameterSpec>& parameters, const std::vector<int>& indices, int known);
 
   std::vector<ParameterSpec> parameters_;
-  Options options_;
+  LayoutOptions options_;
   std::vector<Page> pages_;
   std::vector<int> page_of_;
   std::vector<std::int64_t> offset_of_;

@@ -38,7 +38,7 @@ std::vector<ParameterSpec> random_specs(std::mt19937& random) {
   return specs;
 }
 
-Options random_options(std::mt19937& random, int world_size) {
+LayoutOptions random_options(std::mt19937& random, int world_size) {
   const auto pick = [&](int from, int to) { return std::uniform_int_distribution<int>(from, to)(random); };
   return {world_size, pick(1, 2000), pick(0, 1) ? 1 : pick(1, 64), pick(0, 1) ? 1 : pick(1, 128)};
 }
@@ -47,7 +47,7 @@ auto key(const ParameterSpec& s) { return std::tuple(s.dtype, s.element_bytes, s
 auto key(const Page& p) { return std::tuple(p.dtype, p.element_bytes, p.group, p.trainable, p.persistent); }
 
 void expect_pages_hold_all_parameters(const Layout& layout) {
-  const Options& options = layout.options();
+  const LayoutOptions& options = layout.options();
   std::vector<int> seen(layout.parameters().size(), 0);
   int last_first = -1;
   for (const Page& page : layout.pages()) {
@@ -177,7 +177,7 @@ TEST(Layout, DescribeShowsEveryDifference) {
 }
 
 TEST(Layout, NonsenseIsAnErrorThatNamesIt) {
-  const auto message = [](std::vector<ParameterSpec> specs, Options options) -> std::string {
+  const auto message = [](std::vector<ParameterSpec> specs, LayoutOptions options) -> std::string {
     try {
       Layout(std::move(specs), options);
     } catch (const ConfigError& error) {

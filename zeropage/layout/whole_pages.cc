@@ -34,7 +34,7 @@ std::int64_t fullest(const std::vector<std::int64_t>& numels, int world_size) {
 
 }  // namespace
 
-std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, const Options& options) {
+std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, const LayoutOptions& options) {
   constexpr std::int64_t kWorthOfPadding = 8;
   const std::vector<int> owners = owners_of(numels, options.world_size);
   Shards shards;
@@ -56,7 +56,7 @@ std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, 
   return shards;
 }
 
-std::size_t best_page_length(const std::vector<std::int64_t>& numels, const Options& options) {
+std::size_t best_page_length(const std::vector<std::int64_t>& numels, const LayoutOptions& options) {
   if (options.world_size == 1 || numels.size() > kTriedLengths) return numels.size();
   const std::int64_t total = std::accumulate(numels.begin(), numels.end(), std::int64_t{0});
   std::size_t best = numels.size();

@@ -24,11 +24,11 @@ struct Shards {
 };
 
 /// `numels`: of the page's parameters. nullopt: more than an eighth of the page would be padding. Cost: n log n.
-std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, const Options& options);
+std::optional<Shards> pack_into_shards(const std::vector<std::int64_t>& numels, const LayoutOptions& options);
 
 /// The number of parameters of a page with the smallest padding. `numels`: of the parameters that fit into it, at least
 /// one. Cost: n^2 log n, for at most 256 parameters; a page of more parameters has little padding and takes all.
-std::size_t best_page_length(const std::vector<std::int64_t>& numels, const Options& options);
+std::size_t best_page_length(const std::vector<std::int64_t>& numels, const LayoutOptions& options);
 
 /// Elements of a page that has little padding: 4 `largest_numel` (of a parameter) for each rank, at most a quarter of
 /// `total_numel`, but 2 for each rank if there are that many. `frames`: whole pages of such parameters exist

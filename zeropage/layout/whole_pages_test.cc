@@ -50,7 +50,7 @@ TEST(WholePages, OfATransformerDivideFewParameters) {
   const auto parameters = transformer(12, kWidth);
   const std::int64_t total = 12 * 12 * kWidth * kWidth;
   for (const int world_size : {2, 3, 4, 8}) {
-    Options options{.world_size = world_size};
+    LayoutOptions options{.world_size = world_size};
     options.page_numel = page_numel_for_whole_parameters(total, 4 * kWidth * kWidth, world_size, false);
     const Layout layout(parameters, options);
     EXPECT_LE(divided(layout), world_size == 8 ? 4 : 0) << world_size;  // the last page has the rest
@@ -72,7 +72,7 @@ TEST(WholePages, PlacesAreInOrderAndDisjoint) {
     parameters.insert(parameters.begin() + static_cast<std::ptrdiff_t>(parameters.size() / 2), spec);
   }
   for (const int world_size : {1, 2, 5, 64}) {
-    Options options{.world_size = world_size, .page_numel = 30'000};
+    LayoutOptions options{.world_size = world_size, .page_numel = 30'000};
     options.shard_alignment_numel = 128;
     const Layout layout(parameters, options);
     std::size_t placed = 0;
@@ -99,7 +99,7 @@ TEST(WholePages, PlacesAreInOrderAndDisjoint) {
 
 // Would catch a page of one large parameter for which every rank needs as much memory as the owner.
 TEST(WholePages, WithMuchPaddingAreDivided) {
-  const Options options{.world_size = 4};
+  const LayoutOptions options{.world_size = 4};
   EXPECT_FALSE(pack_into_shards({1'000'000}, options));
   EXPECT_FALSE(pack_into_shards({1'000'000, 1'000'000, 1'000'000, 500'000}, options));
   const auto shards = pack_into_shards({900'000, 1'000'000, 1'000'000, 1'000'000}, options);

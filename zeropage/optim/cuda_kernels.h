@@ -49,7 +49,7 @@ struct Launch {
 static_assert(sizeof(Launch<AdamRule>) <= 4096 && kPieces <= 32);
 
 /// The elements of a thread.
-struct Place {
+struct ThreadElements {
   int piece;
   std::int64_t first;  ///< its first element, within the piece
   int left;            ///< remaining elements of the piece from there on, limited to those of the thread; 0: none
@@ -57,8 +57,8 @@ struct Place {
 };
 
 template <typename Rule>
-__device__ Place place_of_thread(const Launch<Rule>& launch) {
-  Place place{};
+__device__ ThreadElements place_of_thread(const Launch<Rule>& launch) {
+  ThreadElements place{};
   while (place.piece + 1 < launch.count && blockIdx.x >= launch.first_block[place.piece + 1]) ++place.piece;
   const std::int64_t block = blockIdx.x - launch.first_block[place.piece];
   const int in_warp = static_cast<int>(threadIdx.x) % kWarpThreads * kGroupNumel;
@@ -94,14 +94,14 @@ __global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant_
   }
 }
 
-inline __device__ void load_as(DType dtype, float (&wide)[kRunNumel], const void* data, const Place& place) {
+inline __device__ void load_as(DType dtype, float (&wide)[kRunNumel], const void* data, const ThreadElements& place) {
   if (dtype == DType::kBFloat16) return load_wide<BFloat16>(wide, data, place.first, place.left, place.whole);
   if (dtype == DType::kFloat16) return load_wide<Float16>(wide, data, place.first, place.left, place.whole);
   load_wide<Float32>(wide, data, place.first, place.left, place.whole);
 }
 
-inline __device__ void store_at_random(bool bfloat16, const float (&wide)[kRunNumel], void* data, const Place& place,
-                                       std::uint64_t key, std::uint64_t index) {
+inline __device__ void store_at_random(bool bfloat16, const float (&wide)[kRunNumel], void* data,
+                                       const ThreadElements& place, std::uint64_t key, std::uint64_t index) {
   std::uint16_t values[kRunNumel];
   for (int k = 0; k < kRunNumel; ++k) {
     const std::uint64_t own = index + static_cast<std::uint64_t>(offset_of(k));
@@ -112,7 +112,7 @@ inline __device__ void store_at_random(bool bfloat16, const float (&wide)[kRunNu
 }
 
 inline __device__ void load_packed(bool squares, float (&wide)[kRunNumel], const PackedState& state,
-                                   const Place& place) {
+                                   const ThreadElements& place) {
   std::uint8_t codes[kRunNumel] = {};
   load_run(codes, state.data, place.first, place.left, place.whole);
   const float scale = place.left == 0 ? 0.0F : block_scale(state.exponents[place.first / kPackedBlockNumel]);
@@ -123,7 +123,7 @@ inline __device__ void load_packed(bool squares, float (&wide)[kRunNumel], const
 
 /// A warp has a block of the state. All of its threads must call this together.
 inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel], const PackedState& state,
-                                    const Place& place, std::uint64_t key, std::uint64_t index) {
+                                    const ThreadElements& place, std::uint64_t key, std::uint64_t index) {
   std::uint32_t largest = 0;
   for (int k = 0; k < kRunNumel; ++k) {
     const std::uint32_t magnitude = offset_of(k) < place.left ? magnitude_bits(wide[k]) : 0;
@@ -147,7 +147,7 @@ inline __device__ void store_packed(bool squares, const float (&wide)[kRunNumel]
 
 template <typename Rule>
 __device__ void load_states(float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
-                            const Place& place) {
+                            const ThreadElements& place) {
   ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) {
     const PackedState& state = piece.states[s];
@@ -162,7 +162,7 @@ __device__ void load_states(float (&states)[2][kRunNumel], const Launch<Rule>& l
 
 template <typename Rule>
 __device__ void store_states(const float (&states)[2][kRunNumel], const Launch<Rule>& launch, const Piece<Rule>& piece,
-                             const Place& place, std::uint64_t index) {
+                             const ThreadElements& place, std::uint64_t index) {
   ZEROPAGE_UNROLL
   for (int s = 0; s < Rule::kStates; ++s) {
     const PackedState& state = piece.states[s];
@@ -180,7 +180,7 @@ __device__ void store_states(const float (&states)[2][kRunNumel], const Launch<R
 /// Threads without an element also run this, because a warp handles a block of an int8 state together.
 template <typename Rule>
 __global__ void __launch_bounds__(kThreads) update_rounded_kernel(const __grid_constant__ Launch<Rule> launch) {
-  const Place place = place_of_thread(launch);
+  const ThreadElements place = place_of_thread(launch);
   const Piece<Rule>& piece = launch.pieces[place.piece];
   const std::uint64_t index = piece.index + static_cast<std::uint64_t>(place.first);  // of the first element
   float states[2][kRunNumel] = {};

@@ -27,7 +27,7 @@ std::shared_ptr<const layout::Layout> coded_layout(int world) {
     specs[i].trainable = i + 1 < kCodedPages;
   }
   return std::make_shared<const layout::Layout>(
-      specs, layout::Options{.world_size = world, .page_numel = 1, .shard_alignment_numel = 16});
+      specs, layout::LayoutOptions{.world_size = world, .page_numel = 1, .shard_alignment_numel = 16});
 }
 
 /// The shard of a rank, at some version.

@@ -31,7 +31,7 @@ std::shared_ptr<const layout::Layout> make_layout(int world) {
     specs[i].numel = kPageNumel;
   }
   return std::make_shared<const layout::Layout>(
-      specs, layout::Options{.world_size = world, .page_numel = 1, .shard_alignment_numel = 16});
+      specs, layout::LayoutOptions{.world_size = world, .page_numel = 1, .shard_alignment_numel = 16});
 }
 
 float value_of(int page, std::int64_t element, int version = 0) {

@@ -14,33 +14,33 @@ constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
 constexpr const char* kMemoryOfPlan = "memory of the plan";
 
 /// `pages` pages of optimizer state, as one rank updates them.
-std::int64_t state_buffer_bytes(const Request& request, const Placement& placement, std::int64_t pages) {
-  const std::int64_t ranks = placement.stage == 0 ? 1 : request.state_ranks(placement.stage);
-  const std::int64_t numel = ceil_div(page_numel(request, placement.stage), ranks);
+std::int64_t state_buffer_bytes(const Request& request, const Strategy& strategy, std::int64_t pages) {
+  const std::int64_t ranks = strategy.stage == 0 ? 1 : request.state_ranks(strategy.stage);
+  const std::int64_t numel = ceil_div(page_numel(request, strategy.stage), ranks);
   return checked_mul(pages * engine_element_bytes(request.optimizer, request.precision), numel, kMemoryOfPlan);
 }
 
 /// Gradients that are being reduced.
-std::int64_t bucket_bytes(const Request& request, const Placement& placement) {
-  const std::int64_t page = page_numel(request, placement.stage);
-  const std::int64_t world = request.state_ranks(placement.stage);
+std::int64_t bucket_bytes(const Request& request, const Strategy& strategy) {
+  const std::int64_t page = page_numel(request, strategy.stage);
+  const std::int64_t world = request.state_ranks(strategy.stage);
   const std::int64_t ahead = world > 1 ? kReductionsAhead : 0;
-  if (placement.stage >= 2)
+  if (strategy.stage >= 2)
     return checked_mul((1 + ahead) * page, element_bytes(formula::compute_dtype(request.precision)), kMemoryOfPlan);
   const bool sums_in_fp32 =
-      placement.stage == 1 && request.precision != config::Precision::kFp32 && request.accumulation_steps == 1;
+      strategy.stage == 1 && request.precision != config::Precision::kFp32 && request.accumulation_steps == 1;
   return sums_in_fp32 ? checked_mul(ahead * 4, page, kMemoryOfPlan) / world : 0;
 }
 
 /// Buffers for pages that are gathered in 8 bits, and for gradients that are sent and received in 4 bits.
-std::int64_t wire_bytes(const Request& request, const Placement& placement) {
-  const std::int64_t page = page_numel(request, placement.stage);
+std::int64_t wire_bytes(const Request& request, const Strategy& strategy) {
+  const std::int64_t page = page_numel(request, strategy.stage);
   double bytes = 0;
-  if (request.gathers_in_8_bits(placement.stage)) {
+  if (request.gathers_in_8_bits(strategy.stage)) {
     const std::int64_t paged_numel = request.model.total_numel - request.model.persistent_numel;
     bytes += kBytesIn8Bits * static_cast<double>(std::min(config::Zero{}.prefetch_bucket_numel + page, paged_numel));
   }
-  if (request.reduces_in_4_bits(placement.stage)) {
+  if (request.reduces_in_4_bits(strategy.stage)) {
     bytes += kBytesIn4Bits * static_cast<double>(2 * (1 + kReductionsAhead)) * static_cast<double>(page);
   }
   return static_cast<std::int64_t>(bytes);
@@ -48,17 +48,17 @@ std::int64_t wire_bytes(const Request& request, const Placement& placement) {
 
 /// What an optimizer of PyTorch keeps, and its copies of values during an update. Both are in the memory of the
 /// masters.
-void add_torch_optimizer(const Request& request, const Placement& placement, MemoryEstimate& memory) {
+void add_torch_optimizer(const Request& request, const Strategy& strategy, MemoryEstimate& memory) {
   if (!request.optimizer.by_torch) return;
-  const int world = request.state_ranks(placement.stage);
-  const std::int64_t kept = kept_bytes(request.optimizer, request.model, placement.stage, world);
+  const int world = request.state_ranks(strategy.stage);
+  const std::int64_t kept = kept_bytes(request.optimizer, request.model, strategy.stage, world);
   // Sums of several ranks are fp32 and replace the 16-bit gradients of the page.
   const bool fp32_gradients = request.precision == config::Precision::kFp32 || request.accumulation_steps > 1 ||
-                              placement.stage >= 2 || (placement.stage == 1 && world > 1);
+                              strategy.stage >= 2 || (strategy.stage == 1 && world > 1);
   const std::int64_t given = checked_mul(
-      fp32_gradients ? 4 : 8, updated_numel(request.model.trainable_numel, placement.stage, world), kMemoryOfPlan);
+      fp32_gradients ? 4 : 8, updated_numel(request.model.trainable_numel, strategy.stage, world), kMemoryOfPlan);
   memory.update = given;
-  if (placement.optimizer == Home::kDevice) {
+  if (strategy.optimizer == StateMemory::kDevice) {
     memory.state.optimizer += kept;
   } else {
     memory.host += kept + given;
@@ -78,56 +78,56 @@ std::int64_t page_numel(const Request& request, int stage) {
   return std::min(model.total_numel, std::max(numel, model.largest_numel));
 }
 
-MemoryEstimate estimate_memory(const Request& request, const Placement& placement) {
+MemoryEstimate estimate_memory(const Request& request, const Strategy& strategy) {
   const Model& model = request.model;
   const std::int64_t element = element_bytes(formula::compute_dtype(request.precision));
   const std::int64_t frozen_numel = model.total_numel - model.trainable_numel;
   MemoryEstimate memory;
-  const bool offload_optimizer = placement.optimizer != Home::kDevice;
+  const bool offload_optimizer = strategy.optimizer != StateMemory::kDevice;
   const config::Offload defaults;
   formula::ParameterCounts counts{model.trainable_numel, frozen_numel, model.persistent_numel,
                                   offload_optimizer ? model.trainable_numel : 0};
-  if (placement.parameters == Home::kDisk) {
+  if (strategy.parameters == StateMemory::kDisk) {
     const std::int64_t in_memory =
-        checked_mul(defaults.max_numel_in_cpu, request.state_ranks(placement.stage), kMemoryOfPlan);
+        checked_mul(defaults.max_numel_in_cpu, request.state_ranks(strategy.stage), kMemoryOfPlan);
     counts.disk_numel = std::max<std::int64_t>(0, model.total_numel - model.persistent_numel - in_memory);
   }
   const formula::StateOptions options{
-      .stage = placement.stage,
-      .world_size = request.state_ranks(placement.stage),
+      .stage = strategy.stage,
+      .world_size = request.state_ranks(strategy.stage),
       .precision = request.precision,
       .accumulation_steps = request.accumulation_steps,
       .keeps_gradients = !request.optimizer.by_torch,
       .optimizer_states = request.optimizer.states,
-      .second_shard_ranks = request.second_shards(placement),
-      .offload_parameters = placement.parameters != Home::kDevice,
-      .optimizer_on_disk = placement.optimizer == Home::kDisk,
-      .gradients_on_disk = placement.optimizer == Home::kDisk && placement.parameters == Home::kDisk};
+      .second_shard_ranks = request.second_shards(strategy),
+      .offload_parameters = strategy.parameters != StateMemory::kDevice,
+      .optimizer_on_disk = strategy.optimizer == StateMemory::kDisk,
+      .gradients_on_disk = strategy.optimizer == StateMemory::kDisk && strategy.parameters == StateMemory::kDisk};
   const formula::PlacedBytes placed = formula::placed_state_bytes(counts, options);
   memory.state = placed.device;
-  if (placement.stage == 3 && (request.world_size() > 1 || placement.parameters != Home::kDevice)) {
+  if (strategy.stage == 3 && (request.world_size() > 1 || strategy.parameters != StateMemory::kDevice)) {
     const std::int64_t paged_numel = model.total_numel - model.persistent_numel;
     memory.frames = element * std::min(config::Zero{}.max_live_numel, paged_numel);
   }
-  memory.buckets = bucket_bytes(request, placement) + wire_bytes(request, placement);
+  memory.buckets = bucket_bytes(request, strategy) + wire_bytes(request, strategy);
   memory.host += placed.offloaded.optimizer;
   memory.host += placed.offloaded.parameters + placed.offloaded.gradients;
   memory.disk += placed.disk.total();
-  if (placement.optimizer == Home::kDisk) {
-    memory.host += state_buffer_bytes(request, placement, config::Offload{}.optimizer_buffers);
+  if (strategy.optimizer == StateMemory::kDisk) {
+    memory.host += state_buffer_bytes(request, strategy, config::Offload{}.optimizer_buffers);
   }
-  if (is_updated_on_device(request, placement)) {
-    memory.buckets += state_buffer_bytes(request, placement, formula::kStreamBuffers);
-  } else if (placement.optimizer == Home::kHost && !request.optimizer.by_torch) {
+  if (is_updated_on_device(request, strategy)) {
+    memory.buckets += state_buffer_bytes(request, strategy, formula::kStreamBuffers);
+  } else if (strategy.optimizer == StateMemory::kHost && !request.optimizer.by_torch) {
     memory.undo_log = formula::default_undo_log_bytes(counts, options);
   }
   memory.host += memory.undo_log;
-  add_torch_optimizer(request, placement, memory);
-  if (placement.parameters == Home::kDisk) {
-    const std::int64_t shard_numel =
-        ceil_div(page_numel(request, placement.stage), request.state_ranks(placement.stage));
+  add_torch_optimizer(request, strategy, memory);
+  if (strategy.parameters == StateMemory::kDisk) {
+    const std::int64_t shard_numel = ceil_div(page_numel(request, strategy.stage), request.state_ranks(strategy.stage));
     if (counts.disk_numel > 0) memory.host += defaults.parameter_buffers * element * shard_numel;
-    if (placement.optimizer == Home::kDisk) memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
+    if (strategy.optimizer == StateMemory::kDisk)
+      memory.host += defaults.optimizer_buffers * 4 * shard_numel;  // gradients
   }
   return memory;
 }

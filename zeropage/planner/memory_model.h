@@ -16,7 +16,7 @@
 ///                The head adds its logits in fp32 and their gradient: 8 * s * b * v.
 #pragma once
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 
@@ -24,8 +24,8 @@ namespace zeropage::planner {
 inline constexpr double kBytesIn8Bits = 1 + 4.0 / 256;
 inline constexpr double kBytesIn4Bits = 0.5 + 4.0 / 128;
 
-/// Everything but activations, by placement.
-MemoryEstimate estimate_memory(const Request& request, const Placement& placement);
+/// Everything but activations, by strategy.
+MemoryEstimate estimate_memory(const Request& request, const Strategy& strategy);
 
 /// Activations of one micro batch on one rank.
 std::int64_t activation_bytes(const Request& request, bool checkpointing);

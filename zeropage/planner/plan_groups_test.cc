@@ -4,8 +4,8 @@
 #include <string>
 
 #include "zeropage/base/error.h"
+#include "zeropage/planner/make_plan.h"
 #include "zeropage/planner/memory_model.h"
-#include "zeropage/planner/plan.h"
 #include "zeropage/planner/time_model.h"
 
 namespace zeropage::planner {
@@ -37,8 +37,8 @@ TEST(Plan, GroupsDivideStateAmongTheirRanks) {
   slow_plain.hardware->network_rate = slow_network;
   EXPECT_LT(estimate_time(slow, {3}, false).step_s, estimate_time(slow_plain, {3}, false).step_s);
   for (const Row& row : make_plan(grouped).rows) {
-    EXPECT_EQ(row.available, row.placement.stage == 0) << row.config;  // not on GPUs
-    EXPECT_EQ(says(row.config, R"("shard_ranks": 8)"), row.placement.stage > 0);
+    EXPECT_EQ(row.available, row.strategy.stage == 0) << row.config;  // not on GPUs
+    EXPECT_EQ(says(row.config, R"("shard_ranks": 8)"), row.strategy.stage > 0);
   }
   grouped.hardware->is_cpu = true;
   const Plan plan = make_plan(grouped);

@@ -1,6 +1,6 @@
 #include <nlohmann/json.hpp>
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 namespace {
@@ -21,8 +21,8 @@ OrderedJson variant_json(const Variant& variant) {
 
 OrderedJson row_json(const Row& row) {
   const MemoryEstimate& memory = row.memory;
-  return {{"stage", row.placement.stage},
-          {"offload", offload_name(row.placement)},
+  return {{"stage", row.strategy.stage},
+          {"offload", offload_name(row.strategy)},
           {"available", row.available},
           {"parameters_bytes", memory.state.parameters},
           {"gradients_bytes", memory.state.gradients},

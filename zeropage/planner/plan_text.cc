@@ -3,7 +3,7 @@
 #include <fmt/format.h>
 
 #include "zeropage/base/text_table.h"
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 namespace {
@@ -81,7 +81,7 @@ std::string published_table(const Plan& plan) {
         formula::model_state_bytes({model.trainable_numel, model.total_numel - model.trainable_numel, 0}, options);
     text += fmt::format("  {:<8}{:>7} GB", stage == 0 ? "DDP" : fmt::format("stage {}", stage), gb(state.total()));
     if (stage == 3) {
-      const auto row = std::ranges::find_if(plan.rows, [](const Row& r) { return r.placement.stage == 3; });
+      const auto row = std::ranges::find_if(plan.rows, [](const Row& r) { return r.strategy.stage == 3; });
       text +=
           fmt::format("  and gathered parameters, here at most {} GB", gb(row->memory.frames + row->memory.buckets));
     }
@@ -102,7 +102,7 @@ std::string memory_table(const Plan& plan) {
   const auto yes = [](const std::optional<bool>& value) { return value.value_or(false) ? "yes" : "no"; };
   for (const Row& row : plan.rows) {
     const MemoryEstimate& memory = row.memory;
-    Cells cells{std::to_string(row.placement.stage), offload_name(row.placement)};
+    Cells cells{std::to_string(row.strategy.stage), offload_name(row.strategy)};
     for (std::int64_t bytes : {memory.state.parameters, memory.state.gradients, memory.state.optimizer, memory.frames,
                                memory.buckets, row.plain.activations, row.checkpointed.activations,
                                row.plain.device_bytes, row.checkpointed.device_bytes, memory.host, memory.disk}) {
@@ -121,7 +121,7 @@ std::string time_table(const Plan& plan) {
   std::vector<Cells> lines{
       {"stage", "offload", "step", "efficiency", "limited by", "(ckpt)", "efficiency", "limited by"}};
   for (const Row& row : plan.rows) {
-    Cells cells{std::to_string(row.placement.stage), offload_name(row.placement)};
+    Cells cells{std::to_string(row.strategy.stage), offload_name(row.strategy)};
     for (const Variant* variant : {&row.plain, &row.checkpointed}) {
       const TimeEstimate& time = *variant->time;
       cells.insert(cells.end(), {seconds(time.step_s), fmt::format("{:.0f} %", 100 * time.efficiency()), time.limit});
@@ -138,9 +138,9 @@ std::string format_plan(const Plan& plan) {
   const Recommendation& choice = plan.recommendation;
   std::string name = "no row";
   if (choice.row) {
-    const Placement& placement = plan.rows[*choice.row].placement;
-    name = fmt::format("stage {}", placement.stage);
-    if (placement.offloads()) name += fmt::format(", offload {}", offload_name(placement));
+    const Strategy& strategy = plan.rows[*choice.row].strategy;
+    name = fmt::format("stage {}", strategy.stage);
+    if (strategy.offloads()) name += fmt::format(", offload {}", offload_name(strategy));
     if (choice.checkpointing) name += ", activation checkpointing";
   }
   return heading(plan.request) + published_table(plan) + memory_table(plan) + time_table(plan) +

@@ -23,17 +23,17 @@ std::string load_of(const Request& request, const Variant& variant) {
 
 const Variant& chosen(const Row& row, bool checkpointing) { return checkpointing ? row.checkpointed : row.plain; }
 
-/// The row of a placement without offload.
+/// The row of a strategy without offload.
 std::size_t row_of_stage(const std::vector<Row>& rows, int stage) {
   std::size_t i = 0;
-  while (rows[i].placement.stage != stage || rows[i].placement.offloads()) ++i;
+  while (rows[i].strategy.stage != stage || rows[i].strategy.offloads()) ++i;
   return i;
 }
 
 std::string reason_without_offload(const Request& request, const Row& row, bool checkpointing) {
   const std::string load = load_of(request, chosen(row, checkpointing));
   const std::string with = checkpointing ? " with activation checkpointing, which is needed" : "";
-  switch (row.placement.stage) {
+  switch (row.strategy.stage) {
     case 0: return fmt::format("there is one rank, so nothing can be sharded, and everything fits{} ({})", with, load);
     case 1: return fmt::format("the model fits as it is; stage 1 frees the optimizer's memory at no cost ({})", load);
     case 2:
@@ -78,7 +78,7 @@ std::string reason_with_offload(const Request& request, const Row& row, bool che
   const TimeEstimate& time = *chosen(row, checkpointing).time;
   std::string reason =
       fmt::format("{} too small; with offload ({}) it fits{}, at {:.0f} % of the speed, waiting mostly for: {}",
-                  request.world_size() == 1 ? "the device is" : "all devices together are", offload_name(row.placement),
+                  request.world_size() == 1 ? "the device is" : "all devices together are", offload_name(row.strategy),
                   checkpointing ? " with activation checkpointing" : "", 100 * time.efficiency(), time.limit);
   const int ranks = ranks_to_fit(request);
   if (ranks > 0) reason += fmt::format("; {} ranks would do without", ranks);
@@ -116,7 +116,7 @@ Recommendation recommend(const Request& request, const std::vector<Row>& rows) {
   // Rows are in the order in which offload is worth trying. Those that this version runs are tried first.
   for (bool available : {true, false}) {
     for (std::size_t i = 0; i < rows.size(); ++i) {
-      if (!rows[i].placement.offloads() || rows[i].available != available) continue;
+      if (!rows[i].strategy.offloads() || rows[i].available != available) continue;
       for (bool checkpointing : {false, true}) {
         if (*chosen(rows[i], checkpointing).fits) {
           return {i, checkpointing, reason_with_offload(request, rows[i], checkpointing)};

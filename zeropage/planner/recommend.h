@@ -4,7 +4,7 @@
 
 #include <vector>
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 

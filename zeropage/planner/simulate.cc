@@ -24,7 +24,7 @@ Recommendation choose(const Plan& plan, std::optional<int> stage) {
   Recommendation choice;
   for (std::size_t i = 0; i < plan.rows.size() && !choice.row; ++i) {
     const Row& row = plan.rows[i];
-    if (row.placement.stage != *stage || row.placement.offloads() || !*row.checkpointed.fits) continue;
+    if (row.strategy.stage != *stage || row.strategy.offloads() || !*row.checkpointed.fits) continue;
     choice.row = i;
     choice.checkpointing = !*row.plain.fits;
   }
@@ -40,7 +40,7 @@ ScalePoint point_of(const Request& request, std::optional<int> stage) {
   point.samples_per_step = request.micro_batch * request.accumulation_steps * request.world_size();
   if (!choice.row) return point;
   const Row& row = plan.rows[*choice.row];
-  point.placement = row.placement;
+  point.strategy = row.strategy;
   point.available = row.available;
   point.checkpointing = choice.checkpointing;
   point.time = *(point.checkpointing ? row.checkpointed : row.plain).time;
@@ -48,10 +48,10 @@ ScalePoint point_of(const Request& request, std::optional<int> stage) {
 }
 
 std::string stage_of(const ScalePoint& point) {
-  const Placement& placement = *point.placement;
-  std::string text = std::to_string(placement.stage);
+  const Strategy& strategy = *point.strategy;
+  std::string text = std::to_string(strategy.stage);
   if (point.checkpointing) text += ", ckpt";
-  if (placement.offloads()) text += ", " + offload_name(placement);
+  if (strategy.offloads()) text += ", " + offload_name(strategy);
   return point.available ? text : text + " (not in this version)";
 }
 
@@ -92,7 +92,7 @@ std::string format_scaling(const Request& request, const std::vector<ScalePoint>
   const double best_rate = rate_of(*std::ranges::max_element(points, {}, rate_of));
   for (const ScalePoint& point : points) {
     text += fmt::format("{:>6} {:>7} {:>9} ", point.hosts, point.ranks, point.samples_per_step);
-    if (!point.placement) {
+    if (!point.strategy) {
       text += "nothing fits\n";
       continue;
     }
@@ -112,9 +112,9 @@ std::string scaling_json(const Request& request, const std::vector<ScalePoint>& 
   Json json{{"model", request.model.name}, {"device", request.hardware->name}, {"points", Json::array()}};
   for (const ScalePoint& point : points) {
     Json one{{"hosts", point.hosts}, {"ranks", point.ranks}, {"samples_per_step", point.samples_per_step}};
-    if (point.placement) {
-      one["stage"] = point.placement->stage;
-      one["offload"] = offload_name(*point.placement);
+    if (point.strategy) {
+      one["stage"] = point.strategy->stage;
+      one["offload"] = offload_name(*point.strategy);
       one["checkpointing"] = point.checkpointing;
       one["step_s"] = point.time.step_s;
       one["efficiency"] = point.time.efficiency();

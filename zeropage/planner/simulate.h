@@ -11,14 +11,14 @@
 #include <string>
 #include <vector>
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 
 struct ScalePoint {
   int hosts = 0;
   int ranks = 0;
-  std::optional<Placement> placement;  ///< absent: nothing fits
+  std::optional<Strategy> strategy;  ///< absent: nothing fits
   bool checkpointing = false;
   bool available = false;  ///< this version runs it
   TimeEstimate time;

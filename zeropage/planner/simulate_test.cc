@@ -40,13 +40,13 @@ TEST(Simulate, StrongScalingSharesTheBatch) {
 // Catches wrong results for the models of ZeRO-Infinity: some fit on no realistic number of devices, others fit.
 TEST(Simulate, TrillionsOfParameters) {
   const auto points = simulate(request_of("1T", 512), {});
-  ASSERT_TRUE(points.front().placement.has_value());
-  EXPECT_EQ(points.front().placement->parameters, Home::kDisk) << "all of it, on the drives of one host";
-  ASSERT_TRUE(points.back().placement.has_value());
-  EXPECT_EQ(points.back().placement->stage, 3);
-  EXPECT_FALSE(points.back().placement->offloads());
+  ASSERT_TRUE(points.front().strategy.has_value());
+  EXPECT_EQ(points.front().strategy->parameters, StateMemory::kDisk) << "all of it, on the drives of one host";
+  ASSERT_TRUE(points.back().strategy.has_value());
+  EXPECT_EQ(points.back().strategy->stage, 3);
+  EXPECT_FALSE(points.back().strategy->offloads());
   const auto larger = simulate(request_of("10T", 512), {});
-  EXPECT_FALSE(larger.back().placement.has_value())
+  EXPECT_FALSE(larger.back().strategy.has_value())
       << "the gradients of three of its matrices fill a device, on however many ranks";
   EXPECT_NE(format_scaling(request_of("10T", 512), larger).find("nothing fits"), std::string::npos);
   const std::string text = format_scaling(request_of("1T", 512), points);
@@ -64,10 +64,10 @@ TEST(Simulate, NeedsADevice) {
 TEST(Simulate, OneStageOnTheDevicesOfOneHost) {
   const auto points = simulate(request_of("7B", 1), {.stage = 3});
   ASSERT_EQ(points.size(), 4u);
-  EXPECT_FALSE(points[0].placement.has_value()) << "one device is too small";
+  EXPECT_FALSE(points[0].strategy.has_value()) << "one device is too small";
   for (std::size_t i = 2; i < points.size(); ++i) {
     EXPECT_EQ(points[i].ranks, 1 << i);
-    EXPECT_EQ(points[i].placement->stage, 3);
+    EXPECT_EQ(points[i].strategy->stage, 3);
   }
   EXPECT_NE(scaling_json(request_of("7B", 1), points).find("\"step_s\""), std::string::npos);
   EXPECT_THROW(simulate(request_of("7B", 1), {.stage = 4}), ConfigError);

@@ -40,16 +40,16 @@
 /// compute and copy, also needs (1 - overlap) of the time of the other parts. efficiency = compute / step.
 #pragma once
 
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 namespace zeropage::planner {
 
 /// request.hardware must be set. Errors: none.
-TimeEstimate estimate_time(const Request& request, const Placement& placement, bool checkpointing);
+TimeEstimate estimate_time(const Request& request, const Strategy& strategy, bool checkpointing);
 
 /// For optimizer state in host memory: whether its update takes less time on the device, with copies of all of it there
 /// and back, than on the host, whose memory all of its devices share. False without hardware, and if the device is the
 /// CPU.
-bool is_updated_on_device(const Request& request, const Placement& placement);
+bool is_updated_on_device(const Request& request, const Strategy& strategy);
 
 }  // namespace zeropage::planner

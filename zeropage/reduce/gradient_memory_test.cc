@@ -16,7 +16,7 @@ std::shared_ptr<const layout::Layout> memory_layout() {
   for (auto& spec : specs) spec = {.name = "p", .numel = 4096, .dtype = DType::kBFloat16, .element_bytes = 2};
   specs[1].dtype = DType::kFloat32;
   specs[1].element_bytes = 4;
-  return std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = 2, .page_numel = 4096});
+  return std::make_shared<const layout::Layout>(specs, layout::LayoutOptions{.world_size = 2, .page_numel = 4096});
 }
 
 std::vector<std::string> run_ranks(const comm::RankBody& body) {

@@ -21,7 +21,7 @@ struct Page {
     specs[0] = {.name = "a", .numel = 50001};
     specs[1] = {.name = "b", .numel = 90003};
     specs[2] = {.name = "c", .numel = 2000};
-    return std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = 2});
+    return std::make_shared<const layout::Layout>(specs, layout::LayoutOptions{.world_size = 2});
   }
 
   const std::byte* data() const { return reinterpret_cast<const std::byte*>(shard.data()); }

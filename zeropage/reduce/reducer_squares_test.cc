@@ -81,7 +81,7 @@ std::shared_ptr<const layout::Layout> squares_layout(const std::vector<std::int6
     specs[i].dtype = kind.parameter_dtype;
     specs[i].element_bytes = element_bytes(kind.parameter_dtype);
   }
-  return std::make_shared<const layout::Layout>(specs, layout::Options{.world_size = world});
+  return std::make_shared<const layout::Layout>(specs, layout::LayoutOptions{.world_size = world});
 }
 
 std::vector<at::Tensor> make_parameters(const std::vector<std::int64_t>& numels, const Kind& kind) {

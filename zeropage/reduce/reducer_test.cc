@@ -32,7 +32,7 @@ std::shared_ptr<const layout::Layout> make_layout(int world) {
     specs[i].numel = kNumels[i];
   }
   return std::make_shared<const layout::Layout>(
-      specs, layout::Options{
+      specs, layout::LayoutOptions{
                  .world_size = world, .page_numel = 64, .parameter_alignment_numel = 8, .shard_alignment_numel = 16});
 }
 
@@ -164,7 +164,7 @@ TEST(KeptGradients, AreInTheLayoutOfTheParameter) {
       std::shared_ptr<comm::Communicator>(std::move(comm::make_thread_communicators(1, std::chrono::seconds(20))[0]));
   std::vector<layout::ParameterSpec> specs(1);
   specs[0] = {.name = "p", .numel = 6, .dtype = DType::kBFloat16, .element_bytes = 2};
-  const auto layout = std::make_shared<const layout::Layout>(specs, layout::Options{});
+  const auto layout = std::make_shared<const layout::Layout>(specs, layout::LayoutOptions{});
   const auto parameter = at::zeros({2, 3}, at::kBFloat16).t().set_requires_grad(true);
   ReducePolicy policy = policy_of(true, false, true);
   policy.keep = true;
@@ -201,7 +201,7 @@ TEST(DeferredGradients, DoNotChangeTheOrderOfReductions) {
     std::vector<layout::ParameterSpec> specs(2);
     for (auto& spec : specs) spec = {.name = "p", .numel = 64, .dtype = DType::kBFloat16, .element_bytes = 2};
     const auto layout = std::make_shared<const layout::Layout>(
-        specs, layout::Options{.world_size = communicator.size(), .page_numel = 64});
+        specs, layout::LayoutOptions{.world_size = communicator.size(), .page_numel = 64});
     const std::vector<at::Tensor> parameters = {at::zeros({64}, at::kBFloat16).set_requires_grad(true),
                                                 at::zeros({64}, at::kBFloat16).set_requires_grad(true)};
     ReducePolicy policy = policy_of(false, false, true);

@@ -18,15 +18,15 @@ namespace zeropage::comm {
 namespace {
 
 /// Equal for ranks that can share memory.
-struct Place {
+struct MemoryDomain {
   char boot_id[40] = {};
   std::uint64_t process_ids = 0;
   std::uint64_t memory_device = 0;
   std::uint64_t user = 0;
 };
 
-Place place_of_this_process() {
-  Place place;
+MemoryDomain place_of_this_process() {
+  MemoryDomain place;
   std::ifstream("/proc/sys/kernel/random/boot_id").read(place.boot_id, sizeof(place.boot_id) - 1);
   struct stat status {};
   if (stat("/proc/self/ns/pid", &status) == 0) place.process_ids = status.st_ino;
@@ -45,11 +45,12 @@ std::string make_job_name() {
 std::unique_ptr<Communicator> join_mpi_job(const std::shared_ptr<MpiRuntime>& runtime,
                                            std::chrono::milliseconds timeout) {
   auto over_mpi = make_mpi_communicator(runtime, timeout);
-  const Place mine = place_of_this_process();
+  const MemoryDomain mine = place_of_this_process();
   const std::string places =
       all_gather_small(*over_mpi, {reinterpret_cast<const char*>(&mine), sizeof(mine)}, {"places of the ranks"});
   for (int r = 0; r < over_mpi->size(); ++r) {
-    if (std::memcmp(places.data() + static_cast<std::size_t>(r) * sizeof(Place), &mine, sizeof(Place)) != 0) {
+    if (std::memcmp(places.data() + static_cast<std::size_t>(r) * sizeof(MemoryDomain), &mine, sizeof(MemoryDomain)) !=
+        0) {
       return over_mpi;
     }
   }

@@ -39,7 +39,7 @@ void RegionTable::remove(std::int64_t memory) {
   entries_.erase(found);
 }
 
-std::optional<RegionTable::Place> RegionTable::find(const void* local, std::int64_t bytes) const {
+std::optional<RegionTable::Position> RegionTable::find(const void* local, std::int64_t bytes) const {
   const auto* address = static_cast<const std::byte*>(local);
   const std::scoped_lock lock(mutex_);
   auto after = by_address_.upper_bound(address);
@@ -48,10 +48,10 @@ std::optional<RegionTable::Place> RegionTable::find(const void* local, std::int6
   const Entry& entry = entries_.at(memory);
   const std::int64_t offset = address - start;
   if (offset + bytes > entry.parts[static_cast<std::size_t>(entry.own_rank)]->bytes()) return std::nullopt;
-  return Place{memory, offset};
+  return Position{memory, offset};
 }
 
-const std::byte* RegionTable::address(Place place, int rank) const {
+const std::byte* RegionTable::address(Position place, int rank) const {
   const std::scoped_lock lock(mutex_);
   const auto found = entries_.find(place.memory);
   return found == entries_.end() ? nullptr : found->second.parts[static_cast<std::size_t>(rank)]->data() + place.offset;

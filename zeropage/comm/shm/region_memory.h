@@ -22,7 +22,7 @@ using RegionParts = std::vector<std::shared_ptr<MappedRegion>>;
 /// communicating one. Every lookup is one search of an ordered map with one entry per Memory.
 class RegionTable {
  public:
-  struct Place {
+  struct Position {
     std::int64_t memory;  ///< number of the Memory, the same on all ranks
     std::int64_t offset;
   };
@@ -31,10 +31,10 @@ class RegionTable {
   void remove(std::int64_t memory);
 
   /// The place of [local, local + bytes), if it is wholly inside this rank's part of one Memory.
-  std::optional<Place> find(const void* local, std::int64_t bytes) const;
+  std::optional<Position> find(const void* local, std::int64_t bytes) const;
 
   /// The address of `place` in `rank`'s part; null when this rank has freed that Memory.
-  const std::byte* address(Place place, int rank) const;
+  const std::byte* address(Position place, int rank) const;
 
  private:
   struct Entry {

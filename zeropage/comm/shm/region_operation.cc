@@ -39,9 +39,9 @@ Range slice_of_rank(std::int64_t count, int rank, int size) {
 }
 
 /// The steps of one rank, for one chunk; inline and direct routes have one chunk, the whole input.
-class Step {
+class RankSteps {
  public:
-  Step(const Operation& op, ControlBlock& control, int rank)
+  RankSteps(const Operation& op, ControlBlock& control, int rank)
       : op_(op),
         call_(op.call),
         control_(control),
@@ -211,7 +211,7 @@ std::int64_t count_steps(const Operation& op, int size) {
 }
 
 std::int64_t run_step(const Operation& op, ControlBlock& control, int rank) {
-  Step step(op, control, rank);
+  RankSteps step(op, control, rank);
   if (op.step == 0) copy_own_shard(op, rank);
   const bool sums_slices = op.call.kind == OpKind::kAllReduce && op.route != Route::kInline;
   if (op.route != Route::kStaged) return sums_slices && op.step == 0 ? step.sum_slice(0) : step.read(0);

@@ -1,4 +1,4 @@
-#include "zeropage/cli/new_file.h"
+#include "zeropage/cli/output_file.h"
 
 #include <cerrno>
 #include <filesystem>

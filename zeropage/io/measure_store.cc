@@ -1,4 +1,4 @@
-#include "zeropage/io/measure.h"
+#include "zeropage/io/measure_store.h"
 
 #include <sys/resource.h>
 

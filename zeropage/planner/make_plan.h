@@ -1,7 +1,7 @@
 /// \file
 /// The memory of a model at every stage with every kind of offload, the time of a step, and a recommendation.
 ///
-///   1. Every row is a Placement: a stage, and the memories of optimizer state and parameters.
+///   1. Every row is a Strategy: a stage, and the memories of optimizer state and parameters.
 ///   2. `model_state_bytes` (state) and memory_model.h (frames, buckets, activations) compute the bytes by kind.
 ///   3. If the hardware is known, time_model.h computes the time, and each row fits or does not fit.
 ///   4. Each row's configuration is written and read by config::Config. A row that it refuses is not in this version
@@ -26,14 +26,14 @@
 namespace zeropage::planner {
 
 /// The memory of a kind of state while it is not in use.
-enum class Home { kDevice, kHost, kDisk };
+enum class StateMemory { kDevice, kHost, kDisk };
 
-struct Placement {
+struct Strategy {
   int stage = 0;
-  Home optimizer = Home::kDevice;
-  Home parameters = Home::kDevice;
+  StateMemory optimizer = StateMemory::kDevice;
+  StateMemory parameters = StateMemory::kDevice;
 
-  bool offloads() const { return optimizer != Home::kDevice || parameters != Home::kDevice; }
+  bool offloads() const { return optimizer != StateMemory::kDevice || parameters != StateMemory::kDevice; }
 };
 
 struct Request {
@@ -61,8 +61,8 @@ struct Request {
 
   /// Of the pages of a row: `second_shard_ranks` at stage 3 with parameters on the device, 1 elsewhere. CPU ranks of
   /// one host have none: they read each other's shards in shared memory.
-  int second_shards(const Placement& placement) const {
-    const bool gathers = placement.stage == 3 && placement.parameters == Home::kDevice && world_size() > 1;
+  int second_shards(const Strategy& strategy) const {
+    const bool gathers = strategy.stage == 3 && strategy.parameters == StateMemory::kDevice && world_size() > 1;
     return gathers && !shares_memory() ? second_shard_ranks : 1;
   }
 
@@ -104,7 +104,7 @@ struct Variant {
 };
 
 struct Row {
-  Placement placement;
+  Strategy strategy;
   MemoryEstimate memory;
   Variant plain;
   Variant checkpointed;
@@ -129,7 +129,7 @@ struct Plan {
 Request request_of(Model model, const PlanOptions& options);
 
 /// "none", "optimizer: host", "optimizer: disk, parameters: host", ...
-std::string offload_name(const Placement& placement);
+std::string offload_name(const Strategy& strategy);
 
 /// Cost: milliseconds. Errors: ConfigError for counts below 1, sizes beyond 63 bits, or second_shard_ranks or
 /// shard_ranks that do not divide the devices of a host, or do not go with the other options.
@@ -142,6 +142,6 @@ std::string format_plan(const Plan& plan);
 std::string plan_json(const Plan& plan);
 
 /// The configuration of a row, as --write writes it for the recommendation.
-std::string config_text(const Request& request, const Placement& placement);
+std::string config_text(const Request& request, const Strategy& strategy);
 
 }  // namespace zeropage::planner

@@ -11,14 +11,14 @@
 
 namespace zeropage::engine {
 
-struct Placement {
+struct Sharding {
   bool shard_optimizer = false;
   bool shard_gradients = false;
   bool shard_parameters = false;
 };
 
 /// stage 0: nothing (data parallel); 1: optimizer state; 2: and gradients; 3: and parameters.
-constexpr Placement placement_of_stage(int stage) { return {stage >= 1, stage >= 2, stage >= 3}; }
+constexpr Sharding sharding_of_stage(int stage) { return {stage >= 1, stage >= 2, stage >= 3}; }
 
 /// The host's memory for offloaded optimizer state and gradients of `config`; page-locked if that helps a device.
 inline memory::MemoryPlace optimizer_host(const config::Config& config, c10::Device device) {

@@ -1,4 +1,4 @@
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 #include <fmt/format.h>
 
@@ -17,17 +17,17 @@ namespace {
 
 constexpr std::int64_t kMaxRequested = 1'000'000'000;
 
-constexpr Placement kPlacements[] = {
+constexpr Strategy kStrategies[] = {
     {0},
     {1},
-    {1, Home::kHost},
+    {1, StateMemory::kHost},
     {2},
-    {2, Home::kHost},
+    {2, StateMemory::kHost},
     {3},
-    {3, Home::kHost},
-    {3, Home::kHost, Home::kHost},
-    {3, Home::kDisk, Home::kHost},
-    {3, Home::kDisk, Home::kDisk},
+    {3, StateMemory::kHost},
+    {3, StateMemory::kHost, StateMemory::kHost},
+    {3, StateMemory::kDisk, StateMemory::kHost},
+    {3, StateMemory::kDisk, StateMemory::kDisk},
 };
 
 void check_groups(const Request& request) {
@@ -81,15 +81,14 @@ bool fits(const Request& request, const MemoryEstimate& memory, std::int64_t dev
          ranks * static_cast<double>(memory.disk) <= room(hardware.disk_bytes);
 }
 
-Variant variant_of(const Request& request, const Placement& placement, const MemoryEstimate& memory,
-                   bool checkpointing) {
+Variant variant_of(const Request& request, const Strategy& strategy, const MemoryEstimate& memory, bool checkpointing) {
   Variant variant;
   variant.activations = activation_bytes(request, checkpointing);
-  const std::int64_t update = placement.optimizer == Home::kDevice ? memory.update : 0;
+  const std::int64_t update = strategy.optimizer == StateMemory::kDevice ? memory.update : 0;
   variant.device_bytes = memory.state.total() + std::max(memory.frames + memory.buckets + variant.activations, update);
   if (request.hardware) {
     variant.fits = fits(request, memory, variant.device_bytes);
-    variant.time = estimate_time(request, placement, checkpointing);
+    variant.time = estimate_time(request, strategy, checkpointing);
   }
   return variant;
 }
@@ -103,7 +102,7 @@ bool is_available(const std::string& text, int world_size) {
   }
 }
 
-const char* device_word(Home home) { return home == Home::kHost ? "cpu" : "nvme"; }
+const char* device_word(StateMemory memory) { return memory == StateMemory::kHost ? "cpu" : "nvme"; }
 
 }  // namespace
 
@@ -133,11 +132,11 @@ Request request_of(Model model, const PlanOptions& options) {
   return request;
 }
 
-std::string offload_name(const Placement& placement) {
-  const auto word = [](Home home) { return home == Home::kHost ? "host" : "disk"; };
+std::string offload_name(const Strategy& strategy) {
+  const auto word = [](StateMemory memory) { return memory == StateMemory::kHost ? "host" : "disk"; };
   std::string name;
-  if (placement.optimizer != Home::kDevice) name += fmt::format("optimizer: {}", word(placement.optimizer));
-  if (placement.parameters != Home::kDevice) name += fmt::format(", parameters: {}", word(placement.parameters));
+  if (strategy.optimizer != StateMemory::kDevice) name += fmt::format("optimizer: {}", word(strategy.optimizer));
+  if (strategy.parameters != StateMemory::kDevice) name += fmt::format(", parameters: {}", word(strategy.parameters));
   return name.empty() ? "none" : name;
 }
 
@@ -145,15 +144,15 @@ Plan make_plan(const Request& request) {
   check(request);
   Plan plan;
   plan.request = request;
-  for (const Placement& placement : kPlacements) {
+  for (const Strategy& strategy : kStrategies) {
     Row row;
-    row.placement = placement;
-    row.memory = estimate_memory(request, placement);
-    row.plain = variant_of(request, placement, row.memory, false);
-    row.checkpointed = variant_of(request, placement, row.memory, true);
-    row.config = config_text(request, placement);
+    row.strategy = strategy;
+    row.memory = estimate_memory(request, strategy);
+    row.plain = variant_of(request, strategy, row.memory, false);
+    row.checkpointed = variant_of(request, strategy, row.memory, true);
+    row.config = config_text(request, strategy);
     // Groups of ranks are for CPU ranks.
-    const bool on_devices = request.hardware && !request.hardware->is_cpu && request.in_groups(placement.stage);
+    const bool on_devices = request.hardware && !request.hardware->is_cpu && request.in_groups(strategy.stage);
     row.available = !on_devices && is_available(row.config, request.world_size());
     plan.rows.push_back(std::move(row));
   }
@@ -161,28 +160,28 @@ Plan make_plan(const Request& request) {
   return plan;
 }
 
-std::string config_text(const Request& request, const Placement& placement) {
+std::string config_text(const Request& request, const Strategy& strategy) {
   using Json = nlohmann::ordered_json;
-  Json zero{{"stage", placement.stage}};
-  const auto add_home = [&](const char* key, Home home) {
-    if (home == Home::kDevice) return;
-    zero[key] = {{"device", device_word(home)}};
-    if (home == Home::kDisk) zero[key]["nvme_path"] = "/local_nvme";
+  Json zero{{"stage", strategy.stage}};
+  const auto add_offload = [&](const char* key, StateMemory memory) {
+    if (memory == StateMemory::kDevice) return;
+    zero[key] = {{"device", device_word(memory)}};
+    if (memory == StateMemory::kDisk) zero[key]["nvme_path"] = "/local_nvme";
   };
-  if (request.quantized_weights && placement.stage == 3) zero["zero_quantized_weights"] = true;
-  if (request.quantized_gradients && placement.stage > 0) zero["zero_quantized_gradients"] = true;
-  if (const int ranks = request.second_shards(placement); ranks > 1) zero["zero_hpz_partition_size"] = ranks;
-  add_home("offload_optimizer", placement.optimizer);
-  add_home("offload_param", placement.parameters);
+  if (request.quantized_weights && strategy.stage == 3) zero["zero_quantized_weights"] = true;
+  if (request.quantized_gradients && strategy.stage > 0) zero["zero_quantized_gradients"] = true;
+  if (const int ranks = request.second_shards(strategy); ranks > 1) zero["zero_hpz_partition_size"] = ranks;
+  add_offload("offload_optimizer", strategy.optimizer);
+  add_offload("offload_param", strategy.parameters);
   Json document{{"train_micro_batch_size_per_gpu", request.micro_batch},
                 {"gradient_accumulation_steps", request.accumulation_steps}};
   if (request.precision == config::Precision::kBf16) document["bf16"] = {{"enabled", true}};
   if (request.precision == config::Precision::kFp16) document["fp16"] = {{"enabled", true}};
   document["zero_optimization"] = std::move(zero);
-  if (placement.optimizer == Home::kHost && request.hardware && !request.optimizer.by_torch) {
-    document["zeropage"] = {{"offloaded_update", is_updated_on_device(request, placement) ? "device" : "host"}};
+  if (strategy.optimizer == StateMemory::kHost && request.hardware && !request.optimizer.by_torch) {
+    document["zeropage"] = {{"offloaded_update", is_updated_on_device(request, strategy) ? "device" : "host"}};
   }
-  if (request.in_groups(placement.stage)) document["zeropage"]["shard_ranks"] = request.shard_ranks;
+  if (request.in_groups(strategy.stage)) document["zeropage"]["shard_ranks"] = request.shard_ranks;
   if (request.optimizer.type == "whole") {
     document["zeropage"]["optimizer_sees"] = "parameters";
     return document.dump(2) + "\n";

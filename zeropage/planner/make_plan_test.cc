@@ -1,4 +1,4 @@
-#include "zeropage/planner/plan.h"
+#include "zeropage/planner/make_plan.h"
 
 #include <gtest/gtest.h>
 #include <unistd.h>
@@ -43,9 +43,9 @@ TEST(Plan, SevenBillionOnFourPrintsTheKnownTable) {
 TEST(Plan, RowsFollowTheFormulaOfTheEngine) {
   const Plan plan = make_plan(request("7B", 4));
   for (const Row& row : plan.rows) {
-    if (row.placement.offloads()) continue;
+    if (row.strategy.offloads()) continue;
     const formula::StateBytes expected =
-        formula::model_state_bytes({7'000'000'000, 0, 0}, {row.placement.stage, 4, config::Precision::kBf16});
+        formula::model_state_bytes({7'000'000'000, 0, 0}, {row.strategy.stage, 4, config::Precision::kBf16});
     EXPECT_EQ(row.memory.state, expected);
     EXPECT_EQ(row.memory.host, 0);
     EXPECT_EQ(row.plain.device_bytes,
@@ -57,19 +57,19 @@ TEST(Plan, RowsFollowTheFormulaOfTheEngine) {
 TEST(Plan, OffloadMovesStateAndKeepsItsSum) {
   const Request r = request("7B", 4);
   const std::int64_t whole = estimate_memory(r, {3}).state.total();
-  const MemoryEstimate host = estimate_memory(r, {3, Home::kHost, Home::kHost});
+  const MemoryEstimate host = estimate_memory(r, {3, StateMemory::kHost, StateMemory::kHost});
   EXPECT_EQ(host.state.total(), 0);
   constexpr std::int64_t kUndoLog = (12 + 2) * 1'750'000'000LL / 4;
   EXPECT_EQ(host.undo_log, kUndoLog);
   EXPECT_EQ(host.host, whole + kUndoLog);
-  const MemoryEstimate optimizer_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  const MemoryEstimate optimizer_on_disk = estimate_memory(r, {3, StateMemory::kDisk, StateMemory::kHost});
   EXPECT_EQ(optimizer_on_disk.disk, estimate_memory(r, {3}).state.optimizer);
   const std::int64_t buffers = 4 * 12 * ((page_numel(r, 3) + 3) / 4);  // offload_optimizer.buffer_count shards of pages
   EXPECT_EQ(optimizer_on_disk.host + optimizer_on_disk.disk, whole + buffers);
-  const MemoryEstimate all_on_disk = estimate_memory(r, {3, Home::kDisk, Home::kDisk});
+  const MemoryEstimate all_on_disk = estimate_memory(r, {3, StateMemory::kDisk, StateMemory::kDisk});
   EXPECT_EQ(all_on_disk.disk - optimizer_on_disk.disk,
             estimate_memory(r, {3}).state.gradients + (7'000'000'000 - 4'000'000'000) / 4 * 2);
-  EXPECT_EQ(estimate_memory(r, {1, Home::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
+  EXPECT_EQ(estimate_memory(r, {1, StateMemory::kHost}).state.gradients, estimate_memory(r, {1}).state.gradients);
 }
 
 // Catches buffers of codes that are not counted, times without the saved bytes, and keys that are written where the
@@ -89,8 +89,8 @@ TEST(Plan, QuantizedCollectivesTakeBuffersAndLessTime) {
   EXPECT_LT(estimate_time(coded, {3}, false).step_s, 0.5 * estimate_time(plain, {3}, false).step_s);
   for (const Row& row : make_plan(coded).rows) {
     EXPECT_TRUE(row.available) << row.config;
-    EXPECT_EQ(contains(row.config, "zero_quantized_weights"), row.placement.stage == 3);
-    EXPECT_EQ(contains(row.config, "zero_quantized_gradients"), row.placement.stage > 0);
+    EXPECT_EQ(contains(row.config, "zero_quantized_weights"), row.strategy.stage == 3);
+    EXPECT_EQ(contains(row.config, "zero_quantized_gradients"), row.strategy.stage > 0);
   }
   Request alone = request("7B", 1);
   alone.quantized_weights = alone.quantized_gradients = true;
@@ -102,17 +102,17 @@ TEST(Plan, SecondShardsTakeMemory) {
   const Request plain = request("7B", 8, "H100", 2);
   Request near = plain;
   near.second_shard_ranks = 4;
-  const auto more = [&](const Placement& placement) {
-    return estimate_memory(near, placement).state.parameters - estimate_memory(plain, placement).state.parameters;
+  const auto more = [&](const Strategy& strategy) {
+    return estimate_memory(near, strategy).state.parameters - estimate_memory(plain, strategy).state.parameters;
   };
   EXPECT_EQ(more({3}), 2 * 7'000'000'000LL / 4);
-  EXPECT_EQ(more({3, Home::kHost}), 2 * 7'000'000'000LL / 4);
+  EXPECT_EQ(more({3, StateMemory::kHost}), 2 * 7'000'000'000LL / 4);
   EXPECT_EQ(more({2}), 0);
-  EXPECT_EQ(more({3, Home::kHost, Home::kHost}), 0);
+  EXPECT_EQ(more({3, StateMemory::kHost, StateMemory::kHost}), 0);
   for (const Row& row : make_plan(near).rows) {
     EXPECT_TRUE(row.available) << row.config;
     EXPECT_EQ(contains(row.config, R"("zero_hpz_partition_size": 4)"),
-              row.placement.stage == 3 && row.placement.parameters == Home::kDevice);
+              row.strategy.stage == 3 && row.strategy.parameters == StateMemory::kDevice);
   }
   near.hosts = 1;
   EXPECT_TRUE(contains(format_plan(make_plan(near)), "counted for GPUs"));
@@ -165,16 +165,16 @@ Request simple_hardware() {
 TEST(TimeModel, StagesByHand) {
   const Request r = simple_hardware();
   const double update_s = 30e9 / 1e12;
-  const auto step_s = [&](const Placement& placement) { return estimate_time(r, placement, false).step_s; };
+  const auto step_s = [&](const Strategy& strategy) { return estimate_time(r, strategy, false).step_s; };
   EXPECT_NEAR(step_s({0}), 6 + update_s, 1e-9);  // the backward hides the reduction
   EXPECT_NEAR(step_s({1}), 6 + 1 + update_s / 2, 1e-9);
-  EXPECT_NEAR(step_s({2}), 6 + 1 + update_s / 2, 1e-9);              // the backward hides the reduction
-  EXPECT_NEAR(step_s({3}), 6 + update_s / 2, 1e-9);                  // everything hides
-  EXPECT_NEAR(step_s({2, Home::kHost}), 6 + 3 + 1, 1e-9);            // 30 bytes * 10^9 at 10 GB/s
-  EXPECT_NEAR(step_s({3, Home::kDisk, Home::kHost}), 6 + 16, 1e-9);  // reads 16 bytes * 10^9 at 1 GB/s
+  EXPECT_NEAR(step_s({2}), 6 + 1 + update_s / 2, 1e-9);                            // the backward hides the reduction
+  EXPECT_NEAR(step_s({3}), 6 + update_s / 2, 1e-9);                                // everything hides
+  EXPECT_NEAR(step_s({2, StateMemory::kHost}), 6 + 3 + 1, 1e-9);                   // 30 bytes * 10^9 at 10 GB/s
+  EXPECT_NEAR(step_s({3, StateMemory::kDisk, StateMemory::kHost}), 6 + 16, 1e-9);  // reads 16 bytes * 10^9 at 1 GB/s
   EXPECT_NEAR(estimate_time(r, {3}, true).compute_s, 8, 1e-9);
   EXPECT_EQ(estimate_time(r, {3}, false).limit, "computation");
-  EXPECT_EQ(estimate_time(r, {3, Home::kDisk, Home::kHost}, false).limit, "disk");
+  EXPECT_EQ(estimate_time(r, {3, StateMemory::kDisk, StateMemory::kHost}, false).limit, "disk");
   EXPECT_NEAR(estimate_time(r, {0}, false).efficiency(), 6 / (6 + update_s), 1e-9);
 }
 
@@ -182,21 +182,21 @@ TEST(TimeModel, StagesByHand) {
 // state as buffers.
 TEST(TimeModel, AFastLinkUpdatesTheHostsStateOnTheDevice) {
   Request r = simple_hardware();
-  const Placement placement{2, Home::kHost};
-  EXPECT_FALSE(is_updated_on_device(r, placement));
-  const std::int64_t buckets = estimate_memory(r, placement).buckets;
+  const Strategy strategy{2, StateMemory::kHost};
+  EXPECT_FALSE(is_updated_on_device(r, strategy));
+  const std::int64_t buckets = estimate_memory(r, strategy).buckets;
   r.hardware->host_link_rate = 5e9;
-  EXPECT_TRUE(is_updated_on_device(r, placement));
+  EXPECT_TRUE(is_updated_on_device(r, strategy));
   const double device_s =
       (12 + 2) * 0.5 / 5;  // state, and the gradient that waits on the host, of half of the elements
-  EXPECT_NEAR(estimate_time(r, placement, false).step_s, 6 + 1 + device_s, 1e-9);
-  EXPECT_NEAR(estimate_time(r, {1, Home::kHost}, false).step_s, 6 + 1 + 12 * 0.5 / 5, 1e-9);
-  const MemoryEstimate memory = estimate_memory(r, placement);
+  EXPECT_NEAR(estimate_time(r, strategy, false).step_s, 6 + 1 + device_s, 1e-9);
+  EXPECT_NEAR(estimate_time(r, {1, StateMemory::kHost}, false).step_s, 6 + 1 + 12 * 0.5 / 5, 1e-9);
+  const MemoryEstimate memory = estimate_memory(r, strategy);
   EXPECT_EQ(memory.undo_log, 0);
   EXPECT_EQ(memory.buckets - buckets, formula::kStreamBuffers * 12 * page_numel(r, 2) / 2);
-  EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "device")"));
+  EXPECT_TRUE(contains(config_text(r, strategy), R"("offloaded_update": "device")"));
   r.hardware->host_memory_rate = 1e13;
-  EXPECT_TRUE(contains(config_text(r, placement), R"("offloaded_update": "host")"));
+  EXPECT_TRUE(contains(config_text(r, strategy), R"("offloaded_update": "host")"));
 }
 
 /// 10^9 parameters on two ranks; Muon updates 600 million.
@@ -216,7 +216,7 @@ TEST(Plan, MuonKeepsLessThanAdamW) {
   EXPECT_EQ(estimate_memory(r, {0}).update, 8 * 1'000'000'000LL) << "gradients are in 16 bit";
   EXPECT_EQ(estimate_memory(r, {1}).update, 4 * 500'000'000LL);
   EXPECT_EQ(estimate_memory(r, {2}).update, 4 * 500'000'000LL);
-  const MemoryEstimate host = estimate_memory(r, {2, Home::kHost});
+  const MemoryEstimate host = estimate_memory(r, {2, StateMemory::kHost});
   EXPECT_EQ(host.state.optimizer, 0);
   EXPECT_EQ(host.undo_log, 0);
   EXPECT_EQ(host.host, 4'000'000'000LL + kKept + host.update);
@@ -233,8 +233,8 @@ TEST(TimeModel, MuonsProductsAndParts) {
   r.model.shape.hidden = 1000;
   Request adamw = r;
   adamw.optimizer = {};
-  const auto difference_s = [&](const Placement& placement) {
-    return estimate_time(r, placement, false).step_s - estimate_time(adamw, placement, false).step_s;
+  const auto difference_s = [&](const Strategy& strategy) {
+    return estimate_time(r, strategy, false).step_s - estimate_time(adamw, strategy, false).step_s;
   };
   constexpr double kProducts = 22.0 * 1000 * 600e6 / 1e12;
   EXPECT_NEAR(difference_s({0}), kProducts + 16e9 / 1e12, 1e-6);
@@ -348,7 +348,7 @@ TEST(TimeModel, BytesBetweenHosts) {
 TEST(Recommendation, FollowsTheGuidance) {
   const auto choice = [](const Request& r) {
     const Plan plan = make_plan(r);
-    return plan.recommendation.row ? recommended(plan).placement.stage : -1;
+    return plan.recommendation.row ? recommended(plan).strategy.stage : -1;
   };
   EXPECT_EQ(choice(request("350M", 8, "H100")), 1);  // fits without sharding
   EXPECT_EQ(choice(request("7B", 8, "H100")), 2);    // optimizer state and gradients are sharded
@@ -361,7 +361,7 @@ TEST(Recommendation, FollowsTheGuidance) {
 TEST(Recommendation, OffloadOnlyWhenTheDevicesTogetherAreTooSmall) {
   const Plan plan = make_plan(request("70B", 8, "A100"));
   ASSERT_TRUE(plan.recommendation.row);
-  EXPECT_TRUE(recommended(plan).placement.offloads());
+  EXPECT_TRUE(recommended(plan).strategy.offloads());
   EXPECT_TRUE(contains(plan.recommendation.reason, "ranks would do without")) << plan.recommendation.reason;
   const bool says_so = contains(plan.recommendation.reason, "does not have this offload yet");
   EXPECT_EQ(says_so, !recommended(plan).available);
@@ -390,13 +390,13 @@ TEST(Plan, WrittenConfigurationsAreReadOrRefusedWithWords) {
     r.precision = precision;
     r.accumulation_steps = 3;
     for (const Row& row : make_plan(r).rows) {
-      EXPECT_TRUE(row.available || row.placement.offloads()) << row.config;
+      EXPECT_TRUE(row.available || row.strategy.offloads()) << row.config;
       if (!row.available) {
         EXPECT_THROW(config::describe(row.config, "plan", 4), ConfigError);
         continue;
       }
       const config::Config config = config::Config::from_json(row.config, 4);
-      EXPECT_EQ(config.zero.stage, row.placement.stage);
+      EXPECT_EQ(config.zero.stage, row.strategy.stage);
       EXPECT_EQ(config.precision, precision);
       EXPECT_EQ(config.batch.train_batch_size, 12);
     }

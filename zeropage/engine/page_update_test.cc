@@ -1,5 +1,5 @@
 // The pages and segments that an update changes, and the factors, without running it.
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 
 #include <ATen/ops/full_like.h>
 #include <gtest/gtest.h>

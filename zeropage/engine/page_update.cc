@@ -1,4 +1,4 @@
-#include "zeropage/engine/update.h"
+#include "zeropage/engine/page_update.h"
 
 #include <c10/core/GradMode.h>
 #include <fmt/format.h>
@@ -22,7 +22,7 @@ namespace zeropage::engine {
 namespace {
 
 /// The changed elements, as one segment if that is all of the range.
-std::vector<Segment> changed_runs(const ChangedSegments& changed) {
+std::vector<UpdateSegment> changed_runs(const ChangedSegments& changed) {
   if (!changed.all || changed.segments.empty()) return changed.segments;
   const auto& last = changed.segments.back();
   return {{0, last.offset + last.numel, {}}};
@@ -35,8 +35,8 @@ void put_values(const optim::Arrays& range, const at::Tensor& values, c10::Devic
   memory::flat_view(range.parameter, values.numel(), scalar_type_of(range.parameter_dtype), device).copy_(values);
 }
 
-void run_update(const optim::Arrays& range, const std::vector<Segment>& segments, const std::vector<int>& parameters,
-                const UpdateInputs& inputs, c10::Device device) {
+void run_update(const optim::Arrays& range, const std::vector<UpdateSegment>& segments,
+                const std::vector<int>& parameters, const UpdateInputs& inputs, c10::Device device) {
   if (inputs.kind == config::OptimizerKind::kLamb) {
     for (std::size_t i = 0; i < segments.size(); ++i) {
       lamb_move(segments[i].of(range), segments[i].numel, segments[i].step, inputs.lamb_ratios[parameters[i]], device);

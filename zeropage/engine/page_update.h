@@ -64,7 +64,7 @@ std::vector<int> updated_pages(const layout::Layout& layout, const std::vector<b
 
 /// The segments of this rank's range of a page that an update changes.
 struct ChangedSegments {
-  std::vector<Segment> segments;
+  std::vector<UpdateSegment> segments;
   std::vector<int> parameters;  ///< the parameter of each segment
   bool all = true;              ///< no parameter is left out
 };

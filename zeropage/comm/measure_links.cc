@@ -1,4 +1,4 @@
-#include "zeropage/comm/measure.h"
+#include "zeropage/comm/measure_links.h"
 
 #include <chrono>
 #include <cstring>
