@@ -19,7 +19,7 @@ RUNS: dict[str, tuple[int, dict[str, int]]] = {f"stage {stage}": (stage, {}) for
     "stage 3, a quarter live": (3, QUARTER)
 }
 # fp32 bytes per parameter, rank and step. A reduce-scatter and an all-gather each move (N - 1) / N of a buffer; stage 3
-# may gather twice. The rest is for headers, verdicts and versions.
+# may gather twice. The rest is for headers, global checks and versions.
 LIMITS = {2: {"stage 3": 6.1, "other": 4.1}, 4: {"stage 3": 9.2, "other": 6.2}}
 
 
