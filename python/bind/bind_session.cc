@@ -5,6 +5,7 @@
 #include "zeropage/config/config.h"
 #include "zeropage/engine/engine.h"
 #include "zeropage/session/data_types.h"
+#include "zeropage/session/losses.h"
 #include "zeropage/session/memory_report.h"
 #include "zeropage/session/preemption.h"
 #include "zeropage/session/resume_check.h"
@@ -40,6 +41,11 @@ void init_session(py::module_& module) {
       .def_readonly("communication", &DataTypes::communication)
       .def_readonly("autocast", &DataTypes::autocast, "Of the forward's operators; None: no autocast.")
       .def_readonly("buffers", &DataTypes::buffers, "Of floating-point buffers; None: their own.");
+  py::class_<session::Losses>(module, "Losses", "The losses of an accumulation window.")
+      .def(py::init())
+      .def("add", &session::Losses::add, py::arg("loss"), py::arg("first"), "first: the first one of its window.")
+      .def("mean", &session::Losses::mean, py::arg("engine"), Unlocked(),
+           "This rank's mean since the last update, or None. engine: None if it has ended.");
   using session::BufferShapes;
   module.def(
       "resume_differences",

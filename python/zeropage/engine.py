@@ -76,7 +76,7 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
         self._world = world
         self._collate_fn = collate_fn
         self._autocast_dtype = self.autocast_dtype()
-        self._losses: list[torch.Tensor] = []
+        self._losses = _C.Losses()
         self.training_dataloader = None
         self.device = device
         self._communicators = make_communicators(config, self.device, world)
@@ -124,9 +124,7 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
         first = self._core.window_is_new
         with self._observer.phase("backward"):
             scaled = self._core.backward(loss, retain_graph, scale_wrt_gas)
-        if first:
-            self._losses.clear()
-        self._losses.append(loss.detach())
+        self._losses.add(loss, first)
         return scaled
 
     def scale(self, loss: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
@@ -139,9 +137,7 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
         """
         if not isinstance(loss, torch.Tensor):
             raise UsageError(f"scale takes the loss, a scalar tensor; got {type(loss).__name__}")
-        if self._core.window_is_new:
-            self._losses.clear()
-        self._losses.append(loss.detach())
+        self._losses.add(loss, self._core.window_is_new)
         return self._core.scale(loss)
 
     def step(self, lr_kwargs: dict[str, Any] | None = None) -> None:
@@ -206,15 +202,14 @@ class ZeropageEngine(EngineMemory, CheckpointingEngine, ModelExports, ModuleView
 
     def mean_loss(self) -> float:
         """The mean of this rank's losses since the last update (of the last update, directly after it)."""
-        if not self._losses:
+        loss = self.known_loss()
+        if loss is None:
             raise UsageError("there is no loss yet: call engine.backward first (loss.backward() does not tell it)")
-        if not self.has_ended:
-            self._core.wait_for_device("the loss")
-        return torch.stack([loss.float() for loss in self._losses]).mean().item()
+        return loss
 
     def known_loss(self) -> float | None:
         """As `mean_loss`; None if the program runs `loss.backward()` itself."""
-        return self.mean_loss() if self._losses else None
+        return self._losses.mean(None if self.has_ended else self._core)
 
     def coalesce_grad_reduction(self) -> AbstractContextManager:
         """For programs that run several backwards for one step. As with `no_sync`, gradients accumulate without it,

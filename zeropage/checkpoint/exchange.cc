@@ -33,6 +33,14 @@ std::vector<std::string> exchange_strings(comm::Communicator& communicator, cons
   return strings;
 }
 
+std::string lines_of_failures(const std::vector<std::string>& by_rank) {
+  std::string lines;
+  for (std::size_t rank = 0; rank < by_rank.size(); ++rank) {
+    if (!by_rank[rank].empty()) lines += fmt::format("\n  rank {}: {}", rank, by_rank[rank]);
+  }
+  return lines;
+}
+
 std::vector<std::string> run_on_all_ranks(comm::Communicator& communicator, const std::string& what,
                                           const std::function<std::string()>& work) {
   std::string mine;

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 #include <string_view>
 #include <utility>
@@ -14,6 +13,7 @@
 #include "zeropage/base/digest.h"
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/whole_number.h"
 
 namespace zeropage::comm {
 namespace {
@@ -61,16 +61,8 @@ std::string list_given(const Found& found) {
   return fmt::format("{}", fmt::join(given, ", "));
 }
 
-std::optional<int> number_of(std::string_view text) {
-  int value = 0;
-  const char* end = text.data() + text.size();
-  const auto result = std::from_chars(text.data(), end, value);
-  if (text.empty() || result.ec != std::errc() || result.ptr != end) return std::nullopt;
-  return value;
-}
-
 int to_int(const std::string& text, const Found& found) {
-  if (const auto value = number_of(text)) return *value;
+  if (const auto value = whole_number(text)) return *value;
   throw ConfigError(fmt::format("expected integers in {}: {}", list_given(found), kLaunchHint));
 }
 
@@ -121,10 +113,10 @@ std::optional<int> tasks_of_node(std::string_view list, int node) {
   while (!list.empty()) {
     const std::string_view item = list.substr(0, list.find(','));
     const std::size_t times = item.find("(x");
-    const auto count = number_of(item.substr(0, times));
+    const auto count = whole_number(item.substr(0, times));
     const auto repeat = times == std::string_view::npos || item.back() != ')'
                             ? std::optional<int>(1)
-                            : number_of(item.substr(times + 2, item.size() - times - 3));
+                            : whole_number(item.substr(times + 2, item.size() - times - 3));
     if (!count || !repeat || *repeat < 1) return std::nullopt;
     if (node < *repeat) return count;
     node -= *repeat;
@@ -187,7 +179,7 @@ Meeting meeting_from_environment(const Environment& environment, const World& wo
     throw ConfigError(fmt::format("MASTER_ADDR={}, expected the name or the address of rank 0's host: {}",
                                   json::quote(*address), kMeetingHint));
   }
-  const auto number = number_of(*port);
+  const auto number = whole_number(*port);
   if (!number || *number < 1 || *number > 65535) {
     throw ConfigError(
         fmt::format("MASTER_PORT={}, expected a port from 1 to 65535: {}", json::quote(*port), kMeetingHint));

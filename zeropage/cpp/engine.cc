@@ -1,6 +1,5 @@
 #include "zeropage/cpp/engine.h"
 
-#include <ATen/ops/stack.h>
 #include <fmt/format.h>
 
 #include <cstdio>
@@ -65,8 +64,7 @@ at::Tensor Engine::backward(const at::Tensor& loss, bool retain_graph, bool scal
   });
   if (impl_->client) impl_->client->arm();
   impl_->observer->end_phase("backward");
-  if (first) impl_->losses.clear();
-  impl_->losses.push_back(loss.detach());
+  impl_->losses.add(loss, first);
   return scaled;
 }
 
@@ -108,7 +106,7 @@ at::Tensor Engine::step(const std::function<at::Tensor()>& closure) {
 void Engine::Impl::tell_step(double lr) {
   observer->end_phase("step");
   if (!observer->has_file() && !observer->prints_times() && !monitor.enabled()) return;
-  const auto loss = known_loss();
+  const auto loss = losses.mean(core.get());
   const auto times = observer->end_step(loss, lr);
   if (!monitor.enabled()) return;
   std::vector<Event> events;
@@ -140,16 +138,8 @@ NoSync Engine::no_sync() { return {}; }
 bool Engine::was_step_applied() const { return impl_->core->last_step().applied; }
 std::optional<double> Engine::get_global_grad_norm() const { return impl_->core->last_step().gradient_norm; }
 
-std::optional<double> Engine::Impl::known_loss() const {
-  if (losses.empty()) return std::nullopt;
-  core->wait_for_device("the loss");
-  std::vector<at::Tensor> in_fp32;
-  for (const auto& loss : losses) in_fp32.push_back(loss.to(at::kFloat));
-  return at::stack(in_fp32).mean().item<double>();
-}
-
 double Engine::mean_loss() const {
-  const auto loss = impl_->known_loss();
+  const auto loss = impl_->losses.mean(impl_->core.get());
   if (!loss) throw UsageError("there is no loss yet: call backward first");
   return *loss;
 }

@@ -18,6 +18,7 @@
 #include "zeropage/cpp/model_tensors.h"
 #include "zeropage/cpp/monitor.h"
 #include "zeropage/report/progress.h"
+#include "zeropage/session/losses.h"
 #include "zeropage/session/preemption.h"
 #include "zeropage/session/step_observer.h"
 
@@ -35,15 +36,13 @@ class Engine::Impl {
   std::map<std::string, std::vector<std::string>> aliases;  // other names of tied parameters
   std::shared_ptr<engine::Engine> core;
   std::optional<report::Progress> line;  // steps_per_print, on rank 0
-  std::vector<at::Tensor> losses;        // since the last update
+  session::Losses losses;
   bool autocast_entered = false;
   std::optional<session::StepObserver> observer;
   Monitor monitor;
 
   /// Writes the optimizer step that has ended to files, monitors and the log.
   void tell_step(double lr);
-  std::optional<double> known_loss()
-      const;  ///< mean since the last update; nullopt if the program runs the backward itself
 
   /// Runs one micro step with the current learning rates. Returns whether it was at a boundary.
   bool step();

@@ -10,14 +10,13 @@
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/untrusted_json.h"
 #include "zeropage/cpp/hyperparameters.h"
+#include "zeropage/cpp/stored_values.h"
 #include "zeropage/engine/checkpoint.h"
 
 namespace zeropage::cpp {
 namespace {
 
 using nlohmann::json;
-
-json dict(json pairs) { return json{{"dict", std::move(pairs)}}; }
 
 json encode(const json& value) {
   if (value.is_object()) {
@@ -34,20 +33,6 @@ json encode(const json& value) {
   return too_large ? json{{"number", value.dump()}} : value;
 }
 
-/// The content of {"kind": content}, or null.
-const json* content_of(const json& value, const char* kind) {
-  return value.is_object() && value.size() == 1 && value.contains(kind) ? &value.at(kind) : nullptr;
-}
-
-bool is_pair_with_name(const json& pair) { return pair.is_array() && pair.size() == 2 && pair[0].is_string(); }
-
-/// The pairs of a dict whose keys are strings, or null.
-const json* pairs_of(const json& value) {
-  const json* pairs = content_of(value, "dict");
-  const bool named = pairs && pairs->is_array() && std::all_of(pairs->begin(), pairs->end(), is_pair_with_name);
-  return named ? pairs : nullptr;
-}
-
 /// Converts to plain JSON. Values that JSON does not have (a tensor, a key that is no text) stay in the form of the
 /// checkpoint.
 json decode(const json& value) {
@@ -62,18 +47,6 @@ json decode(const json& value) {
   json out = json::array();
   for (const auto& item : items) out.push_back(decode(item));
   return out;
-}
-
-/// The name of the tensor that `value` refers to, or nullopt.
-std::optional<std::string> tensor_name(const json& value) {
-  const json* name = content_of(value, "tensor");
-  return name && name->is_string() ? std::optional(name->get<std::string>()) : std::nullopt;
-}
-
-json refer_to(const at::Tensor& tensor, Tensors& tensors) {
-  std::string name = fmt::format("host/{}", tensors.size());
-  tensors.emplace(name, tensor);
-  return {{"tensor", std::move(name)}};
 }
 
 json encode_client(const ClientState& client, Tensors& tensors) {
@@ -98,9 +71,7 @@ json encode_group(config::OptimizerKind kind, const config::OptimizerParams& par
 }
 
 json encode_option(const c10::IValue& value) {
-  if (value.isBool()) return value.toBool();
-  if (value.isInt()) return value.toInt();
-  if (value.isDouble()) return value.toDouble();
+  if (auto scalar = encode_scalar(value)) return *scalar;
   if (value.isString()) return value.toStringRef();
   if (!value.isTuple()) return nullptr;
   json items = json::array();

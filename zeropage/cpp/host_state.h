@@ -5,13 +5,11 @@
 ///     {"client": ..., "optimizer": "adamw", "groups": [...], "scheduler": null, "buffers": {"dict": [[name, {"tensor":
 ///     "host/0"}], ...]}}
 ///
-/// A dict is {"dict": [[key, value], ...]}, a tuple {"tuple": [...]}, a tensor {"tensor": its name in the checkpoint},
-/// a number that JSON does not have {"number": text}.
+/// stored_values.h has the form of values.
 #pragma once
 
 #include "zeropage/memory/torch_config.h"
 
-#include <map>
 #include <optional>
 #include <set>
 #include <string>
@@ -21,10 +19,9 @@
 #include "zeropage/config/config.h"
 #include "zeropage/cpp/archive_items.h"
 #include "zeropage/cpp/checkpoint.h"
+#include "zeropage/cpp/stored_values.h"
 
 namespace zeropage::cpp {
-
-using Tensors = std::map<std::string, at::Tensor>;
 
 struct HostState {
   ClientState client;

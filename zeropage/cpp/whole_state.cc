@@ -20,8 +20,10 @@ std::string value_name(const std::string& parameter) {
   return fmt::format("{}/{}", checkpoint::form_name(checkpoint::StateForm::kWhole), parameter);
 }
 
-std::string part_name(std::string_view number, const std::string& parameter) {
-  return fmt::format("torch_part.{}/{}", number, parameter);
+constexpr std::string_view kPrefix = "host/";  // of names in the JSON
+
+std::string part_name(std::string_view name, const std::string& parameter) {
+  return fmt::format("torch_part.{}/{}", name.substr(kPrefix.size()), parameter);
 }
 
 c10::IValue decode_value(const json& value, checkpoint::Checkpoint& step, const std::string& key,
@@ -30,42 +32,32 @@ c10::IValue decode_value(const json& value, checkpoint::Checkpoint& step, const 
   if (value.is_boolean()) return value.get<bool>();
   if (value.is_number_integer()) return value.get<std::int64_t>();
   if (value.is_number_float()) return value.get<double>();
-  if (value.is_object() && value.size() == 1 && value.contains("tensor") && value.at("tensor").is_string()) {
-    const auto name = value.at("tensor").get<std::string>();
-    constexpr std::string_view kPrefix = "host/";
-    if (name.starts_with(kPrefix)) return engine::read_tensor(step, part_name(name.substr(kPrefix.size()), parameter));
+  if (const auto name = tensor_name(value); name && name->starts_with(kPrefix)) {
+    return engine::read_tensor(step, part_name(*name, parameter));
   }
   throw CheckpointError(
       fmt::format("state '{}' of parameter '{}' in the checkpoint is neither a tensor nor a number: an optimizer of "
-                  "C++ cannot take "
-                  "it; load with load_optimizer_states = false",
+                  "C++ cannot take it; load with load_optimizer_states = false",
                   key, parameter));
 }
 
 }  // namespace
 
-std::map<std::string, at::Tensor> encode_whole_state(const ArchiveItems& items, const std::string& parameter) {
-  std::map<std::string, at::Tensor> saved;
+Tensors encode_whole_state(const ArchiveItems& items, const std::string& parameter) {
+  Tensors tensors;
   json pairs = json::array();
-  int tensors = 0;
   for (const auto& [key, value] : items) {
-    json stored;
-    if (value.isTensor()) {
-      saved.emplace(part_name(std::to_string(tensors), parameter), value.toTensor().detach().contiguous());
-      stored = {{"tensor", fmt::format("host/{}", tensors++)}};
-    } else if (value.isBool()) {
-      stored = value.toBool();
-    } else if (value.isInt()) {
-      stored = value.toInt();
-    } else if (value.isDouble()) {
-      stored = value.toDouble();
-    } else if (!value.isNone()) {
+    auto stored = encode_scalar(value);
+    if (value.isTensor()) stored = refer_to(value.toTensor().detach().contiguous(), tensors);
+    if (!stored && !value.isNone()) {
       throw CheckpointError(fmt::format("state '{}' of parameter '{}' is a {}, which checkpoints cannot hold", key,
                                         parameter, value.tagKind()));
     }
-    pairs.push_back(json::array({key, std::move(stored)}));
+    pairs.push_back(json::array({key, stored.value_or(nullptr)}));
   }
-  const std::string text = json{{"dict", std::move(pairs)}}.dump();
+  Tensors saved;
+  for (const auto& [name, tensor] : tensors) saved.emplace(part_name(name, parameter), tensor);
+  const std::string text = dict(std::move(pairs)).dump();
   at::Tensor bytes = at::empty(static_cast<std::int64_t>(text.size()), at::kByte);
   std::memcpy(bytes.data_ptr(), text.data(), text.size());
   saved.emplace(value_name(parameter), std::move(bytes));
@@ -76,13 +68,13 @@ ArchiveItems decode_whole_state(checkpoint::Checkpoint& step, const std::string&
   const at::Tensor bytes = engine::read_tensor(step, value_name(parameter)).contiguous();
   const std::string text(static_cast<const char*>(bytes.data_ptr()), static_cast<std::size_t>(bytes.numel()));
   const json stored = checkpoint::parse_untrusted(text, step.path());
-  const bool is_dict = stored.is_object() && stored.contains("dict") && stored.at("dict").is_array();
+  const json* pairs = pairs_of(stored);
+  if (pairs == nullptr) {
+    throw CheckpointError(fmt::format("{}: the state of parameter '{}' is no dict with names: {}", step.path(),
+                                      parameter, text.substr(0, 200)));
+  }
   ArchiveItems items;
-  for (const auto& pair : is_dict ? stored.at("dict") : json::array({nullptr})) {
-    if (!pair.is_array() || pair.size() != 2 || !pair[0].is_string()) {
-      throw CheckpointError(fmt::format("{}: the state of parameter '{}' is no dict with names: {}", step.path(),
-                                        parameter, text.substr(0, 200)));
-    }
+  for (const auto& pair : *pairs) {
     const auto key = pair[0].get<std::string>();
     if (const auto value = decode_value(pair[1], step, key, parameter); !value.isNone()) items.emplace_back(key, value);
   }

@@ -1,7 +1,6 @@
 #include "zeropage/engine/client_values.h"
 
 #include <c10/core/GradMode.h>
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <exception>
@@ -61,7 +60,7 @@ std::vector<int> trained_pages(const layout::Layout& layout) {
   return pages;
 }
 
-void call_together(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work) {
+void run_on_all_ranks(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work) {
   std::exception_ptr thrown;
   std::string mine;
   try {
@@ -84,12 +83,8 @@ void call_together(comm::Communicator& communicator, const std::string& what, co
 }
 
 void require_success_everywhere(comm::Communicator& communicator, const std::string& what, const std::string& mine) {
-  const auto all = checkpoint::exchange_strings(communicator.job(), mine);
-  std::string message = what;
-  for (std::size_t rank = 0; rank < all.size(); ++rank) {
-    if (!all[rank].empty()) message += fmt::format("\n  rank {}: {}", rank, all[rank]);
-  }
-  if (message != what) throw PeerError(message);
+  const auto failures = checkpoint::lines_of_failures(checkpoint::exchange_strings(communicator.job(), mine));
+  if (!failures.empty()) throw PeerError(what + failures);
 }
 
 }  // namespace zeropage::engine

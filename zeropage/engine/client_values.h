@@ -44,7 +44,7 @@ std::vector<int> trained_pages(const layout::Layout& layout);
 /// Collective: runs the program's `work`, which may throw anything. When it throws on some rank, every rank throws:
 /// that rank its own exception, the others a PeerError with the messages of all failed ranks; `what` begins its
 /// message.
-void call_together(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work);
+void run_on_all_ranks(comm::Communicator& communicator, const std::string& what, const std::function<void()>& work);
 
 /// The same for work that has ended: `mine` is empty if it succeeded.
 void require_success_everywhere(comm::Communicator& communicator, const std::string& what, const std::string& mine);

@@ -14,7 +14,7 @@ std::unique_ptr<ClientValues> Engine::Impl::call(GlobalCheck& global_check, floa
   std::unique_ptr<ClientValues> values;
   if (!global_check.flags.calls) return values;
   try {
-    call_together(*communicator_, "the optimizer's step failed, so that no rank has applied it:", [&] {
+    run_on_all_ranks(*communicator_, "the optimizer's step failed, so that no rank has applied it:", [&] {
       state_.take_user_writes();
       if (config_.optimizer.kind == config::OptimizerKind::kClient) {
         values = std::make_unique<ClientValues>(*update_pass_, global_check.received, gradient_scale, ledger_);

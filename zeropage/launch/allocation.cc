@@ -3,28 +3,21 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <numeric>
 #include <string_view>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/whole_number.h"
 
 namespace zeropage::launch {
 namespace {
 
 constexpr std::size_t kMaxHosts = 65'536;
 
-std::optional<int> number_of(std::string_view text) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0) return std::nullopt;
-  return value;
-}
-
 std::optional<int> number_in(const Environment& environment, const char* name) {
   const char* text = environment(name);
-  return text ? number_of(text) : std::nullopt;
+  return text ? whole_number(text, 0) : std::nullopt;
 }
 
 /// The hosts of one item: text with at most one [...] in it.
@@ -45,7 +38,7 @@ void expand_item(std::string_view item, const std::string& list, std::vector<std
     const std::string_view range = rest.substr(0, rest.find(','));
     const std::string_view first = range.substr(0, range.find('-'));
     const std::string_view last = range.size() == first.size() ? first : range.substr(first.size() + 1);
-    const auto low = number_of(first), high = number_of(last);
+    const auto low = whole_number(first, 0), high = whole_number(last, 0);
     // Checked before the first name is made: otherwise a range of millions would take seconds until it is refused.
     if (!low || !high || *high < *low || static_cast<std::size_t>(*high - *low) >= kMaxHosts) throw fail();
     for (int number = *low; number <= *high; ++number) {

@@ -4,12 +4,12 @@
 #include <sched.h>
 
 #include <algorithm>
-#include <charconv>
 #include <fstream>
 #include <set>
 #include <string_view>
 
 #include "zeropage/base/error.h"
+#include "zeropage/base/whole_number.h"
 #include "zeropage/launch/system_call.h"
 
 namespace zeropage::launch {
@@ -18,11 +18,7 @@ namespace {
 constexpr int kMaxCores = 8192;
 
 /// The whole of `text` as a core number, or -1.
-int core_number(std::string_view text) {
-  int value = -1;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size() && value >= 0 && value < kMaxCores ? value : -1;
-}
+int core_number(std::string_view text) { return whole_number(text, 0, kMaxCores - 1).value_or(-1); }
 
 }  // namespace
 

@@ -6,16 +6,6 @@
 #include "zeropage/launch/quote.h"
 
 namespace zeropage::launch {
-namespace {
-
-std::string names_after_blanks(const Variables& variables) {
-  std::string text;
-  for (const auto& variable : variables) text += " " + variable.first;
-  return text;
-}
-
-}  // namespace
-
 std::string describe_plan(const JobPlan& plan) {
   std::string text;
   for (const RankPlan& rank : plan.ranks) {
@@ -48,12 +38,12 @@ std::string describe_fleet(const LaunchOptions& options, const RunnerContext& co
     text += shell_join(ssh_argv(options, context.hosts[i].name, context.command)) + "\n";
     text += describe_plan(plans[i]);
   }
-  text += "in " + shell_quote(context.folder) + ", each rank also with" + names_after_blanks(context.variables) + "\n";
+  text += "in " + shell_quote(context.folder) + ", each rank also with " + names_of(context.variables, " ") + "\n";
   return text;
 }
 
 std::string describe_command(const RunnerCommand& command) {
-  return shell_join(command.argv) + "\nstarted with" + names_after_blanks(command.env) + "\n";
+  return shell_join(command.argv) + "\nstarted with " + names_of(command.env, " ") + "\n";
 }
 
 }  // namespace zeropage::launch

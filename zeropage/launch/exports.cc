@@ -1,6 +1,7 @@
 #include "zeropage/launch/exports.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -90,6 +91,12 @@ void merge_variables(Variables& base, const Variables& more) {
       found->second = value;
     }
   }
+}
+
+std::string names_of(const Variables& variables, std::string_view separator) {
+  std::vector<std::string> names;
+  for (const auto& variable : variables) names.push_back(variable.first);
+  return fmt::format("{}", fmt::join(names, separator));
 }
 
 }  // namespace zeropage::launch

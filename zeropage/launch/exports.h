@@ -28,4 +28,7 @@ Variables environment_files();
 /// Adds `more` to `base`. Values of `more` replace those of the same name.
 void merge_variables(Variables& base, const Variables& more);
 
+/// The names, with `separator` between them.
+std::string names_of(const Variables& variables, std::string_view separator);
+
 }  // namespace zeropage::launch

@@ -5,11 +5,11 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <charconv>
 #include <numeric>
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/json_text.h"
+#include "zeropage/base/whole_number.h"
 #include "zeropage/launch/text_lines.h"
 
 namespace zeropage::launch {
@@ -19,14 +19,6 @@ constexpr std::size_t kMaxNameBytes = 253;
 constexpr std::string_view kBlanks = " \t";
 
 bool is_alnum(char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); }
-
-/// The whole of `text` as a number from `low` to `high`.
-std::optional<int> whole_number(std::string_view text, int low, int high) {
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < low || value > high) return std::nullopt;
-  return value;
-}
 
 std::string_view trimmed(std::string_view text) {
   const std::size_t first = text.find_first_not_of(kBlanks);

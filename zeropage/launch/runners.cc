@@ -55,12 +55,6 @@ int equal_slots(const RunnerContext& context, const std::string& launcher) {
   return static_cast<int>(slots);
 }
 
-std::string names_of(const Variables& variables) {
-  Words names;
-  for (const auto& variable : variables) names.push_back(variable.first);
-  return fmt::format("{}", fmt::join(names, ","));
-}
-
 /// The ranks' shared variables, in the order in which they are named.
 Variables rank_variables(const LaunchOptions& options, const RunnerContext& context) {
   Variables variables = context.variables;
@@ -153,7 +147,7 @@ RunnerCommand runner_command(const LaunchOptions& options, const std::string& la
     argv = {"mpirun", "-n", total, "--host", host_list(context, true)};
     for (const auto& variable : command.env) append(argv, {"-x", variable.first});
   } else if (launcher == "mpich") {
-    argv = {"mpiexec", "-n", total, "-hosts", host_list(context, true), "-genvlist", names_of(command.env)};
+    argv = {"mpiexec", "-n", total, "-hosts", host_list(context, true), "-genvlist", names_of(command.env, ",")};
   } else if (launcher == "impi") {
     argv = {"mpirun",
             "-n",
@@ -163,7 +157,7 @@ RunnerCommand runner_command(const LaunchOptions& options, const std::string& la
             "-hosts",
             host_list(context, false),
             "-genvlist",
-            names_of(command.env)};
+            names_of(command.env, ",")};
   } else {
     argv = {"srun",
             fmt::format("--nodes={}", context.hosts.size()),

@@ -165,11 +165,7 @@ std::optional<at::Tensor> WholeParameters::from_owner(int parameter, const std::
 
 bool WholeParameters::agree(const std::string& failure) {
   if (!any_is_sent()) return failure.empty();
-  std::string failures;
-  const auto strings = exchange(failure);
-  for (std::size_t rank = 0; rank < strings.size(); ++rank) {
-    if (!strings[rank].empty()) failures += fmt::format("\n  rank {}: {}", rank, strings[rank]);
-  }
+  const auto failures = checkpoint::lines_of_failures(exchange(failure));
   if (!failures.empty() && failure.empty()) {
     throw PeerError("the optimizer's step failed, so that no rank has applied it:" + failures);
   }
