@@ -1,4 +1,4 @@
-# What keeps a build short. Most of the time goes into headers that nearly every file includes: they are compiled once
+# What keeps a build short. Headers that nearly every file includes take most of the time: they are compiled once
 # for a target and those that share its headers. A file still includes what it needs: make check-torch has no
 # precompiled headers, and builds with sanitizers have them only for files that need torch. Only headers that are cheap
 # to load: with CLI11 or ATen's operators among them each file takes longer, not shorter.

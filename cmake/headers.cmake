@@ -3,7 +3,7 @@
 # has an fmt of its own.
 #
 # ZEROPAGE_TARBALLS, or the variable of the environment: a folder that has the files below, for machines without
-# network. They are all taken from there then, whatever the system has, and their digests are not looked at: the folder
+# network. They are all taken from there then, whatever the system has, and their digests are not checked: the folder
 # is yours.
 include(FetchContent)
 if(POLICY CMP0135)  # what is extracted is as new as its extraction

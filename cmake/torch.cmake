@@ -8,8 +8,8 @@ if(zeropage_in_package)
 else()
   find_package(Python 3.11 REQUIRED COMPONENTS Interpreter)
 endif()
-# pip hides the environment's packages from a build by PYTHONPATH and the like: -E looks past that and finds the torch
-# that the package will be used with.
+# pip hides the environment's packages from a build by PYTHONPATH and other variables: -E ignores them and finds the
+# torch that the package will be used with.
 foreach(flags "" -E)
   execute_process(
     COMMAND ${Python_EXECUTABLE} ${flags} ${CMAKE_CURRENT_LIST_DIR}/torch_info.py
@@ -45,7 +45,7 @@ target_compile_options(zeropage_libtorch INTERFACE -Wno-deprecated-declarations)
 target_link_directories(zeropage_libtorch INTERFACE ${torch_lib})
 target_link_libraries(zeropage_libtorch INTERFACE torch_cpu c10)
 # at::parallel_for is a template and runs on one thread in code that is compiled without OpenMP. The runtime must be
-# torch's own, which wheels bring along: with a second one each would have threads of its own.
+# torch's own, which wheels contain: with a second one each would have threads of its own.
 target_compile_options(zeropage_libtorch INTERFACE -fopenmp)
 file(GLOB torch_gomp ${torch_lib}/libgomp*.so* ${torch_lib}/../../torch.libs/libgomp*.so*)
 if(torch_gomp)

@@ -154,7 +154,7 @@ CASES = {
     ),
     "another engine": Case(
         lambda engine, folder: initialize(0, engine.spare[0], engine.device),
-        "the device, before memory goes back to the system",
+        "the device, before memory is returned to the system",
         0,
     ),
 }

@@ -172,7 +172,7 @@ def test_a_rank_of_another_group_that_is_killed(tmp_path: Path):
             process.kill()
     messages = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(3)]
     assert all(message.startswith("PeerError: among ") for message in messages), messages
-    # Those that share a communicator with it; rank 0 may hear of it, or of the end of rank 1 or 2.
+    # Those that share a communicator with it; the error of rank 0 may name it, or rank 1 or 2.
     for message in messages[1:]:
         named = (
             "of group 1, whose rank 0 is rank 2 of the job: rank 1",

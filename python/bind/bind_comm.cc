@@ -98,7 +98,7 @@ void init_comm(py::module_& module) {
       .def_property_readonly("bytes_moved", &Communicator::bytes_moved, "Bytes this rank has sent to others.")
       .def_property_readonly(
           "bytes_between_hosts", &Communicator::bytes_between_hosts,
-          "The part of them that went between hosts; 0 for a communicator that does not know the hosts.");
+          "The part of them that was sent between hosts; 0 for a communicator that does not know the hosts.");
 
   module.def(
       "make_thread_communicators", &make_thread_communicators, py::arg("size"), py::arg("timeout_ms"),

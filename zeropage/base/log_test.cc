@@ -7,7 +7,7 @@
 namespace zeropage {
 namespace {
 
-// Would catch a message that is taken for a format string, or that goes to stdout among a program's output.
+// Would catch a message that is taken for a format string, or that is written to stdout among a program's output.
 TEST(Log, WritesTheMessageAsItIsToStderr) {
   testing::internal::CaptureStderr();
   log_info("100 % of {} and {:d}");

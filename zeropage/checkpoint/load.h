@@ -16,7 +16,7 @@ namespace zeropage::checkpoint {
 /// A checkpoint whose manifest has been checked. Shard files are opened when they are first needed, and stay open. Each
 /// is then compared with the manifest, and every chunk is compared with its digest before its bytes are returned. So
 /// all bytes are from one checkpoint, whatever other processes do to the folder. If they have replaced or removed the
-/// checkpoint, the error tells this. Memory: one chunk per open shard.
+/// checkpoint, the error says so. Memory: one chunk per open shard.
 class Checkpoint {
  public:
   /// Reads the manifest once. Errors: IoError, CheckpointError.

@@ -112,7 +112,7 @@ void check_format(const ObjectReader& reader, const std::string& origin);
 std::string read_run(const ObjectReader& reader);
 
 /// Reads and checks a document: digest, types, ranges, names, shapes without overflow, segments that cover each tensor
-/// exactly, digests as many as chunks. `origin` (the path) goes into messages. Errors: CheckpointError.
+/// exactly, digests as many as chunks. `origin` (the path) is named in messages. Errors: CheckpointError.
 Manifest manifest_from_text(const std::string& text, const std::string& origin);
 
 }  // namespace zeropage::checkpoint

@@ -200,7 +200,7 @@ class DirectFile : public CachedFile {
   }
 
   io::Arena arena_;
-  std::unique_ptr<io::Queue> queue_;  ///< null: all goes through the page cache
+  std::unique_ptr<io::Queue> queue_;  ///< null: everything is written through the page cache
   std::array<io::Request, kBuffers> requests_;
   std::array<bool, kBuffers> cached_{};  ///< the request was refused as direct I/O
   std::vector<int> free_;

@@ -87,7 +87,7 @@ class Communicator {
   virtual int size() const = 0;
 
   /// The communicator of all ranks of the job: this one, unless it has one group of them (hosts/group_communicator.h).
-  /// For everything that all ranks must agree on. It lives as long as this one.
+  /// For everything that all ranks must agree on. It exists as long as this one.
   virtual Communicator& job() { return *this; }
   const Communicator& job() const { return const_cast<Communicator*>(this)->job(); }
 
@@ -188,7 +188,7 @@ class Communicator {
   /// Bytes this rank has sent to others (or copied from them, if memory is shared), for reports.
   virtual std::int64_t bytes_moved() const = 0;
 
-  /// The part of them that went between hosts; 0 if the communicator does not know the hosts.
+  /// The part of them that was sent between hosts; 0 if the communicator does not know the hosts.
   virtual std::int64_t bytes_between_hosts() const { return 0; }
 
  protected:

@@ -40,7 +40,7 @@ TEST(NearbyCommunicator, GathersAmongTwoRanksBesideAllCollectives) {
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");
 }
 
-// Catches an abort that nearby ranks do not hear of, and one of theirs that others do not.
+// Catches an abort that does not reach nearby ranks, and an abort of theirs that does not reach the others.
 TEST(NearbyCommunicator, AnAbortEndsBothKindsOfWaits) {
   const auto outcomes = run_with_pairs([](Communicator& c) {
     c.barrier({"begin"});

@@ -310,7 +310,7 @@ TEST(ThreadCommunicator, SleepingIsAnnounced) {
   EXPECT_EQ(blocking_depth, 0);
 }
 
-// Catches a wait for a device that never ends, that does not tell the peers, or that does not hear of them.
+// Catches a wait for a device that never ends, that does not abort the peers, or that is not aborted by them.
 TEST(PollUntil, EndsByTimeoutAndByAPeersAbort) {
   const auto begin = Clock::now();
   const auto outcomes = run_threads(2, kShort, [](Communicator& c) {

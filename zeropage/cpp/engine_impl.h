@@ -46,7 +46,7 @@ class Engine::Impl {
 
   /// Runs one micro step with the current learning rates. Returns whether it was at a boundary.
   bool step();
-  std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core goes
+  std::unique_ptr<session::Preemption> preemption;  // last: it ends before the core is destroyed
 };
 
 /// Step, loss, learning rate, units and loss scale of the last optimizer step.

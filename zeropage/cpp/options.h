@@ -55,7 +55,7 @@ struct Options {
   /// groups hold stand-ins for them until the engine ends. Memory in addition to its state: 4 bytes per element while
   /// it runs. LBFGS runs at stage 0, by `engine.step(closure)`.
   std::shared_ptr<torch::optim::Optimizer> optimizer{};
-  std::shared_ptr<comm::Communicator> communicator{};  ///< null: the ranks that the environment tells of are joined
+  std::shared_ptr<comm::Communicator> communicator{};  ///< null: made for the ranks in the environment's variables
   std::shared_ptr<comm::Communicator> reductions{};    ///< a second one for gradients; two-sided transports need it
   std::shared_ptr<comm::Communicator> saves{};         ///< a third one; zeropage.async_save needs it
   std::optional<at::Device> device{};                  ///< absent: the CPU; ranks with a GPU each: its own one

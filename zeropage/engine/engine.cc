@@ -63,7 +63,7 @@ Engine::Impl::Impl(std::vector<ParameterInput> inputs, std::vector<config::Optim
   }
   if (config_.zeropage.observe_functions && state_.anything_paged())
     observer_ = std::make_unique<paging::FunctionObserver>();
-  paging::wait_for_device(device_, *communicator_, "the device, before memory goes back to the system");
+  paging::wait_for_device(device_, *communicator_, "the device, before memory is returned to the system");
   memory::release_cached_memory(device_);  // from the original parameters, and from building the pages
 }
 

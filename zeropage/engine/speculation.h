@@ -6,8 +6,8 @@
 ///      hyperparameters, find only finite values and clip nothing.
 ///   2. queued: as soon as a page's sum is complete on this rank, the page is queued. A separate thread processes one
 ///      after the other: it waits until the sum is in its place, copies the old bits of the state to the undo log, and
-///      updates the state. The new parameter also goes to the log, because the backward and peers still read the old
-///      one.
+///      updates the state. The new parameter is also written to the log, because the backward and peers still read the
+///      old one.
 ///   3. retract: before the sum changes again (late gradients, another backward, zero_grad), and before a user's write
 ///      becomes part of the state, the old bits are restored.
 ///   4. close: when the step begins, no more pages are started. Pages in the queue are left to the update after the

@@ -31,7 +31,7 @@ class StateOffloader {
   /// Moves everything back. Errors: those of allocation on the device.
   void move_back();
 
-  /// Errors: UsageError while anything is away. `caller` goes into the message.
+  /// Errors: UsageError while anything is offloaded. `caller` is named in the message.
   void require_resident(std::string_view caller) const;
 
  private:

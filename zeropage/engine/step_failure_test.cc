@@ -74,7 +74,7 @@ void train_until_death(std::unique_ptr<comm::Communicator> inner) {
       comm::outcome_of([&] { engine->before_forward(); }), comm::outcome_of([&] { engine->release(ticket, 0); })};
   for (const auto& refusal : refusals) {
     if (!refusal.starts_with("UsageError") || !contains(refusal, "restart from a checkpoint")) {
-      throw Error("the engine went on: " + refusal);
+      throw Error("the engine continued: " + refusal);
     }
   }
   throw Error(cause);

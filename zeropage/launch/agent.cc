@@ -201,7 +201,7 @@ void Agent::say_farewell() {
 
 int run_agent(const std::string& argv0) {
   open_standard_streams();
-  // Messages use descriptors that no child inherits. Any other output to stdout goes to stderr.
+  // Messages use descriptors that no child inherits. Any other output to stdout is written to stderr.
   Descriptor in(::fcntl(0, F_DUPFD_CLOEXEC, 3)), out(::fcntl(1, F_DUPFD_CLOEXEC, 3));
   const Descriptor null(::open("/dev/null", O_RDONLY | O_CLOEXEC));
   if (!in || !out || !null || ::dup2(null.get(), 0) < 0 || ::dup2(2, 1) < 0) {

@@ -9,8 +9,8 @@
 namespace zeropage::optim {
 
 /// Sum of the squares of fp32, bf16, fp16 or fp64 elements that are added in pieces, each square and the sum in double.
-/// Element i of a block of kBlockNumel goes to partial sum i mod 16; these are added in a fixed order, and so are the
-/// blocks. So the result depends only on the values, not on the pieces, the machine or threads. Infinity and NaN
+/// Element i of a block of kBlockNumel is added to partial sum i mod 16; these are added in a fixed order, and so are
+/// the blocks. So the result depends only on the values, not on the pieces, the machine or threads. Infinity and NaN
 /// propagate; fp32 squares cannot overflow.
 class SquareSum {
  public:

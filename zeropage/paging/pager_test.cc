@@ -202,7 +202,7 @@ TEST(Pager, EvictsWhatIsNeededLast) {
   run(1, false, [](comm::Communicator& communicator) {
     Rank rank(communicator, {.max_live_bytes = 2 * kPageBytes});
     const std::vector<int> order{0, 1, 2, 1, 0, 1, 2, 1};
-    for (int page : order) rank.use(page);  // unknown order: least recently used goes
+    for (int page : order) rank.use(page);  // unknown order: the least recently used one is evicted
     rank.pager.end_pass();
     rank.pager.trim(/*evict_all=*/true);
     const auto before = rank.pager.stats().faults;
@@ -211,7 +211,7 @@ TEST(Pager, EvictsWhatIsNeededLast) {
   });
 }
 
-// Catches prefetch that waits for use, or goes beyond its budget.
+// Catches prefetch that waits for use, or exceeds its budget.
 TEST(Pager, GathersAheadWithinTheBudget) {
   run(2, true, [](comm::Communicator& communicator) {
     Rank rank(communicator, {.max_live_bytes = 4 * kPageBytes, .prefetch_bytes = 2 * kPageBytes});

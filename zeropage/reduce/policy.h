@@ -34,7 +34,7 @@ struct ReducePolicy {
   std::optional<ReduceTypes> adding = {};      ///< these two types if whole gradients that were only stored do add up
   std::vector<bool> offloaded;                 ///< per page: whether its shard is in memory of `host`; empty: none is
   memory::MemoryPlace host = c10::Device(c10::kCPU);
-  bool squares = true;               ///< false: nobody asks for them, and none are summed
+  bool squares = true;               ///< false: they are not needed, and none are summed
   bool squares_before_copy = false;  ///< a first sum is squared on its device before it is copied to `host`
 
   /// The drive for the shards of its pages; null: none.

@@ -43,7 +43,7 @@ std::int64_t bytes_between_hosts(TermRoute route, const HostGrid& grid, int owne
 /// fewest messages that wait for each other. dtype: of the terms; partial sums have fp32 (fp64 for fp64).
 std::vector<TermRoute> choose_routes(const HostGrid& grid, DType dtype);
 
-/// Whether the sum that host `from` has computed for `owner_host` goes to host `from` + 1.
+/// Whether the sum that host `from` has computed for `owner_host` is sent to host `from` + 1.
 bool passes_on(TermRoute route, const HostGrid& grid, int owner_host, int from);
 
 /// Whether host `from` sends its terms to `owner_host`.

@@ -1,6 +1,6 @@
 /// \file
-/// An all_to_all over hosts: every part goes first to the rank on its sender's host in its receiver's column, and from
-/// there, together with the other parts of that host, to the receiver.
+/// An all_to_all over hosts: every part is first sent to the rank on its sender's host in its receiver's column, and
+/// from there, together with the other parts of that host, to the receiver.
 #pragma once
 
 #include "zeropage/comm/hosts/host_grid.h"

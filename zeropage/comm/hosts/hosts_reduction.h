@@ -3,9 +3,9 @@
 ///
 ///  1. The ranks of a host exchange their terms: rank j of a host gets those of column j's shards, one block for each
 ///     host's shard.
-///  2. In the column every host sends the owners the terms that they add themselves. If a sum goes from host to host,
-///     host 0 adds its terms and sends the sum to host 1, which adds its terms, and so on: one exchange per hop, the
-///     first together with the terms.
+///  2. In the column every host sends the owners the terms that they add themselves. If a sum is sent from host to
+///     host, host 0 adds its terms and sends the sum to host 1, which adds its terms, and so on: one exchange per hop,
+///     the first together with the terms.
 ///  3. The last host sends sums that end there to their owners.
 ///  4. The owner adds the remaining terms.
 ///

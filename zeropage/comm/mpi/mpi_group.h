@@ -8,7 +8,7 @@
 ///     one message is split.
 ///  3. MPI's thread (mpi_runtime.h) posts, tests and finishes stages. Callers wait at a condition variable with a
 ///     deadline; the messages that have not arrived show which ranks are missing.
-///  4. The first error ends everything: its text goes to every rank in a control message, for which every rank has a
+///  4. The first error ends everything: its text is sent to every rank in a control message, for which every rank has a
 ///     receive posted at all times. Unmatched receives are cancelled and the others get a short time to finish, before
 ///     waits throw and buffers may be freed.
 ///  5. A rank that closes sends a control message. A rank that still needs it gets an error, one second later, so that
