@@ -8,9 +8,11 @@
 #include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
-#include "zeropage/comm/testing/communicator_conformance.h"
 #include "zeropage/comm/testing/fault_communicator.h"
 #include "zeropage/comm/thread_communicator.h"
+#ifndef ZEROPAGE_WHEEL
+#include "zeropage/comm/testing/communicator_conformance.h"
+#endif
 
 namespace zeropage::python {
 namespace {
@@ -137,8 +139,10 @@ void init_comm(py::module_& module) {
       "`all` with groups of `count` nearby CPU ranks, whose shared memory has this name. Collective.");
   module.def("with_nearby", &comm::with_nearby, py::arg("all"), py::arg("nearby"),
              "`all` with the group of nearby ranks that this rank belongs to.");
+#ifndef ZEROPAGE_WHEEL  // only tests of the checkout run it
   module.def("run_conformance", &comm::run_conformance, py::arg("communicator"), Unlocked(),
              "Runs the conformance suite of communicators; raises on the first difference. Collective.");
+#endif
 }
 
 }  // namespace zeropage::python
