@@ -20,17 +20,17 @@
 namespace {
 
 constexpr const char* kAbout =
-    R"(Starts a training script on every device of this host, or of many hosts, and watches over it.
+    R"(Starts a training script on every device of this host, or of many hosts, and supervises it.
 
   zeropage --num_gpus=2 train.py --my_option 3
-      two ranks of train.py; everything after the script belongs to it
+      two ranks of train.py; all arguments after the script are the script's
   zeropage --hostfile=hosts train.py
       a rank per slot of every host, reached by ssh (docs/launcher.md)
 
 Every rank finds RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT in its environment (torchrun's names).
-Where there are several ranks their lines are marked [rank N] or [host:N], and OMP_NUM_THREADS is the rank's share of
+With several ranks, their lines are marked [rank N] or [host:N], and OMP_NUM_THREADS is the rank's share of
 the cores unless it is set. When a rank fails the others are ended, its error is shown last, and its exit code is returned.
-Ctrl-C and SIGTERM end the job; nothing of it outlives this command, not even after kill -9.)";
+Ctrl-C and SIGTERM end the job; all of its processes end with this command, even after kill -9.)";
 
 /// Runs `list`, after a measurement of the machine if it was requested.
 template <typename Command, typename List>

@@ -1,7 +1,6 @@
 #include "zeropage/cli/plan_command.h"
 
 #include <CLI/CLI.hpp>
-#include <algorithm>
 
 #include "zeropage/base/error.h"
 #include "zeropage/cli/output_file.h"
@@ -40,10 +39,8 @@ void add_request_options(CLI::App* plan, PlanCommand& command) {
   plan->add_option("--save_machine", command.save_machine, "Write the figures of --measure to a new file, for --device")
       ->type_name("FILE");
   for (const std::string& name : planner::figure_names()) {
-    std::string words = name;
-    std::ranges::replace(words, '_', ' ');
     plan->add_option("--" + name, command.options.figures[name],
-                     "The device's or its host's " + words + ", instead of the preset or the measured value")
+                     planner::figure_help(name) + ", instead of the preset's or the measured value")
         ->type_name(name == "overlap"           ? "SHARE"
                     : name.ends_with("latency") ? "TIME"
                                                 : "SIZE");

@@ -114,7 +114,7 @@ void add_rank_options(CLI::App& app, LaunchOptions& options) {
       "--no_python", options.no_python,
       "SCRIPT is a program: run it without python (a compiled program is recognised, and gets no --local_rank=N)");
   app.add_flag("--no_local_rank", options.no_local_rank,
-               "Do not pass --local_rank=N to the script (LOCAL_RANK is in its environment either way)");
+               "Do not pass --local_rank=N to the script (LOCAL_RANK is in its environment in both cases)");
   app.add_flag("--bind_cores_to_rank", options.bind_cores, "Give every rank its own equal share of the cores");
   app.add_option("--bind_core_list", options.core_list,
                  "The cores to divide over the ranks, such as 0,2-5; implies --bind_cores_to_rank")

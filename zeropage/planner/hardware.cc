@@ -80,26 +80,29 @@ constexpr Quantity kPart{kShare, 0, 1, "a share from 0 to 1"};
 /// A figure that users can give: a size, or a number.
 struct Figure {
   std::string_view name;
+  const char* help;
   std::int64_t Hardware::*size = nullptr;
   double Hardware::*number = nullptr;
   const Quantity& quantity = kSize;
 };
 
 constexpr Figure kFigures[] = {
-    {"device_memory", &Hardware::device_bytes},
-    {"flops", nullptr, &Hardware::flops},
-    {"device_memory_rate", nullptr, &Hardware::device_memory_rate},
-    {"device_link_rate", nullptr, &Hardware::device_link_rate},
-    {"host_link_rate", nullptr, &Hardware::host_link_rate},
-    {"network_rate", nullptr, &Hardware::network_rate},
-    {"host_memory", &Hardware::host_bytes},
-    {"host_memory_rate", nullptr, &Hardware::host_memory_rate},
-    {"disk", &Hardware::disk_bytes},
-    {"disk_read_rate", nullptr, &Hardware::disk_read_rate},
-    {"disk_write_rate", nullptr, &Hardware::disk_write_rate},
-    {"device_latency", nullptr, &Hardware::device_latency_s, kDuration},
-    {"network_latency", nullptr, &Hardware::network_latency_s, kDuration},
-    {"overlap", nullptr, &Hardware::overlap, kPart},
+    {"device_memory", "Memory of a device", &Hardware::device_bytes},
+    {"flops", "Operations of a device per second", nullptr, &Hardware::flops},
+    {"device_memory_rate", "Bytes per second of a device's memory", nullptr, &Hardware::device_memory_rate},
+    {"device_link_rate", "Bytes per second between two devices of a host", nullptr, &Hardware::device_link_rate},
+    {"host_link_rate", "Bytes per second between a device and its host", nullptr, &Hardware::host_link_rate},
+    {"network_rate", "Bytes per second between a host and the other hosts", nullptr, &Hardware::network_rate},
+    {"host_memory", "Memory of a host", &Hardware::host_bytes},
+    {"host_memory_rate", "Bytes per second of a host's memory", nullptr, &Hardware::host_memory_rate},
+    {"disk", "Size of a host's disk", &Hardware::disk_bytes},
+    {"disk_read_rate", "Bytes per second that a host's disk reads", nullptr, &Hardware::disk_read_rate},
+    {"disk_write_rate", "Bytes per second that a host's disk writes", nullptr, &Hardware::disk_write_rate},
+    {"device_latency", "Time of one hop of a message between devices of a host", nullptr, &Hardware::device_latency_s,
+     kDuration},
+    {"network_latency", "Time of one hop of a message between hosts", nullptr, &Hardware::network_latency_s, kDuration},
+    {"overlap", "Share of a transfer that does not slow down computation at the same time", nullptr, &Hardware::overlap,
+     kPart},
 };
 
 /// "25GB/s" as bytes (per second), "14us" as seconds. Errors: ConfigError that names the figure.
@@ -188,6 +191,8 @@ Hardware hardware_preset(std::string_view name) {
 Hardware read_hardware(const std::string& preset_or_path) {
   return preset_or_path.ends_with(".json") ? read_file_of_figures(preset_or_path) : hardware_preset(preset_or_path);
 }
+
+std::string figure_help(std::string_view name) { return std::ranges::find(kFigures, name, &Figure::name)->help; }
 
 std::vector<std::string> figure_names() {
   std::vector<std::string> names;

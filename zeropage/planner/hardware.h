@@ -51,4 +51,7 @@ void set_figure(Hardware& hardware, std::string_view name, std::string_view valu
 /// In the order of Hardware.
 std::vector<std::string> figure_names();
 
+/// One line about a figure, for --help.
+std::string figure_help(std::string_view name);
+
 }  // namespace zeropage::planner
