@@ -34,13 +34,13 @@ def measure(device: torch.device, size_bytes: int = 1 << 30) -> dict[str, Any]:
         return {**figures, "device": "cpu"}
     module = torch.get_device_module(device)
     figures["device"] = module.get_device_name() if hasattr(module, "get_device_name") else device.type
-    there, beside = (torch.empty(size_bytes, dtype=torch.uint8, device=device) for _ in range(2))
-    figures["device_copy"] = _best_rate(lambda: beside.copy_(there), module.synchronize, 2 * size_bytes)
+    source, target = (torch.empty(size_bytes, dtype=torch.uint8, device=device) for _ in range(2))
+    figures["device_copy"] = _best_rate(lambda: target.copy_(source), module.synchronize, 2 * size_bytes)
     for kind, host in (("pageable", first), ("pinned", first.pin_memory())):
         figures[f"to_device_{kind}"] = _best_rate(
-            partial(there.copy_, host, non_blocking=True), module.synchronize, size_bytes
+            partial(source.copy_, host, non_blocking=True), module.synchronize, size_bytes
         )
         figures[f"to_host_{kind}"] = _best_rate(
-            partial(host.copy_, there, non_blocking=True), module.synchronize, size_bytes
+            partial(host.copy_, source, non_blocking=True), module.synchronize, size_bytes
         )
     return figures

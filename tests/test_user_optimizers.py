@@ -384,11 +384,11 @@ def test_another_optimizer_in_the_loop_is_reported(stage, given, capfd):
         model, config = small_net(), config_of(stage, zeropage={"page_numel": 5000})
         own = getattr(torch.optim, given)(model.parameters(), **config.pop("optimizer")["params"]) if given else None
         engine, *_ = zeropage.initialize(model=model, optimizer=own, config=config)
-        beside = torch.optim.SGD(engine.module.parameters(), lr=1e-2)
+        unknown_to_engine = torch.optim.SGD(engine.module.parameters(), lr=1e-2)
         for step in range(3):
             engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
             if also:
-                beside.step()
+                unknown_to_engine.step()
             engine.step()
             with torch.no_grad():
                 engine.module.contract[0].weight.clamp_(-1.0, 1.0)  # between updates programs may write

@@ -108,7 +108,7 @@ std::vector<TensorRecord> tensors_from_json(const ObjectReader& reader, int worl
   for (const json& item : reader.array("tensors")) {
     const ObjectReader entry(item, origin + ", tensors");
     TensorRecord tensor;
-    tensor.info = {entry.text("name"), entry.text("dtype"), entry.integers("shape")};
+    tensor.info = {entry.string("name"), entry.string("dtype"), entry.integers("shape")};
     check_name(tensor.info.name, origin);
     const std::string where = fmt::format("{}, tensor '{}'", origin, tensor.info.name);
     if (!names.insert(tensor.info.name).second) throw CheckpointError(where + ": is there twice");
@@ -139,7 +139,7 @@ std::vector<ParameterRecord> parameters_from_json(const ObjectReader& reader, co
   for (const json& item : reader.array("parameters")) {
     const ObjectReader entry(item, origin + ", parameters");
     ParameterRecord parameter;
-    parameter.name = entry.text("name");
+    parameter.name = entry.string("name");
     check_name(parameter.name, origin);
     for (const json& alias : entry.array("aliases")) {
       if (!alias.is_string()) entry.refuse("aliases", "strings");
@@ -163,7 +163,7 @@ std::vector<ShardRecord> shards_from_json(const ObjectReader& reader, const Mani
   std::vector<ShardRecord> shards;
   for (const json& item : reader.array("shards")) {
     const ObjectReader entry(item, origin + ", shards");
-    ShardRecord shard{entry.integer("bytes", 1), entry.text("digests")};
+    ShardRecord shard{entry.integer("bytes", 1), entry.string("digests")};
     if (static_cast<std::int64_t>(shard.digests.size()) !=
             ceil_div(shard.bytes, manifest.chunk_bytes) * kDigestDigitsPerChunk ||
         shard.digests.find_first_not_of("0123456789abcdef") != std::string::npos) {
@@ -197,17 +197,17 @@ std::string manifest_digest(std::string_view text) {
 }
 
 void check_format(const ObjectReader& reader, const std::string& origin) {
-  if (reader.text("format") != kFormatName) throw CheckpointError(origin + ": this is not a checkpoint of zeropage");
+  if (reader.string("format") != kFormatName) throw CheckpointError(origin + ": this is not a checkpoint of zeropage");
   const auto version = reader.integer("version", 0);
   if (version != kFormatVersion) {
     throw CheckpointError(
         fmt::format("{}: has format version {}; this release reads version {}: use the release that "
                     "wrote it ({})",
-                    origin, version, kFormatVersion, zeropage::json::printable(reader.text("library_version"))));
+                    origin, version, kFormatVersion, zeropage::json::printable(reader.string("library_version"))));
   }
 }
 
-std::string read_run(const ObjectReader& reader) { return reader.has("run") ? reader.text("run") : std::string(); }
+std::string read_run(const ObjectReader& reader) { return reader.has("run") ? reader.string("run") : std::string(); }
 
 std::string shard_file_name(int rank, int world_size) {
   return fmt::format("shard-{:05}-of-{:05}.safetensors", rank, world_size);
@@ -261,8 +261,8 @@ Manifest manifest_from_text(const std::string& text, const std::string& origin) 
   const ObjectReader reader(ObjectReader(document, origin).at("manifest"), origin);
   check_format(reader, origin);
   Manifest manifest;
-  manifest.library_version = reader.text("library_version");
-  manifest.tag = reader.text("tag");
+  manifest.library_version = reader.string("library_version");
+  manifest.tag = reader.string("tag");
   manifest.run = read_run(reader);
   manifest.sequence = reader.integer("sequence", 0, kMaxSequence);
   manifest.latest = reader.boolean("latest");

@@ -90,7 +90,7 @@ ManifestSummary summary_from_text(std::string_view text, const std::string& orig
   const ObjectReader reader(scanner.head, origin);
   check_format(reader, origin);
   ManifestSummary summary;
-  summary.tag = reader.text("tag");
+  summary.tag = reader.string("tag");
   summary.run = read_run(reader);
   summary.sequence = reader.integer("sequence", 0, kMaxSequence);
   summary.latest = reader.boolean("latest");

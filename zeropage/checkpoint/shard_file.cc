@@ -120,7 +120,7 @@ std::map<std::string, StoredTensor> parse_shard_header(std::string_view text, st
     check_name(name, origin);
     const std::string where = fmt::format("{}, tensor '{}'", origin, name);
     const ObjectReader entry(value, where);
-    StoredTensor tensor{{name, entry.text("dtype"), entry.integers("shape")}, 0, 0};
+    StoredTensor tensor{{name, entry.string("dtype"), entry.integers("shape")}, 0, 0};
     const auto offsets = entry.integers("data_offsets");
     const std::int64_t bytes =
         shape_numel(tensor.info.shape, where) * dtype_bytes(tensor.info.dtype, where);  // numel * 8 fits

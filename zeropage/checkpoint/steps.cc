@@ -59,7 +59,7 @@ bool is_step(FileSystem& files, const std::string& path) {
 }
 
 std::string what_to_do(const std::vector<StepFolder>& steps, std::vector<StepFolder>::const_iterator sound) {
-  if (sound == steps.end()) return "there is no other to fall back to";
+  if (sound == steps.end()) return "there is no older one to load instead";
   return fmt::format("the newest intact one is '{}': load it by its tag, or set zeropage.allow_fallback", sound->tag);
 }
 

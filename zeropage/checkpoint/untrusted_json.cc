@@ -56,7 +56,7 @@ const json& ObjectReader::array(const char* key) const {
   return at(key);
 }
 
-std::string ObjectReader::text(const char* key) const {
+std::string ObjectReader::string(const char* key) const {
   if (!at(key).is_string()) refuse(key, "a string");
   return at(key).get<std::string>();
 }

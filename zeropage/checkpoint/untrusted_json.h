@@ -29,7 +29,7 @@ class ObjectReader {
   bool has(const char* key) const;
   const nlohmann::json& at(const char* key) const;
   const nlohmann::json& array(const char* key) const;
-  std::string text(const char* key) const;
+  std::string string(const char* key) const;
   std::int64_t integer(const char* key, std::int64_t min, std::int64_t max = INT64_MAX) const;
   std::vector<std::int64_t> integers(const char* key) const;  ///< each >= 0
   bool boolean(const char* key) const;

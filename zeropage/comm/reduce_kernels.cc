@@ -57,7 +57,7 @@ inline std::uint16_t to_fp16(float value) {
   return static_cast<std::uint16_t>(result | ((bits >> 16) & 0x8000u));
 }
 
-// Inputs and outputs have any alignment, hence may_alias types of alignment 1.
+// Inputs and outputs have any alignment, so these are may_alias types of alignment 1.
 typedef float AnyFloat __attribute__((aligned(1), may_alias));
 typedef double AnyDouble __attribute__((aligned(1), may_alias));
 typedef std::uint16_t AnyHalf __attribute__((aligned(1), may_alias));

@@ -19,14 +19,14 @@ bool is_fraction(const Node& node) {
 }
 
 std::string hint(const Key& key, const Node& node) {
-  const bool wants_number = key.type == Type::kInteger || key.type == Type::kReal;
+  const bool wants_number = key.type == Type::kInteger || key.type == Type::kFloat;
   if (node.kind == Kind::kString && (wants_number || key.type == Type::kBool)) return "; write it without quotes";
   if (node.kind == Kind::kBool && wants_number) return "; true and false are not numbers";
   if (node.kind == Kind::kNumber && key.type == Type::kInteger && !node.integer) {
     return is_fraction(node) ? "; it has a fraction" : "; it must fit in 64 bits";
   }
   if (node.kind == Kind::kNumber && key.type == Type::kBool) return "; write true or false";
-  if (node.kind == Kind::kNumber && key.type == Type::kText) return "; write it in quotes";
+  if (node.kind == Kind::kNumber && key.type == Type::kString) return "; write it in quotes";
   return "";
 }
 
@@ -55,16 +55,16 @@ Converted convert_list(const Key& key, const Node& node) {
   std::vector<double> numbers;
   std::vector<std::string> words;
   for (const Node& item : node.items) {
-    if (key.type == Type::kReals && item.kind == Kind::kNumber && key.in_range(item.number)) {
+    if (key.type == Type::kFloats && item.kind == Kind::kNumber && key.in_range(item.number)) {
       numbers.push_back(item.number);
-    } else if (key.type == Type::kTexts && item.kind == Kind::kString) {
+    } else if (key.type == Type::kStrings && item.kind == Kind::kString) {
       words.push_back(item.text);
     } else {
       return {{}, fmt::format("expected {}, got {} in it", key.expected(), json::describe(item))};
     }
   }
   if (key.length != 0 && numbers.size() != key.length) return mismatch(key, node);
-  if (key.type == Type::kReals) return {std::move(numbers), ""};
+  if (key.type == Type::kFloats) return {std::move(numbers), ""};
   return {std::move(words), ""};
 }
 
@@ -90,14 +90,14 @@ Converted convert(const Key& key, const Node& node) {
         return {rounded, "", fmt::format("{} is rounded down to {}", json::describe(node), rounded)};
       }
       break;
-    case Type::kReal:
+    case Type::kFloat:
       if (node.kind == Kind::kNumber && key.in_range(node.number)) return {node.number, ""};
       break;
-    case Type::kText:
+    case Type::kString:
       if (node.kind == Kind::kString) return convert_text(key, node);
       break;
-    case Type::kReals:
-    case Type::kTexts:
+    case Type::kFloats:
+    case Type::kStrings:
       if (node.kind == Kind::kString && key.one_text) return {std::vector<std::string>{node.text}, ""};
       if (node.kind == Kind::kArray) return convert_list(key, node);
       break;

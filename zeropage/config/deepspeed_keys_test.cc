@@ -156,10 +156,10 @@ Json object_of(const std::string& keys) {
 }
 
 /// One document for each key, since some exclude each other.
-void expect_known(const Json::json_pointer& section, const std::string& keys, const Json& beside) {
+void expect_known(const Json::json_pointer& section, const std::string& keys, const Json& required) {
   const Json values = object_of(keys);
   for (const auto& [name, value] : values.items()) {
-    Json document = beside;
+    Json document = required;
     document[section / name] = value;
     const Explanation explanation = explain(document.dump(), "keys", 0);
     EXPECT_FALSE(explanation.keys.empty()) << document;
@@ -167,7 +167,7 @@ void expect_known(const Json::json_pointer& section, const std::string& keys, co
       EXPECT_EQ(key.text.find("expected a known key"), std::string::npos) << document << "\n" << key.text;
       if (key.verdict != Verdict::kRefused) continue;
       const bool by_choice = key.text.find("not available in this version") != std::string::npos ||
-                             beside.contains("scheduler") || key.path == "allgather_size" ||
+                             required.contains("scheduler") || key.path == "allgather_size" ||
                              key.path.find("nvme") != std::string::npos;
       EXPECT_TRUE(by_choice) << document << "\n" << key.text;
     }
@@ -178,9 +178,9 @@ TEST(DeepSpeedKeys, none_is_unknown) {
   for (const KeysOfSection& keys : kKeys) {
     std::string path = keys.section;
     std::ranges::replace(path, '.', '/');
-    Json beside = Json::object();
-    if (path.starts_with("zero_optimization")) beside["zero_optimization"]["stage"] = 3;
-    expect_known(Json::json_pointer(path.empty() ? "" : "/" + path), keys.keys, beside);
+    Json required = Json::object();
+    if (path.starts_with("zero_optimization")) required["zero_optimization"]["stage"] = 3;
+    expect_known(Json::json_pointer(path.empty() ? "" : "/" + path), keys.keys, required);
   }
 }
 
@@ -188,8 +188,8 @@ TEST(DeepSpeedKeys, no_parameter_is_unknown) {
   for (const KeysOfSection& keys : kParameters) {
     const std::string path = keys.section;
     const std::string section = path.substr(0, path.find('.'));
-    const Json beside = {{section, {{"type", path.substr(path.find('.') + 1)}}}};
-    expect_known(Json::json_pointer("/" + section + "/params"), keys.keys, beside);
+    const Json required = {{section, {{"type", path.substr(path.find('.') + 1)}}}};
+    expect_known(Json::json_pointer("/" + section + "/params"), keys.keys, required);
   }
 }
 

@@ -17,7 +17,7 @@
 namespace zeropage::config {
 namespace {
 
-const std::string kText = R"({
+const std::string kString = R"({
   "train_batch_size": 16,
   "scheduler": {"type": "WarmupDecayLR", "params": {"total_num_steps": 10}},
   "optimizer": {"type": "Adam", "params": {"betas": [0.5, 0.75]}},
@@ -27,7 +27,7 @@ const std::string kText = R"({
 })";
 
 TEST(EffectiveJson, reads_back_as_itself) {
-  for (const std::string& text : {kText, std::string(R"({"train_batch_size": 2, "zero_optimization": true})")}) {
+  for (const std::string& text : {kString, std::string(R"({"train_batch_size": 2, "zero_optimization": true})")}) {
     const std::string once = Config::from_json(text, 2).effective_json;
     EXPECT_EQ(Config::from_json(once, 2).effective_json, once);
   }
@@ -53,7 +53,7 @@ std::string listed(const std::string& listing, const std::string& key) {
 }
 
 TEST(Describe, lists_values_with_their_sources) {
-  const std::string listing = describe(kText, "ds.json", 2);
+  const std::string listing = describe(kString, "ds.json", 2);
   EXPECT_TRUE(listing.starts_with("ds.json, world size 2\n"));
   EXPECT_EQ(listed(listing, "train_batch_size"), "16 line 2");
   EXPECT_EQ(listed(listing, "train_micro_batch_size_per_gpu"), "8 derived");
@@ -67,7 +67,7 @@ TEST(Describe, lists_values_with_their_sources) {
 }
 
 TEST(Describe, leaves_batch_sizes_open_without_a_world_size) {
-  EXPECT_EQ(listed(describe(kText, "ds.json", 0), "train_micro_batch_size_per_gpu"), "null default");
+  EXPECT_EQ(listed(describe(kString, "ds.json", 0), "train_micro_batch_size_per_gpu"), "null default");
 }
 
 TEST(Tables, are_consistent) {

@@ -29,7 +29,7 @@ HyperparameterValue read_hyperparameter(const Settings& settings, const Hyperpar
   const std::string path = "optimizer.params." + hyperparameter.key.name;
   switch (hyperparameter.key.type) {
     case Type::kBool: return settings.flag(path);
-    case Type::kReals: return std::pair(settings.floats(path)[0], settings.floats(path)[1]);
+    case Type::kFloats: return std::pair(settings.floats(path)[0], settings.floats(path)[1]);
     default: return settings.real(path);
   }
 }

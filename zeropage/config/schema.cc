@@ -81,7 +81,7 @@ Key& Key::also_named(std::initializer_list<std::string> names) {
   return *this;
 }
 
-Key& Key::or_one_text() {
+Key& Key::or_one_string() {
   one_text = true;
   return *this;
 }
@@ -112,8 +112,8 @@ Key& Key::deepspeed_default(std::string value) {
 }
 
 bool Key::has_auto_choice() const {
-  if (type == Type::kTexts) return true;
-  if (type != Type::kText) return false;
+  if (type == Type::kStrings) return true;
+  if (type != Type::kString) return false;
   return choices.empty() || std::ranges::any_of(choices, [](const Choice& choice) { return choice.name == "auto"; });
 }
 
@@ -157,21 +157,21 @@ Key integer(std::string name, Value default_value, Status status, std::string do
 }
 
 Key real(std::string name, Value default_value, Status status, std::string doc) {
-  return make_key(std::move(name), Type::kReal, std::move(default_value), status, std::move(doc));
+  return make_key(std::move(name), Type::kFloat, std::move(default_value), status, std::move(doc));
 }
 
 Key string(std::string name, Value default_value, Status status, std::string doc) {
-  return make_key(std::move(name), Type::kText, std::move(default_value), status, std::move(doc));
+  return make_key(std::move(name), Type::kString, std::move(default_value), status, std::move(doc));
 }
 
 Key floats(std::string name, std::vector<double> default_value, std::size_t length, Status status, std::string doc) {
-  Key key = make_key(std::move(name), Type::kReals, std::move(default_value), status, std::move(doc));
+  Key key = make_key(std::move(name), Type::kFloats, std::move(default_value), status, std::move(doc));
   key.length = length;
   return key;
 }
 
 Key strings(std::string name, std::vector<std::string> default_value, Status status, std::string doc) {
-  return make_key(std::move(name), Type::kTexts, std::move(default_value), status, std::move(doc));
+  return make_key(std::move(name), Type::kStrings, std::move(default_value), status, std::move(doc));
 }
 
 Key switched_section(std::string name, Status status, std::string doc) {

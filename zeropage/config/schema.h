@@ -21,7 +21,7 @@ using Value = std::variant<std::monostate, bool, std::int64_t, double, std::stri
 /// The value as JSON: `true`, `5`, `0.1`, `"text"`, `[1, 2]` or `null`.
 std::string to_text(const Value& value);
 
-enum class Type { kBool, kInteger, kReal, kText, kReals, kTexts, kSwitchedSection };
+enum class Type { kBool, kInteger, kFloat, kString, kFloats, kStrings, kSwitchedSection };
 
 /// "bool", "integer", "number", "text", "numbers", "strings", "section".
 std::string type_name(Type type);
@@ -54,8 +54,8 @@ struct Key {
   std::optional<double> high = {};  ///< largest allowed number
   bool above_low = false;           ///< low itself is not allowed
   bool below_high = false;          ///< high itself is not allowed
-  std::size_t length = 0;           ///< kReals: how many; 0: any
-  bool one_text = false;            ///< kTexts: a single text is a list of one
+  std::size_t length = 0;           ///< kFloats: how many; 0: any
+  bool one_text = false;            ///< kStrings: a single text is a list of one
   bool required = false;
   bool auto_is_planned = false;     ///< "auto" is chosen when the engine is made, from the model and the machine
   bool infinity_is_absent = false;  ///< Infinity means that the key is absent
@@ -69,7 +69,7 @@ struct Key {
   Key& from_up_to(double smallest, double not_reached);
   Key& one_of(std::vector<Choice> allowed);
   Key& also_named(std::initializer_list<std::string> names);
-  Key& or_one_text();
+  Key& or_one_string();
   Key& must_be_given();
   Key& or_auto();                             ///< sets auto_is_planned
   Key& or_fraction();                         ///< sets rounds_down

@@ -145,7 +145,7 @@ std::vector<Section> top_level_tables() {
           "Parameters that are fp32 in a 16-bit model: modules or parameters by name: consecutive whole parts between "
           "dots (a regular expression). auto: those that a transformers model declares, and norms with running "
           "statistics.")
-          .or_one_text(),
+          .or_one_string(),
   };
   return {std::move(top), std::move(types)};
 }

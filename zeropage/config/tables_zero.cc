@@ -139,7 +139,7 @@ Key device_key() {
 Key folders_key() {
   return strings("nvme_path", {}, kSupported,
                  "A folder on the drive, or a list of folders. Each folder gets a part of every page.")
-      .or_one_text();
+      .or_one_string();
 }
 
 Section offload_param() {

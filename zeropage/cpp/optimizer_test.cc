@@ -234,21 +234,22 @@ TEST(Optimizer, AnUpdateBesideTheEnginesIsSaid) {
   for (const bool adam : {false, true}) {
     for (const bool given : {false, true}) {
       for (const int stage : {0, 1, 2, 3}) {
-        SCOPED_TRACE(fmt::format("{} beside {} at stage {}", adam ? "Adam" : "SGD", given ? "RMSprop" : "SGD", stage));
+        SCOPED_TRACE(
+            fmt::format("{} in addition to {} at stage {}", adam ? "Adam" : "SGD", given ? "RMSprop" : "SGD", stage));
         std::vector<int> said;
         for (const int from : {0, 1, 2}) {  // in none of the steps, in the last, in both
           testing::internal::CaptureStderr();
           on_two_ranks([&](int rank, Options options) {
             auto model = make_model();
             if (given) options.optimizer = std::make_shared<torch::optim::RMSprop>(model->parameters(), 0.01);
-            std::shared_ptr<Optimizer> beside = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
-            if (adam) beside = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
+            std::shared_ptr<Optimizer> other = std::make_shared<torch::optim::SGD>(model->parameters(), 0.25);
+            if (adam) other = std::make_shared<torch::optim::Adam>(model->parameters(), 0.25);
             auto engine = initialize(
                 *model, config_of(stage, given ? "{}" : R"({"optimizer": {"type": "SGD", "params": {"lr": 0.25}}})"),
                 options);
             for (int step = 0; step < 2; ++step) {
               engine.backward(loss_of(model, batch_of(step, rank)));
-              if (step + from >= 2) beside->step();
+              if (step + from >= 2) other->step();
               engine.step();
             }
           });

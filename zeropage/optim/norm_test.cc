@@ -34,7 +34,7 @@ std::vector<float> random_values(std::size_t numel) {
   return values;
 }
 
-// Would catch a vector loop whose order of summation differs from the definition, hence from machine to machine.
+// Would catch a vector loop whose order of summation differs from the definition, and so from machine to machine.
 TEST(SumOfSquares, EqualsTheDefinitionBitForBit) {
   const std::vector<float> values = random_values(10000);
   for (std::size_t numel = 0; numel <= 67; ++numel) {

@@ -284,7 +284,7 @@ TEST(Pager, UpdatesAndOperatorsOfAnotherThreadWaitForEachOther) {
     EXPECT_TRUE(rank.holds(2));
     rank.pager.unpin(2);
     update.join();
-    EXPECT_TRUE(used) << "the operator came before the update had ended, or never";
+    EXPECT_TRUE(used) << "the operator ran before the update had ended, or never";
   });
 }
 
