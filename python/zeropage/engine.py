@@ -200,7 +200,7 @@ class ZeropageEngine(EngineSetup, EngineMemory, CheckpointingEngine, ModelExport
 
     def known_loss(self) -> float | None:
         """As `mean_loss`; None if the program runs `loss.backward()` itself."""
-        return self._losses.mean(None if self.has_ended else self._core)
+        return self._losses.mean(None if self.has_ended else self._core)  # type: ignore[arg-type]  # None, too
 
     def coalesce_grad_reduction(self) -> AbstractContextManager:
         """For programs that run several backwards for one step. As with `no_sync`, gradients accumulate without it,
