@@ -58,9 +58,8 @@ sanitize: venv-tests ## the C++ tests without torch under AddressSanitizer, Unde
 sanitize-torch: venv-tests ## the C++ tests of paging, reduction and the engine under ThreadSanitizer
 	@tools/sanitize.sh tsan-torch
 
-coverage: venv-tests ## how many lines of the rooms without torch the C++ tests run, by room and in all
-	@tools/sanitize.sh coverage
-	@$(BIN)/python tools/coverage.py build/coverage
+coverage: venv-tests ## all tests in a build of its own, then how many lines of zeropage/ they ran, by room and in all
+	@tools/coverage.sh
 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh

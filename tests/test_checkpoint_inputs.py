@@ -16,7 +16,7 @@ from training import flat_parameters
 from zeropage import checkpoint
 from zeropage.errors import CheckpointError
 
-ZEROPAGE = str(Path(__file__).resolve().parents[1] / "build" / "dev" / "zeropage")
+ZEROPAGE = os.environ.get("ZEROPAGE_COMMAND", str(Path(__file__).resolve().parents[1] / "build" / "dev" / "zeropage"))
 
 
 def save_with(engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:

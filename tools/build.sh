@@ -12,7 +12,9 @@ exec 9>"$folder/.lock"
 flock 9
 configure() { # OPTION...
   echo "build: configuring $folder"
-  cmake --preset dev -B "$folder" "$@" >"$folder/configure.log" 2>&1 9>&- || {
+  local preset=dev
+  [ "$folder" != build/coverage ] || preset=coverage
+  cmake --preset $preset -B "$folder" "$@" >"$folder/configure.log" 2>&1 9>&- || {
     tail -n 20 "$folder/configure.log" >&2
     echo "build: cmake failed; its last lines are above, its whole output in $folder/configure.log" >&2
     exit 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# sanitize.sh PRESET...: builds what each preset names (asan-ubsan, tsan and coverage: the rooms without torch;
-# tsan-torch: paging, reduction and the engine), and runs the tests. Exits with 1 when a build or a test fails.
+# sanitize.sh PRESET...: builds what each preset names (asan-ubsan and tsan: the rooms without torch; tsan-torch:
+# paging, reduction and the engine), and runs the tests. Exits with 1 when a build or a test fails.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 status=0
@@ -15,7 +15,6 @@ for preset in "$@"; do
     continue
   fi
   built=$SECONDS
-  find "$folder" -name '*.gcda' -delete  # the counts of earlier runs
   # Twice as many tests as cores, because some of them wait most of the time.
   if ctest --preset "$preset" -j $((2 * $(nproc))) --no-tests=error >"$folder/test.log" 2>&1; then
     echo "sanitize: $preset: $(grep 'tests passed' "$folder/test.log") (build $((built - started)) s, tests $((SECONDS - built)) s)"

@@ -20,7 +20,7 @@ using nlohmann::json;
 /// no values of the program.
 class Scanner : public nlohmann::json_sax<json> {
  public:
-  Scanner(const std::string& origin) : origin_(origin) {}
+  explicit Scanner(const std::string& origin) : origin_(origin) {}
 
   json head = json::object();
   std::int64_t shard_bytes = 0;

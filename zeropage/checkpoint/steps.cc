@@ -81,7 +81,7 @@ std::optional<std::string> choose_step(FileSystem& files, const std::string& fol
                                        const std::optional<std::string>& tag) {
   if (tag) {
     check_tag(*tag);
-    const std::string path = fmt::format("{}/{}", folder, *tag);
+    std::string path = fmt::format("{}/{}", folder, *tag);
     if (files.exists(path)) return path;
     std::vector<std::string> tags;
     for (const auto& step : list_steps(files, folder)) tags.push_back(step.tag);

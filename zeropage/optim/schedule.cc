@@ -74,7 +74,8 @@ double cycle_height(const Schedule& config, std::int64_t i) {
   const std::int64_t stairs = rising ? config.cycle_first_stair_count
                                      : config.cycle_second_stair_count.value_or(config.cycle_first_stair_count);
   if (stairs == 0) return static_cast<double>(climbed) / static_cast<double>(length);
-  return static_cast<double>(climbed * stairs / length) / static_cast<double>(stairs);
+  const std::int64_t stair = climbed * stairs / length;  // of 0 to `stairs`, rounded down
+  return static_cast<double>(stair) / static_cast<double>(stairs);
 }
 
 bool in_cycle(const Schedule& config, std::int64_t i) { return i < cycle_size(config); }

@@ -1,8 +1,13 @@
 """Prints how many lines of zeropage/ ran in the tests of builds that count them (cmake -DZEROPAGE_COVERAGE=ON).
 
-coverage.py FOLDER... [--at-least PERCENT]: for each room and in all: the lines with code, those that ran in any of the
-builds, and the percentage. Tests and helpers of tests do not count. Lists the lines that did not run in coverage.txt in
-the first folder. Exits with 1 when less than PERCENT of all lines ran, or when a folder has no counters.
+line_coverage.py FOLDER... [--at-least PERCENT]: for each room and in all: the lines with code, those that ran in any of
+the builds, and the percentage. Tests and helpers of tests do not count. Lists the lines that did not run in
+coverage.txt in the first folder. Exits with 1 when less than PERCENT of all lines ran, or when a folder has no
+counters.
+
+A build's processes count in FOLDER/counters (cmake/coverage.cmake). Their counts are added to gcc's own files first,
+and removed from there, so a second run, say after more tests, adds to what the first one found. --forget FOLDER...
+removes all counts and does nothing else.
 """
 
 import argparse
@@ -37,7 +42,10 @@ def lines_of(notes: Path) -> Iterator[tuple[str, int, int]]:
     """File, line and count of all lines in one object file. `notes`: its .gcno; without a .gcda nothing has run."""
     # Only files below ROOT: most of the others are headers of the system.
     command = ["gcov", "--json-format", "--stdout", "--relative-only", "--source-prefix", str(ROOT), str(notes)]
-    done = subprocess.run(command, cwd=notes.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=notes.parent, capture_output=True, text=True)
+    if done.returncode or "mismatch" in done.stderr:
+        wanted = "build everything again (tools/build.sh), --forget the counts and run the tests"
+        raise RuntimeError(f"coverage: gcov cannot read the counts of {notes}: {done.stderr.strip()}; {wanted}")
     for document in done.stdout.splitlines():
         report = json.loads(document)
         for file in report["files"]:
@@ -46,10 +54,42 @@ def lines_of(notes: Path) -> Iterator[tuple[str, int, int]]:
                     yield name, line["line_number"], line["count"]
 
 
+def image_of(name: str, folder: Path) -> Path | None:
+    """The program or library of a build with that file name. Modules of Python lie in their packages."""
+    packages = [ROOT / "python" / "zeropage", ROOT / "tests" / "simulated_device"]
+    places = [package / name for package in packages] + sorted(folder.rglob(name))
+    return next((path for path in places if path.is_file() and path.parent != folder / "counters"), None)
+
+
+def write_counters(folder: Path) -> None:
+    """Has each program and library of a build add its counts to gcc's files. Raises RuntimeError when one cannot."""
+    load = "import ctypes, sys, torch; ctypes.CDLL(sys.argv[1])"
+    for counters in sorted((folder / "counters").iterdir()):
+        image = image_of(counters.name, folder)
+        command = [sys.executable, "-c", load, str(image)] if ".so" in counters.name else [str(image)]
+        environment = {**os.environ, "ZEROPAGE_WRITE_COUNTERS": "1"}
+        said = ""
+        if image:
+            said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stderr
+        if counters.exists():
+            raise RuntimeError(f"coverage: {image or counters.name} did not write its counts: {said}")
+
+
+def forget(folder: Path) -> None:
+    for path in [*folder.rglob("*.gcda"), *(folder / "counters").iterdir()]:
+        path.unlink()
+
+
+def notes_of(folder: Path) -> list[Path]:
+    """The .gcno of the objects that the build makes: files of sources that are gone may still lie there."""
+    rules = (folder / "build.ninja").read_text()
+    return [path for path in folder.rglob("*.gcno") if f"build {path.relative_to(folder).with_suffix('.o')}:" in rules]
+
+
 def gather(folders: list[Path]) -> Counts:
     """The sums over all object files: headers, templates and files of several targets are compiled more than once."""
     counts: Counts = defaultdict(lambda: defaultdict(int))
-    notes = sorted(path.resolve() for folder in folders for path in folder.rglob("*.gcno"))
+    notes = sorted(path for folder in folders for path in notes_of(folder.resolve()))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for lines in pool.map(lambda path: list(lines_of(path)), notes):
             for name, line, count in lines:
@@ -102,7 +142,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="line coverage of zeropage/")
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     parser.add_argument("--at-least", type=float, default=0.0, metavar="PERCENT")
+    parser.add_argument("--forget", action="store_true", help="remove the counts, for new ones")
     arguments = parser.parse_args()
+    for folder in arguments.folders:
+        if (folder / "counters").is_dir():
+            forget(folder) if arguments.forget else write_counters(folder)
+    if arguments.forget:
+        return 0
     for folder in arguments.folders:
         if not any(folder.rglob("*.gcda")):
             wanted = "build it with ZEROPAGE_COVERAGE=ON and run its tests (make coverage does both)"
@@ -121,4 +167,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RuntimeError as error:
+        sys.exit(str(error))
