@@ -21,7 +21,7 @@ ctest --test-dir "$folder" -j "$(nproc)" --progress --output-on-failure --no-tes
 cpp=$SECONDS
 
 # Tests for accelerators run on the simulated one (tests/simulated_device/README.md), in a separate process, because
-# torch there reports an accelerator. They run beside the others, which wait for processes half of the time.
+# torch there reports an accelerator. They run parallel to the others, which wait for processes half of the time.
 simulated=$folder/test-simulated.log
 .venv/bin/python -m pytest -q -m "gpu and not cuda" tests >"$simulated" 2>&1 &
 # 5: no tests were collected, which is a failure here too.
