@@ -108,8 +108,10 @@ def measure_compiling(rounds: int) -> None:
             "compile_time",
             **FACTS,
             **ratio_figures(ours, plain),
-            ours_s=round(median(block.wall_s for block in ours), 1),
-            plain_s=round(median(block.wall_s for block in plain), 1),
+            ours_s=round(median(block.wall_s for block in ours), 2),
+            plain_s=round(median(block.wall_s for block in plain), 2),
+            ours_min_s=round(min(block.wall_s for block in ours), 2),
+            plain_min_s=round(min(block.wall_s for block in plain), 2),
             ours_cpu_s=round(min(block.cpu_s for block in ours), 2),
             plain_cpu_s=round(min(block.cpu_s for block in plain), 2),
             target=COMPILE_TARGET,
@@ -118,7 +120,7 @@ def measure_compiling(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    contests = {"steps": partial(measure_steps, rounds=11, steps=4), "compiling": partial(measure_compiling, rounds=3)}
+    contests = {"steps": partial(measure_steps, rounds=11, steps=4), "compiling": partial(measure_compiling, rounds=7)}
     parser.add_argument("--contest", choices=contests, help="only this one")
     arguments = parser.parse_args()
     wanted = [arguments.contest] if arguments.contest else list(contests)
