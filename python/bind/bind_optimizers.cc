@@ -3,14 +3,17 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/engine/engine.h"
 #include "zeropage/session/muon.h"
 #include "zeropage/session/newton_schulz.h"
+#include "zeropage/session/tensors_on_drive.h"
 #include "zeropage/session/whole_parameters.h"
 
 namespace zeropage::python {
 namespace {
 
 using session::ParameterPart;
+using session::TensorsOnDrive;
 using session::WholeParameters;
 using session::WholeShape;
 
@@ -63,6 +66,22 @@ void init_optimizers(py::module_& module) {
            "Collective. A new fp32 copy of the owner's tensor; None when the owner has none.")
       .def("agree", &WholeParameters::agree, py::arg("failure"), Unlocked(),
            "Collective. Whether all succeeded. Raises PeerError when another rank failed alone.");
+  py::class_<TensorsOnDrive, std::shared_ptr<TensorsOnDrive>>(
+      module, "TensorsOnDrive",
+      "Tensors of an optimizer's state whose bytes are on a drive; see session/tensors_on_drive.h.")
+      .def_static(
+          "of",
+          [](const config::Config& config, const engine::Engine& core, int rank) {
+            return session::make_tensors_on_drive(config, rank, core.ledger());
+          },
+          py::arg("config"), py::arg("core"), py::arg("rank"), "None if the state stays in memory.")
+      .def("put", &TensorsOnDrive::put, py::arg("tensor"), py::arg("name"), Unlocked(),
+           "Moves the bytes of a large tensor to the drive. The tensor object remains, without memory.")
+      .def("get", &TensorsOnDrive::get, py::arg("tensor"), Unlocked(), "Moves the bytes back to memory.")
+      .def("read", &TensorsOnDrive::read, py::arg("tensor"), Unlocked(),
+           "A copy of the bytes on the drive; the tensor itself if it is in memory.")
+      .def("has", &TensorsOnDrive::has, py::arg("tensor"), "Whether the bytes are on the drive now.");
+  module.def("keeps_momenta_in_memory", &session::keeps_momenta_in_memory, py::arg("config"));
   module.def("orthogonal", &session::orthogonal, py::arg("u"), py::arg("method"), py::arg("steps"),
              py::arg("dtype") = std::nullopt, Unlocked(), "See session/newton_schulz.h.");
   module.def("as_matrices", &session::as_matrices, py::arg("update"), py::arg("count"), "See session/muon.h.");

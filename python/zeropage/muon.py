@@ -2,6 +2,8 @@
 The engine gives the optimizer whole parameters at all stages, each on one rank.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, groups: list[Group]):
         super().__init__(groups, {})
+        # Of a parameter's state, while it is updated; the engine replaces it if state is on a drive.
+        self.in_memory: Callable[[torch.nn.Parameter], AbstractContextManager[None]] = lambda parameter: nullcontext()
 
     @classmethod
     def configured(cls, params: Group, groups: list[Group], model: torch.nn.Module) -> "Muon":
@@ -74,7 +78,8 @@ class Muon(torch.optim.Optimizer):
             update = self._muon_step if group["use_muon"] else self._adam_step
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    update(parameter, group)
+                    with self.in_memory(parameter):
+                        update(parameter, group)
 
     def _muon_step(self, parameter: torch.Tensor, group: Group) -> None:
         state, gradient = self.state[parameter], parameter.grad

@@ -3,11 +3,15 @@ user's object, counted, saved and loaded.
 
 The optimizer updates a flat part of a parameter, or the whole parameter in its shape (optimizer_sees.py).
 
+With NVMe offload the state is on the drive, except while the optimizer uses it (session/tensors_on_drive.h). Reads of a
+state that is on the drive get a copy.
+
 An optimizer may wrap others (Lookahead). Their state is included, under the name of the attribute that holds them.
 """
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,15 +55,25 @@ class Segment:
 
 class ShardState:
     def __init__(
-        self, client: torch.optim.Optimizer, names: list[str], segments: list[Segment], whole: _C.WholeParameters
+        self,
+        client: torch.optim.Optimizer,
+        names: list[str],
+        segments: list[Segment],
+        whole: _C.WholeParameters,
+        drive: _C.TensorsOnDrive | None = None,
+        in_memory: tuple[str, ...] = (),
     ):
-        """names: of the engine's parameters. whole: the parameters that the client gets whole."""
+        """names: of the engine's parameters. whole: the parameters that the client gets whole. drive: where state is;
+        None: in memory. in_memory: keys of states that stay in memory."""
         self._client = client
         self._whole = whole
+        self._drive = drive
+        self._in_memory = in_memory
         self._optimizers = dict(_wrapped(client, ""))
         self._names = names
         self._segments = {segment.parameter: segment for segment in segments}
         self._shards = {index: torch.nn.Parameter(torch.empty(0, dtype=torch.float32)) for index in self._segments}
+        self._of_shard = {id(shard): index for index, shard in self._shards.items()}
         self._index_of: dict[int, int] = {}
         self._to_move: set[int] = set()
 
@@ -70,6 +84,7 @@ class ShardState:
         for segment in segments:
             self._segments[segment.parameter] = segment
             self._shards.setdefault(segment.parameter, torch.nn.Parameter(torch.empty(0, dtype=torch.float32)))
+        self._of_shard = {id(shard): index for index, shard in self._shards.items()}
 
     def groups(self) -> list[dict[str, Any]]:
         """The groups of the client and of the optimizers that it wraps, each once."""
@@ -93,11 +108,38 @@ class ShardState:
         for optimizer in self._optimizers.values():
             state = optimizer.state.get(self._shards[index], {})
             state.update(
-                {
-                    key: _mapped(value, lambda tensor: tensor if tensor.dim() == 0 else tensor.to(device))
-                    for key, value in state.items()
-                }
+                {key: _mapped(value, lambda tensor: self._moved(tensor, device)) for key, value in state.items()}
             )
+
+    def _moved(self, tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return tensor if tensor.dim() == 0 or tensor.device == device else self._read(tensor).to(device)
+
+    # -- on the drive
+
+    def take_from_drive(self, index: int | None = None) -> None:
+        """Gives state its memory again; index: that of this parameter only."""
+        if self._drive is not None:
+            for _, _, _, value in self._entries(index):
+                for tensor in _tensors_in(value):
+                    self._drive.get(tensor)
+
+    def move_to_drive(self, index: int | None = None) -> None:
+        """The reverse."""
+        if self._drive is not None:
+            for each, _, key, value in self._entries(index):
+                for tensor in _tensors_in(value) if key not in self._in_memory else ():
+                    self._drive.put(tensor, f"state '{key}' of parameter '{self._names[each]}'")
+
+    @contextmanager
+    def in_memory(self, shard: torch.nn.Parameter) -> Iterator[None]:
+        """While the optimizer updates this shard."""
+        index = self._of_shard[id(shard)]
+        self.take_from_drive(index)
+        yield
+        self.move_to_drive(index)
+
+    def _read(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self._drive is None else self._drive.read(tensor)
 
     def adopt(self, parameters: list[torch.Tensor], communicator: _C.Communicator) -> None:
         """Converts state of the model's parameters to state of this rank's parts of them, with rank 0's values.
@@ -141,7 +183,7 @@ class ShardState:
         """This rank's elements of an elementwise state, flat; None: there is none (yet), or this rank has no
         elements."""
         value = self._by_element(parameter, name)
-        return None if value is None else self._segments[self.index_of(parameter)].flat(value.detach())
+        return None if value is None else self._segments[self.index_of(parameter)].flat(self._read(value).detach())
 
     def set_local(self, parameter: torch.Tensor, name: str, flat: torch.Tensor) -> None:
         """Writes into the optimizer's own tensor. Raises UsageError when there is none with this number of elements."""
@@ -154,7 +196,10 @@ class ShardState:
             return
         if value.numel() != flat.numel():
             raise UsageError(f"this rank has {value.numel()} elements of the state {name!r}; got {flat.numel()}")
-        value.copy_(self._segments[self.index_of(parameter)].shaped(flat).view_as(value))
+        index = self.index_of(parameter)
+        self.take_from_drive(index)
+        value.copy_(self._segments[index].shaped(flat).view_as(value))
+        self.move_to_drive(index)
 
     def set_full(self, parameter: torch.Tensor, name: str, value: torch.Tensor, core: _C.Engine) -> None:
         """Writes this rank's elements of an elementwise state, of which `value` [parameter.shape] has all. Raises
@@ -175,16 +220,18 @@ class ShardState:
         return value if value is not None and self._segments[index].has(value) else None
 
     def bytes_on(self, device: torch.device) -> tuple[int, int]:
-        """Bytes of the state's tensors on the device, and on the host."""
+        """Bytes of the state's tensors in memory, of the device and of the host."""
         bytes_of = [0, 0]
         for _, _, _, value in self._entries():
             for tensor in _tensors_in(value):
+                if self._drive is not None and self._drive.has(tensor):
+                    continue
                 bytes_of[tensor.device.type != device.type] += tensor.nbytes
         return bytes_of[0], bytes_of[1]
 
-    def _entries(self) -> Iterator[tuple[int, str, str, Any]]:
-        """(parameter, prefix of the optimizer's name, key, value)"""
-        for index, shard in self._shards.items():
+    def _entries(self, only: int | None = None) -> Iterator[tuple[int, str, str, Any]]:
+        """(parameter, prefix of the optimizer's name, key, value). only: of this parameter."""
+        for index, shard in self._shards.items() if only is None else [(only, self._shards[only])]:
             for prefix, optimizer in self._optimizers.items():
                 for key, value in optimizer.state.get(shard, {}).items():
                     yield index, prefix, key, value
@@ -223,7 +270,8 @@ class ShardState:
     def tensors_of(self, index: int, key: str) -> list[torch.Tensor]:
         """The tensors of `describe`'s "json", in its order."""
         owner = self._owner(key)
-        return list(_tensors_in(self._optimizers[owner].state[self._shards[index]][key.removeprefix(owner)]))
+        state = self._optimizers[owner].state[self._shards[index]]
+        return [self._read(tensor) for tensor in _tensors_in(state[key.removeprefix(owner)])]
 
     def sees_whole(self, parameter: torch.Tensor) -> bool:
         """Whether the optimizer gets the whole parameter, on one of the ranks."""
@@ -231,7 +279,8 @@ class ShardState:
 
     def full(self, parameter: torch.Tensor, name: str) -> torch.Tensor | None:
         """The owner's elementwise state of a parameter that the optimizer gets whole. Collective."""
-        return self._whole.from_owner(self.index_of(parameter), self._by_element(parameter, name))
+        mine = self._by_element(parameter, name)
+        return self._whole.from_owner(self.index_of(parameter), None if mine is None else self._read(mine))
 
     def cut(self, parameter: torch.Tensor, value: torch.Tensor, core: _C.Engine) -> torch.Tensor:
         """This rank's part of an elementwise state, cut from the whole; a new tensor."""
@@ -240,17 +289,20 @@ class ShardState:
     def put(self, parameter: torch.Tensor, state: State) -> None:
         """Replaces the state of one parameter by this rank's elements. Existing tensors stay the same objects."""
         index = self.index_of(parameter)
+        self.take_from_drive(index)
         for key, value in state.items():
             present = self._by_element(parameter, key)
             if isinstance(value, torch.Tensor) and present is not None and present.shape == value.shape:
                 state[key] = present.detach().copy_(value)
         self._put(index, state)
+        self.move_to_drive(index)
         self._to_move.add(index)
 
     def replace(self, states: dict[int, State]) -> None:
         """`states`: by parameter, this rank's elements; keys with the prefix of the optimizer they belong to."""
         for index in self._shards:
             self._put(index, states.get(index, {}))
+            self.move_to_drive(index)
 
     def _put(self, index: int, state: State) -> None:
         if (shard := self._shards.get(index)) is None:
@@ -297,7 +349,7 @@ class ShardState:
                     f"state '{key}' that {type(self._client).__name__} keeps of parameter '{self._names[index]}' is neither elementwise ({segment.numel} here) nor a number: checkpoints cannot hold {_describe(value)}"
                 )
             kind = _NUMBER if not isinstance(value, torch.Tensor) else _ELEMENTS if by_element else _SCALAR
-            tensor = _as_tensor(value)
+            tensor = _as_tensor(self._read(value) if isinstance(value, torch.Tensor) else value)
             tensors.append(
                 (f"{kind}.{prefix}{key}", index, segment.offset, tensor.flatten() if by_element else tensor.reshape(()))
             )
@@ -316,7 +368,10 @@ class ShardState:
             text = json.dumps(encode(state, parts, f"state of parameter '{self._names[index]}'"), allow_nan=False)
             saved[f"{_WHOLE}/{self._names[index]}"] = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
             saved.update(
-                {f"{_PART}.{number}/{self._names[index]}": part.detach() for number, part in enumerate(parts.values())}
+                {
+                    f"{_PART}.{number}/{self._names[index]}": self._read(part).detach()
+                    for number, part in enumerate(parts.values())
+                }
             )
         return saved
 
@@ -334,7 +389,7 @@ class ShardState:
                 if tensor is None:
                     value = torch.tensor(float(updates or 0))
                 elif form == _ELEMENTS:
-                    value = segment.shaped(step.read_range(tensor, segment.offset, segment.numel))
+                    value = self._own(segment.shaped(step.read_range(tensor, segment.offset, segment.numel)))
                 else:
                     value = step.read_range(tensor, 0, 1).reshape(())
                 states.setdefault(index, {})[key] = value.item() if form == _NUMBER else value
@@ -347,7 +402,15 @@ class ShardState:
                 'of it here: write "zeropage": {"optimizer_sees": "parameters"} in the config, or pass load_optimizer_states=False'
             )
         text = bytes(step.read_tensor(f"{_WHOLE}/{name}").tolist()).decode()
-        return decode(json.loads(text), lambda part: step.read_tensor(f"{_PART}.{part.removeprefix('host/')}/{name}"))
+        prefix = f"{_PART}."
+        return decode(
+            json.loads(text),
+            lambda part: self._own(step.read_tensor(f"{prefix}{part.removeprefix('host/')}/{name}")),
+        )
+
+    def _own(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A view shares its memory, and could not be moved to the drive."""
+        return tensor if self._drive is None else tensor.clone()
 
 
 def _wrapped(optimizer: torch.optim.Optimizer, prefix: str) -> Iterator[tuple[str, torch.optim.Optimizer]]:

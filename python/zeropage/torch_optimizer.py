@@ -73,6 +73,9 @@ class ShardUpdate:
         self._whole_names: set[str] = set()  # of parameters that the client gets whole
         self.whole: Any = None  # _C.WholeParameters, from attach on
         self._step = client.step  # a scheduler may have wrapped it
+        self._config: Any = None  # _C.Config, from note_whole on
+        self._drive: Any = None  # _C.TensorsOnDrive if state is on a drive, from attach on
+        self._momenta_in_memory = False  # those of Muon, although other state is on a drive
         self._core: Callable[[], Any] = lambda: None
         self._filled: Values | None = None  # while a method of the client uses the shards
         self._parts: Values = {}  # then: what this rank updates of the parameters that the client sees whole
@@ -82,6 +85,7 @@ class ShardUpdate:
     def note_whole(self, parameters: list[NamedParameter], config: _C.Config, world_size: int) -> set[str]:
         """Call before the engine gets parameters. Returns the names of those that the client gets whole. Raises
         ConfigError when it cannot run here."""
+        self._config = config
         if self._takes_whole is None:
             self._takes_whole = takes_whole(self.client, config, world_size)
         groups = [self._takes_whole(group) for group in self.client.param_groups]
@@ -105,23 +109,40 @@ class ShardUpdate:
         self._core = weakref.ref(core)
         self.communicator = communicator
         self.whole = _C.WholeParameters(communicator, parameters[0][1].device)
-        self.state = ShardState(
-            self.client, [name for name, _, _ in parameters], self._segments(parameters, segments), self.whole
+        self._drive = _C.TensorsOnDrive.of(self._config, core, communicator.job.rank)
+        self._momenta_in_memory = isinstance(self.client, (Muon, torch.optim.Muon)) and _C.keeps_momenta_in_memory(
+            self._config
         )
+        self.state = ShardState(
+            self.client,
+            [name for name, _, _ in parameters],
+            self._segments(parameters, segments),
+            self.whole,
+            self._drive,
+            ("momentum_buffer",) if self._momenta_in_memory else (),
+        )
+        if isinstance(self.client, Muon):
+            state = weakref.ref(self.state)
+            self.client.in_memory = lambda shard: state().in_memory(shard)  # type: ignore[union-attr]
         self.state.adopt([parameter for _, parameter, _ in parameters], communicator)
+        self.state.move_to_drive()
         for name in _own_methods(type(self.client)):
             setattr(self.client, name, _method(weakref.ref(self), name))
 
     def formula_bytes(self, parameters: list[NamedParameter]) -> int:
-        """Bytes of the client's state of all parameters, on all ranks together; 0 if there is no formula."""
+        """Bytes of the client's state of all parameters in memory, on all ranks together; 0 if there is no formula."""
         kept = getattr(type(self.client), "kept_bytes", None)
         if kept is None:
             return 0
+
+        def in_memory(group: dict[str, Any]) -> bool:
+            return self._drive is None or (self._momenta_in_memory and group["use_muon"])
+
         groups = self.client.param_groups
         return sum(
             tensor.numel() * kept(groups[group])
             for _, tensor, group in parameters
-            if group >= 0 and tensor.requires_grad
+            if group >= 0 and tensor.requires_grad and in_memory(groups[group])
         )
 
     def extend(self, parameters: list[NamedParameter], segments: list[tuple[int, int, int]]) -> None:
@@ -150,7 +171,10 @@ class ShardUpdate:
         failure = ""
         try:
             with torch.no_grad(), self._in_place_of_parameters(list):
+                if not isinstance(self.client, Muon):  # which takes the state of one parameter at a time
+                    self.state.take_from_drive()
                 self._step()
+                self.state.move_to_drive()
         except BaseException as error:
             failure = f"{type(error).__name__}: {error}"
             error.add_note("No parameter was changed on any rank, and the gradients of this update are discarded.")
@@ -178,9 +202,11 @@ class ShardUpdate:
             if self._filled is None:
                 self._fill(core.begin_edit())
 
+        self.state.take_from_drive()
         try:
             with torch.no_grad(), self._in_place_of_parameters(lambda shards: _ShardList(shards, fill)):
                 result = method(self.client, *args, **kwargs)
+                self.state.move_to_drive()
         except BaseException as error:
             if self._filled is not None:
                 failure = f"{type(error).__name__}: {error}"

@@ -309,25 +309,11 @@ class Checker {
            fmt::format("{} is not a multiple of 8: products with it are faster when it is padded to {}", *size,
                        (*size + 7) / 8 * 8));
     }
-    note_muon_on_a_drive(settings);
     if (given_.contains("gradient_clipping") || !settings.flag("zero_optimization.compute_grad_norm")) return;
     notes_.push_back(
         fmt::format("{}: gradient_clipping is absent, so gradients are not clipped, as in PyTorch; DeepSpeed clips at "
                     "1.0 since mid-2026: write \"gradient_clipping\": 1.0 for that, or 0 for no clipping",
                     origin_));
-  }
-
-  void note_muon_on_a_drive(const Settings& settings) {
-    const char* const in_memory = "zero_optimization.save_muon_momentum_buffer_in_memory";
-    const std::string device = "zero_optimization.offload_optimizer.device";
-    if (settings.optional<std::string>("optimizer.type") != "Muon" || settings.string(device) != "nvme" ||
-        settings.flag(in_memory)) {
-      return;
-    }
-    note(settings.at(device).line, device,
-         fmt::format("only the fp32 masters of 16-bit parameters are on the drive, Muon's momenta in host memory; {}: "
-                     "true says that this is wanted",
-                     in_memory));
   }
 
   const std::string& origin_;

@@ -299,27 +299,6 @@ TEST(Config, absent_clipping_is_said) {
   EXPECT_TRUE(notes(R"({"zero_optimization": {"compute_grad_norm": false}})", "config").empty());
 }
 
-// Catches momenta that stay in memory where the configuration asks for a drive, and nobody says so.
-TEST(Config, momenta_in_memory_are_said) {
-  const auto said = [](const std::string& zero, const std::string& type = "Muon") {
-    return notes(fmt::format(R"({{"gradient_clipping": 0, "optimizer": {{"type": "{}"}}, "zero_optimization": {{
-        "stage": 3, "offload_optimizer": {{"device": {}}}}})",
-                             type, zero),
-                 "config");
-  };
-  const auto lines = said(R"("nvme", "nvme_path": "/tmp"})");
-  ASSERT_EQ(lines.size(), 1u);
-  EXPECT_NE(lines[0].find("config:2: zero_optimization.offload_optimizer.device: only the fp32 masters of 16-bit "
-                          "parameters are on the drive, Muon's momenta in host memory"),
-            std::string::npos)
-      << lines[0];
-  EXPECT_TRUE(said(R"("cpu"})").empty());
-  EXPECT_TRUE(said(R"("nvme", "nvme_path": "/tmp"})", "AdamW").empty());
-  const auto wanted = said(R"("nvme", "nvme_path": "/tmp"}, "save_muon_momentum_buffer_in_memory": true)");
-  ASSERT_EQ(wanted.size(), 1u);
-  EXPECT_NE(wanted[0].find("has no effect: With NVMe offload Muon's momenta stay in host memory"), std::string::npos);
-}
-
 TEST(Config, odd_vocabularies_are_said) {
   const auto lines = notes(R"({"gradient_clipping": 0, "vocabulary_size": 50257})", "config");
   ASSERT_EQ(lines.size(), 1u);

@@ -47,9 +47,10 @@ std::vector<Key> stage_keys() {
       flag("enable_sanity_checks", false, kAccepted,
            "Ranks always compare their collectives, and the values that must be the same on all ranks "
            "(zeropage.replica_check_steps)."),
-      flag("save_muon_momentum_buffer_in_memory", false, kAccepted,
-           "With NVMe offload Muon's momenta stay in host memory in any case: 4 bytes per element that a rank owns.")
-          .differing("false does not move momenta to the drive, and rank 0 logs that at the start"),
+      flag(
+          "save_muon_momentum_buffer_in_memory", false, kSupported,
+          "With NVMe offload Muon's momenta stay in host memory: 4 bytes per element that a rank owns. false: they are "
+          "on the drive, and the update reads and writes one parameter's at a time."),
       flag("compute_grad_norm", true, kSupported,
            "false: the norm of the gradients (get_global_grad_norm()) is not computed; not with gradient_clipping. If "
            "no step can be skipped (fp32; bf16 without check_grad_overflow), this saves one read of the gradients.")

@@ -205,9 +205,15 @@ void ClientOptimizer::note_whole(std::vector<engine::ParameterInput>& inputs) co
 }
 
 void ClientOptimizer::attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs,
-                             std::shared_ptr<comm::Communicator> communicator, c10::Device device) {
+                             const config::Config& config, std::shared_ptr<comm::Communicator> communicator,
+                             c10::Device device) {
   inputs_ = inputs;
   if (needs_closure_) return;
+  if (is_muon_) {
+    static_cast<Muon&>(*optimizer_)
+        .keep_on(session::make_tensors_on_drive(config, communicator->job().rank(), core.ledger()),
+                 session::keeps_momenta_in_memory(config));
+  }
   no_memory_ = tensor_without_memory(kNoMemory);
   optimizer_->state().clear();
   whole_parameters_.emplace(std::move(communicator), device);

@@ -64,9 +64,10 @@ class ClientOptimizer {
   /// Marks the parameters that the object gets whole, before the engine gets them.
   void note_whole(std::vector<engine::ParameterInput>& inputs) const;
 
-  /// `inputs`: the parameters that the engine got. Collective.
+  /// `inputs`: the parameters that the engine got. With NVMe offload Muon's state is on the drive from now on.
+  /// Collective. Errors: IoError.
   void attach(const engine::Engine& core, const std::vector<engine::ParameterInput>& inputs,
-              std::shared_ptr<comm::Communicator> communicator, c10::Device device);
+              const config::Config& config, std::shared_ptr<comm::Communicator> communicator, c10::Device device);
 
   /// Adds a group, with the object's defaults except for the rate. When the engine has its parameters, call `extend`.
   /// Errors: ConfigError.
@@ -87,7 +88,7 @@ class ClientOptimizer {
   at::Tensor full(const at::Tensor& parameter, const std::string& state);
   void set_full(const at::Tensor& parameter, const std::string& state, const at::Tensor& value);
 
-  /// Bytes of its state's tensors on the device, and on the host.
+  /// Bytes of its state's tensors in memory, of the device and of the host.
   std::array<std::int64_t, 2> bytes_on(c10::Device device) const;
 
   /// True for LBFGS: `run` runs it, and `update` changes nothing.
@@ -137,6 +138,7 @@ class ClientOptimizer {
     at::Tensor shaped(const at::Tensor& flat) const;  // in the shape in which the object keeps it
   };
   bool takes_whole(int group) const;
+  ArchiveItems items_of_state(const torch::optim::OptimizerParamState& state) const;
   void learn(const engine::Engine& core);
   void fill(const std::vector<engine::ClientSegment>& segments);
   void copy_all_back(const std::vector<engine::ClientSegment>& segments, const std::string& failure);

@@ -9,6 +9,7 @@
 #include "zeropage/base/error.h"
 #include "zeropage/checkpoint/optimizer_state.h"
 #include "zeropage/cpp/client_optimizer.h"
+#include "zeropage/cpp/muon.h"
 #include "zeropage/cpp/whole_state.h"
 #include "zeropage/engine/checkpoint.h"
 
@@ -55,6 +56,12 @@ at::Tensor ClientOptimizer::StandIn::flat(const at::Tensor& value) const {
 
 at::Tensor ClientOptimizer::StandIn::shaped(const at::Tensor& flat) const { return whole ? whole->shaped(flat) : flat; }
 
+/// With the values that are on a drive.
+ArchiveItems ClientOptimizer::items_of_state(const torch::optim::OptimizerParamState& state) const {
+  if (!is_muon_) return items_of(state);
+  return items_of(static_cast<const Muon&>(*optimizer_).read(static_cast<const MuonState&>(state)));
+}
+
 const ClientOptimizer::StandIn* ClientOptimizer::stand_in_of(const at::Tensor& parameter) const {
   for (const auto& [index, stand_in] : stand_ins_) {
     if (inputs_[index].tensor.is_same(parameter)) return &stand_in;
@@ -67,7 +74,7 @@ at::Tensor ClientOptimizer::local(const at::Tensor& parameter, const std::string
   if (stand_in == nullptr) return {};
   const auto found = optimizer_->state().find(stand_in->tensor.unsafeGetTensorImpl());
   if (found == optimizer_->state().end()) return {};
-  for (const auto& [key, value] : items_of(*found->second)) {
+  for (const auto& [key, value] : items_of_state(*found->second)) {
     if (key == state && value.isTensor() && stand_in->has(value.toTensor())) {
       return stand_in->flat(value.toTensor().detach());
     }
@@ -97,7 +104,10 @@ void ClientOptimizer::set_full(const at::Tensor& parameter, const std::string& s
 std::array<std::int64_t, 2> ClientOptimizer::bytes_on(c10::Device device) const {
   std::array<std::int64_t, 2> bytes = {0, 0};
   for (const auto& [parameter, state] : optimizer_->state()) {
-    for (const auto& [key, value] : items_of(*state)) {
+    const auto items =
+        is_muon_ ? items_of(static_cast<const Muon&>(*optimizer_).in_memory(static_cast<const MuonState&>(*state)))
+                 : items_of(*state);
+    for (const auto& [key, value] : items) {
       if (!value.isTensor()) continue;
       const at::Tensor tensor = value.toTensor();
       bytes[tensor.device().type() == device.type() ? 0 : 1] += static_cast<std::int64_t>(tensor.nbytes());
@@ -112,7 +122,7 @@ void ClientOptimizer::set_local(const at::Tensor& parameter, const std::string& 
   for (const auto& [index, stand_in] : stand_ins_) {
     const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
     if (found == optimizer_->state().end()) continue;
-    states[index] = items_of(*found->second);
+    states[index] = items_of_state(*found->second);
     if (!inputs_[index].tensor.is_same(parameter)) continue;
     for (auto& [key, item] : states[index]) {
       if (key != state || !item.isTensor() || item.toTensor().numel() != value.numel()) continue;
@@ -133,7 +143,7 @@ std::vector<engine::CallerState> ClientOptimizer::states() const {
   for (const auto& [parameter, stand_in] : stand_ins_) {
     const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
     if (found == optimizer_->state().end() || stand_in.whole) continue;
-    for (const auto& [key, value] : items_of(*found->second)) {
+    for (const auto& [key, value] : items_of_state(*found->second)) {
       const auto add = [&, offset = stand_in.segment.offset, index = parameter](StateForm form, at::Tensor values) {
         states.push_back({fmt::format("{}.{}", checkpoint::form_name(form), key), index, offset, std::move(values)});
       };
@@ -164,7 +174,7 @@ std::map<std::string, at::Tensor> ClientOptimizer::whole_states(int rank) const 
     const auto found = optimizer_->state().find(stand_in.tensor.unsafeGetTensorImpl());
     const bool is_mine = stand_in.whole && whole_parameters_->owner(parameter) == rank;
     if (!is_mine || found == optimizer_->state().end()) continue;
-    saved.merge(encode_whole_state(items_of(*found->second), inputs_[parameter].name));
+    saved.merge(encode_whole_state(items_of_state(*found->second), inputs_[parameter].name));
   }
   return saved;
 }
@@ -230,6 +240,7 @@ void ClientOptimizer::load(const std::map<int, ArchiveItems>& states, const std:
   optimizer_->state().clear();
   if (stand_ins_.empty()) optimizer_->param_groups()[0].params().clear();
   optimizer_->load(archive);
+  if (is_muon_) static_cast<Muon&>(*optimizer_).move_to_drive();
   arm();
   for (const auto& [parameter, stand_in] : stand_ins_) {
     if (!states.contains(parameter)) begin_state(stand_in);

@@ -212,7 +212,7 @@ Engine initialize(torch::nn::Module& model, const Config& config, const Options&
   impl->core = std::make_shared<engine::Engine>(std::move(inputs), std::move(core_groups), impl->config,
                                                 impl->communicator, impl->device, joined.gradients, joined.saves);
   if (impl->client) {
-    impl->client->attach(*impl->core, all_inputs, impl->communicator, impl->device);
+    impl->client->attach(*impl->core, all_inputs, impl->config, impl->communicator, impl->device);
     if (!impl->core->scheduled_lrs().empty()) impl->client->set_rates(impl->core->groups());
   }
   broadcast_buffers(model, *impl->communicator);

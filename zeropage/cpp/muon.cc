@@ -140,6 +140,18 @@ std::set<const void*> convolution_kernels(const torch::nn::Module& model) {
   return kernels;
 }
 
+void update_by_halves(const at::Tensor& parameter, const at::Tensor& gradient, MuonState& own,
+                      const MuonGroupOptions& options) {
+  if (options.use_muon) {
+    if (!own.momentum_buffer.defined()) own.momentum_buffer = at::zeros_like(gradient);
+    session::muon_step(parameter, gradient, own.momentum_buffer, options.muon);
+    return;
+  }
+  if (!own.exp_avg.defined()) own.exp_avg = at::zeros_like(gradient);
+  if (!own.exp_avg_sq.defined()) own.exp_avg_sq = at::zeros_like(gradient);
+  session::adam_step(parameter, gradient, own.exp_avg, own.exp_avg_sq, static_cast<double>(++own.step), options.adam);
+}
+
 }  // namespace
 
 void MuonGroupOptions::serialize(OutputArchive& archive) const {
@@ -190,18 +202,49 @@ at::Tensor Muon::step(LossClosure closure) {
       auto& kept = state()[parameter.unsafeGetTensorImpl()];
       if (!kept) kept = std::make_unique<MuonState>();
       auto& own = static_cast<MuonState&>(*kept);
-      if (options.use_muon) {
-        if (!own.momentum_buffer.defined()) own.momentum_buffer = at::zeros_like(gradient);
-        session::muon_step(parameter, gradient, own.momentum_buffer, options.muon);
-        continue;
+      if (drive_) {
+        for (const auto* tensor : own.tensors()) drive_->get(*tensor);
       }
-      if (!own.exp_avg.defined()) own.exp_avg = at::zeros_like(gradient);
-      if (!own.exp_avg_sq.defined()) own.exp_avg_sq = at::zeros_like(gradient);
-      session::adam_step(parameter, gradient, own.exp_avg, own.exp_avg_sq, static_cast<double>(++own.step),
-                         options.adam);
+      update_by_halves(parameter, gradient, own, options);
+      move_to_drive(own);
     }
   }
   return {};
+}
+
+void Muon::keep_on(std::shared_ptr<session::TensorsOnDrive> drive, bool momenta_stay) {
+  drive_ = std::move(drive);
+  momenta_stay_ = momenta_stay;
+}
+
+void Muon::move_to_drive() {
+  for (const auto& [parameter, kept] : state()) move_to_drive(static_cast<const MuonState&>(*kept));
+}
+
+void Muon::move_to_drive(const MuonState& state) const {
+  if (!drive_) return;
+  const auto put = [&](const at::Tensor& tensor, const char* name) {
+    if (tensor.defined()) drive_->put(tensor, fmt::format("Muon's state '{}'", name));
+  };
+  if (!momenta_stay_) put(state.momentum_buffer, "momentum_buffer");
+  put(state.exp_avg, "exp_avg");
+  put(state.exp_avg_sq, "exp_avg_sq");
+}
+
+MuonState Muon::read(const MuonState& state) const {
+  MuonState copy = state;
+  for (auto* tensor : copy.tensors()) {
+    if (drive_ && tensor->defined()) *tensor = drive_->read(*tensor);
+  }
+  return copy;
+}
+
+MuonState Muon::in_memory(const MuonState& state) const {
+  MuonState copy = state;
+  for (auto* tensor : copy.tensors()) {
+    if (drive_ && drive_->has(*tensor)) *tensor = at::Tensor();
+  }
+  return copy;
 }
 
 void Muon::save(OutputArchive& archive) const { torch::optim::serialize<MuonState, MuonGroupOptions>(archive, *this); }

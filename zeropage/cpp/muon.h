@@ -7,6 +7,7 @@
 
 #include <torch/optim/optimizer.h>
 
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "zeropage/config/config.h"
 #include "zeropage/cpp/options.h"
 #include "zeropage/session/muon.h"
+#include "zeropage/session/tensors_on_drive.h"
 
 namespace torch::nn {
 class Module;
@@ -43,6 +45,8 @@ struct MuonState : torch::optim::OptimizerCloneableParamState<MuonState> {
   at::Tensor exp_avg;
   at::Tensor exp_avg_sq;
 
+  std::array<at::Tensor*, 3> tensors() { return {&momentum_buffer, &exp_avg, &exp_avg_sq}; }
+
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
 };
@@ -55,6 +59,25 @@ class Muon : public torch::optim::Optimizer {
   at::Tensor step(LossClosure closure = nullptr) override;
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
+
+  /// From now on a parameter's state is on `drive` except while it is updated; momenta stay in memory if
+  /// `momenta_stay`.
+  void keep_on(std::shared_ptr<session::TensorsOnDrive> drive, bool momenta_stay);
+
+  /// Moves all state to the drive, if there is one: after a load. Errors: IoError.
+  void move_to_drive();
+
+  /// A copy of a parameter's state with what is on the drive. Errors: IoError.
+  MuonState read(const MuonState& state) const;
+
+  /// A copy without what is on the drive.
+  MuonState in_memory(const MuonState& state) const;
+
+ private:
+  void move_to_drive(const MuonState& state) const;
+
+  std::shared_ptr<session::TensorsOnDrive> drive_;
+  bool momenta_stay_ = false;
 };
 
 /// The object that the section "optimizer" of `config` names. Each of `groups` (empty: one of all parameters) is

@@ -126,6 +126,61 @@ struct Mixed : torch::nn::Module {
   torch::nn::Linear head;
 };
 
+torch::nn::Sequential make_wide_model() {
+  torch::nn::Sequential model(torch::nn::Linear(5, 500), torch::nn::Linear(500, 3));
+  c10::AutoGradMode no_grad(false);
+  for (auto& parameter : model->parameters()) {
+    parameter.copy_(at::linspace(-0.1, 0.1, parameter.numel()).view(parameter.sizes()));
+  }
+  return model;
+}
+
+std::int64_t optimizer_bytes(const Engine& engine) {
+  std::int64_t sum = 0;
+  for (const auto& bytes : engine.memory_report().host) sum += bytes.optimizer;
+  for (const auto& bytes : engine.memory_report().ranks) sum += bytes.optimizer;
+  return sum;
+}
+
+// Catches momenta that stay in memory although the state is on a drive, or are on the drive although the configuration
+// keeps them, and those of an earlier step in an update or a checkpoint.
+TEST(Muon, StateOnADriveTrainsAsInMemory) {
+  const std::filesystem::path folder =
+      std::filesystem::path(testing::TempDir()) / fmt::format("muon_on_a_drive_{}", ::getpid());
+  std::filesystem::create_directories(folder);
+  auto expected = make_wide_model();
+  train_by_hand(expected, 4);
+  for (const bool in_memory : {false, true}) {
+    SCOPED_TRACE(in_memory);
+    const auto more = fmt::format(
+        R"({{"zero_optimization": {{"save_muon_momentum_buffer_in_memory": {},
+             "offload_optimizer": {{"device": "nvme", "nvme_path": "{}"}}}}}})",
+        in_memory, folder.string());
+    const std::string saved = folder / fmt::format("saved_{}", in_memory);
+    on_two_ranks([&](int rank, const Options& options) {
+      auto model = make_wide_model();
+      const auto config = muon_config(2, kMuon).with(more.c_str());
+      auto engine = initialize(*model, config, options);
+      train(engine, model, 0, 2, rank);
+      const std::int64_t small = 2 * 2 * 4 * 503;  // moments of the biases on both ranks
+      const std::int64_t momenta = in_memory ? 4 * (5 * 500 + 500 * 3) : 0;
+      EXPECT_GE(optimizer_bytes(engine), momenta);
+      EXPECT_LE(optimizer_bytes(engine), momenta + small);
+      engine.save_checkpoint(saved);
+      train(engine, model, 2, 4, rank);
+      expect_equal(model->parameters(), expected->parameters());
+    });
+    on_two_ranks([&](int rank, const Options& options) {
+      auto model = make_wide_model();
+      auto engine = initialize(*model, muon_config(3, kMuon).with(more.c_str()), options);
+      ASSERT_TRUE(engine.load_checkpoint(saved));
+      train(engine, model, 2, 4, rank);
+      expect_equal(model->parameters(), expected->parameters());
+    });
+  }
+  std::filesystem::remove_all(folder);
+}
+
 // Catches an embedding that is orthogonalized, a convolution's kernel that is treated as stacked matrices, and options
 // of a group that are ignored.
 TEST(Muon, DividesGroupsIntoHalves) {

@@ -24,7 +24,9 @@ class Scratch {
     std::int64_t bytes = 0;
   };
 
-  /// Memory: four buffers of 4 MiB. Errors: as Store.
+  static constexpr std::int64_t kMemoryBytes = 16 << 20;  ///< of its four buffers
+
+  /// Memory: kMemoryBytes. Errors: as Store.
   explicit Scratch(StoreOptions options);
 
   /// `copy(to, offset)` must fill `to` with the bytes from `offset` on. Errors: IoError (a full disk, EIO),
@@ -39,7 +41,7 @@ class Scratch {
   void drop(const Piece& piece);
 
  private:
-  static constexpr std::int64_t kTileBytes = 4 << 20;
+  static constexpr std::int64_t kTileBytes = kMemoryBytes / 4;
 
   int take_tile(const std::string& name, std::int64_t bytes);
 

@@ -118,11 +118,9 @@ TEST(Plan, SecondShardsTakeMemory) {
   EXPECT_TRUE(contains(format_plan(make_plan(near)), "counted for GPUs"));
   near.hardware->is_cpu = true;
   EXPECT_EQ(estimate_memory(near, {3}).state.parameters, 2 * 7'000'000'000LL / 8);
-  const Plan shared = make_plan(near);
-  for (const Row& row : shared.rows) EXPECT_FALSE(contains(row.config, "zero_hpz_partition_size")) << row.config;
-  EXPECT_TRUE(contains(format_plan(shared), "CPU ranks of one host have no second shards"));
+  for (const Row& row : make_plan(near).rows) EXPECT_FALSE(contains(row.config, "zero_hpz_partition_size"));
+  EXPECT_TRUE(contains(format_plan(make_plan(near)), "CPU ranks of one host have no second shards"));
   near.hosts = 2;
-  EXPECT_FALSE(contains(format_plan(make_plan(near)), "no second shards"));
   near.second_shard_ranks = 3;
   EXPECT_THROW(make_plan(near), ConfigError);
   near.second_shard_ranks = 0;
@@ -205,6 +203,20 @@ Request muon_request() {
   r.optimizer = planned_optimizer("muon");
   r.model.muon_numel = 600'000'000;
   return r;
+}
+
+// Catches state on a drive that is counted in memory, or nowhere.
+TEST(Plan, StateOfPyTorchIsOnTheDriveToo) {
+  Request r = muon_request();
+  const MemoryEstimate muon = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  r.optimizer = planned_optimizer("whole", 0);
+  const MemoryEstimate none = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  EXPECT_EQ(muon.disk - none.disk, 4 * 300'000'000LL + 8 * 200'000'000LL);
+  EXPECT_EQ(muon.host, none.host);
+  r.optimizer = planned_optimizer("whole", 12);
+  const MemoryEstimate whole = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  EXPECT_EQ(whole.disk - none.disk, 12 * 500'000'000LL);
+  EXPECT_EQ(whole.host - none.host, whole.disk - none.disk);  // in memory during the update
 }
 
 // The bytes of planned_optimizer.h by hand: the engine's masters, and what Muon keeps for a rank's half.

@@ -10,7 +10,8 @@
 namespace zeropage::planner {
 namespace {
 
-constexpr std::int64_t kReductionsAhead = 2;  // reduce::Reducer::kMaxInFlight
+constexpr std::int64_t kReductionsAhead = 2;       // reduce::Reducer::kMaxInFlight
+constexpr std::int64_t kTensorBuffers = 16 << 20;  // io::Scratch::kMemoryBytes, for state of PyTorch's on a drive
 constexpr const char* kMemoryOfPlan = "memory of the plan";
 
 /// `pages` pages of optimizer state, as one rank updates them.
@@ -60,9 +61,14 @@ void add_torch_optimizer(const Request& request, const Strategy& strategy, Memor
   memory.update = given;
   if (strategy.optimizer == StateMemory::kDevice) {
     memory.state.optimizer += kept;
-  } else {
-    memory.host += kept + given;
+    return;
   }
+  const bool on_disk = placement.optimizer == Home::kDisk;
+  memory.host += given;
+  if (on_disk) memory.host += kTensorBuffers;
+  // Muon reads the state of one parameter at a time, other objects all of it.
+  if (!on_disk || !request.optimizer.is_muon()) memory.host += kept;
+  if (on_disk) memory.disk += kept;
 }
 
 }  // namespace

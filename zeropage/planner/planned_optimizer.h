@@ -6,7 +6,8 @@
 ///                   on this rank: all at stage 0, else those that the rank owns, about as many elements on each. Muon:
 ///                   4 bytes for each element of its half, 8 for AdamW's. During the update it also has a copy of the
 ///                   values, 4 bytes per element, and 4 more for gradients that are not kept in fp32
-///                   (engine/client_values.h). Its state is in host memory if the masters are offloaded.
+///                   (engine/client_values.h). Its state is where the masters are: in host memory, or on the drive.
+///                   From there Muon reads one parameter's at a time; other objects read all of it for the update.
 #pragma once
 
 #include <cstdint>
