@@ -44,7 +44,7 @@ def run(*words: object, folder: Path = ROOT, package: Path = ROOT / "python", **
     ours = {"PATH": path, "PYTHONPATH": packages, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **MPIRUN}
     environment = {**os.environ, **ours, **variables}
     done = subprocess.run(
-        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [str(word) for word in words], cwd=folder, env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"{words[0]} failed:\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
@@ -221,6 +221,7 @@ def test_a_project_finds_the_installed_package():
 @pytest.mark.skipif(
     shutil.which("ccache") is None, reason="without ccache a wheel compiles everything again, for minutes"
 )
+@pytest.mark.timeout(1200)  # a build with counters has none of the wheel's files in ccache
 def test_a_project_finds_the_installed_wheel(tmp_path):
     """Catches a wheel that cannot be built, that lacks what C++ programs need, or that needs libraries which a machine
     may not have. Its files are compiled as the build's were, so that
