@@ -2,17 +2,21 @@
 and checked on the simulated device (simulated_device/README.md)."""
 
 import copy
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import accelerator
 import pytest
 import simulated_device
 import torch
+from processes import run_processes
 from torch import nn
-from training import config_of, flat_parameters, small_net, token_batch
+from training import config_of, flat_parameters, part_of_batch, small_net, token_batch
 
 import zeropage
+from zeropage import distributed
 
 pytestmark = pytest.mark.simulated
 
@@ -100,6 +104,20 @@ def test_parameters_that_are_being_copied_are_not_updated():
                 engine.step()
             assert torch.equal(flat_parameters(engine.module).cpu(), expected), f"seed {seed}"
             engine.destroy()
+
+
+def test_sums_that_are_rounded_before_they_are_sent():
+    """Catches a sum in another type than the host keeps it in, freed while its copy is on the way."""
+    sections: dict[str, Any] = {
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}},
+        "zeropage": {"offloaded_update": "host", "speculation_bytes": 0},
+        "bf16": {"enabled": True},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "bf16"},
+    }
+    expected = train("cpu", 2, **sections)
+    with simulated_device.delays(seed=1, max_us=3000):
+        assert torch.allclose(train(accelerator.device(), 2, **sections), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -255,3 +273,26 @@ def test_a_step_without_a_backward_names_graphs_of_the_device():
     """Catches a message without advice for programs that replay a graph with the backward in it."""
     with pytest.raises(zeropage.errors.UsageError, match="before backward.*replayed.*capture the forward alone"):
         make_engine(accelerator.device(), 0).step()
+
+
+def contexts_of_a_rank(zero: dict[str, Any]) -> list[int]:
+    """The devices on which a rank that uses its own device has a context after training."""
+    rank = distributed.current_world().rank
+    with simulated_device.visible(True):
+        torch.accelerator.set_device_index(rank)
+        sections: dict[str, Any] = {"zero_optimization": zero, "zeropage": {"speculation_bytes": 1 << 20}}
+        engine = make_engine(accelerator.device(rank), 2, **sections)
+        for step in range(2):
+            engine.backward(engine(*part_of_batch(token_batch(step), 2, rank)))
+            engine.step()
+        engine.destroy()
+        torch.accelerator.synchronize()
+    return simulated_device.devices_with_context()
+
+
+@pytest.mark.parametrize("zero", [{}, {"offload_optimizer": {"device": "cpu"}}])
+def test_a_rank_uses_no_memory_of_other_ranks_devices(zero: dict[str, Any], tmp_path: Path):
+    """Catches a thread of the engine's own that uses the device before it has chosen one: a new thread's is device 0,
+    and CUDA would make a context of every rank there, each of half a gigabyte."""
+    arguments = json.dumps({"zero": zero})
+    assert run_processes(2, "test_device_path", "contexts_of_a_rank", arguments, tmp_path) == [[0], [1]]

@@ -1,6 +1,7 @@
 """An operation on the device that never ends: every wait of the host ends with an error that names the rank and what it
 waited for. Such operations are collectives that wait for a rank that has failed."""
 
+import contextlib
 import json
 import re
 import time
@@ -20,13 +21,19 @@ from training import config_of
 import zeropage
 from zeropage import distributed
 from zeropage.errors import ZeropageError
+from zeropage.runtime import gradient_norms
 
 pytestmark = pytest.mark.simulated
 
 TIMEOUT_MS = 2500
+OF_TWO_RANKS_MS = 6000  # which may start seconds apart
 HOST = {"offload_optimizer": {"device": "cpu"}}
 PAGEABLE = {"offload_optimizer": {"device": "cpu", "pin_memory": False}}
 ON_HOST = {"offloaded_update": "host", "speculation_bytes": 0}
+ON_DEVICE = {"offloaded_update": "device"}
+NO_NORM = {"compute_grad_norm": False}
+STATE_ON_DRIVE = {"device": "nvme", "nvme_path": "FOLDER"}
+DRIVE = {**STATE_ON_DRIVE, "max_in_cpu": 0}
 MASTERS_ON_HOST: dict[str, Any] = {"zero_optimization": HOST, "bf16": {"enabled": True}, "zeropage": ON_HOST}
 
 
@@ -66,6 +73,14 @@ def step(engine: Any, folder: Path) -> None:
     engine.step()
 
 
+def read_norm(engine: Any, folder: Path) -> None:
+    gradient_norms.get_grad_norm(engine.module.parameters())
+
+
+def look_for_overflow(engine: Any, folder: Path) -> None:
+    gradient_norms.CheckOverflow([list(engine.module.parameters())]).check()
+
+
 def read_state(engine: Any, folder: Path) -> None:
     zeropage.utils.safe_get_full_optimizer_state(next(engine.module.parameters()), "exp_avg")
 
@@ -80,6 +95,7 @@ class Case:
     sections: dict[str, Any] = field(default_factory=dict)
     backward: bool = False  # whether a backward runs before `use`
     prepare: Callable[[Any, Path], Any] | None = None
+    elsewhere: bool = False  # whether the operation is on another stream than the program's
 
 
 def gradients(stage: int, words: str, zero: dict[str, Any] = HOST) -> Case:
@@ -136,13 +152,52 @@ CASES = {
         lambda engine, folder: next(engine.module.parameters()).detach().sum(),
         "the copy of parameters from the drive",
         3,
-        {"zero_optimization": {**HOST, "offload_param": {"device": "nvme", "nvme_path": "FOLDER", "max_in_cpu": 0}}},
+        {"zero_optimization": {**HOST, "offload_param": DRIVE}},
         prepare=lambda engine, folder: engine.empty_partition_cache(),
     ),
     "initial values": Case(
         lambda engine, folder: initialize(1, engine.spare[0], engine.device, **MASTERS_ON_HOST),
-        "the copy of initial values to the host",
+        "initial values",
         0,
+    ),
+    "initial values of masters on the host": Case(
+        lambda engine, folder: initialize(
+            1, engine.spare[0], engine.device, zero_optimization=HOST, bf16={"enabled": True}, zeropage=ON_DEVICE
+        ),
+        "initial values",
+        0,
+    ),
+    "gradients, to a drive": Case(
+        backward_and_step,
+        "the copy of gradients to the drive",
+        3,
+        {"zero_optimization": {"offload_optimizer": STATE_ON_DRIVE, "offload_param": DRIVE}},
+    ),
+    "pageable state": Case(
+        backward_and_step,
+        "the copy of optimizer state to the (device|host)",
+        1,
+        {"zero_optimization": {**PAGEABLE, **NO_NORM}, "zeropage": ON_DEVICE, "clipping": 0.0},
+    ),
+    "pageable parameters": Case(
+        backward_and_step,
+        "the copy of gradients for the update",
+        3,
+        {"zero_optimization": {"offload_param": PAGEABLE["offload_optimizer"], **NO_NORM}, "clipping": 0.0},
+    ),
+    "norms of Lamb": Case(
+        backward_and_step,
+        "the norms of Lamb",
+        1,
+        {"optimizer": {"type": "Lamb", "params": {"lr": 1e-3}}, "zero_optimization": NO_NORM, "clipping": 0.0},
+    ),
+    "a gradient norm of the program's": Case(read_norm, "a value that was computed from gradients", 0, {}, True),
+    "an overflow of the program's": Case(look_for_overflow, "a value that was computed from gradients", 0, {}, True),
+    "a state dict": Case(
+        lambda engine, folder: engine.module_state_dict(),
+        "the copy of a tensor to the host",
+        3,
+        {"bf16": {"enabled": True}},
     ),
     "a full value": Case(read_state, "values of a parameter", 2, {"zero_optimization": HOST}),
     "the loss": Case(lambda engine, folder: engine.mean_loss(), "the loss", 0, {}, True),
@@ -156,6 +211,7 @@ CASES = {
         lambda engine, folder: initialize(0, engine.spare[0], engine.device),
         "the device, before memory is returned to the system",
         0,
+        elsewhere=True,
     ),
 }
 
@@ -175,7 +231,9 @@ def test_a_wait_for_an_operation_that_does_not_end(name: str, tmp_path: Path):
     if case.prepare:
         case.prepare(engine, tmp_path)
     torch.accelerator.synchronize()
-    with simulated_device.held():
+    with contextlib.ExitStack() as until_the_end:
+        with torch.Stream(device) if case.elsewhere else contextlib.nullcontext():
+            until_the_end.enter_context(simulated_device.held())
         began = time.monotonic()
         with pytest.raises(ZeropageError) as raised:
             case.use(engine, tmp_path)
@@ -183,6 +241,28 @@ def test_a_wait_for_an_operation_that_does_not_end(name: str, tmp_path: Path):
     torch.accelerator.synchronize()
     assert re.search(rf"rank 0 waited {TIMEOUT_MS} ms for ({case.words}).*did not end", str(raised.value)), raised.value
     assert seconds < 2 * TIMEOUT_MS / 1000 + 3
+
+
+@pytest.mark.parametrize("way", ["to", "from"])
+def test_a_drive_of_an_init_scope(way: str, tmp_path: Path):
+    """Catches the same while a model is built on a drive, where there is no engine yet."""
+    device = accelerator.device()
+    drive = json.loads(json.dumps(DRIVE).replace("FOLDER", str(tmp_path)))
+    zero = {**HOST, "offload_param": drive, "stage3_max_live_parameters": 3300}
+    config = config_of(3, zero_optimization=zero, zeropage={"timeout_ms": TIMEOUT_MS})
+    with pytest.raises(ZeropageError) as raised, zeropage.zero.Init(config_dict_or_path=config):
+        # Two of these may be live.
+        first = nn.Linear(40, 40, device=device)
+        others = [nn.Linear(40, 40, device=device) for _ in range(2 if way == "from" else 0)]
+        torch.accelerator.synchronize()
+        with simulated_device.held():
+            if way == "to":
+                nn.Linear(80, 80, device=device)
+            first.weight.detach().sum()
+            assert not others, "this should have failed, because these have taken the place of the first one"
+    torch.accelerator.synchronize()
+    words = f"rank 0 waited {TIMEOUT_MS} ms for the copy of a tensor of the Init scope {way} the drive"
+    assert words in str(raised.value), raised.value
 
 
 def test_an_engine_ends_beside_an_operation_that_does_not(capfd: pytest.CaptureFixture):
@@ -200,12 +280,12 @@ def test_an_engine_ends_beside_an_operation_that_does_not(capfd: pytest.CaptureF
     assert f"an engine ends while its device is still at work: rank 0 waited {TIMEOUT_MS} ms for the device" in said
 
 
-def step_beside(stage: int, offload: bool) -> str:
+def step_beside(stage: int, **sections: Any) -> str:
     """The error of a step during which rank 0's device has an operation that does not end."""
     world = distributed.current_world()
-    zero = HOST if offload else {}
     device = accelerator.device(world.rank)
-    engine = initialize(stage, make_model(device), device, zero_optimization=zero)
+    sections["zeropage"] = {"timeout_ms": OF_TWO_RANKS_MS, **sections.get("zeropage", {})}
+    engine = initialize(stage, make_model(device), device, **sections)
     with simulated_device.visible(True):
         engine.backward(loss_of(engine))
         engine.step()
@@ -225,9 +305,21 @@ def step_beside(stage: int, offload: bool) -> str:
     return "no error"
 
 
-@pytest.mark.parametrize(("stage", "offload"), [(1, False), (2, True), (3, False)])
-def test_other_ranks_learn_of_it(stage: int, offload: bool, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("stage", "sections", "words"),
+    [
+        (1, {}, ""),
+        (2, {"zero_optimization": HOST}, ""),
+        (3, {}, ""),
+        (
+            0,
+            {"zero_optimization": NO_NORM, "zeropage": {"replica_check_steps": 2}, "clipping": 0.0},
+            "parameters that ranks compare",
+        ),
+    ],
+)
+def test_other_ranks_learn_of_it(stage: int, sections: dict[str, Any], words: str, tmp_path: Path):
     """Catches ranks that wait for their own timeout, with an error that names the wrong rank."""
-    arguments = json.dumps({"stage": stage, "offload": offload})
+    arguments = json.dumps({"stage": stage, **sections})
     for error in run_processes(2, "test_device_waits", "step_beside", arguments, tmp_path):
-        assert f"rank 0 waited {TIMEOUT_MS} ms for" in error, error
+        assert f"rank 0 waited {OF_TWO_RANKS_MS} ms for {words}" in error, error

@@ -9,6 +9,7 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
 #include "python/bind/bind.h"
+#include "zeropage/comm/c10d/c10d_aborts.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
 #include "zeropage/comm/c10d/c10d_hosts.h"
 #include "zeropage/comm/c10d/c10d_one_rank.h"
@@ -24,7 +25,7 @@ using ProcessGroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 
 std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device,
                                               bool deterministic, std::int64_t timeout_ms, std::int64_t max_delay_us,
-                                              c10::intrusive_ptr<c10d::Store> aborts) {
+                                              std::shared_ptr<comm::Aborts> aborts) {
   auto communicator = comm::make_c10d_communicator(std::move(data), std::move(control), device, deterministic,
                                                    std::chrono::milliseconds(timeout_ms), std::move(aborts));
   if (max_delay_us == 0) return communicator;
@@ -59,18 +60,19 @@ py::tuple agree_on_hosts(const c10::intrusive_ptr<c10d::Store>& store, int rank,
 using JoinedHosts = std::tuple<std::shared_ptr<comm::Communicator>, ProcessGroupPtr, ProcessGroupPtr>;
 
 JoinedHosts join_hosts(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, int local_size,
-                       const std::string& name, bool deterministic, std::int64_t timeout_ms) {
+                       const std::string& name, bool deterministic, std::int64_t timeout_ms,
+                       std::shared_ptr<comm::Aborts> aborts) {
   const comm::HostGrid grid{size / local_size, local_size};
   auto joined = comm::join_hosts(grid, {rank, grid.local_of(rank), size, local_size}, store, name, deterministic,
-                                 std::chrono::milliseconds(timeout_ms));
+                                 std::chrono::milliseconds(timeout_ms), std::move(aborts));
   return {std::move(joined.communicator), std::move(joined.data), std::move(joined.control)};
 }
 
 JoinedHosts join_groups(const c10::intrusive_ptr<c10d::Store>& store, int rank, int local_rank, int size,
                         int local_size, std::int64_t count, const std::string& name, bool deterministic,
-                        std::int64_t timeout_ms) {
+                        std::int64_t timeout_ms, std::shared_ptr<comm::Aborts> aborts) {
   auto joined = comm::join_groups({rank, local_rank, size, local_size}, count, store, name, deterministic,
-                                  std::chrono::milliseconds(timeout_ms));
+                                  std::chrono::milliseconds(timeout_ms), std::move(aborts));
   return {std::move(joined.communicator), std::move(joined.data), std::move(joined.control)};
 }
 
@@ -108,20 +110,23 @@ void init_c10d(py::module_& module) {
              py::arg("size"), py::arg("local_size"),
              "How many hosts there are and how many ranks each has, where collectives by hosts are possible; else one "
              "host with all ranks. Collective; nothing else may write into the store.");
+  module.def("store_aborts", &comm::store_aborts, py::arg("store"),
+             "Communicators with this one abort together, through a store; None without a store.");
   module.def("join_hosts", &join_hosts, py::arg("store"), py::arg("rank"), py::arg("size"), py::arg("local_size"),
-             py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
+             py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"), py::arg("aborts") = py::none(),
+             Unlocked(),
              "CPU ranks of several hosts: their communicator, and the two process groups of this rank's column, which "
-             "it uses. name: of shared memory that only this job uses. Collective; nobody else writes into the "
-             "store.");
+             "it uses. name: of shared memory that only this job uses. Communicators with the same `aborts` abort "
+             "together. Collective; nobody else writes into the store.");
   module.def("join_groups", &join_groups, py::arg("store"), py::arg("rank"), py::arg("local_rank"), py::arg("size"),
              py::arg("local_size"), py::arg("count"), py::arg("name"), py::arg("deterministic"), py::arg("timeout_ms"),
-             Unlocked(),
+             py::arg("aborts") = py::none(), Unlocked(),
              "The same for CPU ranks in groups of `count` on each host (zeropage.shard_ranks). Raises ConfigError.");
   module.def("make_c10d_communicator", &make_c10d, py::arg("data"), py::arg("control"), py::arg("device"),
              py::arg("deterministic"), py::arg("timeout_ms"), py::arg("max_delay_us") = 0,
              py::arg("aborts") = py::none(), Unlocked(),
              "Ranks of two dedicated torch process groups: one for buffers on `device`, one (gloo) for control. For "
-             "tests each collective is delayed at random by up to max_delay_us. Communicators with the same store "
+             "tests each collective is delayed at random by up to max_delay_us. Communicators with the same "
              "`aborts` abort together.");
 }
 

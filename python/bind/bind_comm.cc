@@ -5,6 +5,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "python/bind/bind.h"
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/nearby_communicator.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
@@ -40,8 +41,9 @@ std::vector<CommunicatorPtr> make_thread_groups(int groups, int count, std::int6
   return {std::make_move_iterator(made.begin()), std::make_move_iterator(made.end())};
 }
 
-CommunicatorPtr join_shared_memory(const std::string& name, int rank, int size, std::int64_t timeout_ms) {
-  return comm::join_shared_memory(name, rank, size, milliseconds(timeout_ms));
+CommunicatorPtr join_shared_memory(const std::string& name, int rank, int size, std::int64_t timeout_ms,
+                                   std::shared_ptr<comm::Aborts> aborts) {
+  return comm::join_shared_memory(name, rank, size, milliseconds(timeout_ms), std::move(aborts));
 }
 
 at::Tensor all_gather(Communicator& communicator, const at::Tensor& shard) {
@@ -78,6 +80,8 @@ py::bytes gather_bytes(Communicator& communicator, const std::string& mine) {
 }  // namespace
 
 void init_comm(py::module_& module) {
+  py::class_<comm::Aborts, std::shared_ptr<comm::Aborts>>(
+      module, "Aborts", "The first reason for which communicators have aborted that abort together.");
   py::class_<Communicator, CommunicatorPtr>(module, "Communicator",
                                             "One rank's connection to all ranks of a job, or to a group of them.")
       .def_property_readonly("rank", &Communicator::rank)
@@ -112,15 +116,26 @@ void init_comm(py::module_& module) {
   module.def(
       "join_shared_groups",
       [](const std::string& name, int rank, int local_rank, int size, int local_size, std::int64_t count,
-         bool deterministic, std::int64_t timeout_ms) -> CommunicatorPtr {
+         bool deterministic, std::int64_t timeout_ms, const std::shared_ptr<comm::Aborts>& aborts) -> CommunicatorPtr {
         return comm::join_shared_groups(name, {rank, local_rank, size, local_size}, count, deterministic,
-                                        milliseconds(timeout_ms));
+                                        milliseconds(timeout_ms), aborts);
       },
       py::arg("name"), py::arg("rank"), py::arg("local_rank"), py::arg("size"), py::arg("local_size"), py::arg("count"),
-      py::arg("deterministic"), py::arg("timeout_ms"), Unlocked(),
+      py::arg("deterministic"), py::arg("timeout_ms"), py::arg("aborts"), Unlocked(),
       "CPU ranks of one host in groups of `count`; all call with the same name. Collective. Raises ConfigError.");
   module.def("join_shared_memory", &join_shared_memory, py::arg("name"), py::arg("rank"), py::arg("size"),
-             py::arg("timeout_ms"), Unlocked(), "Ranks as processes of one host; all call with the same name.");
+             py::arg("timeout_ms"), py::arg("aborts") = py::none(), Unlocked(),
+             "Ranks as processes of one host; all call with the same name. Communicators with the same `aborts` abort "
+             "together.");
+  module.def("aborts_of", &comm::aborts_of, py::arg("all"),
+             "For communicators that are used beside this one of all ranks, and abort together with it.");
+  module.def(
+      "join_shared_aborts",
+      [](const std::string& name, int rank, int size, std::int64_t timeout_ms) {
+        return comm::join_shared_aborts(name, {rank, rank, size, size}, milliseconds(timeout_ms));
+      },
+      py::arg("name"), py::arg("rank"), py::arg("size"), py::arg("timeout_ms"), Unlocked(),
+      "Communicators of the ranks of one host with this one abort together. Collective.");
   module.def(
       "check_nearby",
       [](int rank, int local_rank, int size, int local_size, std::int64_t count) {

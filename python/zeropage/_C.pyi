@@ -10,6 +10,9 @@ PARAMETER_KEY: str
 default_timeout_ms: int
 version: str
 
+class Aborts:
+    def __init__(self, *args, **kwargs) -> None: ...
+
 class AppendFile:
     def __init__(self, path: str, begins: str) -> None: ...
     def close(self) -> None: ...
@@ -639,6 +642,7 @@ class WholeShape:
     @property
     def extents(self) -> tuple: ...
 
+def aborts_of(all: Communicator) -> Aborts: ...
 def adam_step(
     parameter: torch.Tensor,
     gradient: torch.Tensor,
@@ -712,6 +716,7 @@ def join_groups(
     name: str,
     deterministic: bool,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+    aborts: Aborts = ...,
 ) -> tuple[
     Communicator, torch.distributed.distributed_c10d.ProcessGroup, torch.distributed.distributed_c10d.ProcessGroup
 ]: ...
@@ -723,6 +728,7 @@ def join_hosts(
     name: str,
     deterministic: bool,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+    aborts: Aborts = ...,
 ) -> tuple[
     Communicator, torch.distributed.distributed_c10d.ProcessGroup, torch.distributed.distributed_c10d.ProcessGroup
 ]: ...
@@ -735,6 +741,12 @@ def join_nearby(
     count: typing.SupportsInt | typing.SupportsIndex,
     name: str,
 ) -> Communicator: ...
+def join_shared_aborts(
+    name: str,
+    rank: typing.SupportsInt | typing.SupportsIndex,
+    size: typing.SupportsInt | typing.SupportsIndex,
+    timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+) -> Aborts: ...
 def join_shared_groups(
     name: str,
     rank: typing.SupportsInt | typing.SupportsIndex,
@@ -744,12 +756,14 @@ def join_shared_groups(
     count: typing.SupportsInt | typing.SupportsIndex,
     deterministic: bool,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+    aborts: Aborts,
 ) -> Communicator: ...
 def join_shared_memory(
     name: str,
     rank: typing.SupportsInt | typing.SupportsIndex,
     size: typing.SupportsInt | typing.SupportsIndex,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+    aborts: Aborts = ...,
 ) -> Communicator: ...
 def keeps_momenta_in_memory(config: Config) -> bool: ...
 def load_checkpoint(
@@ -771,7 +785,7 @@ def make_c10d_communicator(
     deterministic: bool,
     timeout_ms: typing.SupportsInt | typing.SupportsIndex,
     max_delay_us: typing.SupportsInt | typing.SupportsIndex = ...,
-    aborts: torch.distributed.distributed_c10d.Store = ...,
+    aborts: Aborts = ...,
 ) -> Communicator: ...
 def make_one_rank_communicator(
     device: torch.device, timeout_ms: typing.SupportsInt | typing.SupportsIndex
@@ -861,6 +875,7 @@ def settle_types(
     added: bool = ...,
 ) -> tuple[set[str], str | None]: ...
 def stop_agreed(engine: Engine) -> bool: ...
+def store_aborts(store: torch.distributed.distributed_c10d.Store) -> Aborts: ...
 def store_of(group: torch.distributed.distributed_c10d.ProcessGroup) -> torch.distributed.distributed_c10d.Store: ...
 def takes_muon(name: str, dimensions: typing.SupportsInt | typing.SupportsIndex) -> bool: ...
 def with_nearby(all: Communicator, nearby: Communicator) -> Communicator: ...

@@ -6,6 +6,7 @@ import torch
 
 from . import _C
 from .engine_settings import EngineSettings
+from .parameter_holders import engine_of
 
 DEFAULT_NAME = "model.safetensors"
 
@@ -62,8 +63,21 @@ class ModelExports(EngineSettings):
         state = {}
         for name, tensor in self._state(exclude_frozen_parameters).items():
             if id(tensor) not in copies:
-                # Every rank reads each parameter, because gathers over a network need all ranks.
-                copy = tensor.detach().to("cpu", copy=True)
-                copies[id(tensor)] = copy if keep else torch.empty(0)
+                copies[id(tensor)] = self._host_copy(tensor, keep)
             state[name] = copies[id(tensor)]
         return state
+
+    def _host_copy(self, tensor: torch.Tensor, keep: bool) -> torch.Tensor:
+        """A copy, or nothing. Every rank calls this for each parameter, because gathers over a network need all
+        ranks."""
+        if not isinstance(self._core, _C.Engine):  # it has ended
+            return tensor.detach().to("cpu", copy=True)
+        ticket = self._core.gather([tensor]) if engine_of(tensor) is self._core else None
+        try:
+            if not keep:
+                return torch.empty(0)
+            self._core.wait_for_device("the copy of a tensor to the host")
+            return tensor.detach().to("cpu", copy=True)
+        finally:
+            if ticket is not None:
+                self._core.release(ticket, -1)

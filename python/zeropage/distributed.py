@@ -146,30 +146,32 @@ def make_communicators(config: _C.Config, device: torch.device, world: World) ->
         count = 3 if config.async_save else 2
         # Must be the same on all ranks, although hosts may have different numbers of ranks.
         are_asked = device.type == "cpu" and config.hierarchical_collectives and world.local_size < world.size
-        if are_asked and _are_a_table(world):
-            made = [_join_hosts(world, config) for _ in range(count)]
-            of_training = None
+        by_hosts = are_asked and _are_a_table(world)
+        # A failed save ends no training; the other two are of one step.
+        of_training = _aborts_of_job()
+        aborts = (of_training, of_training, None)[:count]
+        if by_hosts:
+            made = [_join_hosts(world, config, of) for of in aborts]
         else:
-            # A failed save ends no training; the other two are of one step.
-            of_training = _store_of_job(f"aborts{next(_joined)}")
-            stores = (of_training, of_training, None)
-            deterministic = config.deterministic_reduction
-            made = [new_process_groups(device, deterministic, timeout, aborts=stores[i]) for i in range(count)]
+            made = [new_process_groups(device, config.deterministic_reduction, timeout, aborts=of) for of in aborts]
         parameters = made[0]
         if config.second_shard_ranks > 1:
             parameters = _with_nearby(parameters, config, device, world, timeout, of_training)
         return Communicators(parameters, *made[1:])
 
-    def join() -> _C.Communicator:
+    def join(beside: _C.Communicator | None = None) -> _C.Communicator:
         if world.size == 1 and two_sided:
             return _C.make_one_rank_communicator(device, config.timeout_ms)
         if world.size == 1:
             return _C.make_thread_communicators(1, config.timeout_ms)[0]
-        return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)
+        aborts: Any = None if beside is None else _C.aborts_of(beside)
+        return _C.join_shared_memory(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms, aborts)
 
     # Pages on a drive are gathered as over a network: in a backward, gathers and reductions may have a different order
     # on each rank.
-    return Communicators(join(), join() if config.parameters_on_disk else None, join() if config.async_save else None)
+    parameters = join()
+    gradients = join(parameters) if config.parameters_on_disk else None
+    return Communicators(parameters, gradients, join() if config.async_save else None)
 
 
 def _check_groups(communicator: _C.Communicator, config: _C.Config) -> None:
@@ -193,17 +195,24 @@ def _make_groups(config: _C.Config, device: torch.device, world: World) -> Commu
     if not on_one_host:
         init_process_group(device, world, timeout=timedelta(milliseconds=config.timeout_ms))
 
-    def join() -> _C.Communicator:
+    def make_aborts() -> Any:
+        if not on_one_host:
+            return _aborts_of_job()
+        return _C.join_shared_aborts(_C.segment_name(next(_joined)), world.rank, world.size, config.timeout_ms)
+
+    def join(aborts: Any) -> _C.Communicator:
         number = next(_joined)
         name = _C.segment_name(number)
         if on_one_host:
-            return _C.join_shared_groups(name, *place, *rest)
+            return _C.join_shared_groups(name, *place, *rest, aborts)
         store = _store_of_job(f"groups{number}")
-        communicator, *groups = _C.join_groups(store, *place, name, *rest)
+        communicator, *groups = _C.join_groups(store, *place, name, *rest, aborts)
         _keep_until_unused(communicator, groups, store, world.size)
         return communicator
 
-    return Communicators(join(), join(), join() if config.async_save else None)
+    of_training = make_aborts()
+    saves = join(make_aborts()) if config.async_save else None  # a failed save ends no training
+    return Communicators(join(of_training), join(of_training), saves)
 
 
 def _store_of_job(name: str) -> Any:
@@ -214,6 +223,12 @@ def _store_of_job(name: str) -> Any:
     return dist.PrefixStore(f"zeropage/{name}", store) if store is not None else None
 
 
+def _aborts_of_job() -> Any:
+    """For communicators that abort together, and of which each rank makes the same ones; None without a store."""
+    store = _store_of_job(f"aborts{next(_joined)}")
+    return None if store is None else _C.store_aborts(store)
+
+
 def _are_a_table(world: World) -> bool:
     """Whether every host has the same number of ranks, with consecutive numbers. Collective."""
     store = _store_of_job(f"hosts{next(_joined)}")
@@ -221,7 +236,7 @@ def _are_a_table(world: World) -> bool:
     return hosts > 1
 
 
-def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
+def _join_hosts(world: World, config: _C.Config, aborts: Any) -> _C.Communicator:
     """A communicator that works host by host. Its process groups are not groups of torch.distributed, but end like
     those. Collective."""
     number = next(_joined)
@@ -234,6 +249,7 @@ def _join_hosts(world: World, config: _C.Config) -> _C.Communicator:
         _C.segment_name(number),
         config.deterministic_reduction,
         config.timeout_ms,
+        aborts,
     )
     _keep_until_unused(communicator, groups, store, world.size)
     return communicator
@@ -393,12 +409,16 @@ def _store(world: World, timeout: timedelta | None) -> Any:
 
 
 def new_process_groups(
-    device: torch.device, deterministic: bool, timeout: timedelta, max_delay_us: int = 0, aborts: Any = None
+    device: torch.device,
+    deterministic: bool,
+    timeout: timedelta,
+    max_delay_us: int = 0,
+    aborts: Any = None,
 ) -> _C.Communicator:
     """A communicator over groups of its own, so that its collectives never mix with the script's. Collective.
 
-    max_delay_us: for tests; every collective has a random delay of at most this time. aborts: a store; communicators
-    with the same one abort together.
+    max_delay_us: for tests; every collective has a random delay of at most this time. aborts: communicators with the
+    same one abort together.
     """
     import torch.distributed as dist
 

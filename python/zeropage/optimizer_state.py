@@ -114,7 +114,9 @@ class WholeState:
             )
         part = self._shards.local(parameter, key)
         flat = torch.empty(0, device=parameter.device) if part is None else part.float()
-        return self._core.assemble_value(parameter, flat).to("cpu", getattr(torch, form["dtype"]))
+        whole = self._core.assemble_value(parameter, flat)
+        self._core.wait_for_device("the optimizer's state of a parameter")
+        return whole.to("cpu", getattr(torch, form["dtype"]))
 
     def _from_owner(self, parameter: torch.Tensor, key: str, form: dict[str, Any]) -> Any:
         """A value that belongs to the whole parameter, from the rank that has it."""
@@ -128,6 +130,7 @@ class WholeState:
                 mine.copy_(tensor)
         for tensor in received:
             self._communicator.broadcast(tensor, form["rank"])
+        self._core.wait_for_device("the optimizer's state of a parameter")
         return decode(form["json"], lambda name: received[int(name.removeprefix("host/"))].cpu())
 
     def check(self, parameter: torch.Tensor, state: State, label: str) -> None:

@@ -123,6 +123,17 @@ def engine_of(parameter: torch.Tensor) -> _C.Engine | None:
     return None if place is None else place[0]
 
 
+def wait_for_device_of(parameters: Iterable[torch.Tensor], what: str) -> None:
+    """Before the host reads values: waits for the device as the first engine that holds one of these parameters does,
+    so that a device that does not answer is an error. Without an engine it does nothing."""
+    for parameter in parameters:
+        for holder in list(_holders.values()):
+            core, engine = holder.core(), holder.engine()
+            if core is not None and id(parameter) in holder.parameters and engine is not None and not engine.has_ended:
+                core.wait_for_device(what)
+                return
+
+
 def is_sharded(parameter: torch.Tensor) -> bool:
     """Whether an engine of stage 3 or an Init scope holds this parameter, including small ones, which stay whole."""
     if _C.is_deferred(parameter):

@@ -20,6 +20,7 @@ __all__ = [
     "check",
     "count",
     "delays",
+    "devices_with_context",
     "from_blob",
     "held",
     "is_loaded",
@@ -115,6 +116,11 @@ def held(limit_s: float = 15) -> Iterator[None]:
         yield
     finally:
         _loaded.let_go()
+
+
+def devices_with_context() -> list[int]:
+    """Devices of which this process would hold memory if they were GPUs: see current.h."""
+    return _loaded.devices_with_context()
 
 
 def from_blob(address: int, numel: int) -> torch.Tensor:

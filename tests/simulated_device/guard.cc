@@ -3,6 +3,9 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <unistd.h>
 
+#include <array>
+#include <atomic>
+
 #include "current.h"
 #include "device_memory.h"
 
@@ -16,6 +19,14 @@ struct ThreadState {
 thread_local ThreadState state;
 
 const pid_t process = getpid();
+
+std::array<std::atomic<bool>, kDevices> contexts{};
+
+/// As CUDA's guard, which makes a device current for a call and then the previous one again.
+void note_visit(int device) {
+  note_context(device);
+  note_context(state.device);
+}
 
 /// An event of torch: where it was last recorded.
 struct Event {
@@ -62,19 +73,26 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     Machine::get().wait(Machine::get().record(from_torch(stream)));
   }
   void synchronizeDevice(const c10::DeviceIndex device) const override {
+    note_visit(device_index(device));
     Machine::get().synchronize(device_index(device));
   }
   void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& stream) const override {
     DeviceMemory::get().note_use(data.get_context(), from_torch(stream));
   }
 
-  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete as_event(event); }
+  void destroyEvent(void* event, const c10::DeviceIndex device) const noexcept override {
+    if (event != nullptr && device >= 0) note_visit(device);
+    delete as_event(event);
+  }
   void record(void** event, const c10::Stream& stream, const c10::DeviceIndex, const c10::EventFlag) const override {
+    note_visit(device_index(stream.device_index()));
     if (*event == nullptr) *event = new Event();
     as_event(*event)->point = Machine::get().record(from_torch(stream));
   }
   void block(void* event, const c10::Stream& stream) const override {
-    if (event != nullptr) Machine::get().block(from_torch(stream), as_event(event)->point);
+    if (event == nullptr) return;
+    note_visit(device_index(stream.device_index()));
+    Machine::get().block(from_torch(stream), as_event(event)->point);
   }
   bool queryEvent(void* event) const override {
     return event == nullptr || Machine::get().query(as_event(event)->point);
@@ -92,6 +110,16 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 }  // namespace
+
+std::vector<int> devices_with_context() {
+  std::vector<int> devices;
+  for (int device = 0; device < kDevices; ++device) {
+    if (contexts[device]) devices.push_back(device);
+  }
+  return devices;
+}
+
+void note_context(int device) { contexts[device] = true; }
 
 int current_device() { return state.device; }
 

@@ -24,6 +24,7 @@ struct DeviceAllocator final : c10::DeviceAllocator {
     const int device = current_device();
     const c10::Device where(kType, static_cast<c10::DeviceIndex>(device));
     if (bytes == 0) return {nullptr, nullptr, &free_device_memory, where};
+    note_context(device);
     void* data = DeviceMemory::get().allocate(current_stream(device), bytes);
     TORCH_CHECK_WITH(OutOfMemoryError, data != nullptr, "simulated device: no ", bytes, " bytes are left");
     return {data, data, &free_device_memory, where};
@@ -89,6 +90,8 @@ struct Hooks final : at::PrivateUse1HooksInterface {
     return allocator;
   }
   at::Device getDeviceFromPtr(void* data) const override {
+    // As CUDA, which knows page-locked memory of the host, too.
+    if (Machine::get().pinned().contains(data)) return {kType, static_cast<c10::DeviceIndex>(current_device())};
     const auto device = DeviceMemory::get().device_of(data);
     TORCH_CHECK(device, "simulated device: ", data, " is in no block of device memory");
     return {kType, static_cast<c10::DeviceIndex>(*device)};

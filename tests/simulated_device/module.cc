@@ -52,6 +52,7 @@ PYBIND11_MODULE(_device, m) {
   m.def("take_starts", &take_starts);
   m.def("kernels", [] { return pybind11::capsule(static_cast<const void*>(kernels())); });
   m.def("device_type", [] { return static_cast<int>(kType); });
+  m.def("devices_with_context", &devices_with_context);
   m.def("device_count", [] { return kDevices; });
 }
 

@@ -51,18 +51,23 @@ WAIT = re.compile(
     r"\bnote_use\(|recordStream\(|record_stream\("
 )
 
+# Once in a unit, which has several sources.
 IS_REMOVED = f"""
+#ifndef ZEROPAGE_IS_REMOVED
+#define ZEROPAGE_IS_REMOVED
 #include <cstdlib>
 #include <cstring>
 static bool is_removed(const char* place) {{
   const char* removed = std::getenv("{VARIABLE}");
   return removed != nullptr && std::strcmp(removed, place) == 0;
 }}
+#endif
 """
 
 # Words of the mutant's statement, because lines move -> the reason why nothing can fail.
 EQUIVALENT: dict[str, str] = {
     "the copy of updated parameters to the device": "the log is written when a gradient is there, which the device computes after that",
+    "paging/pager_codes.cc": "collectives run one after the other: the page's gather comes after the stream that started it, and the next one into its frame after the gather of exact values, which comes after the decoding",
 }
 
 

@@ -293,6 +293,7 @@ void fallback(const c10::OperatorHandle& op, Stack* stack) {
   TORCH_CHECK(!draws_unseen(op), "simulated device: ", call.name,
               " would draw from the CPU's random numbers; write it in random.cc, as native_dropout");
   const c10::DeviceGuard guard(c10::Device(kType, static_cast<c10::DeviceIndex>(call.device)));
+  note_context(call.device);
   for (std::size_t i = 0; i < count; ++i) call.host.push_back(for_the_cpu(call, arguments[i], schema.arguments()[i]));
 
   Stack results;

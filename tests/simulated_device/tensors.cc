@@ -112,7 +112,9 @@ void copy_from_host(const at::Tensor& from, const at::Tensor& to, bool non_block
   if (pinned) uses.push_back(use_of(from, false));
   Machine::get().launch(stream, "copy from the host", uses, [source, target] { target.copy_(source); });
   if (pinned && non_blocking) return note_pinned(from, stream);
-  if (!non_blocking) Machine::get().wait(Machine::get().record(stream), &Counters::uploads);
+  // A GPU's library may also wait if it need not block: it copies memory that is not page-locked when the stream is
+  // idle.
+  Machine::get().wait(Machine::get().record(stream), &Counters::uploads);
 }
 
 at::Tensor copy_from(const at::Tensor& self, const at::Tensor& target, bool non_blocking) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/hosts/host_grid.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 #include "zeropage/comm/wrapped_communicator.h"
@@ -91,7 +92,7 @@ std::shared_ptr<Communicator> join_nearby(std::shared_ptr<Communicator> all, con
   check_nearby(world, count);
   const int size = static_cast<int>(count);
   const std::string own_name = fmt::format("{}-near{}", name, world.rank / size);
-  auto nearby = join_shared_memory(own_name, world.rank % size, size, all->timeout());
+  auto nearby = join_shared_memory(own_name, world.rank % size, size, all->timeout(), aborts_of(all));
   return with_nearby(std::move(all), std::move(nearby));
 }
 

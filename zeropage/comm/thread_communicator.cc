@@ -40,7 +40,8 @@ class ThreadTransport final : public RegionTransport {
 
 }  // namespace
 
-std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, std::chrono::milliseconds timeout) {
+std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, std::chrono::milliseconds timeout,
+                                                                     const std::shared_ptr<Aborts>& aborts) {
   if (size < 1 || size > kMaxRanks) {
     throw ConfigError(fmt::format("a communicator of {} ranks; from 1 to {} are possible", size, kMaxRanks));
   }
@@ -49,7 +50,7 @@ std::vector<std::unique_ptr<Communicator>> make_thread_communicators(int size, s
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (int r = 0; r < size; ++r) {
     communicators.push_back(
-        std::make_unique<RegionCommunicator>(control, r, std::make_unique<ThreadTransport>(), timeout));
+        std::make_unique<RegionCommunicator>(control, r, std::make_unique<ThreadTransport>(), timeout, aborts));
   }
   return communicators;
 }

@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/c10d/c10d_job.h"
 #include "zeropage/comm/c10d/c10d_one_rank.h"
 #include "zeropage/comm/hosts/group_communicator.h"
@@ -68,10 +69,11 @@ comm::HostGrid hosts_of(config::CommunicatorKind kind, const config::Config& con
                                  std::chrono::milliseconds(config.zeropage.timeout_ms));
 }
 
-/// Makes one communicator. `aborts`: as for join_c10d_job.
+/// Makes one communicator. `aborts`: as for join_c10d_job. `beside`: in shared memory, the communicator that it aborts
+/// with; may be null.
 std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const config::Config& config,
                                          const comm::World& world, at::Device device, const comm::HostGrid& grid,
-                                         std::int64_t aborts) {
+                                         std::int64_t aborts, const std::shared_ptr<comm::Communicator>& beside) {
   using enum config::CommunicatorKind;
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (kind == kMpi) {
@@ -87,11 +89,11 @@ std::shared_ptr<comm::Communicator> join(config::CommunicatorKind kind, const co
     if (!grid.is_useful()) {
       return comm::join_c10d_job(world, meeting, token, number, aborts, device, deterministic, timeout);
     }
-    return comm::join_c10d_hosts(grid, world, meeting, token, number, comm::segment_name(&environment, number),
+    return comm::join_c10d_hosts(grid, world, meeting, token, number, aborts, comm::segment_name(&environment, number),
                                  deterministic, timeout);
   }
   const std::string name = comm::segment_name(&environment, next_number());
-  return comm::join_shared_memory(name, world.rank, world.size, timeout);
+  return comm::join_shared_memory(name, world.rank, world.size, timeout, beside ? comm::aborts_of(beside) : nullptr);
 }
 
 /// The same with the groups of zero_hpz_partition_size.
@@ -133,18 +135,22 @@ void check_shard_ranks(const config::Config& config, const Options& options, con
       device.is_cpu() ? "that communicate through MPI" : "on " + device.str(), count));
 }
 
-/// Makes one communicator of ranks in groups.
+/// Makes one communicator of ranks in groups. `aborts`: as for join_c10d_job; `shared_aborts`: the same in shared
+/// memory, made here if it is null.
 std::shared_ptr<comm::Communicator> join_groups(config::CommunicatorKind kind, const config::Config& config,
-                                                const comm::World& world) {
+                                                const comm::World& world, std::int64_t aborts,
+                                                std::shared_ptr<comm::Aborts>& shared_aborts) {
   const std::int64_t number = next_number();
   const std::string name = comm::segment_name(&environment, number);
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   const bool deterministic = config.zeropage.deterministic_reduction;
   if (kind == config::CommunicatorKind::kSharedMemory) {
-    return comm::join_shared_groups(name, world, config.zero.shard_ranks, deterministic, timeout);
+    if (!shared_aborts) shared_aborts = comm::join_shared_aborts(name, world, timeout);
+    return comm::join_shared_groups(name, world, config.zero.shard_ranks, deterministic, timeout, shared_aborts);
   }
   return comm::join_c10d_groups(world, config.zero.shard_ranks, comm::meeting_from_environment(&environment, world),
-                                comm::token_from_environment(&environment), number, name, deterministic, timeout);
+                                comm::token_from_environment(&environment), number, aborts, name, deterministic,
+                                timeout);
 }
 
 }  // namespace
@@ -203,16 +209,23 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   const bool in_groups = config.zero.shard_ranks > 0;
   const comm::HostGrid grid = in_groups ? comm::HostGrid() : hosts_of(kind, config, world, device);
   const std::int64_t aborts = next_number();
+  std::shared_ptr<comm::Aborts> shared_aborts;
+  Communicators joined;
   const auto next = [&](std::int64_t with) {
-    return in_groups ? join_groups(kind, config, world) : join(kind, config, world, device, grid, with);
+    return in_groups ? join_groups(kind, config, world, with, shared_aborts)
+                     : join(kind, config, world, device, grid, with, joined.parameters);
   };
-  Communicators joined{next(aborts), nullptr, nullptr};
+  joined.parameters = next(aborts);
   if (config.zero.second_shard_ranks > 1 && !joined.parameters->one_sided()) {
     joined.parameters = add_nearby(joined.parameters, config, world, device, aborts);
   }
   const bool on_disk = config.zero.offload.parameters == config::OffloadDevice::kNvme;
   if (!joined.parameters->one_sided() || on_disk) joined.gradients = next(aborts);
-  if (config.zeropage.async_save) joined.saves = next(next_number());
+  if (config.zeropage.async_save) {  // a failed save ends no training
+    shared_aborts = nullptr;
+    joined.saves = in_groups ? join_groups(kind, config, world, next_number(), shared_aborts)
+                             : join(kind, config, world, device, grid, next_number(), nullptr);
+  }
   return joined;
 }
 

@@ -37,9 +37,8 @@ void ModelState::fill_page(const layout::Page& page, void* staging) {
     place_of(place.parameter, staging, type).copy_(tensors_[place.parameter].detach());
   }
   communicator_->job().broadcast(staging, staged_bytes, 0, comm::Tag{"initial values", page.index})->wait();
-  if (owned_[page.index].device.is_cpu() || state_store_->device(page.index).is_cpu()) {
-    paging::wait_for_stream(device_, *communicator_, "the copy of initial values to the host");
-  }
+  // Wherever they go, some of them pass through host memory that is not page-locked.
+  paging::wait_for_stream(device_, *communicator_, "initial values");
 
   const auto& own = owned_[page.index];
   const HeldParameter held(*this, page.index, Access::kWrite, io::Fill::kZeros);

@@ -7,6 +7,7 @@
 
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
+#include "zeropage/paging/polled_copy.h"
 #include "zeropage/paging/stream_order.h"
 
 namespace zeropage::engine {
@@ -78,17 +79,15 @@ void Staging::fetch(int page) {
   }
   const auto& own = state_.owned(page);
   const auto gradient = reducer_.gradient(page);
-  // Copies make the host wait, in the device's library, for memory that is not page-locked.
-  if (home.is_cpu() && !host_.pinned) {
-    paging::wait_for_stream(device_, state_.communicator(), "the copy of gradients for the update");
-  }
+  constexpr std::string_view kToUpdate = "the copy of gradients for the update";
   if (is_gradient_copied(page) && gradient.data != nullptr) {
-    memory::start_copy(slot.gradient->data(), home, gradient.data, gradient.device,
-                       own.numel * element_bytes(gradient.dtype));
+    paging::start_polled_copy(slot.gradient->data(), home, gradient.data, gradient.device,
+                              own.numel * element_bytes(gradient.dtype), state_.communicator(), kToUpdate);
   }
   if (is_parameter_copied(page) && state_.is_own_master(page)) {
-    memory::start_copy(slot.parameter->data(), home, own.parameter, own.device,
-                       own.numel * state_.layout()->pages()[page].element_bytes);
+    paging::start_polled_copy(slot.parameter->data(), home, own.parameter, own.device,
+                              own.numel * state_.layout()->pages()[page].element_bytes, state_.communicator(),
+                              kToUpdate);
   }
   record(slot.fetched);
 }
@@ -121,8 +120,9 @@ void Staging::write_back(int page, const std::vector<UpdateSegment>& runs) {
     guard.reset_stream(*stream_);
   }
   for (const auto& run : runs) {
-    memory::start_copy(own.parameter + run.offset * element, own.device, slot.parameter->data() + run.offset * element,
-                       home, run.numel * element);
+    paging::start_polled_copy(own.parameter + run.offset * element, own.device,
+                              slot.parameter->data() + run.offset * element, home, run.numel * element,
+                              state_.communicator(), "the copy of updated parameters to their place");
   }
   guard.reset();
   record(slot.written_back);

@@ -15,6 +15,7 @@
 #include "zeropage/formula/model_state.h"
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
+#include "zeropage/paging/polled_copy.h"
 #include "zeropage/paging/stream_order.h"
 
 namespace zeropage::engine {
@@ -156,7 +157,8 @@ class StreamedStateStore final : public OptimizerStateStore {
       waiting_.pop_front();
       const StateArrays source = host_->acquire(buffer.page);
       buffer.emptied.block(to_device_);
-      memory::start_copy(buffer.storage->data(), device_, source.memory.data(), c10::kCPU, size_of(source));
+      paging::start_polled_copy(buffer.storage->data(), device_, source.memory.data(), c10::kCPU, size_of(source),
+                                *communicator_, "the copy of optimizer state to the device");
       buffer.filled.record(to_device_);
       host_->release(buffer.page, /*changed=*/false);
     }
@@ -169,7 +171,8 @@ class StreamedStateStore final : public OptimizerStateStore {
     if (!changed) return;
     const c10::StreamGuard guard(to_host_);
     const StateArrays target = host_->acquire(page);
-    memory::start_copy(target.memory.data(), c10::kCPU, buffer.storage->data(), device_, size_of(target));
+    paging::start_polled_copy(target.memory.data(), c10::kCPU, buffer.storage->data(), device_, size_of(target),
+                              *communicator_, "the copy of optimizer state to the host");
     buffer.emptied.record(to_host_);
   }
 

@@ -42,6 +42,7 @@ void page_lock_memory(const PageLock& lock, std::byte* data, std::int64_t bytes)
   constexpr unsigned kForAllDevices = 1;  // cudaHostRegisterPortable
   const int status = lock.lock(data, static_cast<std::size_t>(bytes), kForAllDevices);
   if (status == 0) return;
+  lock.forget();
   munmap(data, bytes);
   throw IoError(
       fmt::format("cannot page-lock {} bytes of host memory: {}; offload less, or set pin_memory to false in "

@@ -29,7 +29,8 @@ std::optional<PageLock> lock_of_accelerator() {
   lock.lock = reinterpret_cast<decltype(lock.lock)>(cuda_function("cudaHostRegister"));
   lock.unlock = reinterpret_cast<decltype(lock.unlock)>(cuda_function("cudaHostUnregister"));
   lock.describe = reinterpret_cast<decltype(lock.describe)>(cuda_function("cudaGetErrorString"));
-  if (lock.lock == nullptr || lock.unlock == nullptr || lock.describe == nullptr) return std::nullopt;
+  lock.forget = reinterpret_cast<decltype(lock.forget)>(cuda_function("cudaGetLastError"));
+  if (!lock.lock || !lock.unlock || !lock.describe || !lock.forget) return std::nullopt;
   return lock;
 }
 

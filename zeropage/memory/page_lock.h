@@ -10,11 +10,13 @@
 
 namespace zeropage::memory {
 
-/// The functions of a device's library for this: cudaHostRegister, cudaHostUnregister and cudaGetErrorString of CUDA's.
+/// The functions of a device's library for this: cudaHostRegister, cudaHostUnregister, cudaGetErrorString and
+/// cudaGetLastError of CUDA's.
 struct PageLock {
   int (*lock)(void* data, std::size_t bytes, unsigned flags) = nullptr;  ///< 0: done
   int (*unlock)(void* data) = nullptr;
   const char* (*describe)(int status) = nullptr;
+  int (*forget)() = nullptr;  ///< call after an error, which later calls of others would otherwise find
 };
 
 /// The functions for this process's accelerator. Null if we do not know them; then torch's allocator is used. Cost:

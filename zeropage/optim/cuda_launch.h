@@ -46,9 +46,12 @@ inline __device__ std::uint32_t largest_in_warp(std::uint32_t value) {
 template <typename Argument>
 void start_kernel(void (*kernel)(Argument), unsigned blocks, unsigned threads, Threads,
                   const std::type_identity_t<Argument>& argument, cudaStream_t stream) {
-  kernel<<<blocks, threads, 0, stream>>>(argument);
-  const cudaError_t status = cudaGetLastError();
+  // Not kernel<<<...>>>, whose result is the thread's last error, which may be another call's.
+  Argument copy = argument;
+  void* arguments[] = {&copy};
+  const cudaError_t status = cudaLaunchKernel(kernel, dim3(blocks), dim3(threads), arguments, 0, stream);
   if (status != cudaSuccess) {
+    static_cast<void>(cudaGetLastError());  // so that no later call finds this error
     throw Error(std::string("a kernel could not be started on the GPU: ") + cudaGetErrorString(status));
   }
 }

@@ -1,6 +1,7 @@
 #include "zeropage/paging/device_wait.h"
 
 #include <ATen/ops/empty.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <fmt/format.h>
 
@@ -47,6 +48,8 @@ void wait_for_device(c10::Device device, comm::Communicator& communicator, std::
   auto waiting = idle->get_future();
   std::thread([device, idle] {
     try {
+      // A new thread uses device 0, and CUDA would make a context there.
+      const c10::DeviceGuard guard(device);
       c10::impl::VirtualGuardImpl(device.type()).synchronizeDevice(device.index());
       idle->set_value();
     } catch (...) {

@@ -10,6 +10,7 @@
 #include "zeropage/memory/device_buffer.h"
 #include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/pager.h"
+#include "zeropage/paging/polled_copy.h"
 
 namespace zeropage::paging {
 
@@ -52,7 +53,8 @@ void Pager::start_gather(int page, bool exact) {
       options_.disk->release(page, /*changed=*/false);
     } else if (shard_device() != device_) {
       shard = state.frame + communicator_->rank() * shard_bytes;
-      memory::start_copy(shard, device_, state.shard, shard_device(), shard_bytes);
+      start_polled_copy(shard, device_, state.shard, shard_device(), shard_bytes, *communicator_,
+                        "earlier work, before the copy of parameters from the host");
       note_fetch(memory::current_stream(device_));
     }
     if (state.rounded) return start_coded_gather(page, shard);
@@ -75,7 +77,8 @@ void Pager::fetch(int page) {
   auto& state = pages_[page];
   const c10::StreamGuard guard(*fetch_stream_);
   state.frame = frames_->acquire(frame_bytes(page));
-  memory::start_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page));
+  start_polled_copy(state.frame, device_, state.shard, shard_device(), frame_bytes(page), *communicator_,
+                    "earlier work, before the copy of parameters from the host");
   state.order.filled_on(*fetch_stream_);
   note_fetch(*fetch_stream_);
 }

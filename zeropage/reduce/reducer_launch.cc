@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "zeropage/paging/device_wait.h"
 #include "zeropage/paging/pager.h"
 #include "zeropage/reduce/pieces.h"
 #include "zeropage/reduce/reducer.h"
@@ -88,6 +89,8 @@ void Reducer::add_to_shard(int page, const at::Tensor& sum, bool adds) {
   if (on_disk(page)) {
     held.emplace(*policy_.disk, page, /*changes=*/true, adds ? io::Fill::kRead : io::Fill::kZeros);
   }
+  // Copies to memory that is not page-locked make the host wait in the device's library.
+  if (held) paging::wait_for_stream(device_, *communicator_, "the copy of gradients to the drive");
   std::byte* data = held ? held->data() : state.result;
   auto shard = memory::flat_view(data, sum.numel(), scalar_type_of(state.result_dtype), state.result_device);
   const bool squared = policy_.squares_before_copy && policy_.offloaded[page] && !adds && !held;

@@ -15,6 +15,7 @@
 
 #include "zeropage/comm/c10d/c10d_buffers.h"
 #include "zeropage/paging/device_wait.h"
+#include "zeropage/paging/polled_copy.h"
 #include "zeropage/reduce/pieces.h"
 #include "zeropage/reduce/reducer.h"
 
@@ -67,9 +68,8 @@ void Reducer::send(int page, const at::Tensor& sum, bool adds) {
   }
   paging::event_after_current_work(device_)->block(*send_stream_);
   const c10::StreamGuard guard(*send_stream_);
-  // The copy makes the host wait, in the device's library, for memory that is not page-locked.
-  if (!policy_.host.pinned) paging::wait_for_stream(device_, *communicator_, "the copy of gradients to the host");
-  memory::start_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type));
+  paging::start_polled_copy(target, policy_.host.device, sent.const_data_ptr(), device_, numel * element_bytes(type),
+                            *communicator_, "the copy of gradients to the host");
   in_flight_.push_back({page, std::make_unique<CopyWork>(*paging::event_after_current_work(device_), *communicator_),
                         std::move(settle), /*arrives=*/true});
   if (boundary_ && !adds) square_before_copy(page, sent);

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import UsageError
+from ..parameter_holders import wait_for_device_of
 
 
 def get_global_norm(norm_list: list[float]) -> float:
@@ -22,12 +23,14 @@ def get_global_norm(norm_list: list[float]) -> float:
 
 def get_weight_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
     """The norm of all of these tensors; -1 if it is inf or nan. mpu: must be None."""
-    return _finite_or_minus_one(_norm(_tensors(parameters, mpu), norm_type))
+    tensors = _tensors(parameters, mpu)
+    return _finite_or_minus_one(_norm(tensors, norm_type), tensors)
 
 
 def get_grad_norm(parameters: torch.Tensor | Iterable[torch.Tensor], norm_type: float = 2, mpu: Any = None) -> float:
     """The same for the gradients of these parameters; parameters without a gradient are ignored."""
-    return get_weight_norm(_gradients(parameters, mpu), norm_type)
+    parameters = _tensors(parameters, mpu)
+    return _finite_or_minus_one(_norm(_gradients(parameters, mpu), norm_type), parameters)
 
 
 def clip_grad_norm_(
@@ -98,15 +101,19 @@ class CheckOverflow:
         return self.has_overflow(self.params if param_groups is None else [p for group in param_groups for p in group])
 
     def has_overflow(self, params: Iterable[torch.Tensor], has_moe_params: bool | None = None) -> bool:
-        return _on_any_rank(self.has_overflow_serial(params))
+        params = list(params)
+        return _on_any_rank(self.has_overflow_serial(params), params)
 
     def has_overflow_serial(self, params: Iterable[torch.Tensor]) -> bool:
         """The same for this rank only."""
-        return any(self._has_inf_or_nan(parameter.grad) for parameter in params if parameter.grad is not None)
+        params = list(params)
+        # The difference is nan where the value is inf or nan, else 0.
+        found = [(gradient - gradient).ne(0).any() for gradient in _gradients(params, None)]
+        return bool(_on_host(torch.stack(found).any(), params)) if found else False
 
     def check_using_norm(self, norm_group: Iterable[float], reduce_overflow: bool = True) -> bool:
         """Whether one of these norms is -1 on any rank, which means overflow in `get_weight_norm`. Collective."""
-        return _on_any_rank(-1 in list(norm_group))
+        return _on_any_rank(-1 in list(norm_group), self.params)
 
     @staticmethod
     def _has_inf_or_nan(x: torch.Tensor, i: Any = None) -> bool:
@@ -135,16 +142,22 @@ def _norm(tensors: list[torch.Tensor], norm_type: float) -> torch.Tensor:
     return torch.nn.utils.get_total_norm([tensor.detach().float() for tensor in tensors], norm_type)
 
 
-def _finite_or_minus_one(norm: torch.Tensor) -> float:
-    value = norm.item()
+def _on_host(value: torch.Tensor, of: Iterable[torch.Tensor]) -> float:
+    """of: the parameters whose engine waits for it."""
+    wait_for_device_of(of, "a value that was computed from gradients")
+    return value.item()
+
+
+def _finite_or_minus_one(norm: torch.Tensor, of: Iterable[torch.Tensor]) -> float:
+    value = _on_host(norm, of)
     return value if math.isfinite(value) else -1.0
 
 
-def _on_any_rank(here: bool) -> bool:
+def _on_any_rank(here: bool, of: Iterable[torch.Tensor]) -> bool:
     if not dist.is_initialized():
         return here
     from ..compat.accelerator import get_accelerator
 
     flag = torch.tensor([int(here)], device=get_accelerator().current_device_name())
     dist.all_reduce(flag, dist.ReduceOp.MAX)
-    return bool(flag.item())
+    return bool(_on_host(flag, of))

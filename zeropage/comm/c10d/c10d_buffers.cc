@@ -50,8 +50,11 @@ at::Tensor wrap(const void* data, std::int64_t numel, DType dtype, c10::Device d
 
 c10::Device device_of(const void* pointer, c10::Device device) {
   if (device.is_cpu()) return device;
+  const auto& library = at::globalContext().getAcceleratorHooksInterface(device.type());
+  // CUDA names a device for page-locked memory of the host, too.
+  if (library.isPinnedPtr(pointer)) return c10::Device(c10::kCPU);
   try {
-    at::globalContext().getAcceleratorHooksInterface(device.type()).getDeviceFromPtr(const_cast<void*>(pointer));
+    library.getDeviceFromPtr(const_cast<void*>(pointer));
   } catch (const c10::Error&) {
     return c10::Device(c10::kCPU);
   }

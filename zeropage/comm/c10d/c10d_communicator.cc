@@ -36,7 +36,7 @@ struct Carrier {
 class C10dCommunicator final : public Communicator {
  public:
   C10dCommunicator(ProcessGroupPtr data, ProcessGroupPtr control, c10::Device device, bool deterministic_reduction,
-                   std::chrono::milliseconds timeout, StorePtr aborts)
+                   std::chrono::milliseconds timeout, std::shared_ptr<Aborts> aborts)
       : data_(std::move(data)),
         control_(std::move(control)),
         device_(device),
@@ -329,7 +329,7 @@ class C10dCommunicator final : public Communicator {
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout,
-                                                     c10::intrusive_ptr<c10d::Store> aborts) {
+                                                     std::shared_ptr<Aborts> aborts) {
   // Not with the first collective, in which the host would wait inside the backend for later ranks.
   if (!device.is_cpu() && data->getSize() > 1) data->getBackend(device.type())->eagerConnectSingleDevice(device);
   return std::make_unique<C10dCommunicator>(std::move(data), std::move(control), device, deterministic_reduction,

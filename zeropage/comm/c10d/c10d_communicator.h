@@ -8,18 +8,18 @@
 #include <chrono>
 #include <memory>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
 
 namespace c10d {
 class ProcessGroup;
-class Store;
 }  // namespace c10d
 
 namespace zeropage::comm {
 
 /// `data` moves buffers on `device`; `control`, a gloo group of the same ranks, moves host values (and host buffers, if
-/// `device` is not the CPU). No other communicator may use either. `aborts`: the store for the reason of an abort,
-/// which ends the waits of all communicators that have it; null: that of `control`. Collective.
+/// `device` is not the CPU). No other communicator may use either. `aborts`: of the communicators that abort with
+/// this one; null: none does. Collective.
 ///
 /// Sums: on CPU and gloo, or when `deterministic_reduction`, contributions are exchanged (all-to-all) and summed here
 /// in the order of the ranks, so that results are bit-identical to every other communicator's; otherwise NCCL sums.
@@ -33,6 +33,6 @@ namespace zeropage::comm {
 std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::ProcessGroup> data,
                                                      c10::intrusive_ptr<c10d::ProcessGroup> control, c10::Device device,
                                                      bool deterministic_reduction, std::chrono::milliseconds timeout,
-                                                     c10::intrusive_ptr<c10d::Store> aborts = {});
+                                                     std::shared_ptr<Aborts> aborts = {});
 
 }  // namespace zeropage::comm

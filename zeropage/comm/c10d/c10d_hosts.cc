@@ -13,9 +13,11 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/base/log.h"
+#include "zeropage/comm/c10d/c10d_aborts.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
 #include "zeropage/comm/hosts/group_communicator.h"
 #include "zeropage/comm/hosts/hosts_communicator.h"
+#include "zeropage/comm/hosts/hosts_queue.h"
 #include "zeropage/comm/shm/shared_memory_communicator.h"
 
 namespace zeropage::comm {
@@ -27,7 +29,7 @@ using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
 /// Shared memory of the ranks of one host, or of one group. `unit`: "host" or "group".
 std::unique_ptr<Communicator> join_inside(const HostGrid& grid, int rank, const char* unit, const std::string& name,
-                                          milliseconds timeout) {
+                                          milliseconds timeout, const std::shared_ptr<Aborts>& aborts) {
   const int host = grid.host_of(rank);
   // Tests have several hosts on one machine.
   const std::string own_name = fmt::format("{}-{}{}", name, unit, host);
@@ -37,7 +39,8 @@ std::unique_ptr<Communicator> join_inside(const HostGrid& grid, int rank, const 
                        has_other_way ? "; zeropage.hierarchical_collectives false does without" : "");
   };
   try {
-    return join_shared_memory(own_name, grid.local_of(rank), grid.local_size, timeout);
+    return join_shared_memory(own_name, grid.local_of(rank), grid.local_size, timeout,
+                              aborts_of_side(aborts, Side::kInside, grid, rank, unit));
   } catch (const TimeoutError& error) {
     throw TimeoutError(failed(error));
   } catch (const IoError& error) {
@@ -52,14 +55,21 @@ struct Column {
 };
 
 /// The ranks with this rank's place on their hosts, or in their groups.
-Column join_column(const HostGrid& grid, int rank, const StorePtr& store, milliseconds timeout) {
+Column join_column(const HostGrid& grid, int rank, const char* unit, const StorePtr& store, milliseconds timeout,
+                   const std::shared_ptr<Aborts>& aborts) {
   const auto group = [&](const char* what) {
     return make_gloo_group(store, fmt::format("column{}/{}", grid.local_of(rank), what), grid.host_of(rank), grid.hosts,
                            timeout);
   };
   Column column{nullptr, group("data"), group("control")};
-  column.communicator = make_c10d_communicator(column.data, column.control, c10::kCPU, true, timeout);
+  column.communicator = make_c10d_communicator(column.data, column.control, c10::kCPU, true, timeout,
+                                               aborts_of_side(aborts, Side::kBetween, grid, rank, unit));
   return column;
+}
+
+/// Those of this communicator alone, if it shares none.
+std::shared_ptr<Aborts> or_own(std::shared_ptr<Aborts> aborts, const StorePtr& store) {
+  return aborts ? std::move(aborts) : store_aborts(c10::make_intrusive<c10d::PrefixStore>("aborts", store));
 }
 
 }  // namespace
@@ -96,20 +106,24 @@ GroupPtr make_gloo_group(const StorePtr& store, const std::string& name, int ran
 }
 
 HostsGroups join_hosts(const HostGrid& grid, const World& world, const StorePtr& store, const std::string& name,
-                       bool deterministic_reduction, milliseconds timeout) {
-  auto inside = join_inside(grid, world.rank, "host", name, timeout);
-  auto column = join_column(grid, world.rank, store, timeout);
-  return {make_hosts_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction),
+                       bool deterministic_reduction, milliseconds timeout, std::shared_ptr<Aborts> aborts) {
+  aborts = or_own(std::move(aborts), store);
+  auto inside = join_inside(grid, world.rank, "host", name, timeout, aborts);
+  auto column = join_column(grid, world.rank, "host", store, timeout, aborts);
+  return {make_hosts_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction,
+                                  std::move(aborts)),
           std::move(column.data), std::move(column.control)};
 }
 
 HostsGroups join_groups(const World& world, std::int64_t count, const StorePtr& store, const std::string& name,
-                        bool deterministic_reduction, milliseconds timeout) {
+                        bool deterministic_reduction, milliseconds timeout, std::shared_ptr<Aborts> aborts) {
   check_groups(world, count);
   const HostGrid grid{world.size / static_cast<int>(count), static_cast<int>(count)};
-  auto inside = join_inside(grid, world.rank, "group", name, timeout);
-  auto column = join_column(grid, world.rank, store, timeout);
-  return {make_group_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction),
+  aborts = or_own(std::move(aborts), store);
+  auto inside = join_inside(grid, world.rank, "group", name, timeout, aborts);
+  auto column = join_column(grid, world.rank, "group", store, timeout, aborts);
+  return {make_group_communicator(std::move(inside), std::move(column.communicator), deterministic_reduction,
+                                  std::move(aborts)),
           std::move(column.data), std::move(column.control)};
 }
 

@@ -11,6 +11,7 @@
 #include <memory>
 #include <string>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/hosts/host_grid.h"
 #include "zeropage/comm/world.h"
@@ -33,14 +34,17 @@ struct HostsGroups {
 
 /// Joins the ranks of `world`, which form `grid`. Collective; nothing else may write into `store`. `name`: of shared
 /// memory that only this job uses on its hosts, as for join_shared_memory. `deterministic_reduction`: as for
-/// make_hosts_communicator. Errors: those of join_shared_memory, with the setting to change, and of gloo.
+/// make_hosts_communicator. `aborts`: of the communicators that abort with this one; null: none does. Errors: those of
+/// join_shared_memory, with the setting to change, and of gloo.
 HostsGroups join_hosts(const HostGrid& grid, const World& world, const c10::intrusive_ptr<c10d::Store>& store,
-                       const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
+                       const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout,
+                       std::shared_ptr<Aborts> aborts);
 
 /// Joins CPU ranks in groups of `count` on each host (hosts/group_communicator.h): shared memory in a group, and gloo
 /// between the replicas of a shard. Collective; the rest as for join_hosts. Errors: also those of check_groups.
 HostsGroups join_groups(const World& world, std::int64_t count, const c10::intrusive_ptr<c10d::Store>& store,
-                        const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout);
+                        const std::string& name, bool deterministic_reduction, std::chrono::milliseconds timeout,
+                        std::shared_ptr<Aborts> aborts);
 
 /// A process group over gloo whose ranks find each other by `name` in `store`.
 c10::intrusive_ptr<c10d::ProcessGroup> make_gloo_group(const c10::intrusive_ptr<c10d::Store>& store,

@@ -13,6 +13,7 @@
 #endif
 
 #include "zeropage/base/error.h"
+#include "zeropage/comm/c10d/c10d_aborts.h"
 #include "zeropage/comm/c10d/c10d_communicator.h"
 #include "zeropage/comm/c10d/c10d_hosts.h"
 #include "zeropage/comm/c10d/c10d_store.h"
@@ -59,6 +60,12 @@ auto join_by_store(const World& world, const Meeting& meeting, const std::string
   }
 }
 
+std::shared_ptr<Aborts> aborts_by_store(const World& world, const Meeting& meeting, const std::string& token,
+                                        std::int64_t aborts, milliseconds timeout) {
+  return store_aborts(c10::make_intrusive<c10d::PrefixStore>(fmt::format("aborts{}", aborts),
+                                                             job_store(world, meeting, token, timeout)));
+}
+
 }  // namespace
 
 std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& meeting, const std::string& token,
@@ -67,10 +74,8 @@ std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& m
   return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
     const auto gloo = [&](const char* name) { return make_gloo_group(store, name, world.rank, world.size, timeout); };
     auto data = device.is_cpu() ? gloo("data") : make_nccl_group(store, "data", device.type(), world, timeout);
-    StorePtr reasons = c10::make_intrusive<c10d::PrefixStore>(fmt::format("aborts{}", aborts),
-                                                              job_store(world, meeting, token, timeout));
     return make_c10d_communicator(std::move(data), gloo("control"), device, deterministic_reduction, timeout,
-                                  std::move(reasons));
+                                  aborts_by_store(world, meeting, token, aborts, timeout));
   });
 }
 
@@ -81,18 +86,24 @@ HostGrid hosts_of_c10d_job(const World& world, const Meeting& meeting, const std
 }
 
 std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World& world, const Meeting& meeting,
-                                              const std::string& token, std::int64_t number, const std::string& name,
-                                              bool deterministic_reduction, milliseconds timeout) {
+                                              const std::string& token, std::int64_t number, std::int64_t aborts,
+                                              const std::string& name, bool deterministic_reduction,
+                                              milliseconds timeout) {
   return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
-    return join_hosts(grid, world, store, name, deterministic_reduction, timeout).communicator;
+    return join_hosts(grid, world, store, name, deterministic_reduction, timeout,
+                      aborts_by_store(world, meeting, token, aborts, timeout))
+        .communicator;
   });
 }
 
 std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t count, const Meeting& meeting,
-                                               const std::string& token, std::int64_t number, const std::string& name,
-                                               bool deterministic_reduction, milliseconds timeout) {
+                                               const std::string& token, std::int64_t number, std::int64_t aborts,
+                                               const std::string& name, bool deterministic_reduction,
+                                               milliseconds timeout) {
   return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
-    return join_groups(world, count, store, name, deterministic_reduction, timeout).communicator;
+    return join_groups(world, count, store, name, deterministic_reduction, timeout,
+                       aborts_by_store(world, meeting, token, aborts, timeout))
+        .communicator;
   });
 }
 

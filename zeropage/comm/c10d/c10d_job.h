@@ -37,12 +37,14 @@ HostGrid hosts_of_c10d_job(const World& world, const Meeting& meeting, const std
 
 /// Like join_c10d_job, for CPU ranks that form `grid`: see join_hosts. `name`: of their shared memory.
 std::unique_ptr<Communicator> join_c10d_hosts(const HostGrid& grid, const World& world, const Meeting& meeting,
-                                              const std::string& token, std::int64_t number, const std::string& name,
-                                              bool deterministic_reduction, std::chrono::milliseconds timeout);
+                                              const std::string& token, std::int64_t number, std::int64_t aborts,
+                                              const std::string& name, bool deterministic_reduction,
+                                              std::chrono::milliseconds timeout);
 
 /// The same for CPU ranks in groups of `count`: see join_groups.
 std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t count, const Meeting& meeting,
-                                               const std::string& token, std::int64_t number, const std::string& name,
-                                               bool deterministic_reduction, std::chrono::milliseconds timeout);
+                                               const std::string& token, std::int64_t number, std::int64_t aborts,
+                                               const std::string& name, bool deterministic_reduction,
+                                               std::chrono::milliseconds timeout);
 
 }  // namespace zeropage::comm

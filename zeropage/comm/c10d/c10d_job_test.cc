@@ -97,7 +97,7 @@ TEST(C10dJob, RanksOfTwoHosts) {
     }
     const HostGrid grid = hosts_of_c10d_job(world, meeting, token, 1, timeout);
     if (grid.hosts != 2 || grid.local_size != 2) throw Error("two hosts with two ranks each are no table");
-    const auto communicator = join_c10d_hosts(grid, world, meeting, token, 2, name, true, timeout);
+    const auto communicator = join_c10d_hosts(grid, world, meeting, token, 2, /*aborts=*/2, name, true, timeout);
     run_conformance(*communicator);
   });
   for (const std::string& outcome : outcomes) EXPECT_EQ(outcome, "");

@@ -9,6 +9,7 @@
 
 #include "zeropage/base/blocking.h"
 #include "zeropage/base/error.h"
+#include "zeropage/comm/c10d/c10d_aborts.h"
 
 namespace zeropage::comm {
 namespace {
@@ -18,7 +19,6 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kSlice{500};   // between checks of the store for a peer's abort
 constexpr milliseconds kGrace{5000};  // so that the backend's own timeout, which frees the buffers, is first
-const char* const kAbortKey = "zeropage/abort";
 
 std::string position_key(int rank) { return fmt::format("zeropage/at/{}", rank); }
 
@@ -41,11 +41,12 @@ bool is_timeout(const std::string& message) {
   return message.find("imed out") != message.npos || message.find("imeout") != message.npos;
 }
 
-C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds timeout, StorePtr aborts)
+C10dQueue::C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, milliseconds timeout,
+                     std::shared_ptr<Aborts> aborts)
     : data_(std::move(data)),
       control_(std::move(control)),
       store_(control_->getStore()),
-      aborts_(aborts ? std::move(aborts) : store_),
+      aborts_(aborts ? std::move(aborts) : store_aborts(store_)),
       timeout_(timeout),
       rank_(data_->getRank()),
       size_(data_->getSize()),
@@ -118,8 +119,8 @@ void C10dQueue::abort(const std::string& reason) {
     if (!failure_.empty()) return;
     failure_ = fmt::format("rank {} aborted: {}", rank_, reason);
   }
+  if (aborts_) aborts_->publish(failure_);
   try {
-    if (aborts_) aborts_->compareSet(kAbortKey, std::string(), failure_);
     data_->abort();
     control_->abort();
   } catch (const std::exception&) {
@@ -252,13 +253,7 @@ void C10dQueue::throw_if_failed() {
 }
 
 void C10dQueue::throw_if_aborted_by_peer() {
-  if (!aborts_) return;
-  std::string reason;
-  try {
-    if (aborts_->check({kAbortKey})) reason = aborts_->get_to_str(kAbortKey);
-  } catch (const std::exception&) {
-    return;  // without the store only the backend's error is available
-  }
+  const std::string reason = aborts_ ? aborts_->reason() : "";
   if (reason.empty()) return;
   {
     const std::scoped_lock lock(failure_mutex_);

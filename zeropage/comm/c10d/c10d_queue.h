@@ -11,9 +11,8 @@
 ///     communicators in different orders. So their starts depend only on the rank's calls, and not on the ends of other
 ///     collectives: such a stage waits neither for the check, which runs in parallel, nor for the previous stage. A
 ///     result is used when its check has passed. If the check fails, the abort ends the started collectives.
-///  5. The first error ends everything: it is written to a store, which the others read while they wait; and the
-///     process groups are aborted. Queues with the same store end together: a rank waits on another communicator than
-///     the one on which its peer has failed.
+///  5. The first error ends everything: it is published (aborts.h), and the others look for it while they wait; and the
+///     process groups are aborted.
 #pragma once
 
 #include <chrono>
@@ -28,6 +27,7 @@
 // torch's headers last, because they define macros.
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/call.h"
 #include "zeropage/comm/owner_process.h"
 
@@ -68,8 +68,9 @@ bool is_timeout(const std::string& message);
 
 class C10dQueue {
  public:
-  /// aborts: for the reason of an abort; null: the store of `control`.
-  C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout, StorePtr aborts);
+  /// aborts: shared with other communicators; null: those of the store of `control`.
+  C10dQueue(ProcessGroupPtr data, ProcessGroupPtr control, std::chrono::milliseconds timeout,
+            std::shared_ptr<Aborts> aborts);
 
   /// Adds `operation`, with a comparison with the peers' first if `check`, and submits what is possible. Does not
   /// block.
@@ -107,8 +108,8 @@ class C10dQueue {
 
   const ProcessGroupPtr data_;
   const ProcessGroupPtr control_;
-  const StorePtr store_;   ///< null when the process group has none
-  const StorePtr aborts_;  ///< null when there is none
+  const StorePtr store_;                  ///< null when the process group has none
+  const std::shared_ptr<Aborts> aborts_;  ///< null when there is no store
   const std::chrono::milliseconds timeout_;
   const int rank_;
   const int size_;

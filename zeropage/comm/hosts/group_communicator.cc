@@ -17,6 +17,8 @@
 namespace zeropage::comm {
 namespace {
 
+const char* const kUnit = "group";
+
 class GroupCommunicator final : public Communicator {
  public:
   GroupCommunicator(std::shared_ptr<HostsQueue> queue, bool deterministic_reduction)
@@ -132,8 +134,8 @@ class GroupCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> make_group_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
-                                                      bool deterministic_reduction) {
-  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), "group");
+                                                      bool deterministic_reduction, std::shared_ptr<Aborts> aborts) {
+  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), kUnit, std::move(aborts));
   return std::make_unique<GroupCommunicator>(std::move(queue), deterministic_reduction);
 }
 
@@ -145,28 +147,43 @@ void check_groups(const World& world, std::int64_t count) {
                   count, world.rank, world.size, world.local_rank, world.local_size));
 }
 
+std::shared_ptr<Aborts> join_shared_aborts(const std::string& name, const World& world,
+                                           std::chrono::milliseconds timeout) {
+  return aborts_of(join_shared_memory(name + "-aborts", world.rank, world.size, timeout));
+}
+
 std::unique_ptr<Communicator> join_shared_groups(const std::string& name, const World& world, std::int64_t count,
-                                                 bool deterministic_reduction, std::chrono::milliseconds timeout) {
+                                                 bool deterministic_reduction, std::chrono::milliseconds timeout,
+                                                 const std::shared_ptr<Aborts>& aborts) {
   check_groups(world, count);
   const HostGrid grid{world.size / static_cast<int>(count), static_cast<int>(count)};
   const int group = grid.host_of(world.rank);
   const int place = grid.local_of(world.rank);
-  auto inside = join_shared_memory(fmt::format("{}-group{}", name, group), place, grid.local_size, timeout);
-  auto between = join_shared_memory(fmt::format("{}-replicas{}", name, place), group, grid.hosts, timeout);
-  return make_group_communicator(std::move(inside), std::move(between), deterministic_reduction);
+  const auto part = [&](Side side) { return aborts_of_side(aborts, side, grid, world.rank, kUnit); };
+  auto inside =
+      join_shared_memory(fmt::format("{}-group{}", name, group), place, grid.local_size, timeout, part(Side::kInside));
+  auto between =
+      join_shared_memory(fmt::format("{}-replicas{}", name, place), group, grid.hosts, timeout, part(Side::kBetween));
+  return make_group_communicator(std::move(inside), std::move(between), deterministic_reduction, aborts);
 }
 
 std::vector<std::unique_ptr<Communicator>> make_thread_groups(int groups, int count, std::chrono::milliseconds timeout,
                                                               bool deterministic_reduction) {
+  const auto aborts = make_thread_aborts();
+  const HostGrid grid{groups, count};
   std::vector<std::vector<std::unique_ptr<Communicator>>> replicas;  // by place
-  for (int place = 0; place < count; ++place) replicas.push_back(make_thread_communicators(groups, timeout));
+  for (int place = 0; place < count; ++place) {
+    replicas.push_back(
+        make_thread_communicators(groups, timeout, aborts_of_side(aborts, Side::kBetween, grid, place, kUnit)));
+  }
   std::vector<std::unique_ptr<Communicator>> ranks;
   for (int group = 0; group < groups; ++group) {
-    auto inside = make_thread_communicators(count, timeout);
+    const int first = grid.rank_at(group, 0);
+    auto inside = make_thread_communicators(count, timeout, aborts_of_side(aborts, Side::kInside, grid, first, kUnit));
     for (int place = 0; place < count; ++place) {
       auto& between = replicas[static_cast<std::size_t>(place)][static_cast<std::size_t>(group)];
       ranks.push_back(make_group_communicator(std::move(inside[static_cast<std::size_t>(place)]), std::move(between),
-                                              deterministic_reduction));
+                                              deterministic_reduction, aborts));
     }
   }
   return ranks;

@@ -189,7 +189,8 @@ TEST(GroupCommunicator, ARankOfAnotherGroupThatAbortsIsNamed) {
   });
   for (int rank = 0; rank < 3; ++rank) {
     const auto& outcome = outcomes[static_cast<std::size_t>(rank)];
-    EXPECT_TRUE(contains(outcome, "PeerError") && contains(outcome, "rank 3 of the job: the test ends it")) << outcome;
+    EXPECT_TRUE(contains(outcome, "PeerError") && contains(outcome, "rank 3 of the job aborted: the test ends it"))
+        << outcome;
   }
 }
 

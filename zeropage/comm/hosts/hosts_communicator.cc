@@ -136,13 +136,11 @@ class HostsCommunicator final : public Communicator {
     poll_until(*this, advance_and_look,
                waiting_for < 0 ? std::string(what) : fmt::format("{} (rank {})", what, waiting_for));
   }
-  void throw_if_aborted() override {
-    for (const Side side : {Side::kInside, Side::kBetween}) queue_->at(side).throw_if_aborted();
-  }
+  void throw_if_aborted() override { queue_->throw_if_aborted(); }
   std::chrono::milliseconds timeout() const override { return queue_->at(Side::kBetween).timeout(); }
   void notify() override { queue_->at(Side::kInside).notify(); }
   void set_checking(bool checking) override { queue_->set_checking(checking); }
-  void abort(std::string_view reason) override { queue_->abort(fmt::format("rank {} of the job: {}", rank(), reason)); }
+  void abort(std::string_view reason) override { queue_->abort(reason); }
   std::int64_t bytes_moved() const override { return queue_->at(Side::kInside).bytes_moved() + bytes_between_hosts(); }
   std::int64_t bytes_between_hosts() const override { return queue_->at(Side::kBetween).bytes_moved(); }
 
@@ -226,8 +224,8 @@ std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<HostsQueue
 
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
-                                                      bool deterministic_reduction) {
-  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), "host");
+                                                      bool deterministic_reduction, std::shared_ptr<Aborts> aborts) {
+  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), "host", std::move(aborts));
   return make_hosts_communicator(std::move(queue), deterministic_reduction);
 }
 

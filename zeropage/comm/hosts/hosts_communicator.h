@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/hosts/host_grid.h"
 #include "zeropage/comm/hosts/hosts_queue.h"
@@ -27,10 +28,13 @@ namespace zeropage::comm {
 /// input while it runs, and a gather of the part 1 / local_size of its output.
 ///
 /// Errors of the two communicators are passed on, with the group whose rank numbers are in the message. A rank with an
-/// error aborts the other communicator, so that the error reaches all hosts.
+/// error aborts the other communicator, so that the error reaches all hosts. `aborts`: shared with other communicators
+/// of the job; `inside` and `between` were made with aborts_of_side of it. With it the error reaches all hosts also
+/// where the ranks between do not communicate at the moment.
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
-                                                      bool deterministic_reduction);
+                                                      bool deterministic_reduction,
+                                                      std::shared_ptr<Aborts> aborts = nullptr);
 
 /// The same with a queue that another communicator uses, too (group_communicator.h).
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<HostsQueue> queue, bool deterministic_reduction);

@@ -14,16 +14,6 @@ namespace {
 
 std::size_t index_of(Side side) { return static_cast<std::size_t>(side); }
 
-std::string name_of_inside(const HostGrid& grid, int host, std::string_view unit) {
-  return fmt::format("among the ranks of {} {}, whose rank 0 is rank {} of the job", unit, host, grid.rank_at(host, 0));
-}
-
-std::string name_of_between(const HostGrid& grid, int local, std::string_view unit) {
-  std::vector<int> column;
-  for (int host = 0; host < grid.hosts; ++host) column.push_back(grid.rank_at(host, local));
-  return fmt::format("among ranks {} of the job, one per {} and counted from 0", fmt::join(column, ", "), unit);
-}
-
 class HostsWork final : public QueuedWork<HostsQueue, HostsOperation> {
  public:
   using QueuedWork::QueuedWork;
@@ -36,11 +26,24 @@ class HostsWork final : public QueuedWork<HostsQueue, HostsOperation> {
 
 }  // namespace
 
+std::string name_of_side(Side side, const HostGrid& grid, int rank, std::string_view unit) {
+  const int host = grid.host_of(rank);
+  if (side == Side::kInside) {
+    return fmt::format("among the ranks of {} {}, whose rank 0 is rank {} of the job", unit, host,
+                       grid.rank_at(host, 0));
+  }
+  std::vector<int> column;
+  for (int other = 0; other < grid.hosts; ++other) column.push_back(grid.rank_at(other, grid.local_of(rank)));
+  return fmt::format("among ranks {} of the job, one per {} and counted from 0", fmt::join(column, ", "), unit);
+}
+
 HostsQueue::HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between,
-                       std::string_view unit)
+                       std::string_view unit, std::shared_ptr<Aborts> aborts)
     : inside_(std::move(inside)),
       between_(std::move(between)),
-      names_{name_of_inside(grid(), between_->rank(), unit), name_of_between(grid(), inside_->rank(), unit)} {}
+      aborts_(std::move(aborts)),
+      rank_(grid().rank_at(between_->rank(), inside_->rank())),
+      names_{name_of_side(Side::kInside, grid(), rank_, unit), name_of_side(Side::kBetween, grid(), rank_, unit)} {}
 
 std::shared_ptr<HostsOperation> HostsQueue::start(HostsOperation operation) {
   operation.checked = checking_;
@@ -120,16 +123,29 @@ bool HostsQueue::works_done(HostsOperation& operation) {
   return true;
 }
 
-void HostsQueue::abort(std::string_view reason) {
-  inside_->abort(reason);
-  between_->abort(reason);
+void HostsQueue::throw_if_aborted() {
+  for (const Side side : {Side::kInside, Side::kBetween}) {
+    on(side, [](Communicator& communicator) { communicator.throw_if_aborted(); });
+  }
 }
 
-/// Informs the ranks of the other side of the current exception, and adds to its message which group its rank numbers
-/// are of.
+void HostsQueue::abort(std::string_view reason) {
+  if (aborts_) aborts_->publish(fmt::format("rank {} of the job aborted: {}", rank_, reason));
+  const std::string named = fmt::format("rank {} of the job: {}", rank_, reason);
+  inside_->abort(named);
+  between_->abort(named);
+}
+
+/// Informs all ranks of the current exception, and adds to its message which group its rank numbers are of. If it is
+/// the consequence of another rank's, its message is that one's.
 void HostsQueue::rethrow(Side side) {
   const auto told = [&](const std::exception& error) {
     std::string message = fmt::format("{}: {}", names_[index_of(side)], error.what());
+    if (aborts_) {
+      aborts_->publish(message);
+      const std::string first = aborts_->reason();
+      if (first.find(error.what()) == first.npos || first == error.what()) message = first;
+    }
     at(side == Side::kInside ? Side::kBetween : Side::kInside).abort(message);
     return message;
   };

@@ -11,7 +11,8 @@
 ///     progress.
 ///  5. The stages of a collective are checked (Communicator::set_checking) if checking was on when this rank started
 ///     the collective: the start of its stages depends on the rank, and a check needs all ranks.
-///  6. The first error ends both sides, on all ranks: each rank with an error on one side aborts the other.
+///  6. The first error ends both sides, on all ranks: each rank with an error on one side aborts the other. With
+///     `aborts` that does not depend on ranks between: all ranks see the first reason themselves.
 #pragma once
 
 #include <array>
@@ -23,6 +24,7 @@
 #include <string_view>
 #include <vector>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/hosts/host_grid.h"
 
@@ -45,10 +47,21 @@ struct HostsOperation {
   bool complete = false;
 };
 
+/// Which ranks of the job are on that side of `rank`, for messages. `unit`: "host" or "group".
+std::string name_of_side(Side side, const HostGrid& grid, int rank, std::string_view unit);
+
+/// What the communicator on that side of `rank` shares with the others of its job: see aborts_of_part.
+inline std::shared_ptr<Aborts> aborts_of_side(const std::shared_ptr<Aborts>& job, Side side, const HostGrid& grid,
+                                              int rank, std::string_view unit) {
+  return aborts_of_part(job, name_of_side(side, grid, rank, unit));
+}
+
 class HostsQueue {
  public:
   /// `inside`: the ranks of this host or group. `between`: one rank of each. `unit`: "host" or "group", for messages.
-  HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string_view unit);
+  /// `aborts`: both sides were made with aborts_of_side of it; null: they abort each other only.
+  HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string_view unit,
+             std::shared_ptr<Aborts> aborts);
 
   HostGrid grid() const { return {between_->size(), inside_->size()}; }
 
@@ -85,6 +98,10 @@ class HostsQueue {
     }
   }
 
+  /// Errors: as Communicator::throw_if_aborted.
+  void throw_if_aborted();
+
+  /// `reason`: without this rank.
   void abort(std::string_view reason);
 
  private:
@@ -94,6 +111,8 @@ class HostsQueue {
 
   const std::shared_ptr<Communicator> inside_;
   const std::shared_ptr<Communicator> between_;
+  const std::shared_ptr<Aborts> aborts_;  // may be null
+  const int rank_;                        // of the job
   const std::array<std::string, 2> names_;
   bool checking_ = true;  // the initial value of both sides
   std::deque<std::shared_ptr<HostsOperation>> pending_;

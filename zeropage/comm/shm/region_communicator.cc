@@ -64,12 +64,14 @@ class RegionWork final : public Work {
 };
 
 RegionCommunicator::RegionCommunicator(std::shared_ptr<ControlBlock> control, int rank,
-                                       std::unique_ptr<RegionTransport> transport, std::chrono::milliseconds timeout)
+                                       std::unique_ptr<RegionTransport> transport, std::chrono::milliseconds timeout,
+                                       std::shared_ptr<Aborts> aborts)
     : control_(std::move(control)),
       rank_(rank),
       size_(control_->size.load(std::memory_order_relaxed)),
       transport_(std::move(transport)),
       timeout_(timeout),
+      aborts_(std::move(aborts)),
       owner_(rank),
       spins_(usable_cores() >= size_ ? kSpins : 0),
       slot_free_at_(kSlots, 0) {}
@@ -164,11 +166,14 @@ void RegionCommunicator::barrier(Tag tag) { start(Operation{}, tag)->wait(); }
 void RegionCommunicator::notify() { control_->notify(); }
 
 void RegionCommunicator::abort(std::string_view reason) {
-  if (!owner_.is_forked()) control_->abort(rank_, reason);
+  if (owner_.is_forked()) return;
+  // First, so that ranks which see the abort here find the reason there.
+  if (aborts_) aborts_->publish(fmt::format("rank {} aborted: {}", rank_, reason));
+  control_->abort(rank_, reason);
 }
 
 WorkPtr RegionCommunicator::start(Operation operation, Tag tag) {
-  throw_if_aborted();
+  throw_if_failed();
   owner_.throw_if_forked();
   if (size_ == 1) {
     run_alone(operation);

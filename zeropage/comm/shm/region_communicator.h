@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
 #include "zeropage/comm/owner_process.h"
 #include "zeropage/comm/shm/region_control.h"
@@ -37,9 +38,10 @@ class RegionTransport {
 
 class RegionCommunicator final : public Communicator {
  public:
-  /// `control` is shared by all ranks, which have all attached.
+  /// `control` is shared by all ranks, which have all attached. `aborts`: null if no other communicator aborts with
+  /// this one.
   RegionCommunicator(std::shared_ptr<ControlBlock> control, int rank, std::unique_ptr<RegionTransport> transport,
-                     std::chrono::milliseconds timeout);
+                     std::chrono::milliseconds timeout, std::shared_ptr<Aborts> aborts);
   /// Tells the peers that this rank has left: those that still need it get a PeerError.
   ~RegionCommunicator() override;
 
@@ -85,6 +87,8 @@ class RegionCommunicator final : public Communicator {
   bool peers_reached(std::uint64_t progress) const;
   bool finish(Operation& op);
 
+  void throw_if_failed();
+  void throw_if_job_aborted();
   void block(const Wait& wait);
   void throw_if_lost(const Wait& wait);
   [[noreturn]] void throw_timeout(const Wait& wait);
@@ -98,6 +102,7 @@ class RegionCommunicator final : public Communicator {
   const int size_;
   const std::unique_ptr<RegionTransport> transport_;
   const std::chrono::milliseconds timeout_;
+  const std::shared_ptr<Aborts> aborts_;  ///< may be null
   const OwnerProcess owner_;
   const int spins_;
 

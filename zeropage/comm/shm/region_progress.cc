@@ -9,7 +9,7 @@ namespace zeropage::comm {
 
 /// Runs every step of this rank whose precondition holds.
 void RegionCommunicator::advance() {
-  throw_if_aborted();
+  throw_if_failed();
   std::size_t at = 0;
   while (at < pending_.size()) {
     Operation& op = *pending_[at];

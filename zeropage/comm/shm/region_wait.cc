@@ -17,6 +17,7 @@ using Clock = std::chrono::steady_clock;
 using std::chrono::microseconds;
 
 constexpr microseconds kLivenessSlice{50'000};
+constexpr microseconds kJobSlice{500'000};  // between looks whether another communicator of the job has aborted
 
 void pause_core() {
 #if defined(__x86_64__)
@@ -112,6 +113,7 @@ void RegionCommunicator::block(const Wait& wait) {
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();
   auto next_check = begin + kLivenessSlice;
+  auto next_look = begin + kJobSlice;
   while (true) {
     const std::uint32_t seen = control_->event.load(std::memory_order_seq_cst);
     if (wait.done()) return;
@@ -119,6 +121,10 @@ void RegionCommunicator::block(const Wait& wait) {
     if (now >= next_check) {
       throw_if_lost(wait);
       next_check = now + kLivenessSlice;
+    }
+    if (now >= next_look) {
+      throw_if_job_aborted();
+      next_look = now + kJobSlice;
     }
     if (now - begin >= timeout_) throw_timeout(wait);
     const auto left = std::chrono::duration_cast<microseconds>(timeout_ - (now - begin)) + microseconds(1);
@@ -130,7 +136,22 @@ void RegionCommunicator::block(const Wait& wait) {
 }
 
 void RegionCommunicator::throw_if_aborted() {
+  throw_if_failed();
+  throw_if_job_aborted();
+}
+
+void RegionCommunicator::throw_if_job_aborted() {
+  if (!aborts_) return;
+  const std::string reason = aborts_->reason();
+  if (reason.empty()) return;
+  abort(reason);  // so that its other ranks need not ask
+  throw PeerError(reason);
+}
+
+/// Looks only at what its own ranks have told. Cost: a look at memory.
+void RegionCommunicator::throw_if_failed() {
   if (control_->aborted.load(std::memory_order_acquire) != 2) return;
+  if (const std::string first = aborts_ ? aborts_->reason() : ""; !first.empty()) throw PeerError(first);
   if (control_->abort_rank == rank_)
     throw PeerError(fmt::format("this rank ({}) aborted: {}", rank_, control_->abort_reason));
   throw PeerError(fmt::format("rank {} aborted: {}", control_->abort_rank, control_->abort_reason));

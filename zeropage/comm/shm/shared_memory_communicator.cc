@@ -105,7 +105,7 @@ class ProcessTransport final : public RegionTransport {
 }  // namespace
 
 std::unique_ptr<Communicator> join_shared_memory(const std::string& name, int rank, int size,
-                                                 std::chrono::milliseconds timeout) {
+                                                 std::chrono::milliseconds timeout, std::shared_ptr<Aborts> aborts) {
   if (size < 1 || size > kMaxRanks || rank < 0 || rank >= size) {
     throw ConfigError(
         fmt::format("rank {} of {}: ranks run from 0, and at most {} can share memory", rank, size, kMaxRanks));
@@ -118,7 +118,8 @@ std::unique_ptr<Communicator> join_shared_memory(const std::string& name, int ra
   }
   auto control = join_control(name, rank, size, timeout);
   auto transport = std::make_unique<ProcessTransport>(control);
-  return std::make_unique<RegionCommunicator>(std::move(control), rank, std::move(transport), timeout);
+  return std::make_unique<RegionCommunicator>(std::move(control), rank, std::move(transport), timeout,
+                                              std::move(aborts));
 }
 
 }  // namespace zeropage::comm
