@@ -208,13 +208,13 @@ Request muon_request() {
 // Catches state on a drive that is counted in memory, or nowhere.
 TEST(Plan, StateOfPyTorchIsOnTheDriveToo) {
   Request r = muon_request();
-  const MemoryEstimate muon = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  const MemoryEstimate muon = estimate_memory(r, {3, StateMemory::kDisk, StateMemory::kHost});
   r.optimizer = planned_optimizer("whole", 0);
-  const MemoryEstimate none = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  const MemoryEstimate none = estimate_memory(r, {3, StateMemory::kDisk, StateMemory::kHost});
   EXPECT_EQ(muon.disk - none.disk, 4 * 300'000'000LL + 8 * 200'000'000LL);
   EXPECT_EQ(muon.host, none.host);
   r.optimizer = planned_optimizer("whole", 12);
-  const MemoryEstimate whole = estimate_memory(r, {3, Home::kDisk, Home::kHost});
+  const MemoryEstimate whole = estimate_memory(r, {3, StateMemory::kDisk, StateMemory::kHost});
   EXPECT_EQ(whole.disk - none.disk, 12 * 500'000'000LL);
   EXPECT_EQ(whole.host - none.host, whole.disk - none.disk);  // in memory during the update
 }

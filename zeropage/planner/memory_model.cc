@@ -63,7 +63,7 @@ void add_torch_optimizer(const Request& request, const Strategy& strategy, Memor
     memory.state.optimizer += kept;
     return;
   }
-  const bool on_disk = placement.optimizer == Home::kDisk;
+  const bool on_disk = strategy.optimizer == StateMemory::kDisk;
   memory.host += given;
   if (on_disk) memory.host += kTensorBuffers;
   // Muon reads the state of one parameter at a time, other objects all of it.
