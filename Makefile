@@ -7,11 +7,13 @@ TORCH ?=
 TORCH_VERSIONS ?= 2.11.0 2.14.1
 #   SAMPLE=20   how many files of them; without it all
 SAMPLE ?=
+#   COVERAGE=1   test counts the lines that run
+COVERAGE ?=
 BUILD := build/dev
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize sanitize-torch coverage bench fuzz lint tidy format stubs wheel gpu-bundle gpu-test gpu-bench clean
+.PHONY: setup venv venv-tests build install-alias demo demo-cpp demo-infinity test test-fast check-torch mutants sanitize sanitize-torch bench fuzz lint tidy format stubs wheel gpu-bundle gpu-test gpu-bench clean
 
 setup: venv ## everything a newcomer needs: packages, .venv with torch, the package and the commands
 	@tools/build.sh $(BUILD) zeropage_python zeropage_cli
@@ -37,8 +39,8 @@ demo-infinity: setup ## trains a model whose state is ten times the memory that 
 demo-cpp: build ## the same in C++, at stage 2: examples/cpp
 	@$(BIN)/zeropage --num_gpus=2 $(BUILD)/examples/cpp/train_gpt --config examples/ds_config.json --steps 30
 
-test: build lint ## what CI runs
-	@tools/test.sh $(BUILD)
+test: lint ## what CI runs; COVERAGE=1: in a build of its own, which counts how many lines of zeropage/ run
+	@$(if $(COVERAGE),tools/coverage.sh,tools/build.sh $(BUILD) && tools/test.sh $(BUILD))
 
 test-fast: build ## a minute and a half: C++ tests without torch, and the Python tests that find most
 	@tools/test.sh $(BUILD) fast
@@ -57,9 +59,6 @@ sanitize: venv-tests ## the C++ tests without torch under AddressSanitizer, Unde
 
 sanitize-torch: venv-tests ## the C++ tests of paging, reduction and the engine under ThreadSanitizer
 	@tools/sanitize.sh tsan-torch
-
-coverage: venv-tests ## all tests in a build of its own, then how many lines of zeropage/ they ran, by room and in all
-	@tools/coverage.sh
 
 fuzz: ## libFuzzer on what reads untrusted files, for a minute; needs clang (tools/setup.sh fuzz)
 	@tools/fuzz.sh

@@ -151,7 +151,7 @@ def main() -> int:
         return 0
     for folder in arguments.folders:
         if not any(folder.rglob("*.gcda")):
-            wanted = "build it with ZEROPAGE_COVERAGE=ON and run its tests (make coverage does both)"
+            wanted = "build it with ZEROPAGE_COVERAGE=ON and run its tests (make test COVERAGE=1 does both)"
             print(f"coverage: {folder} has no counters: {wanted}", file=sys.stderr)
             return 1
     counts = gather(arguments.folders)
