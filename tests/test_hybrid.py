@@ -16,9 +16,7 @@ import torch
 from training import config_of, flat_parameters, part_of_batch, small_net, token_batch, train_plain, train_ranks
 
 import zeropage
-from zeropage import distributed
 from zeropage.errors import ConfigError, PeerError
-from zeropage.initialize import parse_config
 from zeropage.testing import run_ranks
 
 STAGES = pytest.mark.parametrize("stage", [1, 2, 3])
@@ -331,7 +329,3 @@ def test_what_is_refused():
         run_ranks(4, lambda rank, _: zeropage.initialize(model=small_net(), config=config(2)), shard_ranks=2)
     with pytest.raises(ConfigError, match="zeropage.shard_ranks: expected a divisor of the world size, 4, got 3"):
         run_ranks(4, lambda rank, _: zeropage.initialize(model=small_net(), config=config(2, 3)))
-    with pytest.raises(ConfigError, match="zeropage.shard_ranks: expected 0 for ranks on cuda"):
-        distributed.make_communicators(
-            parse_config(config(2, 2), 4), torch.device("cuda"), distributed.World(0, 0, 4, 4)
-        )

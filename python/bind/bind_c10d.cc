@@ -3,6 +3,7 @@
 
 #include <pybind11/stl.h>
 
+#include <array>
 #include <tuple>
 
 #include <torch/csrc/utils/pybind.h>
@@ -32,6 +33,13 @@ std::shared_ptr<comm::Communicator> make_c10d(ProcessGroupPtr data, ProcessGroup
   const auto seed = static_cast<std::uint64_t>(communicator->rank());
   auto delays = comm::random_delays(seed, std::chrono::microseconds(max_delay_us));
   return comm::make_fault_communicator(std::move(communicator), std::move(delays));
+}
+
+std::shared_ptr<comm::Communicator> make_groups(const std::array<ProcessGroupPtr, 4>& groups, c10::Device device,
+                                                bool deterministic, std::int64_t timeout_ms,
+                                                std::shared_ptr<comm::Aborts> aborts) {
+  return comm::make_c10d_groups({groups[0], groups[1]}, {groups[2], groups[3]}, device, deterministic,
+                                std::chrono::milliseconds(timeout_ms), std::move(aborts));
 }
 
 /// Refers to a communicator without owning it.
@@ -128,6 +136,10 @@ void init_c10d(py::module_& module) {
              "Ranks of two dedicated torch process groups: one for buffers on `device`, one (gloo) for control. For "
              "tests each collective is delayed at random by up to max_delay_us. Communicators with the same "
              "`aborts` abort together.");
+  module.def("make_c10d_groups", &make_groups, py::arg("groups"), py::arg("device"), py::arg("deterministic"),
+             py::arg("timeout_ms"), py::arg("aborts") = py::none(), Unlocked(),
+             "Ranks on `device` in groups (zeropage.shard_ranks). groups: data and control of this rank's group, then "
+             "those of the ranks with its place in each group. Communicators with the same `aborts` abort together.");
 }
 
 }  // namespace zeropage::python

@@ -2,9 +2,9 @@
 
 1. The environment variables of the launcher (`zeropage` and `torchrun` set the same ones), mpirun or srun describe the
    ranks. Without them there is one rank. A thread that `testing.run_ranks` started is a rank of its own.
-2. CPU ranks of one host communicate through shared memory, and those of several hosts host by host (comm/hosts/), or
-   in groups (zeropage.shard_ranks). All other ranks use torch process groups: for parameters and for gradients, one
-   group each for data and for control.
+2. CPU ranks of one host communicate through shared memory, and those of several hosts host by host (comm/hosts/). All
+   other ranks use torch process groups: for parameters and for gradients, one group each for data and for control.
+   With zeropage.shard_ranks there are such communicators for the ranks of a group, and for the replicas of a shard.
 """
 
 import contextlib
@@ -185,13 +185,12 @@ def _check_groups(communicator: _C.Communicator, config: _C.Config) -> None:
 
 
 def _make_groups(config: _C.Config, device: torch.device, world: World) -> Communicators:
-    """Connects CPU ranks for hybrid sharding. Collective. Raises ConfigError."""
-    count = config.shard_ranks
-    if device.type != "cpu":
-        raise ConfigError(f"zeropage.shard_ranks: expected 0 for ranks on {device}, got {count}; it is for CPU ranks")
-    place = (world.rank, world.local_rank, world.size, world.local_size, count)
+    """Connects the ranks for hybrid sharding. Collective. Raises ConfigError."""
+    place = (world.rank, world.local_rank, world.size, world.local_size, config.shard_ranks)
     rest = (config.deterministic_reduction, config.timeout_ms)
-    on_one_host = config.communicator != _C.CommunicatorKind.C10D and world.local_size == world.size
+    on_one_host = (
+        device.type == "cpu" and config.communicator != _C.CommunicatorKind.C10D and world.local_size == world.size
+    )
     if not on_one_host:
         init_process_group(device, world, timeout=timedelta(milliseconds=config.timeout_ms))
 
@@ -206,6 +205,13 @@ def _make_groups(config: _C.Config, device: torch.device, world: World) -> Commu
         if on_one_host:
             return _C.join_shared_groups(name, *place, *rest, aborts)
         store = _store_of_job(f"groups{number}")
+        if store is None:
+            raise ConfigError(
+                "zeropage.shard_ranks: the default process group of torch.distributed, which the script has made, has no "
+                "store by which the ranks of a group could find each other: make it with nccl or gloo"
+            )
+        if device.type != "cpu":
+            return _make_device_groups(config, device, world, store, aborts)
         communicator, *groups = _C.join_groups(store, *place, name, *rest, aborts)
         _keep_until_unused(communicator, groups, store, world.size)
         return communicator
@@ -213,6 +219,34 @@ def _make_groups(config: _C.Config, device: torch.device, world: World) -> Commu
     of_training = make_aborts()
     saves = join(make_aborts()) if config.async_save else None  # a failed save ends no training
     return Communicators(join(of_training), join(of_training), saves)
+
+
+def _make_device_groups(
+    config: _C.Config, device: torch.device, world: World, store: Any, aborts: Any
+) -> _C.Communicator:
+    """The ranks of a group, and the replicas of a shard, over process groups. Collective. store: of all ranks, for when
+    the groups end. aborts: communicators with the same one abort together."""
+    count = config.shard_ranks
+    timeout = timedelta(milliseconds=config.timeout_ms)
+    inside = _new_groups([list(range(first, first + count)) for first in range(0, world.size, count)], world, timeout)
+    between = _new_groups([list(range(first, world.size, count)) for first in range(count)], world, timeout)
+    communicator = _C.make_c10d_groups(
+        (*inside, *between), device, config.deterministic_reduction, config.timeout_ms, aborts
+    )
+    _keep_until_unused(communicator, (*inside, *between), store, world.size)
+    return communicator
+
+
+def _new_groups(rank_lists: list[list[int]], world: World, timeout: timedelta) -> tuple[Any, Any]:
+    """For data and for control, those of the list with this rank. Collective over all ranks."""
+    import torch.distributed as dist
+
+    data = control = None
+    for ranks in rank_lists:
+        made = dist.new_group(ranks, timeout=timeout), dist.new_group(ranks, timeout=timeout, backend="gloo")
+        if world.rank in ranks:
+            data, control = made
+    return data, control
 
 
 def _store_of_job(name: str) -> Any:
@@ -264,19 +298,13 @@ def _with_nearby(
     aborts: Any,
 ) -> _C.Communicator:
     """The same with the groups of zero_hpz_partition_size. Collective. Raises ConfigError."""
-    import torch.distributed as dist
-
     count = config.second_shard_ranks
     place = (world.rank, world.local_rank, world.size, world.local_size, count)
     if device.type == "cpu":
         return _C.join_nearby(communicator, *place, _C.segment_name(next(_joined)))
     _C.check_nearby(*place)
-    data = control = None
-    for first in range(0, world.size, count):
-        ranks = list(range(first, first + count))
-        made = dist.new_group(ranks, timeout=timeout), dist.new_group(ranks, timeout=timeout, backend="gloo")
-        if world.rank in ranks:
-            data, control = made
+    rank_lists = [list(range(first, first + count)) for first in range(0, world.size, count)]
+    data, control = _new_groups(rank_lists, world, timeout)
     deterministic = config.deterministic_reduction
     nearby = _C.make_c10d_communicator(data, control, device, deterministic, config.timeout_ms, aborts=aborts)
     _keep_until_unused(nearby, (data, control), _C.store_of(control), count)

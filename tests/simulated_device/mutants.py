@@ -39,6 +39,7 @@ TESTS = (
     "tests/test_gpu_training.py",
     "tests/test_gpu.py",
     "tests/test_device_waits.py",
+    "tests/test_gpu_hybrid.py",
 )
 
 VARIABLE = "ZEROPAGE_MUTANT"

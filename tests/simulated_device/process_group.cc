@@ -114,17 +114,29 @@ class StreamBackend final : public c10d::Backend {
   }
   WorkPtr alltoall_base(at::Tensor& to, at::Tensor& from, std::vector<int64_t>& to_sizes,
                         std::vector<int64_t>& from_sizes, const c10d::AllToAllOptions& options) override {
-    return run("alltoall", {from}, {to}, [=, this](Tensors in, Tensors out) mutable {
+    // Ranks may send different numbers of bytes if they give the sizes of parts.
+    const std::string call = to_sizes.empty() ? sized("alltoall", from) : "alltoall of parts";
+    return run_call(call, "alltoall", {from}, {to}, [=, this](Tensors in, Tensors out) mutable {
       return gloo_->alltoall_base(out[0], in[0], to_sizes, from_sizes, options);
     });
   }
   WorkPtr barrier(const c10d::BarrierOptions& options) override { return gloo_->barrier(options); }
 
  private:
+  static std::string sized(const std::string& name, const at::Tensor& in) {
+    return name + " of " + std::to_string(in.nbytes()) + " bytes";
+  }
+
   template <typename Start>
   WorkPtr run(const std::string& name, const Tensors& in, const Tensors& out, Start start) {
+    return run_call(sized(name, in[0]), name, in, out, std::move(start));
+  }
+
+  /// `call`: the same on all ranks.
+  template <typename Start>
+  WorkPtr run_call(const std::string& call, const std::string& name, const Tensors& in, const Tensors& out,
+                   Start start) {
     const int device = out[0].device().index();
-    const std::string call = name + " of " + std::to_string(in[0].nbytes()) + " bytes";
     note_start(call);
     std::vector<Use> uses;
     Tensors inside_in;

@@ -116,8 +116,7 @@ std::shared_ptr<comm::Communicator> add_nearby(std::shared_ptr<comm::Communicato
 }
 
 /// Refuses what hybrid sharding does not support here.
-void check_shard_ranks(const config::Config& config, const Options& options, config::CommunicatorKind kind,
-                       at::Device device) {
+void check_shard_ranks(const config::Config& config, const Options& options, config::CommunicatorKind kind) {
   const std::int64_t count = config.zero.shard_ranks;
   if (options.communicator) {
     const comm::Communicator& given = *options.communicator;
@@ -128,22 +127,27 @@ void check_shard_ranks(const config::Config& config, const Options& options, con
                     "no groups), got {}; comm::make_group_communicator makes one with groups",
                     size, count));
   }
-  if (count == 0 || (device.is_cpu() && kind != config::CommunicatorKind::kMpi)) return;
+  if (count == 0 || kind != config::CommunicatorKind::kMpi) return;
   throw ConfigError(fmt::format(
-      "zeropage.shard_ranks: expected 0 for ranks {}, got {}; groups of ranks are for CPU ranks over shared "
-      "memory and gloo",
-      device.is_cpu() ? "that communicate through MPI" : "on " + device.str(), count));
+      "zeropage.shard_ranks: expected 0 for ranks that communicate through MPI, got {}; groups of ranks are "
+      "for shared memory and process groups",
+      count));
 }
 
 /// Makes one communicator of ranks in groups. `aborts`: as for join_c10d_job; `shared_aborts`: the same in shared
 /// memory, made here if it is null.
 std::shared_ptr<comm::Communicator> join_groups(config::CommunicatorKind kind, const config::Config& config,
-                                                const comm::World& world, std::int64_t aborts,
+                                                const comm::World& world, at::Device device, std::int64_t aborts,
                                                 std::shared_ptr<comm::Aborts>& shared_aborts) {
   const std::int64_t number = next_number();
   const std::string name = comm::segment_name(&environment, number);
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   const bool deterministic = config.zeropage.deterministic_reduction;
+  if (!device.is_cpu()) {
+    return comm::join_c10d_device_groups(
+        world, config.zero.shard_ranks, comm::meeting_from_environment(&environment, world),
+        comm::token_from_environment(&environment), number, aborts, device, deterministic, timeout);
+  }
   if (kind == config::CommunicatorKind::kSharedMemory) {
     if (!shared_aborts) shared_aborts = comm::join_shared_aborts(name, world, timeout);
     return comm::join_shared_groups(name, world, config.zero.shard_ranks, deterministic, timeout, shared_aborts);
@@ -184,7 +188,7 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   using enum config::CommunicatorKind;
   const at::Device device = device_of(options);
   const auto kind = chosen_kind(config, world, device);
-  check_shard_ranks(config, options, kind, device);
+  check_shard_ranks(config, options, kind);
   if (options.communicator) return {options.communicator, options.reductions, options.saves};
   const std::chrono::milliseconds timeout(config.zeropage.timeout_ms);
   if (world.size == 1) {
@@ -212,7 +216,7 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   std::shared_ptr<comm::Aborts> shared_aborts;
   Communicators joined;
   const auto next = [&](std::int64_t with) {
-    return in_groups ? join_groups(kind, config, world, with, shared_aborts)
+    return in_groups ? join_groups(kind, config, world, device, with, shared_aborts)
                      : join(kind, config, world, device, grid, with, joined.parameters);
   };
   joined.parameters = next(aborts);

@@ -72,20 +72,27 @@ void take_own(const at::Tensor& sent, void* out, std::int64_t numel, DType in_dt
 }
 
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const OnReduced& on_reduced) {
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) {
   if (numel == 0) return;
   if (received.device().is_cpu()) {
     std::vector<const std::byte*> inputs;
     for (std::int64_t r = 0; r < count; ++r) {
       inputs.push_back(static_cast<const std::byte*>(received.data_ptr()) + r * numel * element_bytes(in_dtype));
     }
-    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, on_reduced);
+    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, on_reduced, start);
     return;
   }
+  const DType sum_dtype = in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
   const at::Tensor terms = received.view(scalar_type_of(in_dtype)).view({count, numel});
-  at::Tensor sum = terms[0].to(in_dtype == DType::kFloat64 ? at::kDouble : at::kFloat, false, true);
-  for (std::int64_t r = 1; r < count; ++r) sum.add_(terms[r]);
   at::Tensor target = wrap(out, numel, out_dtype, received.device());
+  at::Tensor sum = start != nullptr ? wrap(start, numel, sum_dtype, received.device()) : terms[0];
+  const std::int64_t next = start != nullptr ? 0 : 1;
+  if (next < count) {
+    const bool in_target = out_dtype == sum_dtype && !accumulate;
+    sum = in_target ? target.copy_(sum) : sum.to(scalar_type_of(sum_dtype), /*non_blocking=*/false, /*copy=*/true);
+    for (std::int64_t r = next; r < count; ++r) sum.add_(terms[r]);
+    if (in_target) return;
+  }
   accumulate ? target.add_(sum) : target.copy_(sum);
 }
 

@@ -25,8 +25,9 @@ void take_own(const at::Tensor& sent, void* out, std::int64_t numel, DType in_dt
 
 /// Sums `count` consecutive contributions in `received` [count * numel, in_dtype, as bytes] into `out` [numel,
 /// out_dtype], by the rules of reduce_ranks; on a device, in the order of its current stream, and without `on_reduced`.
+/// `out` does not overlap `received` or `start`.
 void sum_received(const at::Tensor& received, std::int64_t count, void* out, std::int64_t numel, DType in_dtype,
-                  DType out_dtype, bool accumulate, const OnReduced& on_reduced);
+                  DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start = nullptr);
 
 /// Call it before a tensor is released that another stream may have made: torch's allocator reuses its memory only
 /// after the work that the device's current stream has been given so far. Does nothing on the CPU.

@@ -11,7 +11,10 @@
 
 #include "zeropage/base/error.h"
 #include "zeropage/comm/c10d/c10d_buffers.h"
+#include "zeropage/comm/c10d/c10d_device.h"
 #include "zeropage/comm/c10d/c10d_queue.h"
+#include "zeropage/comm/hosts/group_communicator.h"
+#include "zeropage/comm/hosts/hosts_queue.h"
 #include "zeropage/comm/queued_work.h"
 #include "zeropage/comm/reduce_kernels.h"
 
@@ -24,6 +27,7 @@ class C10dWork final : public QueuedWork<C10dQueue, C10dOperation> {
   ~C10dWork() override {
     end([this] { return "an error ended its " + describe_call(operation_->call); });
   }
+  void order_current_stream() { queue_.order_stream_after(*operation_); }
 };
 
 /// The group that moves a buffer, and the buffer's device.
@@ -46,6 +50,8 @@ class C10dCommunicator final : public Communicator {
         rank_(data_->getRank()),
         size_(data_->getSize()),
         queue_(data_, control_, timeout, std::move(aborts)) {}
+
+  bool orders_streams() const { return on_stream_; }
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
@@ -334,6 +340,24 @@ std::unique_ptr<Communicator> make_c10d_communicator(c10::intrusive_ptr<c10d::Pr
   if (!device.is_cpu() && data->getSize() > 1) data->getBackend(device.type())->eagerConnectSingleDevice(device);
   return std::make_unique<C10dCommunicator>(std::move(data), std::move(control), device, deterministic_reduction,
                                             timeout, std::move(aborts));
+}
+
+std::unique_ptr<Communicator> make_c10d_groups(C10dGroups inside, C10dGroups between, c10::Device device,
+                                               bool deterministic_reduction, std::chrono::milliseconds timeout,
+                                               std::shared_ptr<Aborts> aborts) {
+  const HostGrid grid{between.data->getSize(), inside.data->getSize()};
+  const int rank = grid.rank_at(between.data->getRank(), inside.data->getRank());
+  const auto make = [&](Side side, C10dGroups& groups) {
+    return std::make_shared<C10dCommunicator>(std::move(groups.data), std::move(groups.control), device,
+                                              deterministic_reduction, timeout,
+                                              aborts_of_side(aborts, side, grid, rank, "group"));
+  };
+  auto group = make(Side::kInside, inside);
+  auto replicas = make(Side::kBetween, between);
+  const auto order_after = [](Work& work) { dynamic_cast<C10dWork&>(work).order_current_stream(); };
+  auto streams = make_c10d_device(device, group->orders_streams(), order_after);
+  return make_group_communicator(std::move(group), std::move(replicas), deterministic_reduction, std::move(aborts),
+                                 std::move(streams));
 }
 
 }  // namespace zeropage::comm

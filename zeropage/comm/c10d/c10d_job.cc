@@ -27,11 +27,11 @@ using BackendType = c10d::ProcessGroup::BackendType;
 using GroupPtr = c10::intrusive_ptr<c10d::ProcessGroup>;
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
-BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds timeout) {
+BackendPtr make_nccl(const StorePtr& store, int rank, int size, milliseconds timeout) {
 #ifdef USE_C10D_NCCL
   auto options = c10d::ProcessGroupNCCL::Options::create();
   options->timeout = timeout;
-  return c10::make_intrusive<c10d::ProcessGroupNCCL>(store, world.rank, world.size, std::move(options));
+  return c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, size, std::move(options));
 #else
   throw ConfigError(
       "ranks on GPUs talk through NCCL, and this zeropage was built without the headers of CUDA and NCCL. Build it "
@@ -39,13 +39,19 @@ BackendPtr make_nccl(const StorePtr& store, const World& world, milliseconds tim
 #endif
 }
 
-GroupPtr make_nccl_group(const StorePtr& store, const char* name, c10::DeviceType device, const World& world,
+GroupPtr make_nccl_group(const StorePtr& store, const char* name, c10::DeviceType device, int rank, int size,
                          milliseconds timeout) {
   const StorePtr own = c10::make_intrusive<c10d::PrefixStore>(name, store);
-  auto group = c10::make_intrusive<c10d::ProcessGroup>(own, world.rank, world.size);
-  group->setBackend(device, BackendType::NCCL, make_nccl(own, world, timeout));
+  auto group = c10::make_intrusive<c10d::ProcessGroup>(own, rank, size);
+  group->setBackend(device, BackendType::NCCL, make_nccl(own, rank, size, timeout));
   group->setDefaultBackend(BackendType::NCCL);
   return group;
+}
+
+C10dGroups make_groups(const StorePtr& store, c10::Device device, int rank, int size, milliseconds timeout) {
+  const auto gloo = [&](const char* name) { return make_gloo_group(store, name, rank, size, timeout); };
+  auto data = device.is_cpu() ? gloo("data") : make_nccl_group(store, "data", device.type(), rank, size, timeout);
+  return {std::move(data), gloo("control")};
 }
 
 /// Calls `join` with the part of the job's store for `number`.
@@ -72,10 +78,9 @@ std::unique_ptr<Communicator> join_c10d_job(const World& world, const Meeting& m
                                             std::int64_t number, std::int64_t aborts, c10::Device device,
                                             bool deterministic_reduction, milliseconds timeout) {
   return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
-    const auto gloo = [&](const char* name) { return make_gloo_group(store, name, world.rank, world.size, timeout); };
-    auto data = device.is_cpu() ? gloo("data") : make_nccl_group(store, "data", device.type(), world, timeout);
-    return make_c10d_communicator(std::move(data), gloo("control"), device, deterministic_reduction, timeout,
-                                  aborts_by_store(world, meeting, token, aborts, timeout));
+    C10dGroups groups = make_groups(store, device, world.rank, world.size, timeout);
+    return make_c10d_communicator(std::move(groups.data), std::move(groups.control), device, deterministic_reduction,
+                                  timeout, aborts_by_store(world, meeting, token, aborts, timeout));
   });
 }
 
@@ -104,6 +109,24 @@ std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t 
     return join_groups(world, count, store, name, deterministic_reduction, timeout,
                        aborts_by_store(world, meeting, token, aborts, timeout))
         .communicator;
+  });
+}
+
+std::unique_ptr<Communicator> join_c10d_device_groups(const World& world, std::int64_t count, const Meeting& meeting,
+                                                      const std::string& token, std::int64_t number,
+                                                      std::int64_t aborts, c10::Device device,
+                                                      bool deterministic_reduction, milliseconds timeout) {
+  const HostGrid grid{world.size / static_cast<int>(count), static_cast<int>(count)};
+  const int group = grid.host_of(world.rank);
+  const int place = grid.local_of(world.rank);
+  return join_by_store(world, meeting, token, number, timeout, [&](const StorePtr& store) {
+    const auto join = [&](const std::string& name, int rank, int size) {
+      return make_groups(c10::make_intrusive<c10d::PrefixStore>(name, store), device, rank, size, timeout);
+    };
+    C10dGroups inside = join(fmt::format("group{}", group), place, grid.local_size);
+    C10dGroups between = join(fmt::format("replicas{}", place), group, grid.hosts);
+    return make_c10d_groups(std::move(inside), std::move(between), device, deterministic_reduction, timeout,
+                            aborts_by_store(world, meeting, token, aborts, timeout));
   });
 }
 

@@ -47,4 +47,11 @@ std::unique_ptr<Communicator> join_c10d_groups(const World& world, std::int64_t 
                                                const std::string& name, bool deterministic_reduction,
                                                std::chrono::milliseconds timeout);
 
+/// Joins ranks on `device` in groups of `count`, which divides their number: see make_c10d_groups. Groups may reach
+/// over several hosts. The rest as for join_c10d_job.
+std::unique_ptr<Communicator> join_c10d_device_groups(const World& world, std::int64_t count, const Meeting& meeting,
+                                                      const std::string& token, std::int64_t number,
+                                                      std::int64_t aborts, c10::Device device,
+                                                      bool deterministic_reduction, std::chrono::milliseconds timeout);
+
 }  // namespace zeropage::comm

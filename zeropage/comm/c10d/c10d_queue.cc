@@ -90,6 +90,17 @@ void C10dQueue::wait(C10dOperation& operation) {
   }
 }
 
+void C10dQueue::order_stream_after(C10dOperation& operation) {
+  advance();
+  while (!operation.all_started()) {
+    C10dOperation& next = *pending_.front();
+    block(next);
+    finish_stage(next);
+    advance();
+  }
+  finish_stage(operation);
+}
+
 void C10dQueue::wait_until(const std::function<bool()>& ready, const std::string& what) {
   const auto blocking = enter_blocking();
   const auto begin = Clock::now();

@@ -83,6 +83,10 @@ class C10dQueue {
   /// Returns when `operation` is complete. Errors: PeerError, TimeoutError.
   void wait(C10dOperation& operation);
 
+  /// Orders the device's current stream after `operation`, whose last stage is on a stream, without a wait for its
+  /// check. Blocks only while earlier collectives in host memory are not submitted. Errors: PeerError, TimeoutError.
+  void order_stream_after(C10dOperation& operation);
+
   /// Blocks until `ready`. Errors: PeerError, TimeoutError.
   void wait_until(const std::function<bool()>& ready, const std::string& what);
 

@@ -42,7 +42,7 @@ class GroupCommunicator final : public Communicator {
   }
 
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
-    return start_inside([=](Communicator& inside) { return inside.all_gather(shard, whole, shard_bytes, tag); });
+    return start_inside(whole, [=](Communicator& inside) { return inside.all_gather(shard, whole, shard_bytes, tag); });
   }
 
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
@@ -51,7 +51,7 @@ class GroupCommunicator final : public Communicator {
     HostsOperation op;
     add_reduction(op, {static_cast<const std::byte*>(whole), static_cast<std::byte*>(out), shard_numel, in_dtype,
                        out_dtype, accumulate, tag, std::move(on_reduced)});
-    return queue_->start_work(std::move(op));
+    return queue_->start(std::move(op), whole);
   }
 
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
@@ -68,15 +68,16 @@ class GroupCommunicator final : public Communicator {
                            works.push_back(inside.all_gather(own, begin, shard_bytes, tag));
                          },
                          {}});
-    return queue_->start_work(std::move(op));
+    return queue_->start(std::move(op), data);
   }
 
   WorkPtr broadcast(void* data, std::int64_t bytes, int root, Tag tag) override {
-    return start_inside([=](Communicator& inside) { return inside.broadcast(data, bytes, root, tag); });
+    return start_inside(data, [=](Communicator& inside) { return inside.broadcast(data, bytes, root, tag); });
   }
 
   WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
-    return start_inside([=](Communicator& inside) { return inside.all_to_all(sent, received, part_bytes, tag); });
+    return start_inside(received != nullptr ? received : sent,
+                        [=](Communicator& inside) { return inside.all_to_all(sent, received, part_bytes, tag); });
   }
 
   void barrier(Tag tag) override {
@@ -102,13 +103,14 @@ class GroupCommunicator final : public Communicator {
   }
 
  private:
+  /// `buffer`: of the collective, in whose memory it is.
   template <typename Start>
-  WorkPtr start_inside(Start start) {
+  WorkPtr start_inside(const void* buffer, Start start) {
     HostsOperation op;
     op.stages.push_back({Side::kInside,
                          [start](Communicator& inside, std::vector<WorkPtr>& works) { works.push_back(start(inside)); },
                          {}});
-    return queue_->start_work(std::move(op));
+    return queue_->start(std::move(op), buffer);
   }
 
   void add_reduction(HostsOperation& op, const ReductionCall& call) {
@@ -116,9 +118,9 @@ class GroupCommunicator final : public Communicator {
       throw UsageError(fmt::format("a sum of {} elements; sizes are at least 0", call.shard_numel));
     if (call.shard_numel == 0) return;
     if (in_rank_order_) {
-      add_replicated_reduction(op, grid_, group_, call);
+      add_replicated_reduction(op, grid_, group_, call, queue_->memory_of(call.whole));
     } else {
-      add_replicated_reduction_by_groups(op, call);
+      add_replicated_reduction_by_groups(op, call, queue_->memory_of(call.whole));
     }
   }
 
@@ -134,8 +136,10 @@ class GroupCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> make_group_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
-                                                      bool deterministic_reduction, std::shared_ptr<Aborts> aborts) {
-  auto queue = std::make_shared<HostsQueue>(std::move(inside), std::move(between), kUnit, std::move(aborts));
+                                                      bool deterministic_reduction, std::shared_ptr<Aborts> aborts,
+                                                      std::shared_ptr<GroupDevice> device) {
+  auto queue =
+      std::make_shared<HostsQueue>(std::move(inside), std::move(between), kUnit, std::move(aborts), std::move(device));
   return std::make_unique<GroupCommunicator>(std::move(queue), deterministic_reduction);
 }
 

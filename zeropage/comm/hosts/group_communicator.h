@@ -19,19 +19,22 @@
 
 #include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
+#include "zeropage/comm/hosts/group_device.h"
 #include "zeropage/comm/world.h"
 
 namespace zeropage::comm {
 
 /// `inside` has the ranks of this group, `between` those with this rank's place in each group; neither may be used by
-/// other code, and buffers are in host memory. Sums are added in the order of the ranks of the job, so they have the
+/// other code. Buffers are in host memory, or in that of `device` if there is one; there all_reduce needs a multiple of
+/// size elements, and job() has only broadcast. Sums are added in the order of the ranks of the job, so they have the
 /// bits of every other communicator. `deterministic_reduction` false: a sum is computed in each group first, and then
-/// over groups in their order. Memory while a reduction runs, and messages: replicated_reduction.h. Errors: as
-/// make_hosts_communicator. `aborts`: as for make_hosts_communicator.
+/// over groups in their order, or in that of the device's transport. Memory while a reduction runs, and messages:
+/// replicated_reduction.h. Errors: as make_hosts_communicator. `aborts`: as for make_hosts_communicator.
 std::unique_ptr<Communicator> make_group_communicator(std::shared_ptr<Communicator> inside,
                                                       std::shared_ptr<Communicator> between,
                                                       bool deterministic_reduction,
-                                                      std::shared_ptr<Aborts> aborts = nullptr);
+                                                      std::shared_ptr<Aborts> aborts = nullptr,
+                                                      std::shared_ptr<GroupDevice> device = nullptr);
 
 /// Checks that `world` permits groups of `count` ranks (zeropage.shard_ranks). Errors: ConfigError unless the ranks of
 /// each host have consecutive numbers, and `count` divides their number.

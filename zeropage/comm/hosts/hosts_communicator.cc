@@ -21,6 +21,15 @@ void check_size(std::int64_t size, const char* what) {
   if (size < 0) throw UsageError(fmt::format("{}: a size of {}; sizes are at least 0", what, size));
 }
 
+/// The buffers of the collectives that sort or add values on the host.
+void check_is_on_host(const HostsQueue& queue, const void* buffer, const char* what) {
+  if (!queue.is_on_device(buffer)) return;
+  throw UsageError(fmt::format(
+      "{} of the ranks of all groups: expected a buffer in host memory, got one in device memory; there is only "
+      "broadcast for those",
+      what));
+}
+
 class HostsCommunicator final : public Communicator {
  public:
   HostsCommunicator(std::shared_ptr<HostsQueue> queue, const HostGrid& grid, int rank, bool deterministic_reduction)
@@ -46,6 +55,7 @@ class HostsCommunicator final : public Communicator {
 
   WorkPtr all_gather(const void* shard, void* whole, std::int64_t shard_bytes, Tag tag) override {
     check_size(shard_bytes, "all_gather");
+    check_is_on_host(*queue_, whole, "all_gather");
     HostsOperation op;
     add_all_gather(op, static_cast<const std::byte*>(shard), static_cast<std::byte*>(whole), shard_bytes, tag);
     return start(std::move(op));
@@ -54,6 +64,7 @@ class HostsCommunicator final : public Communicator {
   WorkPtr reduce_scatter(const void* whole, void* out, std::int64_t shard_numel, DType in_dtype, DType out_dtype,
                          bool accumulate, Tag tag, OnReduced on_reduced) override {
     check_size(shard_numel, "reduce_scatter");
+    check_is_on_host(*queue_, whole, "reduce_scatter");
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter");
     HostsOperation op;
     add_reduction(op, {static_cast<const std::byte*>(whole), static_cast<std::byte*>(out), shard_numel, in_dtype,
@@ -66,6 +77,7 @@ class HostsCommunicator final : public Communicator {
                                   DType out_dtype, bool accumulate, Tag tag, OnReduced on_reduced,
                                   const SumCodec& codec) override {
     check_size(shard_numel, "reduce_scatter_in_codes");
+    check_is_on_host(*queue_, whole, "reduce_scatter_in_codes");
     check_reducible(in_dtype, out_dtype, accumulate, "reduce_scatter_in_codes");
     HostsOperation op;
     if (shard_numel > 0) {
@@ -80,6 +92,7 @@ class HostsCommunicator final : public Communicator {
   /// summed by all.
   WorkPtr all_reduce(void* data, std::int64_t numel, DType dtype, Tag tag, OnReduced on_reduced) override {
     check_size(numel, "all_reduce");
+    check_is_on_host(*queue_, data, "all_reduce");
     check_reducible(dtype, dtype, false, "all_reduce");
     HostsOperation op;
     const std::int64_t bytes = element_bytes(dtype);
@@ -109,10 +122,11 @@ class HostsCommunicator final : public Communicator {
         works.push_back(host.broadcast(data, bytes, root, tag));
       });
     }
-    return start(std::move(op));
+    return queue_->start(std::move(op), data);
   }
 
   WorkPtr all_to_all(const void* sent, void* received, const PartBytes& part_bytes, Tag tag) override {
+    check_is_on_host(*queue_, received, "all_to_all");
     sent_bytes(part_bytes, rank(), size());  // these two check for negative sizes
     received_bytes(part_bytes, rank(), size());
     HostsOperation op;
@@ -160,7 +174,7 @@ class HostsCommunicator final : public Communicator {
   }
 
  private:
-  WorkPtr start(HostsOperation op) { return queue_->start_work(std::move(op)); }
+  WorkPtr start(HostsOperation op) { return queue_->start(std::move(op), nullptr); }
 
   template <typename Start>
   void add_stage(HostsOperation& op, Side side, Start start, std::function<void()> finish = {}) {

@@ -36,7 +36,8 @@ std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<Communicat
                                                       bool deterministic_reduction,
                                                       std::shared_ptr<Aborts> aborts = nullptr);
 
-/// The same with a queue that another communicator uses, too (group_communicator.h).
+/// The same with a queue that another communicator uses, too (group_communicator.h). Of the collectives with buffers it
+/// has only broadcast on the queue's device; the others throw UsageError there.
 std::unique_ptr<Communicator> make_hosts_communicator(std::shared_ptr<HostsQueue> queue, bool deterministic_reduction);
 
 }  // namespace zeropage::comm

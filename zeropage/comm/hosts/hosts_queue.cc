@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -24,6 +25,28 @@ class HostsWork final : public QueuedWork<HostsQueue, HostsOperation> {
   }
 };
 
+/// A collective of one side on a device's streams. Only its caller waits for it, on its own stream.
+class SideWork final : public Work {
+ public:
+  SideWork(HostsQueue& queue, Side side, std::vector<WorkPtr> works)
+      : queue_(queue), side_(side), works_(std::move(works)) {}
+  bool poll() override {
+    return queue_.on(side_, [&](Communicator&) {
+      return std::ranges::all_of(works_, [](const auto& work) { return work->poll(); });
+    });
+  }
+  void wait() override {
+    queue_.on(side_, [&](Communicator&) {
+      for (const auto& work : works_) work->wait();
+    });
+  }
+
+ private:
+  HostsQueue& queue_;
+  const Side side_;
+  const std::vector<WorkPtr> works_;
+};
+
 }  // namespace
 
 std::string name_of_side(Side side, const HostGrid& grid, int rank, std::string_view unit) {
@@ -38,40 +61,74 @@ std::string name_of_side(Side side, const HostGrid& grid, int rank, std::string_
 }
 
 HostsQueue::HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between,
-                       std::string_view unit, std::shared_ptr<Aborts> aborts)
+                       std::string_view unit, std::shared_ptr<Aborts> aborts, std::shared_ptr<GroupDevice> device)
     : inside_(std::move(inside)),
       between_(std::move(between)),
       aborts_(std::move(aborts)),
       rank_(grid().rank_at(between_->rank(), inside_->rank())),
+      device_(std::move(device)),
       names_{name_of_side(Side::kInside, grid(), rank_, unit), name_of_side(Side::kBetween, grid(), rank_, unit)} {}
 
-std::shared_ptr<HostsOperation> HostsQueue::start(HostsOperation operation) {
+std::shared_ptr<const SumMemory> HostsQueue::memory_of(const void* buffer) const {
+  return is_on_device(buffer) ? device_->sums() : host_sums();
+}
+
+WorkPtr HostsQueue::start(HostsOperation operation, const void* buffer) {
   operation.checked = checking_;
+  if (!operation.stages.empty() && is_on_device(buffer)) {
+    operation.on_stream = device_->orders_streams();
+    if (operation.on_stream) finish_unordered();
+    if (operation.on_stream && operation.stages.size() == 1 && !operation.stages[0].finish) {
+      const HostsStage& only = operation.stages[0];
+      on(only.side, [&](Communicator& communicator) { only.start(communicator, operation.works); });
+      return std::make_unique<SideWork>(*this, only.side, std::move(operation.works));
+    }
+    operation.stream = device_->begin();
+  }
   auto shared = std::make_shared<HostsOperation>(std::move(operation));
   pending_.push_back(shared);
   advance();
-  return shared;
-}
-
-WorkPtr HostsQueue::start_work(HostsOperation operation) {
-  return std::make_unique<HostsWork>(*this, start(std::move(operation)));
+  return std::make_unique<HostsWork>(*this, std::move(shared));
 }
 
 bool HostsQueue::poll(HostsOperation& operation) {
   if (!operation.complete) advance();
-  return operation.complete;
+  if (!operation.complete) return false;
+  if (!operation.stream) return true;
+  if (!operation.stream->is_over()) return false;
+  operation.stream->order_current();
+  return true;
 }
 
 void HostsQueue::wait(HostsOperation& operation) {
-  while (!poll(operation)) {
-    HostsOperation& oldest = *pending_.front();
-    const Side side = oldest.stages[oldest.started - 1].side;
-    for (const auto& work : oldest.works) on(side, [&](Communicator&) { work->wait(); });
+  finish(operation);
+  if (operation.stream) operation.stream->order_current();
+}
+
+void HostsQueue::finish(HostsOperation& operation) {
+  while (true) {
+    if (!operation.complete) advance();
+    if (operation.complete) return;
+    const auto oldest = pending_.front();
+    const auto scope = oldest->stream ? oldest->stream->enter() : nullptr;
+    for (const auto& work : oldest->compared) on(work.first, [&](Communicator&) { work.second->wait(); });
+    if (!oldest->running) continue;
+    const Side side = oldest->stages[oldest->started - 1].side;
+    for (const auto& work : oldest->works) on(side, [&](Communicator&) { work->wait(); });
+  }
+}
+
+/// Waits for the collectives whose stages start when this rank polls.
+void HostsQueue::finish_unordered() {
+  const auto is_unordered = [](const auto& operation) { return !operation->on_stream; };
+  for (auto next = std::ranges::find_if(pending_, is_unordered); next != pending_.end();
+       next = std::ranges::find_if(pending_, is_unordered)) {
+    finish(*std::shared_ptr(*next));
   }
 }
 
 void HostsQueue::drain() {
-  while (!pending_.empty()) wait(*std::shared_ptr(pending_.front()));
+  while (!pending_.empty()) finish(*std::shared_ptr(pending_.front()));
 }
 
 void HostsQueue::set_checking(bool checking) {
@@ -91,11 +148,13 @@ void HostsQueue::advance() {
 }
 
 void HostsQueue::advance(HostsOperation& operation, const std::array<bool, 2>& may_start) {
+  const auto scope = operation.stream && !operation.stages.empty() ? operation.stream->enter() : nullptr;
   while (works_done(operation)) {
     if (operation.started == operation.stages.size()) {
-      operation.complete = true;
+      if (operation.stream && !operation.stages.empty()) operation.stream->end();
       operation.stages.clear();  // and their buffers
       operation.started = 0;
+      operation.complete = checks_passed(operation);
       return;
     }
     const HostsStage& stage = operation.stages[operation.started];
@@ -114,8 +173,13 @@ void HostsQueue::advance(HostsOperation& operation, const std::array<bool, 2>& m
 bool HostsQueue::works_done(HostsOperation& operation) {
   if (!operation.running) return true;
   const HostsStage& stage = operation.stages[operation.started - 1];
-  for (const auto& work : operation.works) {
-    if (!on(stage.side, [&](Communicator&) { return work->poll(); })) return false;
+  for (auto& work : operation.works) {
+    if (!operation.on_stream) {
+      if (!on(stage.side, [&](Communicator&) { return work->poll(); })) return false;
+      continue;
+    }
+    on(stage.side, [&](Communicator&) { operation.stream->order_after(*work); });
+    if (operation.checked) operation.compared.emplace_back(stage.side, std::move(work));
   }
   operation.works.clear();
   operation.running = false;
@@ -127,6 +191,16 @@ void HostsQueue::throw_if_aborted() {
   for (const Side side : {Side::kInside, Side::kBetween}) {
     on(side, [](Communicator& communicator) { communicator.throw_if_aborted(); });
   }
+}
+
+/// Whether the peers of all works on the stream have called the same.
+bool HostsQueue::checks_passed(HostsOperation& operation) {
+  while (!operation.compared.empty()) {
+    const auto& work = operation.compared.back();
+    if (!on(work.first, [&](Communicator&) { return work.second->poll(); })) return false;
+    operation.compared.pop_back();
+  }
+  return true;
 }
 
 void HostsQueue::abort(std::string_view reason) {

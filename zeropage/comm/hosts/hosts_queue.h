@@ -11,7 +11,10 @@
 ///     progress.
 ///  5. The stages of a collective are checked (Communicator::set_checking) if checking was on when this rank started
 ///     the collective: the start of its stages depends on the rank, and a check needs all ranks.
-///  6. The first error ends both sides, on all ranks: each rank with an error on one side aborts the other. With
+///  6. On a device whose streams order collectives all stages start with the collective (group_device.h). Earlier
+///     collectives in host memory, of which a step has none in flight, are waited for first: their stages start when
+///     this rank polls.
+///  7. The first error ends both sides, on all ranks: each rank with an error on one side aborts the other. With
 ///     `aborts` that does not depend on ranks between: all ranks see the first reason themselves.
 #pragma once
 
@@ -22,10 +25,12 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "zeropage/comm/aborts.h"
 #include "zeropage/comm/communicator.h"
+#include "zeropage/comm/hosts/group_device.h"
 #include "zeropage/comm/hosts/host_grid.h"
 
 namespace zeropage::comm {
@@ -45,6 +50,9 @@ struct HostsOperation {
   std::vector<WorkPtr> works = {};  ///< of the last started stage, until it is done
   bool running = false;             ///< whether that stage is running
   bool complete = false;
+  std::shared_ptr<OperationStream> stream = {};         ///< null: buffers are in host memory
+  bool on_stream = false;                               ///< its stages need not be waited for on the host
+  std::vector<std::pair<Side, WorkPtr>> compared = {};  ///< works on the stream, until their checks have passed
 };
 
 /// Which ranks of the job are on that side of `rank`, for messages. `unit`: "host" or "group".
@@ -59,24 +67,32 @@ inline std::shared_ptr<Aborts> aborts_of_side(const std::shared_ptr<Aborts>& job
 class HostsQueue {
  public:
   /// `inside`: the ranks of this host or group. `between`: one rank of each. `unit`: "host" or "group", for messages.
-  /// `aborts`: both sides were made with aborts_of_side of it; null: they abort each other only.
+  /// `aborts`: both sides were made with aborts_of_side of it; null: they abort each other only. `device`: for buffers
+  /// in its memory; null: there are none.
   HostsQueue(std::shared_ptr<Communicator> inside, std::shared_ptr<Communicator> between, std::string_view unit,
-             std::shared_ptr<Aborts> aborts);
+             std::shared_ptr<Aborts> aborts, std::shared_ptr<GroupDevice> device = nullptr);
 
   HostGrid grid() const { return {between_->size(), inside_->size()}; }
 
   Communicator& at(Side side) const { return side == Side::kInside ? *inside_ : *between_; }
 
-  /// Adds `operation` and starts what is possible. Does not block. Errors: those of the two communicators.
-  std::shared_ptr<HostsOperation> start(HostsOperation operation);
+  /// Whether `buffer` is in a device's memory.
+  bool is_on_device(const void* buffer) const { return device_ && device_->holds(buffer); }
 
-  /// The same as a Work, which must not outlive this queue.
-  WorkPtr start_work(HostsOperation operation);
+  /// The kind of memory in which `buffer` is.
+  std::shared_ptr<const SumMemory> memory_of(const void* buffer) const;
 
-  /// True when `operation` is complete. Does not block. Errors: PeerError, TimeoutError.
+  /// Adds `operation` and starts what is possible. Does not block, except as in 6. The result must not outlive this
+  /// queue. `buffer`: one of its buffers, which are all in the same kind of memory. Errors: those of the two
+  /// communicators.
+  WorkPtr start(HostsOperation operation, const void* buffer);
+
+  /// True when `operation` is complete; then, on a device, the current stream comes after it. Does not block. Errors:
+  /// PeerError, TimeoutError.
   bool poll(HostsOperation& operation);
 
-  /// Returns when `operation`, and all that were started before it, are complete. Errors: PeerError, TimeoutError.
+  /// Returns when `operation`, and all that were started before it, are complete, or when the device's current stream
+  /// comes after it. Errors: PeerError, TimeoutError.
   void wait(HostsOperation& operation);
 
   /// Returns when all are complete: before calls that do not go through this queue.
@@ -105,14 +121,18 @@ class HostsQueue {
   void abort(std::string_view reason);
 
  private:
+  void finish(HostsOperation& operation);
+  void finish_unordered();
   void advance(HostsOperation& operation, const std::array<bool, 2>& may_start);
   bool works_done(HostsOperation& operation);
+  bool checks_passed(HostsOperation& operation);
   [[noreturn]] void rethrow(Side side);
 
   const std::shared_ptr<Communicator> inside_;
   const std::shared_ptr<Communicator> between_;
-  const std::shared_ptr<Aborts> aborts_;  // may be null
-  const int rank_;                        // of the job
+  const std::shared_ptr<Aborts> aborts_;       // may be null
+  const int rank_;                             // of the job
+  const std::shared_ptr<GroupDevice> device_;  // may be null
   const std::array<std::string, 2> names_;
   bool checking_ = true;  // the initial value of both sides
   std::deque<std::shared_ptr<HostsOperation>> pending_;

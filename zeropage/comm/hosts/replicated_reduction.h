@@ -13,17 +13,24 @@
 /// By groups (`deterministic_reduction` false): each group reduces its terms, then the replicas all_reduce the sums.
 #pragma once
 
+#include <memory>
+
+#include "zeropage/comm/hosts/group_device.h"
 #include "zeropage/comm/hosts/hosts_queue.h"
 #include "zeropage/comm/hosts/hosts_reduction.h"
 
 namespace zeropage::comm {
 
+using SumMemoryPtr = std::shared_ptr<const SumMemory>;
+
 /// Appends the stages of `call`, whose shard_numel is that of a group's shard, for a rank of group `group` of `grid`, a
-/// row per group. Memory while it runs: the size of `whole`, and two fp32 shards. Errors of the stages: as
-/// HostsQueue::poll.
-void add_replicated_reduction(HostsOperation& operation, const HostGrid& grid, int group, const ReductionCall& call);
+/// row per group. `memory`: the kind of memory in which the buffers of `call` are. Memory while it runs: the size of
+/// `whole`, and two fp32 shards. Errors of the stages: as HostsQueue::poll.
+void add_replicated_reduction(HostsOperation& operation, const HostGrid& grid, int group, const ReductionCall& call,
+                              const SumMemoryPtr& memory);
 
 /// The same with sums over each group first. Memory while it runs: an fp32 shard.
-void add_replicated_reduction_by_groups(HostsOperation& operation, const ReductionCall& call);
+void add_replicated_reduction_by_groups(HostsOperation& operation, const ReductionCall& call,
+                                        const SumMemoryPtr& memory);
 
 }  // namespace zeropage::comm
