@@ -121,8 +121,8 @@ std::vector<Key> later_keys() {
               "MiCS: ranks that share one copy of the state, as zeropage.shard_ranks; -1: all ranks.")
           .at_least(-1)
           .differing(
-              "DeepSpeed removed it in 2026. Here it works at stages 1 to 3, on CPU ranks, and sums are added in "
-              "the order of all ranks"),
+              "DeepSpeed removed it in 2026. Here it works at stages 1 to 3, and sums are added in the order of all "
+              "ranks"),
       flag("mics_hierarchical_params_gather", false, kAccepted,
            "MiCS: groups are inside a host, so that gathers are, too."),
       flag("cpu_offload", false, kSupported, "Deprecated form of offload_optimizer.device \"cpu\"."),

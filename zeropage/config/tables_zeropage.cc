@@ -27,8 +27,8 @@ std::vector<Section> own_tables() {
            "only the rest (docs/launcher.md); false: all ranks exchange with all."),
       integer("shard_ranks", 0, kSupported,
               "Hybrid sharding: state is divided over so many ranks with consecutive numbers, and every such group has "
-              "all of it (docs/launcher.md). Only sums of gradients are sent between groups. A divisor of the ranks of "
-              "a host; 0: all ranks are one group. CPU ranks only.")
+              "all of it (docs/launcher.md). Only sums of gradients are sent between groups. On CPU ranks a "
+              "divisor of the ranks of a host, on GPUs of all ranks; 0: all ranks are one group. Not with MPI.")
           .at_least(0),
       flag("observe_functions", true, kSupported,
            "Watch the first step for custom autograd functions that read parameters by raw pointer."),

@@ -151,9 +151,7 @@ Plan make_plan(const Request& request) {
     row.plain = variant_of(request, strategy, row.memory, false);
     row.checkpointed = variant_of(request, strategy, row.memory, true);
     row.config = config_text(request, strategy);
-    // Groups of ranks are for CPU ranks.
-    const bool on_devices = request.hardware && !request.hardware->is_cpu && request.in_groups(strategy.stage);
-    row.available = !on_devices && is_available(row.config, request.world_size());
+    row.available = is_available(row.config, request.world_size());
     plan.rows.push_back(std::move(row));
   }
   plan.recommendation = recommend(request, plan.rows);
