@@ -788,7 +788,11 @@ def make_c10d_communicator(
     aborts: Aborts = ...,
 ) -> Communicator: ...
 def make_c10d_groups(
-    groups, device: torch.device, deterministic: bool, timeout_ms: typing.SupportsInt | typing.SupportsIndex, aborts
+    groups,
+    device: torch.device,
+    deterministic: bool,
+    timeout_ms: typing.SupportsInt | typing.SupportsIndex,
+    aborts: Aborts = ...,
 ) -> Communicator: ...
 def make_one_rank_communicator(
     device: torch.device, timeout_ms: typing.SupportsInt | typing.SupportsIndex
