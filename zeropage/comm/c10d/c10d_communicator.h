@@ -42,9 +42,10 @@ struct C10dGroups {
 };
 
 /// Two of them, on one device, as one communicator of ranks in groups (hosts/group_communicator.h): `inside` has the
-/// ranks of this rank's group, `between` those with its place in each group. `aborts`: of all ranks of the job; the rest
-/// as for make_c10d_communicator. Collective. On a device whose backend orders streams (NCCL) no collective makes the
-/// host wait; sums between the two are computed on two streams of their own, so that consecutive reductions overlap.
+/// ranks of this rank's group, `between` those with its place in each group. `aborts`: of all ranks of the job; the
+/// rest as for make_c10d_communicator. Collective. On a device whose backend orders streams (NCCL) no collective makes
+/// the host wait; sums between the two are computed on two streams of their own, so that consecutive reductions
+/// overlap.
 std::unique_ptr<Communicator> make_c10d_groups(C10dGroups inside, C10dGroups between, c10::Device device,
                                                bool deterministic_reduction, std::chrono::milliseconds timeout,
                                                std::shared_ptr<Aborts> aborts);
