@@ -1,10 +1,9 @@
 """Runs clang-tidy with the checks of .clang-tidy on the C++ files that changed.
 
-tidy.py [--since TIME | --all] [--seconds S] [FILE...]: without FILE, the files that differ from where this branch left
-origin/main, committed or not; --since: from the last commit before TIME ("1 day ago"). A header is checked through a
-file that includes it. --seconds: no file is started after this time; the number of files left out is reported. A file
-without findings is not checked again until it or a changed header differs. The compile commands are those of
-check_torch.py, without the flags that only g++ knows.
+tidy.py [--all] [--seconds S] [FILE...]: without FILE, the files that differ from where this branch left origin/main,
+committed or not. A header is checked through a file that includes it. --seconds: no file is started after this time;
+the number of files left out is reported. A file without findings is not checked again until it or a changed header
+differs. The compile commands are those of check_torch.py, without the flags that only g++ knows.
 """
 
 import argparse
@@ -35,12 +34,9 @@ def git(*arguments: str) -> list[str]:
     return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
 
 
-def changed(since: str | None) -> list[str]:
+def changed() -> list[str]:
     """C++ files that differ from the commit to compare with, and new ones. Without such a commit: from HEAD."""
-    if since:
-        base = git("rev-list", "-1", f"--before={since}", "HEAD")
-    else:
-        base = git("merge-base", "HEAD", "origin/main") or git("merge-base", "HEAD", "main")
+    base = git("merge-base", "HEAD", "origin/main") or git("merge-base", "HEAD", "main")
     patterns = [f"*{suffix}" for suffix in SOURCES]
     names = git("diff", "--name-only", "--diff-filter=d", (base or ["HEAD"])[0], "--", *patterns)
     return sorted({*names, *git("ls-files", "--others", "--exclude-standard", "--", *patterns)})
@@ -132,7 +128,6 @@ def check(names: list[str], commands: Commands, seconds: float) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--since", metavar="TIME", help="files that changed after the last commit before this time")
     parser.add_argument("--all", action="store_true", help="every file of the build; an hour on two cores")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no file is started after this time")
     parser.add_argument("files", nargs="*", metavar="FILE")
@@ -140,7 +135,7 @@ def main() -> int:
     if not TOOL.exists():
         print(f"clang-tidy: {TOOL} is missing; tools/setup.sh tests installs it", file=sys.stderr)
         return 1
-    names = options.files or ([] if options.all else changed(options.since))
+    names = options.files or ([] if options.all else changed())
     if not names and not options.all:
         print("clang-tidy: no C++ file changed")
         return 0
