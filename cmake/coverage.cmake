@@ -16,6 +16,8 @@ execute_process(
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/line_counters.cc)
 # Sections: one for each function's counters, which line_counters.ld puts together, and one that lists what they count.
 add_compile_options(--coverage -fprofile-update=atomic -fprofile-info-section=zeropage_line_counters -fdata-sections)
+# Counters hide from g++ that a std::optional has a value, so it warns where nothing is wrong.
+add_compile_options(-Wno-maybe-uninitialized)
 # Atomic additions would take most of the time of inner loops. Without them two processes that count at once may lose a
 # count.
 set(count_in_loops -fprofile-update=single)

@@ -227,7 +227,7 @@ Communicators join_ranks(const config::Config& config, const comm::World& world,
   if (!joined.parameters->one_sided() || on_disk) joined.gradients = next(aborts);
   if (config.zeropage.async_save) {  // a failed save ends no training
     shared_aborts = nullptr;
-    joined.saves = in_groups ? join_groups(kind, config, world, next_number(), shared_aborts)
+    joined.saves = in_groups ? join_groups(kind, config, world, device, next_number(), shared_aborts)
                              : join(kind, config, world, device, grid, next_number(), nullptr);
   }
   return joined;
