@@ -301,7 +301,7 @@ def test_what_cannot_be_read_or_set_is_an_error():
     assert utils.safe_get_local_optimizer_state(frozen, "exp_avg") is None
     with pytest.raises(errors.UsageError, match=r"'embedding\.weight' is not trained"):
         utils.safe_set_full_fp32_param(frozen, torch.zeros(50, 64))
-    with pytest.raises(errors.UsageError, match="has no state 'momentum'.*'exp_avg', 'exp_avg_sq'"):
+    with pytest.raises(errors.UsageError, match="has no elementwise state 'momentum'.*'exp_avg', 'exp_avg_sq'"):
         utils.safe_get_full_optimizer_state(trained, "momentum")
     with pytest.raises(errors.UsageError, match=r"shape, \[3\]; got \[2\]"):
         utils.safe_set_full_fp32_param(trained, torch.zeros(2))
