@@ -108,6 +108,24 @@ def test_objects_that_see_whole_parameters(stage, tmp_path):
         assert held < 4 * 40_000 / 4
 
 
+def test_a_state_dict_is_loaded_by_ranks_that_have_none_of_a_parameter(tmp_path):
+    """Catches a rank that looks on its drive for the state of a parameter that another rank owns."""
+
+    def load(engine: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        parameter = next(each for name, each in engine.module.named_parameters() if test_muon.is_matrix(name, each))
+        whole = engine.optimizer.state_dict()
+        for state in whole["state"].values():
+            if "momentum_buffer" in state:
+                state["momentum_buffer"] = state["momentum_buffer"] * 2
+        before = momentum_of(parameter)
+        engine.optimizer.load_state_dict(whole)
+        return before, momentum_of(parameter)
+
+    found = test_muon.engine_run(test_muon.settings(2, zero_optimization=on_drive(tmp_path)), after=load)
+    for _, (before, after) in found:
+        assert torch.equal(after, before * 2)
+
+
 @pytest.mark.parametrize("stage", (1, 2, 3))
 def test_elementwise_objects(stage, tmp_path):
     """Catches an object of PyTorch whose parts of state are not there when it steps, or stay in memory."""

@@ -230,8 +230,9 @@ class ShardState:
         return bytes_of[0], bytes_of[1]
 
     def _entries(self, only: int | None = None) -> Iterator[tuple[int, str, str, Any]]:
-        """(parameter, prefix of the optimizer's name, key, value). only: of this parameter."""
-        for index, shard in self._shards.items() if only is None else [(only, self._shards[only])]:
+        """(parameter, prefix of the optimizer's name, key, value). only: of this parameter, if this rank has a part."""
+        indices = self._shards if only is None else {only} & self._shards.keys()
+        for index, shard in ((index, self._shards[index]) for index in indices):
             for prefix, optimizer in self._optimizers.items():
                 for key, value in optimizer.state.get(shard, {}).items():
                     yield index, prefix, key, value
