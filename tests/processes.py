@@ -1,17 +1,21 @@
 """Ranks as real processes: each runs a function of a test module and returns its result through a file."""
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+
+from zeropage.errors import ZeropageError
 
 TESTS = Path(__file__).resolve().parent
 _CHILD = """
@@ -81,6 +85,42 @@ def run_processes(
     )
     assert codes == [0] * world, f"a rank failed or did not end within {timeout_s} s (None):\n{messages}"
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(world)]
+
+
+def update_until_killed(rank: int, folder: str, update: Callable[[int], object]) -> str:
+    """For a rank of `messages_after_kill`: calls update(0), update(1), ... until a peer's end is an error, and returns
+    its message."""
+    try:
+        for step in range(10**6):
+            update(step)
+            if step == 2:
+                Path(folder, f"training{rank}").touch()
+    except ZeropageError as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("this run ends by a signal")
+
+
+def messages_after_kill(world: int, module: str, folder: Path, killed: int) -> list[str]:
+    """Starts `train_until_killed(folder)` of the module on every rank, which calls `update_until_killed`, and kills one
+    rank when all have trained; the messages of the others, by rank. The test fails if one of them has another error, or
+    has not ended 15 s later."""
+    ranks = start_ranks(world, module, "train_until_killed", json.dumps({"folder": str(folder)}), folder)
+    survivors = [rank for rank in range(world) if rank != killed]
+    try:
+        deadline = time.monotonic() + 60
+        while not all((folder / f"training{rank}").exists() for rank in range(world)):
+            assert time.monotonic() < deadline and all(process.poll() is None for process in ranks)
+            time.sleep(0.05)
+        os.kill(ranks[killed].pid, signal.SIGKILL)
+        start = time.monotonic()
+        for rank in survivors:
+            _, errors = ranks[rank].communicate(timeout=30)
+            assert ranks[rank].returncode == 0, errors
+        assert time.monotonic() - start < 15
+    finally:
+        for process in ranks:
+            process.kill()
+    return [torch.load(folder / f"rank{rank}.pt") for rank in survivors]
 
 
 def _wait_for(ranks: list[subprocess.Popen], timeout_s: float) -> None:

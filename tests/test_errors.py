@@ -2,16 +2,12 @@
 half applied."""
 
 import copy
-import json
-import os
 import re
-import signal
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from processes import start_ranks
+from processes import messages_after_kill, update_until_killed
 from torch import nn
 from training import config_of, flat_parameters, paged_config, part_of_batch, small_net, token_batch
 
@@ -263,35 +259,18 @@ def test_a_rank_that_fails_leaves_no_half_applied_step(failing, stage):
 
 
 def train_until_killed(folder: str) -> str:
-    """A rank that trains for ever; it creates a file when it has begun."""
+    """A rank that trains until a peer is killed."""
     engine, *_ = zeropage.initialize(model=small_net(), config=paged_config(zeropage={"timeout_ms": 20_000}))
-    try:
-        for step in range(10**6):
-            engine.backward(engine(*part_of_batch(token_batch(step), 2, engine.global_rank)))
-            engine.step()
-            if step == 2:
-                Path(folder, f"training{engine.global_rank}").touch()
-    except ZeropageError as error:
-        return f"{type(error).__name__}: {error}"
-    raise AssertionError("this run ends by a signal")
+
+    def update(step: int) -> None:
+        engine.backward(engine(*part_of_batch(token_batch(step), 2, engine.global_rank)))
+        engine.step()
+
+    return update_until_killed(engine.global_rank, folder, update)
 
 
 def test_a_rank_that_is_killed(tmp_path):
     """Catches survivors that wait for the timeout, or for ever, when a process has ended: they must name it
     immediately."""
-    ranks = start_ranks(2, "test_errors", "train_until_killed", json.dumps({"folder": str(tmp_path)}), tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not all((tmp_path / f"training{rank}").exists() for rank in range(2)):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in ranks)
-            time.sleep(0.05)
-        os.kill(ranks[1].pid, signal.SIGKILL)
-        start = time.monotonic()
-        _, errors = ranks[0].communicate(timeout=30)
-        assert ranks[0].returncode == 0, errors
-        assert time.monotonic() - start < 15
-    finally:
-        for process in ranks:
-            process.kill()
-    message = torch.load(tmp_path / "rank0.pt")
+    (message,) = messages_after_kill(2, "test_errors", tmp_path, killed=1)
     assert re.match(r"PeerError: .*rank 1", message)

@@ -4,9 +4,6 @@ test_gpu_hybrid.py."""
 import copy
 import json
 import math
-import os
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +11,14 @@ from typing import Any
 import accelerator
 import pytest
 import torch
-from processes import run_processes, start_ranks
+from processes import messages_after_kill, run_processes, update_until_killed
 from test_gpu_hybrid import WORLD, engine_of, updates
 from test_hybrid import PRECISIONS, STAGES, Branches, config, micro_steps, run
 from training import flat_parameters, part_of_batch, small_net, token_batch
 
 import zeropage
 from zeropage import distributed
-from zeropage.errors import PeerError, ZeropageError
+from zeropage.errors import PeerError
 
 pytestmark = pytest.mark.simulated
 
@@ -207,37 +204,14 @@ def test_different_writes_of_groups_are_found(tmp_path: Path):
 
 
 def train_until_killed(folder: str) -> str:
-    """A rank that trains for ever; it creates a file when it has begun."""
+    """A rank that trains until a peer is killed."""
     engine = engine_of(config(3, 2))
-    try:
-        for step in range(10**6):
-            updates(engine, range(step, step + 1))
-            if step == 2:
-                Path(folder, f"training{engine.global_rank}").touch()
-    except ZeropageError as error:
-        return f"{type(error).__name__}: {error}"
-    raise AssertionError("this run ends by a signal")
+    return update_until_killed(engine.global_rank, folder, lambda step: updates(engine, range(step, step + 1)))
 
 
 def test_a_rank_of_another_group_that_is_killed(tmp_path: Path):
     """Catches survivors of the other group that wait for the timeout, and messages without the group of the rank."""
-    arguments = json.dumps({"folder": str(tmp_path)})
-    ranks = start_ranks(WORLD, "test_gpu_hybrid_state", "train_until_killed", arguments, tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not all((tmp_path / f"training{rank}").exists() for rank in range(WORLD)):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in ranks)
-            time.sleep(0.05)
-        os.kill(ranks[3].pid, signal.SIGKILL)
-        start = time.monotonic()
-        for survivor in ranks[:3]:
-            _, errors = survivor.communicate(timeout=30)
-            assert survivor.returncode == 0, errors
-        assert time.monotonic() - start < 15
-    finally:
-        for process in ranks:
-            process.kill()
-    messages = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(3)]
+    messages = messages_after_kill(WORLD, "test_gpu_hybrid_state", tmp_path, killed=3)
     assert all("Error: " in message and ("of group" in message or "of the job" in message) for message in messages), (
         messages
     )

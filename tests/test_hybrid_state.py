@@ -1,20 +1,16 @@
 """State of hybrid sharding (zeropage.shard_ranks): checkpoints, saved models, memory, replicas, and ranks that die."""
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import run_processes, start_ranks
+from processes import messages_after_kill, run_processes, update_until_killed
 from test_hybrid import OPTIMIZERS, PRECISIONS, STAGES, assert_same, config, micro_steps, over_all_ranks, run
 from training import flat_parameters, small_net
 
 import zeropage
-from zeropage.errors import ZeropageError
 
 safetensors = pytest.importorskip("safetensors.torch")
 
@@ -141,36 +137,15 @@ def test_processes_train_as_threads(stage: int, communicator: str, tmp_path: Pat
 
 
 def train_until_killed(folder: str) -> str:
-    """A rank that trains for ever; it creates a file when it has begun."""
+    """A rank that trains until a peer is killed."""
     engine, *_ = zeropage.initialize(model=small_net(), config=config(3, 2))
-    try:
-        for step in range(10**6):
-            micro_steps(engine, engine.global_rank, range(step, step + 1))
-            if step == 2:
-                Path(folder, f"training{engine.global_rank}").touch()
-    except ZeropageError as error:
-        return f"{type(error).__name__}: {error}"
-    raise AssertionError("this run ends by a signal")
+    rank = engine.global_rank
+    return update_until_killed(rank, folder, lambda step: micro_steps(engine, rank, range(step, step + 1)))
 
 
 def test_a_rank_of_another_group_that_is_killed(tmp_path: Path):
     """Catches survivors of the other group that wait for the timeout, and messages without the group of the rank."""
-    ranks = start_ranks(4, "test_hybrid_state", "train_until_killed", json.dumps({"folder": str(tmp_path)}), tmp_path)
-    try:
-        deadline = time.monotonic() + 60
-        while not all((tmp_path / f"training{rank}").exists() for rank in range(4)):
-            assert time.monotonic() < deadline and all(process.poll() is None for process in ranks)
-            time.sleep(0.05)
-        os.kill(ranks[3].pid, signal.SIGKILL)
-        start = time.monotonic()
-        for survivor in ranks[:3]:
-            _, errors = survivor.communicate(timeout=30)
-            assert survivor.returncode == 0, errors
-        assert time.monotonic() - start < 15
-    finally:
-        for process in ranks:
-            process.kill()
-    messages = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(3)]
+    messages = messages_after_kill(4, "test_hybrid_state", tmp_path, killed=3)
     assert all(message.startswith("PeerError: ") for message in messages), messages
     # The first reason, which is that of a rank with which it shares a communicator.
     for message in messages:
