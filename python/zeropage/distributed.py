@@ -258,7 +258,8 @@ def _store_of_job(name: str) -> Any:
 
 
 def _aborts_of_job() -> Any:
-    """For communicators that abort together, and of which each rank makes the same ones; None without a store."""
+    """What communicators share that abort together; None if the ranks have no store. Every rank calls this for the same
+    communicators."""
     store = _store_of_job(f"aborts{next(_joined)}")
     return None if store is None else _C.store_aborts(store)
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <vector>
 
 #include "zeropage/base/error.h"
 
@@ -139,6 +140,13 @@ Kernels<double> choose_fp64_kernels(DType out_dtype, bool accumulate) {
 }
 
 }  // namespace
+
+void reduce_consecutive(const std::byte* terms, std::int64_t count, std::byte* out, std::int64_t numel, DType in_dtype,
+                        DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) {
+  std::vector<const std::byte*> inputs;
+  for (std::int64_t i = 0; i < count; ++i) inputs.push_back(terms + i * numel * element_bytes(in_dtype));
+  reduce_ranks(inputs, out, numel, in_dtype, out_dtype, accumulate, on_reduced, start);
+}
 
 void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what) {
   const bool output_fits = out_dtype == DType::kFloat32 || (out_dtype == in_dtype && !accumulate);

@@ -16,6 +16,9 @@ namespace zeropage::comm {
 /// messages instead of two.
 constexpr std::int64_t kSmallReductionBytes = 16384;
 
+/// The type in which terms of `in_dtype` are added up.
+constexpr DType sum_dtype_of(DType in_dtype) { return in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
+
 /// out[i] = inputs[0][i] + inputs[1][i] + ..., added in that order, in fp32 (fp64 for fp64 inputs), rounded once to
 /// `out_dtype` (to nearest, ties to even; NaN stays NaN). With `accumulate` the sum is added to the values of `out`.
 /// inputs: at least one, each [numel, in_dtype], any alignment. out: [numel, out_dtype], out_dtype is in_dtype or fp32;
@@ -28,6 +31,11 @@ constexpr std::int64_t kSmallReductionBytes = 16384;
 /// Errors: UsageError for combinations of dtypes that are not listed here.
 void reduce_ranks(std::span<const std::byte* const> inputs, std::byte* out, std::int64_t numel, DType in_dtype,
                   DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start = nullptr);
+
+/// reduce_ranks of `count` inputs that are one behind the other: `terms` [count * numel, in_dtype].
+void reduce_consecutive(const std::byte* terms, std::int64_t count, std::byte* out, std::int64_t numel, DType in_dtype,
+                        DType out_dtype, bool accumulate, const OnReduced& on_reduced,
+                        const std::byte* start = nullptr);
 
 /// Throws UsageError, naming `what`, unless reduce_ranks supports this combination.
 void check_reducible(DType in_dtype, DType out_dtype, bool accumulate, const char* what);

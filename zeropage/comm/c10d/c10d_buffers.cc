@@ -7,7 +7,6 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <string>
-#include <vector>
 
 #include "zeropage/comm/c10d/c10d_dtype.h"
 #include "zeropage/comm/reduce_kernels.h"
@@ -75,14 +74,12 @@ void sum_received(const at::Tensor& received, std::int64_t count, void* out, std
                   DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) {
   if (numel == 0) return;
   if (received.device().is_cpu()) {
-    std::vector<const std::byte*> inputs;
-    for (std::int64_t r = 0; r < count; ++r) {
-      inputs.push_back(static_cast<const std::byte*>(received.data_ptr()) + r * numel * element_bytes(in_dtype));
-    }
-    reduce_ranks(inputs, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, on_reduced, start);
+    const auto* const terms = static_cast<const std::byte*>(received.data_ptr());
+    reduce_consecutive(terms, count, static_cast<std::byte*>(out), numel, in_dtype, out_dtype, accumulate, on_reduced,
+                       start);
     return;
   }
-  const DType sum_dtype = in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const DType sum_dtype = sum_dtype_of(in_dtype);
   const at::Tensor terms = received.view(scalar_type_of(in_dtype)).view({count, numel});
   at::Tensor target = wrap(out, numel, out_dtype, received.device());
   at::Tensor sum = start != nullptr ? wrap(start, numel, sum_dtype, received.device()) : terms[0];

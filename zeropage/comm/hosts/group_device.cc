@@ -1,7 +1,6 @@
 #include "zeropage/comm/hosts/group_device.h"
 
 #include <algorithm>
-#include <vector>
 
 #include "zeropage/comm/reduce_kernels.h"
 
@@ -17,9 +16,7 @@ class HostSums final : public SumMemory {
 
   void add(const std::byte* terms, std::int64_t count, std::byte* out, std::int64_t numel, DType in_dtype,
            DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) const override {
-    std::vector<const std::byte*> inputs;
-    for (std::int64_t i = 0; i < count; ++i) inputs.push_back(terms + i * numel * element_bytes(in_dtype));
-    reduce_ranks(inputs, out, numel, in_dtype, out_dtype, accumulate, on_reduced, start);
+    reduce_consecutive(terms, count, out, numel, in_dtype, out_dtype, accumulate, on_reduced, start);
   }
 };
 

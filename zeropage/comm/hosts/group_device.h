@@ -29,7 +29,7 @@ class SumMemory {
   /// soon as it is freed.
   virtual std::shared_ptr<std::byte> allocate(std::int64_t bytes) const = 0;
 
-  /// reduce_ranks, with `count` consecutive terms [count * numel, in_dtype]. On a device: in the order of its current
+  /// reduce_consecutive. On a device: in the order of its current
   /// stream, and without `on_reduced`.
   virtual void add(const std::byte* terms, std::int64_t count, std::byte* out, std::int64_t numel, DType in_dtype,
                    DType out_dtype, bool accumulate, const OnReduced& on_reduced, const std::byte* start) const = 0;

@@ -1,5 +1,7 @@
 #include "zeropage/comm/hosts/host_grid.h"
 
+#include "zeropage/comm/reduce_kernels.h"
+
 namespace zeropage::comm {
 
 int column_count(const World& world) {
@@ -10,7 +12,7 @@ int column_count(const World& world) {
 
 std::int64_t bytes_between_hosts(TermRoute route, const HostGrid& grid, int owner_host, DType dtype) {
   const std::int64_t terms = grid.local_size * element_bytes(dtype);
-  const std::int64_t sum = dtype == DType::kFloat64 ? 8 : 4;
+  const std::int64_t sum = element_bytes(sum_dtype_of(dtype));
   const std::int64_t after = grid.hosts - 1 - owner_host;
   switch (route) {
     case TermRoute::kTerms: return (grid.hosts - 1) * terms;

@@ -18,7 +18,7 @@ class OrderedReduction {
         call_(std::move(call)),
         routes_(choose_routes(grid, call_.in_dtype)),
         term_bytes_(call_.shard_numel * element_bytes(call_.in_dtype)),
-        sum_dtype_(call_.in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32),
+        sum_dtype_(sum_dtype_of(call_.in_dtype)),
         sum_bytes_(call_.shard_numel * element_bytes(sum_dtype_)) {}
 
   int hops() const {
@@ -147,10 +147,8 @@ class OrderedReduction {
   }
 
   void add_own_terms(int owner, std::byte* sum) const {
-    std::vector<const std::byte*> terms;
-    for (int local = 0; local < grid_.local_size; ++local) terms.push_back(block(owner) + local * term_bytes_);
-    reduce_ranks(terms, sum, call_.shard_numel, call_.in_dtype, sum_dtype_, /*accumulate=*/false, {},
-                 sum_from_before(owner));
+    reduce_consecutive(block(owner), grid_.local_size, sum, call_.shard_numel, call_.in_dtype, sum_dtype_,
+                       /*accumulate=*/false, {}, sum_from_before(owner));
   }
 
   const HostGrid grid_;
@@ -221,7 +219,7 @@ void add_ordered_reduction(HostsOperation& operation, const HostGrid& grid, int 
 }
 
 void add_reduction_by_hosts(HostsOperation& operation, const HostGrid& grid, const ReductionCall& call) {
-  const DType sum_dtype = call.in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  const DType sum_dtype = sum_dtype_of(call.in_dtype);
   const auto sums = std::make_shared<Bytes>();
   add_sums_of_host(operation, grid, call, sum_dtype, sums);
   operation.stages.push_back(
@@ -239,21 +237,20 @@ void add_coded_reduction(HostsOperation& operation, const HostGrid& grid, const 
   const auto sent = std::make_shared<Bytes>();
   const auto received = std::make_shared<Bytes>();
   add_sums_of_host(operation, grid, call, DType::kFloat32, sums);
-  operation.stages.push_back(
-      {Side::kBetween,
-       [=](Communicator& between, std::vector<WorkPtr>& works) {
-         codec.encode(sums->data(), grid.hosts, sent->allocate(grid.hosts * codec.part_bytes));
-         works.push_back(between.all_to_all(sent->data(), received->allocate(grid.hosts * codec.part_bytes),
-                                            codec.part_bytes, call.tag));
-       },
-       [=] {
-         codec.decode(received->data(), grid.hosts, sums->data());
-         std::vector<const std::byte*> of_hosts;
-         for (int host = 0; host < grid.hosts; ++host) of_hosts.push_back(sums->data() + host * 4 * call.shard_numel);
-         std::byte* const total = total_of(*sums, grid, call, DType::kFloat32);
-         reduce_ranks(of_hosts, total, call.shard_numel, DType::kFloat32, DType::kFloat32, false, {});
-         finish(call, total);
-       }});
+  operation.stages.push_back({Side::kBetween,
+                              [=](Communicator& between, std::vector<WorkPtr>& works) {
+                                codec.encode(sums->data(), grid.hosts, sent->allocate(grid.hosts * codec.part_bytes));
+                                works.push_back(between.all_to_all(sent->data(),
+                                                                   received->allocate(grid.hosts * codec.part_bytes),
+                                                                   codec.part_bytes, call.tag));
+                              },
+                              [=] {
+                                codec.decode(received->data(), grid.hosts, sums->data());
+                                std::byte* const total = total_of(*sums, grid, call, DType::kFloat32);
+                                reduce_consecutive(sums->data(), grid.hosts, total, call.shard_numel, DType::kFloat32,
+                                                   DType::kFloat32, false, {});
+                                finish(call, total);
+                              }});
 }
 
 }  // namespace zeropage::comm

@@ -4,11 +4,10 @@
 #include <utility>
 #include <vector>
 
+#include "zeropage/comm/reduce_kernels.h"
+
 namespace zeropage::comm {
 namespace {
-
-/// Sums over groups have more bits than terms in 16 bits.
-DType sum_dtype_of(DType in_dtype) { return in_dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 
 class ReplicatedReduction {
  public:

@@ -229,9 +229,7 @@ class MpiCommunicator final : public Communicator {
     std::memcpy(all->data() + rank_ * bytes, data, static_cast<std::size_t>(bytes));
     add_gather(op, all->data(), [=](int r) { return r * bytes; });
     op.stages.back().finish = [=, this] {
-      std::vector<const std::byte*> terms;
-      for (int r = 0; r < size_; ++r) terms.push_back(all->data() + r * bytes);
-      reduce_ranks(terms, data, numel, dtype, dtype, false, {});
+      reduce_consecutive(all->data(), size_, data, numel, dtype, dtype, false, {});
       if (on_reduced) on_reduced(0, numel / size_);
     };
   }

@@ -25,14 +25,14 @@ struct MemoryDomain {
   std::uint64_t user = 0;
 };
 
-MemoryDomain place_of_this_process() {
-  MemoryDomain place;
-  std::ifstream("/proc/sys/kernel/random/boot_id").read(place.boot_id, sizeof(place.boot_id) - 1);
+MemoryDomain memory_domain_of_this_process() {
+  MemoryDomain domain;
+  std::ifstream("/proc/sys/kernel/random/boot_id").read(domain.boot_id, sizeof(domain.boot_id) - 1);
   struct stat status {};
-  if (stat("/proc/self/ns/pid", &status) == 0) place.process_ids = status.st_ino;
-  if (stat("/dev/shm", &status) == 0) place.memory_device = status.st_dev;
-  place.user = geteuid();
-  return place;
+  if (stat("/proc/self/ns/pid", &status) == 0) domain.process_ids = status.st_ino;
+  if (stat("/dev/shm", &status) == 0) domain.memory_device = status.st_dev;
+  domain.user = geteuid();
+  return domain;
 }
 
 std::string make_job_name() {
@@ -45,7 +45,7 @@ std::string make_job_name() {
 std::unique_ptr<Communicator> join_mpi_job(const std::shared_ptr<MpiRuntime>& runtime,
                                            std::chrono::milliseconds timeout) {
   auto over_mpi = make_mpi_communicator(runtime, timeout);
-  const MemoryDomain mine = place_of_this_process();
+  const MemoryDomain mine = memory_domain_of_this_process();
   const std::string places =
       all_gather_small(*over_mpi, {reinterpret_cast<const char*>(&mine), sizeof(mine)}, {"places of the ranks"});
   for (int r = 0; r < over_mpi->size(); ++r) {
